@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test test-faults lint types protos clean
+
+demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
+	rm -rf runs/demo
+	$(BIN)/esm-host profile --device local --space resnet --resolution 32 --width-mult 0.25 \
+	  --initial 200 --step 60 --max-models 380 --bins 4 --target-accuracy 93 --runs 60 \
+	  --seed 0 --run runs/demo || test $$? -eq 3
+	$(BIN)/esm-host predict runs/demo --sample 5
+
+test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: $(STAMP)  ## kills host, agent and worker at random points of campaigns
+	$(BIN)/python -m pytest -m faults -s
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+protos: $(STAMP)  ## generate the stubs again
+	$(BIN)/python -m esm_protos.compile
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esm-profiler needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,53 @@
+"""What this device is: facts that a host stores with every measurement."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from pathlib import Path
+
+from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, Limits
+
+from esm_agent import __version__
+
+
+def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> DeviceInfo:
+    """Facts of this machine and of the runtime that measures on it."""
+    return DeviceInfo(
+        protocol_version=PROTOCOL_VERSION,
+        agent_version=__version__,
+        hostname=socket.gethostname(),
+        machine=platform.machine(),
+        cpu_model=_cpu_model(),
+        cpu_count=_cpu_count(),
+        memory_bytes=memory_bytes(),
+        os=platform.platform(),
+        python_version=platform.python_version(),
+        runtime=runtime,
+        providers=providers,
+        limits=limits,
+    )
+
+
+def memory_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    """As the kernel names it: x86 says it in cpuinfo, single-board computers in the device tree."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    try:
+        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
+    except OSError:
+        return platform.processor() or "unknown"

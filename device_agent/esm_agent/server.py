@@ -1,0 +1,70 @@
+"""The agent as a gRPC server on one port."""
+
+from __future__ import annotations
+
+import logging
+from concurrent import futures
+
+import grpc
+from esm_protos.messages import Limits
+from esm_protos.v1 import profiler_pb2_grpc
+
+from esm_agent.device import device_info, memory_bytes
+from esm_agent.servicer import ProfilerServicer
+from esm_agent.slot import Slot
+from esm_agent.worker import BackendFactory, Worker, cpu_backend
+
+log = logging.getLogger(__name__)
+
+_MAX_CLIENTS = 8
+_OPTIONS = (
+    # A second agent on a taken port is an error, not a silent sharer of its clients.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class PortTakenError(Exception):
+    """The address cannot be bound."""
+
+
+class AgentServer:
+    """A running agent.
+
+    Args:
+        host: address to bind.
+        port: 0 picks a free one.
+
+    Raises:
+        PortTakenError: the address cannot be bound.
+        WorkerUnavailableError: the measuring process does not start.
+    """
+
+    def __init__(self, host: str, port: int, make_backend: BackendFactory = cpu_backend) -> None:
+        self._slot = Slot(Worker(make_backend))
+        hello = self._slot.start()
+        # A block's graphs lie on disk; what counts is the memory of its loaded sessions.
+        limits = Limits(max_block_bytes=memory_bytes() // 4, max_block_models=256)
+        info = device_info(hello.runtime, hello.providers, limits)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
+            options=_OPTIONS,
+        )
+        servicer = ProfilerServicer(info, self._slot)
+        profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
+        try:
+            self.port: int = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            self._slot.stop()
+            raise PortTakenError(
+                f"cannot listen on {host}:{port}: another program may use it: choose --port"
+            ) from error
+        self._server.start()
+        log.info("%s, providers %s", hello.runtime, ", ".join(hello.providers))
+
+    def stop(self) -> None:
+        """Refuses new calls, cancels the running block and ends the measuring process."""
+        stopped = self._server.stop(grace=1)
+        self._slot.stop()
+        stopped.wait()

@@ -1,0 +1,8 @@
+"""Commands: they assemble and print, and decide nothing."""
+
+
+def main() -> None:
+    """Entry point."""
+    from esm_host.cli.app import app
+
+    app()

@@ -1,0 +1,39 @@
+"""Every error a user can cause ends as one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+from esm_models.errors import ModelsError
+
+from esm_host.errors import EsmError
+
+INTERRUPTED = 130
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Prints known errors and turns them into exit codes; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EsmError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except ModelsError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except ModuleNotFoundError as error:
+            typer.echo(
+                f"error: {error.name} is not installed: pip install 'esm-profiler[host]'", err=True
+            )
+            raise typer.Exit(1) from None
+
+    return wrapped

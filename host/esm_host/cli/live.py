@@ -1,0 +1,123 @@
+"""Progress on stderr: a live view in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from esm_protos import messages
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+
+class Live:
+    """Watches the loop and the collector.
+
+    Args:
+        quiet: only warnings.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:g}/{task.total:g}"),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._models = self._bars.add_task("models", total=1, note="")
+        self._block = self._bars.add_task("block", total=100, note="")
+        self._total = 0
+        self._pending = 0
+        self._seconds: list[tuple[int, float]] = []
+        self._block_began = time.monotonic()
+
+    def __enter__(self) -> Live:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def warn(self, text: str) -> None:
+        """Always shown, quiet or not."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    # The collector
+
+    def on_progress(self, progress: messages.Progress) -> None:
+        state = progress.state.value
+        self._bars.update(self._block, completed=round(100 * progress.fraction), note=state)
+
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        now = time.monotonic()
+        self._seconds.append((models, now - self._block_began))
+        self._block_began = now
+        self._pending = pending
+        per_model = sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
+        left = f"{_duration(per_model * pending)} left" if pending else "round measured"
+        done = self._total - pending
+        self._bars.update(self._models, completed=done, note=left)
+        if self._bars.disable:
+            self._say(f"block {block_id} stored: {done}/{self._total} models, {left}")
+
+    def on_remeasure(self, blocks: int) -> None:
+        self._say(
+            f"quality control: {blocks} block{'s' * (blocks != 1)} whose references strayed "
+            "will be measured again"
+        )
+
+    # The loop
+
+    def on_round(self, number: int, architectures: int) -> None:
+        self._total = self._pending = architectures
+        self._block_began = time.monotonic()
+        self._bars.update(self._models, total=architectures, completed=0, note="")
+        self._say(f"round {number}: {architectures} architectures")
+
+    def on_training(self) -> None:
+        self._bars.update(self._block, completed=100, note="training")
+
+    def on_evaluated(self, result: dict[str, Any]) -> None:
+        parts = [
+            f"{entry['depth_min']}-{entry['depth_max']}: {percent(entry['accuracy_percent'])}"
+            for entry in result["bins"]
+        ]
+        self._say(
+            f"{result['measured_models']} models measured; accuracy "
+            f"{percent(result['accuracy_percent'])} overall; by depth {', '.join(parts)}"
+        )
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def percent(value: float | None) -> str:
+    """One decimal; a dash for what is not known."""
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def print_bins(result: dict[str, Any], target_percent: float) -> None:
+    """The last round's accuracy of every bin, on stdout."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("blocks", "models", "accuracy", ""):
+        table.add_column(name, justify="left" if name in ("blocks", "") else "right")
+    for entry in result["bins"]:
+        accuracy = entry["accuracy_percent"]
+        table.add_row(
+            f"{entry['depth_min']}-{entry['depth_max']}",
+            str(entry["samples"]),
+            percent(accuracy),
+            "" if accuracy is not None and accuracy >= target_percent else "below target",
+        )
+    table.add_row("all", str(result["measured_models"]), percent(result["accuracy_percent"]), "")
+    Console(highlight=False).print(table)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

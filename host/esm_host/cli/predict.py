@@ -1,0 +1,143 @@
+"""``esm-host predict``: latencies of architectures by a campaign's predictor."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+
+SCHEMA_VERSION = 1
+
+
+class Drawn(enum.StrEnum):
+    balanced = "balanced"
+    random = "random"
+
+
+@one_line_errors
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a campaign.", metavar="DIR")],
+    architectures: Annotated[
+        Path | None,
+        typer.Option(
+            "--architectures", "-a", help="JSON file with one architecture or a list; - is stdin."
+        ),
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Draw so many from the search space.")] = 0,
+    sampling: Annotated[Drawn, typer.Option(help="How to draw them.")] = Drawn.balanced,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
+    ] = None,
+) -> None:
+    """Predict latencies of given or sampled architectures.
+
+    An architecture is written {"space": "resnet", "units": [["k3e1/2", "k5e1"], ["k3e1"], ...]}:
+    per unit, the option of every block.
+
+    Example: esm-host predict runs/pi4 --sample 5
+    """
+    from esm_models.spaces import load_space
+
+    from esm_host.bins import DepthBins
+    from esm_host.encoding import make_encoder
+    from esm_host.errors import UsageError
+
+    if (architectures is None) == (sample == 0):
+        raise UsageError("give either --architectures FILE or --sample N")
+    settings = _settings(run)
+    space = load_space(
+        settings.space,
+        resolution=settings.resolution,
+        width_mult=settings.width_mult,
+        batch=settings.batch,
+    )
+    if architectures is not None:
+        chosen = _read(architectures)
+    else:
+        import numpy as np
+
+        from esm_host.sampling import SAMPLERS
+
+        bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
+        chosen = SAMPLERS[sampling.value](space, bins).sample(sample, np.random.default_rng(seed))
+    latency_ms = _predicted(run, make_encoder(settings.encoding, space).encode(chosen))
+    results = [
+        {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
+        for a, latency in zip(chosen, latency_ms, strict=True)
+    ]
+    if output is not None:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
+        if str(output) == "-":
+            print(text)
+        else:
+            output.write_text(text + "\n")
+            typer.echo(f"{len(results)} predictions in {output}", err=True)
+        return
+    print(f"{'latency_ms':>10}  {'blocks':>6}  architecture")
+    for a, latency in zip(chosen, latency_ms, strict=True):
+        print(f"{latency:10.4f}  {a.depth:6}  {json.dumps(a.to_json()['units'])}")
+
+
+def _settings(run: Path) -> Any:
+    from esm_host.errors import DatasetError
+    from esm_host.extension.settings import Settings
+
+    path = run / "settings.json"
+    try:
+        return Settings.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{run} is no campaign: make one with esm-host profile --run {run}"
+        ) from None
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
+
+
+def _read(path: Path) -> list[Any]:
+    from esm_models.architecture import Architecture
+
+    from esm_host.errors import UsageError
+
+    try:
+        data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error})") from error
+    entries = data if isinstance(data, list) else [data]
+    # What `predict --json` and `profile` write is accepted as well.
+    return [
+        Architecture.from_json(
+            entry.get("architecture", entry) if isinstance(entry, dict) else entry
+        )
+        for entry in entries
+    ]
+
+
+def _predicted(run: Path, encodings: Any) -> list[float]:
+    """By the ONNX predictor: no need for torch here."""
+    import onnxruntime
+
+    from esm_host.errors import DatasetError
+
+    path = run / "predictor.onnx"
+    if not path.exists():
+        raise DatasetError(
+            f"{run} has no predictor yet: esm-host profile --run {run} --resume makes it"
+        )
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        result: list[float] = session.run(None, {"encoding": encodings})[0].tolist()
+    except Exception as error:
+        raise DatasetError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): "
+            f"esm-host profile --run {run} --resume writes it again"
+        ) from error
+    return result

@@ -1,0 +1,394 @@
+"""``esm-host profile``: learns a latency predictor for a device."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esm_host.cli.errors import INTERRUPTED, one_line_errors
+
+if TYPE_CHECKING:
+    from esm_host.cli.folder import RunFolder
+    from esm_host.cli.live import Live
+    from esm_host.extension.settings import Settings
+    from esm_host.transport.base import Profiler
+
+TARGET_NOT_REACHED = 3
+
+
+class SamplingName(enum.StrEnum):
+    balanced = "balanced"
+    random = "random"
+
+
+class ProtocolName(enum.StrEnum):
+    interleaved = "interleaved"
+    sequential = "sequential"
+
+
+class JudgeName(enum.StrEnum):
+    bins = "bins"
+    overall = "overall"
+
+
+# Settings that a resumed campaign may change: they alter nothing that was measured.
+_RESUMABLE = {"device", "target_accuracy_percent", "max_models"}
+
+_SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
+
+
+@one_line_errors
+def profile(
+    ctx: typer.Context,
+    device: Annotated[
+        str,
+        typer.Option(help="'local', host:port, or a name from devices.toml.", envvar="ESM_DEVICE"),
+    ] = "local",
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the campaign. [default: runs/DEVICE-SPACE]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the folder's campaign.")
+    ] = False,
+    space: Annotated[
+        str,
+        typer.Option(
+            help="resnet, mobilenetv3, densenet, or path/to/file.py:Class.",
+            rich_help_panel=_SPACE,
+        ),
+    ] = "resnet",
+    resolution: Annotated[
+        int, typer.Option(help="Input side, pixels.", rich_help_panel=_SPACE)
+    ] = 224,
+    width_mult: Annotated[
+        float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
+    ] = 1.0,
+    batch: Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)] = 1,
+    initial: Annotated[
+        int,
+        typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),
+    ] = 300,
+    step: Annotated[
+        int, typer.Option(help="Models added by each extension.", rich_help_panel=_SAMPLES)
+    ] = 100,
+    bins: Annotated[int, typer.Option(help="Bins along depth.", rich_help_panel=_SAMPLES)] = 5,
+    target_accuracy: Annotated[
+        float,
+        typer.Option(
+            help="Percent that every bin must reach (100 - mean absolute percentage error).",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = 95.0,
+    judge: Annotated[
+        JudgeName,
+        typer.Option(
+            help="Who must reach it: every bin, or all together.", rich_help_panel=_SAMPLES
+        ),
+    ] = JudgeName.bins,
+    max_models: Annotated[
+        int, typer.Option(help="Stop after so many models.", rich_help_panel=_SAMPLES)
+    ] = 4000,
+    encoding: Annotated[
+        str,
+        typer.Option(help="fcc, fc, statistical, feature or one-hot.", rich_help_panel=_SAMPLES),
+    ] = "fcc",
+    sampling: Annotated[
+        SamplingName,
+        typer.Option(
+            help="Equal numbers per bin, or all left to chance.", rich_help_panel=_SAMPLES
+        ),
+    ] = SamplingName.balanced,
+    weight_below: Annotated[
+        float,
+        typer.Option(help="Share of a step for bins below the target.", rich_help_panel=_SAMPLES),
+    ] = 0.8,
+    weight_above: Annotated[
+        float, typer.Option(help="Share of a step for the others.", rich_help_panel=_SAMPLES)
+    ] = 0.2,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(
+            help="Models in turn, or all runs of a model in a row (the paper's).",
+            rich_help_panel=_TIMING,
+        ),
+    ] = ProtocolName.interleaved,
+    runs: Annotated[
+        int, typer.Option(help="Counted runs per model.", rich_help_panel=_TIMING)
+    ] = 150,
+    runs_per_visit: Annotated[
+        int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=_TIMING)
+    ] = 3,
+    warmup: Annotated[
+        int, typer.Option(help="Uncounted runs before each visit.", rich_help_panel=_TIMING)
+    ] = 2,
+    trim: Annotated[
+        float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=_TIMING)
+    ] = 0.2,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
+    ] = 1,
+    ep: Annotated[
+        str, typer.Option(help="Execution provider: cpu.", rich_help_panel=_TIMING)
+    ] = "cpu",
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=_TIMING),
+    ] = 60.0,
+    block_size: Annotated[
+        int, typer.Option(help="Models measured together.", rich_help_panel=_TIMING)
+    ] = 20,
+    references: Annotated[
+        int, typer.Option(help="Reference models in every block.", rich_help_panel=_TIMING)
+    ] = 4,
+    reference_tolerance: Annotated[
+        float,
+        typer.Option(help="Percent by which a reference may stray.", rich_help_panel=_TIMING),
+    ] = 3.0,
+    max_remeasurements: Annotated[
+        int,
+        typer.Option(help="Times a block that failed is measured again.", rich_help_panel=_TIMING),
+    ] = 2,
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait for a device that went away.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Learn a latency predictor for a device by measuring as few models as possible.
+
+    Samples a search space, measures the models on the device, trains a predictor, and measures
+    more where it is not accurate enough, until every depth bin reaches the target. Ctrl-C keeps
+    what was measured; --resume goes on from there.
+
+    Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
+    """
+    from esm_host.cli.folder import RunFolder
+    from esm_host.cli.live import Live
+
+    given = {
+        "device": device,
+        "space": space,
+        "resolution": resolution,
+        "width_mult": width_mult,
+        "batch": batch,
+        "initial": initial,
+        "step": step,
+        "bins": bins,
+        "target_accuracy_percent": target_accuracy,
+        "judge": judge.value,
+        "encoding": encoding,
+        "sampling": sampling.value,
+        "weight_below": weight_below,
+        "weight_above": weight_above,
+        "references": references,
+        "reference_tolerance_percent": reference_tolerance,
+        "max_remeasurements": max_remeasurements,
+        "block_size": block_size,
+        "max_models": max_models,
+        "seed": seed,
+    }
+    spec = {
+        "runs": runs,
+        "runs_per_visit": runs_per_visit,
+        "warmup": warmup,
+        "trim": trim,
+        "threads": threads,
+        "seed": seed,
+        "provider": ep,
+        "model_timeout_s": timeout,
+    }
+    folder = RunFolder(run or Path("runs") / f"{_safe(device)}-{_safe(space)}")
+    if resume:
+        folder.prepare(resume=True)
+        settings = _resumed(ctx, folder, given, spec, protocol.value)
+    else:
+        settings = _new(given, spec, protocol.value)
+    with Live(quiet) as live:
+        code = _run(settings, folder, resume, patience, live)
+    raise typer.Exit(code)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+
+
+def _new(given: dict[str, Any], spec: dict[str, Any], protocol: str) -> Settings:
+    from esm_protos.messages import MeasureSpec, Protocol
+
+    from esm_host.errors import UsageError
+    from esm_host.extension.settings import Settings
+
+    path, colon, class_name = given["space"].rpartition(":")
+    if path.endswith(".py"):  # found again from wherever the campaign is resumed
+        given = {**given, "space": f"{Path(path).resolve()}{colon}{class_name}"}
+    try:
+        return Settings(**given, spec=MeasureSpec(protocol=Protocol(protocol), **spec))
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
+
+
+def _resumed(
+    ctx: typer.Context,
+    folder: RunFolder,
+    given: dict[str, Any],
+    spec: dict[str, Any],
+    protocol: str,
+) -> Settings:
+    """The stored settings, with what may change taken from the command line where it is given."""
+    from esm_host.dataset.store import Store
+    from esm_host.errors import DatasetError, MismatchError
+    from esm_host.extension.settings import Settings
+
+    store = Store(folder.store)
+    stored_json = store.fact("settings")
+    store.close()
+    if stored_json is None:
+        raise DatasetError(
+            f"{folder.store} holds no settings: start afresh in another --run folder"
+        )
+    stored = Settings.from_json(stored_json)
+    asked = _new(given, spec, protocol)
+    flags = {"target_accuracy_percent": "target_accuracy", "provider": "ep"}
+    flags |= {"reference_tolerance_percent": "reference_tolerance", "model_timeout_s": "timeout"}
+    changes = {}
+    for owner, names in ((asked, given), (asked.spec, {**spec, "protocol": protocol})):
+        known = stored if owner is asked else stored.spec
+        for name in names:
+            flag = flags.get(name, name)
+            source = ctx.get_parameter_source(flag)
+            if source is None or source.name == "DEFAULT":
+                continue
+            old, new = getattr(known, name), getattr(owner, name)
+            if old == new:
+                continue
+            if name not in _RESUMABLE:
+                raise MismatchError(
+                    f"{folder.path} was measured with --{flag.replace('_', '-')} "
+                    f"{getattr(old, 'value', old)}, not {getattr(new, 'value', new)}: "
+                    "leave the option out, or give another --run"
+                )
+            changes[name] = new
+    return replace(stored, **changes)
+
+
+def _run(settings: Settings, folder: RunFolder, resume: bool, patience: float, live: Live) -> int:
+    from esm_models.spaces import load_space
+
+    from esm_host.bins import DepthBins
+    from esm_host.encoding import make_encoder
+    from esm_host.transport.devices import connect
+    from esm_host.transport.patient import PatientProfiler
+
+    # Everything that can be wrong with the request is found before anything is measured.
+    space = load_space(
+        settings.space,
+        resolution=settings.resolution,
+        width_mult=settings.width_mult,
+        batch=settings.batch,
+    )
+    bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
+    encoder = make_encoder(settings.encoding, space)
+    if settings.initial > space.count():
+        from esm_host.errors import UsageError
+
+        raise UsageError(
+            f"--initial {settings.initial} exceeds the space's {space.count()} architectures"
+        )
+    with PatientProfiler(connect(settings.device), patience, live.warn) as profiler:
+        device = profiler.device_info()
+        folder.prepare(resume)
+        with folder.locked():
+            try:
+                return _campaign(settings, folder, space, bins, encoder, profiler, device, live)
+            except KeyboardInterrupt:
+                live.warn(
+                    f"interrupted; what was measured is kept: esm-host profile --run {folder.path} "
+                    "--resume goes on"
+                )
+                return INTERRUPTED
+
+
+def _campaign(
+    settings: Settings,
+    folder: RunFolder,
+    space: Any,
+    bins: Any,
+    encoder: Any,
+    profiler: Profiler,
+    device: Any,
+    live: Live,
+) -> int:
+    import numpy as np
+
+    from esm_host.cli.live import print_bins
+    from esm_host.dataset.collect import Collector
+    from esm_host.dataset.store import REFERENCE_ROUND, Store
+    from esm_host.dataset.table import block_table
+    from esm_host.extension.loop import Loop
+    from esm_host.predictors.mlp import MLPPredictor
+    from esm_host.report import plots
+    from esm_host.report.result import campaign_result, write_bytes, write_json
+    from esm_host.sampling import SAMPLERS, RandomSampler
+
+    store = Store(folder.store)
+    if store.fact("settings") is None:
+        store.add_fact("settings", settings.to_json())
+    if REFERENCE_ROUND not in store.plan():
+        rng = np.random.default_rng([settings.seed, 2**32])
+        store.add_plan(REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng))
+    write_json(folder.settings, settings.to_json())
+    collector = Collector(
+        store,
+        profiler,
+        space,
+        settings.spec,
+        store.plan()[REFERENCE_ROUND],
+        settings.block_size,
+        settings.reference_tolerance_percent / 100,
+        settings.max_remeasurements,
+        live,
+    )
+    loop = Loop(
+        settings,
+        store,
+        collector,
+        SAMPLERS[settings.sampling](space, bins),
+        encoder,
+        bins,
+        lambda: MLPPredictor(seed=settings.seed),
+        live,
+    )
+    outcome = loop.run()
+    assert isinstance(outcome.predictor, MLPPredictor)
+    outcome.predictor.save(folder.predictor)
+    write_bytes(folder.predictor_onnx, outcome.predictor.to_onnx())
+    result = campaign_result(store, settings, device, outcome.converged)
+    write_json(folder.result, result)
+    plots.predicted_against_measured(
+        folder.plots["predicted_against_measured"], outcome.dataset, outcome.predicted_ms, bins
+    )
+    plots.accuracy_by_round(
+        folder.plots["accuracy_by_round"], result["rounds"], settings.target_accuracy_percent
+    )
+    plots.reference_stability(
+        folder.plots["reference_stability"],
+        block_table(store, settings.spec),
+        settings.reference_tolerance_percent,
+    )
+    store.close()
+    live.__exit__()
+    print_bins(result["rounds"][-1], settings.target_accuracy_percent)
+    unsure = int((~outcome.dataset.passed).sum())
+    if unsure:
+        typer.echo(f"{unsure} of {len(outcome.dataset)} models never passed quality control")
+    typer.echo(
+        f"{'converged' if outcome.converged else 'not converged'}: {outcome.reason} "
+        f"({result['wall_seconds'] / 60:.1f} min, device busy "
+        f"{result['device_busy_seconds'] / 60:.1f} min)"
+    )
+    typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
+    return 0 if outcome.converged else TARGET_NOT_REACHED

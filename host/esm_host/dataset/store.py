@@ -1,0 +1,332 @@
+"""The append-only store: what was planned, what was measured, what was judged of it.
+
+SQLite through SQLAlchemy Core. A block and its measurements are written in one transaction, or
+not at all; nothing is ever changed or deleted. Raw samples are kept; latencies are derived.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from esm_models.architecture import Architecture
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Failure,
+    FailureKind,
+    Measurement,
+    Nanoseconds,
+)
+from sqlalchemy.exc import DatabaseError
+
+from esm_host.errors import DatasetError
+
+SCHEMA_VERSION = 1
+REFERENCE_ROUND = -1
+"""The round of the plan under which the reference models stand."""
+
+_schema = sa.MetaData()
+_facts = sa.Table(
+    "facts",
+    _schema,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+)
+_plan = sa.Table(
+    "plan",
+    _schema,
+    sa.Column("architecture_key", sa.String, primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("architecture", sa.JSON, nullable=False),
+    sa.UniqueConstraint("round", "position"),
+)
+_blocks = sa.Table(
+    "blocks",
+    _schema,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("block_id", sa.String, nullable=False, unique=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("measured_at", sa.String, nullable=False),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("device", sa.JSON, nullable=False),
+    sa.Column("busy_ns", sa.BigInteger, nullable=False),
+    sa.Column("running_ns", sa.BigInteger, nullable=False),
+    sa.Column("bytes_sent", sa.BigInteger, nullable=False),
+    sa.Column("wall_seconds", sa.Float, nullable=False),
+)
+_measurements = sa.Table(
+    "measurements",
+    _schema,
+    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("architecture_key", sa.ForeignKey("plan.architecture_key"), nullable=False),
+    sa.Column("latency_ns", sa.LargeBinary, nullable=False),
+    sa.Column("start_ns", sa.LargeBinary, nullable=False),
+    sa.Column("load_ns", sa.BigInteger, nullable=False),
+    sa.Column("first_run_ns", sa.BigInteger, nullable=False),
+    sa.Column("failure_kind", sa.String),
+    sa.Column("failure_message", sa.String),
+)
+_judgements = sa.Table(
+    "judgements",
+    _schema,
+    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    sa.Column("worst_deviation", sa.Float, nullable=False),
+)
+_rounds = sa.Table(
+    "rounds",
+    _schema,
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("result", sa.JSON, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A measured block, with its judgement if it has one yet."""
+
+    number: int
+    block_id: str
+    round: int
+    busy_ns: int
+    running_ns: int
+    bytes_sent: int
+    wall_seconds: float
+    passed: bool | None
+    worst_deviation: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMeasurement:
+    """A measurement and where it belongs. ``measurement.model_id`` is the architecture's key."""
+
+    block_id: str
+    measurement: Measurement
+
+
+class Store:
+    """One campaign's records.
+
+    Args:
+        path: of the SQLite file; created with its tables unless it exists.
+
+    Raises:
+        DatasetError: the file is no store, is damaged, or is of another schema version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _configure)
+        try:
+            self._open()
+        except DatabaseError as error:
+            raise self._damaged(error) from error
+
+    def _open(self) -> None:
+        if not sa.inspect(self._engine).has_table("facts"):
+            with self._engine.begin() as connection:
+                _schema.create_all(connection)
+                connection.execute(
+                    _facts.insert(), {"key": "schema_version", "value": SCHEMA_VERSION}
+                )
+        with self._engine.connect() as connection:
+            check = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if check != "ok":
+            raise self._damaged(check)
+        found = self.fact("schema_version")
+        if found != SCHEMA_VERSION:
+            raise DatasetError(
+                f"{self.path} has schema version {found}, this program reads {SCHEMA_VERSION}: "
+                "use the esm-profiler that wrote it"
+            )
+
+    def _damaged(self, reason: object) -> DatasetError:
+        detail = str(getattr(reason, "orig", reason)).splitlines()[0]
+        return DatasetError(
+            f"{self.path} is not a usable store ({detail}): restore it from a copy, or start "
+            "afresh in another --run folder"
+        )
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Facts: settings and the device, written once
+
+    def fact(self, key: str) -> Any:
+        """A fact, or None."""
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(_facts.c.value).where(_facts.c.key == key))
+
+    def add_fact(self, key: str, value: Any) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(_facts.insert(), {"key": key, "value": value})
+
+    # The plan
+
+    def add_plan(self, round_number: int, architectures: Sequence[Architecture]) -> None:
+        """Writes down a round's architectures before any of them is measured."""
+        rows = [
+            {
+                "architecture_key": architecture.key,
+                "round": round_number,
+                "position": position,
+                "architecture": architecture.to_json(),
+            }
+            for position, architecture in enumerate(architectures)
+        ]
+        with self._engine.begin() as connection:
+            connection.execute(_plan.insert(), rows)
+
+    def plan(self) -> dict[int, list[Architecture]]:
+        """Architectures by round, in order; references under REFERENCE_ROUND."""
+        query = sa.select(_plan).order_by(_plan.c.round, _plan.c.position)
+        rounds: dict[int, list[Architecture]] = {}
+        with self._engine.connect() as connection:
+            for row in connection.execute(query):
+                rounds.setdefault(row.round, []).append(Architecture.from_json(row.architecture))
+        return rounds
+
+    # Blocks
+
+    def add_block(
+        self,
+        round_number: int,
+        block: Block,
+        result: BlockResult,
+        device: DeviceInfo,
+        bytes_sent: int,
+        wall_seconds: float,
+    ) -> None:
+        """Keeps a measured block whole. Model ids are architecture keys.
+
+        Raises:
+            DatasetError: the block is there already, or a model is not in the plan.
+        """
+        spec = {**asdict(block.spec), "protocol": block.spec.protocol.value}
+        rows = [
+            {
+                "block_id": block.block_id,
+                "position": position,
+                "architecture_key": measurement.model_id,
+                "latency_ns": _pack(measurement.latency_ns),
+                "start_ns": _pack(measurement.start_ns),
+                "load_ns": measurement.load_ns,
+                "first_run_ns": measurement.first_run_ns,
+                "failure_kind": measurement.failure and measurement.failure.kind.value,
+                "failure_message": measurement.failure and measurement.failure.message,
+            }
+            for position, measurement in enumerate(result.measurements)
+        ]
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    _blocks.insert(),
+                    {
+                        "block_id": block.block_id,
+                        "round": round_number,
+                        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                        "spec": spec,
+                        "device": asdict(device),
+                        "busy_ns": result.busy_ns,
+                        "running_ns": result.running_ns,
+                        "bytes_sent": bytes_sent,
+                        "wall_seconds": wall_seconds,
+                    },
+                )
+                connection.execute(_measurements.insert(), rows)
+        except sa.exc.IntegrityError as error:
+            raise DatasetError(
+                f"block {block.block_id} does not fit the store: {error.orig}"
+            ) from error
+
+    def blocks(self) -> list[StoredBlock]:
+        """All blocks in the order in which they were measured."""
+        columns = [getattr(_blocks.c, name) for name in _BLOCK_COLUMNS]
+        query = (
+            sa.select(*columns, _judgements.c.passed, _judgements.c.worst_deviation)
+            .select_from(_blocks.outerjoin(_judgements))
+            .order_by(_blocks.c.number)
+        )
+        with self._engine.connect() as connection:
+            return [StoredBlock(**row) for row in connection.execute(query).mappings()]
+
+    def measurements(self, keys: Iterable[str] | None = None) -> list[StoredMeasurement]:
+        """Measurements in the order of their blocks, of some architectures or of all."""
+        query = (
+            sa.select(_measurements)
+            .join(_blocks)
+            .order_by(_blocks.c.number, _measurements.c.position)
+        )
+        if keys is not None:
+            query = query.where(_measurements.c.architecture_key.in_(list(keys)))
+        with self._engine.connect() as connection:
+            return [_stored(row) for row in connection.execute(query).mappings()]
+
+    def add_judgement(self, block_id: str, passed: bool, worst_deviation: float) -> None:
+        row = {"block_id": block_id, "passed": passed, "worst_deviation": worst_deviation}
+        with self._engine.begin() as connection:
+            connection.execute(_judgements.insert(), row)
+
+    # Rounds
+
+    def add_round(self, round_number: int, result: Mapping[str, Any]) -> None:
+        """Keeps what a finished round came to."""
+        with self._engine.begin() as connection:
+            connection.execute(_rounds.insert(), {"round": round_number, "result": dict(result)})
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Results of the finished rounds, in order."""
+        query = sa.select(_rounds.c.result).order_by(_rounds.c.round)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(query))
+
+
+_BLOCK_COLUMNS = (
+    "number",
+    "block_id",
+    "round",
+    "busy_ns",
+    "running_ns",
+    "bytes_sent",
+    "wall_seconds",
+)
+
+
+def _configure(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+    # Survives kill -9 at any point, and a power cut up to the last transaction.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _stored(row: sa.RowMapping) -> StoredMeasurement:
+    kind = row["failure_kind"]
+    failure = Failure(FailureKind(kind), row["failure_message"]) if kind else None
+    measurement = Measurement(
+        row["architecture_key"],
+        _unpack(row["latency_ns"]),
+        _unpack(row["start_ns"]),
+        row["load_ns"],
+        row["first_run_ns"],
+        failure,
+    )
+    return StoredMeasurement(row["block_id"], measurement)
+
+
+def _pack(samples: Nanoseconds) -> bytes:
+    return zlib.compress(samples.astype("<i8").tobytes())
+
+
+def _unpack(data: bytes) -> Nanoseconds:
+    return np.frombuffer(zlib.decompress(data), dtype="<i8").astype(np.int64)

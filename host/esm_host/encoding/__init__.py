@@ -1,0 +1,44 @@
+"""Architectures as numbers that a predictor can learn from."""
+
+from __future__ import annotations
+
+import difflib
+
+from esm_models.space import SearchSpace
+
+from esm_host.encoding.base import Encoder, Encoding
+from esm_host.encoding.vectors import (
+    FeatureCombinationCountEncoder,
+    FeatureCountEncoder,
+    FeatureEncoder,
+    OneHotEncoder,
+    StatisticalEncoder,
+)
+from esm_host.errors import UsageError
+
+ENCODERS: dict[str, type[Encoder]] = {
+    encoder.name: encoder
+    for encoder in (
+        FeatureCombinationCountEncoder,
+        FeatureCountEncoder,
+        StatisticalEncoder,
+        FeatureEncoder,
+        OneHotEncoder,
+    )
+}
+
+
+def make_encoder(name: str, space: SearchSpace) -> Encoder:
+    """An encoder by name.
+
+    Raises:
+        UsageError: there is no such encoding.
+    """
+    if name not in ENCODERS:
+        near = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UsageError(f"unknown encoding '{name}': {hint}choose {', '.join(ENCODERS)}")
+    return ENCODERS[name](space)
+
+
+__all__ = ["ENCODERS", "Encoder", "Encoding", "make_encoder"]

@@ -1,0 +1,132 @@
+"""The five vector encodings that ESM compares (ESM, Fig. 7c and 7d).
+
+``U`` units, up to ``D`` blocks each, ``F`` features with ``V`` values in all, ``O`` options
+(combinations of feature values).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from esm_models.space import Codes
+from numpy.typing import NDArray
+
+from esm_host.encoding.base import Encoder
+
+
+class OneHotEncoder(Encoder):
+    """Per unit, one-hot depth; per block, one-hot value of each feature: U * (depths + D * V)."""
+
+    name = "one-hot"
+
+    def _columns(self) -> list[str]:
+        space = self.space
+        names = [
+            f"unit{unit}.depth={depth}"
+            for unit, depths in zip(self._units(), space.depths, strict=True)
+            for depth in depths
+        ]
+        return names + [
+            f"unit{unit}.block{block}.{feature.name}={value}"
+            for unit in self._units()
+            for block in range(1, space.max_unit_depth + 1)
+            for feature in space.features
+            for value in feature.values
+        ]
+
+    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+        present = (codes >= 0).sum(axis=2)
+        depths = [
+            present[:, [unit]] == np.array(options)
+            for unit, options in enumerate(self.space.depths)
+        ]
+        table = np.array(
+            [
+                [option[f.name] == value for f in self.space.features for value in f.values]
+                for option in self.space.options
+            ]
+            + [[False] * sum(len(f.values) for f in self.space.features)]  # code -1
+        )
+        return np.concatenate([*depths, table[codes].reshape(len(codes), -1)], axis=1)
+
+
+class FeatureEncoder(Encoder):
+    """Per unit, its depth; per block, each feature's value, 0 where absent: U * (1 + D * F)."""
+
+    name = "feature"
+
+    def _columns(self) -> list[str]:
+        names = [f"unit{unit}.depth" for unit in self._units()]
+        return names + [
+            f"unit{unit}.block{block}.{feature.name}"
+            for unit in self._units()
+            for block in range(1, self.space.max_unit_depth + 1)
+            for feature in self.space.features
+        ]
+
+    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+        values = self._values(codes).reshape(len(codes), -1)
+        return np.concatenate([(codes >= 0).sum(axis=2), values], axis=1)
+
+
+class StatisticalEncoder(Encoder):
+    """Per unit, its depth and each feature's mean and standard deviation: U * (1 + 2 * F)."""
+
+    name = "statistical"
+
+    def _columns(self) -> list[str]:
+        statistics = [
+            f"{feature.name}.{statistic}"
+            for feature in self.space.features
+            for statistic in ("mean", "sd")
+        ]
+        return [f"unit{u}.{name}" for u in self._units() for name in ["depth", *statistics]]
+
+    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+        values = self._values(codes)
+        present = (codes >= 0)[..., None]
+        depth = present.sum(axis=2)  # (n, U, 1)
+        divisor = np.maximum(depth, 1)  # a unit may be empty in spaces that allow it
+        mean = values.sum(axis=2) / divisor
+        deviation = np.where(present, values - mean[:, :, None], 0)
+        sd = np.sqrt((deviation**2).sum(axis=2) / divisor)
+        statistics = np.stack([mean, sd], axis=-1).reshape(*mean.shape[:2], -1)
+        return np.concatenate([depth, statistics], axis=2).reshape(len(codes), -1)
+
+
+class FeatureCountEncoder(Encoder):
+    """FC: per unit, how many blocks have each value of each feature: U * V."""
+
+    name = "fc"
+
+    def _columns(self) -> list[str]:
+        return [
+            f"unit{unit}.{feature.name}={value}"
+            for unit in self._units()
+            for feature in self.space.features
+            for value in feature.values
+        ]
+
+    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+        counts = [
+            sum(
+                codes == index
+                for index, option in enumerate(self.space.options)
+                if option[feature.name] == value
+            ).sum(axis=2)
+            for feature in self.space.features
+            for value in feature.values
+        ]
+        return np.stack(counts, axis=2).reshape(len(codes), -1)
+
+
+class FeatureCombinationCountEncoder(Encoder):
+    """FCC: per unit, how many blocks have each combination of features: U * O (ESM, II-C4)."""
+
+    name = "fcc"
+
+    def _columns(self) -> list[str]:
+        return [f"unit{u}.{option.label}" for u in self._units() for option in self.space.options]
+
+    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+        counts = [(codes == index).sum(axis=2) for index in range(len(self.space.options))]
+        return np.stack(counts, axis=2).reshape(len(codes), -1)

@@ -1,0 +1,52 @@
+"""The host's errors. Each message is one line that names the cure; each class has an exit code.
+
+EsmError (1)
+    UsageError (2)              what was asked for makes no sense
+    DatasetError (1)            a store or run folder is unusable
+        RunExistsError (2)      the folder holds a campaign already
+        MismatchError (2)       the folder is of another device, space or setting
+    DeviceError (1)             the agent refused or failed
+        UnreachableError (69)   nobody answers
+        VersionError (1)        the agent speaks another protocol version
+    BusyError (75)              somebody else uses it
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EsmError(Exception):
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(EsmError):
+    exit_code = 2
+
+
+class DatasetError(EsmError):
+    pass
+
+
+class RunExistsError(DatasetError):
+    exit_code = 2
+
+
+class MismatchError(DatasetError):
+    exit_code = 2
+
+
+class DeviceError(EsmError):
+    pass
+
+
+class UnreachableError(DeviceError):
+    exit_code = 69
+
+
+class VersionError(DeviceError):
+    pass
+
+
+class BusyError(EsmError):
+    exit_code = 75

@@ -1,0 +1,78 @@
+"""How good a predictor is: ESM's accuracy, overall and per depth bin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.bins import DepthBins
+
+Floats = NDArray[np.float64]
+
+
+def accuracy_percent(measured_ms: Floats, predicted_ms: Floats) -> float:
+    """100 minus the mean absolute percentage error; may be negative, NaN without samples."""
+    if not len(measured_ms):
+        return float("nan")
+    return float(100 - 100 * np.mean(np.abs(predicted_ms - measured_ms) / measured_ms))
+
+
+@dataclass(frozen=True)
+class BinAccuracy:
+    """Accuracy over the architectures of one depth bin; NaN where it has none."""
+
+    depth_min: int
+    depth_max: int
+    accuracy_percent: float
+    samples: int
+
+
+def accuracy_by_bin(
+    depth: NDArray[np.int64], measured_ms: Floats, predicted_ms: Floats, bins: DepthBins
+) -> list[BinAccuracy]:
+    """One entry per bin, in order of depth."""
+    index = bins.of(depth)
+    result = []
+    for number in range(bins.count):
+        rows = index == number
+        depths = bins.depths(number)
+        result.append(
+            BinAccuracy(
+                depths[0],
+                depths[-1],
+                accuracy_percent(measured_ms[rows], predicted_ms[rows]),
+                int(rows.sum()),
+            )
+        )
+    return result
+
+
+def out_of_fold(
+    fit_predict: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
+    strata: NDArray[np.int64],
+    folds: int,
+    seed: int,
+) -> Floats:
+    """Predictions for every sample by a predictor that has not seen it.
+
+    Stratified cross-validation: every fold gets its share of every stratum, so that each depth
+    bin is judged on all its samples and no measurement is spent on testing alone.
+
+    Args:
+        fit_predict: trains on the first rows and predicts the second.
+        strata: bin of each sample, ``(n,)``.
+    """
+    rng = np.random.default_rng(seed)
+    folds = min(folds, len(strata))
+    shuffled = rng.permutation(len(strata))
+    order = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    fold = np.empty(len(strata), dtype=np.int64)
+    fold[order] = np.arange(len(strata)) % folds
+    predicted = np.empty(len(strata))
+    for number in range(folds):
+        test = np.flatnonzero(fold == number)
+        predicted[test] = fit_predict(np.flatnonzero(fold != number), test)
+    return predicted

@@ -1,0 +1,237 @@
+"""Train, evaluate, extend (ESM, Fig. 5): until every bin passes or the budget ends.
+
+The loop sees roles only: something that collects, samples, encodes and predicts. All its state
+is in the store, so that a campaign broken off anywhere goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+from typing import Protocol as Role
+
+import numpy as np
+from esm_models.architecture import Architecture
+from numpy.typing import NDArray
+
+from esm_host.bins import DepthBins
+from esm_host.dataset.collect import Collector
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.table import Dataset, load_dataset
+from esm_host.encoding.base import Encoder
+from esm_host.errors import DeviceError
+from esm_host.evaluation.accuracy import (
+    BinAccuracy,
+    accuracy_by_bin,
+    accuracy_percent,
+    out_of_fold,
+)
+from esm_host.extension.allocate import allocate
+from esm_host.extension.settings import Settings
+from esm_host.predictors.base import Predictor
+from esm_host.sampling.base import Sampler
+
+
+class LoopWatcher(Role):
+    """Is told how the loop goes on."""
+
+    def on_round(self, number: int, architectures: int) -> None:
+        """A round begins; so many architectures are planned for it."""
+
+    def on_training(self) -> None: ...
+
+    def on_evaluated(self, result: dict[str, Any]) -> None:
+        """A round is over; ``result`` is its entry in result.json."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where the loop ended.
+
+    Attributes:
+        predictor: trained on everything that was measured.
+        predicted_ms: out-of-fold predictions for the data set, ``(n,)``.
+    """
+
+    converged: bool
+    reason: str
+    dataset: Dataset
+    predicted_ms: NDArray[np.float64]
+    predictor: Predictor
+
+
+class Loop:
+    """One campaign.
+
+    Args:
+        make_predictor: a fresh, unfitted predictor.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        collector: Collector,
+        sampler: Sampler,
+        encoder: Encoder,
+        bins: DepthBins,
+        make_predictor: Callable[[], Predictor],
+        watcher: LoopWatcher,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._collector = collector
+        self._sampler = sampler
+        self._encoder = encoder
+        self._bins = bins
+        self._make_predictor = make_predictor
+        self._watcher = watcher
+        self._predicted: NDArray[np.float64] | None = None  # of the last round
+
+    def run(self) -> Outcome:
+        """Runs, or goes on, until every bin passes or the budget ends."""
+        number = len(self._store.rounds())
+        if number == 0:
+            self._plan_first()
+        else:
+            # Judged anew: the target or the budget may have been raised since.
+            outcome = self._outcome(self._store.rounds()[-1])
+            if outcome is not None or not self._extend(number):
+                return outcome or self._finish(False, "the search space has no more architectures")
+        while True:
+            result = self._round(number)
+            outcome = self._outcome(result)
+            if outcome is not None:
+                return outcome
+            number += 1
+            if not self._extend(number):
+                return self._finish(False, "the search space has no more architectures")
+
+    # Rounds
+
+    def _round(self, number: int) -> dict[str, Any]:
+        planned = self._store.plan()[number]
+        self._watcher.on_round(number, len(planned))
+        quality = self._collector.collect(number)
+        self._watcher.on_training()
+        start = time.monotonic()
+        dataset = load_dataset(self._store, self._settings.spec)
+        if len(dataset) < 2 * self._settings.folds:
+            raise DeviceError(
+                f"only {len(dataset)} architectures could be measured, too few to learn from: "
+                "see the failures in the store"
+            )
+        self._predicted = predicted = self._out_of_fold(dataset)
+        bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
+        result = {
+            "measured_models": len(dataset),
+            "failed_models": sum(map(len, self._samples().values())) - len(dataset),
+            "accuracy_percent": accuracy_percent(dataset.latency_ms, predicted),
+            "bins": [_bin_json(entry) for entry in bins],
+            "qc": {
+                "passed": quality.passed,
+                "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
+                "remeasured_blocks": quality.remeasured_blocks,
+            },
+            "training_seconds": time.monotonic() - start,
+        }
+        self._store.add_round(number, result)
+        self._watcher.on_evaluated(result)
+        return result
+
+    def _outcome(self, result: dict[str, Any]) -> Outcome | None:
+        """The end, if the last round was good enough or the budget is spent."""
+        if self._converged(result):
+            return self._finish(True, "the target accuracy is reached")
+        planned = sum(map(len, self._samples().values()))
+        if planned >= self._settings.max_models:
+            return self._finish(False, f"--max-models {self._settings.max_models} is reached")
+        return None
+
+    def _converged(self, result: dict[str, Any]) -> bool:
+        target = self._settings.target_accuracy_percent
+        if self._settings.judge == "overall":
+            return bool(result["accuracy_percent"] >= target)
+        return all(_passes(entry, target) for entry in result["bins"])
+
+    def _finish(self, converged: bool, reason: str) -> Outcome:
+        dataset = load_dataset(self._store, self._settings.spec)
+        predicted = self._predicted
+        if predicted is None or len(predicted) != len(dataset):
+            predicted = self._out_of_fold(dataset)
+        predictor = self._make_predictor()
+        predictor.fit(self._encoder.encode(dataset.architectures), dataset.latency_ms)
+        return Outcome(converged, reason, dataset, predicted, predictor)
+
+    def _out_of_fold(self, dataset: Dataset) -> NDArray[np.float64]:
+        encodings = self._encoder.encode(dataset.architectures)
+
+        def fit_predict(train: NDArray[np.int64], test: NDArray[np.int64]) -> NDArray[np.float64]:
+            predictor = self._make_predictor()
+            return predictor.fit(encodings[train], dataset.latency_ms[train]).predict(
+                encodings[test]
+            )
+
+        strata = self._bins.of(dataset.depth)
+        return out_of_fold(fit_predict, strata, self._settings.folds, self._settings.seed)
+
+    # Planning
+
+    def _samples(self) -> dict[int, list[Architecture]]:
+        plan = self._store.plan()
+        plan.pop(REFERENCE_ROUND, None)
+        return plan
+
+    def _plan_first(self) -> None:
+        if 0 not in self._samples():
+            quotas = self._sampler.quotas(self._settings.initial)
+            self._plan(0, self._settings.initial, quotas)
+
+    def _extend(self, number: int) -> bool:
+        """Plans the next round by Algorithm 1 unless it is planned; False when nothing is left."""
+        if number in self._samples():
+            return True
+        planned = sum(map(len, self._samples().values()))
+        step = min(self._settings.step, self._settings.max_models - planned)
+        quotas = None
+        if self._sampler.quotas(step) is not None:
+            target = self._settings.target_accuracy_percent
+            last = self._store.rounds()[-1]
+            passing = [_passes(entry, target) for entry in last["bins"]]
+            settings = self._settings
+            quotas = allocate(step, passing, settings.weight_below, settings.weight_above)
+        return self._plan(number, step, quotas)
+
+    def _plan(self, number: int, total: int, quotas: list[int] | None) -> bool:
+        rng = np.random.default_rng([self._settings.seed, number])
+        # Neither again what was drawn before, nor the references.
+        seen = {a.key for planned in self._store.plan().values() for a in planned}
+        drawn: list[Architecture] = []
+        if quotas is None:
+            drawn = self._sampler.sample(total, rng, exclude=seen)
+        else:
+            for index, quota in enumerate(quotas):
+                fresh = self._sampler.sample(quota, rng, index, seen | {a.key for a in drawn})
+                drawn.extend(fresh)
+            if len(drawn) < total:  # a small bin is exhausted: the others take its share
+                taken = seen | {a.key for a in drawn}
+                drawn.extend(self._sampler.sample(total - len(drawn), rng, None, taken))
+        # Bins mix within blocks, so that a bad block costs every bin a little.
+        order = rng.permutation(len(drawn))
+        if drawn:
+            self._store.add_plan(number, [drawn[index] for index in order])
+        return bool(drawn)
+
+
+def _passes(entry: dict[str, Any], target_percent: float) -> bool:
+    accuracy = entry["accuracy_percent"]
+    return accuracy is not None and accuracy >= target_percent
+
+
+def _bin_json(entry: BinAccuracy) -> dict[str, Any]:
+    data = asdict(entry)
+    if not entry.samples:
+        data["accuracy_percent"] = None  # JSON has no NaN
+    return data

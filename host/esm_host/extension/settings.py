@@ -1,0 +1,114 @@
+"""What a campaign is asked to do (ESM, II-B), as one frozen value that is stored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from esm_protos.messages import MeasureSpec, Protocol
+
+from esm_host.errors import DatasetError, UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one campaign.
+
+    Attributes:
+        space: name, or path/to/file.py:Class.
+        initial: architectures measured before the first training (N_I).
+        step: architectures added by each extension (N_step).
+        bins: number of equally spaced depth bins (N_bins).
+        target_accuracy_percent: that every bin must reach (Acc_TH).
+        judge: ``"bins"`` (every bin must pass) or ``"overall"``.
+        weight_below, weight_above: shares of a step that go to bins below and above the target
+            (W_B and W_A of Algorithm 1).
+        references: reference models in every block.
+        reference_tolerance_percent: by which one may stray before its block fails.
+        max_remeasurements: of a block that failed.
+        block_size: architectures per block, references not counted.
+        max_models: architectures measured at most; the campaign then ends unconverged.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    device: str
+    space: str = "resnet"
+    resolution: int = 224
+    width_mult: float = 1.0
+    batch: int = 1
+    initial: int = 300
+    step: int = 100
+    bins: int = 5
+    target_accuracy_percent: float = 95.0
+    judge: str = "bins"
+    encoding: str = "fcc"
+    sampling: str = "balanced"
+    weight_below: float = 0.8
+    weight_above: float = 0.2
+    references: int = 4
+    reference_tolerance_percent: float = 3.0
+    max_remeasurements: int = 2
+    block_size: int = 20
+    max_models: int = 4000
+    folds: int = 5
+    seed: int = 0
+    spec: MeasureSpec = field(default_factory=MeasureSpec)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("initial", 10, 1_000_000),
+            ("step", 1, 1_000_000),
+            ("bins", 1, 1_000),
+            ("target_accuracy_percent", 0, 100),
+            ("weight_below", 0, 1e6),
+            ("weight_above", 0, 1e6),
+            ("references", 1, 64),
+            ("reference_tolerance_percent", 0, 1e6),
+            ("max_remeasurements", 0, 1000),
+            ("block_size", 1, 10_000),
+            ("folds", 2, 100),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                flag = "--" + name.removesuffix("_percent").replace("_", "-")
+                raise UsageError(f"{flag} {value:g} is outside {low:g} to {high:g}")
+        if self.max_models < self.initial:
+            raise UsageError(
+                f"--max-models {self.max_models} is less than --initial {self.initial}"
+            )
+        if not self.weight_below:
+            raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
+        if self.judge not in ("bins", "overall"):
+            raise UsageError(f"--judge '{self.judge}': choose bins or overall")
+        if self.sampling == "random" and self.judge == "bins" and self.bins > self.initial:
+            raise UsageError(f"--bins {self.bins} exceeds --initial {self.initial}")
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["spec"]["protocol"] = self.spec.protocol.value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DatasetError: written by a program with other settings.
+        """
+        try:
+            spec = dict(data["spec"])
+            spec["protocol"] = Protocol(spec["protocol"])
+            return cls(**{**data, "spec": MeasureSpec(**spec)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
+            ) from error
+
+
+def setting_names() -> set[str]:
+    """Names of the settings, those of the measurement included."""
+    return {f.name for f in fields(Settings)} | {f.name for f in fields(MeasureSpec)}

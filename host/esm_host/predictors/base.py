@@ -1,0 +1,71 @@
+"""What a predictor is: vectors in, milliseconds out; scikit-learn's fit and predict."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class Predictor(ABC):
+    """Learns latencies from encodings. The public methods check, the private ones compute.
+
+    Constructor arguments are hyperparameters and are kept under their own names, as
+    scikit-learn's ``get_params`` expects.
+    """
+
+    n_features_in_: int
+
+    @abstractmethod
+    def _fit(self, encodings: NDArray[np.float32], latency_ms: NDArray[np.float64]) -> None: ...
+
+    @abstractmethod
+    def _predict(self, encodings: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+    def fit(self, encodings: ArrayLike, latency_ms: ArrayLike) -> Self:
+        """Learns from ``(n, d)`` encodings and ``(n,)`` latencies in milliseconds.
+
+        Raises:
+            ValueError: shapes disagree, there is no sample, or a value is not finite, or a
+                latency is not positive.
+        """
+        x = self._checked(encodings)
+        y = np.asarray(latency_ms, dtype=np.float64)
+        if y.shape != (len(x),) or not len(x):
+            raise ValueError(f"{len(x)} encodings need as many latencies; got shape {y.shape}")
+        if not np.isfinite(y).all() or (y <= 0).any():
+            raise ValueError("latencies must be positive, finite milliseconds")
+        self.n_features_in_ = x.shape[1]
+        self._fit(x, y)
+        return self
+
+    def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:
+        """Latencies in milliseconds, ``(n,)``, of ``(n, d)`` encodings.
+
+        Raises:
+            ValueError: not fitted yet, another width than at fitting, or a value is not finite.
+        """
+        if not hasattr(self, "n_features_in_"):
+            raise ValueError(f"{type(self).__name__} is not fitted yet: call fit first")
+        x = self._checked(encodings)
+        if x.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
+            )
+        return self._predict(x) if len(x) else np.zeros(0)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The hyperparameters."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @staticmethod
+    def _checked(encodings: ArrayLike) -> NDArray[np.float32]:
+        x = np.asarray(encodings, dtype=np.float32)
+        if x.ndim != 2:
+            raise ValueError(f"encodings are a table (n, d); got shape {x.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("encodings must be finite")
+        return x

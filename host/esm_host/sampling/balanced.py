@@ -1,0 +1,65 @@
+"""ESM's balanced sampling: equal numbers per depth bin (ESM, II-C2)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from esm_models.space import Codes
+from numpy.typing import NDArray
+
+from esm_host.sampling.base import Sampler, draw_options
+
+
+class BalancedSampler(Sampler):
+    """A bin's depths are equally likely, and all architectures of one depth are.
+
+    Depths are drawn unit by unit with the exact number of ways to complete them (dynamic
+    programming), so corners cost no more than the middle: nothing is ever rejected.
+    """
+
+    def quotas(self, total: int) -> list[int]:
+        share, rest = divmod(total, self.bins.count)
+        return [share + (index < rest) for index in range(self.bins.count)]
+
+    @cached_property
+    def _ways(self) -> list[dict[int, int]]:
+        """Per unit, the number of ways in which it and the units after it sum to each depth."""
+        ways: list[dict[int, int]] = [{0: 1}]
+        for depths in reversed(self.space.depths):
+            table: dict[int, int] = {}
+            for rest, count in ways[0].items():
+                for depth in depths:
+                    more = count * self.space.unit_variants(depth)
+                    table[rest + depth] = table.get(rest + depth, 0) + more
+            ways.insert(0, table)
+        return ways
+
+    def _codes(self, n: int, bin_index: int | None, rng: np.random.Generator) -> Codes:
+        wanted = (
+            range(self.bins.min_depth, self.bins.max_depth + 1)
+            if bin_index is None
+            else self.bins.depths(bin_index)
+        )
+        possible = [depth for depth in wanted if depth in self._ways[0]]
+        if not possible:
+            return np.empty((0, self.space.unit_count, self.space.max_unit_depth), np.int16)
+        remaining = rng.choice(possible, size=n)
+        return draw_options(self.space, self._unit_depths(remaining, rng), rng)
+
+    def _unit_depths(
+        self, remaining: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Numbers of blocks per unit, ``(n, units)``, that sum to each of ``remaining``."""
+        remaining = remaining.copy()
+        columns = np.empty((len(remaining), self.space.unit_count), np.int64)
+        for unit, depths in enumerate(self.space.depths):
+            after = self._ways[unit + 1]
+            for total in np.unique(remaining):
+                rows = np.flatnonzero(remaining == total)
+                ways = [self.space.unit_variants(d) * after.get(total - d, 0) for d in depths]
+                # Exact integers until this division: the numbers exceed any float's precision.
+                chances = [way / self._ways[unit][total] for way in ways]
+                columns[rows, unit] = rng.choice(depths, size=len(rows), p=chances)
+            remaining -= columns[:, unit]
+        return columns

@@ -1,0 +1,71 @@
+"""What a sampler is: it draws architectures that nobody has drawn yet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+
+import numpy as np
+from esm_models.architecture import Architecture
+from esm_models.space import Codes, SearchSpace
+
+from esm_host.bins import DepthBins
+from esm_host.errors import UsageError
+
+
+class Sampler(ABC):
+    """Draws from a search space; the same generator state gives the same architectures."""
+
+    def __init__(self, space: SearchSpace, bins: DepthBins) -> None:
+        self.space = space
+        self.bins = bins
+
+    @abstractmethod
+    def quotas(self, total: int) -> list[int] | None:
+        """How many of ``total`` first samples each bin gets; None leaves it to chance."""
+
+    @abstractmethod
+    def _codes(self, n: int, bin_index: int | None, rng: np.random.Generator) -> Codes:
+        """``n`` architectures of one bin, or of the whole space; repetitions are allowed."""
+
+    def sample(
+        self,
+        n: int,
+        rng: np.random.Generator,
+        bin_index: int | None = None,
+        exclude: Collection[str] = (),
+    ) -> list[Architecture]:
+        """``n`` different architectures whose keys are not in ``exclude``.
+
+        Fewer where the bin (or the space) does not seem to hold that many.
+
+        Raises:
+            UsageError: ``n`` is negative.
+        """
+        if n < 0:
+            raise UsageError(f"cannot draw {n} architectures: give 0 or more")
+        seen = set(exclude)
+        drawn: list[Architecture] = []
+        barren = 0
+        while len(drawn) < n and barren < 20:
+            fresh = 0
+            batch = self._codes(max(2 * (n - len(drawn)), 16), bin_index, rng)
+            for architecture in self.space.decode(batch):
+                if architecture.key not in seen and len(drawn) < n:
+                    seen.add(architecture.key)
+                    drawn.append(architecture)
+                    fresh += 1
+            barren = 0 if fresh else barren + 1
+        return drawn
+
+
+def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Generator) -> Codes:
+    """Uniform options for given numbers of blocks, ``(n, units)`` -> ``(n, units, max_depth)``."""
+    shape = (*unit_depths.shape, space.max_unit_depth)
+    if space.one_option_per_unit:
+        options = rng.integers(len(space.options), size=(*unit_depths.shape, 1), dtype=np.int16)
+        options = np.broadcast_to(options, shape)
+    else:
+        options = rng.integers(len(space.options), size=shape, dtype=np.int16)
+    present = np.arange(space.max_unit_depth) < unit_depths[..., None]
+    return np.where(present, options, np.int16(-1))

@@ -1,0 +1,56 @@
+"""The seam between the host and whatever measures: real agents and fakes pass the same tests."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+
+
+class Profiler(ABC):
+    """Measures blocks on one device. Use as a context manager, from one thread."""
+
+    bytes_sent: int = 0
+    """Payload sent to the device so far."""
+
+    @abstractmethod
+    def device_info(self) -> DeviceInfo:
+        """What the device is, asked anew each time.
+
+        Raises:
+            UnreachableError: nobody answers.
+            VersionError: the agent speaks another protocol version.
+        """
+
+    @abstractmethod
+    def measure(
+        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> BlockResult:
+        """Measures all models of the block together; waits while the device is busy.
+
+        Returns:
+            One measurement per model, in the block's order. A model that cannot be measured is
+            a failure in there, not an exception.
+
+        Raises:
+            UnreachableError: the connection is lost; the block counts as not measured.
+            DeviceError: the agent refuses the block.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the device; calling it twice does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,90 @@
+"""A device that measures nothing: latencies come from a function. For tests and dry runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from esm_protos.messages import (
+    PROTOCOL_VERSION,
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Failure,
+    Limits,
+    Measurement,
+    Model,
+    Progress,
+    State,
+)
+
+from esm_host.errors import DeviceError
+from esm_host.transport.base import Profiler
+
+Latency = Callable[[Model], float | Failure]
+"""Milliseconds of a model, or why it has none."""
+
+
+class FakeProfiler(Profiler):
+    """Answers at once, the same for the same block.
+
+    Args:
+        latency: of each model.
+        pace: factor common to a block, by the number of blocks measured before it.
+        noise: standard deviation of every run's relative error.
+    """
+
+    def __init__(
+        self,
+        latency: Latency,
+        pace: Callable[[int], float] = lambda number: 1.0,
+        noise: float = 0.0,
+        hostname: str = "fake",
+    ) -> None:
+        self._latency = latency
+        self._pace = pace
+        self._noise = noise
+        self._hostname = hostname
+        self.blocks: list[Block] = []
+
+    def device_info(self) -> DeviceInfo:
+        return DeviceInfo(
+            protocol_version=PROTOCOL_VERSION,
+            agent_version="fake",
+            hostname=self._hostname,
+            machine="fake",
+            cpu_model="fake",
+            cpu_count=1,
+            memory_bytes=1 << 30,
+            os="fake",
+            python_version="fake",
+            runtime="fake 1",
+            providers=("cpu",),
+            limits=Limits(max_block_bytes=1 << 30, max_block_models=256),
+        )
+
+    def measure(
+        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> BlockResult:
+        if block.spec.provider != "cpu":
+            raise DeviceError(f"this device has no provider '{block.spec.provider}': it has cpu")
+        on_progress(Progress(State.MEASURING, 0.0))
+        pace = self._pace(len(self.blocks))
+        self.blocks.append(block)
+        self.bytes_sent += sum(len(model.data) for model in block.models)
+        measurements = tuple(self._measurement(model, block, pace) for model in block.models)
+        busy = sum(int(m.latency_ns.sum()) for m in measurements)
+        return BlockResult(block.block_id, measurements, busy, busy)
+
+    def close(self) -> None:
+        pass
+
+    def _measurement(self, model: Model, block: Block, pace: float) -> Measurement:
+        latency = self._latency(model)
+        if isinstance(latency, Failure):
+            return Measurement.failed(model.model_id, latency.kind, latency.message)
+        seed = hashlib.sha256(f"{block.block_id}{model.model_id}".encode()).digest()
+        error = np.random.default_rng(list(seed)).normal(1, self._noise, block.spec.runs)
+        runs = np.maximum(np.round(latency * pace * 1e6 * error), 1).astype(np.int64)
+        return Measurement(model.model_id, runs, np.cumsum(runs) - runs)

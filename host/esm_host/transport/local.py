@@ -1,0 +1,95 @@
+"""This machine as the device: starts an agent of its own and speaks gRPC with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import IO
+
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+
+from esm_host.errors import DeviceError
+from esm_host.transport.base import Profiler
+from esm_host.transport.remote import RemoteProfiler
+
+
+class LocalProfiler(Profiler):
+    """An agent on a free loopback port that ends with this process, however this process ends.
+
+    An agent that has died is started again by the next call.
+
+    Raises:
+        DeviceError: the agent does not start; its own words say why.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._remote: RemoteProfiler | None = None
+        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._sent_before = 0
+
+    @property
+    def bytes_sent(self) -> int:  # type: ignore[override]
+        return self._sent_before + (self._remote.bytes_sent if self._remote else 0)
+
+    @property
+    def agent_pid(self) -> int:
+        """Process id of the running agent; starts it if necessary."""
+        self._agent()
+        assert self._process is not None
+        return self._process.pid
+
+    def device_info(self) -> DeviceInfo:
+        return self._agent().device_info()
+
+    def measure(
+        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> BlockResult:
+        return self._agent().measure(block, on_progress)
+
+    def close(self) -> None:
+        self._sent_before = self.bytes_sent
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.close()  # the agent's signal to stop
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+
+    def _agent(self) -> RemoteProfiler:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._remote is None:
+            self._start()
+        assert self._remote is not None
+        return self._remote
+
+    def _start(self) -> None:
+        command = ["-m", "esm_agent.cli", "serve", "--port", "0", "--until-stdin-closes"]
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # a Ctrl-C at the host is the host's to handle
+        )
+        assert self._process.stdout is not None
+        ready = self._process.stdout.readline()
+        address = ready.strip().rpartition(" ")[2]
+        if ":" not in address:
+            self._process.wait()
+            self._log.seek(0)
+            said = self._log.read().strip().splitlines() or ["it said nothing"]
+            raise DeviceError(f"the local agent did not start: {said[-1]}")
+        self._remote = RemoteProfiler(address, "local")

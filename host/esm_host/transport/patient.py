@@ -1,0 +1,67 @@
+"""Waits for a device that comes back: a rebooting Pi does not end a campaign."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+
+from esm_host.errors import UnreachableError
+from esm_host.transport.base import Profiler
+
+
+class PatientProfiler(Profiler):
+    """Repeats a call that found nobody until it succeeds or patience ends.
+
+    Sending a block again is safe: a block that was not answered is not stored.
+
+    Args:
+        inner: does the measuring.
+        patience_s: how long the device may stay away at a time, seconds.
+        on_wait: told why, each time before waiting.
+    """
+
+    def __init__(
+        self,
+        inner: Profiler,
+        patience_s: float,
+        on_wait: Callable[[str], None] = lambda reason: None,
+        pause_s: float = 1.0,
+    ) -> None:
+        self._inner = inner
+        self._patience_s = patience_s
+        self._on_wait = on_wait
+        self._pause_s = pause_s
+
+    @property
+    def bytes_sent(self) -> int:  # type: ignore[override]
+        return self._inner.bytes_sent
+
+    def device_info(self) -> DeviceInfo:
+        return self._inner.device_info()
+
+    def measure(
+        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> BlockResult:
+        deadline = time.monotonic() + self._patience_s
+        told = False
+
+        def heard(progress: Progress) -> None:
+            nonlocal deadline
+            deadline = time.monotonic() + self._patience_s
+            on_progress(progress)
+
+        while True:
+            try:
+                return self._inner.measure(block, heard)
+            except UnreachableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    self._on_wait(str(error))
+                    told = True
+                time.sleep(self._pause_s)
+
+    def close(self) -> None:
+        self._inner.close()

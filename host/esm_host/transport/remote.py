@@ -1,0 +1,125 @@
+"""An agent over gRPC. Foreign errors become the host's own in this file only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import grpc
+from esm_protos import convert
+from esm_protos.messages import (
+    PROTOCOL_VERSION,
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Measurement,
+    Progress,
+)
+from esm_protos.v1 import profiler_pb2 as pb
+from esm_protos.v1 import profiler_pb2_grpc
+
+from esm_host.errors import DeviceError, UnreachableError, VersionError
+from esm_host.transport.base import Profiler
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # An agent that comes back is found within a second, not after minutes of back-off.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+_ANSWER_S = 10.0
+
+# The block is lost but another attempt may succeed: the agent or the network went away.
+_GONE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+class RemoteProfiler(Profiler):
+    """The agent at an address.
+
+    Args:
+        address: ``host:port``.
+        name: what users call the device, for messages.
+    """
+
+    def __init__(self, address: str, name: str | None = None) -> None:
+        self.address = address
+        self.name = name or address
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub = profiler_pb2_grpc.ProfilerStub(self._channel)
+
+    def device_info(self) -> DeviceInfo:
+        request = pb.GetDeviceInfoRequest(protocol_version=PROTOCOL_VERSION)
+        try:
+            message = self._stub.GetDeviceInfo(request, timeout=_ANSWER_S)
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        info = convert.device_info_from_pb(message)
+        if info.protocol_version != PROTOCOL_VERSION:
+            older = "device" if info.protocol_version < PROTOCOL_VERSION else "workstation"
+            raise VersionError(
+                f"{self.name} speaks protocol {info.protocol_version}, this host "
+                f"{PROTOCOL_VERSION}: upgrade esm-profiler on the {older}"
+            )
+        return info
+
+    def measure(
+        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
+    ) -> BlockResult:
+        call = self._stub.MeasureBlock(self._counted(convert.block_to_requests(block)))
+        measurements: list[Measurement] = []
+        try:
+            for event in call:
+                kind = event.WhichOneof("event")
+                if kind == "progress":
+                    on_progress(convert.progress_from_pb(event.progress))
+                elif kind == "result":
+                    measurements.append(convert.measurement_from_pb(event.result))
+                elif kind == "done":
+                    return self._complete(block, measurements, event.done)
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        except ValueError as error:
+            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
+        finally:
+            call.cancel()
+        raise DeviceError(f"{self.name} ended block {block.block_id} without a result")
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _counted(
+        self, requests: Iterator[pb.MeasureBlockRequest]
+    ) -> Iterator[pb.MeasureBlockRequest]:
+        for request in requests:
+            self.bytes_sent += request.ByteSize()
+            yield request
+
+    def _complete(
+        self, block: Block, measurements: list[Measurement], done: pb.BlockDone
+    ) -> BlockResult:
+        expected = [model.model_id for model in block.models]
+        if [m.model_id for m in measurements] != expected or done.block_id != block.block_id:
+            raise DeviceError(f"{self.name} answered with other models than it was sent")
+        return BlockResult(block.block_id, tuple(measurements), done.busy_ns, done.running_ns)
+
+    def _translated(self, error: grpc.RpcError) -> DeviceError:
+        code, details = error.code(), error.details() or "no details"
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return VersionError(
+                f"{self.name} ({self.address}) is not an esm-agent of this version: "
+                "install the same esm-profiler on both sides"
+            )
+        if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
+            return VersionError(details)
+        if code in _GONE:
+            return UnreachableError(
+                f"no agent answers at {self.address}"
+                + (f" ({self.name})" if self.name != self.address else "")
+                + ": is `esm-agent serve` running there, and the address right?"
+            )
+        return DeviceError(f"{self.name} refused: {details}")

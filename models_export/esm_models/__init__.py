@@ -1,0 +1,1 @@
+"""What can be measured: architectures, search spaces and their ONNX graphs."""

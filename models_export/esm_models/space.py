@@ -1,0 +1,234 @@
+"""The search space: units of blocks, every block one option of a feature grid.
+
+This is the macro-architecture that ESM assumes (ESM, Fig. 7a): a fixed number of units, each a
+number of blocks, each block a choice of features such as kernel size and expansion ratio.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_models.architecture import Architecture
+from esm_models.errors import InvalidArchitectureError, InvalidSpaceError
+from esm_models.graph import Network, WeightSource
+
+Codes = NDArray[np.int16]
+"""Architectures as integers, ``(n, units, max_depth)``: the index of every block's option, -1
+where the unit ends before that block."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing that a block may vary.
+
+    Attributes:
+        name: for people and column names, such as ``"kernel"``.
+        symbol: for option labels, such as ``"k"``.
+        values: the choices, ints or fractions.
+    """
+
+    name: str
+    symbol: str
+    values: tuple[int | Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One combination of feature values, such as kernel 3 with expansion 1/2."""
+
+    label: str
+    values: Mapping[str, int | Fraction]
+
+    def __getitem__(self, feature: str) -> int | Fraction:
+        return self.values[feature]
+
+
+class SearchSpace(ABC):
+    """A family of networks that differ in the depth of their units and the options of their blocks.
+
+    A subclass sets the class attributes and writes :meth:`network`; everything else follows.
+
+    Args:
+        resolution: input height and width, pixels.
+        width_mult: multiplier of every channel count.
+        batch: batch size of the exported graphs.
+
+    Raises:
+        InvalidSpaceError: a setting is out of range for this space.
+    """
+
+    name: ClassVar[str]
+    depths: ClassVar[tuple[tuple[int, ...], ...]]
+    """Per unit, the numbers of blocks that it may have."""
+    features: ClassVar[tuple[Feature, ...]]
+    one_option_per_unit: ClassVar[bool] = False
+    """True where all blocks of a unit share one option."""
+    min_resolution: ClassVar[int] = 32
+
+    def __init__(self, resolution: int = 224, width_mult: float = 1.0, batch: int = 1) -> None:
+        if resolution < self.min_resolution:
+            raise InvalidSpaceError(
+                f"--resolution {resolution} is too small for {self.name}: "
+                f"give {self.min_resolution} or more"
+            )
+        if not 0.05 <= width_mult <= 8:
+            raise InvalidSpaceError(f"--width-mult {width_mult:g} is outside 0.05 to 8")
+        if not 1 <= batch <= 4096:
+            raise InvalidSpaceError(f"--batch {batch} is outside 1 to 4096")
+        self.resolution = resolution
+        self.width_mult = float(width_mult)
+        self.batch = batch
+
+    @abstractmethod
+    def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
+        """Adds the operators of one subnet to ``net`` and returns the name of its output."""
+
+    # What the class attributes say, in the forms that others need
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """Every combination of feature values, in the order of the codes."""
+        names = [feature.name for feature in self.features]
+        return tuple(
+            Option(
+                "".join(f"{f.symbol}{v}" for f, v in zip(self.features, values, strict=True)),
+                dict(zip(names, values, strict=True)),
+            )
+            for values in itertools.product(*(feature.values for feature in self.features))
+        )
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {option.label: index for index, option in enumerate(self.options)}
+
+    @property
+    def unit_count(self) -> int:
+        return len(self.depths)
+
+    @property
+    def max_unit_depth(self) -> int:
+        return max(max(depths) for depths in self.depths)
+
+    @property
+    def min_depth(self) -> int:
+        return sum(min(depths) for depths in self.depths)
+
+    @property
+    def max_depth(self) -> int:
+        return sum(max(depths) for depths in self.depths)
+
+    def unit_variants(self, unit_depth: int) -> int:
+        """Number of different units of that many blocks."""
+        options = len(self.options)
+        return options if self.one_option_per_unit else math.prod([options] * unit_depth)
+
+    def count(self) -> int:
+        """Number of architectures in the space."""
+        return math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
+
+    def settings(self) -> dict[str, str | int | float]:
+        """What tells this space from others; stored with every measurement."""
+        return {
+            "name": self.name,
+            "resolution": self.resolution,
+            "width_mult": self.width_mult,
+            "batch": self.batch,
+        }
+
+    # Architectures and codes
+
+    def validate(self, architecture: Architecture) -> None:
+        """Raises InvalidArchitectureError, saying what is wrong, unless it is in the space."""
+        if architecture.space != self.name:
+            raise InvalidArchitectureError(
+                f"the architecture is of space '{architecture.space}', not '{self.name}'"
+            )
+        if len(architecture.units) != self.unit_count:
+            raise InvalidArchitectureError(
+                f"{self.name} has {self.unit_count} units; the architecture has "
+                f"{len(architecture.units)}"
+            )
+        for number, (unit, depths) in enumerate(
+            zip(architecture.units, self.depths, strict=True), start=1
+        ):
+            if len(unit) not in depths:
+                raise InvalidArchitectureError(
+                    f"unit {number} has {len(unit)} blocks; {self.name} allows "
+                    f"{', '.join(map(str, depths))}"
+                )
+            for label in unit:
+                if label not in self._index:
+                    raise InvalidArchitectureError(
+                        f"unit {number} has a block '{label}'; {self.name} allows "
+                        f"{', '.join(self._index)}"
+                    )
+            if self.one_option_per_unit and len(set(unit)) > 1:
+                raise InvalidArchitectureError(
+                    f"unit {number} mixes {', '.join(sorted(set(unit)))}; {self.name} takes one "
+                    "option for all blocks of a unit"
+                )
+
+    def encode(self, architectures: Sequence[Architecture]) -> Codes:
+        """Codes of valid architectures, ``(n, units, max_depth)``."""
+        codes = np.full(
+            (len(architectures), self.unit_count, self.max_unit_depth), -1, dtype=np.int16
+        )
+        for row, architecture in enumerate(architectures):
+            self.validate(architecture)
+            for number, unit in enumerate(architecture.units):
+                codes[row, number, : len(unit)] = [self._index[label] for label in unit]
+        return codes
+
+    def decode(self, codes: Codes) -> list[Architecture]:
+        """Inverse of :meth:`encode`."""
+        labels = [option.label for option in self.options]
+        return [
+            Architecture(
+                self.name,
+                tuple(tuple(labels[code] for code in unit if code >= 0) for unit in row),
+            )
+            for row in codes.tolist()
+        ]
+
+    # Graphs
+
+    def build(self, architecture: Architecture, weights: WeightSource | None = None) -> bytes:
+        """The subnet as a serialized ONNX model; the same arguments give the same bytes.
+
+        Args:
+            architecture: a point of this space.
+            weights: draws an array for each ``(initializer name, shape)``. None declares the
+                initializers as external data with no file: whoever runs the graph brings them.
+
+        Raises:
+            InvalidArchitectureError: the architecture is not in this space.
+        """
+        self.validate(architecture)
+        net = Network((self.batch, 3, self.resolution, self.resolution), weights)
+        units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
+        output = self.network(net, units)
+        return net.serialize(f"{self.name}-{architecture.key}", output)
+
+    def channels(self, base: float) -> int:
+        """``base`` channels times the width multiplier, rounded by :func:`round_channels`."""
+        return round_channels(base * self.width_mult)
+
+
+def round_channels(channels: float) -> int:
+    """The usual rounding of mobile networks, to a multiple of 8.
+
+    The nearest multiple, at least 8, and one step up where rounding down would lose more than a
+    tenth.
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,0 +1,85 @@
+"""The search spaces that come with the project, and the way to a user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from esm_models.errors import InvalidSpaceError, UnknownSpaceError
+from esm_models.space import SearchSpace
+
+SPACES = {
+    "resnet": "esm_models.spaces.resnet:ResNetSpace",
+    "mobilenetv3": "esm_models.spaces.mobilenetv3:MobileNetV3Space",
+    "densenet": "esm_models.spaces.densenet:DenseNetSpace",
+}
+"""Name -> where its class is."""
+
+
+def load_space(name: str, **settings: Any) -> SearchSpace:
+    """A search space by name, or ``path/to/file.py:Class`` for one's own.
+
+    Args:
+        settings: ``resolution``, ``width_mult`` and ``batch`` of :class:`SearchSpace`.
+
+    Raises:
+        UnknownSpaceError: no such name, file or class.
+        InvalidSpaceError: the class cannot be built with these settings.
+    """
+    path, _, class_name = name.rpartition(":")
+    if path.endswith(".py"):
+        cls = _class_from_file(Path(path), class_name)
+    elif name in SPACES:
+        module_name, _, class_name = SPACES[name].partition(":")
+        cls = getattr(importlib.import_module(module_name), class_name)
+    else:
+        near = difflib.get_close_matches(name, SPACES, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnknownSpaceError(
+            f"unknown search space '{name}': {hint}choose {', '.join(SPACES)}, or give your own "
+            "as path/to/file.py:Class"
+        )
+    try:
+        space: SearchSpace = cls(**settings)
+    except InvalidSpaceError:
+        raise
+    except Exception as error:  # a user's constructor may fail in any way
+        raise InvalidSpaceError(f"{name} cannot be built: {error}") from error
+    return space
+
+
+def _class_from_file(path: Path, class_name: str) -> type[SearchSpace]:
+    if not path.is_file():
+        raise UnknownSpaceError(f"there is no file '{path}' to read the search space from")
+    spec = importlib.util.spec_from_file_location(f"esm_user_space_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UnknownSpaceError(
+            f"'{path}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, SearchSpace)):
+        found = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type)
+            and issubclass(value, SearchSpace)
+            and value is not SearchSpace
+        ]
+        raise UnknownSpaceError(
+            f"'{path}' has no search space class '{class_name}'"
+            + (f": it has {', '.join(found)}" if found else ": derive one from SearchSpace")
+        )
+    missing = [part for part in ("name", "depths", "features") if not hasattr(cls, part)]
+    if missing:
+        raise UnknownSpaceError(f"{class_name} in '{path}' must set {', '.join(missing)}")
+    return cls

@@ -1,0 +1,44 @@
+"""DenseNet search space (ESM, Table I): 5 units of densely connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esm_models.graph import Network
+from esm_models.space import Feature, Option, SearchSpace
+
+
+class DenseNetSpace(SearchSpace):
+    """DenseNet-BC with free depth and one kernel size per unit.
+
+    From ESM's Table I: 5 units, kernel {1, 3, 5, 7, 9} chosen once per unit. The blocks per unit
+    are lost in the text that we have: ours are 1-6, up to the 6 layers of the first unit of every
+    original DenseNet; 2.43e7 architectures. Growth rate 32, bottleneck of 4 times the growth,
+    compression 1/2 and the stem are the original's. Normalisation before a concatenated input
+    cannot be folded into a convolution, so those BatchNormalization operators stay.
+    """
+
+    name = "densenet"
+    depths = (tuple(range(1, 7)),) * 5
+    features = (Feature("kernel", "k", (1, 3, 5, 7, 9)),)
+    one_option_per_unit = True
+    min_resolution = 64  # the stem and four transitions halve it six times
+
+    def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
+        growth = self.channels(32)
+        with net.scope("stem"):
+            x = net.relu(net.conv(net.input, self.channels(64), kernel=7, stride=2))
+            x = net.max_pool(x)
+        for number, unit in enumerate(units, start=1):
+            for position, block in enumerate(unit, start=1):
+                with net.scope(f"unit{number}.block{position}"):
+                    y = net.conv(net.relu(net.batch_norm(x)), 4 * growth)
+                    y = net.conv(net.relu(y), growth, kernel=int(block["kernel"]))
+                    x = net.concat([x, y])
+            if number < len(units):
+                with net.scope(f"transition{number}"):
+                    x = net.conv(net.relu(net.batch_norm(x)), net.shape(x)[1] // 2)
+                    x = net.average_pool(x)
+        with net.scope("head"):
+            x = net.global_average_pool(net.relu(net.batch_norm(x)))
+            return net.linear(net.flatten(x), 1000)

@@ -1,0 +1,190 @@
+"""Between messages and their wire form. Nothing else touches the generated classes' fields.
+
+Functions named ``*_from_pb`` raise ValueError, with a message for the peer, on values that a
+well-behaved peer never sends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from esm_protos.messages import (
+    CHUNK_BYTES,
+    PROTOCOL_VERSION,
+    Block,
+    DeviceInfo,
+    Failure,
+    FailureKind,
+    Limits,
+    Measurement,
+    MeasureSpec,
+    Progress,
+    Protocol,
+    State,
+    trimmed_mean,
+)
+from esm_protos.v1 import profiler_pb2 as pb
+
+_PROTOCOLS = {
+    Protocol.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
+    Protocol.INTERLEAVED: pb.PROTOCOL_INTERLEAVED,
+}
+_STATES = {
+    State.QUEUED: pb.STATE_QUEUED,
+    State.PREPARING: pb.STATE_PREPARING,
+    State.MEASURING: pb.STATE_MEASURING,
+}
+_FAILURES = {
+    FailureKind.INVALID_MODEL: pb.FAILURE_KIND_INVALID_MODEL,
+    FailureKind.UNSUPPORTED_OP: pb.FAILURE_KIND_UNSUPPORTED_OP,
+    FailureKind.OUT_OF_MEMORY: pb.FAILURE_KIND_OUT_OF_MEMORY,
+    FailureKind.CRASH: pb.FAILURE_KIND_CRASH,
+    FailureKind.TIMEOUT: pb.FAILURE_KIND_TIMEOUT,
+}
+_PROTOCOLS_BACK = {number: member for member, number in _PROTOCOLS.items()}
+_STATES_BACK = {number: member for member, number in _STATES.items()}
+_FAILURES_BACK = {number: member for member, number in _FAILURES.items()}
+
+
+def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
+    return pb.MeasureSpec(
+        protocol=_PROTOCOLS[spec.protocol],
+        runs=spec.runs,
+        runs_per_visit=spec.runs_per_visit,
+        warmup=spec.warmup,
+        trim=spec.trim,
+        threads=spec.threads,
+        seed=spec.seed,
+        provider=spec.provider,
+        model_timeout_s=spec.model_timeout_s,
+    )
+
+
+def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
+    if message.protocol not in _PROTOCOLS_BACK:
+        raise ValueError(f"unknown protocol number {message.protocol}")
+    return MeasureSpec(
+        protocol=_PROTOCOLS_BACK[message.protocol],
+        runs=message.runs,
+        runs_per_visit=message.runs_per_visit,
+        warmup=message.warmup,
+        trim=message.trim,
+        threads=message.threads,
+        seed=message.seed,
+        provider=message.provider,
+        model_timeout_s=message.model_timeout_s,
+    )
+
+
+def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
+    return pb.DeviceInfo(
+        protocol_version=info.protocol_version,
+        agent_version=info.agent_version,
+        hostname=info.hostname,
+        machine=info.machine,
+        cpu_model=info.cpu_model,
+        cpu_count=info.cpu_count,
+        memory_bytes=info.memory_bytes,
+        os=info.os,
+        python_version=info.python_version,
+        runtime=info.runtime,
+        providers=info.providers,
+        limits=pb.Limits(
+            max_block_bytes=info.limits.max_block_bytes,
+            max_block_models=info.limits.max_block_models,
+        ),
+    )
+
+
+def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
+    return DeviceInfo(
+        protocol_version=message.protocol_version,
+        agent_version=message.agent_version,
+        hostname=message.hostname,
+        machine=message.machine,
+        cpu_model=message.cpu_model,
+        cpu_count=message.cpu_count,
+        memory_bytes=message.memory_bytes,
+        os=message.os,
+        python_version=message.python_version,
+        runtime=message.runtime,
+        providers=tuple(message.providers),
+        limits=Limits(
+            max_block_bytes=message.limits.max_block_bytes,
+            max_block_models=message.limits.max_block_models,
+        ),
+    )
+
+
+def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
+    """The header, then every model in chunks: what a client sends."""
+    models = [
+        pb.ModelHeader(
+            model_id=model.model_id,
+            size_bytes=len(model.data),
+            sha256=hashlib.sha256(model.data).digest(),
+        )
+        for model in block.models
+    ]
+    yield pb.MeasureBlockRequest(
+        header=pb.BlockHeader(
+            protocol_version=PROTOCOL_VERSION,
+            block_id=block.block_id,
+            spec=spec_to_pb(block.spec),
+            models=models,
+        )
+    )
+    for index, model in enumerate(block.models):
+        for offset in range(0, len(model.data), CHUNK_BYTES):
+            data = model.data[offset : offset + CHUNK_BYTES]
+            yield pb.MeasureBlockRequest(chunk=pb.Chunk(model=index, offset=offset, data=data))
+
+
+def progress_to_pb(progress: Progress) -> pb.Progress:
+    return pb.Progress(state=_STATES[progress.state], fraction=progress.fraction)
+
+
+def progress_from_pb(message: pb.Progress) -> Progress:
+    if message.state not in _STATES_BACK:
+        raise ValueError(f"unknown state number {message.state}")
+    return Progress(_STATES_BACK[message.state], message.fraction)
+
+
+def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
+    message = pb.ModelResult(
+        model_id=measurement.model_id,
+        latency_ns=measurement.latency_ns.tolist(),
+        start_ns=measurement.start_ns.tolist(),
+        load_ns=measurement.load_ns,
+        first_run_ns=measurement.first_run_ns,
+    )
+    if measurement.failure is None:
+        message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
+    else:
+        message.failure.kind = _FAILURES[measurement.failure.kind]
+        message.failure.message = measurement.failure.message
+    return message
+
+
+def measurement_from_pb(message: pb.ModelResult) -> Measurement:
+    """The trimmed mean is left behind: this side derives it from the samples."""
+    failure = None
+    if message.HasField("failure"):
+        if message.failure.kind not in _FAILURES_BACK:
+            raise ValueError(f"unknown failure kind number {message.failure.kind}")
+        failure = Failure(_FAILURES_BACK[message.failure.kind], message.failure.message)
+    elif not message.latency_ns:
+        raise ValueError(f"model {message.model_id} has neither samples nor a failure")
+    if len(message.latency_ns) != len(message.start_ns):
+        raise ValueError(f"model {message.model_id} has unequal numbers of latencies and starts")
+    return Measurement(
+        model_id=message.model_id,
+        latency_ns=np.array(message.latency_ns, dtype=np.int64),
+        start_ns=np.array(message.start_ns, dtype=np.int64),
+        load_ns=message.load_ns,
+        first_run_ns=message.first_run_ns,
+        failure=failure,
+    )

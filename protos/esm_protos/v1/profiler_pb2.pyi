@@ -1,0 +1,201 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Protocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROTOCOL_UNSPECIFIED: _ClassVar[Protocol]
+    PROTOCOL_SEQUENTIAL: _ClassVar[Protocol]
+    PROTOCOL_INTERLEAVED: _ClassVar[Protocol]
+
+class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_UNSPECIFIED: _ClassVar[State]
+    STATE_QUEUED: _ClassVar[State]
+    STATE_PREPARING: _ClassVar[State]
+    STATE_MEASURING: _ClassVar[State]
+
+class FailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FAILURE_KIND_UNSPECIFIED: _ClassVar[FailureKind]
+    FAILURE_KIND_INVALID_MODEL: _ClassVar[FailureKind]
+    FAILURE_KIND_UNSUPPORTED_OP: _ClassVar[FailureKind]
+    FAILURE_KIND_OUT_OF_MEMORY: _ClassVar[FailureKind]
+    FAILURE_KIND_CRASH: _ClassVar[FailureKind]
+    FAILURE_KIND_TIMEOUT: _ClassVar[FailureKind]
+PROTOCOL_UNSPECIFIED: Protocol
+PROTOCOL_SEQUENTIAL: Protocol
+PROTOCOL_INTERLEAVED: Protocol
+STATE_UNSPECIFIED: State
+STATE_QUEUED: State
+STATE_PREPARING: State
+STATE_MEASURING: State
+FAILURE_KIND_UNSPECIFIED: FailureKind
+FAILURE_KIND_INVALID_MODEL: FailureKind
+FAILURE_KIND_UNSUPPORTED_OP: FailureKind
+FAILURE_KIND_OUT_OF_MEMORY: FailureKind
+FAILURE_KIND_CRASH: FailureKind
+FAILURE_KIND_TIMEOUT: FailureKind
+
+class GetDeviceInfoRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class DeviceInfo(_message.Message):
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    CPU_MODEL_FIELD_NUMBER: _ClassVar[int]
+    CPU_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OS_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    PROVIDERS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    agent_version: str
+    hostname: str
+    machine: str
+    cpu_model: str
+    cpu_count: int
+    memory_bytes: int
+    os: str
+    python_version: str
+    runtime: str
+    providers: _containers.RepeatedScalarFieldContainer[str]
+    limits: Limits
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_block_bytes", "max_block_models")
+    MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCK_MODELS_FIELD_NUMBER: _ClassVar[int]
+    max_block_bytes: int
+    max_block_models: int
+    def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ...) -> None: ...
+
+class MeasureSpec(_message.Message):
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_FIELD_NUMBER: _ClassVar[int]
+    TRIM_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    protocol: Protocol
+    runs: int
+    runs_per_visit: int
+    warmup: int
+    trim: float
+    threads: int
+    seed: int
+    provider: str
+    model_timeout_s: float
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ...) -> None: ...
+
+class BlockHeader(_message.Message):
+    __slots__ = ("protocol_version", "block_id", "spec", "models")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    block_id: str
+    spec: MeasureSpec
+    models: _containers.RepeatedCompositeFieldContainer[ModelHeader]
+    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ...) -> None: ...
+
+class ModelHeader(_message.Message):
+    __slots__ = ("model_id", "size_bytes", "sha256")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, model_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("model", "offset", "data")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    model: int
+    offset: int
+    data: bytes
+    def __init__(self, model: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class MeasureBlockRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: BlockHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("state", "fraction")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    state: State
+    fraction: float
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., fraction: _Optional[float] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("kind", "message")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    kind: FailureKind
+    message: str
+    def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ModelResult(_message.Message):
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    TRIMMED_MEAN_NS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_RUN_NS_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    failure: Failure
+    latency_ns: _containers.RepeatedScalarFieldContainer[int]
+    start_ns: _containers.RepeatedScalarFieldContainer[int]
+    trimmed_mean_ns: float
+    load_ns: int
+    first_run_ns: int
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ...) -> None: ...
+
+class BlockDone(_message.Message):
+    __slots__ = ("block_id", "busy_ns", "running_ns")
+    BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
+    BUSY_NS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_NS_FIELD_NUMBER: _ClassVar[int]
+    block_id: str
+    busy_ns: int
+    running_ns: int
+    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ...) -> None: ...
+
+class MeasureBlockEvent(_message.Message):
+    __slots__ = ("progress", "result", "done")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    result: ModelResult
+    done: BlockDone
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ModelResult, _Mapping]] = ..., done: _Optional[_Union[BlockDone, _Mapping]] = ...) -> None: ...
