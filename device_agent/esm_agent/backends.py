@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
 from esm_protos.messages import Failure, FailureKind, MeasureSpec
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import draw_weights
-from google.protobuf.message import DecodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 _FLOAT, _EXTERNAL = 1, 1  # TensorProto.DataType.FLOAT, TensorProto.DataLocation.EXTERNAL
 WEIGHTLESS_LOCATION = "weightless"
@@ -134,7 +135,8 @@ def _kind(error: Exception) -> FailureKind:
     text = str(error).lower()
     if isinstance(error, MemoryError) or "bad_alloc" in text or "failed to allocate" in text:
         return FailureKind.OUT_OF_MEMORY
-    if isinstance(error, ort_errors.NotImplemented) or "is not a registered" in text:
+    unknown = ("no op registered", "is not a registered function")
+    if isinstance(error, ort_errors.NotImplemented) or any(words in text for words in unknown):
         return FailureKind.UNSUPPORTED_OP
     return FailureKind.INVALID_MODEL
 

@@ -9,9 +9,9 @@ import threading
 from typing import Annotated
 
 import typer
-from esm_protos.messages import DEFAULT_PORT
 
 from esm_agent import __version__
+from esm_protos.messages import DEFAULT_PORT
 
 app = typer.Typer(
     name="esm-agent",

@@ -7,9 +7,8 @@ import platform
 import socket
 from pathlib import Path
 
-from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, Limits
-
 from esm_agent import __version__
+from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, Limits
 
 
 def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> DeviceInfo:

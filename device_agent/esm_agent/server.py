@@ -6,13 +6,13 @@ import logging
 from concurrent import futures
 
 import grpc
-from esm_protos.messages import Limits
-from esm_protos.v1 import profiler_pb2_grpc
 
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
 from esm_agent.worker import BackendFactory, Worker, cpu_backend
+from esm_protos.messages import Limits
+from esm_protos.v1 import profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import grpc
-from esm_protos import convert
-from esm_protos.messages import BlockResult, DeviceInfo
-from esm_protos.v1 import profiler_pb2 as pb
-from esm_protos.v1 import profiler_pb2_grpc
 
 from esm_agent.slot import Slot
 from esm_agent.upload import TooLargeError, UploadedBlock, UploadError, VersionError, receive
 from esm_agent.worker import CancelledError, WorkerUnavailableError
+from esm_protos import convert
+from esm_protos.messages import BlockResult, DeviceInfo
+from esm_protos.v1 import profiler_pb2 as pb
+from esm_protos.v1 import profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,9 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from esm_protos.messages import BlockResult, Progress, State
-
 from esm_agent.upload import UploadedBlock
 from esm_agent.worker import CancelledError, Hello, Worker
+from esm_protos.messages import BlockResult, Progress, State
 
 Event = Progress | BlockResult | Exception
 
@@ -27,6 +26,7 @@ class Ticket:
     def cancel(self) -> None:
         """The client has gone: the block is dropped, or its measurement stopped."""
         self._cancelled.set()
+        self._events.put(CancelledError())
 
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
@@ -106,8 +106,8 @@ class Slot:
                         block.block_id, block.spec, block.models, ticket.tell, ticket.is_cancelled
                     )
                 )
-            except CancelledError as error:
-                ticket.tell(error)
+            except CancelledError:
+                pass  # the ticket has said so itself
             except Exception as error:  # the slot must outlive any block
                 ticket.tell(error)
             self._running = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from esm_protos.messages import Measurement, MeasureSpec
 
 Run = Callable[[], object]

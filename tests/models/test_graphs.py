@@ -19,13 +19,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+
 from esm_models.architecture import Architecture
 from esm_models.graph import IR_VERSION, OPSET, WEIGHTLESS_LOCATION, Network
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from numpy.typing import NDArray
-from onnx import TensorProto
-
 from tests.models.torch_reference import CLASSES, load_onnx_weights, reference_network
 
 Array = NDArray[np.float32]

@@ -13,13 +13,13 @@ import hypothesis
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, UnknownSpaceError
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.models.torch_reference import scaled_channels
 
 SPACES = {name: load_space(name) for name in ("resnet", "mobilenetv3", "densenet")}
@@ -443,34 +443,37 @@ def test_own_space_class_missing_from_a_file_without_any(tmp_path: Path) -> None
 
 FAILING_CONSTRUCTORS = {
     "another signature": """
-        from esm_models.space import SearchSpace
+        from esm_models.spaces.densenet import DenseNetSpace
 
-        class Own(SearchSpace):
+        class Own(DenseNetSpace):
             def __init__(self, colour):
                 pass
-
-            def network(self, net, units):
-                return net.input
     """,
     "no network method": """
         from esm_models.space import SearchSpace
 
         class Own(SearchSpace):
-            name = "own"
+            name, depths, features = "own", ((1,),), ()
     """,
     "raises ValueError": """
+        from esm_models.spaces.densenet import DenseNetSpace
+
+        class Own(DenseNetSpace):
+            def __init__(self, **settings):
+                raise ValueError("no table of widths")
+    """,
+}
+
+
+def test_own_space_that_lacks_what_it_must_set(tmp_path: Path) -> None:
+    text = """
         from esm_models.space import SearchSpace
 
         class Own(SearchSpace):
             name = "own"
-
-            def __init__(self, **settings):
-                raise ValueError("no table of widths")
-
-            def network(self, net, units):
-                return net.input
-    """,
-}
+    """
+    with pytest.raises(UnknownSpaceError, match="must set depths, features"):
+        load_space(f"{write_space(tmp_path, text)}:Own")
 
 
 @pytest.mark.parametrize("text", FAILING_CONSTRUCTORS.values(), ids=FAILING_CONSTRUCTORS)

@@ -15,9 +15,10 @@ from fractions import Fraction
 import onnx
 import torch
 import torch.nn.functional as F
-from esm_models.architecture import Architecture
 from onnx import numpy_helper
 from torch import Tensor, nn
+
+from esm_models.architecture import Architecture
 
 CLASSES = 1000
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import typer
-from esm_models.errors import ModelsError
 
 from esm_host.errors import EsmError
+from esm_models.errors import ModelsError
 
 INTERRUPTED = 130
 
@@ -30,6 +30,9 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ModelsError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except ModuleNotFoundError as error:
             typer.echo(
                 f"error: {error.name} is not installed: pip install 'esm-profiler[host]'", err=True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
+from esm_host.extension.settings import Settings
 
 
 class RunFolder:
@@ -33,10 +35,10 @@ class RunFolder:
             UsageError: it holds none and ``resume`` is true, or it cannot be made.
         """
         if resume:
-            if not self.store.exists():
+            if not self.settings.exists():
                 raise UsageError(f"{self.path} holds no campaign to resume: leave --resume out")
             return
-        if self.store.exists():
+        if self.settings.exists():
             raise RunExistsError(
                 f"{self.path} holds a campaign: add --resume to go on, or give another --run"
             )
@@ -44,6 +46,23 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
+
+    def read_settings(self) -> Settings:
+        """The settings of the folder's campaign.
+
+        Raises:
+            DatasetError: there is none, or its settings are damaged.
+        """
+        try:
+            return Settings.from_json(json.loads(self.settings.read_text()))
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
+            ) from None
+        except ValueError as error:
+            raise DatasetError(
+                f"{self.settings} is damaged ({error}): restore it from a copy"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

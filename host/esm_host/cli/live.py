@@ -6,10 +6,11 @@ import sys
 import time
 from typing import Any
 
-from esm_protos import messages
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from esm_protos import messages
 
 
 class Live:

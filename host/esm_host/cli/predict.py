@@ -43,15 +43,15 @@ def predict(
 
     Example: esm-host predict runs/pi4 --sample 5
     """
-    from esm_models.spaces import load_space
-
     from esm_host.bins import DepthBins
+    from esm_host.cli.folder import RunFolder
     from esm_host.encoding import make_encoder
     from esm_host.errors import UsageError
+    from esm_models.spaces import load_space
 
     if (architectures is None) == (sample == 0):
         raise UsageError("give either --architectures FILE or --sample N")
-    settings = _settings(run)
+    settings = RunFolder(run).read_settings()
     space = load_space(
         settings.space,
         resolution=settings.resolution,
@@ -85,25 +85,9 @@ def predict(
         print(f"{latency:10.4f}  {a.depth:6}  {json.dumps(a.to_json()['units'])}")
 
 
-def _settings(run: Path) -> Any:
-    from esm_host.errors import DatasetError
-    from esm_host.extension.settings import Settings
-
-    path = run / "settings.json"
-    try:
-        return Settings.from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{run} is no campaign: make one with esm-host profile --run {run}"
-        ) from None
-    except ValueError as error:
-        raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
-
-
 def _read(path: Path) -> list[Any]:
-    from esm_models.architecture import Architecture
-
     from esm_host.errors import UsageError
+    from esm_models.architecture import Architecture
 
     try:
         data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())

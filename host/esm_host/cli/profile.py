@@ -217,10 +217,9 @@ def _safe(name: str) -> str:
 
 
 def _new(given: dict[str, Any], spec: dict[str, Any], protocol: str) -> Settings:
-    from esm_protos.messages import MeasureSpec, Protocol
-
     from esm_host.errors import UsageError
     from esm_host.extension.settings import Settings
+    from esm_protos.messages import MeasureSpec, Protocol
 
     path, colon, class_name = given["space"].rpartition(":")
     if path.endswith(".py"):  # found again from wherever the campaign is resumed
@@ -239,18 +238,9 @@ def _resumed(
     protocol: str,
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
-    from esm_host.dataset.store import Store
-    from esm_host.errors import DatasetError, MismatchError
-    from esm_host.extension.settings import Settings
+    from esm_host.errors import MismatchError
 
-    store = Store(folder.store)
-    stored_json = store.fact("settings")
-    store.close()
-    if stored_json is None:
-        raise DatasetError(
-            f"{folder.store} holds no settings: start afresh in another --run folder"
-        )
-    stored = Settings.from_json(stored_json)
+    stored = folder.read_settings()
     asked = _new(given, spec, protocol)
     flags = {"target_accuracy_percent": "target_accuracy", "provider": "ep"}
     flags |= {"reference_tolerance_percent": "reference_tolerance", "model_timeout_s": "timeout"}
@@ -276,12 +266,11 @@ def _resumed(
 
 
 def _run(settings: Settings, folder: RunFolder, resume: bool, patience: float, live: Live) -> int:
-    from esm_models.spaces import load_space
-
     from esm_host.bins import DepthBins
     from esm_host.encoding import make_encoder
     from esm_host.transport.devices import connect
     from esm_host.transport.patient import PatientProfiler
+    from esm_models.spaces import load_space
 
     # Everything that can be wrong with the request is found before anything is measured.
     space = load_space(
@@ -298,8 +287,9 @@ def _run(settings: Settings, folder: RunFolder, resume: bool, patience: float, l
         raise UsageError(
             f"--initial {settings.initial} exceeds the space's {space.count()} architectures"
         )
-    with PatientProfiler(connect(settings.device), patience, live.warn) as profiler:
-        device = profiler.device_info()
+    with connect(settings.device) as impatient:
+        device = impatient.device_info()  # a device that is not there from the start is an error
+        profiler = PatientProfiler(impatient, patience, live.warn)
         folder.prepare(resume)
         with folder.locked():
             try:
@@ -334,13 +324,12 @@ def _campaign(
     from esm_host.report.result import campaign_result, write_bytes, write_json
     from esm_host.sampling import SAMPLERS, RandomSampler
 
+    # First: a folder with settings is a campaign that can be resumed, however little it holds.
+    write_json(folder.settings, settings.to_json())
     store = Store(folder.store)
-    if store.fact("settings") is None:
-        store.add_fact("settings", settings.to_json())
     if REFERENCE_ROUND not in store.plan():
         rng = np.random.default_rng([settings.seed, 2**32])
         store.add_plan(REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng))
-    write_json(folder.settings, settings.to_json())
     collector = Collector(
         store,
         profiler,

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol as Role
 
 import numpy as np
-from esm_models.architecture import Architecture
-from esm_models.space import SearchSpace
-from esm_protos.messages import Block, MeasureSpec, Model, Progress
 
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import block_table
 from esm_host.errors import DeviceError, MismatchError
 from esm_host.transport.base import Profiler
+from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
+from esm_protos.messages import Block, MeasureSpec, Model, Progress
 
 
 class Watcher(Role):

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError
+
+from esm_host.errors import DatasetError
 from esm_models.architecture import Architecture
 from esm_protos.messages import (
     Block,
@@ -25,9 +28,6 @@ from esm_protos.messages import (
     Measurement,
     Nanoseconds,
 )
-from sqlalchemy.exc import DatabaseError
-
-from esm_host.errors import DatasetError
 
 SCHEMA_VERSION = 1
 REFERENCE_ROUND = -1
@@ -161,7 +161,7 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    # Facts: settings and the device, written once
+    # Facts, written once
 
     def fact(self, key: str) -> Any:
         """A fact, or None."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from esm_models.architecture import Architecture
-from esm_protos.messages import MeasureSpec, Protocol
 from numpy.typing import NDArray
 
 from esm_host.dataset.store import REFERENCE_ROUND, Store, StoredBlock
 from esm_host.evaluation.quality import Quality, judge
+from esm_models.architecture import Architecture
+from esm_protos.messages import MeasureSpec, Protocol
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 
-from esm_models.space import SearchSpace
-
 from esm_host.encoding.base import Encoder, Encoding
 from esm_host.encoding.vectors import (
     FeatureCombinationCountEncoder,
@@ -15,6 +13,7 @@ from esm_host.encoding.vectors import (
     StatisticalEncoder,
 )
 from esm_host.errors import UsageError
+from esm_models.space import SearchSpace
 
 ENCODERS: dict[str, type[Encoder]] = {
     encoder.name: encoder

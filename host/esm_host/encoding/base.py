@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
-from numpy.typing import NDArray
 
 Encoding = NDArray[np.float32]
 """``(n, len(columns))``."""
@@ -48,6 +49,8 @@ class Encoder(ABC):
         expected = (self.space.unit_count, self.space.max_unit_depth)
         if codes.ndim != 3 or codes.shape[1:] != expected:
             raise ValueError(f"codes of {self.space.name} are (n, {expected[0]}, {expected[1]})")
+        if not len(codes):
+            return np.zeros((0, len(self)), dtype=np.float32)
         return self._encode(codes).astype(np.float32, copy=False)
 
     @abstractmethod

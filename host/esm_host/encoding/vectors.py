@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import numpy as np
-from esm_models.space import Codes
 from numpy.typing import NDArray
 
 from esm_host.encoding.base import Encoder
+from esm_models.space import Codes
 
 
 class OneHotEncoder(Encoder):

@@ -13,7 +13,6 @@ from typing import Any
 from typing import Protocol as Role
 
 import numpy as np
-from esm_models.architecture import Architecture
 from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins
@@ -32,6 +31,7 @@ from esm_host.extension.allocate import allocate
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
+from esm_models.architecture import Architecture
 
 
 class LoopWatcher(Role):
@@ -95,7 +95,7 @@ class Loop:
         number = len(self._store.rounds())
         if number == 0:
             self._plan_first()
-        else:
+        elif number not in self._samples():  # else the last round was broken off: finish it
             # Judged anew: the target or the budget may have been raised since.
             outcome = self._outcome(self._store.rounds()[-1])
             if outcome is not None or not self._extend(number):

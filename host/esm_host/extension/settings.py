@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from esm_protos.messages import MeasureSpec, Protocol
-
 from esm_host.errors import DatasetError, UsageError
+from esm_protos.messages import MeasureSpec, Protocol
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("initial", 10, 1_000_000),
-            ("step", 1, 1_000_000),
+            ("initial", 10, 10**9),
+            ("step", 1, 10**9),
             ("bins", 1, 1_000),
             ("target_accuracy_percent", 0, 100),
-            ("weight_below", 0, 1e6),
-            ("weight_above", 0, 1e6),
+            ("weight_below", 0, 10**6),
+            ("weight_above", 0, 10**6),
             ("references", 1, 64),
-            ("reference_tolerance_percent", 0, 1e6),
+            ("reference_tolerance_percent", 0, 10**6),
             ("max_remeasurements", 0, 1000),
             ("block_size", 1, 10_000),
             ("folds", 2, 100),
@@ -75,7 +74,7 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 flag = "--" + name.removesuffix("_percent").replace("_", "-")
-                raise UsageError(f"{flag} {value:g} is outside {low:g} to {high:g}")
+                raise UsageError(f"{flag} {value} is outside {low} to {high}")
         if self.max_models < self.initial:
             raise UsageError(
                 f"--max-models {self.max_models} is less than --initial {self.initial}"

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esm_protos.messages import DeviceInfo
-
 from esm_host.dataset.store import Store
 from esm_host.extension.settings import Settings
+from esm_protos.messages import DeviceInfo
 
 SCHEMA_VERSION = 1
 

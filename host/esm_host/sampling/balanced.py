@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from esm_models.space import Codes
 from numpy.typing import NDArray
 
 from esm_host.sampling.base import Sampler, draw_options
+from esm_models.space import Codes
 
 
 class BalancedSampler(Sampler):

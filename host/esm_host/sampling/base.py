@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 import numpy as np
-from esm_models.architecture import Architecture
-from esm_models.space import Codes, SearchSpace
 
 from esm_host.bins import DepthBins
 from esm_host.errors import UsageError
+from esm_models.architecture import Architecture
+from esm_models.space import Codes, SearchSpace
 
 
 class Sampler(ABC):

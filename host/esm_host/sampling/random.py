@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from esm_models.space import Codes
 
 from esm_host.errors import UsageError
 from esm_host.sampling.base import Sampler, draw_options
+from esm_models.space import Codes
 
 
 class RandomSampler(Sampler):

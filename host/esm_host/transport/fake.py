@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
+
+from esm_host.errors import DeviceError
+from esm_host.transport.base import Profiler
 from esm_protos.messages import (
     PROTOCOL_VERSION,
     Block,
@@ -18,9 +21,6 @@ from esm_protos.messages import (
     Progress,
     State,
 )
-
-from esm_host.errors import DeviceError
-from esm_host.transport.base import Profiler
 
 Latency = Callable[[Model], float | Failure]
 """Milliseconds of a model, or why it has none."""

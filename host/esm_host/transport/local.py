@@ -8,11 +8,10 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
-
 from esm_host.errors import DeviceError
 from esm_host.transport.base import Profiler
 from esm_host.transport.remote import RemoteProfiler
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
 
 
 class LocalProfiler(Profiler):

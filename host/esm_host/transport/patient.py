@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from typing import TypeVar
 
 from esm_host.errors import UnreachableError
 from esm_host.transport.base import Profiler
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+
+T = TypeVar("T")
 
 
 class PatientProfiler(Profiler):
@@ -33,33 +35,35 @@ class PatientProfiler(Profiler):
         self._patience_s = patience_s
         self._on_wait = on_wait
         self._pause_s = pause_s
+        self._last_heard = 0.0
 
     @property
     def bytes_sent(self) -> int:  # type: ignore[override]
         return self._inner.bytes_sent
 
     def device_info(self) -> DeviceInfo:
-        return self._inner.device_info()
+        return self._patiently(self._inner.device_info)
 
     def measure(
         self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> BlockResult:
-        deadline = time.monotonic() + self._patience_s
-        told = False
-
         def heard(progress: Progress) -> None:
-            nonlocal deadline
-            deadline = time.monotonic() + self._patience_s
+            self._last_heard = time.monotonic()
             on_progress(progress)
 
+        return self._patiently(lambda: self._inner.measure(block, heard))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        self._last_heard = time.monotonic()
+        told = False
         while True:
             try:
-                return self._inner.measure(block, heard)
+                return call()
             except UnreachableError as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() - self._last_heard >= self._patience_s:
                     raise
                 if not told:
-                    self._on_wait(str(error))
+                    self._on_wait(f"{error} Waiting for it.")
                     told = True
                 time.sleep(self._pause_s)
 

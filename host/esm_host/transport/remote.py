@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import grpc
+
+from esm_host.errors import DeviceError, UnreachableError, VersionError
+from esm_host.transport.base import Profiler
 from esm_protos import convert
 from esm_protos.messages import (
     PROTOCOL_VERSION,
@@ -16,9 +19,6 @@ from esm_protos.messages import (
 )
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
-
-from esm_host.errors import DeviceError, UnreachableError, VersionError
-from esm_host.transport.base import Profiler
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),

@@ -1,0 +1,131 @@
+"""ONNX Runtime as the backend: weightless graphs, inputs by type, and typed refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from esm_agent import backends
+from esm_agent.backends import ModelError, OnnxRuntimeCpu, first_run
+from esm_models.graph import WEIGHTLESS_LOCATION
+from esm_models.spaces import load_space
+from esm_protos.messages import FailureKind, MeasureSpec
+from esm_protos.weights import draw_weights
+from tests.helpers import smallest
+
+SPEC = MeasureSpec(seed=3)
+
+
+def save(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    return path
+
+
+def identity(kind: int, operator: str = "Identity", domain: str = "") -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"], domain=domain)],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["n", 2])],
+        [helper.make_tensor_value_info("y", kind, ["n", 2])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.ops", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenetv3", "densenet"])
+def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
+    tmp_path: Path, name: str
+) -> None:
+    space = load_space(name, resolution=64, width_mult=0.25)
+    architecture = smallest(space)
+    run = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
+    weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))
+    session = onnxruntime.InferenceSession(weighted, providers=["CPUExecutionProvider"])
+    feed = backends._inputs(session, SPEC.seed)
+    (expected,) = session.run(None, feed)
+    (got,) = run()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert np.isfinite(got).all()
+    assert np.abs(got).max() > 1e-3
+
+
+def test_both_sides_agree_on_where_no_weights_lie() -> None:
+    assert backends.WEIGHTLESS_LOCATION == WEIGHTLESS_LOCATION
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.INT64,
+        TensorProto.INT32,
+        TensorProto.INT8,
+        TensorProto.UINT8,
+        TensorProto.BOOL,
+    ],
+)
+def test_inputs_are_drawn_by_type_and_free_dimensions_are_one(tmp_path: Path, kind: int) -> None:
+    (output,) = OnnxRuntimeCpu().load(save(tmp_path, identity(kind)), SPEC)()
+    assert output.shape == (1, 2)
+    assert output.dtype == helper.tensor_dtype_to_np_dtype(kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", FailureKind.INVALID_MODEL),
+        (b"not a model at all", FailureKind.INVALID_MODEL),
+        (identity(TensorProto.FLOAT)[:-9], FailureKind.INVALID_MODEL),
+        (identity(TensorProto.FLOAT, "NoSuchOperator"), FailureKind.UNSUPPORTED_OP),
+        (identity(TensorProto.FLOAT, "Mine", "my.ops"), FailureKind.UNSUPPORTED_OP),
+        (identity(TensorProto.STRING), FailureKind.UNSUPPORTED_OP),
+    ],
+    ids=["empty", "text", "truncated", "no such operator", "custom operator", "string input"],
+)
+def test_a_model_that_cannot_run_is_a_typed_refusal(
+    tmp_path: Path, data: bytes, kind: FailureKind
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        OnnxRuntimeCpu().load(save(tmp_path, data), SPEC)
+    assert caught.value.failure.kind is kind
+    assert "\n" not in caught.value.failure.message
+
+
+def test_external_data_elsewhere_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(np.ones(4, np.float32).tobytes())
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=str(tmp_path / "secret"))
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError) as caught:
+        OnnxRuntimeCpu().load(save(tmp_path, model.SerializeToString()), SPEC)
+    assert caught.value.failure.kind is FailureKind.INVALID_MODEL
+
+
+def test_a_weightless_initializer_of_another_type_is_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(load_space("resnet").build(smallest(load_space("resnet"))))
+    model.graph.initializer[0].data_type = TensorProto.INT8
+    with pytest.raises(ModelError, match="float32"):
+        OnnxRuntimeCpu().load(save(tmp_path, model.SerializeToString()), SPEC)
+
+
+def test_a_failure_of_the_first_run_is_typed() -> None:
+    def run() -> None:
+        raise RuntimeError("shape mismatch\nin node 7")
+
+    with pytest.raises(ModelError, match="the first run failed: shape mismatch in node 7"):
+        first_run(run)

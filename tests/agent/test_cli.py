@@ -1,0 +1,65 @@
+"""``esm-agent serve`` as a program."""
+
+import signal
+import socket
+import subprocess
+import sys
+
+COMMAND = [sys.executable, "-m", "esm_agent.cli", "serve"]
+
+
+def serve(*options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_says_where_it_listens_and_stops_on_sigterm() -> None:
+    with serve("--port", "0") as agent:
+        assert agent.stdout is not None
+        address = agent.stdout.readline().split()[-1]
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))):
+            pass
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(timeout=30) == 0
+
+
+def test_stops_when_its_parent_does() -> None:
+    with serve("--port", "0", "--until-stdin-closes") as agent:
+        assert agent.stdout is not None
+        assert agent.stdin is not None
+        agent.stdout.readline()
+        agent.stdin.close()
+        assert agent.wait(timeout=30) == 0
+
+
+def test_a_taken_port_is_an_error_with_the_cure() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run(
+            [*COMMAND, "--port", str(taken.getsockname()[1])], capture_output=True, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: cannot listen on")
+    assert "--port" in done.stderr
+
+
+def test_other_machines_only_when_told_so() -> None:
+    done = subprocess.run([*COMMAND, "--host", "0.0.0.0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--insecure" in done.stderr
+
+
+def test_the_agent_never_loads_what_it_does_not_ship() -> None:
+    program = (
+        "import sys, esm_agent.cli, esm_agent.server, esm_agent.backends;"
+        "print([m for m in ('torch', 'onnx', 'sqlalchemy', 'esm_host') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,86 @@
+"""An upload is what its header announced, or it is refused."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esm_agent.upload import TooLargeError, UploadError, VersionError, receive
+from esm_protos.convert import block_to_requests
+from esm_protos.messages import Block, Limits, MeasureSpec, Model
+from esm_protos.v1 import profiler_pb2 as pb
+
+LIMITS = Limits(max_block_bytes=10_000, max_block_models=3)
+Requests = list[pb.MeasureBlockRequest]
+
+
+def requests(*data: bytes) -> Requests:
+    models = tuple(Model(f"m{index}", each) for index, each in enumerate(data))
+    return list(block_to_requests(Block("b", MeasureSpec(), models)))
+
+
+def test_models_arrive_whole(tmp_path: Path) -> None:
+    block = receive(requests(b"one", b"", b"three"), tmp_path, LIMITS)
+    assert (block.block_id, block.spec) == ("b", MeasureSpec())
+    assert [(name, path.read_bytes()) for name, path in block.models] == [
+        ("m0", b"one"),
+        ("m1", b""),
+        ("m2", b"three"),
+    ]
+
+
+def edited(edit: Callable[[Requests], object]) -> Requests:
+    sent = requests(b"first", b"second")
+    edit(sent)
+    return sent
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda r: r.clear(),
+        lambda r: r.pop(0),
+        lambda r: r.pop(1),
+        lambda r: r.pop(),
+        lambda r: r.append(r[-1]),
+        lambda r: r.insert(1, r[0]),
+        lambda r: r.reverse(),
+        lambda r: r.insert(1, r.pop()),
+        lambda r: setattr(r[1].chunk, "data", b"FIRST"),
+        lambda r: setattr(r[1].chunk, "data", b""),
+        lambda r: setattr(r[1].chunk, "data", b"first and more"),
+        lambda r: setattr(r[1].chunk, "offset", 1),
+        lambda r: setattr(r[1].chunk, "model", 7),
+        lambda r: setattr(r[0].header, "block_id", ""),
+        lambda r: r[0].header.ClearField("models"),
+        lambda r: setattr(r[0].header.models[1], "model_id", "m0"),
+        lambda r: setattr(r[0].header.models[0], "sha256", hashlib.sha256(b"").digest()),
+        lambda r: setattr(r[0].header.spec, "runs", 0),
+        lambda r: setattr(r[0].header.spec, "trim", 0.5),
+        lambda r: setattr(r[0].header.spec, "protocol", 9),
+        lambda r: setattr(r[0].header.spec, "model_timeout_s", float("nan")),
+    ],
+)
+def test_anything_else_is_refused(tmp_path: Path, edit: Callable[[Requests], object]) -> None:
+    with pytest.raises(UploadError):
+        receive(edited(edit), tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [requests(b"1", b"2", b"3", b"4"), requests(b"x" * 6_000, b"x" * 6_000)],
+    ids=["models", "bytes"],
+)
+def test_too_much_is_refused_by_the_header_alone(tmp_path: Path, sent: Requests) -> None:
+    with pytest.raises(TooLargeError, match="--block-size"):
+        receive(sent[:1], tmp_path, LIMITS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("version", "older"), [(0, "workstation"), (99, "device")])
+def test_another_version_says_what_to_upgrade(tmp_path: Path, version: int, older: str) -> None:
+    sent = requests(b"model")
+    sent[0].header.protocol_version = version
+    with pytest.raises(VersionError, match=f"upgrade esm-profiler on the {older}"):
+        receive(sent, tmp_path, LIMITS)

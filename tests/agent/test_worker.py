@@ -1,0 +1,106 @@
+"""The measuring process: whatever a model does to it, every model gets an outcome."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from esm_agent.worker import CancelledError, Worker, WorkerUnavailableError
+from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Progress, Protocol
+from tests.agent.fake_backends import BrokenBackend, ScriptedBackend
+
+Measure = Callable[..., BlockResult]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker(ScriptedBackend)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def measure(worker: Worker, tmp_path: Path) -> Measure:
+    def measure(
+        *scripts: str,
+        protocol: Protocol = Protocol.INTERLEAVED,
+        timeout_s: float = 30,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> BlockResult:
+        models = []
+        for index, script in enumerate(scripts):
+            path = tmp_path / f"{index}.onnx"
+            path.write_text(script)
+            models.append((f"m{index}", path))
+        spec = MeasureSpec(protocol=protocol, runs=6, model_timeout_s=timeout_s)
+        return worker.measure("b", spec, models, on_progress, cancelled)
+
+    return measure
+
+
+def outcomes(result: BlockResult) -> list[FailureKind | None]:
+    return [m.failure.kind if m.failure else None for m in result.measurements]
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol: Protocol) -> None:
+    result = measure("ok", "ok", "ok", protocol=protocol)
+    assert [m.model_id for m in result.measurements] == ["m0", "m1", "m2"]
+    assert all(len(m.latency_ns) == len(m.start_ns) == 6 for m in result.measurements)
+    assert 0 < result.running_ns <= result.busy_ns
+    starts = sorted(start for m in result.measurements for start in m.start_ns.tolist())
+    assert starts[0] >= 0
+    assert len(set(starts)) == 18, "starts order the runs of the whole block"
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        ("invalid", FailureKind.INVALID_MODEL),
+        ("memory", FailureKind.OUT_OF_MEMORY),
+        ("crash", FailureKind.CRASH),
+    ],
+)
+def test_a_bad_model_fails_alone(
+    measure: Measure, protocol: Protocol, script: str, kind: FailureKind
+) -> None:
+    result = measure("ok", script, "ok", protocol=protocol)
+    assert outcomes(result) == [None, kind, None]
+    assert len(result.measurements[2].latency_ns) == 6
+
+
+def test_a_model_that_hangs_times_out_and_the_rest_is_measured(measure: Measure) -> None:
+    result = measure("ok", "hang", "ok", timeout_s=1)
+    assert outcomes(result) == [None, FailureKind.TIMEOUT, None]
+
+
+def test_every_model_may_be_bad(measure: Measure) -> None:
+    kinds = outcomes(measure("crash", "invalid", "crash"))
+    assert kinds == [FailureKind.CRASH, FailureKind.INVALID_MODEL, FailureKind.CRASH]
+
+
+def test_a_process_killed_from_outside_costs_no_model(measure: Measure, tmp_path: Path) -> None:
+    result = measure("ok", f"crash once {tmp_path / 'killed'}", "ok")
+    assert (tmp_path / "killed").exists()
+    assert outcomes(result) == [None, None, None]
+
+
+def test_cancelling_stops_a_running_model_and_the_next_block_is_measured(measure: Measure) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(CancelledError):
+        measure("hang", on_progress=seen.append, cancelled=lambda: len(seen) > 1)
+    assert outcomes(measure("ok")) == [None]
+
+
+def test_progress_names_the_state(measure: Measure) -> None:
+    seen: list[Progress] = []
+    measure("sleep 0.1", "ok", on_progress=seen.append)
+    assert seen
+    assert all(0 <= progress.fraction <= 1 for progress in seen)
+
+
+def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:
+    with pytest.raises(WorkerUnavailableError, match=r"pip install 'esm-profiler\[agent\]'"):
+        Worker(BrokenBackend).start()

@@ -1,0 +1,96 @@
+"""What every profiler does: the fake one and a real agent over gRPC pass the same tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from esm_host.errors import DeviceError
+from esm_host.transport.base import Profiler
+from esm_host.transport.fake import FakeProfiler
+from esm_host.transport.local import LocalProfiler
+from esm_models.spaces import load_space
+from esm_protos.messages import (
+    PROTOCOL_VERSION,
+    Block,
+    Failure,
+    FailureKind,
+    MeasureSpec,
+    Model,
+    Progress,
+    Protocol,
+)
+from tests.helpers import largest, smallest
+
+SPACE = load_space("resnet", resolution=32, width_mult=0.25)
+GOOD = Model("small", SPACE.build(smallest(SPACE)))
+LARGE = Model("large", SPACE.build(largest(SPACE)))
+BAD = Model("bad", b"not a model")
+
+
+def fake_latency(model: Model) -> float | Failure:
+    if model.data == BAD.data:
+        return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file")
+    return len(model.data) / 1e4
+
+
+@pytest.fixture(scope="module", params=["fake", "local"])
+def profiler(request: pytest.FixtureRequest) -> Iterator[Profiler]:
+    make = {"fake": lambda: FakeProfiler(fake_latency), "local": LocalProfiler}
+    with make[request.param]() as profiler:
+        yield profiler
+
+
+def block(*models: Model, **settings) -> Block:
+    return Block("block", MeasureSpec(**{"runs": 6, **settings}), models)
+
+
+def test_says_what_the_device_is(profiler: Profiler) -> None:
+    info = profiler.device_info()
+    assert info.protocol_version == PROTOCOL_VERSION
+    assert "cpu" in info.providers
+    assert info.cpu_count >= 1
+    assert info.memory_bytes > 0
+    assert info.limits.max_block_models >= 64
+    assert info.identity() == profiler.device_info().identity()
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_measures_a_block_in_order(profiler: Profiler, protocol: Protocol) -> None:
+    result = profiler.measure(block(GOOD, LARGE, protocol=protocol))
+    assert result.block_id == "block"
+    assert [m.model_id for m in result.measurements] == ["small", "large"]
+    for measurement in result.measurements:
+        assert measurement.failure is None
+        assert len(measurement.latency_ns) == len(measurement.start_ns) == 6
+        assert (measurement.latency_ns > 0).all()
+    small, large = (m.trimmed_mean_ms(0.2) for m in result.measurements)
+    assert small < large, "28 blocks of kernel 7 against 4 of kernel 3"
+    assert 0 < result.running_ns <= result.busy_ns
+
+
+def test_a_bad_model_is_an_outcome_not_an_exception(profiler: Profiler) -> None:
+    result = profiler.measure(block(GOOD, BAD))
+    good, bad = result.measurements
+    assert good.failure is None
+    assert bad.failure is not None
+    assert bad.failure.kind is FailureKind.INVALID_MODEL
+    assert bad.latency_ns.size == 0
+
+
+def test_counts_what_it_sends(profiler: Profiler) -> None:
+    before = profiler.bytes_sent
+    profiler.measure(block(GOOD))
+    assert len(GOOD.data) <= profiler.bytes_sent - before < len(GOOD.data) + 1000
+
+
+def test_tells_of_progress(profiler: Profiler) -> None:
+    seen: list[Progress] = []
+    profiler.measure(block(GOOD), seen.append)
+    assert seen
+    assert all(0 <= progress.fraction <= 1 for progress in seen)
+
+
+def test_a_provider_that_is_not_there_is_refused(profiler: Profiler) -> None:
+    with pytest.raises(DeviceError, match="no provider 'npu': it has"):
+        profiler.measure(block(GOOD, provider="npu"))
+    assert profiler.measure(block(GOOD)).measurements[0].failure is None

@@ -1,0 +1,114 @@
+"""A whole campaign on a fake device, in a fraction of a second per round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esm_host.bins import DepthBins
+from esm_host.dataset.collect import Collector
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.encoding import make_encoder
+from esm_host.extension.loop import Loop
+from esm_host.extension.settings import Settings
+from esm_host.predictors.base import Predictor
+from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.transport.base import Profiler
+from esm_models.spaces import load_space
+from esm_protos.messages import MeasureSpec, Model, Progress
+
+SPACE = load_space("resnet", resolution=32, width_mult=0.25)
+SETTINGS = Settings(
+    device="fake",
+    initial=40,
+    step=20,
+    bins=4,
+    block_size=10,
+    max_models=200,
+    spec=MeasureSpec(runs=5),
+)
+
+
+def latency(model: Model) -> float:
+    """The larger the graph, the slower: a latency that depends on depth alone."""
+    return len(model.data) / 1e4
+
+
+class ByDepth(Predictor):
+    """The mean latency of the nearest depth among the training samples."""
+
+    def _fit(self, encodings: np.ndarray, latency_ms: np.ndarray) -> None:
+        depth = encodings.sum(axis=1)
+        self.depths_ = np.unique(depth)
+        self.means_ = np.array([latency_ms[depth == d].mean() for d in self.depths_])
+
+    def _predict(self, encodings: np.ndarray) -> np.ndarray:
+        distance = np.abs(encodings.sum(axis=1)[:, None] - self.depths_)
+        result: np.ndarray = self.means_[distance.argmin(axis=1)]
+        return result
+
+
+@dataclass
+class Log:
+    """Watches and remembers; ``on_block_do`` may break the campaign off."""
+
+    blocks: list[str] = field(default_factory=list)
+    remeasured: int = 0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    on_block_do: Callable[[], None] = lambda: None
+
+    def on_progress(self, progress: Progress) -> None: ...
+
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        self.blocks.append(block_id)
+        self.on_block_do()
+
+    def on_remeasure(self, blocks: int) -> None:
+        self.remeasured += blocks
+
+    def on_round(self, number: int, architectures: int) -> None: ...
+
+    def on_training(self) -> None: ...
+
+    def on_evaluated(self, result: dict[str, Any]) -> None:
+        self.rounds.append(result)
+
+
+def assemble(
+    tmp_path: Path, profiler: Profiler, log: Log, **changes: Any
+) -> tuple[Store, Collector, Loop]:
+    """A campaign over the store in ``tmp_path``, new or gone on with."""
+    settings = replace(SETTINGS, **changes)
+    store = Store(tmp_path / "store.sqlite")
+    bins = DepthBins(SPACE.min_depth, SPACE.max_depth, settings.bins)
+    if REFERENCE_ROUND not in store.plan():
+        references = RandomSampler(SPACE, bins).sample(
+            settings.references, np.random.default_rng(99)
+        )
+        store.add_plan(REFERENCE_ROUND, references)
+    collector = Collector(
+        store,
+        profiler,
+        SPACE,
+        settings.spec,
+        store.plan()[REFERENCE_ROUND],
+        settings.block_size,
+        settings.reference_tolerance_percent / 100,
+        settings.max_remeasurements,
+        log,
+    )
+    loop = Loop(
+        settings,
+        store,
+        collector,
+        SAMPLERS[settings.sampling](SPACE, bins),
+        make_encoder(settings.encoding, SPACE),
+        bins,
+        ByDepth,
+        log,
+    )
+    return store, collector, loop

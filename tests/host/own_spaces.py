@@ -1,0 +1,28 @@
+"""Search spaces in a file, as users write them."""
+
+from esm_models.space import Feature, SearchSpace
+
+
+class Tiny(SearchSpace):
+    """27 architectures: three units of one block."""
+
+    name = "tiny"
+    depths = ((1,),) * 3
+    features = (Feature("kernel", "k", (1, 3, 5)),)
+
+    def network(self, net, units):
+        x = net.input
+        for unit in units:
+            x = net.relu(net.conv(x, 8, kernel=unit[0]["kernel"], stride=2))
+        return net.linear(net.flatten(x), 10)
+
+
+class Unknown(SearchSpace):
+    """An operator that no runtime has."""
+
+    name = "unknown"
+    depths = ((1, 2, 3, 4, 5),)
+    features = (Feature("kernel", "k", (3, 5)),)
+
+    def network(self, net, units):
+        return net._add("NoSuchOperator", [net.input], net.shape(net.input))

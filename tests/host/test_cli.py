@@ -1,0 +1,353 @@
+"""``esm-host`` as users meet it: a campaign from start to end, and every kind of wrong input."""
+
+import json
+import subprocess
+import sys
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import onnxruntime
+import pytest
+from typer.testing import CliRunner, Result
+
+from esm_host.cli.app import app
+from esm_host.encoding import make_encoder
+from esm_host.transport import devices
+from esm_host.transport.fake import FakeProfiler
+from esm_models.architecture import Architecture
+from esm_models.spaces import load_space
+from esm_protos import convert
+from esm_protos.messages import PROTOCOL_VERSION
+from esm_protos.v1 import profiler_pb2_grpc
+from tests.helpers import smallest
+from tests.host.campaign import SPACE, latency
+
+SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
+OWN_SPACE = f"{Path(__file__).parent / 'own_spaces.py'}:Tiny"
+SMALL += ["--bins", "2", "--block-size", "10", "--runs", "5", "--max-models", "30"]
+
+
+def esm_host(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr, the right exit code, and no traceback."""
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.output
+    assert result.stderr.splitlines()[-1] == lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
+    """Every device is this one."""
+    profiler = FakeProfiler(latency, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    return profiler
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign on this machine, through a real agent."""
+    run = tmp_path_factory.mktemp("campaign") / "run"
+    result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+# A campaign that works
+
+
+def test_leaves_everything_in_its_folder(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"settings.json", "store.sqlite", "predictor.pt", "predictor.onnx"} <= names
+    assert {"result.json", "predicted_against_measured.png"} <= names
+    assert {"accuracy_by_round.png", "reference_stability.png"} <= names
+
+
+def test_result_json_has_the_documented_shape(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["schema_version"] == 1
+    assert result["converged"] is True
+    assert result["measured_models"] == 20
+    (entry,) = result["rounds"]
+    assert entry["measured_models"] == 20
+    assert isinstance(entry["accuracy_percent"], float)
+    for part in entry["bins"]:
+        assert {"depth_min", "depth_max", "accuracy_percent"} <= part.keys()
+    assert {"passed", "worst_reference_deviation_percent", "remeasured_blocks"} <= entry[
+        "qc"
+    ].keys()
+    assert 0 < result["device_busy_seconds"] < result["wall_seconds"]
+    assert result["bytes_sent"] > 20 * 5_000
+    assert result["device"]["runtime"].startswith("onnxruntime")
+    assert result["settings"]["space"] == "resnet"
+
+
+def test_predictor_onnx_takes_encodings_and_gives_milliseconds(finished: Path) -> None:
+    session = onnxruntime.InferenceSession(
+        finished / "predictor.onnx", providers=["CPUExecutionProvider"]
+    )
+    encodings = make_encoder("fcc", SPACE).encode([smallest(SPACE)])
+    (got,) = session.run(["latency_ms"], {"encoding": encodings})
+    assert got.shape == (1,)
+    assert 0 < got[0] < 1000
+
+
+def test_predicts_given_and_sampled_architectures(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.json"
+    assert esm_host("predict", finished, "--sample", 4, "--json", out).exit_code == 0
+    drawn = json.loads(out.read_text())
+    assert drawn["schema_version"] == 1
+    assert len(drawn["results"]) == 4
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps(drawn["results"]))
+    result = esm_host("predict", finished, "--architectures", given, "--json", "-")
+    assert json.loads(result.stdout)["results"] == drawn["results"]
+    given.write_text(json.dumps(smallest(SPACE).to_json()))
+    lines = esm_host("predict", finished, "-a", given).stdout.splitlines()
+    assert len(lines) == 2
+    assert float(lines[1].split()[0]) > 0
+
+
+def test_resuming_a_finished_campaign_measures_nothing(finished: Path) -> None:
+    before = json.loads((finished / "result.json").read_text())
+    assert esm_host("profile", "--run", finished, "--resume").exit_code == 0
+    after = json.loads((finished / "result.json").read_text())
+    assert after["measured_models"] == before["measured_models"]
+    assert after["bytes_sent"] == before["bytes_sent"]
+
+
+def test_an_unreached_target_is_exit_code_3(fake: FakeProfiler, tmp_path: Path) -> None:
+    result = esm_host("profile", *SMALL, "--run", tmp_path / "r", "--target-accuracy", 100)
+    assert result.exit_code == 3
+    assert "not converged" in result.stdout
+    assert json.loads((tmp_path / "r/result.json").read_text())["measured_models"] == 30
+
+
+def test_a_raised_target_may_be_resumed_but_other_settings_not(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    assert esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1).exit_code == 0
+    more = ("profile", "--run", run, "--resume", "--target-accuracy", 100)
+    assert esm_host(*more).exit_code == 3
+    assert json.loads((run / "result.json").read_text())["measured_models"] == 30
+    for flag, value in (("--space", "densenet"), ("--resolution", 64), ("--runs", 7)):
+        result = esm_host("profile", "--run", run, "--resume", flag, value)
+        assert_refused(result, 2, f"measured with {flag}", "another --run")
+
+
+def test_interrupted_it_keeps_what_it_has_and_resumes(
+    fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    measure = fake.measure
+
+    def interrupted(*arguments):
+        if len(fake.blocks) == 1:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(fake, "measure", interrupted)
+    result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "connect", lambda device: fake)
+    assert esm_host("profile", "--run", run, "--resume").exit_code == 0
+    keys = [model.model_id for block in fake.blocks for model in block.models]
+    assert len(keys) == 28
+    assert len(set(keys)) == 24, "twenty models once, four references twice"
+
+
+def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "docs" / "own_space.py"
+    run = tmp_path / "r"
+    own = ["profile", "--space", f"{path}:PlainNet", "--run", run, *SMALL, "--target-accuracy", 1]
+    assert esm_host(*own).exit_code == 0
+    assert esm_host("predict", run, "--sample", 2).exit_code == 0
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--space", "resnett"], ["unknown search space", "did you mean 'resnet'"]),
+        (["--space", "no/such/file.py:Space"], ["no file"]),
+        (["--encoding", "fccc"], ["unknown encoding", "did you mean 'fcc'"]),
+        (["--bins", "26"], ["--bins 26", "1 to 25"]),
+        (["--bins", "0"], ["--bins 0"]),
+        (["--resolution", "8"], ["--resolution 8", "32"]),
+        (["--width-mult", "0"], ["--width-mult"]),
+        (["--batch", "0"], ["--batch"]),
+        (["--runs", "0"], ["--runs 0"]),
+        (["--trim", "0.5"], ["--trim"]),
+        (["--threads", "0"], ["--threads"]),
+        (["--initial", "3"], ["--initial 3"]),
+        (["--max-models", "5"], ["--max-models 5", "--initial"]),
+        (["--target-accuracy", "101"], ["--target-accuracy 101"]),
+        (["--weight-below", "0"], ["--weight-below"]),
+        (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceeds the space's 27"]),
+    ],
+)
+def test_impossible_requests_measure_nothing_and_make_no_folder(
+    fake: FakeProfiler, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    result = esm_host("profile", *SMALL, *options, "--run", tmp_path / "r")
+    assert_refused(result, 2, *words)
+    assert fake.blocks == []
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_device_names_the_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "devices.toml"
+    monkeypatch.setenv("ESM_CONFIG", str(config))
+    result = esm_host("profile", "--device", "pi5", "--run", tmp_path / "r")
+    assert_refused(result, 2, "unknown device 'pi5'", str(config))
+    config.write_text('[devices.pi4]\naddress = "127.0.0.1:1"\n')
+    result = esm_host("profile", "--device", "pi5", "--run", tmp_path / "r")
+    assert_refused(result, 2, "did you mean 'pi4'")
+    result = esm_host("profile", "--device", "pi4", "--run", tmp_path / "r")
+    assert_refused(result, 69, "127.0.0.1:1 (pi4)", "esm-agent serve")
+    config.write_text("[devices\n")
+    result = esm_host("profile", "--device", "pi4", "--run", tmp_path / "r")
+    assert_refused(result, 2, "devices.toml cannot be read")
+
+
+def test_an_agent_that_is_not_there_is_exit_code_69(tmp_path: Path) -> None:
+    result = esm_host("profile", "--device", "127.0.0.1:1", "--run", tmp_path / "r")
+    assert_refused(result, 69, "no agent answers at 127.0.0.1:1")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "older"), [(PROTOCOL_VERSION + 1, "workstation"), (PROTOCOL_VERSION - 1, "device")]
+)
+def test_an_agent_of_another_version_says_what_to_upgrade(
+    tmp_path: Path, version: int, older: str
+) -> None:
+    class Other(profiler_pb2_grpc.ProfilerServicer):
+        def GetDeviceInfo(self, request, context):
+            info = convert.device_info_to_pb(FakeProfiler(latency).device_info())
+            info.protocol_version = version
+            return info
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    profiler_pb2_grpc.add_ProfilerServicer_to_server(Other(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        result = esm_host("profile", "--device", f"127.0.0.1:{port}", "--run", tmp_path / "r")
+    finally:
+        server.stop(None)
+    assert_refused(result, 1, f"upgrade esm-profiler on the {older}")
+
+
+def test_a_service_that_is_no_agent_is_named_so(tmp_path: Path) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        result = esm_host("profile", "--device", f"127.0.0.1:{port}", "--run", tmp_path / "r")
+    finally:
+        server.stop(None)
+    assert_refused(result, 1, "is not an esm-agent of this version")
+
+
+def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    assert esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1).exit_code == 0
+    blocks = len(fake.blocks)
+    assert_refused(esm_host("profile", *SMALL, "--run", run), 2, "--resume")
+    from esm_host.cli.folder import RunFolder
+
+    with RunFolder(run).locked():
+        result = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 100)
+        assert_refused(result, 75, "another esm-host is using")
+    assert_refused(esm_host("profile", "--run", tmp_path / "no", "--resume"), 2, "no campaign")
+    fake._hostname = "another"
+    result = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 100)
+    assert_refused(result, 2, "measurements of another device", "another --run")
+    assert len(fake.blocks) == blocks
+
+
+def test_a_corrupt_store_is_named_and_left_as_it_is(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    (run / "store.sqlite").write_bytes(b"no database " * 1000)
+    result = esm_host("profile", "--run", run, "--resume")
+    assert_refused(result, 1, "not a usable store", "restore it from a copy")
+    assert (run / "store.sqlite").read_bytes() == b"no database " * 1000
+
+
+def test_a_space_that_no_runtime_takes_ends_with_the_runtimes_words(tmp_path: Path) -> None:
+    space = OWN_SPACE.replace("Tiny", "Unknown")
+    result = esm_host("profile", "--space", space, *SMALL, "--run", tmp_path / "r")
+    assert_refused(result, 1, "unsupported_op", "NoSuchOperator")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["--architectures FILE or --sample N"]),
+        (["--sample", "2", "-a", "x.json"], 2, ["either"]),
+        (["-a", "missing.json"], 2, ["cannot read missing.json"]),
+    ],
+)
+def test_predict_says_what_it_needs(
+    finished: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    assert_refused(esm_host("predict", finished, *arguments), code, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["is not JSON"]),
+        ("17", ["an architecture is written"]),
+        ('{"space": "resnet"}', ["an architecture is written"]),
+        (json.dumps(smallest(load_space("densenet")).to_json()), ["of space 'densenet'"]),
+        (json.dumps(Architecture("resnet", (("k3e1",),) * 3).to_json()), ["4 units"]),
+        (json.dumps(Architecture("resnet", (("k3e1",) * 9,) * 4).to_json()), ["9 blocks"]),
+        (json.dumps(Architecture("resnet", (("k4e1",),) * 4).to_json()), ["'k4e1'", "k3e1/2"]),
+    ],
+)
+def test_predict_refuses_architectures_outside_the_space(
+    finished: Path, tmp_path: Path, text: str, words: list[str]
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert_refused(esm_host("predict", finished, "-a", path), 2, *words)
+
+
+def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path) -> None:
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "is no campaign")
+    (tmp_path / "settings.json").write_text((finished / "settings.json").read_text())
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "no predictor yet")
+    (tmp_path / "predictor.onnx").write_bytes(b"damaged")
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "damaged", "--resume")
+    (tmp_path / "settings.json").write_text("{")
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "settings.json is damaged")
+
+
+# Starting up
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['esm-host', 'profile', '--help']\n"
+        "from esm_host.cli.app import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'onnx', 'onnxruntime', 'numpy', 'grpc', 'sqlalchemy', 'matplotlib')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

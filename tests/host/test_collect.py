@@ -1,0 +1,148 @@
+"""Collecting: references in every block, quality control, drift removed, nothing measured twice."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.dataset.table import load_dataset
+from esm_host.errors import DeviceError, MismatchError
+from esm_host.transport.fake import FakeProfiler
+from esm_protos.messages import Failure, FailureKind, MeasureSpec, Model, Protocol
+from tests.host.campaign import SPACE, Log, assemble, latency
+
+
+def plan(store, count: int = 40, round_number: int = 0):
+    from esm_host.bins import DepthBins
+    from esm_host.sampling import BalancedSampler
+
+    sampler = BalancedSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 4))
+    seen = {a.key for planned in store.plan().values() for a in planned}
+    drawn = sampler.sample(count, np.random.default_rng(round_number), exclude=seen)
+    store.add_plan(round_number, drawn)
+    return drawn
+
+
+def test_every_block_holds_all_references_and_every_model_is_measured_once(tmp_path: Path) -> None:
+    profiler = FakeProfiler(latency)
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    planned = plan(store)
+    quality = collector.collect(0)
+    assert (quality.passed, quality.remeasured_blocks) == (True, 0)
+    references = {a.key for a in store.plan()[REFERENCE_ROUND]}
+    for block in profiler.blocks:
+        ids = [model.model_id for model in block.models]
+        assert references <= set(ids)
+        assert len(ids) == len(set(ids)) == 14
+    counts = Counter(m.model_id for block in profiler.blocks for m in block.models)
+    assert all(counts[a.key] == 1 for a in planned)
+    collector.collect(0)
+    assert len(profiler.blocks) == 4, "collecting again measures nothing"
+
+
+def test_the_devices_pace_is_divided_out(tmp_path: Path) -> None:
+    profiler = FakeProfiler(latency, pace=lambda number: [1, 1.5, 0.8, 1][number % 4])
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    planned = plan(store)
+    assert collector.collect(0).passed
+    dataset = load_dataset(store, MeasureSpec(runs=5))
+    assert dataset.architectures == planned
+    truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
+    np.testing.assert_allclose(dataset.latency_ms, truth, rtol=1e-4)
+
+
+def test_in_a_row_the_pace_stays_in_and_fails_the_block(tmp_path: Path) -> None:
+    profiler = FakeProfiler(latency, pace=lambda number: 1.5 if number == 2 else 1.0)
+    spec = MeasureSpec(runs=5, protocol=Protocol.SEQUENTIAL)
+    store, collector, _ = assemble(tmp_path, profiler, Log(), spec=spec)
+    planned = plan(store)
+    quality = collector.collect(0)
+    assert (quality.passed, quality.remeasured_blocks) == (True, 1)
+    truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
+    np.testing.assert_allclose(load_dataset(store, spec).latency_ms, truth, rtol=1e-4)
+
+
+class Straying:
+    """One reference is off by a fifth in chosen blocks."""
+
+    def __init__(self, *blocks: int) -> None:
+        self.bad_blocks = blocks
+        self.reference = ""
+        self.profiler = FakeProfiler(self.latency)
+
+    def latency(self, model: Model) -> float:
+        stray = (
+            len(self.profiler.blocks) - 1 in self.bad_blocks and model.model_id == self.reference
+        )
+        return latency(model) * (1.2 if stray else 1)
+
+
+def test_a_block_whose_reference_strays_is_measured_again(tmp_path: Path) -> None:
+    device = Straying(1)
+    log = Log()
+    store, collector, _ = assemble(tmp_path, device.profiler, log)
+    device.reference = store.plan()[REFERENCE_ROUND][0].key
+    plan(store)
+    quality = collector.collect(0)
+    assert (quality.passed, quality.remeasured_blocks, log.remeasured) == (True, 1, 1)
+    assert quality.worst_reference_deviation < 0.03
+    bad, again = device.profiler.blocks[1], device.profiler.blocks[4]
+    assert [m.model_id for m in bad.models] == [m.model_id for m in again.models]
+    assert bad.block_id != again.block_id
+    assert load_dataset(store, MeasureSpec(runs=5)).passed.all()
+
+
+def test_a_block_that_keeps_failing_is_kept_and_marked(tmp_path: Path) -> None:
+    device = Straying(1, 4, 5)
+    store, collector, _ = assemble(tmp_path, device.profiler, Log(), max_remeasurements=2)
+    device.reference = store.plan()[REFERENCE_ROUND][0].key
+    plan(store)
+    quality = collector.collect(0)
+    assert not quality.passed
+    assert quality.remeasured_blocks == 2
+    assert quality.worst_reference_deviation == pytest.approx(0.2, abs=0.01)
+    assert len(device.profiler.blocks) == 6
+    dataset = load_dataset(store, MeasureSpec(runs=5))
+    assert len(dataset) == 40
+    assert (~dataset.passed).sum() == 10
+
+
+def test_a_model_that_fails_is_recorded_and_not_tried_again(tmp_path: Path) -> None:
+    bad_key = ""
+
+    def sometimes(model: Model) -> float | Failure:
+        if model.model_id == bad_key:
+            return Failure(FailureKind.OUT_OF_MEMORY, "too large")
+        return latency(model)
+
+    profiler = FakeProfiler(sometimes)
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    planned = plan(store)
+    bad_key = planned[3].key
+    assert collector.collect(0).passed
+    dataset = load_dataset(store, MeasureSpec(runs=5))
+    assert len(dataset) == 39
+    assert bad_key not in {a.key for a in dataset.architectures}
+    assert len(profiler.blocks) == 4
+
+
+def test_a_device_that_measures_nothing_ends_the_campaign_with_its_words(tmp_path: Path) -> None:
+    profiler = FakeProfiler(lambda model: Failure(FailureKind.UNSUPPORTED_OP, "no Conv here"))
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    plan(store)
+    with pytest.raises(DeviceError, match=r"none of 14 models.*unsupported_op: no Conv here"):
+        collector.collect(0)
+
+
+def test_another_device_may_not_go_on_with_a_store(tmp_path: Path) -> None:
+    store, collector, _ = assemble(tmp_path, FakeProfiler(latency), Log())
+    plan(store)
+    collector.collect(0)
+    plan(store, 10, round_number=1)
+    other = FakeProfiler(latency, hostname="other")
+    _, collector, _ = assemble(tmp_path, other, Log())
+    with pytest.raises(MismatchError, match=r"hostname fake -> other.*another --run"):
+        collector.collect(1)
+    assert other.blocks == []

@@ -1,0 +1,161 @@
+"""Train, evaluate, extend: where it measures next, when it stops, and how it goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esm_host.bins import DepthBins
+from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.errors import DeviceError
+from esm_host.transport.fake import FakeProfiler
+from esm_protos.messages import Failure, FailureKind, Model
+from tests.host.campaign import SPACE, Log, assemble, latency
+
+BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 4)
+
+
+def erratic_when_deep(model: Model) -> float:
+    """Predictable but for the deepest networks."""
+    value = latency(model)
+    if len(model.data) > 31_500:
+        value *= 1 + 0.8 * (int(model.model_id, 16) % 1000 / 1000 - 0.5)
+    return value
+
+
+def test_an_accurate_predictor_ends_it_after_the_first_round(tmp_path: Path) -> None:
+    log = Log()
+    _, _, loop = assemble(tmp_path, FakeProfiler(latency), log)
+    outcome = loop.run()
+    assert outcome.converged
+    assert len(log.rounds) == 1
+    assert log.rounds[0]["measured_models"] == 40
+    assert [entry["samples"] for entry in log.rounds[0]["bins"]] == [10] * 4
+    assert outcome.predictor.predict(np.zeros((1, 36), np.float32)).shape == (1,), (
+        "the predictor is ready to use"
+    )
+
+
+def test_extension_goes_where_the_accuracy_is_low(tmp_path: Path) -> None:
+    log = Log()
+    store, _, loop = assemble(
+        tmp_path, FakeProfiler(erratic_when_deep), log, max_models=80, step=40
+    )
+    outcome = loop.run()
+    assert not outcome.converged
+    passing = [e["accuracy_percent"] >= 95 for e in log.rounds[0]["bins"]]
+    assert passing == [True, True, True, False]
+    added = BINS.of(np.array([a.depth for a in store.plan()[1]]))
+    assert np.bincount(added, minlength=4).tolist() == [3, 3, 2, 32]
+
+
+def test_it_stops_at_the_budget_exactly(tmp_path: Path) -> None:
+    log = Log()
+    _, _, loop = assemble(tmp_path, FakeProfiler(erratic_when_deep), log, max_models=73)
+    outcome = loop.run()
+    assert not outcome.converged
+    assert "--max-models 73" in outcome.reason
+    assert [r["measured_models"] for r in log.rounds] == [40, 60, 73]
+
+
+def test_overall_accuracy_may_be_enough(tmp_path: Path) -> None:
+    log = Log()
+    _, _, loop = assemble(
+        tmp_path,
+        FakeProfiler(erratic_when_deep),
+        log,
+        judge="overall",
+        target_accuracy_percent=90.0,
+    )
+    assert loop.run().converged
+    assert min(e["accuracy_percent"] for e in log.rounds[-1]["bins"]) < 90
+
+
+def test_random_sampling_extends_at_random(tmp_path: Path) -> None:
+    log = Log()
+    store, _, loop = assemble(
+        tmp_path, FakeProfiler(erratic_when_deep), log, sampling="random", max_models=60
+    )
+    loop.run()
+    depths = np.array([a.depth for a in store.plan()[1]])
+    assert 12 < depths.mean() < 20
+
+
+def test_the_seed_decides_what_is_measured(tmp_path: Path) -> None:
+    plans = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        store, _, loop = assemble(
+            tmp_path / name, FakeProfiler(erratic_when_deep), Log(), seed=seed, max_models=60
+        )
+        loop.run()
+        plans.append(store.plan())
+    assert plans[0] == plans[1]
+    assert plans[0][0] != plans[2][0]
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after_blocks", range(1, 9))
+def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
+    tmp_path: Path, after_blocks: int
+) -> None:
+    whole = tmp_path / "whole"
+    broken = tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    changes = {"max_models": 80}
+    expected_store, _, loop = assemble(whole, FakeProfiler(erratic_when_deep), Log(), **changes)
+    expected = loop.run()
+
+    log = Log()
+
+    def break_off() -> None:
+        if len(log.blocks) == after_blocks:
+            raise BrokenOffError
+
+    log.on_block_do = break_off
+    first = FakeProfiler(erratic_when_deep)
+    _, _, loop = assemble(broken, first, log, **changes)
+    with pytest.raises(BrokenOffError):
+        loop.run()
+    second = FakeProfiler(erratic_when_deep)
+    store, _, loop = assemble(broken, second, Log(), **changes)
+    outcome = loop.run()
+
+    assert store.plan() == expected_store.plan()
+    np.testing.assert_allclose(outcome.dataset.latency_ms, expected.dataset.latency_ms)
+    np.testing.assert_allclose(outcome.predicted_ms, expected.predicted_ms)
+    ids = [block.block_id for block in first.blocks + second.blocks]
+    assert sorted(ids) == sorted(block.block_id for block in store.blocks())
+    assert len(ids) == len(set(ids)) == 8
+
+
+def test_a_finished_campaign_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> None:
+    profiler = FakeProfiler(erratic_when_deep)
+    _, _, loop = assemble(tmp_path, profiler, Log(), max_models=60)
+    assert loop.run().reason.startswith("--max-models 60")
+    blocks = len(profiler.blocks)
+    _, _, loop = assemble(tmp_path, profiler, Log(), max_models=60)
+    assert not loop.run().converged
+    assert len(profiler.blocks) == blocks, "nothing to do"
+    log = Log()
+    _, _, loop = assemble(tmp_path, profiler, log, max_models=100)
+    loop.run()
+    assert log.rounds[-1]["measured_models"] == 100
+    _, _, loop = assemble(tmp_path, profiler, Log(), max_models=100, target_accuracy_percent=10.0)
+    assert loop.run().converged
+
+
+def test_too_few_measurable_models_are_an_error_with_a_cause(tmp_path: Path) -> None:
+    def only_references(model: Model) -> float | Failure:
+        if model.model_id in references:
+            return latency(model)
+        return Failure(FailureKind.TIMEOUT, "too slow")
+
+    store, _, loop = assemble(tmp_path, FakeProfiler(only_references), Log())
+    references = {a.key for a in store.plan()[REFERENCE_ROUND]}
+    with pytest.raises(DeviceError, match="too few to learn from"):
+        loop.run()

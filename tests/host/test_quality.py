@@ -1,0 +1,48 @@
+"""References reveal the device's pace, and themselves when they stray."""
+
+import numpy as np
+import pytest
+
+from esm_host.evaluation.quality import judge
+
+BASE = np.array([1.0, 2.0, 5.0, 0.3])
+
+
+def test_a_common_pace_is_found_and_strays_nobody() -> None:
+    pace = np.array([1.0, 1.3, 0.8, 1.0, 1.0])
+    quality = judge(pace[:, None] * BASE, common_pace=True)
+    np.testing.assert_allclose(quality.factors, pace)
+    assert quality.worst.max() < 1e-9
+
+
+def test_one_straying_reference_is_named_and_moves_no_factor() -> None:
+    references = np.ones((6, 1)) * BASE
+    references[4, 2] *= 1.1
+    quality = judge(references, common_pace=True)
+    np.testing.assert_allclose(quality.factors, 1)
+    assert quality.deviations[4, 2] == pytest.approx(0.1)
+    assert quality.worst.argmax() == 4
+
+
+def test_in_a_row_nothing_is_common() -> None:
+    references = np.array([[1.0], [1.0], [1.3], [1.0]]) * BASE
+    quality = judge(references, common_pace=False)
+    np.testing.assert_array_equal(quality.factors, 1)
+    assert quality.worst[2] == pytest.approx(0.3)
+
+
+def test_a_reference_that_failed_fails_its_block_only() -> None:
+    references = np.ones((5, 1)) * BASE
+    references[1, 0] = np.nan
+    quality = judge(references, common_pace=True)
+    assert quality.worst[1] == np.inf
+    assert np.delete(quality.worst, 1).max() < 1e-9
+    assert np.isfinite(quality.factors).all()
+
+
+def test_one_block_alone_passes() -> None:
+    assert judge(BASE[None], common_pace=True).worst[0] < 1e-9
+
+
+def test_no_blocks() -> None:
+    assert len(judge(np.zeros((0, 4)), common_pace=True).worst) == 0

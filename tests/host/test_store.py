@@ -1,0 +1,98 @@
+"""The store keeps what it is given, once, and says so when it cannot."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.errors import DatasetError
+from esm_host.transport.fake import FakeProfiler
+from esm_models.architecture import Architecture
+from esm_protos.messages import Block, BlockResult, FailureKind, Measurement, MeasureSpec, Model
+
+PLAN = [Architecture("s", (("a",), ("b",) * n)) for n in range(1, 6)]
+DEVICE = FakeProfiler(lambda model: 1.0).device_info()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store.sqlite")
+    store.add_plan(REFERENCE_ROUND, PLAN[:1])
+    store.add_plan(0, PLAN[1:])
+    return store
+
+
+def add(store: Store, block_id: str, measurements: list[Measurement]) -> None:
+    block = Block(block_id, MeasureSpec(), tuple(Model(m.model_id, b"") for m in measurements))
+    store.add_block(0, block, BlockResult(block_id, tuple(measurements), 9, 7), DEVICE, 11, 1.5)
+
+
+def samples(architecture: Architecture) -> Measurement:
+    return Measurement(architecture.key, np.array([5, 3, 2**61]), np.array([0, 10, 20]), 4, 6)
+
+
+def test_what_goes_in_comes_out(store: Store) -> None:
+    failed = Measurement.failed(PLAN[2].key, FailureKind.CRASH, "it crashed")
+    add(store, "one", [samples(PLAN[1]), failed])
+    again = Store(store.path)
+    assert again.plan() == {REFERENCE_ROUND: PLAN[:1], 0: PLAN[1:]}
+    (block,) = again.blocks()
+    assert (block.block_id, block.busy_ns, block.running_ns) == ("one", 9, 7)
+    assert (block.bytes_sent, block.wall_seconds, block.passed) == (11, 1.5, None)
+    first, second = (stored.measurement for stored in again.measurements())
+    np.testing.assert_array_equal(first.latency_ns, [5, 3, 2**61])
+    np.testing.assert_array_equal(first.start_ns, [0, 10, 20])
+    assert (first.model_id, first.load_ns, first.first_run_ns) == (PLAN[1].key, 4, 6)
+    assert second.failure == failed.failure
+    assert [m.measurement.model_id for m in again.measurements([PLAN[2].key])] == [PLAN[2].key]
+
+
+def test_judgements_and_rounds(store: Store) -> None:
+    add(store, "one", [samples(PLAN[1])])
+    store.add_judgement("one", False, 0.07)
+    store.add_round(0, {"accuracy_percent": 90.5})
+    again = Store(store.path)
+    assert (again.blocks()[0].passed, again.blocks()[0].worst_deviation) == (False, 0.07)
+    assert again.rounds() == [{"accuracy_percent": 90.5}]
+
+
+def test_a_block_is_stored_once(store: Store) -> None:
+    add(store, "one", [samples(PLAN[1])])
+    with pytest.raises(DatasetError, match="one"):
+        add(store, "one", [samples(PLAN[2])])
+    assert len(store.measurements()) == 1
+
+
+def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
+    stranger = Architecture("s", (("z",),))
+    with pytest.raises(DatasetError, match="does not fit"):
+        add(store, "one", [samples(PLAN[1]), samples(stranger)])
+    assert store.blocks() == []
+    assert store.measurements() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"this is a letter to my aunt" * 100,
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:4096] + bytes(len(data) - 4096),
+    ],
+    ids=["not a database", "truncated", "zeroed"],
+)
+def test_a_damaged_file_is_one_line_with_the_cure(store: Store, damage) -> None:
+    store.close()
+    store.path.write_bytes(damage(store.path.read_bytes()))
+    with pytest.raises(DatasetError, match=r"not a usable store.*--run") as caught:
+        Store(store.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_schema_version_is_refused(store: Store) -> None:
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE facts SET value = '99' WHERE key = 'schema_version'"))
+    store.close()
+    with pytest.raises(DatasetError, match="schema version 99"):
+        Store(store.path)

@@ -1,0 +1,139 @@
+"""Whatever one side says, the other side hears."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm_protos import convert
+from esm_protos.messages import (
+    CHUNK_BYTES,
+    PROTOCOL_VERSION,
+    Block,
+    DeviceInfo,
+    Failure,
+    FailureKind,
+    Limits,
+    Measurement,
+    MeasureSpec,
+    Model,
+    Progress,
+    Protocol,
+    State,
+)
+from esm_protos.v1 import profiler_pb2 as pb
+
+counts = st.integers(1, 10_000)
+nanoseconds = st.lists(st.integers(0, 2**62), min_size=1, max_size=50)
+specs = st.builds(
+    MeasureSpec,
+    protocol=st.sampled_from(Protocol),
+    runs=counts,
+    runs_per_visit=counts,
+    warmup=st.integers(0, 100),
+    trim=st.floats(0, 0.49),
+    threads=st.integers(1, 64),
+    seed=st.integers(0, 2**63 - 1),
+    provider=st.sampled_from(["cpu", "cuda"]),
+    model_timeout_s=st.floats(0.001, 3600),
+)
+devices = st.builds(
+    DeviceInfo,
+    protocol_version=st.integers(0, 100),
+    agent_version=st.text(),
+    hostname=st.text(),
+    machine=st.text(),
+    cpu_model=st.text(),
+    cpu_count=st.integers(0, 1024),
+    memory_bytes=st.integers(0, 2**50),
+    os=st.text(),
+    python_version=st.text(),
+    runtime=st.text(),
+    providers=st.lists(st.text()).map(tuple),
+    limits=st.builds(
+        Limits, max_block_bytes=st.integers(0, 2**50), max_block_models=st.integers(0, 10**6)
+    ),
+)
+
+
+@given(specs)
+def test_spec_round_trip(spec: MeasureSpec) -> None:
+    wire = convert.spec_to_pb(spec).SerializeToString()
+    assert convert.spec_from_pb(pb.MeasureSpec.FromString(wire)) == spec
+
+
+@given(devices)
+def test_device_info_round_trip(info: DeviceInfo) -> None:
+    wire = convert.device_info_to_pb(info).SerializeToString()
+    assert convert.device_info_from_pb(pb.DeviceInfo.FromString(wire)) == info
+
+
+@given(st.sampled_from(State), st.floats(0, 1))
+def test_progress_round_trip(state: State, fraction: float) -> None:
+    progress = Progress(state, fraction)
+    assert convert.progress_from_pb(convert.progress_to_pb(progress)) == progress
+
+
+@given(st.text(), nanoseconds, st.integers(0, 2**62), st.integers(0, 2**62))
+def test_measurement_round_trip(
+    model_id: str, latencies: list[int], load_ns: int, first_ns: int
+) -> None:
+    sent = Measurement(
+        model_id,
+        np.array(latencies),
+        np.arange(len(latencies)),
+        load_ns,
+        first_ns,
+    )
+    wire = convert.measurement_to_pb(sent, 0.2)
+    got = convert.measurement_from_pb(pb.ModelResult.FromString(wire.SerializeToString()))
+    assert wire.trimmed_mean_ns == pytest.approx(sent.trimmed_mean_ms(0.2) * 1e6)
+    assert (got.model_id, got.load_ns, got.first_run_ns, got.failure) == (
+        model_id,
+        load_ns,
+        first_ns,
+        None,
+    )
+    np.testing.assert_array_equal(got.latency_ns, sent.latency_ns)
+    np.testing.assert_array_equal(got.start_ns, sent.start_ns)
+
+
+@given(st.sampled_from(FailureKind), st.text())
+def test_failure_round_trip(kind: FailureKind, message: str) -> None:
+    sent = Measurement.failed("m", kind, message)
+    got = convert.measurement_from_pb(convert.measurement_to_pb(sent, 0.2))
+    assert got.failure == Failure(kind, message)
+    assert got.latency_ns.size == 0
+
+
+@given(st.lists(st.integers(0, 3 * CHUNK_BYTES), max_size=4))
+def test_chunks_put_together_are_the_models(sizes: list[int]) -> None:
+    models = tuple(Model(f"m{i}", bytes([i]) * size) for i, size in enumerate(sizes))
+    block = Block("block", MeasureSpec(), models)
+    header, *chunks = convert.block_to_requests(block)
+    assert header.header.protocol_version == PROTOCOL_VERSION
+    received = [b""] * len(models)
+    for request in chunks:
+        chunk = request.chunk
+        assert 0 < len(chunk.data) <= CHUNK_BYTES
+        assert chunk.offset == len(received[chunk.model])
+        received[chunk.model] += chunk.data
+    assert received == [model.data for model in models]
+    for announced, data in zip(header.header.models, received, strict=True):
+        assert announced.size_bytes == len(data)
+        assert announced.sha256 == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.ModelResult(model_id="m"),
+        pb.ModelResult(model_id="m", latency_ns=[1, 2], start_ns=[0]),
+        pb.ModelResult(model_id="m", failure=pb.Failure(kind=99)),  # type: ignore[arg-type]
+    ],
+)
+def test_nonsense_from_an_agent_is_refused(message: pb.ModelResult) -> None:
+    with pytest.raises(ValueError, match=r"m |99"):
+        convert.measurement_from_pb(message)
