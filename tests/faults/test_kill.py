@@ -37,12 +37,14 @@ class Campaign:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.agent = self._start_agent()
+        assert self.agent.stdout is not None
+        self.agent.stdout.readline()  # it is ready
         self.host = self._start_host()
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
         command = ["-m", "esm_agent.cli", "serve", "--port", str(self.port)]
         return subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
 
     def _start_host(self) -> subprocess.Popen[bytes]:

@@ -288,8 +288,9 @@ def _run(settings: Settings, folder: RunFolder, resume: bool, patience: float, l
             f"--initial {settings.initial} exceeds the space's {space.count()} architectures"
         )
     with connect(settings.device) as impatient:
-        device = impatient.device_info()  # a device that is not there from the start is an error
         profiler = PatientProfiler(impatient, patience, live.warn)
+        # A new campaign's device that is not there is a mistake; an old one's will come back.
+        device = (profiler if resume else impatient).device_info()
         folder.prepare(resume)
         with folder.locked():
             try:
