@@ -66,7 +66,8 @@ def accuracy_by_round(path: Path, rounds: Sequence[dict[str, Any]], target_perce
     overall = [entry["accuracy_percent"] for entry in rounds]
     axes.plot(measured, overall, color="black", linestyle=":", marker=".", label="overall")
     axes.axhline(target_percent, color="tab:red", linewidth=1, label=f"target {target_percent:g} %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(measured) <= 8:
+        axes.set_xticks(measured)
     axes.set(
         xlabel="measured models", ylabel="accuracy (%)", title="accuracy of each depth bin by round"
     )
