@@ -43,6 +43,10 @@ class Live:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Clears the live view, so that results can be printed; twice does no harm."""
         self._bars.stop()
 
     def warn(self, text: str) -> None:
