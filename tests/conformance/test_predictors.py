@@ -12,7 +12,7 @@ from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
 
 PREDICTORS: dict[str, Callable[[], Predictor]] = {
-    "mlp": lambda: MLPPredictor(epochs=60, seed=1),
+    "mlp": lambda: MLPPredictor(epochs=60, min_steps=1, seed=1),
 }
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 5, (240, 12)).astype(np.float32)
@@ -91,14 +91,14 @@ def test_get_params_makes_an_equal_one(predictor: Predictor) -> None:
 
 
 def test_mlp_is_the_papers() -> None:
-    predictor = MLPPredictor(epochs=1).fit(X, Y)
+    predictor = MLPPredictor(epochs=1, min_steps=1).fit(X, Y)
     shapes = [tuple(p.shape) for p in predictor.network_.parameters()]
     assert shapes[::2] == [(64, 12), (64, 64), (64, 64), (1, 64)]
     assert (predictor.learning_rate, predictor.weight_decay) == (0.01, 1e-4)
 
 
 def test_mlp_saved_and_as_onnx_predicts_the_same(tmp_path: Path) -> None:
-    predictor = MLPPredictor(epochs=20).fit(X, Y)
+    predictor = MLPPredictor(epochs=20, min_steps=1).fit(X, Y)
     expected = predictor.predict(X)
     predictor.save(tmp_path / "p.pt")
     np.testing.assert_array_equal(MLPPredictor.load(tmp_path / "p.pt").predict(X), expected)
