@@ -41,6 +41,9 @@ class ModelError(Exception):
 class Backend(Protocol):
     """Turns a model file into something to time."""
 
+    provider: str
+    """What clients call it: ``"cpu"``."""
+
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
         """A callable that runs one inference and returns when it is over.
 
@@ -51,6 +54,8 @@ class Backend(Protocol):
 
 class OnnxRuntimeCpu:
     """The CPU execution provider with a fixed number of threads."""
+
+    provider = "cpu"
 
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
         data = path.read_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from concurrent import futures
 
 import grpc
 
 from esm_agent.device import device_info, memory_bytes
+from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
 from esm_agent.worker import BackendFactory, Worker, cpu_backend
@@ -16,7 +18,8 @@ from esm_protos.v1 import profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-_MAX_CLIENTS = 8
+# Waiting clients hold a thread each; asking for device facts must still find one.
+_MAX_CLIENTS = 64
 _OPTIONS = (
     # A second agent on a taken port is an error, not a silent sharer of its clients.
     ("grpc.so_reuseport", 0),
@@ -42,16 +45,17 @@ class AgentServer:
     """
 
     def __init__(self, host: str, port: int, make_backend: BackendFactory = cpu_backend) -> None:
+        self._scratch = make_scratch()
         self._slot = Slot(Worker(make_backend))
         hello = self._slot.start()
-        # A block's graphs lie on disk; what counts is the memory of its loaded sessions.
+        # Uploads lie in the temporary folder, which may be in memory.
         limits = Limits(max_block_bytes=memory_bytes() // 4, max_block_models=256)
         info = device_info(hello.runtime, hello.providers, limits)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot)
+        servicer = ProfilerServicer(info, self._slot, self._scratch)
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         try:
             self.port: int = self._server.add_insecure_port(f"{host}:{port}")
@@ -68,3 +72,4 @@ class AgentServer:
         stopped = self._server.stop(grace=1)
         self._slot.stop()
         stopped.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     """Serves one device."""
 
-    def __init__(self, info: DeviceInfo, slot: Slot) -> None:
+    def __init__(self, info: DeviceInfo, slot: Slot, scratch: Path) -> None:
         self._info = info
         self._slot = slot
+        self._scratch = scratch
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -37,7 +38,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.MeasureBlockEvent]:
-        with tempfile.TemporaryDirectory(prefix="esm-block-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             block = self._receive(request_iterator, Path(folder), context)
             ticket = self._slot.submit(block)
             if not context.add_callback(ticket.cancel):

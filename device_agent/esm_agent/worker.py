@@ -101,14 +101,7 @@ def _main(connection: Connection, cells: Any, make_backend: BackendFactory) -> N
 
     board = _Board(cells)
     backend = make_backend()
-    providers = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
-    available = onnxruntime.get_available_providers()
-    connection.send(
-        Hello(
-            f"onnxruntime {onnxruntime.__version__}",
-            tuple(name for key, name in providers.items() if key in available),
-        )
-    )
+    connection.send(Hello(f"onnxruntime {onnxruntime.__version__}", (backend.provider,)))
     while True:
         try:
             job: Job = connection.recv()

@@ -127,6 +127,22 @@ class SearchSpace(ABC):
     def max_depth(self) -> int:
         return sum(max(depths) for depths in self.depths)
 
+    @cached_property
+    def possible_depths(self) -> frozenset[int]:
+        """The numbers of blocks that an architecture may have."""
+        sums = {0}
+        for depths in self.depths:
+            sums = {total + depth for total in sums for depth in depths}
+        return frozenset(sums)
+
+    def extremes(self) -> tuple[Architecture, Architecture]:
+        """The shallowest architecture of first options and the deepest of last options."""
+        first, last = self.options[0].label, self.options[-1].label
+        return (
+            Architecture(self.name, tuple((first,) * min(depths) for depths in self.depths)),
+            Architecture(self.name, tuple((last,) * max(depths) for depths in self.depths)),
+        )
+
     def unit_variants(self, unit_depth: int) -> int:
         """Number of different units of that many blocks."""
         options = len(self.options)
@@ -137,7 +153,7 @@ class SearchSpace(ABC):
         return math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
 
     def settings(self) -> dict[str, str | int | float]:
-        """What tells this space from others; stored with every measurement."""
+        """What tells this space from others."""
         return {
             "name": self.name,
             "resolution": self.resolution,

@@ -13,6 +13,8 @@ from esm_protos.messages import FailureKind, MeasureSpec
 class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``."""
 
+    provider = "cpu"
+
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
         word, _, rest = path.read_text().partition(" ")
         if word == "invalid":

@@ -26,3 +26,16 @@ class Unknown(SearchSpace):
 
     def network(self, net, units):
         return net._add("NoSuchOperator", [net.input], net.shape(net.input))
+
+
+class Broken(Tiny):
+    """A mistake in the network."""
+
+    def network(self, net, units):
+        return net.relu(no_such_name)  # noqa: F821
+
+
+class Gaps(Tiny):
+    """Depths 2, 41 and 80 only: of four equal bins one is empty."""
+
+    depths = ((1, 40), (1, 40))

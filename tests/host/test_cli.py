@@ -105,7 +105,7 @@ def test_predicts_given_and_sampled_architectures(finished: Path, tmp_path: Path
     assert drawn["schema_version"] == 1
     assert len(drawn["results"]) == 4
     given = tmp_path / "given.json"
-    given.write_text(json.dumps(drawn["results"]))
+    given.write_text(out.read_text())
     result = esm_host("predict", finished, "--architectures", given, "--json", "-")
     assert json.loads(result.stdout)["results"] == drawn["results"]
     given.write_text(json.dumps(smallest(SPACE).to_json()))
@@ -190,11 +190,18 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--runs", "0"], ["--runs 0"]),
         (["--trim", "0.5"], ["--trim"]),
         (["--threads", "0"], ["--threads"]),
+        (["--timeout", "0"], ["--timeout 0"]),
+        (["--runs-per-visit", "0"], ["--runs-per-visit 0"]),
+        (["--patience", "nan"], ["--patience"]),
+        (["--ep", "cuda"], ["--ep cuda", "cpu"]),
+        (["--block-size", "400"], ["--block-size 400", "256"]),
+        (["--space", OWN_SPACE.replace("Tiny", "Broken")], ["cannot be built", "NameError"]),
+        (["--space", OWN_SPACE.replace("Tiny", "Gaps"), "--bins", "4"], ["--bins 4", "fewer"]),
         (["--initial", "3"], ["--initial 3"]),
         (["--max-models", "5"], ["--max-models 5", "--initial"]),
         (["--target-accuracy", "101"], ["--target-accuracy 101"]),
         (["--weight-below", "0"], ["--weight-below"]),
-        (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceeds the space's 27"]),
+        (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceed the space's 27"]),
     ],
 )
 def test_impossible_requests_measure_nothing_and_make_no_folder(
@@ -278,6 +285,44 @@ def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Pat
     assert len(fake.blocks) == blocks
 
 
+def test_an_edited_own_space_is_noticed(fake: FakeProfiler, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(Path(OWN_SPACE.rpartition(":")[0]).read_text())
+    run = tmp_path / "r"
+    options = ["--initial", "10", "--max-models", "14", "--bins", "1", "--target-accuracy", "100"]
+    options += ["--block-size", "4", "--runs", "5", "--resolution", "32", "--step", "4"]
+    assert esm_host("profile", "--space", f"{path}:Tiny", *options, "--run", run).exit_code == 3
+    path.write_text(path.read_text().replace("net.conv(x, 8", "net.conv(x, 16"))
+    result = esm_host("profile", "--run", run, "--resume", "--max-models", 18)
+    assert_refused(result, 2, "measured with other settings (graph)", "another --run")
+
+
+def test_a_refused_resume_changes_nothing(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    before = (run / "settings.json").read_bytes()
+    fake._hostname = "another"
+    result = esm_host("profile", "--run", run, "--resume", "--device", "a:1", "--max-models", 40)
+    assert_refused(result, 2, "measurements of another device")
+    assert (run / "settings.json").read_bytes() == before
+
+
+def test_a_missing_settings_file_does_not_open_the_store_to_others(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    (run / "settings.json").unlink()
+    assert_refused(esm_host("profile", *SMALL, "--run", run, "--resolution", 64), 2, "--run")
+
+
+def test_a_raised_budget_alone_may_be_given(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 100)
+    assert esm_host("profile", "--run", run, "--resume", "--max-models", 40).exit_code == 3
+    assert json.loads((run / "result.json").read_text())["measured_models"] == 40
+
+
 def test_a_corrupt_store_is_named_and_left_as_it_is(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
     esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
@@ -312,6 +357,8 @@ def test_predict_says_what_it_needs(
     [
         ("{", ["is not JSON"]),
         ("17", ["an architecture is written"]),
+        ("[]", ["no architecture"]),
+        ("[" * 100_000, ["is not JSON"]),
         ('{"space": "resnet"}', ["an architecture is written"]),
         (json.dumps(smallest(load_space("densenet")).to_json()), ["of space 'densenet'"]),
         (json.dumps(Architecture("resnet", (("k3e1",),) * 3).to_json()), ["4 units"]),
@@ -328,7 +375,7 @@ def test_predict_refuses_architectures_outside_the_space(
 
 
 def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path) -> None:
-    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "is no campaign")
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 2, "is no campaign")
     (tmp_path / "settings.json").write_text((finished / "settings.json").read_text())
     assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "no predictor yet")
     (tmp_path / "predictor.onnx").write_bytes(b"damaged")

@@ -7,15 +7,24 @@ import pytest
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.fake import FakeProfiler
 from esm_host.transport.patient import PatientProfiler
-from esm_protos.messages import Block, BlockResult, MeasureSpec, Model, Progress
+from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Model, Progress
 
 BLOCK = Block("b", MeasureSpec(runs=3), (Model("m", b"data"),))
 
 
 class Flaky(FakeProfiler):
-    def __init__(self, *errors: Exception) -> None:
+    """Loses some blocks, and stays away for some calls after each."""
+
+    def __init__(self, *errors: Exception, away: int = 0) -> None:
         super().__init__(lambda model: 1.0)
         self.errors = list(errors)
+        self.away = away
+
+    def device_info(self) -> DeviceInfo:
+        if self.away:
+            self.away -= 1
+            raise UnreachableError("nobody there")
+        return super().device_info()
 
     def measure(
         self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
@@ -25,17 +34,24 @@ class Flaky(FakeProfiler):
         return super().measure(block, on_progress)
 
 
-def test_waits_for_a_device_that_comes_back_and_says_so_once() -> None:
+def test_waits_for_a_device_that_comes_back_and_says_so() -> None:
     said: list[str] = []
-    gone = [UnreachableError("nobody there")] * 3
-    result = PatientProfiler(Flaky(*gone), 60, said.append, pause_s=0).measure(BLOCK)
+    flaky = Flaky(UnreachableError("lost"), away=3)
+    result = PatientProfiler(flaky, 60, said.append, pause_s=0).measure(BLOCK)
     assert result.block_id == "b"
-    assert said == ["nobody there Waiting for it."]
+    assert said == ["lost", "nobody there Waiting for it."]
 
 
 def test_patience_ends() -> None:
-    with pytest.raises(UnreachableError):
-        PatientProfiler(Flaky(UnreachableError("gone")), 0, pause_s=0).measure(BLOCK)
+    flaky = Flaky(UnreachableError("lost"), away=3)
+    with pytest.raises(UnreachableError, match="nobody there"):
+        PatientProfiler(flaky, 0, pause_s=0).measure(BLOCK)
+
+
+def test_a_block_that_kills_the_agent_every_time_ends_with_a_cure() -> None:
+    flaky = Flaky(*[UnreachableError("lost")] * 9)
+    with pytest.raises(DeviceError, match=r"lost 5 times.*--block-size"):
+        PatientProfiler(flaky, 60, pause_s=0).measure(BLOCK)
 
 
 def test_a_refusal_is_not_waited_out() -> None:

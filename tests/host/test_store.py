@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.store import REFERENCE_ROUND, Attempt, Store
 from esm_host.errors import DatasetError
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
@@ -46,7 +46,11 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     np.testing.assert_array_equal(first.start_ns, [0, 10, 20])
     assert (first.model_id, first.load_ns, first.first_run_ns) == (PLAN[1].key, 4, 6)
     assert second.failure == failed.failure
-    assert [m.measurement.model_id for m in again.measurements([PLAN[2].key])] == [PLAN[2].key]
+    assert again.attempts(0) == [
+        Attempt(PLAN[1].key, "one", None),
+        Attempt(PLAN[2].key, "one", FailureKind.CRASH),
+    ]
+    assert again.attempts(1) == []
 
 
 def test_judgements_and_rounds(store: Store) -> None:
@@ -60,14 +64,14 @@ def test_judgements_and_rounds(store: Store) -> None:
 
 def test_a_block_is_stored_once(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    with pytest.raises(DatasetError, match="one"):
+    with pytest.raises(DatasetError, match="cannot take this: UNIQUE"):
         add(store, "one", [samples(PLAN[2])])
     assert len(store.measurements()) == 1
 
 
 def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
     stranger = Architecture("s", (("z",),))
-    with pytest.raises(DatasetError, match="does not fit"):
+    with pytest.raises(DatasetError, match="cannot take this: FOREIGN"):
         add(store, "one", [samples(PLAN[1]), samples(stranger)])
     assert store.blocks() == []
     assert store.measurements() == []
@@ -88,6 +92,25 @@ def test_a_damaged_file_is_one_line_with_the_cure(store: Store, damage) -> None:
     with pytest.raises(DatasetError, match=r"not a usable store.*--run") as caught:
         Store(store.path)
     assert "\n" not in str(caught.value)
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE aunts (name)"))
+    before = path.read_bytes()
+    with pytest.raises(DatasetError, match="another program"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_damaged_samples_are_named(store: Store) -> None:
+    add(store, "one", [samples(PLAN[1])])
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE measurements SET latency_ns = x'7a7a'"))
+    with pytest.raises(DatasetError, match="not a usable store"):
+        store.measurements()
 
 
 def test_another_schema_version_is_refused(store: Store) -> None:

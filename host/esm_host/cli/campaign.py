@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import block_table
 from esm_host.encoding import Encoder, make_encoder
-from esm_host.errors import UsageError
+from esm_host.errors import MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
@@ -47,24 +49,71 @@ def run_campaign(
     )
     bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
     encoder = make_encoder(settings.encoding, space)
-    if settings.initial > space.count():
+    needed = settings.initial + settings.references
+    if needed > space.count():
         raise UsageError(
-            f"--initial {settings.initial} exceeds the space's {space.count()} architectures"
+            f"--initial {settings.initial} and --references {settings.references} exceed the "
+            f"space's {space.count()} architectures: give less"
+        )
+    for index in range(bins.count):
+        if not space.possible_depths & set(bins.depths(index)):
+            raise UsageError(
+                f"--bins {settings.bins} makes a bin of depths that the space does not have "
+                f"({', '.join(map(str, bins.depths(index)))}): give fewer"
+            )
+    if settings.initial <= 2 * settings.block_size:
+        live.warn(
+            "fewer than three blocks before the first training: quality control has nothing to "
+            "compare them with; a smaller --block-size helps"
         )
     with devices.connect(settings.device) as impatient:
         profiler = PatientProfiler(impatient, patience_s, live.warn)
         # A new campaign's device that is not there is a mistake; an old one's will come back.
         device = (profiler if resume else impatient).device_info()
+        _check_abilities(settings, device)
         folder.prepare(resume)
         with folder.locked():
             try:
                 return _run(settings, folder, space, bins, encoder, profiler, device, live)
             except KeyboardInterrupt:
-                live.warn(
-                    f"interrupted; what was measured is kept: esm-host profile --run {folder.path} "
-                    "--resume goes on"
-                )
+                kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
+                live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
                 return INTERRUPTED
+
+
+def _check_abilities(settings: Settings, device: DeviceInfo) -> None:
+    if settings.spec.provider not in device.providers:
+        raise UsageError(
+            f"--ep {settings.spec.provider}: the device has {', '.join(device.providers)}"
+        )
+    models = settings.block_size + settings.references
+    if models > device.limits.max_block_models:
+        raise UsageError(
+            f"--block-size {settings.block_size} and --references {settings.references} exceed "
+            f"the device's {device.limits.max_block_models} models per block: give less"
+        )
+
+
+def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
+    """Raises MismatchError unless the store was made by the same space and settings."""
+    spec = {**asdict(settings.spec), "protocol": settings.spec.protocol.value}
+    identity = {
+        **space.settings(),
+        **spec,
+        "seed": settings.seed,
+        "references": settings.references,
+        # Notices a user's own space that was edited since.
+        "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
+    }
+    known = store.fact("campaign")
+    if known is None:
+        store.add_fact("campaign", identity)
+    elif known != identity:
+        differs = [name for name, value in identity.items() if known.get(name) != value]
+        raise MismatchError(
+            f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
+            "them, or give another --run"
+        )
 
 
 def _run(
@@ -77,9 +126,11 @@ def _run(
     device: DeviceInfo,
     live: Live,
 ) -> int:
-    # First: a folder with settings is a campaign that can be resumed, however little it holds.
-    write_json(folder.settings, settings.to_json())
+    if not folder.settings.exists():
+        # First: a folder with settings can be resumed, however little it holds.
+        write_json(folder.settings, settings.to_json())
     store = Store(folder.store)
+    _check_store(store, settings, space, folder)
     if REFERENCE_ROUND not in store.plan():
         rng = np.random.default_rng([settings.seed, 2**32])
         store.add_plan(REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng))
@@ -94,6 +145,8 @@ def _run(
         settings.max_remeasurements,
         live,
     )
+    collector.check_device(device)
+    write_json(folder.settings, settings.to_json())  # a raised target, say
     loop = Loop(
         settings,
         store,
@@ -107,9 +160,11 @@ def _run(
     outcome = loop.run()
     result = campaign_result(store, settings, device, outcome.converged)
     _write(folder, settings, bins, store, outcome, result)
-    store.close()
     live.stop()
     print_bins(result["rounds"][-1], settings.target_accuracy_percent)
+    failures = block_table(store, settings.spec).failures
+    if failures:
+        typer.echo(f"{len(failures)} models failed; the first: {next(iter(failures.values()))}")
     unsure = int((~outcome.dataset.passed).sum())
     if unsure:
         typer.echo(f"{unsure} of {len(outcome.dataset)} models never passed quality control")
@@ -118,6 +173,7 @@ def _run(
         f"({result['wall_seconds'] / 60:.1f} min, device busy "
         f"{result['device_busy_seconds'] / 60:.1f} min)"
     )
+    store.close()
     typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
     return 0 if outcome.converged else TARGET_NOT_REACHED
 

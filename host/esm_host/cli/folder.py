@@ -38,7 +38,7 @@ class RunFolder:
             if not self.settings.exists():
                 raise UsageError(f"{self.path} holds no campaign to resume: leave --resume out")
             return
-        if self.settings.exists():
+        if self.settings.exists() or self.store.exists():
             raise RunExistsError(
                 f"{self.path} holds a campaign: add --resume to go on, or give another --run"
             )
@@ -51,12 +51,13 @@ class RunFolder:
         """The settings of the folder's campaign.
 
         Raises:
-            DatasetError: there is none, or its settings are damaged.
+            UsageError: there is none.
+            DatasetError: its settings are damaged.
         """
         try:
             return Settings.from_json(json.loads(self.settings.read_text()))
         except FileNotFoundError:
-            raise DatasetError(
+            raise UsageError(
                 f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
             ) from None
         except ValueError as error:

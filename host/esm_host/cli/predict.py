@@ -29,9 +29,9 @@ def predict(
             "--architectures", "-a", help="JSON file with one architecture or a list; - is stdin."
         ),
     ] = None,
-    sample: Annotated[int, typer.Option(help="Draw so many from the search space.")] = 0,
+    sample: Annotated[int, typer.Option(help="Draw so many from the search space.", min=0)] = 0,
     sampling: Annotated[Drawn, typer.Option(help="How to draw them.")] = Drawn.balanced,
-    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
@@ -93,10 +93,13 @@ def _read(path: Path) -> list[Any]:
         data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error})") from error
+    # What `predict --json` writes is accepted as well.
+    data = data.get("results", data) if isinstance(data, dict) else data
     entries = data if isinstance(data, list) else [data]
-    # What `predict --json` and `profile` write is accepted as well.
+    if not entries:
+        raise UsageError(f"{path} holds no architecture")
     return [
         Architecture.from_json(
             entry.get("architecture", entry) if isinstance(entry, dict) else entry

@@ -165,10 +165,14 @@ def profile(
     from esm_host.cli.campaign import run_campaign
     from esm_host.cli.folder import RunFolder
     from esm_host.cli.live import Live
+    from esm_host.errors import UsageError
+    from esm_protos.messages import Protocol
 
+    if not patience >= 0:
+        raise UsageError(f"--patience {patience:g}: give seconds, 0 or more")
     given = {
         "device": device,
-        "space": space,
+        "space": _absolute(space),
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
@@ -189,6 +193,7 @@ def profile(
         "seed": seed,
     }
     spec = {
+        "protocol": Protocol(protocol.value),
         "runs": runs,
         "runs_per_visit": runs_per_visit,
         "warmup": warmup,
@@ -201,9 +206,9 @@ def profile(
     folder = RunFolder(run or Path("runs") / f"{_safe(device)}-{_safe(space)}")
     if resume:
         folder.prepare(resume=True)
-        settings = _resumed(ctx, folder, given, spec, protocol.value)
+        settings = _resumed(ctx, folder, given, spec)
     else:
-        settings = _new(given, spec, protocol.value)
+        settings = _new(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live))
 
@@ -212,50 +217,44 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
 
 
-def _new(given: dict[str, Any], spec: dict[str, Any], protocol: str) -> Settings:
+def _new(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
     from esm_host.errors import UsageError
-    from esm_host.extension.settings import Settings
-    from esm_protos.messages import MeasureSpec, Protocol
+    from esm_host.extension.settings import Settings, flag
+    from esm_protos.messages import MeasureSpec
 
-    path, colon, class_name = given["space"].rpartition(":")
-    if path.endswith(".py"):  # found again from wherever the campaign is resumed
-        given = {**given, "space": f"{Path(path).resolve()}{colon}{class_name}"}
     try:
-        return Settings(**given, spec=MeasureSpec(protocol=Protocol(protocol), **spec))
+        return Settings(**given, spec=MeasureSpec(**spec))
     except ValueError as error:
-        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(f"{flag(name)} {rest}") from error
 
 
 def _resumed(
-    ctx: typer.Context,
-    folder: RunFolder,
-    given: dict[str, Any],
-    spec: dict[str, Any],
-    protocol: str,
+    ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
     from esm_host.errors import MismatchError
+    from esm_host.extension.settings import flag
 
     stored = folder.read_settings()
-    asked = _new(given, spec, protocol)
-    flags = {"target_accuracy_percent": "target_accuracy", "provider": "ep"}
-    flags |= {"reference_tolerance_percent": "reference_tolerance", "model_timeout_s": "timeout"}
     changes = {}
-    for owner, names in ((asked, given), (asked.spec, {**spec, "protocol": protocol})):
-        known = stored if owner is asked else stored.spec
-        for name in names:
-            flag = flags.get(name, name)
-            source = ctx.get_parameter_source(flag)
-            if source is None or source.name == "DEFAULT":
-                continue
-            old, new = getattr(known, name), getattr(owner, name)
-            if old == new:
+    for owner, values in ((stored, given), (stored.spec, spec)):
+        for name, value in values.items():
+            source = ctx.get_parameter_source(flag(name).removeprefix("--").replace("-", "_"))
+            old = getattr(owner, name)
+            if source is None or source.name == "DEFAULT" or value == old:
                 continue
             if name not in _RESUMABLE:
                 raise MismatchError(
-                    f"{folder.path} was measured with --{flag.replace('_', '-')} "
-                    f"{getattr(old, 'value', old)}, not {getattr(new, 'value', new)}: "
-                    "leave the option out, or give another --run"
+                    f"{folder.path} was measured with {flag(name)} {getattr(old, 'value', old)}, "
+                    f"not {getattr(value, 'value', value)}: leave the option out, or give "
+                    "another --run"
                 )
-            changes[name] = new
+            changes[name] = value
     return replace(stored, **changes)
+
+
+def _absolute(space: str) -> str:
+    """A search space's file is found again from wherever the campaign is resumed."""
+    path, colon, class_name = space.rpartition(":")
+    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space

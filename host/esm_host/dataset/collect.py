@@ -13,12 +13,20 @@ from typing import Protocol as Role
 import numpy as np
 
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import block_table
+from esm_host.dataset.table import best_attempts, block_table
 from esm_host.errors import DeviceError, MismatchError
 from esm_host.transport.base import Profiler
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
-from esm_protos.messages import Block, MeasureSpec, Model, Progress
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    DeviceInfo,
+    FailureKind,
+    MeasureSpec,
+    Model,
+    Progress,
+)
 
 
 class Watcher(Role):
@@ -38,14 +46,24 @@ class RoundQuality:
     """Quality control of one round's blocks.
 
     Attributes:
-        passed: every architecture of the round has a block that passed.
-        worst_reference_deviation: largest among the blocks that the data set uses, as a share.
+        passed: every block that the data set uses passed.
+        worst_reference_deviation: largest among those blocks, as a share.
         remeasured_blocks: how many blocks were attempts at a block that had failed.
     """
 
     passed: bool
     worst_reference_deviation: float
     remeasured_blocks: int
+
+
+# Outcomes that say something about the model and not about the moment.
+_LASTING = (FailureKind.INVALID_MODEL, FailureKind.UNSUPPORTED_OP)
+
+
+@dataclass(frozen=True)
+class _State:
+    pending: list[Architecture]
+    unmeasured: set[str]
 
 
 class Collector:
@@ -89,87 +107,23 @@ class Collector:
             MismatchError: another device answers than the one the store is of.
         """
         planned = self._store.plan()[round_number]
-        self._judge(round_number)
-        pending = self._pending(planned)
-        while pending:
-            for group in _groups(pending, self._block_size):
-                self._measure(round_number, group)
-                self._watcher.on_block(self._last_id, len(group), self._unmeasured(planned))
+        while True:
+            state = self._state(round_number, planned)
+            for group in _groups(state.pending, self._block_size):
+                block_id = self._measure(round_number, group)
+                state.unmeasured.difference_update(a.key for a in group)
+                self._watcher.on_block(block_id, len(group), len(state.unmeasured))
+            # Only now: a block can be judged by nothing but the others.
             failed = self._judge(round_number)
-            pending = self._pending(planned)
-            if failed and pending:
-                self._watcher.on_remeasure(math.ceil(len(pending) / self._block_size))
-        return self._quality(round_number, planned)
+            state = self._state(round_number, planned)
+            if not state.pending:
+                return self._quality(round_number, planned)
+            if failed:
+                self._watcher.on_remeasure(math.ceil(len(state.pending) / self._block_size))
 
-    # What the store says
-
-    def _attempts(self, planned: Sequence[Architecture]) -> tuple[Counter[str], set[str]]:
-        """How often each architecture was measured, and which need no further attempt."""
-        blocks = {block.block_id: block for block in self._store.blocks()}
-        attempts: Counter[str] = Counter()
-        settled: set[str] = set()
-        for stored in self._store.measurements(a.key for a in planned):
-            key = stored.measurement.model_id
-            attempts[key] += 1
-            # A model that cannot be measured is not tried again: it would fail the same way.
-            if blocks[stored.block_id].passed or stored.measurement.failure is not None:
-                settled.add(key)
-        return attempts, settled
-
-    def _pending(self, planned: Sequence[Architecture]) -> list[Architecture]:
-        attempts, settled = self._attempts(planned)
-        return [
-            a
-            for a in planned
-            if a.key not in settled and attempts[a.key] <= self._max_remeasurements
-        ]
-
-    def _unmeasured(self, planned: Sequence[Architecture]) -> int:
-        attempts, _ = self._attempts(planned)
-        return sum(attempts[a.key] == 0 for a in planned)
-
-    def _judge(self, round_number: int) -> int:
-        """Judges the round's blocks that have no judgement yet; returns how many failed."""
-        table = block_table(self._store, self._spec)
-        failed = 0
-        for block, worst in zip(table.blocks, table.quality.worst.tolist(), strict=True):
-            if block.round == round_number and block.passed is None:
-                passed = worst <= self._tolerance
-                # Infinity, where a reference failed, has no place in a database column.
-                self._store.add_judgement(block.block_id, passed, min(worst, 1e9))
-                failed += not passed
-        return failed
-
-    def _quality(self, round_number: int, planned: Sequence[Architecture]) -> RoundQuality:
-        blocks = [b for b in self._store.blocks() if b.round == round_number]
-        _, settled = self._attempts(planned)
-        needed = math.ceil(len(planned) / self._block_size)
-        good = [b.worst_deviation or 0.0 for b in blocks if b.passed]
-        complete = all(a.key in settled for a in planned)
-        used = good if complete else [b.worst_deviation or 0.0 for b in blocks]
-        return RoundQuality(complete, max(used, default=0.0), max(0, len(blocks) - needed))
-
-    # Measuring
-
-    def _measure(self, round_number: int, group: Sequence[Architecture]) -> None:
-        start = time.monotonic()
-        models = [Model(a.key, self._space.build(a)) for a in _spread(group, self._references)]
-        block = Block(uuid.uuid4().hex, self._spec, tuple(models))
-        device = self._profiler.device_info()
-        self._check_device(device.identity())
-        sent_before = self._profiler.bytes_sent
-        result = self._profiler.measure(block, self._watcher.on_progress)
-        failures = [m.failure for m in result.measurements if m.failure is not None]
-        if len(failures) == len(models):
-            raise DeviceError(
-                f"the device measured none of {len(models)} models; the first failed with "
-                f"{failures[0].kind.value}: {failures[0].message}"
-            )
-        sent = self._profiler.bytes_sent - sent_before
-        self._store.add_block(round_number, block, result, device, sent, time.monotonic() - start)
-        self._last_id = block.block_id
-
-    def _check_device(self, identity: dict[str, str | int]) -> None:
+    def check_device(self, device: DeviceInfo) -> None:
+        """Raises MismatchError unless it is the device whose measurements the store holds."""
+        identity = device.identity()
         known = self._store.fact("device_identity")
         if known is None:
             self._store.add_fact("device_identity", identity)
@@ -183,6 +137,86 @@ class Collector:
                 f"{self._store.path.parent} holds measurements of another device "
                 f"({'; '.join(differs)}): measure this one in another --run folder"
             )
+
+    # What the store says
+
+    def _state(self, round_number: int, planned: Sequence[Architecture]) -> _State:
+        """What is left to measure of a round."""
+        blocks = {block.block_id: block for block in self._store.blocks()}
+        attempts: Counter[str] = Counter()
+        done: set[str] = set()
+        for attempt in self._store.attempts(round_number):
+            attempts[attempt.architecture_key] += 1
+            passed = blocks[attempt.block_id].passed
+            # Not judged yet: that comes first. Invalid: it would be so every time.
+            if passed is None or (
+                attempt.failure_kind in _LASTING if attempt.failure_kind else passed
+            ):
+                done.add(attempt.architecture_key)
+        return _State(
+            pending=[
+                a
+                for a in planned
+                if a.key not in done and attempts[a.key] <= self._max_remeasurements
+            ],
+            unmeasured={a.key for a in planned if not attempts[a.key]},
+        )
+
+    def _judge(self, round_number: int) -> int:
+        """Judges the round's blocks that have no judgement yet; returns how many failed."""
+        table = block_table(self._store, self._spec)
+        failed = 0
+        for block, worst in zip(table.blocks, table.quality.worst.tolist(), strict=True):
+            if block.round == round_number and block.passed is None:
+                passed = worst <= self._tolerance
+                # A reference that failed strays infinitely, which JSON has no word for.
+                self._store.add_judgement(block.block_id, passed, min(worst, 10.0))
+                failed += not passed
+        return failed
+
+    def _quality(self, round_number: int, planned: Sequence[Architecture]) -> RoundQuality:
+        table = block_table(self._store, self._spec)
+        best = best_attempts(table)
+        used = {best[a.key] for a in planned if a.key in best}
+        blocks = [table.blocks[index] for index in used]
+        measured = sum(block.round == round_number for block in table.blocks)
+        return RoundQuality(
+            passed=all(block.passed for block in blocks),
+            worst_reference_deviation=max((b.worst_deviation or 0.0 for b in blocks), default=0.0),
+            remeasured_blocks=max(0, measured - math.ceil(len(planned) / self._block_size)),
+        )
+
+    # Measuring
+
+    def _measure(self, round_number: int, group: Sequence[Architecture]) -> str:
+        """Measures and stores one block; returns its id."""
+        start = time.monotonic()
+        models = [Model(a.key, self._space.build(a)) for a in _spread(group, self._references)]
+        block = Block(uuid.uuid4().hex, self._spec, tuple(models))
+        sent_before = self._profiler.bytes_sent
+        result = self._profiler.measure(block, self._watcher.on_progress)
+        # Asked afterwards: the device may have gone and another come while the block waited.
+        device = self._profiler.device_info()
+        self.check_device(device)
+        self._check_failures(result)
+        sent = self._profiler.bytes_sent - sent_before
+        self._store.add_block(round_number, block, result, device, sent, time.monotonic() - start)
+        return block.block_id
+
+    def _check_failures(self, result: BlockResult) -> None:
+        """Raises DeviceError where going on would be in vain."""
+        failures = {m.model_id: m.failure for m in result.measurements if m.failure is not None}
+        for model_id, failure in failures.items():
+            if len(failures) == len(result.measurements):
+                raise DeviceError(
+                    f"the device measured none of {len(failures)} models; the first failed with "
+                    f"{failure.kind.value}: {failure.message}"
+                )
+            if failure.kind in _LASTING and model_id in {a.key for a in self._references}:
+                raise DeviceError(
+                    f"a reference model cannot be measured ({failure.kind.value}: "
+                    f"{failure.message}): draw others with another --seed and --run"
+                )
 
 
 def _groups(pending: Sequence[Architecture], size: int) -> Iterator[Sequence[Architecture]]:

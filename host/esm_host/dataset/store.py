@@ -7,7 +7,8 @@ not at all; nothing is ever changed or deleted. Raw samples are kept; latencies 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +107,15 @@ class StoredBlock:
     worst_deviation: float | None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One measuring of an architecture, without its samples."""
+
+    architecture_key: str
+    block_id: str
+    failure_kind: FailureKind | None
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMeasurement:
     """A measurement and where it belongs. ``measurement.model_id`` is the architecture's key."""
@@ -134,7 +144,13 @@ class Store:
             raise self._damaged(error) from error
 
     def _open(self) -> None:
-        if not sa.inspect(self._engine).has_table("facts"):
+        tables = sa.inspect(self._engine).get_table_names()
+        if tables and "facts" not in tables:
+            raise self._damaged("it is the database of another program")
+        if not tables:
+            with self._engine.connect() as connection:
+                # Survives kill -9 at any point, and a power cut up to the last transaction.
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             with self._engine.begin() as connection:
                 _schema.create_all(connection)
                 connection.execute(
@@ -158,6 +174,27 @@ class Store:
             "afresh in another --run folder"
         )
 
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.IntegrityError as error:
+            raise DatasetError(f"{self.path} cannot take this: {error.orig}") from error
+        except DatabaseError as error:
+            raise DatasetError(
+                f"{self.path} cannot be written ({error.orig}): make room or mend its permissions, "
+                "then go on with --resume"
+            ) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (DatabaseError, zlib.error) as error:
+            raise self._damaged(error) from error
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -165,11 +202,11 @@ class Store:
 
     def fact(self, key: str) -> Any:
         """A fact, or None."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return connection.scalar(sa.select(_facts.c.value).where(_facts.c.key == key))
 
     def add_fact(self, key: str, value: Any) -> None:
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_facts.insert(), {"key": key, "value": value})
 
     # The plan
@@ -185,14 +222,14 @@ class Store:
             }
             for position, architecture in enumerate(architectures)
         ]
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_plan.insert(), rows)
 
     def plan(self) -> dict[int, list[Architecture]]:
         """Architectures by round, in order; references under REFERENCE_ROUND."""
         query = sa.select(_plan).order_by(_plan.c.round, _plan.c.position)
         rounds: dict[int, list[Architecture]] = {}
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for row in connection.execute(query):
                 rounds.setdefault(row.round, []).append(Architecture.from_json(row.architecture))
         return rounds
@@ -228,27 +265,22 @@ class Store:
             }
             for position, measurement in enumerate(result.measurements)
         ]
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(
-                    _blocks.insert(),
-                    {
-                        "block_id": block.block_id,
-                        "round": round_number,
-                        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                        "spec": spec,
-                        "device": asdict(device),
-                        "busy_ns": result.busy_ns,
-                        "running_ns": result.running_ns,
-                        "bytes_sent": bytes_sent,
-                        "wall_seconds": wall_seconds,
-                    },
-                )
-                connection.execute(_measurements.insert(), rows)
-        except sa.exc.IntegrityError as error:
-            raise DatasetError(
-                f"block {block.block_id} does not fit the store: {error.orig}"
-            ) from error
+        with self._writing() as connection:
+            connection.execute(
+                _blocks.insert(),
+                {
+                    "block_id": block.block_id,
+                    "round": round_number,
+                    "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "spec": spec,
+                    "device": asdict(device),
+                    "busy_ns": result.busy_ns,
+                    "running_ns": result.running_ns,
+                    "bytes_sent": bytes_sent,
+                    "wall_seconds": wall_seconds,
+                },
+            )
+            connection.execute(_measurements.insert(), rows)
 
     def blocks(self) -> list[StoredBlock]:
         """All blocks in the order in which they were measured."""
@@ -258,37 +290,54 @@ class Store:
             .select_from(_blocks.outerjoin(_judgements))
             .order_by(_blocks.c.number)
         )
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return [StoredBlock(**row) for row in connection.execute(query).mappings()]
 
-    def measurements(self, keys: Iterable[str] | None = None) -> list[StoredMeasurement]:
-        """Measurements in the order of their blocks, of some architectures or of all."""
+    def attempts(self, round_number: int) -> list[Attempt]:
+        """Every measuring of a round's architectures so far, in the order of their blocks."""
+        query = (
+            sa.select(
+                _measurements.c.architecture_key,
+                _measurements.c.block_id,
+                _measurements.c.failure_kind,
+            )
+            .join(_blocks, _measurements.c.block_id == _blocks.c.block_id)
+            .join(_plan, _measurements.c.architecture_key == _plan.c.architecture_key)
+            .where(_plan.c.round == round_number)
+            .order_by(_blocks.c.number, _measurements.c.position)
+        )
+        with self._reading() as connection:
+            return [
+                Attempt(key, block_id, FailureKind(kind) if kind else None)
+                for key, block_id, kind in connection.execute(query)
+            ]
+
+    def measurements(self) -> list[StoredMeasurement]:
+        """All measurements in the order of their blocks."""
         query = (
             sa.select(_measurements)
             .join(_blocks)
             .order_by(_blocks.c.number, _measurements.c.position)
         )
-        if keys is not None:
-            query = query.where(_measurements.c.architecture_key.in_(list(keys)))
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return [_stored(row) for row in connection.execute(query).mappings()]
 
     def add_judgement(self, block_id: str, passed: bool, worst_deviation: float) -> None:
         row = {"block_id": block_id, "passed": passed, "worst_deviation": worst_deviation}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_judgements.insert(), row)
 
     # Rounds
 
     def add_round(self, round_number: int, result: Mapping[str, Any]) -> None:
         """Keeps what a finished round came to."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(_rounds.insert(), {"round": round_number, "result": dict(result)})
 
     def rounds(self) -> list[dict[str, Any]]:
         """Results of the finished rounds, in order."""
         query = sa.select(_rounds.c.result).order_by(_rounds.c.round)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return list(connection.scalars(query))
 
 
@@ -305,9 +354,6 @@ _BLOCK_COLUMNS = (
 
 def _configure(connection: Any, _: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
-    # Survives kill -9 at any point, and a power cut up to the last transaction.
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
 
 
 def _stored(row: sa.RowMapping) -> StoredMeasurement:

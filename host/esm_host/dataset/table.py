@@ -76,17 +76,27 @@ def block_table(store: Store, spec: MeasureSpec) -> BlockTable:
     return BlockTable(blocks, latency_ms, failures, references_ms, quality)
 
 
-def load_dataset(store: Store, spec: MeasureSpec) -> Dataset:
-    """The best attempt at every planned architecture: passed before failed, then least strayed."""
-    table = block_table(store, spec)
-    best: dict[str, tuple[bool, float, float]] = {}
+def best_attempts(table: BlockTable) -> dict[str, int]:
+    """Per architecture key, the index of the block to believe: passed before failed, then the
+    one whose references strayed least. Blocks that are not judged yet do not count."""
+    best: dict[str, int] = {}
     for index, block in enumerate(table.blocks):
-        if block.passed is None or block.worst_deviation is None:
+        if block.passed is None:
             continue  # broken off before it was judged: it will be, on resuming
-        for key, value in table.latency_ms[index].items():
-            rank = (block.passed, -block.worst_deviation)
-            if key not in best or rank > best[key][:2]:
-                best[key] = (*rank, value / float(table.quality.factors[index]))
+        for key in table.latency_ms[index]:
+            if key not in best or _rank(block) > _rank(table.blocks[best[key]]):
+                best[key] = index
+    return best
+
+
+def _rank(block: StoredBlock) -> tuple[bool, float]:
+    return bool(block.passed), -(block.worst_deviation or 0.0)
+
+
+def load_dataset(store: Store, spec: MeasureSpec) -> Dataset:
+    """Every planned architecture that could be measured, with its best attempt's latency."""
+    table = block_table(store, spec)
+    best = best_attempts(table)
     architectures = [
         architecture
         for round_number, planned in store.plan().items()
@@ -94,9 +104,15 @@ def load_dataset(store: Store, spec: MeasureSpec) -> Dataset:
         for architecture in planned
         if architecture.key in best
     ]
-    kept = [best[a.key] for a in architectures]
+    used = [best[a.key] for a in architectures]
+    factors = table.quality.factors
     return Dataset(
         architectures,
-        np.array([latency for _, _, latency in kept]),
-        np.array([passed for passed, _, _ in kept], dtype=bool),
+        np.array(
+            [
+                table.latency_ms[index][a.key] / factors[index]
+                for a, index in zip(architectures, used, strict=True)
+            ]
+        ),
+        np.array([bool(table.blocks[index].passed) for index in used], dtype=bool),
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, load_dataset
+from esm_host.dataset.table import Dataset, block_table, load_dataset
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DeviceError
 from esm_host.evaluation.accuracy import (
@@ -119,9 +119,10 @@ class Loop:
         start = time.monotonic()
         dataset = load_dataset(self._store, self._settings.spec)
         if len(dataset) < 2 * self._settings.folds:
+            failures = block_table(self._store, self._settings.spec).failures
             raise DeviceError(
-                f"only {len(dataset)} architectures could be measured, too few to learn from: "
-                "see the failures in the store"
+                f"only {len(dataset)} of {len(planned)} architectures could be measured, too few "
+                f"to learn from; the first failure: {next(iter(failures.values()), 'none')}"
             )
         self._predicted = predicted = self._out_of_fold(dataset)
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from esm_host.errors import DatasetError, UsageError
@@ -73,8 +73,7 @@ class Settings:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                flag = "--" + name.removesuffix("_percent").replace("_", "-")
-                raise UsageError(f"{flag} {value} is outside {low} to {high}")
+                raise UsageError(f"{flag(name)} {value} is outside {low} to {high}")
         if self.max_models < self.initial:
             raise UsageError(
                 f"--max-models {self.max_models} is less than --initial {self.initial}"
@@ -108,6 +107,14 @@ class Settings:
             ) from error
 
 
-def setting_names() -> set[str]:
-    """Names of the settings, those of the measurement included."""
-    return {f.name for f in fields(Settings)} | {f.name for f in fields(MeasureSpec)}
+_FLAGS = {
+    "target_accuracy_percent": "--target-accuracy",
+    "reference_tolerance_percent": "--reference-tolerance",
+    "provider": "--ep",
+    "model_timeout_s": "--timeout",
+}
+
+
+def flag(setting: str) -> str:
+    """The command-line option that sets a setting."""
+    return _FLAGS.get(setting, "--" + setting.replace("_", "-"))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from esm_host.errors import DeviceError
+from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import Profiler
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
@@ -46,7 +46,10 @@ class LocalProfiler(Profiler):
     def measure(
         self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> BlockResult:
-        return self._agent().measure(block, on_progress)
+        try:
+            return self._agent().measure(block, on_progress)
+        except UnreachableError as error:
+            raise UnreachableError("the local agent died and is started again") from error
 
     def close(self) -> None:
         self._sent_before = self.bytes_sent

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from esm_host.errors import UnreachableError
+from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import Profiler
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
 
 T = TypeVar("T")
+
+_MAX_LOSSES = 5
 
 
 class PatientProfiler(Profiler):
@@ -35,7 +37,6 @@ class PatientProfiler(Profiler):
         self._patience_s = patience_s
         self._on_wait = on_wait
         self._pause_s = pause_s
-        self._last_heard = 0.0
 
     @property
     def bytes_sent(self) -> int:  # type: ignore[override]
@@ -47,20 +48,29 @@ class PatientProfiler(Profiler):
     def measure(
         self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
     ) -> BlockResult:
-        def heard(progress: Progress) -> None:
-            self._last_heard = time.monotonic()
-            on_progress(progress)
-
-        return self._patiently(lambda: self._inner.measure(block, heard))
+        """As the device measures; raises DeviceError when one block loses it again and again."""
+        losses = 0
+        while True:
+            try:
+                return self._inner.measure(block, on_progress)
+            except UnreachableError as error:
+                losses += 1
+                if losses == _MAX_LOSSES:
+                    raise DeviceError(
+                        f"the agent was lost {losses} times while it measured one block: it may "
+                        "lack memory; a smaller --block-size helps"
+                    ) from error
+                self._on_wait(str(error))
+            self.device_info()  # patiently: the next attempt finds somebody there
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        self._last_heard = time.monotonic()
+        deadline = time.monotonic() + self._patience_s
         told = False
         while True:
             try:
                 return call()
             except UnreachableError as error:
-                if time.monotonic() - self._last_heard >= self._patience_s:
+                if time.monotonic() >= deadline:
                     raise
                 if not told:
                     self._on_wait(f"{error} Waiting for it.")

@@ -34,7 +34,6 @@ _GONE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.UNKNOWN,
 }
 
 
@@ -116,7 +115,8 @@ class RemoteProfiler(Profiler):
             )
         if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
             return VersionError(details)
-        if code in _GONE:
+        broken = "RST_STREAM" in details or "Stream removed" in details
+        if code in _GONE or broken:
             return UnreachableError(
                 f"no agent answers at {self.address}"
                 + (f" ({self.name})" if self.name != self.address else "")

@@ -45,10 +45,14 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
         )
     try:
         space: SearchSpace = cls(**settings)
+        if path.endswith(".py"):  # mistakes show now, not in the middle of a campaign
+            for architecture in space.extremes():
+                space.build(architecture)
     except InvalidSpaceError:
         raise
     except Exception as error:  # a user's constructor may fail in any way
-        raise InvalidSpaceError(f"{name} cannot be built: {error}") from error
+        text = f"{name} cannot be built: {type(error).__name__}: {error}"
+        raise InvalidSpaceError(text) from error
     return space
 
 

@@ -1,0 +1,28 @@
+"""Uploads of agents that were killed do not pile up."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from esm_agent.scratch import make_scratch
+
+
+def test_removes_what_the_dead_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        for name in (living.pid, dead.pid, "notes"):
+            (tmp_path / f"esm-agent-{name}").mkdir()
+        scratch = make_scratch()
+        assert scratch.is_dir()
+        assert scratch.stat().st_mode & 0o077 == 0
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {f"esm-agent-{living.pid}", "esm-agent-notes", scratch.name}
+        living.communicate(b"\n")
+    assert make_scratch() == scratch, "again in the same process"
