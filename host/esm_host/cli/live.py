@@ -29,6 +29,7 @@ class Live:
             TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
+            refresh_per_second=2,  # drawing costs time where this is the device
             disable=quiet or not sys.stderr.isatty(),
         )
         self._models = self._bars.add_task("models", total=1, note="")
