@@ -23,7 +23,7 @@ from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, block_table, load_dataset
+from esm_host.dataset.table import Dataset, best_attempts, block_table, load_dataset
 from esm_host.encoding import ENCODERS, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.predictors.mlp import MLPPredictor
@@ -66,7 +66,7 @@ def main() -> None:
     }
     table = {
         encoding: {
-            name: accuracies(space, bins, dataset, encoding, args.held_out, args.seeds)
+            name: accuracies(space, dataset, encoding, args.held_out, args.seeds)
             for name, dataset in datasets.items()
         }
         for encoding in ENCODERS
@@ -122,18 +122,13 @@ def measure(
 def without_factors(store: Store, spec: MeasureSpec, dataset: Dataset) -> Dataset:
     """The same measurements with the device's pace left in."""
     table = block_table(store, spec)
-    raw: dict[str, float] = {}
-    for block, values in zip(table.blocks, table.latency_ms, strict=True):
-        for key, value in values.items():
-            if block.passed or key not in raw:
-                raw[key] = value
-    latency_ms = np.array([raw[a.key] for a in dataset.architectures])
+    best = best_attempts(table)
+    latency_ms = np.array([table.latency_ms[best[a.key]][a.key] for a in dataset.architectures])
     return replace(dataset, latency_ms=latency_ms)
 
 
 def accuracies(
     space: SearchSpace,
-    bins: DepthBins,
     dataset: Dataset,
     encoding: str,
     held_out: int,

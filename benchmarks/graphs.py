@@ -13,7 +13,6 @@ import statistics
 import time
 from pathlib import Path
 
-from esm_models.architecture import Architecture
 from esm_models.spaces import SPACES, load_space
 from esm_protos.weights import draw_weights
 
@@ -27,8 +26,7 @@ def main() -> None:
     rows = {}
     for name in SPACES:
         space = load_space(name)
-        label = space.options[-1].label
-        largest = Architecture(name, tuple((label,) * max(depths) for depths in space.depths))
+        _, largest = space.extremes()
         seconds = []
         for _ in range(REPEATS):
             start = time.perf_counter()

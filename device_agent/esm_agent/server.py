@@ -45,9 +45,9 @@ class AgentServer:
     """
 
     def __init__(self, host: str, port: int, make_backend: BackendFactory = cpu_backend) -> None:
-        self._scratch = make_scratch()
         self._slot = Slot(Worker(make_backend))
         hello = self._slot.start()
+        self._scratch = make_scratch()
         # Uploads lie in the temporary folder, which may be in memory.
         limits = Limits(max_block_bytes=memory_bytes() // 4, max_block_models=256)
         info = device_info(hello.runtime, hello.providers, limits)
@@ -61,6 +61,7 @@ class AgentServer:
             self.port: int = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             self._slot.stop()
+            shutil.rmtree(self._scratch, ignore_errors=True)
             raise PortTakenError(
                 f"cannot listen on {host}:{port}: another program may use it: choose --port"
             ) from error

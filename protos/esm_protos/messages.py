@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,10 @@ class MeasureSpec:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:
             raise ValueError(f"model_timeout_s {self.model_timeout_s:g} is outside 0 to 86400")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, the protocol by name."""
+        return {**asdict(self), "protocol": self.protocol.value}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -234,6 +236,20 @@ def test_an_agent_that_is_not_there_is_exit_code_69(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+@contextmanager
+def serving(servicer: profiler_pb2_grpc.ProfilerServicer | None) -> Iterator[str]:
+    """The address of a gRPC server with that profiler, or with no service at all."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    if servicer is not None:
+        profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
 @pytest.mark.parametrize(
     ("version", "older"), [(PROTOCOL_VERSION + 1, "workstation"), (PROTOCOL_VERSION - 1, "device")]
 )
@@ -246,25 +262,14 @@ def test_an_agent_of_another_version_says_what_to_upgrade(
             info.protocol_version = version
             return info
 
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    profiler_pb2_grpc.add_ProfilerServicer_to_server(Other(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        result = esm_host("profile", "--device", f"127.0.0.1:{port}", "--run", tmp_path / "r")
-    finally:
-        server.stop(None)
+    with serving(Other()) as address:
+        result = esm_host("profile", "--device", address, "--run", tmp_path / "r")
     assert_refused(result, 1, f"upgrade esm-profiler on the {older}")
 
 
 def test_a_service_that_is_no_agent_is_named_so(tmp_path: Path) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        result = esm_host("profile", "--device", f"127.0.0.1:{port}", "--run", tmp_path / "r")
-    finally:
-        server.stop(None)
+    with serving(None) as address:
+        result = esm_host("profile", "--device", address, "--run", tmp_path / "r")
     assert_refused(result, 1, "is not an esm-agent of this version")
 
 

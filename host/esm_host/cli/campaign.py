@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from esm_host.cli.folder import RunFolder
 from esm_host.cli.live import Live, print_bins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import block_table
+from esm_host.dataset.table import BlockTable, block_table
 from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
@@ -28,7 +27,6 @@ from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.patient import PatientProfiler
 from esm_models.space import SearchSpace
-from esm_models.spaces import load_space
 from esm_protos.messages import DeviceInfo
 
 TARGET_NOT_REACHED = 3
@@ -41,12 +39,7 @@ def run_campaign(
 
     Everything that can be wrong with the request is found before anything is measured.
     """
-    space = load_space(
-        settings.space,
-        resolution=settings.resolution,
-        width_mult=settings.width_mult,
-        batch=settings.batch,
-    )
+    space = settings.search_space()
     bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
     encoder = make_encoder(settings.encoding, space)
     needed = settings.initial + settings.references
@@ -96,11 +89,9 @@ def _check_abilities(settings: Settings, device: DeviceInfo) -> None:
 
 def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
     """Raises MismatchError unless the store was made by the same space and settings."""
-    spec = {**asdict(settings.spec), "protocol": settings.spec.protocol.value}
     identity = {
         **space.settings(),
-        **spec,
-        "seed": settings.seed,
+        **settings.spec.to_json(),
         "references": settings.references,
         # Notices a user's own space that was edited since.
         "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
@@ -159,12 +150,14 @@ def _run(
     )
     outcome = loop.run()
     result = campaign_result(store, settings, device, outcome.converged)
-    _write(folder, settings, bins, store, outcome, result)
+    table = block_table(store, settings.spec)
+    store.close()
+    _write(folder, settings, bins, table, outcome, result)
     live.stop()
     print_bins(result["rounds"][-1], settings.target_accuracy_percent)
-    failures = block_table(store, settings.spec).failures
-    if failures:
-        typer.echo(f"{len(failures)} models failed; the first: {next(iter(failures.values()))}")
+    if table.failures:
+        first = next(iter(table.failures.values()))
+        typer.echo(f"{len(table.failures)} models failed; the first: {first}")
     unsure = int((~outcome.dataset.passed).sum())
     if unsure:
         typer.echo(f"{unsure} of {len(outcome.dataset)} models never passed quality control")
@@ -173,7 +166,6 @@ def _run(
         f"({result['wall_seconds'] / 60:.1f} min, device busy "
         f"{result['device_busy_seconds'] / 60:.1f} min)"
     )
-    store.close()
     typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
     return 0 if outcome.converged else TARGET_NOT_REACHED
 
@@ -182,7 +174,7 @@ def _write(
     folder: RunFolder,
     settings: Settings,
     bins: DepthBins,
-    store: Store,
+    table: BlockTable,
     outcome: Outcome,
     result: dict[str, Any],
 ) -> None:
@@ -198,7 +190,7 @@ def _write(
     )
     plots.reference_stability(
         folder.plots["reference_stability"],
-        block_table(store, settings.spec),
+        table,
         settings.reference_tolerance_percent,
     )
     write_json(folder.result, result)

@@ -47,17 +47,11 @@ def predict(
     from esm_host.cli.folder import RunFolder
     from esm_host.encoding import make_encoder
     from esm_host.errors import UsageError
-    from esm_models.spaces import load_space
 
     if (architectures is None) == (sample == 0):
         raise UsageError("give either --architectures FILE or --sample N")
     settings = RunFolder(run).read_settings()
-    space = load_space(
-        settings.space,
-        resolution=settings.resolution,
-        width_mult=settings.width_mult,
-        batch=settings.batch,
-    )
+    space = settings.search_space()
     if architectures is not None:
         chosen = _read(architectures)
     else:

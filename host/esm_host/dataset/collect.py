@@ -206,13 +206,15 @@ class Collector:
     def _check_failures(self, result: BlockResult) -> None:
         """Raises DeviceError where going on would be in vain."""
         failures = {m.model_id: m.failure for m in result.measurements if m.failure is not None}
-        for model_id, failure in failures.items():
-            if len(failures) == len(result.measurements):
-                raise DeviceError(
-                    f"the device measured none of {len(failures)} models; the first failed with "
-                    f"{failure.kind.value}: {failure.message}"
-                )
-            if failure.kind in _LASTING and model_id in {a.key for a in self._references}:
+        if len(failures) == len(result.measurements):
+            first = next(iter(failures.values()))
+            raise DeviceError(
+                f"the device measured none of {len(failures)} models; the first failed with "
+                f"{first.kind.value}: {first.message}"
+            )
+        for reference in self._references:
+            failure = failures.get(reference.key)
+            if failure is not None and failure.kind in _LASTING:
                 raise DeviceError(
                     f"a reference model cannot be measured ({failure.kind.value}: "
                     f"{failure.message}): draw others with another --seed and --run"

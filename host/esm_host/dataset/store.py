@@ -250,7 +250,6 @@ class Store:
         Raises:
             DatasetError: the block is there already, or a model is not in the plan.
         """
-        spec = {**asdict(block.spec), "protocol": block.spec.protocol.value}
         rows = [
             {
                 "block_id": block.block_id,
@@ -272,7 +271,7 @@ class Store:
                     "block_id": block.block_id,
                     "round": round_number,
                     "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "spec": spec,
+                    "spec": block.spec.to_json(),
                     "device": asdict(device),
                     "busy_ns": result.busy_ns,
                     "running_ns": result.running_ns,

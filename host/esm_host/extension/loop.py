@@ -88,7 +88,7 @@ class Loop:
         self._bins = bins
         self._make_predictor = make_predictor
         self._watcher = watcher
-        self._predicted: NDArray[np.float64] | None = None  # of the last round
+        self._last: tuple[Dataset, NDArray[np.float64]] | None = None  # with its predictions
 
     def run(self) -> Outcome:
         """Runs, or goes on, until every bin passes or the budget ends."""
@@ -124,7 +124,8 @@ class Loop:
                 f"only {len(dataset)} of {len(planned)} architectures could be measured, too few "
                 f"to learn from; the first failure: {next(iter(failures.values()), 'none')}"
             )
-        self._predicted = predicted = self._out_of_fold(dataset)
+        predicted = self._out_of_fold(dataset)
+        self._last = dataset, predicted
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
         result = {
             "measured_models": len(dataset),
@@ -158,10 +159,10 @@ class Loop:
         return all(_passes(entry, target) for entry in result["bins"])
 
     def _finish(self, converged: bool, reason: str) -> Outcome:
-        dataset = load_dataset(self._store, self._settings.spec)
-        predicted = self._predicted
-        if predicted is None or len(predicted) != len(dataset):
-            predicted = self._out_of_fold(dataset)
+        if self._last is None:  # resumed, with nothing left to measure
+            dataset = load_dataset(self._store, self._settings.spec)
+            self._last = dataset, self._out_of_fold(dataset)
+        dataset, predicted = self._last
         predictor = self._make_predictor()
         predictor.fit(self._encoder.encode(dataset.architectures), dataset.latency_ms)
         return Outcome(converged, reason, dataset, predicted, predictor)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from esm_host.errors import DatasetError, UsageError
+from esm_models.space import SearchSpace
+from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
 
 
@@ -86,9 +88,20 @@ class Settings:
             raise UsageError(f"--bins {self.bins} exceeds --initial {self.initial}")
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        data["spec"]["protocol"] = self.spec.protocol.value
-        return data
+        return {**asdict(self), "spec": self.spec.to_json()}
+
+    def search_space(self) -> SearchSpace:
+        """The space that is sampled.
+
+        Raises:
+            ModelsError: it does not exist, or not with these settings.
+        """
+        return load_space(
+            self.space,
+            resolution=self.resolution,
+            width_mult=self.width_mult,
+            batch=self.batch,
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import Profiler
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
-
-T = TypeVar("T")
 
 _MAX_LOSSES = 5
 
@@ -43,7 +40,18 @@ class PatientProfiler(Profiler):
         return self._inner.bytes_sent
 
     def device_info(self) -> DeviceInfo:
-        return self._patiently(self._inner.device_info)
+        deadline = time.monotonic() + self._patience_s
+        told = False
+        while True:
+            try:
+                return self._inner.device_info()
+            except UnreachableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    self._on_wait(f"{error} Waiting for it.")
+                    told = True
+                time.sleep(self._pause_s)
 
     def measure(
         self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
@@ -62,20 +70,6 @@ class PatientProfiler(Profiler):
                     ) from error
                 self._on_wait(str(error))
             self.device_info()  # patiently: the next attempt finds somebody there
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self._patience_s
-        told = False
-        while True:
-            try:
-                return call()
-            except UnreachableError as error:
-                if time.monotonic() >= deadline:
-                    raise
-                if not told:
-                    self._on_wait(f"{error} Waiting for it.")
-                    told = True
-                time.sleep(self._pause_s)
 
     def close(self) -> None:
         self._inner.close()
