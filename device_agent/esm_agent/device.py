@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from esm_agent import __version__
-from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, Limits
+from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, DeviceState, Limits
 
 
 def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> DeviceInfo:
@@ -26,6 +26,7 @@ def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> Dev
         runtime=runtime,
         providers=providers,
         limits=limits,
+        state=DeviceState(at_ns=0),
     )
 
 

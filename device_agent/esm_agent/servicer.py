@@ -92,11 +92,7 @@ def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.Mea
     )
     for measurement in result.measurements:
         yield pb.MeasureBlockEvent(result=convert.measurement_to_pb(measurement, block.spec.trim))
-    yield pb.MeasureBlockEvent(
-        done=pb.BlockDone(
-            block_id=result.block_id, busy_ns=result.busy_ns, running_ns=result.running_ns
-        )
-    )
+    yield pb.MeasureBlockEvent(done=convert.done_to_pb(result))
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +16,23 @@ from esm_protos.messages import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
     Block,
+    BlockResult,
     DeviceInfo,
+    DeviceState,
+    Diagnosis,
     Failure,
     FailureKind,
+    Finding,
+    GpuState,
     Limits,
     Measurement,
     MeasureSpec,
     Progress,
     Protocol,
+    Severity,
     State,
-    trimmed_mean,
 )
+from esm_protos.statistics import trimmed_mean
 from esm_protos.v1 import profiler_pb2 as pb
 
 _PROTOCOLS = {
@@ -44,9 +51,16 @@ _FAILURES = {
     FailureKind.CRASH: pb.FAILURE_KIND_CRASH,
     FailureKind.TIMEOUT: pb.FAILURE_KIND_TIMEOUT,
 }
+_SEVERITIES = {
+    Severity.OK: pb.SEVERITY_OK,
+    Severity.UNKNOWN: pb.SEVERITY_UNKNOWN,
+    Severity.ADVICE: pb.SEVERITY_ADVICE,
+    Severity.UNFIT: pb.SEVERITY_UNFIT,
+}
 _PROTOCOLS_BACK = {number: member for member, number in _PROTOCOLS.items()}
 _STATES_BACK = {number: member for member, number in _STATES.items()}
 _FAILURES_BACK = {number: member for member, number in _FAILURES.items()}
+_SEVERITIES_BACK = {number: member for member, number in _SEVERITIES.items()}
 
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
@@ -60,6 +74,8 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         seed=spec.seed,
         provider=spec.provider,
         model_timeout_s=spec.model_timeout_s,
+        precision=spec.precision,
+        max_block_s=spec.max_block_s,
     )
 
 
@@ -76,6 +92,8 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         seed=message.seed,
         provider=message.provider,
         model_timeout_s=message.model_timeout_s,
+        precision=message.precision,
+        max_block_s=message.max_block_s,
     )
 
 
@@ -96,6 +114,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             max_block_bytes=info.limits.max_block_bytes,
             max_block_models=info.limits.max_block_models,
         ),
+        state=state_to_pb(info.state),
     )
 
 
@@ -116,7 +135,61 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
             max_block_bytes=message.limits.max_block_bytes,
             max_block_models=message.limits.max_block_models,
         ),
+        state=state_from_pb(message.state),
     )
+
+
+_OPTIONAL_STATE = (
+    "temperature_c",
+    "pi_throttled",
+    "throttle_events",
+    "load_1min",
+    "busy_s",
+    "own_s",
+    "stolen_s",
+    "memory_available_bytes",
+    "swap_used_bytes",
+    "swapped_pages",
+)
+_OPTIONAL_GPU = ("clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+
+
+def state_to_pb(state: DeviceState) -> pb.DeviceState:
+    return pb.DeviceState(
+        at_ns=state.at_ns,
+        clock_mhz=state.clock_mhz,
+        governors=state.governors,
+        **{name: getattr(state, name) for name in _OPTIONAL_STATE},
+        gpus=[
+            pb.GpuState(
+                name=gpu.name,
+                throttle_reasons=gpu.throttle_reasons,
+                **{name: getattr(gpu, name) for name in _OPTIONAL_GPU},
+            )
+            for gpu in state.gpus
+        ],
+    )
+
+
+def state_from_pb(message: pb.DeviceState) -> DeviceState:
+    return DeviceState(
+        at_ns=message.at_ns,
+        clock_mhz=tuple(message.clock_mhz),
+        governors=tuple(message.governors),
+        **_told(message, _OPTIONAL_STATE),
+        gpus=tuple(
+            GpuState(
+                name=gpu.name,
+                throttle_reasons=tuple(gpu.throttle_reasons),
+                **_told(gpu, _OPTIONAL_GPU),
+            )
+            for gpu in message.gpus
+        ),
+    )
+
+
+def _told(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
 def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
@@ -188,3 +261,47 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         first_run_ns=message.first_run_ns,
         failure=failure,
     )
+
+
+def done_to_pb(result: BlockResult) -> pb.BlockDone:
+    """All of a result but its measurements."""
+    return pb.BlockDone(
+        block_id=result.block_id,
+        busy_ns=result.busy_ns,
+        running_ns=result.running_ns,
+        states=[state_to_pb(state) for state in result.states],
+    )
+
+
+def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...]) -> BlockResult:
+    return BlockResult(
+        block_id=message.block_id,
+        measurements=measurements,
+        busy_ns=message.busy_ns,
+        running_ns=message.running_ns,
+        states=tuple(state_from_pb(state) for state in message.states),
+    )
+
+
+def diagnosis_to_pb(diagnosis: Diagnosis) -> pb.Diagnosis:
+    return pb.Diagnosis(
+        findings=[
+            pb.Finding(
+                check=finding.check,
+                severity=_SEVERITIES[finding.severity],
+                text=finding.text,
+                fix=finding.fix,
+            )
+            for finding in diagnosis.findings
+        ]
+    )
+
+
+def diagnosis_from_pb(message: pb.Diagnosis) -> Diagnosis:
+    findings = []
+    for finding in message.findings:
+        if finding.severity not in _SEVERITIES_BACK:
+            raise ValueError(f"unknown severity number {finding.severity}")
+        severity = _SEVERITIES_BACK[finding.severity]
+        findings.append(Finding(finding.check, severity, finding.text, finding.fix))
+    return Diagnosis(tuple(findings))

@@ -7,14 +7,16 @@ were measured and float milliseconds where people read them.
 from __future__ import annotations
 
 import enum
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-PROTOCOL_VERSION = 1
+from esm_protos.statistics import trimmed_mean
+
+PROTOCOL_VERSION = 2
 """Raised when an old peer would misread what a new one says."""
 
 CHUNK_BYTES = 1 << 20
@@ -58,7 +60,7 @@ class MeasureSpec:
     three runs after two uncounted ones, which is where visits agree with runs in a row.
 
     Attributes:
-        runs: counted runs per model.
+        runs: counted runs per model; with a precision, the most.
         runs_per_visit: counted runs in a row; ``interleaved`` only.
         warmup: uncounted runs before each visit (before all runs when ``sequential``).
         trim: share of the counted runs dropped at each end, below 0.5.
@@ -66,6 +68,9 @@ class MeasureSpec:
         seed: of the visiting order, the inputs and the weights of weightless graphs.
         provider: ``"cpu"``.
         model_timeout_s: longest time that loading or one visit of a model may take, seconds.
+        precision: a model is done when the half-width of its 95 % interval is below this share
+            of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
+        max_block_s: no new round begins after so many seconds of rounds; 0 sets no limit.
 
     Raises:
         ValueError: a value is out of range.
@@ -80,6 +85,8 @@ class MeasureSpec:
     seed: int = 0
     provider: str = "cpu"
     model_timeout_s: float = 60.0
+    precision: float = 0.0
+    max_block_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -95,6 +102,12 @@ class MeasureSpec:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:
             raise ValueError(f"model_timeout_s {self.model_timeout_s:g} is outside 0 to 86400")
+        if not 0 <= self.precision < 1:
+            raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
+        if self.precision and self.protocol is Protocol.SEQUENTIAL:
+            raise ValueError("precision needs the interleaved protocol: its unit is the round")
+        if not 0 <= self.max_block_s <= 86_400:
+            raise ValueError(f"max_block_s {self.max_block_s:g} is outside 0 to 86400")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the protocol by name."""
@@ -107,6 +120,66 @@ class Limits:
 
     max_block_bytes: int
     max_block_models: int
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """One GPU at one moment; None and empty where it does not tell."""
+
+    name: str
+    clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device said of itself at one moment; None and empty where it does not tell.
+
+    Counters count since the device started: two states give what happened between them.
+
+    Attributes:
+        at_ns: since the block's first run, negative before it.
+        clock_mhz: of each core.
+        governors: frequency governor of each core.
+        pi_throttled: bits of a Raspberry Pi's ``vcgencmd get_throttled``.
+        throttle_events: counter of thermal throttling, x86.
+        busy_s: counter of processor time, everybody's.
+        own_s: counter of processor time, the measuring process's.
+        stolen_s: counter of processor time that the hypervisor gave to others.
+        swapped_pages: counter, in and out.
+    """
+
+    at_ns: int
+    clock_mhz: tuple[float, ...] = ()
+    governors: tuple[str, ...] = ()
+    temperature_c: float | None = None
+    pi_throttled: int | None = None
+    throttle_events: int | None = None
+    load_1min: float | None = None
+    busy_s: float | None = None
+    own_s: float | None = None
+    stolen_s: float | None = None
+    memory_available_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    swapped_pages: int | None = None
+    gpus: tuple[GpuState, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what the device does not tell."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeviceState:
+        """Inverse of :meth:`to_json`, also after a passage through JSON."""
+        gpus = tuple(
+            GpuState(**{**gpu, "throttle_reasons": tuple(gpu["throttle_reasons"])})
+            for gpu in data.get("gpus", ())
+        )
+        lists = {name: tuple(data.get(name, ())) for name in ("clock_mhz", "governors")}
+        return cls(**{**data, **lists, "gpus": gpus})
 
 
 @dataclass(frozen=True)
@@ -125,6 +198,7 @@ class DeviceInfo:
     runtime: str
     providers: tuple[str, ...]
     limits: Limits
+    state: DeviceState
 
     def identity(self) -> dict[str, str | int]:
         """What must be equal for two measurements to be of the same device."""
@@ -200,19 +274,6 @@ class Measurement:
         return trimmed_mean(self.latency_ns, trim) / 1e6
 
 
-def trimmed_mean(samples: NDArray[np.int64], trim: float) -> float:
-    """Mean without the ``floor(trim * n)`` smallest and largest of ``n`` samples (ESM, II-C).
-
-    Raises:
-        ValueError: there are no samples, or ``trim`` is not in [0, 0.5).
-    """
-    if samples.size == 0 or not 0 <= trim < 0.5:
-        raise ValueError("a trimmed mean needs samples and a trim from 0 to below 0.5")
-    # The tolerance keeps 0.2 * 150 at 30 whatever its binary expansion.
-    drop = math.floor(trim * samples.size + 1e-9)
-    return float(np.sort(samples)[drop : samples.size - drop].mean())
-
-
 @dataclass(frozen=True)
 class BlockResult:
     """What measuring a block gave, one measurement per model in the block's order.
@@ -220,9 +281,44 @@ class BlockResult:
     Attributes:
         busy_ns: from the first load to the last run.
         running_ns: of which inside inferences, counted or not.
+        states: of the device before, during (about one a second) and after the block.
     """
 
     block_id: str
     measurements: tuple[Measurement, ...]
     busy_ns: int
     running_ns: int
+    states: tuple[DeviceState, ...] = ()
+
+
+class Severity(enum.Enum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"
+    """The device does not tell."""
+    ADVICE = "advice"
+    UNFIT = "unfit"
+    """Numbers taken now are not worth much."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``fix`` is empty where nothing is to be done."""
+
+    check: str
+    severity: Severity
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a device's doctor found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def fit(self) -> bool:
+        """Whether the device can measure as it is now."""
+        return all(finding.severity is not Severity.UNFIT for finding in self.findings)

@@ -14,6 +14,7 @@ from esm_protos.messages import (
     Block,
     BlockResult,
     DeviceInfo,
+    DeviceState,
     Failure,
     Limits,
     Measurement,
@@ -62,6 +63,7 @@ class FakeProfiler(Profiler):
             runtime="fake 1",
             providers=("cpu",),
             limits=Limits(max_block_bytes=1 << 30, max_block_models=256),
+            state=DeviceState(at_ns=0, memory_available_bytes=1 << 30),
         )
 
     def measure(

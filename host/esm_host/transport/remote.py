@@ -104,7 +104,7 @@ class RemoteProfiler(Profiler):
         expected = [model.model_id for model in block.models]
         if [m.model_id for m in measurements] != expected or done.block_id != block.block_id:
             raise DeviceError(f"{self.name} answered with other models than it was sent")
-        return BlockResult(block.block_id, tuple(measurements), done.busy_ns, done.running_ns)
+        return convert.result_from_pb(done, tuple(measurements))
 
     def _translated(self, error: grpc.RpcError) -> DeviceError:
         code, details = error.code(), error.details() or "no details"

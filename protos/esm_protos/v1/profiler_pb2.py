@@ -24,45 +24,57 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65sm_protos/v1/profiler.proto\x12\x06\x65sm.v1\"0\n\x14GetDeviceInfoRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"\x84\x02\n\nDeviceInfo\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x11\n\tcpu_model\x18\x05 \x01(\t\x12\x11\n\tcpu_count\x18\x06 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\n\n\x02os\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\x12\x0f\n\x07runtime\x18\n \x01(\t\x12\x11\n\tproviders\x18\x0b \x03(\t\x12\x1e\n\x06limits\x18\x0c \x01(\x0b\x32\x0e.esm.v1.Limits\";\n\x06Limits\x12\x17\n\x0fmax_block_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_block_models\x18\x02 \x01(\r\"\xbf\x01\n\x0bMeasureSpec\x12\"\n\x08protocol\x18\x01 \x01(\x0e\x32\x10.esm.v1.Protocol\x12\x0c\n\x04runs\x18\x02 \x01(\r\x12\x16\n\x0eruns_per_visit\x18\x03 \x01(\r\x12\x0e\n\x06warmup\x18\x04 \x01(\r\x12\x0c\n\x04trim\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x17\n\x0fmodel_timeout_s\x18\t \x01(\x01\"\x81\x01\n\x0b\x42lockHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08\x62lock_id\x18\x02 \x01(\t\x12!\n\x04spec\x18\x03 \x01(\x0b\x32\x13.esm.v1.MeasureSpec\x12#\n\x06models\x18\x04 \x03(\x0b\x32\x13.esm.v1.ModelHeader\"C\n\x0bModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"4\n\x05\x43hunk\x12\r\n\x05model\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"d\n\x13MeasureBlockRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x13.esm.v1.BlockHeaderH\x00\x12\x1e\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\r.esm.v1.ChunkH\x00\x42\x06\n\x04part\":\n\x08Progress\x12\x1c\n\x05state\x18\x01 \x01(\x0e\x32\r.esm.v1.State\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"=\n\x07\x46\x61ilure\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x13.esm.v1.FailureKind\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xa7\x01\n\x0bModelResult\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12 \n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x0f.esm.v1.Failure\x12\x12\n\nlatency_ns\x18\x03 \x03(\x04\x12\x10\n\x08start_ns\x18\x04 \x03(\x04\x12\x17\n\x0ftrimmed_mean_ns\x18\x05 \x01(\x01\x12\x0f\n\x07load_ns\x18\x06 \x01(\x04\x12\x14\n\x0c\x66irst_run_ns\x18\x07 \x01(\x04\"B\n\tBlockDone\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62usy_ns\x18\x02 \x01(\x04\x12\x12\n\nrunning_ns\x18\x03 \x01(\x04\"\x8c\x01\n\x11MeasureBlockEvent\x12$\n\x08progress\x18\x01 \x01(\x0b\x32\x10.esm.v1.ProgressH\x00\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.esm.v1.ModelResultH\x00\x12!\n\x04\x64one\x18\x03 \x01(\x0b\x32\x11.esm.v1.BlockDoneH\x00\x42\x07\n\x05\x65vent*W\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTOCOL_SEQUENTIAL\x10\x01\x12\x18\n\x14PROTOCOL_INTERLEAVED\x10\x02*Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x13\n\x0fSTATE_PREPARING\x10\x02\x12\x13\n\x0fSTATE_MEASURING\x10\x03*\xbe\x01\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41ILURE_KIND_INVALID_MODEL\x10\x01\x12\x1f\n\x1b\x46\x41ILURE_KIND_UNSUPPORTED_OP\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_KIND_OUT_OF_MEMORY\x10\x03\x12\x16\n\x12\x46\x41ILURE_KIND_CRASH\x10\x04\x12\x18\n\x14\x46\x41ILURE_KIND_TIMEOUT\x10\x05\x32\x99\x01\n\x08Profiler\x12\x41\n\rGetDeviceInfo\x12\x1c.esm.v1.GetDeviceInfoRequest\x1a\x12.esm.v1.DeviceInfo\x12J\n\x0cMeasureBlock\x12\x1b.esm.v1.MeasureBlockRequest\x1a\x19.esm.v1.MeasureBlockEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65sm_protos/v1/profiler.proto\x12\x06\x65sm.v1\"0\n\x14GetDeviceInfoRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"\xa8\x02\n\nDeviceInfo\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x11\n\tcpu_model\x18\x05 \x01(\t\x12\x11\n\tcpu_count\x18\x06 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x04\x12\n\n\x02os\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\x12\x0f\n\x07runtime\x18\n \x01(\t\x12\x11\n\tproviders\x18\x0b \x03(\t\x12\x1e\n\x06limits\x18\x0c \x01(\x0b\x32\x0e.esm.v1.Limits\x12\"\n\x05state\x18\r \x01(\x0b\x32\x13.esm.v1.DeviceState\";\n\x06Limits\x12\x17\n\x0fmax_block_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_block_models\x18\x02 \x01(\r\"\x96\x04\n\x0b\x44\x65viceState\x12\r\n\x05\x61t_ns\x18\x01 \x01(\x12\x12\x11\n\tclock_mhz\x18\x02 \x03(\x01\x12\x11\n\tgovernors\x18\x03 \x03(\t\x12\x1a\n\rtemperature_c\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cpi_throttled\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fthrottle_events\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\tload_1min\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x13\n\x06\x62usy_s\x18\x08 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05own_s\x18\t \x01(\x01H\x05\x88\x01\x01\x12\x15\n\x08stolen_s\x18\n \x01(\x01H\x06\x88\x01\x01\x12#\n\x16memory_available_bytes\x18\x0b \x01(\x04H\x07\x88\x01\x01\x12\x1c\n\x0fswap_used_bytes\x18\x0c \x01(\x04H\x08\x88\x01\x01\x12\x1a\n\rswapped_pages\x18\r \x01(\x04H\t\x88\x01\x01\x12\x1e\n\x04gpus\x18\x0e \x03(\x0b\x32\x10.esm.v1.GpuStateB\x10\n\x0e_temperature_cB\x0f\n\r_pi_throttledB\x12\n\x10_throttle_eventsB\x0c\n\n_load_1minB\t\n\x07_busy_sB\x08\n\x06_own_sB\x0b\n\t_stolen_sB\x19\n\x17_memory_available_bytesB\x12\n\x10_swap_used_bytesB\x10\n\x0e_swapped_pages\"\xdc\x01\n\x08GpuState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tclock_mhz\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10memory_clock_mhz\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rtemperature_c\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x07power_w\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x18\n\x10throttle_reasons\x18\x06 \x03(\tB\x0c\n\n_clock_mhzB\x13\n\x11_memory_clock_mhzB\x10\n\x0e_temperature_cB\n\n\x08_power_w\"\xe7\x01\n\x0bMeasureSpec\x12\"\n\x08protocol\x18\x01 \x01(\x0e\x32\x10.esm.v1.Protocol\x12\x0c\n\x04runs\x18\x02 \x01(\r\x12\x16\n\x0eruns_per_visit\x18\x03 \x01(\r\x12\x0e\n\x06warmup\x18\x04 \x01(\r\x12\x0c\n\x04trim\x18\x05 \x01(\x01\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x17\n\x0fmodel_timeout_s\x18\t \x01(\x01\x12\x11\n\tprecision\x18\n \x01(\x01\x12\x13\n\x0bmax_block_s\x18\x0b \x01(\x01\"\x81\x01\n\x0b\x42lockHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08\x62lock_id\x18\x02 \x01(\t\x12!\n\x04spec\x18\x03 \x01(\x0b\x32\x13.esm.v1.MeasureSpec\x12#\n\x06models\x18\x04 \x03(\x0b\x32\x13.esm.v1.ModelHeader\"C\n\x0bModelHeader\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"4\n\x05\x43hunk\x12\r\n\x05model\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"d\n\x13MeasureBlockRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x13.esm.v1.BlockHeaderH\x00\x12\x1e\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\r.esm.v1.ChunkH\x00\x42\x06\n\x04part\":\n\x08Progress\x12\x1c\n\x05state\x18\x01 \x01(\x0e\x32\r.esm.v1.State\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"=\n\x07\x46\x61ilure\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x13.esm.v1.FailureKind\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xa7\x01\n\x0bModelResult\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12 \n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x0f.esm.v1.Failure\x12\x12\n\nlatency_ns\x18\x03 \x03(\x04\x12\x10\n\x08start_ns\x18\x04 \x03(\x04\x12\x17\n\x0ftrimmed_mean_ns\x18\x05 \x01(\x01\x12\x0f\n\x07load_ns\x18\x06 \x01(\x04\x12\x14\n\x0c\x66irst_run_ns\x18\x07 \x01(\x04\"g\n\tBlockDone\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62usy_ns\x18\x02 \x01(\x04\x12\x12\n\nrunning_ns\x18\x03 \x01(\x04\x12#\n\x06states\x18\x04 \x03(\x0b\x32\x13.esm.v1.DeviceState\"\x8c\x01\n\x11MeasureBlockEvent\x12$\n\x08progress\x18\x01 \x01(\x0b\x32\x10.esm.v1.ProgressH\x00\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x13.esm.v1.ModelResultH\x00\x12!\n\x04\x64one\x18\x03 \x01(\x0b\x32\x11.esm.v1.BlockDoneH\x00\x42\x07\n\x05\x65vent\"<\n\x0f\x44iagnoseRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07probe_s\x18\x02 \x01(\x01\"W\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\"\n\x08severity\x18\x02 \x01(\x0e\x32\x10.esm.v1.Severity\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\".\n\tDiagnosis\x12!\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x0f.esm.v1.Finding*W\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x17\n\x13PROTOCOL_SEQUENTIAL\x10\x01\x12\x18\n\x14PROTOCOL_INTERLEAVED\x10\x02*Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x13\n\x0fSTATE_PREPARING\x10\x02\x12\x13\n\x0fSTATE_MEASURING\x10\x03*\xbe\x01\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41ILURE_KIND_INVALID_MODEL\x10\x01\x12\x1f\n\x1b\x46\x41ILURE_KIND_UNSUPPORTED_OP\x10\x02\x12\x1e\n\x1a\x46\x41ILURE_KIND_OUT_OF_MEMORY\x10\x03\x12\x16\n\x12\x46\x41ILURE_KIND_CRASH\x10\x04\x12\x18\n\x14\x46\x41ILURE_KIND_TIMEOUT\x10\x05*t\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_UNKNOWN\x10\x02\x12\x13\n\x0fSEVERITY_ADVICE\x10\x03\x12\x12\n\x0eSEVERITY_UNFIT\x10\x04\x32\xd1\x01\n\x08Profiler\x12\x41\n\rGetDeviceInfo\x12\x1c.esm.v1.GetDeviceInfoRequest\x1a\x12.esm.v1.DeviceInfo\x12J\n\x0cMeasureBlock\x12\x1b.esm.v1.MeasureBlockRequest\x1a\x19.esm.v1.MeasureBlockEvent(\x01\x30\x01\x12\x36\n\x08\x44iagnose\x12\x17.esm.v1.DiagnoseRequest\x1a\x11.esm.v1.Diagnosisb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esm_protos.v1.profiler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROTOCOL']._serialized_start=1469
-  _globals['_PROTOCOL']._serialized_end=1556
-  _globals['_STATE']._serialized_start=1558
-  _globals['_STATE']._serialized_end=1648
-  _globals['_FAILUREKIND']._serialized_start=1651
-  _globals['_FAILUREKIND']._serialized_end=1841
+  _globals['_PROTOCOL']._serialized_start=2541
+  _globals['_PROTOCOL']._serialized_end=2628
+  _globals['_STATE']._serialized_start=2630
+  _globals['_STATE']._serialized_end=2720
+  _globals['_FAILUREKIND']._serialized_start=2723
+  _globals['_FAILUREKIND']._serialized_end=2913
+  _globals['_SEVERITY']._serialized_start=2915
+  _globals['_SEVERITY']._serialized_end=3031
   _globals['_GETDEVICEINFOREQUEST']._serialized_start=40
   _globals['_GETDEVICEINFOREQUEST']._serialized_end=88
   _globals['_DEVICEINFO']._serialized_start=91
-  _globals['_DEVICEINFO']._serialized_end=351
-  _globals['_LIMITS']._serialized_start=353
-  _globals['_LIMITS']._serialized_end=412
-  _globals['_MEASURESPEC']._serialized_start=415
-  _globals['_MEASURESPEC']._serialized_end=606
-  _globals['_BLOCKHEADER']._serialized_start=609
-  _globals['_BLOCKHEADER']._serialized_end=738
-  _globals['_MODELHEADER']._serialized_start=740
-  _globals['_MODELHEADER']._serialized_end=807
-  _globals['_CHUNK']._serialized_start=809
-  _globals['_CHUNK']._serialized_end=861
-  _globals['_MEASUREBLOCKREQUEST']._serialized_start=863
-  _globals['_MEASUREBLOCKREQUEST']._serialized_end=963
-  _globals['_PROGRESS']._serialized_start=965
-  _globals['_PROGRESS']._serialized_end=1023
-  _globals['_FAILURE']._serialized_start=1025
-  _globals['_FAILURE']._serialized_end=1086
-  _globals['_MODELRESULT']._serialized_start=1089
-  _globals['_MODELRESULT']._serialized_end=1256
-  _globals['_BLOCKDONE']._serialized_start=1258
-  _globals['_BLOCKDONE']._serialized_end=1324
-  _globals['_MEASUREBLOCKEVENT']._serialized_start=1327
-  _globals['_MEASUREBLOCKEVENT']._serialized_end=1467
-  _globals['_PROFILER']._serialized_start=1844
-  _globals['_PROFILER']._serialized_end=1997
+  _globals['_DEVICEINFO']._serialized_end=387
+  _globals['_LIMITS']._serialized_start=389
+  _globals['_LIMITS']._serialized_end=448
+  _globals['_DEVICESTATE']._serialized_start=451
+  _globals['_DEVICESTATE']._serialized_end=985
+  _globals['_GPUSTATE']._serialized_start=988
+  _globals['_GPUSTATE']._serialized_end=1208
+  _globals['_MEASURESPEC']._serialized_start=1211
+  _globals['_MEASURESPEC']._serialized_end=1442
+  _globals['_BLOCKHEADER']._serialized_start=1445
+  _globals['_BLOCKHEADER']._serialized_end=1574
+  _globals['_MODELHEADER']._serialized_start=1576
+  _globals['_MODELHEADER']._serialized_end=1643
+  _globals['_CHUNK']._serialized_start=1645
+  _globals['_CHUNK']._serialized_end=1697
+  _globals['_MEASUREBLOCKREQUEST']._serialized_start=1699
+  _globals['_MEASUREBLOCKREQUEST']._serialized_end=1799
+  _globals['_PROGRESS']._serialized_start=1801
+  _globals['_PROGRESS']._serialized_end=1859
+  _globals['_FAILURE']._serialized_start=1861
+  _globals['_FAILURE']._serialized_end=1922
+  _globals['_MODELRESULT']._serialized_start=1925
+  _globals['_MODELRESULT']._serialized_end=2092
+  _globals['_BLOCKDONE']._serialized_start=2094
+  _globals['_BLOCKDONE']._serialized_end=2197
+  _globals['_MEASUREBLOCKEVENT']._serialized_start=2200
+  _globals['_MEASUREBLOCKEVENT']._serialized_end=2340
+  _globals['_DIAGNOSEREQUEST']._serialized_start=2342
+  _globals['_DIAGNOSEREQUEST']._serialized_end=2402
+  _globals['_FINDING']._serialized_start=2404
+  _globals['_FINDING']._serialized_end=2491
+  _globals['_DIAGNOSIS']._serialized_start=2493
+  _globals['_DIAGNOSIS']._serialized_end=2539
+  _globals['_PROFILER']._serialized_start=3034
+  _globals['_PROFILER']._serialized_end=3243
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,14 @@ class FailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_KIND_OUT_OF_MEMORY: _ClassVar[FailureKind]
     FAILURE_KIND_CRASH: _ClassVar[FailureKind]
     FAILURE_KIND_TIMEOUT: _ClassVar[FailureKind]
+
+class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEVERITY_UNSPECIFIED: _ClassVar[Severity]
+    SEVERITY_OK: _ClassVar[Severity]
+    SEVERITY_UNKNOWN: _ClassVar[Severity]
+    SEVERITY_ADVICE: _ClassVar[Severity]
+    SEVERITY_UNFIT: _ClassVar[Severity]
 PROTOCOL_UNSPECIFIED: Protocol
 PROTOCOL_SEQUENTIAL: Protocol
 PROTOCOL_INTERLEAVED: Protocol
@@ -41,6 +49,11 @@ FAILURE_KIND_UNSUPPORTED_OP: FailureKind
 FAILURE_KIND_OUT_OF_MEMORY: FailureKind
 FAILURE_KIND_CRASH: FailureKind
 FAILURE_KIND_TIMEOUT: FailureKind
+SEVERITY_UNSPECIFIED: Severity
+SEVERITY_OK: Severity
+SEVERITY_UNKNOWN: Severity
+SEVERITY_ADVICE: Severity
+SEVERITY_UNFIT: Severity
 
 class GetDeviceInfoRequest(_message.Message):
     __slots__ = ("protocol_version",)
@@ -49,7 +62,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +75,7 @@ class DeviceInfo(_message.Message):
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     PROVIDERS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -74,7 +88,8 @@ class DeviceInfo(_message.Message):
     runtime: str
     providers: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    state: DeviceState
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_block_bytes", "max_block_models")
@@ -84,8 +99,56 @@ class Limits(_message.Message):
     max_block_models: int
     def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ...) -> None: ...
 
+class DeviceState(_message.Message):
+    __slots__ = ("at_ns", "clock_mhz", "governors", "temperature_c", "pi_throttled", "throttle_events", "load_1min", "busy_s", "own_s", "stolen_s", "memory_available_bytes", "swap_used_bytes", "swapped_pages", "gpus")
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MHZ_FIELD_NUMBER: _ClassVar[int]
+    GOVERNORS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
+    PI_THROTTLED_FIELD_NUMBER: _ClassVar[int]
+    THROTTLE_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_1MIN_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    OWN_S_FIELD_NUMBER: _ClassVar[int]
+    STOLEN_S_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SWAP_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    at_ns: int
+    clock_mhz: _containers.RepeatedScalarFieldContainer[float]
+    governors: _containers.RepeatedScalarFieldContainer[str]
+    temperature_c: float
+    pi_throttled: int
+    throttle_events: int
+    load_1min: float
+    busy_s: float
+    own_s: float
+    stolen_s: float
+    memory_available_bytes: int
+    swap_used_bytes: int
+    swapped_pages: int
+    gpus: _containers.RepeatedCompositeFieldContainer[GpuState]
+    def __init__(self, at_ns: _Optional[int] = ..., clock_mhz: _Optional[_Iterable[float]] = ..., governors: _Optional[_Iterable[str]] = ..., temperature_c: _Optional[float] = ..., pi_throttled: _Optional[int] = ..., throttle_events: _Optional[int] = ..., load_1min: _Optional[float] = ..., busy_s: _Optional[float] = ..., own_s: _Optional[float] = ..., stolen_s: _Optional[float] = ..., memory_available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., swapped_pages: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuState, _Mapping]]] = ...) -> None: ...
+
+class GpuState(_message.Message):
+    __slots__ = ("name", "clock_mhz", "memory_clock_mhz", "temperature_c", "power_w", "throttle_reasons")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MHZ_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_CLOCK_MHZ_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
+    POWER_W_FIELD_NUMBER: _ClassVar[int]
+    THROTTLE_REASONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    clock_mhz: float
+    memory_clock_mhz: float
+    temperature_c: float
+    power_w: float
+    throttle_reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., clock_mhz: _Optional[float] = ..., memory_clock_mhz: _Optional[float] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +158,8 @@ class MeasureSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MODEL_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -104,7 +169,9 @@ class MeasureSpec(_message.Message):
     seed: int
     provider: str
     model_timeout_s: float
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ...) -> None: ...
+    precision: float
+    max_block_s: float
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
     __slots__ = ("protocol_version", "block_id", "spec", "models")
@@ -181,14 +248,16 @@ class ModelResult(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ...) -> None: ...
 
 class BlockDone(_message.Message):
-    __slots__ = ("block_id", "busy_ns", "running_ns")
+    __slots__ = ("block_id", "busy_ns", "running_ns", "states")
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     BUSY_NS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_NS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
     block_id: str
     busy_ns: int
     running_ns: int
-    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ...) -> None: ...
+    states: _containers.RepeatedCompositeFieldContainer[DeviceState]
+    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ...) -> None: ...
 
 class MeasureBlockEvent(_message.Message):
     __slots__ = ("progress", "result", "done")
@@ -199,3 +268,29 @@ class MeasureBlockEvent(_message.Message):
     result: ModelResult
     done: BlockDone
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ModelResult, _Mapping]] = ..., done: _Optional[_Union[BlockDone, _Mapping]] = ...) -> None: ...
+
+class DiagnoseRequest(_message.Message):
+    __slots__ = ("protocol_version", "probe_s")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBE_S_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    probe_s: float
+    def __init__(self, protocol_version: _Optional[int] = ..., probe_s: _Optional[float] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("check", "severity", "text", "fix")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    severity: Severity
+    text: str
+    fix: str
+    def __init__(self, check: _Optional[str] = ..., severity: _Optional[_Union[Severity, str]] = ..., text: _Optional[str] = ..., fix: _Optional[str] = ...) -> None: ...
+
+class Diagnosis(_message.Message):
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...

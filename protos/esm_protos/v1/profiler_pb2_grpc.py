@@ -44,6 +44,11 @@ class ProfilerStub(object):
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
                 response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/esm.v1.Profiler/Diagnose',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.Diagnosis.FromString,
+                _registered_method=True)
 
 
 class ProfilerServicer(object):
@@ -64,6 +69,14 @@ class ProfilerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """Looks for what would spoil measurements on this device, and times a built-in model for some
+        seconds. Waits for a running block like a block does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProfilerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +89,11 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.MeasureBlock,
                     request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.FromString,
                     response_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.DiagnoseRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.Diagnosis.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +150,33 @@ class Profiler(object):
             '/esm.v1.Profiler/MeasureBlock',
             esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
             esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esm.v1.Profiler/Diagnose',
+            esm__protos_dot_v1_dot_profiler__pb2.DiagnoseRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.Diagnosis.FromString,
             options,
             channel_credentials,
             insecure,

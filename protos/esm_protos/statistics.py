@@ -1,0 +1,186 @@
+"""From runs to a latency: the trimmed mean, its interval, and the pace that a block's models share.
+
+The agent stops by these figures and the host reports and learns from them, so both import them
+from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+PACE_MODELS = 4
+"""With fewer models a block does not tell the device's pace from a model's own."""
+
+MIN_ROUNDS = 10
+"""Rounds below which no interval is given."""
+
+_NEIGHBOURS = 3  # visits on either side that tell the pace at a visit
+_BATCHES = 20  # Schmeiser (1982): more than 30 batches tell hardly more, and are less independent
+_Z = 1.959963984540054  # of the standard normal distribution, 95 % on both sides
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A model's latency in its block.
+
+    Attributes:
+        latency_ns: trimmed mean of its runs, the block's pace divided out where it is known.
+        raw_ns: trimmed mean of its runs as they were.
+        interval: half-width of the 95 % confidence interval of ``latency_ns``, as a share of it;
+            infinite with fewer than ``MIN_ROUNDS`` rounds.
+    """
+
+    latency_ns: float
+    raw_ns: float
+    interval: float
+
+
+def trimmed_mean(samples: NDArray[np.integer] | Floats, trim: float) -> float:
+    """Mean without the ``floor(trim * n)`` smallest and largest of ``n`` samples (ESM, II-C).
+
+    Raises:
+        ValueError: there are no samples, or ``trim`` is not in [0, 0.5).
+    """
+    if samples.size == 0 or not 0 <= trim < 0.5:
+        raise ValueError("a trimmed mean needs samples and a trim from 0 to below 0.5")
+    drop = _dropped(samples.size, trim)
+    return float(np.sort(samples)[drop : samples.size - drop].mean())
+
+
+def relative_interval(rounds: Floats, trim: float) -> float:
+    """Half-width of the trimmed mean's 95 % interval, as a share of the mean.
+
+    Consecutive runs, and rounds, resemble each other; so the unit is the batch of consecutive
+    rounds (batch means: Schmeiser, Operations Research 30, 1982). The variance is that of the
+    trimmed mean's influence values, which are the winsorised samples' deviations over
+    ``1 - 2 trim`` (Tukey and McLaughlin, Sankhya A 25, 1963), summed by batch as in
+    cluster-robust standard errors; the t distribution has as many degrees of freedom as batches
+    survive the trimming, less one (ibid.).
+
+    Args:
+        rounds: counted runs by round, ``(rounds, runs per visit)``, in the order of time.
+        trim: share dropped at each end.
+
+    Returns:
+        Infinity with fewer than ``MIN_ROUNDS`` rounds.
+    """
+    count = len(rounds)
+    if count < MIN_ROUNDS:
+        return math.inf
+    drop = _dropped(rounds.size, trim)
+    ordered = np.sort(rounds, axis=None)
+    winsorised = np.clip(rounds, ordered[drop], ordered[rounds.size - drop - 1])
+    influence = (winsorised - winsorised.mean()) / (1 - 2 * drop / rounds.size)
+    batches = min(count, _BATCHES)
+    starts = np.arange(batches) * count // batches
+    sums = np.add.reduceat(influence.sum(axis=1), starts)
+    error = math.sqrt(batches / (batches - 1) * float(sums @ sums)) / rounds.size
+    freedom = batches - 2 * _dropped(batches, trim) - 1
+    return _t_quantile(freedom) * error / trimmed_mean(rounds.ravel(), trim)
+
+
+def pace(visits: Sequence[Floats], starts: Sequence[NDArray[np.int64]]) -> list[Floats]:
+    """The device's pace at every visit: 1 at its median, 1.1 where it ran a tenth slower.
+
+    Fits ``latency[model, visit] = base[model] * pace[time]``: every model's base is the median
+    of its visits over their pace, and the pace at a visit is the median of what the visits next
+    to it in time, those of other models only, lie above their bases. A visit never tells its own
+    pace, so nothing of a model's own noise is divided out.
+
+    Args:
+        visits: one latency per visit, by model, in the order of time.
+        starts: when each visit began, nanoseconds.
+
+    Returns:
+        As ``visits``; all ones with fewer than ``PACE_MODELS`` models.
+    """
+    if len(visits) < PACE_MODELS:
+        return [np.ones(len(values)) for values in visits]
+    model = np.repeat(np.arange(len(visits)), [len(values) for values in visits])
+    order = np.argsort(np.concatenate(starts), kind="stable")
+    back = np.argsort(order)
+    logs = np.log(np.concatenate(visits))
+    places = np.arange(len(logs))[:, None] + np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
+    inside = np.clip(places, 0, len(logs) - 1)
+    sorted_model = model[order]
+    usable = (places == inside) & (sorted_model[inside] != sorted_model[:, None])
+    ends = np.cumsum([len(values) for values in visits])[:-1]
+    log_pace = np.zeros(len(logs))
+    for _ in range(5):
+        base = [float(np.median(part)) for part in np.split(logs - log_pace, ends)]
+        excess = (logs - np.array(base)[model])[order]
+        log_pace = _row_medians(np.where(usable, excess[inside], np.nan))[back]
+        log_pace -= np.median(log_pace)
+    return np.split(np.exp(log_pace), ends)
+
+
+def estimates(
+    latency_ns: Sequence[NDArray[np.int64]],
+    start_ns: Sequence[NDArray[np.int64]],
+    runs_per_visit: int,
+    trim: float,
+    common_pace: bool,
+) -> list[Estimate]:
+    """Every model's latency in a block and how sure it is.
+
+    Args:
+        latency_ns: counted runs of each model, in the order of time.
+        start_ns: when each of them began.
+        common_pace: whether the block was interleaved, so that its models share a pace.
+    """
+    visits = [_visits(values, runs_per_visit) for values in latency_ns]
+    if common_pace:
+        firsts = [values[::runs_per_visit][: len(v)] for values, v in zip(start_ns, visits)]
+        paces = pace([np.median(v, axis=1) for v in visits], firsts)
+    else:
+        paces = [np.ones(len(v)) for v in visits]
+    result = []
+    for runs, visited, factors in zip(latency_ns, visits, paces, strict=True):
+        corrected = visited / factors[:, None]
+        result.append(
+            Estimate(
+                latency_ns=trimmed_mean(corrected.ravel(), trim),
+                raw_ns=trimmed_mean(runs, trim),
+                interval=relative_interval(corrected, trim),
+            )
+        )
+    return result
+
+
+def _visits(runs: NDArray[np.int64], runs_per_visit: int) -> Floats:
+    """``(visits, runs per visit)``; a last visit that is not full is left out."""
+    per_visit = min(runs_per_visit, len(runs))
+    full = len(runs) // per_visit
+    return runs[: full * per_visit].reshape(full, per_visit).astype(np.float64)
+
+
+def _dropped(count: int, trim: float) -> int:
+    # The tolerance keeps 0.2 * 150 at 30 whatever its binary expansion.
+    return math.floor(trim * count + 1e-9)
+
+
+def _row_medians(rows: Floats) -> Floats:
+    """Medians of what is not NaN; 0 where all is."""
+    count = np.count_nonzero(~np.isnan(rows), axis=1)
+    ordered = np.sort(rows, axis=1)  # NaN last
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0)[:, None] // 2, axis=1)
+    high = np.take_along_axis(ordered, count[:, None] // 2, axis=1)
+    return np.where(count > 0, (low + high)[:, 0] / 2, 0.0)
+
+
+def _t_quantile(freedom: int) -> float:
+    """97.5 % of Student's t by its expansion about the normal; within 1 % from 3 degrees on."""
+    z, v = _Z, max(freedom, 3)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
