@@ -3,10 +3,10 @@
     python -m benchmarks.accuracy --run runs/accuracy [--json FILE]
 
 Measures the same ResNet subnets (64 px, width x0.25) on this machine under both protocols, in
-turn, a hundred models at a time: interleaved with references, and all runs in a row as in the
-paper. Then trains the paper's MLP on 800 of them and tests it on the other 400, for every
-encoding and five seeds (a seed draws the split and the initial weights). Resumes where it was
-broken off; with everything measured it only trains.
+turn, a hundred models at a time: interleaved with references until every interval is tight, and
+all runs in a row as in the paper. Then trains the paper's MLP on 800 of them and tests it on the
+other 400, for every encoding and five seeds (a seed draws the split and the initial weights).
+Resumes where it was broken off; with everything measured it only trains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, best_attempts, block_table, load_dataset
+from esm_host.dataset.table import Dataset, Measurements, best_attempts
 from esm_host.encoding import ENCODERS, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.predictors.mlp import MLPPredictor
@@ -35,7 +35,7 @@ from esm_protos.messages import MeasureSpec, Protocol
 
 ROUND = 100
 SPECS = {
-    "interleaved": MeasureSpec(protocol=Protocol.INTERLEAVED),
+    "interleaved": MeasureSpec(protocol=Protocol.INTERLEAVED, precision=0.02),
     "in a row": MeasureSpec(protocol=Protocol.SEQUENTIAL),
 }
 
@@ -58,11 +58,12 @@ def main() -> None:
     specs = {name: replace(spec, runs=args.runs) for name, spec in SPECS.items()}
     measure(space, bins, stores, specs, args.models)
 
-    interleaved = load_dataset(stores["interleaved"], specs["interleaved"])
+    measured = {name: Measurements(store, specs[name]) for name, store in stores.items()}
+    interleaved = measured["interleaved"].dataset()
     datasets = {
         "interleaved / factor": interleaved,
-        "interleaved": without_factors(stores["interleaved"], specs["interleaved"], interleaved),
-        "in a row": load_dataset(stores["in a row"], specs["in a row"]),
+        "interleaved": as_measured(measured["interleaved"], interleaved),
+        "in a row": measured["in a row"].dataset(),
     }
     table = {
         encoding: {
@@ -71,7 +72,7 @@ def main() -> None:
         }
         for encoding in ENCODERS
     }
-    report(table, datasets, stores, specs)
+    report(table, datasets, measured)
     if args.json:
         args.json.write_text(json.dumps({"accuracy_percent": table}, indent=2) + "\n")
 
@@ -105,6 +106,7 @@ def measure(
                 sequential = specs[name].protocol is Protocol.SEQUENTIAL
                 collector = Collector(
                     store,
+                    Measurements(store, specs[name]),
                     profiler,
                     space,
                     specs[name],
@@ -119,11 +121,11 @@ def measure(
                 collector.collect(number)
 
 
-def without_factors(store: Store, spec: MeasureSpec, dataset: Dataset) -> Dataset:
+def as_measured(measurements: Measurements, dataset: Dataset) -> Dataset:
     """The same measurements with the device's pace left in."""
-    table = block_table(store, spec)
+    table = measurements.table()
     best = best_attempts(table)
-    latency_ms = np.array([table.latency_ms[best[a.key]][a.key] for a in dataset.architectures])
+    latency_ms = np.array([table.models[best[a.key]][a.key].raw_ms for a in dataset.architectures])
     return replace(dataset, latency_ms=latency_ms)
 
 
@@ -149,15 +151,14 @@ def accuracies(
 def report(
     table: dict[str, dict[str, list[float]]],
     datasets: dict[str, Dataset],
-    stores: dict[str, Store],
-    specs: dict[str, MeasureSpec],
+    measured: dict[str, Measurements],
 ) -> None:
     print(f"\n{'encoding':12}" + "".join(f"{name:>24}" for name in datasets))
     for encoding, row in table.items():
         cells = [f"{statistics.mean(v):.1f} +- {statistics.stdev(v):.1f} %" for v in row.values()]
         print(f"{encoding:12}" + "".join(f"{cell:>24}" for cell in cells))
-    for name, store in stores.items():
-        blocks = block_table(store, specs[name])
+    for name, measurements in measured.items():
+        blocks = measurements.table()
         spread = np.log(blocks.references_ms).std(axis=0).mean()
         left = blocks.quality.deviations.mean()
         print(

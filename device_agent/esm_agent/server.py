@@ -9,10 +9,12 @@ from concurrent import futures
 import grpc
 
 from esm_agent.device import device_info, memory_bytes
+from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
-from esm_agent.worker import BackendFactory, Worker, cpu_backend
+from esm_agent.telemetry import Telemetry
+from esm_agent.worker import Worker
 from esm_protos.messages import Limits
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -44,8 +46,14 @@ class AgentServer:
         WorkerUnavailableError: the measuring process does not start.
     """
 
-    def __init__(self, host: str, port: int, make_backend: BackendFactory = cpu_backend) -> None:
-        self._slot = Slot(Worker(make_backend))
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        make_backend: BackendFactory = cpu_backend,
+        make_telemetry: TelemetryFactory = Telemetry,
+    ) -> None:
+        self._slot = Slot(Worker(make_backend, make_telemetry))
         hello = self._slot.start()
         self._scratch = make_scratch()
         # Uploads lie in the temporary folder, which may be in memory.

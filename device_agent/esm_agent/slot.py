@@ -6,8 +6,9 @@ import queue
 import threading
 from collections.abc import Iterator
 
+from esm_agent.measuring import Hello
 from esm_agent.upload import UploadedBlock
-from esm_agent.worker import CancelledError, Hello, Worker
+from esm_agent.worker import CancelledError, Worker
 from esm_protos.messages import BlockResult, Progress, State
 
 Event = Progress | BlockResult | Exception

@@ -1,11 +1,12 @@
 """The two protocols, as loops over callables: no runtime, no files, no processes in here.
 
-Only ``run()`` lies between two clock readings. Whatever else has to happen (progress,
-cancellation) happens in ``between``, which the loops call between visits.
+Only ``run()`` lies between two clock readings. Whatever else has to happen (progress, the
+device's state, cancellation) happens in ``between``, which the loops call between visits.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +15,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esm_protos.messages import Measurement, MeasureSpec
+from esm_protos.statistics import MIN_ROUNDS, PACE_MODELS, estimate_block
 
 Run = Callable[[], object]
 Clock = Callable[[], int]
-"""Nanoseconds from any fixed origin, never going back."""
+"""Nanoseconds from any fixed origin."""
 Between = Callable[[int, float], None]
 """Told the model that is visited next and the share of the visits already made."""
+
+_WARM_NS = 10_000_000
+"""Caches are warm after so long: a slow model needs fewer uncounted runs than a fast one."""
+_SLOW_NS = 1_000_000_000
+"""Cold caches are nothing to a model that runs so long: it needs no uncounted run at all."""
+_LOOK_AGAIN = 1.2
+"""Intervals are looked at each time the rounds have grown by this factor: looking after every
+round would stop too many models at a lucky moment."""
 
 
 @dataclass
@@ -36,10 +46,24 @@ class Samples:
         entered = clock()
         for _ in range(warmup):
             run()
+        self._count(run, runs, clock, entered)
+
+    def short_visit(self, run: Run, warmup: int, runs: int, clock: Clock) -> None:
+        """As :meth:`visit`, with no more uncounted runs than warm caches take."""
+        entered = clock()
+        if not self.latency_ns or self.latency_ns[-1] < _SLOW_NS:
+            for _ in range(warmup):
+                run()
+                if clock() - entered >= _WARM_NS:
+                    break
+        self._count(run, runs, clock, entered)
+
+    def _count(self, run: Run, runs: int, clock: Clock, entered: int) -> None:
         for _ in range(runs):
             start = clock()
             run()
-            self.latency_ns.append(clock() - start)
+            # A coarse clock may not have moved, but a run takes some time.
+            self.latency_ns.append(max(clock() - start, 1))
             self.start_ns.append(start)
         self.running_ns += clock() - entered
 
@@ -72,25 +96,52 @@ def interleaved(
     """Rounds over all models, each round in another random order, a few runs per visit.
 
     A slow episode of the device outlasts any model's runs in a row, so trimming cannot remove it
-    there. Here it touches a few samples of every model instead, which trimming does remove; what
-    is left is common to the block, and its reference models tell how much it is.
+    there. Here it touches a few samples of every model instead, and the models visited before
+    and after tell by how much.
+
+    With a precision, a model leaves once its interval is tight, unless fewer than ``PACE_MODELS``
+    would stay: those that are left need somebody to tell the device's pace.
 
     Args:
         runs: by the model's index in its block.
 
     Returns:
-        Samples of each model: exactly ``spec.runs`` each, the last visit being shorter where
-        ``runs_per_visit`` does not divide it.
+        Samples of each model. Without a precision exactly ``spec.runs`` each, the last visit
+        being shorter where ``runs_per_visit`` does not divide it; fewer where
+        ``spec.max_block_s`` ended the block.
     """
     samples = {index: Samples() for index in runs}
-    order = list(runs)
+    active = list(runs)
     shuffle = random.Random(spec.seed).shuffle
-    done = 0
-    while done < spec.runs:
+    began = clock()
+    look_at = MIN_ROUNDS
+    done = rounds = 0
+    while done < spec.runs and active:
         count = min(spec.runs_per_visit, spec.runs - done)
-        shuffle(order)
-        for position, index in enumerate(order):
-            between(index, (done + count * position / len(order)) / spec.runs)
-            samples[index].visit(runs[index], spec.warmup, count, clock)
+        shuffle(active)
+        for position, index in enumerate(active):
+            between(index, (done + count * position / len(active)) / spec.runs)
+            samples[index].short_visit(runs[index], spec.warmup, count, clock)
         done += count
+        rounds += 1
+        if spec.max_block_s and clock() - began > spec.max_block_s * 1e9:
+            break
+        if spec.precision and rounds >= look_at:
+            active = _staying(samples, active, spec)
+            look_at = math.ceil(rounds * _LOOK_AGAIN)
     return samples
+
+
+def _staying(samples: Mapping[int, Samples], active: list[int], spec: MeasureSpec) -> list[int]:
+    """Who needs more rounds, and those who must keep them company."""
+    block = estimate_block(
+        [np.array(s.latency_ns, dtype=np.int64) for s in samples.values()],
+        [np.array(s.start_ns, dtype=np.int64) for s in samples.values()],
+        spec.runs_per_visit,
+        spec.trim,
+        common_pace=True,
+    )
+    interval = {i: e.interval for i, e in zip(samples, block.models, strict=True)}
+    loosest_first = sorted(active, key=lambda index: -interval[index])
+    loose = sum(interval[index] >= spec.precision for index in active)
+    return loosest_first[: max(loose, PACE_MODELS)] if loose else []

@@ -1,26 +1,34 @@
-"""The measuring process, and the handle through which the agent drives it.
+"""The handle through which the agent drives its measuring process.
 
 Models run in a process of their own, so that one that crashes or hangs takes nothing else with
 it. The process is spawned (never forked: the agent's gRPC threads must not be copied) and kept
-from block to block. Where it stands is written to shared memory, which costs the measurement
-nothing: the agent reads there which model to blame, and how far the block has come.
+from block to block. It writes to shared memory where it stands: the agent reads there which
+model to blame, and how far the block has come.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from esm_agent import measuring
+from esm_agent.measuring import (
+    STATES,
+    BackendFactory,
+    Hello,
+    Job,
+    JobResult,
+    TelemetryFactory,
+    cpu_backend,
+)
+from esm_agent.telemetry import Telemetry
 from esm_protos.messages import (
     BlockResult,
     Failure,
@@ -31,20 +39,8 @@ from esm_protos.messages import (
     State,
 )
 
-_STATES = (State.PREPARING, State.MEASURING)
 _POLL_S = 0.25
 _START_TIMEOUT_S = 120.0
-_PR_SET_PDEATHSIG = 1
-
-BackendFactory = Callable[[], Any]
-"""Makes the :class:`esm_agent.backends.Backend` inside the process; must be importable."""
-
-
-def cpu_backend() -> Any:
-    """ONNX Runtime's CPU provider."""
-    from esm_agent.backends import OnnxRuntimeCpu
-
-    return OnnxRuntimeCpu()
 
 
 class CancelledError(Exception):
@@ -53,127 +49,6 @@ class CancelledError(Exception):
 
 class WorkerUnavailableError(Exception):
     """The measuring process cannot be started."""
-
-
-class Hello(NamedTuple):
-    """What the process says of its runtime once it is up."""
-
-    runtime: str
-    providers: tuple[str, ...]
-
-
-class Job(NamedTuple):
-    """Models of a block by their index in it, and how to measure them."""
-
-    spec: MeasureSpec
-    models: dict[int, tuple[str, Path]]
-
-
-class JobResult(NamedTuple):
-    measurements: dict[int, Measurement]
-    busy_ns: int
-    running_ns: int
-
-
-# Inside the process
-
-
-class _Board:
-    """The shared page: state, current model, share done (per million), visits so far."""
-
-    def __init__(self, cells: Any) -> None:
-        self.cells = cells
-
-    def write(self, state: State, model: int, fraction: float) -> None:
-        self.cells[0] = _STATES.index(state)
-        self.cells[1] = model
-        self.cells[2] = round(fraction * 1_000_000)
-        self.cells[3] += 1
-
-
-def _main(connection: Connection, cells: Any, make_backend: BackendFactory) -> None:
-    """Takes jobs until the agent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
-    if sys.platform == "linux":
-        # A hung native call must not outlive an agent that was killed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    import onnxruntime
-
-    board = _Board(cells)
-    backend = make_backend()
-    connection.send(Hello(f"onnxruntime {onnxruntime.__version__}", (backend.provider,)))
-    while True:
-        try:
-            job: Job = connection.recv()
-        except EOFError:
-            return
-        connection.send(_measure(backend, job, board))
-
-
-def _measure(backend: Any, job: Job, board: _Board) -> JobResult:
-    """One attempt at a block. A model that fails is left out and the rest is measured."""
-    from esm_agent import timing
-    from esm_agent.backends import ModelError, first_run
-
-    clock = time.perf_counter_ns
-    began = clock()
-    results: dict[int, Measurement] = {}
-    loaded: dict[int, tuple[timing.Run, int, int]] = {}
-    running_ns = 0
-
-    def prepare(index: int) -> None:
-        model_id, path = job.models[index]
-        try:
-            start = clock()
-            run = backend.load(path, job.spec)
-            ready = clock()
-            first_run(run)
-            loaded[index] = (run, ready - start, clock() - ready)
-        except ModelError as error:
-            failure = error.failure
-            results[index] = Measurement.failed(model_id, failure.kind, failure.message)
-        except MemoryError:
-            kind, message = FailureKind.OUT_OF_MEMORY, "the model does not fit into memory"
-            results[index] = Measurement.failed(model_id, kind, message)
-
-    def keep(index: int, samples: timing.Samples, origin: int) -> None:
-        nonlocal running_ns
-        _, load_ns, first_ns = loaded[index]
-        model_id = job.models[index][0]
-        results[index] = samples.measurement(model_id, load_ns, first_ns, origin)
-        running_ns += samples.running_ns + first_ns
-
-    gc.disable()  # no collection inside a timed run
-    try:
-        count = len(job.models)
-        if job.spec.protocol.value == "sequential":
-            origin = clock()
-            for position, index in enumerate(job.models):
-                board.write(State.MEASURING, index, position / count)
-                prepare(index)
-                if index in loaded:
-                    keep(index, timing.sequential(loaded[index][0], job.spec, clock), origin)
-                    del loaded[index]
-        else:
-            for position, index in enumerate(job.models):
-                board.write(State.PREPARING, index, position / count)
-                prepare(index)
-            runs = {index: run for index, (run, _, _) in loaded.items()}
-            origin = clock()
-            visited = timing.interleaved(
-                runs, job.spec, lambda i, share: board.write(State.MEASURING, i, share), clock
-            )
-            for index, samples in visited.items():
-                keep(index, samples, origin)
-            runs.clear()
-            loaded.clear()
-    finally:
-        gc.enable()
-        gc.collect()
-    return JobResult(results, clock() - began, running_ns)
-
-
-# Inside the agent
 
 
 @dataclass
@@ -201,8 +76,13 @@ class Worker:
     die with the thread that started it.
     """
 
-    def __init__(self, make_backend: BackendFactory = cpu_backend) -> None:
+    def __init__(
+        self,
+        make_backend: BackendFactory = cpu_backend,
+        make_telemetry: TelemetryFactory = Telemetry,
+    ) -> None:
         self._make_backend = make_backend
+        self._make_telemetry = make_telemetry
         self._current: _Process | None = None
 
     def start(self) -> Hello:
@@ -215,7 +95,10 @@ class Worker:
         ours, theirs = context.Pipe()
         cells = context.RawArray("q", 4)
         process = context.Process(
-            target=_main, args=(theirs, cells, self._make_backend), daemon=True, name="esm-worker"
+            target=measuring.main,
+            args=(theirs, cells, self._make_backend, self._make_telemetry),
+            daemon=True,
+            name="esm-worker",
         )
         process.start()
         theirs.close()
@@ -250,9 +133,10 @@ class Worker:
         """Measures all models of a block together; one that fails does not fail the others.
 
         When the process dies, the block is measured again from its start, since its models must
-        be measured together. The first death may have come from outside; at the second one on
-        the same model, that model is left out with outcome CRASH. A model that exceeds
-        ``spec.model_timeout_s`` is left out at once with outcome TIMEOUT.
+        be measured together, and loaded one by one, to know which one it was. The first death
+        may have come from outside; at the second one on the same model, that model is left out
+        with outcome CRASH. A model that exceeds ``spec.model_timeout_s`` is left out at once with
+        outcome TIMEOUT.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
@@ -260,14 +144,20 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         deaths: Counter[int] = Counter()
+        loaders = measuring.loaders()
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
-            attempt = self._attempt(Job(spec, todo), on_progress, cancelled)
+            attempt = self._attempt(Job(spec, todo, loaders), on_progress, cancelled)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
                 ordered = tuple(results[i] for i in range(len(models)))
-                return BlockResult(block_id, ordered, attempt.busy_ns, attempt.running_ns)
-            index, failure = attempt
+                return BlockResult(
+                    block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
+                )
+            index, state, failure = attempt
+            if state is State.PREPARING and loaders > 1:
+                loaders = 1  # it may have been any of those that were loading
+                continue
             deaths[index] += 1
             if failure.kind is FailureKind.TIMEOUT or deaths[index] == 2:
                 left_out[index] = Measurement.failed(
@@ -279,8 +169,8 @@ class Worker:
         job: Job,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-    ) -> JobResult | tuple[int, Failure]:
-        """The result, or the model at which it broke off and why."""
+    ) -> JobResult | tuple[int, State, Failure]:
+        """The result, or the model and the state at which it broke off, and why."""
         if self._current is None or not self._current.process.is_alive():
             self.stop()
             self.start()
@@ -296,18 +186,18 @@ class Worker:
                     self.stop()
                     raise CancelledError
                 state, model, share, now_ticks = current.cells[:]
-                on_progress(Progress(_STATES[state], share / 1_000_000))
+                on_progress(Progress(STATES[state], share / 1_000_000))
                 if now_ticks != ticks:
                     ticks, changed = now_ticks, time.monotonic()
                 elif time.monotonic() - changed > job.spec.model_timeout_s:
                     self.stop()
                     text = f"no answer within {job.spec.model_timeout_s:g} s"
-                    return model, Failure(FailureKind.TIMEOUT, text)
+                    return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
             result: JobResult = current.connection.recv()
             return result
         except (EOFError, ConnectionResetError, BrokenPipeError):
-            model = current.cells[1]
+            state, model = current.cells[:2]
             current.process.join()
             text = f"the measuring process died on this model ({current.exit_text()})"
             self.stop()
-            return model, Failure(FailureKind.CRASH, text)
+            return model, STATES[state], Failure(FailureKind.CRASH, text)

@@ -57,12 +57,13 @@ class MeasureSpec:
     """How a block is measured. Numbers taken with different specs are not comparable.
 
     The defaults are ESM's 150 runs and 20 % trimmed at each end (ESM, II-C), taken in visits of
-    three runs after two uncounted ones, which is where visits agree with runs in a row.
+    one run after two uncounted ones, which is where visits agree with runs in a row.
 
     Attributes:
         runs: counted runs per model; with a precision, the most.
         runs_per_visit: counted runs in a row; ``interleaved`` only.
-        warmup: uncounted runs before each visit (before all runs when ``sequential``).
+        warmup: uncounted runs before each visit, at most: a slow model needs fewer to be warm
+            (``sequential``: before all runs, exactly).
         trim: share of the counted runs dropped at each end, below 0.5.
         threads: threads of the runtime.
         seed: of the visiting order, the inputs and the weights of weightless graphs.
@@ -78,7 +79,7 @@ class MeasureSpec:
 
     protocol: Protocol = Protocol.INTERLEAVED
     runs: int = 150
-    runs_per_visit: int = 3
+    runs_per_visit: int = 1
     warmup: int = 2
     trim: float = 0.2
     threads: int = 1

@@ -121,14 +121,27 @@ def pace(visits: Sequence[Floats], starts: Sequence[NDArray[np.int64]]) -> list[
     return np.split(np.exp(log_pace), ends)
 
 
-def estimates(
+@dataclass(frozen=True)
+class BlockEstimate:
+    """Every model's latency in a block, and what became of the device meanwhile.
+
+    Attributes:
+        slowdown: by how much the device's pace in the last third of the block exceeds that in
+            the first, as a share; 0 where the pace is not known.
+    """
+
+    models: list[Estimate]
+    slowdown: float
+
+
+def estimate_block(
     latency_ns: Sequence[NDArray[np.int64]],
     start_ns: Sequence[NDArray[np.int64]],
     runs_per_visit: int,
     trim: float,
     common_pace: bool,
-) -> list[Estimate]:
-    """Every model's latency in a block and how sure it is.
+) -> BlockEstimate:
+    """Estimates of a block's models, from their runs.
 
     Args:
         latency_ns: counted runs of each model, in the order of time.
@@ -136,22 +149,30 @@ def estimates(
         common_pace: whether the block was interleaved, so that its models share a pace.
     """
     visits = [_visits(values, runs_per_visit) for values in latency_ns]
+    began = [values[::runs_per_visit][: len(v)] for values, v in zip(start_ns, visits, strict=True)]
     if common_pace:
-        firsts = [values[::runs_per_visit][: len(v)] for values, v in zip(start_ns, visits)]
-        paces = pace([np.median(v, axis=1) for v in visits], firsts)
+        paces = pace([np.median(v, axis=1) for v in visits], began)
     else:
         paces = [np.ones(len(v)) for v in visits]
-    result = []
+    models = []
     for runs, visited, factors in zip(latency_ns, visits, paces, strict=True):
         corrected = visited / factors[:, None]
-        result.append(
+        models.append(
             Estimate(
                 latency_ns=trimmed_mean(corrected.ravel(), trim),
                 raw_ns=trimmed_mean(runs, trim),
                 interval=relative_interval(corrected, trim),
             )
         )
-    return result
+    return BlockEstimate(models, _slowdown(paces, began))
+
+
+def _slowdown(paces: Sequence[Floats], began: Sequence[NDArray[np.int64]]) -> float:
+    if not paces:
+        return 0.0
+    in_time = np.concatenate(paces)[np.argsort(np.concatenate(began), kind="stable")]
+    third = max(len(in_time) // 3, 1)
+    return float(np.median(in_time[-third:]) / np.median(in_time[:third]) - 1)
 
 
 def _visits(runs: NDArray[np.int64], runs_per_visit: int) -> Floats:

@@ -1,13 +1,21 @@
 """The protocols: who is run when, and what is counted. A clock of our own, no waiting."""
 
+import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_agent.timing import interleaved, sequential
 from esm_protos.messages import MeasureSpec
+from esm_protos.statistics import (
+    MIN_ROUNDS,
+    PACE_MODELS,
+    estimate_block,
+    relative_interval,
+)
 
 
 class Device:
@@ -126,3 +134,128 @@ def test_a_slow_episode_spoils_a_row_but_not_an_interleaved_block() -> None:
     )
     assert max(row) > 150
     assert max(block) == pytest.approx(100)
+
+
+# Until the intervals are tight
+
+
+def noisy(device: Device, model: int, spread_ns: int) -> None:
+    """From now on the model takes now longer, now shorter, by ``spread_ns``."""
+    steady, draw = device.runs[model], random.Random(model)
+
+    def run() -> None:
+        steady()
+        device.now += draw.randint(-spread_ns, spread_ns)
+
+    device.runs[model] = run
+
+
+def test_tight_models_leave_early_and_loose_ones_stay_until_the_cap() -> None:
+    device = Device(dict.fromkeys(range(8), 1_000_000))
+    noisy(device, 3, 500_000)
+    spec = MeasureSpec(runs=100, precision=0.02)
+    samples = interleaved(device.runs, spec, clock=device.clock)
+    counts = [len(samples[index].latency_ns) for index in range(8)]
+    assert counts[3] == 100
+    # Those that stay keep the loose one company, so that the device's pace is known.
+    assert sorted(counts)[: 8 - PACE_MODELS] == [MIN_ROUNDS] * (8 - PACE_MODELS)
+    assert counts.count(100) == PACE_MODELS
+
+
+def test_a_block_of_steady_models_ends_with_the_first_look() -> None:
+    device = Device({0: 100, 1: 5_000_000, 2: 20})
+    samples = interleaved(device.runs, MeasureSpec(precision=0.02), clock=device.clock)
+    assert {len(s.latency_ns) for s in samples.values()} == {MIN_ROUNDS}
+
+
+def test_one_noisy_model_alone_stops_when_it_is_tight() -> None:
+    device = Device({0: 1_000_000})
+    noisy(device, 0, 100_000)
+    spec = MeasureSpec(runs=10_000, precision=0.01)
+    (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
+    assert MIN_ROUNDS < len(samples.latency_ns) < 1_000
+    runs = np.array(samples.latency_ns, dtype=float)[:, None]
+    assert relative_interval(runs, spec.trim) < 0.01
+
+
+def test_a_model_of_twenty_seconds_takes_the_time_it_is_given() -> None:
+    device = Device({0: 20_000_000_000})
+    spec = MeasureSpec(runs=10_000, precision=0.02, max_block_s=60)
+    (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
+    assert len(samples.latency_ns) == 3
+    assert len(device.log) == 4, "one uncounted run, none once it is known to be slow"
+
+
+def test_a_model_of_twenty_microseconds_is_not_worn_out_by_bookkeeping() -> None:
+    device = Device({0: 20_000})
+    spec = MeasureSpec(runs=150)
+    (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
+    assert samples.latency_ns == [20_000] * 150
+    assert len(device.log) == 450
+
+
+def test_slow_models_are_warm_after_one_run() -> None:
+    device = Device({0: 12_000_000, 1: 4_000_000})
+    samples = interleaved(device.runs, MeasureSpec(runs=10, warmup=4), clock=device.clock)
+    assert device.log.count(0) == 10 + 10 * 1
+    assert device.log.count(1) == 10 + 10 * 3
+    assert samples[0].running_ns == 20 * 12_000_000
+
+
+def test_a_clock_that_jumps_spoils_one_run_and_no_figure() -> None:
+    """Suspended for an hour in the middle: one counted run has it, trimming drops it."""
+    device = Device(dict.fromkeys(range(5), 1_000_000))
+    jumped = False
+
+    def jump() -> None:
+        nonlocal jumped
+        device.now += 1_000_000
+        if len(device.log) > 100 and not jumped:
+            jumped = True
+            device.now += 3600 * 10**9
+        device.log.append(0)
+
+    device.runs[0] = jump
+    samples = interleaved(device.runs, MeasureSpec(runs=30, warmup=0), clock=device.clock)
+    assert max(samples[0].latency_ns) > 3000 * 10**9
+    estimate = estimate_block(
+        [np.array(s.latency_ns) for s in samples.values()],
+        [np.array(s.start_ns) for s in samples.values()],
+        runs_per_visit=1,
+        trim=0.2,
+        common_pace=True,
+    )
+    for model in estimate.models:
+        assert model.latency_ns == pytest.approx(1_000_000, rel=1e-6)
+        assert model.interval < 1e-6
+
+
+def test_a_clock_that_stands_still_gives_positive_latencies() -> None:
+    device = Device({0: 0})
+    (samples,) = interleaved(device.runs, MeasureSpec(runs=12), clock=device.clock).values()
+    assert samples.latency_ns == [1] * 12
+
+
+def test_a_device_that_throttles_half_way_is_seen_and_divided_out() -> None:
+    device = Device({})
+    cost = {index: (index + 1) * 1_000_000 for index in range(6)}
+    half = sum(cost.values()) * 60 * 3 // 2
+
+    def model(index: int):
+        def run() -> None:
+            device.now += cost[index] * (2 if device.now > half else 1)
+
+        return run
+
+    device.runs = {index: model(index) for index in cost}
+    samples = interleaved(device.runs, MeasureSpec(runs=60), clock=device.clock)
+    estimate = estimate_block(
+        [np.array(samples[i].latency_ns) for i in cost],
+        [np.array(samples[i].start_ns) for i in cost],
+        runs_per_visit=1,
+        trim=0.2,
+        common_pace=True,
+    )
+    assert estimate.slowdown == pytest.approx(1.0)
+    found = np.array([m.latency_ns for m in estimate.models]) / list(cost.values())
+    assert found == pytest.approx(found.mean(), rel=0.01)

@@ -78,9 +78,23 @@ def test_a_bad_model_is_an_outcome_not_an_exception(profiler: Profiler) -> None:
 
 
 def test_counts_what_it_sends(profiler: Profiler) -> None:
-    before = profiler.bytes_sent
-    profiler.measure(block(GOOD))
-    assert len(GOOD.data) <= profiler.bytes_sent - before < len(GOOD.data) + 1000
+    pending = profiler.submit(block(GOOD))
+    pending.result()
+    assert len(GOOD.data) <= pending.bytes_sent < len(GOOD.data) + 1000
+
+
+def test_blocks_submitted_together_are_measured_one_after_the_other(profiler: Profiler) -> None:
+    blocks = [block(GOOD) for _ in range(3)]
+    pending = [profiler.submit(b) for b in blocks]
+    assert [p.result().block_id for p in pending] == [b.block_id for b in blocks]
+
+
+def test_a_block_that_is_not_wanted_any_more_does_not_keep_the_next_waiting(
+    profiler: Profiler,
+) -> None:
+    unwanted = profiler.submit(block(GOOD, runs=100_000))
+    unwanted.cancel()
+    assert profiler.measure(block(GOOD)).measurements[0].failure is None
 
 
 def test_tells_of_progress(profiler: Profiler) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
@@ -29,7 +30,7 @@ SETTINGS = Settings(
     bins=4,
     block_size=10,
     max_models=200,
-    spec=MeasureSpec(runs=5),
+    spec=MeasureSpec(runs=12),
 )
 
 
@@ -90,8 +91,10 @@ def assemble(
             settings.references, np.random.default_rng(99)
         )
         store.add_plan(REFERENCE_ROUND, references)
+    measurements = Measurements(store, settings.spec)
     collector = Collector(
         store,
+        measurements,
         profiler,
         SPACE,
         settings.spec,
@@ -104,6 +107,7 @@ def assemble(
     loop = Loop(
         settings,
         store,
+        measurements,
         collector,
         SAMPLERS[settings.sampling](SPACE, bins),
         make_encoder(settings.encoding, SPACE),

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import load_dataset
+from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError
+from esm_host.evaluation.verdict import Verdict
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Failure, FailureKind, MeasureSpec, Model, Protocol
 from tests.host.campaign import SPACE, Log, assemble, latency
@@ -47,7 +48,7 @@ def test_the_devices_pace_is_divided_out(tmp_path: Path) -> None:
     store, collector, _ = assemble(tmp_path, profiler, Log())
     planned = plan(store)
     assert collector.collect(0).passed
-    dataset = load_dataset(store, MeasureSpec(runs=5))
+    dataset = Measurements(store, MeasureSpec(runs=12)).dataset()
     assert dataset.architectures == planned
     truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
     np.testing.assert_allclose(dataset.latency_ms, truth, rtol=1e-4)
@@ -55,13 +56,13 @@ def test_the_devices_pace_is_divided_out(tmp_path: Path) -> None:
 
 def test_in_a_row_the_pace_stays_in_and_fails_the_block(tmp_path: Path) -> None:
     profiler = FakeProfiler(latency, pace=lambda number: 1.5 if number == 2 else 1.0)
-    spec = MeasureSpec(runs=5, protocol=Protocol.SEQUENTIAL)
+    spec = MeasureSpec(runs=12, protocol=Protocol.SEQUENTIAL)
     store, collector, _ = assemble(tmp_path, profiler, Log(), spec=spec)
     planned = plan(store)
     quality = collector.collect(0)
     assert (quality.passed, quality.remeasured_blocks) == (True, 1)
     truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
-    np.testing.assert_allclose(load_dataset(store, spec).latency_ms, truth, rtol=1e-4)
+    np.testing.assert_allclose(Measurements(store, spec).dataset().latency_ms, truth, rtol=1e-4)
 
 
 class Straying:
@@ -91,7 +92,7 @@ def test_a_block_whose_reference_strays_is_measured_again(tmp_path: Path) -> Non
     bad, again = device.profiler.blocks[1], device.profiler.blocks[4]
     assert [m.model_id for m in bad.models] == [m.model_id for m in again.models]
     assert bad.block_id != again.block_id
-    assert load_dataset(store, MeasureSpec(runs=5)).passed.all()
+    assert Measurements(store, MeasureSpec(runs=12)).dataset().verdict_counts()["stable"] == 40
 
 
 def test_a_block_that_keeps_failing_is_kept_and_marked(tmp_path: Path) -> None:
@@ -104,9 +105,12 @@ def test_a_block_that_keeps_failing_is_kept_and_marked(tmp_path: Path) -> None:
     assert quality.remeasured_blocks == 2
     assert quality.worst_reference_deviation > 0.03
     assert len(device.profiler.blocks) == 6
-    dataset = load_dataset(store, MeasureSpec(runs=5))
+    dataset = Measurements(store, MeasureSpec(runs=12)).dataset()
     assert len(dataset) == 40
-    assert (~dataset.passed).sum() == 10
+    assert dataset.verdict_counts() == {"stable": 30, "noisy": 10, "unresolved": 0, "throttled": 0}
+    noisy = [j for j in dataset.judgements if j.verdict is Verdict.NOISY]
+    assert all(j.reasons[0].startswith("references off by 9.5 %") for j in noisy)
+    assert len(dataset.only({Verdict.STABLE})) == 30
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_a_model_that_fails_is_recorded_and_tried_again_where_that_may_help(
     planned = plan(store)
     bad_key = planned[3].key
     assert collector.collect(0).passed
-    dataset = load_dataset(store, MeasureSpec(runs=5))
+    dataset = Measurements(store, MeasureSpec(runs=12)).dataset()
     assert len(dataset) == 39
     assert bad_key not in {a.key for a in dataset.architectures}
     assert len(profiler.blocks) == blocks

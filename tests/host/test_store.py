@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from esm_host.dataset.store import REFERENCE_ROUND, Attempt, Store
 from esm_host.errors import DatasetError
+from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Block, BlockResult, FailureKind, Measurement, MeasureSpec, Model
@@ -55,10 +56,12 @@ def test_what_goes_in_comes_out(store: Store) -> None:
 
 def test_judgements_and_rounds(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    store.add_judgement("one", False, 0.07)
+    judgement = Judgement(Verdict.NOISY, ("because",))
+    store.add_judgement("one", False, 0.07, {PLAN[1].key: judgement})
     store.add_round(0, {"accuracy_percent": 90.5})
     again = Store(store.path)
     assert (again.blocks()[0].passed, again.blocks()[0].worst_deviation) == (False, 0.07)
+    assert again.verdicts() == {("one", PLAN[1].key): judgement}
     assert again.rounds() == [{"accuracy_percent": 90.5}]
 
 

@@ -1,6 +1,7 @@
 """Whatever one side says, the other side hears."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -13,14 +14,19 @@ from esm_protos.messages import (
     PROTOCOL_VERSION,
     Block,
     DeviceInfo,
+    DeviceState,
+    Diagnosis,
     Failure,
     FailureKind,
+    Finding,
+    GpuState,
     Limits,
     Measurement,
     MeasureSpec,
     Model,
     Progress,
     Protocol,
+    Severity,
     State,
 )
 from esm_protos.v1 import profiler_pb2 as pb
@@ -29,7 +35,9 @@ counts = st.integers(1, 10_000)
 nanoseconds = st.lists(st.integers(0, 2**62), min_size=1, max_size=50)
 specs = st.builds(
     MeasureSpec,
-    protocol=st.sampled_from(Protocol),
+    protocol=st.just(Protocol.INTERLEAVED),
+    precision=st.floats(0, 0.99),
+    max_block_s=st.floats(0, 3600),
     runs=counts,
     runs_per_visit=counts,
     warmup=st.integers(0, 100),
@@ -39,8 +47,38 @@ specs = st.builds(
     provider=st.sampled_from(["cpu", "cuda"]),
     model_timeout_s=st.floats(0.001, 3600),
 )
+amounts = st.none() | st.floats(0, 1e9)
+counters = st.none() | st.integers(0, 2**60)
+states = st.builds(
+    DeviceState,
+    at_ns=st.integers(-(2**60), 2**60),
+    clock_mhz=st.lists(st.floats(0, 1e4)).map(tuple),
+    governors=st.lists(st.text()).map(tuple),
+    temperature_c=st.none() | st.floats(-60, 200),
+    pi_throttled=st.none() | st.integers(0, 2**32 - 1),
+    throttle_events=counters,
+    load_1min=amounts,
+    busy_s=amounts,
+    own_s=amounts,
+    stolen_s=amounts,
+    memory_available_bytes=counters,
+    swap_used_bytes=counters,
+    swapped_pages=counters,
+    gpus=st.lists(
+        st.builds(
+            GpuState,
+            name=st.text(),
+            clock_mhz=amounts,
+            memory_clock_mhz=amounts,
+            temperature_c=amounts,
+            power_w=amounts,
+            throttle_reasons=st.lists(st.text()).map(tuple),
+        )
+    ).map(tuple),
+)
 devices = st.builds(
     DeviceInfo,
+    state=states,
     protocol_version=st.integers(0, 100),
     agent_version=st.text(),
     hostname=st.text(),
@@ -62,6 +100,26 @@ devices = st.builds(
 def test_spec_round_trip(spec: MeasureSpec) -> None:
     wire = convert.spec_to_pb(spec).SerializeToString()
     assert convert.spec_from_pb(pb.MeasureSpec.FromString(wire)) == spec
+
+
+@given(states)
+def test_state_round_trip(state: DeviceState) -> None:
+    """Over the wire and through JSON; what is missing stays missing."""
+    wire = convert.state_to_pb(state).SerializeToString()
+    assert convert.state_from_pb(pb.DeviceState.FromString(wire)) == state
+    assert DeviceState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_what_a_device_does_not_tell_is_not_in_its_json() -> None:
+    assert DeviceState(at_ns=5, swapped_pages=0).to_json() == {"at_ns": 5, "swapped_pages": 0}
+
+
+@given(st.lists(st.builds(Finding, st.text(), st.sampled_from(Severity), st.text(), st.text())))
+def test_diagnosis_round_trip(findings: list[Finding]) -> None:
+    diagnosis = Diagnosis(tuple(findings))
+    wire = convert.diagnosis_to_pb(diagnosis).SerializeToString()
+    assert convert.diagnosis_from_pb(pb.Diagnosis.FromString(wire)) == diagnosis
+    assert diagnosis.fit == all(f.severity is not Severity.UNFIT for f in findings)
 
 
 @given(devices)

@@ -11,10 +11,10 @@ import typer
 from esm_host.bins import DepthBins
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.folder import RunFolder
-from esm_host.cli.live import Live, print_bins
+from esm_host.cli.live import Live, print_bins, print_verdicts
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import BlockTable, block_table
+from esm_host.dataset.table import BlockTable, Measurements
 from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
@@ -125,8 +125,10 @@ def _run(
     if REFERENCE_ROUND not in store.plan():
         rng = np.random.default_rng([settings.seed, 2**32])
         store.add_plan(REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng))
+    measurements = Measurements(store, settings.spec)
     collector = Collector(
         store,
+        measurements,
         profiler,
         space,
         settings.spec,
@@ -141,6 +143,7 @@ def _run(
     loop = Loop(
         settings,
         store,
+        measurements,
         collector,
         SAMPLERS[settings.sampling](space, bins),
         encoder,
@@ -150,7 +153,7 @@ def _run(
     )
     outcome = loop.run()
     result = campaign_result(store, settings, device, outcome.converged)
-    table = block_table(store, settings.spec)
+    table = measurements.table()
     store.close()
     _write(folder, settings, bins, table, outcome, result)
     live.stop()
@@ -158,9 +161,7 @@ def _run(
     if table.failures:
         first = next(iter(table.failures.values()))
         typer.echo(f"{len(table.failures)} models failed; the first: {first}")
-    unsure = int((~outcome.dataset.passed).sum())
-    if unsure:
-        typer.echo(f"{unsure} of {len(outcome.dataset)} models never passed quality control")
+    print_verdicts(outcome.dataset)
     typer.echo(
         f"{'converged' if outcome.converged else 'not converged'}: {outcome.reason} "
         f"({result['wall_seconds'] / 60:.1f} min, device busy "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from collections import Counter
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from esm_host.dataset.table import Dataset
 from esm_protos import messages
 
 
@@ -123,6 +127,21 @@ def print_bins(result: dict[str, Any], target_percent: float) -> None:
         )
     table.add_row("all", str(result["measured_models"]), percent(result["accuracy_percent"]), "")
     Console(highlight=False).print(table)
+
+
+def print_verdicts(dataset: Dataset) -> None:
+    """How many numbers have which verdict, and the commonest reason, on stdout."""
+    counts = dataset.verdict_counts()
+    shares = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"verdicts: {shares}; median interval ±{100 * np.median(dataset.interval):.1f} %")
+    # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
+    kinds = Counter(
+        reason.partition(":")[0] if ":" in reason else re.split(r" \d", reason)[0]
+        for judgement in dataset.judgements
+        for reason in judgement.reasons
+    )
+    for kind, count in kinds.most_common(3):
+        print(f"  {count} of {len(dataset)}: {kind}")
 
 
 def _duration(seconds: float) -> str:

@@ -34,6 +34,8 @@ class JudgeName(enum.StrEnum):
 # Settings that a resumed campaign may change: they alter nothing that was measured.
 _RESUMABLE = {"device", "target_accuracy_percent", "max_models"}
 
+_ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
+
 _SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
 
 
@@ -112,14 +114,29 @@ def profile(
             rich_help_panel=_TIMING,
         ),
     ] = ProtocolName.interleaved,
-    runs: Annotated[
-        int, typer.Option(help="Counted runs per model.", rich_help_panel=_TIMING)
+    precision: Annotated[
+        float,
+        typer.Option(
+            help="Measure until every model's 95 % interval is within this percent.",
+            rich_help_panel=_TIMING,
+        ),
+    ] = 2.0,
+    max_runs: Annotated[
+        int, typer.Option(help="Counted runs per model at most.", rich_help_panel=_TIMING)
     ] = 150,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Exactly so many counted runs per model, whatever the interval (the paper: 150).",
+            rich_help_panel=_TIMING,
+        ),
+    ] = None,
     runs_per_visit: Annotated[
         int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=_TIMING)
-    ] = 3,
+    ] = 1,
     warmup: Annotated[
-        int, typer.Option(help="Uncounted runs before each visit.", rich_help_panel=_TIMING)
+        int,
+        typer.Option(help="Uncounted runs before each visit, at most.", rich_help_panel=_TIMING),
     ] = 2,
     trim: Annotated[
         float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=_TIMING)
@@ -192,9 +209,13 @@ def profile(
         "max_models": max_models,
         "seed": seed,
     }
+    if not 0 < precision < 100:
+        raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
+    fixed = runs is not None or protocol is ProtocolName.sequential
     spec = {
         "protocol": Protocol(protocol.value),
-        "runs": runs,
+        "runs": max_runs if runs is None else runs,
+        "precision": 0.0 if fixed else precision / 100,
         "runs_per_visit": runs_per_visit,
         "warmup": warmup,
         "trim": trim,
@@ -240,18 +261,24 @@ def _resumed(
     changes = {}
     for owner, values in ((stored, given), (stored.spec, spec)):
         for name, value in values.items():
-            source = ctx.get_parameter_source(flag(name).removeprefix("--").replace("-", "_"))
+            option = flag(name).removeprefix("--").replace("-", "_")
+            options = {option, *_ALSO_SET_BY.get(name, ())}
+            sources = [ctx.get_parameter_source(option) for option in options]
             old = getattr(owner, name)
-            if source is None or source.name == "DEFAULT" or value == old:
+            if value == old or all(s is None or s.name == "DEFAULT" for s in sources):
                 continue
             if name not in _RESUMABLE:
                 raise MismatchError(
-                    f"{folder.path} was measured with {flag(name)} {getattr(old, 'value', old)}, "
-                    f"not {getattr(value, 'value', value)}: leave the option out, or give "
-                    "another --run"
+                    f"{folder.path} was measured with {flag(name)} {_shown(name, old)}, not "
+                    f"{_shown(name, value)}: leave the option out, or give another --run"
                 )
             changes[name] = value
     return replace(stored, **changes)
+
+
+def _shown(name: str, value: Any) -> str:
+    """As it is written on the command line."""
+    return f"{100 * value:g}" if name == "precision" else str(getattr(value, "value", value))
 
 
 def _absolute(space: str) -> str:

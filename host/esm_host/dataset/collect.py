@@ -13,10 +13,12 @@ from typing import Protocol as Role
 import numpy as np
 
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import best_attempts, block_table
+from esm_host.dataset.table import Measurements, best_attempts
 from esm_host.errors import DeviceError, MismatchError
-from esm_host.transport.base import Profiler
+from esm_host.evaluation.verdict import block_evidence, judge_number, reference_evidence
+from esm_host.transport.base import Pending, Profiler
 from esm_models.architecture import Architecture
+from esm_models.cost import memory_bytes
 from esm_models.space import SearchSpace
 from esm_protos.messages import (
     Block,
@@ -26,6 +28,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Model,
     Progress,
+    State,
 )
 
 
@@ -66,10 +69,35 @@ class _State:
     unmeasured: set[str]
 
 
+Built = tuple[Architecture, bytes]
+"""An architecture and its graph."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Architectures of one block, and its models, references included."""
+
+    architectures: list[Architecture]
+    models: list[Model]
+
+    @classmethod
+    def of(cls, group: Sequence[Built], references: Sequence[Built]) -> _Group:
+        models = [Model(a.key, data) for a, data in _spread(group, references)]
+        return cls([a for a, _ in group], models)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    group: list[Architecture]
+    block: Block
+    pending: Pending
+
+
 class Collector:
     """Measures planned architectures on one device and stores what comes back.
 
     Args:
+        measurements: reads the same store.
         references: models that every block holds.
         block_size: architectures per block, references not counted.
         tolerance: largest share by which a reference may stray before its block fails.
@@ -80,6 +108,7 @@ class Collector:
     def __init__(
         self,
         store: Store,
+        measurements: Measurements,
         profiler: Profiler,
         space: SearchSpace,
         spec: MeasureSpec,
@@ -90,6 +119,7 @@ class Collector:
         watcher: Watcher,
     ) -> None:
         self._store = store
+        self._measurements = measurements
         self._profiler = profiler
         self._space = space
         self._spec = spec
@@ -108,11 +138,7 @@ class Collector:
         """
         planned = self._store.plan()[round_number]
         while True:
-            state = self._state(round_number, planned)
-            for group in _groups(state.pending, self._block_size):
-                block_id = self._measure(round_number, group)
-                state.unmeasured.difference_update(a.key for a in group)
-                self._watcher.on_block(block_id, len(group), len(state.unmeasured))
+            self._measure(round_number, self._state(round_number, planned))
             # Only now: a block can be judged by nothing but the others.
             failed = self._judge(round_number)
             state = self._state(round_number, planned)
@@ -164,18 +190,29 @@ class Collector:
 
     def _judge(self, round_number: int) -> int:
         """Judges the round's blocks that have no judgement yet; returns how many failed."""
-        table = block_table(self._store, self._spec)
+        table = self._measurements.table()
         failed = 0
-        for block, worst in zip(table.blocks, table.quality.worst.tolist(), strict=True):
-            if block.round == round_number and block.passed is None:
-                passed = worst <= self._tolerance
-                # A reference that failed strays infinitely, which JSON has no word for.
-                self._store.add_judgement(block.block_id, passed, min(worst, 10.0))
-                failed += not passed
+        for index, (block, worst) in enumerate(
+            zip(table.blocks, table.quality.worst.tolist(), strict=True)
+        ):
+            if block.round != round_number or block.passed is not None:
+                continue
+            passed = worst <= self._tolerance
+            evidence = [
+                *block_evidence(self._store.states(block.block_id), table.slowdown[index]),
+                *reference_evidence(worst, self._tolerance),
+            ]
+            verdicts = {
+                key: judge_number(model.interval, self._spec.precision, evidence)
+                for key, model in table.models[index].items()
+            }
+            # A reference that failed strays infinitely, which JSON has no word for.
+            self._store.add_judgement(block.block_id, passed, min(worst, 10.0), verdicts)
+            failed += not passed
         return failed
 
     def _quality(self, round_number: int, planned: Sequence[Architecture]) -> RoundQuality:
-        table = block_table(self._store, self._spec)
+        table = self._measurements.table()
         best = best_attempts(table)
         used = {best[a.key] for a in planned if a.key in best}
         blocks = [table.blocks[index] for index in used]
@@ -188,20 +225,86 @@ class Collector:
 
     # Measuring
 
-    def _measure(self, round_number: int, group: Sequence[Architecture]) -> str:
-        """Measures and stores one block; returns its id."""
-        start = time.monotonic()
-        models = [Model(a.key, self._space.build(a)) for a in _spread(group, self._references)]
-        block = Block(uuid.uuid4().hex, self._spec, tuple(models))
-        sent_before = self._profiler.bytes_sent
-        result = self._profiler.measure(block, self._watcher.on_progress)
+    def _measure(self, round_number: int, state: _State) -> None:
+        """Measures and stores what is pending, block by block.
+
+        The next block is built and sent while one is measured, so that the device never waits
+        for the host: it is on the device, whole, before the last run of the one before it.
+        """
+        if not state.pending:
+            return
+        groups = self._groups(state.pending)
+        began = time.monotonic()
+        current: _Sent | None = self._send(next(groups))
+        following: _Sent | None = None
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal following
+            self._watcher.on_progress(progress)
+            # Not before the device has taken this one: blocks are to come in their order.
+            if following is None and progress.state is not State.QUEUED:
+                following = self._send(next(groups))
+
+        try:
+            while current is not None:
+                result = current.pending.result(on_progress)
+                self._keep(round_number, current, result, time.monotonic() - began)
+                began = time.monotonic()
+                state.unmeasured.difference_update(a.key for a in current.group)
+                self._watcher.on_block(
+                    current.block.block_id, len(current.group), len(state.unmeasured)
+                )
+                current = following or self._send(next(groups))
+                following = None
+        finally:
+            for sent in (current, following):
+                if sent is not None:
+                    sent.pending.cancel()
+
+    def _send(self, group: _Group | None) -> _Sent | None:
+        if group is None:
+            return None
+        block = Block(uuid.uuid4().hex, self._spec, tuple(group.models))
+        return _Sent(group.architectures, block, self._profiler.submit(block))
+
+    def _keep(
+        self, round_number: int, sent: _Sent, result: BlockResult, wall_seconds: float
+    ) -> None:
         # Asked afterwards: the device may have gone and another come while the block waited.
         device = self._profiler.device_info()
         self.check_device(device)
         self._check_failures(result)
-        sent = self._profiler.bytes_sent - sent_before
-        self._store.add_block(round_number, block, result, device, sent, time.monotonic() - start)
-        return block.block_id
+        self._store.add_block(
+            round_number, sent.block, result, device, sent.pending.bytes_sent, wall_seconds
+        )
+
+    def _groups(self, pending: Sequence[Architecture]) -> Iterator[_Group | None]:
+        """Models of one block after the other, as many as ``block_size`` and memory allow; in
+        the end None, as often as it is asked."""
+        available = self._profiler.device_info().state.memory_available_bytes
+        # Half: the device may have other plans, and the estimate is rough.
+        room = math.inf if available is None else available / 2
+        references = [(a, self._space.build(a)) for a in self._references]
+        fixed = sum(memory_bytes(data) for _, data in references)
+        group: list[tuple[Architecture, bytes]] = []
+        needed: float = fixed
+        for architecture in pending:
+            data = self._space.build(architecture)
+            memory = memory_bytes(data)
+            if fixed + memory > room:
+                raise DeviceError(
+                    f"the device has {(available or 0) / 1e6:.0f} MB free, too little for a model "
+                    f"of about {memory / 1e6:.0f} MB beside the references' {fixed / 1e6:.0f} MB: "
+                    "end other programs there, or choose a smaller space"
+                )
+            if group and (len(group) == self._block_size or needed + memory > room):
+                yield _Group.of(group, references)
+                group, needed = [], fixed
+            group.append((architecture, data))
+            needed += memory
+        yield _Group.of(group, references)
+        while True:
+            yield None
 
     def _check_failures(self, result: BlockResult) -> None:
         """Raises DeviceError where going on would be in vain."""
@@ -221,14 +324,7 @@ class Collector:
                 )
 
 
-def _groups(pending: Sequence[Architecture], size: int) -> Iterator[Sequence[Architecture]]:
-    for start in range(0, len(pending), size):
-        yield pending[start : start + size]
-
-
-def _spread(
-    group: Sequence[Architecture], references: Sequence[Architecture]
-) -> list[Architecture]:
+def _spread(group: Sequence[Built], references: Sequence[Built]) -> list[Built]:
     """The references spread evenly among the group, as runs in a row need."""
     mixed = list(group)
     places = np.linspace(0, len(group), len(references) + 2)[1:-1].round().astype(int)

@@ -19,18 +19,20 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
 from esm_host.errors import DatasetError
+from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
 from esm_protos.messages import (
     Block,
     BlockResult,
     DeviceInfo,
+    DeviceState,
     Failure,
     FailureKind,
     Measurement,
     Nanoseconds,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REFERENCE_ROUND = -1
 """The round of the plan under which the reference models stand."""
 
@@ -59,6 +61,7 @@ _blocks = sa.Table(
     sa.Column("measured_at", sa.String, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("device", sa.JSON, nullable=False),
+    sa.Column("states", sa.JSON, nullable=False),
     sa.Column("busy_ns", sa.BigInteger, nullable=False),
     sa.Column("running_ns", sa.BigInteger, nullable=False),
     sa.Column("bytes_sent", sa.BigInteger, nullable=False),
@@ -83,6 +86,14 @@ _judgements = sa.Table(
     sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
     sa.Column("passed", sa.Boolean, nullable=False),
     sa.Column("worst_deviation", sa.Float, nullable=False),
+)
+_verdicts = sa.Table(
+    "verdicts",
+    _schema,
+    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
+    sa.Column("architecture_key", sa.ForeignKey("plan.architecture_key"), primary_key=True),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("reasons", sa.JSON, nullable=False),
 )
 _rounds = sa.Table(
     "rounds",
@@ -273,6 +284,7 @@ class Store:
                     "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
                     "spec": block.spec.to_json(),
                     "device": asdict(device),
+                    "states": [state.to_json() for state in result.states],
                     "busy_ns": result.busy_ns,
                     "running_ns": result.running_ns,
                     "bytes_sent": bytes_sent,
@@ -311,20 +323,56 @@ class Store:
                 for key, block_id, kind in connection.execute(query)
             ]
 
-    def measurements(self) -> list[StoredMeasurement]:
-        """All measurements in the order of their blocks."""
+    def measurements(self, after: int = 0) -> list[StoredMeasurement]:
+        """Measurements of the blocks whose number exceeds ``after``, in their order."""
         query = (
             sa.select(_measurements)
             .join(_blocks)
+            .where(_blocks.c.number > after)
             .order_by(_blocks.c.number, _measurements.c.position)
         )
         with self._reading() as connection:
             return [_stored(row) for row in connection.execute(query).mappings()]
 
-    def add_judgement(self, block_id: str, passed: bool, worst_deviation: float) -> None:
+    def states(self, block_id: str) -> tuple[DeviceState, ...]:
+        """Of the device before, during and after a block."""
+        query = sa.select(_blocks.c.states).where(_blocks.c.block_id == block_id)
+        with self._reading() as connection:
+            states = connection.execute(query).scalar_one()
+            return tuple(DeviceState.from_json(state) for state in states)
+
+    def add_judgement(
+        self,
+        block_id: str,
+        passed: bool,
+        worst_deviation: float,
+        verdicts: Mapping[str, Judgement],
+    ) -> None:
+        """Keeps what quality control says of a block, and the verdict on each of its models."""
         row = {"block_id": block_id, "passed": passed, "worst_deviation": worst_deviation}
+        rows = [
+            {
+                "block_id": block_id,
+                "architecture_key": key,
+                "verdict": judgement.verdict.value,
+                "reasons": list(judgement.reasons),
+            }
+            for key, judgement in verdicts.items()
+        ]
         with self._writing() as connection:
             connection.execute(_judgements.insert(), row)
+            if rows:
+                connection.execute(_verdicts.insert(), rows)
+
+    def verdicts(self) -> dict[tuple[str, str], Judgement]:
+        """Judgements by block id and architecture key."""
+        with self._reading() as connection:
+            return {
+                (row.block_id, row.architecture_key): Judgement(
+                    Verdict(row.verdict), tuple(row.reasons)
+                )
+                for row in connection.execute(sa.select(_verdicts))
+            }
 
     # Rounds
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.dataset.store import REFERENCE_ROUND, Store, StoredBlock
+from esm_host.dataset.store import REFERENCE_ROUND, Store, StoredBlock, StoredMeasurement
 from esm_host.evaluation.quality import Quality, judge
+from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
 from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.statistics import estimate_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,13 +22,15 @@ class Dataset:
     """Architectures with their latencies, in the order of the plan.
 
     Attributes:
-        latency_ms: trimmed mean divided by its block's factor, ``(n,)``.
-        passed: whether the block passed quality control, ``(n,)``.
+        latency_ms: trimmed mean, the device's pace and its block's factor divided out, ``(n,)``.
+        interval: half-width of the 95 % interval, as a share of the latency, ``(n,)``.
+        judgements: verdict and reasons of each, ``(n,)``.
     """
 
     architectures: list[Architecture]
     latency_ms: NDArray[np.float64]
-    passed: NDArray[np.bool_]
+    interval: NDArray[np.float64]
+    judgements: list[Judgement]
 
     @property
     def depth(self) -> NDArray[np.int64]:
@@ -34,46 +40,139 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.architectures)
 
+    def only(self, verdicts: Collection[Verdict]) -> Dataset:
+        """Those with one of these verdicts."""
+        rows = [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
+        return Dataset(
+            [self.architectures[i] for i in rows],
+            self.latency_ms[rows],
+            self.interval[rows],
+            [self.judgements[i] for i in rows],
+        )
+
+    def verdict_counts(self) -> dict[str, int]:
+        """How many have each verdict, from the best to the worst."""
+        counts = Counter(judgement.verdict for judgement in self.judgements)
+        return {verdict.value: counts[verdict] for verdict in Verdict}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's latency in one block, the pace within the block divided out."""
+
+    latency_ms: float
+    raw_ms: float
+    interval: float
+
 
 @dataclass(frozen=True, eq=False)
 class BlockTable:
     """Every block's models and how its references fared.
 
     Attributes:
-        latency_ms: per block, trimmed mean by architecture key; models that failed are absent.
+        models: per block, what was measured by architecture key; models that failed are absent.
+        slowdown: per block, from its first third to its last, as a share.
         failures: architecture key -> message, of models that were never measured.
         references_ms: ``(blocks, references)``, NaN where a reference failed.
     """
 
     blocks: list[StoredBlock]
-    latency_ms: list[dict[str, float]]
+    models: list[dict[str, Measured]]
+    slowdown: list[float]
     failures: dict[str, str]
     references_ms: NDArray[np.float64]
     quality: Quality
 
 
-def block_table(store: Store, spec: MeasureSpec) -> BlockTable:
-    """Reads all blocks, derives trimmed means, and judges the blocks by their references."""
-    references = [a.key for a in store.plan().get(REFERENCE_ROUND, [])]
-    blocks = store.blocks()
-    number = {block.block_id: index for index, block in enumerate(blocks)}
-    latency_ms: list[dict[str, float]] = [{} for _ in blocks]
-    failures = {}
-    for stored in store.measurements():
-        measurement = stored.measurement
-        if measurement.failure is None:
-            value = measurement.trimmed_mean_ms(spec.trim)
-            latency_ms[number[stored.block_id]][measurement.model_id] = value
-        else:
-            text = f"{measurement.failure.kind.value}: {measurement.failure.message}"
-            failures[measurement.model_id] = text
-    references_ms = np.array(
-        [[values.get(key, np.nan) for key in references] for values in latency_ms], dtype=float
-    ).reshape(len(blocks), len(references))
-    quality = judge(references_ms, common_pace=spec.protocol is Protocol.INTERLEAVED)
-    measured = {key for values in latency_ms for key in values}
-    failures = {key: text for key, text in failures.items() if key not in measured}
-    return BlockTable(blocks, latency_ms, failures, references_ms, quality)
+class Measurements:
+    """What a store's blocks say. Blocks are never changed, so each is read and derived once."""
+
+    def __init__(self, store: Store, spec: MeasureSpec) -> None:
+        self._store = store
+        self._spec = spec
+        self._read_up_to = 0
+        self._models: dict[str, dict[str, Measured]] = {}
+        self._slowdown: dict[str, float] = {}
+        self._failures: dict[str, str] = {}
+
+    def table(self) -> BlockTable:
+        """All blocks so far, judged by their references."""
+        blocks = self._store.blocks()
+        self._read(blocks)
+        references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
+        models = [self._models[block.block_id] for block in blocks]
+        nothing = Measured(np.nan, np.nan, np.inf)
+        references_ms = np.array(
+            [[found.get(key, nothing).latency_ms for key in references] for found in models],
+            dtype=float,
+        ).reshape(len(blocks), len(references))
+        measured = {key for found in models for key in found}
+        return BlockTable(
+            blocks,
+            models,
+            [self._slowdown[block.block_id] for block in blocks],
+            {key: text for key, text in self._failures.items() if key not in measured},
+            references_ms,
+            judge(references_ms, common_pace=self._common_pace),
+        )
+
+    def dataset(self) -> Dataset:
+        """Every planned architecture that could be measured, with its best attempt's latency."""
+        table = self.table()
+        best = best_attempts(table)
+        architectures = [
+            architecture
+            for round_number, planned in self._store.plan().items()
+            if round_number != REFERENCE_ROUND
+            for architecture in planned
+            if architecture.key in best
+        ]
+        used = np.array([best[a.key] for a in architectures], dtype=int)
+        found = [table.models[index][a.key] for a, index in zip(architectures, used, strict=True)]
+        verdicts = self._store.verdicts()
+        return Dataset(
+            architectures,
+            np.array([model.latency_ms for model in found]) / table.quality.factors[used],
+            np.array([model.interval for model in found]),
+            [
+                verdicts[table.blocks[index].block_id, a.key]
+                for a, index in zip(architectures, used, strict=True)
+            ],
+        )
+
+    @property
+    def _common_pace(self) -> bool:
+        return self._spec.protocol is Protocol.INTERLEAVED
+
+    def _read(self, blocks: list[StoredBlock]) -> None:
+        fresh: dict[str, list[StoredMeasurement]] = {
+            block.block_id: [] for block in blocks if block.number > self._read_up_to
+        }
+        for stored in self._store.measurements(after=self._read_up_to):
+            if stored.block_id in fresh:
+                fresh[stored.block_id].append(stored)
+        for block_id, group in fresh.items():
+            self._derive(block_id, group)
+        self._read_up_to = max((block.number for block in blocks), default=0)
+
+    def _derive(self, block_id: str, group: list[StoredMeasurement]) -> None:
+        for stored in group:
+            if failure := stored.measurement.failure:
+                text = f"{failure.kind.value}: {failure.message}"
+                self._failures[stored.measurement.model_id] = text
+        measured = [s.measurement for s in group if s.measurement.failure is None]
+        estimate = estimate_block(
+            [m.latency_ns for m in measured],
+            [m.start_ns for m in measured],
+            self._spec.runs_per_visit,
+            self._spec.trim,
+            self._common_pace,
+        )
+        self._slowdown[block_id] = estimate.slowdown
+        self._models[block_id] = {
+            m.model_id: Measured(e.latency_ns / 1e6, e.raw_ns / 1e6, e.interval)
+            for m, e in zip(measured, estimate.models, strict=True)
+        }
 
 
 def best_attempts(table: BlockTable) -> dict[str, int]:
@@ -83,7 +182,7 @@ def best_attempts(table: BlockTable) -> dict[str, int]:
     for index, block in enumerate(table.blocks):
         if block.passed is None:
             continue  # broken off before it was judged: it will be, on resuming
-        for key in table.latency_ms[index]:
+        for key in table.models[index]:
             if key not in best or _rank(block) > _rank(table.blocks[best[key]]):
                 best[key] = index
     return best
@@ -91,28 +190,3 @@ def best_attempts(table: BlockTable) -> dict[str, int]:
 
 def _rank(block: StoredBlock) -> tuple[bool, float]:
     return bool(block.passed), -(block.worst_deviation or 0.0)
-
-
-def load_dataset(store: Store, spec: MeasureSpec) -> Dataset:
-    """Every planned architecture that could be measured, with its best attempt's latency."""
-    table = block_table(store, spec)
-    best = best_attempts(table)
-    architectures = [
-        architecture
-        for round_number, planned in store.plan().items()
-        if round_number != REFERENCE_ROUND
-        for architecture in planned
-        if architecture.key in best
-    ]
-    used = [best[a.key] for a in architectures]
-    factors = table.quality.factors
-    return Dataset(
-        architectures,
-        np.array(
-            [
-                table.latency_ms[index][a.key] / factors[index]
-                for a, index in zip(architectures, used, strict=True)
-            ]
-        ),
-        np.array([bool(table.blocks[index].passed) for index in used], dtype=bool),
-    )

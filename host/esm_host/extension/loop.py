@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, block_table, load_dataset
+from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DeviceError
 from esm_host.evaluation.accuracy import (
@@ -73,6 +73,7 @@ class Loop:
         self,
         settings: Settings,
         store: Store,
+        measurements: Measurements,
         collector: Collector,
         sampler: Sampler,
         encoder: Encoder,
@@ -82,6 +83,7 @@ class Loop:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._measurements = measurements
         self._collector = collector
         self._sampler = sampler
         self._encoder = encoder
@@ -117,9 +119,9 @@ class Loop:
         quality = self._collector.collect(number)
         self._watcher.on_training()
         start = time.monotonic()
-        dataset = load_dataset(self._store, self._settings.spec)
+        dataset = self._measurements.dataset()
         if len(dataset) < 2 * self._settings.folds:
-            failures = block_table(self._store, self._settings.spec).failures
+            failures = self._measurements.table().failures
             raise DeviceError(
                 f"only {len(dataset)} of {len(planned)} architectures could be measured, too few "
                 f"to learn from; the first failure: {next(iter(failures.values()), 'none')}"
@@ -137,6 +139,7 @@ class Loop:
                 "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
                 "remeasured_blocks": quality.remeasured_blocks,
             },
+            "verdicts": dataset.verdict_counts(),
             "training_seconds": time.monotonic() - start,
         }
         self._store.add_round(number, result)
@@ -160,7 +163,7 @@ class Loop:
 
     def _finish(self, converged: bool, reason: str) -> Outcome:
         if self._last is None:  # resumed, with nothing left to measure
-            dataset = load_dataset(self._store, self._settings.spec)
+            dataset = self._measurements.dataset()
             self._last = dataset, self._out_of_fold(dataset)
         dataset, predicted = self._last
         predictor = self._make_predictor()

@@ -9,12 +9,43 @@ from typing import Self
 
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
 
+OnProgress = Callable[[Progress], None]
 
-class Profiler(ABC):
-    """Measures blocks on one device. Use as a context manager, from one thread."""
+
+def ignore(progress: Progress) -> None:
+    """Who does not care for progress."""
+
+
+class Pending(ABC):
+    """A block on its way to the device, or there, or measured already."""
 
     bytes_sent: int = 0
-    """Payload sent to the device so far."""
+    """Payload sent for it so far."""
+
+    @abstractmethod
+    def result(self, on_progress: OnProgress = ignore) -> BlockResult:
+        """Waits for the block.
+
+        Returns:
+            One measurement per model, in the block's order. A model that cannot be measured is
+            a failure in there, not an exception.
+
+        Raises:
+            UnreachableError: the connection is lost; the block counts as not measured.
+            DeviceError: the agent refuses the block.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """The block is not wanted any more; does no harm when it is measured already."""
+
+
+class Profiler(ABC):
+    """Measures blocks on one device. Use as a context manager, from one thread.
+
+    A device measures one block at a time. A block submitted while another one is measured is
+    sent at once and waits on the device.
+    """
 
     @abstractmethod
     def device_info(self) -> DeviceInfo:
@@ -26,19 +57,16 @@ class Profiler(ABC):
         """
 
     @abstractmethod
-    def measure(
-        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
-    ) -> BlockResult:
-        """Measures all models of the block together; waits while the device is busy.
+    def submit(self, block: Block) -> Pending:
+        """Begins to send a block, whose models are measured together; does not wait."""
 
-        Returns:
-            One measurement per model, in the block's order. A model that cannot be measured is
-            a failure in there, not an exception.
-
-        Raises:
-            UnreachableError: the connection is lost; the block counts as not measured.
-            DeviceError: the agent refuses the block.
-        """
+    def measure(self, block: Block, on_progress: OnProgress = ignore) -> BlockResult:
+        """Submits a block and waits for it; raises as :meth:`Pending.result`."""
+        pending = self.submit(block)
+        try:
+            return pending.result(on_progress)
+        finally:
+            pending.cancel()
 
     @abstractmethod
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from esm_host.errors import DeviceError
-from esm_host.transport.base import Profiler
+from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_protos.messages import (
     PROTOCOL_VERSION,
     Block,
@@ -34,6 +34,7 @@ class FakeProfiler(Profiler):
         latency: of each model.
         pace: factor common to a block, by the number of blocks measured before it.
         noise: standard deviation of every run's relative error.
+        memory_bytes: what it says it has free; None does not tell.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class FakeProfiler(Profiler):
         pace: Callable[[int], float] = lambda number: 1.0,
         noise: float = 0.0,
         hostname: str = "fake",
+        memory_bytes: int | None = None,
     ) -> None:
         self._latency = latency
         self._pace = pace
         self._noise = noise
         self._hostname = hostname
+        self._memory_bytes = memory_bytes
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -63,18 +66,19 @@ class FakeProfiler(Profiler):
             runtime="fake 1",
             providers=("cpu",),
             limits=Limits(max_block_bytes=1 << 30, max_block_models=256),
-            state=DeviceState(at_ns=0, memory_available_bytes=1 << 30),
+            state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
         )
 
-    def measure(
-        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
-    ) -> BlockResult:
+    def submit(self, block: Block) -> Pending:
+        return _Pending(self, block)
+
+    def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+        """What the block's :class:`Pending` returns, when it is asked."""
         if block.spec.provider != "cpu":
             raise DeviceError(f"this device has no provider '{block.spec.provider}': it has cpu")
         on_progress(Progress(State.MEASURING, 0.0))
         pace = self._pace(len(self.blocks))
         self.blocks.append(block)
-        self.bytes_sent += sum(len(model.data) for model in block.models)
         measurements = tuple(self._measurement(model, block, pace) for model in block.models)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
         return BlockResult(block.block_id, measurements, busy, busy)
@@ -90,3 +94,16 @@ class FakeProfiler(Profiler):
         error = np.random.default_rng(list(seed)).normal(1, self._noise, block.spec.runs)
         runs = np.maximum(np.round(latency * pace * 1e6 * error), 1).astype(np.int64)
         return Measurement(model.model_id, runs, np.cumsum(runs) - runs)
+
+
+class _Pending(Pending):
+    def __init__(self, profiler: FakeProfiler, block: Block) -> None:
+        self._profiler = profiler
+        self._block = block
+        self.bytes_sent = sum(len(model.data) for model in block.models)
+
+    def result(self, on_progress: OnProgress = ignore) -> BlockResult:
+        return self._profiler.answer(self._block, on_progress)
+
+    def cancel(self) -> None:
+        pass

@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import IO
 
 from esm_host.errors import DeviceError, UnreachableError
-from esm_host.transport.base import Profiler
+from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from esm_protos.messages import Block, BlockResult, DeviceInfo
 
 
 class LocalProfiler(Profiler):
@@ -27,11 +26,6 @@ class LocalProfiler(Profiler):
         self._process: subprocess.Popen[str] | None = None
         self._remote: RemoteProfiler | None = None
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._sent_before = 0
-
-    @property
-    def bytes_sent(self) -> int:  # type: ignore[override]
-        return self._sent_before + (self._remote.bytes_sent if self._remote else 0)
 
     @property
     def agent_pid(self) -> int:
@@ -43,16 +37,10 @@ class LocalProfiler(Profiler):
     def device_info(self) -> DeviceInfo:
         return self._agent().device_info()
 
-    def measure(
-        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
-    ) -> BlockResult:
-        try:
-            return self._agent().measure(block, on_progress)
-        except UnreachableError as error:
-            raise UnreachableError("the local agent died and is started again") from error
+    def submit(self, block: Block) -> Pending:
+        return _Pending(self._agent().submit(block))
 
     def close(self) -> None:
-        self._sent_before = self.bytes_sent
         if self._remote is not None:
             self._remote.close()
             self._remote = None
@@ -95,3 +83,23 @@ class LocalProfiler(Profiler):
             said = self._log.read().strip().splitlines() or ["it said nothing"]
             raise DeviceError(f"the local agent did not start: {said[-1]}")
         self._remote = RemoteProfiler(address, "local")
+
+
+class _Pending(Pending):
+    """Says of a lost connection what it means here."""
+
+    def __init__(self, inner: Pending) -> None:
+        self._inner = inner
+
+    @property
+    def bytes_sent(self) -> int:  # type: ignore[override]
+        return self._inner.bytes_sent
+
+    def result(self, on_progress: OnProgress = ignore) -> BlockResult:
+        try:
+            return self._inner.result(on_progress)
+        except UnreachableError as error:
+            raise UnreachableError("the local agent died and is started again") from error
+
+    def cancel(self) -> None:
+        self._inner.cancel()

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from esm_host.errors import DeviceError, UnreachableError
-from esm_host.transport.base import Profiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
+from esm_protos.messages import Block, BlockResult, DeviceInfo
 
 _MAX_LOSSES = 5
 
@@ -35,10 +35,6 @@ class PatientProfiler(Profiler):
         self._on_wait = on_wait
         self._pause_s = pause_s
 
-    @property
-    def bytes_sent(self) -> int:  # type: ignore[override]
-        return self._inner.bytes_sent
-
     def device_info(self) -> DeviceInfo:
         deadline = time.monotonic() + self._patience_s
         told = False
@@ -53,14 +49,41 @@ class PatientProfiler(Profiler):
                     told = True
                 time.sleep(self._pause_s)
 
-    def measure(
-        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
-    ) -> BlockResult:
-        """As the device measures; raises DeviceError when one block loses it again and again."""
+    def submit(self, block: Block) -> Pending:
+        return _Pending(self, block)
+
+    def submit_once(self, block: Block) -> Pending:
+        """Without patience."""
+        return self._inner.submit(block)
+
+    def wait(self, reason: str) -> None:
+        """Until the device is back; raises UnreachableError when patience ends."""
+        self._on_wait(reason)
+        self.device_info()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Pending(Pending):
+    """A block that is submitted again as often as the device is lost, within reason."""
+
+    def __init__(self, profiler: PatientProfiler, block: Block) -> None:
+        self._profiler = profiler
+        self._block = block
+        self._sent_before = 0
+        self._current = profiler.submit_once(block)
+
+    @property
+    def bytes_sent(self) -> int:  # type: ignore[override]
+        return self._sent_before + self._current.bytes_sent
+
+    def result(self, on_progress: OnProgress = ignore) -> BlockResult:
+        """As the device measures; raises DeviceError when the block loses it again and again."""
         losses = 0
         while True:
             try:
-                return self._inner.measure(block, on_progress)
+                return self._current.result(on_progress)
             except UnreachableError as error:
                 losses += 1
                 if losses == _MAX_LOSSES:
@@ -68,8 +91,9 @@ class PatientProfiler(Profiler):
                         f"the agent was lost {losses} times while it measured one block: it may "
                         "lack memory; a smaller --block-size helps"
                     ) from error
-                self._on_wait(str(error))
-            self.device_info()  # patiently: the next attempt finds somebody there
+                self._profiler.wait(str(error))
+            self._sent_before += self._current.bytes_sent
+            self._current = self._profiler.submit_once(self._block)
 
-    def close(self) -> None:
-        self._inner.close()
+    def cancel(self) -> None:
+        self._current.cancel()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 
 from esm_host.errors import DeviceError, UnreachableError, VersionError
-from esm_host.transport.base import Profiler
+from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_protos import convert
 from esm_protos.messages import (
     PROTOCOL_VERSION,
@@ -15,7 +16,6 @@ from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
     Measurement,
-    Progress,
 )
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
@@ -56,7 +56,7 @@ class RemoteProfiler(Profiler):
         try:
             message = self._stub.GetDeviceInfo(request, timeout=_ANSWER_S)
         except grpc.RpcError as error:
-            raise self._translated(error) from None
+            raise self.translated(error) from None
         info = convert.device_info_from_pb(message)
         if info.protocol_version != PROTOCOL_VERSION:
             older = "device" if info.protocol_version < PROTOCOL_VERSION else "workstation"
@@ -66,47 +66,14 @@ class RemoteProfiler(Profiler):
             )
         return info
 
-    def measure(
-        self, block: Block, on_progress: Callable[[Progress], None] = lambda progress: None
-    ) -> BlockResult:
-        call = self._stub.MeasureBlock(self._counted(convert.block_to_requests(block)))
-        measurements: list[Measurement] = []
-        try:
-            for event in call:
-                kind = event.WhichOneof("event")
-                if kind == "progress":
-                    on_progress(convert.progress_from_pb(event.progress))
-                elif kind == "result":
-                    measurements.append(convert.measurement_from_pb(event.result))
-                elif kind == "done":
-                    return self._complete(block, measurements, event.done)
-        except grpc.RpcError as error:
-            raise self._translated(error) from None
-        except ValueError as error:
-            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
-        finally:
-            call.cancel()
-        raise DeviceError(f"{self.name} ended block {block.block_id} without a result")
+    def submit(self, block: Block) -> Pending:
+        return _Call(self, block, self._stub)
 
     def close(self) -> None:
         self._channel.close()
 
-    def _counted(
-        self, requests: Iterator[pb.MeasureBlockRequest]
-    ) -> Iterator[pb.MeasureBlockRequest]:
-        for request in requests:
-            self.bytes_sent += request.ByteSize()
-            yield request
-
-    def _complete(
-        self, block: Block, measurements: list[Measurement], done: pb.BlockDone
-    ) -> BlockResult:
-        expected = [model.model_id for model in block.models]
-        if [m.model_id for m in measurements] != expected or done.block_id != block.block_id:
-            raise DeviceError(f"{self.name} answered with other models than it was sent")
-        return convert.result_from_pb(done, tuple(measurements))
-
-    def _translated(self, error: grpc.RpcError) -> DeviceError:
+    def translated(self, error: grpc.RpcError) -> DeviceError:
+        """The host's own error for one of gRPC's."""
         code, details = error.code(), error.details() or "no details"
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return VersionError(
@@ -123,3 +90,44 @@ class RemoteProfiler(Profiler):
                 + ": is `esm-agent serve` running there, and the address right?"
             )
         return DeviceError(f"{self.name} refused: {details}")
+
+
+class _Call(Pending):
+    """One MeasureBlock call. gRPC sends it in the background and keeps its events until asked."""
+
+    def __init__(self, profiler: RemoteProfiler, block: Block, stub: Any) -> None:
+        self._profiler = profiler
+        self._block = block
+        self._call = stub.MeasureBlock(self._requests())
+
+    def result(self, on_progress: OnProgress = ignore) -> BlockResult:
+        name = self._profiler.name
+        measurements: list[Measurement] = []
+        try:
+            for event in self._call:
+                kind = event.WhichOneof("event")
+                if kind == "progress":
+                    on_progress(convert.progress_from_pb(event.progress))
+                elif kind == "result":
+                    measurements.append(convert.measurement_from_pb(event.result))
+                elif kind == "done":
+                    return self._complete(measurements, event.done)
+        except grpc.RpcError as error:
+            raise self._profiler.translated(error) from None
+        except ValueError as error:
+            raise DeviceError(f"{name} sent nonsense: {error}") from error
+        raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def _requests(self) -> Iterator[pb.MeasureBlockRequest]:
+        for request in convert.block_to_requests(self._block):
+            self.bytes_sent += request.ByteSize()
+            yield request
+
+    def _complete(self, measurements: list[Measurement], done: pb.BlockDone) -> BlockResult:
+        expected = [model.model_id for model in self._block.models]
+        if [m.model_id for m in measurements] != expected or done.block_id != self._block.block_id:
+            raise DeviceError(f"{self._profiler.name} answered with other models than it was sent")
+        return convert.result_from_pb(done, tuple(measurements))

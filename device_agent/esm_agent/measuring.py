@@ -1,0 +1,311 @@
+"""Inside the measuring process: takes jobs, loads their models, times them, watches the device.
+
+The process is spawned by :mod:`esm_agent.worker`, and kept from block to block. Where it stands
+is written to shared memory, which costs the measurement nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from esm_agent import timing
+from esm_agent.telemetry import Telemetry
+from esm_protos.messages import (
+    DeviceState,
+    Failure,
+    FailureKind,
+    Measurement,
+    MeasureSpec,
+    Protocol,
+    State,
+)
+
+if TYPE_CHECKING:
+    from esm_agent.backends import Backend
+
+STATES = (State.PREPARING, State.MEASURING)
+_PR_SET_PDEATHSIG = 1
+_LOOK_NS = 1_000_000_000
+_MAX_LOOKS = 100
+
+BackendFactory = Callable[[], Any]
+"""Makes the :class:`esm_agent.backends.Backend` inside the process; must be importable."""
+TelemetryFactory = Callable[[], Any]
+"""Makes the :class:`esm_agent.telemetry.Telemetry` inside the process; must be importable."""
+
+
+def cpu_backend() -> Any:
+    """ONNX Runtime's CPU provider."""
+    from esm_agent.backends import OnnxRuntimeCpu
+
+    return OnnxRuntimeCpu()
+
+
+class Hello(NamedTuple):
+    """What the process says of its runtime once it is up."""
+
+    runtime: str
+    providers: tuple[str, ...]
+
+
+class Job(NamedTuple):
+    """Models of a block by their index in it, and how to measure them.
+
+    Attributes:
+        loaders: how many models are loaded at a time; with one, a model that kills the process
+            while it loads is known.
+    """
+
+    spec: MeasureSpec
+    models: dict[int, tuple[str, Path]]
+    loaders: int = 1
+
+
+class JobResult(NamedTuple):
+    measurements: dict[int, Measurement]
+    busy_ns: int
+    running_ns: int
+    states: tuple[DeviceState, ...]
+
+
+class Board:
+    """The shared page: state, current model, share done (per million), visits so far."""
+
+    def __init__(self, cells: Any) -> None:
+        self.cells = cells
+
+    def write(self, state: State, model: int, fraction: float) -> None:
+        self.cells[0] = STATES.index(state)
+        self.cells[1] = model
+        self.cells[2] = round(fraction * 1_000_000)
+        self.cells[3] += 1
+
+
+class Loaded(NamedTuple):
+    """A model in memory, run once."""
+
+    run: timing.Run
+    load_ns: int
+    first_run_ns: int
+
+
+class Sessions:
+    """Loads the models of one block after the other, between blocks, when nothing is timed.
+
+    What two blocks in a row share, the references, stays loaded.
+    """
+
+    def __init__(self, backend: Backend, clock: timing.Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._kept: dict[str, Loaded] = {}
+        self._last: set[str] = set()
+
+    def load(
+        self, job: Job, on_model: Callable[[int, float], None]
+    ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
+        """The job's models that could be loaded, and why the others could not."""
+        keys = {index: self._key(path, job.spec) for index, (_, path) in job.models.items()}
+        self._kept = {key: model for key, model in self._kept.items() if key in keys.values()}
+        loaded: dict[int, Loaded] = {}
+        failures: dict[int, Failure] = {}
+        with ThreadPoolExecutor(job.loaders) as pool:
+            coming = {
+                index: pool.submit(self._session, job.models[index][1], job.spec)
+                for index, key in keys.items()
+                if key not in self._kept
+            }
+            for position, index in enumerate(keys):
+                on_model(index, position / len(keys))
+                if index not in coming:
+                    loaded[index] = self._kept[keys[index]]
+                elif isinstance(session := coming.pop(index).result(), Failure):
+                    failures[index] = session
+                else:
+                    loaded[index] = session
+        # Not in the loop above: first runs are timed, so nothing may load beside them.
+        for index in [i for i, model in loaded.items() if not model.first_run_ns]:
+            on_model(index, 1.0)
+            started = self._first_run(loaded.pop(index))
+            if isinstance(started, Failure):
+                failures[index] = started
+            else:
+                loaded[index] = started
+        now = {key for index, key in keys.items() if index in loaded}
+        self._kept = {
+            keys[index]: model for index, model in loaded.items() if keys[index] in self._last
+        }
+        self._last = now
+        return {index: loaded[index] for index in keys if index in loaded}, failures
+
+    def load_one(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
+        """A model that is measured by itself."""
+        session = self._session(path, spec)
+        return session if isinstance(session, Failure) else self._first_run(session)
+
+    @staticmethod
+    def _key(path: Path, spec: MeasureSpec) -> str:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"{digest}/{spec.seed}/{spec.threads}/{spec.provider}"
+
+    def _session(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
+        from esm_agent.backends import ModelError
+
+        start = self._clock()
+        try:
+            run = self._backend.load(path, spec)
+        except ModelError as error:
+            return error.failure
+        except MemoryError:
+            return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
+        return Loaded(run, self._clock() - start, 0)
+
+    def _first_run(self, model: Loaded) -> Loaded | Failure:
+        from esm_agent.backends import ModelError, first_run
+
+        start = self._clock()
+        try:
+            first_run(model.run)
+        except ModelError as error:
+            return error.failure
+        except MemoryError:
+            return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
+        return model._replace(first_run_ns=max(self._clock() - start, 1))
+
+
+class Witness:
+    """Asks the device for its state before, about once a second during, and after a block.
+
+    Long blocks are looked at less often, so that a result stays a small message.
+    """
+
+    def __init__(self, telemetry: Telemetry, clock: timing.Clock) -> None:
+        self._telemetry = telemetry
+        self._clock = clock
+        self._gap_ns = _LOOK_NS
+        self._states = [telemetry.state(clock())]
+
+    def look(self) -> None:
+        """Called between visits: asks when it is time to."""
+        now = self._clock()
+        if now - self._states[-1].at_ns < self._gap_ns:
+            return
+        self._states.append(self._telemetry.state(now, quick=True))
+        if len(self._states) > _MAX_LOOKS:
+            del self._states[1:-1:2]
+            self._gap_ns *= 2
+
+    def states(self, origin_ns: int) -> tuple[DeviceState, ...]:
+        """All of them and a last one, their times since ``origin_ns``."""
+        self._states.append(self._telemetry.state(self._clock()))
+        return tuple(replace(state, at_ns=state.at_ns - origin_ns) for state in self._states)
+
+
+def main(
+    connection: Connection,
+    cells: Any,
+    make_backend: BackendFactory,
+    make_telemetry: TelemetryFactory,
+) -> None:
+    """Takes jobs until the agent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
+    if sys.platform == "linux":
+        # A hung native call must not outlive an agent that was killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    import onnxruntime
+
+    board = Board(cells)
+    backend = make_backend()
+    telemetry = make_telemetry()
+    sessions = Sessions(backend, time.perf_counter_ns)
+    connection.send(Hello(f"onnxruntime {onnxruntime.__version__}", (backend.provider,)))
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        connection.send(_measure(sessions, telemetry, job, board))
+
+
+def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
+    """One attempt at a block. A model that fails is left out and the rest is measured."""
+    clock = time.perf_counter_ns
+    began = clock()
+    witness = Witness(telemetry, clock)
+    gc.disable()  # no collection inside a timed run
+    try:
+        measure = _sequential if job.spec.protocol is Protocol.SEQUENTIAL else _interleaved
+        measurements, running_ns, origin = measure(sessions, witness, job, board, clock)
+    finally:
+        gc.enable()
+        gc.collect()
+    return JobResult(measurements, clock() - began, running_ns, witness.states(origin))
+
+
+def _interleaved(
+    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
+) -> tuple[dict[int, Measurement], int, int]:
+    loaded, failures = sessions.load(
+        job, lambda index, share: board.write(State.PREPARING, index, share)
+    )
+
+    def between(index: int, share: float) -> None:
+        board.write(State.MEASURING, index, share)
+        witness.look()
+
+    origin = clock()
+    runs = {index: model.run for index, model in loaded.items()}
+    samples = timing.interleaved(runs, job.spec, between, clock)
+    measurements = _failed(job, failures) | {
+        index: _measurement(job, index, loaded[index], samples[index], origin) for index in loaded
+    }
+    return measurements, sum(s.running_ns for s in samples.values()), origin
+
+
+def _sequential(
+    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
+) -> tuple[dict[int, Measurement], int, int]:
+    measurements: dict[int, Measurement] = {}
+    running_ns = 0
+    origin = clock()
+    for position, (index, (_, path)) in enumerate(job.models.items()):
+        board.write(State.MEASURING, index, position / len(job.models))
+        witness.look()
+        model = sessions.load_one(path, job.spec)
+        if isinstance(model, Failure):
+            measurements |= _failed(job, {index: model})
+        else:
+            samples = timing.sequential(model.run, job.spec, clock)
+            measurements[index] = _measurement(job, index, model, samples, origin)
+            running_ns += samples.running_ns
+    return measurements, running_ns, origin
+
+
+def _measurement(
+    job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int
+) -> Measurement:
+    return samples.measurement(job.models[index][0], model.load_ns, model.first_run_ns, origin)
+
+
+def _failed(job: Job, failures: Mapping[int, Failure]) -> dict[int, Measurement]:
+    return {
+        index: Measurement.failed(job.models[index][0], failure.kind, failure.message)
+        for index, failure in failures.items()
+    }
+
+
+def loaders() -> int:
+    """How many models may load at a time: one per processor that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -1,0 +1,133 @@
+"""How far a number can be trusted, in one word, and why.
+
+A verdict rests on what was measured and on what the device said of itself; what a device does
+not tell counts neither for it nor against it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from esm_protos.messages import DeviceState
+
+
+class Verdict(enum.StrEnum):
+    """From best to worst."""
+
+    STABLE = "stable"
+    NOISY = "noisy"
+    """Something disturbed the device, or references strayed."""
+    UNRESOLVED = "unresolved"
+    """The interval is wider than what was asked for."""
+    THROTTLED = "throttled"
+    """The device slowed itself down."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reasons; none for ``stable``."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+
+DEFAULT_PRECISION = 0.02
+"""What an interval is held against where no precision was asked for."""
+
+# Above these a state is a reason. The clock: what NVBench and pyperf warn of begins here.
+_CLOCK_FELL = 0.10
+_STOLEN = 0.02
+_OTHERS_CORES = 0.5
+_SLOWED = 0.25
+_PI_NOW = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
+
+
+def judge_number(
+    interval: float, precision: float, evidence: Sequence[tuple[Verdict, str]]
+) -> Judgement:
+    """The verdict on one model's latency.
+
+    Args:
+        interval: half-width of the 95 % interval, as a share.
+        precision: what was asked for, as a share; 0 stands for the default.
+        evidence: of the block, from :func:`block_evidence` and quality control.
+    """
+    wanted = precision or DEFAULT_PRECISION
+    found = list(evidence)
+    if not interval <= wanted:
+        text = "too few rounds for an interval" if interval == float("inf") else "interval too wide"
+        size = "" if interval == float("inf") else f": ±{100 * interval:.1f} %"
+        found.append((Verdict.UNRESOLVED, f"{text}{size}, asked ±{100 * wanted:g} %"))
+    worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
+    verdict = worst_first[0][0] if worst_first else Verdict.STABLE
+    return Judgement(verdict, tuple(reason for _, reason in worst_first))
+
+
+def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple[Verdict, str]]:
+    """What speaks against all numbers of a block.
+
+    Args:
+        states: before, during and after it.
+        slowdown: of the device's pace from the first third of the block to the last, a share.
+    """
+    found = [(Verdict.THROTTLED, reason) for reason in _throttling(states)]
+    found += [(Verdict.NOISY, reason) for reason in _disturbances(states)]
+    if slowdown > _SLOWED:
+        text = f"the device became {100 * slowdown:.0f} % slower during the block"
+        found.append((Verdict.NOISY, text))
+    return found
+
+
+def reference_evidence(worst: float, tolerance: float) -> list[tuple[Verdict, str]]:
+    """What quality control says: the reference that strays most, and by what it may, as shares."""
+    if worst <= tolerance:
+        return []
+    text = f"references off by {100 * worst:.1f} %" if worst < 10 else "a reference failed"
+    return [(Verdict.NOISY, f"{text}, tolerated {100 * tolerance:g} %")]
+
+
+def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
+    flags = 0
+    for state in states:
+        flags |= state.pi_throttled or 0
+    for bit, text in _PI_NOW.items():
+        if flags >> bit & 1:
+            yield f"the board reports {text}"
+    if events := _grown(states, "throttle_events"):
+        yield f"{events:.0f} thermal throttling events"
+    # Before and after, cores idle at low clocks; only the block itself counts.
+    during = [max(state.clock_mhz) for state in states[1:-1] if state.clock_mhz]
+    yield from _fallen("clock", during)
+    for number in range(max((len(state.gpus) for state in states), default=0)):
+        gpus = [s.gpus[number] for s in states[1:-1] if len(s.gpus) > number]
+        yield from _fallen("GPU clock", [gpu.clock_mhz for gpu in gpus if gpu.clock_mhz])
+        reasons = {reason for gpu in gpus for reason in gpu.throttle_reasons}
+        if reasons:
+            yield f"the GPU reports {', '.join(sorted(reasons))}"
+
+
+def _fallen(what: str, clocks_mhz: Sequence[float]) -> Iterator[str]:
+    if len(clocks_mhz) > 1 and (fell := 1 - min(clocks_mhz) / max(clocks_mhz)) > _CLOCK_FELL:
+        yield (
+            f"{what} fell {100 * fell:.0f} % ({max(clocks_mhz):.0f} to {min(clocks_mhz):.0f} MHz)"
+        )
+
+
+def _disturbances(states: Sequence[DeviceState]) -> Iterator[str]:
+    if len(states) < 2 or (seconds := (states[-1].at_ns - states[0].at_ns) / 1e9) <= 0:
+        return
+    if (stolen := (_grown(states, "stolen_s") or 0) / seconds) > _STOLEN:
+        yield f"{100 * stolen:.0f} % of a processor stolen by the hypervisor"
+    busy, own = _grown(states, "busy_s"), _grown(states, "own_s")
+    if busy is not None and own is not None and (others := (busy - own) / seconds) > _OTHERS_CORES:
+        yield f"other programs used {others:.1f} processors"
+    if pages := _grown(states, "swapped_pages"):
+        yield f"{pages:.0f} pages swapped"
+
+
+def _grown(states: Sequence[DeviceState], counter: str) -> float | None:
+    """By how much a counter grew from the first state to the last that tell it."""
+    values = [value for state in states if (value := getattr(state, counter)) is not None]
+    return values[-1] - values[0] if len(values) > 1 else None

@@ -1,0 +1,116 @@
+"""Verdicts: from what was measured and from what devices say of themselves."""
+
+import math
+
+import pytest
+
+from esm_host.evaluation.verdict import (
+    Verdict,
+    block_evidence,
+    judge_number,
+    reference_evidence,
+)
+from esm_protos.messages import DeviceState, GpuState
+
+
+def states(*changes: dict, seconds: float = 10.0) -> list[DeviceState]:
+    """Before, during and after a block."""
+    step = round(seconds / (len(changes) - 1) * 1e9)
+    return [DeviceState(at_ns=index * step, **change) for index, change in enumerate(changes)]
+
+
+def only(evidence: list[tuple[Verdict, str]]) -> tuple[Verdict, str]:
+    (entry,) = evidence
+    return entry
+
+
+def test_a_quiet_device_gives_no_reason() -> None:
+    quiet = {"clock_mhz": (1500.0, 600.0), "busy_s": 1.0, "own_s": 1.0, "stolen_s": 0.0}
+    busy = quiet | {"busy_s": 11.2, "own_s": 11.0}
+    assert block_evidence(states(quiet, quiet, busy), 0.0) == []
+    assert judge_number(0.01, 0.02, []).verdict is Verdict.STABLE
+
+
+def test_a_device_that_tells_nothing_is_not_blamed() -> None:
+    assert block_evidence(states({}, {}, {}), 0.0) == []
+    assert block_evidence([], 0.0) == []
+
+
+def test_a_clock_that_falls_is_throttling() -> None:
+    fast, slow = {"clock_mhz": (600.0, 1500.0)}, {"clock_mhz": (1000.0, 600.0)}
+    verdict, reason = only(block_evidence(states(fast, fast, slow, slow), 0.0))
+    assert verdict is Verdict.THROTTLED
+    assert reason == "clock fell 33 % (1500 to 1000 MHz)"
+
+
+def test_clocks_of_an_idle_device_before_and_after_do_not_count() -> None:
+    idle, fast = {"clock_mhz": (600.0,)}, {"clock_mhz": (1500.0,)}
+    assert block_evidence(states(idle, fast, fast, idle), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [(0b0001, "under-voltage"), (0b0100, "throttled"), (0b1000, "soft temperature limit")],
+)
+def test_what_a_raspberry_pi_reports(bits: int, text: str) -> None:
+    verdict, reason = only(block_evidence(states({}, {"pi_throttled": bits}, {}), 0.0))
+    assert (verdict, reason) == (Verdict.THROTTLED, f"the board reports {text}")
+
+
+def test_what_a_raspberry_pi_remembers_from_earlier_does_not_count() -> None:
+    assert block_evidence(states({"pi_throttled": 0x50000}, {"pi_throttled": 0x50000}), 0.0) == []
+
+
+def test_counters_count_what_happened_during_the_block() -> None:
+    before = {"throttle_events": 7, "stolen_s": 100.0, "swapped_pages": 5, "busy_s": 50.0}
+    before |= {"own_s": 9.0}
+    assert block_evidence(states(before, before), 0.0) == []
+    after = {"throttle_events": 9, "stolen_s": 101.0, "swapped_pages": 8, "busy_s": 69.0}
+    after |= {"own_s": 19.0}
+    found = block_evidence(states(before, after), 0.0)
+    assert found == [
+        (Verdict.THROTTLED, "2 thermal throttling events"),
+        (Verdict.NOISY, "10 % of a processor stolen by the hypervisor"),
+        (Verdict.NOISY, "other programs used 0.9 processors"),
+        (Verdict.NOISY, "3 pages swapped"),
+    ]
+
+
+def test_a_gpu_that_says_why() -> None:
+    hot = GpuState("H100", clock_mhz=1980.0, throttle_reasons=("hw_thermal_slowdown",))
+    slow = GpuState("H100", clock_mhz=990.0)
+    found = block_evidence(states({}, {"gpus": (hot,)}, {"gpus": (slow,)}, {}), 0.0)
+    assert found == [
+        (Verdict.THROTTLED, "GPU clock fell 50 % (1980 to 990 MHz)"),
+        (Verdict.THROTTLED, "the GPU reports hw_thermal_slowdown"),
+    ]
+
+
+def test_a_device_that_slows_down_without_saying_why_is_noisy() -> None:
+    assert only(block_evidence([], 0.4)) == (
+        Verdict.NOISY,
+        "the device became 40 % slower during the block",
+    )
+
+
+def test_references_that_stray() -> None:
+    assert reference_evidence(0.02, 0.03) == []
+    assert only(reference_evidence(0.05, 0.03)) == (
+        Verdict.NOISY,
+        "references off by 5.0 %, tolerated 3 %",
+    )
+    assert only(reference_evidence(math.inf, 0.03))[1].startswith("a reference failed")
+
+
+def test_the_worst_reason_names_the_verdict_and_all_are_told() -> None:
+    evidence = [(Verdict.NOISY, "noise"), (Verdict.THROTTLED, "heat")]
+    judgement = judge_number(0.031, 0.02, evidence)
+    assert judgement.verdict is Verdict.THROTTLED
+    assert judgement.reasons == ("heat", "interval too wide: ±3.1 %, asked ±2 %", "noise")
+    assert judge_number(0.031, 0.02, evidence[:1]).verdict is Verdict.UNRESOLVED
+
+
+def test_too_few_rounds_are_unresolved() -> None:
+    judgement = judge_number(math.inf, 0.0, [])
+    assert judgement.verdict is Verdict.UNRESOLVED
+    assert judgement.reasons == ("too few rounds for an interval, asked ±2 %",)
