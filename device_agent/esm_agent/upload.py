@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,20 +96,31 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
 def _receive_model(
     stream: Iterator[pb.MeasureBlockRequest], index: int, model: pb.ModelHeader, path: Path
 ) -> None:
+    if model.encoding not in (pb.ENCODING_PLAIN, pb.ENCODING_ZLIB):
+        raise UploadError(f"model {model.model_id} has unknown encoding {model.encoding}")
+    unpack = zlib.decompressobj() if model.encoding == pb.ENCODING_ZLIB else None
     digest = hashlib.sha256()
-    received = 0
+    received = written = 0
     with path.open("wb") as file:
-        while received < model.size_bytes:
+        while received < model.sent_bytes:
             request = next(stream, None)
             chunk = request.chunk if request is not None else None
             if chunk is None or not chunk.data or (chunk.model, chunk.offset) != (index, received):
                 raise UploadError(
-                    f"model {model.model_id} broke off after {received} of {model.size_bytes} bytes"
+                    f"model {model.model_id} broke off after {received} of {model.sent_bytes} bytes"
                 )
             received += len(chunk.data)
-            if received > model.size_bytes:
+            data = chunk.data
+            if unpack is not None:
+                try:
+                    # One byte more than announced is enough to know that it lies.
+                    data = unpack.decompress(data, model.size_bytes - written + 1)
+                except zlib.error as error:
+                    raise UploadError(f"model {model.model_id} is not zlib: {error}") from error
+            written += len(data)
+            if received > model.sent_bytes or written > model.size_bytes:
                 raise UploadError(f"model {model.model_id} is longer than announced")
-            digest.update(chunk.data)
-            file.write(chunk.data)
+            digest.update(data)
+            file.write(data)
     if digest.digest() != model.sha256:
         raise UploadError(f"model {model.model_id} arrived with another SHA-256 than announced")

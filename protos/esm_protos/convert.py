@@ -7,6 +7,7 @@ well-behaved peer never sends.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,14 +195,21 @@ def _told(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
     """The header, then every model in chunks: what a client sends."""
-    models = [
-        pb.ModelHeader(
-            model_id=model.model_id,
-            size_bytes=len(model.data),
-            sha256=hashlib.sha256(model.data).digest(),
+    models = []
+    encoded = []
+    for model in block.models:
+        # What fits into one chunk is a graph, or soon compressed; weights are noise to zlib.
+        small = len(model.data) <= CHUNK_BYTES
+        encoded.append(zlib.compress(model.data) if small else model.data)
+        models.append(
+            pb.ModelHeader(
+                model_id=model.model_id,
+                size_bytes=len(model.data),
+                sha256=hashlib.sha256(model.data).digest(),
+                sent_bytes=len(encoded[-1]),
+                encoding=pb.ENCODING_ZLIB if small else pb.ENCODING_PLAIN,
+            )
         )
-        for model in block.models
-    ]
     yield pb.MeasureBlockRequest(
         header=pb.BlockHeader(
             protocol_version=PROTOCOL_VERSION,
@@ -210,10 +218,10 @@ def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
             models=models,
         )
     )
-    for index, model in enumerate(block.models):
-        for offset in range(0, len(model.data), CHUNK_BYTES):
-            data = model.data[offset : offset + CHUNK_BYTES]
-            yield pb.MeasureBlockRequest(chunk=pb.Chunk(model=index, offset=offset, data=data))
+    for index, data in enumerate(encoded):
+        for offset in range(0, len(data), CHUNK_BYTES):
+            part = data[offset : offset + CHUNK_BYTES]
+            yield pb.MeasureBlockRequest(chunk=pb.Chunk(model=index, offset=offset, data=part))
 
 
 def progress_to_pb(progress: Progress) -> pb.Progress:

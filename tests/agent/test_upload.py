@@ -1,6 +1,7 @@
 """An upload is what its header announced, or it is refused."""
 
 import hashlib
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from esm_agent.upload import TooLargeError, UploadError, VersionError, receive
 from esm_protos.convert import block_to_requests
-from esm_protos.messages import Block, Limits, MeasureSpec, Model
+from esm_protos.messages import CHUNK_BYTES, Block, Limits, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 
 LIMITS = Limits(max_block_bytes=10_000, max_block_models=3)
@@ -28,6 +29,25 @@ def test_models_arrive_whole(tmp_path: Path) -> None:
         ("m1", b""),
         ("m2", b"three"),
     ]
+
+
+def test_large_and_incompressible_models_arrive_whole(tmp_path: Path) -> None:
+    """Around the size up to which models are compressed, and in several chunks."""
+    limits = Limits(max_block_bytes=10**8, max_block_models=9)
+    noise = random.Random(0).randbytes(3 * CHUNK_BYTES + 5)
+    data = [noise[:CHUNK_BYTES], noise[: CHUNK_BYTES + 1], noise, bytes(CHUNK_BYTES)]
+    sent = requests(*data)
+    assert sum(request.ByteSize() for request in sent) < sum(map(len, data))
+    block = receive(sent, tmp_path, limits)
+    assert [path.read_bytes() for _, path in block.models] == data
+
+
+def test_what_unpacks_to_more_than_announced_is_refused_before_it_does(tmp_path: Path) -> None:
+    bomb = requests(bytes(10**6))
+    bomb[0].header.models[0].size_bytes = 1_000
+    with pytest.raises(UploadError, match="longer than announced"):
+        receive(bomb, tmp_path, Limits(max_block_bytes=10_000, max_block_models=1))
+    assert (tmp_path / "0.onnx").stat().st_size == 0
 
 
 def edited(edit: Callable[[Requests], object]) -> Requests:
@@ -52,6 +72,9 @@ def edited(edit: Callable[[Requests], object]) -> Requests:
         lambda r: setattr(r[1].chunk, "data", b"first and more"),
         lambda r: setattr(r[1].chunk, "offset", 1),
         lambda r: setattr(r[1].chunk, "model", 7),
+        lambda r: setattr(r[0].header.models[0], "encoding", pb.ENCODING_PLAIN),
+        lambda r: setattr(r[0].header.models[0], "encoding", 9),
+        lambda r: setattr(r[0].header.models[0], "size_bytes", 4),
         lambda r: setattr(r[0].header, "block_id", ""),
         lambda r: r[0].header.ClearField("models"),
         lambda r: setattr(r[0].header.models[1], "model_id", "m0"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -178,8 +179,14 @@ def test_chunks_put_together_are_the_models(sizes: list[int]) -> None:
         assert 0 < len(chunk.data) <= CHUNK_BYTES
         assert chunk.offset == len(received[chunk.model])
         received[chunk.model] += chunk.data
-    assert received == [model.data for model in models]
-    for announced, data in zip(header.header.models, received, strict=True):
+    headers = header.header.models
+    assert [len(data) for data in received] == [h.sent_bytes for h in headers]
+    unpacked = [
+        zlib.decompress(data) if h.encoding == pb.ENCODING_ZLIB else data
+        for data, h in zip(received, headers, strict=True)
+    ]
+    assert unpacked == [model.data for model in models]
+    for announced, data in zip(headers, unpacked, strict=True):
         assert announced.size_bytes == len(data)
         assert announced.sha256 == hashlib.sha256(data).digest()
 

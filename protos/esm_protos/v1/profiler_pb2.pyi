@@ -13,6 +13,12 @@ class Protocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROTOCOL_SEQUENTIAL: _ClassVar[Protocol]
     PROTOCOL_INTERLEAVED: _ClassVar[Protocol]
 
+class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_UNSPECIFIED: _ClassVar[Encoding]
+    ENCODING_PLAIN: _ClassVar[Encoding]
+    ENCODING_ZLIB: _ClassVar[Encoding]
+
 class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_UNSPECIFIED: _ClassVar[State]
@@ -39,6 +45,9 @@ class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 PROTOCOL_UNSPECIFIED: Protocol
 PROTOCOL_SEQUENTIAL: Protocol
 PROTOCOL_INTERLEAVED: Protocol
+ENCODING_UNSPECIFIED: Encoding
+ENCODING_PLAIN: Encoding
+ENCODING_ZLIB: Encoding
 STATE_UNSPECIFIED: State
 STATE_QUEUED: State
 STATE_PREPARING: State
@@ -186,14 +195,18 @@ class BlockHeader(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("model_id", "size_bytes", "sha256")
+    __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     size_bytes: int
     sha256: bytes
-    def __init__(self, model_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    sent_bytes: int
+    encoding: Encoding
+    def __init__(self, model_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., sent_bytes: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("model", "offset", "data")
