@@ -1,0 +1,222 @@
+"""The state of this device, read while it measures: cheap, and never guessed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from esm_agent import sysfs
+from esm_protos.messages import DeviceState, GpuState
+
+Run = Callable[[Sequence[str]], str]
+"""Runs a command and returns what it printed; raises OSError or SubprocessError."""
+
+# nvml.h, NvmlClocksEventReasons; 0x1 says that the GPU is idle, which holds nothing back.
+_GPU_IDLE = 0x1
+_GPU_REASONS = {
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
+}
+
+
+def run_command(command: Sequence[str]) -> str:
+    """Its standard output; a command that takes longer than 2 s is killed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+    return done.stdout
+
+
+class Telemetry:
+    """Reads the device's state. What can be read is found out once, at construction.
+
+    :meth:`state` may be called from any thread and takes well below a millisecond, except where
+    it asks ``vcgencmd``, which is a process of its own (about 10 ms on a Raspberry Pi).
+
+    Args:
+        root: where ``proc`` and ``sys`` are; for tests.
+        run: runs ``vcgencmd``; where it is given, ``vcgencmd`` counts as installed.
+    """
+
+    def __init__(self, root: Path = Path("/"), run: Run | None = None) -> None:
+        cpus = sysfs.cpu_folders(root)
+        self._clocks = _existing(cpu / "cpufreq/scaling_cur_freq" for cpu in cpus)
+        self._governors = _existing(cpu / "cpufreq/scaling_governor" for cpu in cpus)
+        throttle = [cpu / "thermal_throttle" for cpu in cpus]
+        self._throttle_counts = _existing(
+            folder / "package_throttle_count" for folder in throttle
+        ) or _existing(folder / "core_throttle_count" for folder in throttle)
+        self._temperatures = _temperature_files(root)
+        self._pi_throttled = root / "sys/devices/platform/soc/soc:firmware/get_throttled"
+        self._has_pi_file = self._pi_throttled.exists()
+        self._vcgencmd = run or (run_command if shutil.which("vcgencmd") else None)
+        self._proc = root / "proc"
+        self._gpus = _Gpus()
+
+    def state(self, at_ns: int, quick: bool = False) -> DeviceState:
+        """What the device says of itself now.
+
+        Args:
+            at_ns: the time to write into it, see :class:`DeviceState`.
+            quick: leaves out what takes a process to ask.
+
+        Returns:
+            ``own_s`` is the processor time of the process that calls this.
+        """
+        ticks = _words(sysfs.read(self._proc / "stat"))
+        memory = sysfs.read(self._proc / "meminfo")
+        pages = sysfs.read(self._proc / "vmstat")
+        swap_total, swap_free = _field(memory, "SwapTotal:"), _field(memory, "SwapFree:")
+        swapped_in, swapped_out = _field(pages, "pswpin"), _field(pages, "pswpout")
+        available = _field(memory, "MemAvailable:")
+        return DeviceState(
+            at_ns=at_ns,
+            clock_mhz=tuple(khz / 1000 for khz in _numbers(self._clocks)),
+            governors=tuple(filter(None, map(sysfs.read, self._governors))),
+            temperature_c=self._temperature(),
+            pi_throttled=self._pi_bits(quick),
+            throttle_events=_sum(_numbers(self._throttle_counts)),
+            load_1min=_first_float(sysfs.read(self._proc / "loadavg")),
+            # user, nice, system, irq, softirq: not idle, iowait and what was stolen (proc(5)).
+            busy_s=_seconds(ticks, (0, 1, 2, 5, 6)),
+            own_s=time.process_time(),
+            stolen_s=_seconds(ticks, (7,)),
+            memory_available_bytes=None if available is None else available * 1024,
+            swap_used_bytes=(
+                None if swap_total is None or swap_free is None else (swap_total - swap_free) * 1024
+            ),
+            swapped_pages=(
+                None if swapped_in is None or swapped_out is None else swapped_in + swapped_out
+            ),
+            gpus=self._gpus.states(),
+        )
+
+    def _temperature(self) -> float | None:
+        celsius = [value / 1000 for value in _numbers(self._temperatures)]
+        # A sensor that is switched off says 0 K or nonsense.
+        return max((value for value in celsius if -60 < value < 200), default=None)
+
+    def _pi_bits(self, quick: bool) -> int | None:
+        if self._has_pi_file:
+            return sysfs.number(self._pi_throttled, 16)
+        if self._vcgencmd is None or quick:
+            return None
+        try:
+            said = self._vcgencmd(("vcgencmd", "get_throttled"))
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return sysfs.parse(said.strip().removeprefix("throttled="), 16)
+
+
+class _Gpus:
+    """NVIDIA's GPUs through NVML, where its Python binding and its driver are installed."""
+
+    def __init__(self) -> None:
+        self._nvml: Any = None
+        self._handles: list[tuple[str, Any]] = []
+        try:
+            import pynvml
+        except ImportError:
+            return
+        try:
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                name = pynvml.nvmlDeviceGetName(handle)
+                self._handles.append((name if isinstance(name, str) else name.decode(), handle))
+        except pynvml.NVMLError:
+            return  # no driver, or a GPU that is lost: those before it still tell
+
+    def states(self) -> tuple[GpuState, ...]:
+        return tuple(self._state(name, handle) for name, handle in self._handles)
+
+    def _state(self, name: str, handle: Any) -> GpuState:
+        nvml = self._nvml
+        milliwatts = self._ask("nvmlDeviceGetPowerUsage", handle)
+        reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+        if reasons is None:  # the name before driver 535
+            reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        return GpuState(
+            name=name,
+            clock_mhz=self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
+            temperature_c=self._ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            throttle_reasons=_reason_names(int(reasons or 0)),
+        )
+
+    def _ask(self, function: str, *arguments: Any) -> float | None:
+        """None where this GPU, driver or binding does not tell."""
+        try:
+            return float(getattr(self._nvml, function)(*arguments))
+        except (AttributeError, self._nvml.NVMLError):
+            return None
+
+
+def _reason_names(bits: int) -> tuple[str, ...]:
+    single = (1 << place for place in range(bits.bit_length()))
+    return tuple(
+        _GPU_REASONS.get(bit, f"{bit:#x}") for bit in single if bits & bit and bit != _GPU_IDLE
+    )
+
+
+def _temperature_files(root: Path) -> list[str]:
+    """The processor's sensors, or else every thermal zone."""
+    cpu_zones, zones = sysfs.thermal_zones(root)
+    inputs = [
+        path for hwmon in sysfs.cpu_hwmons(root) for path in sorted(hwmon.glob("temp*_input"))
+    ]
+    return _existing([zone / "temp" for zone in cpu_zones] + inputs) or _existing(
+        zone / "temp" for zone in zones
+    )
+
+
+def _existing(paths: Iterable[Path]) -> list[str]:
+    return [str(path) for path in paths if path.exists()]
+
+
+def _numbers(paths: Iterable[str]) -> list[int]:
+    return [value for value in map(sysfs.number, paths) if value is not None]
+
+
+def _sum(values: list[int]) -> int | None:
+    return sum(values) if values else None
+
+
+def _words(text: str | None) -> list[str]:
+    """The numbers of /proc/stat's first line, that of all processors together."""
+    name, *words = (text or "").partition("\n")[0].split() or [""]
+    return words if name == "cpu" else []
+
+
+def _seconds(words: list[str], columns: tuple[int, ...]) -> float | None:
+    try:
+        return sum(int(words[column]) for column in columns) / os.sysconf("SC_CLK_TCK")
+    except (IndexError, ValueError):
+        return None
+
+
+def _field(text: str | None, name: str) -> int | None:
+    """The number after ``name`` at the start of a line."""
+    _, found, rest = f"\n{text or ''}".partition(f"\n{name} ")
+    words = rest.split(maxsplit=1) if found else []
+    return sysfs.parse(words[0]) if words else None
+
+
+def _first_float(text: str | None) -> float | None:
+    try:
+        return float((text or "").split()[0])
+    except (IndexError, ValueError):
+        return None
