@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Progress
 
 
 class Profiler(ABC):
@@ -38,6 +38,19 @@ class Profiler(ABC):
         Raises:
             UnreachableError: the connection is lost; the block counts as not measured.
             DeviceError: the agent refuses the block.
+        """
+
+    @abstractmethod
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        """Looks for what would spoil measurements; waits while the device is busy.
+
+        Args:
+            probe_s: how long built-in models are timed for it, 0.1 to 600 seconds.
+
+        Raises:
+            UnreachableError: nobody answers, or the connection is lost.
+            VersionError: the agent speaks another protocol version.
+            DeviceError: the agent refuses.
         """
 
     @abstractmethod

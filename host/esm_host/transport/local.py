@@ -11,7 +11,7 @@ from typing import IO
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import Profiler
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Progress
 
 
 class LocalProfiler(Profiler):
@@ -50,6 +50,9 @@ class LocalProfiler(Profiler):
             return self._agent().measure(block, on_progress)
         except UnreachableError as error:
             raise UnreachableError("the local agent died and is started again") from error
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        return self._agent().diagnose(probe_s)
 
     def close(self) -> None:
         self._sent_before = self.bytes_sent

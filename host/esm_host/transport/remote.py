@@ -14,6 +14,7 @@ from esm_protos.messages import (
     Block,
     BlockResult,
     DeviceInfo,
+    Diagnosis,
     Measurement,
     Progress,
 )
@@ -87,6 +88,16 @@ class RemoteProfiler(Profiler):
         finally:
             call.cancel()
         raise DeviceError(f"{self.name} ended block {block.block_id} without a result")
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        request = pb.DiagnoseRequest(protocol_version=PROTOCOL_VERSION, probe_s=probe_s)
+        try:
+            # No deadline: it may wait for the blocks of others.
+            return convert.diagnosis_from_pb(self._stub.Diagnose(request))
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        except ValueError as error:
+            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
 
     def close(self) -> None:
         self._channel.close()
