@@ -100,7 +100,7 @@ def _governor(case: _Case) -> Finding:
     governors = Counter(case.now.governors)
     if not governors:
         return Finding(
-            "governor", Severity.UNKNOWN, "the device does not tell (virtual machines never do)"
+            "governor", Severity.UNKNOWN, "the device does not tell (virtual machines seldom do)"
         )
     text = ", ".join(f"{name} on {_processors(count)}" for name, count in governors.items())
     if set(governors) == {"performance"}:
