@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-faults lint types protos clean
+.PHONY: demo test test-faults lint types protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -28,6 +28,9 @@ types: $(STAMP)
 
 protos: $(STAMP)  ## generate the stubs again
 	$(BIN)/python -m esm_protos.compile
+
+probes: $(STAMP)  ## generate the models that the doctor times again
+	$(BIN)/python -m esm_models.probe_models
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esm-profiler needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

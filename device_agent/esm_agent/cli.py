@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import socket
 import sys
 import threading
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esm_agent import __version__
 from esm_protos.messages import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from esm_protos.messages import Diagnosis
 
 app = typer.Typer(
     name="esm-agent",
@@ -73,6 +79,63 @@ def serve(
         threading.Thread(target=_wait_for_eof, args=(stop,), daemon=True).start()
     stop.wait()
     server.stop()
+
+
+@app.command()
+def doctor(
+    seconds: Annotated[
+        float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
+    ] = 10.0,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
+    ] = None,
+) -> None:
+    """Find what would spoil measurements on this device. Example: esm-agent doctor --seconds 30"""
+    from esm_agent.worker import WorkerUnavailableError
+    from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
+
+    try:
+        typer.echo(f"timing built-in models for {seconds:g} s", err=True)
+        diagnosis = _examined(seconds)
+        if output is None:
+            print("\n".join(lines(diagnosis)))
+        else:
+            text = json.dumps(to_json(diagnosis, socket.gethostname()), indent=2)
+            if str(output) == "-":
+                print(text)
+            else:
+                output.write_text(text + "\n")
+                typer.echo(f"{summary(diagnosis)}; all in {output}", err=True)
+    except WorkerUnavailableError as error:
+        _fail(1, str(error))
+    except OSError as error:
+        _fail(1, f"cannot write {output}: {error.strerror}")
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    if not diagnosis.fit:
+        raise typer.Exit(NOT_FIT)
+
+
+def _examined(seconds: float) -> Diagnosis:
+    from esm_agent.doctor import examine
+    from esm_agent.telemetry import Telemetry
+    from esm_agent.upload import UploadedBlock
+    from esm_agent.worker import Worker
+    from esm_protos.messages import BlockResult
+
+    worker = Worker()
+
+    def measure(block: UploadedBlock) -> BlockResult:
+        return worker.measure(
+            block.block_id, block.spec, block.models, lambda progress: None, lambda: False
+        )
+
+    try:
+        worker.start()
+        return examine(measure, Telemetry(), seconds)
+    finally:
+        worker.stop()
 
 
 def _wait_for_eof(stop: threading.Event) -> None:

@@ -1,9 +1,11 @@
 """``esm-agent serve`` as a program."""
 
+import json
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "esm_agent.cli", "serve"]
 
@@ -56,9 +58,38 @@ def test_other_machines_only_when_told_so() -> None:
     assert "--insecure" in done.stderr
 
 
+def doctor(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "esm_agent.cli", "doctor", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_doctor_needs_no_running_agent() -> None:
+    done = doctor("--seconds", 0.3)
+    *rows, last = done.stdout.splitlines()
+    words = {row.split()[0] for row in rows}
+    assert "ok" in words
+    assert words <= {"ok", "unknown", "advice", "unfit", "->"}
+    fit = last.startswith("fit to measure")
+    assert done.returncode == (0 if fit else 3), done.stderr
+
+
+def test_the_doctor_writes_json(tmp_path: Path) -> None:
+    done = doctor("--seconds", 0.2, "--json", "-")
+    data = json.loads(done.stdout)
+    assert data["schema_version"] == 1
+    assert done.returncode == (0 if data["fit"] else 3)
+    done = doctor("--seconds", 0.2, "--json", tmp_path / "missing" / "file")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write")
+
+
+def test_the_doctor_refuses_nonsense() -> None:
+    assert doctor("--seconds", 0).returncode == 2
+
+
 def test_the_agent_never_loads_what_it_does_not_ship() -> None:
     program = (
-        "import sys, esm_agent.cli, esm_agent.server, esm_agent.backends;"
+        "import sys, esm_agent.cli, esm_agent.server, esm_agent.backends, esm_agent.doctor;"
         "print([m for m in ('torch', 'onnx', 'sqlalchemy', 'esm_host') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -52,6 +52,20 @@ def test_says_what_the_device_is(profiler: Profiler) -> None:
     assert info.memory_bytes > 0
     assert info.limits.max_block_models >= 64
     assert info.identity() == profiler.device_info().identity()
+    assert info.state.at_ns == 0
+
+
+def test_diagnoses(profiler: Profiler) -> None:
+    diagnosis = profiler.diagnose(probe_s=0.2)
+    checks = [finding.check for finding in diagnosis.findings]
+    assert "pace" in checks
+    assert len(set(checks)) == len(checks)
+    assert all(finding.text for finding in diagnosis.findings)
+
+
+def test_refuses_a_probe_of_no_length(profiler: Profiler) -> None:
+    with pytest.raises(DeviceError, match=r"give 0\.1 to 600 seconds"):
+        profiler.diagnose(probe_s=0)
 
 
 @pytest.mark.parametrize("protocol", Protocol)

@@ -7,7 +7,15 @@ import pytest
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.fake import FakeProfiler
 from esm_host.transport.patient import PatientProfiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Model, Progress
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Diagnosis,
+    MeasureSpec,
+    Model,
+    Progress,
+)
 
 BLOCK = Block("b", MeasureSpec(runs=3), (Model("m", b"data"),))
 
@@ -57,3 +65,12 @@ def test_a_refusal_is_not_waited_out() -> None:
     with pytest.raises(DeviceError, match="refused"):
         PatientProfiler(flaky, 60, pause_s=0).measure(BLOCK)
     assert len(flaky.errors) == 1
+
+
+def test_a_diagnosis_waits_too() -> None:
+    class Away(Flaky):
+        def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+            self.device_info()
+            return super().diagnose(probe_s)
+
+    assert PatientProfiler(Away(away=2), 60, pause_s=0).diagnose(1.0).fit

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from esm_host.cli.devices import devices
 from esm_host.cli.predict import predict
 from esm_host.cli.profile import profile
 
@@ -31,3 +32,4 @@ def _options(
 
 app.command()(profile)
 app.command()(predict)
+app.add_typer(devices, name="devices")

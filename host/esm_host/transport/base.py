@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Progress
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Progress
 
 OnProgress = Callable[[Progress], None]
 
@@ -67,6 +67,19 @@ class Profiler(ABC):
             return pending.result(on_progress)
         finally:
             pending.cancel()
+
+    @abstractmethod
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        """Looks for what would spoil measurements; waits while the device is busy.
+
+        Args:
+            probe_s: how long built-in models are timed for it, 0.1 to 600 seconds.
+
+        Raises:
+            UnreachableError: nobody answers, or the connection is lost.
+            VersionError: the agent speaks another protocol version.
+            DeviceError: the agent refuses.
+        """
 
     @abstractmethod
     def close(self) -> None:

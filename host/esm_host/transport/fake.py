@@ -15,16 +15,21 @@ from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
     DeviceState,
+    Diagnosis,
     Failure,
+    Finding,
     Limits,
     Measurement,
     Model,
     Progress,
+    Severity,
     State,
 )
 
 Latency = Callable[[Model], float | Failure]
 """Milliseconds of a model, or why it has none."""
+
+_HEALTHY = Diagnosis((Finding("pace", Severity.OK, "a fake device never varies"),))
 
 
 class FakeProfiler(Profiler):
@@ -35,6 +40,7 @@ class FakeProfiler(Profiler):
         pace: factor common to a block, by the number of blocks measured before it.
         noise: standard deviation of every run's relative error.
         memory_bytes: what it says it has free; None does not tell.
+        diagnosis: what the doctor finds.
     """
 
     def __init__(
@@ -44,12 +50,14 @@ class FakeProfiler(Profiler):
         noise: float = 0.0,
         hostname: str = "fake",
         memory_bytes: int | None = None,
+        diagnosis: Diagnosis = _HEALTHY,
     ) -> None:
         self._latency = latency
         self._pace = pace
         self._noise = noise
         self._hostname = hostname
         self._memory_bytes = memory_bytes
+        self._diagnosis = diagnosis
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -82,6 +90,11 @@ class FakeProfiler(Profiler):
         measurements = tuple(self._measurement(model, block, pace) for model in block.models)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
         return BlockResult(block.block_id, measurements, busy, busy)
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        if not 0.1 <= probe_s <= 600:
+            raise DeviceError(f"a probe of {probe_s:g} s: give 0.1 to 600 seconds")
+        return self._diagnosis
 
     def close(self) -> None:
         pass

@@ -10,7 +10,7 @@ from typing import IO
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis
 
 
 class LocalProfiler(Profiler):
@@ -39,6 +39,9 @@ class LocalProfiler(Profiler):
 
     def submit(self, block: Block) -> Pending:
         return _Pending(self._agent().submit(block))
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        return self._agent().diagnose(probe_s)
 
     def close(self) -> None:
         if self._remote is not None:

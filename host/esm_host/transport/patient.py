@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
-from esm_protos.messages import Block, BlockResult, DeviceInfo
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis
 
 _MAX_LOSSES = 5
+
+T = TypeVar("T")
 
 
 class PatientProfiler(Profiler):
@@ -36,18 +39,10 @@ class PatientProfiler(Profiler):
         self._pause_s = pause_s
 
     def device_info(self) -> DeviceInfo:
-        deadline = time.monotonic() + self._patience_s
-        told = False
-        while True:
-            try:
-                return self._inner.device_info()
-            except UnreachableError as error:
-                if time.monotonic() >= deadline:
-                    raise
-                if not told:
-                    self._on_wait(f"{error} Waiting for it.")
-                    told = True
-                time.sleep(self._pause_s)
+        return self._patiently(self._inner.device_info)
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        return self._patiently(lambda: self._inner.diagnose(probe_s))
 
     def submit(self, block: Block) -> Pending:
         return _Pending(self, block)
@@ -63,6 +58,20 @@ class PatientProfiler(Profiler):
 
     def close(self) -> None:
         self._inner.close()
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self._patience_s
+        told = False
+        while True:
+            try:
+                return call()
+            except UnreachableError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    self._on_wait(f"{error} Waiting for it.")
+                    told = True
+                time.sleep(self._pause_s)
 
 
 class _Pending(Pending):

@@ -15,6 +15,7 @@ from esm_protos.messages import (
     Block,
     BlockResult,
     DeviceInfo,
+    Diagnosis,
     Measurement,
 )
 from esm_protos.v1 import profiler_pb2 as pb
@@ -68,6 +69,16 @@ class RemoteProfiler(Profiler):
 
     def submit(self, block: Block) -> Pending:
         return _Call(self, block, self._stub)
+
+    def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
+        request = pb.DiagnoseRequest(protocol_version=PROTOCOL_VERSION, probe_s=probe_s)
+        try:
+            # No deadline: it may wait for the blocks of others.
+            return convert.diagnosis_from_pb(self._stub.Diagnose(request))
+        except grpc.RpcError as error:
+            raise self._translated(error) from None
+        except ValueError as error:
+            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
 
     def close(self) -> None:
         self._channel.close()

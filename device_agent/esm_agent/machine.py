@@ -1,0 +1,172 @@
+"""How this device is set up, as far as it matters to timing: what stays while it measures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esm_agent import sysfs
+from esm_agent.device import memory_bytes
+
+# "When the core temperature is between 80 and 85 degrees, the ARM cores will be progressively
+# throttled back" (Raspberry Pi documentation, Frequency management and thermal control). Its trip
+# points tell only where it switches off.
+_PI_THROTTLES_AT_C = 80.0
+
+_TURBO_SWITCHES = (
+    # file under sys/devices/system/cpu, and what it says when turbo is on
+    ("intel_pstate/no_turbo", 0),
+    ("cpufreq/boost", 1),
+)
+
+
+@dataclass(frozen=True)
+class Turbo:
+    """The processor's clock above its nominal one.
+
+    Attributes:
+        on: whether it may be used.
+        fix: command that switches it off.
+    """
+
+    on: bool
+    fix: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """None and empty where the device does not tell.
+
+    Attributes:
+        online: numbers of the processors that are switched on.
+        usable: those that this process may run on.
+        siblings: processors that share a core, for cores of several.
+        max_mhz: highest clock of each processor.
+        isolated: processors that the kernel gives to nobody who does not ask for them.
+        quota: processors' worth of time that the process group gets; None without a limit.
+        throttles_at_c: temperature at which the clock is lowered.
+        clock_step_ns: smallest step of the clock that times runs.
+        clock_source: what the kernel's clock is made of.
+    """
+
+    memory_bytes: int
+    online: tuple[int, ...]
+    usable: tuple[int, ...]
+    siblings: tuple[tuple[int, ...], ...] = ()
+    max_mhz: Mapping[int, float] = field(default_factory=dict)
+    isolated: tuple[int, ...] = ()
+    quota: float | None = None
+    turbo: Turbo | None = None
+    throttles_at_c: float | None = None
+    clock_step_ns: int = 1
+    clock_source: str | None = None
+
+
+def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) -> Machine:
+    """This machine.
+
+    Args:
+        root: where ``proc`` and ``sys`` are; for tests.
+        usable: taken from the process's affinity where it is not given.
+    """
+    usable = _affinity() if usable is None else usable
+    folders = {int(cpu.name[3:]): cpu for cpu in sysfs.cpu_folders(root)}
+    siblings = {
+        _cpu_list(sysfs.read(cpu / "topology/thread_siblings_list")) for cpu in folders.values()
+    }
+    khz = {n: sysfs.number(cpu / "cpufreq/cpuinfo_max_freq") for n, cpu in folders.items()}
+    clock_source = root / "sys/devices/system/clocksource/clocksource0/current_clocksource"
+    return Machine(
+        memory_bytes=memory_bytes(),
+        online=_cpu_list(sysfs.read(root / sysfs.CPU / "online")) or usable,
+        usable=usable,
+        siblings=tuple(sorted(group for group in siblings if len(group) > 1)),
+        max_mhz={n: value / 1000 for n, value in khz.items() if value},
+        isolated=_cpu_list(sysfs.read(root / sysfs.CPU / "isolated")),
+        quota=min(_quotas(root), default=None),
+        turbo=_turbo(root),
+        throttles_at_c=min(_limits(root), default=None),
+        clock_step_ns=_clock_step_ns(),
+        clock_source=sysfs.read(clock_source),
+    )
+
+
+def _affinity() -> tuple[int, ...]:
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def _cpu_list(text: str | None) -> tuple[int, ...]:
+    """``0-3,8`` as numbers; nothing at all where a part is no number."""
+    numbers: set[int] = set()
+    for part in filter(None, (text or "").split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            return ()
+        numbers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
+
+
+def _turbo(root: Path) -> Turbo | None:
+    for name, on in _TURBO_SWITCHES:
+        path = root / sysfs.CPU / name
+        if (value := sysfs.number(path)) in (0, 1):
+            return Turbo(value == on, f"echo {1 - on} | sudo tee /{sysfs.CPU}/{name}")
+    return None
+
+
+def _limits(root: Path) -> Iterator[float]:
+    """Temperatures at which the processor is slowed down or switched off."""
+    if (sysfs.read(root / "proc/device-tree/model") or "").startswith("Raspberry Pi"):
+        yield _PI_THROTTLES_AT_C
+    for zone in sysfs.thermal_zones(root)[0]:
+        for kind in zone.glob("trip_point_*_type"):
+            # "active" only turns a fan on (Linux, Documentation/driver-api/thermal).
+            if sysfs.read(kind) in ("passive", "hot", "critical"):
+                yield from _celsius(kind.with_name(kind.name.replace("_type", "_temp")))
+    for hwmon in sysfs.cpu_hwmons(root):
+        for path in hwmon.glob("temp*_crit"):
+            yield from _celsius(path)
+
+
+def _celsius(path: Path) -> Iterator[float]:
+    millidegrees = sysfs.number(path)
+    if millidegrees is not None and 0 < millidegrees < 200_000:  # unset ones are 0 or below
+        yield millidegrees / 1000
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Limits of the process's control groups and of those that they lie in, versions 1 and 2."""
+    base = root / "sys/fs/cgroup"
+    for line in (sysfs.read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = base / controllers
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            yield from _quota(group)
+            if group == top:
+                break
+
+
+def _quota(group: Path) -> Iterator[float]:
+    words = (sysfs.read(group / "cpu.max") or "").split()
+    if not words:
+        words = [
+            sysfs.read(group / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        ]
+    if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+        yield int(words[0]) / int(words[1])  # else it is "max", or -1: no limit
+
+
+def _clock_step_ns() -> int:
+    readings = [time.perf_counter_ns() for _ in range(2000)]
+    steps = (later - earlier for earlier, later in itertools.pairwise(readings))
+    # A clock that has not moved in 2000 readings moves too seldom for the other to matter.
+    return min((step for step in steps if step > 0), default=1_000_000)

@@ -1,0 +1,118 @@
+"""The doctor's probe: built-in models timed as a block like any other, and the noise in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_agent.upload import UploadedBlock
+from esm_protos.messages import BlockResult, Measurement, MeasureSpec
+from esm_protos.statistics import pace, relative_interval
+
+Measure = Callable[[UploadedBlock], BlockResult]
+"""Has a block measured, and waits for it."""
+
+MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
+
+_FOLDER = Path(__file__).parent / "probe_models"
+_WINDOW_NS = 500_000_000
+_MIN_WINDOWS = 3
+# Three rounds: enough to know how long one takes, over before anybody waits.
+_CALIBRATION = MeasureSpec(runs=9)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How steadily the probe ran.
+
+    Attributes:
+        spread: standard deviation of the device's pace from half second to half second, as a
+            share; None where the probe was too short for it.
+        span: by which share the slowest half second was slower than the fastest; likewise.
+        model_spreads: the spread of each model alone, by name.
+        intervals: half-width of the 95 % interval of each model's latency, as a share, the pace
+            that all share divided out; infinite where the probe was too short for it.
+    """
+
+    spread: float | None
+    span: float | None
+    model_spreads: dict[str, float]
+    intervals: dict[str, float]
+
+
+def check_probe_s(probe_s: float) -> None:
+    """Raises ValueError unless it is a sensible duration, seconds."""
+    if not MIN_PROBE_S <= probe_s <= MAX_PROBE_S:
+        raise ValueError(
+            f"a probe of {probe_s:g} s: give {MIN_PROBE_S:g} to {MAX_PROBE_S:g} seconds"
+        )
+
+
+def run_probe(measure: Measure, probe_s: float) -> BlockResult:
+    """Times the built-in models for about ``probe_s`` seconds, after some rounds to see how fast
+    they run here.
+
+    Raises:
+        Exception: whatever keeps ``measure`` from measuring; a model that fails is in the result.
+    """
+    first = measure(_block(_CALIBRATION))
+    if any(m.failure for m in first.measurements):
+        return first
+    end_ns = max(int((m.start_ns + m.latency_ns).max()) for m in first.measurements)
+    runs = max(3, round(_CALIBRATION.runs * probe_s * 1e9 / end_ns))
+    runs = min(runs - runs % _CALIBRATION.runs_per_visit, 999_999)
+    # The limit is for a device that has become much slower since the first rounds.
+    return measure(_block(MeasureSpec(runs=runs, max_block_s=2 * probe_s)))
+
+
+def noise(result: BlockResult) -> Noise:
+    """What a probe whose models all ran tells."""
+    relative = {m.model_id: m.latency_ns / np.median(m.latency_ns) for m in result.measurements}
+    starts = {m.model_id: m.start_ns for m in result.measurements}
+    common = _windows(
+        np.concatenate(list(starts.values())), np.concatenate(list(relative.values()))
+    )
+    enough = len(common) >= _MIN_WINDOWS
+    return Noise(
+        spread=_spread(common) if enough else None,
+        span=float(common.max() / common.min() - 1) if enough else None,
+        model_spreads={
+            name: _spread(_windows(starts[name], relative[name])) for name in relative if enough
+        },
+        intervals=_intervals(result.measurements),
+    )
+
+
+def _block(spec: MeasureSpec) -> UploadedBlock:
+    models = tuple((path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
+    return UploadedBlock(f"doctor-{uuid.uuid4()}", spec, models)
+
+
+def _windows(starts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Medians of the values by half second; a last one that is not full is left out."""
+    number = starts // _WINDOW_NS
+    full = max(1, int(starts.max(initial=0)) // _WINDOW_NS)
+    medians = [np.median(values[number == n]) for n in range(full) if (number == n).any()]
+    return np.array(medians, dtype=np.float64)
+
+
+def _spread(medians: NDArray[np.float64]) -> float:
+    return float(medians.std(ddof=1) / medians.mean()) if len(medians) > 1 else 0.0
+
+
+def _intervals(measurements: tuple[Measurement, ...]) -> dict[str, float]:
+    per_visit = _CALIBRATION.runs_per_visit
+    visits = [m.latency_ns.reshape(-1, per_visit).astype(np.float64) for m in measurements]
+    paces = pace(
+        [np.median(visited, axis=1) for visited in visits],
+        [m.start_ns[::per_visit] for m in measurements],
+    )
+    return {
+        m.model_id: relative_interval(visited / shared[:, None], _CALIBRATION.trim)
+        for m, visited, shared in zip(measurements, visits, paces, strict=True)
+    }
