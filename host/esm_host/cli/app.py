@@ -9,6 +9,7 @@ import typer
 
 from esm_host.cli.predict import predict
 from esm_host.cli.profile import profile
+from esm_host.cli.time import time
 
 app = typer.Typer(
     name="esm-host",
@@ -31,3 +32,4 @@ def _options(
 
 app.command()(profile)
 app.command()(predict)
+app.command()(time)
