@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from esm_agent.upload import UploadedBlock
 from esm_protos.messages import BlockResult, Measurement, MeasureSpec
-from esm_protos.statistics import pace, relative_interval
+from esm_protos.statistics import estimate_block
 
 Measure = Callable[[UploadedBlock], BlockResult]
 """Has a block measured, and waits for it."""
@@ -22,8 +22,7 @@ MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
 _FOLDER = Path(__file__).parent / "probe_models"
 _WINDOW_NS = 500_000_000
 _MIN_WINDOWS = 3
-# Three rounds: enough to know how long one takes, over before anybody waits.
-_CALIBRATION = MeasureSpec(runs=9)
+_SPEC = MeasureSpec(runs=1_000_000)  # time ends it first
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,14 @@ def check_probe_s(probe_s: float) -> None:
 
 
 def run_probe(measure: Measure, probe_s: float) -> BlockResult:
-    """Times the built-in models for about ``probe_s`` seconds, after some rounds to see how fast
-    they run here.
+    """Times the built-in models in turn for ``probe_s`` seconds.
 
     Raises:
         Exception: whatever keeps ``measure`` from measuring; a model that fails is in the result.
     """
-    first = measure(_block(_CALIBRATION))
-    if any(m.failure for m in first.measurements):
-        return first
-    end_ns = max(int((m.start_ns + m.latency_ns).max()) for m in first.measurements)
-    runs = max(3, round(_CALIBRATION.runs * probe_s * 1e9 / end_ns))
-    runs = min(runs - runs % _CALIBRATION.runs_per_visit, 999_999)
-    # The limit is for a device that has become much slower since the first rounds.
-    return measure(_block(MeasureSpec(runs=runs, max_block_s=2 * probe_s)))
+    models = tuple((path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
+    spec = replace(_SPEC, max_block_s=probe_s)
+    return measure(UploadedBlock(f"doctor-{uuid.uuid4()}", spec, models))
 
 
 def noise(result: BlockResult) -> Noise:
@@ -88,11 +81,6 @@ def noise(result: BlockResult) -> Noise:
     )
 
 
-def _block(spec: MeasureSpec) -> UploadedBlock:
-    models = tuple((path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
-    return UploadedBlock(f"doctor-{uuid.uuid4()}", spec, models)
-
-
 def _windows(starts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Medians of the values by half second; a last one that is not full is left out."""
     number = starts // _WINDOW_NS
@@ -106,13 +94,11 @@ def _spread(medians: NDArray[np.float64]) -> float:
 
 
 def _intervals(measurements: tuple[Measurement, ...]) -> dict[str, float]:
-    per_visit = _CALIBRATION.runs_per_visit
-    visits = [m.latency_ns.reshape(-1, per_visit).astype(np.float64) for m in measurements]
-    paces = pace(
-        [np.median(visited, axis=1) for visited in visits],
-        [m.start_ns[::per_visit] for m in measurements],
+    block = estimate_block(
+        [m.latency_ns for m in measurements],
+        [m.start_ns for m in measurements],
+        _SPEC.runs_per_visit,
+        _SPEC.trim,
+        common_pace=True,
     )
-    return {
-        m.model_id: relative_interval(visited / shared[:, None], _CALIBRATION.trim)
-        for m, visited, shared in zip(measurements, visits, paces, strict=True)
-    }
+    return {m.model_id: e.interval for m, e in zip(measurements, block.models, strict=True)}

@@ -77,6 +77,7 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         model_timeout_s=spec.model_timeout_s,
         precision=spec.precision,
         max_block_s=spec.max_block_s,
+        min_block_s=spec.min_block_s,
     )
 
 
@@ -95,6 +96,7 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         model_timeout_s=message.model_timeout_s,
         precision=message.precision,
         max_block_s=message.max_block_s,
+        min_block_s=message.min_block_s,
     )
 
 

@@ -72,6 +72,8 @@ class MeasureSpec:
         precision: a model is done when the half-width of its 95 % interval is below this share
             of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
         max_block_s: no new round begins after so many seconds of rounds; 0 sets no limit.
+        min_block_s: with a precision, no model is done before so many seconds of rounds; what is
+            too short to meet the device's ups and downs looks tighter than it is.
 
     Raises:
         ValueError: a value is out of range.
@@ -88,6 +90,7 @@ class MeasureSpec:
     model_timeout_s: float = 60.0
     precision: float = 0.0
     max_block_s: float = 0.0
+    min_block_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -107,8 +110,9 @@ class MeasureSpec:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
         if self.precision and self.protocol is Protocol.SEQUENTIAL:
             raise ValueError("precision needs the interleaved protocol: its unit is the round")
-        if not 0 <= self.max_block_s <= 86_400:
-            raise ValueError(f"max_block_s {self.max_block_s:g} is outside 0 to 86400")
+        for name in ("max_block_s", "min_block_s"):
+            if not 0 <= getattr(self, name) <= 86_400:
+                raise ValueError(f"{name} {getattr(self, name):g} is outside 0 to 86400")
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the protocol by name."""

@@ -156,12 +156,14 @@ def estimate_block(
         paces = [np.ones(len(v)) for v in visits]
     models = []
     for runs, visited, factors in zip(latency_ns, visits, paces, strict=True):
-        corrected = visited / factors[:, None]
+        # A last visit that is not full counts for the mean, at the pace of the one before.
+        of_runs = np.repeat(factors, visited.shape[1])
+        of_runs = np.pad(of_runs, (0, len(runs) - len(of_runs)), mode="edge")
         models.append(
             Estimate(
-                latency_ns=trimmed_mean(corrected.ravel(), trim),
+                latency_ns=trimmed_mean(runs / of_runs, trim),
                 raw_ns=trimmed_mean(runs, trim),
-                interval=relative_interval(corrected, trim),
+                interval=relative_interval(visited / factors[:, None], trim),
             )
         )
     return BlockEstimate(models, _slowdown(paces, began))

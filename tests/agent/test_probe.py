@@ -23,7 +23,7 @@ class Device:
         self.blocks.append(block)
         runs: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in block.models}
         now = 0
-        for _ in range(block.spec.runs // block.spec.runs_per_visit):
+        while now <= block.spec.max_block_s * 1e9:
             for name in runs:
                 for counted in [False] * block.spec.warmup + [True] * block.spec.runs_per_visit:
                     took = int(self.latency_ns(now))
@@ -48,8 +48,7 @@ def test_takes_about_as_long_as_asked(latency_ms: float) -> None:
     device = Device(lambda ns: latency_ms * 1e6)
     result = run_probe(device.measure, probe_s=5)
     assert result.busy_ns / 1e9 == pytest.approx(5, rel=0.2)
-    calibration, probe = device.blocks
-    assert calibration.block_id != probe.block_id
+    (probe,) = device.blocks
     assert len(probe.models) >= 4
     assert all(Path(path).is_file() for _, path in probe.models)
 
@@ -57,7 +56,7 @@ def test_takes_about_as_long_as_asked(latency_ms: float) -> None:
 def test_a_very_slow_device_is_still_asked_once() -> None:
     device = Device(lambda ns: 2e9)
     run_probe(device.measure, probe_s=0.5)
-    assert device.blocks[1].spec.runs == 3
+    assert len(device.blocks) == 1
 
 
 def test_models_that_fail_are_not_timed() -> None:
@@ -85,7 +84,7 @@ def test_noise_of_single_runs_is_no_spread() -> None:
     found = noise(run_probe(Device(lambda ns: rng.normal(1e6, 2e5)).measure, 5))
     assert found.spread is not None
     assert found.spread < 0.02
-    assert all(0.001 < interval < 0.03 for interval in found.intervals.values())
+    assert all(0.001 < interval < 0.05 for interval in found.intervals.values())
 
 
 def test_a_short_probe_tells_no_spread() -> None:

@@ -39,6 +39,7 @@ specs = st.builds(
     protocol=st.just(Protocol.INTERLEAVED),
     precision=st.floats(0, 0.99),
     max_block_s=st.floats(0, 3600),
+    min_block_s=st.floats(0, 3600),
     runs=counts,
     runs_per_visit=counts,
     warmup=st.integers(0, 100),

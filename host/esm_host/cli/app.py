@@ -10,6 +10,7 @@ import typer
 from esm_host.cli.devices import devices
 from esm_host.cli.predict import predict
 from esm_host.cli.profile import profile
+from esm_host.cli.time import time
 
 app = typer.Typer(
     name="esm-host",
@@ -32,4 +33,5 @@ def _options(
 
 app.command()(profile)
 app.command()(predict)
+app.command()(time)
 app.add_typer(devices, name="devices")

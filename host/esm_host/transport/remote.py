@@ -76,7 +76,7 @@ class RemoteProfiler(Profiler):
             # No deadline: it may wait for the blocks of others.
             return convert.diagnosis_from_pb(self._stub.Diagnose(request))
         except grpc.RpcError as error:
-            raise self._translated(error) from None
+            raise self.translated(error) from None
         except ValueError as error:
             raise DeviceError(f"{self.name} sent nonsense: {error}") from error
 

@@ -157,7 +157,7 @@ class GpuState(_message.Message):
     def __init__(self, name: _Optional[str] = ..., clock_mhz: _Optional[float] = ..., memory_clock_mhz: _Optional[float] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +169,7 @@ class MeasureSpec(_message.Message):
     MODEL_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    MIN_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -180,7 +181,8 @@ class MeasureSpec(_message.Message):
     model_timeout_s: float
     precision: float
     max_block_s: float
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ...) -> None: ...
+    min_block_s: float
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
     __slots__ = ("protocol_version", "block_id", "spec", "models")
