@@ -36,6 +36,26 @@ def test_microseconds_and_seconds_are_learned_alike(predictor: Predictor, unit: 
     assert np.mean(np.abs(predicted / (unit * Y[200:]) - 1)) < 0.05
 
 
+def test_samples_without_weight_do_not_count(predictor: Predictor) -> None:
+    wrong = np.arange(200) % 4 == 0
+    y = np.where(wrong, 10 * Y[:200], Y[:200])
+    predicted = predictor.fit(X[:200], y, sample_weight=~wrong).predict(X[200:])
+    assert np.mean(np.abs(predicted / Y[200:] - 1)) < 0.06
+
+
+def test_only_ratios_of_weights_matter(predictor: Predictor) -> None:
+    first = predictor.fit(X, Y).predict(X)
+    np.testing.assert_allclose(predictor.fit(X, Y, np.full(240, 7.0)).predict(X), first, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "weights", [np.ones(239), -np.ones(240), np.zeros(240), np.full(240, np.nan)]
+)
+def test_bad_weights_are_refused(predictor: Predictor, weights: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        predictor.fit(X, Y, sample_weight=weights)
+
+
 def test_same_seed_same_predictor(predictor: Predictor) -> None:
     first = predictor.fit(X, Y).predict(X)
     again = type(predictor)(**predictor.get_params()).fit(X, Y).predict(X)

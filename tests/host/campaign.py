@@ -42,7 +42,7 @@ def latency(model: Model) -> float:
 class ByDepth(Predictor):
     """The mean latency of the nearest depth among the training samples."""
 
-    def _fit(self, encodings: np.ndarray, latency_ms: np.ndarray) -> None:
+    def _fit(self, encodings: np.ndarray, latency_ms: np.ndarray, weights: np.ndarray) -> None:
         depth = encodings.sum(axis=1)
         self.depths_ = np.unique(depth)
         self.means_ = np.array([latency_ms[depth == d].mean() for d in self.depths_])

@@ -20,17 +20,29 @@ class Predictor(ABC):
     n_features_in_: int
 
     @abstractmethod
-    def _fit(self, encodings: NDArray[np.float32], latency_ms: NDArray[np.float64]) -> None: ...
+    def _fit(
+        self,
+        encodings: NDArray[np.float32],
+        latency_ms: NDArray[np.float64],
+        weights: NDArray[np.float64],
+    ) -> None:
+        """Learns; ``weights`` are positive or zero, with mean 1."""
 
     @abstractmethod
     def _predict(self, encodings: NDArray[np.float32]) -> NDArray[np.float64]: ...
 
-    def fit(self, encodings: ArrayLike, latency_ms: ArrayLike) -> Self:
+    def fit(
+        self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Learns from ``(n, d)`` encodings and ``(n,)`` latencies in milliseconds.
+
+        Args:
+            sample_weight: how much each sample counts, ``(n,)``; only ratios matter. All the
+                same by default.
 
         Raises:
             ValueError: shapes disagree, there is no sample, or a value is not finite, or a
-                latency is not positive.
+                latency is not positive, or a weight negative, or all are zero.
         """
         x = self._checked(encodings)
         y = np.asarray(latency_ms, dtype=np.float64)
@@ -38,8 +50,15 @@ class Predictor(ABC):
             raise ValueError(f"{len(x)} encodings need as many latencies; got shape {y.shape}")
         if not np.isfinite(y).all() or (y <= 0).any():
             raise ValueError("latencies must be positive, finite milliseconds")
+        weights = np.ones(len(y))
+        if sample_weight is not None:
+            weights = np.asarray(sample_weight, dtype=np.float64)
+            if weights.shape != y.shape:
+                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
+            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+                raise ValueError("weights must be finite, none negative and not all zero")
         self.n_features_in_ = x.shape[1]
-        self._fit(x, y)
+        self._fit(x, y, weights / weights.mean())
         return self
 
     def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:

@@ -51,15 +51,25 @@ class MLPPredictor(Predictor):
         self.batch_size = batch_size
         self.seed = seed
 
-    def _fit(self, encodings: NDArray[np.float32], latency_ms: NDArray[np.float64]) -> None:
+    def _fit(
+        self,
+        encodings: NDArray[np.float32],
+        latency_ms: NDArray[np.float64],
+        weights: NDArray[np.float64],
+    ) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # steps this small only lose by being shared among threads
         try:
-            self._train(encodings, latency_ms)
+            self._train(encodings, latency_ms, weights)
         finally:
             torch.set_num_threads(threads)
 
-    def _train(self, encodings: NDArray[np.float32], latency_ms: NDArray[np.float64]) -> None:
+    def _train(
+        self,
+        encodings: NDArray[np.float32],
+        latency_ms: NDArray[np.float64],
+        weights: NDArray[np.float64],
+    ) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -70,6 +80,7 @@ class MLPPredictor(Predictor):
         self.unit_ms_ = float(latency_ms.mean())
         x = torch.from_numpy((encodings - self.mean_) / self.scale_)
         y = torch.from_numpy((latency_ms / self.unit_ms_).astype(np.float32))
+        w = torch.from_numpy(weights.astype(np.float32))
         # The output starts at the mean: the first steps then learn differences, not the offset.
         output = self.network_[-1]
         assert isinstance(output, nn.Linear)
@@ -83,13 +94,13 @@ class MLPPredictor(Predictor):
         batches = -(-len(x) // self.batch_size)
         epochs = max(self.epochs, -(-self.min_steps // batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-        loss = nn.MSELoss()
         self.network_.train()
         for _ in range(epochs):
             shuffled = torch.randperm(len(x), generator=generator)
             for rows in torch.split(shuffled, self.batch_size):
                 optimizer.zero_grad()
-                loss(self.network_(x[rows])[:, 0], y[rows]).backward()
+                error = self.network_(x[rows])[:, 0] - y[rows]
+                (w[rows] * error * error).mean().backward()
                 optimizer.step()
                 schedule.step()
         self.network_.eval()
