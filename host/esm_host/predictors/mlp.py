@@ -77,7 +77,7 @@ class MLPPredictor(Predictor):
         self.mean_ = encodings.mean(axis=0)
         sd = encodings.std(axis=0)
         self.scale_ = np.where(sd > 0, sd, 1).astype(np.float32)
-        self.unit_ms_ = float(latency_ms.mean())
+        self.unit_ms_ = float(np.average(latency_ms, weights=weights))
         x = torch.from_numpy((encodings - self.mean_) / self.scale_)
         y = torch.from_numpy((latency_ms / self.unit_ms_).astype(np.float32))
         w = torch.from_numpy(weights.astype(np.float32))
