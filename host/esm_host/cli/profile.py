@@ -21,6 +21,11 @@ class SamplingName(enum.StrEnum):
     random = "random"
 
 
+class ExtensionName(enum.StrEnum):
+    balanced = "balanced"
+    cost_aware = "cost-aware"
+
+
 class ProtocolName(enum.StrEnum):
     interleaved = "interleaved"
     sequential = "sequential"
@@ -105,6 +110,14 @@ def profile(
     weight_above: Annotated[
         float, typer.Option(help="Share of a step for the others.", rich_help_panel=_SAMPLES)
     ] = 0.2,
+    extension: Annotated[
+        ExtensionName,
+        typer.Option(
+            help="How a step is drawn: by chance within bins (the paper's Algorithm 1), or where "
+            "the predictor is unsure, per second of device time.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = ExtensionName.balanced,
     protocol: Annotated[
         ProtocolName,
         typer.Option(
@@ -185,6 +198,7 @@ def profile(
         "sampling": sampling.value,
         "weight_below": weight_below,
         "weight_above": weight_above,
+        "extension": extension.value,
         "references": references,
         "reference_tolerance_percent": reference_tolerance,
         "max_remeasurements": max_remeasurements,

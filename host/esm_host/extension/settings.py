@@ -25,6 +25,8 @@ class Settings:
         judge: ``"bins"`` (every bin must pass) or ``"overall"``.
         weight_below, weight_above: shares of a step that go to bins below and above the target
             (W_B and W_A of Algorithm 1).
+        extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
+            of, models by how unsure the predictor is of them per second of device time.
         references: reference models in every block.
         reference_tolerance_percent: by which one may stray before its block fails.
         max_remeasurements: of a block that failed.
@@ -49,6 +51,7 @@ class Settings:
     sampling: str = "balanced"
     weight_below: float = 0.8
     weight_above: float = 0.2
+    extension: str = "balanced"
     references: int = 4
     reference_tolerance_percent: float = 3.0
     max_remeasurements: int = 2
@@ -84,6 +87,10 @@ class Settings:
             raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"--judge '{self.judge}': choose bins or overall")
+        if self.extension not in ("balanced", "cost-aware"):
+            raise UsageError(f"--extension '{self.extension}': choose balanced or cost-aware")
+        if self.extension == "cost-aware" and self.sampling == "random":
+            raise UsageError("--extension cost-aware extends bins: choose --sampling balanced")
         if self.sampling == "random" and self.judge == "bins" and self.bins > self.initial:
             raise UsageError(f"--bins {self.bins} exceeds --initial {self.initial}")
 
