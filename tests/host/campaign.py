@@ -80,7 +80,11 @@ class Log:
 
 
 def assemble(
-    tmp_path: Path, profiler: Profiler, log: Log, **changes: Any
+    tmp_path: Path,
+    profiler: Profiler,
+    log: Log,
+    make_predictor: Callable[[], Predictor] = ByDepth,
+    **changes: Any,
 ) -> tuple[Store, Collector, Loop]:
     """A campaign over the store in ``tmp_path``, new or gone on with."""
     settings = replace(SETTINGS, **changes)
@@ -112,7 +116,7 @@ def assemble(
         SAMPLERS[settings.sampling](SPACE, bins),
         make_encoder(settings.encoding, SPACE),
         bins,
-        ByDepth,
+        lambda member: make_predictor(),
         log,
     )
     return store, collector, loop

@@ -139,9 +139,18 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
     more = ("profile", "--run", run, "--resume", "--target-accuracy", 100)
     assert esm_host(*more).exit_code == 3
     assert json.loads((run / "result.json").read_text())["measured_models"] == 30
-    for flag, value in (("--space", "densenet"), ("--resolution", 64), ("--runs", 7)):
+    for flag, value in (("--space", "densenet"), ("--runs", 7), ("--extension", "cost-aware")):
         result = esm_host("profile", "--run", run, "--resume", flag, value)
         assert_refused(result, 2, f"measured with {flag}", "another --run")
+
+
+def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path) -> None:
+    asked = ("profile", *SMALL, "--run", tmp_path / "r", "--extension", "cost-aware")
+    assert_refused(esm_host(*asked, "--sampling", "random"), 2, "--sampling balanced")
+    assert esm_host(*asked, "--target-accuracy", 100).exit_code == 3
+    result = json.loads((tmp_path / "r/result.json").read_text())
+    assert result["settings"]["extension"] == "cost-aware"
+    assert result["measured_models"] == 30
 
 
 def test_interrupted_it_keeps_what_it_has_and_resumes(

@@ -1,6 +1,8 @@
 """Train, evaluate, extend: where it measures next, when it stops, and how it goes on."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,11 @@ import pytest
 from esm_host.bins import DepthBins
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.errors import DeviceError
+from esm_host.extension.allocate import by_shortfall
+from esm_host.predictors.base import Predictor
+from esm_host.predictors.mlp import MLPPredictor
 from esm_host.transport.fake import FakeProfiler
+from esm_models.architecture import Architecture
 from esm_protos.messages import Failure, FailureKind, Model
 from tests.host.campaign import SPACE, Log, assemble, latency
 
@@ -98,15 +104,16 @@ class BrokenOffError(Exception):
     pass
 
 
+@pytest.mark.parametrize("extension", ["balanced", "cost-aware"])
 @pytest.mark.parametrize("after_blocks", range(1, 9))
 def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
-    tmp_path: Path, after_blocks: int
+    tmp_path: Path, after_blocks: int, extension: str
 ) -> None:
     whole = tmp_path / "whole"
     broken = tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    changes = {"max_models": 80}
+    changes = {"max_models": 80, "extension": extension}
     expected_store, _, loop = assemble(whole, FakeProfiler(erratic_when_deep), Log(), **changes)
     expected = loop.run()
 
@@ -131,6 +138,68 @@ def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
     ids = [block.block_id for block in first.blocks + second.blocks]
     assert sorted(ids) == sorted(block.block_id for block in store.blocks())
     assert len(ids) == len(set(ids)) == 8
+
+
+@pytest.mark.parametrize("extension", ["balanced", "cost-aware"])
+def test_broken_off_before_it_planned_it_plans_the_same(tmp_path: Path, extension: str) -> None:
+    class BreaksOff(Log):
+        def on_evaluated(self, result: dict[str, Any]) -> None:
+            raise BrokenOffError
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    changes: dict[str, Any] = {"max_models": 80, "extension": extension}
+    whole, _, loop = assemble(
+        tmp_path / "whole", FakeProfiler(erratic_when_deep), Log(), quick_network, **changes
+    )
+    loop.run()
+    for _ in range(3):
+        profiler = FakeProfiler(erratic_when_deep)
+        store, _, loop = assemble(
+            tmp_path / "broken", profiler, BreaksOff(), quick_network, **changes
+        )
+        with pytest.raises(BrokenOffError):
+            loop.run()
+    assert store.plan() == whole.plan()
+    assert len(whole.plan()) == 4, "references, and three rounds"
+
+
+def quick_network() -> Predictor:
+    return MLPPredictor(epochs=1, min_steps=20)
+
+
+def test_the_cost_aware_extension_asks_about_what_is_unsure(tmp_path: Path) -> None:
+    log = Log()
+    store, _, loop = assemble(
+        tmp_path,
+        FakeProfiler(erratic_when_deep),
+        log,
+        max_models=80,
+        step=40,
+        extension="cost-aware",
+    )
+    loop.run()
+    entries = log.rounds[0]["bins"]
+    bins = BINS.of(np.array([a.depth for a in store.plan()[1]]))
+    quotas = by_shortfall(40, [entry["accuracy_percent"] for entry in entries], 95.0)
+    assert np.bincount(bins, minlength=4).tolist() == quotas
+    assert quotas[3] == max(quotas) > 30
+    # This predictor is as unsure of all architectures of one depth: the depth of which it is
+    # least sure comes first, where chance would spread the bin's share over its depths.
+    by_chance, _, loop = assemble(
+        folder_in(tmp_path), FakeProfiler(erratic_when_deep), Log(), max_models=80, step=40
+    )
+    loop.run()
+
+    def spread(plan: list[Architecture]) -> int:
+        return max(Counter(a.depth for a in plan if a.depth >= BINS.depths(3)[0]).values())
+
+    assert spread(store.plan()[1]) > spread(by_chance.plan()[1])
+
+
+def folder_in(path: Path) -> Path:
+    (path / "other").mkdir()
+    return path / "other"
 
 
 def test_a_finished_campaign_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> None:

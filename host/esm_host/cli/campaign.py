@@ -148,7 +148,7 @@ def _run(
         SAMPLERS[settings.sampling](space, bins),
         encoder,
         bins,
-        lambda: MLPPredictor(seed=settings.seed),
+        lambda member: MLPPredictor(seed=settings.seed + member),
         live,
     )
     outcome = loop.run()

@@ -21,6 +21,16 @@ class SamplingName(enum.StrEnum):
     random = "random"
 
 
+class ExtensionName(enum.StrEnum):
+    balanced = "balanced"
+    cost_aware = "cost-aware"
+
+
+class WeightsName(enum.StrEnum):
+    equal = "equal"
+    interval = "interval"
+
+
 class ProtocolName(enum.StrEnum):
     interleaved = "interleaved"
     sequential = "sequential"
@@ -32,7 +42,7 @@ class JudgeName(enum.StrEnum):
 
 
 # Settings that a resumed campaign may change: they alter nothing that was measured.
-_RESUMABLE = {"device", "target_accuracy_percent", "max_models"}
+_RESUMABLE = {"device", "target_accuracy_percent", "max_models", "train_on", "weights"}
 
 _ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
 
@@ -107,6 +117,28 @@ def profile(
     weight_above: Annotated[
         float, typer.Option(help="Share of a step for the others.", rich_help_panel=_SAMPLES)
     ] = 0.2,
+    extension: Annotated[
+        ExtensionName,
+        typer.Option(
+            help="How a step is drawn: by chance within bins (the paper's Algorithm 1), or where "
+            "the predictor is unsure, per second of device time.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = ExtensionName.balanced,
+    train_on: Annotated[
+        str,
+        typer.Option(
+            help="Verdicts of the numbers to learn from, by commas; all by default.",
+            rich_help_panel=_SAMPLES,
+            show_default=False,
+        ),
+    ] = "stable,noisy,unresolved,throttled",
+    weights: Annotated[
+        WeightsName,
+        typer.Option(
+            help="All numbers count the same, or uncertain ones less.", rich_help_panel=_SAMPLES
+        ),
+    ] = WeightsName.equal,
     protocol: Annotated[
         ProtocolName,
         typer.Option(
@@ -202,6 +234,9 @@ def profile(
         "sampling": sampling.value,
         "weight_below": weight_below,
         "weight_above": weight_above,
+        "extension": extension.value,
+        "train_on": train_on,
+        "weights": weights.value,
         "references": references,
         "reference_tolerance_percent": reference_tolerance,
         "max_remeasurements": max_remeasurements,

@@ -7,7 +7,7 @@ is in the store, so that a campaign broken off anywhere goes on from what is the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 from typing import Protocol as Role
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
+from esm_host.dataset.cost import device_time
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DeviceError
-from esm_host.evaluation.accuracy import (
-    BinAccuracy,
-    accuracy_by_bin,
-    accuracy_percent,
-    out_of_fold,
-)
-from esm_host.extension.allocate import allocate
+from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
+from esm_host.extension.allocate import allocate, by_shortfall
+from esm_host.extension.committee import choose, cross_validate
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
 from esm_models.architecture import Architecture
+
+CANDIDATES = 30
+"""Architectures that the cost-aware extension looks at for each that it plans."""
 
 
 class LoopWatcher(Role):
@@ -62,11 +62,29 @@ class Outcome:
     predictor: Predictor
 
 
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """A data set, its out-of-fold predictions, ``(n,)``, and the predictors that made them."""
+
+    dataset: Dataset
+    predicted_ms: NDArray[np.float64]
+    committee: list[Predictor]
+
+
+class Draw(Role):
+    """Draws so many architectures of a bin, none of the excluded keys; fewer where it ends."""
+
+    def __call__(
+        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
+    ) -> list[Architecture]: ...
+
+
 class Loop:
     """One campaign.
 
     Args:
-        make_predictor: a fresh, unfitted predictor.
+        make_predictor: a fresh, unfitted predictor; the number tells the members of a
+            cross-validation apart, which are to start from different weights.
     """
 
     def __init__(
@@ -78,7 +96,7 @@ class Loop:
         sampler: Sampler,
         encoder: Encoder,
         bins: DepthBins,
-        make_predictor: Callable[[], Predictor],
+        make_predictor: Callable[[int], Predictor],
         watcher: LoopWatcher,
     ) -> None:
         self._settings = settings
@@ -90,7 +108,7 @@ class Loop:
         self._bins = bins
         self._make_predictor = make_predictor
         self._watcher = watcher
-        self._last: tuple[Dataset, NDArray[np.float64]] | None = None  # with its predictions
+        self._last: _Evaluation | None = None
 
     def run(self) -> Outcome:
         """Runs, or goes on, until every bin passes or the budget ends."""
@@ -119,19 +137,22 @@ class Loop:
         quality = self._collector.collect(number)
         self._watcher.on_training()
         start = time.monotonic()
-        dataset = self._measurements.dataset()
+        measured = self._measurements.dataset()
+        dataset = measured.only(self._settings.trusted_verdicts)
         if len(dataset) < 2 * self._settings.folds:
             failures = self._measurements.table().failures
             raise DeviceError(
-                f"only {len(dataset)} of {len(planned)} architectures could be measured, too few "
-                f"to learn from; the first failure: {next(iter(failures.values()), 'none')}"
+                f"only {len(measured)} of {len(planned)} architectures could be measured, "
+                f"{len(dataset)} of them with a verdict that --train-on accepts: too few to learn "
+                f"from; the first failure: {next(iter(failures.values()), 'none')}"
             )
-        predicted = self._out_of_fold(dataset)
-        self._last = dataset, predicted
+        self._last = self._evaluate(dataset)
+        predicted = self._last.predicted_ms
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
         result = {
-            "measured_models": len(dataset),
-            "failed_models": sum(map(len, self._samples().values())) - len(dataset),
+            "measured_models": len(measured),
+            "failed_models": sum(map(len, self._samples().values())) - len(measured),
+            "trusted_models": len(dataset),
             "accuracy_percent": accuracy_percent(dataset.latency_ms, predicted),
             "bins": [_bin_json(entry) for entry in bins],
             "qc": {
@@ -139,7 +160,7 @@ class Loop:
                 "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
                 "remeasured_blocks": quality.remeasured_blocks,
             },
-            "verdicts": dataset.verdict_counts(),
+            "verdicts": measured.verdict_counts(),
             "training_seconds": time.monotonic() - start,
         }
         self._store.add_round(number, result)
@@ -162,25 +183,37 @@ class Loop:
         return all(_passes(entry, target) for entry in result["bins"])
 
     def _finish(self, converged: bool, reason: str) -> Outcome:
-        if self._last is None:  # resumed, with nothing left to measure
-            dataset = self._measurements.dataset()
-            self._last = dataset, self._out_of_fold(dataset)
-        dataset, predicted = self._last
-        predictor = self._make_predictor()
-        predictor.fit(self._encoder.encode(dataset.architectures), dataset.latency_ms)
-        return Outcome(converged, reason, dataset, predicted, predictor)
+        last = self._evaluation()
+        dataset = last.dataset
+        predictor = self._make_predictor(0)
+        predictor.fit(
+            self._encoder.encode(dataset.architectures), dataset.latency_ms, self._weights(dataset)
+        )
+        return Outcome(converged, reason, dataset, last.predicted_ms, predictor)
 
-    def _out_of_fold(self, dataset: Dataset) -> NDArray[np.float64]:
-        encodings = self._encoder.encode(dataset.architectures)
-
-        def fit_predict(train: NDArray[np.int64], test: NDArray[np.int64]) -> NDArray[np.float64]:
-            predictor = self._make_predictor()
-            return predictor.fit(encodings[train], dataset.latency_ms[train]).predict(
-                encodings[test]
+    def _evaluation(self) -> _Evaluation:
+        """The last round's; made again, and the same, when the campaign was broken off since."""
+        if self._last is None:
+            self._last = self._evaluate(
+                self._measurements.dataset().only(self._settings.trusted_verdicts)
             )
+        return self._last
 
-        strata = self._bins.of(dataset.depth)
-        return out_of_fold(fit_predict, strata, self._settings.folds, self._settings.seed)
+    def _evaluate(self, dataset: Dataset) -> _Evaluation:
+        predicted, committee = cross_validate(
+            self._make_predictor,
+            self._encoder.encode(dataset.architectures),
+            dataset.latency_ms,
+            self._weights(dataset),
+            self._bins.of(dataset.depth),
+            self._settings.folds,
+            self._settings.seed,
+        )
+        return _Evaluation(dataset, predicted, committee)
+
+    def _weights(self, dataset: Dataset) -> NDArray[np.float64]:
+        by_interval = self._settings.weights == "interval"
+        return dataset.weights() if by_interval else np.ones(len(dataset))
 
     # Planning
 
@@ -192,37 +225,54 @@ class Loop:
     def _plan_first(self) -> None:
         if 0 not in self._samples():
             quotas = self._sampler.quotas(self._settings.initial)
-            self._plan(0, self._settings.initial, quotas)
+            self._plan(0, self._settings.initial, quotas, self._sampler.sample)
 
     def _extend(self, number: int) -> bool:
-        """Plans the next round by Algorithm 1 unless it is planned; False when nothing is left."""
+        """Plans the next round unless it is planned; False when nothing is left."""
         if number in self._samples():
             return True
         planned = sum(map(len, self._samples().values()))
         step = min(self._settings.step, self._settings.max_models - planned)
-        quotas = None
-        if self._sampler.quotas(step) is not None:
-            target = self._settings.target_accuracy_percent
-            last = self._store.rounds()[-1]
-            passing = [_passes(entry, target) for entry in last["bins"]]
-            settings = self._settings
-            quotas = allocate(step, passing, settings.weight_below, settings.weight_above)
-        return self._plan(number, step, quotas)
+        if self._sampler.quotas(step) is None:
+            return self._plan(number, step, None, self._sampler.sample)
+        settings = self._settings
+        target = settings.target_accuracy_percent
+        bins = self._store.rounds()[-1]["bins"]
+        if settings.extension == "cost-aware":
+            quotas = by_shortfall(step, [entry["accuracy_percent"] for entry in bins], target)
+            return self._plan(number, step, quotas, self._draw_instructive())
+        passing = [_passes(entry, target) for entry in bins]
+        quotas = allocate(step, passing, settings.weight_below, settings.weight_above)
+        return self._plan(number, step, quotas, self._sampler.sample)
 
-    def _plan(self, number: int, total: int, quotas: list[int] | None) -> bool:
+    def _draw_instructive(self) -> Draw:
+        """Draws many, and keeps those that teach most per second of the device's time."""
+        committee = self._evaluation().committee
+        cost = device_time(self._store, self._settings.spec)
+
+        def draw(
+            n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
+        ) -> list[Architecture]:
+            pool = self._sampler.sample(CANDIDATES * n, rng, bin_index, exclude)
+            rows = choose(committee, self._encoder.encode(pool), cost.seconds, n)
+            return [pool[row] for row in rows]
+
+        return draw
+
+    def _plan(self, number: int, total: int, quotas: list[int] | None, draw: Draw) -> bool:
         rng = np.random.default_rng([self._settings.seed, number])
         # Neither again what was drawn before, nor the references.
         seen = {a.key for planned in self._store.plan().values() for a in planned}
         drawn: list[Architecture] = []
         if quotas is None:
-            drawn = self._sampler.sample(total, rng, exclude=seen)
+            drawn = draw(total, rng, None, seen)
         else:
             for index, quota in enumerate(quotas):
-                fresh = self._sampler.sample(quota, rng, index, seen | {a.key for a in drawn})
+                fresh = draw(quota, rng, index, seen | {a.key for a in drawn})
                 drawn.extend(fresh)
             if len(drawn) < total:  # a small bin is exhausted: the others take its share
                 taken = seen | {a.key for a in drawn}
-                drawn.extend(self._sampler.sample(total - len(drawn), rng, None, taken))
+                drawn.extend(draw(total - len(drawn), rng, None, taken))
         # Bins mix within blocks, so that a bad block costs every bin a little.
         order = rng.permutation(len(drawn))
         if drawn:

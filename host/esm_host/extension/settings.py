@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from esm_host.errors import DatasetError, UsageError
+from esm_host.evaluation.verdict import Verdict
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
@@ -25,6 +26,10 @@ class Settings:
         judge: ``"bins"`` (every bin must pass) or ``"overall"``.
         weight_below, weight_above: shares of a step that go to bins below and above the target
             (W_B and W_A of Algorithm 1).
+        extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
+            of, models by how unsure the predictor is of them per second of device time.
+        train_on: verdicts of the numbers that predictors are trained and judged on, by commas.
+        weights: ``"equal"``, or ``"interval"``: uncertain numbers count less in training.
         references: reference models in every block.
         reference_tolerance_percent: by which one may stray before its block fails.
         max_remeasurements: of a block that failed.
@@ -49,6 +54,9 @@ class Settings:
     sampling: str = "balanced"
     weight_below: float = 0.8
     weight_above: float = 0.2
+    extension: str = "balanced"
+    train_on: str = ",".join(Verdict)
+    weights: str = "equal"
     references: int = 4
     reference_tolerance_percent: float = 3.0
     max_remeasurements: int = 2
@@ -84,8 +92,29 @@ class Settings:
             raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"--judge '{self.judge}': choose bins or overall")
+        if self.weights not in ("equal", "interval"):
+            raise UsageError(f"--weights '{self.weights}': choose equal or interval")
+        if not self.trusted_verdicts:
+            raise UsageError("--train-on names no verdict: give one or more")
+        if self.extension not in ("balanced", "cost-aware"):
+            raise UsageError(f"--extension '{self.extension}': choose balanced or cost-aware")
+        if self.extension == "cost-aware" and self.sampling == "random":
+            raise UsageError("--extension cost-aware extends bins: choose --sampling balanced")
         if self.sampling == "random" and self.judge == "bins" and self.bins > self.initial:
             raise UsageError(f"--bins {self.bins} exceeds --initial {self.initial}")
+
+    @property
+    def trusted_verdicts(self) -> frozenset[Verdict]:
+        """``train_on`` as a set.
+
+        Raises:
+            UsageError: a verdict is unknown.
+        """
+        names = [name.strip() for name in self.train_on.split(",") if name.strip()]
+        try:
+            return frozenset(map(Verdict, names))
+        except ValueError as error:
+            raise UsageError(f"--train-on: {error}: choose from {', '.join(Verdict)}") from error
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "spec": self.spec.to_json()}
