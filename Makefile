@@ -8,7 +8,7 @@ STAMP := .venv/installed
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
 	$(BIN)/esm-host profile --device local --space resnet --resolution 32 --width-mult 0.25 \
-	  --initial 100 --step 50 --max-models 400 --bins 4 --target-accuracy 95 --runs 60 \
+	  --initial 100 --step 50 --max-models 400 --bins 4 --target-accuracy 95 \
 	  --seed 0 --run runs/demo || test $$? -eq 3
 	$(BIN)/esm-host predict runs/demo --sample 5
 

@@ -29,13 +29,13 @@ from typing import Any
 
 from benchmarks import direct_timing
 from benchmarks.public_models import KINDS, write_models
-from esm_host.timing import read_models, time_models, timing_spec
+from esm_host.timing import RUNS_PER_VISIT, read_models, time_models, timing_spec
 from esm_host.transport.base import Profiler
 from esm_host.transport.local import LocalProfiler
 from esm_protos.messages import Model
 
 TURN_S = 0.2
-MIN_RUNS = 15
+MIN_RUNS = 16
 TOLERANCE_PERCENT = 2.0
 
 
@@ -71,7 +71,7 @@ def our_latency_ms(profiler: Profiler, model: Model, runs: int) -> float:
     if timed.estimate is None:
         assert timed.failure is not None
         raise SystemExit(f"{model.model_id}: {timed.failure.kind.value}: {timed.failure.message}")
-    return timed.estimate.raw_ns / 1e6
+    return timed.estimate.latency_ns / 1e6
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -100,7 +100,7 @@ def measure(
         runs = {}
         for name, path in paths.items():
             wanted = TURN_S * 1e3 / script.latency_ms(path, MIN_RUNS)
-            runs[name] = max(MIN_RUNS, round(wanted / 3) * 3)  # whole visits of three
+            runs[name] = max(MIN_RUNS, round(wanted / RUNS_PER_VISIT) * RUNS_PER_VISIT)
             our_latency_ms(profiler, models[name], MIN_RUNS)  # both sides begin warm
         names = list(paths)
         for number in range(pairs):

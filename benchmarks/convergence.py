@@ -50,7 +50,7 @@ from esm_protos.messages import MeasureSpec
 
 SPACE = ResNetSpace(resolution=64, width_mult=0.25)
 BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 5)
-SPEC = MeasureSpec(runs=150, runs_per_visit=1, precision=0.02)
+SPEC = MeasureSpec(precision=0.02)
 ROUND = 200  # planned at a time; judging reads the whole store, so not too few
 
 # The same for all that are compared. The paper begins with 300 and adds 100; where balanced

@@ -34,7 +34,7 @@ class Case:
     models: int
 
 
-CASES = (Case(64, 0.25, 400), Case(224, 0.5, 100))
+CASES = (Case(64, 0.25, 200), Case(224, 0.5, 60))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -118,24 +118,16 @@ class Sessions:
     ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
         """The job's models that could be loaded, and why the others could not."""
         keys = {index: self._key(path, job.spec) for index, (_, path) in job.models.items()}
-        self._kept = {key: model for key, model in self._kept.items() if key in keys.values()}
-        loaded: dict[int, Loaded] = {}
+        loaded = {i: self._kept[key] for i, key in keys.items() if key in self._kept}
+        self._kept = {}  # what this block lacks makes room for what it brings
         failures: dict[int, Failure] = {}
-        with ThreadPoolExecutor(job.loaders) as pool:
-            coming = {
-                index: pool.submit(self._session, job.models[index][1], job.spec)
-                for index, key in keys.items()
-                if key not in self._kept
-            }
-            for position, index in enumerate(keys):
-                on_model(index, position / len(keys))
-                if index not in coming:
-                    loaded[index] = self._kept[keys[index]]
-                elif isinstance(session := coming.pop(index).result(), Failure):
-                    failures[index] = session
-                else:
-                    loaded[index] = session
-        # Not in the loop above: first runs are timed, so nothing may load beside them.
+        fresh = [index for index in keys if index not in loaded]
+        for index, session in self._fresh(job, fresh, on_model):
+            if isinstance(session, Failure):
+                failures[index] = session
+            else:
+                loaded[index] = session
+        # Only now: first runs are timed, so nothing may load beside them.
         for index in [i for i, model in loaded.items() if not model.first_run_ns]:
             on_model(index, 1.0)
             started = self._first_run(loaded.pop(index))
@@ -143,12 +135,28 @@ class Sessions:
                 failures[index] = started
             else:
                 loaded[index] = started
-        now = {key for index, key in keys.items() if index in loaded}
-        self._kept = {
-            keys[index]: model for index, model in loaded.items() if keys[index] in self._last
-        }
+        now = {keys[index] for index in loaded}
+        shared = now & self._last
+        if shared != now:  # else the same was asked again, and is to be measured afresh
+            self._kept = {keys[i]: model for i, model in loaded.items() if keys[i] in shared}
         self._last = now
         return {index: loaded[index] for index in keys if index in loaded}, failures
+
+    def _fresh(
+        self, job: Job, indices: Sequence[int], on_model: Callable[[int, float], None]
+    ) -> Iterator[tuple[int, Loaded | Failure]]:
+        def session(index: int) -> Loaded | Failure:
+            return self._session(job.models[index][1], job.spec)
+
+        if job.loaders == 1:  # whoever kills the process now has been named before
+            for position, index in enumerate(indices):
+                on_model(index, position / len(indices))
+                yield index, session(index)
+            return
+        with ThreadPoolExecutor(job.loaders) as pool:
+            for position, found in enumerate(zip(indices, pool.map(session, indices), strict=True)):
+                on_model(found[0], position / len(indices))
+                yield found
 
     def load_one(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
         """A model that is measured by itself."""

@@ -23,7 +23,7 @@ Clock = Callable[[], int]
 Between = Callable[[int, float], None]
 """Told the model that is visited next and the share of the visits already made."""
 
-_WARM_NS = 10_000_000
+_WARM_NS = 25_000_000
 """Caches are warm after so long: a slow model needs fewer uncounted runs than a fast one."""
 _SLOW_NS = 1_000_000_000
 """Cold caches are nothing to a model that runs so long: it needs no uncounted run at all."""

@@ -57,7 +57,7 @@ class MeasureSpec:
     """How a block is measured. Numbers taken with different specs are not comparable.
 
     The defaults are ESM's 150 runs and 20 % trimmed at each end (ESM, II-C), taken in visits of
-    one run after two uncounted ones, which is where visits agree with runs in a row.
+    one run after two uncounted ones (docs/measuring.md says what more of them would change).
 
     Attributes:
         runs: counted runs per model; with a precision, the most.

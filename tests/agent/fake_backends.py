@@ -7,16 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esm_agent.backends import ModelError
-from esm_protos.messages import FailureKind, MeasureSpec
+from esm_protos.messages import DeviceState, FailureKind, MeasureSpec
 
 
 class ScriptedBackend:
-    """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``."""
+    """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
+    ``dies`` (while it loads), ``log PATH`` (a line for every load)."""
 
     provider = "cpu"
 
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
         word, _, rest = path.read_text().partition(" ")
+        if word == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if word == "log":
+            with Path(rest).open("a") as file:
+                file.write("loaded\n")
         if word == "invalid":
             raise ModelError(FailureKind.INVALID_MODEL, "scripted")
         if word == "memory":
@@ -41,6 +47,31 @@ class ScriptedBackend:
                 time.sleep(float(rest))
 
         return run
+
+
+class ThrottlingBackend:
+    """A model of 5 ms, that takes 8 once it has run 200 times, as on a board that gets hot."""
+
+    provider = "cpu"
+    runs = 0
+
+    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
+        def run() -> None:
+            self.runs += 1
+            time.sleep(0.005 if self.runs < 200 else 0.008)
+
+        return run
+
+
+class ThrottlingTelemetry:
+    """The clock of that board, from what it says in its third second on."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def state(self, at_ns: int, quick: bool = False) -> DeviceState:
+        self.asked += 1
+        return DeviceState(at_ns, clock_mhz=(1500.0 if self.asked <= 2 else 940.0,))
 
 
 class BrokenBackend:

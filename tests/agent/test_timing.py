@@ -196,11 +196,11 @@ def test_a_model_of_twenty_microseconds_alone_is_warmed_up_once() -> None:
 
 
 def test_slow_models_are_warm_after_one_run() -> None:
-    device = Device({0: 12_000_000, 1: 4_000_000})
+    device = Device({0: 30_000_000, 1: 10_000_000})
     samples = interleaved(device.runs, MeasureSpec(runs=10, warmup=4), clock=device.clock)
     assert device.log.count(0) == 10 + 10 * 1
     assert device.log.count(1) == 10 + 10 * 3
-    assert samples[0].running_ns == 20 * 12_000_000
+    assert samples[0].running_ns == 20 * 30_000_000
 
 
 def test_a_clock_that_jumps_spoils_one_run_and_no_figure() -> None:

@@ -1,13 +1,27 @@
 """The measuring process: whatever a model does to it, every model gets an outcome."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from esm_agent.measuring import Witness
 from esm_agent.worker import CancelledError, Worker, WorkerUnavailableError
-from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Progress, Protocol
-from tests.agent.fake_backends import BrokenBackend, ScriptedBackend
+from esm_protos.messages import (
+    BlockResult,
+    DeviceState,
+    FailureKind,
+    MeasureSpec,
+    Progress,
+    Protocol,
+)
+from tests.agent.fake_backends import (
+    BrokenBackend,
+    ScriptedBackend,
+    ThrottlingBackend,
+    ThrottlingTelemetry,
+)
 
 Measure = Callable[..., BlockResult]
 
@@ -99,6 +113,80 @@ def test_progress_names_the_state(measure: Measure) -> None:
     measure("sleep 0.1", "ok", on_progress=seen.append)
     assert seen
     assert all(0 <= progress.fraction <= 1 for progress in seen)
+
+
+def test_a_model_that_kills_the_process_while_it_loads_is_found_among_those_beside_it(
+    measure: Measure,
+) -> None:
+    assert outcomes(measure("ok", "ok", "dies", "ok", "sleep 0")) == [
+        None,
+        None,
+        FailureKind.CRASH,
+        None,
+        None,
+    ]
+
+
+def test_what_blocks_share_is_loaded_once_more_at_most(measure: Measure, tmp_path: Path) -> None:
+    """The first two blocks show that they share it; from then on it stays."""
+    log = tmp_path / "loads"
+    for number in range(5):
+        assert outcomes(measure(f"log {log}", f"sleep 0.00{number}")) == [None, None]
+    assert log.read_text().count("loaded") == 2
+
+
+def test_the_device_is_watched_before_during_and_after(measure: Measure) -> None:
+    result = measure("sleep 0.3", "ok")
+    times = [state.at_ns for state in result.states]
+    assert len(times) >= 3
+    assert times == sorted(times)
+    assert times[0] < 0 < times[-1]
+    assert all(state.own_s is not None for state in result.states)
+
+
+def test_a_board_that_throttles_half_way_is_caught_in_the_act(tmp_path: Path) -> None:
+    from esm_protos.statistics import estimate_block
+
+    worker = Worker(ThrottlingBackend, ThrottlingTelemetry)
+    models = []
+    for index in range(4):
+        path = tmp_path / f"{index}.onnx"
+        path.write_text(str(index))
+        models.append((f"m{index}", path))
+    try:
+        spec = MeasureSpec(runs=100, warmup=0)
+        result = worker.measure("b", spec, models, lambda progress: None, lambda: False)
+    finally:
+        worker.stop()
+    clocks = [state.clock_mhz for state in result.states[1:-1]]
+    assert {(1500.0,), (940.0,)} == set(clocks)
+    block = estimate_block(
+        [m.latency_ns for m in result.measurements],
+        [m.start_ns for m in result.measurements],
+        runs_per_visit=1,
+        trim=0.2,
+        common_pace=True,
+    )
+    assert block.slowdown > 0.3
+
+
+class Counting:
+    """Telemetry that only tells the time."""
+
+    def state(self, at_ns: int, quick: bool = False) -> DeviceState:
+        return DeviceState(at_ns)
+
+
+def test_a_day_of_watching_is_still_a_small_message() -> None:
+    clock = iter(range(0, 10 * 86_400 * 10**9, 250_000_000))
+    witness = Witness(Counting(), lambda: next(clock))
+    for _ in range(4 * 86_400):
+        witness.look()
+    times = [state.at_ns for state in witness.states(0)]
+    assert 50 < len(times) <= 102
+    assert times[0] == 0
+    assert times == sorted(times)
+    assert max(b - a for a, b in pairwise(times)) < times[-1] / 40
 
 
 def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:

@@ -62,6 +62,20 @@ def test_same_seed_same_predictor(predictor: Predictor) -> None:
     np.testing.assert_array_equal(first, again)
 
 
+def test_fitted_together_each_learns_from_its_own(predictor: Predictor) -> None:
+    """One of them something else than the others, and from fewer samples."""
+    params = predictor.get_params()
+    members = [type(predictor)(**params) for _ in range(3)]
+    type(predictor).fit_all(
+        members, [(X[:200], Y[:200]), (X[:170], 3 * Y[:170]), (X[:200], Y[:200])]
+    )
+    for member, truth in zip(members, (Y, 3 * Y, Y), strict=True):
+        predicted = member.predict(X[200:])
+        assert np.mean(np.abs(predicted / truth[200:] - 1)) < 0.05
+    alone = predictor.fit(X[:200], Y[:200]).predict(X[200:])
+    np.testing.assert_allclose(members[0].predict(X[200:]), alone, rtol=1e-3)
+
+
 def test_fitting_leaves_its_arguments_alone(predictor: Predictor) -> None:
     x, y = X.copy(), Y.copy()
     predictor.fit(x, y)

@@ -157,14 +157,14 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
     fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
-    measure = fake.measure
+    answer = fake.answer
 
     def interrupted(*arguments):
         if len(fake.blocks) == 1:
             raise KeyboardInterrupt
-        return measure(*arguments)
+        return answer(*arguments)
 
-    monkeypatch.setattr(fake, "measure", interrupted)
+    monkeypatch.setattr(fake, "answer", interrupted)
     result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
     assert result.exit_code == 130
     assert "--resume" in result.stderr

@@ -10,8 +10,18 @@ from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError
 from esm_host.evaluation.verdict import Verdict
+from esm_host.transport.base import OnProgress, Pending
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import Failure, FailureKind, MeasureSpec, Model, Protocol
+from esm_models.cost import memory_bytes
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    Failure,
+    FailureKind,
+    MeasureSpec,
+    Model,
+    Protocol,
+)
 from tests.host.campaign import SPACE, Log, assemble, latency
 
 
@@ -148,6 +158,96 @@ def test_a_reference_that_cannot_be_measured_ends_the_campaign(tmp_path: Path) -
     plan(store)
     with pytest.raises(DeviceError, match=r"reference model.*no such operator.*--seed"):
         collector.collect(0)
+
+
+def test_a_reference_that_fails_now_and_then_costs_its_block_and_is_said(tmp_path: Path) -> None:
+    """Out of three attempts at the second block none has all its references."""
+
+    def sometimes(model: Model) -> float | Failure:
+        reference = model.model_id == store.plan()[REFERENCE_ROUND][0].key
+        if reference and len(profiler.blocks) - 1 in (1, 4, 5):
+            return Failure(FailureKind.TIMEOUT, "no answer")
+        return latency(model)
+
+    profiler = FakeProfiler(sometimes)
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    plan(store)
+    quality = collector.collect(0)
+    assert not quality.passed
+    assert quality.remeasured_blocks == 2
+    dataset = Measurements(store, MeasureSpec(runs=12)).dataset()
+    assert dataset.verdict_counts()["noisy"] == 10
+    noisy = next(j for j in dataset.judgements if j.verdict is Verdict.NOISY)
+    assert noisy.reasons == ("a reference failed",)
+    assert np.isfinite(dataset.latency_ms).all()
+
+
+def test_blocks_of_one_model(tmp_path: Path) -> None:
+    profiler = FakeProfiler(latency, pace=lambda number: [1, 1.3, 0.9][number % 3])
+    store, collector, _ = assemble(tmp_path, profiler, Log(), block_size=1)
+    planned = plan(store, 6)
+    assert collector.collect(0).passed
+    assert [len(block.models) for block in profiler.blocks] == [5] * 6
+    truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
+    dataset = Measurements(store, MeasureSpec(runs=12)).dataset()
+    # The scale is a block's in the middle: paces have no absolute one.
+    np.testing.assert_allclose(dataset.latency_ms / truth, dataset.latency_ms[0] / truth[0], 1e-4)
+
+
+class Orderly(FakeProfiler):
+    """Remembers when blocks were sent and when they were measured."""
+
+    def __init__(self) -> None:
+        super().__init__(latency)
+        self.log: list[tuple[str, str]] = []
+
+    def submit(self, block: Block) -> Pending:
+        self.log.append(("sent", block.block_id))
+        return super().submit(block)
+
+    def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+        result = super().answer(block, on_progress)
+        self.log.append(("measured", block.block_id))
+        return result
+
+
+def test_the_next_block_is_on_the_device_before_one_is_measured(tmp_path: Path) -> None:
+    device = Orderly()
+    store, collector, _ = assemble(tmp_path, device, Log())
+    plan(store)
+    collector.collect(0)
+    first, second, third, last = (block.block_id for block in device.blocks)
+    assert device.log == [
+        ("sent", first),
+        ("sent", second),
+        ("measured", first),
+        ("sent", third),
+        ("measured", second),
+        ("sent", last),
+        ("measured", third),
+        ("measured", last),
+    ]
+
+
+def test_a_block_holds_what_fits_into_half_of_the_devices_memory(tmp_path: Path) -> None:
+    device = FakeProfiler(latency, memory_bytes=700_000_000)
+    store, collector, _ = assemble(tmp_path, device, Log(), block_size=20)
+    planned = plan(store)
+    assert collector.collect(0).passed
+    assert len(device.blocks) > 2
+    for block in device.blocks:
+        assert sum(memory_bytes(model.data) for model in block.models) <= 350_000_000
+    ids = [m.model_id for block in device.blocks for m in block.models]
+    assert all(ids.count(a.key) == 1 for a in planned)
+
+
+def test_a_device_without_room_for_one_model_says_so(tmp_path: Path) -> None:
+    device = FakeProfiler(latency, memory_bytes=60_000_000)
+    store, collector, _ = assemble(tmp_path, device, Log())
+    plan(store)
+    with pytest.raises(DeviceError, match=r"has 60 MB free.*end other programs"):
+        collector.collect(0)
+    assert device.blocks == []
 
 
 @pytest.mark.parametrize("broken_off_after", [1, 2, 3])

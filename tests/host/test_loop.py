@@ -1,6 +1,7 @@
 """Train, evaluate, extend: where it measures next, when it stops, and how it goes on."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import pytest
 
 from esm_host.bins import DepthBins
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.errors import DeviceError
+from esm_host.errors import DeviceError, UsageError
 from esm_host.extension.allocate import by_shortfall
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Failure, FailureKind, Model
-from tests.host.campaign import SPACE, Log, assemble, latency
+from tests.host.campaign import SETTINGS, SPACE, ByDepth, Log, assemble, latency
 
 BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 4)
 
@@ -228,3 +229,43 @@ def test_too_few_measurable_models_are_an_error_with_a_cause(tmp_path: Path) -> 
     references = {a.key for a in store.plan()[REFERENCE_ROUND]}
     with pytest.raises(DeviceError, match="too few to learn from"):
         loop.run()
+
+
+def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path: Path) -> None:
+    """Half of the blocks meet a reference that strays; what they say is left out."""
+    weights: list[np.ndarray] = []
+
+    class Weighed(ByDepth):
+        def _fit(self, encodings: np.ndarray, latency_ms: np.ndarray, weight: np.ndarray) -> None:
+            weights.append(weight)
+            super()._fit(encodings, latency_ms, weight)
+
+    def straying(model: Model) -> float:
+        bad = len(device.blocks) - 1 in (1, 4, 5)
+        reference = model.model_id == store.plan()[REFERENCE_ROUND][0].key
+        return latency(model) * (1.3 if bad and reference else 1)
+
+    device = FakeProfiler(straying, noise=0.01)
+    settings = {"max_models": 40, "train_on": "stable", "weights": "interval"}
+    store, _, loop = assemble(tmp_path, device, Log(), **settings)
+    loop._make_predictor = lambda member: Weighed()
+    outcome = loop.run()
+    result = store.rounds()[-1]
+    assert result["measured_models"] == 40
+    assert result["trusted_models"] == len(outcome.dataset) == 30
+    assert result["verdicts"]["noisy"] == 10
+    assert sum(entry["samples"] for entry in result["bins"]) == 30
+    assert all(len(np.unique(weight)) > 1 for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_on": "stable,calm"}, "--train-on.*calm.*choose from stable"),
+        ({"train_on": " , "}, "--train-on names no verdict"),
+        ({"weights": "heavy"}, "--weights 'heavy'"),
+    ],
+)
+def test_settings_of_trust_are_checked(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(SETTINGS, **changes)

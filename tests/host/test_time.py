@@ -130,7 +130,7 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
     assert block.spec == MeasureSpec(
         runs=100_000,
         runs_per_visit=4,
-        warmup=6,
+        warmup=10,
         precision=0.02,
         min_block_s=2.0,
         max_block_s=60.0,

@@ -161,7 +161,7 @@ def _run(
     if table.failures:
         first = next(iter(table.failures.values()))
         typer.echo(f"{len(table.failures)} models failed; the first: {first}")
-    print_verdicts(outcome.dataset)
+    print_verdicts(measurements.dataset())
     typer.echo(
         f"{'converged' if outcome.converged else 'not converged'}: {outcome.reason} "
         f"({result['wall_seconds'] / 60:.1f} min, device busy "

@@ -57,7 +57,7 @@ def time(
         ProtocolName,
         typer.Option(help="Models in turn, or all runs of a model in a row (needs --runs)."),
     ] = ProtocolName.interleaved,
-    warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 6,
+    warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10,
     trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     ep: Annotated[str, typer.Option(help="Execution provider: cpu.")] = "cpu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,29 +49,19 @@ def accuracy_by_bin(
     return result
 
 
-def out_of_fold(
-    fit_predict: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
-    strata: NDArray[np.int64],
-    folds: int,
-    seed: int,
-) -> Floats:
-    """Predictions for every sample by a predictor that has not seen it.
+def assign_folds(strata: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Fold of each sample, ``(n,)``, for a stratified cross-validation.
 
-    Stratified cross-validation: every fold gets its share of every stratum, so that each depth
-    bin is judged on all its samples and no measurement is spent on testing alone.
+    Every fold gets its share of every stratum, so that each depth bin is judged on all its
+    samples and no measurement is spent on testing alone.
 
     Args:
-        fit_predict: trains on the first rows and predicts the second.
         strata: bin of each sample, ``(n,)``.
+        folds: how many; no more than there are samples.
     """
     rng = np.random.default_rng(seed)
-    folds = min(folds, len(strata))
     shuffled = rng.permutation(len(strata))
     order = shuffled[np.argsort(strata[shuffled], kind="stable")]
     fold = np.empty(len(strata), dtype=np.int64)
-    fold[order] = np.arange(len(strata)) % folds
-    predicted = np.empty(len(strata))
-    for number in range(folds):
-        test = np.flatnonzero(fold == number)
-        predicted[test] = fit_predict(np.flatnonzero(fold != number), test)
-    return predicted
+    fold[order] = np.arange(len(strata)) % min(folds, len(strata))
+    return fold

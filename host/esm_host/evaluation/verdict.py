@@ -84,8 +84,10 @@ def reference_evidence(worst: float, tolerance: float) -> list[tuple[Verdict, st
     """What quality control says: the reference that strays most, and by what it may, as shares."""
     if worst <= tolerance:
         return []
-    text = f"references off by {100 * worst:.1f} %" if worst < 10 else "a reference failed"
-    return [(Verdict.NOISY, f"{text}, tolerated {100 * tolerance:g} %")]
+    if worst >= 10:
+        return [(Verdict.NOISY, "a reference failed")]
+    text = f"references off by {100 * worst:.1f} %, tolerated {100 * tolerance:g} %"
+    return [(Verdict.NOISY, text)]
 
 
 def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.encoding.base import Encoding
-from esm_host.evaluation.accuracy import out_of_fold
+from esm_host.evaluation.accuracy import assign_folds
 from esm_host.predictors.base import Predictor
 
 Floats = NDArray[np.float64]
@@ -36,14 +36,18 @@ def cross_validate(
         weights: how much each sample counts in training, ``(n,)``.
         strata: bin of each sample, ``(n,)``.
     """
-    committee: list[Predictor] = []
-
-    def fit_predict(train: NDArray[np.int64], test: NDArray[np.int64]) -> Floats:
-        member = make_predictor(len(committee))
-        committee.append(member.fit(encodings[train], latency_ms[train], weights[train]))
-        return committee[-1].predict(encodings[test])
-
-    return out_of_fold(fit_predict, strata, folds, seed), committee
+    fold = assign_folds(strata, folds, seed)
+    numbers = range(int(fold.max()) + 1)
+    committee = [make_predictor(number) for number in numbers]
+    others = [np.flatnonzero(fold != number) for number in numbers]
+    type(committee[0]).fit_all(
+        committee, [(encodings[rows], latency_ms[rows], weights[rows]) for rows in others]
+    )
+    predicted = np.empty(len(fold))
+    for number, member in enumerate(committee):
+        rows = np.flatnonzero(fold == number)
+        predicted[rows] = member.predict(encodings[rows])
+    return predicted, committee
 
 
 def choose(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Samples = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]
+"""Encodings ``(n, d)``, latencies in milliseconds ``(n,)``, weights with mean 1 ``(n,)``."""
 
 
 class Predictor(ABC):
@@ -44,22 +48,28 @@ class Predictor(ABC):
             ValueError: shapes disagree, there is no sample, or a value is not finite, or a
                 latency is not positive, or a weight negative, or all are zero.
         """
-        x = self._checked(encodings)
-        y = np.asarray(latency_ms, dtype=np.float64)
-        if y.shape != (len(x),) or not len(x):
-            raise ValueError(f"{len(x)} encodings need as many latencies; got shape {y.shape}")
-        if not np.isfinite(y).all() or (y <= 0).any():
-            raise ValueError("latencies must be positive, finite milliseconds")
-        weights = np.ones(len(y))
-        if sample_weight is not None:
-            weights = np.asarray(sample_weight, dtype=np.float64)
-            if weights.shape != y.shape:
-                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
-            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-                raise ValueError("weights must be finite, none negative and not all zero")
-        self.n_features_in_ = x.shape[1]
-        self._fit(x, y, weights / weights.mean())
+        x, y, weights = self._samples(encodings, latency_ms, sample_weight)
+        self._fit(x, y, weights)
         return self
+
+    @classmethod
+    def fit_all(cls, predictors: Sequence[Self], samples: Sequence[Sequence[ArrayLike]]) -> None:
+        """Fits each to its own samples, which may be faster than one after the other.
+
+        Args:
+            predictors: of this class, alike in all but the seed.
+            samples: what :meth:`fit` takes, for each of them.
+
+        Raises:
+            ValueError: as :meth:`fit`.
+        """
+        checked = [p._samples(*part) for p, part in zip(predictors, samples, strict=True)]
+        cls._fit_all(predictors, checked)
+
+    @classmethod
+    def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
+        for predictor, part in zip(predictors, samples, strict=True):
+            predictor._fit(*part)
 
     def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:
         """Latencies in milliseconds, ``(n,)``, of ``(n, d)`` encodings.
@@ -79,6 +89,25 @@ class Predictor(ABC):
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The hyperparameters."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def _samples(
+        self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Samples:
+        x = self._checked(encodings)
+        y = np.asarray(latency_ms, dtype=np.float64)
+        if y.shape != (len(x),) or not len(x):
+            raise ValueError(f"{len(x)} encodings need as many latencies; got shape {y.shape}")
+        if not np.isfinite(y).all() or (y <= 0).any():
+            raise ValueError("latencies must be positive, finite milliseconds")
+        weights = np.ones(len(y))
+        if sample_weight is not None:
+            weights = np.asarray(sample_weight, dtype=np.float64)
+            if weights.shape != y.shape:
+                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
+            if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+                raise ValueError("weights must be finite, none negative and not all zero")
+        self.n_features_in_ = x.shape[1]
+        return x, y, weights / weights.mean()
 
     @staticmethod
     def _checked(encodings: ArrayLike) -> NDArray[np.float32]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from esm_host.predictors.base import Predictor
+from esm_host.predictors.base import Predictor, Samples
 
 
 class MLPPredictor(Predictor):
@@ -57,20 +59,25 @@ class MLPPredictor(Predictor):
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> None:
+        self._fit_all([self], [(encodings, latency_ms, weights)])
+
+    @classmethod
+    def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
+        """Networks this small cost by the step, not by the arithmetic: all take theirs at once."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # steps this small only lose by being shared among threads
         try:
-            self._train(encodings, latency_ms, weights)
+            _train(predictors, samples)
         finally:
             torch.set_num_threads(threads)
 
-    def _train(
+    def prepare(
         self,
         encodings: NDArray[np.float32],
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
-    ) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws the network and takes the units from the data; returns it in them."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network_ = self._network(encodings.shape[1])
@@ -78,32 +85,17 @@ class MLPPredictor(Predictor):
         sd = encodings.std(axis=0)
         self.scale_ = np.where(sd > 0, sd, 1).astype(np.float32)
         self.unit_ms_ = float(np.average(latency_ms, weights=weights))
-        x = torch.from_numpy((encodings - self.mean_) / self.scale_)
-        y = torch.from_numpy((latency_ms / self.unit_ms_).astype(np.float32))
-        w = torch.from_numpy(weights.astype(np.float32))
         # The output starts at the mean: the first steps then learn differences, not the offset.
         output = self.network_[-1]
         assert isinstance(output, nn.Linear)
         nn.init.ones_(output.bias)
-        optimizer = torch.optim.Adam(
-            self.network_.parameters(),
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
-        batches = -(-len(x) // self.batch_size)
-        epochs = max(self.epochs, -(-self.min_steps // batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-        self.network_.train()
-        for _ in range(epochs):
-            shuffled = torch.randperm(len(x), generator=generator)
-            for rows in torch.split(shuffled, self.batch_size):
-                optimizer.zero_grad()
-                error = self.network_(x[rows])[:, 0] - y[rows]
-                (w[rows] * error * error).mean().backward()
-                optimizer.step()
-                schedule.step()
-        self.network_.eval()
+        x = torch.from_numpy((encodings - self.mean_) / self.scale_)
+        y = torch.from_numpy((latency_ms / self.unit_ms_).astype(np.float32))
+        return x, y
+
+    def linears(self) -> list[nn.Linear]:
+        """The network's layers, first to last."""
+        return [layer for layer in self.network_ if isinstance(layer, nn.Linear)]
 
     def _predict(self, encodings: NDArray[np.float32]) -> NDArray[np.float64]:
         with torch.inference_mode():
@@ -154,7 +146,7 @@ class MLPPredictor(Predictor):
             helper.make_node("Sub", ["encoding", "mean"], ["centred"]),
             helper.make_node("Div", ["centred", "scale"], ["x0"]),
         ]
-        linears = [layer for layer in self.network_ if isinstance(layer, nn.Linear)]
+        linears = self.linears()
         for index, layer in enumerate(linears):
             weight, bias = f"weight{index}", f"bias{index}"
             values[weight] = layer.weight.detach().numpy()
@@ -179,3 +171,58 @@ class MLPPredictor(Predictor):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         data: bytes = model.SerializeToString()
         return data
+
+
+def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
+    """Trains each on its own samples, independently, all of them in the same steps.
+
+    The members' hyperparameters are the first one's but for the seed; their numbers of samples
+    may differ a little, as those of folds do: an epoch is as long as the largest needs.
+    """
+    first = members[0]
+    data = [member.prepare(*part) for member, part in zip(members, samples, strict=True)]
+    sizes = [len(x) for x, _ in data]
+    offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    w = torch.from_numpy(np.concatenate([part[2] for part in samples]).astype(np.float32))
+    layers = list(zip(*(member.linears() for member in members), strict=True))
+    # (members, inputs, outputs) and (members, 1, outputs), as batched products want them.
+    weights = [torch.stack([each.weight.detach().T for each in layer]) for layer in layers]
+    biases = [torch.stack([each.bias.detach()[None] for each in layer]) for layer in layers]
+    parameters = [tensor.requires_grad_() for tensor in (*weights, *biases)]
+    optimizer = torch.optim.Adam(
+        parameters, lr=first.learning_rate, weight_decay=first.weight_decay, fused=True
+    )
+    batches = -(-max(sizes) // first.batch_size)
+    epochs = max(first.epochs, -(-first.min_steps // batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    generators = [torch.Generator().manual_seed(member.seed) for member in members]
+    for _ in range(epochs):
+        shuffled = torch.stack(
+            [
+                _as_long(torch.randperm(size, generator=generator), max(sizes))
+                for size, generator in zip(sizes, generators, strict=True)
+            ]
+        )
+        for rows in torch.split(shuffled + offsets[:, None], first.batch_size, dim=1):
+            optimizer.zero_grad()
+            out = x[rows]
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                out = torch.relu(torch.baddbmm(bias, out, weight))
+            error = torch.baddbmm(biases[-1], out, weights[-1])[..., 0] - y[rows]
+            # The sum over members: each one's gradient is that of its own mean.
+            (w[rows] * error * error).mean(dim=1).sum().backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        for layer, weight, bias in zip(layers, weights, biases, strict=True):
+            for number, each in enumerate(layer):
+                each.weight.copy_(weight[number].T)
+                each.bias.copy_(bias[number, 0])
+    for member in members:
+        member.network_.eval()
+
+
+def _as_long(order: torch.Tensor, size: int) -> torch.Tensor:
+    """Begins again with the first where there are too few."""
+    return order.repeat(-(-size // len(order)))[:size]
