@@ -85,7 +85,7 @@ def test_result_json_has_the_documented_shape(finished: Path) -> None:
         "qc"
     ].keys()
     assert 0 < result["device_busy_seconds"] < result["wall_seconds"]
-    assert result["bytes_sent"] > 20 * 5_000
+    assert result["bytes_sent"] > 20 * 1_000
     assert result["device"]["runtime"].startswith("onnxruntime")
     assert result["settings"]["space"] == "resnet"
 
