@@ -152,7 +152,7 @@ def timing_spec(
         raise UsageError("--protocol sequential takes a fixed number of runs: give --runs")
     percent = PRECISION_PERCENT if precision_percent is None else precision_percent
     if not 0 < percent < 100:
-        raise UsageError(f"--precision {percent:g} is outside above 0 to below 100 percent")
+        raise UsageError(f"--precision {percent:g}: give percent, above 0 and below 100")
     seconds = MAX_TIME_S if max_time_s is None else max_time_s
     if not seconds > 0:  # zero, to an agent, is no limit
         raise UsageError(f"--max-time {seconds:g}: give seconds, more than 0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -135,13 +134,12 @@ def print_verdicts(dataset: Dataset) -> None:
     shares = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     print(f"verdicts: {shares}; median interval ±{100 * np.median(dataset.interval):.1f} %")
     # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
-    kinds = Counter(
-        reason.partition(":")[0] if ":" in reason else re.split(r" \d", reason)[0]
-        for judgement in dataset.judgements
-        for reason in judgement.reasons
-    )
-    for kind, count in kinds.most_common(3):
-        print(f"  {count} of {len(dataset)}: {kind}")
+    kinds: dict[str, list[str]] = {}
+    for judgement in dataset.judgements:
+        for reason in judgement.reasons:
+            kinds.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
+    for reasons in sorted(kinds.values(), key=len, reverse=True)[:3]:
+        print(f"  {len(reasons)} of {len(dataset)}, such as: {reasons[0]}")
 
 
 def _duration(seconds: float) -> str:
