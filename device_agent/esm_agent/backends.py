@@ -13,10 +13,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from esm_protos.messages import Failure, FailureKind, MeasureSpec
 from esm_protos.v1 import onnx_view_pb2
-from esm_protos.weights import draw_weights
+from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
 _FLOAT, _EXTERNAL = 1, 1  # TensorProto.DataType.FLOAT, TensorProto.DataLocation.EXTERNAL
-WEIGHTLESS_LOCATION = "weightless"
 
 _INPUT_TYPES = {
     "tensor(float)": np.float32,

@@ -19,7 +19,7 @@ def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> Dev
         hostname=socket.gethostname(),
         machine=platform.machine(),
         cpu_model=_cpu_model(),
-        cpu_count=_cpu_count(),
+        cpu_count=len(usable_cpus()),
         memory_bytes=memory_bytes(),
         os=platform.platform(),
         python_version=platform.python_version(),
@@ -35,8 +35,11 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the processors that this program may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def _cpu_model() -> str:

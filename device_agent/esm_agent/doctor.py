@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from esm_agent.machine import Machine, read_machine
 from esm_agent.probe import Measure, Noise, noise, run_probe
 from esm_agent.telemetry import Telemetry
-from esm_protos.messages import BlockResult, DeviceState, Diagnosis, Finding, Severity
+from esm_protos.messages import (
+    PI_THROTTLED_BITS,
+    BlockResult,
+    DeviceState,
+    Diagnosis,
+    Finding,
+    Severity,
+)
 
 # pyperf (`pyperf check`) calls a result unstable from a standard deviation of 10 % of the mean.
 # The same share of a processor taken away, or of time spent waiting, moves a mean as much.
@@ -32,7 +39,6 @@ _CLOCK_STEP_NS = 1_000  # 1 % of a model of 0.1 ms
 _COARSE_STEP_NS = 100_000
 _SAME_KIND = 0.9  # the favoured cores of one kind are less than a tenth faster
 
-_PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_BEFORE = 16  # the same again, for what has been
 
 
@@ -281,11 +287,11 @@ def _pi_throttling(told: list[int]) -> Finding:
     bits = 0
     for value in told:
         bits |= value
-    now = [bit for bit in _PI_BITS if bits >> bit & 1]
-    before = [bit for bit in _PI_BITS if bits >> (bit + _PI_BEFORE) & 1]
+    now = [bit for bit in PI_THROTTLED_BITS if bits >> bit & 1]
+    before = [bit for bit in PI_THROTTLED_BITS if bits >> (bit + _PI_BEFORE) & 1]
     if not now and not before:
         return Finding("throttling", Severity.OK, "not since the device started")
-    names = ", ".join(_PI_BITS[bit] for bit in now or before)
+    names = ", ".join(PI_THROTTLED_BITS[bit] for bit in now or before)
     fixes = []
     if 0 in (now or before):
         fixes.append("the official power supply and a short cable")

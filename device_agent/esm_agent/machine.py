@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from esm_agent import sysfs
-from esm_agent.device import memory_bytes
+from esm_agent.device import memory_bytes, usable_cpus
 
 # "When the core temperature is between 80 and 85 degrees, the ARM cores will be progressively
 # throttled back" (Raspberry Pi documentation, Frequency management and thermal control). Its trip
@@ -73,7 +72,7 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
         root: where ``proc`` and ``sys`` are; for tests.
         usable: taken from the process's affinity where it is not given.
     """
-    usable = _affinity() if usable is None else usable
+    usable = usable_cpus() if usable is None else usable
     folders = {int(cpu.name[3:]): cpu for cpu in sysfs.cpu_folders(root)}
     siblings = {
         _cpu_list(sysfs.read(cpu / "topology/thread_siblings_list")) for cpu in folders.values()
@@ -93,12 +92,6 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
         clock_step_ns=_clock_step_ns(),
         clock_source=sysfs.read(clock_source),
     )
-
-
-def _affinity() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def _cpu_list(text: str | None) -> tuple[int, ...]:

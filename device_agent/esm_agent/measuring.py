@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import os
 import signal
 import sys
 import time
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from esm_agent import timing
 from esm_agent.telemetry import Telemetry
@@ -39,6 +38,8 @@ STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
+
+T = TypeVar("T")
 
 BackendFactory = Callable[[], Any]
 """Makes the :class:`esm_agent.backends.Backend` inside the process; must be importable."""
@@ -169,28 +170,29 @@ class Sessions:
         return f"{digest}/{spec.seed}/{spec.threads}/{spec.provider}"
 
     def _session(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
-        from esm_agent.backends import ModelError
-
         start = self._clock()
-        try:
-            run = self._backend.load(path, spec)
-        except ModelError as error:
-            return error.failure
-        except MemoryError:
-            return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
-        return Loaded(run, self._clock() - start, 0)
+        run = _attempted(lambda: self._backend.load(path, spec))
+        return run if isinstance(run, Failure) else Loaded(run, self._clock() - start, 0)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
-        from esm_agent.backends import ModelError, first_run
+        from esm_agent.backends import first_run
 
         start = self._clock()
-        try:
-            first_run(model.run)
-        except ModelError as error:
-            return error.failure
-        except MemoryError:
-            return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
-        return model._replace(first_run_ns=max(self._clock() - start, 1))
+        failure = _attempted(lambda: first_run(model.run))
+        took = max(self._clock() - start, 1)
+        return model._replace(first_run_ns=took) if failure is None else failure
+
+
+def _attempted(call: Callable[[], T]) -> T | Failure:
+    """What the call gives, or the outcome of a model that does not work."""
+    from esm_agent.backends import ModelError
+
+    try:
+        return call()
+    except ModelError as error:
+        return error.failure
+    except MemoryError:
+        return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
 
 
 class Witness:
@@ -312,8 +314,3 @@ def _failed(job: Job, failures: Mapping[int, Failure]) -> dict[int, Measurement]
         index: Measurement.failed(job.models[index][0], failure.kind, failure.message)
         for index, failure in failures.items()
     }
-
-
-def loaders() -> int:
-    """How many models may load at a time: one per processor that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from esm_agent import measuring
+from esm_agent.device import usable_cpus
 from esm_agent.measuring import (
     STATES,
     BackendFactory,
@@ -144,7 +145,7 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         deaths: Counter[int] = Counter()
-        loaders = measuring.loaders()
+        loaders = len(usable_cpus())
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
             attempt = self._attempt(Job(spec, todo, loaders), on_progress, cancelled)

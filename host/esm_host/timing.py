@@ -28,6 +28,7 @@ from esm_protos.messages import (
 )
 from esm_protos.statistics import Estimate, estimate_block
 from esm_protos.v1 import onnx_view_pb2
+from esm_protos.weights import WEIGHTLESS_LOCATION
 
 SCHEMA_VERSION = 1
 
@@ -41,7 +42,6 @@ WARMUP, RUNS_PER_VISIT = 10, 4
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
 
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
-_WEIGHTLESS_LOCATION = "weightless"  # not a file: the agent draws these weights
 
 _NUMBERS = (
     *("latency_ms", "interval_percent", "interval_low_ms", "interval_high_ms"),
@@ -246,7 +246,7 @@ def _external_location(data: bytes) -> str | None:
     for tensor in initializers:
         if tensor.data_location == _EXTERNAL:
             for entry in tensor.external_data:
-                if entry.key == "location" and entry.value != _WEIGHTLESS_LOCATION:
+                if entry.key == "location" and entry.value != WEIGHTLESS_LOCATION:
                     return str(entry.value)
     return None
 

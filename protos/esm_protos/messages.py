@@ -127,6 +127,15 @@ class Limits:
     max_block_models: int
 
 
+PI_THROTTLED_BITS = {
+    0: "under-voltage",
+    1: "clock capped",
+    2: "throttled",
+    3: "soft temperature limit",
+}
+"""What the low bits of ``DeviceState.pi_throttled`` say of now; 16 higher, of what has been."""
+
+
 @dataclass(frozen=True)
 class GpuState:
     """One GPU at one moment; None and empty where it does not tell."""

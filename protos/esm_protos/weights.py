@@ -15,6 +15,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+WEIGHTLESS_LOCATION = "weightless"
+"""Where such an initializer says its data lies, as external data; there is no such file."""
+
 # Normal deviates are drawn once and reused from another offset for every tensor: filling 80 MB
 # then takes as long as copying it. Prime, so that no layer's shape resonates with it.
 _POOL_SIZE = 1_048_573

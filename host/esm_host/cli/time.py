@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -13,17 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.profile import ProtocolName
 
 if TYPE_CHECKING:
     from esm_host.timing import Timing
     from esm_protos.messages import Progress
 
 FAILED, UNSURE = 1, 3
-
-
-class ProtocolName(enum.StrEnum):
-    interleaved = "interleaved"
-    sequential = "sequential"
 
 
 @one_line_errors

@@ -286,7 +286,7 @@ class Collector:
         room = math.inf if available is None else available / 2
         references = [(a, self._space.build(a)) for a in self._references]
         fixed = sum(memory_bytes(data) for _, data in references)
-        group: list[tuple[Architecture, bytes]] = []
+        group: list[Built] = []
         needed: float = fixed
         for architecture in pending:
             data = self._space.build(architecture)

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from esm_protos.messages import DeviceState
+from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
 
 
 class Verdict(enum.StrEnum):
@@ -41,7 +41,6 @@ _CLOCK_FELL = 0.10
 _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
-_PI_NOW = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 def judge_number(
@@ -94,7 +93,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
     flags = 0
     for state in states:
         flags |= state.pi_throttled or 0
-    for bit, text in _PI_NOW.items():
+    for bit, text in PI_THROTTLED_BITS.items():
         if flags >> bit & 1:
             yield f"the board reports {text}"
     if events := _grown(states, "throttle_events"):
