@@ -9,6 +9,7 @@ from concurrent import futures
 import grpc
 
 from esm_agent.device import device_info, memory_bytes
+from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
@@ -40,6 +41,7 @@ class AgentServer:
     Args:
         host: address to bind.
         port: 0 picks a free one.
+        lease_expiry_s: a host that is silent for so long has lost its place in the queue.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -52,8 +54,9 @@ class AgentServer:
         port: int,
         make_backend: BackendFactory = cpu_backend,
         make_telemetry: TelemetryFactory = Telemetry,
+        lease_expiry_s: float = EXPIRY_S,
     ) -> None:
-        self._slot = Slot(Worker(make_backend, make_telemetry))
+        self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s)
         hello = self._slot.start()
         self._scratch = make_scratch()
         # Uploads lie in the temporary folder, which may be in memory.
@@ -63,7 +66,7 @@ class AgentServer:
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot, self._scratch)
+        servicer = ProfilerServicer(info, self._slot, self._scratch, lambda context: "anyone")
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         try:
             self.port: int = self._server.add_insecure_port(f"{host}:{port}")

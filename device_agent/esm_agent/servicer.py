@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +13,9 @@ from typing import NoReturn
 import grpc
 
 from esm_agent.doctor import examine
+from esm_agent.lease import NoLeaseError
 from esm_agent.probe import check_probe_s
-from esm_agent.slot import Slot
+from esm_agent.slot import DrainingError, Slot
 from esm_agent.telemetry import Telemetry
 from esm_agent.upload import (
     TooLargeError,
@@ -32,15 +34,33 @@ from esm_protos.v1 import profiler_pb2_grpc
 log = logging.getLogger(__name__)
 
 
+_LONGEST_NAME = 200
+"""Of owners, purposes and lease ids: they are shown to others."""
+
+
+class ProviderError(Exception):
+    """The device lacks the provider that was asked for."""
+
+
 class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
-    """Serves one device. The state in ``info`` is read anew whenever somebody asks."""
+    """Serves one device. The state in ``info`` is read anew whenever somebody asks.
+
+    Args:
+        client_of: the name under which the agent knows the caller.
+    """
 
     def __init__(
-        self, info: DeviceInfo, slot: Slot, scratch: Path, telemetry: Telemetry | None = None
+        self,
+        info: DeviceInfo,
+        slot: Slot,
+        scratch: Path,
+        client_of: Callable[[grpc.ServicerContext], str],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._info = info
         self._slot = slot
         self._scratch = scratch
+        self._client_of = client_of
         self._telemetry = telemetry or Telemetry()
 
     def GetDeviceInfo(
@@ -49,7 +69,23 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         # Answered whatever the host's version: the host compares, and knows both.
         # own_s would be this process's, which is not the one that measures.
         state = replace(self._telemetry.state(at_ns=0), own_s=None)
-        return convert.device_info_to_pb(replace(self._info, state=state))
+        occupancy = self._slot.occupancy()
+        return convert.device_info_to_pb(replace(self._info, state=state, occupancy=occupancy))
+
+    def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        with _refusals(context):
+            check_version(request.protocol_version)
+            names = (request.lease_id, request.owner, request.purpose)
+            if not request.lease_id or max(map(len, names)) > _LONGEST_NAME:
+                raise UploadError(f"a lease needs an id, and names below {_LONGEST_NAME} letters")
+            standing = self._slot.renew(*names, self._client_of(context), request.no_wait)
+        return pb.LeaseReply(standing=convert.standing_to_pb(standing))
+
+    def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseReply:
+        with _refusals(context):
+            check_version(request.protocol_version)
+            self._slot.release(request.lease_id, self._client_of(context))
+        return pb.ReleaseReply()
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
@@ -63,34 +99,25 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     yield pb.MeasureBlockEvent(progress=convert.progress_to_pb(event))
 
     def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.Diagnosis:
-        try:
-            check_version(request.protocol_version)
-            check_probe_s(request.probe_s)
-        except VersionError as error:
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except ValueError as error:
-            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-
         def measure(block: UploadedBlock) -> BlockResult:
-            *_, result = self._events(block, context)
+            *_, result = self._events(replace(block, lease_id=request.lease_id), context)
             assert isinstance(result, BlockResult)
             return result
 
+        with _refusals(context):
+            check_version(request.protocol_version)
+            check_probe_s(request.probe_s)
         return convert.diagnosis_to_pb(examine(measure, self._telemetry, request.probe_s))
 
     def _events(
         self, block: UploadedBlock, context: grpc.ServicerContext
     ) -> Iterator[Progress | BlockResult]:
         """What becomes of a block that waits its turn; it is dropped when the client goes."""
-        ticket = self._slot.submit(block)
-        if not context.add_callback(ticket.cancel):
-            ticket.cancel()
-        try:
+        with _refusals(context):
+            ticket = self._slot.submit(block, block.lease_id, self._client_of(context))
+            if not context.add_callback(ticket.cancel):
+                ticket.cancel()
             yield from ticket.events()
-        except CancelledError:
-            _abort(context, grpc.StatusCode.CANCELLED, "the block was cancelled")
-        except WorkerUnavailableError as error:
-            _abort(context, grpc.StatusCode.INTERNAL, str(error))
 
     def _receive(
         self,
@@ -98,25 +125,43 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         folder: Path,
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
-        try:
+        with _refusals(context):
             block = receive(requests, folder, self._info.limits)
-        except VersionError as error:
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except TooLargeError as error:
-            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except UploadError as error:
-            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except OSError as error:
-            text = f"no room for the upload on the device: {error.strerror}"
-            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        if block.spec.provider not in self._info.providers:
-            _abort(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"this device has no provider '{block.spec.provider}': it has "
-                f"{', '.join(self._info.providers)}",
-            )
+            if block.spec.provider not in self._info.providers:
+                raise ProviderError(
+                    f"this device has no provider '{block.spec.provider}': it has "
+                    f"{', '.join(self._info.providers)}"
+                )
         return block
+
+
+_CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (VersionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ProviderError, grpc.StatusCode.FAILED_PRECONDITION),
+    (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
+    (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
+    (NoLeaseError, grpc.StatusCode.ABORTED),  # the host renews its lease and tries again
+    (DrainingError, grpc.StatusCode.UNAVAILABLE),
+    (CancelledError, grpc.StatusCode.CANCELLED),
+    (WorkerUnavailableError, grpc.StatusCode.INTERNAL),
+)
+"""Status of each error; the first that fits counts."""
+
+
+@contextmanager
+def _refusals(context: grpc.ServicerContext) -> Iterator[None]:
+    """Known errors become the call's status."""
+    try:
+        yield
+    except OSError as error:
+        text = f"no room for the upload on the device: {error.strerror}"
+        _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+    except Exception as error:
+        for kind, code in _CODES:
+            if isinstance(error, kind):
+                _abort(context, code, str(error))
+        raise
 
 
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:

@@ -27,11 +27,12 @@ class VersionError(UploadError):
 
 @dataclass(frozen=True)
 class UploadedBlock:
-    """A block whose models lie in files."""
+    """A block whose models lie in files; ``lease_id`` says whose turn it is measured in."""
 
     block_id: str
     spec: MeasureSpec
     models: tuple[tuple[str, Path], ...]
+    lease_id: str = ""
 
 
 def check_version(host_version: int) -> None:
@@ -72,7 +73,7 @@ def receive(
         models.append((model.model_id, path))
     if next(stream, None) is not None:
         raise UploadError("the client sent more than its header announced")
-    return UploadedBlock(header.block_id, spec, tuple(models))
+    return UploadedBlock(header.block_id, spec, tuple(models), header.lease_id)
 
 
 def _check_header(header: pb.BlockHeader, limits: Limits) -> None:

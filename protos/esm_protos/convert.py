@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,15 @@ from esm_protos.messages import (
     FailureKind,
     Finding,
     GpuState,
+    Holder,
     Limits,
     Measurement,
     MeasureSpec,
+    Occupancy,
     Progress,
     Protocol,
     Severity,
+    Standing,
     State,
 )
 from esm_protos.statistics import trimmed_mean
@@ -78,6 +82,9 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         precision=spec.precision,
         max_block_s=spec.max_block_s,
         min_block_s=spec.min_block_s,
+        tf32=spec.tf32,
+        cuda_graph=spec.cuda_graph,
+        allow_fallback=spec.allow_fallback,
     )
 
 
@@ -97,6 +104,9 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         precision=message.precision,
         max_block_s=message.max_block_s,
         min_block_s=message.min_block_s,
+        tf32=message.tf32,
+        cuda_graph=message.cuda_graph,
+        allow_fallback=message.allow_fallback,
     )
 
 
@@ -113,11 +123,14 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         python_version=info.python_version,
         runtime=info.runtime,
         providers=info.providers,
-        limits=pb.Limits(
-            max_block_bytes=info.limits.max_block_bytes,
-            max_block_models=info.limits.max_block_models,
-        ),
+        limits=pb.Limits(**asdict(info.limits)),
         state=state_to_pb(info.state),
+        occupancy=pb.Occupancy(
+            holder=_holder_to_pb(info.occupancy.holder),
+            waiting=info.occupancy.waiting,
+            draining=info.occupancy.draining,
+        ),
+        isolation=info.isolation,
     )
 
 
@@ -134,12 +147,38 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         python_version=message.python_version,
         runtime=message.runtime,
         providers=tuple(message.providers),
-        limits=Limits(
-            max_block_bytes=message.limits.max_block_bytes,
-            max_block_models=message.limits.max_block_models,
-        ),
+        limits=Limits(**{f.name: getattr(message.limits, f.name) for f in fields(Limits)}),
         state=state_from_pb(message.state),
+        occupancy=Occupancy(
+            holder=_holder_from_pb(message.occupancy),
+            waiting=message.occupancy.waiting,
+            draining=message.occupancy.draining,
+        ),
+        isolation=tuple(message.isolation),
     )
+
+
+def standing_to_pb(standing: Standing) -> pb.Standing:
+    return pb.Standing(
+        ahead=standing.ahead,
+        holder=_holder_to_pb(standing.holder),
+        wait_s=standing.wait_s,
+        expires_s=standing.expires_s,
+    )
+
+
+def standing_from_pb(message: pb.Standing) -> Standing:
+    return Standing(message.ahead, _holder_from_pb(message), message.wait_s, message.expires_s)
+
+
+def _holder_to_pb(holder: Holder | None) -> pb.Holder | None:
+    return None if holder is None else pb.Holder(**asdict(holder))
+
+
+def _holder_from_pb(message: pb.Occupancy | pb.Standing) -> Holder | None:
+    if not message.HasField("holder"):
+        return None
+    return Holder(**{f.name: getattr(message.holder, f.name) for f in fields(Holder)})
 
 
 _OPTIONAL_STATE = (
@@ -195,7 +234,7 @@ def _told(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
-def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
+def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRequest]:
     """The header, then every model in chunks: what a client sends."""
     models = []
     encoded = []
@@ -218,6 +257,7 @@ def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
             block_id=block.block_id,
             spec=spec_to_pb(block.spec),
             models=models,
+            lease_id=lease_id,
         )
     )
     for index, data in enumerate(encoded):
@@ -227,13 +267,15 @@ def block_to_requests(block: Block) -> Iterator[pb.MeasureBlockRequest]:
 
 
 def progress_to_pb(progress: Progress) -> pb.Progress:
-    return pb.Progress(state=_STATES[progress.state], fraction=progress.fraction)
+    standing = None if progress.standing is None else standing_to_pb(progress.standing)
+    return pb.Progress(state=_STATES[progress.state], fraction=progress.fraction, standing=standing)
 
 
 def progress_from_pb(message: pb.Progress) -> Progress:
     if message.state not in _STATES_BACK:
         raise ValueError(f"unknown state number {message.state}")
-    return Progress(_STATES_BACK[message.state], message.fraction)
+    standing = standing_from_pb(message.standing) if message.HasField("standing") else None
+    return Progress(_STATES_BACK[message.state], message.fraction, standing)
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
@@ -243,6 +285,10 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         start_ns=measurement.start_ns.tolist(),
         load_ns=measurement.load_ns,
         first_run_ns=measurement.first_run_ns,
+        copy_in_ns=measurement.copy_in_ns.tolist(),
+        copy_out_ns=measurement.copy_out_ns.tolist(),
+        ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
+        fallback=measurement.fallback,
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -270,6 +316,10 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         load_ns=message.load_ns,
         first_run_ns=message.first_run_ns,
         failure=failure,
+        copy_in_ns=np.array(message.copy_in_ns, dtype=np.int64),
+        copy_out_ns=np.array(message.copy_out_ns, dtype=np.int64),
+        ran_on=tuple((each.provider, each.nodes) for each in message.ran_on),
+        fallback=tuple(message.fallback),
     )
 
 

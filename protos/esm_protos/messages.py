@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_protos.statistics import trimmed_mean
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when an old peer would misread what a new one says."""
 
 CHUNK_BYTES = 1 << 20
@@ -67,13 +67,16 @@ class MeasureSpec:
         trim: share of the counted runs dropped at each end, below 0.5.
         threads: threads of the runtime.
         seed: of the visiting order, the inputs and the weights of weightless graphs.
-        provider: ``"cpu"``.
+        provider: ``"cpu"`` or ``"cuda"``.
         model_timeout_s: longest time that loading or one visit of a model may take, seconds.
         precision: a model is done when the half-width of its 95 % interval is below this share
             of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
         max_block_s: no new round begins after so many seconds of rounds; 0 sets no limit.
         min_block_s: with a precision, no model is done before so many seconds of rounds; what is
             too short to meet the device's ups and downs looks tighter than it is.
+        tf32: ``cuda`` only: float32 matrix products by 19-bit tensor cores.
+        cuda_graph: ``cuda`` only: the launches of an inference recorded once and replayed.
+        allow_fallback: measure also a model of which some nodes run on another provider.
 
     Raises:
         ValueError: a value is out of range.
@@ -91,6 +94,9 @@ class MeasureSpec:
     precision: float = 0.0
     max_block_s: float = 0.0
     min_block_s: float = 0.0
+    tf32: bool = False
+    cuda_graph: bool = False
+    allow_fallback: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -121,10 +127,65 @@ class MeasureSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an agent accepts in one block."""
+    """What an agent accepts in one block.
+
+    Attributes:
+        max_block_bytes: of all models of a block together.
+        max_model_bytes: of one ONNX file.
+        max_model_parameters: numbers in all initializers of one model.
+        max_memory_bytes: of the measuring process with all models of a block.
+        max_block_s: a block that takes longer is broken off.
+    """
 
     max_block_bytes: int
     max_block_models: int
+    max_model_bytes: int = 2**31 - 1  # protobuf's own limit
+    max_model_nodes: int = 100_000
+    max_model_parameters: int = 10**10
+    max_memory_bytes: int = 2**50
+    max_block_s: float = 86_400.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the device.
+
+    Attributes:
+        owner: as its host says it, ``"ada@workstation"``.
+        purpose: likewise, ``"profile resnet"``.
+        client: whom the agent knows it as: its token's name.
+    """
+
+    owner: str
+    purpose: str
+    client: str
+    held_s: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a lease stands in the queue.
+
+    Attributes:
+        ahead: leases before it; with 0 it holds the device.
+        holder: who holds the device.
+        wait_s: about how long until its turn.
+        expires_s: when it is gone unless it is renewed.
+    """
+
+    ahead: int
+    holder: Holder | None
+    wait_s: float
+    expires_s: float
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Who has the device and how many wait; ``draining`` agents take no more blocks."""
+
+    holder: Holder | None = None
+    waiting: int = 0
+    draining: bool = False
 
 
 PI_THROTTLED_BITS = {
@@ -198,7 +259,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device as its agent sees it."""
+    """The device as its agent sees it; ``isolation`` names what confines its measuring process."""
 
     protocol_version: int
     agent_version: str
@@ -213,6 +274,8 @@ class DeviceInfo:
     providers: tuple[str, ...]
     limits: Limits
     state: DeviceState
+    occupancy: Occupancy = Occupancy()
+    isolation: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, str | int]:
         """What must be equal for two measurements to be of the same device."""
@@ -241,10 +304,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Progress:
-    """``fraction`` (0 to 1) of the work that ``state`` names."""
+    """``fraction`` (0 to 1) of the work of ``state``; while it is queued, its lease's standing."""
 
     state: State
     fraction: float
+    standing: Standing | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +320,10 @@ class Failure:
 Nanoseconds = NDArray[np.int64]
 
 
+def _none() -> Nanoseconds:
+    return np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What measuring one model gave: samples, or a failure.
@@ -265,6 +333,11 @@ class Measurement:
         start_ns: when each started, since the block's first run, ``(runs,)``.
         load_ns: duration of session creation.
         first_run_ns: duration of the very first inference.
+        copy_in_ns: some crossings of the inputs to the device's memory, by themselves; empty
+            where there is nothing to cross. ``latency_ns`` is without them.
+        copy_out_ns: likewise of the outputs.
+        ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
+        fallback: names of nodes that ran on another provider than the one asked for.
     """
 
     model_id: str
@@ -273,11 +346,14 @@ class Measurement:
     load_ns: int = 0
     first_run_ns: int = 0
     failure: Failure | None = None
+    copy_in_ns: Nanoseconds = field(default_factory=_none)
+    copy_out_ns: Nanoseconds = field(default_factory=_none)
+    ran_on: tuple[tuple[str, int], ...] = ()
+    fallback: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
-        empty = np.zeros(0, dtype=np.int64)
-        return cls(model_id, empty, empty, failure=Failure(kind, message))
+        return cls(model_id, _none(), _none(), failure=Failure(kind, message))
 
     def trimmed_mean_ms(self, trim: float) -> float:
         """Mean of the samples after dropping the fastest and slowest ``trim`` share of them.

@@ -21,12 +21,20 @@ MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolu
 def stub() -> Iterator[profiler_pb2_grpc.ProfilerStub]:
     server = AgentServer("127.0.0.1", 0)
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield profiler_pb2_grpc.ProfilerStub(channel)
+        stub = profiler_pb2_grpc.ProfilerStub(channel)
+        lease(stub, "doctor")
+        yield stub
     server.stop()
 
 
 def request(**fields) -> pb.DiagnoseRequest:
-    return pb.DiagnoseRequest(**{"protocol_version": PROTOCOL_VERSION, "probe_s": 0.2, **fields})
+    given = {"protocol_version": PROTOCOL_VERSION, "probe_s": 0.2, "lease_id": "doctor"}
+    return pb.DiagnoseRequest(**{**given, **fields})
+
+
+def lease(stub: profiler_pb2_grpc.ProfilerStub, lease_id: str) -> str:
+    stub.Lease(pb.LeaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=lease_id))
+    return lease_id
 
 
 def test_waits_its_turn_among_blocks(stub: profiler_pb2_grpc.ProfilerStub) -> None:
@@ -34,7 +42,7 @@ def test_waits_its_turn_among_blocks(stub: profiler_pb2_grpc.ProfilerStub) -> No
     done: list[str] = []
 
     def measure() -> None:
-        events = list(stub.MeasureBlock(convert.block_to_requests(block)))
+        events = list(stub.MeasureBlock(convert.block_to_requests(block, lease(stub, "block"))))
         assert events[-1].WhichOneof("event") == "done"
         done.append("block")
 

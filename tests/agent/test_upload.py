@@ -18,7 +18,7 @@ Requests = list[pb.MeasureBlockRequest]
 
 def requests(*data: bytes) -> Requests:
     models = tuple(Model(f"m{index}", each) for index, each in enumerate(data))
-    return list(block_to_requests(Block("b", MeasureSpec(), models)))
+    return list(block_to_requests(Block("b", MeasureSpec(), models), "lease"))
 
 
 def test_models_arrive_whole(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_says_what_the_device_is(profiler: Profiler) -> None:
     assert info.state.at_ns == 0
 
 
+def test_a_free_device_is_had_at_once(profiler: Profiler) -> None:
+    standing = profiler.reserve("test", wait=False)
+    assert standing.ahead == 0
+    assert standing.expires_s > 1
+    assert profiler.reserve("test", wait=False).ahead == 0, "asking twice is not two places"
+
+
 def test_diagnoses(profiler: Profiler) -> None:
     diagnosis = profiler.diagnose(probe_s=0.2)
     checks = [finding.check for finding in diagnosis.findings]

@@ -21,13 +21,16 @@ from esm_protos.messages import (
     FailureKind,
     Finding,
     GpuState,
+    Holder,
     Limits,
     Measurement,
     MeasureSpec,
     Model,
+    Occupancy,
     Progress,
     Protocol,
     Severity,
+    Standing,
     State,
 )
 from esm_protos.v1 import profiler_pb2 as pb
@@ -48,6 +51,16 @@ specs = st.builds(
     seed=st.integers(0, 2**63 - 1),
     provider=st.sampled_from(["cpu", "cuda"]),
     model_timeout_s=st.floats(0.001, 3600),
+    tf32=st.booleans(),
+    cuda_graph=st.booleans(),
+    allow_fallback=st.booleans(),
+)
+seconds = st.floats(0, 1e6)
+holders = st.none() | st.builds(
+    Holder, owner=st.text(), purpose=st.text(), client=st.text(), held_s=seconds
+)
+standings = st.builds(
+    Standing, ahead=st.integers(0, 1000), holder=holders, wait_s=seconds, expires_s=seconds
 )
 amounts = st.none() | st.floats(0, 1e9)
 counters = st.none() | st.integers(0, 2**60)
@@ -93,8 +106,19 @@ devices = st.builds(
     runtime=st.text(),
     providers=st.lists(st.text()).map(tuple),
     limits=st.builds(
-        Limits, max_block_bytes=st.integers(0, 2**50), max_block_models=st.integers(0, 10**6)
+        Limits,
+        max_block_bytes=st.integers(0, 2**50),
+        max_block_models=st.integers(0, 10**6),
+        max_model_bytes=st.integers(0, 2**50),
+        max_model_nodes=st.integers(0, 10**6),
+        max_model_parameters=st.integers(0, 2**50),
+        max_memory_bytes=st.integers(0, 2**50),
+        max_block_s=seconds,
     ),
+    occupancy=st.builds(
+        Occupancy, holder=holders, waiting=st.integers(0, 1000), draining=st.booleans()
+    ),
+    isolation=st.lists(st.text()).map(tuple),
 )
 
 
@@ -130,9 +154,9 @@ def test_device_info_round_trip(info: DeviceInfo) -> None:
     assert convert.device_info_from_pb(pb.DeviceInfo.FromString(wire)) == info
 
 
-@given(st.sampled_from(State), st.floats(0, 1))
-def test_progress_round_trip(state: State, fraction: float) -> None:
-    progress = Progress(state, fraction)
+@given(st.sampled_from(State), st.floats(0, 1), st.none() | standings)
+def test_progress_round_trip(state: State, fraction: float, standing: Standing | None) -> None:
+    progress = Progress(state, fraction, standing)
     assert convert.progress_from_pb(convert.progress_to_pb(progress)) == progress
 
 
@@ -146,6 +170,10 @@ def test_measurement_round_trip(
         np.arange(len(latencies)),
         load_ns,
         first_ns,
+        copy_in_ns=np.array(latencies[:3]),
+        copy_out_ns=np.array(latencies[:2]),
+        ran_on=(("CUDAExecutionProvider", 7), ("CPUExecutionProvider", 1)),
+        fallback=("Resize_3",),
     )
     wire = convert.measurement_to_pb(sent, 0.2)
     got = convert.measurement_from_pb(pb.ModelResult.FromString(wire.SerializeToString()))
@@ -158,6 +186,9 @@ def test_measurement_round_trip(
     )
     np.testing.assert_array_equal(got.latency_ns, sent.latency_ns)
     np.testing.assert_array_equal(got.start_ns, sent.start_ns)
+    np.testing.assert_array_equal(got.copy_in_ns, sent.copy_in_ns)
+    np.testing.assert_array_equal(got.copy_out_ns, sent.copy_out_ns)
+    assert (got.ran_on, got.fallback) == (sent.ran_on, sent.fallback)
 
 
 @given(st.sampled_from(FailureKind), st.text())
@@ -172,7 +203,7 @@ def test_failure_round_trip(kind: FailureKind, message: str) -> None:
 def test_chunks_put_together_are_the_models(sizes: list[int]) -> None:
     models = tuple(Model(f"m{i}", bytes([i]) * size) for i, size in enumerate(sizes))
     block = Block("block", MeasureSpec(), models)
-    header, *chunks = convert.block_to_requests(block)
+    header, *chunks = convert.block_to_requests(block, "lease")
     assert header.header.protocol_version == PROTOCOL_VERSION
     received = [b""] * len(models)
     for request in chunks:

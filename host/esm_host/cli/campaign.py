@@ -33,11 +33,17 @@ TARGET_NOT_REACHED = 3
 
 
 def run_campaign(
-    settings: Settings, folder: RunFolder, resume: bool, patience_s: float, live: Live
+    settings: Settings,
+    folder: RunFolder,
+    resume: bool,
+    patience_s: float,
+    live: Live,
+    wait: bool = True,
 ) -> int:
     """Runs a campaign to its end, or goes on with it; returns the exit code.
 
-    Everything that can be wrong with the request is found before anything is measured.
+    Without ``wait`` only on a device that nobody else uses. Everything that can be wrong with the
+    request is found before anything is measured.
     """
     space = settings.search_space()
     bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
@@ -64,6 +70,7 @@ def run_campaign(
         # A new campaign's device that is not there is a mistake; an old one's will come back.
         device = (profiler if resume else impatient).device_info()
         _check_abilities(settings, device)
+        profiler.reserve(f"profile {settings.space}", wait)
         folder.prepare(resume)
         with folder.locked():
             try:

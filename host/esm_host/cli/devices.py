@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import NoWait
 
 devices = typer.Typer(help="Look after devices.", no_args_is_help=True)
 
@@ -27,6 +28,7 @@ def doctor(
     seconds: Annotated[
         float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
+    no_wait: NoWait = False,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
@@ -37,6 +39,7 @@ def doctor(
 
     with connect(name) as profiler:
         profiler.device_info()  # first, so that nobody waits for a device that is not there
+        profiler.reserve("doctor", not no_wait)
         typer.echo(f"timing built-in models on {name} for {seconds:g} s", err=True)
         diagnosis = profiler.diagnose(seconds)
     if output is None:

@@ -60,8 +60,12 @@ class Live:
     # The collector
 
     def on_progress(self, progress: messages.Progress) -> None:
-        state = progress.state.value
-        self._bars.update(self._block, completed=round(100 * progress.fraction), note=state)
+        note = progress.state.value
+        if progress.standing is not None and progress.standing.ahead:
+            note = waiting(progress.standing)
+            if self._bars.disable:
+                self._say(note)
+        self._bars.update(self._block, completed=round(100 * progress.fraction), note=note)
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         now = time.monotonic()
@@ -104,6 +108,14 @@ class Live:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
+
+
+def waiting(standing: messages.Standing) -> str:
+    """Who has the device, and for how long."""
+    holder = standing.holder
+    who = f"for {holder.owner} ({holder.purpose})" if holder else ""
+    before = f", {standing.ahead - 1} more before us" if standing.ahead > 1 else ""
+    return f"waiting {who}{before}, about {_duration(standing.wait_s)}"
 
 
 def percent(value: float | None) -> str:

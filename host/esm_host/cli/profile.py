@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import Device, NoWait
 
 if TYPE_CHECKING:
     from esm_host.cli.folder import RunFolder
@@ -52,10 +53,7 @@ _SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
 @one_line_errors
 def profile(
     ctx: typer.Context,
-    device: Annotated[
-        str,
-        typer.Option(help="'local', host:port, or a name from devices.toml.", envvar="ESM_DEVICE"),
-    ] = "local",
+    device: Device = "local",
     run: Annotated[
         Path | None, typer.Option(help="Folder of the campaign. [default: runs/DEVICE-SPACE]")
     ] = None,
@@ -200,6 +198,7 @@ def profile(
     patience: Annotated[
         float, typer.Option(help="Seconds to wait for a device that went away.")
     ] = 60.0,
+    no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -266,7 +265,7 @@ def profile(
     else:
         settings = _new(given, spec)
     with Live(quiet) as live:
-        raise typer.Exit(run_campaign(settings, folder, resume, patience, live))
+        raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
 
 
 def _safe(name: str) -> str:

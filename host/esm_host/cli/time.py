@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import Device, NoWait
 from esm_host.cli.profile import ProtocolName
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ FAILED, UNSURE = 1, 3
 @one_line_errors
 def time(
     models: Annotated[list[Path], typer.Argument(help="ONNX files.", metavar="MODEL.onnx")],
-    device: Annotated[
-        str,
-        typer.Option(help="'local', host:port, or a name from devices.toml.", envvar="ESM_DEVICE"),
-    ] = "local",
+    device: Device = "local",
     runs: Annotated[
         int | None,
         typer.Option(help="Exactly so many counted runs per model, however precise."),
@@ -59,6 +57,7 @@ def time(
     timeout: Annotated[
         float, typer.Option(help="Seconds that one model may take at a time.")
     ] = 60.0,
+    no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
     output: Annotated[
         Path | None,
@@ -99,6 +98,7 @@ def time(
         raise UsageError(f"--json {output}: there is no folder {output.parent}")
     given = read_models(models)
     with devices.connect(device) as profiler, _progress(quiet) as on_progress:
+        profiler.reserve(f"time {len(given)} model{'s' * (len(given) != 1)}", not no_wait)
         timing = time_models(profiler, given, spec, on_progress)
     if to_stdout:
         print(json.dumps(timing.to_json(), allow_nan=False))
@@ -190,11 +190,15 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: None
         return
 
+    from esm_host.cli.live import waiting
+
     def show(progress: Progress) -> None:
         text = f"{progress.state.value} {100 * progress.fraction:.0f} %"
-        print(f"\r{text:20}", end="", file=sys.stderr, flush=True)
+        if progress.standing is not None and progress.standing.ahead:
+            text = waiting(progress.standing)
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
     finally:
-        print(f"\r{'':20}\r", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -7,13 +7,28 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Progress
+from esm_host.errors import BusyError
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Diagnosis,
+    Holder,
+    Progress,
+    Standing,
+)
 
 OnProgress = Callable[[Progress], None]
 
 
 def ignore(progress: Progress) -> None:
     """Who does not care for progress."""
+
+
+def busy(device: str, holder: Holder | None) -> BusyError:
+    """What to say of a device that is somebody else's."""
+    who = f"{holder.owner} ({holder.purpose})" if holder else "somebody else"
+    return BusyError(f"{device} is in use by {who}: leave --no-wait out to wait for your turn")
 
 
 class Pending(ABC):
@@ -43,8 +58,8 @@ class Pending(ABC):
 class Profiler(ABC):
     """Measures blocks on one device. Use as a context manager, from one thread.
 
-    A device measures one block at a time. A block submitted while another one is measured is
-    sent at once and waits on the device.
+    A device measures one block at a time, those of several hosts in turn. A block submitted
+    while another one is measured is sent at once and waits on the device.
     """
 
     @abstractmethod
@@ -52,6 +67,22 @@ class Profiler(ABC):
         """What the device is, asked anew each time.
 
         Raises:
+            UnreachableError: nobody answers.
+            VersionError: the agent speaks another protocol version.
+        """
+
+    @abstractmethod
+    def reserve(self, purpose: str, wait: bool = True) -> Standing:
+        """Takes a place in the queue for the device, kept until :meth:`close`.
+
+        Measuring takes one anyhow; this says first what for, and who else is there.
+
+        Args:
+            purpose: shown to others, ``"profile resnet"``.
+            wait: False takes no place behind others.
+
+        Raises:
+            BusyError: the device is somebody else's and ``wait`` is False.
             UnreachableError: nobody answers.
             VersionError: the agent speaks another protocol version.
         """

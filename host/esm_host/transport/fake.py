@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from esm_host.errors import DeviceError
-from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
+from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_protos.messages import (
     PROTOCOL_VERSION,
     Block,
@@ -18,11 +18,13 @@ from esm_protos.messages import (
     Diagnosis,
     Failure,
     Finding,
+    Holder,
     Limits,
     Measurement,
     Model,
     Progress,
     Severity,
+    Standing,
     State,
 )
 
@@ -41,6 +43,7 @@ class FakeProfiler(Profiler):
         noise: standard deviation of every run's relative error.
         memory_bytes: what it says it has free; None does not tell.
         diagnosis: what the doctor finds.
+        holder: somebody else who has the device.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class FakeProfiler(Profiler):
         hostname: str = "fake",
         memory_bytes: int | None = None,
         diagnosis: Diagnosis = _HEALTHY,
+        holder: Holder | None = None,
     ) -> None:
         self._latency = latency
         self._pace = pace
@@ -58,6 +62,7 @@ class FakeProfiler(Profiler):
         self._hostname = hostname
         self._memory_bytes = memory_bytes
         self._diagnosis = diagnosis
+        self._holder = holder
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -76,6 +81,11 @@ class FakeProfiler(Profiler):
             limits=Limits(max_block_bytes=1 << 30, max_block_models=256),
             state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
         )
+
+    def reserve(self, purpose: str, wait: bool = True) -> Standing:
+        if self._holder is not None and not wait:
+            raise busy(self._hostname, self._holder)
+        return Standing(int(self._holder is not None), self._holder, 0.0, 30.0)
 
     def submit(self, block: Block) -> Pending:
         return _Pending(self, block)

@@ -10,7 +10,7 @@ from typing import IO
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
 
 
 class LocalProfiler(Profiler):
@@ -36,6 +36,9 @@ class LocalProfiler(Profiler):
 
     def device_info(self) -> DeviceInfo:
         return self._agent().device_info()
+
+    def reserve(self, purpose: str, wait: bool = True) -> Standing:
+        return self._agent().reserve(purpose, wait)
 
     def submit(self, block: Block) -> Pending:
         return _Pending(self._agent().submit(block))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
-from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
 
 _MAX_LOSSES = 5
 
@@ -43,6 +43,9 @@ class PatientProfiler(Profiler):
 
     def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
         return self._patiently(lambda: self._inner.diagnose(probe_s))
+
+    def reserve(self, purpose: str, wait: bool = True) -> Standing:
+        return self._patiently(lambda: self._inner.reserve(purpose, wait))
 
     def submit(self, block: Block) -> Pending:
         return _Pending(self, block)

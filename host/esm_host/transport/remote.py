@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 
 from esm_host.errors import DeviceError, UnreachableError, VersionError
-from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
+from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
+from esm_host.transport.lease import Lease
 from esm_protos import convert
 from esm_protos.messages import (
     PROTOCOL_VERSION,
@@ -17,6 +19,7 @@ from esm_protos.messages import (
     DeviceInfo,
     Diagnosis,
     Measurement,
+    Standing,
 )
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
@@ -51,6 +54,7 @@ class RemoteProfiler(Profiler):
         self.name = name or address
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = profiler_pb2_grpc.ProfilerStub(self._channel)
+        self._lease = Lease(self._stub)
 
     def device_info(self) -> DeviceInfo:
         request = pb.GetDeviceInfoRequest(protocol_version=PROTOCOL_VERSION)
@@ -67,11 +71,22 @@ class RemoteProfiler(Profiler):
             )
         return info
 
+    def reserve(self, purpose: str, wait: bool = True) -> Standing:
+        try:
+            standing = self._lease.renew(purpose, no_wait=not wait)
+        except grpc.RpcError as error:
+            raise self.translated(error) from None
+        if not wait and standing.ahead:
+            raise busy(self.name, standing.holder)
+        return standing
+
     def submit(self, block: Block) -> Pending:
-        return _Call(self, block, self._stub)
+        return _Call(self, block, self._stub, self._renewed())
 
     def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
-        request = pb.DiagnoseRequest(protocol_version=PROTOCOL_VERSION, probe_s=probe_s)
+        request = pb.DiagnoseRequest(
+            protocol_version=PROTOCOL_VERSION, probe_s=probe_s, lease_id=self._renewed()
+        )
         try:
             # No deadline: it may wait for the blocks of others.
             return convert.diagnosis_from_pb(self._stub.Diagnose(request))
@@ -81,7 +96,14 @@ class RemoteProfiler(Profiler):
             raise DeviceError(f"{self.name} sent nonsense: {error}") from error
 
     def close(self) -> None:
+        self._lease.release()
         self._channel.close()
+
+    def _renewed(self) -> str:
+        """The lease's id, the agent having been told of it if it can be reached."""
+        with contextlib.suppress(grpc.RpcError):  # the call that needs it will say so better
+            self._lease.renew()
+        return self._lease.lease_id
 
     def translated(self, error: grpc.RpcError) -> DeviceError:
         """The host's own error for one of gRPC's."""
@@ -93,6 +115,8 @@ class RemoteProfiler(Profiler):
             )
         if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
             return VersionError(details)
+        if code is grpc.StatusCode.ABORTED or "the agent is stopping" in details:
+            return UnreachableError(f"{self.name}: {details}.")
         broken = "RST_STREAM" in details or "Stream removed" in details
         if code in _GONE or broken:
             return UnreachableError(
@@ -106,9 +130,10 @@ class RemoteProfiler(Profiler):
 class _Call(Pending):
     """One MeasureBlock call. gRPC sends it in the background and keeps its events until asked."""
 
-    def __init__(self, profiler: RemoteProfiler, block: Block, stub: Any) -> None:
+    def __init__(self, profiler: RemoteProfiler, block: Block, stub: Any, lease_id: str) -> None:
         self._profiler = profiler
         self._block = block
+        self._lease_id = lease_id
         self._call = stub.MeasureBlock(self._requests())
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
@@ -133,7 +158,7 @@ class _Call(Pending):
         self._call.cancel()
 
     def _requests(self) -> Iterator[pb.MeasureBlockRequest]:
-        for request in convert.block_to_requests(self._block):
+        for request in convert.block_to_requests(self._block, self._lease_id):
             self.bytes_sent += request.ByteSize()
             yield request
 

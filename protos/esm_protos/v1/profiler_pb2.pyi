@@ -71,7 +71,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,8 @@ class DeviceInfo(_message.Message):
     PROVIDERS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    OCCUPANCY_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -98,15 +100,93 @@ class DeviceInfo(_message.Message):
     providers: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     state: DeviceState
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ...) -> None: ...
+    occupancy: Occupancy
+    isolation: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_block_bytes", "max_block_models")
+    __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s")
     MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_MODELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_NODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
     max_block_bytes: int
     max_block_models: int
-    def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ...) -> None: ...
+    max_model_bytes: int
+    max_model_nodes: int
+    max_model_parameters: int
+    max_memory_bytes: int
+    max_block_s: float
+    def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_model_nodes: _Optional[int] = ..., max_model_parameters: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_block_s: _Optional[float] = ...) -> None: ...
+
+class Occupancy(_message.Message):
+    __slots__ = ("holder", "waiting", "draining")
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    holder: Holder
+    waiting: int
+    draining: bool
+    def __init__(self, holder: _Optional[_Union[Holder, _Mapping]] = ..., waiting: _Optional[int] = ..., draining: bool = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("owner", "purpose", "client", "held_s")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    purpose: str
+    client: str
+    held_s: float
+    def __init__(self, owner: _Optional[str] = ..., purpose: _Optional[str] = ..., client: _Optional[str] = ..., held_s: _Optional[float] = ...) -> None: ...
+
+class LeaseRequest(_message.Message):
+    __slots__ = ("protocol_version", "lease_id", "owner", "purpose", "no_wait")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    NO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    lease_id: str
+    owner: str
+    purpose: str
+    no_wait: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., owner: _Optional[str] = ..., purpose: _Optional[str] = ..., no_wait: bool = ...) -> None: ...
+
+class LeaseReply(_message.Message):
+    __slots__ = ("standing",)
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    standing: Standing
+    def __init__(self, standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("ahead", "holder", "wait_s", "expires_s")
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    ahead: int
+    holder: Holder
+    wait_s: float
+    expires_s: float
+    def __init__(self, ahead: _Optional[int] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ..., wait_s: _Optional[float] = ..., expires_s: _Optional[float] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("protocol_version", "lease_id")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    lease_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DeviceState(_message.Message):
     __slots__ = ("at_ns", "clock_mhz", "governors", "temperature_c", "pi_throttled", "throttle_events", "load_1min", "busy_s", "own_s", "stolen_s", "memory_available_bytes", "swap_used_bytes", "swapped_pages", "gpus")
@@ -157,7 +237,7 @@ class GpuState(_message.Message):
     def __init__(self, name: _Optional[str] = ..., clock_mhz: _Optional[float] = ..., memory_clock_mhz: _Optional[float] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +250,9 @@ class MeasureSpec(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
     MIN_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    TF32_FIELD_NUMBER: _ClassVar[int]
+    CUDA_GRAPH_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -182,19 +265,24 @@ class MeasureSpec(_message.Message):
     precision: float
     max_block_s: float
     min_block_s: float
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ...) -> None: ...
+    tf32: bool
+    cuda_graph: bool
+    allow_fallback: bool
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ...) -> None: ...
 
 class BlockHeader(_message.Message):
-    __slots__ = ("protocol_version", "block_id", "spec", "models")
+    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     block_id: str
     spec: MeasureSpec
     models: _containers.RepeatedCompositeFieldContainer[ModelHeader]
-    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ...) -> None: ...
+    lease_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding")
@@ -229,12 +317,14 @@ class MeasureBlockRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("state", "fraction")
+    __slots__ = ("state", "fraction", "standing")
     STATE_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     state: State
     fraction: float
-    def __init__(self, state: _Optional[_Union[State, str]] = ..., fraction: _Optional[float] = ...) -> None: ...
+    standing: Standing
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., fraction: _Optional[float] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("kind", "message")
@@ -245,7 +335,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +343,10 @@ class ModelResult(_message.Message):
     TRIMMED_MEAN_NS_FIELD_NUMBER: _ClassVar[int]
     LOAD_NS_FIELD_NUMBER: _ClassVar[int]
     FIRST_RUN_NS_FIELD_NUMBER: _ClassVar[int]
+    COPY_IN_NS_FIELD_NUMBER: _ClassVar[int]
+    COPY_OUT_NS_FIELD_NUMBER: _ClassVar[int]
+    RAN_ON_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -260,7 +354,19 @@ class ModelResult(_message.Message):
     trimmed_mean_ns: float
     load_ns: int
     first_run_ns: int
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ...) -> None: ...
+    copy_in_ns: _containers.RepeatedScalarFieldContainer[int]
+    copy_out_ns: _containers.RepeatedScalarFieldContainer[int]
+    ran_on: _containers.RepeatedCompositeFieldContainer[ProviderNodes]
+    fallback: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ProviderNodes(_message.Message):
+    __slots__ = ("provider", "nodes")
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    nodes: int
+    def __init__(self, provider: _Optional[str] = ..., nodes: _Optional[int] = ...) -> None: ...
 
 class BlockDone(_message.Message):
     __slots__ = ("block_id", "busy_ns", "running_ns", "states")
@@ -285,12 +391,14 @@ class MeasureBlockEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ModelResult, _Mapping]] = ..., done: _Optional[_Union[BlockDone, _Mapping]] = ...) -> None: ...
 
 class DiagnoseRequest(_message.Message):
-    __slots__ = ("protocol_version", "probe_s")
+    __slots__ = ("protocol_version", "probe_s", "lease_id")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBE_S_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     probe_s: float
-    def __init__(self, protocol_version: _Optional[int] = ..., probe_s: _Optional[float] = ...) -> None: ...
+    lease_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., probe_s: _Optional[float] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class Finding(_message.Message):
     __slots__ = ("check", "severity", "text", "fix")

@@ -39,6 +39,16 @@ class ProfilerStub(object):
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.GetDeviceInfoRequest.SerializeToString,
                 response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.DeviceInfo.FromString,
                 _registered_method=True)
+        self.Lease = channel.unary_unary(
+                '/esm.v1.Profiler/Lease',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.LeaseRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.LeaseReply.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/esm.v1.Profiler/Release',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.FromString,
+                _registered_method=True)
         self.MeasureBlock = channel.stream_stream(
                 '/esm.v1.Profiler/MeasureBlock',
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
@@ -55,15 +65,30 @@ class ProfilerServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetDeviceInfo(self, request, context):
-        """What the device is and which limits it sets. Never waits for a running block.
+        """What the device is, which limits it sets and who uses it. Never waits for a running block.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lease(self, request, context):
+        """Takes a place in the queue for the device, or keeps it: the same call, repeated, renews.
+        A lease that is not renewed before it expires is gone. Never waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Gives a lease back, and drops its blocks; does no harm when it is gone already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MeasureBlock(self, request_iterator, context):
-        """Measures one block. Blocks of several clients wait for each other: the stream then starts
-        with Progress events in state QUEUED. Cancelling the call stops the measurement.
+        """Measures one block, when it is its lease's turn: until then the stream tells of its Progress
+        in state QUEUED. Cancelling the call stops the measurement.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +96,7 @@ class ProfilerServicer(object):
 
     def Diagnose(self, request, context):
         """Looks for what would spoil measurements on this device, and times a built-in model for some
-        seconds. Waits for a running block like a block does.
+        seconds. Waits for its lease's turn like a block does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +109,16 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.GetDeviceInfo,
                     request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.GetDeviceInfoRequest.FromString,
                     response_serializer=esm__protos_dot_v1_dot_profiler__pb2.DeviceInfo.SerializeToString,
+            ),
+            'Lease': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lease,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.LeaseRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.LeaseReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.SerializeToString,
             ),
             'MeasureBlock': grpc.stream_stream_rpc_method_handler(
                     servicer.MeasureBlock,
@@ -123,6 +158,60 @@ class Profiler(object):
             '/esm.v1.Profiler/GetDeviceInfo',
             esm__protos_dot_v1_dot_profiler__pb2.GetDeviceInfoRequest.SerializeToString,
             esm__protos_dot_v1_dot_profiler__pb2.DeviceInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esm.v1.Profiler/Lease',
+            esm__protos_dot_v1_dot_profiler__pb2.LeaseRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.LeaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esm.v1.Profiler/Release',
+            esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,116 @@
+"""Several hosts on one agent, over real connections."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esm_agent.server import AgentServer
+from esm_host.errors import BusyError, UnreachableError
+from esm_host.transport.lease import Lease
+from esm_host.transport.remote import RemoteProfiler
+from esm_protos.messages import Block, MeasureSpec, Model, Progress, State
+
+DATA = (
+    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+).read_bytes()
+LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
+SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))
+
+
+@pytest.fixture
+def agent() -> Iterator[AgentServer]:
+    server = AgentServer("127.0.0.1", 0, lease_expiry_s=2.0)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def address(agent: AgentServer) -> str:
+    return f"127.0.0.1:{agent.port}"
+
+
+def test_others_see_who_measures_and_give_up_if_they_will(address: str) -> None:
+    with RemoteProfiler(address) as first, RemoteProfiler(address) as second:
+        first.reserve("profile resnet")
+        with pytest.raises(BusyError, match=r"in use by \w.*@.* \(profile resnet\)"):
+            second.reserve("time", wait=False)
+        occupancy = second.device_info().occupancy
+        assert occupancy.holder is not None
+        assert (occupancy.holder.purpose, occupancy.waiting) == ("profile resnet", 0)
+        assert second.reserve("time").ahead == 1
+        assert first.device_info().occupancy.waiting == 1
+    with RemoteProfiler(address) as third:
+        assert third.reserve("time", wait=False).ahead == 0, "the others gave their leases back"
+
+
+def test_a_waiting_block_is_told_of_its_place(address: str) -> None:
+    with RemoteProfiler(address) as first, RemoteProfiler(address) as second:
+        measuring = first.submit(LONG)
+        wait_until_measuring(first)
+        told: list[Progress] = []
+        waiting = second.submit(SHORT)
+        threading.Timer(1.0, measuring.cancel).start()
+        assert waiting.result(told.append).block_id == "short"
+        places = [p.standing.ahead for p in told if p.state is State.QUEUED and p.standing]
+        assert 1 in places
+
+
+def test_a_host_that_falls_silent_loses_the_device(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RemoteProfiler(address) as silent, RemoteProfiler(address) as other:
+        monkeypatch.setattr(Lease, "_beat", lambda self: None)
+        measuring = silent.submit(LONG)
+        wait_until_measuring(other)
+        monkeypatch.undo()
+        began = time.monotonic()
+        assert other.measure(SHORT).block_id == "short"
+        assert time.monotonic() - began < 20, "a lease lives two seconds"
+        with pytest.raises(UnreachableError, match="lease has ended"):
+            measuring.result()
+        assert silent.measure(SHORT).block_id == "short", "it may come again"
+
+
+def test_an_agent_that_stops_hands_waiting_blocks_back(agent: AgentServer, address: str) -> None:
+    with RemoteProfiler(address) as profiler:
+        pending = [profiler.submit(LONG), profiler.submit(SHORT)]
+        wait_until_measuring(profiler)
+        agent.stop()
+        for block in pending:
+            with pytest.raises(UnreachableError):
+                block.result()
+
+
+def test_hosts_take_turns(address: str) -> None:
+    """Everybody's first block is measured before anybody's third."""
+    done: list[int] = []
+
+    def host(number: int) -> None:
+        with RemoteProfiler(address) as profiler:
+            profiler.reserve(f"host {number}")
+            ready.wait()
+            for _ in range(4):
+                profiler.measure(SHORT)
+                done.append(number)
+
+    ready = threading.Barrier(4)
+    threads = [threading.Thread(target=host, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(done) == sorted([*range(4)] * 4)
+    for number in range(4):
+        first = done.index(number)
+        assert all(done[:first].count(other) <= 2 for other in range(4)), done
+
+
+def wait_until_measuring(profiler: RemoteProfiler) -> None:
+    deadline = time.monotonic() + 30
+    while profiler.device_info().occupancy.holder is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
