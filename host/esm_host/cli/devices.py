@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.output import check_output
 
 devices = typer.Typer(help="Look after devices.", no_args_is_help=True)
 
@@ -35,6 +36,7 @@ def doctor(
     from esm_host.transport.devices import connect
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
+    check_output(output)
     with connect(name) as profiler:
         profiler.device_info()  # first, so that nobody waits for a device that is not there
         typer.echo(f"timing built-in models on {name} for {seconds:g} s", err=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.output import check_output
 from esm_host.cli.profile import ProtocolName
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def time(
 
     Example: esm-host time a.onnx b.onnx --device pi4
     """
-    from esm_host.errors import UsageError
     from esm_host.timing import read_models, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
@@ -95,8 +95,7 @@ def time(
         seed=seed,
     )
     to_stdout = output is not None and str(output) == "-"
-    if output is not None and not to_stdout and not output.parent.is_dir():
-        raise UsageError(f"--json {output}: there is no folder {output.parent}")
+    check_output(output)
     given = read_models(models)
     with devices.connect(device) as profiler, _progress(quiet) as on_progress:
         timing = time_models(profiler, given, spec, on_progress)
