@@ -144,6 +144,22 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
         assert_refused(result, 2, f"measured with {flag}", "another --run")
 
 
+def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    tight = [*SMALL, "--run", tmp_path / "r"]
+    tight[tight.index("--runs")] = "--max-runs"
+    assert_refused(esm_host("profile", *tight, "--max-runs", 0), 2, "--max-runs 0 is outside")
+    esm_host("profile", *tight, "--target-accuracy", 1)
+    again = ("profile", "--run", tmp_path / "r", "--resume")
+    for options, words in (
+        (("--runs", 7), "--max-runs 5, not --runs 7"),
+        (("--runs", 5), "--precision 2, not --runs 5"),
+        (("--precision", 3), "--precision 2, not --precision 3"),
+    ):
+        assert_refused(esm_host(*again, *options), 2, f"measured with {words}")
+
+
 def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path) -> None:
     asked = ("profile", *SMALL, "--run", tmp_path / "r", "--extension", "cost-aware")
     assert_refused(esm_host(*asked, "--sampling", "random"), 2, "--sampling balanced")

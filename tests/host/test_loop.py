@@ -231,6 +231,17 @@ def test_too_few_measurable_models_are_an_error_with_a_cause(tmp_path: Path) -> 
         loop.run()
 
 
+def test_a_finished_campaign_that_trusts_too_little_is_an_error_with_a_cause(
+    tmp_path: Path,
+) -> None:
+    assemble(tmp_path, FakeProfiler(latency), Log(), max_models=40)[2].run()
+    _, _, loop = assemble(
+        tmp_path, FakeProfiler(latency), Log(), max_models=40, train_on="throttled"
+    )
+    with pytest.raises(DeviceError, match="0 of them with a verdict that --train-on accepts"):
+        loop.run()
+
+
 def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path: Path) -> None:
     """Half of the blocks meet a reference that strays; what they say is left out."""
     weights: list[np.ndarray] = []

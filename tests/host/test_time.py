@@ -257,6 +257,7 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
+        (["--json", "/"], ["--json / is a folder"]),
     ],
 )
 def test_impossible_requests_measure_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -281,7 +282,8 @@ def _new(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
         return Settings(**given, spec=MeasureSpec(**spec))
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        raise UsageError(f"{flag(name)} {rest}") from error
+        most = name == "runs" and spec["precision"]
+        raise UsageError(f"{'--max-runs' if most else flag(name)} {rest}") from error
 
 
 def _resumed(
@@ -293,26 +295,32 @@ def _resumed(
 
     stored = folder.read_settings()
     changes = {}
-    for owner, values in ((stored, given), (stored.spec, spec)):
-        for name, value in values.items():
+    for owner, asked in ((vars(stored), given), (vars(stored.spec), spec)):
+        for name, value in asked.items():
             option = flag(name).removeprefix("--").replace("-", "_")
             options = {option, *_ALSO_SET_BY.get(name, ())}
             sources = [ctx.get_parameter_source(option) for option in options]
-            old = getattr(owner, name)
-            if value == old or all(s is None or s.name == "DEFAULT" for s in sources):
+            if value == owner[name] or all(s is None or s.name == "DEFAULT" for s in sources):
                 continue
             if name not in _RESUMABLE:
                 raise MismatchError(
-                    f"{folder.path} was measured with {flag(name)} {_shown(name, old)}, not "
-                    f"{_shown(name, value)}: leave the option out, or give another --run"
+                    f"{folder.path} was measured with {_written(name, owner)}, not "
+                    f"{_written(name, asked)}: leave the option out, or give another --run"
                 )
             changes[name] = value
     return replace(stored, **changes)
 
 
-def _shown(name: str, value: Any) -> str:
-    """As it is written on the command line."""
-    return f"{100 * value:g}" if name == "precision" else str(getattr(value, "value", value))
+def _written(name: str, settings: Mapping[str, Any]) -> str:
+    """A setting as it is written on the command line."""
+    from esm_host.extension.settings import flag
+
+    if name in ("runs", "precision"):  # exactly so many, or as many as a precision takes
+        runs, precision = settings["runs"], settings["precision"]
+        if not precision:
+            return f"--runs {runs}"
+        return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
+    return f"{flag(name)} {getattr(settings[name], 'value', settings[name])}"
 
 
 def _absolute(space: str) -> str:

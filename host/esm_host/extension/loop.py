@@ -138,14 +138,7 @@ class Loop:
         self._watcher.on_training()
         start = time.monotonic()
         measured = self._measurements.dataset()
-        dataset = measured.only(self._settings.trusted_verdicts)
-        if len(dataset) < 2 * self._settings.folds:
-            failures = self._measurements.table().failures
-            raise DeviceError(
-                f"only {len(measured)} of {len(planned)} architectures could be measured, "
-                f"{len(dataset)} of them with a verdict that --train-on accepts: too few to learn "
-                f"from; the first failure: {next(iter(failures.values()), 'none')}"
-            )
+        dataset = self._trusted(measured)
         self._last = self._evaluate(dataset)
         predicted = self._last.predicted_ms
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
@@ -194,10 +187,21 @@ class Loop:
     def _evaluation(self) -> _Evaluation:
         """The last round's; made again, and the same, when the campaign was broken off since."""
         if self._last is None:
-            self._last = self._evaluate(
-                self._measurements.dataset().only(self._settings.trusted_verdicts)
-            )
+            self._last = self._evaluate(self._trusted(self._measurements.dataset()))
         return self._last
+
+    def _trusted(self, measured: Dataset) -> Dataset:
+        """What is learned from; raises DeviceError where it is too little for that."""
+        dataset = measured.only(self._settings.trusted_verdicts)
+        if len(dataset) < 2 * self._settings.folds:
+            planned = sum(map(len, self._samples().values()))
+            failures = self._measurements.table().failures
+            raise DeviceError(
+                f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
+                f"them with a verdict that --train-on accepts: too few to learn from; the first "
+                f"failure: {next(iter(failures.values()), 'none')}"
+            )
+        return dataset
 
     def _evaluate(self, dataset: Dataset) -> _Evaluation:
         predicted, committee = cross_validate(
