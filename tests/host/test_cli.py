@@ -144,6 +144,12 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
         assert_refused(result, 2, f"measured with {flag}", "another --run")
 
 
+def test_an_exact_number_of_runs_and_a_precision_exclude_each_other(tmp_path: Path) -> None:
+    for option in (("--precision", 1), ("--max-runs", 9)):
+        refused = esm_host("profile", *SMALL, "--run", tmp_path / "r", *option)
+        assert_refused(refused, 2, "--runs takes exactly", "leave out")
+
+
 def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
     fake: FakeProfiler, tmp_path: Path
 ) -> None:

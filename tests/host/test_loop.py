@@ -143,9 +143,13 @@ def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
 
 @pytest.mark.parametrize("extension", ["balanced", "cost-aware"])
 def test_broken_off_before_it_planned_it_plans_the_same(tmp_path: Path, extension: str) -> None:
+    seen: set[int] = set()
+
     class BreaksOff(Log):
         def on_evaluated(self, result: dict[str, Any]) -> None:
-            raise BrokenOffError
+            if result["measured_models"] not in seen:  # else it is only judged anew
+                seen.add(result["measured_models"])
+                raise BrokenOffError
 
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
@@ -267,6 +271,13 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
     assert result["verdicts"]["noisy"] == 10
     assert sum(entry["samples"] for entry in result["bins"]) == 30
     assert all(len(np.unique(weight)) > 1 for weight in weights)
+
+    trusting = {**settings, "train_on": "stable,noisy"}
+    store, _, loop = assemble(tmp_path, device, Log(), **trusting)
+    assert len(loop.run().dataset) == 40
+    again = store.rounds()[-1]
+    assert again["trusted_models"] == sum(entry["samples"] for entry in again["bins"]) == 40
+    assert again["qc"] == result["qc"]
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,9 @@ def profile(
         "max_models": max_models,
         "seed": seed,
     }
+    asked = {name for name in ("precision", "max_runs") if _was_given(ctx, name)}
+    if runs is not None and asked:
+        raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
     if not 0 < precision < 100:
         raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
     fixed = runs is not None or protocol is ProtocolName.sequential
@@ -267,6 +270,11 @@ def profile(
         settings = _new(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _safe(name: str) -> str:
@@ -299,8 +307,7 @@ def _resumed(
         for name, value in asked.items():
             option = flag(name).removeprefix("--").replace("-", "_")
             options = {option, *_ALSO_SET_BY.get(name, ())}
-            sources = [ctx.get_parameter_source(option) for option in options]
-            if value == owner[name] or all(s is None or s.name == "DEFAULT" for s in sources):
+            if value == owner[name] or not any(_was_given(ctx, option) for option in options):
                 continue
             if name not in _RESUMABLE:
                 raise MismatchError(
