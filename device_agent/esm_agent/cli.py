@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -173,6 +174,8 @@ def _fail(code: int, message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point."""
+    # Else gRPC writes a line of its own for every handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     app()
 
 

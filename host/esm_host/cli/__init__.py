@@ -6,7 +6,7 @@ def main() -> None:
     import os
 
     # Else gRPC writes lines of its own beside ours, of every handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from esm_host.cli.app import app
 
     app()

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ PINNED_NAME = "esm-agent"
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,512}", re.ASCII)  # RFC 6750's alphabet
 _FINGERPRINT = re.compile(r"sha256:(?P<digits>[0-9a-f]{64})")
 _PROBE_S = 3.0
+_AGAIN_S = 0.5
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 
@@ -170,6 +172,15 @@ def probe(address: str, access: Access) -> tuple[Finding, str]:
     Returns:
         What was found, and OpenSSL's words for it.
     """
+    finding, words = _probe(address, access)
+    if finding is Finding.REFUSED:
+        # An agent that is being stopped looks the same, but only once.
+        time.sleep(_AGAIN_S)
+        return _probe(address, access)
+    return finding, words
+
+
+def _probe(address: str, access: Access) -> tuple[Finding, str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     host, port = split_address(address)
@@ -190,18 +201,17 @@ def probe(address: str, access: Access) -> tuple[Finding, str]:
                 if access.roots is None:
                     return Finding.WANTS_TLS, ""
                 # With TLS 1.3 a server looks at the client's certificate after the handshake; a
-                # gRPC server that is content speaks first.
-                tls.recv(1)
+                # gRPC server that is content speaks first, and one that is not hangs up.
+                if not tls.recv(1) and access.certificate is not None:
+                    return Finding.REFUSED, "it hangs up"
         except ssl.SSLCertVerificationError as error:
             return Finding.WRONG_CERTIFICATE, error.verify_message
         except ssl.SSLError as error:
-            if access.roots is None:
-                return Finding.NOTHING, ""
-            reason = error.reason or str(error)
-            if "ALERT" in reason:
-                return Finding.REFUSED, reason
+            if access.roots is not None and error.reason in _NOT_TLS:
+                return Finding.NO_TLS, ""
             # Else the connection ended: an agent that is being stopped, a tunnel to nobody.
-            return (Finding.NO_TLS if reason in _NOT_TLS else Finding.NOTHING), reason
+            if "ALERT" in (error.reason or "") and access.certificate is not None:
+                return Finding.REFUSED, error.reason
         except OSError:
             pass
     return Finding.NOTHING, ""
