@@ -214,8 +214,8 @@ def test_plain_agents_need_no_token(config: Path) -> None:
 
 
 def test_other_machines_without_a_token_are_warned_of(config: Path) -> None:
-    result = esm_host("devices", "add", "there", "unknown.invalid:7343")
-    assert "warning: unknown.invalid:7343 is another machine" in result.stderr
+    result = esm_host("devices", "add", "there", "127.unknown.invalid:7343")
+    assert "warning: 127.unknown.invalid:7343 is another machine" in result.stderr
     assert_refused(result, 69, "no agent answers")
 
 
