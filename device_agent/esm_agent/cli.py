@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from esm_agent import __version__
+from esm_agent.access_cli import Config, pair, tokens
 from esm_protos.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -45,33 +47,51 @@ def serve(
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 picks a free one.")
     ] = DEFAULT_PORT,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="TLS and tokens for this machine as well.")
+    ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve other machines without authentication.")
     ] = False,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Mutual TLS: this agent's certificate, PEM.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Mutual TLS: its key, PEM.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Mutual TLS: the authority of client certificates, PEM.")
+    ] = None,
+    config: Config = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
 ) -> None:
     """Serve measurements until stopped (Ctrl-C or SIGTERM).
 
-    Prints one line with the address once it is ready.
+    Prints one line with the address once it is ready. Other machines need TLS and a token: see
+    esm-agent pair.
     """
+    from esm_agent.auth import choose_door
     from esm_agent.server import AgentServer, PortTakenError
+    from esm_agent.tokens import AccessError, config_folder
     from esm_agent.worker import WorkerUnavailableError
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    if host not in ("127.0.0.1", "localhost", "::1", "[::1]"):
-        if not insecure:
-            _fail(2, f"--host {host} opens this agent to other machines: say so with --insecure")
+    open_to_others = host not in ("127.0.0.1", "localhost", "::1", "[::1]")
+    try:
+        folder = config_folder(config)
+        door = choose_door(folder, open_to_others, tls, insecure, certificate, key, client_ca)
+    except AccessError as error:
+        _fail(2, str(error))
+    if open_to_others and insecure:
         logging.warning("INSECURE: anyone who reaches %s:%d can run models here", host, port)
     host = "[::1]" if host == "::1" else host
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        server = AgentServer(host, port)
+        server = AgentServer(host, port, door=door)
     except (PortTakenError, WorkerUnavailableError) as error:
         _fail(1, str(error))
     print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
@@ -138,18 +158,24 @@ def _examined(seconds: float) -> Diagnosis:
         worker.stop()
 
 
+app.command()(pair)
+app.add_typer(tokens, name="tokens")
+
+
 def _wait_for_eof(stop: threading.Event) -> None:
     sys.stdin.read()
     stop.set()
 
 
-def _fail(code: int, message: str) -> None:
+def _fail(code: int, message: str) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(code)
 
 
 def main() -> None:
     """Entry point."""
+    # Else gRPC writes a line of its own for every handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     app()
 
 

@@ -8,6 +8,7 @@ from concurrent import futures
 
 import grpc
 
+from esm_agent.auth import Door, OpenDoor
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
@@ -42,6 +43,7 @@ class AgentServer:
         host: address to bind.
         port: 0 picks a free one.
         lease_expiry_s: a host that is silent for so long has lost its place in the queue.
+        door: who comes in; None is plain text and everybody.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -55,7 +57,9 @@ class AgentServer:
         make_backend: BackendFactory = cpu_backend,
         make_telemetry: TelemetryFactory = Telemetry,
         lease_expiry_s: float = EXPIRY_S,
+        door: Door | None = None,
     ) -> None:
+        door = door or OpenDoor()
         self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s)
         hello = self._slot.start()
         self._scratch = make_scratch()
@@ -64,12 +68,18 @@ class AgentServer:
         info = device_info(hello.runtime, hello.providers, limits)
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
+            interceptors=(door,),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot, self._scratch, lambda context: "anyone")
+        servicer = ProfilerServicer(info, self._slot, self._scratch, door.client_of)
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         try:
-            self.port: int = self._server.add_insecure_port(f"{host}:{port}")
+            address = f"{host}:{port}"
+            self.port: int = (
+                self._server.add_insecure_port(address)
+                if door.credentials is None
+                else self._server.add_secure_port(address, door.credentials)
+            )
         except RuntimeError as error:
             self._slot.stop()
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -77,7 +87,7 @@ class AgentServer:
                 f"cannot listen on {host}:{port}: another program may use it: choose --port"
             ) from error
         self._server.start()
-        log.info("%s, providers %s", hello.runtime, ", ".join(hello.providers))
+        log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
 
     def stop(self) -> None:
         """Refuses new calls, cancels the running block and ends the measuring process."""

@@ -9,6 +9,7 @@ EsmError (1)
         NotNowError (75)        it asks to try again: it stops, lacks room, or lost the lease
         UnreachableError (69)   nobody answers
         VersionError (1)        the agent speaks another protocol version
+        AuthError (77)          the agent does not let this host in, or is not the one it knows
     BusyError (75)              somebody else uses it
 """
 
@@ -51,6 +52,10 @@ class UnreachableError(DeviceError):
 
 class VersionError(DeviceError):
     pass
+
+
+class AuthError(DeviceError):
+    exit_code = 77
 
 
 class BusyError(EsmError):

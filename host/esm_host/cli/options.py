@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""What several commands share."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ NoWait = Annotated[
     bool,
     typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),
 ]
+
+
+def printable(text: str) -> str:
+    """Without what would move a terminal's cursor: the text is others'."""
+    return "".join(c if c.isprintable() else "?" for c in text)

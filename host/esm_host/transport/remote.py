@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from esm_host.errors import DeviceError, NotNowError, UnreachableError, VersionError
+from esm_host.errors import AuthError, DeviceError, NotNowError, UnreachableError, VersionError
+from esm_host.transport.access import PLAIN, Access, explained
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.lease import Lease
 from esm_protos import convert
@@ -47,19 +48,29 @@ class RemoteProfiler(Profiler):
     Args:
         address: ``host:port``.
         name: what users call the device, for messages.
+        access: how the agent is known, and this host to it.
+        answer_s: facts of the device come within so long, or nobody is there.
     """
 
-    def __init__(self, address: str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str | None = None,
+        access: Access = PLAIN,
+        answer_s: float = _ANSWER_S,
+    ) -> None:
         self.address = address
         self.name = name or address
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._access = access
+        self._answer_s = answer_s
+        self._channel = access.channel(address, _OPTIONS)
         self._stub = profiler_pb2_grpc.ProfilerStub(self._channel)
         self._lease = Lease(self._stub)
 
     def device_info(self) -> DeviceInfo:
         request = pb.GetDeviceInfoRequest(protocol_version=PROTOCOL_VERSION)
         try:
-            message = self._stub.GetDeviceInfo(request, timeout=_ANSWER_S)
+            message = self._stub.GetDeviceInfo(request, timeout=self._answer_s)
         except grpc.RpcError as error:
             raise self.translated(error) from None
         info = convert.device_info_from_pb(message)
@@ -113,12 +124,18 @@ class RemoteProfiler(Profiler):
                 f"{self.name} ({self.address}) is not an esm-agent of this version: "
                 "install the same esm-profiler on both sides"
             )
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return AuthError(f"{self.name} refused: {details}")
         if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
             return VersionError(details)
         if code is grpc.StatusCode.ABORTED:
             return NotNowError(f"{self.name}: {details}")
         broken = "RST_STREAM" in details or "Stream removed" in details
         if code in _GONE or broken:
+            if code is grpc.StatusCode.UNAVAILABLE and (
+                reason := explained(self.address, self.name, self._access)
+            ):
+                return reason
             return UnreachableError(
                 f"no agent answers at {self.address}"
                 + (f" ({self.name})" if self.name != self.address else "")

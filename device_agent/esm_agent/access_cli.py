@@ -1,0 +1,149 @@
+"""``esm-agent pair`` and ``esm-agent tokens``: who may use this agent from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from esm_protos.messages import DEFAULT_PORT
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="ESM_AGENT_CONFIG",
+        help="Folder of tokens and certificate.",
+        show_default="~/.config/esm-agent",
+    ),
+]
+
+tokens = typer.Typer(help="See and revoke the tokens of workstations.", no_args_is_help=True)
+
+P = ParamSpec("P")
+
+
+def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from esm_agent.tokens import AccessError
+
+        try:
+            command(*args, **kwargs)
+        except AccessError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+@_one_line_errors
+def pair(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="What to call the workstation.", show_default="host1, host2, ..."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where the workstation reaches this device.", show_default="a guess"),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port that esm-agent serve listens on.")] = DEFAULT_PORT,
+    renew_certificate: Annotated[
+        bool,
+        typer.Option(
+            "--renew-certificate",
+            help="Make a new certificate: every workstation has to be paired again.",
+        ),
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Let a workstation in. Prints the line to paste there; it cannot be shown again.
+
+    A running agent lets it in at once, but has to be started again for a new certificate.
+
+    Example: esm-agent pair laptop --address 192.168.1.20
+    """
+    from esm_agent.certificate import (
+        days_left,
+        fingerprint,
+        keep_certificate,
+        make_certificate,
+        own_certificate,
+    )
+    from esm_agent.tokens import TokenFile, config_folder
+
+    folder = config_folder(config)
+    own = own_certificate(folder)
+    new = None
+    if own is None or renew_certificate or days_left(own[0]) < 0:
+        new = make_certificate()  # before the token, which would be lost if this failed
+    name, token = TokenFile(folder).add(name)
+    if new is not None:
+        keep_certificate(folder, *new)
+        if own is not None:
+            typer.echo(
+                "a new certificate: start esm-agent serve again, pair every other workstation "
+                "again, and revoke their old tokens",
+                err=True,
+            )
+    certificate, _ = new or own or (b"", b"")
+    where = address or _guessed_address()
+    if ":" in where and not where.startswith("["):
+        where = f"[{where}]"
+    typer.echo(
+        f"'{name}' may come in (esm-agent tokens revoke {name} ends that); paste this on the "
+        "workstation, once:",
+        err=True,
+    )
+    print(
+        f"esm-host devices add {_device_name()} {where}:{port} --token {token} "
+        f"--fingerprint {fingerprint(certificate)}"
+    )
+
+
+@tokens.command("list")
+@_one_line_errors
+def list_tokens(config: Config = None) -> None:
+    """Show who may come in."""
+    from esm_agent.tokens import TokenFile, config_folder
+
+    known = TokenFile(config_folder(config)).all()
+    width = max((len(token.name) for token in known), default=0)
+    for token in known:
+        print(f"{token.name:<{width}}  since {token.created}")
+    if not known:
+        typer.echo("no workstation may come in yet: run `esm-agent pair`", err=True)
+
+
+@tokens.command()
+@_one_line_errors
+def revoke(
+    name: Annotated[str, typer.Argument(help="As esm-agent tokens list shows it.")],
+    config: Config = None,
+) -> None:
+    """Shut a workstation out, at once and for good. Example: esm-agent tokens revoke laptop"""
+    from esm_agent.tokens import TokenFile, config_folder
+
+    TokenFile(config_folder(config)).revoke(name)
+    typer.echo(f"'{name}' may not come in any more", err=True)
+
+
+def _device_name() -> str:
+    """This hostname, as one word that no shell changes."""
+    host = socket.gethostname().partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-") or "device"
+
+
+def _guessed_address() -> str:
+    """Of the interface that leads elsewhere."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address of documentation; nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

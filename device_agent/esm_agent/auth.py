@@ -1,0 +1,300 @@
+"""The front door: who may call which method, and by which name the agent knows them.
+
+One of three doors is chosen when the agent starts: plain text for this machine (or a network that
+is trusted), TLS with tokens, or TLS with client certificates of the users' own authority.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import unquote
+
+import grpc
+
+from esm_agent.certificate import SOON_DAYS, days_left, own_certificate
+from esm_agent.tokens import AccessError, TokenFile
+
+log = logging.getLogger(__name__)
+
+LISTED = frozenset(
+    {
+        "/esm.v1.Profiler/GetDeviceInfo",
+        "/esm.v1.Profiler/Lease",
+        "/esm.v1.Profiler/Release",
+        "/esm.v1.Profiler/MeasureBlock",
+        "/esm.v1.Profiler/Diagnose",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    }
+)
+"""All that may be called, by whoever may come in. What is not in here is refused."""
+
+PAIR = (
+    "this agent wants a valid token: run `esm-agent pair` on the device and paste the line that "
+    "it prints on the workstation"
+)
+_EXPOSED = (
+    "a token came over plain text and must be considered known to others: revoke it "
+    "(`esm-agent tokens revoke NAME`), then `esm-agent pair` again and serve with --tls"
+)
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Brake:
+    """Slows those down who fail again and again, each address for itself.
+
+    Args:
+        longest_s: no call is delayed for longer.
+        most_delayed: calls at a time, of everybody together; each holds one of the server's
+            threads. Further ones are refused at once.
+    """
+
+    _FIRST_S = 0.1
+    _FORGET_S = 300.0
+    _MOST_PEERS = 1024
+
+    def __init__(
+        self,
+        longest_s: float = 4.0,
+        most_delayed: int = 4,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._longest_s = longest_s
+        self._most_delayed = most_delayed
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._delayed = 0
+
+    @contextlib.contextmanager
+    def failed(self, address: str) -> Iterator[float]:
+        """Counts a failure; gives for how many seconds the caller is to wait inside of it."""
+        with self._lock:
+            delay_s = self._count(address)
+            if self._delayed == self._most_delayed:
+                delay_s = 0.0
+            held = delay_s > 0
+            self._delayed += held
+        try:
+            yield delay_s
+        finally:
+            with self._lock:
+                self._delayed -= held
+
+    def _count(self, address: str) -> float:
+        now = self._clock()
+        before, last = self._failures.pop(address, (0, now))
+        failures = before + 1 if now - last < self._FORGET_S else 1
+        self._failures[address] = failures, now  # the latest are last
+        if len(self._failures) > self._MOST_PEERS:
+            self._failures.popitem(last=False)
+        if failures == 1:
+            return 0.0  # a mistake
+        # Bounded before it is raised: 2.0**1024 overflows.
+        return min(self._FIRST_S * 2.0 ** min(failures - 2, 20), self._longest_s)
+
+
+class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Decides on every call by its metadata alone, before any of its messages is read.
+
+    Attributes:
+        credentials: of the port; None is plain text.
+        means: for people.
+    """
+
+    credentials: grpc.ServerCredentials | None = None
+    means: str
+
+    def __init__(self, brake: Brake | None = None) -> None:
+        self._brake = brake or Brake()
+
+    def client_of(self, context: grpc.ServicerContext) -> str:
+        """The name by which the agent knows the caller; aborts where it has become invalid."""
+        raise NotImplementedError
+
+    def refusal(self, metadata: Metadata) -> str | None:
+        """Why whoever calls with this metadata does not come in; None if they do."""
+        raise NotImplementedError
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        # An exception in here refuses the call too.
+        if (reason := self.refusal(handler_call_details.invocation_metadata or ())) is not None:
+            return _refused(lambda context: self._turn_away(reason, context))
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method in LISTED:
+            return handler  # without a handler gRPC says UNIMPLEMENTED: another version's method
+        text = f"{handler_call_details.method} may not be called"
+        return _refused(lambda context: _abort(context, grpc.StatusCode.PERMISSION_DENIED, text))
+
+    def _turn_away(self, reason: str, context: grpc.ServicerContext) -> NoReturn:
+        gone = threading.Event()
+        address = _address(context.peer())
+        with self._brake.failed(address) as delay_s:
+            # A client that hangs up, or an agent that stops, ends the waiting.
+            if delay_s and context.add_callback(gone.set):
+                gone.wait(delay_s)
+        log.warning("%s was turned away: %s", address, reason)
+        _abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
+
+
+class OpenDoor(Door):
+    """Plain text: everybody who reaches the port comes in, and is anyone."""
+
+    means = "plain text, no token"
+
+    def client_of(self, context: grpc.ServicerContext) -> str:
+        return "anyone"
+
+    def refusal(self, metadata: Metadata) -> str | None:
+        return _EXPOSED if any(key == "authorization" for key, _ in metadata) else None
+
+
+class TokenDoor(Door):
+    """TLS: a token from the file opens, and its name is the client's."""
+
+    means = "TLS, tokens"
+
+    def __init__(
+        self, certificate: bytes, key: bytes, tokens: TokenFile, brake: Brake | None = None
+    ) -> None:
+        super().__init__(brake)
+        self._tokens = tokens
+        self.credentials = grpc.ssl_server_credentials([(key, certificate)])
+
+    def client_of(self, context: grpc.ServicerContext) -> str:
+        name = self._name_of(context.invocation_metadata())
+        if name is None:  # revoked since the call began
+            _abort(context, grpc.StatusCode.UNAUTHENTICATED, PAIR)
+        return name
+
+    def refusal(self, metadata: Metadata) -> str | None:
+        return PAIR if self._name_of(metadata) is None else None
+
+    def _name_of(self, metadata: Metadata) -> str | None:
+        values = [value for key, value in metadata if key == "authorization"]
+        if len(values) != 1 or not isinstance(values[0], str):
+            return None
+        scheme, _, token = values[0].partition(" ")
+        return self._tokens.name_of(token) if scheme.lower() == "bearer" else None
+
+
+class CertificateDoor(Door):
+    """Mutual TLS: gRPC lets only certificates of the authority in, and theirs is the name."""
+
+    means = "mutual TLS"
+
+    def __init__(
+        self, certificate: bytes, key: bytes, client_ca: bytes, brake: Brake | None = None
+    ) -> None:
+        super().__init__(brake)
+        self.credentials = grpc.ssl_server_credentials(
+            [(key, certificate)], root_certificates=client_ca, require_client_auth=True
+        )
+
+    def client_of(self, context: grpc.ServicerContext) -> str:
+        facts = context.auth_context()
+        names: Sequence[bytes] = facts.get("x509_common_name", ())
+        if names and names[0]:
+            return names[0].decode("utf-8", "replace")
+        pem: Sequence[bytes] = facts.get("x509_pem_cert", ())
+        if not pem:  # never with require_client_auth; but it is not to be anyone's lease then
+            _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a client certificate is required")
+        return f"certificate {hashlib.sha256(pem[0]).hexdigest()[:16]}"
+
+    def refusal(self, metadata: Metadata) -> str | None:
+        return None
+
+
+def choose_door(
+    folder: Path,
+    beyond_loopback: bool,
+    tls: bool = False,
+    insecure: bool = False,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+) -> Door:
+    """What ``esm-agent serve`` opens.
+
+    Raises:
+        AccessError: the options contradict each other, nothing was paired yet, or a certificate is
+            unusable.
+    """
+    own = (certificate, key, client_ca)
+    if insecure and (tls or any(own)):
+        raise AccessError("--insecure is plain text: leave it out, or the options for TLS")
+    if any(own):
+        if certificate is None or key is None or client_ca is None:
+            raise AccessError("mutual TLS takes all of --certificate, --key and --client-ca")
+        return _mutual(certificate, key, client_ca)
+    if insecure or not (tls or beyond_loopback):
+        return OpenDoor()
+    pair = own_certificate(folder)
+    if pair is None:
+        raise AccessError(
+            "no workstation may come in yet: run `esm-agent pair` first (or --insecure, in a "
+            "network that you trust)"
+        )
+    _check_expiry(pair[0], "`esm-agent pair --renew-certificate`, and each workstation again")
+    if not TokenFile(folder).all():
+        log.warning("no workstation may come in yet: run `esm-agent pair`")
+    return TokenDoor(*pair, TokenFile(folder))
+
+
+def _mutual(certificate: Path, key: Path, client_ca: Path) -> Door:
+    """Looks at the files first: gRPC itself says of wrong ones that it cannot bind the port."""
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key, password=lambda: "")
+        context.load_verify_locations(client_ca)
+        door = CertificateDoor(certificate.read_bytes(), key.read_bytes(), client_ca.read_bytes())
+    except ssl.SSLError as error:
+        raise AccessError(
+            f"{certificate}, {key} or {client_ca} is unusable ({error.reason or error}): give a "
+            "certificate, its key without a password, and the clients' authority, all in PEM"
+        ) from error
+    except OSError as error:
+        raise AccessError(f"{certificate}, {key} or {client_ca}: {error.strerror}") from error
+    _check_expiry(certificate.read_bytes(), "have your authority issue a new one")
+    return door
+
+
+def _check_expiry(certificate: bytes, cure: str) -> None:
+    days = days_left(certificate)
+    if days < 0:
+        raise AccessError(f"the agent's certificate expired {-days:.0f} days ago: {cure}")
+    if days < SOON_DAYS:
+        log.warning("the agent's certificate expires in %.0f days: %s", days, cure)
+
+
+def _refused(abort: Callable[[grpc.ServicerContext], NoReturn]) -> grpc.RpcMethodHandler:
+    """Fits methods of every kind: as streams in both directions, nothing is read beforehand."""
+
+    def refuse(requests: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
+        abort(context)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _address(peer: str) -> str:
+    """Of ``ipv4:192.168.1.5:40312`` or ``ipv6:%5B::1%5D:40312`` the part without the port."""
+    return unquote(peer).rpartition(":")[0] or peer
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    context.abort(code, text)
+    raise AssertionError  # abort() raises; this tells type checkers so

@@ -1,0 +1,110 @@
+"""The agent's own certificate: self-signed, and known to workstations by its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from esm_agent.tokens import AccessError, make_private_folder, write_private
+
+SERVER_NAME = "esm-agent"
+"""What every agent's own certificate is issued to: the fingerprint tells agents apart, and an
+address may change."""
+
+VALID_DAYS = 3 * 365
+SOON_DAYS = 30
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+def own_certificate(folder: Path) -> tuple[bytes, bytes] | None:
+    """Certificate and key in PEM, or None before the first pairing.
+
+    Raises:
+        AccessError: the file cannot be read.
+    """
+    path = _path(folder)
+    try:
+        key, begin, certificate = path.read_bytes().partition(_BEGIN)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AccessError(f"cannot read {path}: {error.strerror}") from error
+    return begin + certificate, key
+
+
+def keep_certificate(folder: Path, certificate: bytes, key: bytes) -> None:
+    """Instead of the one that is there; raises AccessError where the file cannot be written."""
+    make_private_folder(folder)
+    write_private(_path(folder), key + certificate)  # one file: never a key of another certificate
+
+
+def make_certificate(valid_days: float = VALID_DAYS) -> tuple[bytes, bytes]:
+    """A self-signed certificate on the curve P-256, and its key, in PEM; raises AccessError."""
+    _require_cryptography()
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now = datetime.now(UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, SERVER_NAME)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=2))  # clocks differ
+        .not_valid_after(now + timedelta(days=valid_days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+def fingerprint(certificate: bytes) -> str:
+    """``sha256:`` and 64 digits, of a certificate in PEM."""
+    der = ssl.PEM_cert_to_DER_cert(certificate.decode("ascii"))
+    return f"sha256:{hashlib.sha256(der).hexdigest()}"
+
+
+def days_left(certificate: bytes) -> float:
+    """Until a certificate in PEM expires; negative since.
+
+    Raises:
+        AccessError: it is no certificate.
+    """
+    _require_cryptography()
+    from cryptography import x509
+
+    try:
+        expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    except ValueError as error:
+        raise AccessError("the agent's certificate is not one in PEM") from error
+    return (expires - datetime.now(UTC)) / timedelta(days=1)
+
+
+def _require_cryptography() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise AccessError(
+            "TLS needs the package cryptography: pip install 'esm-profiler[agent]'"
+        ) from error
+
+
+def _path(folder: Path) -> Path:
+    return folder / "server.pem"

@@ -1,0 +1,251 @@
+"""How this host proves who it is to an agent, and knows the agent: channels, and TLS without gRPC.
+
+A token leaves this host only as a call credential of a TLS channel; gRPC itself refuses to send
+those over plain text.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from esm_host.errors import AuthError, UnreachableError, UsageError
+
+PINNED_NAME = "esm-agent"
+"""What agents' own certificates are issued to; each is pinned, so that the name tells nothing."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,512}", re.ASCII)  # RFC 6750's alphabet
+_FINGERPRINT = re.compile(r"sha256:(?P<digits>[0-9a-f]{64})")
+_PROBE_S = 3.0
+_AGAIN_S = 0.5
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Plain text by default; TLS with ``roots`` (PEM), and then a token or a client certificate.
+
+    Attributes:
+        server_name: what the agent's certificate is issued to; None: its address.
+    """
+
+    roots: bytes | None = None
+    token: str | None = field(default=None, repr=False)
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    server_name: str | None = None
+
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """A channel that verifies the agent and tells it who this host is; does not connect yet."""
+        if self.roots is None:
+            return grpc.insecure_channel(address, options=options)
+        credentials = grpc.ssl_channel_credentials(self.roots, self.key, self.certificate)
+        if self.token is not None:
+            credentials = grpc.composite_channel_credentials(
+                credentials, grpc.access_token_call_credentials(self.token)
+            )
+        if self.server_name is not None:
+            options = (*options, ("grpc.ssl_target_name_override", self.server_name))
+        return grpc.secure_channel(address, credentials, options=options)
+
+
+PLAIN = Access()
+
+
+def pinned(certificate: bytes, token: str) -> Access:
+    """The agent that has this very certificate, called with a token."""
+    return Access(roots=certificate, token=token, server_name=PINNED_NAME)
+
+
+def mutual(ca: Path, certificate: Path, key: Path) -> Access:
+    """An agent whose certificate ``ca`` issued, called with a certificate of one's own.
+
+    Raises:
+        UsageError: a file cannot be read, or is not what it should be.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(ca)
+        context.load_cert_chain(certificate, key, password=lambda: "")
+        return Access(ca.read_bytes(), None, certificate.read_bytes(), key.read_bytes())
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{ca}, {certificate} or {key} is unusable ({error.reason or error}): give the "
+            "authority, a certificate and its key without a password, all in PEM"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{ca}, {certificate} or {key}: {error.strerror}") from error
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (IPv6 without brackets) and port of ``host:port``; raises UsageError."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UsageError(f"'{address}' is no address: give HOST:PORT, such as 192.168.1.20:7343")
+    if not 0 < int(match["port"]) < 65536:
+        raise UsageError(f"port {match['port']} of '{address}' is outside 1 to 65535")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this machine only; raises UsageError."""
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_token(token: str) -> str:
+    """Raises UsageError for what cannot be a token; never repeats it."""
+    if not _TOKEN.fullmatch(token):
+        raise UsageError("this is no token: paste the line that `esm-agent pair` printed, whole")
+    return token
+
+
+def fetch_certificate(address: str, fingerprint: str) -> bytes:
+    """The agent's certificate in PEM, if it has this fingerprint.
+
+    Raises:
+        UsageError: the fingerprint or the address is malformed.
+        UnreachableError: nobody answers.
+        AuthError: the agent speaks no TLS, or has another certificate.
+    """
+    match = _FINGERPRINT.fullmatch(fingerprint.strip().lower())
+    if match is None:
+        raise UsageError(f"'{fingerprint}' is no fingerprint: give sha256: and 64 digits")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint verifies it, below
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection(split_address(address), timeout=_PROBE_S) as plain,
+            context.wrap_socket(plain, server_hostname=PINNED_NAME) as tls,
+        ):
+            der = tls.getpeercert(binary_form=True) or b""
+    except ssl.SSLError as error:
+        if isinstance(error, ssl.SSLEOFError):  # a tunnel that leads to nobody
+            raise _nobody(address) from error
+        raise AuthError(
+            f"{address} does not speak TLS: start the agent with `esm-agent serve --tls` or --host"
+        ) from error
+    except OSError as error:
+        raise _nobody(address) from error
+    found = hashlib.sha256(der).hexdigest()
+    if not hmac.compare_digest(found, match["digits"]):
+        raise AuthError(
+            f"{address} has another certificate, sha256:{found}: if it is your device, run "
+            "`esm-agent pair` there and paste its new line; if not, somebody is in between"
+        )
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def _nobody(address: str) -> UnreachableError:
+    return UnreachableError(
+        f"no agent answers at {address}: is `esm-agent serve` running there, and the address right?"
+    )
+
+
+class Finding(enum.Enum):
+    """What a TLS handshake, apart from gRPC's, says about a channel that does not come about."""
+
+    NOTHING = "nothing wrong with TLS"
+    NO_TLS = "plain text"
+    WANTS_TLS = "TLS"
+    WRONG_CERTIFICATE = "the agent's certificate"
+    REFUSED = "this host's certificate"
+
+
+def probe(address: str, access: Access) -> tuple[Finding, str]:
+    """Looks why a channel does not come about; gRPC says UNAVAILABLE whatever the reason.
+
+    Returns:
+        What was found, and OpenSSL's words for it.
+    """
+    finding, words = _probe(address, access)
+    if finding is Finding.REFUSED:
+        # An agent that is being stopped looks the same, but only once.
+        time.sleep(_AGAIN_S)
+        return _probe(address, access)
+    return finding, words
+
+
+def _probe(address: str, access: Access) -> tuple[Finding, str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    host, port = split_address(address)
+    if access.roots is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(cadata=access.roots.decode("ascii", "ignore"))
+        if access.certificate is not None and access.key is not None:
+            _load_chain(context, access.certificate, access.key)
+    try:
+        plain = socket.create_connection((host, port), timeout=_PROBE_S)
+    except OSError:
+        return Finding.NOTHING, ""
+    with plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=access.server_name or host) as tls:
+                if access.roots is None:
+                    return Finding.WANTS_TLS, ""
+                # With TLS 1.3 a server looks at the client's certificate after the handshake; a
+                # gRPC server that is content speaks first, and one that is not hangs up.
+                if not tls.recv(1) and access.certificate is not None:
+                    return Finding.REFUSED, "it hangs up"
+        except ssl.SSLCertVerificationError as error:
+            return Finding.WRONG_CERTIFICATE, error.verify_message
+        except ssl.SSLError as error:
+            if access.roots is not None and error.reason in _NOT_TLS:
+                return Finding.NO_TLS, ""
+            # Else the connection ended: an agent that is being stopped, a tunnel to nobody.
+            if "ALERT" in (error.reason or "") and access.certificate is not None:
+                return Finding.REFUSED, error.reason
+        except OSError:
+            pass
+    return Finding.NOTHING, ""
+
+
+def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """From memory, which the ssl module does not offer: by a private file, for a moment."""
+    with tempfile.NamedTemporaryFile() as file:  # mode 0600
+        file.write(key + b"\n" + certificate)
+        file.flush()
+        context.load_cert_chain(file.name)
+
+
+def explained(address: str, name: str, access: Access) -> AuthError | None:
+    """The error for a channel that TLS keeps from coming about; None where TLS is not to blame."""
+    finding, words = probe(address, access)
+    who = name if name == address else f"{name} ({address})"
+    cure = (
+        "have your authority issue another"
+        if access.certificate
+        else "run `esm-agent pair` on the device and paste its line, with --force"
+    )
+    texts = {
+        Finding.WRONG_CERTIFICATE: f"the certificate of {who} is not valid ({words}): {cure}",
+        Finding.REFUSED: f"{who} does not accept this host's certificate ({words}): "
+        "have the agent's --client-ca issue one",
+        Finding.NO_TLS: f"{who} speaks plain text now, so nothing was sent: start it "
+        "with `esm-agent serve --tls` or --host",
+        Finding.WANTS_TLS: f"{who} wants TLS and a token: run `esm-agent pair` on the "
+        "device and paste the line that it prints",
+    }
+    return AuthError(texts[finding]) if finding in texts else None
