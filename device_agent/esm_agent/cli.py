@@ -190,6 +190,41 @@ def _examined(seconds: float) -> Diagnosis:
         worker.stop()
 
 
+@app.command("install-service")
+def install_service(
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Options of `serve`, after --.", metavar="[-- ...]")
+    ] = None,
+    system: Annotated[
+        bool | None,
+        typer.Option("--system/--user", help="For the device, or for you alone (unless root)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the unit and write nothing.")
+    ] = False,
+) -> None:
+    """Let systemd run the agent. Example: esm-agent install-service -- --port 7000 --drain 60"""
+    from esm_agent import service
+
+    given = options or []
+    # As `serve` would read them: a typing error is better found now than by systemd.
+    serving = (
+        typer.main.get_group(app).commands["serve"].make_context("esm-agent serve", list(given))
+    )
+    if serving.params["until_stdin_closes"]:
+        _fail(2, "--until-stdin-closes ends a service at once: leave it out")
+    for_all = os.geteuid() == 0 if system is None else system
+    try:
+        unit = service.unit(given, serving.params["drain"], for_all)
+        if dry_run:
+            print(unit, end="")
+            return
+        path, steps = service.install(unit, for_all)
+    except service.ServiceError as error:
+        _fail(1, str(error))
+    print("\n".join((f"wrote {path}; next:", *(f"  {step}" for step in steps))))
+
+
 def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
     sys.stdin.read()
     stops.put(None)
@@ -202,6 +237,11 @@ def _fail(code: int, message: str) -> None:
 
 def main() -> None:
     """Entry point."""
+    # A process that is spawned imports the main module of its parent again; the measuring process
+    # needs nothing of this one, and starts a third faster without.
+    main_module = sys.modules["__main__"]
+    main_module.__spec__ = None
+    main_module.__dict__.pop("__file__", None)
     app()
 
 
