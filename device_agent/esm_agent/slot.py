@@ -24,7 +24,7 @@ Event = Progress | BlockResult | Exception
 
 _LOOK_S = 0.5
 """How often leases are looked at while nothing happens."""
-_REST_S = 60.0
+REST_S = 60.0
 """Without any lease for so long, the measuring process ends, and gives its memory back."""
 _ID_LETTERS = 8  # of a lease's id in logs: enough to follow it, too few to use it
 
@@ -113,7 +113,7 @@ class Slot:
         worker: Worker,
         expiry_s: float = EXPIRY_S,
         metrics: Metrics | None = None,
-        rest_s: float = _REST_S,
+        rest_s: float = REST_S,
     ) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
