@@ -68,9 +68,7 @@ def started(python: Path, *options: str) -> tuple[subprocess.Popen[str], float]:
     """A running agent, and the seconds until it said that it listens."""
     command = [python.with_name("esm-agent"), "serve", "--port", "0", *options]
     began = time.perf_counter()
-    agent = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert agent.stdout is not None
     if "listening" not in agent.stdout.readline():
         raise SystemExit("the agent did not start")

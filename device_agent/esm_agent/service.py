@@ -113,20 +113,21 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
 
 
 def _account() -> list[str]:
-    """Nobody in particular where everybody can read this interpreter, else its owner."""
+    """Who installs it by sudo, whose settings at home count; else nobody in particular."""
     groups = {group.gr_name for group in grp.getgrall()}
     found = [name for name in _DEVICE_GROUPS if name in groups]
     extra = [f"SupplementaryGroups={' '.join(found)}"] if found else []
+    person = os.environ.get("SUDO_USER", "root")
+    if person != "root":
+        settings = Path(pwd.getpwnam(person).pw_dir) / ".config/esm-agent"
+        return [f"User={person}", f"ReadWritePaths=-{_quoted(str(settings))}", *extra]
     locked = _locked_folder(Path(sys.prefix))
-    if locked is None:
-        return ["DynamicUser=yes", *extra]
-    owner = pwd.getpwuid(Path(sys.prefix).stat().st_uid)
-    if owner.pw_uid == 0:
+    if locked is not None:
         raise ServiceError(
-            f"{locked} is root's alone, and a service should not be root: install esm-profiler "
-            "where all can read it, such as /opt/esm"
+            f"{locked} is closed to others, and a service should not be root: install by sudo from "
+            "the account that it is to run as, or put esm-profiler into /opt/esm"
         )
-    return [f"User={owner.pw_name}", *extra]
+    return ["DynamicUser=yes", "Environment=XDG_CONFIG_HOME=%S", *extra]
 
 
 def _locked_folder(path: Path) -> Path | None:
@@ -151,16 +152,14 @@ def _confinement() -> list[str]:
         "ProtectControlGroups=yes",
         "# AF_NETLINK: how programs ask for this machine's own addresses.",
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
-        "# The measuring process may go into namespaces of its own.",
-        "RestrictNamespaces=user net ipc",
+        "RestrictNamespaces=yes",
         "RestrictRealtime=yes",
         "RestrictSUIDSGID=yes",
         "LockPersonality=yes",
         "# No MemoryDenyWriteExecute: CUDA compiles kernels into memory.",
         "SystemCallArchitectures=native",
-        "SystemCallFilter=@system-service",
-        "# By which the measuring process confines itself further.",
-        "SystemCallFilter=landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp",
+        "# seccomp: by which the measuring process confines itself further.",
+        "SystemCallFilter=@system-service seccomp",
         "SystemCallErrorNumber=EPERM",
         "# Something is to be left for the rest of the device.",
         "MemoryMax=80%",

@@ -135,6 +135,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
         with self._refusals(context):
+            self._slot.check_open()
             block = receive(requests, folder, self._info.limits)
             if block.spec.provider not in self._info.providers:
                 raise ProviderError(

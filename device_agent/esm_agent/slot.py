@@ -175,6 +175,11 @@ class Slot:
 
     # Blocks
 
+    def check_open(self) -> None:
+        """Raises DrainingError before a stop: a block would be sent in vain."""
+        if self._draining:
+            raise _stopping()
+
     def submit(self, block: UploadedBlock, lease_id: str, client: str) -> Ticket:
         """Queues a block for its lease's turn.
 
@@ -183,8 +188,7 @@ class Slot:
             DrainingError: the agent is about to stop.
         """
         with self._changed:
-            if self._draining:
-                raise _stopping()
+            self.check_open()
             self._drop_expired()
             self._leases.check(lease_id, client)
             ticket = Ticket(block, lease_id, self._facts[lease_id])

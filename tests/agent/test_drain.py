@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from esm_agent.server import AgentServer
 from esm_host.dataset.store import Store
-from esm_host.errors import StoppingError, UnreachableError
+from esm_host.errors import NotNowError, UnreachableError
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model
 
@@ -80,12 +80,12 @@ def test_the_running_block_is_finished_and_no_other_begun(agent: AgentServer, ad
         drain.start()
         until(lambda: is_draining(first))
         assert [health(address, each) for each in ("", "esm.v1.Profiler")] == [NOT_SERVING] * 2
-        with pytest.raises(StoppingError):
+        with pytest.raises(NotNowError):
             waiting.result()
-        with pytest.raises(StoppingError):
+        with pytest.raises(NotNowError):
             second.reserve("time")
         assert first.reserve("time").ahead == 0, "a lease must outlive its running block"
-        with pytest.raises(StoppingError):
+        with pytest.raises(NotNowError):
             first.measure(SHORT)
         assert running.result().block_id == "seconds"
         drain.join(timeout=60)
@@ -98,7 +98,7 @@ def test_a_block_that_takes_too_long_is_handed_back(agent: AgentServer, address:
         wait_until_measuring(profiler)
         assert not agent.drain(0.1)
         agent.stop()
-        with pytest.raises(UnreachableError):
+        with pytest.raises(NotNowError):
             running.result()
 
 
@@ -152,7 +152,7 @@ def test_what_takes_longer_than_the_drain_is_handed_back(port: int, tmp_path: Pa
         running = profiler.submit(LONG)
         wait_until_measuring(profiler)
         agent.send_signal(signal.SIGTERM)
-        with pytest.raises(StoppingError):
+        with pytest.raises(NotNowError):
             running.result()
         assert agent.wait(timeout=60) == 0
     (ended,) = [e for e in events(log) if str(e["event"]).startswith("block")]

@@ -18,7 +18,7 @@ from esm_agent.server import AgentServer
 from esm_agent.slot import Slot
 from esm_agent.upload import UploadedBlock
 from esm_agent.worker import Worker
-from esm_host.errors import UnreachableError
+from esm_host.errors import NotNowError
 from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, BlockResult, MeasureSpec, Model
@@ -57,7 +57,7 @@ def test_counts_what_happens(metrics: PrometheusMetrics, monkeypatch: pytest.Mon
             monkeypatch.setattr(Lease, "_beat", lambda self: None)
             with RemoteProfiler(f"127.0.0.1:{agent.port}") as silent:
                 running = silent.submit(Block("b", MeasureSpec(runs=1_000_000), BLOCK.models[:1]))
-                with pytest.raises(UnreachableError):
+                with pytest.raises(NotNowError):
                     running.result()
         deadline = time.monotonic() + 30  # its client hears of it first
         while 'esm_agent_blocks_total{outcome="dropped"}' not in (after := scrape(metrics)):

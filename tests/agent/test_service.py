@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -82,22 +81,21 @@ def test_what_systemd_would_expand_arrives_as_given() -> None:
 def test_runs_as_nobody_in_particular_where_all_can_read_the_interpreter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.setattr(service, "_locked_folder", lambda path: None)
     text = unit([], 30, system=True)
     assert (values(text, "DynamicUser"), values(text, "User")) == (["yes"], [])
-
-
-def test_runs_as_the_owner_of_an_interpreter_that_only_they_can_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ada = SimpleNamespace(pw_uid=1000, pw_name="ada")
-    monkeypatch.setattr(service, "_locked_folder", lambda path: Path("/home/ada"))
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: ada)
-    text = unit([], 30, system=True)
-    assert (values(text, "DynamicUser"), values(text, "User")) == ([], ["ada"])
-    ada.pw_uid = 0
-    with pytest.raises(ServiceError, match="/opt/esm"):
+    monkeypatch.setattr(service, "_locked_folder", lambda path: Path("/root"))
+    with pytest.raises(ServiceError, match=r"/root is closed.*/opt/esm"):
         unit([], 30, system=True)
+
+
+def test_runs_as_who_installs_it_by_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    person = pwd.getpwall()[1]
+    monkeypatch.setenv("SUDO_USER", person.pw_name)
+    text = unit([], 30, system=True)
+    assert (values(text, "DynamicUser"), values(text, "User")) == ([], [person.pw_name])
+    assert values(text, "ReadWritePaths") == [f"-{person.pw_dir}/.config/esm-agent"]
 
 
 def test_finds_the_folder_that_others_may_not_enter(tmp_path: Path) -> None:
