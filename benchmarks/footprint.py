@@ -3,7 +3,7 @@
     python -m benchmarks.footprint [--json FILE]
 
 Builds the wheel, installs it with the extra ``agent`` into a fresh environment, and looks at what
-lies and runs there. Needs Linux, and the package index (1 minute).
+lies and runs there. Needs Linux, and the package index (2 minutes).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from esm_agent.slot import REST_S
 
@@ -37,7 +38,6 @@ def install(folder: Path) -> Path:
     (wheel,) = wheels.glob("esm_profiler-*.whl")
     subprocess.run([*run, "venv", folder / "venv"], check=True)
     python = folder / "venv/bin/python"
-    # Imported once here, as at its first start: bytecode takes room as well.
     command = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
     subprocess.run([*command, f"{wheel}[agent]"], check=True)
     return python
@@ -57,8 +57,8 @@ def disk_mb(python: Path) -> dict[str, float]:
     return {n: size / 1e6 for n, size in sizes.most_common() if n not in INSTALLERS}
 
 
-def not_importable(python: Path) -> bool:
-    """Whether nothing of what the agent must not need is there."""
+def needs_nothing_else(python: Path) -> bool:
+    """Whether neither torch nor onnx can be imported."""
     program = f"import importlib.util as u; print(any(u.find_spec(m) for m in {NOT_SHIPPED}))"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.strip() == "False"
@@ -101,7 +101,7 @@ def total(memory: dict[str, dict[str, float]], key: str) -> float:
     return sum(process[key] for process in memory.values())
 
 
-def measured(folder: Path) -> dict[str, object]:
+def measured(folder: Path) -> dict[str, Any]:
     python = install(folder)
     starts = []
     for _ in range(STARTS + 1):
@@ -128,19 +128,19 @@ def measured(folder: Path) -> dict[str, object]:
         "rss_mb_ready": total(fresh, "rss_mb"),
         "pss_mb_ready": total(fresh, "pss_mb"),
         "memory_ready": fresh,
-        "neither_torch_nor_onnx": not_importable(python),
+        "neither_torch_nor_onnx": needs_nothing_else(python),
     }
 
 
-def show(result: dict[str, object]) -> None:
+def show(result: dict[str, Any]) -> None:
     """The figures for people."""
-    for name, size in list(result["disk_mb_by_package"].items())[:8]:  # type: ignore[attr-defined]
+    for name, size in list(result["disk_mb_by_package"].items())[:8]:
         print(f"  {name:24}{size:8.1f} MB")
     for state in ("ready", "idle"):
-        for name, sizes in result[f"memory_{state}"].items():  # type: ignore[attr-defined]
+        for name, sizes in result[f"memory_{state}"].items():
             rss, pss = sizes["rss_mb"], sizes["pss_mb"]
             print(f"  {state:7}{name:17}{rss:8.1f} MB RSS {pss:8.1f} MB PSS")
-    print(f"  starts: {' '.join(f'{s:.2f}' for s in result['starts_s'])} s")  # type: ignore[attr-defined]
+    print(f"  starts: {' '.join(f'{s:.2f}' for s in result['starts_s'])} s")
     for name, aim in AIMS.items():
         print(f"{name:12}{result[name]:8.2f}   aim: below {aim:g}")
     print(f"ready: {result['rss_mb_ready']:.0f} MB RSS, {result['pss_mb_ready']:.0f} MB PSS")
