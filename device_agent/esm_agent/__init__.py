@@ -1,8 +1,15 @@
 """How it is measured: the agent that runs on the device whose latency matters."""
 
-from importlib.metadata import PackageNotFoundError, version
+__version__: str
 
-try:
-    __version__ = version("esm-profiler")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """``__version__`` when it is asked for: the measuring process starts sooner without."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("esm-profiler")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"

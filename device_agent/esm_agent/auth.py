@@ -21,6 +21,8 @@ from urllib.parse import unquote
 import grpc
 
 from esm_agent.certificate import SOON_DAYS, days_left, own_certificate
+from esm_agent.logs import event
+from esm_agent.metrics import Metrics
 from esm_agent.tokens import AccessError, TokenFile
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     Attributes:
         credentials: of the port; None is plain text.
         means: for people.
+        metrics: counts those who are turned away.
     """
 
     credentials: grpc.ServerCredentials | None = None
@@ -117,6 +120,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
     def __init__(self, brake: Brake | None = None) -> None:
         self._brake = brake or Brake()
+        self.metrics = Metrics()
 
     def client_of(self, context: grpc.ServicerContext) -> str:
         """The name by which the agent knows the caller; aborts where it has become invalid."""
@@ -147,7 +151,8 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             # A client that hangs up, or an agent that stops, ends the waiting.
             if delay_s and context.add_callback(gone.set):
                 gone.wait(delay_s)
-        log.warning("%s was turned away: %s", address, reason)
+        event(log, logging.WARNING, "turned away", peer=address, reason=reason)
+        self.metrics.refused(grpc.StatusCode.UNAUTHENTICATED.name)
         _abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -20,6 +23,8 @@ from esm_protos.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from esm_protos.messages import Diagnosis
+
+DRAIN_S = 30.0
 
 app = typer.Typer(
     name="esm-agent",
@@ -39,6 +44,11 @@ def _options(
     if version:
         typer.echo(f"esm-agent {__version__}")
         raise typer.Exit
+
+
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
 
 
 @app.command()
@@ -64,20 +74,33 @@ def serve(
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
+    drain: Annotated[
+        float,
+        typer.Option(help="Seconds in which a block may end once a stop is asked for.", min=0),
+    ] = DRAIN_S,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Lines for people, or JSON objects.")
+    ] = LogFormat.TEXT,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve counters for Prometheus on this port.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of the counters; they need no token.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Serve measurements until stopped (Ctrl-C or SIGTERM).
+    """Serve measurements until stopped (Ctrl-C or SIGTERM; a second one stops at once).
 
     Prints one line with the address once it is ready. Other machines need TLS and a token: see
     esm-agent pair.
     """
+    from esm_agent import logs
     from esm_agent.auth import choose_door
+    from esm_agent.metrics import Metrics, MetricsError, PrometheusMetrics
     from esm_agent.server import AgentServer, PortTakenError
     from esm_agent.tokens import AccessError, config_folder
     from esm_agent.worker import WorkerUnavailableError
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.configure(json_lines=log_format is LogFormat.JSON)
     open_to_others = host not in ("127.0.0.1", "localhost", "::1", "[::1]")
     try:
         folder = config_folder(config)
@@ -87,18 +110,46 @@ def serve(
     if open_to_others and insecure:
         logging.warning("INSECURE: anyone who reaches %s:%d can run models here", host, port)
     host = "[::1]" if host == "::1" else host
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stops = _stops()
+    metrics = Metrics()
     try:
-        server = AgentServer(host, port, door=door)
-    except (PortTakenError, WorkerUnavailableError) as error:
+        if metrics_port is not None:
+            metrics = PrometheusMetrics(metrics_host, metrics_port)
+        server = AgentServer(host, port, door=door, metrics=metrics)
+    except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
+        metrics.stop()
         _fail(1, str(error))
     print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
     if until_stdin_closes:
-        threading.Thread(target=_wait_for_eof, args=(stop,), daemon=True).start()
-    stop.wait()
+        threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()
+    reason = stops.get()
+    if reason is not None:  # else its host is gone, which nothing would be finished for
+        logs.event(
+            logging.getLogger(__name__), logging.INFO, "draining", signal=reason, drain_s=drain
+        )
+        server.drain(drain)
     server.stop()
+    metrics.stop()
+    logs.event(logging.getLogger(__name__), logging.INFO, "stopped")
+
+
+def _stops() -> queue.SimpleQueue[str | None]:
+    """Where a reason to stop appears: a signal's name, or None when standard input has ended."""
+    # Of all queues and events only this one may be filled from within a signal handler.
+    stops: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        if asked:
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(128 + number)
+        asked.append(number)
+        stops.put(signal.Signals(number).name)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return stops
 
 
 @app.command()
@@ -162,9 +213,44 @@ app.command()(pair)
 app.add_typer(tokens, name="tokens")
 
 
-def _wait_for_eof(stop: threading.Event) -> None:
+@app.command("install-service")
+def install_service(
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Options of `serve`, after --.", metavar="[-- ...]")
+    ] = None,
+    system: Annotated[
+        bool | None,
+        typer.Option("--system/--user", help="For the device, or for you alone (unless root)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the unit and write nothing.")
+    ] = False,
+) -> None:
+    """Let systemd run the agent. Example: esm-agent install-service -- --port 7000 --drain 60"""
+    from esm_agent import service
+
+    given = options or []
+    # As `serve` would read them: a typing error is better found now than by systemd.
+    serving = (
+        typer.main.get_group(app).commands["serve"].make_context("esm-agent serve", list(given))
+    )
+    if serving.params["until_stdin_closes"]:
+        _fail(2, "--until-stdin-closes ends a service at once: leave it out")
+    for_all = os.geteuid() == 0 if system is None else system
+    try:
+        unit = service.unit(given, serving.params["drain"], for_all)
+        if dry_run:
+            print(unit, end="")
+            return
+        path, steps = service.install(unit, for_all)
+    except service.ServiceError as error:
+        _fail(1, str(error))
+    print("\n".join((f"wrote {path}; next:", *(f"  {step}" for step in steps))))
+
+
+def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
     sys.stdin.read()
-    stop.set()
+    stops.put(None)
 
 
 def _fail(code: int, message: str) -> NoReturn:
@@ -176,6 +262,11 @@ def main() -> None:
     """Entry point."""
     # Else gRPC writes a line of its own for every handshake that fails.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # A process that is spawned imports the main module of its parent again; the measuring process
+    # needs nothing of this one, and starts a third faster without.
+    main_module = sys.modules["__main__"]
+    main_module.__spec__ = None
+    main_module.__dict__.pop("__file__", None)
     app()
 
 

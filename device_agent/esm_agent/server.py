@@ -7,18 +7,20 @@ import shutil
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from esm_agent.auth import Door, OpenDoor
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
+from esm_agent.metrics import Metrics
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
 from esm_agent.telemetry import Telemetry
 from esm_agent.worker import Worker
 from esm_protos.messages import Limits
-from esm_protos.v1 import profiler_pb2_grpc
+from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+# The agent as a whole, and its one service: what monitors may ask for.
+_HEALTH_OF = ("", profiler_pb2.DESCRIPTOR.services_by_name["Profiler"].full_name)
 
 
 class PortTakenError(Exception):
@@ -44,6 +49,7 @@ class AgentServer:
         port: 0 picks a free one.
         lease_expiry_s: a host that is silent for so long has lost its place in the queue.
         door: who comes in; None is plain text and everybody.
+        metrics: counts what happens.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -58,9 +64,12 @@ class AgentServer:
         make_telemetry: TelemetryFactory = Telemetry,
         lease_expiry_s: float = EXPIRY_S,
         door: Door | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         door = door or OpenDoor()
-        self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s)
+        if metrics is not None:
+            door.metrics = metrics
+        self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s, metrics)
         hello = self._slot.start()
         self._scratch = make_scratch()
         # Uploads lie in the temporary folder, which may be in memory.
@@ -71,8 +80,14 @@ class AgentServer:
             interceptors=(door,),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot, self._scratch, door.client_of)
+        servicer = ProfilerServicer(
+            info, self._slot, self._scratch, door.client_of, metrics=metrics
+        )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
+        self._health = health.HealthServicer()
+        for service in _HEALTH_OF:
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             address = f"{host}:{port}"
             self.port: int = (
@@ -87,7 +102,18 @@ class AgentServer:
                 f"cannot listen on {host}:{port}: another program may use it: choose --port"
             ) from error
         self._server.start()
+        if metrics is not None:
+            metrics.watch(self._slot.readings)
         log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
+
+    def drain(self, patience_s: float) -> bool:
+        """Takes nothing new, and gives the running block so long to be measured and sent.
+
+        Returns:
+            Whether it was; else :meth:`stop` hands it back to its host, to send it again.
+        """
+        self._health.enter_graceful_shutdown()
+        return self._slot.drain(patience_s)
 
     def stop(self) -> None:
         """Refuses new calls, cancels the running block and ends the measuring process."""

@@ -12,8 +12,10 @@ from typing import NoReturn
 
 import grpc
 
+from esm_agent import logs
 from esm_agent.doctor import examine
 from esm_agent.lease import NoLeaseError
+from esm_agent.metrics import Metrics
 from esm_agent.probe import check_probe_s
 from esm_agent.slot import DrainingError, Slot
 from esm_agent.telemetry import Telemetry
@@ -48,6 +50,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     Args:
         client_of: the name under which the agent knows the caller.
+        metrics: counts refusals.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         scratch: Path,
         client_of: Callable[[grpc.ServicerContext], str],
         telemetry: Telemetry | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._info = info
         self._slot = slot
         self._scratch = scratch
         self._client_of = client_of
         self._telemetry = telemetry or Telemetry()
+        self._metrics = metrics or Metrics()
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -74,16 +79,18 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         return convert.device_info_to_pb(replace(self._info, state=state, occupancy=occupancy))
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
-        with _refusals(context):
+        with self._refusals(context):
             check_version(request.protocol_version)
             names = (request.lease_id, request.owner, request.purpose)
             if not request.lease_id or max(map(len, names)) > _LONGEST_NAME:
                 raise UploadError(f"a lease needs an id, and names below {_LONGEST_NAME} letters")
-            standing = self._slot.renew(*names, self._client_of(context), request.no_wait)
+            standing = self._slot.renew(
+                *names, self._client_of(context), request.no_wait, context.peer()
+            )
         return pb.LeaseReply(standing=convert.standing_to_pb(standing))
 
     def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseReply:
-        with _refusals(context):
+        with self._refusals(context):
             check_version(request.protocol_version)
             self._slot.release(request.lease_id, self._client_of(context))
         return pb.ReleaseReply()
@@ -105,7 +112,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             assert isinstance(result, BlockResult)
             return result
 
-        with _refusals(context):
+        with self._refusals(context):
             check_version(request.protocol_version)
             check_probe_s(request.probe_s)
         return convert.diagnosis_to_pb(examine(measure, self._telemetry, request.probe_s))
@@ -114,10 +121,11 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self, block: UploadedBlock, context: grpc.ServicerContext
     ) -> Iterator[Progress | BlockResult]:
         """What becomes of a block that waits its turn; it is dropped when the client goes."""
-        with _refusals(context):
+        with self._refusals(context):
             ticket = self._slot.submit(block, block.lease_id, self._client_of(context))
-            if not context.add_callback(ticket.cancel):
-                ticket.cancel()
+        if not context.add_callback(lambda: self._slot.close(ticket)):
+            self._slot.close(ticket)
+        with _statuses(context):  # the slot has logged what became of the block
             yield from ticket.events()
 
     def _receive(
@@ -126,7 +134,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         folder: Path,
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
-        with _refusals(context):
+        with self._refusals(context):
+            self._slot.check_open()
             block = receive(requests, folder, self._info.limits)
             if block.spec.provider not in self._info.providers:
                 raise ProviderError(
@@ -134,6 +143,26 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     f"{', '.join(self._info.providers)}"
                 )
         return block
+
+    @contextmanager
+    def _refusals(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Known errors become the call's status, are logged and counted."""
+
+        def refused(code: grpc.StatusCode, text: str) -> None:
+            client, peer = self._client_of(context), context.peer()
+            self._metrics.refused(code.name)
+            logs.event(
+                log,
+                logging.WARNING,
+                "refused",
+                reason=text,
+                code=code.name,
+                client=client,
+                peer=peer,
+            )
+
+        with _statuses(context, refused):
+            yield
 
 
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -153,32 +182,30 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 
 
 @contextmanager
-def _refusals(context: grpc.ServicerContext) -> Iterator[None]:
-    """Known errors become the call's status."""
+def _statuses(
+    context: grpc.ServicerContext,
+    tell: Callable[[grpc.StatusCode, str], None] = lambda code, text: None,
+) -> Iterator[None]:
+    """Known errors become the call's status, which ``tell`` is told before."""
     try:
         yield
     except Exception as error:
-        for kind, code in _CODES:
-            if isinstance(error, kind):
-                _abort(context, code, str(error))
-        raise
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+        if code is None:
+            raise
+        text = str(error)
+    else:
+        return
+    tell(code, text)
+    _abort(context, code, text)
 
 
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:
-    failures = sum(m.failure is not None for m in result.measurements)
-    log.info(
-        "block %s: %d models, %d failed, %.2f s",
-        result.block_id,
-        len(result.measurements),
-        failures,
-        result.busy_ns / 1e9,
-    )
     for measurement in result.measurements:
         yield pb.MeasureBlockEvent(result=convert.measurement_to_pb(measurement, block.spec.trim))
     yield pb.MeasureBlockEvent(done=convert.done_to_pb(result))
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    log.warning("refused: %s", message)
     context.abort(code, message)
     raise AssertionError  # abort() raises; this tells type checkers so

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from esm_agent import logs
 from esm_agent.lease import EXPIRY_S, Leases, NoLeaseError
 from esm_agent.measuring import Hello
+from esm_agent.metrics import Metrics, Readings
 from esm_agent.upload import UploadedBlock
 from esm_agent.worker import CancelledError, Worker
-from esm_protos.messages import BlockResult, Occupancy, Progress, Standing, State
+from esm_protos.messages import BlockResult, Measurement, Occupancy, Progress, Standing, State
+
+log = logging.getLogger(__name__)
 
 Event = Progress | BlockResult | Exception
 
 _LOOK_S = 0.5
 """How often leases are looked at while nothing happens."""
+REST_S = 60.0
+"""Without any lease for so long, the measuring process ends, and gives its memory back."""
+_ID_LETTERS = 8  # of a lease's id in logs: enough to follow it, too few to use it
 
 
 class DrainingError(Exception):
     """The agent is about to stop: the block is to be sent again to the one that follows it."""
 
 
+class Facts(NamedTuple):
+    """What is logged of a lease and of its blocks."""
+
+    lease: str
+    owner: str
+    purpose: str
+    client: str
+    peer: str
+
+
 class Ticket:
     """A block's place in its lease's queue, and what becomes of it."""
 
-    def __init__(self, block: UploadedBlock) -> None:
+    def __init__(self, block: UploadedBlock, lease_id: str, facts: Facts) -> None:
         self.block = block
+        self.lease_id = lease_id
+        self.facts = facts
+        self.reason: Exception | None = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._told = Progress(State.QUEUED, 0.0)
@@ -36,8 +58,9 @@ class Ticket:
 
     def cancel(self, reason: Exception | None = None) -> None:
         """The client has gone, or its lease: the block is dropped, or its measurement stopped."""
+        self.reason = self.reason or reason or CancelledError("its client has gone")
         self._cancelled.set()
-        self._events.put(reason or CancelledError("the block was cancelled"))
+        self._events.put(self.reason)
 
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
@@ -78,13 +101,30 @@ class Slot:
     """Owns the worker and the leases.
 
     The thread lives as long as the agent, as the worker's process requires.
+
+    Args:
+        expiry_s: a host that is silent for so long has lost its lease.
+        metrics: counts what happens.
+        rest_s: the measuring process ends after so long without any lease.
     """
 
-    def __init__(self, worker: Worker, expiry_s: float = EXPIRY_S) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        expiry_s: float = EXPIRY_S,
+        metrics: Metrics | None = None,
+        rest_s: float = REST_S,
+    ) -> None:
         self._worker = worker
+        self._metrics = metrics or Metrics()
+        self._rest_s = rest_s
+        self._resting = False
         self._leases = Leases(expiry_s)
+        self._facts: dict[str, Facts] = {}
+        self._last_turn = ""
         self._tickets: defaultdict[str, deque[Ticket]] = defaultdict(deque)
-        self._running: tuple[str, Ticket] | None = None
+        self._running: Ticket | None = None
+        self._open: set[Ticket] = set()
         self._draining = self._stopped = False
         self._changed = threading.Condition()
         self._hello: queue.SimpleQueue[Hello | Exception] = queue.SimpleQueue()
@@ -105,18 +145,27 @@ class Slot:
     # Leases
 
     def renew(
-        self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool
+        self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
     ) -> Standing:
-        """As :meth:`esm_agent.lease.Leases.renew`; raises DrainingError before a stop."""
+        """As :meth:`esm_agent.lease.Leases.renew`; makes none once the agent is stopping."""
         with self._changed:
-            if self._draining:
-                raise DrainingError("the agent is stopping")
             self._drop_expired()
-            return self._leases.renew(lease_id, owner, purpose, client, no_wait, time.monotonic())
+            known = lease_id in self._facts
+            if self._draining and not known:
+                raise _stopping()
+            now = time.monotonic()
+            standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
+            if no_wait and standing.ahead and not known:
+                return standing  # none was made
+            self._facts[lease_id] = Facts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
+            if not known:
+                self._log_lease("lease made", lease_id)
+            return standing
 
     def release(self, lease_id: str, client: str) -> None:
         with self._changed:
             if self._leases.release(lease_id, client):
+                self._log_lease("lease released", lease_id)
                 self._drop(lease_id)
 
     def occupancy(self) -> Occupancy:
@@ -126,6 +175,11 @@ class Slot:
 
     # Blocks
 
+    def check_open(self) -> None:
+        """Raises DrainingError before a stop: a block would be sent in vain."""
+        if self._draining:
+            raise _stopping()
+
     def submit(self, block: UploadedBlock, lease_id: str, client: str) -> Ticket:
         """Queues a block for its lease's turn.
 
@@ -134,33 +188,48 @@ class Slot:
             DrainingError: the agent is about to stop.
         """
         with self._changed:
-            if self._draining:
-                raise DrainingError("the agent is stopping")
+            self.check_open()
             self._drop_expired()
             self._leases.check(lease_id, client)
-            ticket = Ticket(block)
+            ticket = Ticket(block, lease_id, self._facts[lease_id])
+            self._open.add(ticket)
             self._tickets[lease_id].append(ticket)
             self._tell_standings()
             self._changed.notify()
             return ticket
 
+    def close(self, ticket: Ticket) -> None:
+        """The block's call is over: its client has the result, or has gone and wants none."""
+        with self._changed:
+            self._open.discard(ticket)
+            ticket.cancel()
+            waiting = self._tickets.get(ticket.lease_id, ())
+            if ticket in waiting:
+                self._tickets[ticket.lease_id].remove(ticket)
+                self._log_block(ticket, ticket.reason, 0.0)
+            self._changed.notify_all()
+
     def drain(self, patience_s: float) -> bool:
         """Takes nothing new, hands waiting blocks back, and waits for the running one.
 
         Returns:
-            Whether that ended in time; else it is stopped by :meth:`stop`.
+            Whether the running block's client has its result in time; else the block is handed
+            back by :meth:`stop`.
         """
         deadline = time.monotonic() + patience_s
         with self._changed:
             self._draining = True
             for tickets in self._tickets.values():
                 for ticket in tickets:
-                    ticket.cancel(DrainingError("the agent is stopping"))
+                    ticket.cancel(_stopping())
+                    self._log_block(ticket, ticket.reason, 0.0)
                 tickets.clear()
             self._changed.notify_all()
-            while self._running is not None:
-                if not self._changed.wait(max(deadline - time.monotonic(), 0)):
+            while self._running is not None or self._open:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
                     return False
+                self._changed.wait(left_s)
             return True
 
     def stop(self) -> None:
@@ -168,7 +237,7 @@ class Slot:
         self.drain(0)
         with self._changed:
             if self._running is not None:
-                self._running[1].cancel(DrainingError("the agent is stopping"))
+                self._running.cancel(_stopping())
             self._stopped = True
             self._changed.notify_all()
         self._thread.join()
@@ -183,15 +252,17 @@ class Slot:
             return
         while (ticket := self._next()) is not None:
             block = ticket.block
+            began = time.monotonic()
             try:
+                self._wake()
                 event: Event = self._worker.measure(
                     block.block_id, block.spec, block.models, ticket.tell, ticket.is_cancelled
                 )
             except Exception as error:  # the slot must outlive any block
                 event = error
             with self._changed:
-                assert self._running is not None
-                self._leases.end(self._running[0], time.monotonic())
+                self._leases.end(ticket.lease_id, time.monotonic())
+                self._log_block(ticket, event, time.monotonic() - began)
                 self._running = None
                 self._changed.notify_all()
             ticket.tell(event)
@@ -200,18 +271,31 @@ class Slot:
     def _next(self) -> Ticket | None:
         """Waits for the block whose turn it is; None when the agent stops."""
         with self._changed:
+            idle_since = time.monotonic()
             while not self._stopped:
                 self._drop_expired()
-                self._drop_cancelled()
                 ready = {lease_id for lease_id, tickets in self._tickets.items() if tickets}
                 lease_id = self._leases.begin(ready, time.monotonic())
                 if lease_id is not None:
                     ticket = self._tickets[lease_id].popleft()
-                    self._running = lease_id, ticket
+                    self._running = ticket
+                    if lease_id != self._last_turn:
+                        self._log_lease("lease has its turn", lease_id)
+                        self._last_turn = lease_id
                     self._tell_standings()
                     return ticket
+                if self._facts:
+                    idle_since = time.monotonic()
+                elif not self._resting and time.monotonic() - idle_since > self._rest_s:
+                    self._worker.stop()
+                    self._resting = True
                 self._changed.wait(_LOOK_S)
             return None
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._worker.start()
+            self._resting = False
 
     def _tell_standings(self) -> None:
         now = time.monotonic()
@@ -220,18 +304,60 @@ class Slot:
                 standing = self._leases.standing(lease_id, now)
                 ticket.tell(Progress(State.QUEUED, 0.0, standing))
 
-    def _drop_cancelled(self) -> None:
-        for lease_id, tickets in self._tickets.items():
-            self._tickets[lease_id] = deque(t for t in tickets if not t.is_cancelled())
-
     def _drop_expired(self) -> None:
         for lease_id in self._leases.expire(time.monotonic()):
+            self._metrics.lease_expired()
+            self._log_lease("lease expired", lease_id, logging.WARNING)
             self._drop(lease_id)
 
     def _drop(self, lease_id: str) -> None:
         """A lease has ended: so have its blocks."""
         reason = NoLeaseError("the block's lease has ended")
+        del self._facts[lease_id]
         for ticket in self._tickets.pop(lease_id, ()):
             ticket.cancel(reason)
-        if self._running is not None and self._running[0] == lease_id:
-            self._running[1].cancel(reason)
+            self._log_block(ticket, ticket.reason, 0.0)
+        if self._running is not None and self._running.lease_id == lease_id:
+            self._running.cancel(reason)
+
+    # What is told to whoever watches over the agent
+
+    def readings(self) -> Readings:
+        """What the agent is like at the moment."""
+        with self._changed:
+            return Readings(len(self._facts), self._worker.restarts, self._worker.pid)
+
+    def _log_lease(self, text: str, lease_id: str, level: int = logging.INFO) -> None:
+        logs.event(log, level, text, **self._facts[lease_id]._asdict())
+
+    def _log_block(self, ticket: Ticket, event: Event | None, took_s: float) -> None:
+        """Once for every block that was taken, whatever became of it."""
+        fields = {"block_id": ticket.block.block_id, **ticket.facts._asdict()}
+        fields |= {"models": len(ticket.block.models), "duration_s": round(took_s, 3)}
+        if isinstance(event, BlockResult):
+            outcomes = Counter(_outcome(m) for m in event.measurements)
+            fields["failures"] = outcomes.total() - outcomes["ok"]
+            fields["busy_s"] = round(event.busy_ns / 1e9, 3)
+            self._metrics.block_ended("measured", outcomes, event.busy_ns / 1e9)
+            logs.event(log, logging.INFO, "block measured", **fields)
+            return
+        reason = ticket.reason or event  # what stopped it, and not that it was stopped
+        outcome = next((name for kind, name in _ENDS if isinstance(reason, kind)), "failed")
+        self._metrics.block_ended(outcome, {}, 0.0)
+        logs.event(log, logging.WARNING, f"block {outcome}", **fields, reason=str(reason))
+
+
+_ENDS: tuple[tuple[type[Exception], str], ...] = (
+    (DrainingError, "handed back"),
+    (NoLeaseError, "dropped"),
+    (CancelledError, "cancelled"),
+)
+"""What is said of a block that was not measured; "failed" of all others."""
+
+
+def _outcome(measurement: Measurement) -> str:
+    return "ok" if measurement.failure is None else measurement.failure.kind.value
+
+
+def _stopping() -> DrainingError:
+    return DrainingError("the agent is stopping")

@@ -85,6 +85,14 @@ class Worker:
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._current: _Process | None = None
+        self.restarts = 0
+        """Starts after the process had died, or was killed with its block."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one; from any thread."""
+        current = self._current
+        return None if current is None else current.process.pid
 
     def start(self) -> Hello:
         """Starts the process and returns what it says of its runtime.
@@ -175,6 +183,7 @@ class Worker:
         if self._current is None or not self._current.process.is_alive():
             self.stop()
             self.start()
+            self.restarts += 1
         current = self._current
         assert current is not None
         first = next(iter(job.models), 0)

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cryptography import x509
 from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
 
 from esm_agent.auth import LISTED, PAIR, Brake, CertificateDoor, Door, OpenDoor, TokenDoor
 from esm_agent.certificate import make_certificate
@@ -23,7 +24,7 @@ from tests.certificates import Authority, Files
 
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
-    for file in (pb.DESCRIPTOR,)
+    for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 }

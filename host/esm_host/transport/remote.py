@@ -86,6 +86,8 @@ class RemoteProfiler(Profiler):
         try:
             standing = self._lease.renew(purpose, no_wait=not wait)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self.device_info()  # an agent without leases can at least tell its version
             raise self.translated(error) from None
         if not wait and standing.ahead:
             raise busy(self.name, standing.holder)

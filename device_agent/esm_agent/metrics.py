@@ -1,0 +1,145 @@
+"""Counters for monitoring. The agent reports to :class:`Metrics`, where nobody listens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esm_protos.messages import FailureKind
+
+
+class MetricsError(Exception):
+    """The counters cannot be served."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the agent is like at one moment.
+
+    Attributes:
+        queue_length: leases that are alive: the one that holds the device, and those that wait.
+        worker_restarts: how often the measuring process was started again after it had died, or
+            was killed with the block that it measured.
+        worker_pid: of the measuring process; None while it rests.
+    """
+
+    queue_length: int
+    worker_restarts: int
+    worker_pid: int | None
+
+
+class Metrics:
+    """What the agent says of itself as it goes; nobody listens."""
+
+    def block_ended(self, outcome: str, models: Mapping[str, int], busy_s: float) -> None:
+        """A block was measured, or why not; its models by outcome, and the time that it took."""
+
+    def lease_expired(self) -> None:
+        """A host fell silent."""
+
+    def refused(self, code: str) -> None:
+        """A call was refused with this status."""
+
+    def watch(self, read: Callable[[], Readings]) -> None:
+        """Where to ask for what is not counted."""
+
+    def stop(self) -> None:
+        """Tells nobody any more."""
+
+
+class PrometheusMetrics(Metrics):
+    """Serves the counters over HTTP, in the format of Prometheus.
+
+    Raises:
+        MetricsError: prometheus_client is not installed, or the address cannot be bound.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            import prometheus_client as prometheus
+        except ImportError as error:
+            raise MetricsError(
+                "--metrics-port needs prometheus_client: pip install 'esm-profiler[metrics]'"
+            ) from error
+        self._read: Callable[[], Readings] | None = None
+        registry = prometheus.CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return prometheus.Counter(f"esm_agent_{name}", text, labels, registry=registry)
+
+        self._blocks = counter("blocks", "Blocks taken, by what became of them", "outcome")
+        self._models = counter("models", "Models of measured blocks, by outcome", "outcome")
+        self._busy = counter("busy_seconds", "Time spent on blocks that were measured")
+        self._expired = counter("leases_expired", "Leases of hosts that fell silent")
+        self._refused = counter("refusals", "Calls refused, by gRPC status code", "code")
+        self._blocks.labels("measured")  # a rate needs a zero to start from
+        for outcome in ("ok", *(kind.value for kind in FailureKind)):
+            self._models.labels(outcome)
+        registry.register(self)
+        try:
+            self._server, self._thread = prometheus.start_http_server(port, host, registry)
+        except (OSError, OverflowError) as error:
+            raise MetricsError(
+                f"cannot serve metrics on {host}:{port}: choose another --metrics-port"
+            ) from error
+        self.port: int = self._server.server_port
+
+    def block_ended(self, outcome: str, models: Mapping[str, int], busy_s: float) -> None:
+        self._blocks.labels(outcome).inc()
+        for name, count in models.items():
+            self._models.labels(name).inc(count)
+        self._busy.inc(busy_s)
+
+    def lease_expired(self) -> None:
+        self._expired.inc()
+
+    def refused(self, code: str) -> None:
+        self._refused.labels(code).inc()
+
+    def watch(self, read: Callable[[], Readings]) -> None:
+        self._read = read
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def collect(self) -> Iterator[Any]:
+        """What is read when somebody asks."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        memory = GaugeMetricFamily(
+            "esm_agent_resident_memory_bytes", "Memory of each process", labels=["process"]
+        )
+        pids = {"agent": os.getpid()}
+        if self._read is not None:
+            now = self._read()
+            yield GaugeMetricFamily(
+                "esm_agent_queue_length",
+                "Leases: the one that holds the device and those that wait",
+                now.queue_length,
+            )
+            yield CounterMetricFamily(
+                "esm_agent_worker_restarts",
+                "Starts of the measuring process after it died or was killed with its block",
+                now.worker_restarts,
+            )
+            if now.worker_pid is not None:
+                pids["worker"] = now.worker_pid
+        for name, pid in pids.items():
+            rss = resident_bytes(pid)
+            if rss is not None:
+                memory.add_metric([name], rss)
+        yield memory
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Memory of a process; None where /proc does not tell, or the process has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,165 @@
+"""What the agent logs of leases, blocks and refusals: each once, on one line, without secrets."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from esm_agent import logs
+from esm_agent.server import AgentServer
+from esm_host.errors import DeviceError, UnreachableError
+from esm_host.transport.remote import RemoteProfiler
+from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
+from esm_protos.v1 import profiler_pb2 as pb
+from esm_protos.v1 import profiler_pb2_grpc
+
+DATA = (
+    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+).read_bytes()
+BLOCK = Block("b1", MeasureSpec(runs=3), (Model("good", DATA), Model("bad", b"no model")))
+
+
+def formatted(formatter: logging.Formatter, text: str, **fields: object) -> str:
+    log = logging.getLogger("esm_agent.test")
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(formatter.format(record))
+
+    handler = Handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        logs.event(log, logging.INFO, text, **fields)
+    finally:
+        log.removeHandler(handler)
+    (line,) = lines
+    return line
+
+
+def test_json_has_a_time_in_utc_and_the_fields() -> None:
+    line = json.loads(formatted(logs.JsonFormatter(), "block measured", block_id="b", models=3))
+    assert line.pop("time").endswith("Z")
+    assert line == {"level": "info", "event": "block measured", "block_id": "b", "models": 3}
+
+
+def test_what_clients_say_stays_on_its_line() -> None:
+    forged = 'ada"\n2026-01-01 INFO lease made: owner=eve'
+    text = formatted(logs.TextFormatter(), "lease made", owner=forged, purpose="", models=3)
+    assert text.endswith(
+        r'lease made: owner="ada\"\n2026-01-01 INFO lease made: owner=eve" models=3'
+    )
+    assert "\n" not in text
+    line = formatted(logs.JsonFormatter(), "lease made", owner=forged)
+    assert "\n" not in line
+    assert json.loads(line)["owner"] == forged
+
+
+def test_an_error_comes_with_its_traceback() -> None:
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "oops", (), sys.exc_info())
+    line = json.loads(logs.JsonFormatter().format(record))
+    assert line["event"] == "oops"
+    assert "RuntimeError: broken" in line["error"]
+
+
+@pytest.fixture
+def agent() -> Iterator[AgentServer]:
+    server = AgentServer("127.0.0.1", 0, lease_expiry_s=3.0)
+    yield server
+    server.stop()
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    formatter = logs.JsonFormatter()
+    ours = [record for record in caplog.records if record.name.startswith("esm_agent")]
+    return [json.loads(formatter.format(record)) for record in ours]
+
+
+def test_leases_and_blocks_are_logged_once(
+    agent: AgentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with RemoteProfiler(f"127.0.0.1:{agent.port}") as profiler:
+        profiler.reserve("profile resnet")
+        profiler.measure(BLOCK)
+        profiler.measure(BLOCK)
+    lines = logged(caplog)
+    assert [line["event"] for line in lines] == [
+        "lease made",
+        "lease has its turn",
+        "block measured",
+        "block measured",
+        "lease released",
+    ]
+    assert {line["purpose"] for line in lines} == {"profile resnet"}
+    assert len({line["lease"] for line in lines}) == 1
+    block = lines[2]
+    assert (block["block_id"], block["models"], block["failures"]) == ("b1", 2, 1)
+    assert "@" in str(block["owner"])
+    assert str(block["peer"]).startswith("ipv4:127.0.0.1:")
+    assert 0 < float(str(block["busy_s"])) <= float(str(block["duration_s"]))
+
+
+def test_expiry_and_refusals_are_logged_once_and_no_secret_is(
+    agent: AgentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret, lease_id = "correct-horse-battery-staple", "0123456789abcdef"
+    with grpc.insecure_channel(f"127.0.0.1:{agent.port}") as channel:
+        stub = profiler_pb2_grpc.ProfilerStub(channel)
+        metadata = (("authorization", f"Bearer {secret}"),)
+        request = pb.LeaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=lease_id)
+        with pytest.raises(grpc.RpcError):
+            stub.Lease(request, metadata=metadata)  # over plain text
+        assert stub.Lease(request).standing.ahead == 0
+        request.lease_id = ""
+        with pytest.raises(grpc.RpcError):
+            stub.Lease(request)
+        info = pb.GetDeviceInfoRequest(protocol_version=PROTOCOL_VERSION)
+        until(lambda: not stub.GetDeviceInfo(info).occupancy.HasField("holder"))
+    lines = logged(caplog)
+    events = ["turned away", "lease made", "refused", "lease expired"]
+    assert [line["event"] for line in lines] == events
+    refused = lines[2]
+    assert (refused["level"], refused["code"]) == ("warning", "INVALID_ARGUMENT")
+    assert refused["reason"] == "a lease needs an id, and names below 200 letters"
+    everything = "".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
+    assert secret not in everything
+    assert lease_id not in everything, "who knows it can use the lease"
+
+
+def test_a_block_whose_client_goes_is_logged_as_cancelled(
+    agent: AgentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    long = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
+    with RemoteProfiler(f"127.0.0.1:{agent.port}") as profiler:
+        running, waiting = profiler.submit(long), profiler.submit(BLOCK)
+        until(lambda: len(agent._slot._open) == 2)  # both have arrived
+        until(lambda: any(line["event"] == "lease has its turn" for line in logged(caplog)))
+        for block in (waiting, running):
+            block.cancel()
+            with pytest.raises((UnreachableError, DeviceError)):
+                block.result()
+        until(lambda: len(ended(caplog)) == 2)
+    assert sorted(ended(caplog)) == [("block cancelled", "b1"), ("block cancelled", "long")]
+
+
+def ended(caplog: pytest.LogCaptureFixture) -> list[tuple[object, object]]:
+    return [(line["event"], line["block_id"]) for line in logged(caplog) if "block_id" in line]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
