@@ -51,11 +51,29 @@ def serve(
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that models may use together, such as 1500M or 2G.",
+            show_default="three quarters of the device's",
+        ),
+    ] = None,
+    cpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Processors to measure on, such as 2,3; the agent itself keeps off them.",
+            show_default="all",
+        ),
+    ] = None,
+    max_block_time: Annotated[
+        float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
+    ] = 3600.0,
 ) -> None:
     """Serve measurements until stopped (Ctrl-C or SIGTERM).
 
     Prints one line with the address once it is ready.
     """
+    from esm_agent.sandbox import Confinement, leave_cpus
     from esm_agent.server import AgentServer, PortTakenError
     from esm_agent.worker import WorkerUnavailableError
 
@@ -71,7 +89,12 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        server = AgentServer(host, port)
+        confinement = Confinement.parse(memory_limit, cpus)
+    except ValueError as error:
+        _fail(2, str(error))
+    leave_cpus(confinement.cpus)
+    try:
+        server = AgentServer(host, port, confinement=confinement, max_block_s=max_block_time)
     except (PortTakenError, WorkerUnavailableError) as error:
         _fail(1, str(error))
     print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
