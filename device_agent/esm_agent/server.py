@@ -36,6 +36,15 @@ _OPTIONS = (
 )
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A request that is no message is the client's fault, and worth one line."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
+logging.getLogger("grpc._common").addFilter(_without_traceback)
+
+
 class PortTakenError(Exception):
     """The address cannot be bound."""
 
