@@ -91,7 +91,9 @@ class AgentServer:
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot, self._scratch, lambda context: "anyone")
+        servicer = ProfilerServicer(
+            info, self._slot, self._scratch, lambda context: "anyone", cpus=confinement.cpus
+        )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         try:
             self.port: int = self._server.add_insecure_port(f"{host}:{port}")

@@ -47,6 +47,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     Args:
         client_of: the name under which the agent knows the caller.
+        cpus: that models run on; empty: all that this process may use.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         scratch: Path,
         client_of: Callable[[grpc.ServicerContext], str],
         telemetry: Telemetry | None = None,
+        cpus: tuple[int, ...] = (),
     ) -> None:
         self._info = info
         self._slot = slot
         self._scratch = scratch
         self._client_of = client_of
         self._telemetry = telemetry or Telemetry()
+        self._cpus = cpus
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -107,7 +110,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with _refusals(context):
             check_version(request.protocol_version)
             check_probe_s(request.probe_s)
-        return convert.diagnosis_to_pb(examine(measure, self._telemetry, request.probe_s))
+        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus)
+        return convert.diagnosis_to_pb(diagnosis)
 
     def _events(
         self, block: UploadedBlock, context: grpc.ServicerContext

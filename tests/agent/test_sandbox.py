@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from esm_agent.device import usable_cpus
 from esm_agent.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
 from esm_agent.worker import Worker
+from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, Protocol
 from tests.agent.fake_backends import InspectingBackend, ScriptedBackend
 
@@ -203,3 +204,25 @@ def test_the_command_refuses_nonsense(options: tuple[str, ...], word: str) -> No
     assert done.returncode == 2
     assert word in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_confines_and_says_so() -> None:
+    cpu = usable_cpus()[-1]
+    command = [sys.executable, "-m", "esm_agent.cli", "serve", "--port", "0"]
+    command += ["--cpus", str(cpu), "--memory-limit", "1G", "--max-block-time", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+        try:
+            assert agent.stdout is not None
+            with RemoteProfiler(agent.stdout.readline().split()[-1]) as profiler:
+                info = profiler.device_info()
+                affinity = {
+                    finding.check: finding.text for finding in profiler.diagnose(0.1).findings
+                }["affinity"]
+            others = os.sched_getaffinity(agent.pid)
+        finally:
+            agent.terminate()
+    assert set(info.isolation) == {"memory", "cores", "network", "cpus", "tmp"}
+    assert (info.limits.max_memory_bytes, info.limits.max_block_s) == (2**30, 100)
+    assert info.cpu_count == 1
+    assert affinity.startswith("may use 1 of ")
+    assert others == (set(usable_cpus()) - {cpu} or {cpu})

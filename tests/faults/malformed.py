@@ -78,6 +78,12 @@ def _small_model() -> bytes:
     return _chain().SerializeToString()
 
 
+@cache
+def _zeros(size: int) -> tuple[bytes, bytes]:
+    """So many, packed, and their hash."""
+    return zlib.compress(bytes(size)), hashlib.sha256(bytes(size)).digest()
+
+
 def _good_upload(lease_id: str, rng: random.Random) -> list[pb.MeasureBlockRequest]:
     data = _small_model()
     models = tuple(Model(f"m{i}", data + bytes([0x4A, 1, i])) for i in range(rng.choice((1, 2))))
@@ -122,7 +128,7 @@ def upload(lease_id: str, rng: random.Random) -> list[bytes]:
         rng.choice(
             (
                 lambda: setattr(spec, "protocol", rng.choice((0, 1, 7))),
-                lambda: setattr(spec, "threads", rng.choice((0, 2, 1024, 2**32 - 1))),
+                lambda: setattr(spec, "threads", rng.choice((0, 2, 16, 2**32 - 1))),
                 lambda: setattr(spec, "seed", rng.choice(_NUMBERS)),
                 lambda: setattr(spec, "provider", rng.choice(("", "cuda", "x" * 1000))),
                 lambda: setattr(spec, "trim", rng.choice((float("nan"), -1.0, 0.5, 1e300))),
@@ -136,12 +142,10 @@ def upload(lease_id: str, rng: random.Random) -> list[bytes]:
             )
         )()
     elif kind == "bomb":
-        zeros = bytes(rng.choice((10**5, 10**7, 10**8)))
-        packed = zlib.compress(zeros, 9)
-        model.size_bytes = rng.choice((100, len(zeros) - 1, len(zeros)))
-        model.sent_bytes = len(packed)
-        model.sha256 = hashlib.sha256(zeros).digest()
-        sent[1].chunk.data = packed
+        size = rng.choice((10**5, 10**7, 10**8))
+        sent[1].chunk.data, model.sha256 = _zeros(size)
+        model.size_bytes = rng.choice((100, size - 1, size))
+        model.sent_bytes = len(sent[1].chunk.data)
     raw = [message.SerializeToString() for message in sent]
     if kind == "bytes":
         at = rng.randrange(len(raw))
@@ -329,7 +333,7 @@ def _edit_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
     node = _node(proto, rng)
     if not node.attribute:
         name = rng.choice(("axis", "pads", "group", "kernel_shape", "to", "strides", "body"))
-        node.attribute.add(name=name, type=rng.randrange(12), i=rng.choice(_SIGNED))
+        node.attribute.add(name=name, type=rng.randrange(1, 12), i=rng.choice(_SIGNED))
         return
     attribute = rng.choice(node.attribute)
     kind = rng.randrange(5)
@@ -340,7 +344,7 @@ def _edit_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
     elif kind == 2:
         attribute.ints.extend([rng.choice(_SIGNED)] * rng.choice((1, 10)))
     elif kind == 3:
-        attribute.type = rng.randrange(16)
+        attribute.type = rng.choice(AttributeProto.AttributeType.values())
     else:
         node.attribute.remove(attribute)
 
