@@ -12,6 +12,7 @@ import grpc
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
+from esm_agent.parsing import ParsingInterceptor
 from esm_agent.sandbox import Confinement
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
@@ -34,15 +35,6 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """A request that is no message is the client's fault, and worth one line."""
-    record.exc_info = record.exc_text = None
-    return True
-
-
-logging.getLogger("grpc._common").addFilter(_without_traceback)
 
 
 class PortTakenError(Exception):
@@ -90,6 +82,7 @@ class AgentServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
             options=_OPTIONS,
+            interceptors=[ParsingInterceptor()],
         )
         servicer = ProfilerServicer(
             info, self._slot, self._scratch, lambda context: "anyone", cpus=confinement.cpus
