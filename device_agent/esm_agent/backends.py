@@ -64,10 +64,10 @@ class OnnxRuntimeCpu:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # failures are reported once, as outcomes
         names, arrays = _drawn_weights(data, spec.seed)
-        if names:
-            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-            options.add_external_initializers(names, values)
         try:
+            if names:  # which the runtime refuses if one is there twice
+                values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+                options.add_external_initializers(names, values)
             session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ModelError(_kind(error), _one_line(error)) from error

@@ -87,6 +87,23 @@ def serve(
     metrics_host: Annotated[
         str, typer.Option(help="Address of the counters; they need no token.")
     ] = "127.0.0.1",
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that models may use together, such as 1500M or 2G.",
+            show_default="three quarters of the device's",
+        ),
+    ] = None,
+    cpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Processors to measure on, such as 2,3; the agent itself keeps off them.",
+            show_default="all",
+        ),
+    ] = None,
+    max_block_time: Annotated[
+        float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
+    ] = 3600.0,
 ) -> None:
     """Serve measurements until stopped (Ctrl-C or SIGTERM; a second one stops at once).
 
@@ -96,6 +113,7 @@ def serve(
     from esm_agent import logs
     from esm_agent.auth import choose_door
     from esm_agent.metrics import Metrics, MetricsError, PrometheusMetrics
+    from esm_agent.sandbox import Confinement, leave_cpus
     from esm_agent.server import AgentServer, PortTakenError
     from esm_agent.tokens import AccessError, config_folder
     from esm_agent.worker import WorkerUnavailableError
@@ -113,9 +131,21 @@ def serve(
     stops = _stops()
     metrics = Metrics()
     try:
+        confinement = Confinement.parse(memory_limit, cpus)
+    except ValueError as error:
+        _fail(2, str(error))
+    leave_cpus(confinement.cpus)
+    try:
         if metrics_port is not None:
             metrics = PrometheusMetrics(metrics_host, metrics_port)
-        server = AgentServer(host, port, door=door, metrics=metrics)
+        server = AgentServer(
+            host,
+            port,
+            door=door,
+            metrics=metrics,
+            confinement=confinement,
+            max_block_s=max_block_time,
+        )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
         _fail(1, str(error))

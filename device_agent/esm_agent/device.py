@@ -11,15 +11,25 @@ from esm_agent import __version__
 from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, DeviceState, Limits
 
 
-def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> DeviceInfo:
-    """Facts of this machine and of the runtime that measures on it."""
+def device_info(
+    runtime: str,
+    providers: tuple[str, ...],
+    limits: Limits,
+    cpus: tuple[int, ...] = (),
+    isolation: tuple[str, ...] = (),
+) -> DeviceInfo:
+    """Facts of this machine and of the runtime that measures on it.
+
+    Args:
+        cpus: that it measures on; empty: all that this program may use.
+    """
     return DeviceInfo(
         protocol_version=PROTOCOL_VERSION,
         agent_version=__version__,
         hostname=socket.gethostname(),
         machine=platform.machine(),
         cpu_model=_cpu_model(),
-        cpu_count=len(usable_cpus()),
+        cpu_count=len(cpus or usable_cpus()),
         memory_bytes=memory_bytes(),
         os=platform.platform(),
         python_version=platform.python_version(),
@@ -27,6 +37,7 @@ def device_info(runtime: str, providers: tuple[str, ...], limits: Limits) -> Dev
         providers=providers,
         limits=limits,
         state=DeviceState(at_ns=0),
+        isolation=isolation,
     )
 
 

@@ -70,14 +70,19 @@ class _Case:
         return None if first is None or last is None else float(last - first)
 
 
-def examine(measure: Measure, telemetry: Telemetry, probe_s: float) -> Diagnosis:
+def examine(
+    measure: Measure, telemetry: Telemetry, probe_s: float, cpus: tuple[int, ...] = ()
+) -> Diagnosis:
     """Times the probe and judges this device.
+
+    Args:
+        cpus: that the probe runs on; empty: all that this process may use.
 
     Raises:
         Exception: whatever keeps ``measure`` from measuring.
     """
     result = run_probe(measure, probe_s)
-    return diagnose(read_machine(), telemetry.state(0), result)
+    return diagnose(read_machine(usable=cpus or None), telemetry.state(0), result)
 
 
 def diagnose(machine: Machine, now: DeviceState, probe: BlockResult) -> Diagnosis:

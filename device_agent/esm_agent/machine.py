@@ -75,17 +75,17 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
     usable = usable_cpus() if usable is None else usable
     folders = {int(cpu.name[3:]): cpu for cpu in sysfs.cpu_folders(root)}
     siblings = {
-        _cpu_list(sysfs.read(cpu / "topology/thread_siblings_list")) for cpu in folders.values()
+        cpu_list(sysfs.read(cpu / "topology/thread_siblings_list")) for cpu in folders.values()
     }
     khz = {n: sysfs.number(cpu / "cpufreq/cpuinfo_max_freq") for n, cpu in folders.items()}
     clock_source = root / "sys/devices/system/clocksource/clocksource0/current_clocksource"
     return Machine(
         memory_bytes=memory_bytes(),
-        online=_cpu_list(sysfs.read(root / sysfs.CPU / "online")) or usable,
+        online=cpu_list(sysfs.read(root / sysfs.CPU / "online")) or usable,
         usable=usable,
         siblings=tuple(sorted(group for group in siblings if len(group) > 1)),
         max_mhz={n: value / 1000 for n, value in khz.items() if value},
-        isolated=_cpu_list(sysfs.read(root / sysfs.CPU / "isolated")),
+        isolated=cpu_list(sysfs.read(root / sysfs.CPU / "isolated")),
         quota=min(_quotas(root), default=None),
         turbo=_turbo(root),
         throttles_at_c=min(_limits(root), default=None),
@@ -94,7 +94,7 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
     )
 
 
-def _cpu_list(text: str | None) -> tuple[int, ...]:
+def cpu_list(text: str | None) -> tuple[int, ...]:
     """``0-3,8`` as numbers; nothing at all where a part is no number."""
     numbers: set[int] = set()
     for part in filter(None, (text or "").split(",")):

@@ -19,12 +19,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from esm_agent import timing
+from esm_agent import preflight, timing
+from esm_agent.sandbox import Confinement, confine
 from esm_agent.telemetry import Telemetry
 from esm_protos.messages import (
     DeviceState,
     Failure,
     FailureKind,
+    Limits,
     Measurement,
     MeasureSpec,
     Protocol,
@@ -55,10 +57,11 @@ def cpu_backend() -> Any:
 
 
 class Hello(NamedTuple):
-    """What the process says of its runtime once it is up."""
+    """What the process says of its runtime, and of what confines it, once it is up."""
 
     runtime: str
     providers: tuple[str, ...]
+    isolation: tuple[str, ...] = ()
 
 
 class Job(NamedTuple):
@@ -67,11 +70,13 @@ class Job(NamedTuple):
     Attributes:
         loaders: how many models are loaded at a time; with one, a model that kills the process
             while it loads is known.
+        limits: what the runtime is to see of models; None shows it anything.
     """
 
     spec: MeasureSpec
     models: dict[int, tuple[str, Path]]
     loaders: int = 1
+    limits: Limits | None = None
 
 
 class JobResult(NamedTuple):
@@ -128,6 +133,13 @@ class Sessions:
                 failures[index] = session
             else:
                 loaded[index] = session
+        if job.loaders > 1:  # what lacked memory may have lacked it for what loaded beside it
+            for index in [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]:
+                on_model(index, 1.0)
+                session = self._session(job, index)
+                if not isinstance(session, Failure):
+                    del failures[index]
+                    loaded[index] = session
         # Only now: first runs are timed, so nothing may load beside them.
         for index in [i for i, model in loaded.items() if not model.first_run_ns]:
             on_model(index, 1.0)
@@ -147,7 +159,7 @@ class Sessions:
         self, job: Job, indices: Sequence[int], on_model: Callable[[int, float], None]
     ) -> Iterator[tuple[int, Loaded | Failure]]:
         def session(index: int) -> Loaded | Failure:
-            return self._session(job.models[index][1], job.spec)
+            return self._session(job, index)
 
         if job.loaders == 1:  # whoever kills the process now has been named before
             for position, index in enumerate(indices):
@@ -159,19 +171,25 @@ class Sessions:
                 on_model(found[0], position / len(indices))
                 yield found
 
-    def load_one(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
+    def load_one(self, job: Job, index: int) -> Loaded | Failure:
         """A model that is measured by itself."""
-        session = self._session(path, spec)
+        session = self._session(job, index)
         return session if isinstance(session, Failure) else self._first_run(session)
 
     @staticmethod
     def _key(path: Path, spec: MeasureSpec) -> str:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:  # in pieces: it may be more than there is memory for
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return f"{digest}/{spec.seed}/{spec.threads}/{spec.provider}"
 
-    def _session(self, path: Path, spec: MeasureSpec) -> Loaded | Failure:
+    def _session(self, job: Job, index: int) -> Loaded | Failure:
+        path, limits = job.models[index][1], job.limits
+        if limits is not None:
+            refusal = _attempted(lambda: preflight.examine(path.read_bytes(), limits))
+            if refusal is not None:
+                return refusal
         start = self._clock()
-        run = _attempted(lambda: self._backend.load(path, spec))
+        run = _attempted(lambda: self._backend.load(path, job.spec))
         return run if isinstance(run, Failure) else Loaded(run, self._clock() - start, 0)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
@@ -228,19 +246,22 @@ def main(
     cells: Any,
     make_backend: BackendFactory,
     make_telemetry: TelemetryFactory,
+    confinement: Confinement,
 ) -> None:
     """Takes jobs until the agent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     if sys.platform == "linux":
         # A hung native call must not outlive an agent that was killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    isolation = confine(confinement)
     import onnxruntime
 
     board = Board(cells)
     backend = make_backend()
     telemetry = make_telemetry()
     sessions = Sessions(backend, time.perf_counter_ns)
-    connection.send(Hello(f"onnxruntime {onnxruntime.__version__}", (backend.provider,)))
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    connection.send(Hello(runtime, (backend.provider,), isolation))
     while True:
         try:
             job: Job = connection.recv()
@@ -290,10 +311,10 @@ def _sequential(
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
-    for position, (index, (_, path)) in enumerate(job.models.items()):
+    for position, index in enumerate(job.models):
         board.write(State.MEASURING, index, position / len(job.models))
         witness.look()
-        model = sessions.load_one(path, job.spec)
+        model = sessions.load_one(job, index)
         if isinstance(model, Failure):
             measurements |= _failed(job, {index: model})
         else:

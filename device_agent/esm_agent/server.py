@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from concurrent import futures
+from dataclasses import replace
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,11 +15,13 @@ from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
 from esm_agent.metrics import Metrics
+from esm_agent.parsing import ParsingInterceptor
+from esm_agent.sandbox import Confinement
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
 from esm_agent.telemetry import Telemetry
-from esm_agent.worker import Worker
+from esm_agent.worker import Worker, WorkerUnavailableError
 from esm_protos.messages import Limits
 from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 
 # Waiting clients hold a thread each; asking for device facts must still find one.
 _MAX_CLIENTS = 64
+DEFAULT_MAX_BLOCK_S = 3600.0
+_MAX_BLOCK_MODELS = 256
+_MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit
 _OPTIONS = (
     # A second agent on a taken port is an error, not a silent sharer of its clients.
     ("grpc.so_reuseport", 0),
@@ -50,6 +56,8 @@ class AgentServer:
         lease_expiry_s: a host that is silent for so long has lost its place in the queue.
         door: who comes in; None is plain text and everybody.
         metrics: counts what happens.
+        confinement: what the measuring process may use; its folder is made here.
+        max_block_s: a block that takes longer is broken off.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -65,23 +73,37 @@ class AgentServer:
         lease_expiry_s: float = EXPIRY_S,
         door: Door | None = None,
         metrics: Metrics | None = None,
+        confinement: Confinement | None = None,
+        max_block_s: float = DEFAULT_MAX_BLOCK_S,
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
             door.metrics = metrics
-        self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s, metrics)
-        hello = self._slot.start()
         self._scratch = make_scratch()
-        # Uploads lie in the temporary folder, which may be in memory.
-        limits = Limits(max_block_bytes=memory_bytes() // 4, max_block_models=256)
-        info = device_info(hello.runtime, hello.providers, limits)
+        confinement = replace(confinement or Confinement(), folder=self._scratch / "worker")
+        limits = _limits(confinement, max_block_s)
+        worker = Worker(make_backend, make_telemetry, confinement, limits)
+        self._slot = Slot(worker, lease_expiry_s, metrics)
+        try:
+            hello = self._slot.start()
+        except WorkerUnavailableError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        info = device_info(
+            hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
+        )
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
-            interceptors=(door,),
+            interceptors=(door, ParsingInterceptor()),
             options=_OPTIONS,
         )
         servicer = ProfilerServicer(
-            info, self._slot, self._scratch, door.client_of, metrics=metrics
+            info,
+            self._slot,
+            self._scratch,
+            door.client_of,
+            metrics=metrics,
+            cpus=confinement.cpus,
         )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         self._health = health.HealthServicer()
@@ -105,6 +127,7 @@ class AgentServer:
         if metrics is not None:
             metrics.watch(self._slot.readings)
         log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
+        log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
     def drain(self, patience_s: float) -> bool:
         """Takes nothing new, and gives the running block so long to be measured and sent.
@@ -121,3 +144,15 @@ class AgentServer:
         self._slot.stop()
         stopped.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _limits(confinement: Confinement, max_block_s: float) -> Limits:
+    # Uploads lie in the temporary folder, which may be in memory.
+    block_bytes = memory_bytes() // 4
+    return Limits(
+        max_block_bytes=block_bytes,
+        max_block_models=_MAX_BLOCK_MODELS,
+        max_model_bytes=min(block_bytes, _MAX_MODEL_BYTES),
+        max_memory_bytes=confinement.memory_bytes,
+        max_block_s=max_block_s,
+    )

@@ -51,6 +51,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     Args:
         client_of: the name under which the agent knows the caller.
         metrics: counts refusals.
+        cpus: that models run on; empty: all that this process may use.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         client_of: Callable[[grpc.ServicerContext], str],
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
+        cpus: tuple[int, ...] = (),
     ) -> None:
         self._info = info
         self._slot = slot
@@ -68,6 +70,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._client_of = client_of
         self._telemetry = telemetry or Telemetry()
         self._metrics = metrics or Metrics()
+        self._cpus = cpus
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -115,7 +118,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with self._refusals(context):
             check_version(request.protocol_version)
             check_probe_s(request.probe_s)
-        return convert.diagnosis_to_pb(examine(measure, self._telemetry, request.probe_s))
+        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus)
+        return convert.diagnosis_to_pb(diagnosis)
 
     def _events(
         self, block: UploadedBlock, context: grpc.ServicerContext

@@ -7,10 +7,15 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Limits, MeasureSpec
 from esm_protos.v1 import profiler_pb2 as pb
+
+_LONGEST_ID = 4096
+"""Letters; the host's ``time`` names models by their paths."""
+_PIECE_BYTES = 1 << 20
 
 
 class UploadError(Exception):
@@ -87,6 +92,8 @@ def receive(
 def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
     if not header.block_id or not header.models:
         raise UploadError("a block needs an id and at least one model")
+    if max(len(header.block_id), *(len(m.model_id) for m in header.models)) > _LONGEST_ID:
+        raise UploadError(f"ids must be below {_LONGEST_ID} letters")
     if len({model.model_id for model in header.models}) < len(header.models):
         raise UploadError("model ids must be unique within a block")
     if len(header.models) > limits.max_block_models:
@@ -94,6 +101,12 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
             f"{len(header.models)} models in one block; this agent takes "
             f"{limits.max_block_models}: use a smaller --block-size"
         )
+    for model in header.models:
+        if model.size_bytes > limits.max_model_bytes:
+            raise TooLargeError(
+                f"model {model.model_id} is of {model.size_bytes / 1e6:.0f} MB; this agent takes "
+                f"{limits.max_model_bytes / 1e6:.0f} MB: give a smaller model"
+            )
     total = sum(model.size_bytes for model in header.models)
     if total > limits.max_block_bytes:
         raise TooLargeError(
@@ -119,17 +132,30 @@ def _receive_model(
                     f"model {model.model_id} broke off after {received} of {model.sent_bytes} bytes"
                 )
             received += len(chunk.data)
-            data = chunk.data
-            if unpack is not None:
-                try:
-                    # One byte more than announced is enough to know that it lies.
-                    data = unpack.decompress(data, model.size_bytes - written + 1)
-                except zlib.error as error:
-                    raise UploadError(f"model {model.model_id} is not zlib: {error}") from error
-            written += len(data)
-            if received > model.sent_bytes or written > model.size_bytes:
+            if received > model.sent_bytes:
                 raise UploadError(f"model {model.model_id} is longer than announced")
-            digest.update(data)
-            file.write(data)
+            for piece in _unpacked(model, chunk.data, unpack):
+                written += len(piece)
+                if written > model.size_bytes:
+                    raise UploadError(f"model {model.model_id} is longer than announced")
+                digest.update(piece)
+                file.write(piece)
+    if written < model.size_bytes:
+        raise UploadError(f"model {model.model_id} is shorter than announced")
     if digest.digest() != model.sha256:
         raise UploadError(f"model {model.model_id} arrived with another SHA-256 than announced")
+
+
+def _unpacked(model: pb.ModelHeader, data: bytes, unpack: Any) -> Iterator[bytes]:
+    """In small pieces: a chunk may unpack to a thousand times its size."""
+    if unpack is None:
+        yield data
+        return
+    try:
+        piece = b"more"
+        while data or piece:  # with its input consumed, some output may still be held back
+            piece = unpack.decompress(data, _PIECE_BYTES)
+            data = unpack.unconsumed_tail
+            yield piece
+    except zlib.error as error:
+        raise UploadError(f"model {model.model_id} is not zlib: {error}") from error

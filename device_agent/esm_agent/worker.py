@@ -8,6 +8,7 @@ model to blame, and how far the block has come.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import time
@@ -29,11 +30,13 @@ from esm_agent.measuring import (
     TelemetryFactory,
     cpu_backend,
 )
+from esm_agent.sandbox import Confinement
 from esm_agent.telemetry import Telemetry
 from esm_protos.messages import (
     BlockResult,
     Failure,
     FailureKind,
+    Limits,
     Measurement,
     MeasureSpec,
     Progress,
@@ -65,6 +68,8 @@ class _Process:
 
     def exit_text(self) -> str:
         code = self.process.exitcode
+        if code == -signal.SIGKILL:
+            return "killed by SIGKILL: the device's memory may have run out"
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
@@ -75,15 +80,23 @@ class Worker:
 
     Use from one thread, which must live as long as the worker: on Linux the process is told to
     die with the thread that started it.
+
+    Args:
+        confinement: of the process; by default to its share of memory, without network.
+        limits: that models are held to, and how long a block may take; None knows no such limits.
     """
 
     def __init__(
         self,
         make_backend: BackendFactory = cpu_backend,
         make_telemetry: TelemetryFactory = Telemetry,
+        confinement: Confinement | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
+        self._confinement = confinement or Confinement()
+        self._limits = limits
         self._current: _Process | None = None
         self.restarts = 0
         """Starts after the process had died, or was killed with its block."""
@@ -105,7 +118,7 @@ class Worker:
         cells = context.RawArray("q", 4)
         process = context.Process(
             target=measuring.main,
-            args=(theirs, cells, self._make_backend, self._make_telemetry),
+            args=(theirs, cells, self._make_backend, self._make_telemetry, self._confinement),
             daemon=True,
             name="esm-worker",
         )
@@ -145,7 +158,7 @@ class Worker:
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
         with outcome CRASH. A model that exceeds ``spec.model_timeout_s`` is left out at once with
-        outcome TIMEOUT.
+        outcome TIMEOUT; when the block exceeds its limit, so are all of them.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
@@ -153,10 +166,13 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         deaths: Counter[int] = Counter()
-        loaders = len(usable_cpus())
+        loaders = len(self._confinement.cpus or usable_cpus())
+        began = time.monotonic()
+        ends = began + self._limits.max_block_s if self._limits else math.inf
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
-            attempt = self._attempt(Job(spec, todo, loaders), on_progress, cancelled)
+            job = Job(spec, todo, loaders, self._limits)
+            attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
                 ordered = tuple(results[i] for i in range(len(models)))
@@ -164,6 +180,16 @@ class Worker:
                     block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
                 )
             index, state, failure = attempt
+            if self._limits and time.monotonic() > ends:
+                text = (
+                    f"the block took longer than this device's limit of "
+                    f"{self._limits.max_block_s:g} s: give it fewer models or runs, or the agent "
+                    "a longer --max-block-time"
+                )
+                for i, (model_id, _) in todo.items():
+                    left_out[i] = Measurement.failed(model_id, FailureKind.TIMEOUT, text)
+                ordered = tuple(left_out[i] for i in range(len(models)))
+                return BlockResult(block_id, ordered, round((time.monotonic() - began) * 1e9), 0)
             if state is State.PREPARING and loaders > 1:
                 loaders = 1  # it may have been any of those that were loading
                 continue
@@ -176,10 +202,12 @@ class Worker:
     def _attempt(
         self,
         job: Job,
+        ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> JobResult | tuple[int, State, Failure]:
-        """The result, or the model and the state at which it broke off, and why."""
+        """The result, or the model and the state at which it broke off, and why: at the latest
+        when the monotonic clock says ``ends``."""
         if self._current is None or not self._current.process.is_alive():
             self.stop()
             self.start()
@@ -197,6 +225,9 @@ class Worker:
                     raise CancelledError
                 state, model, share, now_ticks = current.cells[:]
                 on_progress(Progress(STATES[state], share / 1_000_000))
+                if time.monotonic() > ends:
+                    self.stop()
+                    return model, STATES[state], Failure(FailureKind.TIMEOUT, "the block's limit")
                 if now_ticks != ticks:
                     ticks, changed = now_ticks, time.monotonic()
                 elif time.monotonic() - changed > job.spec.model_timeout_s:

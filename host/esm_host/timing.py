@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from esm_host.errors import UsageError
 from esm_host.evaluation.verdict import Judgement, block_evidence, judge_number
+from esm_host.limits import check_models, check_spec, external_file
 from esm_host.transport.base import Profiler
 from esm_protos.messages import (
     Block,
@@ -27,8 +27,6 @@ from esm_protos.messages import (
     Protocol,
 )
 from esm_protos.statistics import Estimate, estimate_block
-from esm_protos.v1 import onnx_view_pb2
-from esm_protos.weights import WEIGHTLESS_LOCATION
 
 SCHEMA_VERSION = 1
 
@@ -40,8 +38,6 @@ MAX_TIME_S = 60.0
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
-
-_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
 _NUMBERS = (
     *("latency_ms", "interval_percent", "interval_low_ms", "interval_high_ms"),
@@ -183,7 +179,7 @@ def read_models(paths: Sequence[Path]) -> tuple[Model, ...]:
         if resolved in seen:
             raise UsageError(f"{path} is given twice: give each model once")
         seen.add(resolved)
-        if location := _external_location(data):
+        if location := external_file(data):
             raise UsageError(
                 f"{path} keeps weights in another file ({location}): save it as one file, "
                 "onnx.save(onnx.load(path), path, save_as_external_data=False)"
@@ -206,7 +202,8 @@ def time_models(
         DeviceError: it is gone or refuses.
     """
     device = profiler.device_info()
-    _check_abilities(device, models, spec)
+    check_spec(device, spec)
+    check_models(device.limits, models)
     result = profiler.measure(Block(uuid.uuid4().hex, spec, tuple(models)), on_progress)
     measured = [m for m in result.measurements if m.failure is None]
     block = estimate_block(
@@ -235,34 +232,3 @@ def _spec(runs_flag: str, **fields: Any) -> MeasureSpec:
         name, _, rest = str(error).partition(" ")
         flag = runs_flag if name == "runs" else _FLAGS.get(name, "--" + name.replace("_", "-"))
         raise UsageError(f"{flag} {rest}") from error
-
-
-def _external_location(data: bytes) -> str | None:
-    """The first file, besides the model's own, that holds weights of it."""
-    try:
-        initializers = onnx_view_pb2.Model.FromString(data).graph.initializer
-    except DecodeError:
-        return None  # no ONNX file: the device says so
-    for tensor in initializers:
-        if tensor.data_location == _EXTERNAL:
-            for entry in tensor.external_data:
-                if entry.key == "location" and entry.value != WEIGHTLESS_LOCATION:
-                    return str(entry.value)
-    return None
-
-
-def _check_abilities(device: DeviceInfo, models: Sequence[Model], spec: MeasureSpec) -> None:
-    if spec.provider not in device.providers:
-        raise UsageError(f"--ep {spec.provider}: the device has {', '.join(device.providers)}")
-    limits = device.limits
-    if len(models) > limits.max_block_models:
-        raise UsageError(
-            f"{len(models)} models: the device takes {limits.max_block_models} at a time, "
-            "give fewer"
-        )
-    size = sum(len(model.data) for model in models)
-    if size > limits.max_block_bytes:
-        raise UsageError(
-            f"models of {size / 1e6:.0f} MB together: the device takes "
-            f"{limits.max_block_bytes / 1e6:.0f} MB at a time, give fewer or smaller ones"
-        )

@@ -1,5 +1,6 @@
 """Backends for tests, importable by the measuring process. A model's bytes say what it does."""
 
+import importlib
 import os
 import signal
 import time
@@ -12,7 +13,8 @@ from esm_protos.messages import DeviceState, FailureKind, MeasureSpec
 
 class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
-    ``dies`` (while it loads), ``log PATH`` (a line for every load)."""
+    ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
+    every load)."""
 
     provider = "cpu"
 
@@ -20,6 +22,8 @@ class ScriptedBackend:
         word, _, rest = path.read_text().partition(" ")
         if word == "dies":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if word == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if word == "log":
             with Path(rest).open("a") as file:
                 file.write("loaded\n")
@@ -72,6 +76,20 @@ class ThrottlingTelemetry:
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
         self.asked += 1
         return DeviceState(at_ns, clock_mhz=(1500.0 if self.asked <= 2 else 940.0,))
+
+
+class InspectingBackend:
+    """Fails with what the expression that is the model gives in the measuring process."""
+
+    provider = "cpu"
+
+    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
+        names = ("os", "pathlib", "resource", "socket", "tempfile")
+        try:
+            answer = repr(eval(path.read_text(), {n: importlib.import_module(n) for n in names}))
+        except Exception as error:
+            answer = repr(error)
+        raise ModelError(FailureKind.INVALID_MODEL, answer)
 
 
 class BrokenBackend:

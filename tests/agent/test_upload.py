@@ -2,11 +2,13 @@
 
 import hashlib
 import random
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from esm_agent import upload
 from esm_agent.upload import TooLargeError, UploadError, VersionError, receive
 from esm_protos.convert import block_to_requests
 from esm_protos.messages import CHUNK_BYTES, Block, Limits, MeasureSpec, Model
@@ -50,6 +52,35 @@ def test_what_unpacks_to_more_than_announced_is_refused_before_it_does(tmp_path:
     assert (tmp_path / "0.onnx").stat().st_size == 0
 
 
+def test_little_is_unpacked_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of 100 KB that unpacks to 100 MB, as its header says."""
+    pieces: list[int] = []
+    unpacked = upload._unpacked
+
+    def spy(*arguments) -> Iterator[bytes]:
+        for piece in unpacked(*arguments):
+            pieces.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(upload, "_unpacked", spy)
+    size = 100_000_000
+    bomb = requests(bytes(CHUNK_BYTES))
+    packed = zlib.compress(bytes(size))
+    bomb[0].header.models[0].size_bytes = size
+    bomb[0].header.models[0].sent_bytes = len(packed)
+    bomb[0].header.models[0].sha256 = hashlib.sha256(bytes(size)).digest()
+    bomb[1].chunk.data = packed
+    block = receive(bomb, tmp_path, Limits(max_block_bytes=10**9, max_block_models=1))
+    assert block.models[0][1].stat().st_size == sum(pieces) == size
+    assert max(pieces) <= 1 << 20
+
+
+def test_one_model_may_be_too_large_where_the_block_is_not(tmp_path: Path) -> None:
+    limits = Limits(max_block_bytes=10_000, max_block_models=3, max_model_bytes=100)
+    with pytest.raises(TooLargeError, match="model m1 is of"):
+        receive(requests(b"x", b"x" * 101), tmp_path, limits)
+
+
 def edited(edit: Callable[[Requests], object]) -> Requests:
     sent = requests(b"first", b"second")
     edit(sent)
@@ -75,7 +106,9 @@ def edited(edit: Callable[[Requests], object]) -> Requests:
         lambda r: setattr(r[0].header.models[0], "encoding", pb.ENCODING_PLAIN),
         lambda r: setattr(r[0].header.models[0], "encoding", 9),
         lambda r: setattr(r[0].header.models[0], "size_bytes", 4),
+        lambda r: setattr(r[0].header.models[0], "size_bytes", 6),
         lambda r: setattr(r[0].header, "block_id", ""),
+        lambda r: setattr(r[0].header, "block_id", "b" * 5_000),
         lambda r: r[0].header.ClearField("models"),
         lambda r: setattr(r[0].header.models[1], "model_id", "m0"),
         lambda r: setattr(r[0].header.models[0], "sha256", hashlib.sha256(b"").digest()),

@@ -245,7 +245,7 @@ def test_a_device_without_room_for_one_model_says_so(tmp_path: Path) -> None:
     device = FakeProfiler(latency, memory_bytes=60_000_000)
     store, collector, _ = assemble(tmp_path, device, Log())
     plan(store)
-    with pytest.raises(DeviceError, match=r"has 60 MB free.*end other programs"):
+    with pytest.raises(DeviceError, match=r"has 60 MB for models.*end other programs"):
         collector.collect(0)
     assert device.blocks == []
 

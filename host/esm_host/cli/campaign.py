@@ -19,6 +19,7 @@ from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
+from esm_host.limits import check_campaign, check_spec
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
@@ -69,7 +70,9 @@ def run_campaign(
         profiler = PatientProfiler(impatient, patience_s, live.warn)
         # A new campaign's device that is not there is a mistake; an old one's will come back.
         device = (profiler if resume else impatient).device_info()
-        _check_abilities(settings, device)
+        check_spec(device, settings.spec)
+        largest = space.build(space.extremes()[1])
+        check_campaign(device.limits, settings.block_size, settings.references, largest)
         profiler.reserve(f"profile {settings.space}", wait)
         folder.prepare(resume)
         with folder.locked():
@@ -79,19 +82,6 @@ def run_campaign(
                 kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
                 live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
                 return INTERRUPTED
-
-
-def _check_abilities(settings: Settings, device: DeviceInfo) -> None:
-    if settings.spec.provider not in device.providers:
-        raise UsageError(
-            f"--ep {settings.spec.provider}: the device has {', '.join(device.providers)}"
-        )
-    models = settings.block_size + settings.references
-    if models > device.limits.max_block_models:
-        raise UsageError(
-            f"--block-size {settings.block_size} and --references {settings.references} exceed "
-            f"the device's {device.limits.max_block_models} models per block: give less"
-        )
 
 
 def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:

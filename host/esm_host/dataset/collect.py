@@ -281,9 +281,12 @@ class Collector:
     def _groups(self, pending: Sequence[Architecture]) -> Iterator[_Group | None]:
         """Models of one block after the other, as many as ``block_size`` and memory allow; in
         the end None, as often as it is asked."""
-        available = self._profiler.device_info().state.memory_available_bytes
+        device = self._profiler.device_info()
+        allowed = device.limits.max_memory_bytes
+        free = device.state.memory_available_bytes
+        available = allowed if free is None else min(free, allowed)
         # Half: the device may have other plans, and the estimate is rough.
-        room = math.inf if available is None else available / 2
+        room = available / 2
         references = [(a, self._space.build(a)) for a in self._references]
         fixed = sum(memory_bytes(data) for _, data in references)
         group: list[Built] = []
@@ -293,9 +296,9 @@ class Collector:
             memory = memory_bytes(data)
             if fixed + memory > room:
                 raise DeviceError(
-                    f"the device has {(available or 0) / 1e6:.0f} MB free, too little for a model "
+                    f"the device has {available / 1e6:.0f} MB for models, too little for a model "
                     f"of about {memory / 1e6:.0f} MB beside the references' {fixed / 1e6:.0f} MB: "
-                    "end other programs there, or choose a smaller space"
+                    "end other programs there, raise its --memory-limit, or choose a smaller space"
                 )
             if group and (len(group) == self._block_size or needed + memory > room):
                 yield _Group.of(group, references)

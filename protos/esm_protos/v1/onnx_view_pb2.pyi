@@ -28,16 +28,112 @@ class Tensor(_message.Message):
     data_location: int
     def __init__(self, dims: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., name: _Optional[str] = ..., external_data: _Optional[_Iterable[_Union[StringStringEntry, _Mapping]]] = ..., data_location: _Optional[int] = ...) -> None: ...
 
+class SparseTensor(_message.Message):
+    __slots__ = ("values", "indices", "dims")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    values: Tensor
+    indices: Tensor
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, values: _Optional[_Union[Tensor, _Mapping]] = ..., indices: _Optional[_Union[Tensor, _Mapping]] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Attribute(_message.Message):
+    __slots__ = ("t", "g", "tensors", "graphs", "sparse_tensor", "sparse_tensors")
+    T_FIELD_NUMBER: _ClassVar[int]
+    G_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    GRAPHS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_TENSOR_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    t: Tensor
+    g: Graph
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    graphs: _containers.RepeatedCompositeFieldContainer[Graph]
+    sparse_tensor: SparseTensor
+    sparse_tensors: _containers.RepeatedCompositeFieldContainer[SparseTensor]
+    def __init__(self, t: _Optional[_Union[Tensor, _Mapping]] = ..., g: _Optional[_Union[Graph, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., graphs: _Optional[_Iterable[_Union[Graph, _Mapping]]] = ..., sparse_tensor: _Optional[_Union[SparseTensor, _Mapping]] = ..., sparse_tensors: _Optional[_Iterable[_Union[SparseTensor, _Mapping]]] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("op_type", "attribute", "domain")
+    OP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    op_type: str
+    attribute: _containers.RepeatedCompositeFieldContainer[Attribute]
+    domain: str
+    def __init__(self, op_type: _Optional[str] = ..., attribute: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., domain: _Optional[str] = ...) -> None: ...
+
+class Dimension(_message.Message):
+    __slots__ = ("dim_value",)
+    DIM_VALUE_FIELD_NUMBER: _ClassVar[int]
+    dim_value: int
+    def __init__(self, dim_value: _Optional[int] = ...) -> None: ...
+
+class Shape(_message.Message):
+    __slots__ = ("dim",)
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    dim: _containers.RepeatedCompositeFieldContainer[Dimension]
+    def __init__(self, dim: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ...) -> None: ...
+
+class TensorType(_message.Message):
+    __slots__ = ("shape",)
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    shape: Shape
+    def __init__(self, shape: _Optional[_Union[Shape, _Mapping]] = ...) -> None: ...
+
+class Type(_message.Message):
+    __slots__ = ("tensor_type",)
+    TENSOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    tensor_type: TensorType
+    def __init__(self, tensor_type: _Optional[_Union[TensorType, _Mapping]] = ...) -> None: ...
+
+class ValueInfo(_message.Message):
+    __slots__ = ("name", "type")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: Type
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[Type, _Mapping]] = ...) -> None: ...
+
 class Graph(_message.Message):
-    __slots__ = ("initializer",)
+    __slots__ = ("node", "initializer", "input", "sparse_initializer")
+    NODE_FIELD_NUMBER: _ClassVar[int]
     INITIALIZER_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_INITIALIZER_FIELD_NUMBER: _ClassVar[int]
+    node: _containers.RepeatedCompositeFieldContainer[Node]
     initializer: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, initializer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    input: _containers.RepeatedCompositeFieldContainer[ValueInfo]
+    sparse_initializer: _containers.RepeatedCompositeFieldContainer[SparseTensor]
+    def __init__(self, node: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., initializer: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., input: _Optional[_Iterable[_Union[ValueInfo, _Mapping]]] = ..., sparse_initializer: _Optional[_Iterable[_Union[SparseTensor, _Mapping]]] = ...) -> None: ...
+
+class Function(_message.Message):
+    __slots__ = ("node", "domain", "attribute_proto")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_PROTO_FIELD_NUMBER: _ClassVar[int]
+    node: _containers.RepeatedCompositeFieldContainer[Node]
+    domain: str
+    attribute_proto: _containers.RepeatedCompositeFieldContainer[Attribute]
+    def __init__(self, node: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., domain: _Optional[str] = ..., attribute_proto: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ...) -> None: ...
+
+class TrainingInfo(_message.Message):
+    __slots__ = ("initialization", "algorithm")
+    INITIALIZATION_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_FIELD_NUMBER: _ClassVar[int]
+    initialization: Graph
+    algorithm: Graph
+    def __init__(self, initialization: _Optional[_Union[Graph, _Mapping]] = ..., algorithm: _Optional[_Union[Graph, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("ir_version", "graph")
+    __slots__ = ("ir_version", "graph", "training_info", "functions")
     IR_VERSION_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_INFO_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     ir_version: int
     graph: Graph
-    def __init__(self, ir_version: _Optional[int] = ..., graph: _Optional[_Union[Graph, _Mapping]] = ...) -> None: ...
+    training_info: _containers.RepeatedCompositeFieldContainer[TrainingInfo]
+    functions: _containers.RepeatedCompositeFieldContainer[Function]
+    def __init__(self, ir_version: _Optional[int] = ..., graph: _Optional[_Union[Graph, _Mapping]] = ..., training_info: _Optional[_Iterable[_Union[TrainingInfo, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,117 @@
+"""What is looked at in a model file before the runtime sees it: size, places, operators.
+
+Read with the few fields of :mod:`esm_protos.v1.onnx_view_pb2`; inside the measuring process,
+since even that may be more than there is memory for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+
+from esm_protos.graphs import MAX_RANK, Body, bodies, external_location, tensors, too_large
+from esm_protos.messages import Failure, FailureKind, Limits
+from esm_protos.v1 import onnx_view_pb2 as view
+from esm_protos.weights import WEIGHTLESS_LOCATION
+
+_DOMAINS = {
+    *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"),
+    *("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"),  # ONNX Runtime's own
+}
+_MOST_NUMBERS = 2**63 - 1  # the runtime counts them by int64
+
+
+class _RefusedError(Exception):
+    def __init__(self, message: str, kind: FailureKind = FailureKind.INVALID_MODEL) -> None:
+        super().__init__(message)
+        self.failure = Failure(kind, message)
+
+
+def examine(data: bytes, limits: Limits) -> Failure | None:
+    """Why the model is not to be given to the runtime; None if it may be."""
+    try:
+        model = view.Model.FromString(data)
+        if not model.HasField("graph"):
+            return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file: it has no graph")
+        if excess := too_large(data, model, limits):
+            return Failure(FailureKind.INVALID_MODEL, excess)
+        known = _DOMAINS | {function.domain for function in model.functions}
+        for number, body in enumerate(bodies(model)):
+            _check_nodes(body, known)
+            _check_dims(body)
+            _check_places(body, len(model.graph.initializer) if number == 0 else 0)
+    except DecodeError:
+        return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file")
+    except _RefusedError as refused:
+        return refused.failure
+    return None
+
+
+def _short(name: str | bytes) -> str:
+    """For messages. What is no UTF-8 is bytes here, and nothing that a model may be named."""
+    if isinstance(name, bytes):
+        raise _RefusedError("a name in the model is not UTF-8")
+    return name[:100]
+
+
+def _check_nodes(body: Body, known: set[str]) -> None:
+    for node in body.node:
+        for name in (node.domain, node.op_type):
+            _short(name)
+        if node.domain not in known:
+            # No library of operators is ever registered here.
+            raise _RefusedError(
+                f"operator {_short(node.op_type)} is of domain '{_short(node.domain)}', which this "
+                "device does not have",
+                FailureKind.UNSUPPORTED_OP,
+            )
+        if node.op_type == "EPContext":
+            raise _RefusedError(
+                "an EPContext node names a file of compiled code, and none travels with a model",
+                FailureKind.UNSUPPORTED_OP,
+            )
+
+
+def _check_dims(body: Body) -> None:
+    for tensor in tensors(body):
+        what = f"tensor {_short(tensor.name)}"
+        if any(dim < 0 for dim in tensor.dims):
+            raise _RefusedError(f"{what} has a negative dimension")
+        _check_product(what, tensor.dims)
+    if isinstance(body, view.Graph):
+        for sparse in body.sparse_initializer:
+            if any(dim < 0 for dim in sparse.dims):
+                raise _RefusedError("a sparse initializer has a negative dimension")
+            _check_product("a sparse initializer", sparse.dims)
+        for given in body.input:
+            # What is not positive is free here, and taken as 1.
+            dims = [max(dim.dim_value, 1) for dim in given.type.tensor_type.shape.dim]
+            _check_product(f"input {_short(given.name)}", dims)
+
+
+def _check_product(what: str, dims: Sequence[int]) -> None:
+    if len(dims) > MAX_RANK:
+        raise _RefusedError(f"{what} has {len(dims)} dimensions; {MAX_RANK} is the limit")
+    numbers = 1
+    for dim in dims:
+        numbers *= max(dim, 1)  # a dimension of 0 hides no overflow of the others
+    if numbers > _MOST_NUMBERS // 8:
+        raise _RefusedError(f"{what} has more numbers than can be addressed")
+
+
+def _check_places(body: Body, drawn: int) -> None:
+    """``drawn``: how many of its tensors, the first, the device draws if they are weightless."""
+    for position, tensor in enumerate(tensors(body)):
+        location = external_location(tensor)
+        if location is None or (location == WEIGHTLESS_LOCATION and position < drawn):
+            continue
+        if location == WEIGHTLESS_LOCATION:
+            raise _RefusedError(
+                f"tensor {_short(tensor.name)} is weightless, which only the main graph's "
+                "initializers may be"
+            )
+        raise _RefusedError(
+            f"tensor {_short(tensor.name)} lies in another file ({location[:100] or 'unnamed'}), "
+            "and none travels with a model: save it as one file"
+        )
