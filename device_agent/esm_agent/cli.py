@@ -48,6 +48,10 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Serve other machines without authentication.")
     ] = False,
+    gpu: Annotated[
+        int | None,
+        typer.Option(help="Number of the GPU for --ep cuda, as nvidia-smi counts.", min=0),
+    ] = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
@@ -71,7 +75,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        server = AgentServer(host, port)
+        server = AgentServer(host, port, gpu=gpu)
     except (PortTakenError, WorkerUnavailableError) as error:
         _fail(1, str(error))
     print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)

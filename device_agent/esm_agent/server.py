@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import shutil
 from concurrent import futures
+from functools import partial
 
 import grpc
 
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
-from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
+from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
 from esm_agent.scratch import make_scratch
 from esm_agent.servicer import ProfilerServicer
 from esm_agent.slot import Slot
 from esm_agent.telemetry import Telemetry
-from esm_agent.worker import Worker
+from esm_agent.worker import Worker, WorkerUnavailableError
 from esm_protos.messages import Limits
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -42,10 +43,12 @@ class AgentServer:
         host: address to bind.
         port: 0 picks a free one.
         lease_expiry_s: a host that is silent for so long has lost its place in the queue.
+        gpu: the GPU of the provider ``cuda``, which must then work; without it the first one,
+            if it does.
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start.
+        WorkerUnavailableError: the measuring process does not start, or not with ``gpu``.
     """
 
     def __init__(
@@ -53,11 +56,19 @@ class AgentServer:
         host: str,
         port: int,
         make_backend: BackendFactory = cpu_backend,
-        make_telemetry: TelemetryFactory = Telemetry,
+        make_telemetry: TelemetryFactory | None = None,
         lease_expiry_s: float = EXPIRY_S,
+        gpu: int | None = None,
     ) -> None:
-        self._slot = Slot(Worker(make_backend, make_telemetry), lease_expiry_s)
+        telemetry = make_telemetry or partial(Telemetry, gpu=gpu or 0)
+        cuda = partial(cuda_backend, gpu or 0)
+        self._slot = Slot(Worker(make_backend, telemetry, (cuda,)), lease_expiry_s)
         hello = self._slot.start()
+        for reason in hello.missing:
+            log.info("%s", reason)
+        if gpu is not None and "cuda" not in hello.providers:
+            self._slot.stop()
+            raise WorkerUnavailableError(f"--gpu {gpu}: {'; '.join(hello.missing)}")
         self._scratch = make_scratch()
         # Uploads lie in the temporary folder, which may be in memory.
         limits = Limits(max_block_bytes=memory_bytes() // 4, max_block_models=256)
@@ -66,7 +77,9 @@ class AgentServer:
             futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
             options=_OPTIONS,
         )
-        servicer = ProfilerServicer(info, self._slot, self._scratch, lambda context: "anyone")
+        servicer = ProfilerServicer(
+            info, self._slot, self._scratch, lambda context: "anyone", telemetry()
+        )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         try:
             self.port: int = self._server.add_insecure_port(f"{host}:{port}")

@@ -81,9 +81,11 @@ class Worker:
         self,
         make_backend: BackendFactory = cpu_backend,
         make_telemetry: TelemetryFactory = Telemetry,
+        make_others: Sequence[BackendFactory] = (),
     ) -> None:
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
+        self._make_others = tuple(make_others)
         self._current: _Process | None = None
 
     def start(self) -> Hello:
@@ -97,7 +99,7 @@ class Worker:
         cells = context.RawArray("q", 4)
         process = context.Process(
             target=measuring.main,
-            args=(theirs, cells, self._make_backend, self._make_telemetry),
+            args=(theirs, cells, self._make_backend, self._make_telemetry, self._make_others),
             daemon=True,
             name="esm-worker",
         )
