@@ -268,7 +268,8 @@ def main(
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns)
-    connection.send(Hello(f"onnxruntime {onnxruntime.__version__}", tuple(backends), missing))
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+    connection.send(Hello(runtime, tuple(backends), missing=missing))
     while True:
         try:
             job: Job = connection.recv()

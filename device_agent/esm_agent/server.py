@@ -62,7 +62,7 @@ class AgentServer:
     ) -> None:
         telemetry = make_telemetry or partial(Telemetry, gpu=gpu or 0)
         cuda = partial(cuda_backend, gpu or 0)
-        self._slot = Slot(Worker(make_backend, telemetry, (cuda,)), lease_expiry_s)
+        self._slot = Slot(Worker(make_backend, telemetry, make_others=(cuda,)), lease_expiry_s)
         hello = self._slot.start()
         for reason in hello.missing:
             log.info("%s", reason)

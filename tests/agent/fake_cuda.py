@@ -130,12 +130,19 @@ class FakeBinding:
 class SteadyGpu:
     """Telemetry of a GPU whose clock stays."""
 
+    def __init__(self, gpu: int | None = None) -> None:
+        pass
+
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
         return DeviceState(at_ns, gpus=(GpuState("a GPU", clock_mhz=1980.0),))
 
 
 def working() -> Cuda:
     return Cuda(0, FakeRuntime())
+
+
+def on_gpu(gpu: int) -> Cuda:
+    return Cuda(gpu, FakeRuntime())
 
 
 def not_loading() -> Cuda:

@@ -278,7 +278,7 @@ def measure(worker: Worker, spec: MeasureSpec, *paths: Path) -> BlockResult:
 def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol: Protocol) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
-    worker = Worker(cpu_backend, fake_cuda.SteadyGpu, (fake_cuda.working,))
+    worker = Worker(cpu_backend, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
     try:
         hello = worker.start()
         assert (hello.providers, hello.missing) == (("cpu", "cuda"), ())
@@ -297,7 +297,7 @@ def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol
 
 
 def test_a_provider_that_does_not_load_is_not_announced(model: Path, capfd) -> None:
-    worker = Worker(cpu_backend, Telemetry, (fake_cuda.not_loading,))
+    worker = Worker(cpu_backend, Telemetry, make_others=(fake_cuda.not_loading,))
     try:
         hello = worker.start()
         (measurement,) = measure(worker, SPEC, model).measurements
