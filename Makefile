@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-faults lint types protos probes clean
+.PHONY: demo test test-faults test-arm64 lint types protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -13,10 +13,13 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults and not arm64"
 
 test-faults: $(STAMP)  ## kills host, agent and worker at random points of campaigns
 	$(BIN)/python -m pytest -m faults -s
+
+test-arm64: $(STAMP)  ## the guide for the Raspberry Pi, followed in a Debian for arm64; needs root
+	$(BIN)/python -m pytest -m arm64 -s -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

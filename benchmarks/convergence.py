@@ -1,6 +1,6 @@
 """Measured models needed until every depth bin is accurate, by how they are chosen.
 
-    python -m benchmarks.convergence --measure --run runs/convergence   # 20 minutes, once
+    python -m benchmarks.convergence --measure --run runs/convergence   # 30 minutes, once
     python -m benchmarks.convergence --run runs/convergence [--json FILE] [--plot FILE.png]
 
 Measures a pool of ResNet subnets (64 px, width x0.25) on this machine: a part drawn balanced over
@@ -417,6 +417,7 @@ def plot(path: Path, curves: dict[str, list[Curve]], target_percent: float) -> N
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, (name, runs) in enumerate(curves.items()):
@@ -434,6 +435,11 @@ def plot(path: Path, curves: dict[str, list[Curve]], target_percent: float) -> N
         ylabel="accuracy of the worst depth bin (%)",
         ylim=(target_percent - 12, None),
     )
+    # Plain numbers that keep apart: over less than two decades, powers of ten would not.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.plot([], [], "o", color="grey", label="target reached")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

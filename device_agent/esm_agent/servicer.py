@@ -18,6 +18,7 @@ from esm_agent.probe import check_probe_s
 from esm_agent.slot import DrainingError, Slot
 from esm_agent.telemetry import Telemetry
 from esm_agent.upload import (
+    NoRoomError,
     TooLargeError,
     UploadedBlock,
     UploadError,
@@ -141,8 +142,10 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
-    (NoLeaseError, grpc.StatusCode.ABORTED),  # the host renews its lease and tries again
-    (DrainingError, grpc.StatusCode.UNAVAILABLE),
+    # ABORTED: nothing is wrong with the call, and the host tries again.
+    (NoLeaseError, grpc.StatusCode.ABORTED),
+    (DrainingError, grpc.StatusCode.ABORTED),
+    (NoRoomError, grpc.StatusCode.ABORTED),
     (CancelledError, grpc.StatusCode.CANCELLED),
     (WorkerUnavailableError, grpc.StatusCode.INTERNAL),
 )
@@ -154,9 +157,6 @@ def _refusals(context: grpc.ServicerContext) -> Iterator[None]:
     """Known errors become the call's status."""
     try:
         yield
-    except OSError as error:
-        text = f"no room for the upload on the device: {error.strerror}"
-        _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
     except Exception as error:
         for kind, code in _CODES:
             if isinstance(error, kind):

@@ -143,7 +143,7 @@ def interleaved(
     there. Here it touches a few samples of every model instead, and the models visited before
     and after tell by how much.
 
-    With a precision, a model leaves once its interval is tight, unless fewer than ``PACE_MODELS``
+    With a precision, a model leaves while its interval is tight, unless fewer than ``PACE_MODELS``
     would stay: those that are left need somebody to tell the device's pace.
 
     Args:
@@ -182,7 +182,11 @@ def interleaved(
 
 
 def _staying(samples: Mapping[int, Samples], active: list[int], spec: MeasureSpec) -> list[int]:
-    """Who needs more rounds, and those who must keep them company."""
+    """Who needs more rounds, and those who must keep them company.
+
+    A model that has left may come back: what the others tell of the pace later can widen its
+    interval again.
+    """
     block = estimate_block(
         [np.array(s.latency_ns, dtype=np.int64) for s in samples.values()],
         [np.array(s.start_ns, dtype=np.int64) for s in samples.values()],
@@ -191,6 +195,8 @@ def _staying(samples: Mapping[int, Samples], active: list[int], spec: MeasureSpe
         common_pace=True,
     )
     interval = {i: e.interval for i, e in zip(samples, block.models, strict=True)}
-    loosest_first = sorted(active, key=lambda index: -interval[index])
-    loose = sum(interval[index] >= spec.precision for index in active)
-    return loosest_first[: max(loose, PACE_MODELS)] if loose else []
+    loose = {index for index, share in interval.items() if share >= spec.precision}
+    if not loose:
+        return []
+    wanted = sorted(interval, key=lambda i: (i not in loose, i not in active, -interval[i]))
+    return wanted[: max(len(loose), PACE_MODELS)]

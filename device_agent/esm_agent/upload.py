@@ -21,6 +21,10 @@ class TooLargeError(UploadError):
     """The block exceeds this agent's limits."""
 
 
+class NoRoomError(Exception):
+    """The disk is full, or broken: the same block may be taken later."""
+
+
 class VersionError(UploadError):
     """The client speaks another protocol version."""
 
@@ -54,6 +58,7 @@ def receive(
         UploadError: sizes, order, hashes or settings are wrong.
         TooLargeError: the header announces more than ``limits`` allow.
         VersionError: the client speaks another protocol version.
+        NoRoomError: the upload area cannot take it.
     """
     stream = iter(requests)
     first = next(stream, None)
@@ -69,7 +74,10 @@ def receive(
     models = []
     for index, model in enumerate(header.models):
         path = folder / f"{index}.onnx"
-        _receive_model(stream, index, model, path)
+        try:
+            _receive_model(stream, index, model, path)
+        except OSError as error:
+            raise NoRoomError(f"no room for the upload: {error.strerror}") from error
         models.append((model.model_id, path))
     if next(stream, None) is not None:
         raise UploadError("the client sent more than its header announced")

@@ -111,7 +111,9 @@ class MeasureSpec:
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:
-            raise ValueError(f"model_timeout_s {self.model_timeout_s:g} is outside 0 to 86400")
+            raise ValueError(
+                f"model_timeout_s {self.model_timeout_s:g} is not above 0 and up to 86400"
+            )
         if not 0 <= self.precision < 1:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
         if self.precision and self.protocol is Protocol.SEQUENTIAL:

@@ -1,6 +1,7 @@
 """The protocols: who is run when, and what is counted. A clock of our own, no waiting."""
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -167,6 +168,35 @@ def test_a_block_of_steady_models_ends_with_the_first_look() -> None:
     device = Device({0: 100, 1: 5_000_000, 2: 20})
     samples = interleaved(device.runs, MeasureSpec(precision=0.02), clock=device.clock)
     assert {len(s.latency_ns) for s in samples.values()} == {MIN_ROUNDS}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_has_fewer_runs_than_the_cap_is_tight_in_the_end(seed: int) -> None:
+    """Also those that left early, whose share of the pace is only told later."""
+    device = Device(dict.fromkeys(range(8), 1_000_000))
+    pace = random.Random(seed)
+    for model in device.runs:
+        noisy(device, model, 10_000 * (model + 2))
+    for model, steady in list(device.runs.items()):
+
+        def run(steady: Callable[[], None] = steady) -> None:
+            steady()
+            device.now += 400_000 * (device.now // 30_000_000 % 2) + pace.randint(0, 50_000)
+
+        device.runs[model] = run
+    spec = MeasureSpec(precision=0.02, warmup=0, seed=seed)
+    samples = interleaved(device.runs, spec, clock=device.clock)
+    block = estimate_block(
+        [np.array(s.latency_ns) for s in samples.values()],
+        [np.array(s.start_ns) for s in samples.values()],
+        spec.runs_per_visit,
+        spec.trim,
+        common_pace=True,
+    )
+    counts = [len(s.latency_ns) for s in samples.values()]
+    assert min(counts) < max(counts), "some left early"
+    for count, estimate in zip(counts, block.models, strict=True):
+        assert count == spec.runs or estimate.interval < spec.precision
 
 
 def test_one_noisy_model_alone_stops_when_it_is_tight() -> None:

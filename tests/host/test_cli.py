@@ -144,6 +144,28 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
         assert_refused(result, 2, f"measured with {flag}", "another --run")
 
 
+def test_an_exact_number_of_runs_and_a_precision_exclude_each_other(tmp_path: Path) -> None:
+    for option in (("--precision", 1), ("--max-runs", 9)):
+        refused = esm_host("profile", *SMALL, "--run", tmp_path / "r", *option)
+        assert_refused(refused, 2, "--runs takes exactly", "leave out")
+
+
+def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    tight = [*SMALL, "--run", tmp_path / "r"]
+    tight[tight.index("--runs")] = "--max-runs"
+    assert_refused(esm_host("profile", *tight, "--max-runs", 0), 2, "--max-runs 0 is outside")
+    esm_host("profile", *tight, "--target-accuracy", 1)
+    again = ("profile", "--run", tmp_path / "r", "--resume")
+    for options, words in (
+        (("--runs", 7), "--max-runs 5, not --runs 7"),
+        (("--runs", 5), "--precision 2, not --runs 5"),
+        (("--precision", 3), "--precision 2, not --precision 3"),
+    ):
+        assert_refused(esm_host(*again, *options), 2, f"measured with {words}")
+
+
 def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path) -> None:
     asked = ("profile", *SMALL, "--run", tmp_path / "r", "--extension", "cost-aware")
     assert_refused(esm_host(*asked, "--sampling", "random"), 2, "--sampling balanced")
@@ -315,8 +337,10 @@ def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
     resume = ["profile", "--run", run, "--resume"]
     assert esm_host(*resume, "--tf32").exit_code == 0
     result = esm_host(*resume, "--cuda-graph")
-    assert_refused(result, 2, "was measured with --cuda-graph off, not on", "another --run")
-    assert_refused(esm_host(*resume, "--ep", "cpu"), 2, "--ep cuda, not cpu")
+    assert_refused(
+        result, 2, "measured with --cuda-graph off, not --cuda-graph on", "another --run"
+    )
+    assert_refused(esm_host(*resume, "--ep", "cpu"), 2, "--ep cuda, not --ep cpu")
     fake._gpu = "T4"
     result = esm_host(*resume, "--target-accuracy", 100)
     assert_refused(result, 2, "another device (gpu H100 -> T4)")

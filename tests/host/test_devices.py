@@ -58,6 +58,7 @@ def test_a_fit_device_is_exit_code_0(monkeypatch: pytest.MonkeyPatch) -> None:
         (["127.0.0.1:1"], 69, "no agent answers"),
         (["nobody"], 2, "unknown device 'nobody'"),
         (["local", "--seconds", "0"], 2, "--seconds"),
+        (["local", "--json", "no/such/folder/d.json"], 2, "no folder no/such/folder"),
         ([], 2, "NAME"),
     ],
 )

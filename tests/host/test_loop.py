@@ -143,9 +143,13 @@ def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
 
 @pytest.mark.parametrize("extension", ["balanced", "cost-aware"])
 def test_broken_off_before_it_planned_it_plans_the_same(tmp_path: Path, extension: str) -> None:
+    seen: set[int] = set()
+
     class BreaksOff(Log):
         def on_evaluated(self, result: dict[str, Any]) -> None:
-            raise BrokenOffError
+            if result["measured_models"] not in seen:  # else it is only judged anew
+                seen.add(result["measured_models"])
+                raise BrokenOffError
 
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
@@ -231,6 +235,17 @@ def test_too_few_measurable_models_are_an_error_with_a_cause(tmp_path: Path) -> 
         loop.run()
 
 
+def test_a_finished_campaign_that_trusts_too_little_is_an_error_with_a_cause(
+    tmp_path: Path,
+) -> None:
+    assemble(tmp_path, FakeProfiler(latency), Log(), max_models=40)[2].run()
+    _, _, loop = assemble(
+        tmp_path, FakeProfiler(latency), Log(), max_models=40, train_on="throttled"
+    )
+    with pytest.raises(DeviceError, match="0 of them with a verdict that --train-on accepts"):
+        loop.run()
+
+
 def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path: Path) -> None:
     """Half of the blocks meet a reference that strays; what they say is left out."""
     weights: list[np.ndarray] = []
@@ -256,6 +271,13 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
     assert result["verdicts"]["noisy"] == 10
     assert sum(entry["samples"] for entry in result["bins"]) == 30
     assert all(len(np.unique(weight)) > 1 for weight in weights)
+
+    trusting = {**settings, "train_on": "stable,noisy"}
+    store, _, loop = assemble(tmp_path, device, Log(), **trusting)
+    assert len(loop.run().dataset) == 40
+    again = store.rounds()[-1]
+    assert again["trusted_models"] == sum(entry["samples"] for entry in again["bins"]) == 40
+    assert again["qc"] == result["qc"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from esm_host.errors import DeviceError, UnreachableError
+from esm_host.errors import DeviceError, NotNowError, UnreachableError
 from esm_host.transport.fake import FakeProfiler
 from esm_host.transport.patient import PatientProfiler
 from esm_protos.messages import (
@@ -55,9 +55,19 @@ def test_patience_ends() -> None:
 
 
 def test_a_block_that_kills_the_agent_every_time_ends_with_a_cure() -> None:
-    flaky = Flaky(*[UnreachableError("lost")] * 9)
-    with pytest.raises(DeviceError, match=r"lost 5 times.*--block-size"):
+    flaky = Flaky(*[UnreachableError("lost")] * 19)
+    with pytest.raises(DeviceError, match=r"lost 10 times.*--block-size"):
         PatientProfiler(flaky, 60, pause_s=0).measure(BLOCK)
+
+
+def test_a_device_that_asks_to_try_again_is_asked_again_for_as_long_as_patience_lasts() -> None:
+    said: list[str] = []
+    flaky = Flaky(*[NotNowError("no room")] * 30)
+    assert PatientProfiler(flaky, 60, said.append, pause_s=0).measure(BLOCK).block_id == "b"
+    assert said == ["no room"]
+    flaky = Flaky(*[NotNowError("no room")] * 3)
+    with pytest.raises(NotNowError, match="no room"):
+        PatientProfiler(flaky, 0, pause_s=0.001).measure(BLOCK)
 
 
 def test_a_refusal_is_not_waited_out() -> None:

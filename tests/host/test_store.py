@@ -73,7 +73,7 @@ def test_judgements_and_rounds(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
     judgement = Judgement(Verdict.NOISY, ("because",))
     store.add_judgement("one", False, 0.07, {PLAN[1].key: judgement})
-    store.add_round(0, {"accuracy_percent": 90.5})
+    store.keep_round(0, {"accuracy_percent": 90.5})
     again = Store(store.path)
     assert (again.blocks()[0].passed, again.blocks()[0].worst_deviation) == (False, 0.07)
     assert again.verdicts() == {("one", PLAN[1].key): judgement}

@@ -285,6 +285,7 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--tf32"], ["--tf32 needs --ep cuda"]),
         (["--allow-fallback"], ["--allow-fallback needs --ep cuda"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
+        (["--json", "/"], ["--json / is a folder"]),
     ],
 )
 def test_impossible_requests_measure_nothing(

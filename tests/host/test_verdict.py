@@ -86,6 +86,11 @@ def test_a_gpu_that_says_why() -> None:
     ]
 
 
+def test_a_gpu_whose_clock_was_locked_is_not_throttled() -> None:
+    locked = GpuState("T4", clock_mhz=1590.0, throttle_reasons=("applications_clocks_setting",))
+    assert block_evidence(states({}, {"gpus": (locked,)}, {"gpus": (locked,)}, {}), 0.0) == []
+
+
 def test_a_device_that_slows_down_without_saying_why_is_noisy() -> None:
     assert only(block_evidence([], 0.4)) == (
         Verdict.NOISY,
@@ -113,4 +118,9 @@ def test_the_worst_reason_names_the_verdict_and_all_are_told() -> None:
 def test_too_few_rounds_are_unresolved() -> None:
     judgement = judge_number(math.inf, 0.0, [])
     assert judgement.verdict is Verdict.UNRESOLVED
-    assert judgement.reasons == ("too few rounds for an interval, asked ±2 %",)
+    assert judgement.reasons == ("too few rounds for an interval",)
+
+
+def test_without_a_precision_nobody_asked_for_one() -> None:
+    judgement = judge_number(0.031, 0.0, [])
+    assert judgement.reasons == ("interval too wide: ±3.1 %, held against ±2 %",)

@@ -104,6 +104,12 @@ def test_a_models_own_noise_is_not_taken_for_the_devices() -> None:
     assert all(other.interval < 0.01 for other in others)
 
 
+def test_an_interval_from_hardly_any_batches_is_wide() -> None:
+    """Of ten rounds, of which eight are trimmed, two batches are left, and one degree."""
+    rounds = np.random.default_rng(6).normal(1e6, 1e4, (10, 1))
+    assert relative_interval(rounds, 0.4) > 2 * relative_interval(rounds, 0.3)
+
+
 def test_a_few_models_do_not_tell_the_pace() -> None:
     rng = np.random.default_rng(3)
     latency, start = block(lambda now: 1 + now / 1e8, 0.0, [1e6] * (PACE_MODELS - 1), 20, rng)

@@ -10,6 +10,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import NoWait
+from esm_host.cli.output import check_output
 
 devices = typer.Typer(help="Look after devices.", no_args_is_help=True)
 
@@ -37,6 +38,7 @@ def doctor(
     from esm_host.transport.devices import connect
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
+    check_output(output)
     with connect(name) as profiler:
         profiler.device_info()  # first, so that nobody waits for a device that is not there
         profiler.reserve("doctor", not no_wait)

@@ -136,7 +136,7 @@ def print_bins(result: dict[str, Any], target_percent: float) -> None:
             percent(accuracy),
             "" if accuracy is not None and accuracy >= target_percent else "below target",
         )
-    table.add_row("all", str(result["measured_models"]), percent(result["accuracy_percent"]), "")
+    table.add_row("all", str(result["trusted_models"]), percent(result["accuracy_percent"]), "")
     Console(highlight=False).print(table)
 
 

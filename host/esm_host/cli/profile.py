@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -253,6 +254,9 @@ def profile(
         "max_models": max_models,
         "seed": seed,
     }
+    asked = {name for name in ("precision", "max_runs") if _was_given(ctx, name)}
+    if runs is not None and asked:
+        raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
     if not 0 < precision < 100:
         raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
     fixed = runs is not None or protocol is ProtocolName.sequential
@@ -282,6 +286,11 @@ def profile(
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
 
 
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
 
@@ -295,7 +304,8 @@ def _new(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
         return Settings(**given, spec=MeasureSpec(**spec))
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        raise UsageError(f"{flag(name)} {rest}") from error
+        most = name == "runs" and spec["precision"]
+        raise UsageError(f"{'--max-runs' if most else flag(name)} {rest}") from error
 
 
 def _resumed(
@@ -307,28 +317,34 @@ def _resumed(
 
     stored = folder.read_settings()
     changes = {}
-    for owner, values in ((stored, given), (stored.spec, spec)):
-        for name, value in values.items():
+    for owner, asked in ((vars(stored), given), (vars(stored.spec), spec)):
+        for name, value in asked.items():
             option = flag(name).removeprefix("--").replace("-", "_")
             options = {option, *_ALSO_SET_BY.get(name, ())}
-            sources = [ctx.get_parameter_source(option) for option in options]
-            old = getattr(owner, name)
-            if value == old or all(s is None or s.name == "DEFAULT" for s in sources):
+            if value == owner[name] or not any(_was_given(ctx, option) for option in options):
                 continue
             if name not in _RESUMABLE:
                 raise MismatchError(
-                    f"{folder.path} was measured with {flag(name)} {_shown(name, old)}, not "
-                    f"{_shown(name, value)}: leave the option out, or give another --run"
+                    f"{folder.path} was measured with {_written(name, owner)}, not "
+                    f"{_written(name, asked)}: leave the option out, or give another --run"
                 )
             changes[name] = value
     return replace(stored, **changes)
 
 
-def _shown(name: str, value: Any) -> str:
-    """As it is written on the command line, or ``on`` and ``off``."""
+def _written(name: str, settings: Mapping[str, Any]) -> str:
+    """A setting as it is written on the command line, or ``on`` and ``off``."""
+    from esm_host.extension.settings import flag
+
+    if name in ("runs", "precision"):  # exactly so many, or as many as a precision takes
+        runs, precision = settings["runs"], settings["precision"]
+        if not precision:
+            return f"--runs {runs}"
+        return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
+    value = getattr(settings[name], "value", settings[name])
     if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{100 * value:g}" if name == "precision" else str(getattr(value, "value", value))
+        value = "on" if value else "off"
+    return f"{flag(name)} {value}"
 
 
 def _absolute(space: str) -> str:

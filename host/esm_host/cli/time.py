@@ -20,6 +20,7 @@ from esm_host.cli.options import (
     Tf32,
     check_gpu_options,
 )
+from esm_host.cli.output import check_output
 from esm_host.cli.profile import ProtocolName
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def time(
 
     Example: esm-host time a.onnx b.onnx --device pi4
     """
-    from esm_host.errors import UsageError
     from esm_host.timing import read_models, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
@@ -108,8 +108,7 @@ def time(
         seed=seed,
     )
     to_stdout = output is not None and str(output) == "-"
-    if output is not None and not to_stdout and not output.parent.is_dir():
-        raise UsageError(f"--json {output}: there is no folder {output.parent}")
+    check_output(output)
     given = read_models(models)
     with devices.connect(device) as profiler, _progress(quiet) as on_progress:
         profiler.reserve(f"time {len(given)} model{'s' * (len(given) != 1)}", not no_wait)

@@ -384,9 +384,10 @@ class Store:
 
     # Rounds
 
-    def add_round(self, round_number: int, result: Mapping[str, Any]) -> None:
-        """Keeps what a finished round came to."""
+    def keep_round(self, round_number: int, result: Mapping[str, Any]) -> None:
+        """Keeps what a finished round came to, in place of what it had come to before."""
         with self._writing() as connection:
+            connection.execute(_rounds.delete().where(_rounds.c.round == round_number))
             connection.execute(_rounds.insert(), {"round": round_number, "result": dict(result)})
 
     def rounds(self) -> list[dict[str, Any]]:

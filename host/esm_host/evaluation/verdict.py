@@ -41,6 +41,8 @@ _CLOCK_FELL = 0.10
 _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
+_CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
+"""Reasons for a GPU's clock that are somebody's choice and keep it steady."""
 
 
 def judge_number(
@@ -55,10 +57,11 @@ def judge_number(
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
-    if not interval <= wanted:
-        text = "too few rounds for an interval" if interval == float("inf") else "interval too wide"
-        size = "" if interval == float("inf") else f": ±{100 * interval:.1f} %"
-        found.append((Verdict.UNRESOLVED, f"{text}{size}, asked ±{100 * wanted:g} %"))
+    if interval == float("inf"):
+        found.append((Verdict.UNRESOLVED, "too few rounds for an interval"))
+    elif not interval <= wanted:
+        held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
+        found.append((Verdict.UNRESOLVED, f"interval too wide: ±{100 * interval:.1f} %, {held}"))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
     verdict = worst_first[0][0] if worst_first else Verdict.STABLE
     return Judgement(verdict, tuple(reason for _, reason in worst_first))
@@ -104,7 +107,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
     for number in range(max((len(state.gpus) for state in states), default=0)):
         gpus = [s.gpus[number] for s in states[1:-1] if len(s.gpus) > number]
         yield from _fallen("GPU clock", [gpu.clock_mhz for gpu in gpus if gpu.clock_mhz])
-        reasons = {reason for gpu in gpus for reason in gpu.throttle_reasons}
+        reasons = {reason for gpu in gpus for reason in gpu.throttle_reasons} - _CHOSEN
         if reasons:
             yield f"the GPU reports {', '.join(sorted(reasons))}"
 

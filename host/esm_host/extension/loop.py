@@ -116,8 +116,9 @@ class Loop:
         if number == 0:
             self._plan_first()
         elif number not in self._samples():  # else the last round was broken off: finish it
-            # Judged anew: the target or the budget may have been raised since.
-            outcome = self._outcome(self._store.rounds()[-1])
+            # Judged anew: the target, the budget or whom to trust may have changed since.
+            qc = self._store.rounds()[-1]["qc"]
+            outcome = self._outcome(self._judge(number - 1, qc))
             if outcome is not None or not self._extend(number):
                 return outcome or self._finish(False, "the search space has no more architectures")
         while True:
@@ -135,17 +136,19 @@ class Loop:
         planned = self._store.plan()[number]
         self._watcher.on_round(number, len(planned))
         quality = self._collector.collect(number)
+        qc = {
+            "passed": quality.passed,
+            "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
+            "remeasured_blocks": quality.remeasured_blocks,
+        }
+        return self._judge(number, qc)
+
+    def _judge(self, number: int, qc: dict[str, Any]) -> dict[str, Any]:
+        """Trains and evaluates on all that was measured up to a round, and keeps the result."""
         self._watcher.on_training()
         start = time.monotonic()
         measured = self._measurements.dataset()
-        dataset = measured.only(self._settings.trusted_verdicts)
-        if len(dataset) < 2 * self._settings.folds:
-            failures = self._measurements.table().failures
-            raise DeviceError(
-                f"only {len(measured)} of {len(planned)} architectures could be measured, "
-                f"{len(dataset)} of them with a verdict that --train-on accepts: too few to learn "
-                f"from; the first failure: {next(iter(failures.values()), 'none')}"
-            )
+        dataset = self._trusted(measured)
         self._last = self._evaluate(dataset)
         predicted = self._last.predicted_ms
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
@@ -155,15 +158,11 @@ class Loop:
             "trusted_models": len(dataset),
             "accuracy_percent": accuracy_percent(dataset.latency_ms, predicted),
             "bins": [_bin_json(entry) for entry in bins],
-            "qc": {
-                "passed": quality.passed,
-                "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
-                "remeasured_blocks": quality.remeasured_blocks,
-            },
+            "qc": qc,
             "verdicts": measured.verdict_counts(),
             "training_seconds": time.monotonic() - start,
         }
-        self._store.add_round(number, result)
+        self._store.keep_round(number, result)
         self._watcher.on_evaluated(result)
         return result
 
@@ -194,10 +193,21 @@ class Loop:
     def _evaluation(self) -> _Evaluation:
         """The last round's; made again, and the same, when the campaign was broken off since."""
         if self._last is None:
-            self._last = self._evaluate(
-                self._measurements.dataset().only(self._settings.trusted_verdicts)
-            )
+            self._last = self._evaluate(self._trusted(self._measurements.dataset()))
         return self._last
+
+    def _trusted(self, measured: Dataset) -> Dataset:
+        """What is learned from; raises DeviceError where it is too little for that."""
+        dataset = measured.only(self._settings.trusted_verdicts)
+        if len(dataset) < 2 * self._settings.folds:
+            planned = sum(map(len, self._samples().values()))
+            failures = self._measurements.table().failures
+            raise DeviceError(
+                f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
+                f"them with a verdict that --train-on accepts: too few to learn from; the first "
+                f"failure: {next(iter(failures.values()), 'none')}"
+            )
+        return dataset
 
     def _evaluate(self, dataset: Dataset) -> _Evaluation:
         predicted, committee = cross_validate(

@@ -66,8 +66,7 @@ def accuracy_by_round(path: Path, rounds: Sequence[dict[str, Any]], target_perce
     overall = [entry["accuracy_percent"] for entry in rounds]
     axes.plot(measured, overall, color="black", linestyle=":", marker=".", label="overall")
     axes.axhline(target_percent, color="tab:red", linewidth=1, label=f"target {target_percent:g} %")
-    if len(measured) <= 8:
-        axes.set_xticks(measured)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="measured models", ylabel="accuracy (%)", title="accuracy of each depth bin by round"
     )
@@ -92,7 +91,7 @@ def reference_stability(path: Path, table: BlockTable, tolerance_percent: float)
     lower.set(
         xlabel="block",
         ylabel="deviation (%)",
-        title=title + (f" (red: {len(failed)} blocks failed)" if failed else ""),
+        title=title + (f" (red: failed, {len(failed)} of {len(table.blocks)})" if failed else ""),
         ylim=(0, None),
     )
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from esm_host.errors import DeviceError, UnreachableError
+from esm_host.errors import DeviceError, NotNowError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
 
-_MAX_LOSSES = 5
+_MAX_LOSSES = 10
+"""Of one block: a reboot or a bad network is not to blame on it, but so many are."""
 
 T = TypeVar("T")
 
@@ -54,10 +55,23 @@ class PatientProfiler(Profiler):
         """Without patience."""
         return self._inner.submit(block)
 
-    def wait(self, reason: str) -> None:
-        """Until the device is back; raises UnreachableError when patience ends."""
-        self._on_wait(reason)
+    def wait(self, error: DeviceError, since: float | None) -> float:
+        """Pauses until the device answers; raises when it has been so for too long.
+
+        Args:
+            since: when the same trouble began; None says that it is new.
+
+        Returns:
+            When it began.
+        """
+        now = time.monotonic()
+        if since is None:
+            self._on_wait(str(error))
+        elif now - since > self._patience_s:
+            raise error
+        time.sleep(self._pause_s)
         self.device_info()
+        return now if since is None else since
 
     def close(self) -> None:
         self._inner.close()
@@ -68,7 +82,7 @@ class PatientProfiler(Profiler):
         while True:
             try:
                 return call()
-            except UnreachableError as error:
+            except (NotNowError, UnreachableError) as error:
                 if time.monotonic() >= deadline:
                     raise
                 if not told:
@@ -93,9 +107,12 @@ class _Pending(Pending):
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
         """As the device measures; raises DeviceError when the block loses it again and again."""
         losses = 0
+        refused_since: float | None = None
         while True:
             try:
                 return self._current.result(on_progress)
+            except NotNowError as error:
+                refused_since = self._profiler.wait(error, refused_since)
             except UnreachableError as error:
                 losses += 1
                 if losses == _MAX_LOSSES:
@@ -103,7 +120,8 @@ class _Pending(Pending):
                         f"the agent was lost {losses} times while it measured one block: it may "
                         "lack memory; a smaller --block-size helps"
                     ) from error
-                self._profiler.wait(str(error))
+                self._profiler.wait(error, None)
+                refused_since = None
             self._sent_before += self._current.bytes_sent
             self._current = self._profiler.submit_once(self._block)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from esm_host.errors import DeviceError, UnreachableError, VersionError
+from esm_host.errors import DeviceError, NotNowError, UnreachableError, VersionError
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.lease import Lease
 from esm_protos import convert
@@ -115,8 +115,8 @@ class RemoteProfiler(Profiler):
             )
         if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
             return VersionError(details)
-        if code is grpc.StatusCode.ABORTED or "the agent is stopping" in details:
-            return UnreachableError(f"{self.name}: {details}.")
+        if code is grpc.StatusCode.ABORTED:
+            return NotNowError(f"{self.name}: {details}")
         broken = "RST_STREAM" in details or "Stream removed" in details
         if code in _GONE or broken:
             return UnreachableError(

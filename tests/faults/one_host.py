@@ -1,0 +1,36 @@
+"""A host that measures block after block for some seconds: ADDRESS NAME SECONDS STAMPS."""
+
+import json
+import sys
+import time
+import uuid
+
+from esm_host.transport.remote import RemoteProfiler
+from esm_protos.messages import Block, MeasureSpec, Model, Progress
+
+
+def main(address: str, name: str, seconds: str, stamps: str) -> None:
+    model = Model("m", f"stamp {stamps}".encode())
+    ahead: list[int] = []
+    holders: set[str] = set()
+
+    def on_progress(progress: Progress) -> None:
+        if progress.standing is not None and progress.standing.ahead:
+            ahead.append(progress.standing.ahead)
+            if progress.standing.holder is not None:
+                holders.add(progress.standing.holder.purpose)
+
+    blocks = 0
+    with RemoteProfiler(address) as profiler:
+        profiler.reserve(name)
+        print("ready", flush=True)
+        sys.stdin.readline()  # all begin together
+        end = time.monotonic() + float(seconds)
+        while time.monotonic() < end:
+            profiler.measure(Block(uuid.uuid4().hex, MeasureSpec(runs=50), (model,)), on_progress)
+            blocks += 1
+    print(json.dumps({"blocks": blocks, "ahead": max(ahead, default=0), "saw": sorted(holders)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

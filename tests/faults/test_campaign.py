@@ -1,0 +1,104 @@
+"""Two hundred faults in one campaign, and nothing lost or doubled.
+
+Every block that the host reported is in the store once, every planned architecture is measured
+exactly once, the campaign ends, and a dead host's lease is freed. Run by ``make test-faults``;
+prints its counts.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from esm_agent.lease import EXPIRY_S
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.transport.remote import RemoteProfiler
+from tests.faults.campaign import Campaign, small_disk
+
+FAULTS = 200
+MODELS = 1500
+ARGUMENTS = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "4"]
+ARGUMENTS += ["--initial", str(MODELS - 40), "--step", "40", "--max-models", str(MODELS)]
+ARGUMENTS += ["--target-accuracy", "100", "--runs", "40", "--block-size", "10"]
+ARGUMENTS += ["--max-remeasurements", "0", "--seed", "1", "--patience", "120"]
+WEIGHTS = {"worker killed": 3, "cut in mid-measurement": 3, "cut in mid-upload": 2}
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the measuring process under /proc")
+def test_nothing_reported_is_lost_or_doubled(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    done: Counter[str] = Counter()
+    with small_disk(tmp_path) as upload_area:
+        campaign = Campaign(tmp_path, ARGUMENTS, upload_area)
+        kinds = list(campaign.faults)
+        weights = [WEIGHTS.get(kind, 1) for kind in kinds]
+        began = time.monotonic()
+        try:
+            while done.total() < FAULTS:
+                time.sleep(rng.uniform(0.1, 1.5))
+                code = campaign.keep_host_running()
+                assert code is None, f"ended with {code} after {done.total()} faults"
+                kind = rng.choices(kinds, weights)[0]
+                done[kind] += campaign.faults[kind](rng)
+            faults_s = time.monotonic() - began
+            deadline = time.monotonic() + 300
+            while (code := campaign.keep_host_running()) is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+            assert code == 3, campaign.log.read_text()[-2000:]
+            freed_s = seconds_until_freed(f"127.0.0.1:{campaign.port}")
+        finally:
+            campaign.stop()
+
+    store = Store(campaign.run / "store.sqlite")
+    plan = store.plan()
+    references = {a.key for a in plan.pop(REFERENCE_ROUND)}
+    planned = [a.key for architectures in plan.values() for a in architectures]
+    stored = Counter(block.block_id for block in store.blocks())
+    reported = Counter(re.findall(r"block (\w{32}) stored", campaign.log.read_text()))
+    measured = Counter(m.measurement.model_id for m in store.measurements())
+    failures = [m for m in store.measurements() if m.measurement.failure is not None]
+    print(f"\n{done.total()} faults in {faults_s:.0f} s:")
+    for kind, count in sorted(done.items()):
+        print(f"  {count:4} {kind}")
+    print(
+        f"{len(reported)} blocks reported, {len(stored)} stored; {len(planned)} architectures "
+        f"planned, {sum(measured[key] for key in planned)} measured; {len(failures)} failures; "
+        f"a killed host's lease was freed after {freed_s:.0f} s of at most {EXPIRY_S:.0f}"
+    )
+    assert set(reported) <= set(stored)
+    assert max(reported.values()) == 1
+    assert len(planned) == MODELS
+    assert {measured[key] for key in planned} == {1}
+    assert {measured[key] for key in references} == {len(stored)}
+    assert failures == []
+
+
+def seconds_until_freed(address: str) -> float:
+    """Of the lease of a host that is killed while it holds the device."""
+    script = f"""
+import sys, time
+from esm_host.transport.remote import RemoteProfiler
+profiler = RemoteProfiler({address!r})
+profiler.reserve("die", wait=False)
+print("held", flush=True)
+time.sleep(600)
+"""
+    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert host.stdout is not None
+    assert host.stdout.readline().strip() == b"held"
+    host.kill()
+    host.wait()
+    began = time.monotonic()
+    with RemoteProfiler(address) as profiler:
+        while profiler.device_info().occupancy.holder is not None:
+            assert time.monotonic() - began < 2 * EXPIRY_S
+            time.sleep(0.2)
+    return time.monotonic() - began
