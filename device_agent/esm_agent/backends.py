@@ -1,8 +1,9 @@
-"""What runs a model: ONNX Runtime on the CPU."""
+"""What runs a model: ONNX Runtime, on the CPU here and on a GPU in :mod:`esm_agent.cuda`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,13 +38,36 @@ class ModelError(Exception):
         self.failure = Failure(kind, message)
 
 
+class ProviderMissingError(Exception):
+    """A provider does not work on this device; the text says why."""
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """A model on a device with a memory of its own.
+
+    Attributes:
+        run: one inference from and to the device's memory; returns when it is over.
+        copy_in: one crossing of the inputs to the device's memory; returns when it is over.
+        copy_out: likewise of the outputs, back.
+        ran_on: how many nodes the runtime assigned to each provider.
+        fallback: names of the nodes that the provider asked for did not take.
+    """
+
+    run: Callable[[], object]
+    copy_in: Callable[[], object]
+    copy_out: Callable[[], object]
+    ran_on: tuple[tuple[str, int], ...]
+    fallback: tuple[str, ...]
+
+
 class Backend(Protocol):
     """Turns a model file into something to time."""
 
     provider: str
-    """What clients call it: ``"cpu"``."""
+    """What clients call it: ``"cpu"`` or ``"cuda"``."""
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
+    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object] | DeviceModel:
         """A callable that runs one inference and returns when it is over.
 
         Raises:
@@ -58,25 +82,42 @@ class OnnxRuntimeCpu:
 
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
         data = path.read_bytes()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = spec.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 4  # failures are reported once, as outcomes
-        names, arrays = _drawn_weights(data, spec.seed)
+        options, weights = session_options(data, spec)
         try:
-            if names:  # which the runtime refuses if one is there twice
-                values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-                options.add_external_initializers(names, values)
             session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ModelError(_kind(error), _one_line(error)) from error
-        feed = _inputs(session, spec.seed)
+            raise ModelError(failure_kind(error), one_line(error)) from error
+        del weights
+        feed = draw_inputs(session, spec.seed)
 
         def run() -> object:
             return session.run(None, feed)
 
         return run
+
+
+def session_options(data: bytes, spec: MeasureSpec) -> tuple[ort.SessionOptions, list[Any]]:
+    """What all providers have in common, and the weights that the model leaves to its runner.
+
+    The options only refer to the weights: keep those until the session has been made.
+
+    Raises:
+        ModelError: the model is no ONNX file, or its weights cannot be drawn.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = spec.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # failures are reported once, as outcomes
+    names, arrays = _drawn_weights(data, spec.seed)
+    weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    if names:
+        try:
+            options.add_external_initializers(names, weights)
+        except Exception as error:  # one is there twice
+            raise ModelError(failure_kind(error), one_line(error)) from error
+    return options, weights
 
 
 def first_run(run: Callable[[], object]) -> None:
@@ -87,8 +128,11 @@ def first_run(run: Callable[[], object]) -> None:
     """
     try:
         run()
+    except ModelError:
+        raise
     except Exception as error:
-        raise ModelError(_kind(error), f"the first run failed: {_one_line(error)}") from error
+        text = f"the first run failed: {one_line(error)}"
+        raise ModelError(failure_kind(error), text) from error
 
 
 def _drawn_weights(data: bytes, seed: int) -> tuple[list[str], list[Any]]:
@@ -116,7 +160,7 @@ def _drawn_weights(data: bytes, seed: int) -> tuple[list[str], list[Any]]:
     return names, [draw_weights(t.name, tuple(t.dims), seed) for t in missing]
 
 
-def _inputs(session: Any, seed: int) -> dict[str, Any]:
+def draw_inputs(session: Any, seed: int) -> dict[str, Any]:
     """Random inputs by declared type and shape; a free dimension is taken as 1."""
     rng = np.random.default_rng(seed)
     feed: dict[str, Any] = {}
@@ -135,9 +179,13 @@ def _inputs(session: Any, seed: int) -> dict[str, Any]:
     return feed
 
 
-def _kind(error: Exception) -> FailureKind:
+_MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "status_alloc_failed")
+
+
+def failure_kind(error: Exception) -> FailureKind:
+    """The outcome of a model on which the runtime raised ``error``."""
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "failed to allocate" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
         return FailureKind.OUT_OF_MEMORY
     unknown = ("no op registered", "is not a registered function")
     if isinstance(error, ort_errors.NotImplemented) or any(words in text for words in unknown):
@@ -145,5 +193,6 @@ def _kind(error: Exception) -> FailureKind:
     return FailureKind.INVALID_MODEL
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """What it says, without the line breaks that runtimes like."""
     return " ".join(str(error).split())[:500] or type(error).__name__

@@ -71,6 +71,10 @@ def serve(
         Path | None, typer.Option(help="Mutual TLS: the authority of client certificates, PEM.")
     ] = None,
     config: Config = None,
+    gpu: Annotated[
+        int | None,
+        typer.Option(help="Number of the GPU for --ep cuda, as nvidia-smi counts.", min=0),
+    ] = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
@@ -145,6 +149,7 @@ def serve(
             metrics=metrics,
             confinement=confinement,
             max_block_s=max_block_time,
+            gpu=gpu,
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()

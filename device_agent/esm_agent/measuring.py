@@ -34,7 +34,7 @@ from esm_protos.messages import (
 )
 
 if TYPE_CHECKING:
-    from esm_agent.backends import Backend
+    from esm_agent.backends import Backend, DeviceModel
 
 STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
@@ -56,12 +56,25 @@ def cpu_backend() -> Any:
     return OnnxRuntimeCpu()
 
 
+def cuda_backend(gpu: int = 0) -> Any:
+    """ONNX Runtime's CUDA provider; raises ProviderMissingError where it does not work."""
+    from esm_agent.cuda import Cuda
+
+    return Cuda(gpu)
+
+
 class Hello(NamedTuple):
-    """What the process says of its runtime, and of what confines it, once it is up."""
+    """What the process says once it is up.
+
+    Attributes:
+        isolation: what confines it.
+        missing: why providers are not there.
+    """
 
     runtime: str
     providers: tuple[str, ...]
     isolation: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 class Job(NamedTuple):
@@ -105,6 +118,8 @@ class Loaded(NamedTuple):
     run: timing.Run
     load_ns: int
     first_run_ns: int
+    device: DeviceModel | None
+    """Where it lies in a memory other than this program's."""
 
 
 class Sessions:
@@ -113,8 +128,8 @@ class Sessions:
     What two blocks in a row share, the references, stays loaded.
     """
 
-    def __init__(self, backend: Backend, clock: timing.Clock) -> None:
-        self._backend = backend
+    def __init__(self, backends: Mapping[str, Backend], clock: timing.Clock) -> None:
+        self._backends = backends
         self._clock = clock
         self._kept: dict[str, Loaded] = {}
         self._last: set[str] = set()
@@ -180,17 +195,29 @@ class Sessions:
     def _key(path: Path, spec: MeasureSpec) -> str:
         with path.open("rb") as file:  # in pieces: it may be more than there is memory for
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return f"{digest}/{spec.seed}/{spec.threads}/{spec.provider}"
+        settings = (spec.seed, spec.threads, spec.provider)
+        return f"{digest}/{settings}/{spec.tf32}/{spec.cuda_graph}/{spec.allow_fallback}"
 
     def _session(self, job: Job, index: int) -> Loaded | Failure:
-        path, limits = job.models[index][1], job.limits
+        from esm_agent.backends import DeviceModel
+
+        path, limits, spec = job.models[index][1], job.limits, job.spec
+        backend = self._backends.get(spec.provider)
+        if backend is None:  # it worked when the agent announced it
+            text = f"the provider {spec.provider} has stopped working: restart the agent"
+            return Failure(FailureKind.CRASH, text)
         if limits is not None:
             refusal = _attempted(lambda: preflight.examine(path.read_bytes(), limits))
             if refusal is not None:
                 return refusal
         start = self._clock()
-        run = _attempted(lambda: self._backend.load(path, job.spec))
-        return run if isinstance(run, Failure) else Loaded(run, self._clock() - start, 0)
+        made = _attempted(lambda: backend.load(path, spec))
+        if isinstance(made, Failure):
+            return made
+        load_ns = self._clock() - start
+        if isinstance(made, DeviceModel):
+            return Loaded(made.run, load_ns, 0, made)
+        return Loaded(made, load_ns, 0, None)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
         from esm_agent.backends import first_run
@@ -235,6 +262,11 @@ class Witness:
             del self._states[1:-1:2]
             self._gap_ns *= 2
 
+    def gpu_clock_mhz(self) -> float | None:
+        """Now, where the device tells."""
+        gpus = self._telemetry.state(self._clock(), quick=True).gpus
+        return gpus[0].clock_mhz if gpus else None
+
     def states(self, origin_ns: int) -> tuple[DeviceState, ...]:
         """All of them and a last one, their times since ``origin_ns``."""
         self._states.append(self._telemetry.state(self._clock()))
@@ -247,8 +279,9 @@ def main(
     make_backend: BackendFactory,
     make_telemetry: TelemetryFactory,
     confinement: Confinement,
+    make_others: Sequence[BackendFactory] = (),
 ) -> None:
-    """Takes jobs until the agent hangs up."""
+    """Takes jobs until the agent hangs up; ``make_others``: backends that need not work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     if sys.platform == "linux":
         # A hung native call must not outlive an agent that was killed.
@@ -257,17 +290,32 @@ def main(
     import onnxruntime
 
     board = Board(cells)
-    backend = make_backend()
+    backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
-    sessions = Sessions(backend, time.perf_counter_ns)
+    sessions = Sessions(backends, time.perf_counter_ns)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    connection.send(Hello(runtime, (backend.provider,), isolation))
+    connection.send(Hello(runtime, tuple(backends), isolation, missing))
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
         connection.send(_measure(sessions, telemetry, job, board))
+
+
+def _backends(
+    make_first: BackendFactory, make_others: Sequence[BackendFactory]
+) -> tuple[dict[str, Backend], tuple[str, ...]]:
+    """By provider those that work, and why others do not."""
+    from esm_agent.backends import ProviderMissingError
+
+    made, missing = [make_first()], []
+    for make in make_others:
+        try:
+            made.append(make())
+        except ProviderMissingError as error:
+            missing.append(str(error))
+    return {backend.provider: backend for backend in made}, tuple(missing)
 
 
 def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
@@ -296,12 +344,14 @@ def _interleaved(
         board.write(State.MEASURING, index, share)
         witness.look()
 
+    _settle(loaded, witness, board, clock)
     origin = clock()
     runs = {index: model.run for index, model in loaded.items()}
     samples = timing.interleaved(runs, job.spec, between, clock)
-    measurements = _failed(job, failures) | {
-        index: _measurement(job, index, loaded[index], samples[index], origin) for index in loaded
-    }
+    measurements = _failed(job, failures)
+    for index, model in loaded.items():
+        board.write(State.MEASURING, index, 1.0)
+        measurements[index] = _measurement(job, index, model, samples[index], origin, clock)
     return measurements, sum(s.running_ns for s in samples.values()), origin
 
 
@@ -318,16 +368,42 @@ def _sequential(
         if isinstance(model, Failure):
             measurements |= _failed(job, {index: model})
         else:
+            _settle({index: model}, witness, board, clock)
             samples = timing.sequential(model.run, job.spec, clock)
-            measurements[index] = _measurement(job, index, model, samples, origin)
+            measurements[index] = _measurement(job, index, model, samples, origin, clock)
             running_ns += samples.running_ns
     return measurements, running_ns, origin
 
 
+def _settle(
+    loaded: Mapping[int, Loaded], witness: Witness, board: Board, clock: timing.Clock
+) -> None:
+    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern."""
+    runs = {index: model.run for index, model in loaded.items() if model.device}
+
+    def between(index: int, share: float) -> None:
+        board.write(State.MEASURING, index, share)
+
+    if runs:
+        timing.settle(runs, witness.gpu_clock_mhz, between, clock)
+
+
 def _measurement(
-    job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int
+    job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int, clock: timing.Clock
 ) -> Measurement:
-    return samples.measurement(job.models[index][0], model.load_ns, model.first_run_ns, origin)
+    """With the copies, which are timed now that all runs are over."""
+    name = job.models[index][0]
+    measurement = samples.measurement(name, model.load_ns, model.first_run_ns, origin)
+    device = model.device
+    if device is None:
+        return measurement
+    return replace(
+        measurement,
+        copy_in_ns=timing.copies(device.copy_in, clock),
+        copy_out_ns=timing.copies(device.copy_out, clock),
+        ran_on=device.ran_on,
+        fallback=device.fallback,
+    )
 
 
 def _failed(job: Job, failures: Mapping[int, Failure]) -> dict[int, Measurement]:

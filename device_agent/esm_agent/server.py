@@ -6,6 +6,7 @@ import logging
 import shutil
 from concurrent import futures
 from dataclasses import replace
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from esm_agent.auth import Door, OpenDoor
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
-from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend
+from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
 from esm_agent.metrics import Metrics
 from esm_agent.parsing import ParsingInterceptor
 from esm_agent.sandbox import Confinement
@@ -58,10 +59,12 @@ class AgentServer:
         metrics: counts what happens.
         confinement: what the measuring process may use; its folder is made here.
         max_block_s: a block that takes longer is broken off.
+        gpu: the GPU of the provider ``cuda``, which must then work; without it the first one,
+            if it does.
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start.
+        WorkerUnavailableError: the measuring process does not start, or not with ``gpu``.
     """
 
     def __init__(
@@ -69,23 +72,29 @@ class AgentServer:
         host: str,
         port: int,
         make_backend: BackendFactory = cpu_backend,
-        make_telemetry: TelemetryFactory = Telemetry,
+        make_telemetry: TelemetryFactory | None = None,
         lease_expiry_s: float = EXPIRY_S,
         door: Door | None = None,
         metrics: Metrics | None = None,
         confinement: Confinement | None = None,
         max_block_s: float = DEFAULT_MAX_BLOCK_S,
+        gpu: int | None = None,
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
             door.metrics = metrics
+        telemetry = make_telemetry or partial(Telemetry, gpu=gpu or 0)
         self._scratch = make_scratch()
         confinement = replace(confinement or Confinement(), folder=self._scratch / "worker")
         limits = _limits(confinement, max_block_s)
-        worker = Worker(make_backend, make_telemetry, confinement, limits)
+        cuda = partial(cuda_backend, gpu or 0)
+        worker = Worker(make_backend, telemetry, confinement, limits, make_others=(cuda,))
         self._slot = Slot(worker, lease_expiry_s, metrics)
         try:
             hello = self._slot.start()
+            if gpu is not None and "cuda" not in hello.providers:
+                self._slot.stop()
+                raise WorkerUnavailableError(f"--gpu {gpu}: {'; '.join(hello.missing)}")
         except WorkerUnavailableError:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
@@ -102,6 +111,7 @@ class AgentServer:
             self._slot,
             self._scratch,
             door.client_of,
+            telemetry(),
             metrics=metrics,
             cpus=confinement.cpus,
         )
@@ -127,6 +137,8 @@ class AgentServer:
         if metrics is not None:
             metrics.watch(self._slot.readings)
         log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
+        for reason in hello.missing:
+            log.info("%s", reason)
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
     def drain(self, patience_s: float) -> bool:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,12 @@ class Telemetry:
     Args:
         root: where ``proc`` and ``sys`` are; for tests.
         run: runs ``vcgencmd``; where it is given, ``vcgencmd`` counts as installed.
+        gpu: looks at this NVIDIA GPU only, numbered as CUDA does with ``PCI_BUS_ID``.
     """
 
-    def __init__(self, root: Path = Path("/"), run: Run | None = None) -> None:
+    def __init__(
+        self, root: Path = Path("/"), run: Run | None = None, gpu: int | None = None
+    ) -> None:
         cpus = sysfs.cpu_folders(root)
         self._clocks = _existing(cpu / "cpufreq/scaling_cur_freq" for cpu in cpus)
         self._governors = _existing(cpu / "cpufreq/scaling_governor" for cpu in cpus)
@@ -62,7 +65,7 @@ class Telemetry:
         self._has_pi_file = self._pi_throttled.exists()
         self._vcgencmd = run or (run_command if shutil.which("vcgencmd") else None)
         self._proc = root / "proc"
-        self._gpus = _Gpus()
+        self._gpus = _Gpus(gpu)
 
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
         """What the device says of itself now.
@@ -122,7 +125,7 @@ class Telemetry:
 class _Gpus:
     """NVIDIA's GPUs through NVML, where its Python binding and its driver are installed."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: int | None) -> None:
         self._nvml: Any = None
         self._handles: list[tuple[str, Any]] = []
         try:
@@ -132,12 +135,29 @@ class _Gpus:
         try:
             pynvml.nvmlInit()
             self._nvml = pynvml
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for handle in self._chosen(only):
                 name = pynvml.nvmlDeviceGetName(handle)
                 self._handles.append((name if isinstance(name, str) else name.decode(), handle))
         except pynvml.NVMLError:
             return  # no driver, or a GPU that is lost: those before it still tell
+
+    def _chosen(self, only: int | None) -> Iterator[Any]:
+        """NVML sees all GPUs; CUDA those that ``CUDA_VISIBLE_DEVICES`` lets through, numbered anew
+        in its order. Its entries are NVML's numbers or the beginnings of its UUIDs."""
+        nvml = self._nvml
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        entry = None if only is None else str(only)
+        if entry is not None and visible is not None:
+            entries = [word.strip() for word in visible.split(",")]
+            entry = entries[int(entry)] if int(entry) < len(entries) else ""
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            if entry is None or entry == str(index):
+                yield handle
+            elif entry.startswith("GPU-"):
+                uuid = nvml.nvmlDeviceGetUUID(handle)
+                if (uuid if isinstance(uuid, str) else uuid.decode()).startswith(entry):
+                    yield handle
 
     def states(self) -> tuple[GpuState, ...]:
         return tuple(self._state(name, handle) for name, handle in self._handles)

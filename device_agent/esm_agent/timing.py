@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from esm_protos.messages import Measurement, MeasureSpec
+from esm_protos.messages import Measurement, MeasureSpec, Nanoseconds
 from esm_protos.statistics import MIN_ROUNDS, PACE_MODELS, estimate_block
 
 Run = Callable[[], object]
@@ -30,6 +30,11 @@ _SLOW_NS = 1_000_000_000
 _LOOK_AGAIN = 1.2
 """Intervals are looked at each time the rounds have grown by this factor: looking after every
 round would stop too many models at a lucky moment."""
+_SETTLE_NS = 5_000_000_000
+"""No waiting for a clock that never stays."""
+_SETTLE_WINDOW_NS = 250_000_000
+_SETTLED_WINDOWS, _SETTLED_SPREAD = 3, 0.02
+_COPIES, _COPY_WARMUP = 10, 2
 
 
 @dataclass
@@ -78,6 +83,45 @@ class Samples:
             load_ns=load_ns,
             first_run_ns=first_run_ns,
         )
+
+
+def settle(
+    runs: Mapping[int, Run],
+    clock_mhz: Callable[[], float | None],
+    between: Between,
+    clock: Clock = time.perf_counter_ns,
+) -> None:
+    """Runs the models in turn, uncounted, until the device keeps its pace: 5 s at most.
+
+    Args:
+        clock_mhz: the device's clock; where it tells none, how long a round takes stands for it.
+        between: told the model that runs next.
+    """
+    began = clock()
+    paces: list[float] = []
+    while clock() - began < _SETTLE_NS:
+        window, rounds = clock(), 0
+        while clock() - window < _SETTLE_WINDOW_NS:
+            for index, run in runs.items():
+                between(index, 0.0)
+                run()
+            rounds += 1
+        paces.append(clock_mhz() or (clock() - window) / rounds)
+        latest = paces[-_SETTLED_WINDOWS:]
+        if len(latest) == _SETTLED_WINDOWS and max(latest) <= min(latest) * (1 + _SETTLED_SPREAD):
+            return
+
+
+def copies(copy: Run, clock: Clock = time.perf_counter_ns) -> Nanoseconds:
+    """Durations of a few crossings to or from a device's memory, the first ones left out."""
+    for _ in range(_COPY_WARMUP):
+        copy()
+    took = []
+    for _ in range(_COPIES):
+        start = clock()
+        copy()
+        took.append(max(clock() - start, 1))
+    return np.array(took, dtype=np.int64)
 
 
 def sequential(run: Run, spec: MeasureSpec, clock: Clock = time.perf_counter_ns) -> Samples:

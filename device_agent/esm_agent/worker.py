@@ -92,11 +92,13 @@ class Worker:
         make_telemetry: TelemetryFactory = Telemetry,
         confinement: Confinement | None = None,
         limits: Limits | None = None,
+        make_others: Sequence[BackendFactory] = (),
     ) -> None:
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._confinement = confinement or Confinement()
         self._limits = limits
+        self._make_others = tuple(make_others)
         self._current: _Process | None = None
         self.restarts = 0
         """Starts after the process had died, or was killed with its block."""
@@ -118,7 +120,14 @@ class Worker:
         cells = context.RawArray("q", 4)
         process = context.Process(
             target=measuring.main,
-            args=(theirs, cells, self._make_backend, self._make_telemetry, self._confinement),
+            args=(
+                theirs,
+                cells,
+                self._make_backend,
+                self._make_telemetry,
+                self._confinement,
+                self._make_others,
+            ),
             daemon=True,
             name="esm-worker",
         )

@@ -23,6 +23,7 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Model,
+    Nanoseconds,
     Progress,
     Protocol,
 )
@@ -41,7 +42,7 @@ beside others a model is as fast as alone only after so many runs (docs/measurin
 
 _NUMBERS = (
     *("latency_ms", "interval_percent", "interval_low_ms", "interval_high_ms"),
-    *("min_ms", "median_ms", "p95_ms", "load_ms", "first_run_ms"),
+    *("min_ms", "median_ms", "p95_ms", "load_ms", "first_run_ms", "copy_in_ms", "copy_out_ms"),
 )
 _FLAGS = {"model_timeout_s": "--timeout", "max_block_s": "--max-time"}
 
@@ -51,10 +52,12 @@ class TimedModel:
     """One model and what timing it gave.
 
     Attributes:
+        provider: that it was to run on.
         estimate: None if the model failed.
         judgement: likewise.
     """
 
+    provider: str
     model: Model
     measurement: Measurement
     estimate: Estimate | None
@@ -77,6 +80,8 @@ class TimedModel:
                 "p95_ms": float(np.percentile(samples, 95)) / 1e6,
                 "load_ms": self.measurement.load_ns / 1e6,
                 "first_run_ms": self.measurement.first_run_ns / 1e6,
+                "copy_in_ms": _median_ms(self.measurement.copy_in_ns),
+                "copy_out_ms": _median_ms(self.measurement.copy_out_ns),
             }
             if np.isfinite(share):  # JSON has no infinity
                 numbers |= {
@@ -88,11 +93,14 @@ class TimedModel:
         return {
             "path": self.model.model_id,
             "sha256": hashlib.sha256(self.model.data).hexdigest(),
+            "provider": self.provider,
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **numbers,
             "runs": samples.size,
             "verdict": self.judgement and self.judgement.verdict.value,
             "reasons": list(self.judgement.reasons) if self.judgement else [],
+            "ran_on": dict(self.measurement.ran_on),
+            "fallback": list(self.measurement.fallback),
             "latency_ns": samples.tolist(),
             "start_ns": self.measurement.start_ns.tolist(),
         }
@@ -221,8 +229,13 @@ def time_models(
         judgement = None
         if estimate is not None:
             judgement = judge_number(estimate.interval, spec.precision, evidence)
-        timed.append(TimedModel(model, measurement, estimate, judgement))
+        timed.append(TimedModel(spec.provider, model, measurement, estimate, judgement))
     return Timing(device, spec, tuple(timed), result)
+
+
+def _median_ms(samples: Nanoseconds) -> float | None:
+    """None where there is nothing to cross."""
+    return float(np.median(samples)) / 1e6 if samples.size else None
 
 
 def _spec(runs_flag: str, **fields: Any) -> MeasureSpec:

@@ -279,12 +279,13 @@ class DeviceInfo:
     occupancy: Occupancy = Occupancy()
     isolation: tuple[str, ...] = ()
 
-    def identity(self) -> dict[str, str | int]:
-        """What must be equal for two measurements to be of the same device."""
-        return {
-            name: getattr(self, name)
-            for name in ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
-        }
+    def identity(self, provider: str = "cpu") -> dict[str, str | int]:
+        """What must be equal for two measurements by a provider to be of the same device."""
+        names = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
+        identity: dict[str, str | int] = {name: getattr(self, name) for name in names}
+        if provider == "cuda":
+            identity["gpu"] = ", ".join(gpu.name for gpu in self.state.gpus)
+        return identity
 
 
 @dataclass(frozen=True)

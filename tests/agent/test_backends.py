@@ -45,7 +45,7 @@ def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
     run = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
     weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))
     session = onnxruntime.InferenceSession(weighted, providers=["CPUExecutionProvider"])
-    feed = backends._inputs(session, SPEC.seed)
+    feed = backends.draw_inputs(session, SPEC.seed)
     (expected,) = session.run(None, feed)
     (got,) = run()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

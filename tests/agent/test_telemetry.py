@@ -204,3 +204,39 @@ def test_a_driver_that_does_not_answer_means_no_gpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
 ) -> None:
     assert gpus(monkeypatch, tmp_path, fake_nvml(**{broken: None})) == ()
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "found"),
+    [
+        (None, None, ["0", "1", "2"]),
+        (None, 1, ["1"]),
+        (None, 3, []),
+        ("2,0", 0, ["2"]),
+        ("2, 0", 1, ["0"]),
+        ("2,0", 2, []),
+        ("2,0", None, ["0", "1", "2"]),
+        ("GPU-1-", 0, ["1"]),
+        ("GPU-9", 0, []),
+        ("MIG-1", 0, []),
+        ("", 0, []),
+    ],
+)
+def test_the_gpu_that_cuda_means_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    visible: str | None,
+    gpu: int | None,
+    found: list[str],
+) -> None:
+    nvml = fake_nvml(
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=str,
+        nvmlDeviceGetName=lambda handle: handle,
+        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}-abc",
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in Telemetry(tmp_path, gpu=gpu).state(0).gpus] == found

@@ -227,6 +227,8 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--runs-per-visit", "0"], ["--runs-per-visit 0"]),
         (["--patience", "nan"], ["--patience"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
+        (["--tf32"], ["--tf32 needs --ep cuda"]),
+        (["--cuda-graph"], ["--cuda-graph needs --ep cuda"]),
         (["--block-size", "400"], ["--block-size 400", "256"]),
         (["--space", OWN_SPACE.replace("Tiny", "Broken")], ["cannot be built", "NameError"]),
         (["--space", OWN_SPACE.replace("Tiny", "Gaps"), "--bins", "4"], ["--bins 4", "fewer"]),
@@ -318,6 +320,30 @@ def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Pat
     fake._hostname = "another"
     result = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 100)
     assert_refused(result, 2, "measurements of another device", "another --run")
+    assert len(fake.blocks) == blocks
+
+
+def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    fake._gpu = "H100"
+    run = tmp_path / "r"
+    options = ["--ep", "cuda", "--tf32", "--target-accuracy", 1]
+    assert esm_host("profile", *SMALL, *options, "--run", run).exit_code == 0
+    assert {(b.spec.provider, b.spec.tf32, b.spec.cuda_graph) for b in fake.blocks} == {
+        ("cuda", True, False)
+    }
+    blocks = len(fake.blocks)
+    resume = ["profile", "--run", run, "--resume"]
+    assert esm_host(*resume, "--tf32").exit_code == 0
+    result = esm_host(*resume, "--cuda-graph")
+    assert_refused(
+        result, 2, "measured with --cuda-graph off, not --cuda-graph on", "another --run"
+    )
+    assert_refused(esm_host(*resume, "--ep", "cpu"), 2, "--ep cuda, not --ep cpu")
+    fake._gpu = "T4"
+    result = esm_host(*resume, "--target-accuracy", 100)
+    assert_refused(result, 2, "another device (gpu H100 -> T4)")
     assert len(fake.blocks) == blocks
 
 

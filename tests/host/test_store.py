@@ -31,7 +31,17 @@ def add(store: Store, block_id: str, measurements: list[Measurement]) -> None:
 
 
 def samples(architecture: Architecture) -> Measurement:
-    return Measurement(architecture.key, np.array([5, 3, 2**61]), np.array([0, 10, 20]), 4, 6)
+    return Measurement(
+        architecture.key,
+        np.array([5, 3, 2**61]),
+        np.array([0, 10, 20]),
+        4,
+        6,
+        copy_in_ns=np.array([2, 1]),
+        copy_out_ns=np.array([3]),
+        ran_on=(("CUDAExecutionProvider", 7), ("CPUExecutionProvider", 1)),
+        fallback=("resize",),
+    )
 
 
 def test_what_goes_in_comes_out(store: Store) -> None:
@@ -46,7 +56,12 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     np.testing.assert_array_equal(first.latency_ns, [5, 3, 2**61])
     np.testing.assert_array_equal(first.start_ns, [0, 10, 20])
     assert (first.model_id, first.load_ns, first.first_run_ns) == (PLAN[1].key, 4, 6)
+    np.testing.assert_array_equal(first.copy_in_ns, [2, 1])
+    np.testing.assert_array_equal(first.copy_out_ns, [3])
+    assert first.ran_on == (("CUDAExecutionProvider", 7), ("CPUExecutionProvider", 1))
+    assert first.fallback == ("resize",)
     assert second.failure == failed.failure
+    assert (second.copy_in_ns.size, second.ran_on, second.fallback) == (0, (), ())
     assert again.attempts(0) == [
         Attempt(PLAN[1].key, "one", None),
         Attempt(PLAN[2].key, "one", FailureKind.CRASH),
@@ -116,9 +131,15 @@ def test_damaged_samples_are_named(store: Store) -> None:
         store.measurements()
 
 
-def test_another_schema_version_is_refused(store: Store) -> None:
+@pytest.mark.parametrize("version", [2, 99])
+def test_another_schema_version_is_refused(store: Store, version: int) -> None:
+    """Version 2 knew no copies to a GPU and no nodes that fell back."""
     with store._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE facts SET value = '99' WHERE key = 'schema_version'"))
+        connection.execute(
+            sa.text("UPDATE facts SET value = :v WHERE key = 'schema_version'"), {"v": str(version)}
+        )
     store.close()
-    with pytest.raises(DatasetError, match="schema version 99"):
+    cure = f"schema version {version}, .* use the esm-profiler that wrote it"
+    with pytest.raises(DatasetError, match=cure) as caught:
         Store(store.path)
+    assert "\n" not in str(caught.value)

@@ -232,6 +232,32 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
         assert entry["reasons"] == ["the device became 200 % slower during the block"]
 
 
+# On a GPU
+
+
+def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: Path) -> None:
+    result = esm_host_time(model, "--runs", 30, "--json", "-")
+    (entry,) = json.loads(result.stdout)["models"]
+    assert (entry["provider"], entry["copy_in_ms"], entry["copy_out_ms"]) == ("cpu", None, None)
+    assert (entry["ran_on"], entry["fallback"]) == ({}, [])
+    assert esm_host_time(model, "--runs", 30).stdout.splitlines()[0].split()[-1] == "first_ms"
+
+    fake._gpu = "a GPU"
+    options = ["--runs", 30, "--ep", "cuda", "--tf32", "--cuda-graph"]
+    (entry,) = json.loads(esm_host_time(model, *options, "--json", "-").stdout)["models"]
+    assert (entry["provider"], entry["copy_in_ms"], entry["copy_out_ms"]) == ("cuda", 0.02, 0.01)
+    assert entry["ran_on"] == {"CUDAExecutionProvider": 5, "CPUExecutionProvider": 1}
+    spec = fake.blocks[-1].spec
+    assert (spec.provider, spec.tf32, spec.cuda_graph) == ("cuda", True, True)
+    assert not spec.allow_fallback
+    heading, row = esm_host_time(model, *options).stdout.splitlines()
+    assert heading.split()[-2:] == ["copy_in_ms", "copy_out_ms"]
+    assert row.split()[-2:] == ["0.0200", "0.0100"]
+    heading, row = esm_host_time(model, *options, "--allow-fallback").stdout.splitlines()
+    assert heading.split()[-1] == "fallback"
+    assert row.split()[-1] == "1"
+
+
 # Wrong input
 
 
@@ -256,6 +282,8 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
         (["--timeout", "0"], ["--timeout 0"]),
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
+        (["--tf32"], ["--tf32 needs --ep cuda"]),
+        (["--allow-fallback"], ["--allow-fallback needs --ep cuda"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
     ],

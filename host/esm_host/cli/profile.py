@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import Device, NoWait
+from esm_host.cli.options import (
+    AllowFallback,
+    CudaGraph,
+    Device,
+    NoWait,
+    Tf32,
+    check_gpu_options,
+)
 
 if TYPE_CHECKING:
     from esm_host.cli.folder import RunFolder
@@ -176,8 +183,11 @@ def profile(
         int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
     ] = 1,
     ep: Annotated[
-        str, typer.Option(help="Execution provider: cpu.", rich_help_panel=_TIMING)
+        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
     ] = "cpu",
+    tf32: Tf32 = False,
+    cuda_graph: CudaGraph = False,
+    allow_fallback: AllowFallback = False,
     timeout: Annotated[
         float,
         typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=_TIMING),
@@ -261,12 +271,16 @@ def profile(
         "seed": seed,
         "provider": ep,
         "model_timeout_s": timeout,
+        "tf32": tf32,
+        "cuda_graph": cuda_graph,
+        "allow_fallback": allow_fallback,
     }
     folder = RunFolder(run or Path("runs") / f"{_safe(device)}-{_safe(space)}")
     if resume:
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
+        check_gpu_options(ep, tf32, cuda_graph, allow_fallback)
         settings = _new(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
@@ -319,7 +333,7 @@ def _resumed(
 
 
 def _written(name: str, settings: Mapping[str, Any]) -> str:
-    """A setting as it is written on the command line."""
+    """A setting as it is written on the command line, or ``on`` and ``off``."""
     from esm_host.extension.settings import flag
 
     if name in ("runs", "precision"):  # exactly so many, or as many as a precision takes
@@ -327,7 +341,10 @@ def _written(name: str, settings: Mapping[str, Any]) -> str:
         if not precision:
             return f"--runs {runs}"
         return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
-    return f"{flag(name)} {getattr(settings[name], 'value', settings[name])}"
+    value = getattr(settings[name], "value", settings[name])
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return f"{flag(name)} {value}"
 
 
 def _absolute(space: str) -> str:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import Device, NoWait
+from esm_host.cli.options import (
+    AllowFallback,
+    CudaGraph,
+    Device,
+    NoWait,
+    Tf32,
+    check_gpu_options,
+)
 from esm_host.cli.output import check_output
 from esm_host.cli.profile import ProtocolName
 
@@ -54,7 +61,10 @@ def time(
     warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10,
     trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
-    ep: Annotated[str, typer.Option(help="Execution provider: cpu.")] = "cpu",
+    ep: Annotated[str, typer.Option(help="Execution provider: cpu or cuda.")] = "cpu",
+    tf32: Tf32 = False,
+    cuda_graph: CudaGraph = False,
+    allow_fallback: AllowFallback = False,
     timeout: Annotated[
         float, typer.Option(help="Seconds that one model may take at a time.")
     ] = 60.0,
@@ -80,6 +90,7 @@ def time(
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
 
+    check_gpu_options(ep, tf32, cuda_graph, allow_fallback)
     spec = timing_spec(
         runs,
         precision,
@@ -90,6 +101,9 @@ def time(
         trim=trim,
         threads=threads,
         provider=ep,
+        tf32=tf32,
+        cuda_graph=cuda_graph,
+        allow_fallback=allow_fallback,
         model_timeout_s=timeout,
         seed=seed,
     )
@@ -153,12 +167,22 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 )
 """Of the table, by their heading: the text of a model's row in JSON."""
 
+_GPU_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("copy_in_ms", lambda row: "" if row["copy_in_ms"] is None else _number(row["copy_in_ms"])),
+    ("copy_out_ms", lambda row: "" if row["copy_out_ms"] is None else _number(row["copy_out_ms"])),
+    ("fallback", lambda row: str(len(row["fallback"]) or "")),
+)
+"""Likewise, shown where they have a text."""
+
 
 def _print_table(timing: Timing) -> None:
     """One line per model; a model that failed has its outcome in place of numbers."""
     rows = [timed.to_json() for timed in timing.models]
-    headings = [heading for heading, _ in _COLUMNS]
-    cells = {row["path"]: [text(row) for _, text in _COLUMNS] for row in rows if not row["failure"]}
+    measured = [row for row in rows if not row["failure"]]
+    shown = [column for column in _GPU_COLUMNS if any(column[1](row) for row in measured)]
+    columns = [*_COLUMNS, *shown]
+    headings = [heading for heading, _ in columns]
+    cells = {row["path"]: [text(row) for _, text in columns] for row in measured}
     widths = [max(map(len, column)) for column in zip(headings, *cells.values(), strict=True)]
     name_width = max(len("model"), *(len(row["path"]) for row in rows))
 

@@ -149,7 +149,7 @@ class Collector:
 
     def check_device(self, device: DeviceInfo) -> None:
         """Raises MismatchError unless it is the device whose measurements the store holds."""
-        identity = device.identity()
+        identity = device.identity(self._spec.provider)
         known = self._store.fact("device_identity")
         if known is None:
             self._store.add_fact("device_identity", identity)

@@ -32,7 +32,7 @@ from esm_protos.messages import (
     Nanoseconds,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REFERENCE_ROUND = -1
 """The round of the plan under which the reference models stand."""
 
@@ -77,6 +77,10 @@ _measurements = sa.Table(
     sa.Column("start_ns", sa.LargeBinary, nullable=False),
     sa.Column("load_ns", sa.BigInteger, nullable=False),
     sa.Column("first_run_ns", sa.BigInteger, nullable=False),
+    sa.Column("copy_in_ns", sa.LargeBinary, nullable=False),
+    sa.Column("copy_out_ns", sa.LargeBinary, nullable=False),
+    sa.Column("ran_on", sa.JSON, nullable=False),
+    sa.Column("fallback", sa.JSON, nullable=False),
     sa.Column("failure_kind", sa.String),
     sa.Column("failure_message", sa.String),
 )
@@ -270,6 +274,10 @@ class Store:
                 "start_ns": _pack(measurement.start_ns),
                 "load_ns": measurement.load_ns,
                 "first_run_ns": measurement.first_run_ns,
+                "copy_in_ns": _pack(measurement.copy_in_ns),
+                "copy_out_ns": _pack(measurement.copy_out_ns),
+                "ran_on": measurement.ran_on,
+                "fallback": measurement.fallback,
                 "failure_kind": measurement.failure and measurement.failure.kind.value,
                 "failure_message": measurement.failure and measurement.failure.message,
             }
@@ -414,6 +422,10 @@ def _stored(row: sa.RowMapping) -> StoredMeasurement:
         row["load_ns"],
         row["first_run_ns"],
         failure,
+        _unpack(row["copy_in_ns"]),
+        _unpack(row["copy_out_ns"]),
+        tuple((provider, nodes) for provider, nodes in row["ran_on"]),
+        tuple(row["fallback"]),
     )
     return StoredMeasurement(row["block_id"], measurement)
 

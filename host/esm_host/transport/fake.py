@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from esm_protos.messages import (
     Diagnosis,
     Failure,
     Finding,
+    GpuState,
     Holder,
     Limits,
     Measurement,
@@ -44,6 +46,7 @@ class FakeProfiler(Profiler):
         memory_bytes: what it says it has free; None does not tell.
         diagnosis: what the doctor finds.
         holder: somebody else who has the device.
+        gpu: name of its GPU, which the provider ``cuda`` then runs on.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class FakeProfiler(Profiler):
         memory_bytes: int | None = None,
         diagnosis: Diagnosis = _HEALTHY,
         holder: Holder | None = None,
+        gpu: str | None = None,
     ) -> None:
         self._latency = latency
         self._pace = pace
@@ -63,6 +67,7 @@ class FakeProfiler(Profiler):
         self._memory_bytes = memory_bytes
         self._diagnosis = diagnosis
         self._holder = holder
+        self._gpu = gpu
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -77,9 +82,13 @@ class FakeProfiler(Profiler):
             os="fake",
             python_version="fake",
             runtime="fake 1",
-            providers=("cpu",),
+            providers=self._providers(),
             limits=Limits(max_block_bytes=1 << 30, max_block_models=256),
-            state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
+            state=DeviceState(
+                at_ns=0,
+                memory_available_bytes=self._memory_bytes,
+                gpus=() if self._gpu is None else (GpuState(self._gpu),),
+            ),
         )
 
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
@@ -92,7 +101,7 @@ class FakeProfiler(Profiler):
 
     def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
         """What the block's :class:`Pending` returns, when it is asked."""
-        if block.spec.provider != "cpu":
+        if block.spec.provider not in self._providers():
             raise DeviceError(f"this device has no provider '{block.spec.provider}': it has cpu")
         on_progress(Progress(State.MEASURING, 0.0))
         pace = self._pace(len(self.blocks))
@@ -109,6 +118,9 @@ class FakeProfiler(Profiler):
     def close(self) -> None:
         pass
 
+    def _providers(self) -> tuple[str, ...]:
+        return ("cpu",) if self._gpu is None else ("cpu", "cuda")
+
     def _measurement(self, model: Model, block: Block, pace: float) -> Measurement:
         latency = self._latency(model)
         if isinstance(latency, Failure):
@@ -116,7 +128,16 @@ class FakeProfiler(Profiler):
         seed = hashlib.sha256(f"{block.block_id}{model.model_id}".encode()).digest()
         error = np.random.default_rng(list(seed)).normal(1, self._noise, block.spec.runs)
         runs = np.maximum(np.round(latency * pace * 1e6 * error), 1).astype(np.int64)
-        return Measurement(model.model_id, runs, np.cumsum(runs) - runs)
+        measurement = Measurement(model.model_id, runs, np.cumsum(runs) - runs)
+        if block.spec.provider == "cpu":
+            return measurement
+        return replace(
+            measurement,
+            copy_in_ns=np.full(3, 20_000),
+            copy_out_ns=np.full(3, 10_000),
+            ran_on=(("CUDAExecutionProvider", 5), ("CPUExecutionProvider", 1)),
+            fallback=("resize",) if block.spec.allow_fallback else (),
+        )
 
 
 class _Pending(Pending):

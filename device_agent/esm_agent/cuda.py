@@ -1,0 +1,268 @@
+"""ONNX Runtime's CUDA provider: inputs and outputs stay on the GPU, copies are timed apart.
+
+What is timed is ``run_with_iobinding`` on buffers that were placed before, and a synchronisation
+of the device after it. By default the run itself waits for the provider's stream at its end; the
+second wait costs microseconds and does not depend on that default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from esm_agent.backends import (
+    DeviceModel,
+    ModelError,
+    ProviderMissingError,
+    draw_inputs,
+    failure_kind,
+    first_run,
+    one_line,
+    session_options,
+)
+from esm_protos.messages import FailureKind, MeasureSpec
+
+PROVIDER = "CUDAExecutionProvider"
+CONV_SEARCH = "EXHAUSTIVE"
+"""cuDNN times its algorithms and takes the fastest: the runtime's own default, stated."""
+
+_PROBE = Path(__file__).parent / "probe_models" / "convolutions.onnx"
+_MEMORY = "cuda"
+_SHOWN_NODES = 5
+_SMALL_TENSOR = 100
+"""Numbers: what the runtime itself takes for a shape when it moves its arithmetic to the CPU."""
+
+# cudaGetErrorString of those errors after which nothing works in the process any more.
+_FATAL = re.compile(
+    "uncorrectable (ECC|NVLink) error|illegal memory access|launch timed out|device-side assert|"
+    "hardware stack error|illegal instruction|misaligned address|global/shared address space|"
+    "invalid program counter|unspecified launch failure"
+)
+
+
+class DeviceLostError(BaseException):
+    """CUDA is of no more use to this process. No ``except Exception`` may keep it alive: the
+    agent starts another, and finds out which model it was."""
+
+
+class Placement(NamedTuple):
+    """Where the nodes of a model ran, and what came out."""
+
+    ran_on: tuple[tuple[str, int], ...]
+    fallback: tuple[str, ...]
+    outputs: list[Any]
+
+
+class Cuda:
+    """The CUDA provider on one GPU.
+
+    Args:
+        gpu: among those that CUDA may see, in the order of nvidia-smi.
+        runtime: the module onnxruntime; for tests.
+
+    Raises:
+        ProviderMissingError: no model runs on it.
+    """
+
+    provider = "cuda"
+
+    def __init__(self, gpu: int = 0, runtime: Any = onnxruntime) -> None:
+        self._ort = runtime
+        self._gpu = gpu
+        if PROVIDER not in runtime.get_available_providers():
+            raise ProviderMissingError(
+                "no provider cuda: this onnxruntime has none (in an environment of its own, "
+                "pip install 'esm-profiler[agent-cuda]')"
+            )
+        # As nvidia-smi and NVML count; by itself CUDA begins with the fastest.
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        if hasattr(runtime, "preload_dlls"):  # since 1.21; finds the libraries that pip installed
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the agent's address
+                runtime.preload_dlls()
+        try:
+            first_run(self.load(_PROBE, MeasureSpec(provider=self.provider)).run)
+        except (ModelError, DeviceLostError) as error:
+            raise ProviderMissingError(f"no provider cuda on GPU {gpu}: {error}") from error
+
+    def load(self, path: Path, spec: MeasureSpec) -> DeviceModel:
+        """As :meth:`esm_agent.backends.Backend.load`.
+
+        Raises:
+            DeviceLostError: the process must end.
+        """
+        data = path.read_bytes()
+        placement = self._placement(data, spec)
+        if placement.fallback and not spec.allow_fallback:
+            raise ModelError(FailureKind.UNSUPPORTED_OP, _refusal(placement))
+        options, weights = session_options(data, spec)
+        settings = self.settings(spec, CONV_SEARCH, spec.cuda_graph)
+        session = self._session(data, options, settings)
+        del weights
+        try:
+            return self._bound(session, placement, spec)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise _outcome(error) from error
+
+    def settings(self, spec: MeasureSpec, conv_search: str, cuda_graph: bool) -> dict[str, str]:
+        """The provider's options; whatever changes latencies is stated, also the defaults."""
+        return {
+            "device_id": str(self._gpu),
+            "use_tf32": str(int(spec.tf32)),
+            "enable_cuda_graph": str(int(cuda_graph)),
+            "cudnn_conv_algo_search": conv_search,
+            "cudnn_conv_use_max_workspace": "1",
+            "do_copy_in_default_stream": "1",
+            # A block's models share the memory: no session takes twice what it needs.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+
+    def _session(self, data: bytes, options: Any, settings: dict[str, str]) -> Any:
+        providers = [(PROVIDER, settings), "CPUExecutionProvider"]
+        try:
+            session = self._ort.InferenceSession(
+                data, options, providers=providers, enable_fallback=0
+            )
+        except Exception as error:
+            raise _outcome(error) from error
+        if PROVIDER not in session.get_providers():  # it warns, and goes on without
+            raise ModelError(
+                FailureKind.CRASH,
+                "the CUDA provider did not load, the agent's log says why: most often libraries of "
+                "CUDA or cuDNN are missing (pip install 'esm-profiler[agent-cuda]'), or nvidia-smi "
+                "shows no GPU",
+            )
+        return session
+
+    def _placement(self, data: bytes, spec: MeasureSpec) -> Placement:
+        """From a profiled run of a session of its own: what the runtime did, not what it planned.
+
+        Every onnxruntime since 1.20 profiles; what tells without a run is newer. Its option
+        ``session.disable_cpu_ep_fallback`` names no node, and objects to arithmetic on shapes too.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            options, weights = session_options(data, spec)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            # Which algorithm and how it is launched makes no difference to where it runs.
+            session = self._session(data, options, self.settings(spec, "HEURISTIC", False))
+            del weights
+            feed = draw_inputs(session, spec.seed)
+            try:
+                outputs = session.run(None, feed)
+            except Exception as error:
+                raise _outcome(error, "the first run failed: ") from error
+            try:
+                events = json.loads(Path(session.end_profiling()).read_text())
+            except OSError as error:
+                text = f"where nodes ran is unknown: cannot write to {folder} ({error.strerror})"
+                raise ModelError(FailureKind.CRASH, text) from error
+        return Placement(*nodes_by_provider(events), outputs)
+
+    def _bound(self, session: Any, placement: Placement, spec: MeasureSpec) -> DeviceModel:
+        """The session with its buffers on the GPU, at addresses that stay."""
+        values = self._ort.OrtValue
+        binding = session.io_binding()
+        inputs = []
+        for name, array in draw_inputs(session, spec.seed).items():
+            value = values.ortvalue_from_numpy(array, _MEMORY, self._gpu)
+            binding.bind_ortvalue_input(name, value)
+            inputs.append((value, array))
+        outputs = []
+        for meta, array in zip(session.get_outputs(), placement.outputs, strict=True):
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                text = f"output {meta.name} is no tensor of numbers: {meta.type}"
+                raise ModelError(FailureKind.UNSUPPORTED_OP, text)
+            value = values.ortvalue_from_shape_and_type(
+                array.shape, array.dtype.type, _MEMORY, self._gpu
+            )
+            binding.bind_ortvalue_output(meta.name, value)
+            outputs.append(value)
+        binding.synchronize_inputs()
+
+        def run() -> None:
+            try:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except Exception as error:
+                raise _outcome(error) from error
+
+        def copy_in() -> None:
+            for value, array in inputs:
+                value.update_inplace(array)
+            binding.synchronize_inputs()  # from memory that may be paged, copies return early
+
+        def copy_out() -> list[Any]:
+            return [value.numpy() for value in outputs]
+
+        return DeviceModel(run, copy_in, copy_out, placement.ran_on, placement.fallback)
+
+
+def nodes_by_provider(
+    events: Iterable[dict[str, Any]],
+) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    """Nodes per provider, and the names of those that fell back, from a run's profile.
+
+    Copies that the runtime put between providers are no nodes of the model. Arithmetic on shapes
+    is one, but no fallback: the runtime keeps it on the CPU on purpose, where a size is needed.
+    """
+    nodes = {}
+    for event in events:
+        arguments = event.get("args", {})
+        if event.get("cat") != "Node" or "provider" not in arguments:
+            continue
+        if not arguments.get("op_name", "").startswith("Memcpy"):
+            name = event["name"].removesuffix("_kernel_time")
+            nodes[name, arguments.get("node_index")] = arguments  # loops run theirs repeatedly
+    counts = Counter(arguments["provider"] for arguments in nodes.values())
+    fallback = tuple(
+        name
+        for (name, _), arguments in nodes.items()
+        if arguments["provider"] != PROVIDER and not _is_about_shapes(arguments)
+    )
+    return tuple(counts.most_common()), fallback
+
+
+def _is_about_shapes(arguments: dict[str, Any]) -> bool:
+    """Few whole numbers in, few whole numbers out."""
+    outputs = arguments.get("output_type_shape", [])
+    tensors = [*arguments.get("input_type_shape", []), *outputs]
+    return bool(outputs) and all(
+        kind in ("int64", "int32", "bool") and math.prod(shape) <= _SMALL_TENSOR
+        for tensor in tensors
+        for kind, shape in tensor.items()
+    )
+
+
+def _refusal(placement: Placement) -> str:
+    names = ", ".join(placement.fallback[:_SHOWN_NODES])
+    more = len(placement.fallback) - _SHOWN_NODES
+    total = sum(count for _, count in placement.ran_on)
+    return (
+        f"{len(placement.fallback)} of {total} nodes did not run on CUDA: {names}"
+        f"{f' and {more} more' if more > 0 else ''}; --allow-fallback measures the model as it is"
+    )
+
+
+def _outcome(error: Exception, before: str = "") -> ModelError:
+    """What to report of a model; raises DeviceLostError where the process is lost with it."""
+    text = one_line(error)
+    if _FATAL.search(text):
+        raise DeviceLostError(text) from error
+    if "as requested by the user" in text:  # its words when a CUDA graph cannot be recorded
+        text = f"no CUDA graph can be made of this model, leave --cuda-graph out: {text}"
+        return ModelError(FailureKind.UNSUPPORTED_OP, text)
+    return ModelError(failure_kind(error), f"{before}{text}")
