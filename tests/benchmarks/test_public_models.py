@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.direct_timing import open_session, random_inputs
 from benchmarks.public_models import KINDS, OPSET, build, write_models
-from esm_agent.backends import OnnxRuntimeCpu, _inputs
+from esm_agent.backends import OnnxRuntimeCpu, draw_inputs
 from esm_protos.messages import MeasureSpec
 
 
@@ -37,7 +37,7 @@ def test_a_model_is_complete_and_its_output_in_range(name: str, paths: dict[str,
 @pytest.mark.parametrize("name", KINDS)
 def test_both_sides_feed_the_same_kinds_of_input(name: str, paths: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(paths[name], providers=["CPUExecutionProvider"])
-    ours, direct = _inputs(session, seed=0), random_inputs(session)
+    ours, direct = draw_inputs(session, seed=0), random_inputs(session)
     assert {n: (a.dtype, a.shape) for n, a in ours.items()} == {
         n: (a.dtype, a.shape) for n, a in direct.items()
     }
