@@ -45,6 +45,7 @@ from esm_protos.messages import (
 
 _POLL_S = 0.25
 _START_TIMEOUT_S = 120.0
+_STARTS = 3
 
 
 class CancelledError(Exception):
@@ -112,9 +113,29 @@ class Worker:
     def start(self) -> Hello:
         """Starts the process and returns what it says of its runtime.
 
+        A process that is killed while it starts is started again: that came from outside.
+
         Raises:
             WorkerUnavailableError: it does not start, most likely for want of onnxruntime.
         """
+        for attempt in range(1, _STARTS + 1):
+            self._current = current = self._spawn()
+            try:
+                if current.connection.poll(_START_TIMEOUT_S):
+                    hello: Hello = current.connection.recv()
+                    return hello
+            except (EOFError, ConnectionResetError):
+                current.process.join()
+            text, killed = current.exit_text(), (current.process.exitcode or 0) < 0
+            self.stop()
+            if not killed or attempt == _STARTS:
+                break
+        raise WorkerUnavailableError(
+            f"the measuring process did not start ({text}): is onnxruntime installed? "
+            "pip install 'esm-profiler[agent]'"
+        )
+
+    def _spawn(self) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         cells = context.RawArray("q", 4)
@@ -133,19 +154,7 @@ class Worker:
         )
         process.start()
         theirs.close()
-        self._current = _Process(process, ours, cells)
-        try:
-            if ours.poll(_START_TIMEOUT_S):
-                hello: Hello = ours.recv()
-                return hello
-        except (EOFError, ConnectionResetError):
-            process.join()
-        text = self._current.exit_text()
-        self.stop()
-        raise WorkerUnavailableError(
-            f"the measuring process did not start ({text}): is onnxruntime installed? "
-            "pip install 'esm-profiler[agent]'"
-        )
+        return _Process(process, ours, cells)
 
     def stop(self) -> None:
         """Kills the process; the next block starts another."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from esm_protos.messages import (
 )
 from tests.agent.fake_backends import (
     BrokenBackend,
+    KilledOnceBackend,
     ScriptedBackend,
     ThrottlingBackend,
     ThrottlingTelemetry,
@@ -192,3 +194,11 @@ def test_a_day_of_watching_is_still_a_small_message() -> None:
 def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:
     with pytest.raises(WorkerUnavailableError, match=r"pip install 'esm-profiler\[agent\]'"):
         Worker(BrokenBackend).start()
+
+
+def test_a_process_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    worker = Worker(partial(KilledOnceBackend, tmp_path / "killed"))
+    try:
+        assert worker.start().providers == ("cpu",)
+    finally:
+        worker.stop()

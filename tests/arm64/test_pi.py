@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -54,13 +55,15 @@ class Pi:
     variables: dict[str, str] = field(default_factory=dict)
     agent: subprocess.Popen[bytes] | None = None
     port: int = 0
+    name: str = ""
+    """What the host calls it."""
 
     @property
     def user(self) -> Path:
         return self.home / rootfs.USER
 
-    def run(self, line: str) -> None:
-        """A command of the guide, to its end."""
+    def run(self, line: str) -> str:
+        """A command of the guide, to its end; what it said."""
         start = time.monotonic()
         done = subprocess.run(
             rootfs.command(self.root, self.home, line, self.variables),
@@ -73,6 +76,7 @@ class Pi:
         print(f"  {time.monotonic() - start:4.0f} s  {line}")
         accepted = (0, NOT_FIT) if line.endswith("doctor") else (0,)
         assert done.returncode in accepted, f"{line}\n{done.stdout}"
+        return done.stdout
 
     def start(self, line: str) -> None:
         """The guide's last command, on a port that is free here, until it says that it is ready."""
@@ -90,7 +94,7 @@ class Pi:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        while f"listening on 127.0.0.1:{self.port}" not in self.said():
+        while f"listening on 0.0.0.0:{self.port}" not in self.said():
             assert self.agent.poll() is None, self.said()[-2000:]
             assert time.monotonic() - start < SLOW_S, self.said()[-2000:]
             time.sleep(0.5)
@@ -132,9 +136,15 @@ class Pi:
         }
 
 
-def connected(pi: Pi) -> str:
-    """What the host calls the device, once it may speak with it: the agent's loopback is ours."""
-    return f"127.0.0.1:{pi.port}"
+def paste(line: str, port: int) -> None:
+    """What ``esm-agent pair`` printed, typed here: the Pi's loopback is ours, its port is not."""
+    program, *words = shlex.split(line)
+    assert program == "esm-host"
+    words[3] = f"127.0.0.1:{port}"  # devices add NAME ADDRESS
+    command = [sys.executable, "-c", "from esm_host.cli import main; main()", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW_S)
+    assert done.returncode == 0, done.stderr
+    print(f"\n  {done.stdout.strip() or done.stderr.strip()}")
 
 
 @pytest.fixture(scope="module")
@@ -161,20 +171,25 @@ def pi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pi]:
     pi = Pi(root, home, folder / "agent.log", offline)
     *before, serve = commands(PI)
     try:
-        for line in before:
-            pi.run(line)
+        said = "".join(pi.run(line) for line in before)
         pi.start(serve)
-        yield pi
+        (line,) = re.findall(r"^esm-host devices add .*$", said, re.MULTILINE)
+        pi.name = shlex.split(line)[3]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ESM_CONFIG", str(folder / "devices.toml"))
+            paste(line, pi.port)
+            yield pi
     finally:
         pi.stop()
         shutil.rmtree(home, ignore_errors=True)  # what dies may still write
 
 
 def test_it_says_what_it_is(pi: Pi) -> None:
-    with connect(connected(pi)) as profiler:
+    with connect(pi.name) as profiler:
         info = profiler.device_info()
     assert info.machine == "aarch64"
     assert "cpu" in info.providers
+    print(f"\n  models are confined by: {', '.join(info.isolation)}")
     sizes = _installed_mb(pi.user / "esm")
     largest_first = sorted(sizes.items(), key=lambda item: -item[1])
     idle = pi.resident_mb()
@@ -189,7 +204,7 @@ def test_it_says_what_it_is(pi: Pi) -> None:
 def test_a_campaign_measures_ten_subnets(pi: Pi, tmp_path: Path) -> None:
     run = tmp_path / "run"
     program = [sys.executable, "-c", "from esm_host.cli import main; main()", "profile", "--quiet"]
-    program += ["--device", connected(pi), "--run", str(run), "--timeout", str(SLOW_S)]
+    program += ["--device", pi.name, "--run", str(run), "--timeout", str(SLOW_S)]
     start = time.monotonic()
     done = subprocess.run([*program, *PROFILE], capture_output=True, text=True, timeout=SLOW_S)
     print(f"\n  {time.monotonic() - start:4.0f} s  {MODELS} subnets, {RUNS} runs each")
@@ -212,7 +227,7 @@ def test_what_it_cannot_run_is_a_typed_outcome(pi: Pi) -> None:
         Model("unsupported", _model_of("NoSuchOperator")),
     )
     spec = MeasureSpec(runs=RUNS, model_timeout_s=SLOW_S)
-    with connect(connected(pi)) as profiler:
+    with connect(pi.name) as profiler:
         result = profiler.measure(Block("typed-outcomes", spec, models))
     good, broken, unsupported = result.measurements
     assert good.failure is None

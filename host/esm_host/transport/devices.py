@@ -102,7 +102,11 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
     if device not in known:
         near = difflib.get_close_matches(device, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        names = f"{config_path()} has {', '.join(known)}" if known else f"{config_path()} has none: see esm-host devices add"
+        names = (
+            f"{config_path()} has {', '.join(known)}"
+            if known
+            else f"{config_path()} has none: see esm-host devices add"
+        )
         raise UsageError(
             f"unknown device '{device}': {hint}give 'local', host:port or a name ({names})"
         )
