@@ -1,8 +1,8 @@
 """The measuring process: whatever a model does to it, every model gets an outcome."""
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
