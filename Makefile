@@ -15,7 +15,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not faults and not arm64"
 
-test-faults: $(STAMP)  ## kills host, agent and worker at random; sends malformed inputs
+test-faults: $(STAMP)  ## kills, cuts, full disks, jumping clocks, malformed inputs; ten minutes
 	$(BIN)/python -m pytest -m faults -s
 
 test-arm64: $(STAMP)  ## the guide for the Raspberry Pi, followed in a Debian for arm64; needs root

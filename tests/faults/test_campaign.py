@@ -23,7 +23,7 @@ from esm_host.transport.remote import RemoteProfiler
 from tests.faults.campaign import Campaign, small_disk
 
 FAULTS = 200
-MODELS = 1500
+MODELS = 600
 ARGUMENTS = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "4"]
 ARGUMENTS += ["--initial", str(MODELS - 40), "--step", "40", "--max-models", str(MODELS)]
 ARGUMENTS += ["--target-accuracy", "100", "--runs", "40", "--block-size", "10"]
