@@ -1,16 +1,17 @@
-"""A host that measures block after block for some seconds: ADDRESS NAME SECONDS STAMPS."""
+"""A host that measures block after block for some seconds: ADDRESS NAME SECONDS MODEL."""
 
 import json
 import sys
 import time
 import uuid
+from pathlib import Path
 
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model, Progress
 
 
-def main(address: str, name: str, seconds: str, stamps: str) -> None:
-    model = Model("m", f"stamp {stamps}".encode())
+def main(address: str, name: str, seconds: str, path: str) -> None:
+    model = Model("m", Path(path).read_bytes())
     ahead: list[int] = []
     holders: set[str] = set()
 
@@ -27,7 +28,9 @@ def main(address: str, name: str, seconds: str, stamps: str) -> None:
         sys.stdin.readline()  # all begin together
         end = time.monotonic() + float(seconds)
         while time.monotonic() < end:
-            profiler.measure(Block(uuid.uuid4().hex, MeasureSpec(runs=50), (model,)), on_progress)
+            block = Block(uuid.uuid4().hex, MeasureSpec(runs=50), (model,))
+            (measured,) = profiler.measure(block, on_progress).measurements
+            assert measured.failure is None, measured.failure
             blocks += 1
     print(json.dumps({"blocks": blocks, "ahead": max(ahead, default=0), "saw": sorted(holders)}))
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from esm_agent.server import AgentServer
@@ -20,12 +22,16 @@ HOSTS, SECONDS = 8, 60
 
 
 class StampingBackend:
-    """``stamp FILE``: a model of a millisecond that writes down when each of its runs was."""
+    """Every model takes a millisecond, and writes when each run was to the file of its name."""
 
     provider = "cpu"
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
     def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
-        file = Path(path.read_text().partition(" ")[2]).open("ab")  # noqa: SIM115
+        name = onnx.load(path).graph.name
+        file = (self._folder / f"{name}.stamps").open("ab")
 
         def run() -> None:
             began = time.monotonic_ns()
@@ -39,11 +45,14 @@ class StampingBackend:
 @pytest.mark.faults
 def test_eight_hosts_share_an_agent(tmp_path: Path) -> None:
     stamps = [tmp_path / f"{number}.stamps" for number in range(HOSTS)]
-    server = AgentServer("127.0.0.1", 0, StampingBackend)
+    models = [tmp_path / f"{number}.onnx" for number in range(HOSTS)]
+    for path in models:
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], path.stem, [], [])), path)
+    server = AgentServer("127.0.0.1", 0, partial(StampingBackend, tmp_path))
     command = [sys.executable, "-m", "tests.faults.one_host", f"127.0.0.1:{server.port}"]
     hosts = [
         subprocess.Popen(
-            [*command, f"host {number}", str(SECONDS), str(stamps[number])],
+            [*command, f"host {number}", str(SECONDS), str(models[number])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
