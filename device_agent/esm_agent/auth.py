@@ -12,6 +12,7 @@ import logging
 import ssl
 import threading
 import time
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,13 +123,13 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         self._brake = brake or Brake()
         self.metrics = Metrics()
 
+    @abstractmethod
     def client_of(self, context: grpc.ServicerContext) -> str:
         """The name by which the agent knows the caller; aborts where it has become invalid."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refusal(self, metadata: Metadata) -> str | None:
         """Why whoever calls with this metadata does not come in; None if they do."""
-        raise NotImplementedError
 
     def intercept_service(
         self,

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from esm_protos.graphs import external_location
 from esm_protos.messages import Failure, FailureKind, MeasureSpec
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
@@ -144,11 +145,7 @@ def _drawn_weights(data: bytes, seed: int) -> tuple[list[str], list[Any]]:
     missing = [
         tensor
         for tensor in initializers
-        if tensor.data_location == _EXTERNAL
-        and any(
-            entry.key == "location" and entry.value == WEIGHTLESS_LOCATION
-            for entry in tensor.external_data
-        )
+        if tensor.data_location == _EXTERNAL and external_location(tensor) == WEIGHTLESS_LOCATION
     ]
     for tensor in missing:
         if tensor.data_type != _FLOAT or any(dim < 1 for dim in tensor.dims):

@@ -11,12 +11,13 @@ import logging
 import os
 import re
 import secrets
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from esm_protos import private_files
 
 log = logging.getLogger(__name__)
 
@@ -179,18 +180,8 @@ def make_private_folder(folder: Path) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replaces a file at once, readable by its owner only; raises AccessError if it cannot."""
+    """As :func:`esm_protos.private_files.write_private`, but raises AccessError."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        private_files.write_private(path, data)
     except OSError as error:
         raise AccessError(f"cannot write {path}: {error.strerror}") from error

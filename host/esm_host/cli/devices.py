@@ -12,7 +12,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import NoWait, printable
-from esm_host.cli.output import check_output
+from esm_host.cli.output import check_output, write_output
 
 devices = typer.Typer(help="Look after devices.", no_args_is_help=True)
 
@@ -110,11 +110,8 @@ def list_devices(
     check_output(output)
     rows = overview()
     if output is not None:
-        text = json.dumps({"schema_version": 1, "devices": [asdict(row) for row in rows]}, indent=2)
-        if str(output) == "-":
-            print(text)
-        else:
-            output.write_text(text + "\n")
+        data = {"schema_version": 1, "devices": [asdict(row) for row in rows]}
+        write_output(output, json.dumps(data, indent=2))
         return
     if not rows:
         typer.echo("no device has a name yet: esm-agent pair, or esm-host devices add", err=True)
@@ -170,10 +167,6 @@ def doctor(
         print("\n".join(lines(diagnosis)))
     else:
         text = json.dumps(to_json(diagnosis, name), indent=2)
-        if str(output) == "-":
-            print(text)
-        else:
-            output.write_text(text + "\n")
-            typer.echo(f"{name} is {summary(diagnosis)}; all in {output}", err=True)
+        write_output(output, text, f"{name} is {summary(diagnosis)}; all in {output}")
     if not diagnosis.fit:
         raise typer.Exit(NOT_FIT)

@@ -1,9 +1,11 @@
-"""Files that are written when the measuring is over, and looked at before it begins."""
+"""``--json``: looked at before the measuring begins, written when it is over."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import typer
 
 from esm_host.errors import UsageError
 
@@ -18,3 +20,13 @@ def check_output(path: Path | None) -> None:
         raise UsageError(f"--json {path} is a folder: give a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"--json {path} cannot be written: give another file")
+
+
+def write_output(path: Path, text: str, said: str = "") -> None:
+    """Writes to the file and says so on stderr, or to stdout where ``path`` is -."""
+    if str(path) == "-":
+        print(text)
+        return
+    path.write_text(text + "\n")
+    if said:
+        typer.echo(said, err=True)

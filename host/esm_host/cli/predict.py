@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.output import write_output
 
 SCHEMA_VERSION = 1
 
@@ -68,11 +69,7 @@ def predict(
     ]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
-        if str(output) == "-":
-            print(text)
-        else:
-            output.write_text(text + "\n")
-            typer.echo(f"{len(results)} predictions in {output}", err=True)
+        write_output(output, text, f"{len(results)} predictions in {output}")
         return
     print(f"{'latency_ms':>10}  {'blocks':>6}  architecture")
     for a, latency in zip(chosen, latency_ms, strict=True):

@@ -20,7 +20,7 @@ from esm_host.cli.options import (
     Tf32,
     check_gpu_options,
 )
-from esm_host.cli.output import check_output
+from esm_host.cli.output import check_output, write_output
 from esm_host.cli.profile import ProtocolName
 
 if TYPE_CHECKING:
@@ -107,20 +107,17 @@ def time(
         model_timeout_s=timeout,
         seed=seed,
     )
-    to_stdout = output is not None and str(output) == "-"
     check_output(output)
     given = read_models(models)
     with devices.connect(device) as profiler, _progress(quiet) as on_progress:
         profiler.reserve(f"time {len(given)} model{'s' * (len(given) != 1)}", not no_wait)
         timing = time_models(profiler, given, spec, on_progress)
-    if to_stdout:
-        print(json.dumps(timing.to_json(), allow_nan=False))
-    else:
+    if str(output) != "-":
         _print_table(timing)
-    if output is not None and not to_stdout:
+    if output is not None:
         # On one line: indented, thousands of samples would each have their own.
-        output.write_text(json.dumps(timing.to_json(), allow_nan=False) + "\n")
-        typer.echo(f"all samples are in {output}", err=True)
+        text = json.dumps(timing.to_json(), allow_nan=False)
+        write_output(output, text, f"all samples are in {output}")
     raise typer.Exit(_exit_code(timing))
 
 

@@ -14,11 +14,9 @@ key = "/home/ada/ada.key"
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +25,7 @@ from pathlib import Path
 from esm_host.errors import UsageError
 from esm_host.transport.access import PLAIN, Access, check_token, mutual, pinned, split_address
 from esm_host.transport.base import Profiler
+from esm_protos.private_files import write_private
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
 _ANSWER_S = 10.0
@@ -186,17 +185,6 @@ def _path(text: str) -> Path:
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """Replaces a file at once; only its owner can read it."""
     path = path.resolve()  # a link stays one
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_private(path, data)
