@@ -33,9 +33,10 @@ def check_models(limits: Limits, models: Sequence[Model]) -> None:
             "give fewer"
         )
     for model in models:
-        if excess := excess_of(model.data, limits):
+        data = model.data if isinstance(model.data, bytes) else model.data.read_bytes()
+        if excess := excess_of(data, limits):
             raise UsageError(f"{model.model_id}: {excess}: give a smaller one")
-    size = sum(len(model.data) for model in models)
+    size = sum(model.size_bytes for model in models)
     if size > limits.max_block_bytes:
         raise UsageError(
             f"models of {size / 1e6:.0f} MB together: the device takes "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +91,7 @@ class TimedModel:
         failure = self.failure
         return {
             "path": self.model.model_id,
-            "sha256": hashlib.sha256(self.model.data).hexdigest(),
+            "sha256": self.model.sha256.hex(),
             "provider": self.provider,
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **numbers,

@@ -16,21 +16,28 @@ import numpy as np
 
 from esm_protos.messages import (
     CHUNK_BYTES,
+    MAX_THREADS,
     PROTOCOL_VERSION,
     Block,
     BlockResult,
+    Case,
     DeviceInfo,
     DeviceState,
     Diagnosis,
     Failure,
     FailureKind,
+    File,
     Finding,
     GpuState,
     Holder,
+    Input,
     Limits,
     Measurement,
     MeasureSpec,
+    NodeTime,
     Occupancy,
+    OperatorTime,
+    Profile,
     Progress,
     Protocol,
     Severity,
@@ -48,6 +55,7 @@ _STATES = {
     State.QUEUED: pb.STATE_QUEUED,
     State.PREPARING: pb.STATE_PREPARING,
     State.MEASURING: pb.STATE_MEASURING,
+    State.UPLOADING: pb.STATE_UPLOADING,
 }
 _FAILURES = {
     FailureKind.INVALID_MODEL: pb.FAILURE_KIND_INVALID_MODEL,
@@ -55,6 +63,7 @@ _FAILURES = {
     FailureKind.OUT_OF_MEMORY: pb.FAILURE_KIND_OUT_OF_MEMORY,
     FailureKind.CRASH: pb.FAILURE_KIND_CRASH,
     FailureKind.TIMEOUT: pb.FAILURE_KIND_TIMEOUT,
+    FailureKind.INVALID_INPUT: pb.FAILURE_KIND_INVALID_INPUT,
 }
 _SEVERITIES = {
     Severity.OK: pb.SEVERITY_OK,
@@ -234,21 +243,53 @@ def _told(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
+def file_to_pb(file: File) -> pb.File:
+    return pb.File(sha256=file.sha256, size_bytes=file.size_bytes)
+
+
+def file_from_pb(message: pb.File) -> File:
+    if len(message.sha256) != hashlib.sha256().digest_size:
+        raise ValueError("a file is named by its SHA-256, of 32 bytes")
+    return File(message.sha256, message.size_bytes)
+
+
+def case_from_pb(message: pb.ModelHeader) -> Case:
+    """How a model is to be run, from its header."""
+    if message.threads > MAX_THREADS:
+        raise ValueError(f"threads {message.threads} is above {MAX_THREADS}")
+    shapes = tuple((shape.input, tuple(shape.dims)) for shape in message.shapes)
+    if len({name for name, _ in shapes}) < len(shapes):
+        raise ValueError(f"model {message.model_id} has two shapes for one input")
+    inputs = file_from_pb(message.inputs) if message.HasField("inputs") else None
+    return Case(shapes, inputs, message.threads)
+
+
 def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRequest]:
-    """The header, then every model in chunks: what a client sends."""
-    models = []
+    """The header, then every model in chunks that is not in the cache: what a client sends."""
+    headers = []
     encoded = []
     for model in block.models:
+        data = b"" if isinstance(model.data, File) else model.data
+        encoding = pb.ENCODING_CACHED if isinstance(model.data, File) else pb.ENCODING_PLAIN
         # What fits into one chunk is a graph, or soon compressed; weights are noise to zlib.
-        small = len(model.data) <= CHUNK_BYTES
-        encoded.append(zlib.compress(model.data) if small else model.data)
-        models.append(
+        if data and len(data) <= CHUNK_BYTES:
+            data, encoding = zlib.compress(data), pb.ENCODING_ZLIB
+        encoded.append(data)
+        case = model.case
+        headers.append(
             pb.ModelHeader(
                 model_id=model.model_id,
-                size_bytes=len(model.data),
-                sha256=hashlib.sha256(model.data).digest(),
-                sent_bytes=len(encoded[-1]),
-                encoding=pb.ENCODING_ZLIB if small else pb.ENCODING_PLAIN,
+                size_bytes=model.size_bytes,
+                sha256=model.sha256,
+                sent_bytes=len(data),
+                encoding=encoding,
+                external=[
+                    pb.ExternalFile(location=location, file=file_to_pb(file))
+                    for location, file in model.external
+                ],
+                shapes=[pb.InputShape(input=name, dims=dims) for name, dims in case.shapes],
+                inputs=None if case.inputs is None else file_to_pb(case.inputs),
+                threads=case.threads,
             )
         )
     yield pb.MeasureBlockRequest(
@@ -256,8 +297,10 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
             protocol_version=PROTOCOL_VERSION,
             block_id=block.block_id,
             spec=spec_to_pb(block.spec),
-            models=models,
+            models=headers,
             lease_id=lease_id,
+            peak_memory=block.peak_memory,
+            profile_runs=block.profile_runs,
         )
     )
     for index, data in enumerate(encoded):
@@ -289,6 +332,9 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         copy_out_ns=measurement.copy_out_ns.tolist(),
         ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
         fallback=measurement.fallback,
+        inputs=[pb.Input(name=i.name, type=i.type, dims=i.dims) for i in measurement.inputs],
+        peak_rss_bytes=measurement.peak_rss_bytes or 0,
+        profile=_profile_to_pb(measurement.profile),
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -320,6 +366,27 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         copy_out_ns=np.array(message.copy_out_ns, dtype=np.int64),
         ran_on=tuple((each.provider, each.nodes) for each in message.ran_on),
         fallback=tuple(message.fallback),
+        inputs=tuple(Input(i.name, i.type, tuple(i.dims)) for i in message.inputs),
+        peak_rss_bytes=message.peak_rss_bytes or None,
+        profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
+    )
+
+
+def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
+    if profile is None:
+        return None
+    return pb.Profile(
+        runs=profile.runs,
+        operators=[pb.OperatorTime(**asdict(each)) for each in profile.operators],
+        nodes=[pb.NodeTime(**asdict(each)) for each in profile.nodes],
+    )
+
+
+def _profile_from_pb(message: pb.Profile) -> Profile:
+    return Profile(
+        message.runs,
+        tuple(OperatorTime(o.op_type, o.provider, o.calls, o.ns) for o in message.operators),
+        tuple(NodeTime(n.name, n.op_type, n.provider, n.ns) for n in message.nodes),
     )
 
 

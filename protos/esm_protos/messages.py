@@ -7,8 +7,10 @@ were measured and float milliseconds where people read them.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from numpy.typing import NDArray
 
 from esm_protos.statistics import trimmed_mean
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised when an old peer would misread what a new one says."""
 
 CHUNK_BYTES = 1 << 20
 """Models travel in pieces of this size, well below gRPC's 4 MB message limit."""
 
 DEFAULT_PORT = 7343
+
+MAX_THREADS = 1024
 
 
 class Protocol(enum.Enum):
@@ -35,8 +39,10 @@ class Protocol(enum.Enum):
 
 
 class State(enum.Enum):
-    """What the agent is doing with a block."""
+    """What becomes of a block at the moment."""
 
+    UPLOADING = "uploading"
+    """Its files are on their way to the device's cache; the host knows, the agent does not."""
     QUEUED = "queued"
     PREPARING = "preparing"
     MEASURING = "measuring"
@@ -50,6 +56,8 @@ class FailureKind(enum.Enum):
     OUT_OF_MEMORY = "out_of_memory"
     CRASH = "crash"
     TIMEOUT = "timeout"
+    INVALID_INPUT = "invalid_input"
+    """The model does not take the inputs or shapes that were given."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class MeasureSpec:
             ("runs", 1, 1_000_000),
             ("runs_per_visit", 1, 1_000_000),
             ("warmup", 0, 100_000),
-            ("threads", 1, 1024),
+            ("threads", 1, MAX_THREADS),
             ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
@@ -137,6 +145,7 @@ class Limits:
         max_model_parameters: numbers in all initializers of one model.
         max_memory_bytes: of the measuring process with all models of a block.
         max_block_s: a block that takes longer is broken off.
+        max_cache_bytes: all files of a block together; 0: the agent takes none.
     """
 
     max_block_bytes: int
@@ -146,6 +155,7 @@ class Limits:
     max_model_parameters: int = 10**10
     max_memory_bytes: int = 2**50
     max_block_s: float = 86_400.0
+    max_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -289,20 +299,81 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file as the agent's cache names it; ``path`` is where the host has it, if it does."""
+
+    sha256: bytes
+    size_bytes: int
+    path: Path | None = field(default=None, compare=False)
+
+    def read_bytes(self) -> bytes:
+        """All of it, from where the host has it."""
+        assert self.path is not None, "only the host has it by path"
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one model is run, where that is not the same for all models of a block.
+
+    Attributes:
+        shapes: dimensions of inputs, by name; a free dimension of others is taken as 1.
+        inputs: an ``.npz`` with inputs by name; those that it lacks are drawn.
+        threads: of the runtime; 0 takes those of the block's spec.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    inputs: File | None = None
+    threads: int = 0
+
+
+@dataclass(frozen=True)
 class Model:
-    """A model to measure: the client's name for it, unique in its block, and ONNX bytes."""
+    """A model to measure.
+
+    Attributes:
+        model_id: the client's name for it, unique in its block.
+        data: ONNX bytes, which travel with the block, or a file for the cache.
+        external: files that the model keeps data in, by the location that it names.
+    """
 
     model_id: str
-    data: bytes
+    data: bytes | File
+    case: Case = Case()
+    external: tuple[tuple[str, File], ...] = ()
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """All that have to lie in the cache before it is measured."""
+        own = (self.data, self.case.inputs, *(file for _, file in self.external))
+        return tuple(file for file in own if isinstance(file, File))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the ONNX file, without external data."""
+        return self.data.size_bytes if isinstance(self.data, File) else len(self.data)
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the ONNX file, without external data."""
+        own = self.data
+        return own.sha256 if isinstance(own, File) else hashlib.sha256(own).digest()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Models that are measured together. The id is the client's, and unique for all time."""
+    """Models that are measured together. The id is the client's, and unique for all time.
+
+    Attributes:
+        peak_memory: tell how much memory every model takes: they are loaded one by one.
+        profile_runs: profile every model for so many runs, after all of them were timed.
+    """
 
     block_id: str
     spec: MeasureSpec
     models: tuple[Model, ...]
+    peak_memory: bool = False
+    profile_runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -318,6 +389,49 @@ class Progress:
 class Failure:
     kind: FailureKind
     message: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input as it was fed; ``type`` as numpy names it, or ``"string"``."""
+
+    name: str
+    type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What all nodes of an operator take of an inference; ``calls`` per inference."""
+
+    op_type: str
+    provider: str
+    calls: int
+    ns: float
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """What one node takes of an inference."""
+
+    name: str
+    op_type: str
+    provider: str
+    ns: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where an inference's time goes, as the runtime itself told it in ``runs`` runs of their own.
+
+    Attributes:
+        operators: all of them, slowest first.
+        nodes: slowest first; of a large model only the slowest.
+    """
+
+    runs: int
+    operators: tuple[OperatorTime, ...]
+    nodes: tuple[NodeTime, ...]
 
 
 Nanoseconds = NDArray[np.int64]
@@ -341,6 +455,10 @@ class Measurement:
         copy_out_ns: likewise of the outputs.
         ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
         fallback: names of nodes that ran on another provider than the one asked for.
+        inputs: as they were fed.
+        peak_rss_bytes: most that a process with this model alone had in memory while it was
+            loaded and first run; None where nobody asked or the device does not tell.
+        profile: None where nobody asked.
     """
 
     model_id: str
@@ -353,6 +471,9 @@ class Measurement:
     copy_out_ns: Nanoseconds = field(default_factory=_none)
     ran_on: tuple[tuple[str, int], ...] = ()
     fallback: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    peak_rss_bytes: int | None = None
+    profile: Profile | None = None
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:

@@ -30,7 +30,7 @@ BAD = Model("bad", b"not a model")
 def fake_latency(model: Model) -> float | Failure:
     if model.data == BAD.data:
         return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file")
-    return len(model.data) / 1e4
+    return model.size_bytes / 1e4
 
 
 @pytest.fixture(scope="module", params=["fake", "local"])

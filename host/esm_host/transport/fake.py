@@ -144,7 +144,7 @@ class _Pending(Pending):
     def __init__(self, profiler: FakeProfiler, block: Block) -> None:
         self._profiler = profiler
         self._block = block
-        self.bytes_sent = sum(len(model.data) for model in block.models)
+        self.bytes_sent = sum(model.size_bytes for model in block.models)
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
         return self._profiler.answer(self._block, on_progress)

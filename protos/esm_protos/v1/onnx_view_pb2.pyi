@@ -65,10 +65,12 @@ class Node(_message.Message):
     def __init__(self, op_type: _Optional[str] = ..., attribute: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class Dimension(_message.Message):
-    __slots__ = ("dim_value",)
+    __slots__ = ("dim_value", "dim_param")
     DIM_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DIM_PARAM_FIELD_NUMBER: _ClassVar[int]
     dim_value: int
-    def __init__(self, dim_value: _Optional[int] = ...) -> None: ...
+    dim_param: str
+    def __init__(self, dim_value: _Optional[int] = ..., dim_param: _Optional[str] = ...) -> None: ...
 
 class Shape(_message.Message):
     __slots__ = ("dim",)
@@ -77,10 +79,12 @@ class Shape(_message.Message):
     def __init__(self, dim: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ...) -> None: ...
 
 class TensorType(_message.Message):
-    __slots__ = ("shape",)
+    __slots__ = ("elem_type", "shape")
+    ELEM_TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    elem_type: int
     shape: Shape
-    def __init__(self, shape: _Optional[_Union[Shape, _Mapping]] = ...) -> None: ...
+    def __init__(self, elem_type: _Optional[int] = ..., shape: _Optional[_Union[Shape, _Mapping]] = ...) -> None: ...
 
 class Type(_message.Message):
     __slots__ = ("tensor_type",)

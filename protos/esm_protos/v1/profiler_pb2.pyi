@@ -18,6 +18,7 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_UNSPECIFIED: _ClassVar[Encoding]
     ENCODING_PLAIN: _ClassVar[Encoding]
     ENCODING_ZLIB: _ClassVar[Encoding]
+    ENCODING_CACHED: _ClassVar[Encoding]
 
 class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +26,7 @@ class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_QUEUED: _ClassVar[State]
     STATE_PREPARING: _ClassVar[State]
     STATE_MEASURING: _ClassVar[State]
+    STATE_UPLOADING: _ClassVar[State]
 
 class FailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +36,7 @@ class FailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_KIND_OUT_OF_MEMORY: _ClassVar[FailureKind]
     FAILURE_KIND_CRASH: _ClassVar[FailureKind]
     FAILURE_KIND_TIMEOUT: _ClassVar[FailureKind]
+    FAILURE_KIND_INVALID_INPUT: _ClassVar[FailureKind]
 
 class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,16 +51,19 @@ PROTOCOL_INTERLEAVED: Protocol
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_PLAIN: Encoding
 ENCODING_ZLIB: Encoding
+ENCODING_CACHED: Encoding
 STATE_UNSPECIFIED: State
 STATE_QUEUED: State
 STATE_PREPARING: State
 STATE_MEASURING: State
+STATE_UPLOADING: State
 FAILURE_KIND_UNSPECIFIED: FailureKind
 FAILURE_KIND_INVALID_MODEL: FailureKind
 FAILURE_KIND_UNSUPPORTED_OP: FailureKind
 FAILURE_KIND_OUT_OF_MEMORY: FailureKind
 FAILURE_KIND_CRASH: FailureKind
 FAILURE_KIND_TIMEOUT: FailureKind
+FAILURE_KIND_INVALID_INPUT: FailureKind
 SEVERITY_UNSPECIFIED: Severity
 SEVERITY_OK: Severity
 SEVERITY_UNKNOWN: Severity
@@ -105,7 +111,7 @@ class DeviceInfo(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s")
+    __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s", "max_cache_bytes")
     MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_MODELS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +119,7 @@ class Limits(_message.Message):
     MAX_MODEL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     MAX_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_block_bytes: int
     max_block_models: int
     max_model_bytes: int
@@ -120,7 +127,8 @@ class Limits(_message.Message):
     max_model_parameters: int
     max_memory_bytes: int
     max_block_s: float
-    def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_model_nodes: _Optional[int] = ..., max_model_parameters: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_block_s: _Optional[float] = ...) -> None: ...
+    max_cache_bytes: int
+    def __init__(self, max_block_bytes: _Optional[int] = ..., max_block_models: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_model_nodes: _Optional[int] = ..., max_model_parameters: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_block_s: _Optional[float] = ..., max_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class Occupancy(_message.Message):
     __slots__ = ("holder", "waiting", "draining")
@@ -236,6 +244,62 @@ class GpuState(_message.Message):
     throttle_reasons: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, name: _Optional[str] = ..., clock_mhz: _Optional[float] = ..., memory_clock_mhz: _Optional[float] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class File(_message.Message):
+    __slots__ = ("sha256", "size_bytes")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    size_bytes: int
+    def __init__(self, sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class OfferRequest(_message.Message):
+    __slots__ = ("protocol_version", "lease_id", "files")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    lease_id: str
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
+
+class OfferReply(_message.Message):
+    __slots__ = ("missing",)
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    missing: _containers.RepeatedCompositeFieldContainer[Missing]
+    def __init__(self, missing: _Optional[_Iterable[_Union[Missing, _Mapping]]] = ...) -> None: ...
+
+class Missing(_message.Message):
+    __slots__ = ("file", "have_bytes")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    HAVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    file: int
+    have_bytes: int
+    def __init__(self, file: _Optional[int] = ..., have_bytes: _Optional[int] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("protocol_version", "lease_id", "file", "offset")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    lease_id: str
+    file: File
+    offset: int
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., file: _Optional[_Union[File, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class UploadRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class MeasureSpec(_message.Message):
     __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -271,32 +335,60 @@ class MeasureSpec(_message.Message):
     def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ...) -> None: ...
 
 class BlockHeader(_message.Message):
-    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id")
+    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_RUNS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     block_id: str
     spec: MeasureSpec
     models: _containers.RepeatedCompositeFieldContainer[ModelHeader]
     lease_id: str
-    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ...) -> None: ...
+    peak_memory: bool
+    profile_runs: int
+    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ..., peak_memory: bool = ..., profile_runs: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding")
+    __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding", "external", "shapes", "inputs", "threads")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    EXTERNAL_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     size_bytes: int
     sha256: bytes
     sent_bytes: int
     encoding: Encoding
-    def __init__(self, model_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., sent_bytes: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    external: _containers.RepeatedCompositeFieldContainer[ExternalFile]
+    shapes: _containers.RepeatedCompositeFieldContainer[InputShape]
+    inputs: File
+    threads: int
+    def __init__(self, model_id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., sent_bytes: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., external: _Optional[_Iterable[_Union[ExternalFile, _Mapping]]] = ..., shapes: _Optional[_Iterable[_Union[InputShape, _Mapping]]] = ..., inputs: _Optional[_Union[File, _Mapping]] = ..., threads: _Optional[int] = ...) -> None: ...
+
+class ExternalFile(_message.Message):
+    __slots__ = ("location", "file")
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    location: str
+    file: File
+    def __init__(self, location: _Optional[str] = ..., file: _Optional[_Union[File, _Mapping]] = ...) -> None: ...
+
+class InputShape(_message.Message):
+    __slots__ = ("input", "dims")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, input: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("model", "offset", "data")
@@ -335,7 +427,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -347,6 +439,9 @@ class ModelResult(_message.Message):
     COPY_OUT_NS_FIELD_NUMBER: _ClassVar[int]
     RAN_ON_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -358,7 +453,54 @@ class ModelResult(_message.Message):
     copy_out_ns: _containers.RepeatedScalarFieldContainer[int]
     ran_on: _containers.RepeatedCompositeFieldContainer[ProviderNodes]
     fallback: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ...) -> None: ...
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    peak_rss_bytes: int
+    profile: Profile
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("name", "type", "dims")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: str
+    dims: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., dims: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Profile(_message.Message):
+    __slots__ = ("runs", "operators", "nodes")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    runs: int
+    operators: _containers.RepeatedCompositeFieldContainer[OperatorTime]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeTime]
+    def __init__(self, runs: _Optional[int] = ..., operators: _Optional[_Iterable[_Union[OperatorTime, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeTime, _Mapping]]] = ...) -> None: ...
+
+class OperatorTime(_message.Message):
+    __slots__ = ("op_type", "provider", "calls", "ns")
+    OP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    NS_FIELD_NUMBER: _ClassVar[int]
+    op_type: str
+    provider: str
+    calls: int
+    ns: float
+    def __init__(self, op_type: _Optional[str] = ..., provider: _Optional[str] = ..., calls: _Optional[int] = ..., ns: _Optional[float] = ...) -> None: ...
+
+class NodeTime(_message.Message):
+    __slots__ = ("name", "op_type", "provider", "ns")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    NS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    op_type: str
+    provider: str
+    ns: float
+    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., provider: _Optional[str] = ..., ns: _Optional[float] = ...) -> None: ...
 
 class ProviderNodes(_message.Message):
     __slots__ = ("provider", "nodes")

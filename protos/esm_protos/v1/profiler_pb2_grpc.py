@@ -49,6 +49,16 @@ class ProfilerStub(object):
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.FromString,
                 _registered_method=True)
+        self.Offer = channel.unary_unary(
+                '/esm.v1.Profiler/Offer',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.OfferRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.OfferReply.FromString,
+                _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/esm.v1.Profiler/Upload',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.UploadRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.UploadReply.FromString,
+                _registered_method=True)
         self.MeasureBlock = channel.stream_stream(
                 '/esm.v1.Profiler/MeasureBlock',
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
@@ -81,6 +91,21 @@ class ProfilerServicer(object):
 
     def Release(self, request, context):
         """Gives a lease back, and drops its blocks; does no harm when it is gone already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Offer(self, request, context):
+        """Which of a block's files the agent lacks. The others stay in its cache for as long as the lease
+        lives. Never waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """Puts one file into the cache, for as long as the lease lives, and then until room is needed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +144,16 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.FromString,
                     response_serializer=esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Offer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offer,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.OfferRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.OfferReply.SerializeToString,
+            ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.UploadRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.UploadReply.SerializeToString,
             ),
             'MeasureBlock': grpc.stream_stream_rpc_method_handler(
                     servicer.MeasureBlock,
@@ -212,6 +247,60 @@ class Profiler(object):
             '/esm.v1.Profiler/Release',
             esm__protos_dot_v1_dot_profiler__pb2.ReleaseRequest.SerializeToString,
             esm__protos_dot_v1_dot_profiler__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esm.v1.Profiler/Offer',
+            esm__protos_dot_v1_dot_profiler__pb2.OfferRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.OfferReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/esm.v1.Profiler/Upload',
+            esm__protos_dot_v1_dot_profiler__pb2.UploadRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.UploadReply.FromString,
             options,
             channel_credentials,
             insecure,
