@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-faults test-arm64 lint types protos probes clean
+.PHONY: demo test test-faults test-arm64 lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -28,6 +28,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation as a site, in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 protos: $(STAMP)  ## generate the stubs again
 	$(BIN)/python -m esm_protos.compile
