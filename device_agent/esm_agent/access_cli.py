@@ -109,7 +109,7 @@ def pair(
 @tokens.command("list")
 @_one_line_errors
 def list_tokens(config: Config = None) -> None:
-    """Show who may come in."""
+    """Show who may come in. Example: esm-agent tokens list"""
     from esm_agent.tokens import TokenFile, config_folder
 
     known = TokenFile(config_folder(config)).all()

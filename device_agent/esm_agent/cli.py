@@ -19,6 +19,7 @@ import typer
 
 from esm_agent import __version__
 from esm_agent.access_cli import Config, pair, tokens
+from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -32,18 +33,28 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    cls=Commands,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"esm-agent {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"esm-agent {__version__}")
-        raise typer.Exit
+    pass
 
 
 class LogFormat(StrEnum):
@@ -71,6 +82,12 @@ def serve(
         Path | None, typer.Option(help="Mutual TLS: the authority of client certificates, PEM.")
     ] = None,
     config: Config = None,
+    announce: Annotated[
+        bool,
+        typer.Option(
+            "--announce", help="Tell the local network (mDNS) of this agent: esm-host devices find."
+        ),
+    ] = False,
     gpu: Annotated[
         int | None,
         typer.Option(help="Number of the GPU for --ep cuda, as nvidia-smi counts.", min=0),
@@ -113,8 +130,12 @@ def serve(
 
     Prints one line with the address once it is ready. Other machines need TLS and a token: see
     esm-agent pair.
+
+    Example: esm-agent serve --host 0.0.0.0 --announce
     """
     from esm_agent import logs
+    from esm_agent.announce import AnnounceError, Announcement
+    from esm_agent.announce import check as check_announced
     from esm_agent.auth import choose_door
     from esm_agent.metrics import Metrics, MetricsError, PrometheusMetrics
     from esm_agent.sandbox import Confinement, leave_cpus
@@ -127,7 +148,9 @@ def serve(
     try:
         folder = config_folder(config)
         door = choose_door(folder, open_to_others, tls, insecure, certificate, key, client_ca)
-    except AccessError as error:
+        if announce:
+            check_announced(host)
+    except (AccessError, AnnounceError) as error:
         _fail(2, str(error))
     if open_to_others and insecure:
         logging.warning("INSECURE: anyone who reaches %s:%d can run models here", host, port)
@@ -157,7 +180,12 @@ def serve(
     print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
     if until_stdin_closes:
         threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()
+    announcement = (
+        Announcement(host, server.port, door.credentials is not None) if announce else None
+    )
     reason = stops.get()
+    if announcement is not None:
+        announcement.withdraw()
     if reason is not None:  # else its host is gone, which nothing would be finished for
         logs.event(
             logging.getLogger(__name__), logging.INFO, "draining", signal=reason, drain_s=drain
@@ -262,7 +290,7 @@ def install_service(
     ] = False,
 ) -> None:
     """Let systemd run the agent. Example: esm-agent install-service -- --port 7000 --drain 60"""
-    from esm_agent import service
+    from esm_agent import announce, service
 
     given = options or []
     # As `serve` would read them: a typing error is better found now than by systemd.
@@ -271,6 +299,11 @@ def install_service(
     )
     if serving.params["until_stdin_closes"]:
         _fail(2, "--until-stdin-closes ends a service at once: leave it out")
+    try:
+        if serving.params["announce"]:
+            announce.check(serving.params["host"])
+    except announce.AnnounceError as error:
+        _fail(2, str(error))
     for_all = os.geteuid() == 0 if system is None else system
     try:
         unit = service.unit(given, serving.params["drain"], for_all)

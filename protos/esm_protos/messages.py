@@ -26,6 +26,9 @@ CHUNK_BYTES = 1 << 20
 
 DEFAULT_PORT = 7343
 
+ANNOUNCED_AS = "_esm-agent._tcp.local."
+"""What agents are called in mDNS."""
+
 MAX_THREADS = 1024
 
 

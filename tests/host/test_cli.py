@@ -1,24 +1,30 @@
 """``esm-host`` as users meet it: a campaign from start to end, and every kind of wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import onnxruntime
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
-from esm_host.cli.app import app
-from esm_host.encoding import make_encoder
+from esm_agent.cli import app as agent_app
+from esm_host.cli import options as shared
+from esm_host.cli.app import COMMANDS, app, load
+from esm_host.encoding import ENCODERS, make_encoder
+from esm_host.evaluation.verdict import Verdict
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
-from esm_models.spaces import load_space
+from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
 from esm_protos.v1 import profiler_pb2_grpc
@@ -449,14 +455,172 @@ def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path)
 # Starting up
 
 
-def test_help_loads_nothing_heavy() -> None:
-    program = (
-        "import sys; sys.argv = ['esm-host', 'profile', '--help']\n"
-        "from esm_host.cli.app import app\n"
-        "try: app()\n"
-        "except SystemExit: pass\n"
-        "heavy = ('torch', 'onnx', 'onnxruntime', 'numpy', 'grpc', 'sqlalchemy', 'matplotlib')\n"
-        "print([m for m in heavy if m in sys.modules])"
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "grpc", "sqlalchemy", "matplotlib", "rich"}
+HEAVY |= {"zeroconf", "tomlkit", "pandas", "altair"}
+
+
+def program(*arguments: str, **environment: str) -> tuple[list[str], set[str], int]:
+    """esm-host as a process: lines of stdout, the modules that it loaded, and its exit code."""
+    code = (
+        "import sys; sys.argv[0] = 'esm-host'\n"
+        "from esm_host.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    command = [sys.executable, "-c", code, *arguments]
+    env = os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    return done.stdout.splitlines(), set(done.stderr.splitlines()[-1].split()), done.returncode
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("profile", "--help"), ("devices", "info", "--help")]
+)
+def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    lines, modules, code = program(*arguments)
+    assert (code, modules & HEAVY) == (0, set())
+    assert lines
+
+
+def test_help_lists_all_commands_and_loads_none() -> None:
+    lines, modules, _ = program("--help")
+    shown = " ".join(" ".join(lines).split())
+    for name, section, text in COMMANDS:
+        assert f"{section}:" in lines
+        assert f"{name} {text}" in shown
+        assert f"esm_host.cli.{name}" not in modules
+
+
+def test_the_listed_help_is_the_commands_own() -> None:
+    for name, _, text in COMMANDS:
+        assert load(name).get_short_help_str(limit=200) == text
+
+
+@pytest.mark.parametrize("program_app", [app, agent_app], ids=["esm-host", "esm-agent"])
+def test_every_command_shows_an_example(program_app: typer.Typer) -> None:
+    group = typer.main.get_command(program_app)
+    program_name = str(program_app.info.name)
+
+    def without(command: Any, path: str) -> list[str]:
+        if not hasattr(command, "commands"):
+            return [] if f"Example: {path} " in " ".join(command.help.split()) + " " else [path]
+        names = list(command.commands)
+        each = [without(command.get_command(None, name), f"{path} {name}") for name in names]
+        return [name for found in each for name in found]
+
+    assert without(group, program_name) == []
+
+
+def test_version_is_told() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("esm-host 0")
+    assert CliRunner().invoke(agent_app, ["--version"]).stdout.startswith("esm-agent 0")
+
+
+def test_without_arguments_it_shows_the_help() -> None:
+    result = esm_host()
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+    assert "error" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tiem"], ["no such command 'tiem': did you mean 'time'?", "--help"]),
+        (["devices", "doctr"], ["did you mean 'doctor'?", "devices --help"]),
+        (
+            ["time", "a.onnx", "--devise", "x"],
+            ["no such option: --devise: did you mean '--device'"],
+        ),
+        (
+            ["time", "a.onnx", "--protocol", "seqential"],
+            ["--protocol", "did you mean 'sequential'"],
+        ),
+        (
+            ["time", "a.onnx", "--protocol", "zzz"],
+            ["is not one of 'interleaved', 'sequential': see"],
+        ),
+        (["time"], ["missing argument 'MODEL.onnx'", "time --help"]),
+        (["time", "a.onnx", "--runs", "many"], ["--runs", "time --help"]),
+        (["time", "a.onnx", "--runs"], ["--runs", "requires an argument"]),
+        (["predict", "x", "y"], ["unexpected extra argument"]),
+        (["profile", "--train-on", "stabel"], ["--train-on", "did you mean 'stable'"]),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_nearest_right_word(
+    arguments: list[str], words: list[str]
+) -> None:
+    result = esm_host(*arguments)
+    assert_refused(result, 2, *words)
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serv"], "did you mean 'serve'?"),
+        (["serve", "--prot", "1"], "did you mean '--port'?"),
+        (["serve", "--log-format", "jsn"], "did you mean 'json'?"),
+        (["install-service", "--", "--prot", "1"], "did you mean '--port'?"),
+        (["tokens", "revoke"], "missing argument 'name'"),
+    ],
+)
+def test_the_agents_wrong_usage_likewise(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(agent_app, arguments)
+    assert_refused(result, 2, words)
+    assert len(result.stderr.splitlines()) == 1
+
+
+# Completion, by the protocol that the shells' scripts speak
+
+
+def completed(line: str, **environment: str) -> tuple[list[str], set[str]]:
+    """What Bash offers at the end of this line, and the modules that it took."""
+    words = line.split(" ")
+    lines, modules, _ = program(
+        _ESM_HOST_COMPLETE="complete_bash",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(words) - 1),
+        **environment,
+    )
+    return lines, modules
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("esm-host pr", ["profile", "predict"]),
+        ("esm-host devices re", ["remove", "rename"]),
+        ("esm-host time --device ", ["local", "pi-1", "pi-2"]),
+        ("esm-host devices rename r", ["rack"]),
+        ("esm-host devices group rack ", ["pi-1", "pi-2"]),
+        ("esm-host profile --space m", ["mobilenetv3"]),
+        ("esm-host profile --encoding f", ["fcc", "fc", "feature"]),
+        (
+            "esm-host profile --train-on stable,",
+            ["stable,noisy", "stable,unresolved", "stable,throttled"],
+        ),
+        ("esm-host profile --judge ", ["bins", "overall"]),
+    ],
+)
+def test_shells_complete_names(line: str, offered: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "devices.toml"
+    config.write_text(
+        '[devices.pi-1]\naddress = "127.0.0.1:1"\n[devices.pi-2]\naddress = "127.0.0.1:2"\n'
+        '[groups]\nrack = ["pi-1", "pi-2"]\n'
+    )
+    lines, modules = completed(line, ESM_CONFIG=str(config))
+    assert lines == offered
+    assert modules & HEAVY == set()
+
+
+def test_a_damaged_configuration_does_not_disturb_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "devices.toml").write_text("[devices\n")
+    lines, _ = completed("esm-host time --device ", ESM_CONFIG=str(tmp_path / "devices.toml"))
+    assert lines == ["local"]
+
+
+def test_what_shells_complete_is_what_there_is() -> None:
+    assert set(shared.SPACES) == set(SPACES)
+    assert set(shared.ENCODINGS) == set(ENCODERS)
+    assert set(shared.VERDICTS) == set(Verdict)

@@ -1,37 +1,79 @@
-"""The command ``esm-host``: wires the commands, one file each. Heavy imports stay in them."""
+"""The command ``esm-host``: lists the commands, and loads the one that is asked for."""
 
 from __future__ import annotations
 
-from importlib.metadata import version as distribution_version
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from esm_host.cli.devices import devices
-from esm_host.cli.predict import predict
-from esm_host.cli.profile import profile
-from esm_host.cli.time import time
+from esm_protos.commands import Command, Commands
+
+# Name, which is also its module's and its function's; section of the help; one line of help.
+COMMANDS = (
+    ("time", "Measure", "Time ONNX models on a device."),
+    (
+        "profile",
+        "Learn",
+        "Learn a latency predictor for a device by measuring as few models as possible.",
+    ),
+    ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    ("devices", "Devices", "Look after devices."),
+)
+
+
+class _Lazy(Commands):
+    """Knows its commands by :data:`COMMANDS` until one is needed."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, section, text in COMMANDS:
+            self.add_command(Command(name, help=text, rich_help_panel=section))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        listed = super().get_command(ctx, cmd_name)
+        return listed and load(cmd_name)
+
+
+def load(name: str) -> Any:
+    """A command as typer runs it."""
+    found = getattr(import_module(f"esm_host.cli.{name}"), name)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+        alone.command(name, cls=Command)(found)
+        return typer.main.get_command(alone)
+    group = typer.main.get_command(found)
+    group.name = name
+    return group
+
 
 app = typer.Typer(
     name="esm-host",
+    cls=_Lazy,
     help="Learns how fast neural networks run on a device, by measuring as few as possible.",
+    epilog="Each command has its own --help, with examples: esm-host time --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"esm-host {version('esm-profiler')}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"esm-host {distribution_version('esm-profiler')}")
-        raise typer.Exit
-
-
-app.command()(profile)
-app.command()(predict)
-app.command()(time)
-app.add_typer(devices, name="devices")
+    pass

@@ -11,10 +11,36 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import NoWait, printable
-from esm_host.cli.output import check_output, write_output
+from esm_host.cli.options import (
+    Json,
+    NoWait,
+    device_names,
+    names_of_all,
+    names_of_devices,
+    printable,
+)
+from esm_host.cli.output import check_output, print_table, write_output
+from esm_protos.commands import Commands
 
-devices = typer.Typer(help="Look after devices.", no_args_is_help=True)
+_LOAD_S = 0.5
+
+_Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="'local', host:port, or a name from devices.toml.",
+        autocompletion=device_names,
+    ),
+]
+
+devices = typer.Typer(
+    cls=Commands,
+    help="Look after devices.",
+    epilog="What to call first: esm-host devices find, esm-host devices list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
 
 
 @devices.command()
@@ -51,11 +77,12 @@ def add(
 
     from esm_host.errors import UsageError
     from esm_host.transport import devices as known
+    from esm_host.transport import naming
     from esm_host.transport.access import PLAIN, fetch_certificate, is_loopback, mutual, pinned
     from esm_host.transport.access import check_token as checked
     from esm_host.transport.remote import RemoteProfiler
 
-    known.check_new(name, force)
+    naming.check_new(name, force)
     token = sys.stdin.readline().strip() if token == "-" else token
     pem = None
     if ca or certificate or key:
@@ -75,7 +102,7 @@ def add(
             )
         pem = fetch_certificate(address, fingerprint)
         access = pinned(pem, checked(secret))
-        entry = known.Entry(address, known.pinned_file(name), token)
+        entry = known.Entry(address, naming.pinned_file(name), token)
     else:
         access = PLAIN
         entry = known.Entry(address)
@@ -87,7 +114,7 @@ def add(
             )
     with RemoteProfiler(address, name, access) as profiler:
         info = profiler.device_info()
-    path = known.save(name, entry, pem)
+    path = naming.save(name, entry, pem)
     print(
         printable(
             f"{name}: {info.hostname}, {info.cpu_model}, {info.cpu_count} processors; "
@@ -99,41 +126,48 @@ def add(
 
 @devices.command("list")
 @one_line_errors
-def list_devices(
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
-    ] = None,
-) -> None:
-    """Show the devices that have a name: who uses them, what runs there."""
+def list_devices(output: Json = None) -> None:
+    """Show the devices that have a name: who uses them, what runs there.
+
+    Example: esm-host devices list --json -
+    """
+    from esm_host.transport.devices import groups
     from esm_host.transport.overview import overview
 
     check_output(output)
+    grouped = groups()
     rows = overview()
     if output is not None:
-        data = {"schema_version": 1, "devices": [asdict(row) for row in rows]}
+        data = {
+            "schema_version": 1,
+            "devices": [asdict(row) for row in rows],
+            "groups": grouped,
+        }
         write_output(output, json.dumps(data, indent=2))
         return
     if not rows:
         typer.echo("no device has a name yet: esm-agent pair, or esm-host devices add", err=True)
         return
-    headings = ("name", "address", "state", "waiting", "agent", "runtime", "free")
-    table: list[tuple[str, ...]] = [headings]
-    table += [
+    print_table(
+        ("name", "address", "state", "waiting", "agent", "runtime", "free"),
         (
-            row.name,
-            row.address,
-            row.state + (f" by {row.owner} ({row.purpose})" if row.owner else ""),
-            "-" if row.waiting is None else str(row.waiting),
-            row.agent_version or "-",
-            row.runtime or "-",
-            "-" if row.memory_free_bytes is None else f"{row.memory_free_bytes / 2**30:.1f} GiB",
-        )
-        for row in rows
-    ]
-    table = [tuple(map(printable, cells)) for cells in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())
+            (
+                row.name,
+                row.address,
+                row.state + (f" by {row.owner} ({row.purpose})" if row.owner else ""),
+                "-" if row.waiting is None else str(row.waiting),
+                row.agent_version or "-",
+                row.runtime or "-",
+                "-"
+                if row.memory_free_bytes is None
+                else f"{row.memory_free_bytes / 2**30:.1f} GiB",
+            )
+            for row in rows
+            for free in (row.memory_free_bytes,)
+        ),
+    )
+    for group, members in grouped.items():
+        print(printable(f"group {group}: {', '.join(members)}"))
     for row in rows:
         if row.error:
             typer.echo(printable(f"{row.name}: {row.error}"), err=True)
@@ -141,17 +175,146 @@ def list_devices(
 
 @devices.command()
 @one_line_errors
-def doctor(
+def find(
+    seconds: Annotated[
+        float, typer.Option(help="How long to wait for answers.", min=0.1, max=60)
+    ] = 3.0,
+    output: Json = None,
+) -> None:
+    """List agents of this network that announce themselves (esm-agent serve --announce).
+
+    What they say of themselves is not proven: `devices add` with a fingerprint proves it.
+
+    Example: esm-host devices find --seconds 5
+    """
+    from esm_host.transport import discovery
+
+    check_output(output)
+    found = discovery.find(seconds)
+    if output is not None:
+        data = {"schema_version": 1, "agents": [asdict(each) for each in found]}
+        write_output(output, json.dumps(data, indent=2))
+    elif found:
+        print_table(
+            ("host", "address", "machine", "agent", "tls", "known as", "next"),
+            (
+                (
+                    each.hostname or "-",
+                    each.addresses[0],
+                    each.machine or "-",
+                    each.agent_version or "-",
+                    {True: "yes", False: "no", None: "-"}[each.tls],
+                    ", ".join(each.known_as) or "-",
+                    each.next_step,
+                )
+                for each in found
+            ),
+        )
+    if not found:
+        typer.echo("none found: start agents with --announce, in the same network", err=True)
+
+
+@devices.command()
+@one_line_errors
+def info(name: _Named, output: Json = None) -> None:
+    """Show what a device is, what its agent takes, and how it is now.
+
+    Example: esm-host devices info pi4
+    """
+    import time
+
+    from esm_host.cli.facts import lines
+    from esm_host.transport.devices import configured, connect
+
+    check_output(output)
+    with connect(name) as profiler:
+        before, since = profiler.device_info(), time.monotonic()
+        time.sleep(_LOAD_S)  # what it has worked meanwhile is its load
+        now, between_s = profiler.device_info(), time.monotonic() - since
+    if output is not None:
+        data = {"schema_version": 1, "device": name, **asdict(now)}
+        data["state"] = now.state.to_json()
+        write_output(output, json.dumps(data, indent=2), f"all of {name} is in {output}")
+        return
+    entry = configured().get(name)
+    title = name if entry is None else f"{name} ({entry.address})"
+    for line in lines(title, before, now, between_s):
+        print(printable(line))
+
+
+@devices.command()
+@one_line_errors
+def remove(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="'local', host:port, or a name from devices.toml.")
+        str,
+        typer.Argument(metavar="NAME", help="Of a device or group.", autocompletion=names_of_all),
     ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Take it out of its groups as well.")
+    ] = False,
+) -> None:
+    """Forget a device, with its token and its pinned certificate, or a group.
+
+    The agent still lets this workstation in, until `esm-agent tokens revoke` there.
+
+    Example: esm-host devices remove pi4
+    """
+    from esm_host.transport import naming
+
+    for group in naming.remove(name, force):
+        typer.echo(f"group {group} is gone too: {name} was its only device", err=True)
+    typer.echo(f"{name} is forgotten", err=True)
+
+
+@devices.command()
+@one_line_errors
+def rename(
+    old: Annotated[
+        str,
+        typer.Argument(metavar="OLD", help="Of a device or group.", autocompletion=names_of_all),
+    ],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What to call it from now on.")],
+) -> None:
+    """Give a device or group another name. Groups follow; campaigns keep the old one.
+
+    Example: esm-host devices rename pi4 kitchen
+    """
+    from esm_host.transport import naming
+
+    naming.rename(old, new)
+    typer.echo(f"{old} is {new} now", err=True)
+
+
+@devices.command()
+@one_line_errors
+def group(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What to call the group; replaces one.")
+    ],
+    members: Annotated[
+        list[str],
+        typer.Argument(metavar="DEVICE", help="Its devices.", autocompletion=names_of_devices),
+    ],
+) -> None:
+    """Give several devices one name together.
+
+    Example: esm-host devices group rack-a pi-1 pi-2 pi-3
+    """
+    from esm_host.transport import naming
+
+    path = naming.save_group(name, members)
+    typer.echo(f"written to {path}", err=True)
+
+
+@devices.command()
+@one_line_errors
+def doctor(
+    name: _Named,
     seconds: Annotated[
         float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
     no_wait: NoWait = False,
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
-    ] = None,
+    output: Json = None,
 ) -> None:
     """Find what would spoil measurements on a device. Example: esm-host devices doctor pi4"""
     from esm_host.transport.devices import connect

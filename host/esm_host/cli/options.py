@@ -2,16 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esm_host.errors import UsageError
 
+# What a shell completes: nothing that the commands need is loaded for it.
+
+SPACES = ("resnet", "mobilenetv3", "densenet")
+ENCODINGS = ("fcc", "fc", "statistical", "feature", "one-hot")
+VERDICTS = ("stable", "noisy", "unresolved", "throttled")
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def names_of_devices(incomplete: str) -> list[str]:
+    """Devices that have a name."""
+    return _beginning(incomplete, _named()[0])
+
+
+def device_names(incomplete: str) -> list[str]:
+    """The same, and this machine."""
+    return [*_beginning(incomplete, ["local"]), *names_of_devices(incomplete)]
+
+
+def names_of_all(incomplete: str) -> list[str]:
+    """Devices and groups that have a name."""
+    devices, groups = _named()
+    return _beginning(incomplete, [*devices, *groups])
+
+
+def devices_or_groups(incomplete: str) -> list[str]:
+    """Devices and groups that have a name, and this machine."""
+    return [*_beginning(incomplete, ["local"]), *names_of_all(incomplete)]
+
+
+def _named() -> tuple[Iterable[str], Iterable[str]]:
+    """Devices and groups; neither where the file is wrong, which a command will say."""
+    from esm_host.transport.devices import configured, groups
+
+    try:
+        return configured(), groups()
+    except UsageError:
+        return (), ()
+
+
+def space_names(incomplete: str) -> list[str]:
+    """Search spaces that come with the project."""
+    return _beginning(incomplete, SPACES)
+
+
+def encoding_names(incomplete: str) -> list[str]:
+    """Encodings of architectures."""
+    return _beginning(incomplete, ENCODINGS)
+
+
+def verdict_names(incomplete: str) -> list[str]:
+    """Verdicts, of which several are joined by commas."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return [before + comma + name for name in _beginning(last, VERDICTS) if name not in given]
+
+
 Device = Annotated[
     str,
-    typer.Option(help="'local', host:port, or a name from devices.toml.", envvar="ESM_DEVICE"),
+    typer.Option(
+        help="'local', host:port, or a name from devices.toml.",
+        envvar="ESM_DEVICE",
+        autocompletion=device_names,
+    ),
 ]
+DeviceOrGroup = Annotated[
+    str,
+    typer.Option(
+        help="'local', host:port, or a name of a device or a group from devices.toml.",
+        envvar="ESM_DEVICE",
+        autocompletion=devices_or_groups,
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")]
 NoWait = Annotated[
     bool,
     typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),

@@ -1,12 +1,14 @@
-"""``--json``: looked at before the measuring begins, written when it is over."""
+"""``--json``: looked at before the measuring begins, written when it is over. And tables."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import typer
 
+from esm_host.cli.options import printable
 from esm_host.errors import UsageError
 
 
@@ -30,3 +32,11 @@ def write_output(path: Path, text: str, said: str = "") -> None:
     path.write_text(text + "\n")
     if said:
         typer.echo(said, err=True)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their longest cell. Cells may be others' words."""
+    table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        print("  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())

@@ -18,6 +18,9 @@ from esm_host.cli.options import (
     NoWait,
     Tf32,
     check_gpu_options,
+    encoding_names,
+    space_names,
+    verdict_names,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ def profile(
         str,
         typer.Option(
             help="resnet, mobilenetv3, densenet, or path/to/file.py:Class.",
+            autocompletion=space_names,
             rich_help_panel=_SPACE,
         ),
     ] = "resnet",
@@ -108,7 +112,11 @@ def profile(
     ] = 4000,
     encoding: Annotated[
         str,
-        typer.Option(help="fcc, fc, statistical, feature or one-hot.", rich_help_panel=_SAMPLES),
+        typer.Option(
+            help="fcc, fc, statistical, feature or one-hot.",
+            autocompletion=encoding_names,
+            rich_help_panel=_SAMPLES,
+        ),
     ] = "fcc",
     sampling: Annotated[
         SamplingName,
@@ -135,6 +143,7 @@ def profile(
         str,
         typer.Option(
             help="Verdicts of the numbers to learn from, by commas; all by default.",
+            autocompletion=verdict_names,
             rich_help_panel=_SAMPLES,
             show_default=False,
         ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from esm_host.encoding.base import Encoder, Encoding
 from esm_host.encoding.vectors import (
     FeatureCombinationCountEncoder,
@@ -14,6 +12,7 @@ from esm_host.encoding.vectors import (
 )
 from esm_host.errors import UsageError
 from esm_models.space import SearchSpace
+from esm_protos.nearest import nearest
 
 ENCODERS: dict[str, type[Encoder]] = {
     encoder.name: encoder
@@ -34,8 +33,7 @@ def make_encoder(name: str, space: SearchSpace) -> Encoder:
         UsageError: there is no such encoding.
     """
     if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = nearest(name, ENCODERS)
         raise UsageError(f"unknown encoding '{name}': {hint}choose {', '.join(ENCODERS)}")
     return ENCODERS[name](space)
 

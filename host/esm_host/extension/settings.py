@@ -11,6 +11,7 @@ from esm_host.evaluation.verdict import Verdict
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,13 @@ class Settings:
             UsageError: a verdict is unknown.
         """
         names = [name.strip() for name in self.train_on.split(",") if name.strip()]
-        try:
-            return frozenset(map(Verdict, names))
-        except ValueError as error:
-            raise UsageError(f"--train-on: {error}: choose from {', '.join(Verdict)}") from error
+        for name in names:
+            if name not in set(Verdict):
+                raise UsageError(
+                    f"--train-on: unknown verdict '{name}': {nearest(name, Verdict)}choose from "
+                    f"{', '.join(Verdict)}"
+                )
+        return frozenset(map(Verdict, names))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "spec": self.spec.to_json()}

@@ -10,24 +10,27 @@ address = "rack.lan:7343"
 ca = "/etc/lab/ca.pem"          # mutual TLS
 certificate = "/home/ada/ada.pem"
 key = "/home/ada/ada.key"
+
+[groups]
+lab = ["pi4", "rack"]           # a name for several devices
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
-from esm_host.transport.access import PLAIN, Access, check_token, mutual, pinned, split_address
-from esm_host.transport.base import Profiler
-from esm_protos.private_files import write_private
+from esm_protos.nearest import nearest
 
-_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
+if TYPE_CHECKING:  # a shell that completes names is not kept waiting for gRPC
+    from esm_host.transport.access import Access
+    from esm_host.transport.base import Profiler
+
 _ANSWER_S = 10.0
 
 
@@ -48,12 +51,16 @@ class Entry:
         Raises:
             UsageError: something is missing, or a file cannot be read.
         """
+        import ssl
+
+        from esm_host.transport.access import PLAIN, check_token, mutual, pinned
+
         cure = f"pair again and `esm-host devices add {name} ... --force`"
         own = (self.ca, self.certificate, self.key)
         if any(own):
             if self.ca is None or self.certificate is None or self.key is None:
                 raise UsageError(f"device '{name}' needs all of ca, certificate and key")
-            return mutual(_path(self.ca), _path(self.certificate), _path(self.key))
+            return mutual(beside(self.ca), beside(self.certificate), beside(self.key))
         if self.pinned is None:
             if self.token is not None:
                 raise UsageError(
@@ -64,9 +71,13 @@ class Entry:
         token = os.environ.get("ESM_TOKEN") or self.token
         if token is None:
             raise UsageError(f"there is no token for device '{name}': set ESM_TOKEN, or {cure}")
-        path = _path(self.pinned)
+        path = beside(self.pinned)
         try:
-            return pinned(path.read_bytes(), check_token(token))
+            pem = path.read_bytes()
+            ssl.create_default_context(cadata=pem.decode("ascii", "replace"))
+            return pinned(pem, check_token(token))
+        except ssl.SSLError as error:
+            raise UsageError(f"{path} is no certificate: {cure}") from error
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}: {cure}") from error
 
@@ -88,6 +99,7 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
     Raises:
         UsageError: the name is unknown or the configuration unreadable.
     """
+    from esm_host.transport.access import split_address
     from esm_host.transport.remote import RemoteProfiler
 
     if device == "local":
@@ -99,16 +111,12 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
         return RemoteProfiler(device, answer_s=answer_s)
     known = configured()
     if device not in known:
-        near = difflib.get_close_matches(device, known, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        names = (
-            f"{config_path()} has {', '.join(known)}"
-            if known
-            else f"{config_path()} has none: see esm-host devices add"
-        )
-        raise UsageError(
-            f"unknown device '{device}': {hint}give 'local', host:port or a name ({names})"
-        )
+        grouped = groups()
+        if device in grouped:
+            raise UsageError(
+                f"'{device}' is a group: name one of its devices ({', '.join(grouped[device])})"
+            )
+        raise unknown(device, known)
     entry = known[device]
     return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
 
@@ -116,10 +124,8 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
 def configured() -> dict[str, Entry]:
     """All devices that have a name; raises UsageError where the file cannot be understood."""
     path = config_path()
-    if not path.exists():
-        return {}
     try:
-        devices = tomllib.loads(path.read_text())["devices"]
+        devices = parsed(path).get("devices", {})
         return {name: _entry(values) for name, values in devices.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
@@ -127,52 +133,50 @@ def configured() -> dict[str, Entry]:
         ) from error
 
 
-def check_new(name: str, force: bool) -> None:
-    """Raises UsageError for a name that cannot be added."""
-    if name == "local" or not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a device: letters, digits, '.', '_', '-'")
-    if name in configured() and not force:
-        raise UsageError(f"there is a device '{name}' already: --force replaces it")
-
-
-def pinned_file(name: str) -> str:
-    """Of a device's certificate, next to the configuration."""
-    return f"{config_path().stem}.{name}.pem"
-
-
-def save(name: str, entry: Entry, certificate: bytes | None = None) -> Path:
-    """Writes a device to the configuration, whose comments stay, for its owner only.
-
-    Args:
-        certificate: to be kept as ``entry.pinned``.
-
-    Returns:
-        The configuration's path.
-
-    Raises:
-        UsageError: the configuration cannot be understood.
-        OSError: it cannot be written.
-    """
-    import tomlkit
-    import tomlkit.exceptions
-
+def groups() -> dict[str, tuple[str, ...]]:
+    """Names that stand for several devices; raises UsageError as :func:`configured` does."""
     path = config_path()
-    try:
-        document = tomlkit.parse(path.read_text()) if path.exists() else tomlkit.document()
-        devices = document.setdefault("devices", tomlkit.table(is_super_table=True))
-        table = devices.setdefault(name, tomlkit.table())
-        for key, value in asdict(entry).items():
-            if value is not None:
-                table[key] = value
-            elif key in table:
-                del table[key]
-    except (ValueError, TypeError, AttributeError, tomlkit.exceptions.TOMLKitError) as error:
-        raise UsageError(f"{path} cannot be changed ({error}): put it right first") from error
-    if certificate is not None:
-        assert entry.pinned is not None
-        _write_private(_path(entry.pinned), certificate)
-    _write_private(path, tomlkit.dumps(document).encode())
-    return path
+    known = configured()
+    found: dict[str, tuple[str, ...]] = {}
+    written = parsed(path).get("groups", {})
+    if not isinstance(written, dict):
+        raise UsageError(f"{path}: groups are written below [groups]")
+    for name, members in written.items():
+        if not (isinstance(members, list) and members and all(type(m) is str for m in members)):
+            raise UsageError(f'{path}: a group is written {name} = ["DEVICE", ...]')
+        if name in known:
+            raise UsageError(f"{path}: '{name}' is both a device and a group: rename one")
+        for member in members:
+            if member not in known:
+                raise UsageError(
+                    f"{path}: group '{name}' has an unknown device '{member}': "
+                    f"{nearest(member, known)}take it out, or add it"
+                )
+        found[name] = tuple(dict.fromkeys(members))
+    return found
+
+
+def members(name: str) -> tuple[str, ...]:
+    """The devices of a group; any other name stands for itself, known or not."""
+    if name == "local" or ":" in name:
+        return (name,)
+    return groups().get(name, (name,))
+
+
+def unknown(
+    name: str, known: Mapping[str, object], what: str = "'local', host:port or a name"
+) -> UsageError:
+    """The error for a name that nothing has, with the nearest one."""
+    path = config_path()
+    names = (
+        f"{path} has {', '.join(known)}" if known else f"{path} has none: see esm-host devices add"
+    )
+    return UsageError(f"unknown device '{name}': {nearest(name, known)}give {what} ({names})")
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """The file's text as TOML; empty without a file."""
+    return tomllib.loads(path.read_text()) if path.exists() else {}
 
 
 def _entry(values: Mapping[str, object]) -> Entry:
@@ -180,11 +184,6 @@ def _entry(values: Mapping[str, object]) -> Entry:
     return Entry(**{"address": str(values["address"]), **texts})
 
 
-def _path(text: str) -> Path:
+def beside(text: str) -> Path:
+    """A path of the configuration, which is relative to its folder."""
     return config_path().parent / Path(text).expanduser()
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    path = path.resolve()  # a link stays one
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(path, data)

@@ -1,0 +1,106 @@
+"""How both programs speak on a command line: help as plain text, wrong usage as one line.
+
+Plain, because the library for boxes and colours takes longer to load than all the rest of
+``--help``, and because text is what a pipe wants.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from esm_protos.nearest import nearest
+
+_NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
+
+
+class Command(TyperCommand):
+    """A command whose ``--help`` has a section for each ``rich_help_panel``."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_options(self, ctx, formatter)
+
+
+class Commands(TyperGroup):
+    """A group of commands, likewise; wrong usage ends as ``error: ...`` and exit code 2."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_options(self, ctx, formatter)
+        rows = (
+            (command.rich_help_panel or "Commands", (name, command.get_short_help_str(limit=100)))
+            for name, command in self.commands.items()
+            if isinstance(command, TyperCommand | TyperGroup) and not command.hidden
+        )
+        _write_sections(formatter, rows)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            result = super().main(
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
+        except typer.TyperException as error:
+            if not standalone_mode:
+                raise
+            no_arguments = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
+            typer.echo(error.message if no_arguments else f"error: {one_line(error)}", err=True)
+            result = error.exit_code
+        except typer.Abort:
+            if not standalone_mode:
+                raise
+            typer.echo("error: standard input has ended", err=True)
+            result = 1
+        if standalone_mode:
+            sys.exit(result)
+        return result
+
+
+def one_line(error: typer.TyperException) -> str:
+    """What is wrong with the usage, with the nearest right word, and where the help is."""
+    options = getattr(error, "possibilities", None)
+    text = error.message if options else error.format_message()
+    text = " ".join(text.replace("Value error, ", "").split()).removesuffix(".")
+    text = text[:1].lower() + text[1:].replace("'. Did you mean", "': did you mean")
+    hint = ""
+    if options:
+        hint = nearest(getattr(error, "option_name", ""), options)
+    elif match := _NOT_ONE_OF.search(text):
+        hint = nearest(match["given"], re.findall(r"'([^']*)'", match["choices"]))
+    ctx = getattr(error, "ctx", None)
+    if ctx is not None:
+        hint += f"see {ctx.command_path} --help"
+    return f"{text}{'' if text.endswith('?') else ':'} {hint}" if hint else text
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    rows = []
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None:
+            kind = "Arguments" if param.param_type_name == "argument" else "Options"
+            rows.append((getattr(param, "rich_help_panel", None) or kind, record))
+    _write_sections(formatter, rows, first=("Arguments", "Options"))
+
+
+def _write_sections(
+    formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]], first: tuple[str, ...] = ()
+) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {name: [] for name in first}
+    for name, row in rows:
+        sections.setdefault(name, []).append(row)
+    for name, records in sections.items():
+        if records:
+            with formatter.section(typer.style(name, bold=True)):
+                formatter.write_dl(records)

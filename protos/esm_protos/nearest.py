@@ -1,0 +1,12 @@
+"""The word that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'? ``, or nothing where nothing is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
