@@ -33,6 +33,8 @@ LISTED = frozenset(
         "/esm.v1.Profiler/GetDeviceInfo",
         "/esm.v1.Profiler/Lease",
         "/esm.v1.Profiler/Release",
+        "/esm.v1.Profiler/Offer",
+        "/esm.v1.Profiler/Upload",
         "/esm.v1.Profiler/MeasureBlock",
         "/esm.v1.Profiler/Diagnose",
         "/grpc.health.v1.Health/Check",

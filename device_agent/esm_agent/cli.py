@@ -122,6 +122,20 @@ def serve(
             show_default="all",
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of files that hosts send once: large models, their weights, inputs.",
+            show_default="~/.cache/esm-agent",
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            help="What the files in it may take together, such as 8G; 0 keeps none.",
+            show_default="half of what is free there, up to 32G",
+        ),
+    ] = None,
     max_block_time: Annotated[
         float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
     ] = 3600.0,
@@ -137,8 +151,9 @@ def serve(
     from esm_agent.announce import AnnounceError, Announcement
     from esm_agent.announce import check as check_announced
     from esm_agent.auth import choose_door
+    from esm_agent.cache import cache_folder
     from esm_agent.metrics import Metrics, MetricsError, PrometheusMetrics
-    from esm_agent.sandbox import Confinement, leave_cpus
+    from esm_agent.sandbox import Confinement, leave_cpus, size_bytes
     from esm_agent.server import AgentServer, PortTakenError
     from esm_agent.tokens import AccessError, config_folder
     from esm_agent.worker import WorkerUnavailableError
@@ -159,6 +174,7 @@ def serve(
     metrics = Metrics()
     try:
         confinement = Confinement.parse(memory_limit, cpus)
+        cache_bytes = None if cache_size is None else size_bytes("--cache-size", cache_size)
     except ValueError as error:
         _fail(2, str(error))
     leave_cpus(confinement.cpus)
@@ -173,6 +189,8 @@ def serve(
             confinement=confinement,
             max_block_s=max_block_time,
             gpu=gpu,
+            cache_folder=cache or cache_folder(),
+            cache_bytes=cache_bytes,
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
@@ -252,18 +270,16 @@ def doctor(
 
 
 def _examined(seconds: float) -> Diagnosis:
+    from esm_agent.block import UploadedBlock
     from esm_agent.doctor import examine
     from esm_agent.telemetry import Telemetry
-    from esm_agent.upload import UploadedBlock
     from esm_agent.worker import Worker
     from esm_protos.messages import BlockResult
 
     worker = Worker()
 
     def measure(block: UploadedBlock) -> BlockResult:
-        return worker.measure(
-            block.block_id, block.spec, block.models, lambda progress: None, lambda: False
-        )
+        return worker.measure(block, lambda progress: None, lambda: False)
 
     try:
         worker.start()
@@ -274,6 +290,31 @@ def _examined(seconds: float) -> Diagnosis:
 
 app.command()(pair)
 app.add_typer(tokens, name="tokens")
+
+
+@app.command("cache")
+def show_cache(
+    cache: Annotated[
+        Path | None, typer.Option(help="As of serve.", show_default="~/.cache/esm-agent")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Drop all files.")] = False,
+) -> None:
+    """Say what the files take that hosts have sent, or drop them. Example: esm-agent cache --clear
+
+    An agent that is running needs no restart: hosts send again what is missing.
+    """
+    from esm_agent.cache import Cache, cache_folder
+
+    folder = cache or cache_folder()
+    try:
+        files = Cache(folder)
+        if clear:
+            files.clear()
+        used = files.used_bytes()
+        files.close()
+    except OSError as error:
+        _fail(1, f"{folder}: {error.strerror}")
+    print(f"{folder}: {used / 1e6:.1f} MB")
 
 
 @app.command("install-service")

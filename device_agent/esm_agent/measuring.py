@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from esm_agent import preflight, timing
+from esm_agent.block import UploadedModel
 from esm_agent.sandbox import Confinement, confine
 from esm_agent.telemetry import Telemetry
 from esm_protos.messages import (
@@ -87,7 +88,7 @@ class Job(NamedTuple):
     """
 
     spec: MeasureSpec
-    models: dict[int, tuple[str, Path]]
+    models: dict[int, UploadedModel]
     loaders: int = 1
     limits: Limits | None = None
 
@@ -138,7 +139,7 @@ class Sessions:
         self, job: Job, on_model: Callable[[int, float], None]
     ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
         """The job's models that could be loaded, and why the others could not."""
-        keys = {index: self._key(path, job.spec) for index, (_, path) in job.models.items()}
+        keys = {index: self._key(model.path, job.spec) for index, model in job.models.items()}
         loaded = {i: self._kept[key] for i, key in keys.items() if key in self._kept}
         self._kept = {}  # what this block lacks makes room for what it brings
         failures: dict[int, Failure] = {}
@@ -201,13 +202,16 @@ class Sessions:
     def _session(self, job: Job, index: int) -> Loaded | Failure:
         from esm_agent.backends import DeviceModel
 
-        path, limits, spec = job.models[index][1], job.limits, job.spec
+        model, limits, spec = job.models[index], job.limits, job.spec
+        path = model.path
         backend = self._backends.get(spec.provider)
         if backend is None:  # it worked when the agent announced it
             text = f"the provider {spec.provider} has stopped working: restart the agent"
             return Failure(FailureKind.CRASH, text)
         if limits is not None:
-            refusal = _attempted(lambda: preflight.examine(path.read_bytes(), limits))
+            refusal = _attempted(
+                lambda: preflight.examine(path.read_bytes(), limits, model.external)
+            )
             if refusal is not None:
                 return refusal
         start = self._clock()
@@ -392,7 +396,7 @@ def _measurement(
     job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int, clock: timing.Clock
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
-    name = job.models[index][0]
+    name = job.models[index].model_id
     measurement = samples.measurement(name, model.load_ns, model.first_run_ns, origin)
     device = model.device
     if device is None:
@@ -408,6 +412,6 @@ def _measurement(
 
 def _failed(job: Job, failures: Mapping[int, Failure]) -> dict[int, Measurement]:
     return {
-        index: Measurement.failed(job.models[index][0], failure.kind, failure.message)
+        index: Measurement.failed(job.models[index].model_id, failure.kind, failure.message)
         for index, failure in failures.items()
     }

@@ -18,11 +18,13 @@ _MALFORMED = object()
 
 
 class ParsingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
-    """For methods of one answer to one request, and of streams both ways."""
+    """For methods of one answer, to one request or many, and of streams both ways."""
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not (handler.unary_unary or handler.stream_stream):
+        if handler is None or not (
+            handler.unary_unary or handler.stream_unary or handler.stream_stream
+        ):
             return handler
 
         def parse(data: bytes) -> Any:
@@ -35,11 +37,13 @@ class ParsingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
             return handler.unary_unary(_checked(request, context), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            return handler.stream_stream((_checked(r, context) for r in requests), context)
+            method = handler.stream_stream or handler.stream_unary
+            return method((_checked(request, context) for request in requests), context)
 
         return handler._replace(
             request_deserializer=parse,
             unary_unary=unary if handler.unary_unary else None,
+            stream_unary=stream if handler.stream_unary else None,
             stream_stream=stream if handler.stream_stream else None,
         )
 

@@ -6,7 +6,7 @@ since even that may be more than there is memory for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -28,8 +28,12 @@ class _RefusedError(Exception):
         self.failure = Failure(kind, message)
 
 
-def examine(data: bytes, limits: Limits) -> Failure | None:
-    """Why the model is not to be given to the runtime; None if it may be."""
+def examine(data: bytes, limits: Limits, external: Collection[str] = frozenset()) -> Failure | None:
+    """Why the model is not to be given to the runtime; None if it may be.
+
+    Args:
+        external: files that came with it.
+    """
     try:
         model = view.Model.FromString(data)
         if not model.HasField("graph"):
@@ -40,7 +44,8 @@ def examine(data: bytes, limits: Limits) -> Failure | None:
         for number, body in enumerate(bodies(model)):
             _check_nodes(body, known)
             _check_dims(body)
-            _check_places(body, len(model.graph.initializer) if number == 0 else 0)
+            drawn = len(model.graph.initializer) if number == 0 else 0
+            _check_places(body, drawn, external)
     except DecodeError:
         return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file")
     except _RefusedError as refused:
@@ -100,11 +105,14 @@ def _check_product(what: str, dims: Sequence[int]) -> None:
         raise _RefusedError(f"{what} has more numbers than can be addressed")
 
 
-def _check_places(body: Body, drawn: int) -> None:
+def _check_places(body: Body, drawn: int, external: Collection[str]) -> None:
     """``drawn``: how many of its tensors, the first, the device draws if they are weightless."""
     for position, tensor in enumerate(tensors(body)):
         location = external_location(tensor)
         if location is None or (location == WEIGHTLESS_LOCATION and position < drawn):
+            continue
+        named = [entry for entry in tensor.external_data if entry.key == "location"]
+        if location in external and len(named) == 1:  # a second could be what the runtime goes by
             continue
         if location == WEIGHTLESS_LOCATION:
             raise _RefusedError(
@@ -113,5 +121,5 @@ def _check_places(body: Body, drawn: int) -> None:
             )
         raise _RefusedError(
             f"tensor {_short(tensor.name)} lies in another file ({location[:100] or 'unnamed'}), "
-            "and none travels with a model: save it as one file"
+            "which did not come with the model"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_agent.upload import UploadedBlock
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_protos.messages import BlockResult, Measurement, MeasureSpec
 from esm_protos.statistics import estimate_block
 
@@ -58,7 +58,7 @@ def run_probe(measure: Measure, probe_s: float) -> BlockResult:
     Raises:
         Exception: whatever keeps ``measure`` from measuring; a model that fails is in the result.
     """
-    models = tuple((path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
+    models = tuple(UploadedModel(path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
     spec = replace(_SPEC, max_block_s=probe_s)
     return measure(UploadedBlock(f"doctor-{uuid.uuid4()}", spec, models))
 

@@ -31,6 +31,14 @@ MIN_MEMORY_BYTES = 256 << 20
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
+def size_bytes(flag: str, text: str) -> int:
+    """A size as people write it; raises ValueError, naming the flag, where it is none."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{flag} {text}: give a size such as 1500M or 2G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
 def default_memory_bytes() -> int:
     """Three quarters of what there is: the agent and the system need the rest."""
     return memory_bytes() * 3 // 4
@@ -55,10 +63,7 @@ class Confinement:
         """From a command line. Raises ValueError, naming the flag, where that makes no sense."""
         size = default_memory_bytes()
         if memory_limit is not None:
-            match = _SIZE.fullmatch(memory_limit.strip())
-            if match is None:
-                raise ValueError(f"--memory-limit {memory_limit}: give a size such as 1500M or 2G")
-            size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+            size = size_bytes("--memory-limit", memory_limit)
             if not MIN_MEMORY_BYTES <= size < 2**60:
                 raise ValueError(
                     f"--memory-limit {memory_limit}: give {MIN_MEMORY_BYTES >> 20}M or more"

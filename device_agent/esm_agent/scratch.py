@@ -10,9 +10,13 @@ from pathlib import Path
 _PREFIX = "esm-agent-"
 
 
-def make_scratch() -> Path:
-    """A fresh folder named after this process; those of processes that are gone are removed."""
-    base = Path(tempfile.gettempdir())
+def make_scratch(base: Path | None = None) -> Path:
+    """A fresh folder named after this process; those of processes that are gone are removed.
+
+    Args:
+        base: where; None: where temporary files are.
+    """
+    base = base or Path(tempfile.gettempdir())
     for folder in base.glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX)
         if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):

@@ -7,11 +7,13 @@ import shutil
 from concurrent import futures
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from esm_agent.auth import Door, OpenDoor
+from esm_agent.cache import Cache
 from esm_agent.device import device_info, memory_bytes
 from esm_agent.lease import EXPIRY_S
 from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
@@ -61,6 +63,8 @@ class AgentServer:
         max_block_s: a block that takes longer is broken off.
         gpu: the GPU of the provider ``cuda``, which must then work; without it the first one,
             if it does.
+        cache_folder: of files that hosts send once; None takes none.
+        cache_bytes: of all of them; None chooses by what the disk has.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -79,6 +83,8 @@ class AgentServer:
         confinement: Confinement | None = None,
         max_block_s: float = DEFAULT_MAX_BLOCK_S,
         gpu: int | None = None,
+        cache_folder: Path | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -86,7 +92,9 @@ class AgentServer:
         telemetry = make_telemetry or partial(Telemetry, gpu=gpu or 0)
         self._scratch = make_scratch()
         confinement = replace(confinement or Confinement(), folder=self._scratch / "worker")
-        limits = _limits(confinement, max_block_s)
+        self._cache = self._make_cache(cache_folder, cache_bytes)
+        cache_limit = self._cache.max_bytes if self._cache else 0
+        limits = _limits(confinement, max_block_s, cache_limit)
         cuda = partial(cuda_backend, gpu or 0)
         worker = Worker(make_backend, telemetry, confinement, limits, make_others=(cuda,))
         self._slot = Slot(worker, lease_expiry_s, metrics)
@@ -96,7 +104,7 @@ class AgentServer:
                 self._slot.stop()
                 raise WorkerUnavailableError(f"--gpu {gpu}: {'; '.join(hello.missing)}")
         except WorkerUnavailableError:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._clean()
             raise
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
@@ -114,6 +122,7 @@ class AgentServer:
             telemetry(),
             metrics=metrics,
             cpus=confinement.cpus,
+            cache=self._cache,
         )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         self._health = health.HealthServicer()
@@ -129,7 +138,7 @@ class AgentServer:
             )
         except RuntimeError as error:
             self._slot.stop()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._clean()
             raise PortTakenError(
                 f"cannot listen on {host}:{port}: another program may use it: choose --port"
             ) from error
@@ -155,10 +164,24 @@ class AgentServer:
         stopped = self._server.stop(grace=1)
         self._slot.stop()
         stopped.wait()
+        self._clean()
+
+    def _make_cache(self, folder: Path | None, max_bytes: int | None) -> Cache | None:
+        if folder is None or max_bytes == 0:
+            return None
+        try:
+            return Cache(folder, max_bytes, lambda lease_id: self._slot.lease_lives(lease_id))
+        except OSError as error:
+            log.warning("no cache in %s: %s", folder, error.strerror)
+            return None
+
+    def _clean(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._cache is not None:
+            self._cache.close()
 
 
-def _limits(confinement: Confinement, max_block_s: float) -> Limits:
+def _limits(confinement: Confinement, max_block_s: float, cache_bytes: int) -> Limits:
     # Uploads lie in the temporary folder, which may be in memory.
     block_bytes = memory_bytes() // 4
     return Limits(
@@ -167,4 +190,5 @@ def _limits(confinement: Confinement, max_block_s: float) -> Limits:
         max_model_bytes=min(block_bytes, _MAX_MODEL_BYTES),
         max_memory_bytes=confinement.memory_bytes,
         max_block_s=max_block_s,
+        max_cache_bytes=cache_bytes,
     )

@@ -105,6 +105,7 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         "KillMode=mixed",
         f"TimeoutStopSec={drain_s + _STOP_MARGIN_S:g}",
         "StateDirectory=esm-agent",
+        "CacheDirectory=esm-agent",
         "ConfigurationDirectory=esm-agent",
         "# CUDA keeps compiled kernels: not at home, which it cannot write to.",
         "Environment=CUDA_CACHE_PATH=%S/esm-agent/cuda",

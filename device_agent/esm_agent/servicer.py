@@ -13,6 +13,8 @@ from typing import NoReturn
 import grpc
 
 from esm_agent import logs
+from esm_agent.block import UploadedBlock
+from esm_agent.cache import Cache, CacheError, CacheFullError, Linked, NotCachedError
 from esm_agent.doctor import examine
 from esm_agent.lease import NoLeaseError
 from esm_agent.metrics import Metrics
@@ -22,11 +24,11 @@ from esm_agent.telemetry import Telemetry
 from esm_agent.upload import (
     NoRoomError,
     TooLargeError,
-    UploadedBlock,
     UploadError,
     VersionError,
     check_version,
     receive,
+    upload_parts,
 )
 from esm_agent.worker import CancelledError, WorkerUnavailableError
 from esm_protos import convert
@@ -52,6 +54,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         client_of: the name under which the agent knows the caller.
         metrics: counts refusals.
         cpus: that models run on; empty: all that this process may use.
+        cache: of files that do not travel with a block; None takes none.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
+        cache: Cache | None = None,
     ) -> None:
         self._info = info
         self._slot = slot
@@ -71,6 +75,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._telemetry = telemetry or Telemetry()
         self._metrics = metrics or Metrics()
         self._cpus = cpus
+        self._cache = cache
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -98,11 +103,33 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             self._slot.release(request.lease_id, self._client_of(context))
         return pb.ReleaseReply()
 
+    def Offer(self, request: pb.OfferRequest, context: grpc.ServicerContext) -> pb.OfferReply:
+        with self._refusals(context):
+            check_version(request.protocol_version)
+            self._slot.check_lease(request.lease_id, self._client_of(context))
+            files = [convert.file_from_pb(file) for file in request.files]
+            missing = self._opened_cache().offer(request.lease_id, files)
+        return pb.OfferReply(missing=[pb.Missing(file=i, have_bytes=have) for i, have in missing])
+
+    def Upload(
+        self, request_iterator: Iterator[pb.UploadRequest], context: grpc.ServicerContext
+    ) -> pb.UploadReply:
+        with self._refusals(context):
+            header, data = upload_parts(request_iterator)
+            check_version(header.protocol_version)
+            self._slot.check_lease(header.lease_id, self._client_of(context))
+            file = convert.file_from_pb(header.file)
+            try:
+                self._opened_cache().receive(header.lease_id, file, header.offset, data)
+            except OSError as error:
+                raise NoRoomError(f"no room in the cache: {error.strerror}") from error
+        return pb.UploadReply()
+
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.MeasureBlockEvent]:
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            block = self._receive(request_iterator, Path(folder), context)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder, self._linked() as linked:
+            block = self._receive(request_iterator, Path(folder), linked, context)
             for event in self._events(block, context):
                 if isinstance(event, BlockResult):
                     yield from _result_events(event, block)
@@ -136,17 +163,32 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self,
         requests: Iterator[pb.MeasureBlockRequest],
         folder: Path,
+        linked: Linked | None,
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
         with self._refusals(context):
             self._slot.check_open()
-            block = receive(requests, folder, self._info.limits)
+            block = receive(requests, folder, self._info.limits, linked)
             if block.spec.provider not in self._info.providers:
                 raise ProviderError(
                     f"this device has no provider '{block.spec.provider}': it has "
                     f"{', '.join(self._info.providers)}"
                 )
         return block
+
+    def _opened_cache(self) -> Cache:
+        if self._cache is None:
+            raise TooLargeError("this agent keeps no files: serve with a --cache-size above 0")
+        return self._cache
+
+    @contextmanager
+    def _linked(self) -> Iterator[Linked | None]:
+        """What puts cached files into a folder of a block's own; None where there is no cache."""
+        if self._cache is None:
+            yield None
+            return
+        with self._cache.linked() as linked:
+            yield linked
 
     @contextmanager
     def _refusals(self, context: grpc.ServicerContext) -> Iterator[None]:
@@ -173,12 +215,15 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (VersionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ProviderError, grpc.StatusCode.FAILED_PRECONDITION),
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
+    (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
     # ABORTED: nothing is wrong with the call, and the host tries again.
     (NoLeaseError, grpc.StatusCode.ABORTED),
     (DrainingError, grpc.StatusCode.ABORTED),
     (NoRoomError, grpc.StatusCode.ABORTED),
+    (NotCachedError, grpc.StatusCode.ABORTED),
     (CancelledError, grpc.StatusCode.CANCELLED),
     (WorkerUnavailableError, grpc.StatusCode.INTERNAL),
 )

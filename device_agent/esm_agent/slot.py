@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from esm_agent import logs
+from esm_agent.block import UploadedBlock
 from esm_agent.lease import EXPIRY_S, Leases, NoLeaseError
 from esm_agent.measuring import Hello
 from esm_agent.metrics import Metrics, Readings
-from esm_agent.upload import UploadedBlock
 from esm_agent.worker import CancelledError, Worker
 from esm_protos.messages import BlockResult, Measurement, Occupancy, Progress, Standing, State
 
@@ -168,6 +168,19 @@ class Slot:
                 self._log_lease("lease released", lease_id)
                 self._drop(lease_id)
 
+    def check_lease(self, lease_id: str, client: str) -> None:
+        """Raises NoLeaseError unless the lease is alive and this client's, DrainingError before a
+        stop."""
+        with self._changed:
+            self.check_open()
+            self._drop_expired()
+            self._leases.check(lease_id, client)
+
+    def lease_lives(self, lease_id: str) -> bool:
+        with self._changed:
+            self._drop_expired()
+            return lease_id in self._facts
+
     def occupancy(self) -> Occupancy:
         with self._changed:
             self._drop_expired()
@@ -255,9 +268,7 @@ class Slot:
             began = time.monotonic()
             try:
                 self._wake()
-                event: Event = self._worker.measure(
-                    block.block_id, block.spec, block.models, ticket.tell, ticket.is_cancelled
-                )
+                event: Event = self._worker.measure(block, ticket.tell, ticket.is_cancelled)
             except Exception as error:  # the slot must outlive any block
                 event = error
             with self._changed:

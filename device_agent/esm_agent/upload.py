@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from esm_agent.block import UploadedBlock, UploadedModel
+from esm_agent.cache import Linked
 from esm_protos import convert
-from esm_protos.messages import PROTOCOL_VERSION, Limits, MeasureSpec
+from esm_protos.messages import PROTOCOL_VERSION, File, Limits
 from esm_protos.v1 import profiler_pb2 as pb
 
 _LONGEST_ID = 4096
 """Letters; the host's ``time`` names models by their paths."""
 _PIECE_BYTES = 1 << 20
+_MOST_PROFILE_RUNS = 1000
+_MOST_EXTERNAL = 100_000
+"""Files beside one model; exporters that write one for every tensor write thousands."""
 
 
 class UploadError(Exception):
@@ -34,16 +38,6 @@ class VersionError(UploadError):
     """The client speaks another protocol version."""
 
 
-@dataclass(frozen=True)
-class UploadedBlock:
-    """A block whose models lie in files; ``lease_id`` says whose turn it is measured in."""
-
-    block_id: str
-    spec: MeasureSpec
-    models: tuple[tuple[str, Path], ...]
-    lease_id: str = ""
-
-
 def check_version(host_version: int) -> None:
     """Raises VersionError, saying which side to upgrade, unless both speak the same version."""
     if host_version != PROTOCOL_VERSION:
@@ -55,15 +49,22 @@ def check_version(host_version: int) -> None:
 
 
 def receive(
-    requests: Iterable[pb.MeasureBlockRequest], folder: Path, limits: Limits
+    requests: Iterable[pb.MeasureBlockRequest],
+    folder: Path,
+    limits: Limits,
+    linked: Linked | None = None,
 ) -> UploadedBlock:
     """Reads a whole request stream into files under ``folder``.
+
+    Args:
+        linked: where models lie that have files in the cache; None: there is no cache.
 
     Raises:
         UploadError: sizes, order, hashes or settings are wrong.
         TooLargeError: the header announces more than ``limits`` allow.
         VersionError: the client speaks another protocol version.
         NoRoomError: the upload area cannot take it.
+        NotCachedError: a file is not in the cache.
     """
     stream = iter(requests)
     first = next(stream, None)
@@ -78,15 +79,20 @@ def receive(
     _check_header(header, limits)
     models = []
     for index, model in enumerate(header.models):
-        path = folder / f"{index}.onnx"
         try:
-            _receive_model(stream, index, model, path)
+            models.append(_receive_any(stream, index, model, folder, linked))
         except OSError as error:
             raise NoRoomError(f"no room for the upload: {error.strerror}") from error
-        models.append((model.model_id, path))
     if next(stream, None) is not None:
         raise UploadError("the client sent more than its header announced")
-    return UploadedBlock(header.block_id, spec, tuple(models), header.lease_id)
+    return UploadedBlock(
+        header.block_id,
+        spec,
+        tuple(models),
+        header.lease_id,
+        header.peak_memory,
+        header.profile_runs,
+    )
 
 
 def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
@@ -101,18 +107,107 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
             f"{len(header.models)} models in one block; this agent takes "
             f"{limits.max_block_models}: use a smaller --block-size"
         )
+    if header.profile_runs > _MOST_PROFILE_RUNS:
+        raise UploadError(f"{header.profile_runs} runs to profile: {_MOST_PROFILE_RUNS} at most")
     for model in header.models:
         if model.size_bytes > limits.max_model_bytes:
             raise TooLargeError(
                 f"model {model.model_id} is of {model.size_bytes / 1e6:.0f} MB; this agent takes "
                 f"{limits.max_model_bytes / 1e6:.0f} MB: give a smaller model"
             )
-    total = sum(model.size_bytes for model in header.models)
+        data = model.size_bytes + sum(each.file.size_bytes for each in model.external)
+        if data > limits.max_memory_bytes:
+            raise TooLargeError(
+                f"model {model.model_id} has {data / 1e6:.0f} MB of data; models may use "
+                f"{limits.max_memory_bytes / 1e6:.0f} MB of memory here: serve with a larger "
+                "--memory-limit, or give a smaller model"
+            )
+    total = sum(m.size_bytes for m in header.models if m.encoding != pb.ENCODING_CACHED)
     if total > limits.max_block_bytes:
         raise TooLargeError(
             f"a block of {total / 1e6:.0f} MB; this agent takes "
             f"{limits.max_block_bytes / 1e6:.0f} MB: use a smaller --block-size"
         )
+
+
+def _receive_any(
+    stream: Iterator[pb.MeasureBlockRequest],
+    index: int,
+    model: pb.ModelHeader,
+    folder: Path,
+    linked: Linked | None,
+) -> UploadedModel:
+    """A model with all that belongs to it; what is in the cache is linked to lie beside it."""
+    try:
+        case = convert.case_from_pb(model)
+        external = {each.location: convert.file_from_pb(each.file) for each in model.external}
+        own = convert.file_from_pb(pb.File(sha256=model.sha256, size_bytes=model.size_bytes))
+    except ValueError as error:
+        raise UploadError(str(error)) from error
+    cached = model.encoding == pb.ENCODING_CACHED
+    path = folder / f"{index}.onnx"
+    inputs = None
+    if cached or external or case.inputs:
+        if linked is None:
+            raise UploadError("this agent keeps no files: serve with a --cache-size above 0")
+        home = linked.folder / str(index)
+        home.mkdir()
+        path = home / _MODEL_NAME
+        if case.inputs is not None:
+            inputs = linked.folder / f"{index}.npz"
+            linked.cache.link(case.inputs, inputs)
+    if cached:
+        assert linked is not None
+        linked.cache.link(own, path)
+    else:
+        _receive_model(stream, index, model, path)
+    if external:  # only now: none may take the model's own place, and be written to
+        assert linked is not None
+        _link_external(linked, path.parent, model, external)
+    return UploadedModel(model.model_id, path, case, inputs, frozenset(external))
+
+
+_MODEL_NAME = ".model.onnx"
+
+
+def _link_external(
+    linked: Linked, home: Path, model: pb.ModelHeader, external: Mapping[str, File]
+) -> None:
+    if len(model.external) > _MOST_EXTERNAL or len(external) < len(model.external):
+        raise UploadError(f"model {model.model_id} has too many files, or two of one location")
+    for location, file in external.items():
+        place = PurePosixPath(location)
+        inside = not place.is_absolute() and ".." not in place.parts and place.parts
+        if not inside or "\0" in location or len(location) > _LONGEST_ID:
+            raise UploadError(
+                f"model {model.model_id} names a file outside of its folder: {location[:100]!r}"
+            )
+        target = home / place
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            linked.cache.link(file, target)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UploadError(
+                f"model {model.model_id} has two files of one location: {location[:100]!r}"
+            ) from error
+
+
+def upload_parts(
+    requests: Iterable[pb.UploadRequest],
+) -> tuple[pb.UploadHeader, Iterator[bytes]]:
+    """The header of one file's upload, and its bytes as they come; raises UploadError."""
+    stream = iter(requests)
+    first = next(stream, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise UploadError("an upload starts with its header")
+
+    def data() -> Iterator[bytes]:
+        for request in stream:
+            if request.WhichOneof("part") != "data" or not request.data:
+                raise UploadError("after its header, an upload is data")
+            yield request.data
+
+    return first.header, data()
 
 
 def _receive_model(

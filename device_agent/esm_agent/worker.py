@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from esm_agent import measuring
+from esm_agent.block import UploadedBlock
 from esm_agent.device import usable_cpus
 from esm_agent.measuring import (
     STATES,
@@ -38,7 +38,6 @@ from esm_protos.messages import (
     FailureKind,
     Limits,
     Measurement,
-    MeasureSpec,
     Progress,
     State,
 )
@@ -164,9 +163,7 @@ class Worker:
 
     def measure(
         self,
-        block_id: str,
-        spec: MeasureSpec,
-        models: Sequence[tuple[str, Path]],
+        block: UploadedBlock,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> BlockResult:
@@ -175,7 +172,7 @@ class Worker:
         When the process dies, the block is measured again from its start, since its models must
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
-        with outcome CRASH. A model that exceeds ``spec.model_timeout_s`` is left out at once with
+        with outcome CRASH. A model that exceeds ``model_timeout_s`` is left out at once with
         outcome TIMEOUT; when the block exceeds its limit, so are all of them.
 
         Raises:
@@ -184,18 +181,19 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         deaths: Counter[int] = Counter()
+        models = block.models
         loaders = len(self._confinement.cpus or usable_cpus())
         began = time.monotonic()
         ends = began + self._limits.max_block_s if self._limits else math.inf
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
-            job = Job(spec, todo, loaders, self._limits)
+            job = Job(block.spec, todo, loaders, self._limits)
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
                 ordered = tuple(results[i] for i in range(len(models)))
                 return BlockResult(
-                    block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
+                    block.block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
                 )
             index, state, failure = attempt
             if self._limits and time.monotonic() > ends:
@@ -204,17 +202,19 @@ class Worker:
                     f"{self._limits.max_block_s:g} s: give it fewer models or runs, or the agent "
                     "a longer --max-block-time"
                 )
-                for i, (model_id, _) in todo.items():
-                    left_out[i] = Measurement.failed(model_id, FailureKind.TIMEOUT, text)
+                for i, model in todo.items():
+                    left_out[i] = Measurement.failed(model.model_id, FailureKind.TIMEOUT, text)
                 ordered = tuple(left_out[i] for i in range(len(models)))
-                return BlockResult(block_id, ordered, round((time.monotonic() - began) * 1e9), 0)
+                return BlockResult(
+                    block.block_id, ordered, round((time.monotonic() - began) * 1e9), 0
+                )
             if state is State.PREPARING and loaders > 1:
                 loaders = 1  # it may have been any of those that were loading
                 continue
             deaths[index] += 1
             if failure.kind is FailureKind.TIMEOUT or deaths[index] == 2:
                 left_out[index] = Measurement.failed(
-                    models[index][0], failure.kind, failure.message
+                    models[index].model_id, failure.kind, failure.message
                 )
 
     def _attempt(

@@ -18,6 +18,7 @@ from esm_agent.backends import (
     ProviderMissingError,
     first_run,
 )
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_agent.cuda import PROVIDER, Cuda, DeviceLostError, nodes_by_provider
 from esm_agent.measuring import cpu_backend, cuda_backend
 from esm_agent.server import AgentServer
@@ -270,8 +271,10 @@ def test_an_output_that_cannot_lie_on_a_device_is_refused(tmp_path: Path) -> Non
 
 
 def measure(worker: Worker, spec: MeasureSpec, *paths: Path) -> BlockResult:
-    models = [(path.stem, path) for path in paths]
-    return worker.measure("b", spec, models, lambda progress: None, lambda: False)
+    models = [UploadedModel(path.stem, path) for path in paths]
+    return worker.measure(
+        UploadedBlock("b", spec, tuple(models)), lambda progress: None, lambda: False
+    )
 
 
 @pytest.mark.parametrize("protocol", Protocol)

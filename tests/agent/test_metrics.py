@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_agent.metrics import MetricsError, PrometheusMetrics
 from esm_agent.server import AgentServer
 from esm_agent.slot import Slot
-from esm_agent.upload import UploadedBlock
 from esm_agent.worker import Worker
 from esm_host.errors import NotNowError
 from esm_host.transport.lease import Lease
@@ -109,7 +109,7 @@ def test_the_worker_rests_without_leases_and_restarts_are_counted() -> None:
 
 
 def measured(slot: Slot) -> BlockResult:
-    block = UploadedBlock("b", MeasureSpec(runs=2), (("m", MODEL),))
+    block = UploadedBlock("b", MeasureSpec(runs=2), (UploadedModel("m", MODEL),))
     ticket = slot.submit(block, "a", "anyone")
     *_, result = ticket.events()
     slot.close(ticket)

@@ -1,12 +1,10 @@
 """The doctor's probe: how many runs it asks for, and what it makes of them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from esm_agent.block import UploadedBlock
 from esm_agent.probe import check_probe_s, noise, run_probe
-from esm_agent.upload import UploadedBlock
 from esm_models.probe_models import stale_models
 from esm_protos.messages import BlockResult, FailureKind, Measurement
 
@@ -21,7 +19,7 @@ class Device:
 
     def measure(self, block: UploadedBlock) -> BlockResult:
         self.blocks.append(block)
-        runs: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in block.models}
+        runs: dict[str, list[tuple[int, int]]] = {model.model_id: [] for model in block.models}
         now = 0
         while now <= block.spec.max_block_s * 1e9:
             for name in runs:
@@ -50,7 +48,7 @@ def test_takes_about_as_long_as_asked(latency_ms: float) -> None:
     assert result.busy_ns / 1e9 == pytest.approx(5, rel=0.2)
     (probe,) = device.blocks
     assert len(probe.models) >= 4
-    assert all(Path(path).is_file() for _, path in probe.models)
+    assert all(model.path.is_file() for model in probe.models)
 
 
 def test_a_very_slow_device_is_still_asked_once() -> None:

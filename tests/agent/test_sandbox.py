@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_agent.device import usable_cpus
 from esm_agent.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
 from esm_agent.worker import Worker
@@ -42,9 +43,11 @@ def measured(worker: Worker, folder: Path, *models: bytes, **settings) -> BlockR
     for index, data in enumerate(models):
         path = folder / f"{index}.onnx"
         path.write_bytes(data)
-        files.append((f"m{index}", path))
+        files.append(UploadedModel(f"m{index}", path))
     spec = MeasureSpec(**{"runs": 4, **settings})
-    return worker.measure("b", spec, files, lambda progress: None, lambda: False)
+    return worker.measure(
+        UploadedBlock("b", spec, tuple(files)), lambda progress: None, lambda: False
+    )
 
 
 def outcomes(result: BlockResult) -> list[FailureKind | None]:

@@ -26,7 +26,7 @@ def requests(*data: bytes) -> Requests:
 def test_models_arrive_whole(tmp_path: Path) -> None:
     block = receive(requests(b"one", b"", b"three"), tmp_path, LIMITS)
     assert (block.block_id, block.spec) == ("b", MeasureSpec())
-    assert [(name, path.read_bytes()) for name, path in block.models] == [
+    assert [(model.model_id, model.path.read_bytes()) for model in block.models] == [
         ("m0", b"one"),
         ("m1", b""),
         ("m2", b"three"),
@@ -41,7 +41,7 @@ def test_large_and_incompressible_models_arrive_whole(tmp_path: Path) -> None:
     sent = requests(*data)
     assert sum(request.ByteSize() for request in sent) < sum(map(len, data))
     block = receive(sent, tmp_path, limits)
-    assert [path.read_bytes() for _, path in block.models] == data
+    assert [model.path.read_bytes() for model in block.models] == data
 
 
 def test_what_unpacks_to_more_than_announced_is_refused_before_it_does(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_little_is_unpacked_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     bomb[0].header.models[0].sha256 = hashlib.sha256(bytes(size)).digest()
     bomb[1].chunk.data = packed
     block = receive(bomb, tmp_path, Limits(max_block_bytes=10**9, max_block_models=1))
-    assert block.models[0][1].stat().st_size == sum(pieces) == size
+    assert block.models[0].path.stat().st_size == sum(pieces) == size
     assert max(pieces) <= 1 << 20
 
 

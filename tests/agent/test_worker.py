@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_agent.measuring import Witness
 from esm_agent.worker import CancelledError, Worker, WorkerUnavailableError
 from esm_protos.messages import (
@@ -48,9 +49,9 @@ def measure(worker: Worker, tmp_path: Path) -> Measure:
         for index, script in enumerate(scripts):
             path = tmp_path / f"{index}.onnx"
             path.write_text(script)
-            models.append((f"m{index}", path))
+            models.append(UploadedModel(f"m{index}", path))
         spec = MeasureSpec(protocol=protocol, runs=6, model_timeout_s=timeout_s)
-        return worker.measure("b", spec, models, on_progress, cancelled)
+        return worker.measure(UploadedBlock("b", spec, tuple(models)), on_progress, cancelled)
 
     return measure
 
@@ -154,10 +155,12 @@ def test_a_board_that_throttles_half_way_is_caught_in_the_act(tmp_path: Path) ->
     for index in range(4):
         path = tmp_path / f"{index}.onnx"
         path.write_text(str(index))
-        models.append((f"m{index}", path))
+        models.append(UploadedModel(f"m{index}", path))
     try:
         spec = MeasureSpec(runs=100, warmup=0)
-        result = worker.measure("b", spec, models, lambda progress: None, lambda: False)
+        result = worker.measure(
+            UploadedBlock("b", spec, tuple(models)), lambda progress: None, lambda: False
+        )
     finally:
         worker.stop()
     clocks = [state.clock_mhz for state in result.states[1:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -14,13 +14,17 @@ from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.lease import Lease
 from esm_protos import convert
 from esm_protos.messages import (
+    CHUNK_BYTES,
     PROTOCOL_VERSION,
     Block,
     BlockResult,
     DeviceInfo,
     Diagnosis,
+    File,
     Measurement,
+    Progress,
     Standing,
+    State,
 )
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
@@ -33,6 +37,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _ANSWER_S = 10.0
+_OFFER_S = 60.0
+_LOOK_S = 0.2
 
 # The block is lost but another attempt may succeed: the agent or the network went away.
 _GONE = {
@@ -147,18 +153,27 @@ class RemoteProfiler(Profiler):
 
 
 class _Call(Pending):
-    """One MeasureBlock call. gRPC sends it in the background and keeps its events until asked."""
+    """One MeasureBlock call. gRPC sends it in the background and keeps its events until asked.
+
+    A block with files begins only when its result is asked for, with the upload of those that the
+    agent lacks.
+    """
 
     def __init__(self, profiler: RemoteProfiler, block: Block, stub: Any, lease_id: str) -> None:
         self._profiler = profiler
         self._block = block
         self._lease_id = lease_id
-        self._call = stub.MeasureBlock(self._requests())
+        self._stub = stub
+        self._files = [file for model in block.models for file in model.files]
+        self._call = None if self._files else stub.MeasureBlock(self._requests())
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
         name = self._profiler.name
         measurements: list[Measurement] = []
         try:
+            if self._call is None:
+                self._upload(on_progress)
+                self._call = self._stub.MeasureBlock(self._requests())
             for event in self._call:
                 kind = event.WhichOneof("event")
                 if kind == "progress":
@@ -174,7 +189,49 @@ class _Call(Pending):
         raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
 
     def cancel(self) -> None:
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _upload(self, on_progress: OnProgress) -> None:
+        """Sends what the agent lacks; goes on with what was broken off."""
+        offer = pb.OfferRequest(
+            protocol_version=PROTOCOL_VERSION,
+            lease_id=self._lease_id,
+            files=[convert.file_to_pb(file) for file in self._files],
+        )
+        missing = self._stub.Offer(offer, timeout=_OFFER_S).missing
+        lacks = [(self._files[each.file], each.have_bytes) for each in missing]
+        total = sum(file.size_bytes - have for file, have in lacks)
+        before = self.bytes_sent
+        for file, have in lacks:
+            assert file.path is not None
+            with file.path.open("rb") as source:
+                source.seek(have)
+                call = self._stub.Upload.future(self._pieces(file, have, source))
+                try:
+                    while not call.done():
+                        share = (self.bytes_sent - before) / max(total, 1)
+                        on_progress(Progress(State.UPLOADING, min(share, 1.0)))
+                        with contextlib.suppress(grpc.FutureTimeoutError):
+                            call.result(timeout=_LOOK_S)
+                    call.result()
+                finally:
+                    call.cancel()
+        if lacks:
+            on_progress(Progress(State.UPLOADING, 1.0))
+
+    def _pieces(self, file: File, offset: int, source: IO[bytes]) -> Iterator[pb.UploadRequest]:
+        yield pb.UploadRequest(
+            header=pb.UploadHeader(
+                protocol_version=PROTOCOL_VERSION,
+                lease_id=self._lease_id,
+                file=convert.file_to_pb(file),
+                offset=offset,
+            )
+        )
+        while piece := source.read(CHUNK_BYTES):
+            self.bytes_sent += len(piece)
+            yield pb.UploadRequest(data=piece)
 
     def _requests(self) -> Iterator[pb.MeasureBlockRequest]:
         for request in convert.block_to_requests(self._block, self._lease_id):
