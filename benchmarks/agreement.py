@@ -29,10 +29,9 @@ from typing import Any
 
 from benchmarks import direct_timing
 from benchmarks.public_models import KINDS, write_models
-from esm_host.timing import RUNS_PER_VISIT, read_models, time_models, timing_spec
+from esm_host.timing import RUNS_PER_VISIT, Entry, read_request, time_block, timing_spec
 from esm_host.transport.base import Profiler
 from esm_host.transport.local import LocalProfiler
-from esm_protos.messages import Model
 
 TURN_S = 0.2
 MIN_RUNS = 16
@@ -65,13 +64,13 @@ def direct() -> Iterator[Direct]:
         yield Direct(process)
 
 
-def our_latency_ms(profiler: Profiler, model: Model, runs: int) -> float:
+def our_latency_ms(profiler: Profiler, model: Entry, runs: int) -> float:
     """What `esm-host time MODEL --runs RUNS` prints."""
-    (timed,) = time_models(profiler, [model], timing_spec(runs=runs)).models
-    if timed.estimate is None:
-        assert timed.failure is not None
-        raise SystemExit(f"{model.model_id}: {timed.failure.kind.value}: {timed.failure.message}")
-    return timed.estimate.latency_ns / 1e6
+    (result,) = time_block(profiler, [model], timing_spec(runs=runs)).results
+    if result.estimate is None:
+        assert result.failure is not None
+        raise SystemExit(f"{result.name}: {result.failure.kind.value}: {result.failure.message}")
+    return result.estimate.latency_ns / 1e6
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -96,7 +95,7 @@ def measure(
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
     with LocalProfiler() as profiler, direct() as script:
         device = asdict(profiler.device_info())
-        models = {name: read_models([path])[0] for name, path in paths.items()}
+        models = {name: read_request([path])[0] for name, path in paths.items()}
         runs = {}
         for name, path in paths.items():
             wanted = TURN_S * 1e3 / script.latency_ms(path, MIN_RUNS)

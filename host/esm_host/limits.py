@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
 from esm_host.errors import UsageError
-from esm_protos.graphs import bodies, external_location, tensors, too_large
+from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.v1 import onnx_view_pb2
-from esm_protos.weights import WEIGHTLESS_LOCATION
 
 
 def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
@@ -25,22 +24,53 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         )
 
 
-def check_models(limits: Limits, models: Sequence[Model]) -> None:
-    """Raises UsageError unless the device takes these models as one block."""
+def check_models(
+    limits: Limits,
+    models: Sequence[Model],
+    outlines: Mapping[bytes, onnx_view_pb2.Model | None] | None = None,
+) -> None:
+    """Raises UsageError unless the device takes these models as one block.
+
+    Args:
+        outlines: what is known of ONNX files already, by their hash; others are read, and None is
+            of no ONNX.
+    """
+    outlines = outlines or {}
     if len(models) > limits.max_block_models:
         raise UsageError(
             f"{len(models)} models: the device takes {limits.max_block_models} at a time, "
             "give fewer"
         )
-    for model in models:
-        data = model.data if isinstance(model.data, bytes) else model.data.read_bytes()
-        if excess := excess_of(data, limits):
+    for model in {model.sha256: model for model in models}.values():
+        if model.sha256 in outlines:
+            excess = _excess(model.size_bytes, outlines[model.sha256], limits)
+        else:
+            data = model.data if isinstance(model.data, bytes) else model.data.read_bytes()
+            excess = excess_of(data, limits)
+        if excess:
             raise UsageError(f"{model.model_id}: {excess}: give a smaller one")
-    size = sum(model.size_bytes for model in models)
+    size = sum(len(model.data) for model in models if isinstance(model.data, bytes))
     if size > limits.max_block_bytes:
         raise UsageError(
             f"models of {size / 1e6:.0f} MB together: the device takes "
             f"{limits.max_block_bytes / 1e6:.0f} MB at a time, give fewer or smaller ones"
+        )
+    _check_files(limits, models)
+
+
+def _check_files(limits: Limits, models: Sequence[Model]) -> None:
+    files = {file.sha256: file.size_bytes for model in models for file in model.files}
+    size = sum(files.values())
+    if files and not limits.max_cache_bytes:
+        raise UsageError(
+            f"files of {size / 1e6:.1f} MB: the device takes none, give its agent a cache, "
+            "esm-agent serve --cache-size"
+        )
+    if size > limits.max_cache_bytes:
+        raise UsageError(
+            f"files of {size / 1e6:.0f} MB together: the device's cache holds "
+            f"{limits.max_cache_bytes / 1e6:.0f} MB, give fewer models or its agent a larger "
+            "esm-agent serve --cache-size"
         )
 
 
@@ -74,15 +104,11 @@ def excess_of(data: bytes, limits: Limits) -> str | None:
         return None  # no ONNX file: the device says so
 
 
-def external_file(data: bytes) -> str | None:
-    """The first file, besides the model's own, that holds data of it."""
-    try:
-        model = onnx_view_pb2.Model.FromString(data)
-    except DecodeError:
-        return None
-    for body in bodies(model):
-        for tensor in tensors(body):
-            location = external_location(tensor)
-            if location is not None and location != WEIGHTLESS_LOCATION:
-                return location or "unnamed"
-    return None
+def _excess(size_bytes: int, outline: onnx_view_pb2.Model | None, limits: Limits) -> str | None:
+    """As :func:`excess_of`, of a file that lies elsewhere."""
+    if size_bytes > limits.max_model_bytes:
+        return (
+            f"the model is of {size_bytes / 1e6:.0f} MB, above this device's limit of "
+            f"{limits.max_model_bytes / 1e6:.0f} MB"
+        )
+    return None if outline is None else too_large(b"", outline, limits)

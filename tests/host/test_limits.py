@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
-from esm_host.limits import check_campaign, check_models, check_spec, external_file
+from esm_host.limits import check_campaign, check_models, check_spec
+from esm_host.model_file import external_locations
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import Block, DeviceInfo, Limits, MeasureSpec, Model
+from esm_protos.messages import Block, DeviceInfo, File, Limits, MeasureSpec, Model
+from esm_protos.v1 import onnx_view_pb2
 
 LIMITS = Limits(
     max_block_bytes=100_000,
@@ -94,9 +96,28 @@ def test_settings_that_the_device_cannot_meet_are_refused(spec: MeasureSpec, wor
 
 @pytest.mark.parametrize("wrap", [bytes, in_a_branch])
 def test_files_beside_the_model_are_named(wrap) -> None:
-    assert external_file(wrap(graph(location="more.bin"))) == "more.bin"
-    assert external_file(wrap(graph(location="weightless"))) is None
-    assert external_file(wrap(graph())) is None
+    def locations(data: bytes) -> list[str]:
+        return external_locations(onnx_view_pb2.Model.FromString(wrap(data)))
+
+    assert locations(graph(location="more.bin")) == ["more.bin"]
+    assert locations(graph(location="weightless")) == []
+    assert locations(graph()) == []
+
+
+def test_files_for_the_cache_count_once_and_apart() -> None:
+    def file(name: str, size: int) -> File:
+        return File(name.encode(), size)
+
+    weights = (("w", file("weights", 50_000)),)
+    models = [Model("a", file("a", 40_000), external=weights), Model("b", b"", external=weights)]
+    parsed = {model.sha256: None for model in models}
+    check_models(replace(LIMITS, max_cache_bytes=90_000), models, parsed)
+    with pytest.raises(UsageError, match=r"holds 0 MB.*--cache-size"):
+        check_models(replace(LIMITS, max_cache_bytes=89_999), models, parsed)
+    with pytest.raises(UsageError, match=r"takes none.*esm-agent serve --cache-size"):
+        check_models(LIMITS, models, parsed)
+    with pytest.raises(UsageError, match="a: the model is of 0 MB, above"):
+        check_models(replace(LIMITS, max_model_bytes=39_999), models, parsed)
 
 
 class Small(FakeProfiler):

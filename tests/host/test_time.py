@@ -1,6 +1,9 @@
 """``esm-host time`` as users meet it: through a real agent, on a fake device, with wrong input."""
 
+import csv
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +11,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from benchmarks.public_models import build
 from esm_host.cli.app import app
+from esm_host.errors import UnreachableError
 from esm_host.timing import timing_spec
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.spaces import load_space
 from esm_protos.messages import (
+    Case,
+    DeviceInfo,
     DeviceState,
     Failure,
     FailureKind,
+    File,
     Measurement,
     MeasureSpec,
     Model,
@@ -29,6 +37,8 @@ from esm_protos.statistics import trimmed_mean
 from tests.helpers import smallest
 
 LATENCY_MS = 2.0
+ROOT = Path(__file__).parents[2]
+KEY = re.compile(r"`(\w+)`")
 
 
 def esm_host_time(*arguments: object) -> Result:
@@ -46,9 +56,10 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def fake_latency(model: Model) -> float | Failure:
-    if model.data.startswith(b"bad"):
+    if isinstance(model.data, bytes) and model.data.startswith(b"bad"):
         return Failure(FailureKind.UNSUPPORTED_OP, "no such operator")
-    return LATENCY_MS
+    batch = model.case.shapes[0][1][0] if model.case.shapes else 1
+    return LATENCY_MS * batch / (model.case.threads or 1)
 
 
 @pytest.fixture
@@ -56,6 +67,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
     """Every device is this one."""
     profiler = FakeProfiler(fake_latency, noise=0.02)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    monkeypatch.delenv("ESM_DEVICE", raising=False)
     return profiler
 
 
@@ -63,6 +75,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"\x08\x08")  # for devices that do not look inside
+    return path
+
+
+@pytest.fixture
+def dynamic(tmp_path: Path) -> Path:
+    """Takes ``x`` of Nx3xSxS."""
+    path = tmp_path / "dynamic.onnx"
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, "S", "S"]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), path)
     return path
 
 
@@ -84,36 +106,63 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{name}.onnx" for name in contents]
 
 
+def documented(section: str) -> set[str]:
+    """Keys of a table of docs/timing.md."""
+    text = (ROOT / "docs" / "timing.md").read_text()
+    table = text.partition(f"### {section}\n")[2].partition("\n#")[0]
+    return {key for row in re.findall(r"^\| (`.*?) \|", table, re.M) for key in KEY.findall(row)}
+
+
 def test_json_has_the_documented_shape(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "timing.json"
     result = esm_host_time(*files, "--device", "local", "--runs", 41, "--json", out)
     assert result.exit_code == 1, "a model failed"
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:3] == ["model", "latency_ms", "95%"]
-    assert lines[3].split() == [str(files[2]), "invalid_model"]
+    assert lines[0].split()[:3] == ["model", "latency_ms", "p95_ms"]
+    assert lines[3].split()[-1] == "invalid_model"
     assert "not an ONNX file" in result.stderr
-    assert result.stderr.splitlines()[0] == f"all samples are in {out}"
+    assert f"all samples are in {out}" in result.stderr.splitlines()
 
     data = json.loads(out.read_text())
-    assert data["schema_version"] == 1
-    assert data["spec"] == timing_spec(runs=41).to_json()
-    assert data["device"]["runtime"].startswith("onnxruntime")
-    assert data["device_busy_seconds"] > 0
-    audio, weightless, broken = data["models"]
+    assert (data["schema_version"], data["kind"]) == (2, "timing")
+    context = data["context"]
+    assert context["spec"] == timing_spec(runs=41).to_json()
+    assert context["created_at"].endswith("+00:00")
+    device = context["devices"]["local"]
+    assert device["info"]["runtime"].startswith("onnxruntime")
+    assert device["busy_s"] > 0
+    assert device["error"] is None
+    audio, weightless, broken = data["results"]
     for entry in (audio, weightless):
-        samples = np.array(entry["latency_ns"])
-        assert len(samples) == len(entry["start_ns"]) == entry["runs"] == 41
-        assert entry["latency_ms"] == pytest.approx(trimmed_mean(samples, 0.2) / 1e6)
-        assert entry["min_ms"] <= entry["median_ms"] <= entry["p95_ms"]
-        assert entry["interval_low_ms"] < entry["latency_ms"] < entry["interval_high_ms"]
+        samples = np.array(entry["samples_ms"])
+        assert len(samples) == len(entry["starts_ms"]) == entry["runs"] == 41
+        latency_ms = entry["trimmed_mean_ms"]
+        assert latency_ms == pytest.approx(trimmed_mean(samples, 0.2))
+        assert entry["throughput_per_s"] == pytest.approx(1e3 / latency_ms)
+        order = ("min_ms", "median_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
+        assert [entry[name] for name in order] == sorted(entry[name] for name in order)
+        low, high = entry["ci95_ms"]
+        assert low < latency_ms < high
+        assert high - low == pytest.approx(2 * latency_ms * entry["ci95_percent"] / 100)
         assert min(entry["load_ms"], entry["first_run_ms"]) > 0
-        assert entry["failure"] is None
+        assert (entry["status"], entry["failure"]) == ("success", None)
         assert entry["verdict"] in ("stable", "noisy", "unresolved", "throttled")
-        assert bool(entry["reasons"]) == (entry["verdict"] != "stable")
-    assert broken["failure"]["kind"] == "invalid_model"
-    assert broken["latency_ms"] is broken["interval_percent"] is broken["p95_ms"] is None
-    assert broken["latency_ns"] == []
-    assert audio.keys() == broken.keys()
+        assert bool(entry["warnings"]) == (entry["verdict"] != "stable")
+    assert (broken["status"], broken["failure"]["kind"]) == ("failed", "invalid_model")
+    assert broken["trimmed_mean_ms"] is broken["ci95_ms"] is broken["runs"] is None
+    assert broken["samples_ms"] == broken["warnings"] == []
+    (comparison,) = data["comparisons"]
+    assert {comparison["of"], comparison["to"]} == {0, 1}
+    slow, fast = (data["results"][comparison[end]]["trimmed_mean_ms"] for end in ("of", "to"))
+    assert slow >= fast
+    assert comparison["paired"]
+    assert comparison["ci95"][0] < comparison["ratio"] < comparison["ci95"][1]
+
+    assert data.keys() == documented("The whole")
+    assert context.keys() == documented("`context`")
+    assert device.keys() == documented("`context.devices`, by name")
+    assert audio.keys() == broken.keys() == documented("`results`, one each")
+    assert comparison.keys() == documented("`comparisons`, one each")
 
 
 def test_an_unreachable_device_is_exit_code_69(model: Path) -> None:
@@ -160,7 +209,7 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
     assert result.exit_code == 3
     assert f"{model}: unresolved: interval too wide" in result.stderr
     assert "asked ±0.001 %" in result.stderr
-    (entry,) = json.loads(result.stdout)["models"]
+    (entry,) = json.loads(result.stdout)["results"]
     assert entry["verdict"] == "unresolved"
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
 
@@ -168,9 +217,9 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
 def test_too_few_runs_for_an_interval(fake: FakeProfiler, model: Path) -> None:
     result = esm_host_time(model, "--max-runs", 9, "--json", "-")
     assert result.exit_code == 3
-    (entry,) = json.loads(result.stdout)["models"]
-    assert entry["interval_percent"] is entry["interval_low_ms"] is None
-    assert esm_host_time(model, "--runs", 9).stdout.splitlines()[1].split()[2] == "-"
+    (entry,) = json.loads(result.stdout)["results"]
+    assert entry["ci95_percent"] is entry["ci95_ms"] is None
+    assert "±" not in esm_host_time(model, "--runs", 9).stdout
 
 
 def test_a_failed_model_does_not_hide_the_others(
@@ -182,7 +231,7 @@ def test_a_failed_model_does_not_hide_the_others(
     assert result.exit_code == 1
     assert f"warning: {bad}: unsupported_op: no such operator" in result.stderr
     _, first, second = result.stdout.splitlines()
-    assert first.split()[1:] == ["unsupported_op"]
+    assert first.split() == [bad.name, "unsupported_op"] or first.split()[1:] == ["unsupported_op"]
     assert float(second.split()[1]) == pytest.approx(LATENCY_MS, rel=0.02)
     assert esm_host_time(bad, "-q").stdout.splitlines()[1].split()[1:] == ["unsupported_op"]
 
@@ -192,13 +241,16 @@ def test_states_of_the_device_are_kept(
 ) -> None:
     from dataclasses import replace
 
-    measure = fake.measure
+    answer = fake.answer
     states = (DeviceState(at_ns=-1, clock_mhz=(1500.0,)), DeviceState(at_ns=5))
     monkeypatch.setattr(
-        fake, "measure", lambda *arguments: replace(measure(*arguments), states=states)
+        fake, "answer", lambda *arguments: replace(answer(*arguments), states=states)
     )
     data = json.loads(esm_host_time(model, "--runs", 30, "--json", "-").stdout)
-    assert data["device_states"] == [{"at_ns": -1, "clock_mhz": [1500.0]}, {"at_ns": 5}]
+    assert data["context"]["devices"]["local"]["states"] == [
+        {"at_ns": -1, "clock_mhz": [1500.0]},
+        {"at_ns": 5},
+    ]
 
 
 def test_models_enough_tell_the_pace_and_it_is_divided_out(
@@ -211,10 +263,10 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
     for path in paths:
         path.write_bytes(b"")
     samples = np.where(np.arange(90) < 50, 1_000_000, 3_000_000).astype(np.int64)
-    measure = fake.measure
+    answer = fake.answer
 
     def measured(*arguments):
-        result = measure(*arguments)
+        result = answer(*arguments)
         starts = np.arange(90) * 10_000_000
         return replace(
             result,
@@ -224,12 +276,265 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
             ),
         )
 
-    monkeypatch.setattr(fake, "measure", measured)
+    monkeypatch.setattr(fake, "answer", measured)
     data = json.loads(esm_host_time(*paths, "--runs", 90, "--json", "-").stdout)
-    for entry in data["models"]:
-        assert entry["latency_ms"] == pytest.approx(1.0)
+    for entry in data["results"]:
+        assert entry["trimmed_mean_ms"] == pytest.approx(1.0)
         assert entry["verdict"] == "noisy"
-        assert entry["reasons"] == ["the device became 200 % slower during the block"]
+        assert entry["warnings"] == ["the device became 200 % slower during the block"]
+
+
+# Cases
+
+
+def test_a_sweep_is_one_block_of_all_cases(fake: FakeProfiler, dynamic: Path) -> None:
+    options = ["--batch", "1,8", "--threads", "1,2", "--shape", "Nx3x16x16", "--runs", 40]
+    result = esm_host_time(dynamic, *options, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    (block,) = fake.blocks
+    assert [(m.case.shapes, m.case.threads) for m in block.models] == [
+        ((("x", (batch, 3, 16, 16)),), threads) for batch in (1, 8) for threads in (1, 2)
+    ]
+    assert len({m.model_id for m in block.models}) == 4
+    assert (block.spec.threads, block.peak_memory, block.profile_runs) == (1, True, 0)
+    data = json.loads(result.stdout)
+    assert [entry["case"] for entry in data["results"]] == [
+        {
+            "batch": batch,
+            "threads": threads,
+            "shapes": {"x": [batch, 3, 16, 16]},
+            "inputs_sha256": None,
+        }
+        for batch in (1, 8)
+        for threads in (1, 2)
+    ]
+    of_8 = data["results"][2]
+    assert of_8["inputs"] == [{"name": "x", "type": "float32", "dims": [8, 3, 16, 16]}]
+    assert of_8["throughput_per_s"] == pytest.approx(8e3 / of_8["trimmed_mean_ms"])
+    assert of_8["peak_rss_bytes"] > 0
+    assert [(c["of"], c["to"], c["different"]) for c in data["comparisons"]] == [
+        (number, 1, True) for number in (0, 2, 3)
+    ]
+    ratios = [c["ratio"] for c in data["comparisons"]]
+    assert ratios == pytest.approx([2, 16, 8], rel=0.05)
+
+
+def test_without_cases_nothing_is_said_of_them(fake: FakeProfiler, dynamic: Path) -> None:
+    assert esm_host_time(dynamic, "--runs", 30, "--threads", 4).exit_code == 0
+    (block,) = fake.blocks
+    assert block.models[0].case == Case()
+    assert block.models[0].model_id == str(dynamic)
+    assert block.spec.threads == 4
+
+
+def test_inputs_from_a_file_are_sent_along(
+    fake: FakeProfiler, dynamic: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, x=np.zeros((2, 3, 4, 4), np.float32))
+    result = esm_host_time(dynamic, "--input", path, "--runs", 30, "--json", "-")
+    (entry,) = json.loads(result.stdout)["results"]
+    digest = hashlib.sha256(path.read_bytes())
+    assert entry["case"]["inputs_sha256"] == digest.hexdigest()
+    (sent,) = fake.blocks[0].models
+    assert sent.case.inputs == File(digest.digest(), path.stat().st_size)
+    np.savez(path, y=np.zeros(1, np.float32))
+    refused = esm_host_time(dynamic, "--input", path)
+    assert_refused(refused, 2, "dynamic.onnx", "no input 'y'")
+
+
+def test_large_models_and_weights_beside_them_go_to_the_cache(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    alone, apart = tmp_path / "alone.onnx", tmp_path / "apart" / "model.onnx"
+    apart.parent.mkdir()
+    alone.write_bytes(build("plain"))
+    graph = onnx.load_from_string(build("mlp"))
+    onnx.save(graph, apart, save_as_external_data=True, location="model.data", size_threshold=0)
+    result = esm_host_time(alone, apart, "--runs", 30, "--json", "-")
+    assert "local: uploading" in result.stderr.splitlines()
+    first, second = fake.blocks[0].models
+    assert isinstance(first.data, File)
+    assert first.data.sha256 == hashlib.sha256(alone.read_bytes()).digest()
+    assert isinstance(second.data, bytes)
+    data = apart.parent / "model.data"
+    digest = hashlib.sha256(data.read_bytes())
+    assert second.external == (("model.data", File(digest.digest(), data.stat().st_size)),)
+    entry = json.loads(result.stdout)["results"][1]
+    assert entry["external"] == {"model.data": digest.hexdigest()}
+
+    fake._cache_bytes = 0
+    assert_refused(esm_host_time(alone, "-q"), 2, "esm-agent serve --cache-size")
+    data.unlink()
+    assert_refused(esm_host_time(apart), 2, str(data), "put that file beside the model")
+
+
+@pytest.mark.parametrize("location", ["../model.data", "/etc/passwd", "link/model.data"])
+def test_weights_outside_of_the_models_folder_are_refused(
+    fake: FakeProfiler, tmp_path: Path, location: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (tmp_path / "model.data").write_bytes(bytes(16))
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [0.0] * 4)
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    graph = helper.make_graph([], "g", [], [], [weight])
+    (folder / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    assert_refused(esm_host_time(folder / "m.onnx"), 2, location, "not in its folder")
+    assert fake.blocks == []
+
+
+# Several devices
+
+
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeProfiler]:
+    """Two devices, and one that does not answer; every other name is unknown."""
+
+    class Gone(FakeProfiler):
+        def device_info(self) -> DeviceInfo:
+            raise UnreachableError("no agent answers at gone")
+
+    fleet = {
+        "slow": FakeProfiler(lambda model: 3 * LATENCY_MS, noise=0.01, hostname="slow"),
+        "fast": FakeProfiler(lambda model: LATENCY_MS, noise=0.01, hostname="fast"),
+        "gone": Gone(fake_latency),
+    }
+    monkeypatch.setattr(devices, "connect", fleet.__getitem__)
+    return fleet
+
+
+def test_devices_are_measured_each_and_compared(
+    fleet: dict[str, FakeProfiler], model: Path
+) -> None:
+    options = ["--device", "slow", "--device", "fast", "--runs", 60]
+    data = json.loads(esm_host_time(model, *options, "--json", "-").stdout)
+    assert [entry["device"] for entry in data["results"]] == ["slow", "fast"]
+    assert list(data["context"]["devices"]) == ["slow", "fast"]
+    assert data["context"]["devices"]["fast"]["info"]["hostname"] == "fast"
+    (comparison,) = data["comparisons"]
+    assert (comparison["scope"], comparison["device"]) == ("devices", "slow")
+    assert (comparison["of"], comparison["to"], comparison["paired"]) == (0, 1, False)
+    assert comparison["ratio"] == pytest.approx(3, rel=0.02)
+    lines = esm_host_time(model, *options).stdout.splitlines()
+    assert lines[0] == "slow:"
+    assert "fast:" in lines
+    assert re.search(r"slow +3\.\d\dx ± 0\.0\d$", lines[-1])
+
+
+def test_a_device_that_fails_does_not_lose_the_others(
+    fleet: dict[str, FakeProfiler], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESM_DEVICE", "gone,slow fast")
+    result = esm_host_time(model, "--runs", 30, "--json", "-")
+    assert result.exit_code == 1
+    assert "warning: gone: no agent answers at gone" in result.stderr
+    data = json.loads(result.stdout)
+    assert [entry["device"] for entry in data["results"]] == ["slow", "fast"]
+    gone = data["context"]["devices"]["gone"]
+    assert gone == {"info": None, "states": [], "busy_s": None, "error": "no agent answers at gone"}
+    assert_refused(esm_host_time(model, "--device", "gone"), 69, "no agent answers")
+    assert_refused(esm_host_time(model, "--device", "slow,slow"), 2, "give each device once")
+
+
+def test_a_bug_is_not_taken_for_a_device_that_fails(
+    fleet: dict[str, FakeProfiler], model: Path
+) -> None:
+    fleet["slow"]._latency = lambda model: 1 / 0
+    result = esm_host_time(model, "--device", "slow,fast", "--runs", 30)
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_progress_is_a_few_lines_where_nobody_watches(
+    fleet: dict[str, FakeProfiler], model: Path
+) -> None:
+    options = ["--device", "slow", "--device", "fast", "--runs", 60]
+    said = esm_host_time(model, *options).stderr
+    assert sorted(said.splitlines()) == ["fast: measuring", "slow: measuring"]
+    assert esm_host_time(model, *options, "--quiet").stderr == ""
+
+
+# What is shown
+
+
+def test_the_table_says_which_is_fastest_and_what_is_noise(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    latencies = {"quick": 1.0, "quick-as-well": 1.0, "slow": 1.3}
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    for name, latency in latencies.items():
+        (folder / f"{name}.onnx").write_bytes(f"{latency}".encode())
+    fake._latency = lambda model: float(model.data)
+    fake._noise = 0.05
+    paths = sorted(folder.iterdir())
+    result = esm_host_time(*paths, "--runs", 200)
+    heading, *rows = result.stdout.splitlines()
+    assert heading.split()[-1] == "against"
+    said = {row.split()[0]: row for row in rows}
+    assert said.keys() == {path.name for path in paths}, "folders are left out where it is narrow"
+    quick = sorted(row.rstrip()[-17:].strip() for name, row in said.items() if "quick" in name)
+    assert quick[-1] == "same within noise"
+    assert quick[0].split()[-1] == "fastest"
+    assert re.search(r"1\.(29|30|31)x ± 0\.0\d$", said["slow.onnx"])
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    wide = esm_host_time(*paths, "--runs", 200, "--wide").stdout.splitlines()
+    for name in ("median_ms", "min_ms", "max_ms", "p90_ms", "p99_ms", "runs", "first_ms"):
+        assert name in wide[0].split()
+    assert str(paths[0]) in wide[1]
+
+
+def test_the_table_of_a_sweep_fits_a_terminal(fake: FakeProfiler, dynamic: Path) -> None:
+    result = esm_host_time(dynamic, "--batch", "1,1024", "--threads", "1,16", "--runs", 40)
+    heading, *rows = result.stdout.splitlines()
+    assert heading.split()[1:3] == ["batch", "threads"]
+    assert [row.split()[1:3] for row in rows] == [
+        [batch, threads] for batch in ("1", "1024") for threads in ("1", "16")
+    ]
+    assert max(map(len, (heading, *rows))) <= 100
+
+
+def test_profiles_say_where_the_time_goes(fake: FakeProfiler, model: Path) -> None:
+    options = ["--runs", 30, "--profile", "--profile-runs", 7]
+    lines = esm_host_time(model, *options).stdout.splitlines()
+    begin = lines.index(f"{model}: 7 profiled runs")
+    assert [line.split() for line in lines[begin + 1 : begin + 4]] == [
+        ["operator", "calls", "ms", "share"],
+        ["Conv", "2", "1.5000", "75", "%"],
+        ["Gemm", "1", "0.5000", "25", "%"],
+    ]
+    assert [line.split()[0] for line in lines[begin + 4 :]] == ["node", "conv2", "conv1", "gemm"]
+    assert fake.blocks[-1].profile_runs == 7
+    (entry,) = json.loads(esm_host_time(model, *options, "--json", "-").stdout)["results"]
+    assert entry["profile"]["operators"][0] == {
+        "op_type": "Conv",
+        "provider": "CPUExecutionProvider",
+        "calls": 2,
+        "ms": 1.5,
+    }
+    assert entry["profile"]["nodes"][0]["name"] == "conv2"
+
+
+def test_csv_has_a_line_per_result(fake: FakeProfiler, dynamic: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"bad")
+    result = esm_host_time(dynamic, bad, "--batch", "1,8", "--runs", 40, "--csv", "-", "-q")
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [(row["model"], row["batch"], row["status"]) for row in rows] == [
+        (str(dynamic), "1", "success"),
+        (str(dynamic), "8", "success"),
+        (str(bad), "1", "failed"),
+        (str(bad), "8", "failed"),
+    ]
+    low, middle, high = (
+        float(rows[1][name]) for name in ("ci95_low_ms", "trimmed_mean_ms", "ci95_high_ms")
+    )
+    assert low < middle < high
+    assert rows[2]["trimmed_mean_ms"] == ""
+    assert rows[2]["failure"] == "unsupported_op"
 
 
 # On a GPU
@@ -237,25 +542,25 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
 
 def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: Path) -> None:
     result = esm_host_time(model, "--runs", 30, "--json", "-")
-    (entry,) = json.loads(result.stdout)["models"]
+    (entry,) = json.loads(result.stdout)["results"]
     assert (entry["provider"], entry["copy_in_ms"], entry["copy_out_ms"]) == ("cpu", None, None)
     assert (entry["ran_on"], entry["fallback"]) == ({}, [])
-    assert esm_host_time(model, "--runs", 30).stdout.splitlines()[0].split()[-1] == "first_ms"
+    assert "copy_in_ms" not in esm_host_time(model, "--runs", 30, "--wide").stdout
 
     fake._gpu = "a GPU"
     options = ["--runs", 30, "--ep", "cuda", "--tf32", "--cuda-graph"]
-    (entry,) = json.loads(esm_host_time(model, *options, "--json", "-").stdout)["models"]
+    (entry,) = json.loads(esm_host_time(model, *options, "--json", "-").stdout)["results"]
     assert (entry["provider"], entry["copy_in_ms"], entry["copy_out_ms"]) == ("cuda", 0.02, 0.01)
     assert entry["ran_on"] == {"CUDAExecutionProvider": 5, "CPUExecutionProvider": 1}
     spec = fake.blocks[-1].spec
     assert (spec.provider, spec.tf32, spec.cuda_graph) == ("cuda", True, True)
     assert not spec.allow_fallback
-    heading, row = esm_host_time(model, *options).stdout.splitlines()
-    assert heading.split()[-2:] == ["copy_in_ms", "copy_out_ms"]
-    assert row.split()[-2:] == ["0.0200", "0.0100"]
-    heading, row = esm_host_time(model, *options, "--allow-fallback").stdout.splitlines()
-    assert heading.split()[-1] == "fallback"
-    assert row.split()[-1] == "1"
+    heading, row = esm_host_time(model, *options, "--wide").stdout.splitlines()
+    cells = dict(zip(heading.split()[1:], row.replace(" ±", "±").split()[1:], strict=False))
+    assert (cells["copy_in_ms"], cells["copy_out_ms"]) == ("0.0200", "0.0100")
+    result = esm_host_time(model, *options, "--allow-fallback", "--wide")
+    assert "fallback" in result.stdout.splitlines()[0]
+    assert "nodes ran on another provider: resize" in result.stderr
 
 
 # Wrong input
@@ -286,6 +591,16 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--allow-fallback"], ["--allow-fallback needs --ep cuda"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
+        (["--csv", "/"], ["--csv / is a folder"]),
+        (["--csv", "-", "--json", "-"], ["--json - and --csv -"]),
+        (["--threads", "1,two"], ["--threads 1,two", "whole numbers"]),
+        (["--threads", "1,1"], ["--threads 1,1", "each once"]),
+        (["--threads", "1,2000"], ["--threads 2000", "1024"]),
+        (["--batch", "0"], ["--batch 0", "1 to"]),
+        (["--batch", "8"], ["--batch 8", "no input whose first dimension is free"]),
+        (["--shape", "x"], ["--shape x", "NAME:1x3x224x224"]),
+        (["--shape", "x:1"], ["--shape x:1", "no input 'x'"]),
+        (["--input", "no.npz"], ["cannot read no.npz"]),
     ],
 )
 def test_impossible_requests_measure_nothing(
@@ -305,14 +620,26 @@ def test_files_that_cannot_be_timed(fake: FakeProfiler, model: Path, tmp_path: P
     assert fake.blocks == []
 
 
-def test_weights_in_another_file_are_refused(fake: FakeProfiler, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    graph = onnx.load_from_string(build("mlp"))
-    onnx.save(graph, path, save_as_external_data=True, location="model.data")
-    assert_refused(esm_host_time(path), 2, "another file (model.data)", "save it as one file")
-    # The cure in the message.
-    onnx.save(onnx.load(path), path, save_as_external_data=False)
-    assert esm_host_time(path).exit_code == 0
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.pt", "export it: torch.onnx.export(model, args, 'model.onnx', dynamo=True)"),
+        ("model.tflite", "tf2onnx.convert --tflite"),
+        ("model.pb", "tf2onnx.convert --saved-model"),
+        ("model.keras", "tf2onnx"),
+        ("model.engine", "a built engine has no ONNX in it"),
+        ("model.bin", "give an ONNX file"),
+    ],
+)
+def test_other_formats_are_told_how_to_become_onnx(
+    fake: FakeProfiler, dynamic: Path, name: str, words: str
+) -> None:
+    path = dynamic.parent / name
+    path.write_bytes(b"PK\x03\x04 something else")
+    assert_refused(esm_host_time(path), 2, str(path), words)
+    # What is in it counts, not what it is called.
+    path.write_bytes(dynamic.read_bytes())
+    assert esm_host_time(path, "--runs", 30).exit_code == 0
 
 
 def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:

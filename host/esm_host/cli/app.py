@@ -11,7 +11,12 @@ from esm_protos.commands import Command, Commands
 
 # Name, which is also its module's and its function's; section of the help; one line of help.
 COMMANDS = (
-    ("time", "Measure", "Time ONNX models on a device."),
+    ("time", "Measure", "Time ONNX models on devices."),
+    (
+        "compare",
+        "Measure",
+        "Find models that became slower between two timings, for continuous integration.",
+    ),
     (
         "profile",
         "Learn",

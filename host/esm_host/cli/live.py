@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from esm_host.cli.progress import duration, waiting
 from esm_host.dataset.table import Dataset
 from esm_protos import messages
 
@@ -73,7 +74,7 @@ class Live:
         self._block_began = now
         self._pending = pending
         per_model = sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
-        left = f"{_duration(per_model * pending)} left" if pending else "round measured"
+        left = f"{duration(per_model * pending)} left" if pending else "round measured"
         done = self._total - pending
         self._bars.update(self._models, completed=done, note=left)
         if self._bars.disable:
@@ -110,14 +111,6 @@ class Live:
         self._console.print(text, soft_wrap=True)
 
 
-def waiting(standing: messages.Standing) -> str:
-    """Who has the device, and for how long."""
-    holder = standing.holder
-    who = f"for {holder.owner} ({holder.purpose})" if holder else ""
-    before = f", {standing.ahead - 1} more before us" if standing.ahead > 1 else ""
-    return f"waiting {who}{before}, about {_duration(standing.wait_s)}"
-
-
 def percent(value: float | None) -> str:
     """One decimal; a dash for what is not known."""
     return "-" if value is None else f"{value:.1f} %"
@@ -152,7 +145,3 @@ def print_verdicts(dataset: Dataset) -> None:
             kinds.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
     for reasons in sorted(kinds.values(), key=len, reverse=True)[:3]:
         print(f"  {len(reasons)} of {len(dataset)}, such as: {reasons[0]}")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

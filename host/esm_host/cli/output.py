@@ -12,16 +12,16 @@ from esm_host.cli.options import printable
 from esm_host.errors import UsageError
 
 
-def check_output(path: Path | None) -> None:
-    """Raises UsageError unless ``--json`` can write there; nothing and - always can."""
+def check_output(path: Path | None, flag: str = "--json") -> None:
+    """Raises UsageError unless the flag can write there; nothing and - always can."""
     if path is None or str(path) == "-":
         return
     if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: there is no folder {path.parent}")
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
     if path.is_dir():
-        raise UsageError(f"--json {path} is a folder: give a file")
+        raise UsageError(f"{flag} {path} is a folder: give a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--json {path} cannot be written: give another file")
+        raise UsageError(f"{flag} {path} cannot be written: give another file")
 
 
 def write_output(path: Path, text: str, said: str = "") -> None:

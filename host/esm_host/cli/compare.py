@@ -1,0 +1,124 @@
+"""``esm-host compare``: whether models became slower between two timings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import printable
+from esm_host.cli.output import check_output, write_output
+from esm_host.errors import UsageError
+
+if TYPE_CHECKING:
+    from esm_host.evaluation.compare import Change, Comparison
+
+SLOWER = 3
+
+
+@one_line_errors
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE.json", help="From esm-host time --json.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Likewise, taken later.")],
+    confidence: Annotated[float, typer.Option(help="Of the intervals, percent.")] = 95.0,
+    tolerance: Annotated[
+        float, typer.Option(help="A model is slower when it is so by more than so many percent.")
+    ] = 2.0,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What may differ besides the models, such as runtime,hostname: settings, facts "
+            "of the device, cases."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
+    ] = None,
+) -> None:
+    """Find models that became slower between two timings, for continuous integration.
+
+    Exit codes: 0; 2 if the timings cannot be compared; 3 if a model is slower, or fails now.
+
+    Example: esm-host compare main.json branch.json --tolerance 3
+    """
+    from esm_host.evaluation.compare import check_timing
+    from esm_host.evaluation.compare import compare as compared
+
+    check_output(output)
+    timings = [check_timing(_read(path), str(path)) for path in (base, new)]
+    names = [name for text in allow or () for name in text.split(",") if name]
+    comparison = compared(timings[0], timings[1], confidence / 100, tolerance, names)
+    if str(output) != "-":
+        _print_table(comparison)
+    for text in comparison.allowed:
+        typer.echo(f"warning: {text}", err=True)
+    if output is not None:
+        text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
+        write_output(output, text, f"the comparison is in {output}")
+    if slower := comparison.regressions:
+        typer.echo(f"{len(slower)} of {len(comparison.changes)} became slower or fail", err=True)
+        raise typer.Exit(SLOWER)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is no JSON ({error}): esm-host time --json {path} writes it"
+        ) from error
+
+
+def _print_table(comparison: Comparison) -> None:
+    several = len({change.device for change in comparison.changes}) > 1
+    percent = f"{100 * comparison.confidence:g}%"
+    rows = [("model", "base_ms", "new_ms", "change", f"{percent} interval", "")]
+    rows += [
+        (
+            printable(_name(change, several)),
+            _ms(change.base_ms),
+            _ms(change.new_ms),
+            "" if change.change_percent is None else f"{change.change_percent:+.1f} %",
+            ""
+            if change.interval_percent is None
+            else "{:+.1f} to {:+.1f} %".format(*change.interval_percent),
+            _verdict(change, comparison.tolerance_percent),
+        )
+        for change in comparison.changes
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *numbers, last in rows:
+        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False)]
+        print("  ".join((f"{first:{widths[0]}}", *cells, last)).rstrip())
+
+
+def _name(change: Change, several: bool) -> str:
+    parts = [f"{change.device}: {change.model}" if several else change.model]
+    if change.case["batch"]:
+        parts.append(f"batch {change.case['batch']}")
+    if change.case["threads"] > 1:
+        parts.append(f"{change.case['threads']} threads")
+    return ", ".join(parts)
+
+
+def _verdict(change: Change, tolerance_percent: float) -> str:
+    words = {
+        "slower": "slower",
+        "tolerated": f"slower, {tolerance_percent:g} % tolerated",
+        "same": "same within noise",
+        "faster": "faster",
+        "failed": "fails now",
+        "mended": "failed before",
+        "never_ran": "failed before",
+    }
+    changed = " (another file)" if change.model_changed else ""
+    return words[change.outcome.value] + changed
+
+
+def _ms(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.4f}"

@@ -1,0 +1,229 @@
+"""Timings as people read them: tables on stdout, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from esm_host.cli.options import printable
+from esm_host.evaluation.difference import Ratio
+from esm_host.timing import Result, Timing
+
+WIDTH = 100
+_TOP = 10
+_GAP = "  "
+
+Column = tuple[str, Callable[[Result], str]]
+
+
+def print_tables(timing: Timing, wide: bool) -> None:
+    """A table per device; then how devices compare; a model that failed has its outcome."""
+    ratios = {c.of: c.ratio for c in timing.comparisons if c.scope == "device"}
+    fastest = {c.to for c in timing.comparisons if c.scope == "device"}
+    several = len(timing.devices) > 1
+    first = 0
+    for device in timing.devices:
+        if several:
+            print(f"{device.name}:" if device.results else f"{device.name}: {device.error}")
+        notes = [
+            "fastest" if number in fastest else _ratio(ratios.get(number))
+            for number in range(first, first + len(device.results))
+        ]
+        _print_table(device.results, notes, wide)
+        first += len(device.results)
+        if several:
+            print()
+    _print_devices(timing)
+
+
+def print_profiles(timing: Timing) -> None:
+    """Where the time goes, by the runtime's own account."""
+    for result in timing.results:
+        profile = result.measurement.profile
+        if profile is None:
+            continue
+        where = f" on {result.device}" if len(timing.devices) > 1 else ""
+        print(f"\n{printable(result.name)}{where}: {profile.runs} profiled runs")
+        total_ns = sum(operator.ns for operator in profile.operators) or 1.0
+        _print_rows(
+            ("operator", "calls", "ms", "share"),
+            [
+                (o.op_type, str(o.calls), _number(o.ns / 1e6), f"{100 * o.ns / total_ns:.0f} %")
+                for o in profile.operators[:_TOP]
+            ],
+        )
+        _print_rows(
+            ("node", "operator", "ms", "share"),
+            [
+                (_cut(n.name, 60), n.op_type, _number(n.ns / 1e6), f"{100 * n.ns / total_ns:.0f} %")
+                for n in profile.nodes[:_TOP]
+            ],
+        )
+
+
+def as_csv(timing: Timing) -> str:
+    """One line per result, after a heading; what has no value is empty."""
+    text = io.StringIO()
+    rows = [_flat(result.to_json()) for result in timing.results]
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue().removesuffix("\n")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    low, high = row["ci95_ms"] or (None, None)
+    shapes = " ".join(f"{fed['name']}:{'x'.join(map(str, fed['dims']))}" for fed in row["inputs"])
+    failure = row["failure"] or {"kind": None}
+    numbers = ("median_ms", "min_ms", "max_ms", "p90_ms", "p95_ms", "p99_ms", "runs")
+    others = ("throughput_per_s", "first_run_ms", "load_ms", "copy_in_ms", "copy_out_ms")
+    return {
+        "model": row["model"],
+        "device": row["device"],
+        "batch": row["case"]["batch"],
+        "threads": row["case"]["threads"],
+        "inputs": shapes,
+        "status": row["status"],
+        "failure": failure["kind"],
+        "trimmed_mean_ms": row["trimmed_mean_ms"],
+        "ci95_low_ms": low,
+        "ci95_high_ms": high,
+        **{name: row[name] for name in (*numbers, *others)},
+        "peak_rss_bytes": row["peak_rss_bytes"],
+        "provider": row["provider"],
+        "verdict": row["verdict"],
+        "model_sha256": row["model_sha256"],
+    }
+
+
+_CASES: tuple[Column, ...] = (
+    ("batch", lambda r: str(r.entry.batch or "")),
+    ("threads", lambda r: str(r.entry.model.case.threads or "")),
+)
+_COLUMNS: tuple[Column, ...] = (
+    ("latency_ms", lambda r: _latency(r.numbers)),
+    ("p95_ms", lambda r: _number(r.numbers["p95_ms"])),
+    ("per_s", lambda r: _rate(r.numbers["throughput_per_s"])),
+    ("memory", lambda r: _memory(r.numbers["peak_rss_bytes"])),
+    ("verdict", lambda r: r.judgement.verdict.value if r.judgement else ""),
+)
+_WIDE_COLUMNS: tuple[Column, ...] = (
+    _COLUMNS[0],
+    *(
+        (name, lambda r, name=name: _number(r.numbers[name]))
+        for name in ("median_ms", "min_ms", "max_ms", "p90_ms", "p95_ms", "p99_ms")
+    ),
+    ("runs", lambda r: str(r.numbers["runs"])),
+    _COLUMNS[2],
+    ("first_ms", lambda r: _number(r.numbers["first_run_ms"])),
+    ("load_ms", lambda r: _number(r.numbers["load_ms"])),
+    ("copy_in_ms", lambda r: _number(r.numbers["copy_in_ms"])),
+    ("copy_out_ms", lambda r: _number(r.numbers["copy_out_ms"])),
+    ("fallback", lambda r: str(len(r.measurement.fallback) or "")),
+    _COLUMNS[3],
+    _COLUMNS[4],
+)
+
+
+def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) -> None:
+    if not results:
+        return
+    measured = [r for r in results if r.failure is None]
+    columns = [*_CASES, *(_WIDE_COLUMNS if wide else _COLUMNS)]
+    # What no model has is no column.
+    columns = [column for column in columns if any(column[1](r) for r in measured)]
+    headings = [heading for heading, _ in columns] + (["against"] if any(notes) else [])
+    cells = {}
+    for number, (result, note) in enumerate(zip(results, notes, strict=True)):
+        if result.failure is None:
+            texts = [text(result) for _, text in columns]
+            cells[number] = [*texts, note] if any(notes) else texts
+    widths = [max(map(len, column)) for column in zip(headings, *cells.values(), strict=True)]
+    left = WIDTH - sum(widths) - len(_GAP) * len(widths)
+    names = _names(results, None if wide else max(left, 10))
+    name_width = max(len("model"), *map(len, names))
+
+    def line(name: str, texts: list[str]) -> str:
+        padded = (f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        return _GAP.join((f"{name:{name_width}}", *padded)).rstrip()
+
+    print(line("model", headings))
+    for number, (name, result) in enumerate(zip(names, results, strict=True)):
+        if result.failure is None:
+            print(line(name, cells[number]))
+        else:
+            case = result.name.removeprefix(result.entry.path).removeprefix(", ")
+            said = _GAP.join(filter(None, (case, result.failure.kind.value)))
+            print(f"{name:{name_width}}{_GAP}{said}")
+
+
+def _names(results: Sequence[Result], width: int | None) -> list[str]:
+    """Of the models; without folders, and then cut, where they are too long."""
+    paths = [printable(result.entry.path) for result in results]
+    if width is None or max(map(len, paths)) <= width:
+        return paths
+    short = {path: PurePath(path).name for path in paths}
+    if len(set(short.values())) == len(short):
+        paths = [short[path] for path in paths]
+    return [_cut(path, width) for path in paths]
+
+
+def _cut(text: str, width: int) -> str:
+    """Its end, which tells most."""
+    text = printable(text)
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def _print_devices(timing: Timing) -> None:
+    between = [c for c in timing.comparisons if c.scope == "devices"]
+    rows = []
+    for to in dict.fromkeys(c.to for c in between):
+        fastest = timing.results[to]
+        rows.append((_cut(fastest.name, 50), fastest.device, "fastest"))
+        rows += [("", c.device, _ratio(c.ratio)) for c in between if c.to == to]
+    if rows:
+        _print_rows(("model", "device", "against"), rows)
+
+
+def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """First column to the left, others to the right."""
+    table = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *others in table:
+        cells = [f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True)]
+        print(_GAP.join((f"{printable(first):{widths[0]}}", *cells)))
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio.half_width is None:
+        return f"{ratio.value:.2f}x"
+    if not ratio.different:
+        return "same within noise"
+    digits = 2 if ratio.half_width >= 0.01 or ratio.value >= 1.1 else 3
+    return f"{ratio.value:.{digits}f}x ± {max(ratio.half_width, 10**-digits):.{digits}f}"
+
+
+def _latency(numbers: dict[str, Any]) -> str:
+    percent = numbers["ci95_percent"]
+    return f"{_number(numbers['trimmed_mean_ms'])} {'' if percent is None else f'±{percent:.1f}%'}"
+
+
+def _number(value: float | None) -> str:
+    """Four digits or more, never an exponent."""
+    if value is None:
+        return ""
+    return f"{value:.{4 if value < 10 else 3 if value < 100 else 2}f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def _memory(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e6:.0f} MB"

@@ -1,0 +1,23 @@
+"""Timing a user's own ONNX files on devices: what is asked of them, and what is made of it.
+
+request = read_request([Path("a.onnx")], batches=(1, 8))
+timing = time_models(connect, ["pi4", "local"], request, timing_spec())
+"""
+
+from esm_host.timing.request import Entry, read_request
+from esm_host.timing.result import SCHEMA_VERSION, DeviceTiming, Result, Timing
+from esm_host.timing.run import time_block, time_models
+from esm_host.timing.spec import RUNS_PER_VISIT, timing_spec
+
+__all__ = [
+    "RUNS_PER_VISIT",
+    "SCHEMA_VERSION",
+    "DeviceTiming",
+    "Entry",
+    "Result",
+    "Timing",
+    "read_request",
+    "time_block",
+    "time_models",
+    "timing_spec",
+]

@@ -1,0 +1,122 @@
+"""Which models are timed, in which cases: the cross product of a sweep, as one block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esm_host.errors import UsageError
+from esm_host.inputs import (
+    Array,
+    GivenShape,
+    check_arrays,
+    check_names,
+    graph_inputs,
+    parse_shape,
+    read_arrays,
+    resolve,
+)
+from esm_host.model_file import ModelFile, hashed, read_model_file
+from esm_protos.messages import MAX_THREADS, Case, File, Model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model in one case.
+
+    Attributes:
+        file: that the model was read from.
+        model: as the device gets it; its id is unique in the request.
+        batch: None where none was asked for.
+    """
+
+    file: ModelFile
+    model: Model
+    batch: int | None = None
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def inputs_sha256(self) -> str | None:
+        inputs = self.model.case.inputs
+        return None if inputs is None else inputs.sha256.hex()
+
+
+def read_request(
+    paths: Sequence[Path],
+    batches: Sequence[int] = (),
+    shapes: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    inputs: Path | None = None,
+) -> tuple[Entry, ...]:
+    """Reads ONNX files and works out their cases; whether they run is for the device to judge.
+
+    Args:
+        batches: of every input whose first dimension is free.
+        shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
+        threads: of the runtime; without any, or with one, the block's spec says it.
+        inputs: an ``.npz`` of what inputs are fed, by name.
+
+    Raises:
+        UsageError: a file cannot be read or is given twice, or a case makes no sense.
+    """
+    for flag, values, high in (("batch", batches, 2**31 - 1), ("threads", threads, MAX_THREADS)):
+        for value in values:
+            if not 1 <= value <= high:
+                raise UsageError(f"--{flag} {value} is outside 1 to {high}")
+        if len(set(values)) < len(values):
+            raise UsageError(f"--{flag} {','.join(map(str, values))}: give each once")
+    given = [parse_shape(text) for text in shapes]
+    arrays = {} if inputs is None else read_arrays(inputs)
+    fed = None if inputs is None else hashed(inputs)
+    files = _files(paths)
+    parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
+    check_names(given, parsed)
+    return tuple(
+        _entry(file, batch, _drawn(file, given, batch, arrays), fed, number)
+        for file in files
+        for batch in (batches or (None,))
+        for number in (threads if len(threads) > 1 else (0,))
+    )
+
+
+def _files(paths: Sequence[Path]) -> list[ModelFile]:
+    seen: set[Path] = set()
+    files = []
+    for path in paths:
+        files.append(read_model_file(path))
+        resolved = path.resolve()
+        if resolved in seen:
+            raise UsageError(f"{path} is given twice: give each model once")
+        seen.add(resolved)
+    return files
+
+
+def _drawn(
+    file: ModelFile,
+    given: Sequence[GivenShape],
+    batch: int | None,
+    arrays: Mapping[str, Array],
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if file.outline is None or not (given or arrays or batch):
+        return ()
+    inputs = graph_inputs(file.outline)
+    check_arrays(file.path, inputs, arrays)
+    return resolve(file.path, inputs, given, batch, arrays)
+
+
+def _entry(
+    file: ModelFile,
+    batch: int | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    inputs: File | None,
+    threads: int,
+) -> Entry:
+    parts = [file.path]
+    parts += [f"batch {batch}"] if batch else []
+    parts += [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
+    case = Case(shapes, inputs, threads)
+    return Entry(file, Model(", ".join(parts), file.data, case, file.external), batch)

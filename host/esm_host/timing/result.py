@@ -1,0 +1,301 @@
+"""What timing gave, and its JSON, which docs/timing.md describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+
+from esm_host.errors import EsmError
+from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
+from esm_host.evaluation.verdict import Judgement
+from esm_host.timing.request import Entry
+from esm_protos.messages import (
+    BlockResult,
+    DeviceInfo,
+    Failure,
+    Measurement,
+    MeasureSpec,
+    Nanoseconds,
+    Profile,
+    Protocol,
+)
+from esm_protos.statistics import Estimate
+
+SCHEMA_VERSION = 2
+
+_NUMBERS = (
+    *("trimmed_mean_ms", "ci95_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
+    *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "first_run_ms", "load_ms"),
+    *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model in one case on one device.
+
+    Attributes:
+        estimate: None if the model failed.
+        judgement: likewise.
+    """
+
+    device: str
+    spec: MeasureSpec
+    entry: Entry
+    measurement: Measurement
+    estimate: Estimate | None
+    judgement: Judgement | None
+
+    @property
+    def failure(self) -> Failure | None:
+        return self.measurement.failure
+
+    @property
+    def name(self) -> str:
+        """Of the model and its case."""
+        return self.entry.model.model_id
+
+    @property
+    def threads(self) -> int:
+        return self.entry.model.case.threads or self.spec.threads
+
+    @property
+    def warnings(self) -> list[str]:
+        """What speaks against the number, one line each."""
+        found = list(self.judgement.reasons) if self.judgement else []
+        if nodes := self.measurement.fallback:
+            more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+            found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
+        return found
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """By their names in JSON; None for every one that has no value."""
+        numbers: dict[str, Any] = dict.fromkeys(_NUMBERS)
+        measured = self.measurement
+        numbers["peak_rss_bytes"] = None if self.failure else measured.peak_rss_bytes
+        if self.estimate is None:
+            return numbers
+        samples_ms = measured.latency_ns / 1e6
+        latency_ms, share = self.estimate.latency_ns / 1e6, self.estimate.interval
+        p90, p95, p99 = (float(value) for value in np.percentile(samples_ms, (90, 95, 99)))
+        numbers |= {
+            "trimmed_mean_ms": latency_ms,
+            "median_ms": float(np.median(samples_ms)),
+            "min_ms": float(samples_ms.min()),
+            "max_ms": float(samples_ms.max()),
+            "p90_ms": p90,
+            "p95_ms": p95,
+            "p99_ms": p99,
+            "runs": samples_ms.size,
+            "throughput_per_s": 1e3 * (self.entry.batch or 1) / latency_ms,
+            "first_run_ms": measured.first_run_ns / 1e6,
+            "load_ms": measured.load_ns / 1e6,
+            "copy_in_ms": _median_ms(measured.copy_in_ns),
+            "copy_out_ms": _median_ms(measured.copy_out_ns),
+        }
+        if np.isfinite(share):  # JSON has no infinity
+            numbers["ci95_ms"] = [latency_ms * (1 - share), latency_ms * (1 + share)]
+            numbers["ci95_percent"] = 100 * share
+        return numbers
+
+    def to_json(self) -> dict[str, Any]:
+        measured, case = self.measurement, self.entry.model.case
+        failure = self.failure
+        return {
+            "model": self.entry.path,
+            "model_sha256": self.entry.model.sha256.hex(),
+            "external": {name: file.sha256.hex() for name, file in self.entry.model.external},
+            "device": self.device,
+            "case": {
+                "batch": self.entry.batch,
+                "threads": self.threads,
+                "shapes": {name: list(dims) for name, dims in case.shapes},
+                "inputs_sha256": self.entry.inputs_sha256,
+            },
+            "inputs": [{**asdict(fed), "dims": list(fed.dims)} for fed in measured.inputs],
+            "status": "failed" if failure else "success",
+            "failure": failure and {"kind": failure.kind.value, "message": failure.message},
+            **self.numbers,
+            "samples_ms": (measured.latency_ns / 1e6).tolist(),
+            "starts_ms": (measured.start_ns / 1e6).tolist(),
+            "provider": self.spec.provider,
+            "ran_on": dict(measured.ran_on),
+            "fallback": list(measured.fallback),
+            "verdict": self.judgement and self.judgement.verdict.value,
+            "warnings": self.warnings,
+            "profile": measured.profile and _profile(measured.profile),
+        }
+
+
+@dataclass(frozen=True)
+class DeviceTiming:
+    """What became of the block on one device.
+
+    Attributes:
+        info: None where the device did not even tell what it is.
+        block: None where it was not measured; ``error`` says why.
+    """
+
+    name: str
+    results: tuple[Result, ...] = ()
+    info: DeviceInfo | None = None
+    block: BlockResult | None = None
+    error: EsmError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        info, block = self.info, self.block
+        return {
+            "info": info and {**asdict(info), "state": info.state.to_json()},
+            "states": [state.to_json() for state in block.states] if block else [],
+            "busy_s": block and block.busy_ns / 1e9,
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result against the fastest: of its device, or with ``devices`` of all devices.
+
+    Attributes:
+        of: number of the result.
+        to: number of the fastest one.
+    """
+
+    scope: Literal["device", "devices"]
+    device: str
+    of: int
+    to: int
+    ratio: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        interval = self.ratio.interval
+        return {
+            "scope": self.scope,
+            "device": self.device,
+            "of": self.of,
+            "to": self.to,
+            "ratio": self.ratio.value,
+            "ci95": None if interval is None else list(interval),
+            "paired": self.ratio.paired,
+            "different": self.ratio.different,
+        }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What timing models gave: by device, in it by model and case, as they were given.
+
+    Attributes:
+        created_at: ISO 8601, UTC.
+    """
+
+    created_at: str
+    spec: MeasureSpec
+    devices: tuple[DeviceTiming, ...]
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        return tuple(result for device in self.devices for result in device.results)
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return (*_within_devices(self.results), *_between_devices(self.results))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "timing",
+            "context": {
+                "esm_profiler": version("esm-profiler"),
+                "created_at": self.created_at,
+                "spec": self.spec.to_json(),
+                "devices": {device.name: device.to_json() for device in self.devices},
+            },
+            "results": [result.to_json() for result in self.results],
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+
+def _within_devices(results: Sequence[Result]) -> Iterator[Comparison]:
+    for device in dict.fromkeys(result.device for result in results):
+        numbers = [n for n, r in enumerate(results) if r.device == device and r.estimate]
+        for of, to in _against_fastest(results, numbers):
+            yield Comparison("device", device, of, to, _ratio(results[of], results[to]))
+
+
+def _between_devices(results: Sequence[Result]) -> Iterator[Comparison]:
+    """By model and case."""
+    for name in dict.fromkeys(result.name for result in results):
+        numbers = [n for n, r in enumerate(results) if r.name == name and r.estimate]
+        for of, to in _against_fastest(results, numbers):
+            ratio = _unpaired(results[of], results[to])
+            yield Comparison("devices", results[of].device, of, to, ratio)
+
+
+def _against_fastest(
+    results: Sequence[Result], numbers: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    if not numbers:
+        return
+    fastest = min(numbers, key=lambda number: _latency_ns(results[number]))
+    yield from ((number, fastest) for number in numbers if number != fastest)
+
+
+def _ratio(one: Result, other: Result) -> Ratio:
+    """Of two results of one device."""
+    spec = one.spec
+    if spec.protocol is not Protocol.INTERLEAVED:
+        return _unpaired(one, other)
+    a, b = (Runs(r.measurement.latency_ns, r.measurement.start_ns) for r in (one, other))
+    return paired_ratio(a, b, spec.runs_per_visit, spec.trim)
+
+
+def _unpaired(one: Result, other: Result) -> Ratio:
+    assert one.estimate is not None
+    assert other.estimate is not None
+    return unpaired_ratio(
+        one.estimate.latency_ns,
+        one.estimate.interval,
+        other.estimate.latency_ns,
+        other.estimate.interval,
+    )
+
+
+def _latency_ns(result: Result) -> float:
+    assert result.estimate is not None
+    return result.estimate.latency_ns
+
+
+def _median_ms(samples: Nanoseconds) -> float | None:
+    """None where there is nothing to cross."""
+    return float(np.median(samples)) / 1e6 if samples.size else None
+
+
+def _profile(profile: Profile) -> dict[str, Any]:
+    return {
+        "runs": profile.runs,
+        "operators": [
+            {
+                "op_type": entry.op_type,
+                "provider": entry.provider,
+                "calls": entry.calls,
+                "ms": entry.ns / 1e6,
+            }
+            for entry in profile.operators
+        ],
+        "nodes": [
+            {
+                "name": entry.name,
+                "op_type": entry.op_type,
+                "provider": entry.provider,
+                "ms": entry.ns / 1e6,
+            }
+            for entry in profile.nodes
+        ],
+    }

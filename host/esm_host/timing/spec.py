@@ -1,0 +1,71 @@
+"""How models are timed where the number itself is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esm_host.errors import UsageError
+from esm_protos.messages import MeasureSpec, Protocol
+
+PRECISION_PERCENT = 2.0
+MAX_RUNS = 100_000
+MIN_TIME_S = 2.0
+"""Long enough to meet a device's ups and downs, short enough to wait for."""
+MAX_TIME_S = 60.0
+WARMUP, RUNS_PER_VISIT = 10, 4
+"""More than in a campaign, where models are compared: here the number itself is wanted, and
+beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
+
+_FLAGS = {"model_timeout_s": "--timeout", "max_block_s": "--max-time"}
+
+
+def timing_spec(
+    runs: int | None = None,
+    precision_percent: float | None = None,
+    max_runs: int | None = None,
+    max_time_s: float | None = None,
+    **others: Any,
+) -> MeasureSpec:
+    """Exactly ``runs``; or, without it, as many as the precision takes within the limits.
+
+    Args:
+        precision_percent: half-width of the 95 % interval, percent of the latency.
+        max_runs: counted runs of one model at most.
+        max_time_s: no new round after so many seconds.
+        others: further fields of :class:`MeasureSpec`, whose defaults hold.
+
+    Raises:
+        UsageError: values are out of range or exclude each other.
+    """
+    others = {"warmup": WARMUP, "runs_per_visit": RUNS_PER_VISIT, **others}
+    if runs is not None:
+        limits = (("precision", precision_percent), ("max-runs", max_runs))
+        for name, value in (*limits, ("max-time", max_time_s)):
+            if value is not None:
+                raise UsageError(f"--runs takes exactly so many runs: leave --{name} out")
+        return _spec("--runs", runs=runs, **others)
+    if others.get("protocol") is Protocol.SEQUENTIAL:
+        raise UsageError("--protocol sequential takes a fixed number of runs: give --runs")
+    percent = PRECISION_PERCENT if precision_percent is None else precision_percent
+    if not 0 < percent < 100:
+        raise UsageError(f"--precision {percent:g}: give percent, above 0 and below 100")
+    seconds = MAX_TIME_S if max_time_s is None else max_time_s
+    if not seconds > 0:  # zero, to an agent, is no limit
+        raise UsageError(f"--max-time {seconds:g}: give seconds, more than 0")
+    return _spec(
+        "--max-runs",
+        runs=MAX_RUNS if max_runs is None else max_runs,
+        precision=percent / 100,
+        max_block_s=seconds,
+        min_block_s=min(MIN_TIME_S, seconds),
+        **others,
+    )
+
+
+def _spec(runs_flag: str, **fields: Any) -> MeasureSpec:
+    try:
+        return MeasureSpec(**fields)
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        flag = runs_flag if name == "runs" else _FLAGS.get(name, "--" + name.replace("_", "-"))
+        raise UsageError(f"{flag} {rest}") from error

@@ -1,0 +1,115 @@
+"""Ratios of latencies: what drifts along with both models cancels, and intervals hold."""
+
+import math
+
+import numpy as np
+import pytest
+
+from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
+from esm_protos.statistics import relative_interval, trimmed_mean
+
+TRIM, PER_VISIT = 0.2, 4
+RATIO = 1.05
+
+
+def block(
+    rng: np.random.Generator, rounds: int = 40, drift: float = 0.3, ratio: float = RATIO
+) -> tuple[Runs, Runs]:
+    """Two models visited in random order on a device whose pace wanders by some ``drift``."""
+    base = {"one": ratio * 1e6, "other": 1e6}
+    taken = {name: ([], []) for name in base}
+    now, pace = 0.0, 0.0
+    for _ in range(rounds):
+        for name in rng.permutation(list(base)):
+            pace = 0.95 * pace + drift * math.sqrt(1 - 0.95**2) * rng.standard_normal()
+            for _ in range(PER_VISIT):
+                outlier = 2.0 if rng.random() < 0.03 else 1.0
+                took = base[name] * math.exp(pace + 0.02 * rng.standard_normal()) * outlier
+                taken[name][0].append(round(took))
+                taken[name][1].append(round(now))
+                now += took
+    one, other = (Runs(np.array(runs), np.array(starts)) for runs, starts in taken.values())
+    return one, other
+
+
+def unpaired(one: Runs, other: Runs) -> Ratio:
+    numbers = []
+    for runs in (one, other):
+        visits = runs.latency_ns.reshape(-1, PER_VISIT).astype(float)
+        numbers += [trimmed_mean(runs.latency_ns, TRIM), relative_interval(visits, TRIM)]
+    return unpaired_ratio(*numbers)
+
+
+def test_a_common_drift_cancels_in_pairs() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for _ in range(20):
+        one, other = block(rng)
+        paired, apart = paired_ratio(one, other, PER_VISIT, TRIM), unpaired(one, other)
+        assert paired.paired
+        assert not apart.paired
+        widths.append(apart.half_width / paired.half_width)
+    assert np.median(widths) > 2
+
+
+@pytest.mark.parametrize(("rounds", "drift"), [(12, 0.1), (40, 0.0), (40, 0.1), (100, 0.3)])
+def test_the_interval_of_pairs_holds_the_truth(rounds: int, drift: float) -> None:
+    """In about 95 of 100 cases: fewer than 91 or more than 99 of 300 are beyond chance."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        low, high = paired_ratio(*block(rng, rounds, drift), PER_VISIT, TRIM).interval
+        held += low <= RATIO <= high
+    assert 0.91 <= held / 300 <= 0.99
+
+
+def test_equal_models_are_seldom_called_different() -> None:
+    rng = np.random.default_rng(2)
+    called = sum(
+        paired_ratio(*block(rng, ratio=1.0), PER_VISIT, TRIM).different for _ in range(200)
+    )
+    assert called <= 20, "5 % of 200, and twice that by chance"
+
+
+def test_a_model_that_left_early_is_matched_with_what_ran_beside_it() -> None:
+    """The device becomes three times as slow after the first model is done."""
+    rng = np.random.default_rng(3)
+    one, other = block(rng, rounds=60, drift=0.0)
+    slow = other.start_ns > one.start_ns[30 * PER_VISIT]
+    other = Runs(np.where(slow, 3 * other.latency_ns, other.latency_ns), other.start_ns)
+    early = Runs(one.latency_ns[: 30 * PER_VISIT], one.start_ns[: 30 * PER_VISIT])
+    for ratio, truth in (
+        (paired_ratio(early, other, PER_VISIT, TRIM), RATIO),
+        (paired_ratio(other, early, PER_VISIT, TRIM), 1 / RATIO),
+    ):
+        assert ratio.value == pytest.approx(truth, rel=0.01)
+        assert ratio.different
+
+
+def test_a_ratio_and_its_inverse_say_the_same() -> None:
+    one, other = block(np.random.default_rng(4))
+    there, back = (paired_ratio(*pair, PER_VISIT, TRIM) for pair in ((one, other), (other, one)))
+    assert there.value == pytest.approx(1 / back.value)
+    assert there.interval == pytest.approx((1 / back.interval[1], 1 / back.interval[0]))
+
+
+@pytest.mark.parametrize("runs", [1, 4, 39])
+def test_too_few_runs_have_a_ratio_and_no_interval(runs: int) -> None:
+    one, other = block(np.random.default_rng(5), rounds=10)
+    few = Runs(one.latency_ns[:runs], one.start_ns[:runs])
+    for ratio in (
+        paired_ratio(few, other, PER_VISIT, TRIM),
+        paired_ratio(few, few, PER_VISIT, TRIM),
+        unpaired_ratio(2.0, math.inf, 1.0, 0.01),
+    ):
+        assert ratio.value > 0
+        assert ratio.interval is ratio.half_width is None
+        assert not ratio.different
+
+
+def test_numbers_measured_apart() -> None:
+    ratio = unpaired_ratio(3.0, 0.03, 2.0, 0.04)
+    assert ratio.value == pytest.approx(1.5)
+    assert ratio.interval == pytest.approx((1.5 * math.exp(-0.05), 1.5 * math.exp(0.05)))
+    assert ratio.different
+    assert not unpaired_ratio(2.09, 0.03, 2.0, 0.04).different
