@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-faults test-arm64 lint types docs protos probes clean
+.PHONY: demo test test-faults test-arm64 test-large lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -13,13 +13,16 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not faults and not arm64"
+	$(BIN)/python -m pytest -m "not faults and not arm64 and not large"
 
 test-faults: $(STAMP)  ## kills, cuts, full disks, jumping clocks, malformed inputs; ten minutes
 	$(BIN)/python -m pytest -m faults -s
 
 test-arm64: $(STAMP)  ## the guide for the Raspberry Pi, followed in a Debian for arm64; needs root
 	$(BIN)/python -m pytest -m arm64 -s -rs
+
+test-large: $(STAMP)  ## a model of 3 GB; needs 10 GB of disk
+	$(BIN)/python -m pytest -m large -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from esm_agent import cuda, timing
+from esm_agent import cuda, feeds, timing
 from esm_agent.backends import (
     DeviceModel,
     ModelError,
     OnnxRuntimeCpu,
     ProviderMissingError,
-    draw_inputs,
 )
+from esm_agent.block import UploadedBlock, UploadedModel
 from esm_agent.measuring import cpu_backend, cuda_backend
 from esm_agent.telemetry import Telemetry
 from esm_agent.worker import Worker
@@ -73,11 +73,11 @@ class Box:
         self.gpu, self.backend, self.folder = gpu, backend, folder
         self._saved = 0
 
-    def save(self, data: bytes) -> Path:
+    def save(self, data: bytes) -> UploadedModel:
         self._saved += 1
         path = self.folder / f"{self._saved}.onnx"
         path.write_bytes(data)
-        return path
+        return UploadedModel(path.stem, path)
 
     def load(self, data: bytes, spec: MeasureSpec = SPEC) -> DeviceModel:
         return self.backend.load(self.save(data), spec)
@@ -185,7 +185,7 @@ def same_results_as_cpu(box: Box) -> Figures:
     figures = {}
     for name in SPACES:
         for size, data in zip(("smallest", "largest"), subnets(name, 64, 0.5), strict=True):
-            (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC)()  # type: ignore[misc]
+            (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC).run()  # type: ignore[misc]
             figures[f"{name} {size}"] = error_between(output(box.load(data)), expected)
     if not max(figures.values()) < 1e-3:
         raise CheckFailedError("results differ from the CPU's", **figures)
@@ -254,7 +254,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
         session = onnxruntime.InferenceSession(
             weighted, providers=[(cuda.PROVIDER, options), "CPUExecutionProvider"]
         )
-        plain = latency_ms(partial(session.run, None, draw_inputs(session, SPEC.seed)))
+        plain = latency_ms(partial(session.run, None, feeds.draw(session, SPEC.seed).arrays))
         figures[name] = {"ours_ms": ours, "plain_ms": plain, "copies_ms": copies}
         if abs(plain - copies - ours) > max(0.1 * ours, 0.1):
             far.append(name)
@@ -266,7 +266,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
 def tf32(box: Box) -> Figures:
     """Off by default; on, results are coarser."""
     data = (Path(cuda.__file__).parent / "probe_models" / "large-gemm.onnx").read_bytes()
-    (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC)()  # type: ignore[misc]
+    (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC).run()  # type: ignore[misc]
     off, on = (box.load(data, replace(SPEC, tf32=wanted)) for wanted in (False, True))
     deep_off, deep_on = (
         box.load(chain(DEPTHS[0]), replace(SPEC, tf32=wanted)) for wanted in (False, True)
@@ -345,14 +345,15 @@ def convolution_search(box: Box) -> Figures:
 
 def repeats(box: Box) -> Figures:
     """Blocks in the agent's own process: how well passes agree, by protocol."""
-    paths = [box.save(data) for name in SPACES for data in subnets(name, 64, 0.5)]
-    models = [(str(index), path) for index, path in enumerate(paths)]
+    models = tuple(box.save(data) for name in SPACES for data in subnets(name, 64, 0.5))
     found: dict[Protocol, list[list[float]]] = {protocol: [] for protocol in Protocol}
     with box.worker(box.gpu) as worker:
         for _ in range(PASSES):
             for protocol in Protocol:
                 spec = replace(SPEC, protocol=protocol, runs=RUNS)
-                result = worker.measure("b", spec, models, lambda p: None, lambda: False)
+                result = worker.measure(
+                    UploadedBlock("b", spec, models), lambda p: None, lambda: False
+                )
                 for measurement in result.measurements:
                     if measurement.failure is not None:
                         raise CheckFailedError(f"{protocol.value}: {measurement.failure.message}")

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from esm_agent import feeds, profiling
+from esm_agent.block import UploadedModel
+from esm_agent.feeds import Feed
+from esm_agent.outcomes import ModelError, failure_kind, one_line
 from esm_protos.graphs import external_location
-from esm_protos.messages import Failure, FailureKind, MeasureSpec
+from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
-_FLOAT, _EXTERNAL = 1, 1  # TensorProto.DataType.FLOAT, TensorProto.DataLocation.EXTERNAL
-
-_INPUT_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
-
-class ModelError(Exception):
-    """A model cannot be measured; carries the outcome to report for it."""
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        super().__init__(message)
-        self.failure = Failure(kind, message)
+_FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
+_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
+_MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
+_PIECE_BYTES = 1 << 20
 
 
 class ProviderMissingError(Exception):
@@ -44,18 +30,29 @@ class ProviderMissingError(Exception):
 
 
 @dataclass(frozen=True)
-class DeviceModel:
-    """A model on a device with a memory of its own.
+class LoadedModel:
+    """A model in memory.
 
     Attributes:
-        run: one inference from and to the device's memory; returns when it is over.
+        run: one inference; returns when it is over.
+        feed: what it is fed.
+    """
+
+    run: Callable[[], object]
+    feed: Feed = field(default_factory=Feed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceModel(LoadedModel):
+    """A model on a device with a memory of its own, from and to which ``run`` goes.
+
+    Attributes:
         copy_in: one crossing of the inputs to the device's memory; returns when it is over.
         copy_out: likewise of the outputs, back.
         ran_on: how many nodes the runtime assigned to each provider.
         fallback: names of the nodes that the provider asked for did not take.
     """
 
-    run: Callable[[], object]
     copy_in: Callable[[], object]
     copy_out: Callable[[], object]
     ran_on: tuple[tuple[str, int], ...]
@@ -68,11 +65,23 @@ class Backend(Protocol):
     provider: str
     """What clients call it: ``"cpu"`` or ``"cuda"``."""
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object] | DeviceModel:
-        """A callable that runs one inference and returns when it is over.
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        """The model, ready to run.
 
         Raises:
-            ModelError: the model is invalid, unsupported or too large.
+            ModelError: the model is invalid, unsupported or too large, or its inputs do not fit.
+        """
+
+    def profile(
+        self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
+    ) -> Profile:
+        """Where the time of ``runs`` runs goes, in a session of their own.
+
+        Args:
+            between: told before each run the share of them made.
+
+        Raises:
+            ModelError: it cannot be told.
         """
 
 
@@ -81,23 +90,53 @@ class OnnxRuntimeCpu:
 
     provider = "cpu"
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
-        data = path.read_bytes()
-        options, weights = session_options(data, spec)
-        try:
-            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ModelError(failure_kind(error), one_line(error)) from error
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        options, weights = session_options(model, spec)
+        session = _session(model, options)
         del weights
-        feed = draw_inputs(session, spec.seed)
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
+        return LoadedModel(inference(session, feed), feed)
 
-        def run() -> object:
-            return session.run(None, feed)
+    def profile(
+        self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
+    ) -> Profile:
+        with profiling.folder() as prefix:
+            options, weights = session_options(model, spec)
+            profiling.enable(options, prefix)
+            session = _session(model, options)
+            del weights
+            run = inference(session, feeds.draw(session, spec.seed, model.case, model.inputs))
+            return profiling.profile(session, run, spec.warmup, runs, between)
 
-        return run
+
+def _session(model: UploadedModel, options: ort.SessionOptions) -> Any:
+    """From the path and not from bytes: they may be gigabytes, and have more beside them."""
+    try:
+        return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(failure_kind(error), one_line(error)) from error
 
 
-def session_options(data: bytes, spec: MeasureSpec) -> tuple[ort.SessionOptions, list[Any]]:
+def inference(session: Any, feed: Feed) -> Callable[[], object]:
+    """A callable that runs one inference on what the session is fed."""
+    types = {input.name: input.type for input in feed.inputs}
+    outputs = session.get_outputs()
+    if "bfloat16" not in types.values() and all("bfloat16" not in o.type for o in outputs):
+        arrays = dict(feed.arrays)
+        return lambda: session.run(None, arrays)
+    values = {
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+        if types[name] == "bfloat16"
+        else ort.OrtValue.ortvalue_from_numpy(array)
+        for name, array in feed.arrays.items()
+    }
+    names = [output.name for output in outputs]
+    return lambda: session.run_with_ort_values(names, values)
+
+
+def session_options(
+    model: UploadedModel, spec: MeasureSpec
+) -> tuple[ort.SessionOptions, list[Any]]:
     """What all providers have in common, and the weights that the model leaves to its runner.
 
     The options only refer to the weights: keep those until the session has been made.
@@ -105,13 +144,16 @@ def session_options(data: bytes, spec: MeasureSpec) -> tuple[ort.SessionOptions,
     Raises:
         ModelError: the model is no ONNX file, or its weights cannot be drawn.
     """
+    threads = model.case.threads or spec.threads
     options = ort.SessionOptions()
-    options.intra_op_num_threads = spec.threads
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # failures are reported once, as outcomes
-    names, arrays = _drawn_weights(data, spec.seed)
+    if threads > 1:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    names, arrays = _drawn_weights(model.path, spec.seed)
     weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     if names:
         try:
@@ -121,25 +163,35 @@ def session_options(data: bytes, spec: MeasureSpec) -> tuple[ort.SessionOptions,
     return options, weights
 
 
-def first_run(run: Callable[[], object]) -> None:
+def first_run(model: LoadedModel) -> None:
     """The first inference, in which a model may still turn out not to work.
 
     Raises:
         ModelError: it does not.
     """
     try:
-        run()
-    except ModelError:
-        raise
+        model.run()
     except Exception as error:
+        raise first_run_error(error, model.feed) from error
+
+
+def first_run_error(error: Exception, feed: Feed) -> ModelError:
+    """What to report of a model whose first run raised ``error``."""
+    if isinstance(error, ModelError):
+        failure = error.failure
+    else:
         text = f"the first run failed: {one_line(error)}"
-        raise ModelError(failure_kind(error), text) from error
+        failure = Failure(failure_kind(error), text)
+    failure = feed.blamed(failure)
+    return ModelError(failure.kind, failure.message)
 
 
-def _drawn_weights(data: bytes, seed: int) -> tuple[list[str], list[Any]]:
+def _drawn_weights(path: Path, seed: int) -> tuple[list[str], list[Any]]:
     """Names and arrays of the initializers that the model leaves to its runner."""
+    if not _mentions_weightless(path):
+        return [], []
     try:
-        initializers = onnx_view_pb2.Model.FromString(data).graph.initializer
+        initializers = onnx_view_pb2.Model.FromString(path.read_bytes()).graph.initializer
     except DecodeError as error:
         raise ModelError(FailureKind.INVALID_MODEL, "this is not an ONNX file") from error
     missing = [
@@ -157,39 +209,14 @@ def _drawn_weights(data: bytes, seed: int) -> tuple[list[str], list[Any]]:
     return names, [draw_weights(t.name, tuple(t.dims), seed) for t in missing]
 
 
-def draw_inputs(session: Any, seed: int) -> dict[str, Any]:
-    """Random inputs by declared type and shape; a free dimension is taken as 1."""
-    rng = np.random.default_rng(seed)
-    feed: dict[str, Any] = {}
-    for node in session.get_inputs():
-        dtype = _INPUT_TYPES.get(node.type)
-        if dtype is None:
-            raise ModelError(
-                FailureKind.UNSUPPORTED_OP, f"input {node.name} has unsupported type {node.type}"
-            )
-        shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in node.shape]
-        if np.issubdtype(dtype, np.floating):
-            feed[node.name] = rng.standard_normal(shape).astype(dtype)
-        else:
-            # 0 and 1 are valid indices, tokens and flags almost everywhere.
-            feed[node.name] = rng.integers(0, 2, shape).astype(dtype)
-    return feed
-
-
-_MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "status_alloc_failed")
-
-
-def failure_kind(error: Exception) -> FailureKind:
-    """The outcome of a model on which the runtime raised ``error``."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
-        return FailureKind.OUT_OF_MEMORY
-    unknown = ("no op registered", "is not a registered function")
-    if isinstance(error, ort_errors.NotImplemented) or any(words in text for words in unknown):
-        return FailureKind.UNSUPPORTED_OP
-    return FailureKind.INVALID_MODEL
-
-
-def one_line(error: BaseException) -> str:
-    """What it says, without the line breaks that runtimes like."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
+def _mentions_weightless(path: Path) -> bool:
+    """Most models with weights need not be read here, let alone taken apart."""
+    if path.stat().st_size > _MAX_WEIGHTLESS_BYTES:
+        return False
+    word, before = WEIGHTLESS_LOCATION.encode(), b""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            if word in before + piece:
+                return True
+            before = piece[-len(word) :]
+    return False

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,8 @@ class Cache:
             if file.sha256 in missing:
                 continue
             if _size(path) == file.size_bytes:
-                with contextlib.suppress(OSError):
-                    os.utime(path)  # asked for just now
+                with contextlib.suppress(OSError):  # asked for just now, and no other file
+                    os.utime(path, (time.time(), path.stat().st_mtime))
             else:
                 missing[file.sha256] = index, min(_size(_part(path)) or 0, file.size_bytes)
         return list(missing.values())
@@ -223,7 +224,7 @@ class Cache:
             if len(name) == 2 * hashlib.sha256().digest_size and path.is_file():
                 with contextlib.suppress(FileNotFoundError):
                     found = path.stat()
-                    yield found.st_mtime, found.st_size, path
+                    yield found.st_atime, found.st_size, path
 
     def _path(self, file: File) -> Path:
         return self.folder / file.sha256.hex()

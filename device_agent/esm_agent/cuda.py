@@ -8,37 +8,37 @@ second wait costs microseconds and does not depend on that default.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
+from esm_agent import feeds, profiling
 from esm_agent.backends import (
     DeviceModel,
-    ModelError,
     ProviderMissingError,
-    draw_inputs,
-    failure_kind,
     first_run,
-    one_line,
+    first_run_error,
     session_options,
 )
-from esm_protos.messages import FailureKind, MeasureSpec
+from esm_agent.block import UploadedModel
+from esm_agent.feeds import Feed
+from esm_agent.outcomes import ModelError, failure_kind, one_line
+from esm_protos.messages import FailureKind, MeasureSpec, Profile
 
 PROVIDER = "CUDAExecutionProvider"
 CONV_SEARCH = "EXHAUSTIVE"
 """cuDNN times its algorithms and takes the fastest: the runtime's own default, stated."""
 
-_PROBE = Path(__file__).parent / "probe_models" / "convolutions.onnx"
+_PROBE = UploadedModel("probe", Path(__file__).parent / "probe_models" / "convolutions.onnx")
 _MEMORY = "cuda"
 _SHOWN_NODES = 5
 _SMALL_TENSOR = 100
@@ -58,11 +58,12 @@ class DeviceLostError(BaseException):
 
 
 class Placement(NamedTuple):
-    """Where the nodes of a model ran, and what came out."""
+    """Where the nodes of a model ran, what came out, and of what."""
 
     ran_on: tuple[tuple[str, int], ...]
     fallback: tuple[str, ...]
     outputs: list[Any]
+    feed: Feed
 
 
 class Cuda:
@@ -92,30 +93,49 @@ class Cuda:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for the agent's address
                 runtime.preload_dlls()
         try:
-            first_run(self.load(_PROBE, MeasureSpec(provider=self.provider)).run)
+            first_run(self.load(_PROBE, MeasureSpec(provider=self.provider)))
         except (ModelError, DeviceLostError) as error:
             raise ProviderMissingError(f"no provider cuda on GPU {gpu}: {error}") from error
 
-    def load(self, path: Path, spec: MeasureSpec) -> DeviceModel:
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> DeviceModel:
         """As :meth:`esm_agent.backends.Backend.load`.
 
         Raises:
             DeviceLostError: the process must end.
         """
-        data = path.read_bytes()
-        placement = self._placement(data, spec)
+        placement = self._placement(model, spec)
         if placement.fallback and not spec.allow_fallback:
             raise ModelError(FailureKind.UNSUPPORTED_OP, _refusal(placement))
-        options, weights = session_options(data, spec)
+        options, weights = session_options(model, spec)
         settings = self.settings(spec, CONV_SEARCH, spec.cuda_graph)
-        session = self._session(data, options, settings)
+        session = self._session(model, options, settings)
         del weights
         try:
-            return self._bound(session, placement, spec)
+            return self._bound(session, placement)
         except ModelError:
             raise
         except Exception as error:
             raise _outcome(error) from error
+
+    def profile(
+        self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
+    ) -> Profile:
+        """As :meth:`esm_agent.backends.Backend.profile`; times are those of launches.
+
+        Raises:
+            DeviceLostError: the process must end.
+        """
+        # A replayed graph has no nodes to tell of.
+        settings = self.settings(spec, CONV_SEARCH, False)
+        with profiling.folder() as prefix:
+            session, feed = self._profiled(model, spec, settings, prefix)
+            try:
+                run = partial(session.run, None, dict(feed.arrays))
+                return profiling.profile(session, run, spec.warmup, runs, between)
+            except ModelError:
+                raise
+            except Exception as error:
+                raise _outcome(error) from error
 
     def settings(self, spec: MeasureSpec, conv_search: str, cuda_graph: bool) -> dict[str, str]:
         """The provider's options; whatever changes latencies is stated, also the defaults."""
@@ -130,11 +150,11 @@ class Cuda:
             "arena_extend_strategy": "kSameAsRequested",
         }
 
-    def _session(self, data: bytes, options: Any, settings: dict[str, str]) -> Any:
+    def _session(self, model: UploadedModel, options: Any, settings: dict[str, str]) -> Any:
         providers = [(PROVIDER, settings), "CPUExecutionProvider"]
         try:
             session = self._ort.InferenceSession(
-                data, options, providers=providers, enable_fallback=0
+                str(model.path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:
             raise _outcome(error) from error
@@ -147,37 +167,45 @@ class Cuda:
             )
         return session
 
-    def _placement(self, data: bytes, spec: MeasureSpec) -> Placement:
+    def _profiled(
+        self, model: UploadedModel, spec: MeasureSpec, settings: dict[str, str], prefix: str
+    ) -> tuple[Any, Feed]:
+        """A session that writes a profile, and what to feed it."""
+        options, weights = session_options(model, spec)
+        profiling.enable(options, prefix)
+        session = self._session(model, options, settings)
+        del weights
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
+        for given in feed.inputs:
+            if given.type in ("string", "bfloat16"):
+                text = f"input {given.name} is of type {given.type}, which is not put on a GPU here"
+                raise ModelError(FailureKind.UNSUPPORTED_OP, text)
+        return session, feed
+
+    def _placement(self, model: UploadedModel, spec: MeasureSpec) -> Placement:
         """From a profiled run of a session of its own: what the runtime did, not what it planned.
 
         Every onnxruntime since 1.20 profiles; what tells without a run is newer. Its option
         ``session.disable_cpu_ep_fallback`` names no node, and objects to arithmetic on shapes too.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            options, weights = session_options(data, spec)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            # Which algorithm and how it is launched makes no difference to where it runs.
-            session = self._session(data, options, self.settings(spec, "HEURISTIC", False))
-            del weights
-            feed = draw_inputs(session, spec.seed)
+        # Which algorithm and how it is launched makes no difference to where it runs.
+        settings = self.settings(spec, "HEURISTIC", False)
+        with profiling.folder() as prefix:
+            session, feed = self._profiled(model, spec, settings, prefix)
             try:
-                outputs = session.run(None, feed)
+                outputs = session.run(None, dict(feed.arrays))
             except Exception as error:
-                raise _outcome(error, "the first run failed: ") from error
-            try:
-                events = json.loads(Path(session.end_profiling()).read_text())
-            except OSError as error:
-                text = f"where nodes ran is unknown: cannot write to {folder} ({error.strerror})"
-                raise ModelError(FailureKind.CRASH, text) from error
-        return Placement(*nodes_by_provider(events), outputs)
+                raise first_run_error(_outcome(error, "the first run failed: "), feed) from error
+            events = profiling.events(session)
+        return Placement(*nodes_by_provider(events), outputs, feed)
 
-    def _bound(self, session: Any, placement: Placement, spec: MeasureSpec) -> DeviceModel:
+    def _bound(self, session: Any, placement: Placement) -> DeviceModel:
         """The session with its buffers on the GPU, at addresses that stay."""
         values = self._ort.OrtValue
         binding = session.io_binding()
+        feed = placement.feed
         inputs = []
-        for name, array in draw_inputs(session, spec.seed).items():
+        for name, array in feed.arrays.items():
             value = values.ortvalue_from_numpy(array, _MEMORY, self._gpu)
             binding.bind_ortvalue_input(name, value)
             inputs.append((value, array))
@@ -208,7 +236,14 @@ class Cuda:
         def copy_out() -> list[Any]:
             return [value.numpy() for value in outputs]
 
-        return DeviceModel(run, copy_in, copy_out, placement.ran_on, placement.fallback)
+        return DeviceModel(
+            run,
+            feed,
+            copy_in=copy_in,
+            copy_out=copy_out,
+            ran_on=placement.ran_on,
+            fallback=placement.fallback,
+        )
 
 
 def nodes_by_provider(
@@ -221,10 +256,10 @@ def nodes_by_provider(
     """
     nodes = {}
     for event in events:
-        arguments = event.get("args", {})
-        if event.get("cat") != "Node" or "provider" not in arguments:
+        if not profiling.is_node(event):
             continue
-        if not arguments.get("op_name", "").startswith("Memcpy"):
+        arguments = event["args"]
+        if not arguments["op_name"].startswith("Memcpy"):
             name = event["name"].removesuffix("_kernel_time")
             nodes[name, arguments.get("node_index")] = arguments  # loops run theirs repeatedly
     counts = Counter(arguments["provider"] for arguments in nodes.values())

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from esm_agent import preflight, timing
 from esm_agent.block import UploadedModel
+from esm_agent.memory import PeakMemory
 from esm_agent.sandbox import Confinement, confine
 from esm_agent.telemetry import Telemetry
+from esm_protos.graphs import mapped
 from esm_protos.messages import (
     DeviceState,
     Failure,
@@ -30,17 +32,19 @@ from esm_protos.messages import (
     Limits,
     Measurement,
     MeasureSpec,
+    Profile,
     Protocol,
     State,
 )
 
 if TYPE_CHECKING:
-    from esm_agent.backends import Backend, DeviceModel
+    from esm_agent.backends import Backend, DeviceModel, LoadedModel
 
 STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
+_LARGE_BYTES = 64 << 20
 
 T = TypeVar("T")
 
@@ -85,19 +89,33 @@ class Job(NamedTuple):
         loaders: how many models are loaded at a time; with one, a model that kills the process
             while it loads is known.
         limits: what the runtime is to see of models; None shows it anything.
+        peak_memory: tell how much every model takes; one is loaded at a time.
+        profile_runs: 0 profiles nothing.
     """
 
     spec: MeasureSpec
     models: dict[int, UploadedModel]
     loaders: int = 1
     limits: Limits | None = None
+    peak_memory: bool = False
+    profile_runs: int = 0
 
 
 class JobResult(NamedTuple):
+    """What timing gave. With ``profile_runs``, a :class:`Profiled` follows for every model that
+    has a latency."""
+
     measurements: dict[int, Measurement]
     busy_ns: int
     running_ns: int
     states: tuple[DeviceState, ...]
+
+
+class Profiled(NamedTuple):
+    """None where the runtime did not tell, which is no reason to lose the latency."""
+
+    model: int
+    profile: Profile | None
 
 
 class Board:
@@ -105,8 +123,20 @@ class Board:
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
+        self._timing = 1.0
+
+    def expect(self, job: Job) -> None:
+        """From now on it is told of this job: how much of its measuring is timing."""
+        self._timing = job.spec.runs / (job.spec.runs + job.profile_runs)
 
     def write(self, state: State, model: int, fraction: float) -> None:
+        """Of loading, or of timing."""
+        self._write(state, model, fraction * (self._timing if state is State.MEASURING else 1))
+
+    def write_profiling(self, model: int, fraction: float) -> None:
+        self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
+
+    def _write(self, state: State, model: int, fraction: float) -> None:
         self.cells[0] = STATES.index(state)
         self.cells[1] = model
         self.cells[2] = round(fraction * 1_000_000)
@@ -114,13 +144,23 @@ class Board:
 
 
 class Loaded(NamedTuple):
-    """A model in memory, run once."""
+    """A model in memory, run once, and what that took."""
 
-    run: timing.Run
+    model: LoadedModel
     load_ns: int
-    first_run_ns: int
-    device: DeviceModel | None
-    """Where it lies in a memory other than this program's."""
+    first_run_ns: int = 0
+    peak_rss_bytes: int | None = None
+
+    @property
+    def run(self) -> timing.Run:
+        return self.model.run
+
+    @property
+    def device(self) -> DeviceModel | None:
+        """Where it lies in a memory other than this program's."""
+        from esm_agent.backends import DeviceModel
+
+        return self.model if isinstance(self.model, DeviceModel) else None
 
 
 class Sessions:
@@ -129,18 +169,23 @@ class Sessions:
     What two blocks in a row share, the references, stays loaded.
     """
 
-    def __init__(self, backends: Mapping[str, Backend], clock: timing.Clock) -> None:
+    def __init__(
+        self, backends: Mapping[str, Backend], clock: timing.Clock, memory: PeakMemory
+    ) -> None:
         self._backends = backends
         self._clock = clock
-        self._kept: dict[str, Loaded] = {}
-        self._last: set[str] = set()
+        self._memory = memory
+        self._kept: dict[tuple[object, ...], Loaded] = {}
+        self._last: set[tuple[object, ...]] = set()
 
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
     ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
         """The job's models that could be loaded, and why the others could not."""
-        keys = {index: self._key(model.path, job.spec) for index, model in job.models.items()}
+        keys = {index: _key(model, job.spec) for index, model in job.models.items()}
         loaded = {i: self._kept[key] for i, key in keys.items() if key in self._kept}
+        if job.peak_memory:  # it was not asked for when they were loaded
+            loaded = {i: model for i, model in loaded.items() if model.peak_rss_bytes is not None}
         self._kept = {}  # what this block lacks makes room for what it brings
         failures: dict[int, Failure] = {}
         fresh = [index for index in keys if index not in loaded]
@@ -177,10 +222,10 @@ class Sessions:
         def session(index: int) -> Loaded | Failure:
             return self._session(job, index)
 
-        if job.loaders == 1:  # whoever kills the process now has been named before
+        if job.loaders == 1:
             for position, index in enumerate(indices):
-                on_model(index, position / len(indices))
-                yield index, session(index)
+                on_model(index, position / len(indices))  # should it kill the process
+                yield index, self._measured(job, index) if job.peak_memory else session(index)
             return
         with ThreadPoolExecutor(job.loaders) as pool:
             for position, found in enumerate(zip(indices, pool.map(session, indices), strict=True)):
@@ -189,52 +234,92 @@ class Sessions:
 
     def load_one(self, job: Job, index: int) -> Loaded | Failure:
         """A model that is measured by itself."""
+        if job.peak_memory:
+            return self._measured(job, index)
         session = self._session(job, index)
         return session if isinstance(session, Failure) else self._first_run(session)
 
-    @staticmethod
-    def _key(path: Path, spec: MeasureSpec) -> str:
-        with path.open("rb") as file:  # in pieces: it may be more than there is memory for
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        settings = (spec.seed, spec.threads, spec.provider)
-        return f"{digest}/{settings}/{spec.tf32}/{spec.cuda_graph}/{spec.allow_fallback}"
+    def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
+        """Where the time of a model goes; None if that cannot be told."""
+        model, backend = job.models[index], self._backends[job.spec.provider]
+        try:
+            return backend.profile(model, job.spec, job.profile_runs, between)
+        except Exception:
+            return None
+
+    def _measured(self, job: Job, index: int) -> Loaded | Failure:
+        """Loaded and run once, with nothing beside it, so that its memory is known."""
+        refusal = self._refusal(job, index)
+        if refusal is not None:
+            return refusal
+        self._memory.begin()
+        session = self._made(job, index)
+        model = session if isinstance(session, Failure) else self._first_run(session)
+        if isinstance(model, Failure):
+            return model
+        return model._replace(peak_rss_bytes=self._memory.peak_bytes())
 
     def _session(self, job: Job, index: int) -> Loaded | Failure:
-        from esm_agent.backends import DeviceModel
+        return self._refusal(job, index) or self._made(job, index)
 
-        model, limits, spec = job.models[index], job.limits, job.spec
-        path = model.path
+    def _refusal(self, job: Job, index: int) -> Failure | None:
+        """Why the runtime is not to see the model."""
+        model, limits = job.models[index], job.limits
+        if limits is None:
+            return None
+
+        def examined() -> Failure | None:
+            with mapped(model.path) as data:
+                return preflight.examine(data, limits, model.external)
+
+        return _attempted(examined)
+
+    def _made(self, job: Job, index: int) -> Loaded | Failure:
+        model, spec = job.models[index], job.spec
         backend = self._backends.get(spec.provider)
         if backend is None:  # it worked when the agent announced it
             text = f"the provider {spec.provider} has stopped working: restart the agent"
             return Failure(FailureKind.CRASH, text)
-        if limits is not None:
-            refusal = _attempted(
-                lambda: preflight.examine(path.read_bytes(), limits, model.external)
-            )
-            if refusal is not None:
-                return refusal
         start = self._clock()
-        made = _attempted(lambda: backend.load(path, spec))
-        if isinstance(made, Failure):
-            return made
-        load_ns = self._clock() - start
-        if isinstance(made, DeviceModel):
-            return Loaded(made.run, load_ns, 0, made)
-        return Loaded(made, load_ns, 0, None)
+        made = _attempted(lambda: backend.load(model, spec))
+        return made if isinstance(made, Failure) else Loaded(made, self._clock() - start)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
         from esm_agent.backends import first_run
 
         start = self._clock()
-        failure = _attempted(lambda: first_run(model.run))
+        failure = _attempted(lambda: first_run(model.model))
         took = max(self._clock() - start, 1)
         return model._replace(first_run_ns=took) if failure is None else failure
 
 
+def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
+    """What two models must have in common for one session to serve both."""
+    beside = [(place, _content(model.path.parent / place)) for place in sorted(model.external)]
+    return (
+        _content(model.path),
+        tuple(beside),
+        model.inputs and _content(model.inputs),
+        (model.case.shapes, model.case.threads or spec.threads),
+        (spec.seed, spec.provider, spec.tf32, spec.cuda_graph, spec.allow_fallback),
+    )
+
+
+def _content(path: Path) -> object:
+    """Tells files of other content apart. What is large comes from the cache, so that the same
+    content is the same file, and is not read for it."""
+    if not path.is_file():
+        return None  # the runtime will say so
+    about = path.stat()
+    if about.st_size > _LARGE_BYTES:
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _attempted(call: Callable[[], T]) -> T | Failure:
     """What the call gives, or the outcome of a model that does not work."""
-    from esm_agent.backends import ModelError
+    from esm_agent.outcomes import ModelError
 
     try:
         return call()
@@ -296,7 +381,7 @@ def main(
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
-    sessions = Sessions(backends, time.perf_counter_ns)
+    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory())
     runtime = f"onnxruntime {onnxruntime.__version__}"
     connection.send(Hello(runtime, tuple(backends), isolation, missing))
     while True:
@@ -304,7 +389,12 @@ def main(
             job: Job = connection.recv()
         except EOFError:
             return
-        connection.send(_measure(sessions, telemetry, job, board))
+        board.expect(job)
+        result = _measure(sessions, telemetry, job, board)
+        connection.send(result)
+        if job.profile_runs:
+            for profiled in _profiles(sessions, job, result, board):
+                connection.send(profiled)
 
 
 def _backends(
@@ -335,6 +425,19 @@ def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -
         gc.enable()
         gc.collect()
     return JobResult(measurements, clock() - began, running_ns, witness.states(origin))
+
+
+def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
+    """Of every model that has a latency, when all have; sent one by one, should one of them kill
+    the process."""
+    todo = [i for i in job.models if result.measurements[i].failure is None]
+    for position, index in enumerate(todo):
+
+        def between(share: float, index: int = index, position: int = position) -> None:
+            board.write_profiling(index, (position + share) / len(todo))
+
+        between(0)
+        yield Profiled(index, sessions.profile(job, index, between))
 
 
 def _interleaved(
@@ -376,6 +479,7 @@ def _sequential(
             samples = timing.sequential(model.run, job.spec, clock)
             measurements[index] = _measurement(job, index, model, samples, origin, clock)
             running_ns += samples.running_ns
+        del model  # before the next one is loaded
     return measurements, running_ns, origin
 
 
@@ -397,7 +501,11 @@ def _measurement(
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
     name = job.models[index].model_id
-    measurement = samples.measurement(name, model.load_ns, model.first_run_ns, origin)
+    measurement = replace(
+        samples.measurement(name, model.load_ns, model.first_run_ns, origin),
+        inputs=model.model.feed.inputs,
+        peak_rss_bytes=model.peak_rss_bytes if job.peak_memory else None,
+    )
     device = model.device
     if device is None:
         return measurement

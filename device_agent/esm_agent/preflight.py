@@ -28,14 +28,18 @@ class _RefusedError(Exception):
         self.failure = Failure(kind, message)
 
 
-def examine(data: bytes, limits: Limits, external: Collection[str] = frozenset()) -> Failure | None:
+def examine(
+    data: bytes | memoryview, limits: Limits, external: Collection[str] = frozenset()
+) -> Failure | None:
     """Why the model is not to be given to the runtime; None if it may be.
 
     Args:
         external: files that came with it.
     """
     try:
-        model = view.Model.FromString(data)
+        model = view.Model()
+        model.MergeFromString(data)
+        model.DiscardUnknownFields()  # the weights are among them
         if not model.HasField("graph"):
             return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file: it has no graph")
         if excess := too_large(data, model, limits):

@@ -13,8 +13,8 @@ import multiprocessing
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +27,7 @@ from esm_agent.measuring import (
     Hello,
     Job,
     JobResult,
+    Profiled,
     TelemetryFactory,
     cpu_backend,
 )
@@ -173,7 +174,8 @@ class Worker:
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
         with outcome CRASH. A model that exceeds ``model_timeout_s`` is left out at once with
-        outcome TIMEOUT; when the block exceeds its limit, so are all of them.
+        outcome TIMEOUT; when the block exceeds its limit, so are all of them. Once they are
+        timed nothing takes that away: what goes wrong from then on costs profiles.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
@@ -182,15 +184,21 @@ class Worker:
         left_out: dict[int, Measurement] = {}
         deaths: Counter[int] = Counter()
         models = block.models
-        loaders = len(self._confinement.cpus or usable_cpus())
+        loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
         began = time.monotonic()
         ends = began + self._limits.max_block_s if self._limits else math.inf
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
-            job = Job(block.spec, todo, loaders, self._limits)
+            job = Job(
+                block.spec, todo, loaders, self._limits, block.peak_memory, block.profile_runs
+            )
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
+                for index, profile in self._profiles(job, attempt, ends, on_progress, cancelled):
+                    results[index] = replace(results[index], profile=profile)
+                if cancelled():  # the files go with the client: that one is missing means nothing
+                    raise CancelledError
                 ordered = tuple(results[i] for i in range(len(models)))
                 return BlockResult(
                     block.block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
@@ -234,9 +242,42 @@ class Worker:
         assert current is not None
         first = next(iter(job.models), 0)
         current.cells[:] = [0, first, 0, 0]
-        ticks, changed = 0, time.monotonic()
         try:
             current.connection.send(job)
+        except (ConnectionResetError, BrokenPipeError):
+            return self._death(current)
+        answer = self._answer(job, ends, on_progress, cancelled)
+        assert not isinstance(answer, Profiled), "they come after the result"
+        return answer
+
+    def _profiles(
+        self,
+        job: Job,
+        result: JobResult,
+        ends: float,
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Profiled]:
+        """What follows a result, as far as the process, the time and the runtime let it."""
+        timed = [i for i in job.models if result.measurements[i].failure is None]
+        for _ in timed if job.profile_runs else ():
+            answer = self._answer(job, ends, on_progress, cancelled)
+            if not isinstance(answer, Profiled):
+                return
+            yield answer
+
+    def _answer(
+        self,
+        job: Job,
+        ends: float,
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> JobResult | Profiled | tuple[int, State, Failure]:
+        """The next thing that the process says; or as :meth:`_attempt`, and it is dead."""
+        current = self._current
+        assert current is not None
+        ticks, changed = current.cells[3], time.monotonic()
+        try:
             while not current.connection.poll(_POLL_S):
                 if cancelled():
                     self.stop()
@@ -252,11 +293,14 @@ class Worker:
                     self.stop()
                     text = f"no answer within {job.spec.model_timeout_s:g} s"
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
-            result: JobResult = current.connection.recv()
-            return result
+            answer: JobResult | Profiled = current.connection.recv()
+            return answer
         except (EOFError, ConnectionResetError, BrokenPipeError):
-            state, model = current.cells[:2]
-            current.process.join()
-            text = f"the measuring process died on this model ({current.exit_text()})"
-            self.stop()
-            return model, STATES[state], Failure(FailureKind.CRASH, text)
+            return self._death(current)
+
+    def _death(self, current: _Process) -> tuple[int, State, Failure]:
+        state, model = current.cells[:2]
+        current.process.join()
+        text = f"the measuring process died on this model ({current.exit_text()})"
+        self.stop()
+        return model, STATES[state], Failure(FailureKind.CRASH, text)

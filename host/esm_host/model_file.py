@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from google.protobuf.message import DecodeError
 
 from esm_host.errors import UsageError
-from esm_protos.graphs import bodies, external_location, tensors
+from esm_protos.graphs import bodies, external_location, mapped, tensors
 from esm_protos.messages import File
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.weights import WEIGHTLESS_LOCATION
@@ -93,11 +92,7 @@ def _outline(path: Path, data: bytes | File) -> view.Model | None:
         if isinstance(data, bytes):
             model.MergeFromString(data)
         else:
-            with (
-                path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-                memoryview(mapped) as window,
-            ):
+            with mapped(path) as window:
                 model.MergeFromString(window)
         # The weights are among what the view does not know.
         model.DiscardUnknownFields()

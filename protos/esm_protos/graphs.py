@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import TypeAlias
 
 from esm_protos.messages import Limits
@@ -15,6 +18,20 @@ Body: TypeAlias = view.Graph | view.Function
 """What has nodes."""
 
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, not read before they are looked at; raises OSError."""
+    if not path.stat().st_size:
+        yield memoryview(b"")
+        return
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
+        memoryview(pages) as data,
+    ):
+        yield data
 
 
 def bodies(model: view.Model) -> Iterator[Body]:
@@ -60,7 +77,7 @@ def external_location(tensor: view.Tensor) -> str | None:
     return next((value for value in named if value != WEIGHTLESS_LOCATION), *named[:1] or [""])
 
 
-def too_large(data: bytes, model: view.Model, limits: Limits) -> str | None:
+def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> str | None:
     """What of a model exceeds the limits, and which; None if nothing does."""
     if len(data) > limits.max_model_bytes:
         return (

@@ -7,19 +7,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from esm_agent.backends import ModelError
-from esm_protos.messages import DeviceState, FailureKind, MeasureSpec
+from esm_agent.backends import LoadedModel
+from esm_agent.block import UploadedModel
+from esm_agent.outcomes import ModelError
+from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 
 
 class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
-    every load)."""
+    every load), ``profile fails``, ``profile dies``, ``profile hangs``."""
 
     provider = "cpu"
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
-        word, _, rest = path.read_text().partition(" ")
+    def profile(
+        self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
+    ) -> Profile:
+        between(0.0)
+        script = model.path.read_text()
+        if script == "profile fails":
+            raise ModelError(FailureKind.CRASH, "scripted")
+        if script == "profile dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if script == "profile hangs":
+            time.sleep(3600)
+        return Profile(runs, (), ())
+
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        word, _, rest = model.path.read_text().partition(" ")
         if word == "dies":
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "killed":
@@ -50,7 +65,7 @@ class ScriptedBackend:
             if word == "sleep":
                 time.sleep(float(rest))
 
-        return run
+        return LoadedModel(run)
 
 
 class ThrottlingBackend:
@@ -59,12 +74,12 @@ class ThrottlingBackend:
     provider = "cpu"
     runs = 0
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         def run() -> None:
             self.runs += 1
             time.sleep(0.005 if self.runs < 200 else 0.008)
 
-        return run
+        return LoadedModel(run)
 
 
 class ThrottlingTelemetry:
@@ -83,10 +98,12 @@ class InspectingBackend:
 
     provider = "cpu"
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         names = ("os", "pathlib", "resource", "socket", "tempfile")
         try:
-            answer = repr(eval(path.read_text(), {n: importlib.import_module(n) for n in names}))
+            answer = repr(
+                eval(model.path.read_text(), {n: importlib.import_module(n) for n in names})
+            )
         except Exception as error:
             answer = repr(error)
         raise ModelError(FailureKind.INVALID_MODEL, answer)

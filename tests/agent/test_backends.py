@@ -1,5 +1,6 @@
 """ONNX Runtime as the backend: weightless graphs, inputs by type, and typed refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +9,23 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent import backends
-from esm_agent.backends import ModelError, OnnxRuntimeCpu, first_run
+from esm_agent import backends, feeds
+from esm_agent.backends import LoadedModel, OnnxRuntimeCpu, first_run
+from esm_agent.block import UploadedModel
+from esm_agent.outcomes import ModelError
 from esm_models.graph import WEIGHTLESS_LOCATION
 from esm_models.spaces import load_space
-from esm_protos.messages import FailureKind, MeasureSpec
+from esm_protos.messages import Case, FailureKind, Input, MeasureSpec
 from esm_protos.weights import draw_weights
 from tests.helpers import smallest
 
 SPEC = MeasureSpec(seed=3)
 
 
-def save(tmp_path: Path, data: bytes) -> Path:
+def save(tmp_path: Path, data: bytes) -> UploadedModel:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
-    return path
+    return UploadedModel("m", path)
 
 
 def identity(kind: int, operator: str = "Identity", domain: str = "") -> bytes:
@@ -42,12 +45,12 @@ def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
 ) -> None:
     space = load_space(name, resolution=64, width_mult=0.25)
     architecture = smallest(space)
-    run = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
+    model = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
     weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))
     session = onnxruntime.InferenceSession(weighted, providers=["CPUExecutionProvider"])
-    feed = backends.draw_inputs(session, SPEC.seed)
-    (expected,) = session.run(None, feed)
-    (got,) = run()
+    feed = feeds.draw(session, SPEC.seed)
+    (expected,) = session.run(None, feed.arrays)
+    (got,) = model.run()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert np.isfinite(got).all()
     assert np.abs(got).max() > 1e-3
@@ -65,15 +68,23 @@ def test_both_sides_agree_on_where_no_weights_lie() -> None:
         TensorProto.FLOAT16,
         TensorProto.INT64,
         TensorProto.INT32,
+        TensorProto.INT16,
         TensorProto.INT8,
+        TensorProto.UINT64,
+        TensorProto.UINT32,
+        TensorProto.UINT16,
         TensorProto.UINT8,
         TensorProto.BOOL,
+        TensorProto.STRING,
     ],
 )
 def test_inputs_are_drawn_by_type_and_free_dimensions_are_one(tmp_path: Path, kind: int) -> None:
-    (output,) = OnnxRuntimeCpu().load(save(tmp_path, identity(kind)), SPEC)()
+    model = OnnxRuntimeCpu().load(save(tmp_path, identity(kind)), SPEC)
+    (output,) = model.run()  # type: ignore[misc]
     assert output.shape == (1, 2)
-    assert output.dtype == helper.tensor_dtype_to_np_dtype(kind)
+    dtype = "string" if kind == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(kind)
+    assert model.feed.inputs == (Input("x", str(dtype), (1, 2)),)
+    assert output.dtype == (object if kind == TensorProto.STRING else dtype)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +95,8 @@ def test_inputs_are_drawn_by_type_and_free_dimensions_are_one(tmp_path: Path, ki
         (identity(TensorProto.FLOAT)[:-9], FailureKind.INVALID_MODEL),
         (identity(TensorProto.FLOAT, "NoSuchOperator"), FailureKind.UNSUPPORTED_OP),
         (identity(TensorProto.FLOAT, "Mine", "my.ops"), FailureKind.UNSUPPORTED_OP),
-        (identity(TensorProto.STRING), FailureKind.UNSUPPORTED_OP),
     ],
-    ids=["empty", "text", "truncated", "no such operator", "custom operator", "string input"],
+    ids=["empty", "text", "truncated", "no such operator", "custom operator"],
 )
 def test_a_model_that_cannot_run_is_a_typed_refusal(
     tmp_path: Path, data: bytes, kind: FailureKind
@@ -128,4 +138,24 @@ def test_a_failure_of_the_first_run_is_typed() -> None:
         raise RuntimeError("shape mismatch\nin node 7")
 
     with pytest.raises(ModelError, match="the first run failed: shape mismatch in node 7"):
-        first_run(run)
+        first_run(LoadedModel(run))
+
+
+@pytest.mark.parametrize(("own", "threads", "stops"), [(0, 1, False), (2, 2, True)])
+def test_a_models_own_threads_go_before_the_blocks_and_do_not_spin_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int, threads: int, stops: bool
+) -> None:
+    seen = []
+    real = onnxruntime.InferenceSession
+
+    def spy(path, options, providers):
+        seen.append(options)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    model = save(tmp_path, identity(TensorProto.FLOAT))
+    OnnxRuntimeCpu().load(replace(model, case=Case(threads=own)), MeasureSpec(threads=1))
+    (options,) = seen
+    assert options.intra_op_num_threads == threads
+    if stops:
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"

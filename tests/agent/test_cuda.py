@@ -67,7 +67,7 @@ def loaded(
     runtime.cpu_ops = cpu_ops
     for kept in (runtime.log, runtime.settings, runtime.options, runtime.placed):
         kept.clear()
-    return cuda.load(path, spec), runtime
+    return cuda.load(UploadedModel("m", path), spec), runtime
 
 
 # What is timed
@@ -110,7 +110,7 @@ def test_a_model_gives_what_it_gives_on_the_processor(tmp_path: Path) -> None:
     path.write_bytes(space.build(smallest(space)))
     device, _ = loaded(path)
     device.run()
-    (expected,) = OnnxRuntimeCpu().load(path, SPEC)()
+    (expected,) = OnnxRuntimeCpu().load(UploadedModel("m", path), SPEC).run()
     np.testing.assert_array_equal(device.copy_out()[0], expected)
     device.copy_in()
     device.run()
@@ -241,7 +241,7 @@ def test_errors_have_their_outcomes(model: Path, error: str, kind: FailureKind) 
     device, runtime = loaded(model)
     runtime.error = error
     with pytest.raises(ModelError) as caught:
-        first_run(device.run)
+        first_run(device)
     assert caught.value.failure.kind is kind
 
 
@@ -249,7 +249,7 @@ def test_no_except_keeps_a_process_whose_gpu_is_lost(model: Path) -> None:
     device, runtime = loaded(model)
     runtime.error = "CUDA failure 700: an illegal memory access was encountered"
     with pytest.raises(DeviceLostError):
-        first_run(device.run)
+        first_run(device)
     assert not issubclass(DeviceLostError, Exception)
 
 

@@ -12,6 +12,7 @@ from esm_agent.measuring import Witness
 from esm_agent.worker import CancelledError, Worker, WorkerUnavailableError
 from esm_protos.messages import (
     BlockResult,
+    Case,
     DeviceState,
     FailureKind,
     MeasureSpec,
@@ -136,6 +137,21 @@ def test_what_blocks_share_is_loaded_once_more_at_most(measure: Measure, tmp_pat
     for number in range(5):
         assert outcomes(measure(f"log {log}", f"sleep 0.00{number}")) == [None, None]
     assert log.read_text().count("loaded") == 2
+
+
+def test_the_same_model_in_another_case_is_loaded_again(worker: Worker, tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    model, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    model.write_text(f"log {log}")
+    for number, threads in enumerate((1, 1, 1, 2, 2, 2)):
+        other.write_text(f"sleep 0.00{number}")
+        models = (
+            UploadedModel("m", model, Case(threads=threads)),
+            UploadedModel("other", other),
+        )
+        block = UploadedBlock("b", MeasureSpec(runs=2), models)
+        assert outcomes(worker.measure(block, lambda progress: None, lambda: False)) == [None] * 2
+    assert log.read_text().count("loaded") == 4, "twice each, until it is known to be shared"
 
 
 def test_the_device_is_watched_before_during_and_after(measure: Measure) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.direct_timing import open_session, random_inputs
 from benchmarks.public_models import KINDS, OPSET, build, write_models
-from esm_agent.backends import OnnxRuntimeCpu, draw_inputs
+from esm_agent import feeds
+from esm_agent.backends import OnnxRuntimeCpu
+from esm_agent.block import UploadedModel
 from esm_protos.messages import MeasureSpec
 
 
@@ -37,7 +39,7 @@ def test_a_model_is_complete_and_its_output_in_range(name: str, paths: dict[str,
 @pytest.mark.parametrize("name", KINDS)
 def test_both_sides_feed_the_same_kinds_of_input(name: str, paths: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(paths[name], providers=["CPUExecutionProvider"])
-    ours, direct = draw_inputs(session, seed=0), random_inputs(session)
+    ours, direct = feeds.draw(session, seed=0).arrays, random_inputs(session)
     assert {n: (a.dtype, a.shape) for n, a in ours.items()} == {
         n: (a.dtype, a.shape) for n, a in direct.items()
     }
@@ -55,7 +57,7 @@ def test_both_sides_open_sessions_alike(
         return real(model, options, providers=providers)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    OnnxRuntimeCpu().load(paths["audio"], MeasureSpec())
+    OnnxRuntimeCpu().load(UploadedModel("audio", paths["audio"]), MeasureSpec())
     open_session(str(paths["audio"]))
     (ours, our_providers), (direct, their_providers) = seen
     assert our_providers == their_providers

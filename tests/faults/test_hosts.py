@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
+from esm_agent.backends import LoadedModel
+from esm_agent.block import UploadedModel
 from esm_agent.server import AgentServer
 from esm_protos.messages import MeasureSpec
 
@@ -29,8 +30,8 @@ class StampingBackend:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, path: Path, spec: MeasureSpec) -> Callable[[], object]:
-        name = onnx.load(path).graph.name
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        name = onnx.load(model.path).graph.name
         file = (self._folder / f"{name}.stamps").open("ab")
 
         def run() -> None:
@@ -39,7 +40,7 @@ class StampingBackend:
             file.write(np.array([os.getpid(), began, time.monotonic_ns()]).tobytes())
             file.flush()
 
-        return run
+        return LoadedModel(run)
 
 
 @pytest.mark.faults

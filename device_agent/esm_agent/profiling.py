@@ -1,0 +1,172 @@
+"""Where an inference's time goes, by the runtime's own profiler.
+
+It writes one event per line, ``ts`` (when it began) and ``dur`` in whole microseconds. Bodies of
+If, Loop and Scan run inside the event of their node, and have events of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esm_agent.outcomes import ModelError
+from esm_protos.messages import FailureKind, NodeTime, OperatorTime, Profile
+
+_KERNEL = "_kernel_time"
+_MOST_NODES = 500
+_LONGEST_NAME = 200
+
+
+class Node(NamedTuple):
+    """Which node an event is of; two bodies may number theirs alike."""
+
+    name: str
+    number: str
+    op_type: str
+    provider: str
+
+
+class Span(NamedTuple):
+    """One passage through a node, microseconds."""
+
+    begin: int
+    duration: int
+    node: Node
+
+
+@contextmanager
+def folder() -> Iterator[str]:
+    """A prefix for profiles, in a folder that lasts as long as the block of code."""
+    with tempfile.TemporaryDirectory() as path:
+        yield str(Path(path) / "profile")
+
+
+def enable(options: Any, prefix: str) -> None:
+    """Makes sessions with these options write a profile under the prefix."""
+    options.enable_profiling = True
+    options.profile_file_prefix = prefix
+
+
+def events(session: Any) -> list[dict[str, Any]]:
+    """All that a session's profile tells, once; the session profiles no more.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = session.end_profiling()
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            lines = (line.strip().removesuffix(",") for line in file)
+            return [json.loads(line, strict=False) for line in lines if line not in ("", "[", "]")]
+    except (OSError, ValueError) as error:
+        text = f"the runtime's profile cannot be read from {path} ({error})"
+        raise ModelError(FailureKind.CRASH, text) from error
+
+
+def is_node(event: dict[str, Any]) -> bool:
+    """Whether it tells of a node's work."""
+    arguments = event.get("args", {})
+    return event.get("cat") == "Node" and "provider" in arguments and "op_name" in arguments
+
+
+def profile(
+    session: Any,
+    run: Callable[[], object],
+    warmup: int,
+    runs: int,
+    between: Callable[[float], None],
+) -> Profile:
+    """From a session that profiles: ``runs`` runs after uncounted ones, at least one of those.
+
+    Args:
+        between: told before each run the share of them made.
+
+    Raises:
+        ModelError: the runtime does not tell.
+    """
+    warmup = max(warmup, 1)
+    for number in range(warmup + runs):
+        between(number / (warmup + runs))
+        run()
+    return summary(events(session), warmup)
+
+
+def summary(found: Iterable[dict[str, Any]], warmup: int = 0) -> Profile:
+    """By operator and by node, per inference; of what ran after the first ``warmup`` inferences.
+
+    Of a node with a body the body's nodes are counted, and for itself only what is left of it.
+
+    Raises:
+        ModelError: there is no inference in there; the runtime keeps a million events at most.
+    """
+    found = list(found)
+    counted = sorted((e["ts"], e["dur"]) for e in found if e.get("name") == "model_run")[warmup:]
+    if not counted:
+        raise ModelError(FailureKind.CRASH, "the runtime's profile has not a whole inference")
+    begin, end = counted[0][0], counted[-1][0] + counted[-1][1]
+    spans = [
+        Span(event["ts"], event["dur"], _node(event))
+        for event in found
+        if is_node(event) and begin <= event["ts"] <= end
+    ]
+    own_us: dict[Node, int] = defaultdict(int)
+    calls: dict[Node, int] = defaultdict(int)
+    for span, inside_us in _nested(spans):
+        own_us[span.node] += max(span.duration - inside_us, 0)
+        calls[span.node] += 1
+    runs = len(counted)
+    by_operator: dict[tuple[str, str], list[Node]] = defaultdict(list)
+    for node in own_us:
+        by_operator[node.op_type, node.provider].append(node)
+    operators = [
+        OperatorTime(
+            *key,
+            calls=round(sum(calls[node] for node in nodes) / runs),
+            ns=sum(own_us[node] for node in nodes) * 1000 / runs,
+        )
+        for key, nodes in by_operator.items()
+    ]
+    times = [
+        NodeTime(node.name[:_LONGEST_NAME], node.op_type, node.provider, us * 1000 / runs)
+        for node, us in own_us.items()
+    ]
+    return Profile(runs, _slowest(operators), _slowest(times)[:_MOST_NODES])
+
+
+def _slowest(times: list[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(times, key=lambda time: -time.ns))
+
+
+def _node(event: dict[str, Any]) -> Node:
+    arguments = event["args"]
+    name = event["name"].removesuffix(_KERNEL)
+    number = str(arguments.get("node_index", ""))
+    return Node(name, number, arguments["op_name"], arguments["provider"])
+
+
+_BODIES = frozenset({"If", "Loop", "Scan"})
+
+
+def _nested(spans: Iterable[Span]) -> Iterator[tuple[Span, int]]:
+    """Every span with the duration of those right inside it, microseconds."""
+    around: list[tuple[Span, list[int]]] = []
+
+    def is_in(span: Span, outer: Span) -> bool:
+        return outer.node.op_type in _BODIES and span.begin < outer.begin + outer.duration
+
+    # Of those that begin together, the outer one first.
+    for span in sorted(spans, key=lambda s: (s.begin, -s.duration, s.node.op_type not in _BODIES)):
+        while around and not is_in(span, around[-1][0]):
+            outer, inside = around.pop()
+            yield outer, sum(inside)
+        if around:
+            around[-1][1].append(span.duration)
+        around.append((span, []))
+    while around:
+        outer, inside = around.pop()
+        yield outer, sum(inside)
