@@ -22,6 +22,7 @@ import numpy as np
 from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
+from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements, best_attempts
 from esm_host.encoding import ENCODERS, make_encoder
@@ -107,7 +108,7 @@ def measure(
                 collector = Collector(
                     store,
                     Measurements(store, specs[name]),
-                    profiler,
+                    [Member("local", profiler)],
                     space,
                     specs[name],
                     references,

@@ -33,6 +33,7 @@ from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import DeviceTime, device_time
+from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
@@ -169,7 +170,7 @@ def measure(store: Store, sizes: dict[str, int]) -> None:
         collector = Collector(
             store,
             Measurements(store, SPEC),
-            profiler,
+            [Member("local", profiler)],
             SPACE,
             SPEC,
             references,

@@ -5,9 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from esm_agent.backends import LoadedModel
+from esm_agent.backends import LoadedModel, OnnxRuntimeCpu
 from esm_agent.block import UploadedModel
 from esm_agent.outcomes import ModelError
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
@@ -121,3 +122,19 @@ class KilledOnceBackend(ScriptedBackend):
 class BrokenBackend:
     def __init__(self) -> None:
         raise ImportError("No module named 'onnxruntime'")
+
+
+class RepeatingBackend(OnnxRuntimeCpu):
+    """A device that takes ``times`` times as long: it does the work as often."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        loaded = super().load(model, spec)
+
+        def run_all() -> None:
+            for _ in range(self._times):
+                loaded.run()
+
+        return replace(loaded, run=run_all)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
+from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
@@ -62,7 +63,12 @@ class Log:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     on_block_do: Callable[[], None] = lambda: None
 
-    def on_progress(self, progress: Progress) -> None: ...
+    warnings: list[str] = field(default_factory=list)
+
+    def on_progress(self, progress: Progress, device: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         self.blocks.append(block_id)
@@ -81,12 +87,13 @@ class Log:
 
 def assemble(
     tmp_path: Path,
-    profiler: Profiler,
+    devices: Profiler | Mapping[str, Profiler],
     log: Log,
     make_predictor: Callable[[], Predictor] = ByDepth,
     **changes: Any,
 ) -> tuple[Store, Collector, Loop]:
-    """A campaign over the store in ``tmp_path``, new or gone on with."""
+    """A campaign over the store in ``tmp_path``, new or gone on with, on a device or a group."""
+    named = devices if isinstance(devices, Mapping) else {"fake": devices}
     settings = replace(SETTINGS, **changes)
     store = Store(tmp_path / "store.sqlite")
     bins = DepthBins(SPACE.min_depth, SPACE.max_depth, settings.bins)
@@ -99,7 +106,7 @@ def assemble(
     collector = Collector(
         store,
         measurements,
-        profiler,
+        [Member(name, profiler) for name, profiler in named.items()],
         SPACE,
         settings.spec,
         store.plan()[REFERENCE_ROUND],
@@ -107,6 +114,7 @@ def assemble(
         settings.reference_tolerance_percent / 100,
         settings.max_remeasurements,
         log,
+        settings.group_tolerance_percent / 100,
     )
     loop = Loop(
         settings,

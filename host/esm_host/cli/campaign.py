@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,13 @@ import typer
 from esm_host.bins import DepthBins
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.folder import RunFolder
-from esm_host.cli.live import Live, print_bins, print_verdicts
+from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.dataset.collect import Collector
+from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import BlockTable, Measurements
 from esm_host.encoding import Encoder, make_encoder
-from esm_host.errors import MismatchError, UsageError
+from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.limits import check_campaign, check_spec
@@ -66,22 +69,57 @@ def run_campaign(
             "fewer than three blocks before the first training: quality control has nothing to "
             "compare them with; a smaller --block-size helps"
         )
-    with devices.connect(settings.device) as impatient:
-        profiler = PatientProfiler(impatient, patience_s, live.warn)
-        # A new campaign's device that is not there is a mistake; an old one's will come back.
-        device = (profiler if resume else impatient).device_info()
-        check_spec(device, settings.spec)
+    with ExitStack() as stack:
+        members = [
+            Member(name, PatientProfiler(impatient, patience_s, live.warn), impatient)
+            for name in devices.members(settings.device)
+            for impatient in [stack.enter_context(devices.connect(name))]
+        ]
         largest = space.build(space.extremes()[1])
-        check_campaign(device.limits, settings.block_size, settings.references, largest)
-        profiler.reserve(f"profile {settings.space}", wait)
+
+        def ask(profiler: Profiler) -> DeviceInfo:
+            device = profiler.device_info()
+            check_spec(device, settings.spec)
+            check_campaign(device.limits, settings.block_size, settings.references, largest)
+            profiler.reserve(f"profile {settings.space}", wait)
+            return device
+
+        answers, missing = _ask_all(members, ask, resume)
         folder.prepare(resume)
         with folder.locked():
             try:
-                return _run(settings, folder, space, bins, encoder, profiler, device, live)
+                return _run(settings, folder, space, bins, encoder, members, answers, missing, live)
             except KeyboardInterrupt:
                 kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
                 live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
                 return INTERRUPTED
+
+
+def _ask_all(
+    members: Sequence[Member], ask: Callable[[Profiler], DeviceInfo], resume: bool
+) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
+    """The devices that answer, and why the others do not, by name.
+
+    Raises:
+        EsmError: nobody answers; the first one's. Or a device cannot do what is asked.
+    """
+    # A new campaign's device that is not there is a mistake; an old one's will come back.
+    for patient in [None, members[0]] if resume else [None]:
+        devices: dict[str, DeviceInfo] = {}
+        errors: dict[str, EsmError] = {}
+        for member in members:
+            try:
+                profiler = member.profiler if member is patient else member.at_once
+                devices[member.name] = ask(profiler)
+            except (BusyError, DeviceError) as error:
+                errors[member.name] = error
+            except UsageError as error:
+                if len(members) == 1:
+                    raise
+                raise UsageError(f"{member.name}: {error}") from error
+        if devices:
+            return devices, errors
+    raise next(iter(errors.values()))
 
 
 def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
@@ -110,8 +148,9 @@ def _run(
     space: SearchSpace,
     bins: DepthBins,
     encoder: Encoder,
-    profiler: Profiler,
-    device: DeviceInfo,
+    members: Sequence[Member],
+    answers: Mapping[str, DeviceInfo],
+    missing: Mapping[str, EsmError],
     live: Live,
 ) -> int:
     if not folder.settings.exists():
@@ -126,7 +165,7 @@ def _run(
     collector = Collector(
         store,
         measurements,
-        profiler,
+        members,
         space,
         settings.spec,
         store.plan()[REFERENCE_ROUND],
@@ -134,8 +173,9 @@ def _run(
         settings.reference_tolerance_percent / 100,
         settings.max_remeasurements,
         live,
+        settings.group_tolerance_percent / 100,
     )
-    collector.check_device(device)
+    collector.admit(answers, missing)
     write_json(folder.settings, settings.to_json())  # a raised target, say
     loop = Loop(
         settings,
@@ -149,7 +189,8 @@ def _run(
         live,
     )
     outcome = loop.run()
-    result = campaign_result(store, settings, device, outcome.converged)
+    device = next(iter(answers.values()))
+    result = campaign_result(store, measurements, settings, device, outcome.converged)
     table = measurements.table()
     store.close()
     _write(folder, settings, bins, table, outcome, result)
@@ -159,6 +200,8 @@ def _run(
         first = next(iter(table.failures.values()))
         typer.echo(f"{len(table.failures)} models failed; the first: {first}")
     print_verdicts(measurements.dataset())
+    if len(result["devices"]) > 1:
+        print_devices(result["devices"])
     typer.echo(
         f"{'converged' if outcome.converged else 'not converged'}: {outcome.reason} "
         f"({result['wall_seconds'] / 60:.1f} min, device busy "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Live:
             disable=quiet or not sys.stderr.isatty(),
         )
         self._models = self._bars.add_task("models", total=1, note="")
-        self._block = self._bars.add_task("block", total=100, note="")
+        self._blocks = {"": self._bars.add_task("block", total=100, note="")}
         self._total = 0
         self._pending = 0
         self._seconds: list[tuple[int, float]] = []
@@ -60,13 +61,16 @@ class Live:
 
     # The collector
 
-    def on_progress(self, progress: messages.Progress) -> None:
+    def on_progress(self, progress: messages.Progress, device: str) -> None:
         note = progress.state.value
         if progress.standing is not None and progress.standing.ahead:
             note = waiting(progress.standing)
             if self._bars.disable:
-                self._say(note)
-        self._bars.update(self._block, completed=round(100 * progress.fraction), note=note)
+                self._say(f"{device}: {note}" if device else note)
+        if device not in self._blocks:
+            self._bars.update(self._blocks[""], visible=False)
+            self._blocks[device] = self._bars.add_task(f"block on {device}", total=100, note="")
+        self._bars.update(self._blocks[device], completed=round(100 * progress.fraction), note=note)
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         now = time.monotonic()
@@ -95,7 +99,8 @@ class Live:
         self._say(f"round {number}: {architectures} architectures")
 
     def on_training(self) -> None:
-        self._bars.update(self._block, completed=100, note="training")
+        for block in self._blocks.values():
+            self._bars.update(block, completed=100, note="training")
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
         parts = [
@@ -130,6 +135,25 @@ def print_bins(result: dict[str, Any], target_percent: float) -> None:
             "" if accuracy is not None and accuracy >= target_percent else "below target",
         )
     table.add_row("all", str(result["trusted_models"]), percent(result["accuracy_percent"]), "")
+    Console(highlight=False).print(table)
+
+
+def print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
+    """Who of a group measured how much, at which pace, on stdout."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("device", "hostname", "blocks", "models", "pace", ""):
+        left = name in ("device", "hostname", "")
+        table.add_column(name, justify="left" if left else "right")
+    for device in devices:
+        pace, interval = device["pace"], device["pace_interval"]
+        table.add_row(
+            device["name"],
+            device["hostname"] or "-",
+            str(device["blocks"]),
+            str(device["models"]),
+            "-" if pace is None else f"{pace:.3f}" + (f" ± {interval:.3f}" if interval else ""),
+            f"left {device['left_at']}" if device["left_at"] else "",
+        )
     Console(highlight=False).print(table)
 
 

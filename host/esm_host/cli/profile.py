@@ -14,7 +14,7 @@ from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
     CudaGraph,
-    Device,
+    DeviceOrGroup,
     NoWait,
     Tf32,
     check_gpu_options,
@@ -54,7 +54,14 @@ class JudgeName(enum.StrEnum):
 
 
 # Settings that a resumed campaign may change: they alter nothing that was measured.
-_RESUMABLE = {"device", "target_accuracy_percent", "max_models", "train_on", "weights"}
+_RESUMABLE = {
+    "device",
+    "target_accuracy_percent",
+    "max_models",
+    "train_on",
+    "weights",
+    "group_tolerance_percent",
+}
 
 _ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
 
@@ -64,7 +71,7 @@ _SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
 @one_line_errors
 def profile(
     ctx: typer.Context,
-    device: Device = "local",
+    device: DeviceOrGroup = "local",
     run: Annotated[
         Path | None, typer.Option(help="Folder of the campaign. [default: runs/DEVICE-SPACE]")
     ] = None,
@@ -215,6 +222,13 @@ def profile(
         int,
         typer.Option(help="Times a block that failed is measured again.", rich_help_panel=_TIMING),
     ] = 2,
+    group_tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Percent by which one device of a group may be slower or faster than the others.",
+            rich_help_panel=_TIMING,
+        ),
+    ] = 10.0,
     patience: Annotated[
         float, typer.Option(help="Seconds to wait for a device that went away.")
     ] = 60.0,
@@ -226,7 +240,8 @@ def profile(
 
     Samples a search space, measures the models on the device, trains a predictor, and measures
     more where it is not accurate enough, until every depth bin reaches the target. Ctrl-C keeps
-    what was measured; --resume goes on from there.
+    what was measured; --resume goes on from there. A group of devices of one kind measures
+    together (docs/groups.md).
 
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
@@ -259,6 +274,7 @@ def profile(
         "references": references,
         "reference_tolerance_percent": reference_tolerance,
         "max_remeasurements": max_remeasurements,
+        "group_tolerance_percent": group_tolerance,
         "block_size": block_size,
         "max_models": max_models,
         "seed": seed,

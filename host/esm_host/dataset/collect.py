@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol as Role
 
 import numpy as np
 
+from esm_host.dataset.group import Group, GroupWatcher
+from esm_host.dataset.lanes import Batch, Member
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Measurements, best_attempts
-from esm_host.errors import DeviceError, MismatchError
+from esm_host.errors import DeviceError, EsmError
 from esm_host.evaluation.verdict import block_evidence, judge_number, reference_evidence
-from esm_host.transport.base import Pending, Profiler
 from esm_models.architecture import Architecture
 from esm_models.cost import memory_bytes
 from esm_models.space import SearchSpace
-from esm_protos.messages import (
-    Block,
-    BlockResult,
-    DeviceInfo,
-    FailureKind,
-    MeasureSpec,
-    Model,
-    Progress,
-    State,
-)
+from esm_protos.messages import BlockResult, DeviceInfo, FailureKind, MeasureSpec, Model
 
 
-class Watcher(Role):
+class Watcher(GroupWatcher, Role):
     """Is told how collecting goes on."""
-
-    def on_progress(self, progress: Progress) -> None: ...
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         """A block is in the store; ``pending`` models of the round are not measured yet."""
@@ -73,43 +63,26 @@ Built = tuple[Architecture, bytes]
 """An architecture and its graph."""
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Architectures of one block, and its models, references included."""
-
-    architectures: list[Architecture]
-    models: list[Model]
-
-    @classmethod
-    def of(cls, group: Sequence[Built], references: Sequence[Built]) -> _Group:
-        models = [Model(a.key, data) for a, data in _spread(group, references)]
-        return cls([a for a, _ in group], models)
-
-
-@dataclass(frozen=True)
-class _Sent:
-    group: list[Architecture]
-    block: Block
-    pending: Pending
-
-
 class Collector:
-    """Measures planned architectures on one device and stores what comes back.
+    """Measures planned architectures on one device, or on several alike, and stores what comes
+    back.
 
     Args:
         measurements: reads the same store.
+        members: the devices.
         references: models that every block holds.
         block_size: architectures per block, references not counted.
         tolerance: largest share by which a reference may stray before its block fails.
         max_remeasurements: how many times a failed block is measured again before its
             architectures are kept as they are, marked.
+        group_tolerance: largest share by which the pace of one of several devices may differ.
     """
 
     def __init__(
         self,
         store: Store,
         measurements: Measurements,
-        profiler: Profiler,
+        members: Sequence[Member],
         space: SearchSpace,
         spec: MeasureSpec,
         references: Sequence[Architecture],
@@ -117,10 +90,10 @@ class Collector:
         tolerance: float,
         max_remeasurements: int,
         watcher: Watcher,
+        group_tolerance: float = 0.1,
     ) -> None:
         self._store = store
         self._measurements = measurements
-        self._profiler = profiler
         self._space = space
         self._spec = spec
         self._references = list(references)
@@ -128,13 +101,26 @@ class Collector:
         self._tolerance = tolerance
         self._max_remeasurements = max_remeasurements
         self._watcher = watcher
+        self._group = Group(
+            store,
+            measurements,
+            members,
+            spec,
+            group_tolerance,
+            tolerance,
+            lambda: _batch([], self._built_references()),
+            self._check_failures,
+            watcher,
+        )
 
     def collect(self, round_number: int) -> RoundQuality:
         """Measures what is missing of a planned round; nothing that is there already.
 
         Raises:
-            DeviceError: the device refuses, is gone, or fails every model of a block.
-            MismatchError: another device answers than the one the store is of.
+            DeviceError: the device refuses, is gone, or fails every model of a block; of several,
+                the last one does.
+            MismatchError: another device answers than the one the store is of, or the devices of
+                a group differ.
         """
         planned = self._store.plan()[round_number]
         while True:
@@ -147,22 +133,15 @@ class Collector:
             if failed:
                 self._watcher.on_remeasure(math.ceil(len(state.pending) / self._block_size))
 
-    def check_device(self, device: DeviceInfo) -> None:
-        """Raises MismatchError unless it is the device whose measurements the store holds."""
-        identity = device.identity(self._spec.provider)
-        known = self._store.fact("device_identity")
-        if known is None:
-            self._store.add_fact("device_identity", identity)
-        elif known != identity:
-            differs = [
-                f"{name} {known.get(name)} -> {value}"
-                for name, value in identity.items()
-                if known.get(name) != value
-            ]
-            raise MismatchError(
-                f"{self._store.path.parent} holds measurements of another device "
-                f"({'; '.join(differs)}): measure this one in another --run folder"
-            )
+    def admit(
+        self, devices: Mapping[str, DeviceInfo], missing: Mapping[str, EsmError] | None = None
+    ) -> None:
+        """Takes the devices that answered, by name, and notes those that did not.
+
+        Raises:
+            MismatchError: one is not of those whose measurements the store holds.
+        """
+        self._group.admit(devices, missing or {})
 
     # What the store says
 
@@ -226,68 +205,39 @@ class Collector:
     # Measuring
 
     def _measure(self, round_number: int, state: _State) -> None:
-        """Measures and stores what is pending, block by block.
-
-        The next block is built and sent while one is measured, so that the device never waits
-        for the host: it is on the device, whole, before the last run of the one before it.
-        """
+        """Measures and stores what is pending, block by block."""
         if not state.pending:
             return
-        groups = self._groups(state.pending)
+        batches = self._batches(state.pending, self._group.muster())
         began = time.monotonic()
-        current: _Sent | None = self._send(next(groups))
-        following: _Sent | None = None
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal following
-            self._watcher.on_progress(progress)
-            # Not before the device has taken this one: blocks are to come in their order.
-            if following is None and progress.state is not State.QUEUED:
-                following = self._send(next(groups))
-
-        try:
-            while current is not None:
-                result = current.pending.result(on_progress)
-                self._keep(round_number, current, result, time.monotonic() - began)
-                began = time.monotonic()
-                state.unmeasured.difference_update(a.key for a in current.group)
-                self._watcher.on_block(
-                    current.block.block_id, len(current.group), len(state.unmeasured)
+        with closing(self._group.measure(batches)) as finished:
+            for each in finished:
+                wall_s = time.monotonic() - began
+                self._store.add_block(
+                    round_number,
+                    each.block,
+                    each.result,
+                    each.device,
+                    each.bytes_sent,
+                    wall_s,
+                    each.device_name,
                 )
-                current = following or self._send(next(groups))
-                following = None
-        finally:
-            for sent in (current, following):
-                if sent is not None:
-                    sent.pending.cancel()
+                began += wall_s
+                architectures = each.batch.architectures
+                state.unmeasured.difference_update(a.key for a in architectures)
+                self._watcher.on_block(
+                    each.block.block_id, len(architectures), len(state.unmeasured)
+                )
 
-    def _send(self, group: _Group | None) -> _Sent | None:
-        if group is None:
-            return None
-        block = Block(uuid.uuid4().hex, self._spec, tuple(group.models))
-        return _Sent(group.architectures, block, self._profiler.submit(block))
-
-    def _keep(
-        self, round_number: int, sent: _Sent, result: BlockResult, wall_seconds: float
-    ) -> None:
-        # Asked afterwards: the device may have gone and another come while the block waited.
-        device = self._profiler.device_info()
-        self.check_device(device)
-        self._check_failures(result)
-        self._store.add_block(
-            round_number, sent.block, result, device, sent.pending.bytes_sent, wall_seconds
-        )
-
-    def _groups(self, pending: Sequence[Architecture]) -> Iterator[_Group | None]:
-        """Models of one block after the other, as many as ``block_size`` and memory allow; in
-        the end None, as often as it is asked."""
-        device = self._profiler.device_info()
-        allowed = device.limits.max_memory_bytes
-        free = device.state.memory_available_bytes
-        available = allowed if free is None else min(free, allowed)
+    def _batches(
+        self, pending: Sequence[Architecture], devices: Sequence[DeviceInfo]
+    ) -> Iterator[Batch]:
+        """Models of one block after the other, as many as ``block_size`` and memory allow on each
+        of the devices."""
+        available = min(map(_available_bytes, devices))
         # Half: the device may have other plans, and the estimate is rough.
         room = available / 2
-        references = [(a, self._space.build(a)) for a in self._references]
+        references = self._built_references()
         fixed = sum(memory_bytes(data) for _, data in references)
         group: list[Built] = []
         needed: float = fixed
@@ -301,13 +251,14 @@ class Collector:
                     "end other programs there, raise its --memory-limit, or choose a smaller space"
                 )
             if group and (len(group) == self._block_size or needed + memory > room):
-                yield _Group.of(group, references)
+                yield _batch(group, references)
                 group, needed = [], fixed
             group.append((architecture, data))
             needed += memory
-        yield _Group.of(group, references)
-        while True:
-            yield None
+        yield _batch(group, references)
+
+    def _built_references(self) -> list[Built]:
+        return [(a, self._space.build(a)) for a in self._references]
 
     def _check_failures(self, result: BlockResult) -> None:
         """Raises DeviceError where going on would be in vain."""
@@ -325,6 +276,17 @@ class Collector:
                     f"a reference model cannot be measured ({failure.kind.value}: "
                     f"{failure.message}): draw others with another --seed and --run"
                 )
+
+
+def _available_bytes(device: DeviceInfo) -> int:
+    allowed = device.limits.max_memory_bytes
+    free = device.state.memory_available_bytes
+    return allowed if free is None else min(free, allowed)
+
+
+def _batch(group: Sequence[Built], references: Sequence[Built]) -> Batch:
+    models = [Model(a.key, data) for a, data in _spread(group, references)]
+    return Batch([a for a, _ in group], models)
 
 
 def _spread(group: Sequence[Built], references: Sequence[Built]) -> list[Built]:

@@ -35,6 +35,8 @@ from esm_protos.messages import (
 SCHEMA_VERSION = 3
 REFERENCE_ROUND = -1
 """The round of the plan under which the reference models stand."""
+GROUP_FACT = "group"
+"""Names of the devices of a campaign on a group; a campaign on one device has no such fact."""
 
 _schema = sa.MetaData()
 _facts = sa.Table(
@@ -106,14 +108,33 @@ _rounds = sa.Table(
     sa.Column("result", sa.JSON, nullable=False),
 )
 
+_departures = sa.Table(
+    "departures",
+    # Made when the first device of a group leaves: stores of single devices have no such table.
+    sa.MetaData(),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("device", sa.String, nullable=False),
+    sa.Column("left_at", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+)
+
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """A measured block, with its judgement if it has one yet."""
+    """A measured block, with its judgement if it has one yet.
+
+    Attributes:
+        round: ``REFERENCE_ROUND`` for blocks of the references alone, which tell the devices of a
+            group apart.
+        device: what users call the device that measured it.
+    """
 
     number: int
     block_id: str
     round: int
+    measured_at: str
+    device: str
+    hostname: str
     busy_ns: int
     running_ns: int
     bytes_sent: int
@@ -129,6 +150,15 @@ class Attempt:
     architecture_key: str
     block_id: str
     failure_kind: FailureKind | None
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A device of a group was given up."""
+
+    device: str
+    left_at: str
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,8 +289,12 @@ class Store:
         device: DeviceInfo,
         bytes_sent: int,
         wall_seconds: float,
+        name: str = "",
     ) -> None:
         """Keeps a measured block whole. Model ids are architecture keys.
+
+        Args:
+            name: what users call the device; its hostname unless given.
 
         Raises:
             DatasetError: the block is there already, or a model is not in the plan.
@@ -291,7 +325,7 @@ class Store:
                     "round": round_number,
                     "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
                     "spec": block.spec.to_json(),
-                    "device": asdict(device),
+                    "device": {"name": name or device.hostname, **asdict(device)},
                     "states": [state.to_json() for state in result.states],
                     "busy_ns": result.busy_ns,
                     "running_ns": result.running_ns,
@@ -304,8 +338,17 @@ class Store:
     def blocks(self) -> list[StoredBlock]:
         """All blocks in the order in which they were measured."""
         columns = [getattr(_blocks.c, name) for name in _BLOCK_COLUMNS]
+        hostname = _blocks.c.device["hostname"].as_string()
+        # Older stores have no names.
+        name = sa.func.coalesce(_blocks.c.device["name"].as_string(), hostname)
         query = (
-            sa.select(*columns, _judgements.c.passed, _judgements.c.worst_deviation)
+            sa.select(
+                *columns,
+                name.label("device"),
+                hostname.label("hostname"),
+                _judgements.c.passed,
+                _judgements.c.worst_deviation,
+            )
             .select_from(_blocks.outerjoin(_judgements))
             .order_by(_blocks.c.number)
         )
@@ -382,6 +425,23 @@ class Store:
                 for row in connection.execute(sa.select(_verdicts))
             }
 
+    # Devices that left
+
+    def add_departure(self, device: str, reason: str) -> None:
+        left_at = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {"device": device, "left_at": left_at, "reason": reason}
+        with self._writing() as connection:
+            _departures.create(connection, checkfirst=True)
+            connection.execute(_departures.insert(), row)
+
+    def departures(self) -> list[Departure]:
+        """Of devices of a group, in order; a device that came back may be among them."""
+        query = sa.select(_departures.c.device, _departures.c.left_at, _departures.c.reason)
+        with self._reading() as connection:
+            if not sa.inspect(connection).has_table(_departures.name):
+                return []
+            return [Departure(*row) for row in connection.execute(query.order_by("number"))]
+
     # Rounds
 
     def keep_round(self, round_number: int, result: Mapping[str, Any]) -> None:
@@ -401,6 +461,7 @@ _BLOCK_COLUMNS = (
     "number",
     "block_id",
     "round",
+    "measured_at",
     "busy_ns",
     "running_ns",
     "bytes_sent",

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.dataset.store import REFERENCE_ROUND, Store, StoredBlock, StoredMeasurement
+from esm_host.dataset.store import (
+    GROUP_FACT,
+    REFERENCE_ROUND,
+    Store,
+    StoredBlock,
+    StoredMeasurement,
+)
+from esm_host.evaluation.alike import Readings
 from esm_host.evaluation.quality import Quality, judge
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
@@ -26,6 +33,7 @@ class Dataset:
 
     Attributes:
         latency_ms: trimmed mean, the device's pace and its block's factor divided out, ``(n,)``.
+            Of a group, on the scale of its median device.
         interval: half-width of the 95 % interval, as a share of the latency, ``(n,)``.
         judgements: verdict and reasons of each, ``(n,)``.
     """
@@ -81,6 +89,9 @@ class Measured:
 class BlockTable:
     """Every block's models and how its references fared.
 
+    Of a group, blocks of the references alone are among them; of devices that measured nothing
+    else, none.
+
     Attributes:
         models: per block, what was measured by architecture key; models that failed are absent.
         slowdown: per block, from its first third to its last, as a share.
@@ -109,15 +120,9 @@ class Measurements:
 
     def table(self) -> BlockTable:
         """All blocks so far, judged by their references."""
-        blocks = self._store.blocks()
-        self._read(blocks)
-        references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
+        blocks = self._blocks()
         models = [self._models[block.block_id] for block in blocks]
-        nothing = Measured(np.nan, np.nan, np.inf)
-        references_ms = np.array(
-            [[found.get(key, nothing).latency_ms for key in references] for found in models],
-            dtype=float,
-        ).reshape(len(blocks), len(references))
+        references_ms = self._of_references(blocks, lambda model: model.latency_ms)
         measured = {key for found in models for key in found}
         return BlockTable(
             blocks,
@@ -125,8 +130,21 @@ class Measurements:
             [self._slowdown[block.block_id] for block in blocks],
             {key: text for key, text in self._failures.items() if key not in measured},
             references_ms,
-            judge(references_ms, common_pace=self._common_pace),
+            judge(references_ms, self._common_pace, self._devices(blocks)),
         )
+
+    def readings(self, block_ids: Collection[str] | None = None) -> dict[str, Readings]:
+        """The references by device: in these blocks, or in all that count for the data set."""
+        by_device: dict[str, list[StoredBlock]] = {}
+        for block in self._blocks(block_ids):
+            by_device.setdefault(block.device, []).append(block)
+        return {
+            name: Readings(
+                self._of_references(blocks, lambda model: model.latency_ms),
+                self._of_references(blocks, lambda model: model.interval),
+            )
+            for name, blocks in by_device.items()
+        }
 
     def dataset(self) -> Dataset:
         """Every planned architecture that could be measured, with its best attempt's latency."""
@@ -155,6 +173,36 @@ class Measurements:
     @property
     def _common_pace(self) -> bool:
         return self._spec.protocol is Protocol.INTERLEAVED
+
+    def _blocks(self, block_ids: Collection[str] | None = None) -> list[StoredBlock]:
+        """These, or those of all devices that measured more than the references; read."""
+        blocks = self._store.blocks()
+        self._read(blocks)
+        if block_ids is not None:
+            return [block for block in blocks if block.block_id in block_ids]
+        counted = {block.device for block in blocks if block.round != REFERENCE_ROUND}
+        return [block for block in blocks if block.device in counted]
+
+    def _devices(self, blocks: list[StoredBlock]) -> NDArray[np.int64]:
+        """Numbers of the blocks' devices; of no group there is one, by whatever name."""
+        if self._store.fact(GROUP_FACT) is None:
+            return np.zeros(len(blocks), dtype=np.int64)
+        names = sorted({block.device for block in blocks})
+        return np.array([names.index(block.device) for block in blocks], dtype=np.int64)
+
+    def _of_references(
+        self, blocks: list[StoredBlock], figure: Callable[[Measured], float]
+    ) -> NDArray[np.float64]:
+        """A figure of every reference in each block, ``(blocks, references)``."""
+        references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
+        nothing = Measured(np.nan, np.nan, np.inf)
+        return np.array(
+            [
+                [figure(self._models[block.block_id].get(key, nothing)) for key in references]
+                for block in blocks
+            ],
+            dtype=float,
+        ).reshape(len(blocks), len(references))
 
     def _read(self, blocks: list[StoredBlock]) -> None:
         fresh: dict[str, list[StoredMeasurement]] = {

@@ -2,6 +2,7 @@
 
 Every block holds the same few reference models. What they have in common in a block is the
 device's pace at that time, the block's factor; what is left, per reference, is how far it strays.
+Where several devices of one kind measured, factors carry every block to the scale of one of them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ class Quality:
     """Judgement of blocks, arrays in their order.
 
     Attributes:
-        factors: the device's pace in each block: 1 at its median, 1.1 when a tenth slower.
-        deviations: by how much each reference strays, ``(blocks, references)``, as a share.
+        factors: the pace in each block: 1 at the device's median, 1.1 when a tenth slower. Of
+            several devices, 1 at the median of the median one (:func:`median_of`).
+        deviations: by how much each reference strays from what it is on the block's device,
+            ``(blocks, references)``, as a share.
     """
 
     factors: NDArray[np.float64]
@@ -34,16 +37,23 @@ class Quality:
         return worst
 
 
-def judge(references_ms: NDArray[np.float64], common_pace: bool) -> Quality:
-    """Fits ``latency[block, reference] = pace[block] * base[reference]`` and reports what is left.
+def judge(
+    references_ms: NDArray[np.float64],
+    common_pace: bool,
+    devices: NDArray[np.int64] | None = None,
+) -> Quality:
+    """Fits ``latency[block, reference] = pace[block] * base[device, reference]``.
 
     Medians on both sides (Tukey's median polish of the logarithms), so that one straying
-    reference spoils neither the factor of its block nor its own base.
+    reference spoils neither the factor of its block nor its own base. Each device's bases are
+    fitted in the same way to ``level[device] * base[reference]``: a device counts once, however
+    many blocks it measured, and is held against nothing but itself when a block is judged.
 
     Args:
         references_ms: ``(blocks, references)``, NaN where a reference failed.
         common_pace: False for blocks whose models were measured one after the other: nothing
-            is common to them then, every factor is 1, and the deviation is the plain one.
+            is common to them then but their device, and the deviation is the plain one.
+        devices: number of the device of each block, ``(blocks,)``; one for all unless given.
     """
     with np.errstate(invalid="ignore"):
         logs = np.log(references_ms)
@@ -51,18 +61,43 @@ def judge(references_ms: NDArray[np.float64], common_pace: bool) -> Quality:
     pace = np.zeros(blocks)
     if logs.size == 0:
         return Quality(np.exp(pace), np.zeros((blocks, 0)))
+    of = np.zeros(blocks, dtype=np.int64) if devices is None else devices
+    names = np.unique(of)
+    bases = np.full((len(names), logs.shape[1]), np.nan)
+    deviations = np.empty_like(logs)
+    for row, name in enumerate(names):
+        own = of == name
+        pace[own], bases[row] = _polish(logs[own], common_pace)
+        deviations[own] = np.abs(np.expm1(logs[own] - pace[own, None] - bases[row]))
+    levels, _ = _polish(bases, True)
+    levels -= levels[median_of(levels)]
+    return Quality(np.exp(pace + levels[np.searchsorted(names, of)]), deviations)
+
+
+def median_of(levels: NDArray[np.float64]) -> int:
+    """Index of the median device; of an even number, the faster of the two in the middle.
+
+    One of them and no mean of two: the figures are then those of a device that exists.
+    """
+    return int(np.argsort(levels, kind="stable")[(len(levels) - 1) // 2])
+
+
+def _polish(
+    logs: NDArray[np.float64], common_pace: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median of each row, 0 in the middle, and of each column; NaN where nothing is known."""
+    pace = np.zeros(len(logs))
     base = _median(logs, axis=0)
     if common_pace:
         for _ in range(10):
-            pace = _median(logs - base, axis=1)
+            pace = np.nan_to_num(_median(logs - base, axis=1))
             pace -= np.median(pace)
             base = _median(logs - pace[:, None], axis=0)
-    deviations = np.abs(np.expm1(logs - pace[:, None] - base))
-    return Quality(np.exp(pace), deviations)
+    return pace, base
 
 
 def _median(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Median without NaN; 0 where nothing else is left."""
+    """Median without NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice"
-        return np.nan_to_num(np.nanmedian(values, axis=axis))
+        return np.asarray(np.nanmedian(values, axis=axis))

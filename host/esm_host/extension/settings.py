@@ -34,6 +34,7 @@ class Settings:
         references: reference models in every block.
         reference_tolerance_percent: by which one may stray before its block fails.
         max_remeasurements: of a block that failed.
+        group_tolerance_percent: by which the pace of one of several devices may differ.
         block_size: architectures per block, references not counted.
         max_models: architectures measured at most; the campaign then ends unconverged.
 
@@ -61,6 +62,7 @@ class Settings:
     references: int = 4
     reference_tolerance_percent: float = 3.0
     max_remeasurements: int = 2
+    group_tolerance_percent: float = 10.0
     block_size: int = 20
     max_models: int = 4000
     folds: int = 5
@@ -78,6 +80,7 @@ class Settings:
             ("references", 1, 64),
             ("reference_tolerance_percent", 0, 10**6),
             ("max_remeasurements", 0, 1000),
+            ("group_tolerance_percent", 0, 10**6),
             ("block_size", 1, 10_000),
             ("folds", 2, 100),
             ("seed", 0, 2**63 - 1),
@@ -156,6 +159,7 @@ class Settings:
 _FLAGS = {
     "target_accuracy_percent": "--target-accuracy",
     "reference_tolerance_percent": "--reference-tolerance",
+    "group_tolerance_percent": "--group-tolerance",
     "provider": "--ep",
     "model_timeout_s": "--timeout",
 }

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from esm_host.dataset.store import Store
+from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
+from esm_host.dataset.table import Measurements
+from esm_host.evaluation.alike import Pace, compare
 from esm_host.extension.settings import Settings
 from esm_protos.messages import DeviceInfo
 
@@ -16,9 +21,14 @@ SCHEMA_VERSION = 1
 
 
 def campaign_result(
-    store: Store, settings: Settings, device: DeviceInfo, converged: bool
+    store: Store,
+    measurements: Measurements,
+    settings: Settings,
+    device: DeviceInfo,
+    converged: bool,
 ) -> dict[str, Any]:
-    """The whole result, derived from the store. Times cover all sessions of the campaign."""
+    """The whole result, derived from the store. Times cover all sessions of the campaign; of a
+    group, device time is that of all devices together."""
     blocks = store.blocks()
     rounds = store.rounds()
     busy = sum(block.busy_ns for block in blocks) / 1e9
@@ -32,8 +42,69 @@ def campaign_result(
         "device_busy_seconds": busy,
         "bytes_sent": sum(block.bytes_sent for block in blocks),
         "device": asdict(device),
+        "devices": devices(store, measurements),
         "settings": settings.to_json(),
     }
+
+
+def devices(store: Store, measurements: Measurements) -> list[dict[str, Any]]:
+    """Every device that took part, or was to; its pace is that of all of its blocks.
+
+    ``pace`` is against the median device's, 1.04 when it takes 4 % longer; None where there is
+    no other. ``left_at`` tells when a device was last given up, if it measured nothing since.
+    """
+    blocks = store.blocks()
+    departures = {departure.device: departure for departure in store.departures()}
+    models = _models(store, measurements)
+    paces: dict[str, Pace]
+    if store.fact(GROUP_FACT) is None and blocks:  # one device, by whatever name it was reached
+        name = blocks[-1].device
+        blocks = [replace(block, device=name) for block in blocks]
+        models, paces = Counter({name: models.total()}), {}
+    else:
+        paces = _paces(measurements, blocks)
+    result = []
+    for name in dict.fromkeys([*(block.device for block in blocks), *departures]):
+        own = [block for block in blocks if block.device == name]
+        left = departures.get(name)
+        if left is not None and own and own[-1].measured_at > left.left_at:
+            left = None
+        pace = paces.get(name)
+        result.append(
+            {
+                "name": name,
+                "hostname": own[-1].hostname if own else None,
+                "blocks": len([block for block in own if block.round != REFERENCE_ROUND]),
+                "models": models[name],
+                "pace": _finite(pace.ratio) if pace else None,
+                "pace_interval": _finite(pace.ratio * pace.interval) if pace else None,
+                "stray_percent": _finite(100 * pace.stray) if pace else None,
+                "left_at": left and left.left_at,
+                "left_because": left and left.reason,
+            }
+        )
+    return result
+
+
+def _paces(measurements: Measurements, blocks: Sequence[StoredBlock]) -> dict[str, Pace]:
+    counted = measurements.readings()
+    readings = measurements.readings({block.block_id for block in blocks}) | counted
+    return compare(readings, counted or readings) if len(readings) > 1 else {}
+
+
+def _models(store: Store, measurements: Measurements) -> Counter[str]:
+    """How many models each device measured, references not counted."""
+    references = {a.key for a in store.plan().get(REFERENCE_ROUND, [])}
+    table = measurements.table()
+    models: Counter[str] = Counter()
+    for block, found in zip(table.blocks, table.models, strict=True):
+        models[block.device] += len(found.keys() - references)
+    return models
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -55,40 +56,47 @@ class PatientProfiler(Profiler):
         """Without patience."""
         return self._inner.submit(block)
 
-    def wait(self, error: DeviceError, since: float | None) -> float:
+    def wait(
+        self, error: DeviceError, since: float | None, unwanted: threading.Event | None = None
+    ) -> float:
         """Pauses until the device answers; raises when it has been so for too long.
 
         Args:
             since: when the same trouble began; None says that it is new.
+            unwanted: once set, the error is raised at once.
 
         Returns:
             When it began.
         """
+        unwanted = unwanted or threading.Event()
         now = time.monotonic()
+        if unwanted.is_set():
+            raise error
         if since is None:
             self._on_wait(str(error))
         elif now - since > self._patience_s:
             raise error
-        time.sleep(self._pause_s)
-        self.device_info()
+        unwanted.wait(self._pause_s)
+        self._patiently(self._inner.device_info, unwanted)
         return now if since is None else since
 
     def close(self) -> None:
         self._inner.close()
 
-    def _patiently(self, call: Callable[[], T]) -> T:
+    def _patiently(self, call: Callable[[], T], unwanted: threading.Event | None = None) -> T:
+        unwanted = unwanted or threading.Event()
         deadline = time.monotonic() + self._patience_s
         told = False
         while True:
             try:
                 return call()
             except (NotNowError, UnreachableError) as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or unwanted.is_set():
                     raise
                 if not told:
                     self._on_wait(f"{error} Waiting for it.")
                     told = True
-                time.sleep(self._pause_s)
+                unwanted.wait(self._pause_s)
 
 
 class _Pending(Pending):
@@ -98,6 +106,7 @@ class _Pending(Pending):
         self._profiler = profiler
         self._block = block
         self._sent_before = 0
+        self._unwanted = threading.Event()
         self._current = profiler.submit_once(block)
 
     @property
@@ -112,7 +121,7 @@ class _Pending(Pending):
             try:
                 return self._current.result(on_progress)
             except NotNowError as error:
-                refused_since = self._profiler.wait(error, refused_since)
+                refused_since = self._profiler.wait(error, refused_since, self._unwanted)
             except UnreachableError as error:
                 losses += 1
                 if losses == _MAX_LOSSES:
@@ -120,10 +129,13 @@ class _Pending(Pending):
                         f"the agent was lost {losses} times while it measured one block: it may "
                         "lack memory; a smaller --block-size helps"
                     ) from error
-                self._profiler.wait(error, None)
+                self._profiler.wait(error, None, self._unwanted)
                 refused_since = None
             self._sent_before += self._current.bytes_sent
             self._current = self._profiler.submit_once(self._block)
+            if self._unwanted.is_set():  # meanwhile, from another thread
+                self._current.cancel()
 
     def cancel(self) -> None:
+        self._unwanted.set()
         self._current.cancel()
