@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-faults test-arm64 test-large lint types docs protos probes clean
+.PHONY: demo browser test test-faults test-arm64 test-large lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -14,6 +14,11 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not faults and not arm64 and not large"
+
+browser:  ## chromium, for the tests of the report; without it they are skipped
+	@command -v chromium >/dev/null || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && \
+	  apt-get install -y -q chromium; } || \
+	  echo "no chromium, tests of the report are skipped: sudo apt-get install chromium" >&2
 
 test-faults: $(STAMP)  ## kills, cuts, full disks, jumping clocks, malformed inputs; ten minutes
 	$(BIN)/python -m pytest -m faults -s

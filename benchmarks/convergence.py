@@ -414,36 +414,47 @@ def report(result: dict[str, Any]) -> None:
 
 def plot(path: Path, curves: dict[str, list[Curve]], target_percent: float) -> None:
     """Accuracy of the worst bin over the number of models: every seed, and where it converged."""
-    import matplotlib
+    import altair as alt
+    import pandas as pd
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from esm_host.report import plots
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for number, (name, runs) in enumerate(curves.items()):
-        colour = f"C{number}"
-        for index, run in enumerate(runs):
-            label = name if index == 0 else None
-            axes.plot(run.models, run.worst_bin_percent, color=colour, alpha=0.6, label=label)
-            if run.needed is not None:
-                at = run.models.index(run.needed)
-                axes.plot(run.needed, run.worst_bin_percent[at], "o", color=colour)
-    axes.axhline(target_percent, color="tab:red", linewidth=1, label=f"target {target_percent:g} %")
-    axes.set(
-        xscale="log",
-        xlabel="measured models",
-        ylabel="accuracy of the worst depth bin (%)",
-        ylim=(target_percent - 12, None),
+    target = f"target {target_percent:g} %"
+    frame = pd.DataFrame(
+        {"strategy": name, "seed": seed, "models": models, "accuracy": accuracy, "reached": reached}
+        for name, runs in curves.items()
+        for seed, run in enumerate(runs)
+        for models, accuracy in zip(run.models, run.worst_bin_percent, strict=True)
+        for reached in ["target reached" if models == run.needed else None]
     )
-    # Plain numbers that keep apart: over less than two decades, powers of ten would not.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.plot([], [], "o", color="grey", label="target reached")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    least = target_percent - 12
+    x = alt.X(
+        "models:Q",
+        title="measured models",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(values=[100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000], format="d"),
+    )
+    y = alt.Y(
+        "accuracy:Q",
+        title="accuracy of the worst depth bin (%)",
+        scale=alt.Scale(domainMin=least, zero=False),
+    )
+    order, legend = alt.Scale(domain=list(curves)), alt.Legend(symbolType="stroke")
+    base = alt.Chart(frame).encode(x, y, alt.Color("strategy:N", scale=order, legend=legend))
+    lines = base.mark_line(opacity=0.7, clip=True).encode(
+        alt.StrokeDash("strategy:N", scale=order, legend=legend), alt.Detail("seed:N")
+    )
+    marks = (
+        base.transform_filter(f"datum.reached && datum.accuracy >= {least}")
+        .mark_point(size=70, opacity=1)
+        .encode(alt.Shape("reached:N", legend=alt.Legend(symbolFillColor="gray")))
+    )
+    rule = (
+        alt.Chart(pd.DataFrame({"accuracy": [target_percent], "line": [target]}))
+        .mark_rule(style="target")
+        .encode(y, alt.Opacity("line:N", scale=alt.Scale(range=[1, 1])))
+    )
+    plots.save(plots.styled(rule + lines + marks), path)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_leaves_everything_in_its_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"settings.json", "store.sqlite", "predictor.pt", "predictor.onnx"} <= names
-    assert {"result.json", "predicted_against_measured.png"} <= names
+    assert {"result.json", "predictions.csv", "predicted_against_measured.png"} <= names
     assert {"accuracy_by_round.png", "reference_stability.png"} <= names
 
 
@@ -317,7 +317,7 @@ def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Pat
     assert esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1).exit_code == 0
     blocks = len(fake.blocks)
     assert_refused(esm_host("profile", *SMALL, "--run", run), 2, "--resume")
-    from esm_host.cli.folder import RunFolder
+    from esm_host.folder import RunFolder
 
     with RunFolder(run).locked():
         result = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 100)
@@ -455,7 +455,7 @@ def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path)
 # Starting up
 
 
-HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "grpc", "sqlalchemy", "matplotlib", "rich"}
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "grpc", "sqlalchemy", "rich"}
 HEAVY |= {"zeroconf", "tomlkit", "pandas", "altair"}
 
 

@@ -655,7 +655,7 @@ def test_help_loads_nothing_heavy() -> None:
         "from esm_host.cli.app import app\n"
         "try: app()\n"
         "except SystemExit: pass\n"
-        "heavy = ('torch', 'onnx', 'onnxruntime', 'numpy', 'grpc', 'sqlalchemy', 'matplotlib')\n"
+        "heavy = ('torch', 'onnx', 'onnxruntime', 'numpy', 'grpc', 'sqlalchemy', 'pandas')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -669,7 +669,7 @@ def test_timing_needs_neither_torch_nor_onnx(model: Path) -> None:
         "from esm_host.cli.app import app\n"
         "try: app()\n"
         "except SystemExit as end: print(end.code)\n"
-        "heavy = ('torch', 'onnx', 'onnxruntime', 'sqlalchemy', 'matplotlib')\n"
+        "heavy = ('torch', 'onnx', 'onnxruntime', 'sqlalchemy', 'altair', 'pandas')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

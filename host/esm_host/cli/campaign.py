@@ -12,20 +12,21 @@ import typer
 
 from esm_host.bins import DepthBins
 from esm_host.cli.errors import INTERRUPTED
-from esm_host.cli.folder import RunFolder
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import BlockTable, Measurements
+from esm_host.dataset.table import Measurements
 from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
+from esm_host.folder import RunFolder
 from esm_host.limits import check_campaign, check_spec
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
+from esm_host.run import Run
 from esm_host.sampling import SAMPLERS, RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
@@ -193,7 +194,7 @@ def _run(
     result = campaign_result(store, measurements, settings, device, outcome.converged)
     table = measurements.table()
     store.close()
-    _write(folder, settings, bins, table, outcome, result)
+    _write(folder, settings, outcome, result)
     live.stop()
     print_bins(result["rounds"][-1], settings.target_accuracy_percent)
     if table.failures:
@@ -211,27 +212,25 @@ def _run(
     return 0 if outcome.converged else TARGET_NOT_REACHED
 
 
-def _write(
-    folder: RunFolder,
-    settings: Settings,
-    bins: DepthBins,
-    table: BlockTable,
-    outcome: Outcome,
-    result: dict[str, Any],
-) -> None:
-    """The predictor, the pictures and, last, the result."""
+def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
+    """The predictor, its predictions, the pictures and, last, the result."""
     assert isinstance(outcome.predictor, MLPPredictor)
     outcome.predictor.save(folder.predictor)
     write_bytes(folder.predictor_onnx, outcome.predictor.to_onnx())
-    plots.predicted_against_measured(
-        folder.plots["predicted_against_measured"], outcome.dataset, outcome.predicted_ms, bins
-    )
-    plots.accuracy_by_round(
-        folder.plots["accuracy_by_round"], result["rounds"], settings.target_accuracy_percent
-    )
-    plots.reference_stability(
-        folder.plots["reference_stability"],
-        table,
-        settings.reference_tolerance_percent,
-    )
+    pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
+    lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
+    write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
+    run = Run(folder.path, settings, result)
+    blocks = run.blocks()
+    charts = {
+        "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
+        "accuracy_by_round": plots.accuracy_by_round(
+            run.accuracy(), settings.target_accuracy_percent
+        ),
+        "reference_stability": plots.reference_stability(
+            blocks, run.references(), settings.reference_tolerance_percent
+        ),
+    }
+    for name, chart in charts.items():
+        plots.save(chart, folder.plots[name])
     write_json(folder.result, result)

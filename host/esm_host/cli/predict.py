@@ -45,14 +45,13 @@ def predict(
     Example: esm-host predict runs/pi4 --sample 5
     """
     from esm_host.bins import DepthBins
-    from esm_host.cli.folder import RunFolder
-    from esm_host.encoding import make_encoder
     from esm_host.errors import UsageError
+    from esm_host.run import load_run
 
     if (architectures is None) == (sample == 0):
         raise UsageError("give either --architectures FILE or --sample N")
-    settings = RunFolder(run).read_settings()
-    space = settings.search_space()
+    campaign = load_run(run)
+    settings, space = campaign.settings, campaign.space
     if architectures is not None:
         chosen = _read(architectures)
     else:
@@ -62,7 +61,7 @@ def predict(
 
         bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
         chosen = SAMPLERS[sampling.value](space, bins).sample(sample, np.random.default_rng(seed))
-    latency_ms = _predicted(run, make_encoder(settings.encoding, space).encode(chosen))
+    latency_ms = campaign.predict(chosen).tolist()
     results = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
         for a, latency in zip(chosen, latency_ms, strict=True)
@@ -97,25 +96,3 @@ def _read(path: Path) -> list[Any]:
         )
         for entry in entries
     ]
-
-
-def _predicted(run: Path, encodings: Any) -> list[float]:
-    """By the ONNX predictor: no need for torch here."""
-    import onnxruntime
-
-    from esm_host.errors import DatasetError
-
-    path = run / "predictor.onnx"
-    if not path.exists():
-        raise DatasetError(
-            f"{run} has no predictor yet: esm-host profile --run {run} --resume makes it"
-        )
-    try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        result: list[float] = session.run(None, {"encoding": encodings})[0].tolist()
-    except Exception as error:
-        raise DatasetError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): "
-            f"esm-host profile --run {run} --resume writes it again"
-        ) from error
-    return result

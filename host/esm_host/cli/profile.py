@@ -24,8 +24,8 @@ from esm_host.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from esm_host.cli.folder import RunFolder
     from esm_host.extension.settings import Settings
+    from esm_host.folder import RunFolder
 
 
 class SamplingName(enum.StrEnum):
@@ -246,9 +246,9 @@ def profile(
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
     from esm_host.cli.campaign import run_campaign
-    from esm_host.cli.folder import RunFolder
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
+    from esm_host.folder import RunFolder
     from esm_protos.messages import Protocol
 
     if not patience >= 0:

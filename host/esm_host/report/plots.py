@@ -1,104 +1,334 @@
-"""The three pictures of a campaign."""
+"""Charts of a campaign: tidy frames in (as :class:`esm_host.run.Run` gives them), charts out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import matplotlib
+import altair as alt
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from esm_host.bins import DepthBins
-from esm_host.dataset.table import BlockTable, Dataset
-from esm_host.evaluation.accuracy import accuracy_percent
+from esm_host.report.result import write_bytes
+from esm_host.report.theme import LIGHT, SHAPES, config
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
+WIDTH, HEIGHT = 560, 320
+
+C = TypeVar("C", alt.Chart, alt.LayerChart)
+
+_COLUMNS = alt.ExprRef(expr="max(1, floor(width / 105))")
+"""As many entries of a legend side by side as there is room for."""
 
 
-def predicted_against_measured(
-    path: Path, dataset: Dataset, predicted_ms: NDArray[np.float64], bins: DepthBins
-) -> None:
-    """Scatter of out-of-fold predictions, coloured by depth bin; the diagonal is perfect."""
-    figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
-    index = bins.of(dataset.depth)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, bins.count))
-    for number in range(bins.count):
-        rows = index == number
-        depths = bins.depths(number)
-        axes.scatter(
-            dataset.latency_ms[rows],
-            predicted_ms[rows],
-            s=12,
-            alpha=0.7,
-            color=colours[number],
-            label=f"{depths[0]}-{depths[-1]} blocks",
+def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
+    """Out-of-fold predictions against measurements, by depth bin; the diagonal is perfect.
+
+    Args:
+        measurements: :meth:`Run.measurements`; rows without a prediction are left out.
+    """
+    columns = ["architecture", "depth", "bin", "latency_ms", "interval_percent", "predicted_ms"]
+    frame = compact(
+        measurements.dropna(subset="predicted_ms")[[*columns, "error_percent", "verdict"]]
+    )
+    both = (
+        np.concatenate([frame["latency_ms"], frame["predicted_ms"]]) if len(frame) else [1.0, 2.0]
+    )
+    ends = [max(float(np.min(both)), 1e-6) * 0.95, float(np.max(both)) * 1.05]
+    scale = alt.Scale(
+        domain=ends, nice=False, zero=False, type="log" if ends[1] > 20 * ends[0] else "linear"
+    )
+    points = (
+        alt.Chart(frame)
+        .transform_calculate(
+            latency="format(datum.latency_ms, '.4~g') + ' ms' + (isValid(datum.interval_percent)"
+            " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')",
+            error="format(datum.error_percent, '+.1f') + ' %'",
         )
-    both = np.concatenate([dataset.latency_ms, predicted_ms])
-    span = [max(both.min(), 1e-6) * 0.95, both.max() * 1.05]
-    axes.plot(span, span, color="0.4", linewidth=1, zorder=0)
-    axes.set(
-        xlabel="measured latency (ms)",
-        ylabel="predicted latency (ms), out of fold",
-        title=f"accuracy {accuracy_percent(dataset.latency_ms, predicted_ms):.1f} % on "
-        f"{len(dataset)} models, each predicted unseen",
-        aspect="equal",
+        .mark_point()
+        .encode(
+            alt.X("latency_ms:Q", title="measured (ms)", scale=scale, axis=alt.Axis(tickCount=6)),
+            alt.Y("predicted_ms:Q", title="predicted, unseen (ms)", scale=scale),
+            *_by_depth(frame, symbolOpacity=1),
+            tooltip=[
+                alt.Tooltip("architecture:N"),
+                alt.Tooltip("depth:Q", title="blocks"),
+                alt.Tooltip("latency:N", title="measured"),
+                alt.Tooltip("predicted_ms:Q", title="predicted (ms)", format=".4~g"),
+                alt.Tooltip("error:N"),
+                alt.Tooltip("verdict:N"),
+            ],
+        )
     )
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def accuracy_by_round(path: Path, rounds: Sequence[dict[str, Any]], target_percent: float) -> None:
-    """Accuracy of every depth bin after each round, against the number of measured models."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    measured = [entry["measured_models"] for entry in rounds]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(rounds[0]["bins"])))
-    for number, colour in enumerate(colours):
-        entries = [entry["bins"][number] for entry in rounds]
-        accuracy = [
-            np.nan if e["accuracy_percent"] is None else e["accuracy_percent"] for e in entries
-        ]
-        label = f"{entries[0]['depth_min']}-{entries[0]['depth_max']} blocks"
-        axes.plot(measured, accuracy, marker="o", color=colour, label=label)
-    overall = [entry["accuracy_percent"] for entry in rounds]
-    axes.plot(measured, overall, color="black", linestyle=":", marker=".", label="overall")
-    axes.axhline(target_percent, color="tab:red", linewidth=1, label=f"target {target_percent:g} %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(
-        xlabel="measured models", ylabel="accuracy (%)", title="accuracy of each depth bin by round"
+    diagonal = (
+        alt.Chart(pd.DataFrame({"measured": ends, "predicted": ends}))
+        .mark_line(style="baseline", clip=True)
+        .encode(x="measured:Q", y="predicted:Q")
     )
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    return layered(diagonal, points, height=420)
 
 
-def reference_stability(path: Path, table: BlockTable, tolerance_percent: float) -> None:
-    """References over the campaign: the pace that they share, and how far each strays from it."""
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
-    number = np.arange(1, len(table.blocks) + 1)
-    upper.plot(number, 100 * (table.quality.factors - 1), color="black", marker=".")
-    upper.axhline(0, color="0.8", zorder=0)
-    upper.set(ylabel="device slower than usual (%)", title="pace of the device, by block")
-    lower.axhspan(0, tolerance_percent, color="tab:green", alpha=0.12, label="tolerated")
-    for reference, deviations in enumerate(100 * table.quality.deviations.T, start=1):
-        lower.plot(number, deviations, ".", label=f"reference {reference}")
-    failed = [i for i, block in enumerate(table.blocks, start=1) if block.passed is False]
-    for block in failed:
-        lower.axvline(block, color="tab:red", alpha=0.25, linewidth=3, zorder=0)
-    title = "what is left of each reference's deviation"
-    lower.set(
-        xlabel="block",
-        ylabel="deviation (%)",
-        title=title + (f" (red: failed, {len(failed)} of {len(table.blocks)})" if failed else ""),
-        ylim=(0, None),
+def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.LayerChart:
+    """Accuracy of every depth bin after each round, against the number of measured models.
+
+    Args:
+        accuracy: :meth:`Run.accuracy`.
+    """
+    frame = compact(accuracy.dropna(subset="accuracy_percent"))
+    x = alt.X(
+        "measured_models:Q",
+        title="measured models",
+        scale=alt.Scale(zero=False, nice=False, padding=16),
+        axis=alt.Axis(values=_some(frame["measured_models"].unique().tolist()), format="d"),
     )
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lower.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
+    y = alt.Y("accuracy_percent:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
+    tooltip = [
+        alt.Tooltip("bin:N", title="blocks"),
+        alt.Tooltip("measured_models:Q", title="measured models"),
+        alt.Tooltip("accuracy_percent:Q", title="accuracy (%)", format=".1f"),
+        alt.Tooltip("samples:Q", title="models of these depths"),
+    ]
+    bins = frame[frame["bin"] != "all"]
+    base = alt.Chart(bins).encode(x=x, y=y, tooltip=tooltip)
+    colour, shape = _by_depth(bins)
+    lines = base.mark_line().encode(colour)
+    points = base.mark_point(size=60, opacity=1).encode(colour, shape)
+    target = f"target {target_percent:g} %"
+    dash = alt.StrokeDash(
+        "line:N",
+        scale=alt.Scale(domain=["all depths", target], range=[[2, 3], [6, 4]]),
+        legend=alt.Legend(symbolType="stroke", symbolSize=200),
+    )
+    overall = (
+        alt.Chart(frame[frame["bin"] == "all"].assign(line="all depths"))
+        .mark_line(style="overall")
+        .encode(x=x, y=y, strokeDash=dash, tooltip=tooltip)
+    )
+    rule = (
+        alt.Chart(pd.DataFrame({"accuracy_percent": [target_percent], "line": [target]}))
+        .mark_rule(style="target")
+        .encode(y=y, strokeDash=dash)
+    )
+    return layered(rule, overall, lines, points)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def pace(blocks: pd.DataFrame) -> alt.LayerChart:
+    """How much slower than usual the device was, block by block; each device by itself.
+
+    Args:
+        blocks: :meth:`Run.blocks`.
+    """
+    frame = compact(blocks[["block", "device", "pace", "round"]])
+    frame = frame.assign(slower_percent=(100 * (frame["pace"] - 1)).round(3)).drop(columns="pace")
+    lines = (
+        alt.Chart(frame)
+        .mark_line(point=alt.OverlayMarkDef(size=30, opacity=1))
+        .encode(
+            _block_axis(frame),
+            alt.Y("slower_percent:Q", title="slower than usual (%)"),
+            tooltip=[
+                "block:Q",
+                "round:Q",
+                "device:N",
+                alt.Tooltip("slower_percent:Q", title="slower by (%)", format="+.1f"),
+            ],
+        )
+    )
+    if frame["device"].nunique() > 1:
+        lines = lines.encode(
+            alt.Color("device:N", legend=alt.Legend(columns=_COLUMNS)),
+            alt.StrokeDash("device:N", legend=alt.Legend(columns=_COLUMNS)),
+        )
+    return layered(level(0.0), lines, height=220)
+
+
+def deviations(
+    references: pd.DataFrame, blocks: pd.DataFrame, tolerance_percent: float
+) -> alt.LayerChart:
+    """How far each reference model strays once the device's pace is divided out.
+
+    Args:
+        references: :meth:`Run.references`.
+        blocks: :meth:`Run.blocks`; those that failed are marked.
+    """
+    columns = ["block", "device", "reference", "deviation_percent"]
+    frame = compact(references.dropna(subset="deviation_percent")[columns])
+    frame = frame.assign(name="reference " + frame["reference"].astype(str))
+    legend = alt.Legend(columns=_COLUMNS)
+    x = _block_axis(blocks)
+    points = (
+        alt.Chart(frame)
+        .mark_point()
+        .encode(
+            x,
+            alt.Y("deviation_percent:Q", title="deviation (%)"),
+            alt.Color("name:N", legend=legend),
+            alt.Shape("name:N", scale=alt.Scale(range=SHAPES), legend=legend),
+            tooltip=[
+                "block:Q",
+                "device:N",
+                "reference:Q",
+                alt.Tooltip("deviation_percent:Q", title="deviation (%)", format=".2f"),
+            ],
+        )
+    )
+    band = (
+        alt.Chart(pd.DataFrame({"low": [0.0], "high": [tolerance_percent]}))
+        .mark_rect(style="band")
+        .encode(alt.Y("low:Q", title="deviation (%)"), y2="high:Q")
+    )
+    failed = (
+        alt.Chart(blocks.loc[blocks["passed"].eq(False), ["block"]])
+        .mark_rule(style="failed")
+        .encode(x=x)
+    )
+    return layered(band, failed, points, height=240)
+
+
+def reference_stability(
+    blocks: pd.DataFrame, references: pd.DataFrame, tolerance_percent: float
+) -> alt.VConcatChart:
+    """:func:`pace` above :func:`deviations`."""
+    charts = (
+        pace(blocks).properties(title="pace of the device, by block"),
+        deviations(references, blocks, tolerance_percent).properties(
+            title="what is left of each reference's deviation (vertical lines: failed blocks)"
+        ),
+    )
+    for chart in charts:
+        chart.config = alt.Undefined  # a concatenation has one of its own
+    both: alt.VConcatChart = alt.vconcat(*charts)
+    both.resolve = alt.Resolve(scale=alt.ScaleResolveMap(color="independent", shape="independent"))
+    both.config = config(LIGHT)
+    return both
+
+
+def residuals(groups: pd.DataFrame, title: str) -> alt.LayerChart:
+    """Errors of the predictions by something: median, middle half and middle nine tenths.
+
+    Args:
+        groups: :func:`residual_groups`.
+        title: of what they are grouped by.
+    """
+    base = alt.Chart(compact(groups)).encode(
+        alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=14)),
+        tooltip=[
+            alt.Tooltip("range:N", title=title),
+            alt.Tooltip("models:Q"),
+            alt.Tooltip("median_percent:Q", title="median error (%)", format="+.2f"),
+            alt.Tooltip("accuracy_percent:Q", title="accuracy (%)", format=".1f"),
+        ],
+    )
+    y = alt.Y("low_percent:Q", title="error of the prediction (%)")
+    layers = (
+        level(0.0),
+        base.mark_rule(style="whisker").encode(y, y2="high_percent:Q"),
+        base.mark_rule(style="box").encode(alt.Y("lower_percent:Q"), y2="upper_percent:Q"),
+        base.mark_point(style="median").encode(alt.Y("median_percent:Q")),
+    )
+    return layered(*layers, height=220)
+
+
+def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) -> pd.DataFrame:
+    """Errors of the predictions by ranges of a column, equal in width.
+
+    Columns: ``value`` (middle of what is there), ``range`` (as text), ``models``, the error's
+    quantiles ``low_percent`` (5 %), ``lower_percent`` (25 %), ``median_percent``,
+    ``upper_percent``, ``high_percent``, and ``accuracy_percent``.
+    """
+    frame = measurements.dropna(subset="error_percent")
+    values = frame[column].to_numpy(dtype=float)
+    distinct = np.unique(values)
+    if len(distinct) <= count:
+        index = np.searchsorted(distinct, values)
+    else:
+        edges = np.linspace(distinct[0], distinct[-1], count + 1)
+        index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, count - 1)
+    rows = []
+    for number in np.unique(index):
+        here = values[index == number]
+        error = frame["error_percent"].to_numpy()[index == number]
+        low, lower, median, upper, high = np.percentile(error, [5, 25, 50, 75, 95])
+        ends = [f"{end:.3g}" for end in (here.min(), here.max())]
+        rows.append(
+            {
+                "value": float(here.min() + here.max()) / 2,
+                "range": ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}",
+                "models": len(here),
+                "low_percent": low,
+                "lower_percent": lower,
+                "median_percent": median,
+                "upper_percent": upper,
+                "high_percent": high,
+                "accuracy_percent": 100 - np.abs(error).mean(),
+            }
+        )
+    names = ["value", "range", "models", "low_percent", "lower_percent", "median_percent"]
+    return pd.DataFrame(rows, columns=[*names, "upper_percent", "high_percent", "accuracy_percent"])
+
+
+def save(chart: Any, path: Path) -> None:
+    """Writes a chart as PNG, without a network or a browser."""
+    import vl_convert
+
+    png = vl_convert.vegalite_to_png(chart.to_dict(), scale=2, allowed_base_urls=[])
+    write_bytes(path, png)
+
+
+def layered(*layers: Any, height: int = HEIGHT) -> alt.LayerChart:
+    """Charts on top of each other, with our size and looks."""
+    return styled(alt.LayerChart(layer=list(layers)), height)
+
+
+def styled(chart: C, height: int = HEIGHT) -> C:
+    """Our size and looks; a page that draws it gives it its own."""
+    sized = chart.properties(width=WIDTH, height=height)
+    sized.config = copy.deepcopy(config(LIGHT))
+    return sized
+
+
+def compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without digits that nobody sees, and without infinities, which JSON has no word for."""
+    floats = frame.select_dtypes("float").columns
+    changed = {
+        name: frame[name].where(np.isfinite(frame[name])).map(lambda v: float(f"{v:.6g}"))
+        for name in floats
+    }
+    return frame.assign(**changed).reset_index(drop=True)
+
+
+def ordered_bins(frame: pd.DataFrame) -> list[str]:
+    """Bins from the shallowest to the deepest."""
+    return sorted(frame["bin"].unique(), key=lambda name: int(name.partition("-")[0]))
+
+
+def _by_depth(frame: pd.DataFrame, **legend: Any) -> tuple[alt.Color, alt.Shape]:
+    """Depth bins by colour and by shape, in one legend."""
+    domain = ordered_bins(frame)
+    shared = alt.Legend(columns=_COLUMNS, labelExpr="datum.label + ' blocks'", **legend)
+    return (
+        alt.Color("bin:N", scale=alt.Scale(domain=domain, range="ordinal"), legend=shared),
+        alt.Shape("bin:N", scale=alt.Scale(domain=domain, range=SHAPES), legend=shared),
+    )
+
+
+def _block_axis(blocks: pd.DataFrame) -> alt.X:
+    last = int(blocks["block"].max()) if len(blocks) else 1
+    return alt.X(
+        "block:Q",
+        title="block",
+        scale=alt.Scale(domain=[0.5, last + 0.5], nice=False, zero=False),
+        axis=alt.Axis(format="d", tickMinStep=1),
+    )
+
+
+def level(value: float) -> alt.Chart:
+    """A horizontal line."""
+    chart: alt.Chart = alt.Chart(pd.DataFrame({"level": [value]})).mark_rule(style="baseline")
+    chart.encoding = alt.FacetedEncoding(y=alt.Y("level:Q"))
+    return chart
+
+
+def _some(values: list[int], most: int = 10) -> list[int]:
+    step = -(-len(values) // most)
+    return values[::step]

@@ -22,6 +22,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.predictor = path / "predictor.pt"
         self.predictor_onnx = path / "predictor.onnx"
+        self.predictions = path / "predictions.csv"
         self.plots = {
             name: path / f"{name}.png"
             for name in ("predicted_against_measured", "accuracy_by_round", "reference_stability")

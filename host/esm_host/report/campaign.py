@@ -1,0 +1,482 @@
+"""The report of a campaign."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esm_host.evaluation.verdict import Verdict
+from esm_host.report import plots
+from esm_host.report.page import (
+    Cell,
+    Column,
+    Fact,
+    Facts,
+    Figure,
+    Page,
+    Section,
+    Step,
+    Steps,
+    Table,
+    Text,
+    bytes_text,
+    duration,
+    fixed,
+    number,
+    plural,
+    significant,
+)
+from esm_host.run import Run
+
+VERDICTS = {
+    Verdict.STABLE: "nothing speaks against the number",
+    Verdict.NOISY: "something disturbed the device, or references strayed",
+    Verdict.UNRESOLVED: "the interval is wider than what was asked for",
+    Verdict.THROTTLED: "the device slowed itself down",
+}
+
+_MOST = 10  # rows of a table of extremes
+
+
+def campaign_page(run: Run) -> Page:
+    """What a campaign measured and learned, and what to do next.
+
+    Raises:
+        DatasetError: the folder is damaged or holds no measurements yet.
+    """
+    measurements, blocks = run.measurements(), run.blocks()
+    accuracy = run.accuracy()
+    settings = run.settings
+    space = settings.space.rpartition(":")[2] if ".py:" in settings.space else settings.space
+    return Page(
+        eyebrow="Latency campaign",
+        title=f"{space} on {settings.device}",
+        lead=_lead(run, measurements, accuracy),
+        status=_status(run),
+        facts=list(_key_numbers(run, measurements, accuracy, blocks)),
+        sections=[
+            Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
+            *_predictions(measurements),
+            *_accuracy(accuracy, settings.target_accuracy_percent),
+            *_drift(run, blocks),
+            Section(
+                "trust",
+                "Trust in the numbers",
+                _trust(measurements),
+                [*_verdict_tables(measurements), *_failures(run)],
+            ),
+            *_architectures(measurements),
+            Section("how", "Device and settings", "", _device_and_settings(run)),
+        ],
+    )
+
+
+# The summary
+
+
+def _status(run: Run) -> tuple[str, str]:
+    if run.result is None:
+        return "open", "not finished"
+    target = f"{run.settings.target_accuracy_percent:g} %"
+    if run.result["converged"]:
+        return "good", f"converged: target of {target} reached"
+    return "bad", f"not converged: target of {target} missed"
+
+
+def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
+    count = plural(len(measurements), "architecture")
+    text = f"{count} of {_large(run.space.count())} measured"
+    last = _last_round(accuracy)
+    if last.empty:
+        return f"{text}; no predictor has been trained yet."
+    overall = last.loc[last["bin"] == "all", "accuracy_percent"].iloc[0]
+    return (
+        f"{text}. Latencies of architectures not yet seen are predicted to within "
+        f"{100 - overall:.1f} % on average."
+    )
+
+
+def _key_numbers(
+    run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame, blocks: pd.DataFrame
+) -> Iterator[Fact]:
+    target = run.settings.target_accuracy_percent
+    last = _last_round(accuracy)
+    if not last.empty:
+        overall = last.loc[last["bin"] == "all"].iloc[0]
+        yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", f"target {target:g} %")
+        bins = last[(last["bin"] != "all") & last["accuracy_percent"].notna()]
+        worst = bins.loc[bins["accuracy_percent"].idxmin()]
+        yield Fact(
+            "Worst depth bin", f"{worst['accuracy_percent']:.1f} %", f"{worst['bin']} blocks"
+        )
+    rounds = accuracy["round"].nunique()
+    yield Fact("Measured", f"{len(measurements):,}", f"in {plural(rounds, 'finished round')}")
+    if len(measurements):
+        low, high = measurements["latency_ms"].min(), measurements["latency_ms"].max()
+        yield Fact("Slowest", f"{significant(high, 3)} ms", f"fastest {significant(low, 3)} ms")
+        interval = measurements["interval_percent"].median()
+        stable = (measurements["verdict"] == "stable").mean()
+        yield Fact("Median interval", f"±{interval:.1f} %", f"{100 * stable:.0f} % stable")
+    busy = blocks["busy_s"].sum()
+    wall = f"of {duration(run.result['wall_seconds'])} in all" if run.result else "so far"
+    yield Fact("Device busy", duration(busy), wall)
+
+
+def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
+    folder, settings = shlex.quote(str(run.path)), run.settings
+    resume = f"esm-host profile --run {folder} --resume"
+    if run.result is None:
+        yield Step(
+            "The campaign is not finished. Go on with it; nothing is measured twice:", resume
+        )
+    elif measurements["predicted_ms"].isna().all():
+        yield Step("The folder lacks the predictions of each model unseen. Write them:", resume)
+    if run.result is not None and not run.result["converged"]:
+        more = -(-settings.max_models * 3 // 2)
+        yield Step(
+            "The target is missed. Let the campaign measure more where it is inaccurate:",
+            f"{resume} --max-models {more}",
+        )
+    trusted = measurements["verdict"].isin(["stable"]).mean() if len(measurements) else 1.0
+    if trusted < 0.75:
+        reasons = _reasons(measurements)
+        commonest = f" The commonest reason: {reasons[0][1]}." if reasons else ""
+        yield Step(
+            f"{100 * (1 - trusted):.0f} % of the numbers are not stable.{commonest} "
+            "Ask the device what can be put right before the next campaign:",
+            f"esm-host devices doctor {shlex.quote(settings.device)}",
+        )
+    if run.result is not None:
+        yield Step(
+            "Predict latencies of architectures, drawn or your own:",
+            f"esm-host predict {folder} --sample 5",
+        )
+    yield Step(
+        "Look into the numbers in a notebook:",
+        f"esm_host.load_run({str(run.path)!r}).measurements()",
+    )
+
+
+# Predictions
+
+
+def _predictions(measurements: pd.DataFrame) -> Iterator[Section]:
+    predicted = measurements.dropna(subset="error_percent")
+    if predicted.empty:
+        return
+    error = predicted["error_percent"].abs()
+    within = (error <= 5).mean()
+    summary = (
+        f"{plural(len(predicted), 'model')}, each predicted by a network that has not seen it: "
+        f"the mean error is {error.mean():.1f} %, half of them are within {error.median():.1f} %, "
+        f"nine in ten within {error.quantile(0.9):.1f} %. Dots on the dashed line are perfect."
+    )
+    columns = [
+        Column("architecture", "architecture"),
+        Column("depth", "blocks", 0),
+        Column("latency_ms", "measured (ms)", 4),
+        Column("interval_percent", "± (%)", 1),
+        Column("predicted_ms", "predicted (ms)", 4),
+        Column("error_percent", "error (%)", 1),
+        Column("verdict", "verdict"),
+    ]
+    chart = plots.predicted_against_measured(predicted)
+    yield Section(
+        "predictions",
+        "Predictions",
+        f"{100 * within:.0f} % of the predictions are within 5 % of what was measured.",
+        [
+            Figure("predicted", "Predicted against measured latency", summary, chart, columns),
+            *_residuals(predicted),
+        ],
+    )
+
+
+def _residuals(predicted: pd.DataFrame) -> Iterator[Figure]:
+    features = [name for name in predicted.columns if name.startswith("mean_")]
+    columns = [
+        Column("range", "range"),
+        Column("models", "models", 0),
+        Column("median_percent", "median error (%)", 2),
+        Column("low_percent", "5 % quantile", 2),
+        Column("high_percent", "95 % quantile", 2),
+        Column("accuracy_percent", "accuracy (%)", 1),
+    ]
+    for index, column in enumerate(["depth", *features]):
+        what = "number of blocks" if column == "depth" else f"mean {column.removeprefix('mean_')}"
+        groups = plots.residual_groups(predicted, column)
+        many = groups[groups["models"] >= min(5, groups["models"].max())]
+        worst = many.loc[many["median_percent"].abs().idxmax()]
+        way = "too slow" if worst["median_percent"] > 0 else "too fast"
+        summary = (
+            f"Median, middle half and middle nine tenths of the errors. Predicted furthest off on "
+            f"the whole: {what} {worst['range']}, {abs(worst['median_percent']):.1f} % {way} "
+            f"({plural(int(worst['models']), 'model')})."
+        )
+        yield Figure(
+            f"residuals-{index}",
+            f"Error by {what}",
+            summary,
+            plots.residuals(groups, what),
+            columns,
+            half=True,
+        )
+
+
+def _accuracy(accuracy: pd.DataFrame, target_percent: float) -> Iterator[Section]:
+    last = _last_round(accuracy)
+    if last.empty:
+        return
+    bins = last[last["bin"] != "all"].dropna(subset="accuracy_percent")
+    passing = int((bins["accuracy_percent"] >= target_percent).sum())
+    first = accuracy[(accuracy["round"] == 0) & (accuracy["bin"] == "all")].iloc[0]
+    overall = last[last["bin"] == "all"].iloc[0]
+    summary = (
+        f"After the last round {passing} of {plural(len(last) - 1, 'depth bin')} reach "
+        f"{target_percent:g} %. Over all depths: {first['accuracy_percent']:.1f} % with "
+        f"{first['measured_models']} models, {overall['accuracy_percent']:.1f} % with "
+        f"{overall['measured_models']}."
+    )
+    columns = [
+        Column("bin", "blocks"),
+        Column("measured_models", "measured models", 0),
+        Column("accuracy_percent", "accuracy (%)", 1),
+        Column("samples", "models of these depths", 0),
+    ]
+    yield Section(
+        "accuracy",
+        "Accuracy by round",
+        "100 minus the mean absolute percentage error of predictions by networks that have not "
+        "seen the model.",
+        [
+            Figure(
+                "rounds",
+                "Accuracy of each depth bin against measured models",
+                summary,
+                plots.accuracy_by_round(accuracy, target_percent),
+                columns,
+            )
+        ],
+    )
+
+
+def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
+    if blocks.empty:
+        return
+    tolerance = run.settings.reference_tolerance_percent
+    devices = blocks["device"].nunique()
+    low, high = 100 * (blocks["pace"].min() - 1), 100 * (blocks["pace"].max() - 1)
+    failed = int(blocks["passed"].eq(False).sum())
+    of = f" of {devices} devices" if devices > 1 else ""
+    pace = (
+        f"Over {plural(len(blocks), 'block')}{of} the pace went from {abs(low):.0f} % faster than "
+        f"usual to {high:.0f} % slower. This is divided out of every latency."
+    )
+    references = run.references()
+    left = references["deviation_percent"].dropna()
+    remaining = (
+        f"With the pace divided out, half of the references' deviations are below "
+        f"{left.median() if len(left) else 0:.1f} %, nine in ten below "
+        f"{left.quantile(0.9) if len(left) else 0:.1f} %. {plural(failed, 'block')} of "
+        f"{len(blocks)} exceeded {tolerance:g} % when judged"
+        f"{', and failed (vertical lines)' if failed else ''}; the shaded band is tolerated."
+    )
+    yield Section(
+        "drift",
+        "Drift of the device",
+        f"The same {plural(run.settings.references, 'reference model')} in every block "
+        "tell how fast the device was.",
+        [
+            Figure(
+                "pace",
+                "Pace of the device, block by block",
+                pace,
+                plots.pace(blocks),
+                [
+                    Column("block", "block", 0),
+                    Column("device", "device"),
+                    Column("slower_percent", "slower than usual (%)", 1),
+                ],
+            ),
+            Figure(
+                "deviations",
+                "What is left of each reference's deviation",
+                remaining,
+                plots.deviations(references, blocks, tolerance),
+                [
+                    Column("block", "block", 0),
+                    Column("device", "device"),
+                    Column("reference", "reference", 0),
+                    Column("deviation_percent", "deviation (%)", 2),
+                ],
+            ),
+        ],
+    )
+
+
+# Trust
+
+
+def _trust(measurements: pd.DataFrame) -> str:
+    if measurements.empty:
+        return "Nothing has been judged yet."
+    counts = measurements["verdict"].value_counts()
+    shares = [
+        f"{counts[verdict.value]} {verdict.value}"
+        for verdict in Verdict
+        if counts.get(verdict.value)
+    ]
+    return f"Of {plural(len(measurements), 'number')}: {', '.join(shares)}."
+
+
+def _verdict_tables(measurements: pd.DataFrame) -> Iterator[Table]:
+    if measurements.empty:
+        return
+    counts = measurements["verdict"].value_counts()
+    total = len(measurements)
+    yield Table(
+        "verdicts",
+        "Verdicts, and what they mean",
+        ["verdict", "#models", "#share (%)", "meaning"],
+        [
+            [
+                Cell(verdict.value),
+                _count(counts.get(verdict.value, 0)),
+                fixed(100 * counts.get(verdict.value, 0) / total),
+                Cell(meaning),
+            ]
+            for verdict, meaning in VERDICTS.items()
+        ],
+        wide=["meaning"],
+    )
+    if reasons := _reasons(measurements):
+        yield Table(
+            "reasons",
+            "Commonest reasons for a verdict other than stable",
+            ["such as", "#models", "#share (%)"],
+            [[Cell(text), _count(n), fixed(100 * n / total)] for n, text in reasons[:8]],
+        )
+
+
+def _reasons(measurements: pd.DataFrame) -> list[tuple[int, str]]:
+    """How many numbers have a reason, and an example of it; the commonest first."""
+    # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
+    kinds: dict[str, list[str]] = {}
+    for reasons in measurements["reasons"]:
+        for reason in reasons:
+            kinds.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
+    return sorted(((len(each), each[0]) for each in kinds.values()), key=lambda kind: -kind[0])
+
+
+def _failures(run: Run) -> Iterator[Table]:
+    failures = run.failures()
+    if len(failures):
+        rows = failures.head(200).itertuples(index=False)
+        yield Table(
+            "failures",
+            f"{plural(len(failures), 'architecture')} could not be measured",
+            ["architecture", "why"],
+            [[Cell(row.architecture_key), Cell(row.message)] for row in rows],
+            wide=["why"],
+        )
+
+
+def _architectures(measurements: pd.DataFrame) -> Iterator[Section]:
+    if measurements.empty:
+        return
+    slowest = measurements.nlargest(_MOST, "latency_ms")
+    tables = [_architecture_table("slowest", f"The {len(slowest)} slowest", slowest)]
+    predicted = measurements.dropna(subset="error_percent")
+    if len(predicted):
+        order = predicted["error_percent"].abs().sort_values(ascending=False).index
+        worst = predicted.loc[order[:_MOST]]
+        tables.append(_architecture_table("worst", f"The {len(worst)} worst predicted", worst))
+    yield Section(
+        "architectures",
+        "Architectures",
+        "Units apart by |, the option of every block; 3*k3e1 stands for three of them in a row.",
+        tables,
+    )
+
+
+def _architecture_table(name: str, caption: str, frame: pd.DataFrame) -> Table:
+    titles = ["architecture", "#blocks", "#measured (ms)", "#± (%)", "#predicted (ms)"]
+    rows = [
+        [
+            Cell(row.architecture),
+            _count(row.depth),
+            number(row.latency_ms),
+            fixed(row.interval_percent),
+            number(row.predicted_ms),
+            fixed(row.error_percent, sign=True),
+            Cell(row.verdict),
+        ]
+        for row in frame.itertuples(index=False)
+    ]
+    columns = [*titles, "#error (%)", "verdict"]
+    return Table(name, caption, columns, rows, wide=["architecture"])
+
+
+# Device and settings
+
+
+def _device_and_settings(run: Run) -> list[Any]:
+    parts: list[Any] = []
+    if run.result is not None:
+        parts += [Text("The device, as its agent saw it:"), device_facts(run.result["device"])]
+    settings = run.settings.to_json()
+    spec = settings.pop("spec")
+    parts += [Text("What the campaign was asked for:"), setting_facts(settings)]
+    return [*parts, Text("How every model was measured:"), setting_facts(spec)]
+
+
+def device_facts(info: Mapping[str, Any]) -> Facts:
+    """Of ``DeviceInfo`` as JSON."""
+    gpus = [gpu["name"] for gpu in info.get("state", {}).get("gpus", ())]
+    facts = {
+        "Host name": info.get("hostname"),
+        "Processor": info.get("cpu_model"),
+        "Cores": info.get("cpu_count"),
+        "Architecture": info.get("machine"),
+        "GPU": ", ".join(gpus),
+        "Memory": bytes_text(info.get("memory_bytes")),
+        "System": info.get("os"),
+        "Runtime": info.get("runtime"),
+        "Providers": ", ".join(info.get("providers", ())),
+        "Python": info.get("python_version"),
+        "Agent": info.get("agent_version"),
+        "Confined by": ", ".join(info.get("isolation", ())),
+    }
+    return Facts([Fact(name, str(value)) for name, value in facts.items() if value])
+
+
+def setting_facts(settings: Mapping[str, Any]) -> Facts:
+    """Settings by name."""
+    return Facts([Fact(name.replace("_", " "), _said(value)) for name, value in settings.items()])
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _last_round(accuracy: pd.DataFrame) -> pd.DataFrame:
+    return accuracy[accuracy["round"] == accuracy["round"].max()]
+
+
+def _count(value: int | np.integer) -> Cell:
+    return Cell(f"{value:,}", float(value))
+
+
+def _large(count: int) -> str:
+    return f"{count:,}" if count < 10**7 else f"{count:.1e}"

@@ -1,0 +1,284 @@
+"""One HTML file that holds all it needs: text, tables, charts, and what draws them.
+
+No file and no network is asked for anything: a content security policy allows the page's own two
+scripts, by their hashes, and no request at all. Whatever comes from outside (names of devices and
+models, messages) is text: escaped by the template, and in the data a string in JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar
+
+from esm_host.report.theme import DARK, LIGHT, Theme, config
+
+DASH = "\N{EN DASH}"
+
+VEGA_LITE = "6.4"
+"""The version whose schema Altair writes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table, and what it is sorted by where that is not the text."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and a value; ``note`` says more in small print."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values."""
+
+    kind: ClassVar[str] = "facts"
+    facts: Sequence[Fact]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted by every column. The first column names the row.
+
+    Attributes:
+        columns: titles; of numbers, which are set right, with a leading ``#``.
+        wide: columns whose text may be long and is broken.
+    """
+
+    kind: ClassVar[str] = "table"
+    id: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    wide: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a chart's data; ``digits`` after the point, None for text."""
+
+    field: str
+    title: str
+    digits: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title, a text that says what it shows, and its data as a table.
+
+    Attributes:
+        columns: of the table; they are among the chart's own data.
+        half: it is one of a row of narrow figures.
+    """
+
+    kind: ClassVar[str] = "figure"
+    id: str
+    title: str
+    summary: str
+    chart: Any
+    columns: Sequence[Column]
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do; ``command`` as it is typed."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    kind: ClassVar[str] = "steps"
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts under a heading of their own, within a section."""
+
+    kind: ClassVar[str] = "group"
+    id: str
+    title: str
+    parts: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    lead: str
+    parts: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        status: in few words, ``("good" | "bad" | "open", text)``.
+        facts: the key numbers.
+    """
+
+    eyebrow: str
+    title: str
+    lead: str
+    status: tuple[str, str]
+    facts: Sequence[Fact]
+    sections: Sequence[Section] = field(default=())
+
+
+def render(page: Page, version: str) -> str:
+    """The page as HTML."""
+    import jinja2
+
+    figures = [f for section in page.sections for f in _figures(section.parts)]
+    data = {
+        "themes": {"light": _looks(LIGHT), "dark": _looks(DARK)},
+        "figures": {figure.id: _figure_data(figure) for figure in figures},
+    }
+    # The other characters that end a script, or are no part of JavaScript, json escapes itself.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    scripts = {"library": _library(), "script": _resource("report.js")}
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_resource),
+    )
+    return environment.get_template("report.html").render(
+        page=page,
+        style=_resource("report.css"),
+        colours={"light": LIGHT, "dark": DARK},
+        data=text,
+        hashes=" ".join(f"'sha256-{_hash(script)}'" for script in scripts.values()),
+        made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        version=version,
+        **scripts,
+    )
+
+
+def number(value: float | None, digits: int = 4, unit: str = "") -> Cell:
+    """So many significant digits and the unit; a dash where there is no value."""
+    if value is None or not math.isfinite(value):
+        return Cell(DASH, None)
+    return Cell(f"{significant(value, digits)}{unit and ' '}{unit}", float(value))
+
+
+def fixed(value: float | None, digits: int = 1, sign: bool = False) -> Cell:
+    """So many digits after the point; a dash where there is no value."""
+    if value is None or not math.isfinite(value):
+        return Cell(DASH, None)
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return Cell(text.replace("-", "\N{MINUS SIGN}"), float(value))
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """So many significant digits, without an exponent."""
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    after = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{after}f}"
+
+
+def bytes_text(value: float | None) -> str:
+    """Memory in the unit that suits it."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if value >= size:
+            return f"{significant(value / size, 3)} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _figures(parts: Sequence[Any]) -> list[Figure]:
+    found = []
+    for part in parts:
+        if isinstance(part, Figure):
+            found.append(part)
+        elif isinstance(part, Group):
+            found += _figures(part.parts)
+    return found
+
+
+def _figure_data(figure: Figure) -> dict[str, Any]:
+    """The chart without its looks and width, which the page gives; and what its table shows."""
+    spec = figure.chart.to_dict()
+    spec.pop("config", None)
+    spec["width"] = "container"
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["description"] = f"Chart: {figure.title}"  # what it shows is said above it
+    names = [column.field for column in figure.columns]
+    rows = next(
+        (
+            name
+            for name, values in spec["datasets"].items()
+            if values and all(field in values[0] for field in names)
+        ),
+        None,
+    )
+    return {
+        "spec": spec,
+        "caption": figure.title,
+        "rows": rows,
+        "columns": [[c.field, c.title, c.digits] for c in figure.columns],
+    }
+
+
+def _looks(theme: Theme) -> dict[str, Any]:
+    """A theme for a page as narrow as it comes: legends below each other, which Vega knows and
+    Vega-Lite's schema does not."""
+    looks = config(theme)
+    below = {"direction": "vertical", "anchor": "start", "margin": 6}
+    return {**looks, "legend": {**looks["legend"], "layout": {"top": below}}}
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed, as one script."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    return bundle
+
+
+def _resource(name: str) -> str:
+    return resources.files("esm_host.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,414 @@
+"""The report of timed models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esm_host.report import timing_plots as plots
+from esm_host.report.campaign import device_facts, setting_facts
+from esm_host.report.page import (
+    DASH,
+    Cell,
+    Column,
+    Fact,
+    Figure,
+    Group,
+    Page,
+    Section,
+    Table,
+    Text,
+    bytes_text,
+    fixed,
+    number,
+    plural,
+    significant,
+)
+from esm_host.timing_file import TimingFile
+
+_NODES = 25
+
+
+def timing_page(timing: TimingFile) -> Page:
+    """What was timed, how sure the numbers are, and where the time goes."""
+    results = timing.results()
+    if results.empty:
+        return Page("Timing", timing.path.name, "Nothing was timed.", ("bad", "no results"), [])
+    done = results[results["status"] == "success"]
+    sections = [
+        Section("results", "Results", _results_lead(results), _results(timing, results, done)),
+        *_comparisons(timing),
+        *_runs(timing, done),
+        *_profiles(timing, done),
+        Section("devices", "Devices", "", list(_devices(timing))),
+        Section(
+            "how",
+            "How it was measured",
+            "Numbers taken with different settings are not comparable.",
+            [setting_facts(timing.context["spec"])],
+        ),
+    ]
+    models, devices = results["model"].nunique(), results["device"].nunique()
+    return Page(
+        eyebrow="Timing",
+        title=f"{plural(models, 'model')} on {_names(results)}",
+        lead=_lead(results, done),
+        status=_status(results, done),
+        facts=list(_key_numbers(timing, results, done, devices)),
+        sections=sections,
+    )
+
+
+# The summary
+
+
+def _names(results: pd.DataFrame) -> str:
+    names = [str(name) for name in results["device"].unique()]
+    return names[0] if len(names) == 1 else plural(len(names), "device")
+
+
+def _status(results: pd.DataFrame, done: pd.DataFrame) -> tuple[str, str]:
+    failed = len(results) - len(done)
+    unstable = int((done["verdict"] != "stable").sum())
+    if failed:
+        return "bad", f"{failed} of {plural(len(results), 'result')} failed"
+    if unstable:
+        return "bad", f"{unstable} of {plural(len(results), 'result')} not stable"
+    return "good", "all stable"
+
+
+def _lead(results: pd.DataFrame, done: pd.DataFrame) -> str:
+    if done.empty:
+        return "No model could be timed."
+    fastest = done.loc[done["trimmed_mean_ms"].idxmin()]
+    text = f"{fastest['label']} takes {significant(fastest['trimmed_mean_ms'])} ms"
+    if len(done) == 1:
+        return f"{text}."
+    slowest = done.loc[done["trimmed_mean_ms"].idxmax()]
+    return (
+        f"Fastest of {len(done)}: {text}. Slowest: {slowest['label']}, "
+        f"{significant(slowest['trimmed_mean_ms'])} ms."
+    )
+
+
+def _key_numbers(
+    timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame, devices: int
+) -> Iterator[Fact]:
+    if len(done):
+        low, high = done["trimmed_mean_ms"].min(), done["trimmed_mean_ms"].max()
+        yield Fact("Fastest", f"{significant(low)}\N{NO-BREAK SPACE}ms")
+        if len(done) > 1:
+            yield Fact(
+                "Slowest",
+                f"{significant(high)}\N{NO-BREAK SPACE}ms",
+                f"{high / low:.1f} times the fastest",
+            )
+        width = done["ci95_percent"].median()
+        if np.isfinite(width):
+            yield Fact("Median interval", f"±{width:.1f} %", "95 % confidence")
+    stable = int((done["verdict"] == "stable").sum())
+    yield Fact("Stable", f"{stable} of {len(results)}")
+    yield Fact("Counted runs", f"{results['runs'].sum():,.0f}")
+    busy = sum(entry["busy_s"] or 0.0 for entry in timing.devices.values())
+    yield Fact("Device busy", f"{busy:.1f} s", plural(devices, "device"))
+
+
+# Results
+
+
+def _results_lead(results: pd.DataFrame) -> str:
+    text = "Trimmed means of the counted runs with their 95 % intervals."
+    failed = int((results["status"] != "success").sum())
+    return f"{text} {plural(failed, 'result')} failed." if failed else text
+
+
+def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> list[Any]:
+    parts: list[Any] = []
+    if len(done):
+        fastest = done.loc[done["trimmed_mean_ms"].idxmin()]
+        widest = done["ci95_percent"].max()
+        summary = f"{plural(len(done), 'result')}; the fastest is {fastest['label']}. " + (
+            f"No interval is wider than ±{widest:.1f} %." if np.isfinite(widest) else ""
+        )
+        columns = [
+            Column("label", "result"),
+            Column("device", "device"),
+            Column("trimmed_mean_ms", "trimmed mean (ms)", 4),
+            Column("low_ms", "from (ms)", 4),
+            Column("high_ms", "to (ms)", 4),
+            Column("verdict", "verdict"),
+        ]
+        chart = plots.latencies(results)
+        parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
+    parts.append(_results_table(results))
+    trouble = [
+        [Cell(name), Cell(entry["error"])]
+        for name, entry in timing.devices.items()
+        if entry["error"]
+    ]
+    trouble += [
+        [Cell(row.label), Cell(text)]
+        for row in results.itertuples(index=False)
+        for text in (*([row.failure] if row.failure else []), *row.warnings)
+    ]
+    if trouble:
+        parts.append(
+            Table(
+                "trouble",
+                "Failures, and what speaks against a number",
+                ["result or device", "why"],
+                trouble,
+                wide=["why"],
+            )
+        )
+    return parts
+
+
+def _results_table(results: pd.DataFrame) -> Table:
+    columns: dict[str, list[Cell]] = {
+        "result": [Cell(name) for name in results["name"]],
+        "device": [Cell(device) for device in results["device"]],
+        "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
+        "#± (%)": [fixed(v) for v in results["ci95_percent"]],
+        "#median (ms)": [number(v) for v in results["median_ms"]],
+        "#p95 (ms)": [number(v) for v in results["p95_ms"]],
+        "#p99 (ms)": [number(v) for v in results["p99_ms"]],
+        "#per second": [number(v) for v in results["throughput_per_s"]],
+        "#runs": [fixed(v, 0) for v in results["runs"]],
+        "#load (ms)": [number(v, 3) for v in results["load_ms"]],
+        "#first run (ms)": [number(v, 3) for v in results["first_run_ms"]],
+        "#copy in (ms)": [number(v, 3) for v in results["copy_in_ms"]],
+        "#copy out (ms)": [number(v, 3) for v in results["copy_out_ms"]],
+        "#memory": [
+            Cell(bytes_text(v), float(v) if np.isfinite(v) else None)
+            for v in results["peak_rss_bytes"]
+        ],
+        "verdict": [Cell(row.verdict or row.status) for row in results.itertuples(index=False)],
+    }
+    told = {
+        title: cells
+        for title, cells in columns.items()
+        if not title.startswith("#") or any(cell.value is not None for cell in cells)
+    }
+    if results["device"].nunique() == 1:
+        del told["device"]
+    rows = list(zip(*told.values(), strict=True))
+    return Table("all-results", "All results", list(told), rows)
+
+
+def _comparisons(timing: TimingFile) -> Iterator[Section]:
+    comparisons = timing.comparisons()
+    if comparisons.empty:
+        return
+    labels = timing.labels
+    rows = [
+        [
+            Cell(labels[row.of]),
+            Cell(labels[row.to]),
+            Cell("on the same device" if row.scope == "device" else "of all devices"),
+            fixed(row.ratio, 2),
+            Cell(
+                f"{row.low:.2f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{row.high:.2f}"
+                if np.isfinite(row.low)
+                else DASH
+            ),
+            Cell("yes" if row.different else "not shown"),
+            Cell("pairs" if row.paired else "each by itself"),
+        ]
+        for row in comparisons.itertuples(index=False)
+    ]
+    different = int(comparisons["different"].sum())
+    yield Section(
+        "comparisons",
+        "Comparisons",
+        f"Each against the fastest. {different} of {plural(len(rows), 'difference')} "
+        f"{'is' if different == 1 else 'are'} beyond what chance explains.",
+        [
+            Table(
+                "ratios",
+                "How many times as long, with the 95 % interval",
+                [
+                    *("result", "against", "fastest", "#times as long", "interval"),
+                    *("different", "compared by"),
+                ],
+                rows,
+            )
+        ],
+    )
+
+
+# Runs
+
+
+def _runs(timing: TimingFile, done: pd.DataFrame) -> Iterator[Section]:
+    by_result = dict(tuple(timing.samples().groupby("result")))
+    groups = [
+        Group(
+            f"result-{number_}",
+            row["label"],
+            _samples(f"result-{number_}", by_result[number_], row),
+        )
+        for number_, row in ((int(r["result"]), r) for _, r in done.iterrows())
+        if number_ in by_result
+    ]
+    if groups:
+        yield Section(
+            "runs",
+            "Runs",
+            "Every counted run. The line is the trimmed mean, the band around it its 95 % "
+            "interval.",
+            groups,
+        )
+
+
+def _samples(prefix: str, samples: pd.DataFrame, row: pd.Series) -> list[Figure]:
+    latency = samples["latency_ms"].to_numpy(dtype=float)
+    drawn = len(plots.thinned(samples))
+    third = max(1, len(latency) // 3)
+    drift = 100 * (np.median(latency[-third:]) / np.median(latency[:third]) - 1)
+    thinned = (
+        f" {drawn:,} are drawn: of each stretch the fastest, the median and the slowest."
+        if drawn < len(latency)
+        else ""
+    )
+    beyond = int((latency > plots.shown_up_to(latency)).sum())
+    edge = f" {plural(beyond, 'far slower run')} at the upper edge (triangles)." if beyond else ""
+    over_time = (
+        f"{plural(len(latency), 'run')} from {significant(latency.min())} to "
+        f"{significant(latency.max())} ms. The median of the last third is "
+        f"{abs(drift):.1f} % {'above' if drift > 0 else 'below'} that of the first.{edge}{thinned}"
+    )
+    spread = (
+        f"Half of the runs take {significant(np.percentile(latency, 25))} to "
+        f"{significant(np.percentile(latency, 75))} ms; trimmed mean "
+        f"{significant(row['trimmed_mean_ms'])} ms"
+        + (f" ± {row['ci95_percent']:.1f} %." if np.isfinite(row["ci95_percent"]) else ".")
+        + (f" {plural(beyond, 'far slower run')} beyond the right edge." if beyond else "")
+    )
+    return [
+        Figure(
+            f"{prefix}-time",
+            "Over time",
+            over_time,
+            plots.samples_over_time(samples, row),
+            [Column("start_s", "at (s)", 3), Column("latency_ms", "latency (ms)", 4)],
+            half=True,
+        ),
+        Figure(
+            f"{prefix}-distribution",
+            "Distribution",
+            spread,
+            plots.distribution(samples, row),
+            [
+                Column("from_ms", "from (ms)", 4),
+                Column("to_ms", "to (ms)", 4),
+                Column("runs", "runs", 0),
+            ],
+            half=True,
+        ),
+    ]
+
+
+# Profiles
+
+
+def _profiles(timing: TimingFile, done: pd.DataFrame) -> Iterator[Section]:
+    operators, nodes = timing.operators(), timing.nodes()
+    groups = []
+    for _, row in done.iterrows():
+        result = int(row["result"])
+        own = operators[operators["result"] == result]
+        if own.empty:
+            continue
+        top = own.loc[own["ms"].idxmax()]
+        summary = (
+            f"{top['op_type']} takes {top['share_percent']:.0f} % of the time of an inference; "
+            f"{plural(len(own), 'kind')} of operators in all."
+        )
+        columns = [
+            Column("op_type", "operator"),
+            Column("provider", "provider"),
+            Column("calls", "calls", 0),
+            Column("ms", "time (ms)", 4),
+            Column("share_percent", "share (%)", 1),
+        ]
+        parts: list[Any] = [
+            Figure(f"operators-{result}", "By operator", summary, plots.operators(own), columns)
+        ]
+        slowest = nodes[nodes["result"] == result].nlargest(_NODES, "ms")
+        if len(slowest):
+            total = own["ms"].sum()
+            parts.append(
+                Table(
+                    f"nodes-{result}",
+                    f"The {plural(len(slowest), 'slowest node')}",
+                    ["node", "operator", "provider", "#time (ms)", "#share (%)"],
+                    [
+                        [
+                            Cell(node.name),
+                            Cell(node.op_type),
+                            Cell(node.provider),
+                            number(node.ms),
+                            fixed(100 * node.ms / total),
+                        ]
+                        for node in slowest.itertuples(index=False)
+                    ],
+                )
+            )
+        groups.append(Group(f"profile-{result}", row["label"], parts))
+    if groups:
+        yield Section(
+            "profile",
+            "Where the time goes",
+            "As the runtime itself told it in runs of their own, which are not among those timed.",
+            groups,
+        )
+
+
+# Devices
+
+
+def _devices(timing: TimingFile) -> Iterator[Any]:
+    for index, (name, entry) in enumerate(timing.devices.items()):
+        parts: list[Any] = []
+        if entry["error"]:
+            parts.append(Text(f"Nothing was measured on it: {entry['error']}"))
+        if entry["info"]:
+            parts.append(device_facts(entry["info"]))
+        yield Group(f"device-{index}", name, parts)
+    states = timing.states()
+    for column, title in (
+        ("clock_mhz", "Clock of the fastest core (MHz)"),
+        ("temperature_c", "Temperature (°C)"),
+        ("gpu_clock_mhz", "Clock of the GPU (MHz)"),
+        ("gpu_temperature_c", "Temperature of the GPU (°C)"),
+        ("gpu_power_w", "Power of the GPU (W)"),
+    ):
+        told = states.dropna(subset=column)
+        if len(told) < 2:
+            continue
+        yield Figure(
+            f"states-{column.replace('_', '-')}",
+            title,
+            f"Before, during and after the runs: {_ranges(told, column)}.",
+            plots.telemetry(states, column, title),
+            [
+                Column("device", "device"),
+                Column("at_s", "at (s)", 1),
+                Column("value", title, 1),
+            ],
+            half=True,
+        )
+
+
+def _ranges(states: pd.DataFrame, column: str) -> str:
+    """Per device, from the lowest reading to the highest."""
+    said = []
+    for device, values in states.astype({column: float}).groupby("device")[column]:
+        low, high = values.min(), values.max()
+        ends = f"{low:,.0f} throughout" if low == high else f"{low:,.0f} to {high:,.0f}"
+        said.append(f"{device} {ends}")
+    return "; ".join(said)

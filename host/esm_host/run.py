@@ -1,0 +1,359 @@
+"""A campaign's folder, read: its settings, its result, and data frames of what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from esm_host.bins import DepthBins
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
+from esm_host.encoding import make_encoder
+from esm_host.errors import DatasetError
+from esm_host.extension.settings import Settings
+from esm_host.folder import RunFolder
+from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
+from esm_protos.messages import DeviceState
+
+
+@dataclass(frozen=True, eq=False)
+class _Records:
+    """What the store held when it was read; states by block."""
+
+    planned: dict[str, int]
+    table: BlockTable
+    dataset: Dataset
+    rounds: list[dict[str, Any]]
+    states: list[tuple[DeviceState, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A campaign, finished or not; read once, when it is first asked for, and never changed.
+
+    Attributes:
+        settings: that it was asked for with.
+        result: what ``result.json`` holds; None until the campaign has come to an end.
+    """
+
+    path: Path
+    settings: Settings
+    result: dict[str, Any] | None
+
+    def measurements(self) -> pd.DataFrame:
+        """A row per architecture that was measured, in the order of the plan.
+
+        Columns: ``architecture_key``, ``architecture`` (as text), ``round``, ``block``, ``depth``,
+        ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ...,
+        ``latency_ms``, ``interval_percent`` (half-width of the 95 % interval), ``verdict``,
+        ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
+        campaign has come to an end), ``error_percent`` (of the prediction).
+        """
+        records, bins = self._records, self._bins
+        dataset = records.dataset
+        keys = [a.key for a in dataset.architectures]
+        used = best_attempts(records.table)
+        index = bins.of(dataset.depth)
+        predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
+        return pd.DataFrame(
+            {
+                "architecture_key": pd.Series(keys, dtype=object),
+                "architecture": [readable(a) for a in dataset.architectures],
+                "round": [records.planned[key] for key in keys],
+                "block": [used[key] + 1 for key in keys],
+                "depth": dataset.depth,
+                "bin": [self._bin_label(number) for number in index.tolist()],
+                **self._features(dataset.architectures),
+                "latency_ms": dataset.latency_ms,
+                "interval_percent": 100 * dataset.interval,
+                "verdict": [judgement.verdict.value for judgement in dataset.judgements],
+                "reasons": [judgement.reasons for judgement in dataset.judgements],
+                "predicted_ms": predicted_ms,
+                "error_percent": 100 * (predicted_ms / dataset.latency_ms - 1),
+            }
+        )
+
+    def failures(self) -> pd.DataFrame:
+        """Architectures that could not be measured: ``architecture_key``, ``message``."""
+        failures = self._records.table.failures
+        return pd.DataFrame(list(failures.items()), columns=["architecture_key", "message"])
+
+    def blocks(self) -> pd.DataFrame:
+        """A row per measured block, in the order of time.
+
+        Columns: ``block`` (from 1), ``block_id``, ``round``, ``device``, ``pace`` (1 at the
+        device's median, 1.1 a tenth slower), ``worst_deviation_percent`` (of a reference,
+        when the block was judged), ``passed`` (None where it is not judged yet), ``models``,
+        ``busy_s``, ``wall_s``.
+        """
+        table = self._records.table
+        worst = [block.worst_deviation for block in table.blocks]
+        return pd.DataFrame(
+            {
+                "block": range(1, len(table.blocks) + 1),
+                "block_id": [block.block_id for block in table.blocks],
+                "round": [block.round for block in table.blocks],
+                "device": self._devices,
+                "pace": table.quality.factors,
+                "worst_deviation_percent": [
+                    np.nan if share is None else 100 * share for share in worst
+                ],
+                "passed": pd.Series([block.passed for block in table.blocks], dtype=object),
+                "models": [len(models) for models in table.models],
+                "busy_s": [block.busy_ns / 1e9 for block in table.blocks],
+                "wall_s": [block.wall_seconds for block in table.blocks],
+            }
+        )
+
+    def references(self) -> pd.DataFrame:
+        """A row per block and reference model: ``block``, ``device``, ``reference`` (from 1),
+        ``latency_ms`` as measured, ``deviation_percent`` once the device's pace is divided out;
+        NaN where it failed."""
+        table = self._records.table
+        blocks, references = table.references_ms.shape
+        return pd.DataFrame(
+            {
+                "block": np.repeat(np.arange(1, blocks + 1), references),
+                "device": np.repeat(np.array(self._devices, dtype=object), references),
+                "reference": np.tile(np.arange(1, references + 1), blocks),
+                "latency_ms": table.references_ms.ravel(),
+                "deviation_percent": 100 * table.quality.deviations.ravel(),
+            }
+        )
+
+    def rounds(self) -> pd.DataFrame:
+        """A row per finished round: ``round``, models ``measured``, ``trusted`` and ``failed`` so
+        far, ``accuracy_percent``, ``worst_bin_percent``, ``references_passed``,
+        ``remeasured_blocks``, ``training_s``."""
+        names = (
+            *("round", "measured_models", "trusted_models", "failed_models", "accuracy_percent"),
+            *("worst_bin_percent", "references_passed", "remeasured_blocks", "training_s"),
+        )
+        rows = [
+            (
+                number,
+                *(entry[name] for name in names[1:5]),
+                min((b["accuracy_percent"] for b in entry["bins"] if b["samples"]), default=np.nan),
+                entry["qc"]["passed"],
+                entry["qc"]["remeasured_blocks"],
+                entry["training_seconds"],
+            )
+            for number, entry in enumerate(self._records.rounds)
+        ]
+        return pd.DataFrame(rows, columns=list(names))
+
+    def accuracy(self) -> pd.DataFrame:
+        """A row per finished round and depth bin: ``round``, ``measured_models`` (of all depths),
+        ``bin``, ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
+        samples); and one with bin ``all`` over all depths."""
+        rows = []
+        for number, entry in enumerate(self._records.rounds):
+            common = {"round": number, "measured_models": entry["measured_models"]}
+            ends = entry["bins"][0]["depth_min"], entry["bins"][-1]["depth_max"]
+            overall = (*ends, entry["trusted_models"], entry["accuracy_percent"])
+            bins = [
+                (b["depth_min"], b["depth_max"], b["samples"], b["accuracy_percent"])
+                for b in entry["bins"]
+            ]
+            for low, high, samples, accuracy in (*bins, overall):
+                rows.append(
+                    {
+                        **common,
+                        "bin": _depths(low, high),
+                        "depth_min": low,
+                        "depth_max": high,
+                        "samples": samples,
+                        "accuracy_percent": np.nan if accuracy is None else accuracy,
+                    }
+                )
+            rows[-1]["bin"] = "all"
+        names = ["round", "measured_models", "bin", "depth_min", "depth_max", "samples"]
+        return pd.DataFrame(rows, columns=[*names, "accuracy_percent"])
+
+    def states(self) -> pd.DataFrame:
+        """What the device said of itself, a row per moment: ``block``, ``device``, ``at_s`` (since
+        the block's first run), then what :func:`state_row` gives."""
+        rows = [
+            {"block": number, "device": device, **state_row(state)}
+            for number, (device, states) in enumerate(
+                zip(self._devices, self._records.states, strict=True), start=1
+            )
+            for state in states
+        ]
+        return pd.DataFrame(rows, columns=["block", "device", *STATE_COLUMNS])
+
+    def predict(
+        self, architectures: Sequence[Architecture | Mapping[str, Any]]
+    ) -> NDArray[np.float64]:
+        """Latencies of architectures (values, or their JSON) by the campaign's predictor, in
+        milliseconds, ``(n,)``.
+
+        Raises:
+            DatasetError: there is no predictor yet, or it is damaged.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        chosen = [
+            a if isinstance(a, Architecture) else Architecture.from_json(a) for a in architectures
+        ]
+        encodings = make_encoder(self.settings.encoding, self.space).encode(chosen)
+        path = self._folder.predictor_onnx
+        resume = f"esm-host profile --run {self.path} --resume"
+        if not path.exists():
+            raise DatasetError(f"{self.path} has no predictor yet: {resume} makes it")
+        import onnxruntime  # no need for torch here
+
+        try:
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            latency_ms = session.run(None, {"encoding": encodings})[0]
+        except Exception as error:
+            raise DatasetError(
+                f"{path} is damaged ({str(error).splitlines()[0]}): {resume} writes it again"
+            ) from error
+        return np.asarray(latency_ms, dtype=float)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space that is sampled."""
+        return self.settings.search_space()
+
+    # What the frames are made of
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @cached_property
+    def _records(self) -> _Records:
+        if not self._folder.store.exists():
+            raise DatasetError(
+                f"{self.path} holds no measurements yet: esm-host profile --run {self.path} "
+                "--resume begins"
+            )
+        store = Store(self._folder.store)
+        try:
+            measurements = Measurements(store, self.settings.spec)
+            table = measurements.table()
+            planned = {
+                a.key: number
+                for number, architectures in store.plan().items()
+                if number != REFERENCE_ROUND
+                for a in architectures
+            }
+            states = [store.states(block.block_id) for block in table.blocks]
+            return _Records(planned, table, measurements.dataset(), store.rounds(), states)
+        finally:
+            store.close()
+
+    @cached_property
+    def _predicted_ms(self) -> dict[str, float]:
+        path = self._folder.predictions
+        try:
+            frame = pd.read_csv(path, dtype={"architecture_key": str, "predicted_ms": float})
+            return dict(zip(frame["architecture_key"], frame["predicted_ms"], strict=True))
+        except FileNotFoundError:
+            return {}
+        except (KeyError, ValueError) as error:
+            raise DatasetError(
+                f"{path} is damaged ({str(error).splitlines()[0]}): "
+                f"esm-host profile --run {self.path} --resume writes it again"
+            ) from error
+
+    @cached_property
+    def _bins(self) -> DepthBins:
+        return DepthBins(self.space.min_depth, self.space.max_depth, self.settings.bins)
+
+    def _bin_label(self, number: int) -> str:
+        depths = self._bins.depths(number)
+        return _depths(depths[0], depths[-1])
+
+    @property
+    def _devices(self) -> list[str]:
+        """Of each block, who measured it."""
+        blocks = self._records.table.blocks
+        return [getattr(block, "device", None) or self.settings.device for block in blocks]
+
+    def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
+        """The depth of every unit, and the mean of every feature over an architecture's blocks."""
+        space = self.space
+        codes = space.encode(architectures)
+        present = codes >= 0
+        columns: dict[str, NDArray[Any]] = {
+            f"unit{unit + 1}_depth": present[:, unit].sum(axis=1)
+            for unit in range(space.unit_count)
+        }
+        for feature in space.features:
+            values = np.array([float(option[feature.name]) for option in space.options] + [0.0])
+            total = values[codes].sum(axis=(1, 2))  # code -1: no block there, 0
+            columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
+        return columns
+
+
+STATE_COLUMNS = (
+    *("at_s", "clock_mhz", "temperature_c", "load_1min", "memory_available_bytes"),
+    *("throttle_events", "pi_throttled", "gpu_clock_mhz", "gpu_temperature_c", "gpu_power_w"),
+)
+
+
+def state_row(state: DeviceState) -> dict[str, float | None]:
+    """A state as a row; None where the device does not tell.
+
+    ``clock_mhz`` is the fastest core's, as the others may idle; of GPUs the first counts.
+    """
+    row: dict[str, float | None] = {
+        "at_s": state.at_ns / 1e9,
+        "clock_mhz": max(state.clock_mhz, default=None),
+    }
+    for name in STATE_COLUMNS[2:7]:
+        row[name] = getattr(state, name)
+    gpu = state.gpus[0] if state.gpus else None
+    for name in STATE_COLUMNS[7:]:
+        row[name] = getattr(gpu, name.removeprefix("gpu_"), None)
+    return row
+
+
+def readable(architecture: Architecture) -> str:
+    """An architecture on one line: units apart by ``|``, equal neighbours counted."""
+    units = (
+        " ".join(
+            label if (n := len(list(group))) == 1 else f"{n}*{label}"
+            for label, group in groupby(unit)
+        )
+        for unit in architecture.units
+    )
+    return " | ".join(unit or "-" for unit in units)
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a campaign's folder for reading.
+
+    Raises:
+        UsageError: there is no campaign.
+        DatasetError: it is damaged.
+    """
+    folder = RunFolder(Path(path))
+    settings = folder.read_settings()
+    result: dict[str, Any] | None = None
+    try:
+        result = json.loads(folder.result.read_text())
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise DatasetError(
+            f"{folder.result} is damaged ({error}): "
+            f"esm-host profile --run {path} --resume writes it again"
+        ) from error
+    return Run(folder.path, settings, result)
+
+
+def _depths(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"

@@ -1,0 +1,244 @@
+"""The JSON that ``esm-host time --json`` writes, read as data frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+
+from esm_host.errors import DatasetError, UsageError
+from esm_host.run import STATE_COLUMNS, state_row
+from esm_protos.messages import DeviceState
+
+SCHEMA_VERSION = 2
+
+_NUMBERS = (
+    *("trimmed_mean_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
+    *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "load_ms", "first_run_ms"),
+    *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TimingFile:
+    """What was timed. A result is one model in one case on one device, numbered from 0.
+
+    Attributes:
+        data: the JSON as it is.
+    """
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """When, by what and how it was measured, and the devices."""
+        context: dict[str, Any] = self.data["context"]
+        return context
+
+    @property
+    def devices(self) -> dict[str, Any]:
+        """By name: ``info``, ``states``, ``busy_s``, ``error``."""
+        devices: dict[str, Any] = self.context["devices"]
+        return devices
+
+    def results(self) -> pd.DataFrame:
+        """A row per result.
+
+        Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
+        of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` (as text),
+        ``status``, ``failure``, the numbers of the JSON (NaN where there is none), ``low_ms`` and
+        ``high_ms`` (the 95 % interval), ``provider``, ``verdict``, ``warnings`` (a tuple).
+        """
+        rows = []
+        for number, result in enumerate(self._results):
+            failure = result["failure"]
+            interval = result["ci95_ms"] or (None, None)
+            rows.append(
+                {
+                    "result": number,
+                    "label": self.labels[number],
+                    "name": self.names[number],
+                    "model": result["model"],
+                    "device": result["device"],
+                    "batch": result["case"]["batch"],
+                    "threads": result["case"]["threads"],
+                    "shapes": _shapes(result["case"]["shapes"]),
+                    "status": result["status"],
+                    "failure": failure and f"{failure['kind']}: {failure['message']}",
+                    **{name: result[name] for name in _NUMBERS},
+                    "low_ms": interval[0],
+                    "high_ms": interval[1],
+                    "provider": result["provider"],
+                    "verdict": result["verdict"],
+                    "warnings": tuple(result["warnings"]),
+                }
+            )
+        frame = pd.DataFrame(rows)
+        numbers = [*_NUMBERS, "low_ms", "high_ms", "batch", "threads"]
+        if not rows:
+            return frame
+        # As pandas would have it, None among texts is a number: NaN.
+        texts = {
+            name: pd.Series([row[name] for row in rows], dtype=object)
+            for name in ("failure", "verdict")
+        }
+        return frame.astype(dict.fromkeys(numbers, float)).assign(**texts)
+
+    def samples(self) -> pd.DataFrame:
+        """A row per counted run, in the order of time: ``result``, ``start_s``, ``latency_ms``."""
+        frames = [
+            pd.DataFrame(
+                {
+                    "result": number,
+                    "start_s": pd.Series(result["starts_ms"], dtype=float) / 1e3,
+                    "latency_ms": pd.Series(result["samples_ms"], dtype=float),
+                }
+            )
+            for number, result in enumerate(self._results)
+            if result["samples_ms"]
+        ]
+        empty = pd.DataFrame(columns=["result", "start_s", "latency_ms"])
+        return pd.concat(frames, ignore_index=True) if frames else empty
+
+    def operators(self) -> pd.DataFrame:
+        """What all nodes of an operator take of an inference of the results that were profiled:
+        ``result``, ``op_type``, ``provider``, ``calls``, ``ms``, ``share_percent``."""
+        frame = self._profiled("operators", ["op_type", "provider", "calls", "ms"])
+        total = frame.groupby("result")["ms"].transform("sum")
+        return frame.assign(share_percent=100 * frame["ms"] / total)
+
+    def nodes(self) -> pd.DataFrame:
+        """Single nodes of the results that were profiled, slowest first: ``result``, ``name``,
+        ``op_type``, ``provider``, ``ms``."""
+        return self._profiled("nodes", ["name", "op_type", "provider", "ms"])
+
+    def comparisons(self) -> pd.DataFrame:
+        """Pairs that were compared: ``scope``, ``device``, results ``of`` and ``to`` (the faster
+        one), ``ratio``, ``low`` and ``high`` (its 95 % interval), ``paired``, ``different``."""
+        names = ["scope", "device", "of", "to", "ratio", "low", "high", "paired", "different"]
+        rows = [
+            {**entry, "low": entry["ci95"][0], "high": entry["ci95"][1]} if entry["ci95"] else entry
+            for entry in self.data["comparisons"]
+        ]
+        return pd.DataFrame(rows, columns=names)
+
+    def states(self) -> pd.DataFrame:
+        """What the devices said of themselves, a row per moment: ``device``, ``part`` (states of
+        one block, from 0), and the columns of :func:`esm_host.run.state_row`."""
+        rows = []
+        for device, entry in self.devices.items():
+            part, last = 0, float("-inf")
+            for data in entry["states"]:
+                state = DeviceState.from_json(data)
+                part += state.at_ns < last
+                last = state.at_ns
+                rows.append({"device": device, "part": part, **state_row(state)})
+        return pd.DataFrame(rows, columns=["device", "part", *STATE_COLUMNS])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of each result, what tells it from the others of its device: the file, and of the case
+        as little as that takes."""
+        results = self._results
+        names = _short([result["model"] for result in results])
+        for text in _PARTS:
+            said = [text(result) for result in results]
+            among: dict[tuple[str, str], set[str]] = {}
+            for name, result, part in zip(names, results, said, strict=True):
+                among.setdefault((name, result["device"]), set()).add(part)
+            if any(len(parts) > 1 for parts in among.values()):
+                names = [" · ".join(filter(None, pair)) for pair in zip(names, said, strict=True)]
+        return names
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Of each result, its name, and its device where there are several."""
+        devices = [str(result["device"]) for result in self._results]
+        if len(set(devices)) < 2:
+            return self.names
+        return [" · ".join(pair) for pair in zip(self.names, devices, strict=True)]
+
+    @property
+    def _results(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = self.data["results"]
+        return results
+
+    def _profiled(self, part: str, names: list[str]) -> pd.DataFrame:
+        rows = [
+            {"result": number, **entry}
+            for number, result in enumerate(self._results)
+            if result["profile"]
+            for entry in result["profile"][part]
+        ]
+        return pd.DataFrame(rows, columns=["result", *names])
+
+
+_PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    lambda result: "" if (batch := result["case"]["batch"]) is None else f"batch {batch}",
+    lambda result: _threads(result["case"]["threads"]),
+    lambda result: _shapes(result["case"]["shapes"]),
+    lambda result: str(result["case"]["inputs_sha256"] or "")[:8],
+)
+
+
+def _threads(threads: int | None) -> str:
+    return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+
+
+def _shapes(shapes: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items())
+
+
+def _short(paths: list[str]) -> list[str]:
+    """File names; whole paths where two files have the same name."""
+
+    def homonyms(name: str) -> Iterator[str]:
+        return (path for path in paths if PurePath(path).name == name)
+
+    return [
+        name if len(set(homonyms(name := PurePath(path).name))) == 1 else path for path in paths
+    ]
+
+
+def load_timing(path: str | Path) -> TimingFile:
+    """Reads what ``esm-host time --json FILE`` wrote.
+
+    Raises:
+        UsageError: there is no such file.
+        DatasetError: it is something else, or damaged.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not JSON ({error}): time again with --json") from error
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise DatasetError(
+            f"{path} is not what esm-host time writes: make it with esm-host time --json {path}"
+        )
+    found = data["schema_version"]
+    if found != SCHEMA_VERSION or data.get("kind") != "timing":
+        raise DatasetError(
+            f"{path} has schema version {found}, kind {data.get('kind', 'unknown')}; this program "
+            f"reads timings of version {SCHEMA_VERSION}: time again with esm-host time --json"
+        )
+    timing = TimingFile(path, data)
+    try:
+        for frame in (timing.results, timing.samples, timing.operators, timing.nodes):
+            frame()
+        timing.comparisons()
+        timing.states()
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise DatasetError(
+            f"{path} lacks what a timing has ({type(error).__name__}: {error}): time again with "
+            "esm-host time --json"
+        ) from error
+    return timing

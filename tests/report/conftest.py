@@ -1,0 +1,130 @@
+"""A browser, and reports to open in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+from playwright import sync_api as playwright
+from typer.testing import CliRunner
+
+from esm_host.cli.app import app
+from esm_host.dataset.table import Measurements
+from esm_host.encoding import make_encoder
+from esm_host.folder import RunFolder
+from esm_host.report.result import campaign_result, write_json
+from esm_host.transport.fake import FakeProfiler
+from tests.host.campaign import SETTINGS, SPACE, Log, assemble, latency
+from tests.report.timings import STRANGE, timing
+
+CHROMIUM = "/usr/bin/chromium"
+_ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+
+
+@dataclass
+class Opened:
+    """A page, what it asked for and what it complained of."""
+
+    page: playwright.Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[playwright.Browser]:
+    path = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium: make browser installs it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(_ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+def opened(browser: playwright.Browser, path: Path, scheme: str = "light") -> Opened:
+    """The file in a window of its own, when all its charts are drawn."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    opened = Opened(page)
+    page.on("request", lambda request: opened.requests.append(request.url))
+    page.on("console", lambda message: opened.complaints.append(message.text))
+    page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
+    page.goto(path.as_uri())
+    page.wait_for_selector(f"html[data-scheme={scheme}]", timeout=60_000)
+    return opened
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished campaign on a made-up device with a name that is code."""
+    folder = RunFolder(tmp_path_factory.mktemp("reports") / "run <b>&")
+    folder.prepare(resume=False)
+    profiler = FakeProfiler(latency, noise=0.01)
+    store, _, loop = assemble(folder.path, {f"edge {STRANGE}": profiler}, Log(), max_models=60)
+    outcome = loop.run()
+    settings = SETTINGS.__class__.from_json(
+        {**SETTINGS.to_json(), "device": f"edge {STRANGE}", "max_models": 60}
+    )
+    write_json(folder.settings, settings.to_json())
+    measurements = Measurements(store, settings.spec)
+    device = profiler.device_info()
+    result = campaign_result(store, measurements, settings, device, outcome.converged)
+    write_json(folder.result, result)
+    store.close()
+    keys = [a.key for a in outcome.dataset.architectures]
+    lines = [f"{key},{ms}" for key, ms in zip(keys, outcome.predicted_ms.tolist(), strict=True)]
+    folder.predictions.write_text("\n".join(["architecture_key,predicted_ms", *lines]) + "\n")
+    folder.predictor_onnx.write_bytes(_counter(len(make_encoder("fcc", SPACE))))
+    return folder.path
+
+
+def _counter(width: int) -> bytes:
+    """A predictor that takes a millisecond for every block."""
+    node = helper.make_node("ReduceSum", ["encoding", "axes"], ["latency_ms"], keepdims=0)
+    graph = helper.make_graph(
+        [node],
+        "counter",
+        [helper.make_tensor_value_info("encoding", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("latency_ms", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
+    )
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@pytest.fixture(scope="session")
+def timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JSON of a timing with a model whose name is code."""
+    path = tmp_path_factory.mktemp("reports") / "timing.json"
+    path.write_text(json.dumps(timing((f"nets/{STRANGE}", "nets/large.onnx"))))
+    return path
+
+
+@pytest.fixture(scope="session")
+def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
+    return opened(browser, written(campaign, campaign.parent / "campaign.html"))
+
+
+@pytest.fixture(scope="session")
+def timing_report(browser: playwright.Browser, timings: Path) -> Opened:
+    return opened(browser, written(timings, timings.parent / "timing.html"))
+
+
+def written(source: Path, output: Path) -> Path:
+    """What ``esm-host report`` writes."""
+    result = CliRunner().invoke(app, ["report", str(source), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    return output

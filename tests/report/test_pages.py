@@ -1,0 +1,195 @@
+"""Reports as their readers meet them: in a browser, by mouse, keyboard and screen reader."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from tests.report.conftest import Opened
+from tests.report.timings import STRANGE
+
+CAMPAIGN = ["predicted", "residuals-0", "residuals-1", "residuals-2", "rounds", "pace"]
+CAMPAIGN += ["deviations"]
+TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribution")]
+TIMING.insert(0, "latencies")
+TIMING += ["operators-2", "states-clock-mhz", "states-temperature-c", "states-gpu-clock-mhz"]
+PAGES = [("campaign_report", CAMPAIGN), ("timing_report", TIMING)]
+
+
+@pytest.fixture(params=PAGES, ids=["campaign", "timing"])
+def report(request: pytest.FixtureRequest) -> tuple[Opened, list[str]]:
+    name, figures = request.param
+    return request.getfixturevalue(name), figures
+
+
+def test_opens_without_a_network_and_draws_every_figure(report: tuple[Opened, list[str]]) -> None:
+    opened, figures = report
+    page = opened.page
+    assert opened.complaints == []
+    assert opened.requests == [page.url]
+    drawn = page.locator("figure").evaluate_all(
+        """figures => figures.map(figure => {
+            const svg = figure.querySelector(".chart svg");
+            const box = svg.getBoundingClientRect();
+            const marks = svg.querySelectorAll(".role-mark path, .role-mark line, .role-mark rect");
+            return [figure.id, box.width > 200 && box.height > 80, marks.length > 1];
+        })"""
+    )
+    assert drawn == [[name, True, True] for name in figures]
+    assert page.locator("h1").count() == 1
+    assert STRANGE.removeprefix("</") in page.locator("body").inner_text()
+    assert page.locator("img").count() == 0, "a name became an element"
+
+
+def test_headings_do_not_skip_a_level(report: tuple[Opened, list[str]]) -> None:
+    page = report[0].page
+    levels = page.locator("h1, h2, h3, h4, h5, h6").evaluate_all(
+        "all => all.map(heading => Number(heading.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_tables_sort_by_click_and_by_keyboard(campaign_report: Opened) -> None:
+    page = campaign_report.page
+    table = page.locator("#slowest")
+    head = table.get_by_role("columnheader", name="blocks")
+
+    def depths() -> list[int]:
+        return [int(text) for text in table.locator("tbody td:nth-child(2)").all_inner_texts()]
+
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert depths() == sorted(depths(), reverse=True)
+    head.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert depths() == sorted(depths())
+    assert len(set(depths())) > 1, "nothing to sort"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") is None
+    assert table.locator("th[aria-sort]").inner_text().startswith("measured")
+
+
+def test_numbers_that_are_missing_come_last(timing_report: Opened) -> None:
+    table = timing_report.page.locator("#all-results")
+    button = table.get_by_role("button", name="trimmed mean")
+    for _ in range(2):
+        button.click()
+        assert table.locator("tbody tr").last.locator("td").nth(1).inner_text() == "\N{EN DASH}"
+
+
+def test_a_chart_has_its_data_as_a_table(campaign_report: Opened) -> None:
+    page = campaign_report.page
+    figure = page.locator("figure#predicted")
+    figure.locator("summary").focus()
+    page.keyboard.press("Enter")
+    table = figure.get_by_role("table", name="Predicted against measured latency")
+    table.wait_for()
+    measured = page.locator("dl.key dd").nth(2).evaluate("dd => dd.firstChild.data")
+    assert table.locator("tbody tr").count() == int(measured)
+    assert table.locator("thead th[scope=col]").count() == 7
+    row = table.locator("tbody tr").first
+    assert "|" in row.locator("th[scope=row]").inner_text()
+    assert float(row.locator("td").nth(1).inner_text()) > 0
+
+
+def test_hovering_tells_the_architecture(campaign_report: Opened) -> None:
+    page = campaign_report.page
+    points = page.locator("#predicted .mark-symbol.role-mark path")
+    points.last.hover(force=True)
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    text = tooltip.inner_text()
+    assert re.search(r"architecture\s+(\d\*)?k\de", text)
+    assert re.search(r"measured\s+[\d.]+ ms", text)
+    assert re.search(r"verdict\s+\w+", text)
+
+
+def test_a_name_in_a_tooltip_stays_text(timing_report: Opened) -> None:
+    opened = timing_report
+    opened.page.locator("#latencies .mark-symbol.role-mark path").first.hover(force=True)
+    tooltip = opened.page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert "<img src=x onerror=alert(1)>" in tooltip.inner_text()
+    assert tooltip.locator("img").count() == 0
+    assert opened.complaints == []
+
+
+def test_light_and_dark_differ_also_when_the_scheme_changes(campaign_report: Opened) -> None:
+    def colours() -> tuple[str, ...]:
+        return (
+            page.evaluate("getComputedStyle(document.body).backgroundColor"),
+            page.locator("#rounds .mark-line path").first.get_attribute("stroke"),
+            page.locator("#rounds svg").evaluate("svg => svg.style.backgroundColor"),
+        )
+
+    page = campaign_report.page
+    light = colours()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-scheme=dark]", timeout=60_000)
+    dark = colours()
+    page.emulate_media(color_scheme="light")
+    page.wait_for_selector("html[data-scheme=light]", timeout=60_000)
+    assert colours() == light
+    assert all(one != other for one, other in zip(dark, light, strict=True))
+
+
+def test_nothing_is_cut_off_on_a_narrow_screen(report: tuple[Opened, list[str]]) -> None:
+    page = report[0].page
+    for width in (360, 320):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.wait_for_function(
+            """width => [...document.querySelectorAll("figure svg")].every(
+                svg => svg.getBoundingClientRect().right <= width)""",
+            arg=width,
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        beyond = page.locator("h1, h2, h3, figcaption, p, dl, summary, caption span").evaluate_all(
+            """(all, width) => all.filter(e => e.getBoundingClientRect().right > width + 1)
+                .map(e => e.outerHTML.slice(0, 80))""",
+            width,
+        )
+        assert beyond == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_figures_and_tables_have_names(report: tuple[Opened, list[str]]) -> None:
+    opened, figures = report
+    page = opened.page
+    tree = page.locator("body").aria_snapshot()
+    named = re.findall(r'^\s*- figure "(.+?)"', tree, flags=re.MULTILINE)
+    assert len(named) == len(figures)
+    main = page.locator("main").aria_snapshot()  # a tooltip is a table as well
+    tables = re.findall(r"^\s*- table( \".+?\")?", main, flags=re.MULTILINE)
+    assert tables
+    assert all(tables)
+    for landmark in ("banner", "navigation", "main", "contentinfo"):
+        assert re.search(rf"^\s*- {landmark}\b", tree, flags=re.MULTILINE), landmark
+    names = page.locator(".chart").evaluate_all("all => all.map(chart => chart.ariaLabel)")
+    assert all(names), "a chart without a description"
+
+
+def test_contrast_of_text_and_marks() -> None:
+    from esm_host.report.theme import DARK, LIGHT
+
+    for theme in (LIGHT, DARK):
+        for colour in (theme.text, theme.muted, theme.accent, theme.alarm, theme.categories[2]):
+            assert _contrast(colour, theme.background) >= 4.5
+        for colour in (*theme.categories, *theme.ramp):
+            assert _contrast(colour, theme.background) >= 3
+
+
+def _contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

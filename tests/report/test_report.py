@@ -1,0 +1,120 @@
+"""``esm-host report`` and the charts, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from esm_host import load_run
+from esm_host.cli.app import app
+from esm_host.report import plots, timing_plots
+from esm_host.report.page import bytes_text, fixed, significant
+from tests.report.conftest import written
+from tests.report.timings import timing
+
+
+@pytest.mark.parametrize("what", ["nothing", "empty", "folder"])
+def test_wrong_usage_is_one_line(what: str, campaign: Path, tmp_path: Path) -> None:
+    source = {"nothing": tmp_path / "none", "empty": tmp_path, "folder": campaign}[what]
+    output = tmp_path / "none" / "r.html" if what == "folder" else tmp_path / "r.html"
+    result = CliRunner().invoke(app, ["report", str(source), "--output", str(output)])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert not output.exists()
+
+
+def test_an_unfinished_campaign_has_a_report(campaign: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("settings.json", "store.sqlite"):
+        (run / name).write_bytes((campaign / name).read_bytes())
+    text = written(run, tmp_path / "r.html").read_text()
+    assert "not finished" in text
+    assert f"esm-host profile --run {run} --resume" in text
+    assert "Drift of the device" in text
+
+
+def test_a_timing_in_which_all_failed_has_a_report(tmp_path: Path) -> None:
+    data = timing()
+    data["results"] = data["results"][-1:]
+    data["comparisons"] = []
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(data))
+    text = written(path, tmp_path / "r.html").read_text()
+    assert "out_of_memory" in text
+    assert "nobody answers" in text
+
+
+def test_a_large_campaign_stays_a_small_file(campaign: Path) -> None:
+    frame = load_run(campaign).measurements()
+    large = pd.concat([frame] * 120, ignore_index=True).head(4500)
+    spec = plots.predicted_against_measured(large).to_dict()
+    assert len(json.dumps(spec)) < 2_500_000
+    assert max(map(len, spec["datasets"].values())) == 4500
+
+
+def test_charts_are_drawn_without_a_network(campaign: Path, tmp_path: Path) -> None:
+    run = load_run(campaign)
+    path = tmp_path / "chart.png"
+    plots.save(plots.reference_stability(run.blocks(), run.references(), 3.0), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def test_residuals_are_grouped_by_ranges() -> None:
+    frame = pd.DataFrame({"depth": np.arange(100), "error_percent": np.arange(100) - 50.0})
+    groups = plots.residual_groups(frame, "depth", 10)
+    assert groups["models"].tolist() == [10] * 10
+    assert groups["median_percent"].is_monotonic_increasing
+    assert groups["range"].iloc[0] == "0 to 9"
+    few = plots.residual_groups(frame.assign(depth=frame["depth"] % 3), "depth", 10)
+    assert few["range"].tolist() == ["0", "1", "2"]
+
+
+def test_thinning_keeps_the_outliers_and_the_level() -> None:
+    rng = np.random.default_rng(0)
+    latency = rng.normal(10, 1, 50_000)
+    latency[[77, 31_000]] = 99, 1
+    samples = pd.DataFrame({"start_s": np.arange(50_000) / 1e3, "latency_ms": latency})
+    thin = timing_plots.thinned(samples)
+    assert len(thin) <= timing_plots.MOST_SAMPLES
+    assert {77, 31_000} <= set(thin.index)
+    assert thin["latency_ms"].median() == pytest.approx(10, abs=0.1)
+    assert thin["start_s"].is_monotonic_increasing
+
+
+def test_a_histogram_leaves_far_outliers_out_and_counts_the_rest() -> None:
+    latency = np.concatenate([np.linspace(9, 11, 995), np.full(5, 500.0)])
+    shown = timing_plots.histogram(latency)
+    assert shown["to_ms"].iloc[-1] < 12
+    assert shown["runs"].sum() == 990  # the slowest hundredth: the five, and five more
+    level = timing_plots.histogram(np.full(20, 3.0))
+    assert level["runs"].sum() == 20
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert significant(0.123456) == "0.1235"
+    assert significant(12345.6) == "12,346"
+    assert fixed(-1.25, 1, sign=True).text == "\N{MINUS SIGN}1.2"
+    assert fixed(None).value is None
+    assert bytes_text(48e6) == "48.0 MB"
+
+
+def test_the_code_in_the_docs_runs(
+    campaign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "report.md"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", docs.read_text(), re.M | re.S))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(campaign)
+    monkeypatch.chdir(tmp_path)
+    assert "run.predict(" in code
+    exec(compile(code, str(docs), "exec"), {})
+    assert (tmp_path / "pace.png").read_bytes().startswith(b"\x89PNG")

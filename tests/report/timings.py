@@ -1,0 +1,194 @@
+"""What ``esm-host time --json`` writes, made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from esm_protos.messages import DeviceState, GpuState, MeasureSpec
+
+STRANGE = "</script><img src=x onerror=alert(1)>.onnx"
+"""A name that a careless page would run."""
+
+
+def timing(models: tuple[str, ...] = ("nets/small.onnx", "nets/large.onnx")) -> dict[str, Any]:
+    """Models by two batch sizes on two devices; one result failed, one is profiled."""
+    results = []
+    for index, (device, model, batch) in enumerate(
+        (device, model, batch)
+        for device in ("pi4", "rack-1")
+        for model in models
+        for batch in (1, 8)
+    ):
+        latency = 3.0 * (1 + models.index(model)) * batch**0.8 * (1 if device == "pi4" else 0.3)
+        results.append(succeeded(model, device, batch, latency, seed=index))
+    results[-1] = failed(models[-1], "rack-1", 8)
+    results[2]["profile"] = profile(results[2]["trimmed_mean_ms"])
+    results[1]["verdict"] = "noisy"
+    results[1]["warnings"] = ["other programs used 1.2 processors"]
+    return {
+        "schema_version": 2,
+        "kind": "timing",
+        "context": {
+            "esm_profiler": "0.1.0",
+            "created_at": "2026-11-22T09:00:00+00:00",
+            "spec": MeasureSpec(precision=0.02).to_json(),
+            "devices": {
+                "pi4": known("raspberrypi", "Cortex-A72", 1500.0, 55.0),
+                "rack-1": known("rack-1", "Xeon", 2900.0, 48.0, GpuState("NVIDIA T4", 1590.0)),
+                "rack-2": {"info": None, "states": [], "busy_s": 0.0, "error": "nobody answers"},
+            },
+        },
+        "results": results,
+        "comparisons": [
+            compared("device", "pi4", 2, 0, 2.01),
+            compared("device", "rack-1", 6, 4, 1.01, different=False),
+            compared("devices", "pi4", 0, 4, 3.3, paired=False),
+        ],
+    }
+
+
+def succeeded(
+    model: str, device: str, batch: int, latency_ms: float, seed: int, runs: int = 150
+) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    samples = latency_ms * rng.lognormal(0, 0.03, runs)
+    samples[rng.integers(runs)] *= 3
+    ordered = np.sort(samples)[runs // 5 : runs - runs // 5]
+    mean = float(ordered.mean())
+    return {
+        **_identity(model, device, batch),
+        "status": "success",
+        "failure": None,
+        "trimmed_mean_ms": mean,
+        "ci95_ms": [mean * 0.99, mean * 1.01],
+        "ci95_percent": 1.0,
+        "median_ms": float(np.median(samples)),
+        "min_ms": float(samples.min()),
+        "max_ms": float(samples.max()),
+        **{f"p{q}_ms": float(np.percentile(samples, q)) for q in (90, 95, 99)},
+        "samples_ms": samples.tolist(),
+        "starts_ms": (np.cumsum(samples) * 1.5).tolist(),
+        "runs": runs,
+        "throughput_per_s": batch / mean * 1e3,
+        "first_run_ms": mean * 4,
+        "load_ms": 31.0,
+        "copy_in_ms": None,
+        "copy_out_ms": None,
+        "peak_rss_bytes": 48_000_000 + 1_000_000 * batch,
+        "ran_on": {},
+        "fallback": [],
+        "verdict": "stable",
+        "warnings": [],
+        "profile": None,
+    }
+
+
+def failed(model: str, device: str, batch: int) -> dict[str, Any]:
+    names = ("trimmed_mean", "median", "min", "max", "p90", "p95", "p99", "first_run", "load")
+    return {
+        **_identity(model, device, batch),
+        "status": "failed",
+        "failure": {"kind": "out_of_memory", "message": "needs 9 GB, 4 are free"},
+        **{f"{name}_ms": None for name in (*names, "copy_in", "copy_out", "ci95")},
+        "ci95_percent": None,
+        "samples_ms": [],
+        "starts_ms": [],
+        "runs": 0,
+        "throughput_per_s": None,
+        "peak_rss_bytes": None,
+        "ran_on": {},
+        "fallback": [],
+        "verdict": None,
+        "warnings": [],
+        "profile": None,
+    }
+
+
+def _identity(model: str, device: str, batch: int) -> dict[str, Any]:
+    shape = [batch, 3, 224, 224]
+    return {
+        "model": model,
+        "model_sha256": "0" * 64,
+        "external": {},
+        "device": device,
+        "case": {"batch": batch, "threads": 1, "shapes": {"x": shape}, "inputs_sha256": None},
+        "inputs": [{"name": "x", "type": "float32", "dims": shape}],
+        "provider": "cpu",
+    }
+
+
+def profile(latency_ms: float) -> dict[str, Any]:
+    shares = {"Conv": 0.71, "Gemm": 0.12, "Relu": 0.08, "Add": 0.05, "MaxPool": 0.04}
+    provider = "CPUExecutionProvider"
+    return {
+        "runs": 10,
+        "operators": [
+            {"op_type": op, "provider": provider, "calls": 9, "ms": share * latency_ms}
+            for op, share in shares.items()
+        ],
+        "nodes": [
+            {
+                "name": f"layer{number}/{op}",
+                "op_type": op,
+                "provider": provider,
+                "ms": share * latency_ms / (number + 2),
+            }
+            for op, share in shares.items()
+            for number in range(3)
+        ],
+    }
+
+
+def known(
+    hostname: str, cpu: str, clock_mhz: float, temperature_c: float, *gpus: GpuState
+) -> dict[str, Any]:
+    states = [
+        DeviceState(
+            at_ns=int((second - 1) * 1e9),
+            clock_mhz=(clock_mhz - 10 * (second % 3), clock_mhz - 200),
+            temperature_c=temperature_c + 0.8 * second,
+            gpus=gpus,
+        ).to_json()
+        for second in range(12)
+    ]
+    info = {
+        "protocol_version": 4,
+        "agent_version": "0.1.0",
+        "hostname": hostname,
+        "machine": "aarch64",
+        "cpu_model": cpu,
+        "cpu_count": 4,
+        "memory_bytes": 4_000_000_000,
+        "os": "Linux 6.6",
+        "python_version": "3.11.9",
+        "runtime": "onnxruntime 1.31.1",
+        "providers": ["cpu"],
+        "limits": {},
+        "state": states[0],
+        "occupancy": {},
+        "isolation": ["bubblewrap"],
+    }
+    return {"info": info, "states": states, "busy_s": 12.3, "error": None}
+
+
+def compared(
+    scope: str,
+    device: str,
+    of: int,
+    to: int,
+    ratio: float,
+    paired: bool = True,
+    different: bool = True,
+) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "device": device,
+        "of": of,
+        "to": to,
+        "ratio": ratio,
+        "ci95": [ratio * 0.98, ratio * 1.02],
+        "paired": paired,
+        "different": different,
+    }
