@@ -13,7 +13,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not faults and not arm64 and not large"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large"
 
 browser:  ## chromium, for the tests of the report; without it they are skipped
 	@command -v chromium >/dev/null || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && \

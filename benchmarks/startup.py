@@ -75,10 +75,8 @@ def main() -> None:
     rows = timings()
     print(f"esm-host --help: median {statistics.median(helps):.2f} s ({_span(helps)})")
     known = [row for row in rows if row["exit_code"] == 0]
-    print(
-        f"esm-host time, {statistics.median(r['latency_ms'] for r in rows):.2f} ms: known to 2 % in "
-        f"{len(known)} of {len(rows)} runs"
-    )
+    latency_ms = statistics.median(row["latency_ms"] for row in rows)
+    print(f"esm-host time, {latency_ms:.2f} ms: known to 2 % in {len(known)} of {len(rows)} runs")
     for name, kind in (("known to 2 %", known), ("all", rows)):
         if kind:
             took = [row["took_s"] for row in kind]
