@@ -1,4 +1,7 @@
-"""Why it is measured, and what follows: sampling, encoding, predicting, deciding what is next."""
+"""Why it is measured, and what follows: sampling, encoding, predicting, deciding what is next.
+
+The names below are for programs and notebooks; docs/python.md shows them at work.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esm_host import devices as devices
+    from esm_host.api import compare as compare
+    from esm_host.api import profile as profile
+    from esm_host.api import resume as resume
+    from esm_host.api import time as time
+    from esm_host.api import write_report as write_report
+    from esm_host.campaign import Watcher as Watcher
+    from esm_host.errors import AuthError as AuthError
+    from esm_host.errors import BusyError as BusyError
+    from esm_host.errors import DatasetError as DatasetError
+    from esm_host.errors import DeviceError as DeviceError
+    from esm_host.errors import EsmError as EsmError
+    from esm_host.errors import MismatchError as MismatchError
+    from esm_host.errors import RunExistsError as RunExistsError
+    from esm_host.errors import UnreachableError as UnreachableError
+    from esm_host.errors import UsageError as UsageError
+    from esm_host.evaluation.compare import Comparison as Comparison
+    from esm_host.evaluation.compare import DifferentError as DifferentError
+    from esm_host.extension.settings import Settings as Settings
     from esm_host.run import Run as Run
     from esm_host.run import load_run as load_run
     from esm_host.timing_file import TimingFile as TimingFile
     from esm_host.timing_file import load_timing as load_timing
+    from esm_models.errors import ModelsError as ModelsError
+    from esm_protos.messages import MeasureSpec as MeasureSpec
 
-# Name -> module, imported when it is asked for: `import esm_host` stays fast.
-_LAZY = {
-    "Run": "esm_host.run",
-    "load_run": "esm_host.run",
-    "TimingFile": "esm_host.timing_file",
-    "load_timing": "esm_host.timing_file",
+# By module, which is imported when a name is asked for: `import esm_host` stays fast.
+_NAMES = {
+    "esm_host.api": ("compare", "profile", "resume", "time", "write_report"),
+    "esm_host.campaign": ("Watcher",),
+    "esm_host.errors": (
+        *("AuthError", "BusyError", "DatasetError", "DeviceError", "EsmError", "MismatchError"),
+        *("RunExistsError", "UnreachableError", "UsageError"),
+    ),
+    "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
+    "esm_host.extension.settings": ("Settings",),
+    "esm_host.run": ("Run", "load_run"),
+    "esm_host.timing_file": ("TimingFile", "load_timing"),
+    "esm_models.errors": ("ModelsError",),
+    "esm_protos.messages": ("MeasureSpec",),
 }
+_LAZY = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(["devices", *_LAZY])
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'esm_host' has no attribute '{name}'")
-    return getattr(import_module(_LAZY[name]), name)
+if not TYPE_CHECKING:  # to which a name that is not there is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name == "devices":
+            return import_module("esm_host.devices")
+        if name not in _LAZY:
+            raise AttributeError(f"module 'esm_host' has no attribute '{name}'")
+        return getattr(import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__})

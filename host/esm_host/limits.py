@@ -16,6 +16,9 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
     """Raises UsageError unless the device can measure like that."""
     if spec.provider not in device.providers:
         raise UsageError(f"--ep {spec.provider}: the device has {', '.join(device.providers)}")
+    for name in ("tf32", "cuda_graph", "allow_fallback"):
+        if getattr(spec, name) and spec.provider != "cuda":  # it would change nothing
+            raise UsageError(f"--{name.replace('_', '-')} needs --ep cuda")
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(

@@ -51,14 +51,18 @@ class ModelFile:
     outline: view.Model | None
 
 
-def read_model_file(path: Path) -> ModelFile:
+def read_model_file(path: Path, name: str | None = None) -> ModelFile:
     """Reads a file, those above 1 MiB by streaming.
+
+    Args:
+        name: of a model from memory, which has no files beside it.
 
     Raises:
         UsageError: it cannot be read, is of another format, or lacks files that it names.
     """
     # A name that is no text has no place in a message or in JSON.
-    name = str(path).encode(errors="backslashreplace").decode()
+    in_memory = name is not None
+    name = (name or str(path)).encode(errors="backslashreplace").decode()
     try:
         small = path.stat().st_size <= INLINE_BYTES
         data: bytes | File = path.read_bytes() if small else hashed(path)
@@ -69,6 +73,11 @@ def read_model_file(path: Path) -> ModelFile:
     if path.suffix.lower() != ".onnx" and (outline is None or not outline.graph.node):
         cure = _CURES.get(path.suffix.lower(), "give an ONNX file, MODEL.onnx")
         raise UsageError(f"{name} is no ONNX file: {cure.format(path=name, folder=path.parent)}")
+    if in_memory and outline is not None and (locations := external_locations(outline)):
+        raise UsageError(
+            f"{name} keeps weights in '{locations[0]}', which bytes have no folder for: give the "
+            "path of its file, or load its weights with it, onnx.load(path)"
+        )
     external = () if outline is None else tuple(_external(path, name, outline))
     return ModelFile(name, data, external, outline)
 

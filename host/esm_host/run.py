@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +18,10 @@ from esm_host.bins import DepthBins
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
 from esm_host.encoding import make_encoder
-from esm_host.errors import DatasetError
+from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceState
@@ -48,7 +49,12 @@ class Run:
 
     path: Path
     settings: Settings
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = field(repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether it has come to an end, and reached its target."""
+        return self.result is not None and bool(self.result["converged"])
 
     def measurements(self) -> pd.DataFrame:
         """A row per architecture that was measured, in the order of the plan.
@@ -220,6 +226,22 @@ class Run:
                 f"{path} is damaged ({str(error).splitlines()[0]}): {resume} writes it again"
             ) from error
         return np.asarray(latency_ms, dtype=float)
+
+    def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
+        """``n`` different architectures of the search space; fewer where it is exhausted.
+
+        Args:
+            sampling: ``"balanced"``, equally many of every depth bin, or ``"random"``.
+
+        Raises:
+            UsageError: ``n`` or ``seed`` is negative, or there is no such sampling.
+        """
+        if sampling not in SAMPLERS:
+            raise UsageError(f"sampling '{sampling}': choose {' or '.join(SAMPLERS)}")
+        if seed < 0:
+            raise UsageError(f"seed {seed}: give 0 or more")
+        sampler = SAMPLERS[sampling](self.space, self._bins)
+        return sampler.sample(n, np.random.default_rng(seed))
 
     @cached_property
     def space(self) -> SearchSpace:

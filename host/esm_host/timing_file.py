@@ -1,13 +1,13 @@
-"""The JSON that ``esm-host time --json`` writes, read as data frames."""
+"""What was timed as data frames: just measured, or the JSON that ``esm-host time --json`` wrote."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -29,11 +29,30 @@ class TimingFile:
     """What was timed. A result is one model in one case on one device, numbered from 0.
 
     Attributes:
+        path: None while it is nowhere but here.
         data: the JSON as it is.
     """
 
-    path: Path
-    data: Mapping[str, Any]
+    path: Path | None
+    data: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Of the JSON of what was just measured, the same as if it were read from a file."""
+        return cls(None, json.loads(json.dumps(data, allow_nan=False)))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the JSON, all samples included, as ``esm-host time --json`` does.
+
+        Raises:
+            UsageError: there is no such folder, or it cannot be written.
+        """
+        path = Path(path)
+        try:
+            path.write_text(json.dumps(self.data, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        return path
 
     @property
     def context(self) -> dict[str, Any]:

@@ -3,10 +3,6 @@
 
 def main() -> None:
     """Entry point."""
-    import os
-
-    # Else gRPC writes lines of its own beside ours, of every handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from esm_host.cli.app import app
 
     app()

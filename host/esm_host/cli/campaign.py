@@ -1,38 +1,14 @@
-"""Puts a campaign together from its parts, runs it, and writes what comes of it."""
+"""Runs a campaign and shows it: progress on stderr, what came of it on stdout."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
-
-import numpy as np
 import typer
 
-from esm_host.bins import DepthBins
+from esm_host import campaign
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
-from esm_host.dataset.collect import Collector
-from esm_host.dataset.lanes import Member
-from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
-from esm_host.encoding import Encoder, make_encoder
-from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
-from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
-from esm_host.limits import check_campaign, check_spec
-from esm_host.predictors.mlp import MLPPredictor
-from esm_host.report import plots
-from esm_host.report.result import campaign_result, write_bytes, write_json
-from esm_host.run import Run
-from esm_host.sampling import SAMPLERS, RandomSampler
-from esm_host.transport import devices
-from esm_host.transport.base import Profiler
-from esm_host.transport.patient import PatientProfiler
-from esm_models.space import SearchSpace
-from esm_protos.messages import DeviceInfo
 
 TARGET_NOT_REACHED = 3
 
@@ -45,192 +21,26 @@ def run_campaign(
     live: Live,
     wait: bool = True,
 ) -> int:
-    """Runs a campaign to its end, or goes on with it; returns the exit code.
-
-    Without ``wait`` only on a device that nobody else uses. Everything that can be wrong with the
-    request is found before anything is measured.
-    """
-    space = settings.search_space()
-    bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
-    encoder = make_encoder(settings.encoding, space)
-    needed = settings.initial + settings.references
-    if needed > space.count():
-        raise UsageError(
-            f"--initial {settings.initial} and --references {settings.references} exceed the "
-            f"space's {space.count()} architectures: give less"
-        )
-    for index in range(bins.count):
-        if not space.possible_depths & set(bins.depths(index)):
-            raise UsageError(
-                f"--bins {settings.bins} makes a bin of depths that the space does not have "
-                f"({', '.join(map(str, bins.depths(index)))}): give fewer"
-            )
-    if settings.initial <= 2 * settings.block_size:
-        live.warn(
-            "fewer than three blocks before the first training: quality control has nothing to "
-            "compare them with; a smaller --block-size helps"
-        )
-    with ExitStack() as stack:
-        members = [
-            Member(name, PatientProfiler(impatient, patience_s, live.warn), impatient)
-            for name in devices.members(settings.device)
-            for impatient in [stack.enter_context(devices.connect(name))]
-        ]
-        largest = space.build(space.extremes()[1])
-
-        def ask(profiler: Profiler) -> DeviceInfo:
-            device = profiler.device_info()
-            check_spec(device, settings.spec)
-            check_campaign(device.limits, settings.block_size, settings.references, largest)
-            profiler.reserve(f"profile {settings.space}", wait)
-            return device
-
-        answers, missing = _ask_all(members, ask, resume)
-        folder.prepare(resume)
-        with folder.locked():
-            try:
-                return _run(settings, folder, space, bins, encoder, members, answers, missing, live)
-            except KeyboardInterrupt:
-                kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
-                live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
-                return INTERRUPTED
-
-
-def _ask_all(
-    members: Sequence[Member], ask: Callable[[Profiler], DeviceInfo], resume: bool
-) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
-    """The devices that answer, and why the others do not, by name.
-
-    Raises:
-        EsmError: nobody answers; the first one's. Or a device cannot do what is asked.
-    """
-    # A new campaign's device that is not there is a mistake; an old one's will come back.
-    for patient in [None, members[0]] if resume else [None]:
-        devices: dict[str, DeviceInfo] = {}
-        errors: dict[str, EsmError] = {}
-        for member in members:
-            try:
-                profiler = member.profiler if member is patient else member.at_once
-                devices[member.name] = ask(profiler)
-            except (BusyError, DeviceError) as error:
-                errors[member.name] = error
-            except UsageError as error:
-                if len(members) == 1:
-                    raise
-                raise UsageError(f"{member.name}: {error}") from error
-        if devices:
-            return devices, errors
-    raise next(iter(errors.values()))
-
-
-def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
-    """Raises MismatchError unless the store was made by the same space and settings."""
-    identity = {
-        **space.settings(),
-        **settings.spec.to_json(),
-        "references": settings.references,
-        # Notices a user's own space that was edited since.
-        "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
-    }
-    known = store.fact("campaign")
-    if known is None:
-        store.add_fact("campaign", identity)
-    elif known != identity:
-        differs = [name for name, value in identity.items() if known.get(name) != value]
-        raise MismatchError(
-            f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
-            "them, or give another --run"
-        )
-
-
-def _run(
-    settings: Settings,
-    folder: RunFolder,
-    space: SearchSpace,
-    bins: DepthBins,
-    encoder: Encoder,
-    members: Sequence[Member],
-    answers: Mapping[str, DeviceInfo],
-    missing: Mapping[str, EsmError],
-    live: Live,
-) -> int:
-    if not folder.settings.exists():
-        # First: a folder with settings can be resumed, however little it holds.
-        write_json(folder.settings, settings.to_json())
-    store = Store(folder.store)
-    _check_store(store, settings, space, folder)
-    if REFERENCE_ROUND not in store.plan():
-        rng = np.random.default_rng([settings.seed, 2**32])
-        store.add_plan(REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng))
-    measurements = Measurements(store, settings.spec)
-    collector = Collector(
-        store,
-        measurements,
-        members,
-        space,
-        settings.spec,
-        store.plan()[REFERENCE_ROUND],
-        settings.block_size,
-        settings.reference_tolerance_percent / 100,
-        settings.max_remeasurements,
-        live,
-        settings.group_tolerance_percent / 100,
-    )
-    collector.admit(answers, missing)
-    write_json(folder.settings, settings.to_json())  # a raised target, say
-    loop = Loop(
-        settings,
-        store,
-        measurements,
-        collector,
-        SAMPLERS[settings.sampling](space, bins),
-        encoder,
-        bins,
-        lambda member: MLPPredictor(seed=settings.seed + member),
-        live,
-    )
-    outcome = loop.run()
-    device = next(iter(answers.values()))
-    result = campaign_result(store, measurements, settings, device, outcome.converged)
-    table = measurements.table()
-    store.close()
-    _write(folder, settings, outcome, result)
+    """As :func:`esm_host.campaign.run_campaign`; returns the exit code."""
+    try:
+        ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
+    except KeyboardInterrupt:
+        kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
+        live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
+        return INTERRUPTED
     live.stop()
+    result = ended.result
     print_bins(result["rounds"][-1], settings.target_accuracy_percent)
-    if table.failures:
-        first = next(iter(table.failures.values()))
-        typer.echo(f"{len(table.failures)} models failed; the first: {first}")
-    print_verdicts(measurements.dataset())
+    if ended.failures:
+        first = next(iter(ended.failures.values()))
+        typer.echo(f"{len(ended.failures)} models failed; the first: {first}")
+    print_verdicts(ended.dataset)
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
     typer.echo(
-        f"{'converged' if outcome.converged else 'not converged'}: {outcome.reason} "
+        f"{'converged' if ended.converged else 'not converged'}: {ended.reason} "
         f"({result['wall_seconds'] / 60:.1f} min, device busy "
         f"{result['device_busy_seconds'] / 60:.1f} min)"
     )
     typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
-    return 0 if outcome.converged else TARGET_NOT_REACHED
-
-
-def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
-    """The predictor, its predictions, the pictures and, last, the result."""
-    assert isinstance(outcome.predictor, MLPPredictor)
-    outcome.predictor.save(folder.predictor)
-    write_bytes(folder.predictor_onnx, outcome.predictor.to_onnx())
-    pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
-    lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
-    write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
-    run = Run(folder.path, settings, result)
-    blocks = run.blocks()
-    charts = {
-        "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
-        "accuracy_by_round": plots.accuracy_by_round(
-            run.accuracy(), settings.target_accuracy_percent
-        ),
-        "reference_stability": plots.reference_stability(
-            blocks, run.references(), settings.reference_tolerance_percent
-        ),
-    }
-    for name, chart in charts.items():
-        plots.save(chart, folder.plots[name])
-    write_json(folder.result, result)
+    return 0 if ended.converged else TARGET_NOT_REACHED

@@ -73,55 +73,21 @@ def add(
 
     Example: esm-host devices add lab 127.0.0.1:7343
     """
-    import os
+    from esm_host.transport import pairing
 
-    from esm_host.errors import UsageError
-    from esm_host.transport import devices as known
-    from esm_host.transport import naming
-    from esm_host.transport.access import PLAIN, fetch_certificate, is_loopback, mutual, pinned
-    from esm_host.transport.access import check_token as checked
-    from esm_host.transport.remote import RemoteProfiler
-
-    naming.check_new(name, force)
     token = sys.stdin.readline().strip() if token == "-" else token
-    pem = None
-    if ca or certificate or key:
-        if ca is None or certificate is None or key is None or token or fingerprint:
-            raise UsageError(
-                "mutual TLS takes all of --ca, --certificate and --key, and no token or fingerprint"
-            )
-        paths = [path.expanduser().resolve() for path in (ca, certificate, key)]
-        access = mutual(*paths)
-        entry = known.Entry(address, None, None, *map(str, paths))
-    elif token or fingerprint:
-        secret = token or os.environ.get("ESM_TOKEN")
-        if not (secret and fingerprint):
-            raise UsageError(
-                "a token goes with a fingerprint, so that only the right agent gets it: paste the "
-                "line that `esm-agent pair` printed, whole"
-            )
-        pem = fetch_certificate(address, fingerprint)
-        access = pinned(pem, checked(secret))
-        entry = known.Entry(address, naming.pinned_file(name), token)
-    else:
-        access = PLAIN
-        entry = known.Entry(address)
-        if not is_loopback(address):
-            typer.echo(
-                f"warning: {address} is another machine, and without --token and --fingerprint "
-                "anybody in between reads and changes what is sent: see esm-agent pair",
-                err=True,
-            )
-    with RemoteProfiler(address, name, access) as profiler:
-        info = profiler.device_info()
-    path = naming.save(name, entry, pem)
+    added = pairing.add(
+        *(name, address, token, fingerprint, ca, certificate, key, force),
+        warn=lambda text: typer.echo(f"warning: {text}", err=True),
+    )
+    info = added.info
     print(
         printable(
             f"{name}: {info.hostname}, {info.cpu_model}, {info.cpu_count} processors; "
             f"agent {info.agent_version}, {info.runtime} ({', '.join(info.providers)})"
         )
     )
-    typer.echo(f"written to {path}", err=True)
+    typer.echo(f"written to {added.path}", err=True)
 
 
 @devices.command("list")

@@ -44,23 +44,16 @@ def predict(
 
     Example: esm-host predict runs/pi4 --sample 5
     """
-    from esm_host.bins import DepthBins
     from esm_host.errors import UsageError
     from esm_host.run import load_run
 
     if (architectures is None) == (sample == 0):
         raise UsageError("give either --architectures FILE or --sample N")
     campaign = load_run(run)
-    settings, space = campaign.settings, campaign.space
     if architectures is not None:
         chosen = _read(architectures)
     else:
-        import numpy as np
-
-        from esm_host.sampling import SAMPLERS
-
-        bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
-        chosen = SAMPLERS[sampling.value](space, bins).sample(sample, np.random.default_rng(seed))
+        chosen = campaign.sample(sample, sampling.value, seed)
     latency_ms = campaign.predict(chosen).tolist()
     results = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}

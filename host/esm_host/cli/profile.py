@@ -53,16 +53,6 @@ class JudgeName(enum.StrEnum):
     overall = "overall"
 
 
-# Settings that a resumed campaign may change: they alter nothing that was measured.
-_RESUMABLE = {
-    "device",
-    "target_accuracy_percent",
-    "max_models",
-    "train_on",
-    "weights",
-    "group_tolerance_percent",
-}
-
 _ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
 
 _SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
@@ -245,17 +235,16 @@ def profile(
 
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
+    from esm_host.campaign import absolute
     from esm_host.cli.campaign import run_campaign
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.folder import RunFolder
     from esm_protos.messages import Protocol
 
-    if not patience >= 0:
-        raise UsageError(f"--patience {patience:g}: give seconds, 0 or more")
     given = {
         "device": device,
-        "space": _absolute(space),
+        "space": absolute(space),
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
@@ -337,6 +326,7 @@ def _resumed(
     ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
+    from esm_host.campaign import RESUMABLE
     from esm_host.errors import MismatchError
     from esm_host.extension.settings import flag
 
@@ -348,7 +338,7 @@ def _resumed(
             options = {option, *_ALSO_SET_BY.get(name, ())}
             if value == owner[name] or not any(_was_given(ctx, option) for option in options):
                 continue
-            if name not in _RESUMABLE:
+            if name not in RESUMABLE:
                 raise MismatchError(
                     f"{folder.path} was measured with {_written(name, owner)}, not "
                     f"{_written(name, asked)}: leave the option out, or give another --run"
@@ -370,9 +360,3 @@ def _written(name: str, settings: Mapping[str, Any]) -> str:
     if isinstance(value, bool):
         value = "on" if value else "off"
     return f"{flag(name)} {value}"
-
-
-def _absolute(space: str) -> str:
-    """A search space's file is found again from wherever the campaign is resumed."""
-    path, colon, class_name = space.rpartition(":")
-    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space

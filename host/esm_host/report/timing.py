@@ -36,7 +36,7 @@ def timing_page(timing: TimingFile) -> Page:
     """What was timed, how sure the numbers are, and where the time goes."""
     results = timing.results()
     if results.empty:
-        return Page("Timing", timing.path.name, "Nothing was timed.", ("bad", "no results"), [])
+        return Page("Timing", "no models", "Nothing was timed.", ("bad", "no results"), [])
     done = results[results["status"] == "success"]
     sections = [
         Section("results", "Results", _results_lead(results), _results(timing, results, done)),

@@ -46,7 +46,7 @@ class Entry:
 
 
 def read_request(
-    paths: Sequence[Path],
+    models: Sequence[Path | ModelFile],
     batches: Sequence[int] = (),
     shapes: Sequence[str] = (),
     threads: Sequence[int] = (),
@@ -55,6 +55,7 @@ def read_request(
     """Reads ONNX files and works out their cases; whether they run is for the device to judge.
 
     Args:
+        models: paths, or what was read already.
         batches: of every input whose first dimension is free.
         shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
         threads: of the runtime; without any, or with one, the block's spec says it.
@@ -72,7 +73,7 @@ def read_request(
     given = [parse_shape(text) for text in shapes]
     arrays = {} if inputs is None else read_arrays(inputs)
     fed = None if inputs is None else hashed(inputs)
-    files = _files(paths)
+    files = _files(models)
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
     return tuple(
@@ -83,15 +84,16 @@ def read_request(
     )
 
 
-def _files(paths: Sequence[Path]) -> list[ModelFile]:
-    seen: set[Path] = set()
+def _files(models: Sequence[Path | ModelFile]) -> list[ModelFile]:
+    seen: set[Path | str] = set()
     files = []
-    for path in paths:
-        files.append(read_model_file(path))
-        resolved = path.resolve()
-        if resolved in seen:
-            raise UsageError(f"{path} is given twice: give each model once")
-        seen.add(resolved)
+    for model in models:
+        file = model if isinstance(model, ModelFile) else read_model_file(model)
+        known = file.path if isinstance(model, ModelFile) else model.resolve()
+        if seen & {file.path, known}:
+            raise UsageError(f"{file.path} is given twice: give each model once")
+        seen |= {file.path, known}
+        files.append(file)
     return files
 
 

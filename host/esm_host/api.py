@@ -1,0 +1,392 @@
+"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints.
+
+Where a message names a command's option, the argument has the same name.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from esm_host.errors import UsageError
+from esm_host.evaluation.compare import Comparison, check_timing
+from esm_host.evaluation.compare import compare as compare_timings
+from esm_host.extension.settings import Settings
+from esm_host.folder import RunFolder
+from esm_host.model_file import ModelFile, read_model_file
+from esm_host.run import Run, load_run
+from esm_host.timing import read_request, time_models, timing_spec
+from esm_host.timing.spec import WARMUP
+from esm_host.timing_file import TimingFile, load_timing
+from esm_host.transport import devices
+from esm_protos.messages import Progress, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from onnx import ModelProto
+
+    from esm_host.campaign import CampaignWatcher
+
+    Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
+    """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""
+
+    OnProgress: TypeAlias = Callable[[str, Progress], None]
+
+_MOST_PROFILE_RUNS = 1000
+
+
+def time(
+    models: Model | Sequence[Model] | Mapping[str, Model],
+    device: str | Sequence[str] = "local",
+    *,
+    batch: int | Sequence[int] = (),
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
+    threads: int | Sequence[int] = 1,
+    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None = None,
+    runs: int | None = None,
+    precision_percent: float | None = None,
+    max_runs: int | None = None,
+    max_time_s: float | None = None,
+    protocol: Literal["interleaved", "sequential"] = "interleaved",
+    warmup: int = WARMUP,
+    trim: float = 0.2,
+    provider: Literal["cpu", "cuda"] = "cpu",
+    tf32: bool = False,
+    cuda_graph: bool = False,
+    allow_fallback: bool = False,
+    timeout_s: float = 60.0,
+    seed: int = 0,
+    profile_runs: int = 0,
+    wait: bool = True,
+    on_progress: OnProgress | None = None,
+) -> TimingFile:
+    """Times ONNX models on devices: all in all cases together, in turn, on all devices at once.
+
+    Without ``runs`` each is measured until it is known to the precision, within the limits.
+
+    Args:
+        models: one or several, or several by names of your own. Those from memory that have no
+            name are called ``model-1``, ``model-2``...
+        device: ``"local"``, ``"host:port"`` or a name; or several.
+        batch: sizes of the first dimension of inputs that leave it free.
+        shapes: dimensions of inputs by name; None for what ``batch`` sets. Free ones are 1.
+        threads: of the runtime; several are several cases.
+        inputs: arrays by the inputs' names, or the path of an ``.npz``; the others are random.
+        runs: exactly so many counted runs of every model and case.
+        precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
+        max_runs: of one model; 100,000 by default.
+        max_time_s: seconds of measuring, all models together; 60 by default.
+        protocol: ``"interleaved"``, or ``"sequential"``: all runs of a model in a row.
+        warmup: uncounted runs before each visit, at most.
+        trim: share of the runs dropped at each end.
+        provider: ``"cpu"`` or ``"cuda"``; ``tf32``, ``cuda_graph`` and ``allow_fallback`` are of
+            the latter, as in :class:`esm_protos.messages.MeasureSpec`.
+        timeout_s: that one model may take at a time.
+        seed: of the inputs and the visiting order.
+        profile_runs: runs to profile, apart from those timed; 0 profiles nothing.
+        wait: False gives up on a device that somebody else uses.
+        on_progress: told the device and how far it is, from the devices' threads.
+
+    Returns:
+        Data frames of the results. A model that failed has its ``failure`` there; so has, among
+        several devices, one that failed its ``error`` in ``.devices``.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        BusyError: the only device is somebody else's and ``wait`` is False.
+        DeviceError: the only device is gone or refuses.
+
+    Example::
+
+        timing = esm_host.time(["small.onnx", "large.onnx"], "pi4", batch=[1, 8])
+        timing.results()[["label", "trimmed_mean_ms", "verdict"]]
+    """
+    if protocol not in (known := [p.value for p in Protocol]):
+        raise UsageError(f"--protocol '{protocol}': choose {' or '.join(known)}")
+    if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
+        raise UsageError(f"--profile-runs {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}")
+    names = [device] if isinstance(device, str) else list(device)
+    counts = _several(threads)
+    if not names or not counts:
+        raise UsageError("an empty list of devices or threads measures nothing: give one")
+    spec = timing_spec(
+        runs,
+        precision_percent,
+        max_runs,
+        max_time_s,
+        protocol=Protocol(protocol),
+        warmup=warmup,
+        trim=trim,
+        threads=counts[0],
+        provider=provider,
+        tf32=tf32,
+        cuda_graph=cuda_graph,
+        allow_fallback=allow_fallback,
+        model_timeout_s=timeout_s,
+        seed=seed,
+    )
+    with TemporaryDirectory(prefix="esm-") as text:
+        folder = Path(text)
+        request = read_request(
+            _files(models, folder), _several(batch), _shapes(shapes), counts, _fed(inputs, folder)
+        )
+        if not request:
+            raise UsageError("an empty list of models measures nothing: give one")
+        timing = time_models(
+            devices.connect,
+            names,
+            request,
+            spec,
+            profile_runs=profile_runs,
+            wait=wait,
+            on_progress=on_progress or _ignore,
+        )
+    return TimingFile.of(timing.to_json())
+
+
+def compare(
+    base: TimingFile | str | os.PathLike[str],
+    new: TimingFile | str | os.PathLike[str],
+    *,
+    confidence: float = 0.95,
+    tolerance_percent: float = 2.0,
+    allow: Sequence[str] = (),
+) -> Comparison:
+    """Whether models became slower between two timings, or fail now.
+
+    Args:
+        base, new: what :func:`time` gave, or paths of what it saved.
+        confidence: of the intervals, above 0 and below 1.
+        tolerance_percent: a model is slower when even its interval's lower end is above this.
+        allow: names of settings and facts of devices that may differ, ``["hostname"]``;
+            ``"cases"`` compares what both have.
+
+    Raises:
+        UsageError: an argument makes no sense, or there is no such file.
+        DatasetError: a file is no timing.
+        DifferentError: something else than the models differs.
+
+    Example::
+
+        comparison = esm_host.compare("main.json", esm_host.time("model.onnx", "pi4"))
+        assert not comparison.regressions
+    """
+    timings = [check_timing(_timing(source).data, "the timing") for source in (base, new)]
+    return compare_timings(timings[0], timings[1], confidence, tolerance_percent, allow)
+
+
+def profile(
+    settings: Settings,
+    run: str | os.PathLike[str],
+    *,
+    patience_s: float = 60.0,
+    wait: bool = True,
+    watcher: CampaignWatcher | None = None,
+) -> Run:
+    """Learns a latency predictor for a device by measuring as few models as possible.
+
+    Interrupted, it keeps what was measured, and :func:`resume` goes on from there.
+
+    Args:
+        settings: device (or group), search space, target and all else.
+        run: folder of the campaign, which is made.
+        patience_s: how long to wait for a device that went away.
+        wait: False gives up on a device that somebody else uses.
+        watcher: is told how it goes on; derive yours from :class:`Watcher`.
+
+    Returns:
+        The campaign; ``.converged`` says whether it reached its target.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        ModelsError: likewise of the search space.
+        RunExistsError: the folder holds a campaign already.
+        BusyError: the device, without ``wait``, or the folder is in use.
+        DeviceError: the device is gone or refuses.
+
+    Example::
+
+        settings = esm_host.Settings("pi4", space="resnet", resolution=64)
+        run = esm_host.profile(settings, "runs/pi4")
+        run.predict(run.sample(5))
+    """
+    from esm_host.campaign import run_campaign
+
+    folder = RunFolder(Path(run))
+    run_campaign(settings, folder, False, patience_s, wait, watcher)
+    return load_run(folder.path)
+
+
+def resume(
+    run: Run | str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    target_accuracy_percent: float | None = None,
+    max_models: int | None = None,
+    train_on: str | None = None,
+    weights: str | None = None,
+    group_tolerance_percent: float | None = None,
+    patience_s: float = 60.0,
+    wait: bool = True,
+    watcher: CampaignWatcher | None = None,
+) -> Run:
+    """Goes on with a campaign, or judges a finished one anew; measures nothing twice.
+
+    Args:
+        run: or its folder.
+        device: another name of the same device.
+        target_accuracy_percent, max_models, train_on, weights, group_tolerance_percent: in place
+            of those that it has, as :class:`Settings` describes them.
+        patience_s, wait, watcher: as in :func:`profile`.
+
+    Raises:
+        UsageError: there is no campaign, or a value is out of range.
+        MismatchError: the device is another one.
+        Others as :func:`profile`.
+
+    Example::
+
+        run = esm_host.resume("runs/pi4", target_accuracy_percent=97)
+    """
+    from esm_host.campaign import run_campaign
+
+    folder = RunFolder(run.path if isinstance(run, Run) else Path(run))
+    changes: dict[str, Any] = {
+        "device": device,
+        "target_accuracy_percent": target_accuracy_percent,
+        "max_models": max_models,
+        "train_on": train_on,
+        "weights": weights,
+        "group_tolerance_percent": group_tolerance_percent,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = replace(folder.read_settings(), **given)
+    run_campaign(settings, folder, True, patience_s, wait, watcher)
+    return load_run(folder.path)
+
+
+def write_report(
+    source: Run | TimingFile | str | os.PathLike[str],
+    output: str | os.PathLike[str] = "report.html",
+) -> Path:
+    """Writes one HTML file that opens in any browser, without a network.
+
+    Args:
+        source: a campaign or a timing, or the folder or file of one.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UsageError: there is no such source, or no such folder to write to.
+        DatasetError: the source is damaged.
+
+    Example::
+
+        esm_host.write_report(timing, "pi4.html")
+    """
+    from esm_host.report.campaign import campaign_page
+    from esm_host.report.page import render
+    from esm_host.report.timing import timing_page
+
+    output = Path(output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(f"--output {output}: give a file in a folder that exists")
+    if not isinstance(source, Run | TimingFile):
+        source = _opened(Path(source))
+    page = campaign_page(source) if isinstance(source, Run) else timing_page(source)
+    try:
+        output.write_text(render(page, version("esm-profiler")), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    return output
+
+
+def _opened(path: Path) -> Run | TimingFile:
+    if path.is_dir():
+        return load_run(path)
+    if path.exists():
+        return load_timing(path)
+    raise UsageError(
+        f"there is no {path}: give the folder of a campaign (esm-host profile --run), or "
+        "a file of esm-host time --json"
+    )
+
+
+def _timing(source: TimingFile | str | os.PathLike[str]) -> TimingFile:
+    return source if isinstance(source, TimingFile) else load_timing(Path(source))
+
+
+def _ignore(device: str, progress: Progress) -> None:
+    pass
+
+
+def _several(values: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        return (operator.index(cast("int", values)),)
+    except TypeError:
+        return tuple(map(operator.index, cast("Sequence[int]", values)))
+
+
+def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
+    """As they are written on the command line."""
+    return [
+        f"{name}:{'x'.join('N' if dim is None else str(dim) for dim in dims)}"
+        for name, dims in (shapes or {}).items()
+    ]
+
+
+def _fed(
+    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None, folder: Path
+) -> Path | None:
+    """An ``.npz``; the same for the same arrays."""
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Mapping):
+        return Path(inputs)
+    import numpy as np
+
+    path = folder / "inputs.npz"
+    with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
+        for name, values in inputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=True)
+    return path
+
+
+def _files(
+    models: Model | Sequence[Model] | Mapping[str, Model], folder: Path
+) -> list[Path | ModelFile]:
+    """As a request takes them; those from memory are written to the folder."""
+    if isinstance(models, Mapping):
+        named = enumerate(models.items())
+        return [_file(model, name, folder / f"{n}.onnx") for n, (name, model) in named]
+    alone = not isinstance(models, Sequence) or isinstance(models, str | bytes)
+    given = cast("Sequence[Model]", [models] if alone else models)
+    return [
+        Path(model)
+        if isinstance(model, str | os.PathLike)
+        else _file(model, f"model-{n}", folder / f"{n}.onnx")
+        for n, model in enumerate(given, start=1)
+    ]
+
+
+def _file(model: Model, name: str, written: Path) -> ModelFile:
+    if isinstance(model, str | os.PathLike):
+        return replace(read_model_file(Path(model)), path=name)
+    try:
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+    except ValueError as error:  # protobuf's limit is 2 GB
+        raise UsageError(
+            f"{name} is too large ({error}): save it with save_as_external_data=True, and give "
+            "the path"
+        ) from error
+    written.write_bytes(data)
+    return read_model_file(written, name)

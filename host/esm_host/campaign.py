@@ -1,0 +1,299 @@
+"""A campaign from beginning to end: put together from its parts, run, and written to its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Role
+
+import numpy as np
+
+from esm_host.bins import DepthBins
+from esm_host.dataset import collect
+from esm_host.dataset.collect import Collector
+from esm_host.dataset.lanes import Member
+from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.table import Dataset, Measurements
+from esm_host.encoding import Encoder, make_encoder
+from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
+from esm_host.extension.loop import Loop, LoopWatcher, Outcome
+from esm_host.extension.settings import Settings
+from esm_host.folder import RunFolder
+from esm_host.limits import check_campaign, check_spec
+from esm_host.predictors.mlp import MLPPredictor
+from esm_host.report import plots
+from esm_host.report.result import campaign_result, write_bytes, write_json
+from esm_host.run import Run
+from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.transport import devices
+from esm_host.transport.base import Profiler
+from esm_host.transport.patient import PatientProfiler
+from esm_models.space import SearchSpace
+from esm_protos.messages import DeviceInfo, Progress
+
+PATIENCE_S = 60.0
+
+RESUMABLE = frozenset(
+    {
+        *("device", "target_accuracy_percent", "max_models", "train_on", "weights"),
+        "group_tolerance_percent",
+    }
+)
+"""Settings that a resumed campaign may change: they alter nothing that was measured."""
+
+
+class CampaignWatcher(LoopWatcher, collect.Watcher, Role):
+    """Is told how a campaign goes on."""
+
+
+class Watcher:
+    """A :class:`CampaignWatcher` that cares for nothing, to be derived from."""
+
+    def on_round(self, number: int, architectures: int) -> None:
+        """A round begins; so many architectures are planned for it."""
+
+    def on_progress(self, progress: Progress, device: str) -> None:
+        """Of a block; ``device`` is empty where there is one only."""
+
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        """A block is kept; ``pending`` models of the round are not measured yet."""
+
+    def on_remeasure(self, blocks: int) -> None:
+        """That many blocks failed quality control and are measured again."""
+
+    def on_training(self) -> None:
+        """Predictors are trained on what was measured so far."""
+
+    def on_evaluated(self, result: dict[str, Any]) -> None:
+        """A round is over; ``result`` is its entry in the campaign's ``result["rounds"]``."""
+
+    def warn(self, text: str) -> None:
+        """Something speaks against the result, or a device went away; a warning of Python's."""
+        warnings.warn(text, stacklevel=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """What a campaign came to.
+
+    Attributes:
+        result: what ``result.json`` holds.
+        dataset: all that was measured.
+        failures: why architectures could not be measured, by their keys.
+    """
+
+    converged: bool
+    reason: str
+    result: dict[str, Any]
+    dataset: Dataset
+    failures: Mapping[str, str]
+
+
+def run_campaign(
+    settings: Settings,
+    folder: RunFolder,
+    resume: bool = False,
+    patience_s: float = PATIENCE_S,
+    wait: bool = True,
+    watcher: CampaignWatcher | None = None,
+) -> Ended:
+    """Runs a campaign to its end, or goes on with it; broken off, it keeps what was measured.
+
+    Everything that can be wrong with the request is found before anything is measured.
+
+    Args:
+        patience_s: how long to wait for a device that went away.
+        wait: False gives up on a device that somebody else uses.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        ModelsError: likewise of the search space.
+        DatasetError: the folder is unusable, or of another campaign.
+        BusyError: somebody else uses the folder, or the device and ``wait`` is False.
+        DeviceError: the device is gone or refuses.
+    """
+    if not patience_s >= 0:
+        raise UsageError(f"--patience {patience_s:g}: give seconds, 0 or more")
+    watcher = watcher or Watcher()
+    settings = replace(settings, space=absolute(settings.space))
+    space = settings.search_space()
+    bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
+    encoder = make_encoder(settings.encoding, space)
+    _check_space(settings, space, bins)
+    if settings.initial <= 2 * settings.block_size:
+        watcher.warn(
+            "fewer than three blocks before the first training: quality control has nothing to "
+            "compare them with; a smaller --block-size helps"
+        )
+    with ExitStack() as stack:
+        members = [
+            Member(name, PatientProfiler(impatient, patience_s, watcher.warn), impatient)
+            for name in devices.members(settings.device)
+            for impatient in [stack.enter_context(devices.connect(name))]
+        ]
+        largest = space.build(space.extremes()[1])
+
+        def ask(profiler: Profiler) -> DeviceInfo:
+            device = profiler.device_info()
+            check_spec(device, settings.spec)
+            check_campaign(device.limits, settings.block_size, settings.references, largest)
+            profiler.reserve(f"profile {settings.space}", wait)
+            return device
+
+        answers, missing = _ask_all(members, ask, resume)
+        folder.prepare(resume)
+        with folder.locked():
+            return _run(settings, folder, space, bins, encoder, members, answers, missing, watcher)
+
+
+def absolute(space: str) -> str:
+    """A search space's file is found again from wherever the campaign is resumed."""
+    path, colon, class_name = space.rpartition(":")
+    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space
+
+
+def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> None:
+    needed = settings.initial + settings.references
+    if needed > space.count():
+        raise UsageError(
+            f"--initial {settings.initial} and --references {settings.references} exceed the "
+            f"space's {space.count()} architectures: give less"
+        )
+    for index in range(bins.count):
+        if not space.possible_depths & set(bins.depths(index)):
+            raise UsageError(
+                f"--bins {settings.bins} makes a bin of depths that the space does not have "
+                f"({', '.join(map(str, bins.depths(index)))}): give fewer"
+            )
+
+
+def _ask_all(
+    members: Sequence[Member], ask: Callable[[Profiler], DeviceInfo], resume: bool
+) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
+    """The devices that answer, and why the others do not, by name.
+
+    Raises:
+        EsmError: nobody answers; the first one's. Or a device cannot do what is asked.
+    """
+    # A new campaign's device that is not there is a mistake; an old one's will come back.
+    for patient in [None, members[0]] if resume else [None]:
+        devices: dict[str, DeviceInfo] = {}
+        errors: dict[str, EsmError] = {}
+        for member in members:
+            try:
+                profiler = member.profiler if member is patient else member.at_once
+                devices[member.name] = ask(profiler)
+            except (BusyError, DeviceError) as error:
+                errors[member.name] = error
+            except UsageError as error:
+                if len(members) == 1:
+                    raise
+                raise UsageError(f"{member.name}: {error}") from error
+        if devices:
+            return devices, errors
+    raise next(iter(errors.values()))
+
+
+def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
+    """Raises MismatchError unless the store was made by the same space and settings."""
+    identity = {
+        **space.settings(),
+        **settings.spec.to_json(),
+        "references": settings.references,
+        # Notices a user's own space that was edited since.
+        "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
+    }
+    known = store.fact("campaign")
+    if known is None:
+        store.add_fact("campaign", identity)
+    elif known != identity:
+        differs = [name for name, value in identity.items() if known.get(name) != value]
+        raise MismatchError(
+            f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
+            "them, or give another --run"
+        )
+
+
+def _run(
+    settings: Settings,
+    folder: RunFolder,
+    space: SearchSpace,
+    bins: DepthBins,
+    encoder: Encoder,
+    members: Sequence[Member],
+    answers: Mapping[str, DeviceInfo],
+    missing: Mapping[str, EsmError],
+    watcher: CampaignWatcher,
+) -> Ended:
+    if not folder.settings.exists():
+        # First: a folder with settings can be resumed, however little it holds.
+        write_json(folder.settings, settings.to_json())
+    with closing(Store(folder.store)) as store:
+        _check_store(store, settings, space, folder)
+        if REFERENCE_ROUND not in store.plan():
+            rng = np.random.default_rng([settings.seed, 2**32])
+            store.add_plan(
+                REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng)
+            )
+        measurements = Measurements(store, settings.spec)
+        collector = Collector(
+            store,
+            measurements,
+            members,
+            space,
+            settings.spec,
+            store.plan()[REFERENCE_ROUND],
+            settings.block_size,
+            settings.reference_tolerance_percent / 100,
+            settings.max_remeasurements,
+            watcher,
+            settings.group_tolerance_percent / 100,
+        )
+        collector.admit(answers, missing)
+        write_json(folder.settings, settings.to_json())  # a raised target, say
+        loop = Loop(
+            settings,
+            store,
+            measurements,
+            collector,
+            SAMPLERS[settings.sampling](space, bins),
+            encoder,
+            bins,
+            lambda member: MLPPredictor(seed=settings.seed + member),
+            watcher,
+        )
+        outcome = loop.run()
+        device = next(iter(answers.values()))
+        result = campaign_result(store, measurements, settings, device, outcome.converged)
+        dataset, failures = measurements.dataset(), measurements.table().failures
+    _write(folder, settings, outcome, result)
+    return Ended(outcome.converged, outcome.reason, result, dataset, failures)
+
+
+def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
+    """The predictor, its predictions, the pictures and, last, the result."""
+    assert isinstance(outcome.predictor, MLPPredictor)
+    outcome.predictor.save(folder.predictor)
+    write_bytes(folder.predictor_onnx, outcome.predictor.to_onnx())
+    pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
+    lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
+    write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
+    run = Run(folder.path, settings, result)
+    blocks = run.blocks()
+    charts = {
+        "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
+        "accuracy_by_round": plots.accuracy_by_round(
+            run.accuracy(), settings.target_accuracy_percent
+        ),
+        "reference_stability": plots.reference_stability(
+            blocks, run.references(), settings.reference_tolerance_percent
+        ),
+    }
+    for name, chart in charts.items():
+        plots.save(chart, folder.plots[name])
+    write_json(folder.result, result)

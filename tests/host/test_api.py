@@ -1,0 +1,394 @@
+"""``esm_host`` as a notebook meets it: the documentation's code, values and errors."""
+
+import ast
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+import esm_host.devices
+from esm_agent.server import AgentServer
+from esm_host.cli.app import app
+from esm_host.extension.loop import Loop
+from esm_host.transport import devices
+from esm_host.transport.fake import FakeProfiler
+from esm_protos.messages import Holder, Progress
+from tests.host.campaign import latency
+
+ROOT = Path(__file__).parents[2]
+SMALL = esm_host.Settings(
+    "fake",
+    resolution=32,
+    width_mult=0.25,
+    initial=20,
+    step=10,
+    max_models=30,
+    bins=2,
+    block_size=5,
+    target_accuracy_percent=1,
+    spec=esm_host.MeasureSpec(runs=5),
+)
+
+
+def scaled(depth: int) -> onnx.ModelProto:
+    """Multiplies ``x`` (Nx3x16x16) by ``scale``, and squashes it so many times."""
+    names = ["x", *(f"h{n}" for n in range(depth)), "y"]
+    nodes = [helper.make_node("Mul", ["x", "scale"], [names[1]])]
+    nodes += [helper.make_node("Sigmoid", [a], [b]) for a, b in pairwise(names[1:])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, 16, 16]) for n in "xy")
+    scale = helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(nodes, "scaled", [x, scale], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With two models."""
+    path = tmp_path_factory.mktemp("notebook")
+    onnx.save(scaled(1), path / "small.onnx")
+    onnx.save(scaled(8), path / "large.onnx")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this host keeps its devices; not there yet."""
+    path = tmp_path / "devices.toml"
+    monkeypatch.setenv("ESM_CONFIG", str(path))
+    monkeypatch.delenv("ESM_TOKEN", raising=False)
+    return path
+
+
+@pytest.fixture
+def agent() -> Iterator[AgentServer]:
+    server = AgentServer("127.0.0.1", 0)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
+    """Every device is this one."""
+    profiler = FakeProfiler(latency, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    return profiler
+
+
+def test_the_documentations_code_runs_and_prints_nothing(
+    folder: Path,
+    agent: AgentServer,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    docs = ROOT / "docs" / "python.md"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", docs.read_text(), re.M | re.S))
+    assert "esm_host.profile(" in code
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("127.0.0.1:7343", f"127.0.0.1:{agent.port}"), docs, "exec"), names)
+    assert capfd.readouterr() == ("", "")
+    results = names["timing"].results()
+    assert results["trimmed_mean_ms"].gt(0).all()
+    assert results["model"].tolist() == ["small.onnx", "large.onnx"]
+    assert names["sweep"].results()[["model", "batch"]].values.tolist() == [
+        *(["before", 1], ["before", 4], ["after", 1], ["after", 4])
+    ]
+    assert len(names["comparison"].changes) == 2
+    run = names["run"]
+    assert run.result["measured_models"] == len(run.measurements())
+    assert names["Progress"].accuracies == [r["accuracy_percent"] for r in run.result["rounds"]]
+    assert names["diagnosis"].findings
+    assert "lab" not in config.read_text()
+    assert "nobody" in names["message"]
+    assert (folder / "times.html").read_text().startswith("<!doctype html>")
+
+
+# The package
+
+
+def test_importing_is_instant_and_every_name_is_there() -> None:
+    code = (
+        "import sys, esm_host; heavy = {'numpy', 'grpc', 'pandas', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert set(esm_host.__all__) <= set(dir(esm_host))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    assert all(hasattr(esm_host, name) for name in esm_host.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        esm_host.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((ROOT / "host/esm_host/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = [a.asname for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names]
+    assert sorted(filter(None, seen)) == esm_host.__all__
+    for package in ("host/esm_host", "protos/esm_protos", "models_export/esm_models"):
+        assert (ROOT / package / "py.typed").exists()
+
+
+# Timing
+
+
+def test_models_from_memory_are_timed_as_their_files_are(fake: FakeProfiler, folder: Path) -> None:
+    path = folder / "small.onnx"
+    models = [path, path.read_bytes(), onnx.load(path), scaled(1)]
+    timing = esm_host.time([*models[:3]], "any", runs=8)
+    assert timing.results()["model"].tolist() == [str(path), "model-2", "model-3"]
+    (block,) = fake.blocks
+    assert len({model.data for model in block.models}) == 1
+    for model in models:
+        assert len(esm_host.time(model, "any", runs=8).results()) == 1
+    named = esm_host.time({"old": path, "new": scaled(8)}, "any", runs=8)
+    assert named.labels == ["old", "new"]
+
+
+def test_cases_reach_the_device(fake: FakeProfiler, folder: Path) -> None:
+    scale = np.array([2], dtype=np.float32)
+    given = [{"scale": scale}, {"scale": scale}, folder / "scale.npz"]
+    np.savez(folder / "scale.npz", scale=scale)
+    for inputs in given:
+        esm_host.time(
+            folder / "small.onnx",
+            "any",
+            batch=np.arange(1, 3),
+            shapes={"x": [None, 3, 16, 16]},
+            threads=(1, 2),
+            inputs=inputs,
+            runs=8,
+            seed=7,
+        )
+    cases = [[model.case for model in block.models] for block in fake.blocks]
+    assert cases[0][0].shapes == (("x", (1, 3, 16, 16)),)
+    assert [(dict(c.shapes)["x"][0], c.threads) for c in cases[0]] == [
+        *((1, 1), (1, 2), (2, 1), (2, 2))
+    ]
+    hashes = [case.inputs.sha256 for (case, *_) in cases if case.inputs]
+    assert hashes[0] == hashes[1]  # else timings of the same arrays would not compare
+    assert fake.blocks[0].spec.seed == 7
+    assert fake.blocks[0].spec.runs == 8
+
+
+def test_a_timing_is_the_same_measured_saved_and_read(
+    fake: FakeProfiler, folder: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[str, Progress]] = []
+    models = [folder / "small.onnx", folder / "large.onnx"]
+    timing = esm_host.time(
+        models, ["a", "b"], runs=100, on_progress=lambda *news: told.append(news)
+    )
+    assert {device for device, _ in told} == {"a", "b"}
+    path = timing.save(tmp_path / "t.json")
+    read = esm_host.load_timing(path)
+    assert read.data == timing.data
+    pd.testing.assert_frame_equal(read.results(), timing.results())
+    assert "samples_ms" not in repr(timing)
+    same = esm_host.compare(path, timing)
+    assert [change.change_percent for change in same.changes] == pytest.approx([0] * 4)
+    # The command reads it too.
+    assert CliRunner().invoke(app, ["compare", str(path), str(path)]).exit_code == 0
+    with pytest.raises(esm_host.UsageError, match="cannot write"):
+        timing.save(tmp_path / "none" / "t.json")
+
+
+def test_one_device_of_several_may_fail(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeProfiler, folder: Path
+) -> None:
+    def connect(device: str) -> FakeProfiler:
+        if device == "gone":
+            raise esm_host.UnreachableError("no agent answers")
+        return fake
+
+    monkeypatch.setattr(devices, "connect", connect)
+    timing = esm_host.time(folder / "small.onnx", ["here", "gone"], runs=8)
+    assert timing.devices["gone"]["error"] == "no agent answers"
+    assert timing.results()["device"].tolist() == ["here"]
+    with pytest.raises(esm_host.DeviceError):
+        esm_host.time(folder / "small.onnx", "gone", runs=8)
+
+
+def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    busy = FakeProfiler(latency, holder=Holder("ada", "profile resnet", "ada", 1.0))
+    monkeypatch.setattr(devices, "connect", lambda device: busy)
+    with pytest.raises(esm_host.BusyError, match="ada"):
+        esm_host.time(folder / "small.onnx", "any", wait=False)
+    with pytest.raises(esm_host.BusyError, match="ada"):
+        esm_host.devices.doctor("any", wait=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"models": []}, "empty list of models"),
+        ({"models": {}}, "empty list of models"),
+        ({"device": []}, "empty list of devices"),
+        ({"device": ["a", "a"]}, "each device once"),
+        ({"threads": []}, "empty list"),
+        ({"batch": 0}, "--batch 0"),
+        ({"protocol": "both"}, "choose"),
+        ({"profile_runs": 1001}, "outside 0 to 1000"),
+        ({"runs": 5, "max_runs": 5}, "leave --max-runs out"),
+        ({"tf32": True}, "--tf32 needs --ep cuda"),
+        ({"provider": "cuda"}, "the device has"),
+        ({"inputs": {"z": np.zeros(1)}}, "no input 'z'"),
+        ({"inputs": {"x": np.array([object()])}}, "pickled"),
+        ({"shapes": {"x": []}}, "--shape x:"),
+    ],
+)
+def test_impossible_requests_measure_nothing(
+    fake: FakeProfiler, folder: Path, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(esm_host.UsageError, match=words):
+        esm_host.time(**{"models": folder / "small.onnx", "device": "any", **arguments})
+    assert not fake.blocks
+
+
+def test_bytes_that_lack_their_weights_say_so(fake: FakeProfiler, tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.zeros(1024, np.float32), "w")
+    model = scaled(1)
+    model.graph.initializer.append(weight)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin")
+    alone = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    with pytest.raises(esm_host.UsageError, match=r"model-1 keeps weights in 'w\.bin'"):
+        esm_host.time(alone, "any", runs=8)
+    assert len(esm_host.time(onnx.load(tmp_path / "m.onnx"), "any", runs=8).results()) == 1
+
+
+# Comparing, reports
+
+
+def test_timings_that_differ_are_refused_unless_allowed(fake: FakeProfiler, folder: Path) -> None:
+    one, other = (esm_host.time(folder / "small.onnx", "any", runs=60, seed=s) for s in (0, 1))
+    with pytest.raises(esm_host.DifferentError, match="seed differs"):
+        esm_host.compare(one, other)
+    assert esm_host.compare(one, other, allow=["seed"]).allowed
+
+
+def test_reports_of_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(esm_host.UsageError, match="there is no"):
+        esm_host.write_report(tmp_path / "none", tmp_path / "r.html")
+    with pytest.raises(esm_host.UsageError, match="folder that exists"):
+        esm_host.write_report(tmp_path, tmp_path / "none" / "r.html")
+
+
+# Campaigns
+
+
+class Heard(esm_host.Watcher):
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+
+    def on_round(self, number: int, architectures: int) -> None:
+        self.rounds.append(number)
+
+
+class Impatient(esm_host.Watcher):
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_campaign_goes_on(fake: FakeProfiler, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        esm_host.profile(SMALL, path, watcher=Impatient())
+    assert not esm_host.load_run(path).converged
+    before = len(fake.blocks)
+    heard = Heard()
+    run = esm_host.resume(path, target_accuracy_percent=2, watcher=heard)
+    assert heard.rounds == [0]
+    assert len(fake.blocks) - before == 3  # of four
+    assert run.converged
+    assert run.settings.target_accuracy_percent == 2
+    assert len(run.measurements()) == 20
+    with pytest.raises(esm_host.RunExistsError):
+        esm_host.profile(SMALL, path)
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is measured."""
+
+    def run(self: Loop) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "run", run)
+
+
+@pytest.mark.usefixtures("fake", "interrupted")
+def test_the_defaults_are_the_commands(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    command = CliRunner().invoke(app, ["profile", "--device", "any", "--run", str(path), "-q"])
+    assert command.exit_code == 130, command.output
+    assert esm_host.load_run(path).settings == esm_host.Settings("any")
+
+
+@pytest.mark.usefixtures("fake", "interrupted")
+def test_what_speaks_against_a_campaign_is_a_warning(tmp_path: Path) -> None:
+    own = f"{Path(__file__).parent / 'own_spaces.py'}:Tiny"
+    settings = esm_host.Settings("any", space=own, initial=10, bins=1)
+    with (
+        pytest.warns(UserWarning, match="fewer than three blocks"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        esm_host.profile(settings, tmp_path / "run")
+
+
+def test_impossible_campaigns_leave_no_folder(fake: FakeProfiler, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(esm_host.UsageError, match="unknown encoding"):
+        esm_host.profile(replace(SMALL, encoding="fccc"), path)
+    with pytest.raises(esm_host.UsageError, match="--patience"):
+        esm_host.profile(SMALL, path, patience_s=-1)
+    with pytest.raises(esm_host.ModelsError):
+        esm_host.profile(esm_host.Settings("any", space="resnett"), path)
+    spec = esm_host.MeasureSpec(cuda_graph=True)
+    with pytest.raises(esm_host.UsageError, match="--cuda-graph needs --ep cuda"):
+        esm_host.profile(esm_host.Settings("any", spec=spec), path)
+    with pytest.raises(esm_host.UsageError, match="is no campaign"):
+        esm_host.resume(path)
+    assert not path.exists()
+
+
+# Devices
+
+
+def test_devices_are_the_commands(agent: AgentServer) -> None:
+    address = f"127.0.0.1:{agent.port}"
+    added = esm_host.devices.add("lab", address)
+    assert added.info.runtime.startswith("onnxruntime")
+    assert [(row.name, row.state) for row in esm_host.devices.list()] == [("lab", "free")]
+    assert esm_host.devices.info(address).hostname == added.info.hostname
+    esm_host.devices.group("all", ["lab"])
+    assert esm_host.devices.groups() == {"all": ("lab",)}
+    assert "group all: lab" in CliRunner().invoke(app, ["devices", "list"]).stdout
+    with pytest.raises(esm_host.UsageError, match="already"):
+        esm_host.devices.add("lab", address)
+    assert esm_host.devices.remove("lab", force=True) == ("all",)
+    assert esm_host.devices.list() == ()
+
+
+def test_plain_text_to_another_machine_is_warned_of(config: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="is another machine") as caught,
+        pytest.raises(esm_host.UnreachableError),
+    ):
+        esm_host.devices.add("there", "127.unknown.invalid:7343")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(esm_host.UsageError, match="a token goes with a fingerprint"):
+            esm_host.devices.add("there", "127.unknown.invalid:7343", token="esm_abcdefgh")
+    assert not config.exists()
