@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from esm_agent.scratch import make_scratch
+from esm_agent.scratch import make_scratch, temporary_folder
 from esm_protos.messages import File
 
 _PART = ".part"
@@ -76,8 +75,8 @@ class Cache:
         max_bytes: int | None = None,
         lease_lives: Callable[[str], bool] = lambda lease_id: False,
     ) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
+        self._make_folder()
         self._lease_lives = lease_lives
         self._kept: dict[str, set[bytes]] = {}
         self._lock = threading.Lock()
@@ -109,6 +108,7 @@ class Cache:
         Raises:
             CacheFullError: all of them together are more than the cache takes.
         """
+        self._make_folder()
         wanted = {file.sha256: file.size_bytes for file in files}
         if sum(wanted.values()) > self.max_bytes:
             raise CacheFullError(
@@ -175,8 +175,9 @@ class Cache:
     @contextmanager
     def linked(self) -> Iterator[Linked]:
         """A folder in which a block finds its files, for as long as it is there."""
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            yield Linked(self, Path(folder))
+        self._make_folder()
+        with temporary_folder(self._scratch) as folder:
+            yield Linked(self, folder)
 
     def link(self, file: File, path: Path) -> None:
         """Lets ``path``, on the cache's own disk, be the file.
@@ -192,6 +193,10 @@ class Cache:
         except FileNotFoundError:
             pass
         raise NotCachedError("a file of the block is not in the cache any more")
+
+    def _make_folder(self) -> None:
+        """Also while the agent runs: people clear what is called a cache."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _make_room(self, size: int) -> None:
         """For so many more bytes."""

@@ -306,6 +306,8 @@ def show_cache(
     from esm_agent.cache import Cache, cache_folder
 
     folder = cache or cache_folder()
+    if not folder.exists():
+        _fail(1, f"{folder}: there is no cache")
     try:
         files = Cache(folder)
         if clear:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "esm-agent-"
@@ -24,6 +28,24 @@ def make_scratch(base: Path | None = None) -> Path:
     scratch = base / f"{_PREFIX}{os.getpid()}"
     scratch.mkdir(mode=0o700)
     return scratch
+
+
+@contextmanager
+def temporary_folder(scratch: Path) -> Iterator[Path]:
+    """A folder in ``scratch``, which is made again should it be gone: systems clear their temporary
+    files of what has not been touched for days.
+
+    Raises:
+        OSError: it cannot be made, or somebody else has taken its name.
+    """
+    try:
+        scratch.mkdir(mode=0o700)
+    except FileExistsError:
+        found = scratch.lstat()
+        if not stat.S_ISDIR(found.st_mode) or (os.name == "posix" and found.st_uid != os.getuid()):
+            raise PermissionError(errno.EPERM, "somebody else's", str(scratch)) from None
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        yield Path(folder)
 
 
 def _alive(pid: int) -> bool:

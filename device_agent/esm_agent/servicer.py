@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from esm_agent.doctor import examine
 from esm_agent.lease import NoLeaseError
 from esm_agent.metrics import Metrics
 from esm_agent.probe import check_probe_s
+from esm_agent.scratch import temporary_folder
 from esm_agent.slot import DrainingError, Slot
 from esm_agent.telemetry import Telemetry
 from esm_agent.upload import (
@@ -128,8 +128,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.MeasureBlockEvent]:
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder, self._linked() as linked:
-            block = self._receive(request_iterator, Path(folder), linked, context)
+        with temporary_folder(self._scratch) as folder, self._linked() as linked:
+            block = self._receive(request_iterator, folder, linked, context)
             for event in self._events(block, context):
                 if isinstance(event, BlockResult):
                     yield from _result_events(event, block)

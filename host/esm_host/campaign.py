@@ -66,6 +66,9 @@ class Watcher:
     def on_remeasure(self, blocks: int) -> None:
         """That many blocks failed quality control and are measured again."""
 
+    def on_compare(self, begins: bool) -> None:
+        """The devices of a group are compared from now on, or have been."""
+
     def on_training(self) -> None:
         """Predictors are trained on what was measured so far."""
 

@@ -381,11 +381,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Progress:
-    """``fraction`` (0 to 1) of the work of ``state``; while it is queued, its lease's standing."""
+    """``fraction`` (0 to 1) of the work of ``state``; while it is queued, its lease's standing.
+
+    ``total_bytes`` are those of an upload, without what the device has; only the host knows them.
+    """
 
     state: State
     fraction: float
     standing: Standing | None = None
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +67,20 @@ def test_what_was_received_is_not_missing_and_can_be_linked(cache: Cache) -> Non
         cache.link(file, linked.folder / "w")
         assert (linked.folder / "w").read_bytes() == b"weights"
     assert not linked.folder.exists()
+
+
+def test_a_cache_that_was_cleared_by_hand_is_made_again(cache: Cache) -> None:
+    """As people do, with what is called a cache."""
+    file = put(cache, b"weights")
+    shutil.rmtree(cache.folder)
+    assert cache.offer("lease", [file]) == [(0, 0)]
+    put(cache, b"weights")
+    with cache.linked() as linked:
+        cache.link(file, linked.folder / "w")
+        assert (linked.folder / "w").read_bytes() == b"weights"
+    shutil.rmtree(cache.folder)
+    with cache.linked() as linked, pytest.raises(NotCachedError):
+        cache.link(file, linked.folder / "w")
 
 
 def test_a_broken_upload_is_gone_on_with(cache: Cache) -> None:
@@ -279,7 +294,10 @@ def test_a_cut_upload_goes_on_where_it_was(address: str, tmp_path: Path) -> None
         )
         assert [each.have_bytes for each in stub.Offer(offer).missing] == [CHUNK_BYTES]
         call = profiler.submit(Block("b", SPEC, (Model("m", file),)))
-        (measurement,) = call.result().measurements
+        told: list[Progress] = []
+        (measurement,) = call.result(told.append).measurements
+        totals = {p.total_bytes for p in told if p.state is State.UPLOADING}
+        assert totals == {2 * CHUNK_BYTES}, "what is there already is not sent"
         assert measurement.failure is not None  # noise is no model
         assert call.bytes_sent < 2 * CHUNK_BYTES + 10_000
         assert stub.Offer(offer).missing == []

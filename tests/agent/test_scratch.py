@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.scratch import make_scratch
+from esm_agent.scratch import make_scratch, temporary_folder
 
 
 def test_removes_what_the_dead_left_and_nothing_else(
@@ -26,3 +26,16 @@ def test_removes_what_the_dead_left_and_nothing_else(
         assert names == {f"esm-agent-{living.pid}", "esm-agent-notes", scratch.name}
         living.communicate(b"\n")
     assert make_scratch() == scratch, "again in the same process"
+
+
+def test_what_the_system_cleared_is_made_again_unless_somebody_took_its_name(
+    tmp_path: Path,
+) -> None:
+    scratch = tmp_path / "esm-agent-1"
+    with temporary_folder(scratch) as folder:
+        assert folder.is_dir()
+    assert scratch.stat().st_mode & 0o077 == 0
+    scratch.rmdir()
+    scratch.symlink_to(tmp_path)
+    with pytest.raises(PermissionError), temporary_folder(scratch):
+        pass

@@ -67,6 +67,8 @@ class Log:
 
     def on_progress(self, progress: Progress, device: str) -> None: ...
 
+    def on_compare(self, begins: bool) -> None: ...
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 

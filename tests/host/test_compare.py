@@ -83,6 +83,14 @@ def test_the_same_is_the_same(compare: Invoke, timing: Json) -> None:
     assert all(row.endswith("same within noise") for row in rows)
 
 
+def test_what_is_not_stable_is_warned_of(compare: Invoke, timing: Json, new: Json) -> None:
+    assert "not stable" not in compare(timing, timing).stderr
+    new["results"][1]["verdict"] = "noisy"
+    said = compare(timing, new).stderr
+    assert "new.json: 1 of 4 latencies are not stable (1 noisy)" in said
+    assert "base.json" not in said
+
+
 def test_slower_than_tolerated_is_exit_code_3(compare: Invoke, timing: Json, new: Json) -> None:
     for entry, factor in zip(new["results"], (1.2, 1.02, 0.8, 1.0), strict=True):
         scale(entry, factor)
@@ -232,7 +240,7 @@ def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path
     ("options", "words"),
     [
         (["--confidence", "100"], "--confidence 100"),
-        (["--confidence", "0"], "--confidence 0"),
+        (["--confidence", "0.95"], "--confidence 0.95: give percent"),
         (["--tolerance", "-1"], "--tolerance -1"),
         (["--tolerance", "nan"], "--tolerance nan"),
         (["--allow", "weather"], "--allow weather"),

@@ -209,8 +209,8 @@ def test_who_leaves_is_done_without_and_taken_in_again_in_the_next_round(tmp_pat
     assert "going on without pi-2: no agent answers" in log.warnings[0]
     assert len(devices["pi-2"].measured) == 1
     assert {counts(devices)[a.key] for a in first} == {1}
-    entry = device_entries(store, Measurements(store, SPEC))[1]
-    assert (entry["name"], entry["left_because"]) == ("pi-2", "no agent answers at pi-2")
+    entries = {entry["name"]: entry for entry in device_entries(store, Measurements(store, SPEC))}
+    assert entries["pi-2"]["left_because"] == "no agent answers at pi-2"
 
     devices["pi-2"].gone = False
     checked = devices["pi-2"].checks
@@ -238,6 +238,19 @@ def test_the_last_one_that_leaves_ends_it_and_nothing_is_lost(tmp_path: Path) ->
     store, collector, _ = assemble(tmp_path, {"pi-1": devices["pi-1"]}, Log(), block_size=5)
     assert collector.collect(0).passed, "one of the group's devices may go on alone"
     assert {counts(devices)[a.key] for a in planned} == {1}
+
+
+def test_who_measured_for_it_may_go_on_alone_on_a_slower_day(tmp_path: Path) -> None:
+    """The others' past says nothing about today."""
+    store, collector, _ = assemble(tmp_path, rack(1, 1), Log(), block_size=5)
+    plan(store)
+    collector.collect(0)
+    plan(store, 10, round_number=1)
+    log = Log()
+    _, collector, _ = assemble(tmp_path, {"pi-2": Device("pi-2", 1.3)}, log, block_size=5)
+    collector.collect(1)
+    assert log.warnings == []
+    assert {block.device for block in store.blocks() if block.round == 1} == {"pi-2"}
 
 
 def test_interrupted_all_devices_let_go(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_a_failed_model_does_not_hide_the_others(
     assert esm_host_time(bad, "-q").stdout.splitlines()[1].split()[1:] == ["unsupported_op"]
 
 
+def test_models_whose_names_end_alike_are_told_apart(
+    fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [Path(name, *["folder"] * 12, "model.onnx") for name in ("before", "after")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    _, first, second = esm_host_time(*paths, "--runs", 30).stdout.splitlines()
+    assert first.startswith("before/")
+    assert second.startswith("after/")
+
+
 def test_states_of_the_device_are_kept(
     fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +295,10 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
         assert entry["trimmed_mean_ms"] == pytest.approx(1.0)
         assert entry["verdict"] == "noisy"
         assert entry["warnings"] == ["the device became 200 % slower during the block"]
+    said = esm_host_time(*paths, "--runs", 90, "--quiet").stderr
+    assert said == (
+        f"warning: {paths[0]} and 4 more: noisy: the device became 200 % slower during the block\n"
+    ), "what is true of all models is said once"
 
 
 # Cases

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.folder import RunFolder
 from esm_host.report.result import campaign_result, write_json
+from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import SETTINGS, SPACE, Log, assemble, latency
 from tests.report.timings import STRANGE, timing
@@ -68,18 +69,22 @@ def opened(browser: playwright.Browser, path: Path, scheme: str = "light") -> Op
 @pytest.fixture(scope="session")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished campaign on a made-up device with a name that is code."""
-    folder = RunFolder(tmp_path_factory.mktemp("reports") / "run <b>&")
+    path = tmp_path_factory.mktemp("reports") / "run <b>&"
+    name = f"edge {STRANGE}"
+    return finished(path, name, {name: FakeProfiler(latency, noise=0.01)})
+
+
+def finished(path: Path, device: str, profilers: Mapping[str, Profiler]) -> Path:
+    """The folder of a campaign of 60 models."""
+    folder = RunFolder(path)
     folder.prepare(resume=False)
-    profiler = FakeProfiler(latency, noise=0.01)
-    store, _, loop = assemble(folder.path, {f"edge {STRANGE}": profiler}, Log(), max_models=60)
+    store, _, loop = assemble(folder.path, profilers, Log(), max_models=60)
     outcome = loop.run()
-    settings = SETTINGS.__class__.from_json(
-        {**SETTINGS.to_json(), "device": f"edge {STRANGE}", "max_models": 60}
-    )
+    settings = replace(SETTINGS, device=device, max_models=60)
     write_json(folder.settings, settings.to_json())
     measurements = Measurements(store, settings.spec)
-    device = profiler.device_info()
-    result = campaign_result(store, measurements, settings, device, outcome.converged)
+    info = next(iter(profilers.values())).device_info()
+    result = campaign_result(store, measurements, settings, info, outcome.converged)
     write_json(folder.result, result)
     store.close()
     keys = [a.key for a in outcome.dataset.architectures]

@@ -15,7 +15,8 @@ from esm_host import load_run
 from esm_host.cli.app import app
 from esm_host.report import plots, timing_plots
 from esm_host.report.page import bytes_text, fixed, significant
-from tests.report.conftest import written
+from tests.host.test_group import rack
+from tests.report.conftest import finished, written
 from tests.report.timings import timing
 
 
@@ -39,6 +40,22 @@ def test_an_unfinished_campaign_has_a_report(campaign: Path, tmp_path: Path) -> 
     assert "not finished" in text
     assert f"esm-host profile --run {run} --resume" in text
     assert "Drift of the device" in text
+
+
+def test_a_report_tells_of_a_groups_devices(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "rack-a", rack(1, 1.05, 1, noise=0.3))
+    result = json.loads((run / "result.json").read_text())
+    result["devices"][0] |= {"left_at": "2026-01-31T12:00:00", "left_because": "no <b>answer"}
+    (run / "result.json").write_text(json.dumps(result))
+    text = written(run, tmp_path / "r.html").read_text()
+    (table,) = re.findall(r'<table id="group-devices">.*?</table>', text, re.S)
+    for device in result["devices"]:
+        assert f">{device['name']}</th>" in table
+        assert f'data-value="{float(device["models"])}"' in table
+        assert f">{device['pace']:.3f}</td>" in table
+    assert "2026-01-31T12:00:00: no &lt;b&gt;answer" in table
+    assert "3 devices took part, 1 of them left." in text
+    assert re.search(r"esm-host devices doctor pi-[123]<", text), "a group has no doctor"
 
 
 def test_a_timing_in_which_all_failed_has_a_report(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import printable
-from esm_host.cli.output import check_output, write_output
+from esm_host.cli.output import check_output, print_table, write_output
 from esm_host.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,12 +56,27 @@ def compare(
         _print_table(comparison)
     for text in comparison.allowed:
         typer.echo(f"warning: {text}", err=True)
+    for path, timing in zip((base, new), timings, strict=True):
+        _warn_of_verdicts(path, timing)
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
         write_output(output, text, f"the comparison is in {output}")
     if slower := comparison.regressions:
         typer.echo(f"{len(slower)} of {len(comparison.changes)} became slower or fail", err=True)
         raise typer.Exit(SLOWER)
+
+
+def _warn_of_verdicts(path: Path, timing: Mapping[str, Any]) -> None:
+    """Of what deserves no conclusion."""
+    verdicts = Counter(r["verdict"] for r in timing["results"] if r["verdict"] is not None)
+    total = verdicts.total()
+    if unstable := total - verdicts.pop("stable", 0):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        typer.echo(
+            f"warning: {path}: {unstable} of {total} latencies are not stable ({counts}): what "
+            "follows from them is doubtful",
+            err=True,
+        )
 
 
 def _read(path: Path) -> Any:
@@ -77,10 +93,10 @@ def _read(path: Path) -> Any:
 def _print_table(comparison: Comparison) -> None:
     several = len({change.device for change in comparison.changes}) > 1
     percent = f"{100 * comparison.confidence:g}%"
-    rows = [("model", "base_ms", "new_ms", "change", f"{percent} interval", "")]
-    rows += [
+    headings = ("model", "base_ms", "new_ms", "change", f"{percent} interval", "")
+    rows = [
         (
-            printable(_name(change, several)),
+            _name(change, several),
             _ms(change.base_ms),
             _ms(change.new_ms),
             "" if change.change_percent is None else f"{change.change_percent:+.1f} %",
@@ -91,10 +107,7 @@ def _print_table(comparison: Comparison) -> None:
         )
         for change in comparison.changes
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *numbers, last in rows:
-        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False)]
-        print("  ".join((f"{first:{widths[0]}}", *cells, last)).rstrip())
+    print_table(headings, rows, right=range(1, 5))
 
 
 def _name(change: Change, several: bool) -> str:
@@ -114,7 +127,7 @@ def _verdict(change: Change, tolerance_percent: float) -> str:
         "faster": "faster",
         "failed": "fails now",
         "mended": "failed before",
-        "never_ran": "failed before",
+        "never_ran": "fails in both",
     }
     changed = " (another file)" if change.model_changed else ""
     return words[change.outcome.value] + changed

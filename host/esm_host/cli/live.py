@@ -72,6 +72,12 @@ class Live:
             self._blocks[device] = self._bars.add_task(f"block on {device}", total=100, note="")
         self._bars.update(self._blocks[device], completed=round(100 * progress.fraction), note=note)
 
+    def on_compare(self, begins: bool) -> None:
+        if begins:
+            self._say("comparing the devices by the reference models")
+        self._bars.update(self._models, note="comparing the devices" if begins else "")
+        self._block_began = time.monotonic()  # what is left is reckoned without it
+
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         now = time.monotonic()
         self._seconds.append((models, now - self._block_began))
@@ -89,6 +95,7 @@ class Live:
             f"quality control: {blocks} block{'s' * (blocks != 1)} whose references strayed "
             "will be measured again"
         )
+        self._bars.update(self._models, note="measuring again")
 
     # The loop
 

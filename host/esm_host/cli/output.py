@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import typer
@@ -34,9 +34,22 @@ def write_output(path: Path, text: str, said: str = "") -> None:
         typer.echo(said, err=True)
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their longest cell. Cells may be others' words."""
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
+) -> None:
+    """Columns as wide as their longest cell. Cells may be others' words.
+
+    Args:
+        rows: those that end early widen the first column only.
+        right: numbers of the columns that are set to the right.
+    """
     table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    full = [cells for cells in table if len(cells) == len(headings)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    widths[0] = max(len(cells[0]) for cells in table)
     for cells in table:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())
+        padded = (
+            f"{cell:{'>' if number in right else '<'}{width}}"
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=False))
+        )
+        print("  ".join(padded).rstrip())

@@ -24,15 +24,13 @@ class DeviceLines:
 
     Args:
         quiet: says nothing.
-        file_bytes: of the files that a device gets unless it has them.
     """
 
-    def __init__(self, devices: Sequence[str], quiet: bool, file_bytes: int) -> None:
+    def __init__(self, devices: Sequence[str], quiet: bool) -> None:
         self._lines = dict.fromkeys(devices, "connecting")
         self._states: dict[str, str] = {}
         self._began: dict[str, tuple[float, float]] = {}
         self._quiet = quiet
-        self._file_bytes = file_bytes
         self._lock = threading.Lock()
         self._live: Live | None = None
 
@@ -77,13 +75,13 @@ class DeviceLines:
             return waiting(progress.standing)
         if progress.state is State.MEASURING:
             return f"measuring {100 * progress.fraction:.0f} %"
-        if progress.state is not State.UPLOADING:
+        if progress.state is not State.UPLOADING or progress.total_bytes is None:
             return str(progress.state.value)
-        done = progress.fraction * self._file_bytes
+        done = progress.fraction * progress.total_bytes
         now = time.monotonic()
         began_at, before = self._began.setdefault(device, (now, done))
         rate = f", {(done - before) / (now - began_at) / 1e6:.1f} MB/s" if now > began_at else ""
-        return f"uploading {done / 1e6:.1f} of {self._file_bytes / 1e6:.1f} MB{rate}"
+        return f"uploading {done / 1e6:.1f} of {progress.total_bytes / 1e6:.1f} MB{rate}"
 
     def _table(self) -> Table:
         from rich.table import Table

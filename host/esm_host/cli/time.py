@@ -161,8 +161,7 @@ def time(
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = () if batch is None else _numbers("--batch", batch)
     request = read_request(models, batches, shape or (), counts, feed)
-    files = {file.sha256: file.size_bytes for entry in request for file in entry.model.files}
-    with DeviceLines(names, quiet, sum(files.values())) as on_progress:
+    with DeviceLines(names, quiet) as on_progress:
         timing = time_models(
             devices.connect,
             names,
@@ -197,6 +196,7 @@ def _exit_code(timing: Timing) -> int:
 
     several = len(timing.devices) > 1
     failed = unsure = False
+    doubts: dict[tuple[str, str], list[str]] = {}
     for device in timing.devices:
         if device.error is not None:
             failed = True
@@ -210,11 +210,16 @@ def _exit_code(timing: Timing) -> int:
         if result.judgement is None or not result.warnings:
             continue
         verdict = result.judgement.verdict
-        typer.echo(f"warning: {name}: {verdict}: {'; '.join(result.warnings)}", err=True)
+        why = f"{verdict}: {'; '.join(result.warnings)}"
+        doubts.setdefault((result.device, why), []).append(name)
         # With --runs nobody asked for a precision.
         unsure |= verdict is Verdict.THROTTLED or (
             verdict is Verdict.UNRESOLVED and timing.spec.precision > 0
         )
+    for (_, why), names in doubts.items():
+        # What disturbs a device disturbs all models of a block.
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        typer.echo(f"warning: {names[0]}{more}: {why}", err=True)
     if unsure:
         typer.echo(
             "a quieter or cooler device, a longer --max-time or more --max-runs helps; "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from esm_host.cli.options import printable
+from esm_host.cli.output import print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
 
-WIDTH = 100
+_PAGE = 100
 _TOP = 10
 _GAP = "  "
 
@@ -27,7 +30,7 @@ def print_tables(timing: Timing, wide: bool) -> None:
     first = 0
     for device in timing.devices:
         if several:
-            print(f"{device.name}:" if device.results else f"{device.name}: {device.error}")
+            print(f"{device.name}:" if device.results else f"{device.name}: nothing measured")
         notes = [
             "fastest" if number in fastest else _ratio(ratios.get(number))
             for number in range(first, first + len(device.results))
@@ -142,23 +145,22 @@ def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) ->
         if result.failure is None:
             texts = [text(result) for _, text in columns]
             cells[number] = [*texts, note] if any(notes) else texts
-    widths = [max(map(len, column)) for column in zip(headings, *cells.values(), strict=True)]
-    left = WIDTH - sum(widths) - len(_GAP) * len(widths)
+    taken = sum(max(map(len, column)) for column in zip(headings, *cells.values(), strict=True))
+    left = _width() - taken - len(_GAP) * len(headings)
     names = _names(results, None if wide else max(left, 10))
-    name_width = max(len("model"), *map(len, names))
-
-    def line(name: str, texts: list[str]) -> str:
-        padded = (f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
-        return _GAP.join((f"{name:{name_width}}", *padded)).rstrip()
-
-    print(line("model", headings))
+    rows = []
     for number, (name, result) in enumerate(zip(names, results, strict=True)):
         if result.failure is None:
-            print(line(name, cells[number]))
+            rows.append((name, *cells[number]))
         else:
             case = result.name.removeprefix(result.entry.path).removeprefix(", ")
-            said = _GAP.join(filter(None, (case, result.failure.kind.value)))
-            print(f"{name:{name_width}}{_GAP}{said}")
+            rows.append((name, _GAP.join(filter(None, (case, result.failure.kind.value)))))
+    _print_rows(("model", *(headings or ["outcome"])), rows)
+
+
+def _width() -> int:
+    """Of the terminal; elsewhere of a page."""
+    return shutil.get_terminal_size((_PAGE, 0)).columns if sys.stdout.isatty() else _PAGE
 
 
 def _names(results: Sequence[Result], width: int | None) -> list[str]:
@@ -169,7 +171,8 @@ def _names(results: Sequence[Result], width: int | None) -> list[str]:
     short = {path: PurePath(path).name for path in paths}
     if len(set(short.values())) == len(short):
         paths = [short[path] for path in paths]
-    return [_cut(path, width) for path in paths]
+    cut = {path: _cut(path, width) for path in paths}
+    return [cut[path] for path in paths] if len(set(cut.values())) == len(cut) else paths
 
 
 def _cut(text: str, width: int) -> str:
@@ -190,12 +193,7 @@ def _print_devices(timing: Timing) -> None:
 
 
 def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """First column to the left, others to the right."""
-    table = [headings, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for first, *others in table:
-        cells = [f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True)]
-        print(_GAP.join((f"{printable(first):{widths[0]}}", *cells)))
+    print_table(headings, rows, right=range(1, len(headings)))
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -25,6 +25,9 @@ class GroupWatcher(Role):
     def on_progress(self, progress: Progress, device: str) -> None:
         """Of a block; ``device`` is empty where there is one only."""
 
+    def on_compare(self, begins: bool) -> None:
+        """The devices' references are looked at, or were."""
+
     def warn(self, text: str) -> None: ...
 
 
@@ -89,7 +92,10 @@ class Group:
             MismatchError: they differ, and which of them is wrong cannot be known.
         """
         devices = self._answering()
-        if self._roster.is_group and any(m.name not in self._compared for m in self._present):
+        names = {member.name for member in self._present}
+        # Alone, one that measured already could be held against the past only.
+        alone = len(names) == 1 and names <= self._measurements.readings().keys()
+        if self._roster.is_group and not alone and names - self._compared:
             self._compare()
         here = {member.name for member in self._present}
         return [device for name, device in devices.items() if name in here]
@@ -168,12 +174,14 @@ class Group:
 
     def _compare(self) -> None:
         """Measures the references on all members at a time, and leaves out who differs."""
+        self._watcher.on_compare(begins=True)
         blocks: set[str] = set()
         for _ in range(_MOST_REPEATS):
             blocks |= self._measure_references()
             paces, voters = self._paces(blocks)
             if max(pace.interval for pace in paces.values()) <= _ENOUGH * self._tolerance:
                 break
+        self._watcher.on_compare(begins=False)
         unlike = {name: why for name in paces if (why := self._difference(name, paces[name]))}
         if 2 * len(voters - unlike.keys()) <= len(voters):
             raise MismatchError(

@@ -112,7 +112,7 @@ def compare(
     names. The only device of each timing is taken to be the same whatever it was called.
 
     Args:
-        confidence: of the intervals, above 0 and below 1.
+        confidence: of the intervals, from 0.5 and below 1.
         tolerance_percent: a change is a regression when its lower end is above this.
         allow: names of settings and facts of devices that may differ; ``cases`` compares what
             both have.
@@ -139,7 +139,7 @@ def compare(
         spec = base["context"]["spec"]
         judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"])
         changes = tuple(judge.change(ours[key], theirs[key]) for key in ours if key in theirs)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
         ) from error
@@ -209,8 +209,10 @@ class _Judge:
 def _check_arguments(
     base: Json, confidence: float, tolerance_percent: float, allow: Sequence[str]
 ) -> None:
-    if not 0 < confidence < 1:
-        raise UsageError(f"--confidence {100 * confidence:g}: give percent, above 0 and below 100")
+    if not 0.5 <= confidence < 1:  # less is of no use, and 0.95 is meant as 95
+        raise UsageError(
+            f"--confidence {100 * confidence:g}: give percent, from 50 and below 100, such as 95"
+        )
     if not 0 <= tolerance_percent < math.inf:
         raise UsageError(f"--tolerance {tolerance_percent:g}: give percent, 0 or more")
     known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES)

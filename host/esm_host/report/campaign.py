@@ -13,6 +13,7 @@ import pandas as pd
 from esm_host.evaluation.verdict import Verdict
 from esm_host.report import plots
 from esm_host.report.page import (
+    DASH,
     Cell,
     Column,
     Fact,
@@ -64,6 +65,7 @@ def campaign_page(run: Run) -> Page:
             *_predictions(measurements),
             *_accuracy(accuracy, settings.target_accuracy_percent),
             *_drift(run, blocks),
+            *_group(run),
             Section(
                 "trust",
                 "Trust in the numbers",
@@ -149,7 +151,7 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
         yield Step(
             f"{100 * (1 - trusted):.0f} % of the numbers are not stable.{commonest} "
             "Ask the device what can be put right before the next campaign:",
-            f"esm-host devices doctor {shlex.quote(settings.device)}",
+            f"esm-host devices doctor {shlex.quote(_least_stable(run, measurements))}",
         )
     if run.result is not None:
         yield Step(
@@ -160,6 +162,15 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
         "Look into the numbers in a notebook:",
         f"esm_host.load_run({str(run.path)!r}).measurements()",
     )
+
+
+def _least_stable(run: Run, measurements: pd.DataFrame) -> str:
+    """The device; of a group, the one with the smallest share of stable numbers."""
+    blocks = run.blocks()
+    if blocks["device"].nunique() < 2:
+        return run.settings.device
+    devices = measurements["block"].map(blocks.set_index("block")["device"])
+    return str((measurements["verdict"] == "stable").groupby(devices).mean().idxmin())
 
 
 # Predictions
@@ -319,6 +330,46 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
     )
 
 
+def _group(run: Run) -> Iterator[Section]:
+    """Who of several devices did what; a campaign that has not ended does not tell."""
+    devices = (run.result or {}).get("devices", ())
+    if len(devices) < 2:
+        return
+    columns = ["device", "host name", "#blocks", "#models", "#pace", "#±", "#strays (%)", "left"]
+    rows = [
+        [
+            Cell(device["name"]),
+            Cell(device["hostname"] or DASH),
+            _count(device["blocks"]),
+            _count(device["models"]),
+            fixed(device["pace"], 3),
+            fixed(device["pace_interval"] or None, 3),
+            fixed(device["stray_percent"]),
+            Cell(f"{device['left_at']}: {device['left_because']}" if device["left_at"] else DASH),
+        ]
+        for device in devices
+    ]
+    left = sum(device["left_at"] is not None for device in devices)
+    paces = [device["pace"] for device in devices if device["pace"] is not None]
+    lead = f"{plural(len(devices), 'device')} took part"
+    lead += f", {left} of them left." if left else "."
+    if len(paces) > 1:
+        lead += (
+            f" The slowest takes {max(paces) / min(paces):.2f} times as long as the fastest for "
+            "the references; that is divided out of every latency."
+        )
+    caption = (
+        "Pace: times as long as the median device for the references. Strays: of the reference "
+        "that is furthest off the device's own pace. Models: those measured again count again."
+    )
+    yield Section(
+        "group",
+        "Devices of the group",
+        lead,
+        [Table("group-devices", caption, columns, rows, wide=["left"])],
+    )
+
+
 # Trust
 
 
@@ -428,7 +479,9 @@ def _architecture_table(name: str, caption: str, frame: pd.DataFrame) -> Table:
 def _device_and_settings(run: Run) -> list[Any]:
     parts: list[Any] = []
     if run.result is not None:
-        parts += [Text("The device, as its agent saw it:"), device_facts(run.result["device"])]
+        several = len(run.result.get("devices", ())) > 1
+        which = "One of the devices" if several else "The device"
+        parts += [Text(f"{which}, as its agent saw it:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
     parts += [Text("What the campaign was asked for:"), setting_facts(settings)]

@@ -149,11 +149,14 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         for name, entry in timing.devices.items()
         if entry["error"]
     ]
-    trouble += [
-        [Cell(row.label), Cell(text)]
-        for row in results.itertuples(index=False)
-        for text in (*([row.failure] if row.failure else []), *row.warnings)
-    ]
+    # What disturbs a device disturbs all models of a block.
+    said: dict[tuple[str, str], list[str]] = {}
+    for row in results.itertuples(index=False):
+        for text in (*([row.failure] if row.failure else []), *row.warnings):
+            said.setdefault((row.device, text), []).append(row.label)
+    for (_, text), labels in said.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        trouble.append([Cell(labels[0] + more), Cell(text)])
     if trouble:
         parts.append(
             Table(

@@ -211,14 +211,14 @@ class _Call(Pending):
                 try:
                     while not call.done():
                         share = (self.bytes_sent - before) / max(total, 1)
-                        on_progress(Progress(State.UPLOADING, min(share, 1.0)))
+                        on_progress(Progress(State.UPLOADING, min(share, 1.0), None, total))
                         with contextlib.suppress(grpc.FutureTimeoutError):
                             call.result(timeout=_LOOK_S)
                     call.result()
                 finally:
                     call.cancel()
         if lacks:
-            on_progress(Progress(State.UPLOADING, 1.0))
+            on_progress(Progress(State.UPLOADING, 1.0, None, total))
 
     def _pieces(self, file: File, offset: int, source: IO[bytes]) -> Iterator[pb.UploadRequest]:
         yield pb.UploadRequest(
