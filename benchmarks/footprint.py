@@ -20,7 +20,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from esm_agent.slot import REST_S
+from esm_agent.serving.slot import REST_S
 
 ROOT = Path(__file__).parents[1]
 STARTS = 7

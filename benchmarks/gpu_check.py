@@ -26,17 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from esm_agent import cuda, feeds, timing
-from esm_agent.backends import (
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure import cuda, feeds, timing
+from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
     OnnxRuntimeCpu,
     ProviderMissingError,
 )
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.measuring import cpu_backend, cuda_backend
-from esm_agent.telemetry import Telemetry
-from esm_agent.worker import Worker
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.process import cpu_backend, cuda_backend
+from esm_agent.measure.worker import Worker
 from esm_protos.messages import FailureKind, MeasureSpec, Protocol
 from esm_protos.statistics import trimmed_mean
 from esm_protos.weights import draw_weights

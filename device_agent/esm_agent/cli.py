@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from esm_agent import __version__
-from esm_agent.access_cli import Config, pair, tokens
+from esm_agent.door.access_cli import Config, pair, tokens
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
 
@@ -147,16 +147,16 @@ def serve(
 
     Example: esm-agent serve --host 0.0.0.0 --announce
     """
-    from esm_agent import logs
-    from esm_agent.announce import AnnounceError, Announcement
-    from esm_agent.announce import check as check_announced
-    from esm_agent.auth import choose_door
-    from esm_agent.cache import cache_folder
-    from esm_agent.metrics import Metrics, MetricsError, PrometheusMetrics
-    from esm_agent.sandbox import Confinement, leave_cpus, size_bytes
-    from esm_agent.server import AgentServer, PortTakenError
-    from esm_agent.tokens import AccessError, config_folder
-    from esm_agent.worker import WorkerUnavailableError
+    from esm_agent.door.auth import choose_door
+    from esm_agent.door.tokens import AccessError, config_folder
+    from esm_agent.measure.sandbox import Confinement, leave_cpus, size_bytes
+    from esm_agent.measure.worker import WorkerUnavailableError
+    from esm_agent.operation import logs
+    from esm_agent.operation.metrics import Metrics, MetricsError, PrometheusMetrics
+    from esm_agent.serving.announce import AnnounceError, Announcement
+    from esm_agent.serving.announce import check as check_announced
+    from esm_agent.serving.cache import cache_folder
+    from esm_agent.serving.server import AgentServer, PortTakenError
 
     logs.configure(json_lines=log_format is LogFormat.JSON)
     open_to_others = host not in ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -243,7 +243,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Find what would spoil measurements on this device. Example: esm-agent doctor --seconds 30"""
-    from esm_agent.worker import WorkerUnavailableError
+    from esm_agent.measure.worker import WorkerUnavailableError
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
     try:
@@ -270,10 +270,10 @@ def doctor(
 
 
 def _examined(seconds: float) -> Diagnosis:
-    from esm_agent.block import UploadedBlock
-    from esm_agent.doctor import examine
-    from esm_agent.telemetry import Telemetry
-    from esm_agent.worker import Worker
+    from esm_agent.device.doctor import examine
+    from esm_agent.device.telemetry import Telemetry
+    from esm_agent.measure.block import UploadedBlock
+    from esm_agent.measure.worker import Worker
     from esm_protos.messages import BlockResult
 
     worker = Worker()
@@ -303,7 +303,7 @@ def show_cache(
 
     An agent that is running needs no restart: hosts send again what is missing.
     """
-    from esm_agent.cache import Cache, cache_folder
+    from esm_agent.serving.cache import Cache, cache_folder
 
     folder = cache or cache_folder()
     if not folder.exists():
@@ -333,7 +333,8 @@ def install_service(
     ] = False,
 ) -> None:
     """Let systemd run the agent. Example: esm-agent install-service -- --port 7000 --drain 60"""
-    from esm_agent import announce, service
+    from esm_agent.operation import service
+    from esm_agent.serving import announce
 
     given = options or []
     # As `serve` would read them: a typing error is better found now than by systemd.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from esm_agent.backends import LoadedModel, OnnxRuntimeCpu
-from esm_agent.block import UploadedModel
-from esm_agent.outcomes import ModelError
+from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.outcomes import ModelError
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from esm_agent.cuda import PROVIDER, Cuda
+from esm_agent.measure.cuda import PROVIDER, Cuda
 from esm_protos.messages import DeviceState, GpuState
 
 CPU = "CPUExecutionProvider"

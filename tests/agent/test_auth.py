@@ -11,10 +11,10 @@ from cryptography import x509
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 
-from esm_agent.auth import LISTED, PAIR, Brake, CertificateDoor, Door, OpenDoor, TokenDoor
-from esm_agent.certificate import make_certificate
-from esm_agent.server import AgentServer
-from esm_agent.tokens import TokenFile
+from esm_agent.door.auth import LISTED, PAIR, Brake, CertificateDoor, Door, OpenDoor, TokenDoor
+from esm_agent.door.certificate import make_certificate
+from esm_agent.door.tokens import TokenFile
+from esm_agent.serving.server import AgentServer
 from esm_host.errors import AuthError, UnreachableError
 from esm_host.transport.access import PLAIN, Access, mutual, pinned
 from esm_host.transport.remote import RemoteProfiler
@@ -198,7 +198,7 @@ def test_a_method_that_is_not_listed_is_refused_with_a_valid_token_too(
     agents: Agents, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/esm.v1.Profiler/{method}"
-    monkeypatch.setattr("esm_agent.auth.LISTED", LISTED - {path})
+    monkeypatch.setattr("esm_agent.door.auth.LISTED", LISTED - {path})
     with good_token(agents).channel(agents.addresses["tls"], ()) as channel:
         code, text = call(channel, path, METHODS[path])
     assert (code, path in text) == (grpc.StatusCode.PERMISSION_DENIED, True)

@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent import backends, feeds
-from esm_agent.backends import LoadedModel, OnnxRuntimeCpu, first_run
-from esm_agent.block import UploadedModel
-from esm_agent.outcomes import ModelError
+from esm_agent.measure import backends, feeds
+from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu, first_run
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.outcomes import ModelError
 from esm_models.graph import WEIGHTLESS_LOCATION
 from esm_models.spaces import load_space
 from esm_protos.messages import Case, FailureKind, Input, MeasureSpec

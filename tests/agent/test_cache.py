@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from esm_agent.cache import Cache, CacheError, CacheFullError, NotCachedError
-from esm_agent.server import AgentServer
+from esm_agent.serving.cache import Cache, CacheError, CacheFullError, NotCachedError
+from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError, NotNowError
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos import convert

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from esm_agent import timing
-from esm_agent.backends import (
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure import timing
+from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
     OnnxRuntimeCpu,
     ProviderMissingError,
     first_run,
 )
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.cuda import PROVIDER, Cuda, DeviceLostError, nodes_by_provider
-from esm_agent.measuring import cpu_backend, cuda_backend
-from esm_agent.server import AgentServer
-from esm_agent.telemetry import Telemetry
-from esm_agent.worker import Worker, WorkerUnavailableError
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.cuda import PROVIDER, Cuda, DeviceLostError, nodes_by_provider
+from esm_agent.measure.process import cpu_backend, cuda_backend
+from esm_agent.measure.worker import Worker, WorkerUnavailableError
+from esm_agent.serving.server import AgentServer
 from esm_models.spaces import load_space
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Protocol
 from tests.agent import fake_cuda

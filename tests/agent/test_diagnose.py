@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb

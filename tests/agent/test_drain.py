@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_host.dataset.store import Store
 from esm_host.errors import NotNowError, UnreachableError
 from esm_host.transport.remote import RemoteProfiler

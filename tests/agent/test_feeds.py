@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from esm_agent import feeds
-from esm_agent.backends import OnnxRuntimeCpu, first_run
-from esm_agent.block import UploadedModel
-from esm_agent.outcomes import ModelError
+from esm_agent.measure import feeds
+from esm_agent.measure.backends import OnnxRuntimeCpu, first_run
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.outcomes import ModelError
 from esm_protos.messages import Case, FailureKind, Input, MeasureSpec
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from esm_agent.lease import Leases, NoLeaseError
+from esm_agent.serving.lease import Leases, NoLeaseError
 
 EXPIRY_S = 30.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from esm_agent import logs
-from esm_agent.server import AgentServer
+from esm_agent.operation import logs
+from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError, UnreachableError
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model

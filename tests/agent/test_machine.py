@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.machine import Turbo, read_machine
+from esm_agent.device.machine import Turbo, read_machine
 from tests.agent.fake_roots import CPU, laptop, pi4, tree
 
 ALL = (0, 1, 2, 3)

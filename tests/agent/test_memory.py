@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.memory import PeakMemory
-from esm_agent.worker import Worker
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.memory import PeakMemory
+from esm_agent.measure.worker import Worker
 from esm_protos.messages import BlockResult, MeasureSpec, Protocol
 
 MB = 1 << 20

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.metrics import MetricsError, PrometheusMetrics
-from esm_agent.server import AgentServer
-from esm_agent.slot import Slot
-from esm_agent.worker import Worker
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.worker import Worker
+from esm_agent.operation.metrics import MetricsError, PrometheusMetrics
+from esm_agent.serving.server import AgentServer
+from esm_agent.serving.slot import Slot
 from esm_host.errors import NotNowError
 from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler
@@ -147,7 +147,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_costs_nothing_where_it_is_off() -> None:
     program = (
-        "import sys, esm_agent.cli, esm_agent.server, esm_agent.metrics;"
+        "import sys, esm_agent.cli, esm_agent.serving.server, esm_agent.operation.metrics;"
         "print('prometheus_client' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent.preflight import examine
+from esm_agent.measure.preflight import examine
 from esm_models.spaces import load_space
 from esm_protos.messages import FailureKind, Limits
 from tests.helpers import largest

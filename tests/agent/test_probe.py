@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from esm_agent.block import UploadedBlock
-from esm_agent.probe import check_probe_s, noise, run_probe
+from esm_agent.device.probe import check_probe_s, noise, run_probe
+from esm_agent.measure.block import UploadedBlock
 from esm_models.probe_models import stale_models
 from esm_protos.messages import BlockResult, FailureKind, Measurement
 

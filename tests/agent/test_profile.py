@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent import profiling
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.measuring import cpu_backend
-from esm_agent.outcomes import ModelError
-from esm_agent.worker import CancelledError, Worker
+from esm_agent.measure import profiling
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.outcomes import ModelError
+from esm_agent.measure.process import cpu_backend
+from esm_agent.measure.worker import CancelledError, Worker
 from esm_protos.messages import BlockResult, MeasureSpec, Progress, State
 from tests.agent import fake_cuda
 from tests.agent.fake_backends import ScriptedBackend

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_host.errors import BusyError, NotNowError, UnreachableError
 from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler

@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.device import usable_cpus
-from esm_agent.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
-from esm_agent.worker import Worker
+from esm_agent.device.facts import usable_cpus
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
+from esm_agent.measure.worker import Worker
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, Protocol
 from tests.agent.fake_backends import InspectingBackend, ScriptedBackend

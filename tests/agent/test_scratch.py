@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.scratch import make_scratch, temporary_folder
+from esm_agent.serving.scratch import make_scratch, temporary_folder
 
 
 def test_removes_what_the_dead_left_and_nothing_else(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent import service
-from esm_agent.service import ServiceError, unit
+from esm_agent.operation import service
+from esm_agent.operation.service import ServiceError, unit
 
 ANALYZE = shutil.which("systemd-analyze")
 # systemd before 254 says that it ignores these two.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esm_agent.telemetry import Telemetry
+from esm_agent.device.telemetry import Telemetry
 from esm_protos.messages import DeviceState, GpuState
 from tests.agent.fake_roots import CPU, PROC, laptop, pi4, tree
 

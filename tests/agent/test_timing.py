@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_agent.timing import interleaved, sequential
+from esm_agent.measure.timing import interleaved, sequential
 from esm_protos.messages import MeasureSpec
 from esm_protos.statistics import (
     MIN_ROUNDS,

@@ -14,16 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner, Result
 
-from esm_agent.auth import CertificateDoor, OpenDoor, TokenDoor, choose_door
-from esm_agent.certificate import (
+from esm_agent.cli import app
+from esm_agent.door.auth import CertificateDoor, OpenDoor, TokenDoor, choose_door
+from esm_agent.door.certificate import (
     days_left,
     fingerprint,
     keep_certificate,
     make_certificate,
     own_certificate,
 )
-from esm_agent.cli import app
-from esm_agent.tokens import AccessError, TokenFile
+from esm_agent.door.tokens import AccessError, TokenFile
 from tests.certificates import Authority
 
 
@@ -228,6 +228,8 @@ def test_serving_others_unpaired_is_an_error_that_names_the_cure(tmp_path: Path)
 
 
 def test_plain_serving_loads_no_cryptography() -> None:
-    program = "import sys, esm_agent.cli, esm_agent.server; print('cryptography' in sys.modules)"
+    program = (
+        "import sys, esm_agent.cli, esm_agent.serving.server;print('cryptography' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

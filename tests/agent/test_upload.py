@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent import upload
-from esm_agent.upload import TooLargeError, UploadError, VersionError, receive
+from esm_agent.serving import upload
+from esm_agent.serving.upload import TooLargeError, UploadError, VersionError, receive
 from esm_protos.convert import block_to_requests
 from esm_protos.messages import CHUNK_BYTES, Block, Limits, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb

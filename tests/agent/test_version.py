@@ -7,7 +7,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_host.errors import VersionError
 from esm_host.transport import lease, remote
 from esm_host.transport.fake import FakeProfiler

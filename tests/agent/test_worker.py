@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.measuring import Witness
-from esm_agent.worker import CancelledError, Worker, WorkerUnavailableError
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.process import Witness
+from esm_agent.measure.worker import CancelledError, Worker, WorkerUnavailableError
 from esm_protos.messages import (
     BlockResult,
     Case,

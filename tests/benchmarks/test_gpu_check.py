@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check
-from esm_agent.cuda import Cuda
-from esm_agent.telemetry import Telemetry
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure.cuda import Cuda
 from tests.agent import fake_cuda
 from tests.agent.fake_cuda import FakeRuntime
 

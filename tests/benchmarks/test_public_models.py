@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.direct_timing import open_session, random_inputs
 from benchmarks.public_models import KINDS, OPSET, build, write_models
-from esm_agent import feeds
-from esm_agent.backends import OnnxRuntimeCpu
-from esm_agent.block import UploadedModel
+from esm_agent.measure import feeds
+from esm_agent.measure.backends import OnnxRuntimeCpu
+from esm_agent.measure.block import UploadedModel
 from esm_protos.messages import MeasureSpec
 
 

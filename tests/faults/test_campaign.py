@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.lease import EXPIRY_S
+from esm_agent.serving.lease import EXPIRY_S
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.transport.remote import RemoteProfiler
 from tests.faults.campaign import Campaign, small_disk

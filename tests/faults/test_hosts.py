@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 
-from esm_agent.backends import LoadedModel
-from esm_agent.block import UploadedModel
-from esm_agent.server import AgentServer
+from esm_agent.measure.backends import LoadedModel
+from esm_agent.measure.block import UploadedModel
+from esm_agent.serving.server import AgentServer
 from esm_protos.messages import MeasureSpec
 
 HOSTS, SECONDS = 8, 60

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from tests.agent.fake_backends import RepeatingBackend
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import esm_host.devices
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_host.extension.loop import Loop
 from esm_host.transport import devices

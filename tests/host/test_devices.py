@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from esm_agent.server import AgentServer
+from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_host.cli.facts import lines
 from esm_host.errors import UsageError

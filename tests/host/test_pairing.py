@@ -15,11 +15,11 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner, Result
 
-from esm_agent.auth import Brake, CertificateDoor, TokenDoor
-from esm_agent.certificate import fingerprint, make_certificate
 from esm_agent.cli import app as agent_app
-from esm_agent.server import AgentServer
-from esm_agent.tokens import TokenFile
+from esm_agent.door.auth import Brake, CertificateDoor, TokenDoor
+from esm_agent.door.certificate import fingerprint, make_certificate
+from esm_agent.door.tokens import TokenFile
+from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app as host_app
 from esm_host.errors import AuthError, UsageError
 from esm_host.transport.devices import connect

@@ -12,19 +12,19 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from esm_agent.auth import Door, OpenDoor
-from esm_agent.cache import Cache
-from esm_agent.device import device_info, memory_bytes
-from esm_agent.lease import EXPIRY_S
-from esm_agent.measuring import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
-from esm_agent.metrics import Metrics
-from esm_agent.parsing import ParsingInterceptor
-from esm_agent.sandbox import Confinement
-from esm_agent.scratch import make_scratch
-from esm_agent.servicer import ProfilerServicer
-from esm_agent.slot import Slot
-from esm_agent.telemetry import Telemetry
-from esm_agent.worker import Worker, WorkerUnavailableError
+from esm_agent.device.facts import device_info, memory_bytes
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.door.auth import Door, OpenDoor
+from esm_agent.measure.process import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
+from esm_agent.measure.sandbox import Confinement
+from esm_agent.measure.worker import Worker, WorkerUnavailableError
+from esm_agent.operation.metrics import Metrics
+from esm_agent.serving.cache import Cache
+from esm_agent.serving.lease import EXPIRY_S
+from esm_agent.serving.parsing import ParsingInterceptor
+from esm_agent.serving.scratch import make_scratch
+from esm_agent.serving.servicer import ProfilerServicer
+from esm_agent.serving.slot import Slot
 from esm_protos.messages import Limits
 from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esm_agent.outcomes import ModelError
+from esm_agent.measure.outcomes import ModelError
 from esm_protos.messages import FailureKind, NodeTime, OperatorTime, Profile
 
 _KERNEL = "_kernel_time"

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esm_agent import measuring
-from esm_agent.block import UploadedBlock
-from esm_agent.device import usable_cpus
-from esm_agent.measuring import (
+from esm_agent.device.facts import usable_cpus
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure import process as measuring
+from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.process import (
     STATES,
     BackendFactory,
     Hello,
@@ -31,8 +32,7 @@ from esm_agent.measuring import (
     TelemetryFactory,
     cpu_backend,
 )
-from esm_agent.sandbox import Confinement
-from esm_agent.telemetry import Telemetry
+from esm_agent.measure.sandbox import Confinement
 from esm_protos.messages import (
     BlockResult,
     Failure,

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from esm_agent.machine import Machine, read_machine
-from esm_agent.probe import Measure, Noise, noise, run_probe
-from esm_agent.telemetry import Telemetry
+from esm_agent.device.machine import Machine, read_machine
+from esm_agent.device.probe import Measure, Noise, noise, run_probe
+from esm_agent.device.telemetry import Telemetry
 from esm_protos.messages import (
     PI_THROTTLED_BITS,
     BlockResult,
@@ -196,7 +196,7 @@ def _memory(case: _Case) -> Finding:
     if available is None:
         return Finding("memory", Severity.UNKNOWN, "the device does not tell")
     text = f"{available / 1e9:.1f} of {case.machine.memory_bytes / 1e9:.1f} GB are available"
-    # A block's models alone may take a quarter of the memory (see esm_agent.server).
+    # A block's models alone may take a quarter of the memory (see esm_agent.serving.server).
     if available >= case.machine.memory_bytes / 4:
         return Finding("memory", Severity.OK, text)
     return Finding(

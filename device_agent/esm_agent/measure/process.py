@@ -1,6 +1,6 @@
 """Inside the measuring process: takes jobs, loads their models, times them, watches the device.
 
-The process is spawned by :mod:`esm_agent.worker`, and kept from block to block. Where it stands
+The process is spawned by :mod:`~.worker`, and kept from block to block. Where it stands
 is written to shared memory, which costs the measurement nothing.
 """
 
@@ -19,11 +19,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from esm_agent import preflight, timing
-from esm_agent.block import UploadedModel
-from esm_agent.memory import PeakMemory
-from esm_agent.sandbox import Confinement, confine
-from esm_agent.telemetry import Telemetry
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure import preflight, timing
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.memory import PeakMemory
+from esm_agent.measure.sandbox import Confinement, confine
 from esm_protos.graphs import mapped
 from esm_protos.messages import (
     DeviceState,
@@ -38,7 +38,7 @@ from esm_protos.messages import (
 )
 
 if TYPE_CHECKING:
-    from esm_agent.backends import Backend, DeviceModel, LoadedModel
+    from esm_agent.measure.backends import Backend, DeviceModel, LoadedModel
 
 STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
@@ -49,21 +49,21 @@ _LARGE_BYTES = 64 << 20
 T = TypeVar("T")
 
 BackendFactory = Callable[[], Any]
-"""Makes the :class:`esm_agent.backends.Backend` inside the process; must be importable."""
+"""Makes the :class:`esm_agent.measure.backends.Backend` inside the process; must be importable."""
 TelemetryFactory = Callable[[], Any]
-"""Makes the :class:`esm_agent.telemetry.Telemetry` inside the process; must be importable."""
+"""Makes the :class:`~esm_agent.device.telemetry.Telemetry` in the process; must be importable."""
 
 
 def cpu_backend() -> Any:
     """ONNX Runtime's CPU provider."""
-    from esm_agent.backends import OnnxRuntimeCpu
+    from esm_agent.measure.backends import OnnxRuntimeCpu
 
     return OnnxRuntimeCpu()
 
 
 def cuda_backend(gpu: int = 0) -> Any:
     """ONNX Runtime's CUDA provider; raises ProviderMissingError where it does not work."""
-    from esm_agent.cuda import Cuda
+    from esm_agent.measure.cuda import Cuda
 
     return Cuda(gpu)
 
@@ -158,7 +158,7 @@ class Loaded(NamedTuple):
     @property
     def device(self) -> DeviceModel | None:
         """Where it lies in a memory other than this program's."""
-        from esm_agent.backends import DeviceModel
+        from esm_agent.measure.backends import DeviceModel
 
         return self.model if isinstance(self.model, DeviceModel) else None
 
@@ -285,7 +285,7 @@ class Sessions:
         return made if isinstance(made, Failure) else Loaded(made, self._clock() - start)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
-        from esm_agent.backends import first_run
+        from esm_agent.measure.backends import first_run
 
         start = self._clock()
         failure = _attempted(lambda: first_run(model.model))
@@ -319,7 +319,7 @@ def _content(path: Path) -> object:
 
 def _attempted(call: Callable[[], T]) -> T | Failure:
     """What the call gives, or the outcome of a model that does not work."""
-    from esm_agent.outcomes import ModelError
+    from esm_agent.measure.outcomes import ModelError
 
     try:
         return call()
@@ -401,7 +401,7 @@ def _backends(
     make_first: BackendFactory, make_others: Sequence[BackendFactory]
 ) -> tuple[dict[str, Backend], tuple[str, ...]]:
     """By provider those that work, and why others do not."""
-    from esm_agent.backends import ProviderMissingError
+    from esm_agent.measure.backends import ProviderMissingError
 
     made, missing = [make_first()], []
     for make in make_others:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from esm_agent.block import UploadedBlock, UploadedModel
-from esm_agent.cache import Linked
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.serving.cache import Linked
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
 from esm_protos.v1 import profiler_pb2 as pb

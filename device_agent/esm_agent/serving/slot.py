@@ -10,12 +10,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from esm_agent import logs
-from esm_agent.block import UploadedBlock
-from esm_agent.lease import EXPIRY_S, Leases, NoLeaseError
-from esm_agent.measuring import Hello
-from esm_agent.metrics import Metrics, Readings
-from esm_agent.worker import CancelledError, Worker
+from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.process import Hello
+from esm_agent.measure.worker import CancelledError, Worker
+from esm_agent.operation import logs
+from esm_agent.operation.metrics import Metrics, Readings
+from esm_agent.serving.lease import EXPIRY_S, Leases, NoLeaseError
 from esm_protos.messages import BlockResult, Measurement, Occupancy, Progress, Standing, State
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Slot:
     def renew(
         self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
     ) -> Standing:
-        """As :meth:`esm_agent.lease.Leases.renew`; makes none once the agent is stopping."""
+        """As :meth:`~.lease.Leases.renew`; makes none once the agent is stopping."""
         with self._changed:
             self._drop_expired()
             known = lease_id in self._facts

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_agent.block import UploadedBlock, UploadedModel
+from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_protos.messages import BlockResult, Measurement, MeasureSpec
 from esm_protos.statistics import estimate_block
 
@@ -19,7 +19,7 @@ Measure = Callable[[UploadedBlock], BlockResult]
 
 MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
 
-_FOLDER = Path(__file__).parent / "probe_models"
+_FOLDER = Path(__file__).parents[1] / "probe_models"
 _WINDOW_NS = 500_000_000
 _MIN_WINDOWS = 3
 _SPEC = MeasureSpec(runs=999_999, runs_per_visit=3)  # time ends it first

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from esm_agent.tokens import AccessError
+        from esm_agent.door.tokens import AccessError
 
         try:
             command(*args, **kwargs)
@@ -68,14 +68,14 @@ def pair(
 
     Example: esm-agent pair laptop --address 192.168.1.20
     """
-    from esm_agent.certificate import (
+    from esm_agent.door.certificate import (
         days_left,
         fingerprint,
         keep_certificate,
         make_certificate,
         own_certificate,
     )
-    from esm_agent.tokens import TokenFile, config_folder
+    from esm_agent.door.tokens import TokenFile, config_folder
 
     folder = config_folder(config)
     own = own_certificate(folder)
@@ -110,7 +110,7 @@ def pair(
 @_one_line_errors
 def list_tokens(config: Config = None) -> None:
     """Show who may come in. Example: esm-agent tokens list"""
-    from esm_agent.tokens import TokenFile, config_folder
+    from esm_agent.door.tokens import TokenFile, config_folder
 
     known = TokenFile(config_folder(config)).all()
     width = max((len(token.name) for token in known), default=0)
@@ -127,7 +127,7 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Shut a workstation out, at once and for good. Example: esm-agent tokens revoke laptop"""
-    from esm_agent.tokens import TokenFile, config_folder
+    from esm_agent.door.tokens import TokenFile, config_folder
 
     TokenFile(config_folder(config)).revoke(name)
     typer.echo(f"'{name}' may not come in any more", err=True)

@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from esm_agent import __version__
-from esm_agent.logs import event
+from esm_agent.operation.logs import event
 from esm_protos.messages import ANNOUNCED_AS, PROTOCOL_VERSION
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from esm_agent.scratch import make_scratch, temporary_folder
+from esm_agent.serving.scratch import make_scratch, temporary_folder
 from esm_protos.messages import File
 
 _PART = ".part"

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from esm_agent.device import memory_bytes, usable_cpus
-from esm_agent.machine import cpu_list
+from esm_agent.device.facts import memory_bytes, usable_cpus
+from esm_agent.device.machine import cpu_list
 
 MIN_MEMORY_BYTES = 256 << 20
 """Less is hardly enough for the runtime itself."""

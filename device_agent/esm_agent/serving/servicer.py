@@ -11,17 +11,18 @@ from typing import NoReturn
 
 import grpc
 
-from esm_agent import logs
-from esm_agent.block import UploadedBlock
-from esm_agent.cache import Cache, CacheError, CacheFullError, Linked, NotCachedError
-from esm_agent.doctor import examine
-from esm_agent.lease import NoLeaseError
-from esm_agent.metrics import Metrics
-from esm_agent.probe import check_probe_s
-from esm_agent.scratch import temporary_folder
-from esm_agent.slot import DrainingError, Slot
-from esm_agent.telemetry import Telemetry
-from esm_agent.upload import (
+from esm_agent.device.doctor import examine
+from esm_agent.device.probe import check_probe_s
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
+from esm_agent.operation import logs
+from esm_agent.operation.metrics import Metrics
+from esm_agent.serving.cache import Cache, CacheError, CacheFullError, Linked, NotCachedError
+from esm_agent.serving.lease import NoLeaseError
+from esm_agent.serving.scratch import temporary_folder
+from esm_agent.serving.slot import DrainingError, Slot
+from esm_agent.serving.upload import (
     NoRoomError,
     TooLargeError,
     UploadError,
@@ -30,7 +31,6 @@ from esm_agent.upload import (
     receive,
     upload_parts,
 )
-from esm_agent.worker import CancelledError, WorkerUnavailableError
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Progress
 from esm_protos.v1 import profiler_pb2 as pb

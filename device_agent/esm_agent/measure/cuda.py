@@ -21,24 +21,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from esm_agent import feeds, profiling
-from esm_agent.backends import (
+from esm_agent.measure import feeds, profiling
+from esm_agent.measure.backends import (
     DeviceModel,
     ProviderMissingError,
     first_run,
     first_run_error,
     session_options,
 )
-from esm_agent.block import UploadedModel
-from esm_agent.feeds import Feed
-from esm_agent.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.feeds import Feed
+from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_protos.messages import FailureKind, MeasureSpec, Profile
 
 PROVIDER = "CUDAExecutionProvider"
 CONV_SEARCH = "EXHAUSTIVE"
 """cuDNN times its algorithms and takes the fastest: the runtime's own default, stated."""
 
-_PROBE = UploadedModel("probe", Path(__file__).parent / "probe_models" / "convolutions.onnx")
+_PROBE = UploadedModel("probe", Path(__file__).parents[1] / "probe_models" / "convolutions.onnx")
 _MEMORY = "cuda"
 _SHOWN_NODES = 5
 _SMALL_TENSOR = 100
@@ -98,7 +98,7 @@ class Cuda:
             raise ProviderMissingError(f"no provider cuda on GPU {gpu}: {error}") from error
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> DeviceModel:
-        """As :meth:`esm_agent.backends.Backend.load`.
+        """As :meth:`esm_agent.measure.backends.Backend.load`.
 
         Raises:
             DeviceLostError: the process must end.
@@ -120,7 +120,7 @@ class Cuda:
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
     ) -> Profile:
-        """As :meth:`esm_agent.backends.Backend.profile`; times are those of launches.
+        """As :meth:`esm_agent.measure.backends.Backend.profile`; times are those of launches.
 
         Raises:
             DeviceLostError: the process must end.

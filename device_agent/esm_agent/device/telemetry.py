@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from esm_agent import sysfs
+from esm_agent.device import sysfs
 from esm_protos.messages import DeviceState, GpuState
 
 Run = Callable[[Sequence[str]], str]

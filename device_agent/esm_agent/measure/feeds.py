@@ -16,8 +16,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from esm_agent.device import memory_bytes
-from esm_agent.outcomes import ModelError
+from esm_agent.device.facts import memory_bytes
+from esm_agent.measure.outcomes import ModelError
 from esm_protos.messages import Case, Failure, FailureKind, Input
 
 _TYPES: dict[str, type[np.generic]] = {

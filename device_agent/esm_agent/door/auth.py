@@ -21,10 +21,10 @@ from urllib.parse import unquote
 
 import grpc
 
-from esm_agent.certificate import SOON_DAYS, days_left, own_certificate
-from esm_agent.logs import event
-from esm_agent.metrics import Metrics
-from esm_agent.tokens import AccessError, TokenFile
+from esm_agent.door.certificate import SOON_DAYS, days_left, own_certificate
+from esm_agent.door.tokens import AccessError, TokenFile
+from esm_agent.operation.logs import event
+from esm_agent.operation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

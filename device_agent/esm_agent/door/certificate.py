@@ -7,7 +7,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from esm_agent.tokens import AccessError, make_private_folder, write_private
+from esm_agent.door.tokens import AccessError, make_private_folder, write_private
 
 SERVER_NAME = "esm-agent"
 """What every agent's own certificate is issued to: the fingerprint tells agents apart, and an

@@ -1,4 +1,4 @@
-"""What runs a model: ONNX Runtime, on the CPU here and on a GPU in :mod:`esm_agent.cuda`."""
+"""What runs a model: ONNX Runtime, on the CPU here and on a GPU in :mod:`~.cuda`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from esm_agent import feeds, profiling
-from esm_agent.block import UploadedModel
-from esm_agent.feeds import Feed
-from esm_agent.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure import feeds, profiling
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.feeds import Feed
+from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_protos.graphs import external_location
 from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
 from esm_protos.v1 import onnx_view_pb2

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from esm_agent import sysfs
-from esm_agent.device import memory_bytes, usable_cpus
+from esm_agent.device import sysfs
+from esm_agent.device.facts import memory_bytes, usable_cpus
 
 # "When the core temperature is between 80 and 85 degrees, the ARM cores will be progressively
 # throttled back" (Raspberry Pi documentation, Frequency management and thermal control). Its trip

@@ -1,0 +1,1 @@
+"""An agent among other programs: logs, counters, systemd."""

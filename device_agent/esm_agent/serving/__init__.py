@@ -1,0 +1,1 @@
+"""What hosts talk to: the server, whose turn it is, and what they send."""
