@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
     """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""
 
+    Timing: TypeAlias = TimingFile | str | os.PathLike[str]
+    """What :func:`time` gave, or the path of what it saved."""
+
     OnProgress: TypeAlias = Callable[[str, Progress], None]
 
 _MOST_PROFILE_RUNS = 1000
@@ -152,21 +155,22 @@ def time(
 
 
 def compare(
-    base: TimingFile | str | os.PathLike[str],
-    new: TimingFile | str | os.PathLike[str],
+    base: Timing | Sequence[Timing],
+    new: Timing | Sequence[Timing],
     *,
     confidence: float = 0.95,
     tolerance_percent: float = 2.0,
     allow: Sequence[str] = (),
 ) -> Comparison:
-    """Whether models became slower between two timings, or fail now.
+    """Whether models became slower between timings, or fail now.
 
     Args:
-        base, new: what :func:`time` gave, or paths of what it saved.
+        base, new: what :func:`time` gave, or paths of what it saved. One or several: several of
+            each side tell what timings of one model vary by.
         confidence: of the intervals, above 0 and below 1.
         tolerance_percent: a model is slower when even its interval's lower end is above this.
         allow: names of settings and facts of devices that may differ, ``["hostname"]``;
-            ``"cases"`` compares what both have.
+            ``"cases"`` compares what all have.
 
     Raises:
         UsageError: an argument makes no sense, or there is no such file.
@@ -178,8 +182,11 @@ def compare(
         comparison = esm_host.compare("main.json", esm_host.time("model.onnx", "pi4"))
         assert not comparison.regressions
     """
-    timings = [check_timing(_timing(source).data, "the timing") for source in (base, new)]
-    return compare_timings(timings[0], timings[1], confidence, tolerance_percent, allow)
+    sides = [
+        [check_timing(_timing(source).data, "the timing") for source in _timings(given)]
+        for given in (base, new)
+    ]
+    return compare_timings(sides[0], sides[1], confidence, tolerance_percent, allow)
 
 
 def profile(
@@ -320,7 +327,11 @@ def _opened(path: Path) -> Run | TimingFile:
     )
 
 
-def _timing(source: TimingFile | str | os.PathLike[str]) -> TimingFile:
+def _timings(given: Timing | Sequence[Timing]) -> Sequence[Timing]:
+    return [given] if isinstance(given, TimingFile | str | os.PathLike) else given
+
+
+def _timing(source: Timing) -> TimingFile:
     return source if isinstance(source, TimingFile) else load_timing(Path(source))
 
 

@@ -275,6 +275,9 @@ def test_timings_that_differ_are_refused_unless_allowed(fake: FakeProfiler, fold
     with pytest.raises(esm_host.DifferentError, match="seed differs"):
         esm_host.compare(one, other)
     assert esm_host.compare(one, other, allow=["seed"]).allowed
+    assert esm_host.compare([one, other], one, allow=["seed"]).timings == (2, 1)
+    with pytest.raises(esm_host.UsageError, match="no new timing"):
+        esm_host.compare(one, [])
 
 
 def test_reports_of_what_is_not_there(tmp_path: Path) -> None:

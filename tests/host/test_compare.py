@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from esm_host.cli.app import app
+from esm_host.evaluation import compare as evaluation
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Failure, FailureKind, Model
@@ -44,10 +46,17 @@ def timing(tmp_path_factory: pytest.TempPathFactory) -> Json:
 
 @pytest.fixture
 def compare(tmp_path: Path) -> Invoke:
-    def invoke(base: Json, new: Json, *options: str) -> Result:
-        for name, data in (("base", base), ("new", new)):
+    def invoke(
+        base: Json, new: Json, *options: str, bases: Sequence[Json] = (), news: Sequence[Json] = ()
+    ) -> Result:
+        def written(name: str, data: Json) -> str:
             (tmp_path / f"{name}.json").write_text(json.dumps(data))
-        files = [str(tmp_path / "base.json"), str(tmp_path / "new.json")]
+            return str(tmp_path / f"{name}.json")
+
+        files = [written("base", base), written("new", new)]
+        for side, further in (("base", bases), ("new", news)):
+            for n, data in enumerate(further, start=2):
+                files += [f"--{side}", written(f"{side}{n}", data)]
         return CliRunner().invoke(app, ["compare", *files, *options])
 
     return invoke
@@ -60,6 +69,14 @@ def new(timing: Json) -> Json:
 
 def scale(result: Json, factor: float) -> None:
     result["trimmed_mean_ms"] *= factor
+
+
+def timed(timing: Json, *factors: float) -> list[Json]:
+    """Once per factor: the first model in its first case takes so many times as long."""
+    taken = [{**timing, "results": copy.deepcopy(timing["results"])} for _ in factors]
+    for data, factor in zip(taken, factors, strict=True):
+        scale(data["results"][0], factor)
+    return taken
 
 
 def assert_refused(result: Result, *words: str) -> None:
@@ -120,6 +137,104 @@ def test_more_confidence_is_a_wider_interval(compare: Invoke, timing: Json) -> N
     # Of Student's t with 11 degrees of freedom: 20 batches less 8 trimmed, less one.
     assert width("99") / width("95") == pytest.approx(3.106 / 2.201, rel=0.01)
     assert width("50") / width("95") == pytest.approx(0.697 / 2.201, rel=0.01)
+
+
+def test_slower_but_not_stable_is_undecided_unless_timed_again(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    scale(new["results"][0], 1.2)
+    new["results"][0]["verdict"] = "noisy"
+    result = compare(timing, new, "--json", "-")
+    assert (result.exit_code, outcomes(result)) == (0, ["undecided", "same", "same", "same"])
+    assert "warning: 1 of 4 undecided" in result.stderr
+    assert "--base and --new take more timings" in result.stderr
+    data = json.loads(result.stdout)
+    assert (data["regressions"], data["timings"]) == (0, {"base": 1, "new": 1})
+    assert "undecided" in compare(timing, new).stdout.splitlines()[1]
+    assert compare(timing, new, "--strict").exit_code == 3
+    assert compare(timing, timing, "--strict").exit_code == 0
+    assert compare(timing, new, "--strict", "--tolerance", "30").exit_code == 0
+    # Of the base it counts alike; and a failure is decided.
+    unstable = copy.deepcopy(timing)
+    unstable["results"][0]["verdict"] = "throttled"
+    new["results"][0]["verdict"] = "stable"
+    assert outcomes(compare(unstable, new, "--json", "-"))[0] == "undecided"
+    new["results"][0]["trimmed_mean_ms"] = None
+    assert compare(unstable, new).exit_code == 3
+    # Timed again, both are.
+    new["results"][0] |= {"trimmed_mean_ms": 1.2, "verdict": "noisy"}
+    again = compare(
+        *(timing, new, "--json", "-"), bases=timed(timing, 1.02, 0.99), news=timed(new, 1.01, 1.02)
+    )
+    assert (again.exit_code, outcomes(again)[0]) == (3, "slower")
+    assert json.loads(again.stdout)["timings"] == {"base": 3, "new": 3}
+
+
+def test_several_timings_give_student_s_interval(compare: Invoke, timing: Json) -> None:
+    base, new = timed(timing, 0.9, 1.1), timed(timing, 1.0, 1.3)
+    result = compare(base[0], new[0], "--json", "-", bases=base[1:], news=new[1:])
+    assert "2 + 2 timings leave 2 degrees of freedom: an interval is 4.3" in result.stderr
+    first, second, *_ = json.loads(result.stdout)["results"]
+    # Of the logarithms: means 0.1362 apart, pooled deviation 0.1648, t 4.3027 at 2 degrees.
+    assert first["change_percent"] == pytest.approx(14.59, abs=0.01)
+    assert first["interval_percent"] == pytest.approx([-43.70, 133.22], abs=0.01)
+    assert first["new_ms"] / first["base_ms"] == pytest.approx(1.1459, abs=1e-4)
+    # Timings that agree exactly leave the noise of their runs, at as few degrees of freedom.
+    one = json.loads(compare(timing, timing, "--json", "-").stdout)["results"][1]
+    ratio = second["interval_percent"][1] / one["interval_percent"][1]
+    assert ratio == pytest.approx(4.303 / 2.201 / 2**0.5, rel=0.01)
+
+
+def test_an_interval_that_says_nothing_is_finite(compare: Invoke, timing: Json) -> None:
+    base, new = timed(timing, 1.0, 1.5), timed(timing, 9.0)
+    result = compare(base[0], *new, "--confidence", "99.9999", "--json", "-", bases=base[1:])
+    assert (result.exit_code, outcomes(result)[0]) == (0, "same")
+
+
+def test_timings_that_vary_by_more_than_their_runs_do_not_cry_wolf(timing: Json) -> None:
+    draw = random.Random(1)
+    timing = timing | {"results": [timing["results"][0] | {"samples_ms": [], "ci95_percent": 1.0}]}
+
+    def outcome(times: float) -> str:
+        sides = []
+        for factor in (1.0, times):
+            factors = [factor * draw.lognormvariate(0, 0.05) for _ in range(4)]
+            sides.append(timed(timing, *factors))
+        (change,) = evaluation.compare(*sides, tolerance_percent=0).changes
+        return change.outcome.value
+
+    of_equals = [outcome(1.0) for _ in range(300)]
+    # At 95 %, 2.5 % of the intervals lie above 0 and as many below: 7.5, and 19 hardly by chance.
+    assert 0 < of_equals.count("slower") < 19
+    assert 0 < of_equals.count("faster") < 19
+    of_slower = [outcome(1.2) for _ in range(100)]
+    assert of_slower.count("slower") > 90
+
+
+def test_every_further_timing_is_checked(compare: Invoke, timing: Json, new: Json) -> None:
+    (other,) = timed(timing, 1.01)
+    del new["results"][1]
+    assert_refused(compare(timing, other, news=[new]), "new timing 2 lacks a.onnx, batch 8")
+    allowed = compare(timing, other, "--allow", "cases", "--json", "-", news=[new])
+    assert len(outcomes(allowed)) == 3
+    new = copy.deepcopy(timing)
+    new["context"]["spec"]["runs"] = 100
+    words = "base timing 2 is not as the base", "setting runs differs: 80 and 100"
+    assert_refused(compare(timing, other, bases=[new]), *words)
+    new = copy.deepcopy(timing)
+    new["context"]["devices"]["pi4"]["info"]["hostname"] = "other"
+    assert_refused(compare(timing, other, news=[new]), "new timing 2", "hostname of pi4 differs")
+    assert_refused(compare(timing, other, bases=[timing]), "base timings 1 and 2 are the same")
+    assert_refused(compare(timing, other, news=[{}]), "new2.json is no timing")
+
+
+def test_what_fails_more_often_is_a_regression(compare: Invoke, timing: Json) -> None:
+    (base, base2), (new, new2) = timed(timing, 1, 1.01), timed(timing, 1.02, 1.03)
+    new2["results"][0] |= {"trimmed_mean_ms": None, "verdict": None}
+    result = compare(base, new, "--json", "-", bases=[base2], news=[new2])
+    assert (result.exit_code, outcomes(result)[0]) == (3, "failed")
+    back = compare(new, base, "--json", "-", bases=[new2], news=[base2])
+    assert (back.exit_code, outcomes(back)[0]) == (0, "mended")
 
 
 def test_what_fails_now_is_a_regression(compare: Invoke, timing: Json, new: Json) -> None:

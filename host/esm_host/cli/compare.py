@@ -1,4 +1,4 @@
-"""``esm-host compare``: whether models became slower between two timings."""
+"""``esm-host compare``: whether models became slower between timings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ SLOWER = 3
 def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE.json", help="From esm-host time --json.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Likewise, taken later.")],
+    more_base: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--base",
+            metavar="FILE",
+            help="A further timing like BASE.json; may be repeated. Several of each side tell what "
+            "timings vary by.",
+        ),
+    ] = None,
+    more_new: Annotated[
+        list[Path] | None,
+        typer.Option("--new", metavar="FILE", help="A further timing like NEW.json, likewise."),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals, percent.")] = 95.0,
     tolerance: Annotated[
         float, typer.Option(help="A model is slower when it is so by more than so many percent.")
@@ -35,46 +48,75 @@ def compare(
             "of the device, cases."
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 where a change is undecided, too.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
 ) -> None:
-    """Find models that became slower between two timings, for continuous integration.
+    """Find models that became slower between timings, for continuous integration.
 
-    Exit codes: 0; 2 if the timings cannot be compared; 3 if a model is slower, or fails now.
+    Exit codes: 0; 2 if the timings cannot be compared; 3 if a model is slower, or fails now (with
+    --strict also if it is undecided).
 
-    Example: esm-host compare main.json branch.json --tolerance 3
+    Example: esm-host compare main.json branch.json --base main2.json --new branch2.json
     """
     from esm_host.evaluation.compare import check_timing
     from esm_host.evaluation.compare import compare as compared
 
     check_output(output)
-    timings = [check_timing(_read(path), str(path)) for path in (base, new)]
+    paths = [base, *(more_base or ())], [new, *(more_new or ())]
+    sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
-    comparison = compared(timings[0], timings[1], confidence / 100, tolerance, names)
+    comparison = compared(sides[0], sides[1], confidence / 100, tolerance, names)
     if str(output) != "-":
         _print_table(comparison)
     for text in comparison.allowed:
         typer.echo(f"warning: {text}", err=True)
-    for path, timing in zip((base, new), timings, strict=True):
-        _warn_of_verdicts(path, timing)
+    alone = comparison.degrees_of_freedom == 0
+    for side, timings in zip(paths, sides, strict=True):
+        for path, timing in zip(side, timings, strict=True):
+            _warn_of_verdicts(path, timing, alone)
+    _say_what_is_known(comparison)
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
         write_output(output, text, f"the comparison is in {output}")
     if slower := comparison.regressions:
         typer.echo(f"{len(slower)} of {len(comparison.changes)} became slower or fail", err=True)
+    if slower or (strict and comparison.undecided):
         raise typer.Exit(SLOWER)
 
 
-def _warn_of_verdicts(path: Path, timing: Mapping[str, Any]) -> None:
-    """Of what deserves no conclusion."""
+def _say_what_is_known(comparison: Comparison) -> None:
+    """Of the spread between timings, and what one timing per side leaves open."""
+    from esm_protos.statistics import t_quantile
+
+    if freedom := comparison.degrees_of_freedom:
+        base, new = comparison.timings
+        errors = t_quantile(freedom, comparison.confidence)
+        typer.echo(
+            f"{base} + {new} timings leave {freedom} degrees of freedom: an interval is "
+            f"{errors:.1f} standard errors to either side",
+            err=True,
+        )
+    if undecided := comparison.undecided:
+        typer.echo(
+            f"warning: {len(undecided)} of {len(comparison.changes)} undecided, not stable: time "
+            "each side again, --base and --new take more timings",
+            err=True,
+        )
+
+
+def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> None:
+    """Of what alone deserves no conclusion; among several, the spread between them counts it."""
     verdicts = Counter(r["verdict"] for r in timing["results"] if r["verdict"] is not None)
     total = verdicts.total()
     if unstable := total - verdicts.pop("stable", 0):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        doubt = ": what follows from them is doubtful" if alone else ""
         typer.echo(
-            f"warning: {path}: {unstable} of {total} latencies are not stable ({counts}): what "
-            "follows from them is doubtful",
+            f"warning: {path}: {unstable} of {total} latencies are not stable ({counts}){doubt}",
             err=True,
         )
 
@@ -122,6 +164,7 @@ def _name(change: Change, several: bool) -> str:
 def _verdict(change: Change, tolerance_percent: float) -> str:
     words = {
         "slower": "slower",
+        "undecided": "undecided, not stable: time each side again",
         "tolerated": f"slower, {tolerance_percent:g} % tolerated",
         "same": "same within noise",
         "faster": "faster",

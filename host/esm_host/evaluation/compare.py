@@ -1,7 +1,7 @@
-"""Whether models became slower between two timings: a regression check, from their JSON.
+"""Whether models became slower between timings: a regression check, from their JSON.
 
-The interval is that of runs within each timing; how a device drifts between the two is not in it
-(docs/compare.md).
+With one timing per side the interval is that of runs within each, and how a device drifts between
+the two is not in it. Several per side tell what timings of one model vary by (docs/compare.md).
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import enum
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import PurePath
 from typing import Any
+
+import numpy as np
 
 from esm_host.errors import EsmError, UsageError
 from esm_protos.statistics import degrees_of_freedom, t_quantile
@@ -21,6 +24,8 @@ SCHEMA_VERSION = 2
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
 CASES = "cases"
+
+_WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
 
 Json = Mapping[str, Any]
 
@@ -34,15 +39,17 @@ class DifferentError(EsmError):
 class Outcome(enum.StrEnum):
     SLOWER = "slower"
     """By more than is tolerated, even at the interval's lower end."""
+    UNDECIDED = "undecided"
+    """Likewise, but from one timing per side, of which one is not stable."""
     TOLERATED = "tolerated"
     """Slower, but perhaps by less than is tolerated."""
     SAME = "same"
     """The interval holds 0."""
     FASTER = "faster"
     FAILED = "failed"
-    """It ran before and does not now."""
+    """It ran before and does not now; of several timings, it fails in a larger share."""
     MENDED = "mended"
-    """It did not run before and does now."""
+    """It did not run before and does now; likewise."""
     NEVER_RAN = "never_ran"
 
     @property
@@ -56,7 +63,8 @@ class Change:
 
     Attributes:
         device: by its name in the base.
-        change_percent: None unless both ran, as the two below.
+        base_ms, new_ms: of several timings the geometric mean of those that ran.
+        change_percent: None unless all ran, as the one below.
         interval_percent: low and high, at the confidence asked for.
         model_changed: the files differ, which may be the point.
     """
@@ -74,16 +82,30 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All changes, and the differences between the timings that were let pass."""
+    """All changes, and the differences between the timings that were let pass.
+
+    Attributes:
+        timings: how many there are of the base and of the new.
+    """
 
     confidence: float
     tolerance_percent: float
     changes: tuple[Change, ...]
     allowed: tuple[str, ...]
+    timings: tuple[int, int]
 
     @property
     def regressions(self) -> list[Change]:
         return [change for change in self.changes if change.outcome.is_regression]
+
+    @property
+    def undecided(self) -> list[Change]:
+        return [change for change in self.changes if change.outcome is Outcome.UNDECIDED]
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Of the spread between timings; 0 with one per side, which tell none."""
+        return sum(self.timings) - 2
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,6 +113,7 @@ class Comparison:
             "kind": "comparison",
             "confidence_percent": 100 * self.confidence,
             "tolerance_percent": self.tolerance_percent,
+            "timings": dict(zip(("base", "new"), self.timings, strict=True)),
             "allowed_differences": list(self.allowed),
             "regressions": len(self.regressions),
             "results": [
@@ -100,50 +123,63 @@ class Comparison:
 
 
 def compare(
-    base: Json,
-    new: Json,
+    base: Json | Sequence[Json],
+    new: Json | Sequence[Json],
     confidence: float = 0.95,
     tolerance_percent: float = 2.0,
     allow: Sequence[str] = (),
 ) -> Comparison:
-    """Compares two timings, result by result: by model, case and device.
+    """Compares the timings of two sides, result by result: by model, case and device.
 
     Models have the same name where their paths are equal, or, should paths differ, their files'
     names. The only device of each timing is taken to be the same whatever it was called.
 
     Args:
+        base, new: one or several, all taken alike.
         confidence: of the intervals, from 0.5 and below 1.
         tolerance_percent: a change is a regression when its lower end is above this.
         allow: names of settings and facts of devices that may differ; ``cases`` compares what
-            both have.
+            all have.
 
     Raises:
         UsageError: an argument makes no sense, or one is not the JSON of a timing.
         DifferentError: something else than the models differs.
     """
-    _check_arguments(base, confidence, tolerance_percent, allow)
+    sides = [_side(name, given) for name, given in (("base", base), ("new", new))]
+    timings = [timing for side in sides for timing in side]
+    first = timings[0]
+    _check_arguments(first.data, confidence, tolerance_percent, allow)
     allowed: list[str] = []
     try:
-        names = _device_names(base, new)
-        for what, text in _differences(base, new, names):
-            if what not in allow:
-                raise DifferentError(f"{text}: --allow {what} compares anyhow")
-            allowed.append(text)
-        ours = _results(base, {name: name for name in names.values()})
-        theirs = _results(new, names)
-        ours, theirs = _named_alike(ours, theirs)
-        for text in _unmatched(ours, theirs):
+        found = [_results(first.data, {name: name for name in first.data["context"]["devices"]})]
+        for timing in timings[1:]:
+            names = _device_names(first.data, timing.data)
+            for what, text in _differences(first, timing, names):
+                told = (
+                    text if len(timings) == 2 else f"the {timing.name} is not as the base: {text}"
+                )
+                if what not in allow:
+                    raise DifferentError(f"{told}: --allow {what} compares anyhow")
+                allowed.append(told)
+            found.append(_results(timing.data, names))
+        found = _named_alike(found)
+        for text in _unmatched([timing.name for timing in timings], found):
             if CASES not in allow:
-                raise DifferentError(f"{text}: --allow {CASES} compares what both have")
+                raise DifferentError(f"{text}: --allow {CASES} compares what all have")
             allowed.append(text)
-        spec = base["context"]["spec"]
+        spec = first.data["context"]["spec"]
         judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"])
-        changes = tuple(judge.change(ours[key], theirs[key]) for key in ours if key in theirs)
+        count = len(sides[0])
+        results = [
+            [each[key] for each in found] for key in found[0] if all(key in each for each in found)
+        ]
+        changes = tuple(judge.change(of[:count], of[count:]) for of in results)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
         ) from error
-    return Comparison(confidence, tolerance_percent, changes, tuple(allowed))
+    counts = len(sides[0]), len(sides[1])
+    return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
 
 
 def check_timing(data: Any, name: str) -> Json:
@@ -165,27 +201,29 @@ class _Judge:
     trim: float
     runs_per_visit: int
 
-    def change(self, base: Json, new: Json) -> Change:
-        before, after = base["trimmed_mean_ms"], new["trimmed_mean_ms"]
+    def change(self, base: Sequence[Json], new: Sequence[Json]) -> Change:
+        """From a model's results in all timings of each side."""
+        outcome = _failed(base, new)
         value = interval = None
-        if before is None or after is None:
-            outcome = _failed(before, after)
-        else:
-            middle = math.log(after / before)
-            half = math.hypot(self._half(base), self._half(new))
+        if outcome is None:
+            middle = _log_mean(new) - _log_mean(base)
+            half = self._half(base, new)
             value = 100 * math.expm1(middle)
             interval = 100 * math.expm1(middle - half), 100 * math.expm1(middle + half)
             outcome = self._outcome(*interval)
+            several = len(base) + len(new) > 2
+            if outcome is Outcome.SLOWER and not several and not _stable(base[0], new[0]):
+                outcome = Outcome.UNDECIDED
         return Change(
-            base["model"],
-            base["device"],
-            base["case"],
+            base[0]["model"],
+            base[0]["device"],
+            base[0]["case"],
             outcome,
-            before,
-            after,
+            _latency_ms(base),
+            _latency_ms(new),
             value,
             interval,
-            _content(base) != _content(new),
+            any(_content(result) != _content(base[0]) for result in new),
         )
 
     def _outcome(self, low: float, high: float) -> Outcome:
@@ -195,15 +233,57 @@ class _Judge:
             return Outcome.TOLERATED
         return Outcome.FASTER if high < 0 else Outcome.SAME
 
-    def _half(self, result: Json) -> float:
-        """Half-width at the confidence, as a share."""
+    def _half(self, base: Sequence[Json], new: Sequence[Json]) -> float:
+        """Half-width of the interval of the means' difference, in logarithms.
+
+        Of several timings that of Student's two-sample t: the variance between timings is taken
+        to be that of either side, which has few to tell it by. The standard error is no less than
+        what the runs within the timings leave, however well these agree by chance.
+        """
+        freedom = len(base) + len(new) - 2
+        if freedom == 0:
+            ends = [
+                self._error(r) * t_quantile(self._freedom(r), self.confidence)
+                for r in (*base, *new)
+            ]
+            return math.hypot(*ends)
+        squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
+        between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
+        within = math.hypot(
+            *(self._error(result) / len(side) for side in (base, new) for result in side)
+        )
+        return min(t_quantile(freedom, self.confidence) * max(between, within), _WIDEST)
+
+    def _error(self, result: Json) -> float:
+        """Standard error that runs within the timing tell, as a share."""
         if result["ci95_percent"] is None:
             raise DifferentError(
                 f"{_called(result)} has too few runs for an interval: measure more, --runs"
             )
-        freedom = degrees_of_freedom(result["runs"] // self.runs_per_visit, self.trim)
-        wider = t_quantile(freedom, self.confidence) / t_quantile(freedom)
-        return float(result["ci95_percent"]) / 100 * wider
+        return float(result["ci95_percent"]) / 100 / t_quantile(self._freedom(result))
+
+    def _freedom(self, result: Json) -> int:
+        return degrees_of_freedom(result["runs"] // self.runs_per_visit, self.trim)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Name: what messages call it."""
+
+    name: str
+    data: Json
+
+
+def _side(name: str, given: Json | Sequence[Json]) -> list[_Timing]:
+    several = [given] if isinstance(given, Mapping) else list(given)
+    if not several:
+        raise UsageError(f"there is no {name} timing: give one or more")
+    for (i, one), (j, other) in combinations(enumerate(several, start=1), 2):
+        if one == other:  # it would count as if the device had repeated it exactly
+            raise UsageError(f"{name} timings {i} and {j} are the same: give each once")
+    if len(several) == 1:
+        return [_Timing(f"{name} timing", several[0])]
+    return [_Timing(f"{name} timing {n}", data) for n, data in enumerate(several, start=1)]
 
 
 def _check_arguments(
@@ -233,18 +313,20 @@ def _device_names(base: Json, new: Json) -> dict[str, str]:
     return {name: name for name in theirs}
 
 
-def _differences(base: Json, new: Json, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _differences(
+    base: _Timing, new: _Timing, names: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     """What differs, by name, and both values in words."""
-    ours, theirs = base["context"]["spec"], new["context"]["spec"]
+    ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
     for name in (*ours, *(name for name in theirs if name not in ours)):
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     for theirs_name, name in names.items():
-        before = base["context"]["devices"][name]
-        after = new["context"]["devices"][theirs_name]
-        for which, device in (("base", before), ("new", after)):
+        before = base.data["context"]["devices"][name]
+        after = new.data["context"]["devices"][theirs_name]
+        for which, device in ((base.name, before), (new.name, after)):
             if device["error"] is not None:
-                raise DifferentError(f"the {which} timing failed on {name}: {device['error']}")
+                raise DifferentError(f"the {which} failed on {name}: {device['error']}")
         for fact in FACTS:
             one, other = (_fact(d["info"], fact, ours["provider"]) for d in (before, after))
             if one != other:
@@ -272,27 +354,30 @@ def _results(data: Json, names: Mapping[str, str]) -> dict[_Key, Json]:
     return found
 
 
-def _named_alike(
-    ours: dict[_Key, Json], theirs: dict[_Key, Json]
-) -> tuple[dict[_Key, Json], dict[_Key, Json]]:
+def _named_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
     """By the names of files, where paths differ and their names do not repeat."""
-    paths = [{key[0] for key in results} for results in (ours, theirs)]
-    if paths[0] == paths[1] or any(len({PurePath(p).name for p in s}) < len(s) for s in paths):
-        return ours, theirs
-    one, other = (
+    paths = [{key[0] for key in results} for results in found]
+    if all(p == paths[0] for p in paths) or any(
+        len({PurePath(path).name for path in p}) < len(p) for p in paths
+    ):
+        return found
+    return [
         {(PurePath(key[0]).name, *key[1:]): result for key, result in results.items()}
-        for results in (ours, theirs)
-    )
-    return one, other
+        for results in found
+    ]
 
 
-def _unmatched(ours: Mapping[_Key, Json], theirs: Mapping[_Key, Json]) -> Iterator[str]:
-    for which, these, those in (("base", ours, theirs), ("new", theirs, ours)):
-        for key, result in these.items():
-            if key not in those:
-                yield f"only the {which} timing has {_called(result)}"
-    if not ours.keys() & theirs.keys():
+def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
+    """What one timing has and another lacks."""
+    if not set.intersection(*(set(results) for results in found)):
         raise DifferentError("the timings have no model in common in the same case")
+    for key, result in {key: each[key] for each in found for key in each}.items():
+        has = [name for name, results in zip(names, found, strict=True) if key in results]
+        lacks = [name for name in names if name not in has]
+        if len(has) == 1:
+            yield f"only the {has[0]} has {_called(result)}"
+        elif lacks:
+            yield f"the {lacks[0]} lacks {_called(result)}"
 
 
 def _called(result: Json) -> str:
@@ -310,7 +395,30 @@ def _content(result: Json) -> tuple[Any, Any]:
     return result["model_sha256"], result["external"]
 
 
-def _failed(before: float | None, after: float | None) -> Outcome:
-    if before is None:
-        return Outcome.NEVER_RAN if after is None else Outcome.MENDED
-    return Outcome.FAILED
+def _stable(*results: Json) -> bool:
+    return all(result["verdict"] == "stable" for result in results)
+
+
+def _logs(results: Sequence[Json]) -> list[float]:
+    """Of the latencies of those that ran."""
+    latencies = (result["trimmed_mean_ms"] for result in results)
+    return [math.log(latency) for latency in latencies if latency is not None]
+
+
+def _log_mean(results: Sequence[Json]) -> float:
+    return math.fsum(_logs(results)) / len(results)
+
+
+def _latency_ms(results: Sequence[Json]) -> float | None:
+    ran = [r["trimmed_mean_ms"] for r in results if r["trimmed_mean_ms"] is not None]
+    if len(ran) > 1:
+        return math.exp(math.fsum(map(math.log, ran)) / len(ran))
+    return ran[0] if ran else None
+
+
+def _failed(base: Sequence[Json], new: Sequence[Json]) -> Outcome | None:
+    """None if it ran in all timings."""
+    before, after = (1 - len(_logs(side)) / len(side) for side in (base, new))
+    if before == after:
+        return None if after == 0 else Outcome.NEVER_RAN
+    return Outcome.FAILED if after > before else Outcome.MENDED
