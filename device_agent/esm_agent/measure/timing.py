@@ -160,12 +160,15 @@ def interleaved(
     began = clock()
     look_at = MIN_ROUNDS
     done = rounds = 0
+    lasted_s = 0.0
     last = None
     while done < spec.runs and active:
         count = min(spec.runs_per_visit, spec.runs - done)
         shuffle(active)
         for position, index in enumerate(active):
-            between(index, (done + count * position / len(active)) / spec.runs)
+            visited = (done + count * position / len(active)) / spec.runs
+            spent = min(lasted_s / spec.max_block_s, 1.0) if spec.max_block_s else 0.0
+            between(index, max(visited, spent))  # whatever ends the block first
             # Alone, a model finds the caches as it left them.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
             samples[index].short_visit(runs[index], warmup, count, clock)
