@@ -181,7 +181,7 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
         runs_per_visit=4,
         warmup=10,
         precision=0.02,
-        min_block_s=2.0,
+        min_block_s=1.5,
         max_block_s=60.0,
     )
 

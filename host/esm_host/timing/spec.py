@@ -9,7 +9,7 @@ from esm_protos.messages import MeasureSpec, Protocol
 
 PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
-MIN_TIME_S = 2.0
+MIN_TIME_S = 1.5
 """Long enough to meet a device's ups and downs, short enough to wait for."""
 MAX_TIME_S = 60.0
 WARMUP, RUNS_PER_VISIT = 10, 4
