@@ -39,7 +39,7 @@ class Opened:
     complaints: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is in the way of others' for as long as it lives
 def browser() -> Iterator[playwright.Browser]:
     path = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
     if path is None:
@@ -118,12 +118,12 @@ def timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
     return opened(browser, written(campaign, campaign.parent / "campaign.html"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def timing_report(browser: playwright.Browser, timings: Path) -> Opened:
     return opened(browser, written(timings, timings.parent / "timing.html"))
 

@@ -15,7 +15,7 @@ COMMANDS = (
     (
         "compare",
         "Measure",
-        "Find models that became slower between two timings, for continuous integration.",
+        "Find models that became slower between timings, for continuous integration.",
     ),
     (
         "profile",
