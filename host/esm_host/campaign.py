@@ -24,7 +24,7 @@ from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, Usa
 from esm_host.extension.loop import Loop, LoopWatcher, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
-from esm_host.limits import check_campaign, check_spec
+from esm_host.limits import check_campaign, check_gpu_options, check_spec
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
@@ -122,6 +122,7 @@ def run_campaign(
     """
     if not patience_s >= 0:
         raise UsageError(f"--patience {patience_s:g}: give seconds, 0 or more")
+    check_gpu_options(settings.spec)  # before a device is asked
     watcher = watcher or Watcher()
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()

@@ -12,13 +12,18 @@ from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.v1 import onnx_view_pb2
 
 
+def check_gpu_options(spec: MeasureSpec) -> None:
+    """Raises UsageError where an option would change nothing."""
+    for name in ("tf32", "cuda_graph", "allow_fallback"):
+        if getattr(spec, name) and spec.provider != "cuda":
+            raise UsageError(f"--{name.replace('_', '-')} needs --ep cuda")
+
+
 def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
     """Raises UsageError unless the device can measure like that."""
     if spec.provider not in device.providers:
         raise UsageError(f"--ep {spec.provider}: the device has {', '.join(device.providers)}")
-    for name in ("tf32", "cuda_graph", "allow_fallback"):
-        if getattr(spec, name) and spec.provider != "cuda":  # it would change nothing
-            raise UsageError(f"--{name.replace('_', '-')} needs --ep cuda")
+    check_gpu_options(spec)
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(

@@ -302,7 +302,7 @@ class Run:
     def _devices(self) -> list[str]:
         """Of each block, who measured it."""
         blocks = self._records.table.blocks
-        return [getattr(block, "device", None) or self.settings.device for block in blocks]
+        return [block.device for block in blocks]
 
     def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
         """The depth of every unit, and the mean of every feature over an architecture's blocks."""

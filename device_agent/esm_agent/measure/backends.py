@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from esm_agent.measure import feeds, profiling
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
-from esm_protos.graphs import external_location
+from esm_protos.graphs import external_location, mapped
 from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
@@ -22,7 +23,7 @@ from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 _FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 _MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
-_PIECE_BYTES = 1 << 20
+_WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
 
 
 class ProviderMissingError(Exception):
@@ -188,15 +189,19 @@ def first_run_error(error: Exception, feed: Feed) -> ModelError:
 
 def _drawn_weights(path: Path, seed: int) -> tuple[list[str], list[Any]]:
     """Names and arrays of the initializers that the model leaves to its runner."""
-    if not _mentions_weightless(path):
+    if path.stat().st_size > _MAX_WEIGHTLESS_BYTES:
         return [], []
-    try:
-        initializers = onnx_view_pb2.Model.FromString(path.read_bytes()).graph.initializer
-    except DecodeError as error:
-        raise ModelError(FailureKind.INVALID_MODEL, "this is not an ONNX file") from error
+    with mapped(path) as data:
+        if _WEIGHTLESS.search(data) is None:
+            return [], []  # most models with weights need not be taken apart here
+        model = onnx_view_pb2.Model()
+        try:
+            model.MergeFromString(data)
+        except DecodeError as error:
+            raise ModelError(FailureKind.INVALID_MODEL, "this is not an ONNX file") from error
     missing = [
         tensor
-        for tensor in initializers
+        for tensor in model.graph.initializer
         if tensor.data_location == _EXTERNAL and external_location(tensor) == WEIGHTLESS_LOCATION
     ]
     for tensor in missing:
@@ -207,16 +212,3 @@ def _drawn_weights(path: Path, seed: int) -> tuple[list[str], list[Any]]:
             )
     names = [tensor.name for tensor in missing]
     return names, [draw_weights(t.name, tuple(t.dims), seed) for t in missing]
-
-
-def _mentions_weightless(path: Path) -> bool:
-    """Most models with weights need not be read here, let alone taken apart."""
-    if path.stat().st_size > _MAX_WEIGHTLESS_BYTES:
-        return False
-    word, before = WEIGHTLESS_LOCATION.encode(), b""
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            if word in before + piece:
-                return True
-            before = piece[-len(word) :]
-    return False

@@ -201,9 +201,7 @@ class Slot:
             DrainingError: the agent is about to stop.
         """
         with self._changed:
-            self.check_open()
-            self._drop_expired()
-            self._leases.check(lease_id, client)
+            self.check_lease(lease_id, client)
             ticket = Ticket(block, lease_id, self._facts[lease_id])
             self._open.add(ticket)
             self._tickets[lease_id].append(ticket)

@@ -119,14 +119,6 @@ AllowFallback = Annotated[
 ]
 
 
-def check_gpu_options(ep: str, tf32: bool, cuda_graph: bool, allow_fallback: bool) -> None:
-    """Raises UsageError where an option would change nothing."""
-    given = {"--tf32": tf32, "--cuda-graph": cuda_graph, "--allow-fallback": allow_fallback}
-    for option, value in given.items():
-        if value and ep != "cuda":
-            raise UsageError(f"{option} needs --ep cuda")
-
-
 def printable(text: str) -> str:
     """Without what would move a terminal's cursor: the text is others'."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -17,7 +17,6 @@ from esm_host.cli.options import (
     DeviceOrGroup,
     NoWait,
     Tf32,
-    check_gpu_options,
     encoding_names,
     space_names,
     verdict_names,
@@ -294,7 +293,6 @@ def profile(
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
-        check_gpu_options(ep, tf32, cuda_graph, allow_fallback)
         settings = _new(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))

@@ -14,7 +14,6 @@ from esm_host.cli.options import (
     CudaGraph,
     NoWait,
     Tf32,
-    check_gpu_options,
     device_names,
 )
 from esm_host.cli.output import check_output, write_output
@@ -136,7 +135,6 @@ def time(
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
 
-    check_gpu_options(ep, tf32, cuda_graph, allow_fallback)
     names = [name for text in device or ["local"] for name in text.split(",") if name]
     counts = _numbers("--threads", threads)
     spec = timing_spec(

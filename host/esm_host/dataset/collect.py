@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -209,20 +208,8 @@ class Collector:
         if not state.pending:
             return
         batches = self._batches(state.pending, self._group.muster())
-        began = time.monotonic()
-        with closing(self._group.measure(batches)) as finished:
+        with closing(self._group.measure(round_number, batches)) as finished:
             for each in finished:
-                wall_s = time.monotonic() - began
-                self._store.add_block(
-                    round_number,
-                    each.block,
-                    each.result,
-                    each.device,
-                    each.bytes_sent,
-                    wall_s,
-                    each.device_name,
-                )
-                began += wall_s
                 architectures = each.batch.architectures
                 state.unmeasured.difference_update(a.key for a in architectures)
                 self._watcher.on_block(

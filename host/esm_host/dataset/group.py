@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Protocol as Role
 
-from esm_host.dataset.lanes import Batch, Check, Finished, Member, OneEach, Shared, Source, measured
+from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Source, measured
 from esm_host.dataset.roster import Roster
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
@@ -100,19 +100,33 @@ class Group:
         here = {member.name for member in self._present}
         return [device for name, device in devices.items() if name in here]
 
-    def measure(self, batches: Iterator[Batch]) -> Generator[Finished]:
-        """Blocks as they are measured; close it to cancel what is on the devices.
+    def measure(self, round_number: int, batches: Iterator[Batch]) -> Generator[Finished]:
+        """Blocks as they are measured and stored; close it to cancel what is on the devices.
 
         Raises:
             DeviceError: the last device is gone, or refuses.
         """
-        return self._run(Shared(batches))
+        return self._kept(round_number, Shared(batches))
 
-    def _run(self, source: Source) -> Generator[Finished]:
-        check: Check = self._check
-        yield from measured(
-            tuple(self._present), source, self._spec, check, self._on_progress, self._lose
+    def _kept(self, round_number: int, source: Source) -> Generator[Finished]:
+        began = time.monotonic()
+        blocks = measured(
+            tuple(self._present), source, self._spec, self._check, self._on_progress, self._lose
         )
+        with closing(blocks):
+            for each in blocks:
+                wall_s = time.monotonic() - began
+                began += wall_s
+                self._store.add_block(
+                    round_number,
+                    each.block,
+                    each.result,
+                    each.device,
+                    each.bytes_sent,
+                    wall_s,
+                    each.device_name,
+                )
+                yield each
 
     def _check(self, name: str, device: DeviceInfo, result: BlockResult) -> None:
         self._roster.check(name, device)
@@ -197,23 +211,8 @@ class Group:
         self._compared = {member.name for member in self._present}
 
     def _measure_references(self) -> set[str]:
-        began = time.monotonic()
-        blocks = set()
-        with closing(self._run(OneEach(self._references()))) as finished:
-            for each in finished:
-                wall_s = time.monotonic() - began
-                began += wall_s
-                self._store.add_block(
-                    REFERENCE_ROUND,
-                    each.block,
-                    each.result,
-                    each.device,
-                    each.bytes_sent,
-                    wall_s,
-                    each.device_name,
-                )
-                blocks.add(each.block.block_id)
-        return blocks
+        with closing(self._kept(REFERENCE_ROUND, OneEach(self._references()))) as finished:
+            return {each.block.block_id for each in finished}
 
     def _paces(self, blocks: set[str]) -> tuple[dict[str, Pace], set[str]]:
         """Of all that are there, by these blocks, and of who was, by what the store has.

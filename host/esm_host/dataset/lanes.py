@@ -10,7 +10,7 @@ import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Role
 
@@ -169,7 +169,7 @@ def measured(
     check: Check,
     on_progress: Callable[[str, Progress], None],
     on_left: Callable[[Member, EsmError], None],
-) -> Iterator[Finished]:
+) -> Generator[Finished]:
     """Measures all batches of a source, each on the next device that is free.
 
     A device that fails gives its batches back, and the others go on; of a single device the error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from esm_host.errors import UsageError
+from esm_host.limits import check_gpu_options
 from esm_protos.messages import MeasureSpec, Protocol
 
 PRECISION_PERCENT = 2.0
@@ -64,8 +65,10 @@ def timing_spec(
 
 def _spec(runs_flag: str, **fields: Any) -> MeasureSpec:
     try:
-        return MeasureSpec(**fields)
+        spec = MeasureSpec(**fields)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         flag = runs_flag if name == "runs" else _FLAGS.get(name, "--" + name.replace("_", "-"))
         raise UsageError(f"{flag} {rest}") from error
+    check_gpu_options(spec)
+    return spec
