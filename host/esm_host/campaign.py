@@ -126,7 +126,7 @@ def run_campaign(
     watcher = watcher or Watcher()
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
-    bins = DepthBins(space.min_depth, space.max_depth, settings.bins)
+    bins = settings.depth_bins(space)
     encoder = make_encoder(settings.encoding, space)
     _check_space(settings, space, bins)
     if settings.initial <= 2 * settings.block_size:
@@ -171,7 +171,7 @@ def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> Non
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):
             raise UsageError(
-                f"--bins {settings.bins} makes a bin of depths that the space does not have "
+                f"--bins {bins.count} makes a bin of depths that the space does not have "
                 f"({', '.join(map(str, bins.depths(index)))}): give fewer"
             )
 

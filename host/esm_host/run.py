@@ -292,7 +292,7 @@ class Run:
 
     @cached_property
     def _bins(self) -> DepthBins:
-        return DepthBins(self.space.min_depth, self.space.max_depth, self.settings.bins)
+        return self.settings.depth_bins(self.space)
 
     def _bin_label(self, number: int) -> str:
         depths = self._bins.depths(number)
@@ -307,14 +307,13 @@ class Run:
     def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
         """The depth of every unit, and the mean of every feature over an architecture's blocks."""
         space = self.space
-        codes = space.encode(architectures)
+        codes = space.blocks_of(space.encode(architectures))
         present = codes >= 0
         columns: dict[str, NDArray[Any]] = {
             f"unit{unit + 1}_depth": present[:, unit].sum(axis=1)
             for unit in range(space.unit_count)
         }
-        for feature in space.features:
-            values = np.array([float(option[feature.name]) for option in space.options] + [0.0])
+        for feature, values in zip(space.features, space.feature_values.T, strict=True):
             total = values[codes].sum(axis=(1, 2))  # code -1: no block there, 0
             columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
         return columns

@@ -19,10 +19,13 @@ class Architecture:
     Attributes:
         space: name of the search space.
         units: one tuple per unit; one option label (such as ``"k3e1/2"``) per block.
+        resolution: input height and width, pixels, where the space leaves them to the
+            architecture; else None.
     """
 
     space: str
     units: tuple[tuple[str, ...], ...]
+    resolution: int | None = None
 
     @property
     def depth(self) -> int:
@@ -36,8 +39,9 @@ class Architecture:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """``{"space": ..., "units": [[label, ...], ...]}``."""
-        return {"space": self.space, "units": [list(unit) for unit in self.units]}
+        """``{"space": ..., "units": [[label, ...], ...]}``, and ``"resolution"`` if it has one."""
+        data: dict[str, Any] = {"space": self.space, "units": [list(u) for u in self.units]}
+        return data if self.resolution is None else {**data, "resolution": self.resolution}
 
     @classmethod
     def from_json(cls, data: object) -> Architecture:
@@ -48,15 +52,17 @@ class Architecture:
         """
         if isinstance(data, Mapping):
             space, units = data.get("space"), data.get("units")
+            resolution = data.get("resolution")
             if (
                 isinstance(space, str)
+                and (resolution is None or type(resolution) is int)
                 and isinstance(units, list)
                 and all(
                     isinstance(unit, list) and all(isinstance(label, str) for label in unit)
                     for unit in units
                 )
             ):
-                return cls(space, tuple(tuple(unit) for unit in units))
+                return cls(space, tuple(tuple(unit) for unit in units), resolution)
         raise InvalidArchitectureError(
             'an architecture is written {"space": "resnet", "units": [["k3e1/2", ...], ...]}; '
             f"got {json.dumps(data, default=str)[:120]}"

@@ -24,7 +24,10 @@ from esm_models.graph import Network, WeightSource
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of every block's option, -1
-where the unit ends before that block."""
+where the unit ends before that block. Where architectures have a resolution, one more row begins
+with its index in ``SearchSpace.resolutions``: ``(n, units + 1, max_depth)``."""
+
+Value = int | Fraction | str
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,16 @@ class Feature:
     Attributes:
         name: for people and column names, such as ``"kernel"``.
         symbol: for option labels, such as ``"k"``.
-        values: the choices, ints or fractions.
+        values: the choices: ints or fractions, or words, which have no order.
     """
 
     name: str
     symbol: str
-    values: tuple[int | Fraction, ...]
+    values: tuple[Value, ...]
+
+    def number(self, value: Value) -> float:
+        """A value as a number; of words, their place among the choices."""
+        return float(self.values.index(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,9 @@ class Option:
     """One combination of feature values, such as kernel 3 with expansion 1/2."""
 
     label: str
-    values: Mapping[str, int | Fraction]
+    values: Mapping[str, Value]
 
-    def __getitem__(self, feature: str) -> int | Fraction:
+    def __getitem__(self, feature: str) -> Value:
         return self.values[feature]
 
 
@@ -57,9 +64,12 @@ class SearchSpace(ABC):
     """A family of networks that differ in the depth of their units and the options of their blocks.
 
     A subclass sets the class attributes and writes :meth:`network`; everything else follows.
+    Where the options are no grid of features, it gives its own :attr:`options` as well, from the
+    cheapest to the dearest.
 
     Args:
-        resolution: input height and width, pixels.
+        resolution: input height and width, pixels; by default :attr:`default_resolution`, or free
+            where the space has :attr:`resolutions`.
         width_mult: multiplier of every channel count.
         batch: batch size of the exported graphs.
 
@@ -73,9 +83,23 @@ class SearchSpace(ABC):
     features: ClassVar[tuple[Feature, ...]]
     one_option_per_unit: ClassVar[bool] = False
     """True where all blocks of a unit share one option."""
+    wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """Which block feeds which, of spaces whose blocks do not simply follow each other: blocks by
+    number from 0, -1 for the input, their count for the output."""
     min_resolution: ClassVar[int] = 32
+    default_resolution: ClassVar[int] = 224
+    resolutions: tuple[int, ...] = ()
+    """From which every architecture has one of its own; none where all have the space's."""
 
-    def __init__(self, resolution: int = 224, width_mult: float = 1.0, batch: int = 1) -> None:
+    def __init__(
+        self, resolution: int | None = None, width_mult: float = 1.0, batch: int = 1
+    ) -> None:
+        if resolution is not None:
+            self.resolutions = ()
+        elif self.resolutions:
+            resolution = max(self.resolutions)
+        else:
+            resolution = self.default_resolution
         if resolution < self.min_resolution:
             raise InvalidSpaceError(
                 f"--resolution {resolution} is too small for {self.name}: "
@@ -86,6 +110,7 @@ class SearchSpace(ABC):
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"--batch {batch} is outside 1 to 4096")
         self.resolution = resolution
+        """Of the input; the largest where architectures have their own."""
         self.width_mult = float(width_mult)
         self.batch = batch
 
@@ -110,6 +135,13 @@ class SearchSpace(ABC):
     @cached_property
     def _index(self) -> dict[str, int]:
         return {option.label: index for index, option in enumerate(self.options)}
+
+    @cached_property
+    def feature_values(self) -> NDArray[np.float32]:
+        """Of every option, the number of each feature's value, ``(options + 1, features)``; the
+        last row is for code -1: zeros."""
+        rows = [[f.number(option[f.name]) for f in self.features] for option in self.options]
+        return np.array([*rows, [0.0] * len(self.features)], dtype=np.float32)
 
     @property
     def unit_count(self) -> int:
@@ -139,8 +171,16 @@ class SearchSpace(ABC):
         """The shallowest architecture of first options and the deepest of last options."""
         first, last = self.options[0].label, self.options[-1].label
         return (
-            Architecture(self.name, tuple((first,) * min(depths) for depths in self.depths)),
-            Architecture(self.name, tuple((last,) * max(depths) for depths in self.depths)),
+            Architecture(
+                self.name,
+                tuple((first,) * min(depths) for depths in self.depths),
+                min(self.resolutions, default=None),
+            ),
+            Architecture(
+                self.name,
+                tuple((last,) * max(depths) for depths in self.depths),
+                max(self.resolutions, default=None),
+            ),
         )
 
     def unit_variants(self, unit_depth: int) -> int:
@@ -150,13 +190,14 @@ class SearchSpace(ABC):
 
     def count(self) -> int:
         """Number of architectures in the space."""
-        return math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
+        units = math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
+        return units * max(len(self.resolutions), 1)
 
     def settings(self) -> dict[str, str | int | float]:
         """What tells this space from others."""
         return {
             "name": self.name,
-            "resolution": self.resolution,
+            "resolution": "free" if self.resolutions else self.resolution,
             "width_mult": self.width_mult,
             "batch": self.batch,
         }
@@ -193,27 +234,54 @@ class SearchSpace(ABC):
                     f"unit {number} mixes {', '.join(sorted(set(unit)))}; {self.name} takes one "
                     "option for all blocks of a unit"
                 )
+        if self.resolutions and architecture.resolution not in self.resolutions:
+            raise InvalidArchitectureError(
+                f"the architecture's resolution is {architecture.resolution}; {self.name} allows "
+                f"{', '.join(map(str, self.resolutions))}"
+            )
+        if not self.resolutions and architecture.resolution is not None:
+            raise InvalidArchitectureError(
+                f"the architecture has a resolution of its own, {architecture.resolution}: leave "
+                f"it out, all have {self.resolution}"
+            )
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """Of one architecture's codes."""
+        return self.unit_count + bool(self.resolutions), self.max_unit_depth
+
+    def blocks_of(self, codes: Codes) -> Codes:
+        """The options alone, ``(n, units, max_depth)``."""
+        return codes[:, : self.unit_count]
+
+    def resolution_of(self, codes: Codes) -> NDArray[np.int64]:
+        """Input side of each architecture, pixels, ``(n,)``."""
+        if not self.resolutions:
+            return np.full(len(codes), self.resolution, dtype=np.int64)
+        return np.array(self.resolutions)[codes[:, self.unit_count, 0]]
 
     def encode(self, architectures: Sequence[Architecture]) -> Codes:
-        """Codes of valid architectures, ``(n, units, max_depth)``."""
-        codes = np.full(
-            (len(architectures), self.unit_count, self.max_unit_depth), -1, dtype=np.int16
-        )
+        """Codes of valid architectures, ``(n, *code_shape)``."""
+        codes = np.full((len(architectures), *self.code_shape), -1, dtype=np.int16)
         for row, architecture in enumerate(architectures):
             self.validate(architecture)
             for number, unit in enumerate(architecture.units):
                 codes[row, number, : len(unit)] = [self._index[label] for label in unit]
+            if architecture.resolution is not None:
+                codes[row, -1, 0] = self.resolutions.index(architecture.resolution)
         return codes
 
     def decode(self, codes: Codes) -> list[Architecture]:
         """Inverse of :meth:`encode`."""
         labels = [option.label for option in self.options]
+        blocks, resolutions = self.blocks_of(codes).tolist(), self.resolution_of(codes).tolist()
         return [
             Architecture(
                 self.name,
                 tuple(tuple(labels[code] for code in unit if code >= 0) for unit in row),
+                resolution if self.resolutions else None,
             )
-            for row in codes.tolist()
+            for row, resolution in zip(blocks, resolutions, strict=True)
         ]
 
     # Graphs
@@ -230,7 +298,8 @@ class SearchSpace(ABC):
             InvalidArchitectureError: the architecture is not in this space.
         """
         self.validate(architecture)
-        net = Network((self.batch, 3, self.resolution, self.resolution), weights)
+        side = architecture.resolution or self.resolution
+        net = Network((self.batch, 3, side, side), weights)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
         output = self.network(net, units)
         return net.serialize(f"{self.name}-{architecture.key}", output)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
@@ -98,7 +97,7 @@ def assemble(
     named = devices if isinstance(devices, Mapping) else {"fake": devices}
     settings = replace(SETTINGS, **changes)
     store = Store(tmp_path / "store.sqlite")
-    bins = DepthBins(SPACE.min_depth, SPACE.max_depth, settings.bins)
+    bins = settings.depth_bins(SPACE)
     if REFERENCE_ROUND not in store.plan():
         references = RandomSampler(SPACE, bins).sample(
             settings.references, np.random.default_rng(99)

@@ -46,7 +46,7 @@ def test_blocks_references_rounds_and_states(campaign: Path) -> None:
     assert set(blocks["device"]) == {run.settings.device}
     assert len(references) == len(blocks) * run.settings.references
     rounds, accuracy = run.rounds(), run.accuracy()
-    assert len(accuracy) == len(rounds) * (run.settings.bins + 1)
+    assert len(accuracy) == len(rounds) * (run.settings.depth_bins(run.space).count + 1)
     last = accuracy[(accuracy["round"] == rounds["round"].max()) & (accuracy["bin"] == "all")]
     assert last["accuracy_percent"].item() == rounds["accuracy_percent"].iloc[-1]
     assert run.states().columns[:3].tolist() == ["block", "device", "at_s"]

@@ -12,8 +12,8 @@ from esm_host.errors import UsageError
 
 # What a shell completes: nothing that the commands need is loaded for it.
 
-SPACES = ("resnet", "mobilenetv3", "densenet")
-ENCODINGS = ("fcc", "fc", "statistical", "feature", "one-hot")
+SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
+ENCODINGS = ("fcc", "fc", "statistical", "feature", "one-hot", "operation-one-hot")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 

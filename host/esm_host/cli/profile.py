@@ -70,14 +70,20 @@ def profile(
     space: Annotated[
         str,
         typer.Option(
-            help="resnet, mobilenetv3, densenet, or path/to/file.py:Class.",
+            help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or "
+            "path/to/file.py:Class.",
             autocompletion=space_names,
             rich_help_panel=_SPACE,
         ),
     ] = "resnet",
     resolution: Annotated[
-        int, typer.Option(help="Input side, pixels.", rich_help_panel=_SPACE)
-    ] = 224,
+        int | None,
+        typer.Option(
+            help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else "
+            "224]",
+            rich_help_panel=_SPACE,
+        ),
+    ] = None,
     width_mult: Annotated[
         float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
     ] = 1.0,
@@ -89,7 +95,13 @@ def profile(
     step: Annotated[
         int, typer.Option(help="Models added by each extension.", rich_help_panel=_SAMPLES)
     ] = 100,
-    bins: Annotated[int, typer.Option(help="Bins along depth.", rich_help_panel=_SAMPLES)] = 5,
+    bins: Annotated[
+        int | None,
+        typer.Option(
+            help="Bins along depth. [default: 5, or as many as there are depths]",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = None,
     target_accuracy: Annotated[
         float,
         typer.Option(

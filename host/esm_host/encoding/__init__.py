@@ -8,6 +8,7 @@ from esm_host.encoding.vectors import (
     FeatureCountEncoder,
     FeatureEncoder,
     OneHotEncoder,
+    OperationOneHotEncoder,
     StatisticalEncoder,
 )
 from esm_host.errors import UsageError
@@ -22,6 +23,7 @@ ENCODERS: dict[str, type[Encoder]] = {
         StatisticalEncoder,
         FeatureEncoder,
         OneHotEncoder,
+        OperationOneHotEncoder,
     )
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,17 +17,41 @@ Encoding = NDArray[np.float32]
 """``(n, len(columns))``."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the columns of an encoding belong together, for predictors that care.
+
+    Attributes:
+        groups: name -> first column and the one after the last; they may not overlap.
+        nodes: of an encoding that is a graph, its number of nodes, input and output included:
+            group ``"operations"`` is then ``(nodes, operations)``, one-hot or zeros where a node
+            is absent, and group ``"adjacency"`` is ``(nodes, nodes)``, 1 from row to column. 0 of
+            other encodings.
+    """
+
+    groups: Mapping[str, tuple[int, int]]
+    nodes: int = 0
+
+
 class Encoder(ABC):
     """Turns architectures of one space into vectors, many at a time.
 
-    Equal architectures get equal vectors; ``columns`` names every entry.
+    Equal architectures get equal vectors; ``columns`` names every entry. Where architectures have
+    a resolution of their own, it is the last column, unless ``with_resolution`` is False because
+    the encoding has it in another way.
     """
 
     name: ClassVar[str]
+    with_resolution: ClassVar[bool] = True
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self.columns: tuple[str, ...] = tuple(self._columns())
+        self._appends = self.with_resolution and bool(space.resolutions)
+        self.columns: tuple[str, ...] = (*self._columns(), *["resolution"] * self._appends)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout({self.name: (0, len(self))})
 
     def __len__(self) -> int:
         """Length of a vector."""
@@ -41,23 +66,28 @@ class Encoder(ABC):
         return self.encode_codes(self.space.encode(architectures))
 
     def encode_codes(self, codes: Codes) -> Encoding:
-        """Vectors of codes, ``(n, units, max_depth)`` -> ``(n, len(self))``.
+        """Vectors of codes, ``(n, *space.code_shape)`` -> ``(n, len(self))``.
 
         Raises:
             ValueError: the codes have another space's shape.
         """
-        expected = (self.space.unit_count, self.space.max_unit_depth)
+        expected = self.space.code_shape
         if codes.ndim != 3 or codes.shape[1:] != expected:
             raise ValueError(f"codes of {self.space.name} are (n, {expected[0]}, {expected[1]})")
         if not len(codes):
             return np.zeros((0, len(self)), dtype=np.float32)
-        return self._encode(codes).astype(np.float32, copy=False)
+        resolution = self.space.resolution_of(codes)
+        encoded = self._encode(self.space.blocks_of(codes), resolution)
+        if self._appends:
+            encoded = np.concatenate([encoded, resolution[:, None]], axis=1)
+        return encoded.astype(np.float32, copy=False)
 
     @abstractmethod
     def _columns(self) -> list[str]: ...
 
     @abstractmethod
-    def _encode(self, codes: Codes) -> NDArray[np.generic]: ...
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Of blocks alone, ``(n, units, max_depth)``, and input sides in pixels, ``(n,)``."""
 
     # What encoders share
 
@@ -66,9 +96,4 @@ class Encoder(ABC):
 
     def _values(self, codes: Codes) -> NDArray[np.float32]:
         """Feature values of every block, ``(n, units, max_depth, features)``, 0 where absent."""
-        table = np.array(
-            [[float(value) for value in option.values.values()] for option in self.space.options]
-            + [[0.0] * len(self.space.features)],  # code -1
-            dtype=np.float32,
-        )
-        return table[codes]
+        return self.space.feature_values[codes]

@@ -1,4 +1,4 @@
-"""The five vector encodings that ESM compares (ESM, Fig. 7c and 7d).
+"""The five vector encodings that ESM compares (ESM, Fig. 7c and 7d), and one-hot by operation.
 
 ``U`` units, up to ``D`` blocks each, ``F`` features with ``V`` values in all, ``O`` options
 (combinations of feature values).
@@ -33,7 +33,7 @@ class OneHotEncoder(Encoder):
             for value in feature.values
         ]
 
-    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         present = (codes >= 0).sum(axis=2)
         depths = [
             present[:, [unit]] == np.array(options)
@@ -47,6 +47,28 @@ class OneHotEncoder(Encoder):
             + [[False] * sum(len(f.values) for f in self.space.features)]  # code -1
         )
         return np.concatenate([*depths, table[codes].reshape(len(codes), -1)], axis=1)
+
+
+class OperationOneHotEncoder(Encoder):
+    """Per block, one-hot option: the operations of NAS benchmarks; blocks * O.
+
+    Other than :class:`OneHotEncoder` it tells combinations of features apart.
+    """
+
+    name = "operation-one-hot"
+
+    def _columns(self) -> list[str]:
+        return [
+            f"unit{unit}.block{block}.{option.label}"
+            for unit, depths in zip(self._units(), self.space.depths, strict=True)
+            for block in range(1, max(depths) + 1)
+            for option in self.space.options
+        ]
+
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        hot = codes[..., None] == np.arange(len(self.space.options))
+        parts = [hot[:, unit, : max(depths)] for unit, depths in enumerate(self.space.depths)]
+        return np.concatenate([part.reshape(len(codes), -1) for part in parts], axis=1)
 
 
 class FeatureEncoder(Encoder):
@@ -63,7 +85,7 @@ class FeatureEncoder(Encoder):
             for feature in self.space.features
         ]
 
-    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         values = self._values(codes).reshape(len(codes), -1)
         return np.concatenate([(codes >= 0).sum(axis=2), values], axis=1)
 
@@ -81,7 +103,7 @@ class StatisticalEncoder(Encoder):
         ]
         return [f"unit{u}.{name}" for u in self._units() for name in ["depth", *statistics]]
 
-    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         values = self._values(codes)
         present = (codes >= 0)[..., None]
         depth = present.sum(axis=2)  # (n, U, 1)
@@ -106,7 +128,7 @@ class FeatureCountEncoder(Encoder):
             for value in feature.values
         ]
 
-    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         counts = [
             sum(
                 codes == index
@@ -127,6 +149,6 @@ class FeatureCombinationCountEncoder(Encoder):
     def _columns(self) -> list[str]:
         return [f"unit{u}.{option.label}" for u in self._units() for option in self.space.options]
 
-    def _encode(self, codes: Codes) -> NDArray[np.generic]:
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         counts = [(codes == index).sum(axis=2) for index in range(len(self.space.options))]
         return np.stack(counts, axis=2).reshape(len(codes), -1)

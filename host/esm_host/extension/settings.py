@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from esm_host.bins import DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_models.space import SearchSpace
@@ -13,6 +14,7 @@ from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
 from esm_protos.nearest import nearest
 
+BINS = 5
 PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
@@ -25,7 +27,9 @@ class Settings:
         space: name, or path/to/file.py:Class.
         initial: architectures measured before the first training (N_I).
         step: architectures added by each extension (N_step).
-        bins: number of equally spaced depth bins (N_bins).
+        resolution: input side, pixels; None leaves it to the space.
+        bins: number of equally spaced depth bins (N_bins); None makes 5, or fewer where the space
+            has fewer depths.
         target_accuracy_percent: that every bin must reach (Acc_TH).
         judge: ``"bins"`` (every bin must pass) or ``"overall"``.
         weight_below, weight_above: shares of a step that go to bins below and above the target
@@ -48,12 +52,12 @@ class Settings:
 
     device: str
     space: str = "resnet"
-    resolution: int = 224
+    resolution: int | None = None
     width_mult: float = 1.0
     batch: int = 1
     initial: int = 300
     step: int = 100
-    bins: int = 5
+    bins: int | None = None
     target_accuracy_percent: float = 95.0
     judge: str = "bins"
     encoding: str = "fcc"
@@ -77,7 +81,6 @@ class Settings:
         for name, low, high in (
             ("initial", 10, 10**9),
             ("step", 1, 10**9),
-            ("bins", 1, 1_000),
             ("target_accuracy_percent", 0, 100),
             ("weight_below", 0, 10**6),
             ("weight_above", 0, 10**6),
@@ -92,6 +95,8 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{flag(name)} {value} is outside {low} to {high}")
+        if self.bins is not None and not 1 <= self.bins <= 1_000:
+            raise UsageError(f"--bins {self.bins} is outside 1 to 1000")
         if self.max_models < self.initial:
             raise UsageError(
                 f"--max-models {self.max_models} is less than --initial {self.initial}"
@@ -108,8 +113,9 @@ class Settings:
             raise UsageError(f"--extension '{self.extension}': choose balanced or cost-aware")
         if self.extension == "cost-aware" and self.sampling == "random":
             raise UsageError("--extension cost-aware extends bins: choose --sampling balanced")
-        if self.sampling == "random" and self.judge == "bins" and self.bins > self.initial:
-            raise UsageError(f"--bins {self.bins} exceeds --initial {self.initial}")
+        most = self.bins or BINS
+        if self.sampling == "random" and self.judge == "bins" and most > self.initial:
+            raise UsageError(f"--bins {most} exceeds --initial {self.initial}")
 
     @property
     def trusted_verdicts(self) -> frozenset[Verdict]:
@@ -142,6 +148,15 @@ class Settings:
             width_mult=self.width_mult,
             batch=self.batch,
         )
+
+    def depth_bins(self, space: SearchSpace) -> DepthBins:
+        """The bins of a space's depths.
+
+        Raises:
+            UsageError: it has fewer depths than bins were asked for.
+        """
+        depths = space.max_depth - space.min_depth + 1
+        return DepthBins(space.min_depth, space.max_depth, self.bins or min(BINS, depths))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:

@@ -1,0 +1,79 @@
+"""Latency predictors by name; each is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from esm_host.encoding.base import Encoder
+from esm_host.errors import UsageError
+from esm_host.predictors.base import Predictor
+from esm_protos.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A predictor that can be had by name.
+
+    Attributes:
+        where: ``"module:Class"`` within this package.
+        encoding: that it is used with unless another is asked for; ``"one-hot"`` is what the
+            predictor study feeds all that bring none of their own.
+        about: a line for help and documentation.
+        params: of the constructor, where this name differs from the class's defaults.
+    """
+
+    where: str
+    encoding: str
+    about: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+PREDICTORS: dict[str, Entry] = {
+    "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+}
+
+
+def predictor_class(name: str) -> type[Predictor]:
+    """The class behind a name; its library is loaded now.
+
+    Raises:
+        UsageError: there is no such predictor, or its library is not installed.
+    """
+    if name not in PREDICTORS:
+        hint = nearest(name, PREDICTORS)
+        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
+    module, _, cls = PREDICTORS[name].where.partition(":")
+    try:
+        found: type[Predictor] = getattr(import_module(f"{__name__}.{module}"), cls)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"predictor '{name}' needs {error.name}: pip install 'esm-profiler[predictors]'"
+        ) from error
+    return found
+
+
+def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) -> Predictor:
+    """An unfitted predictor by name, for vectors of an encoder.
+
+    Args:
+        seed: of what it draws at random, if anything.
+        params: of its constructor, in place of its defaults.
+
+    Raises:
+        UsageError: as :func:`predictor_class`, or it cannot learn from this encoding.
+    """
+    cls = predictor_class(name)
+    known = inspect.signature(cls).parameters
+    given: dict[str, Any] = {**PREDICTORS[name].params, **params}
+    if "seed" in known:
+        given.setdefault("seed", seed)
+    if "layout" in known:
+        given.setdefault("layout", encoder.layout)
+    return cls(**given)
+
+
+__all__ = ["PREDICTORS", "Entry", "Predictor", "make_predictor", "predictor_class"]

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import ClassVar, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+
+Floats = NDArray[np.float64]
 
 Samples = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]
 """Encodings ``(n, d)``, latencies in milliseconds ``(n,)``, weights with mean 1 ``(n,)``."""
 
 
-class Predictor(ABC):
+class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # without types
     """Learns latencies from encodings. The public methods check, the private ones compute.
 
-    Constructor arguments are hyperparameters and are kept under their own names, as
-    scikit-learn's ``get_params`` expects.
+    An estimator of scikit-learn: constructor arguments are hyperparameters and are kept under
+    their own names, so ``get_params``, ``clone`` and what else it offers work. One that wants to
+    know how columns belong together has a parameter ``layout``
+    (:class:`esm_host.encoding.base.Layout`); one that draws at random has ``seed``.
     """
+
+    knows_std: ClassVar[bool] = False
+    """Whether ``predict(..., return_std=True)`` is possible."""
 
     n_features_in_: int
 
@@ -33,7 +40,11 @@ class Predictor(ABC):
         """Learns; ``weights`` are positive or zero, with mean 1."""
 
     @abstractmethod
-    def _predict(self, encodings: NDArray[np.float32]) -> NDArray[np.float64]: ...
+    def _predict(self, encodings: NDArray[np.float32]) -> Floats: ...
+
+    def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """Of those that know their uncertainty."""
+        raise NotImplementedError
 
     def fit(
         self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
@@ -71,12 +82,28 @@ class Predictor(ABC):
         for predictor, part in zip(predictors, samples, strict=True):
             predictor._fit(*part)
 
-    def predict(self, encodings: ArrayLike) -> NDArray[np.float64]:
+    @overload
+    def predict(self, encodings: ArrayLike, return_std: Literal[False] = False) -> Floats: ...
+    @overload
+    def predict(self, encodings: ArrayLike, return_std: Literal[True]) -> tuple[Floats, Floats]: ...
+
+    def predict(
+        self, encodings: ArrayLike, return_std: bool = False
+    ) -> Floats | tuple[Floats, Floats]:
         """Latencies in milliseconds, ``(n,)``, of ``(n, d)`` encodings.
 
+        Args:
+            return_std: also the standard deviations of the predictions, ``(n,)``.
+
         Raises:
-            ValueError: not fitted yet, another width than at fitting, or a value is not finite.
+            ValueError: not fitted yet, another width than at fitting, a value is not finite, or
+                the standard deviation is asked of a predictor that does not know it.
         """
+        if return_std and not self.knows_std:
+            raise ValueError(
+                f"{type(self).__name__} does not know its uncertainty: leave return_std out, or "
+                "choose a Gaussian process, a Bayesian predictor or auto"
+            )
         if not hasattr(self, "n_features_in_"):
             raise ValueError(f"{type(self).__name__} is not fitted yet: call fit first")
         x = self._checked(encodings)
@@ -84,11 +111,9 @@ class Predictor(ABC):
             raise ValueError(
                 f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
             )
+        if return_std:
+            return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
         return self._predict(x) if len(x) else np.zeros(0)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyperparameters."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def _samples(
         self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None

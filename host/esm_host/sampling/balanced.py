@@ -43,7 +43,7 @@ class BalancedSampler(Sampler):
         )
         possible = [depth for depth in wanted if depth in self._ways[0]]
         if not possible:
-            return np.empty((0, self.space.unit_count, self.space.max_unit_depth), np.int16)
+            return np.empty((0, *self.space.code_shape), np.int16)
         remaining = rng.choice(possible, size=n)
         return draw_options(self.space, self._unit_depths(remaining, rng), rng)
 

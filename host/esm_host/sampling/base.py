@@ -60,7 +60,7 @@ class Sampler(ABC):
 
 
 def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Generator) -> Codes:
-    """Uniform options for given numbers of blocks, ``(n, units)`` -> ``(n, units, max_depth)``."""
+    """Codes with given numbers of blocks, ``(n, units)``; options and resolutions uniform."""
     shape = (*unit_depths.shape, space.max_unit_depth)
     if space.one_option_per_unit:
         options = rng.integers(len(space.options), size=(*unit_depths.shape, 1), dtype=np.int16)
@@ -68,4 +68,8 @@ def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Gen
     else:
         options = rng.integers(len(space.options), size=shape, dtype=np.int16)
     present = np.arange(space.max_unit_depth) < unit_depths[..., None]
-    return np.where(present, options, np.int16(-1))
+    codes = np.full((len(unit_depths), *space.code_shape), -1, dtype=np.int16)
+    space.blocks_of(codes)[:] = np.where(present, options, -1)
+    if space.resolutions:
+        codes[:, -1, 0] = rng.integers(len(space.resolutions), size=len(codes))
+    return codes

@@ -16,6 +16,9 @@ SPACES = {
     "resnet": "esm_models.spaces.resnet:ResNetSpace",
     "mobilenetv3": "esm_models.spaces.mobilenetv3:MobileNetV3Space",
     "densenet": "esm_models.spaces.densenet:DenseNetSpace",
+    "nasbench201": "esm_models.spaces.nasbench201:NASBench201Space",
+    "fbnet": "esm_models.spaces.fbnet:FBNetSpace",
+    "ofa": "esm_models.spaces.ofa:OFASpace",
 }
 """Name -> where its class is."""
 
