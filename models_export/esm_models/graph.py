@@ -51,6 +51,15 @@ class Network:
         """Shape of a tensor of this graph, (batch, channels, height, width) for images."""
         return self._shapes[tensor]
 
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """The operators so far; names begin with their scopes."""
+        return self._nodes
+
+    @property
+    def initializers(self) -> Sequence[TensorProto]:
+        return self._initializers
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefixes the names of the operators added inside, such as ``unit1.block2.``."""
@@ -168,11 +177,7 @@ class Network:
             [self._value_info("output", self._shapes[output])],
             self._initializers,
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        data: bytes = model.SerializeToString(deterministic=True)
-        return data
+        return serialized(graph)
 
     @staticmethod
     def _value_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
@@ -198,17 +203,33 @@ class Network:
         return output
 
     def _parameter(self, name: str, shape: tuple[int, ...]) -> str:
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         if self._weights is None:
-            tensor.data_location = TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value=WEIGHTLESS_LOCATION)
+            tensor = weightless(name, shape)
         else:
+            tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
             array = np.ascontiguousarray(self._weights(name, shape), dtype="<f4")
             if array.shape != shape:
                 raise ValueError(f"the weights of {name} have shape {array.shape}, not {shape}")
             tensor.raw_data = array.tobytes()
         self._initializers.append(tensor)
         return name
+
+
+def weightless(name: str, shape: Sequence[int]) -> TensorProto:
+    """An initializer whose array whoever runs the graph brings."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=WEIGHTLESS_LOCATION)
+    return tensor
+
+
+def serialized(graph: onnx.GraphProto) -> bytes:
+    """A graph as a model in bytes; equal graphs give equal bytes."""
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _same_pads(kernel: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ where the unit ends before that block. Where architectures have a resolution, on
 with its index in ``SearchSpace.resolutions``: ``(n, units + 1, max_depth)``."""
 
 Value = int | Fraction | str
+
+_BLOCK_SCOPE = re.compile(r"unit(\d+)\.block(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -297,12 +300,48 @@ class SearchSpace(ABC):
         Raises:
             InvalidArchitectureError: the architecture is not in this space.
         """
+        net, output = self.trace(architecture, weights)
+        return net.serialize(f"{self.name}-{architecture.key}", output)
+
+    def trace(
+        self, architecture: Architecture, weights: WeightSource | None = None
+    ) -> tuple[Network, str]:
+        """The subnet as a graph under construction, and the name of its output; as :meth:`build`
+        otherwise."""
         self.validate(architecture)
         side = architecture.resolution or self.resolution
         net = Network((self.batch, 3, side, side), weights)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
-        output = self.network(net, units)
-        return net.serialize(f"{self.name}-{architecture.key}", output)
+        return net, self.network(net, units)
+
+    # What decides which operators a graph holds where (esm_models.part_table)
+
+    def place(self, scope: str) -> int:
+        """The column of :meth:`places` that decides what a scope of a graph holds."""
+        found = _BLOCK_SCOPE.match(scope)
+        if found is None:
+            return 0
+        unit, block = map(int, found.groups())
+        return 1 + (unit - 1) * self.max_unit_depth + block - 1
+
+    def places(self, blocks: Codes) -> NDArray[np.int64]:
+        """What every place of a graph holds, as numbers, ``(n, places)``: architectures of equal
+        number and resolution have the same operators there, of the same shapes.
+
+        By default a block is what its option says, whatever the others are, and all else is the
+        same in every architecture. A space where that is not so overrides both methods.
+
+        Args:
+            blocks: of codes, without resolutions.
+        """
+        return np.pad(blocks.reshape(len(blocks), -1).astype(np.int64), ((0, 0), (1, 0)))
+
+    def showcase(self) -> Codes:
+        """Blocks of architectures that together show everything that places may hold."""
+        codes = np.full((len(self.options), self.unit_count, self.max_unit_depth), -1, np.int16)
+        for unit, depths in enumerate(self.depths):
+            codes[:, unit, : max(depths)] = np.arange(len(self.options))[:, None]
+        return codes
 
     def channels(self, base: float) -> int:
         """``base`` channels times the width multiplier, rounded by :func:`round_channels`."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esm_models.graph import Network
-from esm_models.space import Feature, Option, SearchSpace
+from esm_models.space import Codes, Feature, Option, SearchSpace
 
 
 class DenseNetSpace(SearchSpace):
@@ -23,6 +27,35 @@ class DenseNetSpace(SearchSpace):
     features = (Feature("kernel", "k", (1, 3, 5, 7, 9)),)
     one_option_per_unit = True
     min_resolution = 64  # the stem and four transitions halve it six times
+
+    def place(self, scope: str) -> int:
+        """After the blocks come the transitions and the head."""
+        first = scope.partition(".")[0]
+        if not first.startswith("transition") and first != "head":
+            return super().place(scope)
+        number = self.unit_count if first == "head" else int(first.removeprefix("transition"))
+        return self.unit_count * self.max_unit_depth + number
+
+    def places(self, blocks: Codes) -> NDArray[np.int64]:
+        """Channels that come in, and of blocks their option."""
+        channels = np.full(len(blocks), self.channels(64))
+        growth, options = self.channels(32), len(self.options)
+        places, ends = [np.zeros((len(blocks), 1), np.int64)], []
+        for unit in np.moveaxis(blocks.astype(np.int64), 1, 0):
+            places.append(np.where(unit < 0, -1, channels[:, None] * options + unit))
+            channels = channels + growth * (unit >= 0).sum(axis=1)
+            ends.append(channels)
+            channels = channels // 2
+        return np.concatenate([*places, np.stack(ends, axis=1)], axis=1)
+
+    def showcase(self) -> Codes:
+        """Every combination of depths, of one kernel each."""
+        *earlier, last = self.depths
+        depths = np.array(list(itertools.product(*earlier, [max(last)])))
+        present = np.arange(self.max_unit_depth) < depths[..., None]
+        return np.concatenate(
+            [np.where(present, code, -1).astype(np.int16) for code in range(len(self.options))]
+        )
 
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
         growth = self.channels(32)

@@ -1,0 +1,167 @@
+"""What a network is made of: the operators of its blocks, and which blocks are alike.
+
+A part is what one scope of a graph holds: ``stem``, ``unit1.block2``, ``stage1.cell1.block3``,
+``head``. A block's inner scopes belong to it; an operator outside every scope is a part alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+
+from esm_models.architecture import Architecture
+from esm_models.cost import OperatorCost, Shape, operator_cost
+from esm_models.graph import Network, serialized, weightless
+from esm_models.space import SearchSpace
+
+_BLOCK = re.compile(r"block\d+")
+_STAGE = re.compile(r"(unit|stage)\d+")
+
+REST = "rest"
+"""The region of stem, head and transitions."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The operators of one scope. Parts of equal key do the same work.
+
+    Attributes:
+        name: the scope, or the operator's name where it has none.
+        key: of operators, their attributes and all shapes: 16 hexadecimal digits.
+        operators: what each does, in the order of the graph; constants are none.
+    """
+
+    name: str
+    key: str
+    operators: tuple[OperatorCost, ...]
+    _nodes: tuple[NodeProto, ...] = field(repr=False, compare=False)
+    _weights: Mapping[str, Shape] = field(repr=False, compare=False)
+    _inputs: Mapping[str, Shape] = field(repr=False, compare=False)
+    _outputs: Mapping[str, Shape] = field(repr=False, compare=False)
+
+    @property
+    def region(self) -> str:
+        """``unit1``, ``stage1``, ...; :data:`REST` elsewhere."""
+        first, dot, _ = self.name.partition(".")
+        return first if dot and _STAGE.fullmatch(first) else REST
+
+    @property
+    def macs(self) -> int:
+        return sum(operator.macs for operator in self.operators)
+
+    @property
+    def flops(self) -> int:
+        return sum(operator.flops for operator in self.operators)
+
+    @property
+    def parameters(self) -> int:
+        return sum(operator.weight_bytes for operator in self.operators) // 4
+
+    def build(self) -> bytes:
+        """The part alone as a serialized ONNX model without weights, the same for equal parts.
+
+        What comes from other parts is fed: ``input1``, ``input2``, ... What others use, or nobody,
+        is its result: ``output1``, ...
+        """
+        names = {name: f"input{number}" for number, name in enumerate(self._inputs, start=1)}
+        names |= {name: f"output{number}" for number, name in enumerate(self._outputs, start=1)}
+        nodes = []
+        for number, node in enumerate(self._nodes, start=1):
+            alone = NodeProto()
+            alone.CopyFrom(node)
+            alone.name = f"{node.op_type.lower()}{number}"
+            for place, name in enumerate(n for n in node.input if n in self._weights):
+                names[name] = f"{alone.name}.weight{place + 1}"
+            for name in node.output:
+                names.setdefault(name, f"{alone.name}.out")
+            alone.input[:] = [names[name] for name in node.input]
+            alone.output[:] = [names[name] for name in node.output]
+            nodes.append(alone)
+        graph = helper.make_graph(
+            nodes,
+            self.key,
+            [_value(names[name], shape) for name, shape in self._inputs.items()],
+            [_value(names[name], shape) for name, shape in self._outputs.items()],
+            [weightless(names[name], shape) for name, shape in self._weights.items()],
+        )
+        return serialized(graph)
+
+
+def parts_of(space: SearchSpace, architecture: Architecture) -> list[Part]:
+    """The parts of a subnet, in the order of its graph.
+
+    Raises:
+        InvalidArchitectureError: the architecture is not in this space.
+    """
+    return split(*space.trace(architecture))
+
+
+def split(net: Network, output: str) -> list[Part]:
+    """The parts of a graph whose result is ``output``."""
+    groups: dict[str, list[NodeProto]] = {}
+    users: dict[str, set[str]] = {output: {""}}
+    for node in net.nodes:
+        part = _part_name(node.name)
+        groups.setdefault(part, []).append(node)
+        for name in node.input:
+            users.setdefault(name, set()).add(part)
+    weights = {tensor.name: tuple(tensor.dims) for tensor in net.initializers}
+    return [_part(name, nodes, net, weights, users) for name, nodes in groups.items()]
+
+
+def _part_name(node: str) -> str:
+    *scopes, _ = names = node.split(".")
+    for number, scope in enumerate(scopes, start=1):
+        if _BLOCK.fullmatch(scope):
+            return ".".join(names[:number])
+    return ".".join(scopes) or node
+
+
+def _part(
+    name: str,
+    nodes: Sequence[NodeProto],
+    net: Network,
+    all_weights: Mapping[str, Shape],
+    users: Mapping[str, set[str]],
+) -> Part:
+    inputs: dict[str, Shape] = {}
+    weights: dict[str, Shape] = {}
+    made: dict[str, str] = {}
+    operators, signature = [], []
+    for node in nodes:
+        read, fixed, terms = [], [], []
+        for tensor in node.input:
+            if tensor in all_weights:
+                fixed.append(all_weights[tensor])
+                weights[tensor] = all_weights[tensor]
+                terms.append(f"w{all_weights[tensor]}")
+                continue
+            shape = net.shape(tensor)
+            read.append(shape)
+            if tensor not in made:
+                inputs[tensor] = shape
+                made[tensor] = f"x{len(inputs)}{shape}"
+            terms.append(made[tensor])
+        result = net.shape(node.output[0])
+        made[node.output[0]] = f"y{len(signature)}"
+        attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        signature.append((node.op_type, attributes, terms, result))
+        if node.op_type != "Constant":
+            operators.append(operator_cost(node, read, fixed, result))
+    outputs = {
+        tensor: net.shape(tensor)
+        for node in nodes
+        for tensor in node.output
+        if users.get(tensor) != {name}
+    }
+    text = repr((signature, [made[tensor] for tensor in outputs]))
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Part(name, key, tuple(operators), tuple(nodes), weights, inputs, outputs)
+
+
+def _value(name: str, shape: Shape) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
