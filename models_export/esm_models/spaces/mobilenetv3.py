@@ -14,6 +14,8 @@ class Stage(NamedTuple):
     width: int
     squeeze_excite: bool
     hard_swish: bool
+    stride: int = 2
+    """Of the first block."""
 
 
 class MobileNetV3Space(SearchSpace):
@@ -55,7 +57,7 @@ class MobileNetV3Space(SearchSpace):
                         stage,
                         kernel=int(block["kernel"]),
                         expansion=self.max_expansion * float(block["expansion"]),
-                        stride=2 if position == 1 else 1,
+                        stride=stage.stride if position == 1 else 1,
                     )
         with net.scope("head"):
             x = net.hard_swish(net.conv(x, self.channels(960)))
