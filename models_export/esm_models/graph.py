@@ -118,6 +118,19 @@ class Network:
         """Product of an image with an image or with one number per channel."""
         return self._add("Mul", [a, b], self._shapes[a])
 
+    def zeros_like(self, x: str) -> str:
+        """An image of zeros, as a difference: a constant of this size would fill the file."""
+        return self._add("Sub", [x, x], self._shapes[x])
+
+    def shuffle(self, x: str, groups: int) -> str:
+        """Takes the channels of ``groups`` groups in turns: first of each, second of each, ..."""
+        batch, channels, height, width = shape = self._shapes[x]
+        apart = (batch, groups, channels // groups, height, width)
+        x = self._add("Reshape", [x, self._constant(apart)], apart)
+        turned = (batch, channels // groups, groups, height, width)
+        x = self._add("Transpose", [x], turned, perm=[0, 2, 1, 3, 4])
+        return self._add("Reshape", [x, self._constant(shape)], shape)
+
     def concat(self, tensors: Sequence[str]) -> str:
         """Concatenation along the channels."""
         batch, _, *sides = self._shapes[tensors[0]]
@@ -143,6 +156,26 @@ class Network:
         shape = (batch, channels, height // kernel, width // kernel)
         return self._add(
             "AveragePool", [x], shape, kernel_shape=[kernel, kernel], strides=[kernel, kernel]
+        )
+
+    def same_average_pool(self, x: str, kernel: int, stride: int = 1) -> str:
+        """Mean with "same" padding, over the pixels of the image alone: output side =
+        ceil(side / stride)."""
+        batch, channels, height, width = self._shapes[x]
+        shape = (batch, channels, -(-height // stride), -(-width // stride))
+        # Only as much padding as the windows need: none where they tile the image.
+        missing = [
+            max((out - 1) * stride + kernel - side, 0)
+            for out, side in zip(shape[2:], (height, width), strict=True)
+        ]
+        return self._add(
+            "AveragePool",
+            [x],
+            shape,
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[m // 2 for m in missing] + [m - m // 2 for m in missing],
+            count_include_pad=0,
         )
 
     def global_average_pool(self, x: str) -> str:
@@ -201,6 +234,15 @@ class Network:
         self._nodes.append(helper.make_node(operator, inputs, [output], name, **attributes))
         self._shapes[output] = shape
         return output
+
+    def _constant(self, numbers: tuple[int, ...]) -> str:
+        """A list of integers, in the graph itself."""
+        return self._add(
+            "Constant",
+            [],
+            (len(numbers),),
+            value=helper.make_tensor("value", TensorProto.INT64, [len(numbers)], numbers),
+        )
 
     def _parameter(self, name: str, shape: tuple[int, ...]) -> str:
         if self._weights is None:

@@ -21,9 +21,22 @@ BLOCKS = (
 )
 """Name, kernel size, expansion ratio and groups of the 1x1 convolutions; zeros where nothing is."""
 
+IMAGENET_PIXELS = 128
+
 
 class FBNetSpace(SearchSpace):
-    """Seven stages of 1, 4, 4, 4, 4, 4 and 1 layers; 9.85e20 architectures."""
+    """Seven stages of 1, 4, 4, 4, 4, 4 and 1 layers; 9.85e20 architectures.
+
+    The resolution says which of the published networks it is. From 128 pixels the one for
+    ImageNet: stem and four stages halve the image, 1,984 channels before the classifier of 1,000
+    classes. Below the one for CIFAR-100, which HW-NAS-Bench measured: three stages halve the
+    image, 1,504 channels, 100 classes; 32 pixels by default.
+
+    A block is a 1x1 convolution to ``expansion`` times the channels, a depthwise one and a 1x1
+    without activation, around which the input goes where shapes agree. Where the 1x1s have two
+    groups, the channels are shuffled after the first. ``skip`` is nothing where shapes agree, and
+    else a 1x1 convolution with the stage's stride.
+    """
 
     name = "fbnet"
     depths = ((1,), (4,), (4,), (4,), (4,), (4,), (1,))
@@ -33,6 +46,7 @@ class FBNetSpace(SearchSpace):
         Feature("groups", "g", (0, 1, 2)),
     )
     default_resolution = 32
+    widths = (16, 24, 32, 64, 112, 184, 352)
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -42,4 +56,31 @@ class FBNetSpace(SearchSpace):
         )
 
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
-        raise NotImplementedError
+        imagenet = self.resolution >= IMAGENET_PIXELS
+        strides = (1, 2, 2, 2, 1, 2, 1) if imagenet else (1, 1, 2, 2, 1, 2, 1)
+        with net.scope("stem"):
+            x = net.conv(net.input, self.channels(16), kernel=3, stride=2 if imagenet else 1)
+            x = net.relu(x)
+        for number, (unit, width, stride) in enumerate(
+            zip(units, self.widths, strides, strict=True), start=1
+        ):
+            for position, block in enumerate(unit, start=1):
+                with net.scope(f"unit{number}.block{position}"):
+                    x = self._block(net, x, block, width, stride if position == 1 else 1)
+        with net.scope("head"):
+            x = net.relu(net.conv(x, self.channels(1984 if imagenet else 1504)))
+            x = net.flatten(net.global_average_pool(x))
+            return net.linear(x, 1000 if imagenet else 100)
+
+    def _block(self, net: Network, x: str, block: Option, width: int, stride: int) -> str:
+        in_channels, out = net.shape(x)[1], self.channels(width)
+        same_shape = stride == 1 and in_channels == out
+        if block.label == "skip":
+            return x if same_shape else net.relu(net.conv(x, out, stride=stride))
+        middle, groups = in_channels * int(block["expansion"]), int(block["groups"])
+        y = net.relu(net.conv(x, middle, groups=groups))
+        if groups > 1:
+            y = net.shuffle(y, groups)
+        y = net.conv(y, middle, kernel=int(block["kernel"]), stride=stride, groups=middle)
+        y = net.conv(net.relu(y), out, groups=groups)
+        return net.add(x, y) if same_shape else y

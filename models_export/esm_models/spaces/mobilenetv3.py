@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from esm_models.graph import Network
 from esm_models.space import Feature, Option, SearchSpace, round_channels
@@ -14,6 +14,8 @@ class Stage(NamedTuple):
     width: int
     squeeze_excite: bool
     hard_swish: bool
+    stride: int = 2
+    """Of the first block."""
 
 
 class MobileNetV3Space(SearchSpace):
@@ -28,12 +30,12 @@ class MobileNetV3Space(SearchSpace):
     """
 
     name = "mobilenetv3"
-    depths = ((2, 3, 4),) * 4
+    depths: ClassVar[tuple[tuple[int, ...], ...]] = ((2, 3, 4),) * 4
     features = (
         Feature("kernel", "k", (3, 5, 7)),
         Feature("expansion", "e", (Fraction(1, 2), Fraction(2, 3), Fraction(1))),
     )
-    stages = (
+    stages: ClassVar[tuple[Stage, ...]] = (
         Stage(24, squeeze_excite=False, hard_swish=False),
         Stage(40, squeeze_excite=True, hard_swish=False),
         Stage(80, squeeze_excite=False, hard_swish=True),
@@ -55,7 +57,7 @@ class MobileNetV3Space(SearchSpace):
                         stage,
                         kernel=int(block["kernel"]),
                         expansion=self.max_expansion * float(block["expansion"]),
-                        stride=2 if position == 1 else 1,
+                        stride=stage.stride if position == 1 else 1,
                     )
         with net.scope("head"):
             x = net.hard_swish(net.conv(x, self.channels(960)))

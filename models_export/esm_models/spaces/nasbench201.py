@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from esm_models.graph import Network
 from esm_models.space import Feature, Option, SearchSpace
 
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+"""From and to which of the cell's nodes each block leads."""
+
+OUTPUT_NODE = 3
+
 
 class NASBench201Space(SearchSpace):
     """The cell's six edges, in the order of the benchmark's strings, as one unit of six blocks.
 
     Edges lead from an earlier to a later of four nodes: 0-1, 0-2, 1-2, 0-3, 1-3, 2-3. 15,625
-    architectures.
+    architectures. Three stages of five equal cells with 16, 32 and 64 channels, a residual block
+    of stride 2 between them, ten classes.
+
+    The graphs hold what an inference compiler would leave of a cell: no edge ``none``, no edge
+    that begins at a node without input, and none whose end leads nowhere; ``skip_connect`` only
+    joins the sum at its end. Architectures that differ in nothing else have the same graph.
     """
 
     name = "nasbench201"
@@ -29,7 +39,74 @@ class NASBench201Space(SearchSpace):
         *((-1, 0), (-1, 1), (-1, 3), (0, 2), (0, 4)),
         *((1, 5), (2, 5), (3, 6), (4, 6), (5, 6)),
     )
+    min_resolution = 16
     default_resolution = 32
+    widths = (16, 32, 64)
+    cells = 5
 
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
-        raise NotImplementedError
+        operations = [str(block["operation"]) for block in units[0]]
+        with net.scope("stem"):
+            x = net.conv(net.input, self.channels(self.widths[0]), kernel=3)
+        for stage, width in enumerate(self.widths, start=1):
+            if stage > 1:
+                with net.scope(f"reduction{stage - 1}"):
+                    x = self._reduction(net, x, self.channels(width))
+            for number in range(1, self.cells + 1):
+                with net.scope(f"stage{stage}.cell{number}"):
+                    x = self._cell(net, x, operations)
+        with net.scope("head"):
+            x = net.relu(net.batch_norm(x))
+            return net.linear(net.flatten(net.global_average_pool(x)), 10)
+
+    def _cell(self, net: Network, x: str, operations: Sequence[str]) -> str:
+        live = _live(operations)
+        nodes = {0: x}
+        for end in range(1, OUTPUT_NODE + 1):
+            arriving = []
+            for number in live:
+                if EDGES[number][1] == end:
+                    with net.scope(f"block{number + 1}"):
+                        y = _operation(net, nodes[EDGES[number][0]], operations[number])
+                    arriving.append(y)
+            if arriving:
+                nodes[end] = arriving[0]
+                with net.scope(f"node{end}"):
+                    for y in arriving[1:]:
+                        nodes[end] = net.add(nodes[end], y)
+        if OUTPUT_NODE not in nodes:
+            # Nothing leads through the cell. The benchmark's cell then gives zeros, and so does
+            # this one: the network still runs from input to output.
+            with net.scope(f"node{OUTPUT_NODE}"):
+                return net.zeros_like(x)
+        return nodes[OUTPUT_NODE]
+
+    def _reduction(self, net: Network, x: str, channels: int) -> str:
+        y = net.conv(net.relu(x), channels, kernel=3, stride=2)
+        y = net.conv(net.relu(y), channels, kernel=3)
+        shortcut = net.conv(net.same_average_pool(x, kernel=2, stride=2), channels)
+        return net.add(shortcut, y)
+
+
+def _live(operations: Sequence[str]) -> list[int]:
+    """The edges on a way from the cell's input to its output."""
+    present = [number for number, name in enumerate(operations) if name != "none"]
+    reached, useful = {0}, {OUTPUT_NODE}
+    for number in present:  # edges stand in the order of their ends
+        begin, end = EDGES[number]
+        if begin in reached:
+            reached.add(end)
+    for number in sorted(present, key=lambda each: EDGES[each], reverse=True):
+        begin, end = EDGES[number]
+        if end in useful:
+            useful.add(begin)
+    return [n for n in present if EDGES[n][0] in reached and EDGES[n][1] in useful]
+
+
+def _operation(net: Network, x: str, name: str) -> str:
+    if name == "avg_pool_3x3":
+        return net.same_average_pool(x, kernel=3)
+    if name.startswith("nor_conv"):
+        kernel = 3 if name == "nor_conv_3x3" else 1
+        return net.conv(net.relu(x), net.shape(x)[1], kernel=kernel)
+    return x

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from esm_models.graph import Network
-from esm_models.space import Feature, Option, SearchSpace
+from esm_models.space import Feature
+from esm_models.spaces.mobilenetv3 import MobileNetV3Space, Stage
 
 
-class OFASpace(SearchSpace):
+class OFASpace(MobileNetV3Space):
     """Five units of 2-4 inverted-residual blocks with kernel 3, 5 or 7 and expansion 3, 4 or 6.
 
-    The resolution is the architecture's own, 128 to 224 in steps of 4, unless one is given.
+    MobileNetV3-Large's five stages, 24, 40, 80, 112 and 160 channels, between the original's stem
+    and head; ``width_mult`` 1.2 is Once-for-all's wider network. The resolution is the
+    architecture's own, 128 to 224 in steps of 4, unless one is given.
     """
 
     name = "ofa"
     depths = ((2, 3, 4),) * 5
     features = (Feature("kernel", "k", (3, 5, 7)), Feature("expansion", "e", (3, 4, 6)))
     resolutions = tuple(range(128, 225, 4))
-
-    def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
-        raise NotImplementedError
+    stages = (
+        Stage(24, squeeze_excite=False, hard_swish=False),
+        Stage(40, squeeze_excite=True, hard_swish=False),
+        Stage(80, squeeze_excite=False, hard_swish=True),
+        Stage(112, squeeze_excite=True, hard_swish=True, stride=1),
+        Stage(160, squeeze_excite=True, hard_swish=True),
+    )
+    max_expansion = 1  # the expansion ratio is the feature's value itself
