@@ -42,10 +42,8 @@ class PartTable:
         self._numbers: dict[str, int] = {}
         self._rows: dict[tuple[int, ...], int] = {}
         self._whole: dict[bytes, int] = {}
-        checks = np.concatenate([space.showcase()[:1], _random_blocks(space, _CHECKS)])
-        self.rows(checks, np.full(len(checks), space.resolution))
-        for block in checks[-_CHECKS:]:
-            self._trace(block, space.resolution)
+        for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
+            self._trace(blocks, space.resolution)
 
     def rows(self, blocks: Codes, resolution: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of each architecture, the rows whose contents add up to its parts: ``(n, places)``.
@@ -109,7 +107,7 @@ class PartTable:
         candidates: NDArray[np.int64],
     ) -> None:
         """Traces candidates until all that they have is known, uniform architectures first."""
-        uniform = self.space.showcase()
+        uniform = _uniform_blocks(self.space)
         if self.additive and len(uniform) < len(candidates):
             sides = np.unique(resolution[candidates])
             blocks = np.concatenate([blocks[candidates], np.tile(uniform, (len(sides), 1, 1))])
@@ -169,6 +167,12 @@ def _unique(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     both, inverse = np.unique(number * len(sides) + side, return_inverse=True)
     pairs = np.stack([numbers[both // len(sides)], sides[both % len(sides)]], axis=1)
     return pairs, inverse
+
+
+def _uniform_blocks(space: SearchSpace) -> Codes:
+    """Of every option the deepest architecture: all that blocks may be, where they are what their
+    options say."""
+    return SearchSpace.showcase(space)
 
 
 def _random_blocks(space: SearchSpace, n: int) -> Codes:

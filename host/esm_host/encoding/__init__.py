@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esm_host.encoding.base import Encoder, Encoding
+from esm_host.encoding.cost import CostEncoder, PartsEncoder, ScaledCountEncoder
 from esm_host.encoding.vectors import (
     FeatureCombinationCountEncoder,
     FeatureCountEncoder,
@@ -24,6 +25,9 @@ ENCODERS: dict[str, type[Encoder]] = {
         FeatureEncoder,
         OneHotEncoder,
         OperationOneHotEncoder,
+        CostEncoder,
+        PartsEncoder,
+        ScaledCountEncoder,
     )
 }
 

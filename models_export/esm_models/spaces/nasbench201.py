@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esm_models.graph import Network
-from esm_models.space import Feature, Option, SearchSpace
+from esm_models.space import Codes, Feature, Option, SearchSpace
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """From and to which of the cell's nodes each block leads."""
@@ -44,6 +48,45 @@ class NASBench201Space(SearchSpace):
     widths = (16, 32, 64)
     cells = 5
 
+    def place(self, scope: str) -> int:
+        """Of every cell alike: the six edges, then the sums at the nodes."""
+        last = scope.rpartition(".")[2]
+        if last.startswith("block"):
+            return int(last.removeprefix("block"))
+        return len(EDGES) + int(last.removeprefix("node")) if last.startswith("node") else 0
+
+    def places(self, blocks: Codes) -> NDArray[np.int64]:
+        """Edges by their operation, 0 where nothing is left of them; nodes by which edges arrive,
+        and which of these bring the same image."""
+        options = blocks[:, 0].astype(np.int64)
+        live = _live(options != self._index["none"])
+        # An image is named by the edge that makes it, or the node whose sum it is.
+        sums = len(EDGES) + np.arange(OUTPUT_NODE + 1)
+        image = np.full((len(blocks), OUTPUT_NODE + 1), sums)
+        brought = np.empty_like(options)
+        nodes = []
+        for end in range(1, OUTPUT_NODE + 1):
+            arriving = [number for number, edge in enumerate(EDGES) if edge[1] == end]
+            number = np.zeros(len(blocks), np.int64)
+            for edge in arriving:
+                skip = options[:, edge] == self._index["skip_connect"]
+                brought[:, edge] = np.where(skip, image[:, EDGES[edge][0]], edge)
+                number = 2 * number + live[:, edge]
+                image[:, end] = np.where(live[:, edge], brought[:, edge], image[:, end])
+            several = live[:, arriving].sum(axis=1) > 1
+            image[:, end] = np.where(several, sums[end], image[:, end])
+            for one, other in itertools.combinations(arriving, 2):
+                both = live[:, one] & live[:, other]
+                number = 2 * number + (both & (brought[:, one] == brought[:, other]))
+            nodes.append(number)
+        edges = np.where(live, options, 0)
+        return np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
+
+    def showcase(self) -> Codes:
+        """All cells."""
+        cells = itertools.product(range(len(self.options)), repeat=len(EDGES))
+        return np.array(list(cells), dtype=np.int16)[:, None]
+
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
         operations = [str(block["operation"]) for block in units[0]]
         with net.scope("stem"):
@@ -60,11 +103,11 @@ class NASBench201Space(SearchSpace):
             return net.linear(net.flatten(net.global_average_pool(x)), 10)
 
     def _cell(self, net: Network, x: str, operations: Sequence[str]) -> str:
-        live = _live(operations)
+        (live,) = _live(np.array([operations]) != "none")
         nodes = {0: x}
         for end in range(1, OUTPUT_NODE + 1):
             arriving = []
-            for number in live:
+            for number in np.flatnonzero(live).tolist():
                 if EDGES[number][1] == end:
                     with net.scope(f"block{number + 1}"):
                         y = _operation(net, nodes[EDGES[number][0]], operations[number])
@@ -88,19 +131,19 @@ class NASBench201Space(SearchSpace):
         return net.add(shortcut, y)
 
 
-def _live(operations: Sequence[str]) -> list[int]:
-    """The edges on a way from the cell's input to its output."""
-    present = [number for number, name in enumerate(operations) if name != "none"]
-    reached, useful = {0}, {OUTPUT_NODE}
-    for number in present:  # edges stand in the order of their ends
+def _live(present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which edges are on a way from the cell's input to its output, of those that are there."""
+    reached = np.zeros((len(present), OUTPUT_NODE + 1), bool)
+    useful = reached.copy()
+    reached[:, 0] = useful[:, OUTPUT_NODE] = True
+    for number, (begin, end) in enumerate(EDGES):  # in the order of their ends
+        reached[:, end] |= present[:, number] & reached[:, begin]
+    for number in sorted(range(len(EDGES)), key=lambda each: EDGES[each], reverse=True):
         begin, end = EDGES[number]
-        if begin in reached:
-            reached.add(end)
-    for number in sorted(present, key=lambda each: EDGES[each], reverse=True):
-        begin, end = EDGES[number]
-        if end in useful:
-            useful.add(begin)
-    return [n for n in present if EDGES[n][0] in reached and EDGES[n][1] in useful]
+        useful[:, begin] |= present[:, number] & useful[:, end]
+    begins, ends = np.array(EDGES).T
+    live: NDArray[np.bool_] = present & reached[:, begins] & useful[:, ends]
+    return live
 
 
 def _operation(net: Network, x: str, name: str) -> str:

@@ -1,0 +1,173 @@
+"""Encodings by what architectures are made of: their work, and how often they have each part."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from esm_host.encoding.base import Encoder
+from esm_host.encoding.vectors import FeatureCombinationCountEncoder
+from esm_models.cost import KINDS
+from esm_models.part_table import PartTable, part_table
+from esm_models.parts import REST, Part
+from esm_models.space import Codes, SearchSpace
+
+RIDGES = (1, 4, 16, 64)
+"""FLOP per byte at which a device's arithmetic keeps pace with its memory: a few on a small core,
+tens on a server or a GPU."""
+
+
+class _Sums(Encoder):
+    """Adds up a vector per part."""
+
+    with_resolution = False
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._table = part_table(space)
+        super().__init__(space)
+        self._forget(self._table)
+
+    def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
+        """What a part adds where it is in that region, ``(len(self),)``."""
+        raise NotImplementedError
+
+    def _forget(self, table: PartTable) -> None:
+        self._by_part: dict[tuple[str, int], sparse.csr_array] = {}
+        self._by_row: list[sparse.csr_array] = []
+        self._stacked = sparse.csr_array((0, len(self)))
+        self._additive = table.additive
+
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        table = self._table
+        rows = table.rows(codes, resolution)
+        if self._additive != table.additive:
+            self._forget(table)
+        known = self._stacked.shape[0]
+        if known < len(table.contents):
+            new = [self._row(content) for content in table.contents[known:]]
+            self._stacked = sparse.vstack([self._stacked, *new], format="csr")
+        count, places = rows.shape
+        ones = np.ones(rows.size)
+        starts = np.arange(0, rows.size + 1, places)
+        held = sparse.csr_array((ones, rows.ravel(), starts), shape=(count, len(table.contents)))
+        sums: NDArray[np.float64] = (held @ self._stacked).toarray()
+        return sums
+
+    def _row(self, content: dict[tuple[str, int], int]) -> sparse.csr_array:
+        total = sparse.csr_array((1, len(self)))
+        for which, count in content.items():
+            if which not in self._by_part:
+                region, number = which
+                vector = self._vector(region, self._table.parts[number])
+                self._by_part[which] = sparse.csr_array(vector[None])
+            total = total + count * self._by_part[which]
+        return total
+
+
+class CostEncoder(_Sums):
+    """The work of one inference, counted from the graph: no column can shrink by adding a block.
+
+    Per region (unit or stage, and the rest) and kind of operator: millions of FLOPs, megabytes
+    read and written, and the number of operators. Per region and :data:`RIDGES` the roofline's
+    time: the sum over operators of max(FLOPs / ridge, bytes), as millions of bytes. All of these
+    again for the whole network, and its millions of parameters. A model with nonnegative weights
+    on these is a physical one. Batch and resolution act through the counts.
+    """
+
+    name = "cost"
+
+    def __init__(self, space: SearchSpace) -> None:
+        table = part_table(space)
+        if table.additive:
+            pairs = {(part.region, o.kind) for part in table.parts for o in part.operators}
+        else:
+            pairs = {(part.region, kind) for part in table.parts for kind in KINDS}
+        self._regions = sorted({REST, *(region for region, _ in pairs)})
+        self._kinds = [kind for kind in KINDS if kind in {kind for _, kind in pairs}]
+        self._pairs = [
+            (region, kind)
+            for region in self._regions
+            for kind in self._kinds
+            if (region, kind) in pairs or (region == REST and not table.additive)
+        ]
+        super().__init__(space)
+        self._place = {name: number for number, name in enumerate(self.columns)}
+
+    def _columns(self) -> list[str]:
+        measures = ("mflops", "mbytes", "operators")
+        groups = [f"{region}.{kind}" for region, kind in self._pairs]
+        groups += [f"all.{kind}" for kind in self._kinds]
+        return [
+            *(f"{group}.{measure}" for group in groups for measure in measures),
+            *(f"{r}.roofline{ridge}" for r in (*self._regions, "all") for ridge in RIDGES),
+            *(f"all.{measure}" for measure in (*measures, "mparameters")),
+        ]
+
+    def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
+        vector = np.zeros(len(self))
+        region = region if region in self._regions else REST
+        for operator in part.operators:
+            measured = {
+                "mflops": operator.flops / 1e6,
+                "mbytes": operator.bytes / 1e6,
+                "operators": 1.0,
+            }
+            for measure, value in measured.items():
+                for group in (f"{region}.{operator.kind}", f"all.{operator.kind}", "all"):
+                    vector[self._place[f"{group}.{measure}"]] += value
+            for ridge in RIDGES:
+                value = max(operator.flops / ridge, operator.bytes) / 1e6
+                for group in (region, "all"):
+                    vector[self._place[f"{group}.roofline{ridge}"]] += value
+        vector[self._place["all.mparameters"]] = part.parameters / 1e6
+        return vector
+
+
+class PartsEncoder(_Sums):
+    """How often an architecture has each part that an architecture of its space may have.
+
+    What a lookup table multiplies by a latency each. Columns are in the order of the parts' keys.
+
+    Raises:
+        InvalidSpaceError: the space's parts cannot be listed.
+    """
+
+    name = "parts"
+
+    def __init__(self, space: SearchSpace) -> None:
+        table = part_table(space)
+        table.complete()
+        self.parts: tuple[Part, ...] = tuple(sorted(table.parts, key=lambda part: part.key))
+        """Of each column."""
+        self._place = {part.key: number for number, part in enumerate(self.parts)}
+        super().__init__(space)
+
+    def _columns(self) -> list[str]:
+        return [f"part.{part.key}" for part in self.parts]
+
+    def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
+        vector = np.zeros(len(self))
+        vector[self._place[part.key]] = 1
+        return vector
+
+
+class ScaledCountEncoder(FeatureCombinationCountEncoder):
+    """FCC and, where architectures have a resolution of their own, its counts times the share of
+    the largest input's pixels, and that share: work grows with the pixels, weights do not."""
+
+    name = "scaled-fcc"
+    with_resolution = False
+
+    def _columns(self) -> list[str]:
+        plain = super()._columns()
+        if not self.space.resolutions:
+            return plain
+        return [*plain, *(f"{name}.scaled" for name in plain), "pixels"]
+
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        plain = super()._encode(codes, resolution)
+        if not self.space.resolutions:
+            return plain
+        pixels = (resolution[:, None] / max(self.space.resolutions)) ** 2
+        return np.concatenate([plain, plain * pixels, pixels], axis=1)
