@@ -1,0 +1,153 @@
+"""The predictor that chooses by itself: several are cross-validated, and those that do well vote."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
+from esm_host.encoding.base import Layout
+from esm_host.evaluation.accuracy import assign_folds
+from esm_host.predictors.base import Floats, Predictor
+from esm_host.predictors.multi_kernel import MultiKernelGP
+
+CROSS_VALIDATED = 150
+"""Samples up to which a candidate is fitted anew without each fold; above, the few parameters of
+its kernel know the sample that is left out, which no longer shows."""
+_FOLDS = 10
+_LEAST_MS = 1e-3
+_PSEUDO_COUNT = 2.0
+
+
+class AutoPredictor(Predictor):
+    """Candidates on log latency, weighted by how likely they find what they have not seen.
+
+    Every candidate predicts each sample from the others, with a standard deviation. The weights
+    maximise the likelihood of the samples under the weighted mixture of these predictions
+    (stacking of predictive distributions, Yao et al. 2018), with a Dirichlet prior that keeps few
+    samples from choosing sharply. Its intervals are conformal: the errors of the left-out
+    predictions, relative to their standard deviations, say how wide an interval must be
+    (Papadopoulos 2008; Barber et al. 2021).
+
+    Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`): one additive
+    on log latency, one additive on latency itself with errors in proportion, one with smooth
+    interactions.
+
+    Args:
+        layout: groups of columns; None makes all columns one group.
+        seed: of folds and subsets.
+    """
+
+    knows_std = True
+
+    def __init__(self, layout: Layout | None = None, seed: int = 0) -> None:
+        self.layout = layout
+        self.seed = seed
+
+    def _candidates(self) -> dict[str, MultiKernelGP]:
+        common: dict[str, Any] = {"layout": self.layout, "seed": self.seed}
+        groups = tuple(self.layout.groups) if self.layout else ("all",)
+        return {
+            "additive": MultiKernelGP(**common),
+            "physical": MultiKernelGP(**common, target="raw"),
+            "smooth": MultiKernelGP(**common, smooth=tuple(__import__("os").environ.get("SM","operation-one-hot fcc").split())),
+        }
+
+    def _fit(
+        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
+    ) -> None:
+        counted = np.flatnonzero(weights > 0)
+        x, y, w = encodings[counted], latency_ms[counted], weights[counted]
+        self.candidates_ = self._candidates()
+        left_out = []
+        for candidate in self.candidates_.values():
+            candidate.fit(x, y, w)
+            left_out.append(self._left_out(candidate, x, y, w))
+        means, stds = (np.stack(parts) for parts in zip(*left_out, strict=True))
+        truth = np.log(y)
+        self.weights_ = stack(truth, means, stds)
+        mean, std = self._mixture(means, stds)
+        self.scores_ = np.sort(np.abs(truth - mean) / std)
+
+    def _left_out(
+        self, candidate: MultiKernelGP, x: NDArray[np.float32], y: Floats, w: Floats
+    ) -> tuple[Floats, Floats]:
+        """Log latencies and their standard deviations, of each sample by others."""
+        if len(y) > CROSS_VALIDATED or len(y) < 3:
+            mean, std = candidate.left_out()
+            return candidate.in_log(mean, std)
+        fold = assign_folds(np.zeros(len(y), dtype=np.int64), _FOLDS, self.seed)
+        mean, std = np.empty(len(y)), np.empty(len(y))
+        for number in range(int(fold.max()) + 1):
+            out = fold == number
+            member = type(candidate)(**candidate.get_params(deep=False))
+            member.fit(x[~out], y[~out], w[~out])
+            mean[out], std[out] = member.in_log(*member.predict_target(x[out]))
+        return mean, std
+
+    def _mixture(self, means: Floats, stds: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``."""
+        mean = self.weights_ @ means
+        variance = self.weights_ @ (stds**2 + (means - mean) ** 2)
+        return mean, np.sqrt(variance)
+
+    def _in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        parts = [c.in_log(*c.predict_target(encodings)) for c in self.candidates_.values()]
+        means, stds = (np.stack(each) for each in zip(*parts, strict=True))
+        return self._mixture(means, stds)
+
+    def _predict(self, encodings: NDArray[np.float32]) -> Floats:
+        return np.exp(self._in_log(encodings)[0])
+
+    def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        mean, std = self._in_log(encodings)
+        latency_ms = np.exp(mean)
+        return latency_ms, latency_ms * std * self._width(0.6827)
+
+    def predict_interval(
+        self, encodings: ArrayLike, coverage: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """Lower and upper ends, ms, of intervals that hold a share ``coverage`` of latencies.
+
+        Raises:
+            ValueError: as :meth:`predict`, or the coverage is not between 0 and 1.
+        """
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage {coverage:g}: give a share above 0 and below 1")
+        self.predict(np.zeros((0, self.n_features_in_)) if len(encodings) == 0 else encodings)
+        mean, std = self._in_log(self._checked(encodings))
+        half = std * self._width(coverage)
+        return np.exp(mean - half), np.exp(mean + half)
+
+    def _width(self, coverage: float) -> float:
+        """In standard deviations: the quantile of the scores that covers one more sample; what
+        they cannot tell, being too few, the normal distribution does."""
+        count = len(self.scores_)
+        place = math.ceil(coverage * (count + 1))
+        normal = float(norm.ppf((1 + coverage) / 2))
+        if place > count:
+            return max(normal, float(self.scores_[-1]))
+        return float(self.scores_[place - 1])
+
+
+def stack(truth: Floats, means: Floats, stds: Floats) -> Floats:
+    """Weights, ``(candidates,)``, of the likeliest mixture of normal distributions.
+
+    By expectation maximisation: the objective is concave in the weights.
+
+    Args:
+        truth: ``(n,)``.
+        means, stds: of each candidate, ``(candidates, n)``.
+    """
+    logs = -(((truth - means) / stds) ** 2) / 2 - np.log(stds)
+    density = np.exp(logs - logs.max(axis=0))
+    weights = np.full(len(means), 1 / len(means))
+    for _ in range(200):
+        share = weights[:, None] * density
+        share /= share.sum(axis=0)
+        weights = share.sum(axis=1) + _PSEUDO_COUNT
+        weights /= weights.sum()
+    return weights
