@@ -131,7 +131,8 @@ def _part(
     inputs: dict[str, Shape] = {}
     weights: dict[str, Shape] = {}
     made: dict[str, str] = {}
-    operators, signature = [], []
+    operators: list[OperatorCost] = []
+    signature: list[object] = []
     for node in nodes:
         read, fixed, terms = [], [], []
         for tensor in node.input:

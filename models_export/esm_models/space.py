@@ -325,8 +325,8 @@ class SearchSpace(ABC):
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
     def places(self, blocks: Codes) -> NDArray[np.int64]:
-        """What every place of a graph holds, as numbers, ``(n, places)``: architectures of equal
-        number and resolution have the same operators there, of the same shapes.
+        """What the places of a graph hold, as numbers, ``(n, places)``: where these are equal, in
+        one architecture or in two of the same resolution, the operators and their shapes are.
 
         By default a block is what its option says, whatever the others are, and all else is the
         same in every architecture. A space where that is not so overrides both methods.
@@ -334,7 +334,9 @@ class SearchSpace(ABC):
         Args:
             blocks: of codes, without resolutions.
         """
-        return np.pad(blocks.reshape(len(blocks), -1).astype(np.int64), ((0, 0), (1, 0)))
+        flat = blocks.reshape(len(blocks), -1).astype(np.int64)
+        first = 2 + len(self.options) * np.arange(flat.shape[1])
+        return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 
     def showcase(self) -> Codes:
         """Blocks of architectures that together show everything that places may hold."""

@@ -9,7 +9,7 @@ from scipy import sparse
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.vectors import FeatureCombinationCountEncoder
 from esm_models.cost import KINDS
-from esm_models.part_table import PartTable, part_table
+from esm_models.part_table import Content, PartTable, part_table
 from esm_models.parts import REST, Part
 from esm_models.space import Codes, SearchSpace
 
@@ -54,7 +54,7 @@ class _Sums(Encoder):
         sums: NDArray[np.float64] = (held @ self._stacked).toarray()
         return sums
 
-    def _row(self, content: dict[tuple[str, int], int]) -> sparse.csr_array:
+    def _row(self, content: Content) -> sparse.csr_array:
         total = sparse.csr_array((1, len(self)))
         for which, count in content.items():
             if which not in self._by_part:
@@ -166,7 +166,7 @@ class ScaledCountEncoder(FeatureCombinationCountEncoder):
         return [*plain, *(f"{name}.scaled" for name in plain), "pixels"]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        plain = super()._encode(codes, resolution)
+        plain = np.asarray(super()._encode(codes, resolution), dtype=np.float64)
         if not self.space.resolutions:
             return plain
         pixels = (resolution[:, None] / max(self.space.resolutions)) ** 2

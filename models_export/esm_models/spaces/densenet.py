@@ -37,14 +37,16 @@ class DenseNetSpace(SearchSpace):
         return self.unit_count * self.max_unit_depth + number
 
     def places(self, blocks: Codes) -> NDArray[np.int64]:
-        """Channels that come in, and of blocks their option."""
+        """By the unit and the channels that come in, and of blocks their option."""
+        growth, choices = self.channels(32), len(self.options) + 2
         channels = np.full(len(blocks), self.channels(64))
-        growth, options = self.channels(32), len(self.options)
         places, ends = [np.zeros((len(blocks), 1), np.int64)], []
-        for unit in np.moveaxis(blocks.astype(np.int64), 1, 0):
-            places.append(np.where(unit < 0, -1, channels[:, None] * options + unit))
+        for number, unit in enumerate(np.moveaxis(blocks.astype(np.int64), 1, 0)):
+            coming = channels[:, None] + growth * np.arange(self.max_unit_depth)
+            what = choices * (self.unit_count * coming + number)
+            places.append(np.where(unit < 0, 1, what + 2 + unit))
             channels = channels + growth * (unit >= 0).sum(axis=1)
-            ends.append(channels)
+            ends.append(choices * (self.unit_count * channels + number))
             channels = channels // 2
         return np.concatenate([*places, np.stack(ends, axis=1)], axis=1)
 

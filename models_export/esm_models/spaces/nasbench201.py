@@ -16,6 +16,9 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 OUTPUT_NODE = 3
 
+_MOST = 100
+"""Different things that may be at one place of a cell, at most."""
+
 
 class NASBench201Space(SearchSpace):
     """The cell's six edges, in the order of the benchmark's strings, as one unit of six blocks.
@@ -80,7 +83,8 @@ class NASBench201Space(SearchSpace):
                 number = 2 * number + (both & (brought[:, one] == brought[:, other]))
             nodes.append(number)
         edges = np.where(live, options, 0)
-        return np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
+        places = np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
+        return places + _MOST * np.arange(places.shape[1])
 
     def showcase(self) -> Codes:
         """All cells."""
