@@ -40,6 +40,7 @@ class PartTable:
         self.parts: list[Part] = []
         self.contents: list[Content] = []
         self.additive = True
+        self._seen_all = False
         self._numbers: dict[str, int] = {}
         self._rows: dict[int, int] = {}
         self._whole: dict[bytes, int] = {}
@@ -49,16 +50,21 @@ class PartTable:
             self._rows.clear()
             self.contents.clear()
 
-    def rows(self, blocks: Codes, resolution: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(
+        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.int64]:
         """Of each architecture, the rows whose contents add up to its parts: ``(n, places)``.
 
         Args:
             blocks: ``(n, units, max_depth)``.
             resolution: pixels, ``(n,)``.
+            pruned: as for :meth:`esm_models.space.SearchSpace.places`.
         """
+        if not pruned:
+            self.complete()
         while True:
             additive = self.additive
-            keys = self._keys(blocks, resolution)
+            keys = self._keys(blocks, resolution, pruned)
             found = np.empty(keys.shape, dtype=np.int64)
             candidates = set()
             for place, column in enumerate(keys.T):
@@ -81,6 +87,8 @@ class PartTable:
         Raises:
             InvalidSpaceError: that would be every architecture.
         """
+        if self._seen_all:
+            return
         blocks = self.space.showcase()
         for side in self.space.resolutions or (self.space.resolution,):
             self.rows(blocks, np.full(len(blocks), side))
@@ -91,10 +99,12 @@ class PartTable:
                 "places and showcase"
             )
 
-    def _keys(self, blocks: Codes, resolution: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _keys(
+        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.int64]:
         """What decides rows, ``(n, places)``."""
         if self.additive:
-            places = self.space.places(blocks)
+            places = self.space.places(blocks, pruned)
         else:
             texts = [block.tobytes() for block in np.ascontiguousarray(blocks, dtype=np.int16)]
             ids = [self._whole.setdefault(text, len(self._whole)) for text in texts]

@@ -89,6 +89,8 @@ class SearchSpace(ABC):
     wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
     """Which block feeds which, of spaces whose blocks do not simply follow each other: blocks by
     number from 0, -1 for the input, their count for the output."""
+    prunes: ClassVar[bool] = False
+    """Whether graphs lack blocks that change nothing, which frameworks without a compiler run."""
     min_resolution: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
@@ -324,7 +326,7 @@ class SearchSpace(ABC):
         unit, block = map(int, found.groups())
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
-    def places(self, blocks: Codes) -> NDArray[np.int64]:
+    def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """What the places of a graph hold, as numbers, ``(n, places)``: where these are equal, in
         one architecture or in two of the same resolution, the operators and their shapes are.
 
@@ -333,6 +335,8 @@ class SearchSpace(ABC):
 
         Args:
             blocks: of codes, without resolutions.
+            pruned: as graphs are; else as if they had what they lack where the space
+                :attr:`prunes`.
         """
         flat = blocks.reshape(len(blocks), -1).astype(np.int64)
         first = 2 + len(self.options) * np.arange(flat.shape[1])

@@ -36,7 +36,7 @@ class DenseNetSpace(SearchSpace):
         number = self.unit_count if first == "head" else int(first.removeprefix("transition"))
         return self.unit_count * self.max_unit_depth + number
 
-    def places(self, blocks: Codes) -> NDArray[np.int64]:
+    def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """By the unit and the channels that come in, and of blocks their option."""
         growth, choices = self.channels(32), len(self.options) + 2
         channels = np.full(len(blocks), self.channels(64))
