@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -120,7 +121,8 @@ class PartTable:
             for side in np.unique(resolution[candidates]).tolist():
                 for block in uniform:
                     self._trace_new(block, side)
-        for row in candidates:
+        # Shuffled, for the next of an enumeration would show little that is new.
+        for row in np.random.default_rng(0).permutation(candidates).tolist():
             self._trace_new(blocks[row], int(resolution[row]))
 
     def _trace_new(self, block: Codes, side: int) -> None:
@@ -136,12 +138,15 @@ class PartTable:
         if space.resolutions:
             codes[0, -1, 0] = space.resolutions.index(side)
         (keys,) = self._keys(block[None], np.array([side])).tolist()
+        labels = ["", *(space.options[code].label if code >= 0 else "" for code in block.flat)]
         held: list[Counter[tuple[str, int]]] = [Counter() for _ in keys]
         for part in parts_of(space, space.decode(codes)[0]):
+            place = space.place(part.name)
             number = self._numbers.setdefault(part.key, len(self.parts))
             if number == len(self.parts):
-                self.parts.append(part)
-            held[space.place(part.name) if self.additive else 0][part.region, number] += 1
+                label = labels[place] if place < len(labels) else ""
+                self.parts.append(replace(part, option=label))
+            held[place if self.additive else 0][part.region, number] += 1
         for key, content in zip(keys, held, strict=True):
             row = self._rows.setdefault(key, len(self.contents))
             if row == len(self.contents):

@@ -319,7 +319,8 @@ class SearchSpace(ABC):
     # What decides which operators a graph holds where (esm_models.part_table)
 
     def place(self, scope: str) -> int:
-        """The column of :meth:`places` that decides what a scope of a graph holds."""
+        """The column of :meth:`places` that decides what a scope of a graph holds: 0 for what is
+        always there, then the blocks, unit by unit."""
         found = _BLOCK_SCOPE.match(scope)
         if found is None:
             return 0

@@ -132,10 +132,11 @@ def lookup(
         info = profiler.device_info()
     if str(output) != "-":
         print_table(
-            ("part", "operators", "mflops", "latency_ms", "interval_%"),
+            ("part", "input", "operators", "mflops", "latency_ms", "interval_%"),
             [
                 (
-                    time.part.name,
+                    f"{time.part.name} {time.part.option}".strip(),
+                    ", ".join("x".join(map(str, shape)) for shape in time.part.inputs),
                     str(len(time.part.operators)),
                     f"{time.part.flops / 1e6:.2f}",
                     f"{time.latency_ms:.4f}",
@@ -143,7 +144,7 @@ def lookup(
                 )
                 for time in sorted(times, key=lambda time: -time.latency_ms)
             ],
-            right=range(1, 5),
+            right=range(2, 6),
         )
     if output is not None:
         data = table_json(searched, device, info, spec, times)

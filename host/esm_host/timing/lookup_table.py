@@ -135,6 +135,8 @@ def table_json(
             {
                 "key": time.part.key,
                 "name": time.part.name,
+                "option": time.part.option or None,
+                "inputs": [list(shape) for shape in time.part.inputs],
                 "latency_ms": time.latency_ms,
                 "interval_percent": 100 * time.interval if math.isfinite(time.interval) else None,
                 "runs": time.runs,

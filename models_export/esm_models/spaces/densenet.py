@@ -52,8 +52,7 @@ class DenseNetSpace(SearchSpace):
 
     def showcase(self) -> Codes:
         """Every combination of depths, of one kernel each."""
-        *earlier, last = self.depths
-        depths = np.array(list(itertools.product(*earlier, [max(last)])))
+        depths = np.array(list(itertools.product(*self.depths)))[::-1]
         present = np.arange(self.max_unit_depth) < depths[..., None]
         return np.concatenate(
             [np.where(present, code, -1).astype(np.int16) for code in range(len(self.options))]
