@@ -9,7 +9,8 @@ on each other, every architecture is traced on its own, once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,7 @@ Content = Mapping[tuple[str, int], int]
 """How often a place holds a part: by the region and the part's number."""
 
 _CHECKS = 4
+_MOST_PIXELS = 2**16
 
 
 class PartTable:
@@ -39,37 +41,46 @@ class PartTable:
         self.parts: list[Part] = []
         self.contents: list[Content] = []
         self.additive = True
+        self._seen_all = False
         self._numbers: dict[str, int] = {}
-        self._rows: dict[tuple[int, ...], int] = {}
+        self._rows: dict[int, int] = {}
         self._whole: dict[bytes, int] = {}
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
             self._trace(blocks, space.resolution)
+        if not self.additive:
+            self._rows.clear()
+            self.contents.clear()
 
-    def rows(self, blocks: Codes, resolution: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(
+        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.int64]:
         """Of each architecture, the rows whose contents add up to its parts: ``(n, places)``.
 
         Args:
             blocks: ``(n, units, max_depth)``.
             resolution: pixels, ``(n,)``.
+            pruned: as for :meth:`esm_models.space.SearchSpace.places`.
         """
+        if not pruned:
+            self.complete()
         while True:
             additive = self.additive
-            keys = self._keys(blocks, resolution)
-            found = np.empty(keys.shape[:2], dtype=np.int64)
-            missing = np.zeros(len(blocks), dtype=bool)
-            for place in range(keys.shape[1]):
-                column, inverse = _unique(keys[:, place])
-                known = [self._rows.get((place, *key), -1) for key in column.tolist()]
-                found[:, place] = np.array(known, dtype=np.int64)[inverse]
-                # One architecture for each that is missing.
-                first = np.zeros(len(column), dtype=np.int64)
-                first[inverse[::-1]] = np.arange(len(blocks))[::-1]
-                missing[first[np.array(known) < 0]] = True
-            if not missing.any():
+            keys = self._keys(blocks, resolution, pruned)
+            found = np.empty(keys.shape, dtype=np.int64)
+            candidates = set()
+            for place, column in enumerate(keys.T):
+                different, first, inverse = np.unique(
+                    column, return_index=True, return_inverse=True
+                )
+                known = np.array([self._rows.get(key, -1) for key in different.tolist()])
+                found[:, place] = known[inverse]
+                candidates.update(first[known < 0].tolist())
+            if not candidates:
                 return found
-            self._trace_all(blocks, resolution, keys, np.flatnonzero(missing))
+            self._trace_all(blocks, resolution, sorted(candidates))
             if self.additive != additive:
-                continue
+                self._rows.clear()
+                self.contents.clear()
 
     def complete(self) -> None:
         """Sees everything that the space may hold.
@@ -77,6 +88,8 @@ class PartTable:
         Raises:
             InvalidSpaceError: that would be every architecture.
         """
+        if self._seen_all:
+            return
         blocks = self.space.showcase()
         for side in self.space.resolutions or (self.space.resolution,):
             self.rows(blocks, np.full(len(blocks), side))
@@ -87,40 +100,35 @@ class PartTable:
                 "places and showcase"
             )
 
-    def _keys(self, blocks: Codes, resolution: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What decides a row besides its place, ``(n, places, 2)``."""
+    def _keys(
+        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.int64]:
+        """What decides rows, ``(n, places)``."""
         if self.additive:
-            places = self.space.places(blocks)
+            places = self.space.places(blocks, pruned)
         else:
             texts = [block.tobytes() for block in np.ascontiguousarray(blocks, dtype=np.int16)]
-            places = np.array(
-                [[self._whole.setdefault(text, len(self._whole))] for text in texts]
-            ).reshape(-1, 1)
-        sides = np.broadcast_to(resolution[:, None], places.shape)
-        return np.stack([places, sides], axis=2)
+            ids = [self._whole.setdefault(text, len(self._whole)) for text in texts]
+            places = np.array(ids, dtype=np.int64)[:, None]
+        return places * _MOST_PIXELS + resolution[:, None]
 
     def _trace_all(
-        self,
-        blocks: Codes,
-        resolution: NDArray[np.int64],
-        keys: NDArray[np.int64],
-        candidates: NDArray[np.int64],
+        self, blocks: Codes, resolution: NDArray[np.int64], candidates: list[int]
     ) -> None:
-        """Traces candidates until all that they have is known, uniform architectures first."""
+        """Traces until all that the candidates have is known, uniform architectures first."""
         uniform = _uniform_blocks(self.space)
         if self.additive and len(uniform) < len(candidates):
-            sides = np.unique(resolution[candidates])
-            blocks = np.concatenate([blocks[candidates], np.tile(uniform, (len(sides), 1, 1))])
-            resolution = np.concatenate([resolution[candidates], np.repeat(sides, len(uniform))])
-            keys = self._keys(blocks, resolution)
-            candidates = np.arange(len(blocks))[::-1]
-        additive = self.additive
-        for row in candidates.tolist():
-            places = keys[row].tolist()
-            if any((place, *key) not in self._rows for place, key in enumerate(places)):
-                self._trace(blocks[row], int(resolution[row]))
-            if self.additive != additive:
-                return
+            for side in np.unique(resolution[candidates]).tolist():
+                for block in uniform:
+                    self._trace_new(block, side)
+        # Shuffled, for the next of an enumeration would show little that is new.
+        for row in np.random.default_rng(0).permutation(candidates).tolist():
+            self._trace_new(blocks[row], int(resolution[row]))
+
+    def _trace_new(self, block: Codes, side: int) -> None:
+        keys = self._keys(block[None], np.array([side]))
+        if not self._rows.keys() >= set(keys[0].tolist()):
+            self._trace(block, side)
 
     def _trace(self, block: Codes, side: int) -> None:
         """Traces one architecture, takes down what it has where, and checks what was known."""
@@ -129,22 +137,22 @@ class PartTable:
         codes[0, : space.unit_count] = block
         if space.resolutions:
             codes[0, -1, 0] = space.resolutions.index(side)
-        keys = self._keys(block[None], np.array([side]))[0].tolist()
+        (keys,) = self._keys(block[None], np.array([side])).tolist()
+        labels = ["", *(space.options[code].label if code >= 0 else "" for code in block.flat)]
         held: list[Counter[tuple[str, int]]] = [Counter() for _ in keys]
         for part in parts_of(space, space.decode(codes)[0]):
+            place = space.place(part.name)
             number = self._numbers.setdefault(part.key, len(self.parts))
             if number == len(self.parts):
-                self.parts.append(part)
-            held[space.place(part.name) if self.additive else 0][part.region, number] += 1
-        for place, (key, content) in enumerate(zip(keys, held, strict=True)):
-            row = self._rows.setdefault((place, *key), len(self.contents))
+                label = labels[place] if place < len(labels) else ""
+                self.parts.append(replace(part, option=label))
+            held[place if self.additive else 0][part.region, number] += 1
+        for key, content in zip(keys, held, strict=True):
+            row = self._rows.setdefault(key, len(self.contents))
             if row == len(self.contents):
                 self.contents.append(content)
             elif self.contents[row] != content:
                 self.additive = False
-                self._rows.clear()
-                self.contents.clear()
-                return
 
 
 @cache
@@ -158,15 +166,6 @@ def part_table(space: SearchSpace) -> PartTable:
     if key not in _tables():
         _tables()[key] = PartTable(space)
     return _tables()[key]
-
-
-def _unique(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Different pairs of ``(n, 2)``, and which of them each is."""
-    sides, side = np.unique(keys[:, 1], return_inverse=True)
-    numbers, number = np.unique(keys[:, 0], return_inverse=True)
-    both, inverse = np.unique(number * len(sides) + side, return_inverse=True)
-    pairs = np.stack([numbers[both // len(sides)], sides[both % len(sides)]], axis=1)
-    return pairs, inverse
 
 
 def _uniform_blocks(space: SearchSpace) -> Codes:

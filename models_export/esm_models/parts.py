@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -32,16 +33,33 @@ class Part:
     Attributes:
         name: the scope, or the operator's name where it has none.
         key: of operators, their attributes and all shapes: 16 hexadecimal digits.
-        operators: what each does, in the order of the graph; constants are none.
+        option: label of the block's option, where the part is a block and that is known.
     """
 
     name: str
     key: str
-    operators: tuple[OperatorCost, ...]
     _nodes: tuple[NodeProto, ...] = field(repr=False, compare=False)
     _weights: Mapping[str, Shape] = field(repr=False, compare=False)
     _inputs: Mapping[str, Shape] = field(repr=False, compare=False)
     _outputs: Mapping[str, Shape] = field(repr=False, compare=False)
+    _shapes: Mapping[str, Shape] = field(repr=False, compare=False)
+    option: str = field(default="", compare=False)
+
+    @cached_property
+    def operators(self) -> tuple[OperatorCost, ...]:
+        """What each does, in the order of the graph; constants are none."""
+        costs = []
+        for node in self._nodes:
+            if node.op_type != "Constant":
+                read = [self._shapes[name] for name in node.input if name not in self._weights]
+                fixed = [self._weights[name] for name in node.input if name in self._weights]
+                costs.append(operator_cost(node, read, fixed, self._shapes[node.output[0]]))
+        return tuple(costs)
+
+    @property
+    def inputs(self) -> tuple[Shape, ...]:
+        """Shapes of what comes from other parts."""
+        return tuple(self._inputs.values())
 
     @property
     def region(self) -> str:
@@ -130,28 +148,24 @@ def _part(
 ) -> Part:
     inputs: dict[str, Shape] = {}
     weights: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
     made: dict[str, str] = {}
-    operators, signature = [], []
+    signature: list[object] = []
     for node in nodes:
-        read, fixed, terms = [], [], []
+        terms = []
         for tensor in node.input:
             if tensor in all_weights:
-                fixed.append(all_weights[tensor])
                 weights[tensor] = all_weights[tensor]
                 terms.append(f"w{all_weights[tensor]}")
                 continue
-            shape = net.shape(tensor)
-            read.append(shape)
             if tensor not in made:
-                inputs[tensor] = shape
-                made[tensor] = f"x{len(inputs)}{shape}"
+                shapes[tensor] = inputs[tensor] = net.shape(tensor)
+                made[tensor] = f"x{len(inputs)}{inputs[tensor]}"
             terms.append(made[tensor])
-        result = net.shape(node.output[0])
+        shapes[node.output[0]] = result = net.shape(node.output[0])
         made[node.output[0]] = f"y{len(signature)}"
-        attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        attributes = [a.SerializeToString(deterministic=True) for a in node.attribute]
         signature.append((node.op_type, attributes, terms, result))
-        if node.op_type != "Constant":
-            operators.append(operator_cost(node, read, fixed, result))
     outputs = {
         tensor: net.shape(tensor)
         for node in nodes
@@ -160,7 +174,7 @@ def _part(
     }
     text = repr((signature, [made[tensor] for tensor in outputs]))
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Part(name, key, tuple(operators), tuple(nodes), weights, inputs, outputs)
+    return Part(name, key, tuple(nodes), weights, inputs, outputs, shapes)
 
 
 def _value(name: str, shape: Shape) -> ValueInfoProto:

@@ -89,6 +89,8 @@ class SearchSpace(ABC):
     wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
     """Which block feeds which, of spaces whose blocks do not simply follow each other: blocks by
     number from 0, -1 for the input, their count for the output."""
+    prunes: ClassVar[bool] = False
+    """Whether graphs lack blocks that change nothing, which frameworks without a compiler run."""
     min_resolution: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
@@ -317,24 +319,29 @@ class SearchSpace(ABC):
     # What decides which operators a graph holds where (esm_models.part_table)
 
     def place(self, scope: str) -> int:
-        """The column of :meth:`places` that decides what a scope of a graph holds."""
+        """The column of :meth:`places` that decides what a scope of a graph holds: 0 for what is
+        always there, then the blocks, unit by unit."""
         found = _BLOCK_SCOPE.match(scope)
         if found is None:
             return 0
         unit, block = map(int, found.groups())
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
-    def places(self, blocks: Codes) -> NDArray[np.int64]:
-        """What every place of a graph holds, as numbers, ``(n, places)``: architectures of equal
-        number and resolution have the same operators there, of the same shapes.
+    def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
+        """What the places of a graph hold, as numbers, ``(n, places)``: where these are equal, in
+        one architecture or in two of the same resolution, the operators and their shapes are.
 
         By default a block is what its option says, whatever the others are, and all else is the
         same in every architecture. A space where that is not so overrides both methods.
 
         Args:
             blocks: of codes, without resolutions.
+            pruned: as graphs are; else as if they had what they lack where the space
+                :attr:`prunes`.
         """
-        return np.pad(blocks.reshape(len(blocks), -1).astype(np.int64), ((0, 0), (1, 0)))
+        flat = blocks.reshape(len(blocks), -1).astype(np.int64)
+        first = 2 + len(self.options) * np.arange(flat.shape[1])
+        return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 
     def showcase(self) -> Codes:
         """Blocks of architectures that together show everything that places may hold."""

@@ -9,7 +9,7 @@ from scipy import sparse
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.vectors import FeatureCombinationCountEncoder
 from esm_models.cost import KINDS
-from esm_models.part_table import PartTable, part_table
+from esm_models.part_table import Content, PartTable, part_table
 from esm_models.parts import REST, Part
 from esm_models.space import Codes, SearchSpace
 
@@ -39,8 +39,13 @@ class _Sums(Encoder):
         self._additive = table.additive
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        return self._sums(codes, resolution)
+
+    def _sums(
+        self, codes: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.float64]:
         table = self._table
-        rows = table.rows(codes, resolution)
+        rows = table.rows(codes, resolution, pruned)
         if self._additive != table.additive:
             self._forget(table)
         known = self._stacked.shape[0]
@@ -54,7 +59,7 @@ class _Sums(Encoder):
         sums: NDArray[np.float64] = (held @ self._stacked).toarray()
         return sums
 
-    def _row(self, content: dict[tuple[str, int], int]) -> sparse.csr_array:
+    def _row(self, content: Content) -> sparse.csr_array:
         total = sparse.csr_array((1, len(self)))
         for which, count in content.items():
             if which not in self._by_part:
@@ -71,8 +76,10 @@ class CostEncoder(_Sums):
     Per region (unit or stage, and the rest) and kind of operator: millions of FLOPs, megabytes
     read and written, and the number of operators. Per region and :data:`RIDGES` the roofline's
     time: the sum over operators of max(FLOPs / ridge, bytes), as millions of bytes. All of these
-    again for the whole network, and its millions of parameters. A model with nonnegative weights
-    on these is a physical one. Batch and resolution act through the counts.
+    again for the whole network, and its millions of parameters. Where the space's graphs lack
+    blocks that change nothing, whole networks are counted with them as well (``written``), for
+    frameworks that run them. A model with nonnegative weights on these is a physical one. Batch
+    and resolution act through the counts.
     """
 
     name = "cost"
@@ -98,11 +105,21 @@ class CostEncoder(_Sums):
         measures = ("mflops", "mbytes", "operators")
         groups = [f"{region}.{kind}" for region, kind in self._pairs]
         groups += [f"all.{kind}" for kind in self._kinds]
-        return [
+        names = [
             *(f"{group}.{measure}" for group in groups for measure in measures),
             *(f"{r}.roofline{ridge}" for r in (*self._regions, "all") for ridge in RIDGES),
             *(f"all.{measure}" for measure in (*measures, "mparameters")),
         ]
+        whole = [name for name in names if name.startswith("all.")]
+        self._whole = [names.index(name) for name in whole]
+        return names + [f"written.{name}" for name in whole] * self.space.prunes
+
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        sums = self._sums(codes, resolution)
+        if self.space.prunes:
+            start = len(self) - len(self._whole)
+            sums[:, start:] = self._sums(codes, resolution, pruned=False)[:, self._whole]
+        return sums
 
     def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
         vector = np.zeros(len(self))
@@ -166,7 +183,7 @@ class ScaledCountEncoder(FeatureCombinationCountEncoder):
         return [*plain, *(f"{name}.scaled" for name in plain), "pixels"]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        plain = super()._encode(codes, resolution)
+        plain = np.asarray(super()._encode(codes, resolution), dtype=np.float64)
         if not self.space.resolutions:
             return plain
         pixels = (resolution[:, None] / max(self.space.resolutions)) ** 2

@@ -34,6 +34,12 @@ class Entry:
 
 PREDICTORS: dict[str, Entry] = {
     "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+    "lookup": Entry(
+        "lookup:LookupPredictor", "operation-one-hot", "a latency per operation, added up"
+    ),
+    "lookup-bias": Entry(
+        "lookup:LookupBiasPredictor", "parts", "parts timed one by one, with bias correction"
+    ),
 }
 
 

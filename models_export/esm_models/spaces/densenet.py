@@ -36,22 +36,23 @@ class DenseNetSpace(SearchSpace):
         number = self.unit_count if first == "head" else int(first.removeprefix("transition"))
         return self.unit_count * self.max_unit_depth + number
 
-    def places(self, blocks: Codes) -> NDArray[np.int64]:
-        """Channels that come in, and of blocks their option."""
+    def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
+        """By the unit and the channels that come in, and of blocks their option."""
+        growth, choices = self.channels(32), len(self.options) + 2
         channels = np.full(len(blocks), self.channels(64))
-        growth, options = self.channels(32), len(self.options)
         places, ends = [np.zeros((len(blocks), 1), np.int64)], []
-        for unit in np.moveaxis(blocks.astype(np.int64), 1, 0):
-            places.append(np.where(unit < 0, -1, channels[:, None] * options + unit))
+        for number, unit in enumerate(np.moveaxis(blocks.astype(np.int64), 1, 0)):
+            coming = channels[:, None] + growth * np.arange(self.max_unit_depth)
+            what = choices * (self.unit_count * coming + number)
+            places.append(np.where(unit < 0, 1, what + 2 + unit))
             channels = channels + growth * (unit >= 0).sum(axis=1)
-            ends.append(channels)
+            ends.append(choices * (self.unit_count * channels + number))
             channels = channels // 2
         return np.concatenate([*places, np.stack(ends, axis=1)], axis=1)
 
     def showcase(self) -> Codes:
         """Every combination of depths, of one kernel each."""
-        *earlier, last = self.depths
-        depths = np.array(list(itertools.product(*earlier, [max(last)])))
+        depths = np.array(list(itertools.product(*self.depths)))[::-1]
         present = np.arange(self.max_unit_depth) < depths[..., None]
         return np.concatenate(
             [np.where(present, code, -1).astype(np.int16) for code in range(len(self.options))]

@@ -16,6 +16,9 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 OUTPUT_NODE = 3
 
+_MOST = 100
+"""Different things that may be at one place of a cell, at most."""
+
 
 class NASBench201Space(SearchSpace):
     """The cell's six edges, in the order of the benchmark's strings, as one unit of six blocks.
@@ -43,6 +46,7 @@ class NASBench201Space(SearchSpace):
         *((-1, 0), (-1, 1), (-1, 3), (0, 2), (0, 4)),
         *((1, 5), (2, 5), (3, 6), (4, 6), (5, 6)),
     )
+    prunes = True
     min_resolution = 16
     default_resolution = 32
     widths = (16, 32, 64)
@@ -55,11 +59,13 @@ class NASBench201Space(SearchSpace):
             return int(last.removeprefix("block"))
         return len(EDGES) + int(last.removeprefix("node")) if last.startswith("node") else 0
 
-    def places(self, blocks: Codes) -> NDArray[np.int64]:
+    def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """Edges by their operation, 0 where nothing is left of them; nodes by which edges arrive,
         and which of these bring the same image."""
         options = blocks[:, 0].astype(np.int64)
-        live = _live(options != self._index["none"])
+        live = options != self._index["none"]
+        if pruned:
+            live = _live(live)
         # An image is named by the edge that makes it, or the node whose sum it is.
         sums = len(EDGES) + np.arange(OUTPUT_NODE + 1)
         image = np.full((len(blocks), OUTPUT_NODE + 1), sums)
@@ -77,10 +83,12 @@ class NASBench201Space(SearchSpace):
             image[:, end] = np.where(several, sums[end], image[:, end])
             for one, other in itertools.combinations(arriving, 2):
                 both = live[:, one] & live[:, other]
-                number = 2 * number + (both & (brought[:, one] == brought[:, other]))
+                same = pruned & both & (brought[:, one] == brought[:, other])
+                number = 2 * number + same
             nodes.append(number)
         edges = np.where(live, options, 0)
-        return np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
+        places = np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
+        return places + _MOST * np.arange(places.shape[1])
 
     def showcase(self) -> Codes:
         """All cells."""

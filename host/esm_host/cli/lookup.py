@@ -1,0 +1,152 @@
+"""``esm-host lookup``: how long each part of a search space takes on a device."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import (
+    AllowFallback,
+    CudaGraph,
+    Device,
+    Json,
+    NoWait,
+    Tf32,
+    space_names,
+)
+from esm_host.cli.output import check_output, print_table, write_output
+
+_SPACE = "Search space"
+_TIMING = "Timing"
+
+
+@one_line_errors
+def lookup(
+    device: Device = "local",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or "
+            "path/to/file.py:Class.",
+            autocompletion=space_names,
+            rich_help_panel=_SPACE,
+        ),
+    ] = "resnet",
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else "
+            "224]",
+            rich_help_panel=_SPACE,
+        ),
+    ] = None,
+    width_mult: Annotated[
+        float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
+    ] = 1.0,
+    batch: Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)] = 1,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Exactly so many counted runs per part, however precise.", rich_help_panel=_TIMING
+        ),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            help="Percent of the latency: a part is done when its 95 % interval is within plus or "
+            "minus so much.",
+            show_default="2",
+            rich_help_panel=_TIMING,
+        ),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of measuring at most, for 22 parts together.",
+            show_default="60",
+            rich_help_panel=_TIMING,
+        ),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
+    ] = 1,
+    ep: Annotated[
+        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
+    ] = "cpu",
+    tf32: Tf32 = False,
+    cuda_graph: CudaGraph = False,
+    allow_fallback: AllowFallback = False,
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=_TIMING),
+    ] = 60.0,
+    no_wait: NoWait = False,
+    seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
+    output: Json = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Time every part of a search space on a device, for a lookup table.
+
+    A part is a block, or what stands before, between and after the blocks; parts that do the same
+    work are timed once. The predictor lookup-bias adds them up (docs/lookup.md).
+
+    Example: esm-host lookup --device pi4 --space resnet --resolution 64 --json pi4.json
+    """
+    from esm_host.cli.progress import DeviceLines
+    from esm_host.encoding.cost import PartsEncoder
+    from esm_host.timing import timing_spec
+    from esm_host.timing.lookup_table import table_json, time_parts
+    from esm_host.transport import devices
+    from esm_models.spaces import load_space
+
+    spec = timing_spec(
+        runs,
+        precision,
+        None,
+        max_time,
+        threads=threads,
+        provider=ep,
+        tf32=tf32,
+        cuda_graph=cuda_graph,
+        allow_fallback=allow_fallback,
+        model_timeout_s=timeout,
+        seed=seed,
+    )
+    check_output(output)
+    settings = {} if resolution is None else {"resolution": resolution}
+    searched = load_space(space, width_mult=width_mult, batch=batch, **settings)
+    parts = PartsEncoder(searched).parts
+
+    def on_block(done: int, total: int) -> None:
+        if not quiet:
+            typer.echo(f"{done} of {total} parts", err=True)
+
+    with devices.connect(device) as profiler, DeviceLines([device], quiet) as lines:
+        profiler.reserve(f"lookup {searched.name}", not no_wait)
+        times = time_parts(
+            profiler, parts, spec, lambda progress: lines(device, progress), on_block
+        )
+        info = profiler.device_info()
+    if str(output) != "-":
+        print_table(
+            ("part", "input", "operators", "mflops", "latency_ms", "interval_%"),
+            [
+                (
+                    f"{time.part.name} {time.part.option}".strip(),
+                    ", ".join("x".join(map(str, shape)) for shape in time.part.inputs),
+                    str(len(time.part.operators)),
+                    f"{time.part.flops / 1e6:.2f}",
+                    f"{time.latency_ms:.4f}",
+                    f"{100 * time.interval:.1f}",
+                )
+                for time in sorted(times, key=lambda time: -time.latency_ms)
+            ],
+            right=range(2, 6),
+        )
+    if output is not None:
+        data = table_json(searched, device, info, spec, times)
+        said = f"{len(times)} parts are in {output}"
+        write_output(output, json.dumps(data, indent=1, allow_nan=False), said)

@@ -1,0 +1,123 @@
+"""Lookup tables: a latency per operation or part, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.predictors.base import Floats, Predictor
+from esm_models.space import Codes, SearchSpace
+
+NOTHING = "none"
+"""Label of an option that cuts the way through a block."""
+
+
+def neighbours(space: SearchSpace) -> Codes:
+    """A base architecture and all that differ from it in one thing, the base first.
+
+    What an operation-wise table is built from ("neighboured architectures", Laube et al. 2022:
+    25 of NAS-Bench-201). That paper does not say which base; ours is the deepest architecture of
+    the first option, the cheapest, that is not :data:`NOTHING`: a network of nothing has no
+    latency to compare with. The others have one block of another option (all blocks of a unit
+    where these share one), or one unit of another depth, or another resolution.
+
+    Returns:
+        codes, ``(n, *space.code_shape)``.
+    """
+    options = len(space.options)
+    usual = next((i for i, option in enumerate(space.options) if option.label != NOTHING), 0)
+    base = np.full(space.code_shape, -1, dtype=np.int16)
+    for unit, depths in enumerate(space.depths):
+        base[unit, : max(depths)] = usual
+    if space.resolutions:
+        base[-1, 0] = space.resolutions.index(max(space.resolutions))
+    codes = [base]
+
+    def add(where: tuple[int, int | slice], code: int) -> None:
+        codes.append(base.copy())
+        codes[-1][where] = code
+
+    for unit, depths in enumerate(space.depths):
+        blocks: list[int | slice] = [*range(max(depths))]
+        if space.one_option_per_unit:
+            blocks = [slice(max(depths))]
+        for block in blocks:
+            for option in range(options):
+                if option != usual:
+                    add((unit, block), option)
+        for depth in sorted(set(depths) - {max(depths)}, reverse=True):
+            add((unit, slice(depth, None)), -1)
+    for index in range(len(space.resolutions)):
+        if index != base[-1, 0]:
+            add((space.unit_count, 0), index)
+    return np.stack(codes)
+
+
+class LookupPredictor(Predictor):
+    """Operation-wise table: a latency per column, by least squares, and what all have in common.
+
+    Of the solutions that fit equally well the one nearest to the samples' mean, so that what was
+    never seen to vary has no effect. On :func:`neighbours` with one-hot columns it is the table
+    that their differences to the base say, exactly.
+    """
+
+    def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
+        self.mean_ = np.average(encodings.astype(np.float64), axis=0, weights=weights)
+        self.mean_ms_ = float(np.average(latency_ms, weights=weights))
+        root = np.sqrt(weights)
+        table = np.linalg.lstsq(
+            (encodings - self.mean_) * root[:, None], (latency_ms - self.mean_ms_) * root, None
+        )[0]
+        self.table_ms_ = table.astype(np.float64)
+
+    def _predict(self, encodings: NDArray[np.float32]) -> Floats:
+        predicted: Floats = self.mean_ms_ + (encodings - self.mean_) @ self.table_ms_
+        return predicted
+
+
+class LookupBiasPredictor(Predictor):
+    """A table of parts timed one by one, with linear bias correction (ESM, III-B).
+
+    Predicts ``slope * (counts @ table_ms) + offset``; measured networks teach the two numbers.
+
+    Args:
+        table_ms: latency of each column of the encoding ``parts``, milliseconds, as
+            :func:`esm_host.timing.lookup_table.load_lookup_table` reads them; None as long as
+            there is none.
+    """
+
+    def __init__(self, table_ms: Sequence[float] | Floats | None = None) -> None:
+        self.table_ms = table_ms
+
+    def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
+        sums = self._sums(encodings)
+        mean, mean_ms = (float(np.average(v, weights=weights)) for v in (sums, latency_ms))
+        spread = float(np.average((sums - mean) ** 2, weights=weights))
+        if spread > 1e-12 * mean**2:
+            together = np.average((sums - mean) * (latency_ms - mean_ms), weights=weights)
+            self.slope_ = float(together) / spread
+        else:  # nothing to learn an offset from
+            self.slope_ = mean_ms / mean if mean else 0.0
+        self.offset_ms_ = mean_ms - self.slope_ * mean
+
+    def _predict(self, encodings: NDArray[np.float32]) -> Floats:
+        return self.slope_ * self._sums(encodings) + self.offset_ms_
+
+    def _sums(self, encodings: NDArray[np.float32]) -> Floats:
+        if self.table_ms is None:
+            raise ValueError(
+                "lookup-bias needs a table of latencies: measure one with esm-host lookup --json "
+                "FILE and give table_ms=load_lookup_table(FILE, encoder)"
+            )
+        table = np.asarray(self.table_ms, dtype=np.float64)
+        if table.shape != encodings.shape[1:]:
+            raise ValueError(
+                f"the table has shape {table.shape} and encodings have {encodings.shape[1]} "
+                "columns: use the encoding 'parts' of the space that the table is of"
+            )
+        if not np.isfinite(table).all() or (table < 0).any():
+            raise ValueError("the table's latencies must be finite milliseconds, none negative")
+        sums: Floats = encodings.astype(np.float64) @ table
+        return sums
