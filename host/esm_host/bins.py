@@ -43,3 +43,8 @@ class DepthBins:
         low = -(-index * span // self.count)
         high = -(-(index + 1) * span // self.count)
         return range(self.min_depth + low, self.min_depth + high)
+
+
+def depth_range(low: int, high: int) -> str:
+    """``6-9``, or ``6`` where both are."""
+    return str(low) if low == high else f"{low}-{high}"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.bins import DepthBins
+from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
 from esm_host.encoding import make_encoder
@@ -60,8 +60,10 @@ class Run:
         """A row per architecture that was measured, in the order of the plan.
 
         Columns: ``architecture_key``, ``architecture`` (as text), ``round``, ``block``, ``depth``,
-        ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ...,
-        ``latency_ms``, ``interval_percent`` (half-width of the 95 % interval), ``verdict``,
+        ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ..., or
+        ``FEATURE_WORD`` (how many blocks have it) where a feature's values are words,
+        ``resolution`` (pixels) where architectures have their own, ``latency_ms``,
+        ``interval_percent`` (half-width of the 95 % interval), ``verdict``,
         ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
         campaign has come to an end), ``error_percent`` (of the prediction).
         """
@@ -175,7 +177,7 @@ class Run:
                 rows.append(
                     {
                         **common,
-                        "bin": _depths(low, high),
+                        "bin": depth_range(low, high),
                         "depth_min": low,
                         "depth_max": high,
                         "samples": samples,
@@ -296,7 +298,7 @@ class Run:
 
     def _bin_label(self, number: int) -> str:
         depths = self._bins.depths(number)
-        return _depths(depths[0], depths[-1])
+        return depth_range(depths[0], depths[-1])
 
     @property
     def _devices(self) -> list[str]:
@@ -305,17 +307,26 @@ class Run:
         return [block.device for block in blocks]
 
     def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
-        """The depth of every unit, and the mean of every feature over an architecture's blocks."""
+        """The depth of every unit; of every feature the mean over an architecture's blocks, or
+        how many have each word; and the resolution where it is free."""
         space = self.space
-        codes = space.blocks_of(space.encode(architectures))
+        encoded = space.encode(architectures)
+        codes = space.blocks_of(encoded)
         present = codes >= 0
         columns: dict[str, NDArray[Any]] = {
             f"unit{unit + 1}_depth": present[:, unit].sum(axis=1)
             for unit in range(space.unit_count)
         }
         for feature, values in zip(space.features, space.feature_values.T, strict=True):
+            if feature.has_words:
+                for number, word in enumerate(feature.values):
+                    count = (present & (values[codes] == number)).sum(axis=(1, 2))
+                    columns[f"{feature.name}_{word}"] = count
+                continue
             total = values[codes].sum(axis=(1, 2))  # code -1: no block there, 0
             columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
+        if space.resolutions:
+            columns["resolution"] = space.resolution_of(encoded)
         return columns
 
 
@@ -343,7 +354,8 @@ def state_row(state: DeviceState) -> dict[str, float | None]:
 
 
 def readable(architecture: Architecture) -> str:
-    """An architecture on one line: units apart by ``|``, equal neighbours counted."""
+    """An architecture on one line: units apart by ``|``, equal neighbours counted; first its
+    resolution, if it has one."""
     units = (
         " ".join(
             label if (n := len(list(group))) == 1 else f"{n}*{label}"
@@ -351,7 +363,8 @@ def readable(architecture: Architecture) -> str:
         )
         for unit in architecture.units
     )
-    return " | ".join(unit or "-" for unit in units)
+    text = " | ".join(unit or "-" for unit in units)
+    return text if architecture.resolution is None else f"{architecture.resolution} px: {text}"
 
 
 def load_run(path: str | Path) -> Run:
@@ -374,7 +387,3 @@ def load_run(path: str | Path) -> Run:
             f"esm-host profile --run {path} --resume writes it again"
         ) from error
     return Run(folder.path, settings, result)
-
-
-def _depths(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low}-{high}"

@@ -47,6 +47,11 @@ class Feature:
     symbol: str
     values: tuple[Value, ...]
 
+    @property
+    def has_words(self) -> bool:
+        """Whether its values have no order."""
+        return any(isinstance(value, str) for value in self.values)
+
     def number(self, value: Value) -> float:
         """A value as a number; of words, their place among the choices."""
         return float(self.values.index(value) if isinstance(value, str) else value)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.bins import DepthBins
 from esm_host.encoding import ENCODERS, Encoder, make_encoder
 from esm_host.sampling import BalancedSampler
+from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
-from tests.helpers import largest, smallest
+from tests.helpers import depth_bins, largest, smallest
 
 SPACE_OBJECTS = {name: load_space(name) for name in SPACES}
 
@@ -27,6 +27,16 @@ LENGTHS = {
     ("densenet", "fcc"): 25,
     ("densenet", "fc"): 25,
     ("densenet", "statistical"): 15,
+    ("densenet", "operation-one-hot"): 150,
+    ("nasbench201", "fcc"): 5,
+    ("nasbench201", "one-hot"): 31,
+    ("nasbench201", "operation-one-hot"): 30,
+    ("fbnet", "fcc"): 63,
+    ("fbnet", "fc"): 70,
+    ("fbnet", "operation-one-hot"): 198,
+    ("ofa", "fcc"): 46,
+    ("ofa", "feature"): 46,
+    ("ofa", "operation-one-hot"): 181,
 }
 
 
@@ -41,7 +51,7 @@ def encoder(request: pytest.FixtureRequest, space: SearchSpace) -> Encoder:
 
 
 def draw(space: SearchSpace, n: int, seed: int):
-    sampler = BalancedSampler(space, DepthBins(space.min_depth, space.max_depth, 3))
+    sampler = BalancedSampler(space, depth_bins(space, 3))
     return sampler.sample(n, np.random.default_rng(seed))
 
 
@@ -74,7 +84,7 @@ def test_many_at_once_as_one_by_one(seed: int) -> None:
             np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize("name", ["one-hot", "feature"])
+@pytest.mark.parametrize("name", ["one-hot", "feature", "operation-one-hot"])
 def test_encodings_by_block_tell_all_architectures_apart(name: str, space: SearchSpace) -> None:
     vectors = make_encoder(name, space).encode(draw(space, 300, 0))
     assert len(np.unique(vectors, axis=0)) == 300
@@ -111,19 +121,70 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
                 for value in feature.values:
                     column = f"unit{number}.{feature.name}={value}"
                     assert got["fc"][column] == values.count(value)
-                numbers = np.array(values, dtype=float)
+                numbers = np.array([feature.number(value) for value in values])
                 statistics = got["statistical"]
                 prefix = f"unit{number}.{feature.name}"
                 assert statistics[f"{prefix}.mean"] == pytest.approx(numbers.mean(), rel=1e-5)
                 assert statistics[f"{prefix}.sd"] == pytest.approx(numbers.std(), abs=1e-5)
                 for block in range(1, space.max_unit_depth + 1):
                     name = f"unit{number}.block{block}.{feature.name}"
-                    here = float(values[block - 1]) if block <= len(unit) else 0.0
+                    here = numbers[block - 1] if block <= len(unit) else 0.0
                     assert got["feature"][name] == pytest.approx(here)
                     for value in feature.values:
                         hot = block <= len(unit) and values[block - 1] == value
                         assert got["one-hot"][f"{name}={value}"] == hot
+            for block in range(1, max(space.depths[number - 1]) + 1):
+                for label in options:
+                    hot = block <= len(unit) and unit[block - 1] == label
+                    assert got["operation-one-hot"][f"unit{number}.block{block}.{label}"] == hot
             for name in ("statistical", "feature"):
                 assert got[name][f"unit{number}.depth"] == len(unit)
             for depth in space.depths[number - 1]:
                 assert got["one-hot"][f"unit{number}.depth={depth}"] == (depth == len(unit))
+
+
+def test_a_free_resolution_is_the_last_column(encoder: Encoder, space: SearchSpace) -> None:
+    if not space.resolutions:
+        assert "resolution" not in encoder.columns
+        return
+    assert encoder.columns[-1] == "resolution"
+    architectures = draw(space, 50, 0)
+    sides = [a.resolution for a in architectures]
+    assert len(set(sides)) > 10
+    vectors = encoder.encode(architectures)
+    if encoder.with_resolution:
+        assert vectors[:, -1].tolist() == sides
+    else:  # in a form of its own
+        order = np.argsort(sides)
+        assert (np.diff(vectors[order, -1]) >= 0).all()
+    pinned = make_encoder(encoder.name, load_space(space.name, resolution=160))
+    assert "resolution" not in pinned.columns
+
+
+def test_architectures_that_differ_in_resolution_alone_differ_there_alone() -> None:
+    space = SPACE_OBJECTS["ofa"]
+    units = largest(space).units
+    for name in ENCODERS:
+        encoder = make_encoder(name, space)
+        small, large = encoder.encode(
+            [Architecture(space.name, units, side) for side in (128, 224)]
+        )
+        differing = {c for c, a, b in zip(encoder.columns, small, large, strict=True) if a != b}
+        assert differing == {"resolution"}
+
+
+def test_words_stand_for_their_place_among_the_choices() -> None:
+    space = SPACE_OBJECTS["nasbench201"]
+    cell = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3", "none")
+    vector = make_encoder("feature", space).encode([Architecture(space.name, (cell,))])
+    assert vector.tolist() == [[6, 0, 1, 2, 3, 4, 0]]
+
+
+def test_operation_one_hot_tells_blocks_of_equal_features_by_their_option() -> None:
+    space = SPACE_OBJECTS["fbnet"]
+    architecture = smallest(space)  # skip everywhere
+    encoder = make_encoder("operation-one-hot", space)
+    vector = encoder.encode([architecture])[0]
+    hot = [column for column, value in zip(encoder.columns, vector, strict=True) if value]
+    assert len(hot) == 22
+    assert all(column.endswith(".skip") for column in hot)

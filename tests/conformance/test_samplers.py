@@ -14,6 +14,7 @@ from esm_host.sampling import SAMPLERS, BalancedSampler, RandomSampler, Sampler
 from esm_models.graph import Network
 from esm_models.space import Feature, SearchSpace
 from esm_models.spaces import SPACES, load_space
+from tests.helpers import depth_bins
 
 
 class TinySpace(SearchSpace):
@@ -40,7 +41,7 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
 
 @pytest.fixture(params=SAMPLERS)
 def sampler(request: pytest.FixtureRequest, space: SearchSpace) -> Sampler:
-    return SAMPLERS[request.param](space, DepthBins(space.min_depth, space.max_depth, 4))
+    return SAMPLERS[request.param](space, depth_bins(space, 4))
 
 
 def test_draws_different_valid_architectures(sampler: Sampler) -> None:
@@ -73,6 +74,24 @@ def test_an_exhausted_space_gives_what_it_has(kind: type[Sampler]) -> None:
     space = TinySpace()
     drawn = kind(space, DepthBins(2, 5, 2)).sample(1000, np.random.default_rng(0))
     assert len(drawn) == space.count() == 84
+
+
+@pytest.mark.parametrize("kind", SAMPLERS.values())
+def test_free_resolutions_are_equally_likely(kind: type[Sampler]) -> None:
+    space = load_space("ofa")
+    codes = kind(space, depth_bins(space, 5))._codes(25_000, None, np.random.default_rng(0))
+    counts = np.bincount(codes[:, -1, 0], minlength=len(space.resolutions))
+    assert len(counts) == len(space.resolutions) == 25
+    assert (np.abs(counts - 1000) < 160).all()  # five standard deviations
+    assert (codes[:, -1, 1:] == -1).all()
+
+
+def test_a_resolution_that_is_given_is_not_drawn() -> None:
+    space = load_space("ofa", resolution=160)
+    sampler = BalancedSampler(space, depth_bins(space, 5))
+    for architecture in sampler.sample(20, np.random.default_rng(0)):
+        assert architecture.resolution is None
+        space.validate(architecture)
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,7 +156,9 @@ def test_a_bin_without_architectures_gives_none() -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_units_of_one_option_stay_so(name: str) -> None:
     space = load_space(name)
-    bins = DepthBins(space.min_depth, space.max_depth, 2)
-    drawn = [s(space, bins).sample(50, np.random.default_rng(0)) for s in SAMPLERS.values()]
+    drawn = [
+        s(space, depth_bins(space, 2)).sample(50, np.random.default_rng(0))
+        for s in SAMPLERS.values()
+    ]
     mixed = any(len(set(unit)) > 1 for a in itertools.chain(*drawn) for unit in a.units)
     assert mixed is not space.one_option_per_unit

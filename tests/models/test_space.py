@@ -22,7 +22,8 @@ from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from tests.models.torch_reference import scaled_channels
 
-SPACES = {name: load_space(name) for name in ("resnet", "mobilenetv3", "densenet")}
+NAMES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
+SPACES = {name: load_space(name) for name in NAMES}
 
 MOBILENET = Architecture(
     "mobilenetv3",
@@ -48,7 +49,8 @@ def architectures(draw: st.DrawFn, space: SearchSpace) -> Architecture:
             units.append((draw(labels),) * depth)
         else:
             units.append(tuple(draw(labels) for _ in range(depth)))
-    return Architecture(space.name, tuple(units))
+    side = draw(st.sampled_from(space.resolutions)) if space.resolutions else None
+    return Architecture(space.name, tuple(units), side)
 
 
 any_space = st.sampled_from(list(SPACES.values()))
@@ -78,9 +80,34 @@ def test_densenet_count() -> None:
     assert f"{count:.2e}" == "2.43e+07"
 
 
+def test_nasbench201_count() -> None:
+    assert SPACES["nasbench201"].count() == 15_625
+
+
+def test_fbnet_count() -> None:
+    count = SPACES["fbnet"].count()
+    assert count == 9**22
+    assert f"{count:.2e}" == "9.85e+20"
+
+
+def test_ofa_count() -> None:
+    """Once-for-all's 2e19 subnets, at 25 resolutions."""
+    count = SPACES["ofa"].count()
+    assert count == (9**2 + 9**3 + 9**4) ** 5 * 25
+    assert f"{count:.2e}" == "5.44e+20"
+    assert load_space("ofa", resolution=192).count() == count // 25
+
+
 @pytest.mark.parametrize(
     ("name", "units", "min_depth", "max_depth", "options"),
-    [("resnet", 4, 4, 28, 9), ("mobilenetv3", 4, 8, 16, 9), ("densenet", 5, 5, 30, 5)],
+    [
+        ("resnet", 4, 4, 28, 9),
+        ("mobilenetv3", 4, 8, 16, 9),
+        ("densenet", 5, 5, 30, 5),
+        ("nasbench201", 1, 6, 6, 5),
+        ("fbnet", 7, 22, 22, 9),
+        ("ofa", 5, 10, 20, 9),
+    ],
 )
 def test_extent(name: str, units: int, min_depth: int, max_depth: int, options: int) -> None:
     space = SPACES[name]
@@ -95,6 +122,42 @@ def test_options_are_named_by_their_values() -> None:
     assert SPACES["resnet"].options[4]["expansion"] == Fraction(2, 3)
     labels = [option.label for option in SPACES["densenet"].options]
     assert labels == ["k1", "k3", "k5", "k7", "k9"]
+    labels = [option.label for option in SPACES["ofa"].options]
+    assert labels == [f"k{k}e{e}" for k in (3, 5, 7) for e in (3, 4, 6)]
+
+
+def test_options_may_be_words() -> None:
+    space = SPACES["nasbench201"]
+    words = ["none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3"]
+    assert [option.label for option in space.options] == words
+    assert space.options[3]["operation"] == "nor_conv_1x1"
+    assert space.feature_values.tolist() == [[0], [1], [2], [3], [4], [0]]
+
+
+def test_options_need_not_be_a_grid() -> None:
+    space = SPACES["fbnet"]
+    assert [option.label for option in space.options] == [
+        *("skip", "k3_e1_g2", "k3_e1", "k5_e1_g2", "k5_e1", "k3_e3", "k5_e3", "k3_e6", "k5_e6")
+    ]
+    assert space.feature_values[[0, 1, 8, -1]].tolist() == [
+        *([0, 0, 0], [3, 1, 2], [5, 6, 1], [0, 0, 0])
+    ]
+
+
+def test_wiring_of_nasbench201_is_the_cell_of_four_nodes() -> None:
+    """An edge follows another where it begins at the node at which the other ends."""
+    edges = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+    follows = {
+        (a, b)
+        for a, (_, end) in enumerate(edges)
+        for b, (begin, _) in enumerate(edges)
+        if end == begin
+    }
+    first = {(-1, number) for number, (begin, _) in enumerate(edges) if begin == 0}
+    last = {(number, 6) for number, (_, end) in enumerate(edges) if end == 3}
+    wiring = SPACES["nasbench201"].wiring
+    assert set(wiring) == follows | first | last
+    assert len(set(wiring)) == len(wiring)
 
 
 @untimed
@@ -141,6 +204,16 @@ def test_json_layout_is_stable() -> None:
     }
 
 
+OFA = Architecture("ofa", (("k3e3", "k7e6"),) * 5, 160)
+
+
+def test_a_resolution_of_its_own_is_in_json_and_key() -> None:
+    assert OFA.to_json() == {"space": "ofa", "units": [["k3e3", "k7e6"]] * 5, "resolution": 160}
+    assert OFA.key == "fe077ed00575617f"
+    assert Architecture("ofa", OFA.units, 164).key != OFA.key
+    assert Architecture("ofa", OFA.units).key != OFA.key
+
+
 @untimed
 @given(any_space.flatmap(architectures))
 def test_json_round_trip(architecture: Architecture) -> None:
@@ -171,6 +244,9 @@ def test_keys_differ_where_architectures_do(pair: tuple[Architecture, Architectu
         {"space": "resnet", "units": "k3"},
         {"space": "resnet", "units": ["k3"]},
         {"space": "resnet", "units": [[3]]},
+        {"space": "ofa", "units": [["k3e3"]], "resolution": "160"},
+        {"space": "ofa", "units": [["k3e3"]], "resolution": 160.0},
+        {"space": "ofa", "units": [["k3e3"]], "resolution": True},
     ],
 )
 def test_from_json_refuses_other_shapes(data: object) -> None:
@@ -231,6 +307,36 @@ def test_architectures_of_the_space_are_valid(
             Architecture("densenet", (("k3",), ("k3", "k1", "k3"), *[("k5",)] * 3)),
             ["unit 2", "k1, k3", "densenet takes one option for all blocks of a unit"],
         ),
+        (
+            "nasbench201",
+            Architecture("nasbench201", (("none",) * 5,)),
+            ["unit 1 has 5 blocks", "nasbench201 allows 6"],
+        ),
+        (
+            "nasbench201",
+            Architecture("nasbench201", (("nor_conv_5x5",) * 6,)),
+            ["unit 1", "'nor_conv_5x5'", "none, skip_connect, avg_pool_3x3"],
+        ),
+        (
+            "fbnet",
+            Architecture("fbnet", (("k3_e6_g2",), *[("skip",) * 4] * 5, ("skip",))),
+            ["unit 1", "'k3_e6_g2'", "skip, k3_e1_g2"],
+        ),
+        (
+            "ofa",
+            Architecture("ofa", (("k3e3",) * 2,) * 5, 130),
+            ["resolution is 130", "ofa allows 128, 132", "224"],
+        ),
+        (
+            "ofa",
+            Architecture("ofa", (("k3e3",) * 2,) * 5),
+            ["resolution is None", "ofa allows 128, 132"],
+        ),
+        (
+            "resnet",
+            Architecture("resnet", (K3,) * 4, 160),
+            ["resolution of its own, 160", "leave it out", "224"],
+        ),
     ],
     ids=[
         "wrong space",
@@ -242,6 +348,12 @@ def test_architectures_of_the_space_are_valid(
         "unknown label",
         "unknown label of densenet",
         "mixed options",
+        "too few edges",
+        "unknown word",
+        "no grid",
+        "resolution not among the space's",
+        "resolution missing",
+        "resolution where all have one",
     ],
 )
 def test_invalid_architectures_are_named(
@@ -268,7 +380,7 @@ def test_invalid_architectures_are_named(
 def test_codes_round_trip(drawn: tuple[SearchSpace, list[Architecture]]) -> None:
     space, members = drawn
     codes = space.encode(members)
-    assert codes.shape == (len(members), space.unit_count, space.max_unit_depth)
+    assert codes.shape == (len(members), *space.code_shape)
     assert codes.dtype == np.int16
     assert space.decode(codes) == members
 
@@ -280,10 +392,41 @@ def test_codes_are_option_indices_then_minus_one(
 ) -> None:
     space, members = drawn
     labels = [option.label for option in space.options]
-    for row, architecture in zip(space.encode(members), members, strict=True):
+    blocks = space.blocks_of(space.encode(members))
+    for row, architecture in zip(blocks, members, strict=True):
         for unit_codes, unit in zip(row, architecture.units, strict=True):
             expected = [labels.index(label) for label in unit]
             assert unit_codes.tolist() == expected + [-1] * (space.max_unit_depth - len(unit))
+
+
+@untimed
+@given(st.lists(architectures(SPACES["ofa"]), max_size=4))
+def test_a_free_resolution_has_a_row_of_codes(members: list[Architecture]) -> None:
+    space = SPACES["ofa"]
+    codes = space.encode(members)
+    assert space.code_shape == codes.shape[1:] == (6, 4)
+    assert space.resolution_of(codes).tolist() == [a.resolution for a in members]
+    assert codes[:, -1, 0].tolist() == [(a.resolution or 0) // 4 - 32 for a in members]
+    assert (codes[:, -1, 1:] == -1).all()
+
+
+def test_a_resolution_that_is_given_is_the_space_s() -> None:
+    space = load_space("ofa", resolution=160)
+    assert space.code_shape == (5, 4)
+    units = (("k3e3",) * 2,) * 5
+    codes = space.encode([Architecture("ofa", units)])
+    assert space.resolution_of(codes).tolist() == [160]
+    assert space.decode(codes) == [Architecture("ofa", units)]
+    with pytest.raises(InvalidArchitectureError, match="of its own, 160: leave it out"):
+        space.validate(Architecture("ofa", units, 160))
+
+
+def test_resolution_by_default() -> None:
+    assert {name: space.settings()["resolution"] for name, space in SPACES.items()} == {
+        **dict.fromkeys(("resnet", "mobilenetv3", "densenet"), 224),
+        **dict.fromkeys(("nasbench201", "fbnet"), 32),
+        "ofa": "free",
+    }
 
 
 # Loading by name ----------------------------------------------------------------------------
@@ -302,7 +445,10 @@ def test_load_space_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("resnett", "resnet"), ("mobilenet", "mobilenetv3"), ("dense", "densenet")],
+    [
+        *(("resnett", "resnet"), ("mobilenet", "mobilenetv3"), ("dense", "densenet")),
+        *(("nasbench", "nasbench201"), ("fbnt", "fbnet")),
+    ],
 )
 def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(UnknownSpaceError, match=f"'{name}': did you mean '{nearest}'") as error:
@@ -313,7 +459,7 @@ def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "xyz", "space.py", "resnet:ResNetSpace"])
 def test_unknown_name_lists_the_spaces_and_the_file_form(name: str) -> None:
-    with pytest.raises(UnknownSpaceError, match=r"resnet, mobilenetv3, densenet.*file\.py:Class"):
+    with pytest.raises(UnknownSpaceError, match=", ".join(NAMES) + r".*file\.py:Class"):
         load_space(name)
 
 
@@ -409,6 +555,53 @@ def test_own_space_builds_a_graph_that_runs(tmp_path: Path) -> None:
     assert output.shape == (2, 10)
     with pytest.raises(InvalidArchitectureError, match="k1w1/4, k1w1, k3w1/4, k3w1"):
         space.validate(Architecture("tiny", (("k5w1",), ("k1w1", "k3w1"))))
+
+
+OWN_WORDS = """
+    from esm_models.space import Feature, Option, SearchSpace
+
+
+    class Words(SearchSpace):
+        name = "words"
+        depths = ((2,), (2,))
+        features = (Feature("layer", "", ("pool", "conv")), Feature("kernel", "k", (0, 1, 3)))
+        options = tuple(
+            Option(label, {"layer": layer, "kernel": kernel})
+            for label, layer, kernel in (
+                ("pool", "pool", 0), ("conv1", "conv", 1), ("conv3", "conv", 3)
+            )
+        )
+        resolutions = (16, 24)
+        min_resolution = 8
+
+        def network(self, net, units):
+            x = net.input
+            for unit in units:
+                for block in unit:
+                    if block["layer"] == "pool":
+                        x = net.same_average_pool(x, kernel=3)
+                    else:
+                        x = net.relu(net.conv(x, 8, kernel=block["kernel"]))
+            return net.linear(net.flatten(net.global_average_pool(x)), 10)
+"""
+
+
+def test_own_space_of_words_and_resolutions(tmp_path: Path) -> None:
+    name = f"{write_space(tmp_path, OWN_WORDS)}:Words"
+    space = load_space(name)
+    assert space.count() == 3**4 * 2
+    assert space.settings()["resolution"] == "free"
+    architecture = Architecture("words", (("conv3", "pool"), ("pool", "conv1")), 24)
+    codes = space.encode([architecture])
+    assert codes.tolist() == [[[2, 0], [0, 1], [1, -1]]]
+    assert space.decode(codes) == [architecture]
+    model = space.build(architecture, lambda name, shape: np.ones(shape))
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 3, 24, 24]
+    session.run(None, {"input": np.zeros((1, 3, 24, 24), np.float32)})
+    with pytest.raises(InvalidArchitectureError, match="words allows 16, 24"):
+        space.validate(Architecture("words", architecture.units, 20))
+    assert load_space(name, resolution=20).build(Architecture("words", architecture.units))
 
 
 def test_own_space_checks_settings(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import onnx
 import torch
@@ -21,6 +22,11 @@ from torch import Tensor, nn
 from esm_models.architecture import Architecture
 
 CLASSES = 1000
+
+
+def classes(space: str, resolution: int) -> int:
+    """CIFAR-10's of NAS-Bench-201, CIFAR-100's of FBNet on small images, else ImageNet's."""
+    return {"nasbench201": 10, "fbnet": 100 if resolution < 128 else 1000}.get(space, CLASSES)
 
 
 def scaled_channels(base: float | Fraction, width_mult: float) -> int:
@@ -156,8 +162,12 @@ class InvertedResidual(nn.Module):
 class MobileNetV3(nn.Module):
     """The four stages of MobileNetV3-Large that halve the resolution, with free blocks."""
 
-    # Channels, squeeze-excite, hard swish: MobileNetV3-Large's rows of stride 2.
-    STAGES = ((24, False, False), (40, True, False), (80, False, True), (160, True, True))
+    # Channels, stride, squeeze-excite, hard swish: MobileNetV3-Large's rows of stride 2.
+    STAGES: tuple[tuple[int, int, bool, bool], ...] = (
+        *((24, 2, False, False), (40, 2, True, False)),
+        *((80, 2, False, True), (160, 2, True, True)),
+    )
+    UNIT_OF_EXPANSION = 6
 
     def __init__(self, architecture: Architecture, resolution: int, width_mult: float) -> None:
         super().__init__()
@@ -165,12 +175,12 @@ class MobileNetV3(nn.Module):
         channels = scaled_channels(16, width_mult)
         self.stem = same_conv(3, channels, kernel=3, stride=2)
         blocks = [InvertedResidual(channels, channels, 3, 1, 1, False, False)]
-        for (base, *kind), unit in zip(self.STAGES, architecture.units, strict=True):
+        for (base, first_stride, *kind), unit in zip(self.STAGES, architecture.units, strict=True):
             out_channels = scaled_channels(base, width_mult)
             for position, label in enumerate(unit):
-                times = 6 * expansion_of(label)
+                times = self.UNIT_OF_EXPANSION * expansion_of(label)
                 assert times.denominator == 1, f"{label!r} expands {times} times"
-                stride = 2 if position == 0 else 1
+                stride = first_stride if position == 0 else 1
                 blocks.append(
                     InvertedResidual(
                         channels, out_channels, kernel_of(label), int(times), stride, *kind
@@ -190,6 +200,161 @@ class MobileNetV3(nn.Module):
         x = F.adaptive_avg_pool2d(F.hardswish(self.last_conv(x)), 1)
         x = F.hardswish(self.last_pointwise(x))
         return self.classifier(torch.flatten(x, 1))
+
+
+class OFA(MobileNetV3):
+    """All five stages of MobileNetV3-Large; labels give the expansion itself."""
+
+    STAGES = (
+        *((24, 2, False, False), (40, 2, True, False), (80, 2, False, True)),
+        *((112, 1, True, True), (160, 2, True, True)),
+    )
+    UNIT_OF_EXPANSION = 1
+
+
+# NAS-Bench-201 ------------------------------------------------------------------------------
+
+# All ways from the cell's input, node 0, to its output, node 3.
+WAYS = ((0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3))
+
+
+def used_edges(cell: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Edges of a cell that lie on a way without ``none``, by their ends, ordered by them."""
+    operations = dict(zip(((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)), cell, strict=True))
+    used = set()
+    for way in WAYS:
+        edges = list(pairwise(way))
+        if all(operations[edge] != "none" for edge in edges):
+            used.update(edges)
+    return {edge: operation for edge, operation in operations.items() if edge in used}
+
+
+class Cell(nn.Module):
+    """A node is the sum of what arrives; where nothing does, the cell gives zeros."""
+
+    def __init__(self, cell: Sequence[str], channels: int) -> None:
+        super().__init__()
+        self.operations = used_edges(cell)
+        self.convolutions = nn.ModuleDict(
+            {
+                f"{begin}{end}": same_conv(channels, channels, int(operation[-1]))
+                for (begin, end), operation in self.operations.items()
+                if operation.startswith("nor_conv")
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = [x, *(torch.zeros_like(x) for _ in range(3))]
+        for (begin, end), operation in self.operations.items():
+            y = nodes[begin]
+            if operation == "avg_pool_3x3":
+                y = F.avg_pool2d(y, 3, stride=1, padding=1, count_include_pad=False)
+            elif operation != "skip_connect":
+                y = self.convolutions[f"{begin}{end}"](F.relu(y))
+            nodes[end] = nodes[end] + y
+        return nodes[3]
+
+
+class Reduction(nn.Module):
+    """Residual block of stride 2 whose shortcut is a mean over 2x2 pixels and a 1x1."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = same_conv(in_channels, out_channels, 3, stride=2)
+        self.second = same_conv(out_channels, out_channels, 3)
+        self.shortcut = same_conv(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        return self.second(F.relu(self.first(F.relu(x)))) + self.shortcut(halved)
+
+
+class NASBench201(nn.Module):
+    """Three times five cells, 16, 32 and 64 channels."""
+
+    def __init__(self, architecture: Architecture, resolution: int, width_mult: float) -> None:
+        super().__init__()
+        self.resolution = resolution
+        (cell,) = architecture.units
+        layers: list[nn.Module] = []
+        channels = scaled_channels(16, width_mult)
+        self.stem = same_conv(3, channels, 3)
+        for stage in range(3):
+            if stage:
+                wider = scaled_channels(16 * 2**stage, width_mult)
+                layers.append(Reduction(channels, wider))
+                channels = wider
+            layers += [Cell(cell, channels) for _ in range(5)]
+        self.cells = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = nn.Linear(channels, classes("nasbench201", resolution))
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[2:] == (self.resolution, self.resolution)
+        x = F.relu(self.norm(self.cells(self.stem(images))))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+# FBNet --------------------------------------------------------------------------------------
+
+
+class FBNetBlock(nn.Module):
+    """1x1, depthwise, 1x1, the 1x1s in groups and shuffled; or, to skip, a 1x1 where needed."""
+
+    def __init__(self, label: str, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.residual = stride == 1 and in_channels == out_channels
+        self.resize: nn.Conv2d | None = None
+        self.layers: nn.Sequential | None = None
+        if label == "skip":
+            if not self.residual:
+                self.resize = same_conv(in_channels, out_channels, stride=stride)
+            return
+        match = re.fullmatch(r"k(\d)_e(\d)(_g2)?", label)
+        assert match, label
+        kernel, expansion, groups = int(match[1]), int(match[2]), 2 if match[3] else 1
+        middle = in_channels * expansion
+        self.layers = nn.Sequential(
+            same_conv(in_channels, middle, groups=groups),
+            nn.ReLU(),
+            nn.ChannelShuffle(groups),
+            same_conv(middle, middle, kernel, stride, groups=middle),
+            nn.ReLU(),
+            same_conv(middle, out_channels, groups=groups),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layers is None:
+            return x if self.resize is None else F.relu(self.resize(x))
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class FBNet(nn.Module):
+    """For small images three halvings and 1,504 channels at the end, for large five and 1,984."""
+
+    WIDTHS = (16, 24, 32, 64, 112, 184, 352)
+
+    def __init__(self, architecture: Architecture, resolution: int, width_mult: float) -> None:
+        super().__init__()
+        self.resolution = resolution
+        large = resolution >= 128
+        channels = scaled_channels(16, width_mult)
+        self.stem = same_conv(3, channels, 3, stride=2 if large else 1)
+        blocks = []
+        for number, (unit, base) in enumerate(zip(architecture.units, self.WIDTHS, strict=True)):
+            halves = number in (2, 3, 5) or (large and number == 1)
+            width = scaled_channels(base, width_mult)
+            for position, label in enumerate(unit):
+                blocks.append(FBNetBlock(label, channels, width, 1 + (halves and position == 0)))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.last_conv = same_conv(channels, scaled_channels(1984 if large else 1504, width_mult))
+        self.classifier = nn.Linear(self.last_conv.out_channels, classes("fbnet", resolution))
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[2:] == (self.resolution, self.resolution)
+        x = F.relu(self.last_conv(self.blocks(F.relu(self.stem(images)))))
+        return self.classifier(x.mean(dim=(2, 3)))
 
 
 # DenseNet -----------------------------------------------------------------------------------
@@ -252,10 +417,15 @@ class DenseNet(nn.Module):
 
 # Weights ------------------------------------------------------------------------------------
 
-NETWORKS: dict[str, type[ResNet] | type[MobileNetV3] | type[DenseNet]] = {
+Reference = ResNet | MobileNetV3 | DenseNet | NASBench201 | FBNet
+
+NETWORKS: dict[str, type[Reference]] = {
     "resnet": ResNet,
     "mobilenetv3": MobileNetV3,
     "densenet": DenseNet,
+    "nasbench201": NASBench201,
+    "fbnet": FBNet,
+    "ofa": OFA,
 }
 
 LAYERS = {"Conv": nn.Conv2d, "BatchNormalization": nn.BatchNorm2d, "Gemm": nn.Linear}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from esm_host.bins import depth_range
 from esm_host.cli.progress import duration, waiting
 from esm_host.dataset.table import Dataset
 from esm_protos import messages
@@ -111,7 +112,8 @@ class Live:
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
         parts = [
-            f"{entry['depth_min']}-{entry['depth_max']}: {percent(entry['accuracy_percent'])}"
+            f"{depth_range(entry['depth_min'], entry['depth_max'])}: "
+            f"{percent(entry['accuracy_percent'])}"
             for entry in result["bins"]
         ]
         self._say(
@@ -136,7 +138,7 @@ def print_bins(result: dict[str, Any], target_percent: float) -> None:
     for entry in result["bins"]:
         accuracy = entry["accuracy_percent"]
         table.add_row(
-            f"{entry['depth_min']}-{entry['depth_max']}",
+            depth_range(entry["depth_min"], entry["depth_max"]),
             str(entry["samples"]),
             percent(accuracy),
             "" if accuracy is not None and accuracy >= target_percent else "below target",

@@ -40,7 +40,7 @@ def predict(
     """Predict latencies of given or sampled architectures.
 
     An architecture is written {"space": "resnet", "units": [["k3e1/2", "k5e1"], ["k3e1"], ...]}:
-    per unit, the option of every block.
+    per unit, the option of every block; where resolutions are free, "resolution": 160 as well.
 
     Example: esm-host predict runs/pi4 --sample 5
     """
@@ -63,9 +63,11 @@ def predict(
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
         write_output(output, text, f"{len(results)} predictions in {output}")
         return
-    print(f"{'latency_ms':>10}  {'blocks':>6}  architecture")
+    free = bool(campaign.space.resolutions)
+    print(f"{'latency_ms':>10}  {'blocks':>6}  {'resolution  ' * free}architecture")
     for a, latency in zip(chosen, latency_ms, strict=True):
-        print(f"{latency:10.4f}  {a.depth:6}  {json.dumps(a.to_json()['units'])}")
+        side = f"{a.resolution:10}  " if free else ""
+        print(f"{latency:10.4f}  {a.depth:6}  {side}{json.dumps(a.to_json()['units'])}")
 
 
 def _read(path: Path) -> list[Any]:

@@ -33,6 +33,7 @@ from esm_host.report.page import (
     significant,
 )
 from esm_host.run import Run
+from esm_models.space import SearchSpace
 
 VERDICTS = {
     Verdict.STABLE: "nothing speaks against the number",
@@ -62,7 +63,7 @@ def campaign_page(run: Run) -> Page:
         facts=list(_key_numbers(run, measurements, accuracy, blocks)),
         sections=[
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
-            *_predictions(measurements),
+            *_predictions(measurements, run.space),
             *_accuracy(accuracy, settings.target_accuracy_percent),
             *_drift(run, blocks),
             *_group(run),
@@ -72,7 +73,7 @@ def campaign_page(run: Run) -> Page:
                 _trust(measurements),
                 [*_verdict_tables(measurements), *_failures(run)],
             ),
-            *_architectures(measurements),
+            *_architectures(measurements, run.space),
             Section("how", "Device and settings", "", _device_and_settings(run)),
         ],
     )
@@ -176,7 +177,7 @@ def _least_stable(run: Run, measurements: pd.DataFrame) -> str:
 # Predictions
 
 
-def _predictions(measurements: pd.DataFrame) -> Iterator[Section]:
+def _predictions(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Section]:
     predicted = measurements.dropna(subset="error_percent")
     if predicted.empty:
         return
@@ -203,13 +204,21 @@ def _predictions(measurements: pd.DataFrame) -> Iterator[Section]:
         f"{100 * within:.0f} % of the predictions are within 5 % of what was measured.",
         [
             Figure("predicted", "Predicted against measured latency", summary, chart, columns),
-            *_residuals(predicted),
+            *_residuals(predicted, space),
         ],
     )
 
 
-def _residuals(predicted: pd.DataFrame) -> Iterator[Figure]:
-    features = [name for name in predicted.columns if name.startswith("mean_")]
+def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
+    by = {"depth": "number of blocks"}
+    for feature in space.features:
+        if feature.has_words:
+            by |= {f"{feature.name}_{word}": f"number of {word} blocks" for word in feature.values}
+        else:
+            by[f"mean_{feature.name}"] = f"mean {feature.name}"
+    if space.resolutions:
+        by["resolution"] = "resolution (pixels)"
+    varied = {column: what for column, what in by.items() if predicted[column].nunique() > 1}
     columns = [
         Column("range", "range"),
         Column("models", "models", 0),
@@ -218,8 +227,7 @@ def _residuals(predicted: pd.DataFrame) -> Iterator[Figure]:
         Column("high_percent", "95 % quantile", 2),
         Column("accuracy_percent", "accuracy (%)", 1),
     ]
-    for index, column in enumerate(["depth", *features]):
-        what = "number of blocks" if column == "depth" else f"mean {column.removeprefix('mean_')}"
+    for index, (column, what) in enumerate(varied.items()):
         groups = plots.residual_groups(predicted, column)
         many = groups[groups["models"] >= min(5, groups["models"].max())]
         worst = many.loc[many["median_percent"].abs().idxmax()]
@@ -437,7 +445,7 @@ def _failures(run: Run) -> Iterator[Table]:
         )
 
 
-def _architectures(measurements: pd.DataFrame) -> Iterator[Section]:
+def _architectures(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Section]:
     if measurements.empty:
         return
     slowest = measurements.nlargest(_MOST, "latency_ms")
@@ -447,10 +455,14 @@ def _architectures(measurements: pd.DataFrame) -> Iterator[Section]:
         order = predicted["error_percent"].abs().sort_values(ascending=False).index
         worst = predicted.loc[order[:_MOST]]
         tables.append(_architecture_table("worst", f"The {len(worst)} worst predicted", worst))
+    lead = "Units apart by |, the option of every block; "
+    lead += f"3*{space.options[-1].label} stands for three of them in a row."
+    if space.resolutions:
+        lead += " First the resolution."
     yield Section(
         "architectures",
         "Architectures",
-        "Units apart by |, the option of every block; 3*k3e1 stands for three of them in a row.",
+        lead,
         tables,
     )
 
