@@ -38,11 +38,22 @@ Y = 1 + PER_BLOCK_MS.sum(axis=1) + 0.01 * HEAVY * (HEAVY - 1)
 # Of the slow ones, what makes them quick.
 QUICK: dict[str, dict[str, Any]] = {
     "mlp": {"epochs": 60, "min_steps": 1},
+    "gp": {"most": 100},
+    "sparse-gp": {"inducing": 30, "steps": 40},
+    "forest": {"trees": 50},
+    "xgboost": {"trees": 200, "learning_rate": 0.2},
+    "lightgbm": {"trees": 150, "learning_rate": 0.1},
+    "ngboost": {"trees": 50, "learning_rate": 0.2},
 }
 # How far off they may be on average where 0.05 is too strict.
-TOLERANCE: dict[str, float] = {}
+TOLERANCE = {"forest": 0.11, "ngboost": 0.07}
 # Of those that need one, the library that may be missing.
-LIBRARY: dict[str, str] = {}
+LIBRARY = {
+    "sparse-gp": "gpytorch",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "ngboost": "ngboost",
+}
 OPTIONAL = ("gpytorch", "lightgbm", "ngboost", "xgboost")
 
 
