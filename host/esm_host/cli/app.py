@@ -23,6 +23,11 @@ COMMANDS = (
         "Learn a latency predictor for a device by measuring as few models as possible.",
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    (
+        "study",
+        "Learn",
+        "Compare predictors, encodings and training sizes on public latencies or your campaigns.",
+    ),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("devices", "Devices", "Look after devices."),
 )

@@ -29,7 +29,7 @@ class DataSet:
         latency_ms: by device, ``(n,)``; NaN where it is missing.
         weights: how much each counts in training, ``(n,)``.
         sizes: numbers of training samples.
-        lookup_table: file with a lookup table of the device, if there is one.
+        lookup_table: file with what the device takes for each part of a network, if there is one.
     """
 
     name: str

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -17,17 +15,14 @@ Floats = NDArray[np.float64]
 def ranking_and_accuracy(measured_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
     """Kendall's tau-b, Spearman's correlation and ESM's accuracy of ``(n,)`` predictions.
 
-    The correlations are NaN where all predictions are the same.
+    Where all predictions are the same, the correlations are 0: they tell nothing of the order.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        tau = stats.kendalltau(measured_ms, predicted_ms).statistic
-        spearman = stats.spearmanr(measured_ms, predicted_ms).statistic
-    return {
-        "tau": float(tau),
-        "spearman": float(spearman),
-        "accuracy_percent": accuracy_percent(measured_ms, predicted_ms),
-    }
+    tau = spearman = 0.0
+    if np.ptp(predicted_ms) > 0:
+        tau = float(stats.kendalltau(measured_ms, predicted_ms).statistic)
+        spearman = float(stats.spearmanr(measured_ms, predicted_ms).statistic)
+    accuracy = accuracy_percent(measured_ms, predicted_ms)
+    return {"tau": tau, "spearman": spearman, "accuracy_percent": accuracy}
 
 
 def interval(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -110,28 +111,28 @@ def _of_device(
             tasks.append(Planned(_key(task), task))
 
         tests = [test for _, test in drawn]
-        if getattr(predictor_class(method.predictor), "trains_on_neighbours", False):
-            if data.lookup_table is not None:
-                table = _from_file(data, encoder)
-                add([table] * settings.seeds, 0, [], tests, True)
-                continue
+        cls = predictor_class(method.predictor)
+        params = {**method.params, **_table(data, method, cls, encoder)}
+        if getattr(cls, "trains_on_neighbours", method.predictor == "lookup"):
             rows = _neighbours(data, method)
             rows = rows[present[rows]]
             # What it has seen is no test of it; the others may be tested on it.
             unseen = [np.setdiff1d(test, rows) for test in tests]
-            predictors = _make(settings, method, encoder)
+            predictors = _make(settings, method, encoder, params)
             add(predictors, len(rows), [rows] * settings.seeds, unseen, True)
             continue
         for size in data.sizes:
-            predictors = _make(settings, method, encoder)
+            predictors = _make(settings, method, encoder, params)
             add(predictors, size, [train[:size] for train, _ in drawn], tests, False)
     return tasks
 
 
-def _make(settings: StudySettings, method: Method, encoder: Encoder) -> list[Predictor]:
+def _make(
+    settings: StudySettings, method: Method, encoder: Encoder, params: Mapping[str, Any]
+) -> list[Predictor]:
     try:
         return [
-            make_predictor(method.predictor, encoder, seed, **method.params)
+            make_predictor(method.predictor, encoder, seed, **params)
             for seed in range(settings.seeds)
         ]
     except (TypeError, ValueError) as error:
@@ -143,31 +144,38 @@ def _make(settings: StudySettings, method: Method, encoder: Encoder) -> list[Pre
 def _neighbours(data: DataSet, method: Method) -> Rows:
     """Rows of the architectures that a lookup table is made from."""
     lookup: Any = import_module("esm_host.predictors.lookup")
-    wanted = data.space.encode(lookup.neighbours(data.space))
+    wanted = lookup.neighbours(data.space)
     rows = find_rows(data.codes, wanted)
     if (rows < 0).any():
         raise UsageError(
             f"'{method.label}' is made from {len(wanted)} architectures next to each other, of "
-            f"which '{data.name}' holds {(rows >= 0).sum()}: leave it out, or give the [[data]] a "
-            "lookup_table = FILE"
+            f"which '{data.name}' holds {(rows >= 0).sum()}: leave it out"
         )
     return rows
 
 
-def _from_file(data: DataSet, encoder: Encoder) -> Predictor:
-    lookup: Any = import_module("esm_host.predictors.lookup")
-    table: Predictor = lookup.load_lookup_table(data.lookup_table, encoder)
-    return table
+def _table(data: DataSet, method: Method, cls: type[Predictor], encoder: Encoder) -> dict[str, Any]:
+    """What the device takes for each part, for a predictor that adds up parts timed alone."""
+    if "table_ms" not in inspect.signature(cls).parameters or "table_ms" in method.params:
+        return {}
+    if data.lookup_table is None:
+        raise UsageError(
+            f"'{method.label}' needs a lookup table of '{data.name}': give the [[data]] "
+            "lookup_table = FILE, or leave it out"
+        )
+    files: Any = import_module("esm_host.dataset.lookup_table")
+    return {"table_ms": files.load_lookup_table(data.lookup_table, encoder)}
 
 
 def _key(task: Task) -> str:
     """From all that goes into the numbers, and nothing else."""
     digest = hashlib.sha256(_FORMAT.encode())
     name = task.name
+    params = task.predictors[0].get_params(deep=False)
     for text in (
         *(name.data, name.device, name.predictor, name.encoding, str(name.size)),
         *(str(task.coverage), str(task.bins), str(task.keep_predictions)),
-        *(repr(sorted(p.get_params(deep=False).items())) for p in task.predictors),
+        *(f"{key}={_text(params[key])}" for key in sorted(params)),
     ):
         digest.update(text.encode() + b"\0")
     for array in (task.encodings, task.latency_ms, task.weights, *task.train, *task.test):
@@ -176,3 +184,7 @@ def _key(task: Task) -> str:
     words = (name.data, name.device, name.predictor, name.encoding, str(name.size))
     readable = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
     return f"{readable[:120]}-{digest.hexdigest()[:16]}"
+
+
+def _text(value: object) -> str:
+    return f"{value.dtype}{value.tolist()}" if isinstance(value, np.ndarray) else repr(value)

@@ -61,8 +61,8 @@ class StudyFolder:
     def keep(self, key: str, outcome: Outcome) -> None:
         """Writes what came of a task, each file whole or not at all, the result last."""
         if outcome.predictions is not None:
-            _write(outcome.predictions, self.predictions / f"{key}.parquet")
-        _write(outcome.rows, self.tasks / f"{key}.parquet")
+            write_frame(outcome.predictions, self.predictions / f"{key}.parquet")
+        write_frame(outcome.rows, self.tasks / f"{key}.parquet")
 
     def describe(self, settings: StudySettings, tasks: Sequence[Planned]) -> None:
         """Writes which of the files are the study's, and what it was made with."""
@@ -196,7 +196,8 @@ def _read(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """As Parquet, whole or not at all."""
     draft = path.with_name(path.name + ".part")
     frame.to_parquet(draft, compression="zstd", index=False)
     os.replace(draft, path)

@@ -14,7 +14,7 @@ from esm_host.errors import EsmError
 from esm_host.folder import RunFolder
 from esm_host.study.data import read_data
 from esm_host.study.plan import Planned, plan
-from esm_host.study.results import Study, StudyFolder, _write, load_study
+from esm_host.study.results import Study, StudyFolder, load_study
 from esm_host.study.settings import StudySettings, read_study
 from esm_host.study.task import Outcome, compute
 
@@ -56,10 +56,10 @@ def run_study(
     folder.prepare()
     with RunFolder(folder.path).locked():
         folder.describe(settings, tasks)
-        # Two labels of the same: computed once.
-        pending = list({t.key: t for t in tasks if not folder.done(t.key)}.values())
+        different = {task.key: task for task in tasks}  # two labels of the same: computed once
+        pending = [task for key, task in different.items() if not folder.done(key)]
         if watcher is not None:
-            watcher.on_planned(len({t.key for t in tasks}), len({t.key for t in tasks}) - len(pending))
+            watcher.on_planned(len(different), len(different) - len(pending))
         try:
             for key, outcome in _computed(pending, jobs):
                 folder.keep(key, outcome)
@@ -70,9 +70,7 @@ def run_study(
                 "a worker was killed, most likely for want of memory; what is done is kept: "
                 "run it again with fewer --jobs"
             ) from error
-        done = load_study(folder.path)
-        _write(done.results(), folder.results)
-    return done
+    return load_study(folder.path)
 
 
 def _computed(tasks: Sequence[Planned], jobs: int | None) -> Iterator[tuple[str, Outcome]]:

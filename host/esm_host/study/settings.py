@@ -48,7 +48,8 @@ class Source:
         is_run: whether it is a campaign's folder.
         devices: columns of a table, none for all; of a campaign one name, or none for its own.
         name: of the data set in tables and plots; None leaves it to the data.
-        lookup_table: file with the lookup table that takes the place of measured neighbours.
+        lookup_table: file with what the device takes for each part of a network, for predictors
+            that add those up.
         sizes: of training sets, in place of the study's.
     """
 
@@ -177,9 +178,7 @@ class _Reader:
 
     def _encodings(self, value: Any, key: str) -> list[str]:
         names = [value] if isinstance(value, str) else self._list(value, key)
-        return list(
-            dict.fromkeys(self._name(n, (DEFAULT_ENCODING, *ENCODERS), key) for n in names)
-        )
+        return list(dict.fromkeys(self._name(n, (DEFAULT_ENCODING, *ENCODERS), key) for n in names))
 
     def _source(self, entry: dict[str, Any]) -> Source:
         known = ("table", "run", "devices", "name", "lookup_table", "sizes")

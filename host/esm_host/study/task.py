@@ -43,7 +43,7 @@ class Task:
     """All that a worker needs, on whichever machine it is.
 
     Attributes:
-        predictors: one per seed; they are fitted unless ``train`` is empty.
+        predictors: one per seed, not fitted.
         encodings: ``(n, d)``; ``latency_ms``, ``weights`` and ``depth`` are ``(n,)``.
         train: rows that each is fitted to.
         test: rows that each is judged on.
@@ -94,9 +94,8 @@ def compute(task: Task) -> Outcome:
 def _compute(task: Task) -> Outcome:
     x, y, weights = task.encodings, task.latency_ms, task.weights
     began = time.perf_counter()
-    if task.train:
-        samples = [(x[rows], y[rows], weights[rows]) for rows in task.train]
-        type(task.predictors[0]).fit_all(task.predictors, samples)
+    samples = [(x[rows], y[rows], weights[rows]) for rows in task.train]
+    type(task.predictors[0]).fit_all(task.predictors, samples)
     fit_s = (time.perf_counter() - began) / len(task.predictors)
     rows, kept = [], None
     for seed, (predictor, test) in enumerate(zip(task.predictors, task.test, strict=True)):
@@ -138,7 +137,7 @@ def _row(task: Task, seed: int, failure: str = "", **found: object) -> dict[str,
         "size": name.size,
         "fixed_size": name.fixed_size,
         "seed": seed,
-        "train_samples": len(task.train[seed]) if task.train else 0,
+        "train_samples": len(task.train[seed]),
         "test_samples": len(task.test[seed]),
         **{number: found.get(number, float("nan")) for number in _NUMBERS},
         "bins": [str(d[0]) if len(d) == 1 else f"{d[0]}-{d[-1]}" for d in depths],
