@@ -178,9 +178,10 @@ def _key(task: Task) -> str:
         *(f"{key}={_text(params[key])}" for key in sorted(params)),
     ):
         digest.update(text.encode() + b"\0")
-    for array in (task.encodings, task.latency_ms, task.weights, *task.train, *task.test):
+    arrays: tuple[NDArray[Any], ...] = (task.encodings, task.latency_ms, task.weights)
+    for array in (*arrays, *task.train, *task.test):
         digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     words = (name.data, name.device, name.predictor, name.encoding, str(name.size))
     readable = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
     return f"{readable[:120]}-{digest.hexdigest()[:16]}"

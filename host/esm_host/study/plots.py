@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from esm_host.report.plots import HEIGHT, compact, save
@@ -97,8 +96,7 @@ def _lines(
     )
     lines = base.mark_line().encode(y, colour, dash)
     points = base.mark_point(size=45, opacity=1).encode(y, colour, shape)
-    chart: alt.LayerChart = alt.layer(bands, lines, points).properties(width=460, height=420)
-    return chart
+    return alt.LayerChart(layer=[bands, lines, points]).properties(width=460, height=420)
 
 
 def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
@@ -126,7 +124,7 @@ def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
     ).encode(text="label:N", y=alt.value(HEIGHT))
     whiskers = base.mark_rule().encode(alt.Y("low:Q"), y2="high:Q")
     width = max(240, 22 * len(labels) * len(devices))
-    chart: alt.LayerChart = alt.layer(drawn, names, whiskers).properties(width=width, height=HEIGHT)
+    chart = alt.LayerChart(layer=[drawn, names, whiskers]).properties(width=width, height=HEIGHT)
     chart.config = config(LIGHT)
     return chart
 
@@ -164,7 +162,7 @@ def scatter(predictions: pd.DataFrame) -> alt.ConcatChart:
                 alt.Y("predicted_ms:Q", title="predicted (ms)", scale=scale),
             )
         )
-        panel = alt.layer(diagonal, points).properties(width=_SIDE, height=_SIDE)
+        panel = alt.LayerChart(layer=[diagonal, points]).properties(width=_SIDE, height=_SIDE)
         panels.append(panel.properties(title=f"{label}, {size} samples"))
     chart: alt.ConcatChart = alt.concat(*panels, columns=3)
     chart.config = config(LIGHT)
@@ -173,7 +171,7 @@ def scatter(predictions: pd.DataFrame) -> alt.ConcatChart:
 
 def _by_label(labels: Sequence[str]) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
     """By colour, and where colours run out by shape and dashes as well."""
-    families = np.arange(len(labels)) // _COLOURS
+    families = [number // _COLOURS for number in range(len(labels))]
     domain = list(labels)
     legend = alt.Legend(columns=6, symbolLimit=0, symbolOpacity=1)
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,7 +106,7 @@ def _compute(task: Task) -> Outcome:
         if not np.isfinite(predicted_ms).all():
             raise ValueError("some predictions are not finite")
         measured_ms, depth = y[test], task.depth[test]
-        found: dict[str, object] = dict(ranking_and_accuracy(measured_ms, predicted_ms))
+        found: dict[str, Any] = dict(ranking_and_accuracy(measured_ms, predicted_ms))
         ends = interval(predictor, x[test], task.coverage)
         if ends is not None:
             found |= coverage_and_width(measured_ms, *ends)
@@ -113,7 +114,7 @@ def _compute(task: Task) -> Outcome:
         found["bin_accuracy_percent"] = [b.accuracy_percent for b in by_bin]
         rows.append(_row(task, seed, fit_s=fit_s, query_s=query_s, **found))
         if task.keep_predictions and seed == 0:
-            columns = {"row": test, "depth": depth}
+            columns: dict[str, NDArray[Any]] = {"row": test, "depth": depth}
             columns |= {"measured_ms": measured_ms, "predicted_ms": predicted_ms}
             kept = pd.DataFrame(columns)
     return Outcome(pd.DataFrame(rows), kept)
@@ -125,7 +126,7 @@ _NUMBERS = (
 )
 
 
-def _row(task: Task, seed: int, failure: str = "", **found: object) -> dict[str, object]:
+def _row(task: Task, seed: int, failure: str = "", **found: Any) -> dict[str, Any]:
     name, bins = task.name, task.bins
     depths = [bins.depths(number) for number in range(bins.count)]
     return {
