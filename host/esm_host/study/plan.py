@@ -163,7 +163,7 @@ def _table(data: DataSet, method: Method, cls: type[Predictor], encoder: Encoder
             f"'{method.label}' needs a lookup table of '{data.name}': give the [[data]] "
             "lookup_table = FILE, or leave it out"
         )
-    files: Any = import_module("esm_host.dataset.lookup_table")
+    files: Any = import_module("esm_host.timing.lookup_table")
     return {"table_ms": files.load_lookup_table(data.lookup_table, encoder)}
 
 
