@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from esm_host.extension.settings import Settings as Settings
     from esm_host.run import Run as Run
     from esm_host.run import load_run as load_run
+    from esm_host.study.results import load_study as load_study
+    from esm_host.study.run import run_study as run_study
     from esm_host.timing_file import TimingFile as TimingFile
     from esm_host.timing_file import load_timing as load_timing
     from esm_models.errors import ModelsError as ModelsError
@@ -46,6 +48,8 @@ _NAMES = {
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.extension.settings": ("Settings",),
     "esm_host.run": ("Run", "load_run"),
+    "esm_host.study.results": ("load_study",),
+    "esm_host.study.run": ("run_study",),
     "esm_host.timing_file": ("TimingFile", "load_timing"),
     "esm_models.errors": ("ModelsError",),
     "esm_protos.messages": ("MeasureSpec",),

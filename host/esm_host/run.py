@@ -91,6 +91,10 @@ class Run:
             }
         )
 
+    def dataset(self) -> Dataset:
+        """The same as values and arrays, for learning from it."""
+        return self._records.dataset
+
     def failures(self) -> pd.DataFrame:
         """Architectures that could not be measured: ``architecture_key``, ``message``."""
         failures = self._records.table.failures

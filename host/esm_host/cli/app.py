@@ -24,6 +24,11 @@ COMMANDS = (
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
+    (
+        "study",
+        "Learn",
+        "Compare predictors, encodings and training sizes on public latencies or your campaigns.",
+    ),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("devices", "Devices", "Look after devices."),
 )

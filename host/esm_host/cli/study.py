@@ -1,0 +1,114 @@
+"""``esm-host study``: predictors, encodings and training sizes against each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esm_host.cli.errors import INTERRUPTED, one_line_errors
+
+if TYPE_CHECKING:
+    from esm_host.study.results import Study
+    from esm_host.study.task import Outcome
+
+
+@one_line_errors
+def study(
+    file: Annotated[Path, typer.Argument(help="What to compare.", metavar="FILE.toml")],
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results; runs/study-FILE unless given.", metavar="DIR"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Tasks at a time; -1 is one per processor.")] = -1,
+    only_plots: Annotated[
+        bool,
+        typer.Option("--only-plots", help="Compute nothing; tables and plots of what is there."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Compare predictors, encodings and training sizes on public latencies or your campaigns.
+
+    What is done is kept task by task: after an interrupt, the same command goes on from there.
+
+    Example: esm-host study studies/nasbench201.toml --results runs/nasbench201
+    """
+    from esm_host.errors import UsageError
+    from esm_host.study.results import StudyFolder, load_study
+
+    if jobs == 0 or jobs < -1:
+        raise UsageError(f"--jobs {jobs}: give 1 or more, or -1 for one per processor")
+    where = results or Path("runs") / f"study-{file.stem}"
+    if not only_plots:
+        from esm_host.study.run import run_study
+
+        try:
+            run_study(file, where, jobs, _Progress(quiet))
+        except KeyboardInterrupt:
+            typer.echo(
+                f"interrupted; what is done is kept in {where}: the same command goes on", err=True
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    found = load_study(where)
+    _write(found, StudyFolder(where))
+    if found.missing:
+        typer.echo(f"{found.missing} tasks are not done yet: without --only-plots they are")
+    failures = found.failures()
+    if len(failures):
+        first = failures.iloc[0]
+        typer.echo(
+            f"{len(failures)} tasks failed; the first, {first['label']} with {first['size']} "
+            f"samples on {first['device']}: {first['failure']}",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def _write(found: Study, folder: object) -> None:
+    from esm_host.cli.output import print_table
+    from esm_host.study.plots import write_plots
+    from esm_host.study.results import StudyFolder, write_frame
+    from esm_host.study.summary import tables
+
+    assert isinstance(folder, StudyFolder)
+    results = found.results()
+    write_frame(results, folder.results)
+    made = tables(results, found.metrics)
+    folder.tables.write_text("\n".join(table.markdown() for table in made))
+    for table in made:
+        print(table.title)
+        print_table(table.headings, table.rows, right=range(1, len(table.headings)))
+        print()
+    plots = write_plots(found, folder.plots)
+    typer.echo(f"results in {folder.results}, tables in {folder.tables}", nl=not plots)
+    if plots:
+        typer.echo(f", {len(plots)} plots in {folder.plots}")
+
+
+class _Progress:
+    """A line per task."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._done = self._tasks = 0
+
+    def on_planned(self, tasks: int, there: int) -> None:
+        self._done, self._tasks = there, tasks
+        if there:
+            self._say(f"{there} of {tasks} tasks are there already")
+
+    def on_task(self, outcome: Outcome) -> None:
+        self._done += 1
+        rows = outcome.rows
+        first = rows.iloc[0]
+        came = first["failure"] or f"tau {rows['tau'].mean():.3f}, {rows['fit_s'].sum():.1f} s"
+        self._say(
+            f"[{self._done}/{self._tasks}] {first['data']} {first['device']} {first['label']} "
+            f"{first['size']}: {came}"
+        )
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)

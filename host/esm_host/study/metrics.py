@@ -1,0 +1,54 @@
+"""How good predictions are: how they rank, how far they are off, what their intervals hold."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from esm_host.evaluation.accuracy import accuracy_percent
+from esm_host.predictors.base import Predictor
+
+Floats = NDArray[np.float64]
+
+
+def ranking_and_accuracy(measured_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
+    """Kendall's tau-b, Spearman's correlation and ESM's accuracy of ``(n,)`` predictions.
+
+    Where all predictions are the same, the correlations are 0: they tell nothing of the order.
+    """
+    tau = spearman = 0.0
+    if np.ptp(predicted_ms) > 0:
+        tau = float(stats.kendalltau(measured_ms, predicted_ms).statistic)
+        spearman = float(stats.spearmanr(measured_ms, predicted_ms).statistic)
+    accuracy = accuracy_percent(measured_ms, predicted_ms)
+    return {"tau": tau, "spearman": spearman, "accuracy_percent": accuracy}
+
+
+def interval(
+    predictor: Predictor, encodings: NDArray[np.float32], coverage: float
+) -> tuple[Floats, Floats] | None:
+    """Ends of the intervals that are to hold a share of the measurements, milliseconds, ``(n,)``.
+
+    By the predictor's ``predict_interval`` if it has one; normal around the prediction if it
+    knows its standard deviation; else None.
+    """
+    own = getattr(predictor, "predict_interval", None)
+    if own is not None:
+        low, high = own(encodings, coverage)
+        return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    if not predictor.knows_std:
+        return None
+    middle_ms, std_ms = predictor.predict(encodings, return_std=True)
+    half_ms = stats.norm.ppf(0.5 + coverage / 2) * std_ms
+    return middle_ms - half_ms, middle_ms + half_ms
+
+
+def coverage_and_width(measured_ms: Floats, low_ms: Floats, high_ms: Floats) -> dict[str, float]:
+    """What share of the measurements the intervals hold, and their mean width as a share of the
+    measurement, both in percent."""
+    inside = (low_ms <= measured_ms) & (measured_ms <= high_ms)
+    return {
+        "coverage_percent": float(100 * inside.mean()),
+        "width_percent": float(100 * np.mean((high_ms - low_ms) / measured_ms)),
+    }

@@ -1,0 +1,258 @@
+"""What a study compares, read from a TOML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esm_host.encoding import ENCODERS
+from esm_host.errors import UsageError
+from esm_host.predictors import PREDICTORS
+from esm_protos.nearest import nearest
+
+METRICS = {
+    "tau": "Kendall's tau",
+    "spearman": "Spearman's rank correlation",
+    "accuracy_percent": "accuracy (%)",
+}
+"""What tables and plots show: column of the results -> what it is called there."""
+
+DEFAULT_ENCODING = "default"
+"""Stands for the encoding that a predictor is used with unless another is asked for."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A predictor on an encoding, with a name of its own in tables and plots.
+
+    Attributes:
+        params: of the predictor's constructor, in place of its defaults.
+    """
+
+    predictor: str
+    encoding: str
+    label: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where numbers come from: a table of latencies, or a campaign's folder.
+
+    Attributes:
+        path: of the Parquet file or the folder.
+        is_run: whether it is a campaign's folder.
+        devices: columns of a table, none for all; of a campaign one name, or none for its own.
+        name: of the data set in tables and plots; None leaves it to the data.
+        lookup_table: file with what the device takes for each part of a network, for predictors
+            that add those up.
+        sizes: of training sets, in place of the study's.
+    """
+
+    path: Path
+    is_run: bool = False
+    devices: tuple[str, ...] = ()
+    name: str | None = None
+    lookup_table: Path | None = None
+    sizes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Every method on every device of every data set, with every number of training samples.
+
+    Attributes:
+        sizes: numbers of training samples, rising; the smaller are contained in the larger.
+        seeds: how often each is repeated, with other samples and other random numbers.
+        test: samples that predictors are judged on; None takes all that are in no training set.
+        coverage: share of the measurements that intervals are to contain.
+        keep_predictions: of the first seed, for plots of predictions against measurements.
+        metrics: names of :data:`METRICS` that tables and plots show.
+    """
+
+    methods: tuple[Method, ...]
+    data: tuple[Source, ...]
+    sizes: tuple[int, ...]
+    seeds: int = 10
+    test: int | None = 2000
+    coverage: float = 0.9
+    keep_predictions: bool = False
+    metrics: tuple[str, ...] = ("tau", "accuracy_percent")
+
+
+def read_study(path: Path) -> StudySettings:
+    """Reads a study's file.
+
+    A path in it is relative to the file; ``~`` and variables of the environment are expanded.
+
+    Raises:
+        UsageError: there is no such file, or something in it is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path}: write one, docs/study.md shows how") from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{path} cannot be read as text ({error})") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML ({error})") from error
+    return _Reader(path).study(document)
+
+
+class _Reader:
+    """Takes the file's values one by one; every mistake names the file and the key."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def study(self, document: dict[str, Any]) -> StudySettings:
+        self._known(document, ("study", "data"), "the file")
+        study, data = document.get("study"), document.get("data")
+        if not isinstance(study, dict):
+            raise self._error("needs a table [study] with predictors and sizes")
+        if not isinstance(data, list) or not data or not all(isinstance(d, dict) for d in data):
+            raise self._error('needs [[data]] with table = "FILE.parquet" or run = "DIR"')
+        known = ("predictors", "encodings", "sizes", "seeds", "test", "coverage")
+        self._known(study, (*known, "keep_predictions", "metrics"), "[study]")
+        for key in ("predictors", "sizes"):
+            if key not in study:
+                raise self._error(f"[study] needs {key}, a list")
+        optional: dict[str, Any] = {}
+        if "seeds" in study:
+            optional["seeds"] = self._number(study["seeds"], "seeds", 1, 1000)
+        if "test" in study:
+            optional["test"] = self._test(study["test"])
+        if "coverage" in study:
+            optional["coverage"] = self._coverage(study["coverage"])
+        if "keep_predictions" in study:
+            if not isinstance(study["keep_predictions"], bool):
+                raise self._error("keep_predictions is true or false")
+            optional["keep_predictions"] = study["keep_predictions"]
+        if "metrics" in study:
+            metrics = self._list(study["metrics"], "metrics")
+            optional["metrics"] = tuple(self._name(m, METRICS, "metrics") for m in metrics)
+        return StudySettings(
+            methods=self._methods(study),
+            data=tuple(self._source(entry) for entry in data),
+            sizes=self._sizes(study["sizes"]),
+            **optional,
+        )
+
+    def _methods(self, study: dict[str, Any]) -> tuple[Method, ...]:
+        common = self._encodings(study.get("encodings", DEFAULT_ENCODING), "encodings")
+        methods: list[Method] = []
+        for entry in self._list(study["predictors"], "predictors"):
+            if isinstance(entry, str):
+                entry = {"predictor": entry}
+            if not isinstance(entry, dict) or "predictor" not in entry:
+                raise self._error(
+                    'predictors are names, or tables such as {predictor = "mlp", encoding = "fcc"}'
+                )
+            self._known(entry, ("predictor", "encoding", "label", "params"), "predictors")
+            name = self._name(entry["predictor"], PREDICTORS, "predictors")
+            encodings = (
+                self._encodings(entry["encoding"], "encoding") if "encoding" in entry else common
+            )
+            label, params = entry.get("label", name), entry.get("params", {})
+            if not isinstance(label, str) or not label.strip():
+                raise self._error(f"label of '{name}' is a text")
+            if not isinstance(params, dict):
+                raise self._error(f"params of '{name}' are a table, such as {{hidden = 128}}")
+            for encoding in encodings:
+                used = PREDICTORS[name].encoding if encoding == DEFAULT_ENCODING else encoding
+                own = label if len(encodings) == 1 else f"{label} {used}"
+                methods.append(Method(name, used, own, params))
+        labels = [method.label for method in methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise self._error(
+                    f"predictors has '{label}' twice: give each its own label = \"...\""
+                )
+        return tuple(methods)
+
+    def _encodings(self, value: Any, key: str) -> list[str]:
+        names = [value] if isinstance(value, str) else self._list(value, key)
+        return list(dict.fromkeys(self._name(n, (DEFAULT_ENCODING, *ENCODERS), key) for n in names))
+
+    def _source(self, entry: dict[str, Any]) -> Source:
+        known = ("table", "run", "devices", "name", "lookup_table", "sizes")
+        self._known(entry, known, "[[data]]")
+        if ("table" in entry) == ("run" in entry):
+            raise self._error('each [[data]] needs either table = "FILE.parquet" or run = "DIR"')
+        is_run = "run" in entry
+        devices = self._list(entry["devices"], "devices") if "devices" in entry else []
+        if not all(isinstance(device, str) for device in devices):
+            raise self._error("devices are texts")
+        if is_run and len(devices) > 1:
+            raise self._error("a run has one device: devices gives it one name, or leave it out")
+        if "name" in entry and not isinstance(entry["name"], str):
+            raise self._error("name is a text")
+        lookup_table = None
+        if "lookup_table" in entry:
+            lookup_table = self._file(entry["lookup_table"], "lookup_table")
+        path = self._file(entry["run" if is_run else "table"], "run" if is_run else "table")
+        sizes = self._sizes(entry["sizes"]) if "sizes" in entry else None
+        different = tuple(dict.fromkeys(devices))
+        return Source(path, is_run, different, entry.get("name"), lookup_table, sizes)
+
+    def _sizes(self, value: Any) -> tuple[int, ...]:
+        sizes = {self._number(size, "sizes", 1, 10**7) for size in self._list(value, "sizes")}
+        return tuple(sorted(sizes))
+
+    def _file(self, value: Any, key: str) -> Path:
+        if not isinstance(value, str) or not value:
+            raise self._error(f"{key} is a path")
+        expanded = os.path.expanduser(os.path.expandvars(value))
+        if "$ESM_DATA" in expanded or "${ESM_DATA}" in expanded:
+            raise self._error(
+                f"{key} is in $ESM_DATA, which is not set: export ESM_DATA=DIR, the folder of the "
+                "public latency tables (docs/study.md says which and where from)"
+            )
+        if "$" in expanded:
+            raise self._error(f"{key} '{value}' names a variable that is not set: export it")
+        return self._path.parent / expanded
+
+    def _test(self, value: Any) -> int | None:
+        if isinstance(value, str):
+            if value != "rest":
+                raise self._error(f"test '{value}': give a number of samples, or \"rest\"")
+            return None
+        return self._number(value, "test", 2, 10**7)
+
+    def _coverage(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise self._error(f"coverage {value} is not between 0 and 1")
+        return float(value)
+
+    def _number(self, value: Any, key: str, low: int, high: int) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise self._error(f"{key}: {value!r} is no whole number from {low} to {high}")
+        return value
+
+    def _list(self, value: Any, key: str) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            raise self._error(f"{key} is a list with one entry or more")
+        return value
+
+    def _name(self, value: Any, known: Collection[str], key: str) -> str:
+        if not isinstance(value, str) or value not in known:
+            hint = nearest(str(value), known)
+            raise self._error(f"{key}: unknown '{value}': {hint}choose {', '.join(known)}")
+        return value
+
+    def _known(self, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+        for key in table:
+            if key not in known:
+                raise self._error(
+                    f"unknown key '{key}' in {where}: {nearest(key, known)}"
+                    f"choose {', '.join(known)}"
+                )
+
+    def _error(self, text: str) -> UsageError:
+        return UsageError(f"{self._path}: {text}")
