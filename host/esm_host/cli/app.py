@@ -23,6 +23,7 @@ COMMANDS = (
         "Learn a latency predictor for a device by measuring as few models as possible.",
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    ("selection", "Learn", "Find what selecting architectures by predicted latency costs."),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("devices", "Devices", "Look after devices."),
 )
