@@ -144,7 +144,7 @@ def run_selection(
         - ``best_hypervolume``: of the front of the whole table.
 
     Raises:
-        UsageError: there is no such device, task or predictor, or not enough architectures.
+        UsageError: there is no such device, task, predictor or encoding, or not enough architectures.
     """
     if not pairs or not settings.stds or settings.simulations < 1 or settings.repeats < 1:
         raise UsageError("give one pair, deviation, simulation and repeat at least")
@@ -152,6 +152,8 @@ def run_selection(
         raise UsageError("a standard deviation is not negative: give 0 or more")
     data = {pair: _Data(table, pair) for pair in pairs}
     sizes = _sizes(table, settings)
+    if settings.encoding is not None:
+        make_encoder(settings.encoding, table.space)
     for name, samples in settings.predictors:
         predictor_class(name)
         known = min(len(each.rows) for each in data.values())

@@ -33,8 +33,11 @@ def reduction(averages: pd.DataFrame) -> alt.LayerChart:
     )
     tall["kind"] = tall["kind"].map(_KINDS)
     domain = list(_KINDS.values())
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=domain))
-    dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 4]]))
+    legend = alt.Legend(symbolType="stroke", symbolSize=200)
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=domain), legend=legend)
+    dash = alt.StrokeDash(
+        "kind:N", scale=alt.Scale(domain=domain, range=[[1, 0], [6, 4]]), legend=legend
+    )
     base = _against_tau(tall, "mra_percent", _LOST)
     real = base.transform_filter("datum.train_samples > 0")
     return layered(
@@ -53,12 +56,16 @@ def reduction_by_pair(simulated: pd.DataFrame) -> alt.LayerChart:
             table.
     """
     mean, sd = simulated["mra_verified_percent"], simulated["mra_verified_percent_sd"]
-    frame = _with_pair(simulated)
-    frame = frame.assign(low=(mean - sd).clip(lower=0), high=mean + sd)
+    pair = simulated["device"] + ", " + simulated["task"]
+    frame = simulated.assign(pair=pair, low=(mean - sd).clip(lower=0), high=mean + sd)
     columns = ["pair", "kendall_tau", "deviation_std", "mra_verified_percent", "low", "high"]
-    base = _against_tau(frame[columns], "mra_verified_percent", _LOST).encode(_by("pair"))
-    band = base.mark_area(opacity=0.1).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
-    return layered(band, base.mark_line(), base.mark_point(size=40, opacity=1).encode(_shape()))
+    domain = frame["pair"].unique().tolist()
+    legend = alt.Legend(columns=2, symbolOpacity=1, labelLimit=260)
+    colour = alt.Color("pair:N", scale=alt.Scale(domain=domain), legend=legend)
+    shape = alt.Shape("pair:N", scale=alt.Scale(domain=domain, range=SHAPES), legend=legend)
+    base = _against_tau(frame[columns], "mra_verified_percent", _LOST).encode(colour)
+    band = base.mark_area(opacity=0.08).encode(alt.Y("low:Q", title=_LOST), alt.Y2("high:Q"))
+    return layered(band, base.mark_line(), base.mark_point(size=40, opacity=1).encode(shape))
 
 
 def hypervolume(averages: pd.DataFrame) -> alt.LayerChart:
@@ -143,15 +150,3 @@ def _against_tau(frame: pd.DataFrame, column: str, title: str, zero: bool = True
         ],
     )
     return chart
-
-
-def _with_pair(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(pair=frame["device"] + ", " + frame["task"])
-
-
-def _by(column: str) -> alt.Color:
-    return alt.Color(f"{column}:N", sort=None, legend=alt.Legend(columns=2))
-
-
-def _shape() -> alt.Shape:
-    return alt.Shape("pair:N", sort=None, scale=alt.Scale(range=SHAPES))
