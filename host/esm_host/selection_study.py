@@ -132,8 +132,8 @@ def run_selection(
 
         - ``device``, ``task``, ``source``: ``"simulation"`` or a predictor's name;
         - ``train_samples``: 0 of simulations;
-        - ``candidates``: how many were to be selected from. Of them lack those of which the pair
-          has no latency or accuracy; from all, also those that were trained on;
+        - ``candidates``: how many were to be selected from. Where that is the table's length, those
+          are missing of which the pair has no latency or accuracy, and those that were trained on;
         - ``deviation_std``: of predictions, where the table's latencies have 1;
         - ``kendall_tau``: between predicted and true latencies of all;
         - ``selections``: how many what follows is the mean of. ``selected``, ``verified``,
@@ -144,7 +144,8 @@ def run_selection(
         - ``best_hypervolume``: of the front of the whole table.
 
     Raises:
-        UsageError: there is no such device, task, predictor or encoding, or not enough architectures.
+        UsageError: there is no such device, task, predictor or encoding, or there are not enough
+            architectures.
     """
     if not pairs or not settings.stds or settings.simulations < 1 or settings.repeats < 1:
         raise UsageError("give one pair, deviation, simulation and repeat at least")
