@@ -34,6 +34,26 @@ class Entry:
 
 PREDICTORS: dict[str, Entry] = {
     "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+    "linear": Entry("linear:LinearPredictor", "operation-one-hot", "least squares"),
+    "ridge": Entry(
+        "linear:RidgePredictor",
+        "operation-one-hot",
+        "ridge regression, its penalty by leave-one-out",
+    ),
+    "bayesian": Entry(
+        "linear:BayesianPredictor", "operation-one-hot", "Bayesian linear regression"
+    ),
+    "svr": Entry("kernel:SVRPredictor", "operation-one-hot", "support vector regression"),
+    "gp": Entry("kernel:GPPredictor", "operation-one-hot", "exact Gaussian process"),
+    "sparse-gp": Entry(
+        "sparse_gp:SparseGPPredictor", "operation-one-hot", "Gaussian process with inducing points"
+    ),
+    "forest": Entry("trees:ForestPredictor", "operation-one-hot", "random forest"),
+    "xgboost": Entry("xgb:XGBoostPredictor", "operation-one-hot", "XGBoost's boosted trees"),
+    "lightgbm": Entry("lgbm:LightGBMPredictor", "operation-one-hot", "LightGBM's boosted trees"),
+    "ngboost": Entry(
+        "ngb:NGBoostPredictor", "operation-one-hot", "NGBoost's boosted trees, with uncertainty"
+    ),
 }
 
 
