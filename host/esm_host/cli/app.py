@@ -29,6 +29,7 @@ COMMANDS = (
         "Learn",
         "Compare predictors, encodings and training sizes on public latencies or your campaigns.",
     ),
+    ("selection", "Learn", "Find what selecting architectures by predicted latency costs."),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("devices", "Devices", "Look after devices."),
 )

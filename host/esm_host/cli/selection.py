@@ -1,0 +1,185 @@
+"""``esm-host selection``: what selecting architectures by predicted latency costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import encoding_names
+from esm_host.cli.output import print_table
+from esm_host.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from esm_host.dataset.benchmarks import LatencyTable
+    from esm_host.selection_study import Pair, SelectionSettings
+
+
+@one_line_errors
+def selection(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE.parquet", help="Latencies in lat_ms_DEVICE, accuracies in acc_TASK."
+        ),
+    ],
+    pair: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DEVICE:TASK",
+            help="Which latencies and which accuracies, such as raspi4:imagenet16_test; may be "
+            "repeated.",
+        ),
+    ],
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:SAMPLES",
+            help="A real predictor and on how many architectures it is trained, such as mlp:500; "
+            "may be repeated.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of all real predictors; by default each one's own.",
+            autocompletion=encoding_names,
+        ),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Numbers of candidates, besides all. By default 100,500,1000,5000,10000.",
+        ),
+    ] = None,
+    simulations: Annotated[
+        int, typer.Option(help="Of each pair, size and standard deviation.", min=1)
+    ] = 1000,
+    repeats: Annotated[
+        int, typer.Option(help="How often each real predictor is trained.", min=1)
+    ] = 5,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="For selection.parquet and charts."),
+    ] = None,
+) -> None:
+    """Find what selecting architectures by predicted latency costs.
+
+    Simulates predictors from perfect to poor, selects what is Pareto-optimal by predicted latency
+    and true accuracy, and tells what accuracy that loses, before and after the selected are
+    measured.
+
+    Example: esm-host selection nasbench201.parquet --pair raspi4:imagenet16_test -o selection
+    """
+    from esm_host.dataset.benchmarks import read_benchmark
+    from esm_host.selection_study import SelectionSettings, run_selection
+
+    settings = SelectionSettings(
+        sizes=None if sizes is None else tuple(_number(text, "--sizes") for text in _split(sizes)),
+        simulations=simulations,
+        predictors=tuple(_predictor(text) for text in predictor or ()),
+        repeats=repeats,
+        encoding=encoding,
+        seed=seed,
+    )
+    pairs = [_pair(text) for text in dict.fromkeys(pair)]
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output} is a file: give a folder")
+    known = read_benchmark(table)
+    results = run_selection(known, pairs, settings, lambda line: typer.echo(line, err=True))
+    _print(results)
+    if output is not None:
+        _write(output, results, known, pairs[0], settings)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _number(text: str, flag: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"{flag}: '{text}' is no number of architectures: give 1 or more")
+    return int(text)
+
+
+def _pair(text: str) -> Pair:
+    from esm_host.selection_study import Pair
+
+    device, colon, task = text.partition(":")
+    if not colon or not device or not task:
+        raise UsageError(f"--pair '{text}': give DEVICE:TASK, such as raspi4:imagenet16_test")
+    return Pair(device, task)
+
+
+def _predictor(text: str) -> tuple[str, int]:
+    name, colon, samples = text.rpartition(":")
+    if not colon or not name:
+        raise UsageError(f"--predictor '{text}': give NAME:SAMPLES, such as mlp:500")
+    return name, _number(samples, f"--predictor {name}")
+
+
+def _print(results: pd.DataFrame) -> None:
+    from esm_host.selection_study import at_tau, averaged, tau_worth
+
+    total = int(results["candidates"].max())
+    averages = averaged(results)
+    shown = averages[averages["candidates"] == total]
+    rows = [
+        (
+            f"{row.source}:{row.train_samples}" if row.train_samples else row.source,
+            f"{row.deviation_std:.2f}",
+            f"{row.kendall_tau:.3f}",
+            f"{row.selected:.1f}",
+            f"{row.verified:.1f}",
+            f"{row.mra_all_percent:.2f}",
+            f"{row.mra_verified_percent:.2f}",
+            f"{row.hypervolume:.3f}",
+        )
+        for row in shown.itertuples()
+    ]
+    headings = ("predictor", "sd", "tau", "selected", "verified", "mra_all", "mra_verified")
+    print_table((*headings, "hypervolume"), rows, right=range(1, 8))
+    for tau in (0.9, 0.8):
+        lost = at_tau(results, tau, "mra_all_percent"), at_tau(results, tau, "mra_verified_percent")
+        if lost[0] == lost[0]:  # NaN is not
+            print(f"at tau {tau}: {lost[0]:.2f} points lost, {lost[1]:.2f} by the verified")
+    best = float(averages["best_hypervolume"].iloc[0])
+    print(f"front of the whole table: hypervolume {best:.3f}")
+    for size in sorted(set(averages["candidates"]) - {total}):
+        if (tau := tau_worth(results, size)) == tau:
+            print(f"{size} measured perfectly: as {total} predicted at tau {tau:.2f}")
+
+
+def _write(
+    folder: Path,
+    results: pd.DataFrame,
+    table: LatencyTable,
+    pair: Pair,
+    settings: SelectionSettings,
+) -> None:
+    from esm_host.report import selection_plots as plots
+    from esm_host.report.plots import save
+    from esm_host.selection_study import SIMULATION, averaged, example
+
+    folder.mkdir(parents=True, exist_ok=True)
+    results.to_parquet(folder / "selection.parquet", index=False)
+    averages = averaged(results)
+    whole, all_whole = (each["candidates"] == len(table) for each in (averages, results))
+    simulated, all_simulated = (each["source"] == SIMULATION for each in (averages, results))
+    one = example(table, pair, 0.5, settings)
+    charts = {
+        "reduction": plots.reduction(averages[whole]),
+        "reduction-by-pair": plots.reduction_by_pair(results[all_whole & all_simulated]),
+        "hypervolume": plots.hypervolume(averages[simulated]),
+        "example-predicted": plots.selection(one, "predicted_ms"),
+        "example-true": plots.selection(one, "latency_ms"),
+    }
+    for name, chart in charts.items():
+        save(chart, folder / f"{name}.png")
+    typer.echo(f"selection.parquet and {len(charts)} charts are in {folder}", err=True)
