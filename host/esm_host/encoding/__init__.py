@@ -12,6 +12,7 @@ from esm_host.encoding.vectors import (
     OperationOneHotEncoder,
     StatisticalEncoder,
 )
+from esm_host.encoding.views import ViewsEncoder
 from esm_host.errors import UsageError
 from esm_models.space import SearchSpace
 from esm_protos.nearest import nearest
@@ -28,6 +29,7 @@ ENCODERS: dict[str, type[Encoder]] = {
         CostEncoder,
         PartsEncoder,
         ScaledCountEncoder,
+        ViewsEncoder,
     )
 }
 

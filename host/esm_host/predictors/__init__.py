@@ -33,6 +33,9 @@ class Entry:
 
 
 PREDICTORS: dict[str, Entry] = {
+    "auto": Entry(
+        "auto:AutoPredictor", "views", "several, cross-validated and weighted; the default"
+    ),
     "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
     "lookup": Entry(
         "lookup:LookupPredictor", "operation-one-hot", "a latency per operation, added up"

@@ -1,9 +1,8 @@
-"""The predictor that chooses by itself: several are cross-validated, and those that do well vote."""
+"""The predictor that chooses by itself: several are cross-validated, and the good ones vote."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +17,9 @@ CROSS_VALIDATED = 150
 """Samples up to which a candidate is fitted anew without each fold; above, the few parameters of
 its kernel know the sample that is left out, which no longer shows."""
 _FOLDS = 10
-_LEAST_MS = 1e-3
 _PSEUDO_COUNT = 2.0
+_INTERACTING = ("operations", "counts")
+"""Groups whose columns may matter together; the others are sums already."""
 
 
 class AutoPredictor(Predictor):
@@ -32,9 +32,8 @@ class AutoPredictor(Predictor):
     predictions, relative to their standard deviations, say how wide an interval must be
     (Papadopoulos 2008; Barber et al. 2021).
 
-    Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`): one additive
-    on log latency, one additive on latency itself with errors in proportion, one with smooth
-    interactions.
+    Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
+    latency and on latency itself with errors in proportion, additive and with smooth interactions.
 
     Args:
         layout: groups of columns; None makes all columns one group.
@@ -48,17 +47,15 @@ class AutoPredictor(Predictor):
         self.seed = seed
 
     def _candidates(self) -> dict[str, MultiKernelGP]:
-        common: dict[str, Any] = {"layout": self.layout, "seed": self.seed}
-        groups = tuple(self.layout.groups) if self.layout else ("all",)
+        groups = list(self.layout.groups) if self.layout else ["all"]
+        smooth = [name for name in groups if name in _INTERACTING] or groups
         return {
-            "additive": MultiKernelGP(**common),
-            "physical": MultiKernelGP(**common, target="raw"),
-            "smooth": MultiKernelGP(**common, smooth=tuple(__import__("os").environ.get("SM","operation-one-hot fcc").split())),
+            f"{target}, {kind}": MultiKernelGP(self.layout, of, target, self.seed)
+            for target in ("log", "raw")
+            for kind, of in (("additive", []), ("smooth", smooth))
         }
 
-    def _fit(
-        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
-    ) -> None:
+    def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         counted = np.flatnonzero(weights > 0)
         x, y, w = encodings[counted], latency_ms[counted], weights[counted]
         self.candidates_ = self._candidates()

@@ -1,4 +1,4 @@
-"""A Gaussian process whose kernel is a sum over groups of features: how much each counts is learned.
+"""A Gaussian process with a kernel for every group of features, weighted by what the data say.
 
 Latency is nearly a sum over operators, so a linear model on the right features is hard to beat;
 which features those are (single blocks, counts by unit, costs of the whole network) depends on
@@ -25,7 +25,7 @@ from esm_host.predictors.base import Floats, Predictor
 
 SEARCHED = 300
 """Samples, at most, on which the kernel's parameters are found; all are learned from then."""
-_JITTER = 1e-6
+_JITTER = 1e-7
 _OFFSET = 1.0
 """Variance of the constant, in units of the targets' variance."""
 _PRIOR_SD = 2.0
@@ -90,9 +90,7 @@ class MultiKernelGP(Predictor):
         self.target = target
         self.seed = seed
 
-    def _fit(
-        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
-    ) -> None:
+    def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         counted = np.flatnonzero(weights > 0)
         self._standardise(encodings[counted])
         latency_ms, weights = latency_ms[counted], weights[counted]
@@ -128,11 +126,12 @@ class MultiKernelGP(Predictor):
         cross = self._kernel(inputs, self.inputs_)
         explained = solve_triangular(self.factor_, cross.T, lower=True)
         p = self.parameters_
-        own = _OFFSET + np.exp(p.smooth).sum() + np.exp(p.noise)
+        noise = np.exp(p.noise) + _JITTER
+        own = _OFFSET + np.exp(p.smooth).sum() + noise
         for variance, each in zip(np.exp(p.linear), inputs, strict=True):
             own = own + variance * (each**2).sum(axis=1)
-        variance = np.maximum(own - (explained**2).sum(axis=0), np.exp(p.noise))
-        return cross @ self.dual_, np.sqrt(variance)
+        own = np.maximum(own - (explained**2).sum(axis=0), noise)
+        return cross @ self.dual_, np.sqrt(own)
 
     def left_out(self) -> tuple[Floats, Floats]:
         """Means and standard deviations, on the standardised target, of each sample by all others
@@ -239,7 +238,11 @@ class MultiKernelGP(Predictor):
         # Bounds keep the kernel positive definite in double precision.
         bounds = [(value - 12, value + 12) for value in default.vector]
         found = minimize(
-            loss, default.vector, jac=True, method="L-BFGS-B", bounds=bounds,
+            loss,
+            default.vector,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
             options={"maxiter": 60},
         )
         return _Parameters.of(found.x, default)
