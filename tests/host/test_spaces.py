@@ -17,7 +17,7 @@ from esm_models.architecture import Architecture
 from esm_protos.messages import MeasureSpec
 from tests.host.campaign import latency
 
-SMALL = Settings("any", initial=15, max_models=15, block_size=10, folds=2, spec=MeasureSpec(runs=5))
+SMALL = Settings("any", initial=15, max_models=15, block_size=5, folds=2, spec=MeasureSpec(runs=5))
 
 
 def esm_host(*arguments: object) -> str:
