@@ -121,7 +121,7 @@ def profile(
     encoding: Annotated[
         str,
         typer.Option(
-            help="fcc, fc, statistical, feature or one-hot.",
+            help="fcc, fc, statistical, feature, one-hot or operation-one-hot.",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
