@@ -113,7 +113,9 @@ def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
     devices = list(found["device"].unique())
     colour, _, _ = _by_label(labels)
     base = alt.Chart(frame).encode(
-        alt.X("device:N", title=None, sort=devices, axis=alt.Axis(labelAngle=0)),
+        alt.X(
+            "device:N", title=None, sort=devices, axis=alt.Axis(labelAngle=0, labelOverlap=False)
+        ),
         xOffset=alt.XOffset("label:N", sort=labels),
     )
     y = alt.Y("mean:Q", title=METRICS[metric])
@@ -123,7 +125,8 @@ def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
         angle=270, align="left", baseline="middle", dx=6, color=LIGHT.background, fontSize=11
     ).encode(text="label:N", y=alt.value(HEIGHT))
     whiskers = base.mark_rule().encode(alt.Y("low:Q"), y2="high:Q")
-    width = max(240, 22 * len(labels) * len(devices))
+    per_device = max(22 * len(labels), 8 * max(map(len, devices)))
+    width = max(240, per_device * len(devices))
     chart = alt.LayerChart(layer=[drawn, names, whiskers]).properties(width=width, height=HEIGHT)
     chart.config = config(LIGHT)
     return chart
