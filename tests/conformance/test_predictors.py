@@ -9,14 +9,18 @@ import onnxruntime
 import pytest
 
 from esm_host.predictors.base import Predictor
+from esm_host.predictors.lookup import LookupBiasPredictor, LookupPredictor
 from esm_host.predictors.mlp import MLPPredictor
 
 PREDICTORS: dict[str, Callable[[], Predictor]] = {
     "mlp": lambda: MLPPredictor(epochs=60, min_steps=1, seed=1),
+    "lookup": LookupPredictor,
+    "lookup-bias": lambda: LookupBiasPredictor(TABLE_MS),
 }
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 5, (240, 12)).astype(np.float32)
-Y = 0.3 + X @ RNG.uniform(0.01, 0.2, 12)
+TABLE_MS = RNG.uniform(0.01, 0.2, 12).tolist()
+Y = 0.3 + X @ TABLE_MS
 
 
 @pytest.fixture(params=PREDICTORS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -33,8 +35,7 @@ class _Sums(Encoder):
         raise NotImplementedError
 
     def _forget(self, table: PartTable) -> None:
-        self._by_part: dict[tuple[str, int], sparse.csr_array] = {}
-        self._by_row: list[sparse.csr_array] = []
+        self._by_part: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         self._stacked = sparse.csr_array((0, len(self)))
         self._additive = table.additive
 
@@ -50,8 +51,8 @@ class _Sums(Encoder):
             self._forget(table)
         known = self._stacked.shape[0]
         if known < len(table.contents):
-            new = [self._row(content) for content in table.contents[known:]]
-            self._stacked = sparse.vstack([self._stacked, *new], format="csr")
+            new = self._rows(table.contents[known:])
+            self._stacked = sparse.vstack([self._stacked, new], format="csr")
         count, places = rows.shape
         ones = np.ones(rows.size)
         starts = np.arange(0, rows.size + 1, places)
@@ -59,15 +60,24 @@ class _Sums(Encoder):
         sums: NDArray[np.float64] = (held @ self._stacked).toarray()
         return sums
 
-    def _row(self, content: Content) -> sparse.csr_array:
-        total = sparse.csr_array((1, len(self)))
-        for which, count in content.items():
-            if which not in self._by_part:
-                region, number = which
-                vector = self._vector(region, self._table.parts[number])
-                self._by_part[which] = sparse.csr_array(vector[None])
-            total = total + count * self._by_part[which]
-        return total
+    def _rows(self, contents: Sequence[Content]) -> sparse.csr_array:
+        """Of each content the sum of its parts' vectors."""
+        rows, columns, values = [], [], []
+        for row, content in enumerate(contents):
+            for (region, number), count in content.items():
+                if (region, number) not in self._by_part:
+                    vector = self._vector(region, self._table.parts[number])
+                    (places,) = np.nonzero(vector)
+                    self._by_part[region, number] = places, vector[places]
+                places, what = self._by_part[region, number]
+                rows.append(np.full(len(places), row))
+                columns.append(places)
+                values.append(count * what)
+        shape = (len(contents), len(self))
+        if not rows:
+            return sparse.csr_array(shape)
+        where = np.concatenate(rows), np.concatenate(columns)
+        return sparse.coo_array((np.concatenate(values), where), shape=shape).tocsr()
 
 
 class CostEncoder(_Sums):
