@@ -89,7 +89,7 @@ def test_fitting_leaves_its_arguments_alone(predictor: Predictor) -> None:
 
 def test_one_sample_and_constant_columns(predictor: Predictor) -> None:
     assert predictor.fit(X[:1], Y[:1]).predict(X[:1])[0] == pytest.approx(Y[0], rel=0.1)
-    constant = np.ones((20, 3), np.float32)
+    constant = np.ones((20, 12), np.float32)
     assert predictor.fit(constant, np.full(20, 2.0)).predict(constant)[0] == pytest.approx(2, 0.05)
 
 
