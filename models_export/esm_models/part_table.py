@@ -33,6 +33,8 @@ class PartTable:
     Attributes:
         parts: different ones, in the order in which they were met.
         contents: of each row.
+        kinds: regions and the kinds of operators there, of the architectures seen first: every
+            option in every block is among them.
         additive: whether places alone decide the parts; if not, an architecture is a row.
     """
 
@@ -47,6 +49,7 @@ class PartTable:
         self._whole: dict[bytes, int] = {}
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
             self._trace(blocks, space.resolution)
+        self.kinds = frozenset((part.region, o.kind) for part in self.parts for o in part.operators)
         if not self.additive:
             self._rows.clear()
             self.contents.clear()

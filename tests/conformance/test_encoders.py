@@ -1,5 +1,8 @@
 """What every encoding does on every search space."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from esm_host.encoding import ENCODERS, Encoder, make_encoder
 from esm_host.sampling import BalancedSampler
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
+from esm_models.parts import parts_of
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
 from tests.helpers import depth_bins, largest, smallest
@@ -37,6 +41,9 @@ LENGTHS = {
     ("ofa", "fcc"): 46,
     ("ofa", "feature"): 46,
     ("ofa", "operation-one-hot"): 181,
+    ("resnet", "parts"): 74,  # units * (first or other) * options, stem and head
+    ("fbnet", "scaled-fcc"): 63,
+    ("ofa", "scaled-fcc"): 2 * 45 + 1,
 }
 
 
@@ -109,7 +116,7 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
         options = {option.label: option for option in space.options}
         (architecture,) = draw(space, 1, seed)
         got = {}
-        for name in ENCODERS:
+        for name in ("fcc", "fc", "statistical", "feature", "one-hot"):
             encoder = make_encoder(name, space)
             vector = encoder.encode([architecture])[0].tolist()
             got[name] = dict(zip(encoder.columns, vector, strict=True))
@@ -188,3 +195,65 @@ def test_operation_one_hot_tells_blocks_of_equal_features_by_their_option() -> N
     hot = [column for column, value in zip(encoder.columns, vector, strict=True) if value]
     assert len(hot) == 22
     assert all(column.endswith(".skip") for column in hot)
+
+
+def test_costs_are_those_of_the_graphs(space: SearchSpace) -> None:
+    encoder = make_encoder("cost", space)
+    assert "resolution" not in encoder.columns
+    for architecture in draw(space, 3, 0):
+        vector = dict(zip(encoder.columns, encoder.encode([architecture])[0], strict=True))
+        parts = parts_of(space, architecture)
+        operators = [operator for part in parts for operator in part.operators]
+        assert min(vector.values()) >= 0
+        for column, expected in {
+            "all.mflops": sum(o.flops for o in operators) / 1e6,
+            "all.mbytes": sum(o.bytes for o in operators) / 1e6,
+            "all.operators": len(operators),
+            "all.mparameters": sum(part.parameters for part in parts) / 1e6,
+            "all.roofline4": sum(max(o.flops / 4, o.bytes) for o in operators) / 1e6,
+        }.items():
+            assert vector[column] == pytest.approx(expected, rel=1e-5)
+        for kind in {o.kind for o in operators}:
+            flops = sum(o.flops for o in operators if o.kind == kind) / 1e6
+            assert vector[f"all.{kind}.mflops"] == pytest.approx(flops, rel=1e-5)
+        mflops = [v for c, v in vector.items() if re.fullmatch(r"(unit|stage|rest).*mflops", c)]
+        assert sum(mflops) == pytest.approx(vector["all.mflops"], rel=1e-5)
+
+
+def test_dead_ends_cost_as_written_only() -> None:
+    """Of two equal convolutions in a row, the second leads nowhere in the first cell."""
+    encoder = make_encoder("cost", load_space("nasbench201"))
+    none, conv = 0, 4
+    dead = [none, none, none, conv, conv, none]  # 1-3 begins at a node without input
+    codes = np.array([[dead], [[none, none, none, conv, none, none]]], dtype=np.int16)
+    vectors = dict(zip(encoder.columns, encoder.encode_codes(codes).T, strict=True))
+    stem_flops, cell_flops = (
+        2 * 32 * 32 * 16 * 27,
+        5 * 2 * 9 * (32 * 32 * 16**2 + 16 * 16 * 32**2 + 8 * 8 * 64**2),
+    )
+    with_dead, without = vectors["all.mflops"]
+    assert with_dead == without
+    with_dead, without = vectors["written.all.mflops"]
+    assert with_dead - without == pytest.approx(
+        (cell_flops + 5 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 64) * 2) / 1e6, rel=1e-5
+    )
+    assert stem_flops / 1e6 < without
+
+
+def test_counts_of_parts_and_scaled_counts() -> None:
+    space = load_space("ofa")
+    codes = np.full((2, *space.code_shape), -1, dtype=np.int16)
+    codes[:, :5, :3] = 4
+    codes[:, -1, 0] = 0, 24  # 128 and 224 pixels
+    scaled = make_encoder("scaled-fcc", space)
+    vectors = dict(zip(scaled.columns, scaled.encode_codes(codes).T, strict=True))
+    share = (128 / 224) ** 2
+    np.testing.assert_allclose(vectors["pixels"], [share, 1], rtol=1e-6)
+    np.testing.assert_allclose(vectors["unit2.k5e4"], [3, 3])
+    np.testing.assert_allclose(vectors["unit2.k5e4.scaled"], [3 * share, 3], rtol=1e-6)
+    space = SPACE_OBJECTS["mobilenetv3"]
+    encoder = make_encoder("parts", space)
+    (architecture,) = draw(space, 1, 0)
+    counted = dict(zip(encoder.columns, encoder.encode([architecture])[0], strict=True))
+    expected = Counter(f"part.{part.key}" for part in parts_of(space, architecture))
+    assert {column: count for column, count in counted.items() if count} == expected

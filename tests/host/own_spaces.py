@@ -39,3 +39,23 @@ class Gaps(Tiny):
     """Depths 2, 41 and 80 only: of four equal bins one is empty."""
 
     depths = ((1, 40), (1, 40))
+
+
+class Scoped(SearchSpace):
+    """Two units of 1-2 blocks, ten parts: a first and another block of each option, and two."""
+
+    name = "scoped"
+    depths = ((1, 2),) * 2
+    features = (Feature("kernel", "k", (1, 3)),)
+
+    def network(self, net, units):
+        with net.scope("stem"):
+            x = net.relu(net.conv(net.input, self.channels(8), kernel=3, stride=2))
+        for number, unit in enumerate(units, start=1):
+            for position, block in enumerate(unit, start=1):
+                with net.scope(f"unit{number}.block{position}"):
+                    stride = 2 if position == 1 else 1
+                    channels = self.channels(16 * number)
+                    x = net.relu(net.conv(x, channels, kernel=block["kernel"], stride=stride))
+        with net.scope("head"):
+            return net.linear(net.flatten(net.global_average_pool(x)), 10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -18,6 +20,18 @@ RIDGES = (1, 4, 16, 64)
 tens on a server or a GPU."""
 
 
+class _Seen:
+    """Vectors of a table's rows and parts, which encoders of one kind share."""
+
+    def __init__(self, width: int, additive: bool = True) -> None:
+        self.additive = additive
+        self.parts: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        self.sums = sparse.csr_array((0, width))
+
+
+_SEEN: dict[tuple[type[Encoder], PartTable], _Seen] = {}
+
+
 class _Sums(Encoder):
     """Adds up a vector per part."""
 
@@ -26,17 +40,11 @@ class _Sums(Encoder):
     def __init__(self, space: SearchSpace) -> None:
         self._table = part_table(space)
         super().__init__(space)
-        self._forget(self._table)
+        self._seen = _SEEN.setdefault((type(self), self._table), _Seen(len(self)))
 
     def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
         """What a part adds where it is in that region, ``(len(self),)``."""
         raise NotImplementedError
-
-    def _forget(self, table: PartTable) -> None:
-        self._by_part: dict[tuple[str, int], sparse.csr_array] = {}
-        self._by_row: list[sparse.csr_array] = []
-        self._stacked = sparse.csr_array((0, len(self)))
-        self._additive = table.additive
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         return self._sums(codes, resolution)
@@ -46,28 +54,37 @@ class _Sums(Encoder):
     ) -> NDArray[np.float64]:
         table = self._table
         rows = table.rows(codes, resolution, pruned)
-        if self._additive != table.additive:
-            self._forget(table)
-        known = self._stacked.shape[0]
+        if self._seen.additive and not table.additive:
+            self._seen = _SEEN[type(self), table] = _Seen(len(self), additive=False)
+        known = self._seen.sums.shape[0]
         if known < len(table.contents):
-            new = [self._row(content) for content in table.contents[known:]]
-            self._stacked = sparse.vstack([self._stacked, *new], format="csr")
+            new = self._rows(table.contents[known:])
+            self._seen.sums = sparse.vstack([self._seen.sums, new], format="csr")
         count, places = rows.shape
         ones = np.ones(rows.size)
         starts = np.arange(0, rows.size + 1, places)
         held = sparse.csr_array((ones, rows.ravel(), starts), shape=(count, len(table.contents)))
-        sums: NDArray[np.float64] = (held @ self._stacked).toarray()
+        sums: NDArray[np.float64] = (held @ self._seen.sums).toarray()
         return sums
 
-    def _row(self, content: Content) -> sparse.csr_array:
-        total = sparse.csr_array((1, len(self)))
-        for which, count in content.items():
-            if which not in self._by_part:
-                region, number = which
-                vector = self._vector(region, self._table.parts[number])
-                self._by_part[which] = sparse.csr_array(vector[None])
-            total = total + count * self._by_part[which]
-        return total
+    def _rows(self, contents: Sequence[Content]) -> sparse.csr_array:
+        """Of each content the sum of its parts' vectors."""
+        rows, columns, values = [], [], []
+        for row, content in enumerate(contents):
+            for (region, number), count in content.items():
+                if (region, number) not in self._seen.parts:
+                    vector = self._vector(region, self._table.parts[number])
+                    (places,) = np.nonzero(vector)
+                    self._seen.parts[region, number] = places, vector[places]
+                places, what = self._seen.parts[region, number]
+                rows.append(np.full(len(places), row))
+                columns.append(places)
+                values.append(count * what)
+        shape = (len(contents), len(self))
+        if not rows:
+            return sparse.csr_array(shape)
+        where = np.concatenate(rows), np.concatenate(columns)
+        return sparse.coo_array((np.concatenate(values), where), shape=shape).tocsr()
 
 
 class CostEncoder(_Sums):
@@ -87,7 +104,7 @@ class CostEncoder(_Sums):
     def __init__(self, space: SearchSpace) -> None:
         table = part_table(space)
         if table.additive:
-            pairs = {(part.region, o.kind) for part in table.parts for o in part.operators}
+            pairs = set(table.kinds)
         else:
             pairs = {(part.region, kind) for part in table.parts for kind in KINDS}
         self._regions = sorted({REST, *(region for region, _ in pairs)})

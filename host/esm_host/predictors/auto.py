@@ -114,8 +114,7 @@ class AutoPredictor(Predictor):
         """
         if not 0 < coverage < 1:
             raise ValueError(f"coverage {coverage:g}: give a share above 0 and below 1")
-        self.predict(np.zeros((0, self.n_features_in_)) if len(encodings) == 0 else encodings)
-        mean, std = self._in_log(self._checked(encodings))
+        mean, std = self._in_log(self._ready(encodings))
         half = std * self._width(coverage)
         return np.exp(mean - half), np.exp(mean + half)
 

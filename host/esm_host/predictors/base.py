@@ -107,6 +107,13 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
                 f"{type(self).__name__} does not know its uncertainty: leave return_std out, or "
                 "choose a Gaussian process, a Bayesian predictor or auto"
             )
+        x = self._ready(encodings)
+        if return_std:
+            return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
+        return self._predict(x) if len(x) else np.zeros(0)
+
+    def _ready(self, encodings: ArrayLike) -> NDArray[np.float32]:
+        """Encodings that the fitted predictor can take; raises ValueError."""
         if not hasattr(self, "n_features_in_"):
             raise ValueError(f"{type(self).__name__} is not fitted yet: call fit first")
         x = self._checked(encodings)
@@ -114,9 +121,7 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
             raise ValueError(
                 f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
             )
-        if return_std:
-            return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
-        return self._predict(x) if len(x) else np.zeros(0)
+        return x
 
     def _samples(
         self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None

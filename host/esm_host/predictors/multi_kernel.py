@@ -103,7 +103,7 @@ class MultiKernelGP(Predictor):
         self.mean_ = float(np.average(targets, weights=weights))
         self.scale_ = float(targets.std()) or abs(self.mean_) or 1.0
         self.targets_ = (targets - self.mean_) / self.scale_
-        self.inputs_ = [self._inputs(encodings[counted], group) for group in self.groups_]
+        self.inputs_ = self._inputs(encodings[counted])
         self.parameters_ = self._search()
         kernel = self._kernel(self.inputs_, self.inputs_)
         kernel[np.diag_indices_from(kernel)] += self._noise()
@@ -111,7 +111,7 @@ class MultiKernelGP(Predictor):
         self.dual_ = cho_solve((self.factor_, True), self.targets_)
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        inputs = [self._inputs(encodings, group) for group in self.groups_]
+        inputs = self._inputs(encodings)
         return self._as_latency(self._kernel(inputs, self.inputs_) @ self.dual_)
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
@@ -122,7 +122,7 @@ class MultiKernelGP(Predictor):
 
     def predict_target(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
         """Means and standard deviations (noise included) on the standardised target, ``(n,)``."""
-        inputs = [self._inputs(encodings, group) for group in self.groups_]
+        inputs = self._inputs(encodings)
         cross = self._kernel(inputs, self.inputs_)
         explained = solve_triangular(self.factor_, cross.T, lower=True)
         p = self.parameters_
@@ -149,7 +149,7 @@ class MultiKernelGP(Predictor):
 
     def _as_latency(self, targets: Floats) -> Floats:
         values = targets * self.scale_ + self.mean_
-        return np.exp(values) if self.log_ else np.maximum(values, self.least_ms_)
+        return np.asarray(np.exp(values) if self.log_ else np.maximum(values, self.least_ms_))
 
     # Groups of columns, standardised
 
@@ -159,7 +159,9 @@ class MultiKernelGP(Predictor):
         self.centre_ = encodings.mean(axis=0, dtype=np.float64)
         sd = encodings.std(axis=0, dtype=np.float64)
         varies = sd > 1e-6 * np.maximum(np.abs(self.centre_), 1e-6)
-        self.groups_, self.smooth_, self.spread_ = [], [], []
+        self.groups_: list[NDArray[np.int64]] = []
+        self.smooth_: list[int] = []
+        self.spread_: list[Floats] = []
         for name, (first, end) in groups.items():
             columns = first + np.flatnonzero(varies[first:end])
             if not len(columns):
@@ -172,10 +174,12 @@ class MultiKernelGP(Predictor):
             self.groups_.append(np.zeros(0, dtype=np.int64))
             self.spread_.append(np.zeros(0))
 
-    def _inputs(self, encodings: NDArray[np.float32], group: NDArray[np.int64]) -> Floats:
-        number = next(i for i, each in enumerate(self.groups_) if each is group)
-        values: Floats = (encodings[:, group] - self.centre_[group]) / self.spread_[number]
-        return values
+    def _inputs(self, encodings: NDArray[np.float32]) -> list[Floats]:
+        """Of each group, standardised, so that a kernel's variance is that of a latency."""
+        return [
+            (encodings[:, columns] - self.centre_[columns]) / spread
+            for columns, spread in zip(self.groups_, self.spread_, strict=True)
+        ]
 
     # The kernel
 

@@ -1,0 +1,232 @@
+"""What networks are made of: parts of graphs, their work, and the table that looks them up."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from esm_models.cost import KINDS
+from esm_models.errors import InvalidSpaceError
+from esm_models.graph import Network
+from esm_models.part_table import PartTable, part_table
+from esm_models.parts import Part, parts_of, split
+from esm_models.space import SearchSpace
+from esm_models.spaces import SPACES, load_space
+from tests.host.own_spaces import Tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def random_codes(space: SearchSpace, n: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    codes = np.full((n, *space.code_shape), -1, dtype=np.int16)
+    for row in codes:
+        for unit, depths in enumerate(space.depths):
+            depth = int(rng.choice(np.array(depths)))
+            size = 1 if space.one_option_per_unit else depth
+            row[unit, :depth] = rng.integers(len(space.options), size=size)
+        if space.resolutions:
+            row[-1, 0] = rng.integers(len(space.resolutions))
+    return codes
+
+
+@pytest.fixture(params=SPACES)
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    return load_space(request.param)
+
+
+# Parts of one graph
+
+
+def hand_made() -> tuple[Network, str]:
+    net = Network((2, 3, 8, 8))
+    with net.scope("stem"):
+        x = net.relu(net.conv(net.input, 8, kernel=3, stride=2))
+    with net.scope("unit1.block1"):
+        y = net.conv(net.conv(x, 8, kernel=5, groups=8), 8, groups=2)
+        with net.scope("inner"):
+            x = net.add(x, net.conv(y, 8))
+    return net, net.linear(net.flatten(net.global_average_pool(x)), 10)
+
+
+def test_work_is_what_counting_by_hand_gives() -> None:
+    stem, block, *alone = split(*hand_made())
+    assert [part.name for part in alone] == ["globalaveragepool1", "flatten1", "linear1"]
+    conv, relu = stem.operators
+    image, maps = 2 * 3 * 8 * 8, 2 * 8 * 4 * 4
+    assert (conv.kind, conv.macs, conv.flops) == ("conv", maps * 3 * 9, 2 * maps * 3 * 9)
+    assert conv.activation_bytes == 4 * (image + maps)
+    assert conv.weight_bytes == 4 * (8 * 3 * 9 + 8)
+    assert (relu.kind, relu.flops, relu.bytes) == ("elementwise", maps, 4 * 2 * maps)
+    assert [(o.kind, o.macs) for o in block.operators] == [
+        ("depthwise", maps * 25),
+        ("grouped", maps * 4),
+        ("pointwise", maps * 8),
+        ("elementwise", 0),
+    ]
+    assert block.operators[-1].activation_bytes == 4 * 3 * maps
+    pool, flatten, linear = (part.operators[0] for part in alone)
+    assert (pool.kind, pool.flops, pool.bytes) == ("pool", maps, 4 * (maps + 2 * 8))
+    assert (flatten.kind, flatten.flops, flatten.bytes) == ("layout", 0, 0)
+    assert (linear.kind, linear.macs, linear.weight_bytes) == ("linear", 2 * 80, 4 * 90)
+    assert block.region == "unit1"
+    assert stem.region == alone[0].region == "rest"
+
+
+def test_a_known_network_has_its_known_size() -> None:
+    """ResNet-50 is in the space: 25.5 million parameters (batch normalisation folded) and, with
+    the stride on the 3x3 convolution, 4.09 billion multiply-adds."""
+    space = load_space("resnet")
+    codes = np.full((1, 4, 7), -1, np.int16)
+    for unit, depth in enumerate((3, 4, 6, 3)):
+        codes[0, unit, :depth] = 2  # k3e1
+    parts = parts_of(space, space.decode(codes)[0])
+    assert sum(part.parameters for part in parts) == pytest.approx(25.53e6, rel=1e-3)
+    assert sum(part.macs for part in parts) == pytest.approx(4.09e9, rel=2e-3)
+
+
+def test_parts_add_up_to_the_graph(space: SearchSpace) -> None:
+    for architecture in space.decode(random_codes(space, 3)):
+        graph = onnx.ModelProto.FromString(space.build(architecture)).graph
+        parts = parts_of(space, architecture)
+        built = [onnx.ModelProto.FromString(part.build()).graph for part in parts]
+        assert sum(len(g.node) for g in built) == len(graph.node)
+        types = Counter(node.op_type for node in graph.node)
+        assert Counter(node.op_type for g in built for node in g.node) == types
+        weights = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+        assert sum(part.parameters for part in parts) == weights
+        assert all(o.kind in KINDS for part in parts for o in part.operators)
+
+
+def run_alone(part: Part) -> list[np.ndarray]:
+    model = onnx.ModelProto.FromString(part.build())
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        array = rng.standard_normal(tensor.dims).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feeds = {
+        node.name: rng.standard_normal(node.shape).astype(np.float32)
+        for node in session.get_inputs()
+    }
+    return session.run(None, feeds)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_part_alone_runs(name: str) -> None:
+    side = {"resolution": 32} if name != "densenet" else {"resolution": 64}
+    space = load_space(name, width_mult=0.25, **side)
+    seen = {}
+    for architecture in space.decode(random_codes(space, 2)):
+        seen |= {part.key: part for part in parts_of(space, architecture)}
+    for part in seen.values():
+        graph = onnx.ModelProto.FromString(part.build()).graph
+        assert [tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in graph.input] == [
+            *part.inputs
+        ]
+        assert all(t.data_location == TensorProto.EXTERNAL for t in graph.initializer)
+        results = run_alone(part)
+        assert results
+        for value, result in zip(graph.output, results, strict=True):
+            assert tuple(d.dim_value for d in value.type.tensor_type.shape.dim) == result.shape
+
+
+def test_equal_keys_are_equal_graphs_and_nothing_else(space: SearchSpace) -> None:
+    built: dict[str, bytes] = {}
+    for architecture in space.decode(random_codes(space, 4)):
+        for part in parts_of(space, architecture):
+            assert built.setdefault(part.key, part.build()) == part.build()
+    assert len(set(built.values())) == len(built)
+
+
+def test_blocks_alike_share_a_key() -> None:
+    space = load_space("resnet")
+    codes = np.full((1, 4, 7), -1, np.int16)
+    codes[0, :, :3] = 0
+    keys = {part.name: part.key for part in parts_of(space, space.decode(codes)[0])}
+    assert keys["unit1.block2"] == keys["unit1.block3"] != keys["unit1.block1"]
+    assert keys["unit2.block2"] != keys["unit1.block2"]
+
+
+# The table
+
+
+def counts_of(table: PartTable, codes: np.ndarray) -> list[Counter[str]]:
+    """Parts by key, looked up."""
+    space = table.space
+    counted = []
+    for rows in table.rows(space.blocks_of(codes), space.resolution_of(codes)).tolist():
+        counter: Counter[str] = Counter()
+        for row in rows:
+            for (_, number), count in table.contents[row].items():
+                counter[table.parts[number].key] += count
+        counted.append(counter)
+    return counted
+
+
+def traced(space: SearchSpace, codes: np.ndarray) -> list[Counter[str]]:
+    return [Counter(part.key for part in parts_of(space, a)) for a in space.decode(codes)]
+
+
+def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
+    """Of architectures that the table has not seen."""
+    table = part_table(space)
+    codes = random_codes(space, 60)
+    if space.resolutions:  # two of them: each is traced on its own
+        codes[:, -1, 0] %= 2
+    table.rows(space.blocks_of(codes), space.resolution_of(codes))
+    fresh = random_codes(space, 5, seed=2)
+    assert counts_of(table, fresh) == traced(space, fresh)
+    assert table.additive
+
+
+def test_every_cell_is_looked_up_as_it_is_traced() -> None:
+    """Dead ends and images that arrive twice are where a formula goes wrong."""
+    space = load_space("nasbench201", resolution=16)
+    codes = np.random.default_rng(0).integers(0, 3, (120, 1, 6)).astype(np.int16)
+    assert counts_of(part_table(space), codes) == traced(space, codes)
+
+
+def test_a_complete_table_has_all_parts() -> None:
+    """Units times first or other block times options, stem and head."""
+    table = PartTable(load_space("resnet", resolution=32, width_mult=0.25))
+    table.complete()
+    assert len(table.parts) <= 4 * 2 * 9 + 2
+    known = {part.key for part in table.parts}
+    space = table.space
+    for counter in traced(space, random_codes(space, 5)):
+        assert counter.keys() <= known
+
+
+def test_blocks_that_depend_on_each_other_are_traced_one_by_one() -> None:
+    space = load_space(f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", resolution=32)
+    table = PartTable(space)
+    codes = random_codes(space, 6)
+    assert counts_of(table, codes) == traced(space, codes)
+    assert not table.additive
+    with pytest.raises(InvalidSpaceError, match="plainnet cannot be listed"):
+        table.complete()
+
+
+def test_operators_outside_scopes_are_parts() -> None:
+    space = Tiny(resolution=32)
+    codes = random_codes(space, 5)
+    assert counts_of(PartTable(space), codes) == traced(space, codes)
+
+
+def test_many_architectures_need_few_traces() -> None:
+    space = load_space("mobilenetv3")
+    codes = np.random.default_rng(0).integers(0, 9, (200_000, 4, 4)).astype(np.int16)
+    rows = part_table(space).rows(codes, np.full(len(codes), space.resolution))
+    assert rows.shape == (200_000, 17)
+    assert len(part_table(space).contents) < 200
