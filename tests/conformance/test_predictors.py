@@ -43,7 +43,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "forest": {"trees": 50},
     "xgboost": {"trees": 200, "learning_rate": 0.2},
     "lightgbm": {"trees": 150, "learning_rate": 0.1},
-    "ngboost": {"trees": 50, "learning_rate": 0.2},
+    "ngboost": {"trees": 30, "learning_rate": 0.3},
 }
 # How far off they may be on average where 0.05 is too strict.
 TOLERANCE = {"forest": 0.11, "ngboost": 0.07}

@@ -47,7 +47,7 @@ class GPPredictor(StandardPredictor):
     One length for all columns: the evidence decides on it, the variance and the noise, in every
     fit. A sample of weight w has the noise's variance over w. The standard deviation is that of a
     measurement, the noise included. Chosen as :class:`StandardPredictor` says: smoothness 3/2 and
-    the Gaussian kernel differ little from 5/2, and neither do 500 samples for the evidence.
+    the Gaussian kernel differ little from 5/2.
 
     Args:
         most: samples, drawn at random, on which the evidence is maximised; all are used then.
@@ -56,7 +56,7 @@ class GPPredictor(StandardPredictor):
 
     knows_std = True
 
-    def __init__(self, most: int = 300, seed: int = 0) -> None:
+    def __init__(self, most: int = 500, seed: int = 0) -> None:
         self.most = most
         self.seed = seed
 

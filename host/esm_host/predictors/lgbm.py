@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from lightgbm import Booster, Dataset, train
 
 from esm_host.predictors.base import Floats
@@ -47,5 +48,4 @@ class LightGBMPredictor(StandardPredictor):
         self.model_: Booster = train(params, Dataset(x, y, weight=weights), self.trees)
 
     def _recall(self, x: Floats) -> Floats:
-        result: Floats = self.model_.predict(x, num_threads=1)
-        return result
+        return np.asarray(self.model_.predict(x, num_threads=1), dtype=np.float64)
