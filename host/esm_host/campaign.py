@@ -25,7 +25,7 @@ from esm_host.extension.loop import Loop, LoopWatcher, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.limits import check_campaign, check_gpu_options, check_spec
-from esm_host.predictors.mlp import MLPPredictor
+from esm_host.predictors import make_predictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
 from esm_host.run import Run
@@ -41,7 +41,7 @@ PATIENCE_S = 60.0
 RESUMABLE = frozenset(
     {
         *("device", "target_accuracy_percent", "max_models", "train_on", "weights"),
-        "group_tolerance_percent",
+        *("predictor", "encoding", "group_tolerance_percent"),
     }
 )
 """Settings that a resumed campaign may change: they alter nothing that was measured."""
@@ -127,7 +127,8 @@ def run_campaign(
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     bins = settings.depth_bins(space)
-    encoder = make_encoder(settings.encoding, space)
+    encoder = make_encoder(settings.encoding_name, space)
+    make_predictor(settings.predictor, encoder)  # what it lacks is found now
     _check_space(settings, space, bins)
     if settings.initial <= 2 * settings.block_size:
         watcher.warn(
@@ -268,7 +269,7 @@ def _run(
             SAMPLERS[settings.sampling](space, bins),
             encoder,
             bins,
-            lambda member: MLPPredictor(seed=settings.seed + member),
+            lambda member: make_predictor(settings.predictor, encoder, settings.seed + member),
             watcher,
         )
         outcome = loop.run()
@@ -281,9 +282,11 @@ def _run(
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
     """The predictor, its predictions, the pictures and, last, the result."""
-    assert isinstance(outcome.predictor, MLPPredictor)
-    outcome.predictor.save(folder.predictor)
-    write_bytes(folder.predictor_onnx, outcome.predictor.to_onnx())
+    exported = outcome.predictor.to_onnx()
+    if exported is None:
+        folder.predictor_onnx.unlink(missing_ok=True)  # another predictor's
+    else:
+        write_bytes(folder.predictor_onnx, exported)
     pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
     lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
     write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())

@@ -20,7 +20,6 @@ class RunFolder:
         self.store = path / "store.sqlite"
         self.settings = path / "settings.json"
         self.result = path / "result.json"
-        self.predictor = path / "predictor.pt"
         self.predictor_onnx = path / "predictor.onnx"
         self.predictions = path / "predictions.csv"
         self.plots = {

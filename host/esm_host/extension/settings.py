@@ -9,6 +9,7 @@ from typing import Any
 from esm_host.bins import DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
+from esm_host.predictors import entry
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
@@ -34,10 +35,13 @@ class Settings:
         judge: ``"bins"`` (every bin must pass) or ``"overall"``.
         weight_below, weight_above: shares of a step that go to bins below and above the target
             (W_B and W_A of Algorithm 1).
+        predictor: name in :data:`esm_host.predictors.PREDICTORS`.
+        encoding: name in :data:`esm_host.encoding.ENCODERS`; None is the one that suits the
+            predictor.
         extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
             of, models by how unsure the predictor is of them per second of device time.
         train_on: verdicts of the numbers that predictors are trained and judged on, by commas.
-        weights: ``"equal"``, or ``"interval"``: uncertain numbers count less in training.
+        weights: ``"interval"``: uncertain numbers count less in training; or ``"equal"``.
         references: reference models in every block.
         reference_tolerance_percent: by which one may stray before its block fails.
         max_remeasurements: of a block that failed.
@@ -60,13 +64,14 @@ class Settings:
     bins: int | None = None
     target_accuracy_percent: float = 95.0
     judge: str = "bins"
-    encoding: str = "fcc"
+    predictor: str = "auto"
+    encoding: str | None = None
     sampling: str = "balanced"
     weight_below: float = 0.8
     weight_above: float = 0.2
     extension: str = "balanced"
     train_on: str = ",".join(Verdict)
-    weights: str = "equal"
+    weights: str = "interval"
     references: int = 4
     reference_tolerance_percent: float = 3.0
     max_remeasurements: int = 2
@@ -107,6 +112,7 @@ class Settings:
             raise UsageError(f"--judge '{self.judge}': choose bins or overall")
         if self.weights not in ("equal", "interval"):
             raise UsageError(f"--weights '{self.weights}': choose equal or interval")
+        entry(self.predictor)
         if not self.trusted_verdicts:
             raise UsageError("--train-on names no verdict: give one or more")
         if self.extension not in ("balanced", "cost-aware"):
@@ -132,6 +138,11 @@ class Settings:
                     f"{', '.join(Verdict)}"
                 )
         return frozenset(map(Verdict, names))
+
+    @property
+    def encoding_name(self) -> str:
+        """``encoding``, or the one that suits the predictor."""
+        return self.encoding or entry(self.predictor).encoding
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "spec": self.spec.to_json()}
@@ -168,7 +179,8 @@ class Settings:
         try:
             spec = dict(data["spec"])
             spec["protocol"] = Protocol(spec["protocol"])
-            return cls(**{**data, "spec": MeasureSpec(**spec)})
+            # Campaigns that say nothing are from before there was a choice.
+            return cls(**{"predictor": "mlp", **data, "spec": MeasureSpec(**spec)})
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"

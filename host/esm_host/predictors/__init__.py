@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
-from esm_host.predictors.base import Predictor
 from esm_protos.nearest import nearest
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
+    from esm_host.predictors.base import Predictor
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,25 @@ PREDICTORS: dict[str, Entry] = {
 }
 
 
+def entry(name: str) -> Entry:
+    """What is known of a predictor before it is loaded.
+
+    Raises:
+        UsageError: there is no such predictor.
+    """
+    if name not in PREDICTORS:
+        hint = nearest(name, PREDICTORS)
+        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
+    return PREDICTORS[name]
+
+
 def predictor_class(name: str) -> type[Predictor]:
     """The class behind a name; its library is loaded now.
 
     Raises:
         UsageError: there is no such predictor, or its library is not installed.
     """
-    if name not in PREDICTORS:
-        hint = nearest(name, PREDICTORS)
-        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
-    module, _, cls = PREDICTORS[name].where.partition(":")
+    module, _, cls = entry(name).where.partition(":")
     try:
         found: type[Predictor] = getattr(import_module(f"{__name__}.{module}"), cls)
     except ModuleNotFoundError as error:
@@ -105,4 +116,4 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
     return cls(**given)
 
 
-__all__ = ["PREDICTORS", "Entry", "Predictor", "make_predictor", "predictor_class"]
+__all__ = ["PREDICTORS", "Entry", "entry", "make_predictor", "predictor_class"]

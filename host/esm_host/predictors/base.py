@@ -85,6 +85,11 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         for predictor, part in zip(predictors, samples, strict=True):
             predictor._fit(*part)
 
+    def to_onnx(self) -> bytes | None:
+        """The fitted predictor as ONNX, ``encoding`` (n, d) in, ``latency_ms`` (n,) out; None of a
+        kind that has no such form."""
+        return None
+
     @overload
     def predict(self, encodings: ArrayLike, return_std: Literal[False] = False) -> Floats: ...
     @overload
