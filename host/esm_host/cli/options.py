@@ -13,7 +13,10 @@ from esm_host.errors import UsageError
 # What a shell completes: nothing that the commands need is loaded for it.
 
 SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
-ENCODINGS = ("fcc", "fc", "statistical", "feature", "one-hot", "operation-one-hot")
+ENCODINGS = (
+    *("fcc", "fc", "statistical", "feature", "one-hot", "operation-one-hot"),
+    *("graph", "path"),
+)
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 

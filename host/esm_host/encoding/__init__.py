@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esm_host.encoding.base import Encoder, Encoding
+from esm_host.encoding.graphs import GraphEncoder, PathEncoder
 from esm_host.encoding.vectors import (
     FeatureCombinationCountEncoder,
     FeatureCountEncoder,
@@ -24,6 +25,8 @@ ENCODERS: dict[str, type[Encoder]] = {
         FeatureEncoder,
         OneHotEncoder,
         OperationOneHotEncoder,
+        GraphEncoder,
+        PathEncoder,
     )
 }
 
@@ -32,7 +35,7 @@ def make_encoder(name: str, space: SearchSpace) -> Encoder:
     """An encoder by name.
 
     Raises:
-        UsageError: there is no such encoding.
+        UsageError: there is no such encoding, or it does not suit the space.
     """
     if name not in ENCODERS:
         hint = nearest(name, ENCODERS)

@@ -34,6 +34,13 @@ class Entry:
 
 PREDICTORS: dict[str, Entry] = {
     "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+    "mlp-small": Entry("mlp:MLPPredictor", "operation-one-hot", "a wide and shallow MLP"),
+    "mlp-large": Entry("mlp:MLPPredictor", "operation-one-hot", "a thin and deep MLP"),
+    "bananas": Entry("bananas:BANANASPredictor", "path", "ensemble of three large MLPs"),
+    "nao": Entry("nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"),
+    "bohamiann": Entry("bohamiann:BOHAMIANNPredictor", "operation-one-hot", "Bayesian MLP, sampled"),
+    "gcn": Entry("graph_networks:GCNPredictor", "graph", "graph convolutions in both directions"),
+    "bonas": Entry("graph_networks:BONASPredictor", "graph", "graph embedding, Bayesian regression"),
 }
 
 
