@@ -28,6 +28,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     knows_std: ClassVar[bool] = False
     """Whether ``predict(..., return_std=True)`` is possible."""
 
+    uses_weights: ClassVar[bool] = True
+    """Whether samples count by their weights; where not, weights are checked and left unused."""
+
     n_features_in_: int
 
     @abstractmethod
