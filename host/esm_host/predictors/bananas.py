@@ -34,12 +34,12 @@ class BANANASPredictor(Predictor):
         self,
         members: int = 3,
         hidden: int = 32,
-        layers: int = 8,
-        learning_rate: float = 0.003,
-        weight_decay: float = 1e-4,
-        epochs: int = 50,
-        min_steps: int = 500,
-        batch_size: int = 64,
+        layers: int = 6,
+        learning_rate: float = 0.005,
+        weight_decay: float = 1e-3,
+        epochs: int = 30,
+        min_steps: int = 800,
+        batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         self.members = members

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Self
@@ -55,11 +56,11 @@ class BOHAMIANNPredictor(NetworkPredictor["_Tanh"]):
         self,
         hidden: int = 50,
         layers: int = 3,
-        step_size: float = 0.01,
+        step_size: float = 0.02,
         friction: float = 0.05,
-        burn_in: int = 1500,
-        steps: int = 3000,
-        every: int = 50,
+        burn_in: int = 700,
+        steps: int = 1300,
+        every: int = 30,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
@@ -106,8 +107,8 @@ class _Tanh(Network):
         self.register_buffer("mean", torch.from_numpy(encodings.mean(axis=0))[None, None])
         self.register_buffer("scale", torch.from_numpy(np.where(sd > 0, sd, 1))[None, None])
         widths = [encodings.shape[1], *[hidden] * layers]
-        self.layers = nn.ModuleList(Linears(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.output = Linears(hidden, 1)
+        self.layers = nn.ModuleList(Linears(a, b, gain=1) for a, b in itertools.pairwise(widths))
+        self.output = Linears(hidden, 1, gain=1)
         self.log_noise = nn.Parameter(torch.full((1, 1, 1), _NOISE_PRIOR[0]))
 
     def forward(self, x: Tensor) -> Tensor:

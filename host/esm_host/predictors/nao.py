@@ -19,8 +19,7 @@ class NAOPredictor(GraphPredictor["_Autoencoder"]):
     LSTM begins with the embedding and reads the operations before; with attention to the
     encoder's states it must name the next. The loss is ``trade_off`` times the squared error plus
     the rest times the decoder's cross-entropy. The sequence here is the nodes of the encoding
-    ``graph`` between input and output, in its order: it need not follow the edges. The paper's
-    states are 96 wide.
+    ``graph`` between input and output, in its order: it need not follow the edges.
 
     Hyperparameters were chosen as those of
     :class:`esm_host.predictors.graph_networks.GCNPredictor`.
@@ -37,14 +36,14 @@ class NAOPredictor(GraphPredictor["_Autoencoder"]):
     def __init__(
         self,
         layout: Layout | None = None,
-        hidden: int = 32,
-        head: int = 64,
+        hidden: int = 24,
+        head: int = 48,
         trade_off: float = 0.8,
         learning_rate: float = 0.01,
         weight_decay: float = 1e-5,
-        epochs: int = 25,
+        epochs: int = 12,
         min_steps: int = 200,
-        batch_size: int = 64,
+        batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         self.layout = layout

@@ -36,9 +36,10 @@ class Linears(nn.Module):
     Made for one member; :func:`stacked` puts several together.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, gain: float = 3**-0.5) -> None:
+        """Weights and biases begin with a standard deviation of ``gain / sqrt(inputs)``."""
         super().__init__()
-        bound = inputs**-0.5
+        bound = gain * (3 / inputs) ** 0.5
         self.weight = nn.Parameter(torch.empty(1, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(1, 1, outputs).uniform_(-bound, bound))
 
@@ -111,7 +112,8 @@ class NetworkPredictor(Predictor, Generic[N]):
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
         with one_thread():
             targets = [
-                predictor._prepare(*part) for predictor, part in zip(predictors, samples, strict=True)
+                predictor._prepare(*part)
+                for predictor, part in zip(predictors, samples, strict=True)
             ]
             together = stacked([predictor.network_ for predictor in predictors])
             _train(together, predictors, samples, targets)
