@@ -20,7 +20,7 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 
 def draw(space, seed: int):
-    sampler = BalancedSampler(space, DepthBins(space.min_depth, space.max_depth, 3))
+    sampler = BalancedSampler(space, DepthBins(space.min_depth, space.max_depth, 1))
     return sampler.sample(1, np.random.default_rng(seed))[0]
 
 

@@ -75,10 +75,7 @@ def predictor_class(name: str) -> type[Predictor]:
     Raises:
         UsageError: there is no such predictor, or its library is not installed.
     """
-    if name not in PREDICTORS:
-        hint = nearest(name, PREDICTORS)
-        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
-    module, _, cls = PREDICTORS[name].where.partition(":")
+    module, _, cls = _entry(name).where.partition(":")
     try:
         found: type[Predictor] = getattr(import_module(f"{__name__}.{module}"), cls)
     except ModuleNotFoundError as error:
@@ -88,14 +85,20 @@ def predictor_class(name: str) -> type[Predictor]:
     return found
 
 
+def _entry(name: str) -> Entry:
+    if name not in PREDICTORS:
+        hint = nearest(name, PREDICTORS)
+        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
+    return PREDICTORS[name]
+
+
 def encoding_for(name: str, space: SearchSpace) -> str:
     """The encoding that a predictor is used with; operation-one-hot where that does not suit.
 
     Raises:
         UsageError: there is no such predictor.
     """
-    predictor_class(name)
-    encoding = PREDICTORS[name].encoding
+    encoding = _entry(name).encoding
     return encoding if ENCODERS[encoding].suits(space) else "operation-one-hot"
 
 
