@@ -35,8 +35,7 @@ class BOHAMIANNPredictor(NetworkPredictor["_Tanh"]):
     layer; that of the noise's variance, log-normal around a hundredth of the latencies' variance.
     Inputs and latencies are standardised.
 
-    The numbers of steps and the step size were chosen as the hyperparameters of
-    :class:`esm_host.predictors.graph_networks.GCNPredictor`.
+    The numbers of steps and the step size are set for speed, and are not tuned.
 
     Args:
         hidden: width of the layers.

@@ -34,9 +34,9 @@ class GCNPredictor(GraphPredictor["_BothDirections"]):
     goes through one hidden layer. Theirs is wider; ours is small enough to train in seconds on one
     core.
 
-    Widths, learning rate and epochs were chosen on NAS-Bench-201 and FBNet latencies of devices
-    that we report no figure of (1080ti_1, silver_4114; 1080ti_32). Operations are one-hot and
-    stay as they are; latencies are standardised.
+    Learning rate and batches were chosen on NAS-Bench-201 latencies of 1080ti_1, of which we
+    report no figure; width and epochs so that training takes seconds. Operations stay one-hot;
+    latencies are standardised.
 
     Args:
         layout: of the encoding ``graph``.

@@ -21,8 +21,7 @@ class NAOPredictor(GraphPredictor["_Autoencoder"]):
     the rest times the decoder's cross-entropy. The sequence here is the nodes of the encoding
     ``graph`` between input and output, in its order: it need not follow the edges.
 
-    Hyperparameters were chosen as those of
-    :class:`esm_host.predictors.graph_networks.GCNPredictor`.
+    Hyperparameters are set for speed, and are not tuned.
 
     Args:
         layout: of the encoding ``graph``.
