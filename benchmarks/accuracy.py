@@ -71,7 +71,8 @@ def main() -> None:
             name: accuracies(space, dataset, encoding, args.held_out, args.seeds)
             for name, dataset in datasets.items()
         }
-        for encoding in ENCODERS
+        for encoding, encoder in ENCODERS.items()
+        if encoder.suits(space)
     }
     report(table, datasets, measured)
     if args.json:

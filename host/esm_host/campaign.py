@@ -19,7 +19,7 @@ from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements
-from esm_host.encoding import Encoder, make_encoder
+from esm_host.encoding import Encoder
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.loop import Loop, LoopWatcher, Outcome
 from esm_host.extension.settings import Settings
@@ -127,7 +127,7 @@ def run_campaign(
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     bins = settings.depth_bins(space)
-    encoder = make_encoder(settings.encoding_name, space)
+    encoder = settings.encoder(space)
     make_predictor(settings.predictor, encoder)  # what it lacks is found now
     _check_space(settings, space, bins)
     if settings.initial <= 2 * settings.block_size:

@@ -16,6 +16,7 @@ SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
 ENCODINGS = (
     *("fcc", "fc", "statistical", "feature", "one-hot", "operation-one-hot"),
     *("cost", "parts", "scaled-fcc"),
+    *("graph", "path", "views"),
 )
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 

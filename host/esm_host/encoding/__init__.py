@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from esm_host.encoding.base import Encoder, Encoding
 from esm_host.encoding.cost import CostEncoder, PartsEncoder, ScaledCountEncoder
+from esm_host.encoding.graphs import GraphEncoder, PathEncoder
 from esm_host.encoding.vectors import (
     FeatureCombinationCountEncoder,
     FeatureCountEncoder,
@@ -30,6 +31,8 @@ ENCODERS: dict[str, type[Encoder]] = {
         PartsEncoder,
         ScaledCountEncoder,
         ViewsEncoder,
+        GraphEncoder,
+        PathEncoder,
     )
 }
 
@@ -38,7 +41,7 @@ def make_encoder(name: str, space: SearchSpace) -> Encoder:
     """An encoder by name.
 
     Raises:
-        UsageError: there is no such encoding.
+        UsageError: there is no such encoding, or it does not suit the space.
     """
     if name not in ENCODERS:
         hint = nearest(name, ENCODERS)

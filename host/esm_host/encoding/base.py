@@ -23,10 +23,10 @@ class Layout:
 
     Attributes:
         groups: name -> first column and the one after the last; they may not overlap.
-        nodes: of an encoding that is a graph, its number of nodes, input and output included:
-            group ``"operations"`` is then ``(nodes, operations)``, one-hot or zeros where a node
-            is absent, and group ``"adjacency"`` is ``(nodes, nodes)``, 1 from row to column. 0 of
-            other encodings.
+        nodes: of an encoding that is a graph, its number of nodes, from the input to the output:
+            group ``"operations"`` is then ``(nodes, operations)``, what each node is in numbers
+            from 0 to 1, zeros where one is absent, and group ``"adjacency"`` is
+            ``(nodes, nodes)``, 1 from row to column. 0 of other encodings.
     """
 
     groups: Mapping[str, tuple[int, int]]
@@ -48,6 +48,11 @@ class Encoder(ABC):
         self.space = space
         self._appends = self.with_resolution and bool(space.resolutions)
         self.columns: tuple[str, ...] = (*self._columns(), *["resolution"] * self._appends)
+
+    @classmethod
+    def suits(cls, space: SearchSpace) -> bool:
+        """Whether it can encode this space; some cannot encode every one."""
+        return True
 
     @property
     def layout(self) -> Layout:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from esm_host.bins import DepthBins
+from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
-from esm_host.predictors import entry
+from esm_host.predictors import encoding_for, entry
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
@@ -139,10 +140,13 @@ class Settings:
                 )
         return frozenset(map(Verdict, names))
 
-    @property
-    def encoding_name(self) -> str:
-        """``encoding``, or the one that suits the predictor."""
-        return self.encoding or entry(self.predictor).encoding
+    def encoder(self, space: SearchSpace) -> Encoder:
+        """Of ``encoding``, or of the one that suits the predictor.
+
+        Raises:
+            UsageError: there is no such encoding, or it does not suit the space.
+        """
+        return make_encoder(self.encoding or encoding_for(self.predictor, space), space)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "spec": self.spec.to_json()}

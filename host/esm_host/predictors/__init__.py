@@ -14,6 +14,7 @@ from esm_protos.nearest import nearest
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
     from esm_host.predictors.base import Predictor
+    from esm_models.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class Entry:
     about: str
     params: Mapping[str, Any] = field(default_factory=dict)
 
+
+# The predictor study has a small MLP, wider, and a large one, thinner and deeper (Laube et al.
+# 2022, Section 4); their sizes are in a supplement that we do not have. The large one's were chosen
+# on NAS-Bench-201 latencies of 1080ti_1, of which we report no figure; the small one follows it.
+_LARGE = {
+    "hidden": 32,
+    "layers": 6,
+    "learning_rate": 0.005,
+    "weight_decay": 1e-3,
+    "epochs": 30,
+    "min_steps": 800,
+    "batch_size": 32,
+}
+_SMALL = {**_LARGE, "hidden": 128, "layers": 3, "learning_rate": 0.003}
 
 PREDICTORS: dict[str, Entry] = {
     "auto": Entry(
@@ -65,6 +80,23 @@ PREDICTORS: dict[str, Entry] = {
     "ngboost": Entry(
         "ngb:NGBoostPredictor", "operation-one-hot", "NGBoost's boosted trees, with uncertainty"
     ),
+    "mlp-small": Entry(
+        "mlp:MLPPredictor", "operation-one-hot", "a wide, shallow MLP: 3 layers of 128", _SMALL
+    ),
+    "mlp-large": Entry(
+        "mlp:MLPPredictor", "operation-one-hot", "a thin, deep MLP: 6 layers of 32", _LARGE
+    ),
+    "bananas": Entry("bananas:BANANASPredictor", "path", "ensemble of three large MLPs"),
+    "nao": Entry(
+        "nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"
+    ),
+    "bohamiann": Entry(
+        "bohamiann:BOHAMIANNPredictor", "operation-one-hot", "Bayesian MLP, sampled"
+    ),
+    "gcn": Entry("graph_networks:GCNPredictor", "graph", "graph convolutions in both directions"),
+    "bonas": Entry(
+        "graph_networks:BONASPredictor", "graph", "graph embedding, Bayesian regression"
+    ),
 }
 
 
@@ -96,6 +128,18 @@ def predictor_class(name: str) -> type[Predictor]:
     return found
 
 
+def encoding_for(name: str, space: SearchSpace) -> str:
+    """The encoding that a predictor is used with; operation-one-hot where that does not suit.
+
+    Raises:
+        UsageError: there is no such predictor.
+    """
+    from esm_host.encoding import ENCODERS
+
+    encoding = entry(name).encoding
+    return encoding if ENCODERS[encoding].suits(space) else "operation-one-hot"
+
+
 def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) -> Predictor:
     """An unfitted predictor by name, for vectors of an encoder.
 
@@ -116,4 +160,4 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
     return cls(**given)
 
 
-__all__ = ["PREDICTORS", "Entry", "entry", "make_predictor", "predictor_class"]
+__all__ = ["PREDICTORS", "Entry", "encoding_for", "entry", "make_predictor", "predictor_class"]
