@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
-from esm_host.encoding import make_encoder
+from esm_host.encoding import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.predictors import make_predictor
+from esm_host.predictors.auto import AutoPredictor
+from esm_host.predictors.base import Predictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
@@ -214,15 +217,14 @@ class Run:
             DatasetError: there is no predictor yet, or it is damaged.
             InvalidArchitectureError: one is not in the search space.
         """
-        chosen = [
-            a if isinstance(a, Architecture) else Architecture.from_json(a) for a in architectures
-        ]
-        encodings = make_encoder(self.settings.encoding, self.space).encode(chosen)
+        encodings = self._encode(architectures)
         path = self._folder.predictor_onnx
         resume = f"esm-host profile --run {self.path} --resume"
-        if not path.exists():
+        if self.result is None:
             raise DatasetError(f"{self.path} has no predictor yet: {resume} makes it")
-        import onnxruntime  # no need for torch here
+        if not path.exists():  # of a kind that has no such form
+            return self.predictor.predict(encodings)
+        import onnxruntime  # quicker than fitting again
 
         try:
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -232,6 +234,60 @@ class Run:
                 f"{path} is damaged ({str(error).splitlines()[0]}): {resume} writes it again"
             ) from error
         return np.asarray(latency_ms, dtype=float)
+
+    def predict_interval(
+        self, architectures: Sequence[Architecture | Mapping[str, Any]], coverage: float = 0.9
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper ends, milliseconds, ``(n,)``, of intervals that hold a share
+        ``coverage`` of the latencies.
+
+        Raises:
+            UsageError: the campaign's predictor gives no intervals, or the coverage makes no sense.
+            DatasetError: there is no predictor yet.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        predictor = self.predictor
+        if not isinstance(predictor, AutoPredictor):
+            raise UsageError(
+                f"predictor '{self.settings.predictor}' gives no intervals: esm-host profile "
+                f"--run {self.path} --resume --predictor auto makes one that does"
+            )
+        try:
+            return predictor.predict_interval(self._encode(architectures), coverage)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The campaign's predictor, fitted again to what was measured: the same.
+
+        Raises:
+            DatasetError: the campaign has not come to an end.
+        """
+        if self.result is None:
+            raise DatasetError(
+                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
+                "makes it"
+            )
+        settings, encoder = self.settings, self._encoder
+        dataset = self.dataset().only(settings.trusted_verdicts)
+        predictor = make_predictor(settings.predictor, encoder, settings.seed)
+        return predictor.fit(
+            encoder.encode(dataset.architectures),
+            dataset.latency_ms,
+            dataset.weights(settings.weights),
+        )
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.settings.encoder(self.space)
+
+    def _encode(
+        self, architectures: Sequence[Architecture | Mapping[str, Any]]
+    ) -> NDArray[np.float32]:
+        return self._encoder.encode(
+            [a if isinstance(a, Architecture) else Architecture.from_json(a) for a in architectures]
+        )
 
     def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
         """``n`` different architectures of the search space; fewer where it is exhausted.

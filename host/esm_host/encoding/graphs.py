@@ -126,7 +126,7 @@ class PathEncoder(Encoder):
         blocks = _blocks(self.space, codes).astype(np.int64)
         encoded = np.zeros((len(codes), self._width), dtype=np.float32)
         for path in self._paths:
-            (there,) = (blocks[:, path] >= 0).all(axis=1).nonzero()
+            there = np.flatnonzero((blocks[:, path] >= 0).all(axis=1))
             # The operations of a path are the digits of its place among those of its length.
             place = blocks[there][:, path] @ options ** np.arange(len(path))[::-1]
             encoded[there, self._begin[len(path)] + place] = 1

@@ -186,7 +186,9 @@ class Loop:
         dataset = last.dataset
         predictor = self._make_predictor(0)
         predictor.fit(
-            self._encoder.encode(dataset.architectures), dataset.latency_ms, self._weights(dataset)
+            self._encoder.encode(dataset.architectures),
+            dataset.latency_ms,
+            dataset.weights(self._settings.weights),
         )
         return Outcome(converged, reason, dataset, last.predicted_ms, predictor)
 
@@ -214,16 +216,12 @@ class Loop:
             self._make_predictor,
             self._encoder.encode(dataset.architectures),
             dataset.latency_ms,
-            self._weights(dataset),
+            dataset.weights(self._settings.weights),
             self._bins.of(dataset.depth),
             self._settings.folds,
             self._settings.seed,
         )
         return _Evaluation(dataset, predicted, committee)
-
-    def _weights(self, dataset: Dataset) -> NDArray[np.float64]:
-        by_interval = self._settings.weights == "interval"
-        return dataset.weights() if by_interval else np.ones(len(dataset))
 
     # Planning
 

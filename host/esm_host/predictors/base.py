@@ -31,6 +31,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     uses_weights: ClassVar[bool] = True
     """Whether samples count by their weights; where not, weights are checked and left unused."""
 
+    trains_on_neighbours: ClassVar[bool] = False
+    """Whether it is made from architectures that differ in one block, not from any."""
+
     n_features_in_: int
 
     @abstractmethod

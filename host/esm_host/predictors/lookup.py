@@ -63,6 +63,8 @@ class LookupPredictor(Predictor):
     that their differences to the base say, exactly.
     """
 
+    trains_on_neighbours = True
+
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         self.mean_ = np.average(encodings.astype(np.float64), axis=0, weights=weights)
         self.mean_ms_ = float(np.average(latency_ms, weights=weights))

@@ -188,14 +188,14 @@ class MultiKernelGP(Predictor):
         # One product for all groups.
         weights = np.repeat(np.exp(p.linear / 2), [each.shape[1] for each in left])
         one, other = (np.concatenate(parts, axis=1) * weights for parts in (left, right))
-        kernel: Floats = np.asarray(one @ other.T + _OFFSET)
+        kernel = np.asarray(one @ other.T + _OFFSET)
         for index, group in enumerate(self.smooth_):
             distance = cdist(left[group], right[group], "sqeuclidean")
             kernel += np.exp(p.smooth[index] - distance / (2 * np.exp(2 * p.length[index])))
         return kernel
 
     def _noise(self) -> Floats:
-        return np.exp(self.parameters_.noise) * self.variance_ + _JITTER
+        return np.asarray(np.exp(self.parameters_.noise) * self.variance_ + _JITTER)
 
     def _search(self) -> _Parameters:
         """The most likely parameters, given the data and a wide prior."""

@@ -119,7 +119,8 @@ class _Autoencoder(Network):
         before = nn.functional.pad(sequence[:, :, :-1], (0, 0, 1, 0))
         decoded = self.decoder(before, embedding)
         attention = torch.softmax(decoded @ states.mT, dim=-1)
-        return self.output(torch.cat([decoded, attention @ states], dim=-1))
+        output: Tensor = self.output(torch.cat([decoded, attention @ states], dim=-1))
+        return output
 
     def _sequence(self, x: Tensor) -> Tensor:
         return self.columns.operations_of(x)[:, :, 1:-1]

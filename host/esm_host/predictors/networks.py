@@ -176,11 +176,13 @@ class GraphColumns:
 
     def operations_of(self, x: Tensor) -> Tensor:
         """``(members, n, d)`` -> ``(members, n, nodes, operations)``."""
-        return x[..., self._operations].unflatten(-1, (self.nodes, self.operations))
+        operations: Tensor = x[..., self._operations]
+        return torch.unflatten(operations, -1, (self.nodes, self.operations))
 
     def adjacency_of(self, x: Tensor) -> Tensor:
         """``(members, n, d)`` -> ``(members, n, nodes, nodes)``."""
-        return x[..., self._adjacency].unflatten(-1, (self.nodes, self.nodes))
+        adjacency: Tensor = x[..., self._adjacency]
+        return torch.unflatten(adjacency, -1, (self.nodes, self.nodes))
 
 
 def mean_and_sd(values: Floats, weights: Floats) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,11 @@ from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
+from esm_host.predictors.lookup import neighbours
 from esm_host.study.data import DataSet, find_rows
 from esm_host.study.settings import Method, StudySettings
 from esm_host.study.task import Name, Rows, Task
+from esm_host.timing.lookup_table import load_lookup_table
 
 _FORMAT = "1"
 """Of what a task computes: results of another one are not taken for its."""
@@ -113,7 +114,7 @@ def _of_device(
         tests = [test for _, test in drawn]
         cls = predictor_class(method.predictor)
         params = {**method.params, **_table(data, method, cls, encoder)}
-        if getattr(cls, "trains_on_neighbours", method.predictor == "lookup"):
+        if cls.trains_on_neighbours:
             rows = _neighbours(data, method)
             rows = rows[present[rows]]
             # What it has seen is no test of it; the others may be tested on it.
@@ -143,8 +144,7 @@ def _make(
 
 def _neighbours(data: DataSet, method: Method) -> Rows:
     """Rows of the architectures that a lookup table is made from."""
-    lookup: Any = import_module("esm_host.predictors.lookup")
-    wanted = lookup.neighbours(data.space)
+    wanted = neighbours(data.space)
     rows = find_rows(data.codes, wanted)
     if (rows < 0).any():
         raise UsageError(
@@ -163,8 +163,7 @@ def _table(data: DataSet, method: Method, cls: type[Predictor], encoder: Encoder
             f"'{method.label}' needs a lookup table of '{data.name}': give the [[data]] "
             "lookup_table = FILE, or leave it out"
         )
-    files: Any = import_module("esm_host.timing.lookup_table")
-    return {"table_ms": files.load_lookup_table(data.lookup_table, encoder)}
+    return {"table_ms": load_lookup_table(data.lookup_table, encoder)}
 
 
 def _key(task: Task) -> str:
