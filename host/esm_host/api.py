@@ -239,6 +239,8 @@ def resume(
     max_models: int | None = None,
     train_on: str | None = None,
     weights: str | None = None,
+    predictor: str | None = None,
+    encoding: str | None = None,
     group_tolerance_percent: float | None = None,
     patience_s: float = 60.0,
     wait: bool = True,
@@ -249,8 +251,9 @@ def resume(
     Args:
         run: or its folder.
         device: another name of the same device.
-        target_accuracy_percent, max_models, train_on, weights, group_tolerance_percent: in place
-            of those that it has, as :class:`Settings` describes them.
+        target_accuracy_percent, max_models, train_on, weights, predictor, encoding,
+            group_tolerance_percent: in place of those that it has, as :class:`Settings` describes
+            them.
         patience_s, wait, watcher: as in :func:`profile`.
 
     Raises:
@@ -271,6 +274,8 @@ def resume(
         "max_models": max_models,
         "train_on": train_on,
         "weights": weights,
+        "predictor": predictor,
+        "encoding": encoding,
         "group_tolerance_percent": group_tolerance_percent,
     }
     given = {name: value for name, value in changes.items() if value is not None}

@@ -97,8 +97,9 @@ def lookup(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.encoding.cost import PartsEncoder
+    from esm_host.lookup_file import table_json
     from esm_host.timing import timing_spec
-    from esm_host.timing.lookup_table import table_json, time_parts
+    from esm_host.timing.parts import time_parts
     from esm_host.transport import devices
     from esm_models.spaces import load_space
 
@@ -147,6 +148,6 @@ def lookup(
             right=range(2, 6),
         )
     if output is not None:
-        data = table_json(searched, device, info, spec, times)
+        data = table_json(searched, device, info, spec, [time.to_json() for time in times])
         said = f"{len(times)} parts are in {output}"
         write_output(output, json.dumps(data, indent=1, allow_nan=False), said)

@@ -66,6 +66,13 @@ def encoding_names(incomplete: str) -> list[str]:
     return _beginning(incomplete, ENCODINGS)
 
 
+def predictor_names(incomplete: str) -> list[str]:
+    """Latency predictors."""
+    from esm_host.predictors import PREDICTORS
+
+    return _beginning(incomplete, PREDICTORS)
+
+
 def verdict_names(incomplete: str) -> list[str]:
     """Verdicts, of which several are joined by commas."""
     before, comma, last = incomplete.rpartition(",")

@@ -33,6 +33,13 @@ def predict(
     sample: Annotated[int, typer.Option(help="Draw so many from the search space.", min=0)] = 0,
     sampling: Annotated[Drawn, typer.Option(help="How to draw them.")] = Drawn.balanced,
     seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            help="Also intervals that hold so many percent of the latencies; takes some seconds, "
+            "and the predictor auto.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
@@ -55,19 +62,29 @@ def predict(
     else:
         chosen = campaign.sample(sample, sampling.value, seed)
     latency_ms = campaign.predict(chosen).tolist()
-    results = [
+    results: list[dict[str, Any]] = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
         for a, latency in zip(chosen, latency_ms, strict=True)
     ]
+    if interval is not None:
+        if not 0 < interval < 100:
+            raise UsageError(f"--interval {interval:g}: give percent, above 0 and below 100")
+        for low_ms, high_ms, result in zip(
+            *campaign.predict_interval(chosen, interval / 100), results, strict=True
+        ):
+            result["interval_ms"] = [float(low_ms), float(high_ms)]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
         write_output(output, text, f"{len(results)} predictions in {output}")
         return
     free = bool(campaign.space.resolutions)
-    print(f"{'latency_ms':>10}  {'blocks':>6}  {'resolution  ' * free}architecture")
-    for a, latency in zip(chosen, latency_ms, strict=True):
+    ends = "" if interval is None else f"{'from_ms':>10}  {'to_ms':>10}  "
+    print(f"{'latency_ms':>10}  {ends}{'blocks':>6}  {'resolution  ' * free}architecture")
+    for a, result in zip(chosen, results, strict=True):
         side = f"{a.resolution:10}  " if free else ""
-        print(f"{latency:10.4f}  {a.depth:6}  {side}{json.dumps(a.to_json()['units'])}")
+        ends = "".join(f"{end_ms:10.4f}  " for end_ms in result.get("interval_ms", ()))
+        units = json.dumps(a.to_json()["units"])
+        print(f"{result['latency_ms']:10.4f}  {ends}{a.depth:6}  {side}{units}")
 
 
 def _read(path: Path) -> list[Any]:

@@ -18,6 +18,7 @@ from esm_host.cli.options import (
     NoWait,
     Tf32,
     encoding_names,
+    predictor_names,
     space_names,
     verdict_names,
 )
@@ -118,14 +119,22 @@ def profile(
     max_models: Annotated[
         int, typer.Option(help="Stop after so many models.", rich_help_panel=_SAMPLES)
     ] = 4000,
-    encoding: Annotated[
+    predictor: Annotated[
         str,
         typer.Option(
-            help="fcc, fc, statistical, feature, one-hot or operation-one-hot.",
+            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all.",
+            autocompletion=predictor_names,
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = "auto",
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="fcc, fc, statistical, ... [default: the one that suits the predictor]",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
-    ] = "fcc",
+    ] = None,
     sampling: Annotated[
         SamplingName,
         typer.Option(
@@ -161,7 +170,7 @@ def profile(
         typer.Option(
             help="All numbers count the same, or uncertain ones less.", rich_help_panel=_SAMPLES
         ),
-    ] = WeightsName.equal,
+    ] = WeightsName.interval,
     protocol: Annotated[
         ProtocolName,
         typer.Option(
@@ -264,6 +273,7 @@ def profile(
         "bins": bins,
         "target_accuracy_percent": target_accuracy,
         "judge": judge.value,
+        "predictor": predictor,
         "encoding": encoding,
         "sampling": sampling.value,
         "weight_below": weight_below,

@@ -114,6 +114,10 @@ class Settings:
         if self.weights not in ("equal", "interval"):
             raise UsageError(f"--weights '{self.weights}': choose equal or interval")
         entry(self.predictor)
+        if self.predictor == "lookup-bias":
+            raise UsageError(
+                "--predictor lookup-bias needs a lookup table: compare it by esm-host study"
+            )
         if not self.trusted_verdicts:
             raise UsageError("--train-on names no verdict: give one or more")
         if self.extension not in ("balanced", "cost-aware"):

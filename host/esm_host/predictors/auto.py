@@ -104,6 +104,13 @@ class AutoPredictor(Predictor):
         latency_ms = np.exp(mean)
         return latency_ms, latency_ms * std * self._width(0.6827)
 
+    def to_onnx(self) -> bytes:
+        """``encoding`` (n, d) in, ``latency_ms`` (n,) out; without intervals."""
+        from esm_host.predictors.auto_onnx import mixture_graph
+
+        members = list(self.candidates_.values())
+        return mixture_graph(self.n_features_in_, members, self.weights_)
+
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9
     ) -> tuple[Floats, Floats]:

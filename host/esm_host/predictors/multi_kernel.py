@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
@@ -26,7 +27,7 @@ from esm_host.predictors.base import Floats, Predictor
 SEARCHED = 300
 """Samples, at most, on which the kernel's parameters are found; all are learned from then."""
 _JITTER = 1e-7
-_OFFSET = 1.0
+OFFSET = 1.0
 """Variance of the constant, in units of the targets' variance."""
 _PRIOR_SD = 2.0
 """Of the parameters' logarithms: they may leave their defaults by factors of ten where the data
@@ -127,7 +128,7 @@ class MultiKernelGP(Predictor):
         explained = solve_triangular(self.factor_, cross.T, lower=True)
         p = self.parameters_
         noise = np.exp(p.noise) + _JITTER
-        own = _OFFSET + np.exp(p.smooth).sum() + noise
+        own = OFFSET + np.exp(p.smooth).sum() + noise
         for variance, each in zip(np.exp(p.linear), inputs, strict=True):
             own = own + variance * (each**2).sum(axis=1)
         own = np.maximum(own - (explained**2).sum(axis=0), noise)
@@ -136,8 +137,8 @@ class MultiKernelGP(Predictor):
     def left_out(self) -> tuple[Floats, Floats]:
         """Means and standard deviations, on the standardised target, of each sample by all others
         (Rasmussen and Williams 2006, section 5.4.2); the kernel's parameters know them all."""
-        inverse = cho_solve((self.factor_, True), np.eye(len(self.dual_)))
-        variance = 1 / np.diagonal(inverse)
+        root, _ = dtrtri(self.factor_, lower=1)  # of the inverse
+        variance = 1 / (root**2).sum(axis=0)
         return self.targets_ - self.dual_ * variance, np.sqrt(variance)
 
     def in_log(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:
@@ -188,7 +189,7 @@ class MultiKernelGP(Predictor):
         # One product for all groups.
         weights = np.repeat(np.exp(p.linear / 2), [each.shape[1] for each in left])
         one, other = (np.concatenate(parts, axis=1) * weights for parts in (left, right))
-        kernel = np.asarray(one @ other.T + _OFFSET)
+        kernel = np.asarray(one @ other.T + OFFSET)
         for index, group in enumerate(self.smooth_):
             distance = cdist(left[group], right[group], "sqeuclidean")
             kernel += np.exp(p.smooth[index] - distance / (2 * np.exp(2 * p.length[index])))
@@ -211,7 +212,7 @@ class MultiKernelGP(Predictor):
 
         def loss(vector: Floats) -> tuple[float, Floats]:
             p = _Parameters.of(vector, default)
-            kernel = np.full((len(rows), len(rows)), _OFFSET)
+            kernel = np.full((len(rows), len(rows)), OFFSET)
             for log_variance, gram in zip(p.linear, grams, strict=True):
                 kernel += np.exp(log_variance) * gram
             smooth = [

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
+from esm_host.lookup_file import load_lookup_table
 from esm_host.predictors import make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.lookup import neighbours
 from esm_host.study.data import DataSet, find_rows
 from esm_host.study.settings import Method, StudySettings
 from esm_host.study.task import Name, Rows, Task
-from esm_host.timing.lookup_table import load_lookup_table
 
 _FORMAT = "1"
 """Of what a task computes: results of another one are not taken for its."""

@@ -1,0 +1,108 @@
+"""The file of a lookup table: what each part of a search space takes (docs/lookup.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.encoding import Encoder
+from esm_host.encoding.cost import PartsEncoder
+from esm_host.errors import DatasetError, MismatchError, UsageError
+from esm_models.space import SearchSpace
+from esm_protos.messages import DeviceInfo, MeasureSpec
+
+SCHEMA_VERSION = 1
+KIND = "lookup-table"
+
+
+def table_json(
+    space: SearchSpace,
+    device: str,
+    info: DeviceInfo,
+    spec: MeasureSpec,
+    parts: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """What ``esm-host lookup --json`` writes; docs/lookup.md describes it.
+
+    Args:
+        parts: entries, one per part.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "context": {
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": version("esm-profiler"),
+            "space": space.settings(),
+            "device": {"name": device, **info.identity(spec.provider)},
+            "spec": spec.to_json(),
+        },
+        "parts": list(parts),
+    }
+
+
+def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]:
+    """Milliseconds of each column of the encoding ``parts``, ``(len(encoder),)``, for
+    :class:`esm_host.predictors.lookup.LookupBiasPredictor`.
+
+    Raises:
+        UsageError: there is no such file, or the encoder is another.
+        DatasetError: it is something else, or damaged.
+        MismatchError: it is of another space, of other settings, or lacks parts.
+    """
+    path = Path(path)
+    if not isinstance(encoder, PartsEncoder):
+        raise UsageError(
+            f"a lookup table goes with the encoding 'parts', not '{encoder.name}': "
+            "make_encoder('parts', space)"
+        )
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not JSON ({error}): measure again with --json") from error
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise DatasetError(
+            f"{path} is no lookup table: make one with esm-host lookup --json {path}"
+        )
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{path} has schema version {data.get('schema_version')}; this program reads version "
+            f"{SCHEMA_VERSION}: measure again with esm-host lookup"
+        )
+    try:
+        settings = data["context"]["space"]
+        table = {str(entry["key"]): float(entry["latency_ms"]) for entry in data["parts"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} lacks what a lookup table has ({type(error).__name__}: {error}): measure "
+            "again with esm-host lookup"
+        ) from error
+    wanted = encoder.space.settings()
+    if settings != wanted:
+        raise MismatchError(
+            f"{path} is of {_shown(settings)}, the encoder's space is {_shown(wanted)}: measure "
+            "a table of that with esm-host lookup"
+        )
+    missing = [part.name for part in encoder.parts if part.key not in table]
+    if missing:
+        raise MismatchError(
+            f"{path} lacks {len(missing)} parts of the space, such as {missing[0]}: the space has "
+            "changed, measure again with esm-host lookup"
+        )
+    return np.array([table[part.key] for part in encoder.parts])
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    name, *rest = (
+        f"{value}" if key == "name" else f"{key} {value}" for key, value in settings.items()
+    )
+    return f"{name} ({', '.join(rest)})"

@@ -1,0 +1,95 @@
+"""The automatic predictor as an ONNX graph, in double precision: kernels cancel much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from esm_host.predictors.base import Floats
+from esm_host.predictors.multi_kernel import OFFSET, MultiKernelGP
+
+_OPSET, _IR_VERSION = 17, 8
+
+
+def mixture_graph(width: int, members: Sequence[MultiKernelGP], weights: Floats) -> bytes:
+    """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
+    graph = _Graph()
+    x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
+    logs = [
+        graph.add("Mul", _log_latency(graph, x, width, member), graph.constant(weight))
+        for member, weight in zip(members, weights, strict=True)
+    ]
+    latency_ms = graph.add("Exp", graph.add("Sum", *logs))
+    graph.nodes.append(helper.make_node("Cast", [latency_ms], ["latency_ms"], to=TensorProto.FLOAT))
+    return graph.serialized(width)
+
+
+class _Graph:
+    """Nodes and constants, named by their number."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self._constants: dict[str, NDArray[np.generic]] = {}
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{operator.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, value: float | NDArray[np.generic]) -> str:
+        name = f"constant{len(self._constants)}"
+        array = np.asarray(value)
+        self._constants[name] = array if array.dtype == np.int64 else array.astype(np.float64)
+        return name
+
+    def serialized(self, width: int) -> bytes:
+        graph = helper.make_graph(
+            self.nodes,
+            "latency_predictor",
+            [helper.make_tensor_value_info("encoding", TensorProto.FLOAT, ["n", width])],
+            [helper.make_tensor_value_info("latency_ms", TensorProto.FLOAT, ["n"])],
+            [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
+        )
+        opset = [helper.make_opsetid("", _OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION)
+        data: bytes = model.SerializeToString()
+        return data
+
+
+def _log_latency(graph: _Graph, x: str, width: int, member: MultiKernelGP) -> str:
+    p, dual = member.parameters_, member.dual_
+    # Linear kernels end up as one weight per column.
+    slope, offset = np.zeros(width), OFFSET * dual.sum()
+    for columns, spread, inputs, log_variance in zip(
+        member.groups_, member.spread_, member.inputs_, p.linear, strict=True
+    ):
+        weight = np.exp(log_variance) * (inputs.T @ dual) / spread
+        np.add.at(slope, columns, weight)
+        offset -= member.centre_[columns] @ weight
+    terms = [graph.add("MatMul", x, graph.constant(slope)), graph.constant(offset)]
+    for number, group in enumerate(member.smooth_):
+        columns, spread, known = (
+            member.groups_[group],
+            member.spread_[group],
+            member.inputs_[group],
+        )
+        own = graph.add("Gather", x, graph.constant(columns.astype(np.int64)), axis=1)
+        own = graph.add("Sub", own, graph.constant(member.centre_[columns]))
+        own = graph.add("Div", own, graph.constant(spread))
+        # |a - b|^2 = |a|^2 + |b|^2 - 2ab
+        squares = graph.add("ReduceSumSquare", own, axes=[1], keepdims=1)
+        product = graph.add("MatMul", own, graph.constant(-2 * known.T))
+        distance = graph.add("Sum", squares, product, graph.constant((known**2).sum(axis=1)))
+        scaled = graph.add("Mul", distance, graph.constant(-0.5 * np.exp(-2 * p.length[number])))
+        near = graph.add("Exp", scaled)
+        terms.append(graph.add("MatMul", near, graph.constant(np.exp(p.smooth[number]) * dual)))
+    target = graph.add("Sum", *terms)
+    scaled = graph.add("Mul", target, graph.constant(member.scale_))
+    value = graph.add("Add", scaled, graph.constant(member.mean_))
+    if member.log_:
+        return value
+    return graph.add("Log", graph.add("Max", value, graph.constant(member.least_ms_)))

@@ -1,0 +1,117 @@
+"""Latencies of a space's parts, each timed alone."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esm_host.errors import DeviceError
+from esm_host.limits import check_models, check_spec
+from esm_host.transport.base import OnProgress, Profiler, ignore
+from esm_models.parts import Part
+from esm_protos.messages import Block, MeasureSpec, Model, Protocol
+from esm_protos.statistics import estimate_block
+
+BLOCK_PARTS = 20
+
+
+@dataclass(frozen=True)
+class PartTime:
+    """How long a part takes alone.
+
+    Attributes:
+        latency_ms: at the pace that the references had over all blocks.
+        interval: half-width of the 95 % interval within its block, as a share; infinite with too
+            few runs to tell.
+        runs: counted ones.
+    """
+
+    part: Part
+    latency_ms: float
+    interval: float
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in a lookup table's file."""
+        return {
+            "key": self.part.key,
+            "name": self.part.name,
+            "option": self.part.option or None,
+            "inputs": [list(shape) for shape in self.part.inputs],
+            "latency_ms": self.latency_ms,
+            "interval_percent": 100 * self.interval if math.isfinite(self.interval) else None,
+            "runs": self.runs,
+            "operators": len(self.part.operators),
+            "mflops": self.part.flops / 1e6,
+        }
+
+
+def time_parts(
+    profiler: Profiler,
+    parts: Sequence[Part],
+    spec: MeasureSpec,
+    on_progress: OnProgress = ignore,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PartTime]:
+    """Times every part as a graph without weights, in blocks of :data:`BLOCK_PARTS`.
+
+    Two parts, those a third and two thirds up the order of work, are in every block: what they
+    are faster or slower than on average is divided out of the others.
+
+    Args:
+        on_progress: of the block that is being measured.
+        on_block: told how many parts are done, of how many.
+
+    Returns:
+        in the order of ``parts``.
+
+    Raises:
+        UsageError: the device cannot do what is asked.
+        DeviceError: it is gone or refuses, or a part fails.
+    """
+    models = [Model(part.key, part.build()) for part in parts]
+    info = profiler.device_info()
+    check_spec(info, spec)
+    by_work = sorted(range(len(parts)), key=lambda number: (parts[number].flops, number))
+    references = sorted({by_work[len(parts) // 3], by_work[2 * len(parts) // 3]})
+    others = [number for number in range(len(parts)) if number not in references]
+    blocks = [references + others[i : i + BLOCK_PARTS] for i in range(0, len(others), BLOCK_PARTS)]
+    latency_ms = np.full((len(blocks) or 1, len(parts)), np.nan)
+    interval, runs = np.full(latency_ms.shape, np.nan), np.zeros(latency_ms.shape, dtype=int)
+    for row, numbers in enumerate(blocks or [references]):
+        chosen = [models[number] for number in numbers]
+        check_models(info.limits, chosen)
+        result = profiler.measure(Block(uuid.uuid4().hex, spec, tuple(chosen)), on_progress)
+        for number, measurement in zip(numbers, result.measurements, strict=True):
+            if (failure := measurement.failure) is not None:
+                raise DeviceError(
+                    f"part {parts[number].name} failed with {failure.kind.value}: {failure.message}"
+                )
+            runs[row, number] = len(measurement.latency_ns)
+        estimates = estimate_block(
+            [m.latency_ns for m in result.measurements],
+            [m.start_ns for m in result.measurements],
+            spec.runs_per_visit,
+            spec.trim,
+            common_pace=spec.protocol is Protocol.INTERLEAVED,
+        ).models
+        latency_ms[row, numbers] = [estimate.latency_ns / 1e6 for estimate in estimates]
+        interval[row, numbers] = [estimate.interval for estimate in estimates]
+        on_block(len(references) + len(others[: (row + 1) * BLOCK_PARTS]), len(parts))
+    logs = np.log(latency_ms[:, references])
+    pace = np.exp((logs - logs.mean(axis=0)).mean(axis=1))
+    means = np.nanmean(latency_ms / pace[:, None], axis=0)
+    return [
+        PartTime(
+            part,
+            float(means[number]),
+            float(np.nanmax(interval[:, number])),
+            int(runs[:, number].sum()),
+        )
+        for number, part in enumerate(parts)
+    ]
