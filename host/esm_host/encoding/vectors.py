@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from esm_host.encoding.base import Encoder
 from esm_models.space import Codes
 
+_CHUNK = 4096  # architectures whose numbers stay in the processor's cache
+
 
 class OneHotEncoder(Encoder):
     """Per unit, one-hot depth; per block, one-hot value of each feature: U * (depths + D * V)."""
@@ -150,5 +152,13 @@ class FeatureCombinationCountEncoder(Encoder):
         return [f"unit{u}.{option.label}" for u in self._units() for option in self.space.options]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        counts = [(codes == index).sum(axis=2) for index in range(len(self.space.options))]
-        return np.stack(counts, axis=2).reshape(len(codes), -1)
+        # Every block raises the counter of its unit and option; a unit's first is for absent ones.
+        counters = len(self.space.options) + 1
+        units = codes.shape[1]
+        counts = np.empty((len(codes), units, counters - 1), dtype=np.float32)
+        for begin in range(0, len(codes), _CHUNK):
+            chunk = codes[begin : begin + _CHUNK]
+            first = np.arange(1, len(chunk) * units * counters, counters).reshape(-1, units, 1)
+            counted = np.bincount((chunk + first).ravel(), minlength=len(chunk) * units * counters)
+            counts[begin : begin + _CHUNK] = counted.reshape(-1, units, counters)[..., 1:]
+        return counts.reshape(len(codes), -1)

@@ -97,7 +97,8 @@ class AutoPredictor(Predictor):
         return self._mixture(means, stds)
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        return np.exp(self._in_log(encodings)[0])
+        parts = [np.log(c.predict(encodings)) for c in self.candidates_.values()]
+        return np.asarray(np.exp(self.weights_ @ np.stack(parts)))
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
         mean, std = self._in_log(encodings)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
-from scipy.spatial.distance import cdist
 
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor
@@ -191,7 +190,7 @@ class MultiKernelGP(Predictor):
         one, other = (np.concatenate(parts, axis=1) * weights for parts in (left, right))
         kernel = np.asarray(one @ other.T + OFFSET)
         for index, group in enumerate(self.smooth_):
-            distance = cdist(left[group], right[group], "sqeuclidean")
+            distance = _squared_distances(left[group], right[group])
             kernel += np.exp(p.smooth[index] - distance / (2 * np.exp(2 * p.length[index])))
         return kernel
 
@@ -206,7 +205,7 @@ class MultiKernelGP(Predictor):
         inputs = [each[rows] for each in self.inputs_]
         targets, variance = self.targets_[rows], self.variance_[rows]
         grams = [each @ each.T for each in inputs]
-        distances = [cdist(inputs[g], inputs[g], "sqeuclidean") for g in self.smooth_]
+        distances = [_squared_distances(inputs[g], inputs[g]) for g in self.smooth_]
         default = _Parameters.default(len(grams), len(distances))
         diagonal = np.diag_indices(len(rows))
 
@@ -251,3 +250,9 @@ class MultiKernelGP(Predictor):
             options={"maxiter": 60},
         )
         return _Parameters.of(found.x, default)
+
+
+def _squared_distances(left: Floats, right: Floats) -> Floats:
+    """``(n, d)`` and ``(m, d)`` -> ``(n, m)``, by one product of matrices."""
+    squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
+    return np.asarray(np.maximum(squares - 2 * left @ right.T, 0))
