@@ -13,7 +13,6 @@ from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
-from esm_host.encoding import make_encoder
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
@@ -28,6 +27,8 @@ SETTINGS = Settings(
     initial=40,
     step=20,
     bins=4,
+    predictor="mlp",
+    weights="equal",
     block_size=10,
     max_models=200,
     spec=MeasureSpec(runs=12),
@@ -123,7 +124,7 @@ def assemble(
         measurements,
         collector,
         SAMPLERS[settings.sampling](SPACE, bins),
-        make_encoder(settings.encoding, SPACE),
+        settings.encoder(SPACE),
         bins,
         lambda member: make_predictor(),
         log,

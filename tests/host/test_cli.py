@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_leaves_everything_in_its_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert {"settings.json", "store.sqlite", "predictor.pt", "predictor.onnx"} <= names
+    assert {"settings.json", "store.sqlite", "predictor.onnx"} <= names
     assert {"result.json", "predictions.csv", "predicted_against_measured.png"} <= names
     assert {"accuracy_by_round.png", "reference_stability.png"} <= names
 
@@ -100,7 +101,7 @@ def test_predictor_onnx_takes_encodings_and_gives_milliseconds(finished: Path) -
     session = onnxruntime.InferenceSession(
         finished / "predictor.onnx", providers=["CPUExecutionProvider"]
     )
-    encodings = make_encoder("fcc", SPACE).encode([smallest(SPACE)])
+    encodings = make_encoder("views", SPACE).encode([smallest(SPACE)])
     (got,) = session.run(["latency_ms"], {"encoding": encodings})
     assert got.shape == (1,)
     assert 0 < got[0] < 1000
@@ -120,6 +121,34 @@ def test_predicts_given_and_sampled_architectures(finished: Path, tmp_path: Path
     lines = esm_host("predict", finished, "-a", given).stdout.splitlines()
     assert len(lines) == 2
     assert float(lines[1].split()[0]) > 0
+
+
+def test_intervals_of_predictions(finished: Path) -> None:
+    result = esm_host("predict", finished, "--sample", 4, "--interval", 80, "--json", "-")
+    for entry in json.loads(result.stdout)["results"]:
+        low_ms, high_ms = entry["interval_ms"]
+        assert 0 < low_ms < entry["latency_ms"] < high_ms
+    lines = esm_host("predict", finished, "--sample", 4, "--interval", 80).stdout.splitlines()
+    assert lines[0].split()[:3] == ["latency_ms", "from_ms", "to_ms"]
+    refused = esm_host("predict", finished, "--sample", 4, "--interval", 100)
+    assert_refused(refused, 2, "--interval 100", "below 100")
+
+
+@pytest.mark.parametrize("name", ["ridge", "mlp"])
+def test_another_predictor_learns_from_what_was_measured(
+    finished: Path, name: str, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = esm_host("profile", "--run", run, "--resume", "--predictor", name)
+    assert result.exit_code == 0, result.output
+    written = json.loads((run / "result.json").read_text())
+    assert written["settings"]["predictor"] == name
+    assert written["measured_models"] == 20
+    assert (run / "predictor.onnx").exists() == (name == "mlp")  # a ridge has no such form here
+    lines = esm_host("predict", run, "--sample", 2).stdout.splitlines()
+    assert all(float(line.split()[0]) > 0 for line in lines[1:])
+    refused = esm_host("predict", run, "--sample", 2, "--interval", 90)
+    assert_refused(refused, 2, f"'{name}' gives no intervals", "--predictor auto")
 
 
 def test_resuming_a_finished_campaign_measures_nothing(finished: Path) -> None:
@@ -221,6 +250,10 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--space", "resnett"], ["unknown search space", "did you mean 'resnet'"]),
         (["--space", "no/such/file.py:Space"], ["no file"]),
         (["--encoding", "fccc"], ["unknown encoding", "did you mean 'fcc'"]),
+        (["--predictor", "rigde"], ["unknown predictor", "did you mean 'ridge'"]),
+        (["--predictor", "lookup-bias"], ["needs a lookup table", "esm-host study"]),
+        (["--predictor", "gcn", "--encoding", "fcc"], ["gcn", "encoding", "graph"]),
+        (["--encoding", "path"], ["path", "resnet", "operation-one-hot"]),
         (["--bins", "26"], ["--bins 26", "1 to 25"]),
         (["--bins", "0"], ["--bins 0"]),
         (["--resolution", "8"], ["--resolution 8", "32"]),
@@ -446,6 +479,7 @@ def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path)
     assert_refused(esm_host("predict", tmp_path, "--sample", 1), 2, "is no campaign")
     (tmp_path / "settings.json").write_text((finished / "settings.json").read_text())
     assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "no predictor yet")
+    (tmp_path / "result.json").write_text((finished / "result.json").read_text())
     (tmp_path / "predictor.onnx").write_bytes(b"damaged")
     assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "damaged", "--resume")
     (tmp_path / "settings.json").write_text("{")
@@ -596,6 +630,7 @@ def completed(line: str, **environment: str) -> tuple[list[str], set[str]]:
         ("esm-host devices group rack ", ["pi-1", "pi-2"]),
         ("esm-host profile --space m", ["mobilenetv3"]),
         ("esm-host profile --encoding f", ["fcc", "fc", "feature"]),
+        ("esm-host profile --predictor ml", ["mlp", "mlp-small", "mlp-large"]),
         (
             "esm-host profile --train-on stable,",
             ["stable,noisy", "stable,unresolved", "stable,throttled"],

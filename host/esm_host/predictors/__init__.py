@@ -151,6 +151,11 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
         UsageError: as :func:`predictor_class`, or it cannot learn from this encoding.
     """
     cls = predictor_class(name)
+    if cls.needs_graph and not encoder.layout.nodes:
+        raise UsageError(
+            f"predictor '{name}' learns from graphs, not from '{encoder.name}': take the encoding "
+            "graph"
+        )
     known = inspect.signature(cls).parameters
     given: dict[str, Any] = {**PREDICTORS[name].params, **params}
     if "seed" in known:

@@ -31,6 +31,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     uses_weights: ClassVar[bool] = True
     """Whether samples count by their weights; where not, weights are checked and left unused."""
 
+    needs_graph: ClassVar[bool] = False
+    """Whether its vectors must be graphs (:attr:`esm_host.encoding.base.Layout.nodes`)."""
+
     trains_on_neighbours: ClassVar[bool] = False
     """Whether it is made from architectures that differ in one block, not from any."""
 

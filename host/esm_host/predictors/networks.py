@@ -142,6 +142,8 @@ class NetworkPredictor(Predictor, Generic[N]):
 class GraphPredictor(NetworkPredictor[N]):
     """A network that reads graphs: it needs the encoding ``graph`` and its layout."""
 
+    needs_graph = True
+
     layout: Layout | None
 
     def graph(self, columns: int) -> GraphColumns:
