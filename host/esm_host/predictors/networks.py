@@ -188,10 +188,11 @@ class GraphColumns:
 
 
 def mean_and_sd(values: Floats, weights: Floats) -> tuple[float, float]:
-    """Of a weighted sample; a standard deviation of 0 becomes the mean, so one can divide."""
+    """Of a weighted sample; a standard deviation of 0 becomes a tenth of the mean: one can divide
+    by it, and what a network draws at random stays small beside the mean."""
     mean = float(np.average(values, weights=weights))
     sd = float(np.average((values - mean) ** 2, weights=weights)) ** 0.5
-    return mean, sd if sd > 1e-9 * mean else mean
+    return mean, sd if sd > 1e-9 * mean else mean / 10
 
 
 def batches(
