@@ -72,7 +72,7 @@ def test_intervals_of_nothing_and_wrong_ones() -> None:
         auto.predict_interval(TEST_X[:, 1:])
 
 
-@pytest.mark.parametrize("n", [1, 2, 40])
+@pytest.mark.parametrize("n", [1, 2, 40, 300])  # with networks
 def test_as_onnx_it_predicts_the_same(n: int) -> None:
     auto = AutoPredictor(ENCODER.layout).fit(TEST_X[:n], TEST_MS[:n])
     data = auto.to_onnx()

@@ -42,12 +42,12 @@ _LARGE = {
     "hidden": 32,
     "layers": 6,
     "learning_rate": 0.005,
-    "weight_decay": 1e-3,
+    "weight_decay": 1e-4,
     "epochs": 30,
     "min_steps": 800,
     "batch_size": 32,
 }
-_SMALL = {**_LARGE, "hidden": 128, "layers": 3, "learning_rate": 0.003}
+_SMALL = {**_LARGE, "hidden": 128, "layers": 3, "learning_rate": 0.003, "weight_decay": 1e-3}
 
 PREDICTORS: dict[str, Entry] = {
     "auto": Entry(

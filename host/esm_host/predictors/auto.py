@@ -9,14 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from esm_host.encoding.base import Layout
-from esm_host.evaluation.accuracy import assign_folds
 from esm_host.predictors.base import Floats, Predictor
+from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
 from esm_host.predictors.multi_kernel import MultiKernelGP
 
-CROSS_VALIDATED = 150
-"""Samples up to which a candidate is fitted anew without each fold; above, the few parameters of
-its kernel know the sample that is left out, which no longer shows."""
-_FOLDS = 10
+NETWORKS_FROM = 1000
+"""Samples from which networks are tried as well; with fewer they have no say, and take longer to
+train than all the rest."""
 _PSEUDO_COUNT = 2.0
 _INTERACTING = ("operations", "counts")
 """Groups whose columns may matter together; the others are sums already."""
@@ -33,7 +32,8 @@ class AutoPredictor(Predictor):
     (Papadopoulos 2008; Barber et al. 2021).
 
     Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
-    latency and on latency itself with errors in proportion, additive and with smooth interactions.
+    latency and on latency itself with errors in proportion, additive and with smooth interactions;
+    and, from :data:`NETWORKS_FROM` samples on, perceptrons.
 
     Args:
         layout: groups of columns; None makes all columns one group.
@@ -46,44 +46,30 @@ class AutoPredictor(Predictor):
         self.layout = layout
         self.seed = seed
 
-    def _candidates(self) -> dict[str, MultiKernelGP]:
+    def _candidates(self, samples: int) -> dict[str, Candidate]:
         groups = list(self.layout.groups) if self.layout else ["all"]
         smooth = [name for name in groups if name in _INTERACTING] or groups
-        return {
-            f"{target}, {kind}": MultiKernelGP(self.layout, of, target, self.seed)
+        candidates: dict[str, Candidate] = {
+            f"{target}, {kind}": Process(MultiKernelGP(self.layout, of, target, self.seed))
             for target in ("log", "raw")
             for kind, of in (("additive", []), ("smooth", smooth))
         }
+        if samples >= NETWORKS_FROM:
+            candidates["networks"] = FoldNetworks(self.seed)
+        return candidates
 
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         counted = np.flatnonzero(weights > 0)
         x, y, w = encodings[counted], latency_ms[counted], weights[counted]
-        self.candidates_ = self._candidates()
-        left_out = []
+        self.candidates_ = self._candidates(len(counted))
         for candidate in self.candidates_.values():
             candidate.fit(x, y, w)
-            left_out.append(self._left_out(candidate, x, y, w))
+        left_out = [candidate.left_out() for candidate in self.candidates_.values()]
         means, stds = (np.stack(parts) for parts in zip(*left_out, strict=True))
         truth = np.log(y)
         self.weights_ = stack(truth, means, stds)
         mean, std = self._mixture(means, stds)
         self.scores_ = np.sort(np.abs(truth - mean) / std)
-
-    def _left_out(
-        self, candidate: MultiKernelGP, x: NDArray[np.float32], y: Floats, w: Floats
-    ) -> tuple[Floats, Floats]:
-        """Log latencies and their standard deviations, of each sample by others."""
-        if len(y) > CROSS_VALIDATED or len(y) < 3:
-            mean, std = candidate.left_out()
-            return candidate.in_log(mean, std)
-        fold = assign_folds(np.zeros(len(y), dtype=np.int64), _FOLDS, self.seed)
-        mean, std = np.empty(len(y)), np.empty(len(y))
-        for number in range(int(fold.max()) + 1):
-            out = fold == number
-            member = type(candidate)(**candidate.get_params(deep=False))
-            member.fit(x[~out], y[~out], w[~out])
-            mean[out], std[out] = member.in_log(*member.predict_target(x[out]))
-        return mean, std
 
     def _mixture(self, means: Floats, stds: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``."""
@@ -92,12 +78,12 @@ class AutoPredictor(Predictor):
         return mean, np.sqrt(variance)
 
     def _in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        parts = [c.in_log(*c.predict_target(encodings)) for c in self.candidates_.values()]
+        parts = [candidate.mean_and_std(encodings) for candidate in self.candidates_.values()]
         means, stds = (np.stack(each) for each in zip(*parts, strict=True))
         return self._mixture(means, stds)
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        parts = [np.log(c.predict(encodings)) for c in self.candidates_.values()]
+        parts = [candidate.mean(encodings) for candidate in self.candidates_.values()]
         return np.asarray(np.exp(self.weights_ @ np.stack(parts)))
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
@@ -109,8 +95,7 @@ class AutoPredictor(Predictor):
         """``encoding`` (n, d) in, ``latency_ms`` (n,) out; without intervals."""
         from esm_host.predictors.auto_onnx import mixture_graph
 
-        members = list(self.candidates_.values())
-        return mixture_graph(self.n_features_in_, members, self.weights_)
+        return mixture_graph(self.n_features_in_, list(self.candidates_.values()), self.weights_)
 
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9

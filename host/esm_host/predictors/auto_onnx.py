@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 from esm_host.predictors.base import Floats
+from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
+from esm_host.predictors.mlp import MLPPredictor
 from esm_host.predictors.multi_kernel import OFFSET, MultiKernelGP
 
 _OPSET, _IR_VERSION = 17, 8
 
 
-def mixture_graph(width: int, members: Sequence[MultiKernelGP], weights: Floats) -> bytes:
+def mixture_graph(width: int, members: Sequence[Candidate], weights: Floats) -> bytes:
     """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
     logs = [
-        graph.add("Mul", _log_latency(graph, x, width, member), graph.constant(weight))
+        graph.add("Mul", _log_latency(graph, x, width, member), graph.constant(float(weight)))
         for member, weight in zip(members, weights, strict=True)
     ]
     latency_ms = graph.add("Exp", graph.add("Sum", *logs))
@@ -60,7 +63,31 @@ class _Graph:
         return data
 
 
-def _log_latency(graph: _Graph, x: str, width: int, member: MultiKernelGP) -> str:
+def _log_latency(graph: _Graph, x: str, width: int, candidate: Candidate) -> str:
+    if isinstance(candidate, Process):
+        return _of_process(graph, x, width, candidate.process)
+    assert isinstance(candidate, FoldNetworks)
+    logs = [_of_network(graph, x, member, candidate.least_ms_) for member in candidate.members_]
+    return graph.add("Mean", *logs)
+
+
+def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
+    value = graph.add("Sub", x, graph.constant(member.mean_))
+    value = graph.add("Div", value, graph.constant(member.scale_))
+    *hidden, last = member.linears()
+    for layer in hidden:
+        value = graph.add("Relu", _linear(graph, value, layer))
+    value = graph.add("Squeeze", _linear(graph, value, last), graph.constant(np.array([1])))
+    value = graph.add("Mul", value, graph.constant(member.unit_ms_))
+    return graph.add("Log", graph.add("Max", value, graph.constant(least_ms)))
+
+
+def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
+
+
+def _of_process(graph: _Graph, x: str, width: int, member: MultiKernelGP) -> str:
     p, dual = member.parameters_, member.dual_
     # Linear kernels end up as one weight per column.
     slope, offset = np.zeros(width), OFFSET * dual.sum()
