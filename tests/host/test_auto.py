@@ -10,7 +10,7 @@ from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.predictors import make_predictor
-from esm_host.predictors.auto import AutoPredictor, stack
+from esm_host.predictors.auto import AutoPredictor, weigh
 from esm_host.predictors.multi_kernel import MultiKernelGP
 from esm_models.spaces import load_space
 
@@ -82,13 +82,15 @@ def test_as_onnx_it_predicts_the_same(n: int) -> None:
     np.testing.assert_allclose(got, auto.predict(TEST_X), rtol=1e-5)
 
 
-def test_the_likeliest_candidate_gets_the_weight_and_equal_ones_share_it() -> None:
+def test_the_best_candidate_gets_the_weight_and_equal_ones_share_it() -> None:
     rng = np.random.default_rng(0)
     truth = rng.standard_normal(200)
     good, bad = truth + 0.1 * rng.standard_normal(200), truth + rng.standard_normal(200)
-    stds = np.array([[0.1] * 200, [1.0] * 200])
-    assert stack(truth, np.stack([good, bad]), stds)[0] > 0.9
-    np.testing.assert_allclose(stack(truth, np.stack([good, good]), stds[[0, 0]]), 0.5)
+    assert weigh(truth, np.stack([good, bad]))[0] > 0.99
+    np.testing.assert_allclose(weigh(truth, np.stack([good, good])), 0.5)
+    np.testing.assert_allclose(weigh(truth, np.stack([truth, truth, bad])), [0.5, 0.5, 0])
+    few = weigh(truth[:3], np.stack([truth[:3] + 1, truth[:3] + 1.2]))
+    assert 0.5 < few[0] < 0.7  # three samples decide little
 
 
 def test_left_out_predictions_are_those_of_a_process_without_the_sample() -> None:

@@ -16,7 +16,7 @@ from esm_host.predictors.multi_kernel import MultiKernelGP
 NETWORKS_FROM = 1000
 """Samples from which networks are tried as well; with fewer they have no say, and take longer to
 train than all the rest."""
-_PSEUDO_COUNT = 2.0
+MOST_EVIDENCE = 100
 _INTERACTING = ("operations", "counts")
 """Groups whose columns may matter together; the others are sums already."""
 
@@ -24,12 +24,11 @@ _INTERACTING = ("operations", "counts")
 class AutoPredictor(Predictor):
     """Candidates on log latency, weighted by how likely they find what they have not seen.
 
-    Every candidate predicts each sample from the others, with a standard deviation. The weights
-    maximise the likelihood of the samples under the weighted mixture of these predictions
-    (stacking of predictive distributions, Yao et al. 2018), with a Dirichlet prior that keeps few
-    samples from choosing sharply. Its intervals are conformal: the errors of the left-out
-    predictions, relative to their standard deviations, say how wide an interval must be
-    (Papadopoulos 2008; Barber et al. 2021).
+    Every candidate predicts each sample from the others, and weighs by its errors
+    (:func:`weigh`; pseudo-Bayesian model averaging by left-out predictions, Yao et al. 2018). The
+    intervals are conformal: the errors of the left-out predictions, relative to the standard
+    deviations that candidates give, say how wide they must be (Papadopoulos 2008; Barber et al.
+    2021).
 
     Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
     latency and on latency itself with errors in proportion, additive and with smooth interactions;
@@ -67,7 +66,7 @@ class AutoPredictor(Predictor):
         left_out = [candidate.left_out() for candidate in self.candidates_.values()]
         means, stds = (np.stack(parts) for parts in zip(*left_out, strict=True))
         truth = np.log(y)
-        self.weights_ = stack(truth, means, stds)
+        self.weights_ = weigh(truth, means)
         mean, std = self._mixture(means, stds)
         self.scores_ = np.sort(np.abs(truth - mean) / std)
 
@@ -122,21 +121,18 @@ class AutoPredictor(Predictor):
         return float(self.scores_[place - 1])
 
 
-def stack(truth: Floats, means: Floats, stds: Floats) -> Floats:
-    """Weights, ``(candidates,)``, of the likeliest mixture of normal distributions.
+def weigh(truth: Floats, means: Floats) -> Floats:
+    """Weights, ``(candidates,)``: how likely each is, given its errors.
 
-    By expectation maximisation: the objective is concave in the weights.
+    If errors follow a Laplace distribution, as wide for each candidate as its errors say, then its
+    likelihood is its mean absolute error to the power of minus the number of samples. Beyond
+    :data:`MOST_EVIDENCE` samples it grows no sharper, so that candidates which are nearly as good
+    keep their say.
 
     Args:
         truth: ``(n,)``.
-        means, stds: of each candidate, ``(candidates, n)``.
+        means: what each candidate said, ``(candidates, n)``.
     """
-    logs = -(((truth - means) / stds) ** 2) / 2 - np.log(stds)
-    density = np.exp(logs - logs.max(axis=0))
-    weights = np.full(len(means), 1 / len(means))
-    for _ in range(200):
-        share = weights[:, None] * density
-        share /= share.sum(axis=0)
-        weights = share.sum(axis=1) + _PSEUDO_COUNT
-        weights /= weights.sum()
-    return weights
+    error = np.maximum(np.abs(truth - means).mean(axis=1), 1e-12)
+    weights = (error / error.min()) ** -min(len(truth), MOST_EVIDENCE)
+    return np.asarray(weights / weights.sum())

@@ -25,7 +25,7 @@ from esm_host.predictors.base import Floats, Predictor
 
 SEARCHED = 300
 """Samples, at most, on which the kernel's parameters are found; all are learned from then."""
-_JITTER = 1e-7
+_LEAST_NOISE = 1e-7
 OFFSET = 1.0
 """Variance of the constant, in units of the targets' variance."""
 _PRIOR_SD = 2.0
@@ -106,6 +106,7 @@ class MultiKernelGP(Predictor):
         self.inputs_ = self._inputs(encodings[counted])
         self.parameters_ = self._search()
         kernel = self._kernel(self.inputs_, self.inputs_)
+        self.jitter_ = _jitter(kernel)
         kernel[np.diag_indices_from(kernel)] += self._noise()
         self.factor_ = cholesky(kernel, lower=True)
         self.dual_ = cho_solve((self.factor_, True), self.targets_)
@@ -126,7 +127,7 @@ class MultiKernelGP(Predictor):
         cross = self._kernel(inputs, self.inputs_)
         explained = solve_triangular(self.factor_, cross.T, lower=True)
         p = self.parameters_
-        noise = np.exp(p.noise) + _JITTER
+        noise = np.exp(p.noise) + self.jitter_
         own = OFFSET + np.exp(p.smooth).sum() + noise
         for variance, each in zip(np.exp(p.linear), inputs, strict=True):
             own = own + variance * (each**2).sum(axis=1)
@@ -195,7 +196,7 @@ class MultiKernelGP(Predictor):
         return kernel
 
     def _noise(self) -> Floats:
-        return np.asarray(np.exp(self.parameters_.noise) * self.variance_ + _JITTER)
+        return np.asarray(np.exp(self.parameters_.noise) * self.variance_ + self.jitter_)
 
     def _search(self) -> _Parameters:
         """The most likely parameters, given the data and a wide prior."""
@@ -220,7 +221,7 @@ class MultiKernelGP(Predictor):
             ]
             kernel += sum(smooth)
             noise = np.exp(p.noise) * variance
-            kernel[diagonal] += noise + _JITTER
+            kernel[diagonal] += noise + _jitter(kernel)
             factor = cholesky(kernel, lower=True, check_finite=False)
             dual = cho_solve((factor, True), targets, check_finite=False)
             # Of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
@@ -250,6 +251,11 @@ class MultiKernelGP(Predictor):
             options={"maxiter": 60},
         )
         return _Parameters.of(found.x, default)
+
+
+def _jitter(kernel: Floats) -> float:
+    """What keeps a kernel positive definite in double precision, however strong it is."""
+    return _LEAST_NOISE + 1e-9 * float(np.mean(np.diagonal(kernel)))
 
 
 def _squared_distances(left: Floats, right: Floats) -> Floats:
