@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
-from esm_host.encoding import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.predictors import make_predictor
-from esm_host.predictors.auto import AutoPredictor
-from esm_host.predictors.base import Predictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceState
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
+    from esm_host.predictors.base import Predictor
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +247,8 @@ class Run:
             DatasetError: there is no predictor yet.
             InvalidArchitectureError: one is not in the search space.
         """
+        from esm_host.predictors.auto import AutoPredictor
+
         predictor = self.predictor
         if not isinstance(predictor, AutoPredictor):
             raise UsageError(

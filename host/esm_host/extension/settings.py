@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esm_host.bins import DepthBins
-from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.predictors import encoding_for, entry
@@ -15,6 +14,9 @@ from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
 from esm_protos.nearest import nearest
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
 
 BINS = 5
 PRECISION = 0.02
@@ -150,6 +152,8 @@ class Settings:
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.
         """
+        from esm_host.encoding import make_encoder  # slow to load
+
         return make_encoder(self.encoding or encoding_for(self.predictor, space), space)
 
     def to_json(self) -> dict[str, Any]:
