@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser test test-faults test-arm64 test-large lint types docs protos probes clean
+.PHONY: demo browser test test-predictors test-faults test-arm64 test-large lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -13,7 +13,10 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not predictors"
+
+test-predictors: $(STAMP)  ## what every predictor does, of those that are slow to train; some minutes
+	$(BIN)/python -m pytest -n 2 -m predictors
 
 browser:  ## chromium, for the tests of the report; without it they are skipped
 	@command -v chromium >/dev/null || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && \

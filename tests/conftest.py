@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Before numpy is loaded: tests run on all processors already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -73,7 +73,15 @@ LIBRARY = {
 OPTIONAL = ("gpytorch", "lightgbm", "ngboost", "xgboost")
 
 
-@pytest.fixture(params=PREDICTORS)
+# Those that take seconds for every fit have a command of their own.
+SLOW = ("sparse-gp", "ngboost", "bohamiann", "bananas", "gcn", "bonas", "nao")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.predictors] * (name in SLOW)) for name in PREDICTORS
+    ]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor
@@ -242,14 +243,15 @@ class MultiKernelGP(Predictor):
 
         # Bounds keep the kernel positive definite in double precision.
         bounds = [(value - 12, value + 12) for value in default.vector]
-        found = minimize(
-            loss,
-            default.vector,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": 60},
-        )
+        with threadpool_limits(1):  # matrices this small only lose by being shared among threads
+            found = minimize(
+                loss,
+                default.vector,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                options={"maxiter": 60},
+            )
         return _Parameters.of(found.x, default)
 
 
