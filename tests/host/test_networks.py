@@ -5,6 +5,7 @@ import pytest
 
 from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Layout
+from esm_host.errors import UsageError
 from esm_host.predictors import make_predictor
 from esm_models.spaces import load_space
 
@@ -24,9 +25,9 @@ QUICK = {
 
 @pytest.mark.parametrize("name", ["gcn", "bonas", "nao"])
 def test_graphs_need_their_layout(name: str) -> None:
-    encoder = make_encoder("operation-one-hot", SPACE)
-    with pytest.raises(ValueError, match="choose encoding graph"):
-        make_predictor(name, encoder).fit(encoder.encode_codes(CODES), np.ones(200))
+    with pytest.raises(UsageError, match="take the encoding graph"):
+        make_predictor(name, make_encoder("operation-one-hot", SPACE))
+    encoder = make_encoder("graph", SPACE)
     with pytest.raises(ValueError, match="choose encoding graph"):
         make_predictor(name, encoder, layout=None).fit(GRAPHS, np.ones(200))
     layout = Layout({"operations": (0, 10), "adjacency": (10, 300)}, 2)

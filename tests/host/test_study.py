@@ -346,11 +346,10 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
 ) -> None:
     table = read_benchmark(folder / "table.parquet")
     wanted = table.codes[:30].copy()  # 12 of which have no latency on "fast"
-    module = type("lookup", (), {"neighbours": staticmethod(lambda space: wanted)})
     classes = {"mlp": MLPPredictor, "lookup": Neighbours}
     monkeypatch.setitem(PREDICTORS, "lookup", PREDICTORS["mlp"])
     monkeypatch.setattr("esm_host.study.plan.predictor_class", classes.__getitem__)
-    monkeypatch.setattr("esm_host.study.plan.import_module", lambda name: module)
+    monkeypatch.setattr("esm_host.study.plan.neighbours", lambda space: wanted)
     file = changed(folder, 'encoding = ["fc", "one-hot"], label = "on"', 'label = "table"')
     file.write_text(file.read_text().replace('"mlp", label', '"lookup", label'))
     study = run_study(file, tmp_path, jobs=1)
@@ -380,9 +379,8 @@ def test_the_table_of_a_device_is_given_to_what_adds_up_parts(
     def load(path: Path, encoder: Encoder) -> np.ndarray:
         return np.full(len(encoder), float(path.read_text()))
 
-    module = type("lookup_table", (), {"load_lookup_table": staticmethod(load)})
     monkeypatch.setattr("esm_host.predictors.mlp.MLPPredictor", Parts)
-    monkeypatch.setattr("esm_host.study.plan.import_module", lambda name: module)
+    monkeypatch.setattr("esm_host.study.plan.load_lookup_table", load)
     file = changed(folder, f", {QUICK}", "")
     with pytest.raises(UsageError, match=r"'mlp' needs a lookup table .* lookup_table = FILE"):
         run_study(file, tmp_path, jobs=1)
