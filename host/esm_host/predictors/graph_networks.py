@@ -141,9 +141,7 @@ class BONASPredictor(GraphPredictor["_GlobalNode"]):
 
     def _embeddings(self, encodings: NDArray[np.float32]) -> Floats:
         with one_thread(), torch.inference_mode():
-            parts = [
-                self.network_.embed(x[None])[0] for x in torch.tensor(encodings).split(4096)
-            ]
+            parts = [self.network_.embed(x[None])[0] for x in torch.tensor(encodings).split(4096)]
         embeddings: Floats = torch.cat(parts).numpy().astype(np.float64)
         return embeddings
 
