@@ -37,7 +37,8 @@ class Entry:
 
 # The predictor study has a small MLP, wider, and a large one, thinner and deeper (Laube et al.
 # 2022, Section 4); their sizes are in a supplement that we do not have. The large one's were chosen
-# on NAS-Bench-201 latencies of 1080ti_1, of which we report no figure; the small one follows it.
+# on latencies of NAS-Bench-201 on 1080ti_1 and FBNet on 1080ti_32, of which we report no figure;
+# the small one follows it.
 _LARGE = {
     "hidden": 32,
     "layers": 6,

@@ -22,7 +22,7 @@ class MLPPredictor(Predictor):
     What the paper leaves open is ours: ReLU; inputs standardised; targets divided by their mean,
     so that one learning rate fits microseconds and seconds; batches of 64, 100 epochs and at least
     1,000 steps, the learning rate falling to zero along a cosine. These were chosen on public
-    latencies of the Once-for-all space, which no figure that we quote is from.
+    latencies of the Once-for-all space, so figures of that space flatter it.
 
     Args:
         hidden: width of the hidden layers.

@@ -19,7 +19,8 @@ class StandardPredictor(Predictor):
     The study searches hyperparameters briefly and does not say what came out. Those of these
     predictors were chosen by Kendall's tau on latencies of four devices that no figure we quote is
     from: of NAS-Bench-201 the GTX 1080 Ti (batch 1) and the Xeon Silver 4114, of FBNet the same
-    (batch 32), with 25 to 2,000 samples, one-hot by operation.
+    (batch 32), with 25 to 2,000 samples, one-hot by operation, one seed; of XGBoost and the sparse
+    Gaussian process on some of these only, and NGBoost's are XGBoost's.
     """
 
     @abstractmethod
