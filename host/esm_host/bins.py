@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from esm_host.errors import UsageError
 
+BINS = 5
+"""By default, where there are as many depths."""
+
 
 @dataclass(frozen=True)
 class DepthBins:
@@ -29,6 +32,11 @@ class DepthBins:
                 f"--bins {self.count} is impossible: the space has {depths} depths "
                 f"({self.min_depth} to {self.max_depth}); give 1 to {depths}"
             )
+
+    @classmethod
+    def by_default(cls, min_depth: int, max_depth: int) -> DepthBins:
+        """:data:`BINS`, or as many as there are depths."""
+        return cls(min_depth, max_depth, min(BINS, max_depth - min_depth + 1))
 
     def of(self, depths: NDArray[np.integer]) -> NDArray[np.int64]:
         """Bin index of each depth."""

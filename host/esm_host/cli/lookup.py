@@ -10,43 +10,28 @@ import typer
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
+    Batch,
     CudaGraph,
     Device,
     Json,
     NoWait,
+    Resolution,
+    Space,
     Tf32,
-    space_names,
+    WidthMult,
 )
 from esm_host.cli.output import check_output, print_table, write_output
 
-_SPACE = "Search space"
 _TIMING = "Timing"
 
 
 @one_line_errors
 def lookup(
     device: Device = "local",
-    space: Annotated[
-        str,
-        typer.Option(
-            help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or "
-            "path/to/file.py:Class.",
-            autocompletion=space_names,
-            rich_help_panel=_SPACE,
-        ),
-    ] = "resnet",
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else "
-            "224]",
-            rich_help_panel=_SPACE,
-        ),
-    ] = None,
-    width_mult: Annotated[
-        float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
-    ] = 1.0,
-    batch: Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)] = 1,
+    space: Space = "resnet",
+    resolution: Resolution = None,
+    width_mult: WidthMult = 1.0,
+    batch: Batch = 1,
     runs: Annotated[
         int | None,
         typer.Option(
@@ -117,8 +102,7 @@ def lookup(
         seed=seed,
     )
     check_output(output)
-    settings = {} if resolution is None else {"resolution": resolution}
-    searched = load_space(space, width_mult=width_mult, batch=batch, **settings)
+    searched = load_space(space, resolution=resolution, width_mult=width_mult, batch=batch)
     parts = PartsEncoder(searched).parts
 
     def on_block(done: int, total: int) -> None:

@@ -102,6 +102,28 @@ NoWait = Annotated[
     typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),
 ]
 
+_SPACE = "Search space"
+
+Space = Annotated[
+    str,
+    typer.Option(
+        help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or path/to/file.py:Class.",
+        autocompletion=space_names,
+        rich_help_panel=_SPACE,
+    ),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else 224]",
+        rich_help_panel=_SPACE,
+    ),
+]
+WidthMult = Annotated[
+    float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
+]
+Batch = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)]
+
 _GPU = "GPU"
 
 Tf32 = Annotated[

@@ -13,13 +13,16 @@ import typer
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
+    Batch,
     CudaGraph,
     DeviceOrGroup,
     NoWait,
+    Resolution,
+    Space,
     Tf32,
+    WidthMult,
     encoding_names,
     predictor_names,
-    space_names,
     verdict_names,
 )
 
@@ -55,7 +58,7 @@ class JudgeName(enum.StrEnum):
 
 _ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
 
-_SPACE, _SAMPLES, _TIMING = "Search space", "Sampling and stopping", "Timing"
+_SAMPLES, _TIMING = "Sampling and stopping", "Timing"
 
 
 @one_line_errors
@@ -68,27 +71,10 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the folder's campaign.")
     ] = False,
-    space: Annotated[
-        str,
-        typer.Option(
-            help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or "
-            "path/to/file.py:Class.",
-            autocompletion=space_names,
-            rich_help_panel=_SPACE,
-        ),
-    ] = "resnet",
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else "
-            "224]",
-            rich_help_panel=_SPACE,
-        ),
-    ] = None,
-    width_mult: Annotated[
-        float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
-    ] = 1.0,
-    batch: Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)] = 1,
+    space: Space = "resnet",
+    resolution: Resolution = None,
+    width_mult: WidthMult = 1.0,
+    batch: Batch = 1,
     initial: Annotated[
         int,
         typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),

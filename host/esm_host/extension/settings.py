@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from esm_host.bins import DepthBins
+from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.predictors import encoding_for, entry
@@ -18,7 +18,6 @@ from esm_protos.nearest import nearest
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
 
-BINS = 5
 PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
@@ -178,8 +177,9 @@ class Settings:
         Raises:
             UsageError: it has fewer depths than bins were asked for.
         """
-        depths = space.max_depth - space.min_depth + 1
-        return DepthBins(space.min_depth, space.max_depth, self.bins or min(BINS, depths))
+        if self.bins is None:
+            return DepthBins.by_default(space.min_depth, space.max_depth)
+        return DepthBins(space.min_depth, space.max_depth, self.bins)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:

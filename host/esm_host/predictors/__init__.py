@@ -23,8 +23,8 @@ class Entry:
 
     Attributes:
         where: ``"module:Class"`` within this package.
-        encoding: that it is used with unless another is asked for; ``"one-hot"`` is what the
-            predictor study feeds all that bring none of their own.
+        encoding: that it is used with unless another is asked for; ``"operation-one-hot"`` is
+            what the predictor study feeds all that bring none of their own.
         about: a line for help and documentation.
         params: of the constructor, where this name differs from the class's defaults.
     """

@@ -17,7 +17,8 @@ class BANANASPredictor(Predictor):
 
     "BANANAS: Bayesian Optimization with Neural Architectures for Neural Architecture Search", with
     the encoding ``path``, or ``operation-one-hot`` for spaces without paths. The networks are
-    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022). Squared
+    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022), but for a
+    weight decay ten times as strong. Squared
     error, where BANANAS takes a percentage error with a bound below the best accuracy, which has
     no meaning for latencies. Their spread is the uncertainty.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Samples
 from esm_host.predictors.networks import (
+    ROWS,
     GraphColumns,
     GraphPredictor,
     Linears,
@@ -141,7 +142,7 @@ class BONASPredictor(GraphPredictor["_GlobalNode"]):
 
     def _embeddings(self, encodings: NDArray[np.float32]) -> Floats:
         with one_thread(), torch.inference_mode():
-            parts = [self.network_.embed(x[None])[0] for x in torch.tensor(encodings).split(4096)]
+            parts = [self.network_.embed(x[None])[0] for x in torch.tensor(encodings).split(ROWS)]
         embeddings: Floats = torch.cat(parts).numpy().astype(np.float64)
         return embeddings
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from esm_host.predictors.base import Predictor, Samples
+from esm_host.predictors.networks import batches, one_thread
 
 _CHUNK = 4096  # architectures whose activations stay in the processor's cache
 
@@ -66,12 +67,8 @@ class MLPPredictor(Predictor):
     @classmethod
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
         """Networks this small cost by the step, not by the arithmetic: all take theirs at once."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # steps this small only lose by being shared among threads
-        try:
+        with one_thread():
             _train(predictors, samples)
-        finally:
-            torch.set_num_threads(threads)
 
     def prepare(
         self,
@@ -186,7 +183,6 @@ def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
     first = members[0]
     data = [member.prepare(*part) for member, part in zip(members, samples, strict=True)]
     sizes = [len(x) for x, _ in data]
-    offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     w = torch.from_numpy(np.concatenate([part[2] for part in samples]).astype(np.float32))
     layers = list(zip(*(member.linears() for member in members), strict=True))
@@ -197,27 +193,19 @@ def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
     optimizer = torch.optim.Adam(
         parameters, lr=first.learning_rate, weight_decay=first.weight_decay, fused=True
     )
-    batches = -(-max(sizes) // first.batch_size)
-    epochs = max(first.epochs, -(-first.min_steps // batches))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-    generators = [torch.Generator().manual_seed(member.seed) for member in members]
-    for _ in range(epochs):
-        shuffled = torch.stack(
-            [
-                _as_long(torch.randperm(size, generator=generator), max(sizes))
-                for size, generator in zip(sizes, generators, strict=True)
-            ]
-        )
-        for rows in torch.split(shuffled + offsets[:, None], first.batch_size, dim=1):
-            optimizer.zero_grad()
-            out = x[rows]
-            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-                out = torch.relu(torch.baddbmm(bias, out, weight))
-            error = torch.baddbmm(biases[-1], out, weights[-1])[..., 0] - y[rows]
-            # The sum over members: each one's gradient is that of its own mean.
-            (w[rows] * error * error).mean(dim=1).sum().backward()
-            optimizer.step()
-            schedule.step()
+    steps = -(-max(sizes) // first.batch_size)
+    epochs = max(first.epochs, -(-first.min_steps // steps))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    for rows in batches(sizes, [member.seed for member in members], first.batch_size, epochs):
+        optimizer.zero_grad()
+        out = x[rows]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            out = torch.relu(torch.baddbmm(bias, out, weight))
+        error = torch.baddbmm(biases[-1], out, weights[-1])[..., 0] - y[rows]
+        # The sum over members: each one's gradient is that of its own mean.
+        (w[rows] * error * error).mean(dim=1).sum().backward()
+        optimizer.step()
+        schedule.step()
     with torch.no_grad():
         for layer, weight, bias in zip(layers, weights, biases, strict=True):
             for number, each in enumerate(layer):
@@ -225,8 +213,3 @@ def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
                 each.bias.copy_(bias[number, 0])
     for member in members:
         member.network_.eval()
-
-
-def _as_long(order: torch.Tensor, size: int) -> torch.Tensor:
-    """Begins again with the first where there are too few."""
-    return order.repeat(-(-size // len(order)))[:size]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor, Samples
 
-_ROWS = 4096  # predicted at once, so that memory does not grow with what is asked
+ROWS = 4096  # predicted at once, so that memory does not grow with what is asked
 
 
 @contextmanager
@@ -134,7 +134,7 @@ class NetworkPredictor(Predictor, Generic[N]):
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
         with one_thread(), torch.inference_mode():
-            parts = [self.network_(x[None])[0] for x in torch.from_numpy(encodings).split(_ROWS)]
+            parts = [self.network_(x[None])[0] for x in torch.from_numpy(encodings).split(ROWS)]
         standardised: Floats = torch.cat(parts).numpy().astype(np.float64)
         return standardised * self.sd_ms_ + self.mean_ms_
 

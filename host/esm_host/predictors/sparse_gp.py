@@ -12,6 +12,7 @@ from gpytorch.means import ConstantMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from esm_host.predictors.base import Floats
+from esm_host.predictors.networks import one_thread
 from esm_host.predictors.standard import StandardPredictor
 
 
@@ -69,15 +70,11 @@ class SparseGPPredictor(StandardPredictor):
         likelihood.noise = 0.1
         evidence = ExactMarginalLogLikelihood(likelihood, model)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             for _ in range(self.steps):
                 optimizer.zero_grad()
                 (-evidence(model(columns), targets)).backward()
                 optimizer.step()
-        finally:
-            torch.set_num_threads(threads)
         self.model_ = model.eval()
 
     def _recall(self, x: Floats) -> Floats:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.errors import UsageError
-from esm_host.extension.settings import BINS
 from esm_host.run import load_run
 from esm_host.study.settings import Source, StudySettings
 from esm_models.space import Codes, SearchSpace
@@ -49,8 +48,7 @@ class DataSet:
     @property
     def bins(self) -> DepthBins:
         """As many as a campaign makes."""
-        low, high = self.space.min_depth, self.space.max_depth
-        return DepthBins(low, high, min(BINS, high - low + 1))
+        return DepthBins.by_default(self.space.min_depth, self.space.max_depth)
 
 
 def read_data(settings: StudySettings) -> list[DataSet]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from esm_host.errors import DatasetError, UsageError
+from esm_host.report.result import write_json
 from esm_host.study.plan import Planned
 from esm_host.study.settings import StudySettings
 from esm_host.study.task import Outcome
@@ -76,9 +77,7 @@ class StudyFolder:
             "metrics": list(settings.metrics),
             "tasks": [{"key": task.key, **asdict(task.task.name)} for task in tasks],
         }
-        draft = self.manifest.with_name(self.manifest.name + ".part")
-        draft.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(draft, self.manifest)
+        write_json(self.manifest, manifest)
 
 
 @dataclass(frozen=True, eq=False)

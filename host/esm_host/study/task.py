@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.bins import DepthBins
+from esm_host.bins import DepthBins, depth_range
 from esm_host.evaluation.accuracy import accuracy_by_bin
 from esm_host.predictors.base import Predictor
 from esm_host.study.metrics import coverage_and_width, interval, ranking_and_accuracy
@@ -141,7 +141,7 @@ def _row(task: Task, seed: int, failure: str = "", **found: Any) -> dict[str, An
         "train_samples": len(task.train[seed]),
         "test_samples": len(task.test[seed]),
         **{number: found.get(number, float("nan")) for number in _NUMBERS},
-        "bins": [str(d[0]) if len(d) == 1 else f"{d[0]}-{d[-1]}" for d in depths],
+        "bins": [depth_range(each[0], each[-1]) for each in depths],
         "bin_accuracy_percent": found.get("bin_accuracy_percent", [float("nan")] * bins.count),
         "failure": failure,
     }
