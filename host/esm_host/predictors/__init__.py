@@ -87,7 +87,7 @@ PREDICTORS: dict[str, Entry] = {
     "mlp-large": Entry(
         "mlp:MLPPredictor", "operation-one-hot", "a thin, deep MLP: 6 layers of 32", _LARGE
     ),
-    "bananas": Entry("bananas:BANANASPredictor", "path", "ensemble of three large MLPs"),
+    "bananas": Entry("bananas:BANANASPredictor", "path", "ensemble of three large MLPs", _LARGE),
     "nao": Entry(
         "nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"
     ),

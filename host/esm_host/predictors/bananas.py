@@ -17,8 +17,7 @@ class BANANASPredictor(Predictor):
 
     "BANANAS: Bayesian Optimization with Neural Architectures for Neural Architecture Search", with
     the encoding ``path``, or ``operation-one-hot`` for spaces without paths. The networks are
-    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022), but for a
-    weight decay ten times as strong. Squared
+    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022). Squared
     error, where BANANAS takes a percentage error with a bound below the best accuracy, which has
     no meaning for latencies. Their spread is the uncertainty.
 
@@ -37,7 +36,7 @@ class BANANASPredictor(Predictor):
         hidden: int = 32,
         layers: int = 6,
         learning_rate: float = 0.005,
-        weight_decay: float = 1e-3,
+        weight_decay: float = 1e-4,
         epochs: int = 30,
         min_steps: int = 800,
         batch_size: int = 32,
