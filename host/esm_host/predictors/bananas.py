@@ -23,7 +23,7 @@ class BANANASPredictor(Predictor):
 
     Args:
         members: number of networks.
-        hidden, layers, learning_rate, weight_decay, epochs, min_steps, batch_size: as of
+        hidden, layers, learning_rate, weight_decay, epochs, min_steps, batch_size, gain: as of
             :class:`esm_host.predictors.mlp.MLPPredictor`.
         seed: from which those of the networks follow.
     """
@@ -35,11 +35,12 @@ class BANANASPredictor(Predictor):
         members: int = 3,
         hidden: int = 32,
         layers: int = 6,
-        learning_rate: float = 0.005,
-        weight_decay: float = 1e-4,
+        learning_rate: float = 0.01,
+        weight_decay: float = 3e-4,
         epochs: int = 30,
         min_steps: int = 800,
         batch_size: int = 32,
+        gain: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.members = members
@@ -50,6 +51,7 @@ class BANANASPredictor(Predictor):
         self.epochs = epochs
         self.min_steps = min_steps
         self.batch_size = batch_size
+        self.gain = gain
         self.seed = seed
 
     def _fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -33,6 +32,9 @@ class MLPPredictor(Predictor):
         epochs: passes over the data, at least.
         min_steps: steps at least; small data sets are passed over more often.
         batch_size: samples per step.
+        gain: hidden weights begin with a standard deviation of ``gain / sqrt(inputs)``. The more
+            layers, the nearer it must be to the square root of 2 for signals to get through ReLU
+            (He et al. 2015, "Delving Deep into Rectifiers"); the default is PyTorch's.
         seed: of the initial weights and the batches.
     """
 
@@ -45,6 +47,7 @@ class MLPPredictor(Predictor):
         epochs: int = 100,
         min_steps: int = 1000,
         batch_size: int = 64,
+        gain: float = 3**-0.5,
         seed: int = 0,
     ) -> None:
         self.hidden = hidden
@@ -54,6 +57,7 @@ class MLPPredictor(Predictor):
         self.epochs = epochs
         self.min_steps = min_steps
         self.batch_size = batch_size
+        self.gain = gain
         self.seed = seed
 
     def _fit(
@@ -84,9 +88,11 @@ class MLPPredictor(Predictor):
         sd = encodings.std(axis=0)
         self.scale_ = np.where(sd > 0, sd, 1).astype(np.float32)
         self.unit_ms_ = float(np.average(latency_ms, weights=weights))
+        *hidden, output = self.linears()
+        with torch.no_grad():
+            for layer in hidden:
+                layer.weight *= self.gain * 3**0.5
         # The output starts at the mean: the first steps then learn differences, not the offset.
-        output = self.network_[-1]
-        assert isinstance(output, nn.Linear)
         nn.init.ones_(output.bias)
         x = torch.from_numpy((encodings - self.mean_) / self.scale_)
         y = torch.from_numpy((latency_ms / self.unit_ms_).astype(np.float32))
@@ -111,32 +117,6 @@ class MLPPredictor(Predictor):
             layers += [nn.Linear(features, self.hidden), nn.ReLU()]
             features = self.hidden
         return nn.Sequential(*layers, nn.Linear(features, 1))
-
-    def save(self, path: Path) -> None:
-        """Writes what :meth:`load` needs, without code in it."""
-        torch.save(
-            {
-                "params": self.get_params(),
-                "state": self.network_.state_dict(),
-                "mean": torch.from_numpy(self.mean_),
-                "scale": torch.from_numpy(self.scale_),
-                "unit_ms": self.unit_ms_,
-            },
-            path,
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> MLPPredictor:
-        """Inverse of :meth:`save`; reads tensors and numbers only, never code."""
-        data = torch.load(path, weights_only=True)
-        self = cls(**data["params"])
-        self.mean_, self.scale_ = data["mean"].numpy(), data["scale"].numpy()
-        self.unit_ms_ = data["unit_ms"]
-        self.n_features_in_ = len(self.mean_)
-        self.network_ = self._network(self.n_features_in_)
-        self.network_.load_state_dict(data["state"])
-        self.network_.eval()
-        return self
 
     def to_onnx(self) -> bytes:
         """The fitted predictor as ONNX: ``encoding`` (n, d) in, ``latency_ms`` (n,) out."""
