@@ -142,9 +142,12 @@ def test_what_strangers_say_is_cut_and_made_harmless(network: Network, config: P
     network.say("old", port=10, parsed_addresses=["192.0.2.78"], properties={"protocol": "1"})
     open_agent = {"protocol": str(PROTOCOL_VERSION), "tls": "0"}
     network.say("open", port=11, parsed_addresses=["192.0.2.79"], properties=open_agent)
-    result = find()
-    assert result.exit_code == 0, result.output
-    rows = {line.split()[1]: line for line in result.stdout.splitlines()}
+    for _ in range(5):  # a busy machine may lose a datagram
+        result = find()
+        assert result.exit_code == 0, result.output
+        rows = {line.split()[1]: line for line in result.stdout.splitlines()}
+        if {"192.0.2.77:9", "192.0.2.78:10", "192.0.2.79:11"} <= rows.keys():
+            break
     assert rows["192.0.2.77:9"].startswith("?[2J" + "x" * 60 + "  ")
     assert "\x1b" not in result.stdout
     assert rows["192.0.2.78:10"].endswith("upgrade esm-profiler there")

@@ -19,7 +19,8 @@ class BANANASPredictor(Predictor):
     the encoding ``path``, or ``operation-one-hot`` for spaces without paths. The networks are
     those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022). Squared
     error, where BANANAS takes a percentage error with a bound below the best accuracy, which has
-    no meaning for latencies. Their spread is the uncertainty.
+    no meaning for latencies. Their spread is the uncertainty, as there: it tells where they
+    disagree, and is smaller than their error.
 
     Args:
         members: number of networks.
