@@ -72,9 +72,11 @@ def test_intervals_of_nothing_and_wrong_ones() -> None:
         auto.predict_interval(TEST_X[:, 1:])
 
 
-@pytest.mark.parametrize("n", [1, 2, 40, 300])  # with networks
-def test_as_onnx_it_predicts_the_same(n: int) -> None:
+@pytest.mark.parametrize("n", [1, 2, 40, 300])
+def test_as_onnx_it_predicts_the_same(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esm_host.predictors.auto.NETWORKS_FROM", 300)
     auto = AutoPredictor(ENCODER.layout).fit(TEST_X[:n], TEST_MS[:n])
+    assert ("networks" in auto.candidates_) == (n == 300)
     data = auto.to_onnx()
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
