@@ -11,6 +11,7 @@ from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.predictors import make_predictor
 from esm_host.predictors.auto import AutoPredictor, weigh
+from esm_host.predictors.candidates import FoldNetworks
 from esm_host.predictors.multi_kernel import MultiKernelGP
 from esm_models.spaces import load_space
 
@@ -82,6 +83,16 @@ def test_as_onnx_it_predicts_the_same(n: int, monkeypatch: pytest.MonkeyPatch) -
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (got,) = session.run(["latency_ms"], {"encoding": TEST_X})
     np.testing.assert_allclose(got, auto.predict(TEST_X), rtol=1e-5)
+
+
+def test_networks_of_other_folds_differ_in_their_seeds_alone() -> None:
+    networks = [FoldNetworks(seed) for seed in range(2)]
+    for each in networks:
+        each.fit(TEST_X[:60], TEST_MS[:60], np.ones(60))
+    params = [member.get_params() for each in networks for member in each.members_]
+    seeds = [found.pop("seed") for found in params]
+    assert len(set(seeds)) == len(seeds)
+    assert all(found == params[0] for found in params)
 
 
 def test_the_best_candidate_gets_the_weight_and_equal_ones_share_it() -> None:

@@ -36,8 +36,9 @@ class Entry:
 
 
 # The predictor study has a small MLP, wider, and a large one, thinner and deeper (Laube et al.
-# 2022, Section 4); their sizes are in a supplement that we do not have. Both were chosen on
-# latencies of NAS-Bench-201 on 1080ti_1 and FBNet on 1080ti_32, of which we report no figure.
+# 2022, Section 4); their sizes are in a supplement that we do not have. The large one's were chosen
+# on latencies of NAS-Bench-201 on 1080ti_1 and FBNet on 1080ti_32, of which we report no figure;
+# the small one follows it.
 _STEPS = {"epochs": 30, "min_steps": 800, "batch_size": 32}
 _SMALL = {"hidden": 128, "layers": 3, "learning_rate": 0.003, "weight_decay": 1e-3, **_STEPS}
 # With PyTorch's initial weights, some of the deep networks fade to a constant.

@@ -82,7 +82,16 @@ class FoldNetworks:
     def fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), NETWORKS, self.seed)
         self.members_ = [
-            MLPPredictor(128, 3, 0.003, 1e-3, 20, 800, 64, NETWORKS * self.seed + number)
+            MLPPredictor(
+                hidden=128,
+                layers=3,
+                learning_rate=0.003,
+                weight_decay=1e-3,
+                epochs=20,
+                min_steps=800,
+                batch_size=64,
+                seed=NETWORKS * self.seed + number,
+            )
             for number in range(NETWORKS)
         ]
         seen = [np.flatnonzero(fold != number) for number in range(NETWORKS)]
