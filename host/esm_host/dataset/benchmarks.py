@@ -1,7 +1,8 @@
-"""Published tables of latencies, as codes of their search spaces and columns of numbers."""
+"""Tables of latencies, as codes of their search spaces and columns of numbers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from esm_host.errors import DatasetError, UsageError
+from esm_models.architecture import Architecture
+from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import load_space
 
@@ -54,11 +57,12 @@ class LatencyTable:
 
 
 def read_benchmark(path: Path) -> LatencyTable:
-    """Reads a Parquet table of NAS-Bench-201, FBNet or Once-for-all architectures.
+    """Reads a Parquet table of architectures.
 
-    Which it is, its columns tell: ``arch`` with cell strings or with 22 block numbers, or
-    ``depth``, ``kernel``, ``expand`` and ``resolution``; latencies are in ``lat_ms_DEVICE``,
-    accuracies in ``acc_TASK``.
+    Of which space, its columns tell: ``architecture`` with architectures as JSON, as
+    :func:`write_table` makes it; of the public tables, ``arch`` with cell strings or with 22 block
+    numbers, or ``depth``, ``kernel``, ``expand`` and ``resolution``. Latencies are in
+    ``lat_ms_DEVICE``, accuracies in ``acc_TASK``.
 
     Raises:
         UsageError: there is no such file.
@@ -72,11 +76,9 @@ def read_benchmark(path: Path) -> LatencyTable:
         text = str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
     try:
-        space, codes = _codes(frame)
-    except (KeyError, ValueError, IndexError) as error:
-        raise DatasetError(
-            f"{path} is no table of NAS-Bench-201, FBNet or Once-for-all ({error})"
-        ) from error
+        space, codes = codes_of(frame)
+    except (KeyError, ValueError, IndexError, ModelsError) as error:
+        raise DatasetError(f"{path} is no table of architectures ({error})") from error
     latency_ms = {}
     for name in frame.columns:
         if name.startswith(_LATENCY):
@@ -90,10 +92,41 @@ def read_benchmark(path: Path) -> LatencyTable:
     return LatencyTable(path.stem, space, codes, latency_ms, accuracy)
 
 
-def _codes(frame: pd.DataFrame) -> tuple[SearchSpace, Codes]:
+def write_table(table: LatencyTable, path: Path) -> None:
+    """Writes what :func:`read_benchmark` reads, of any search space."""
+    columns: dict[str, object] = {
+        "architecture": [json.dumps(a.to_json()) for a in table.space.decode(table.codes)]
+    }
+    columns |= {_LATENCY + device: values for device, values in table.latency_ms.items()}
+    columns |= {_ACCURACY + task: values for task, values in table.accuracy_percent.items()}
+    frame = pd.DataFrame(columns)
+    frame.attrs["space"] = table.space.settings()
+    frame.to_parquet(path, index=False, compression="zstd")
+
+
+def codes_of(frame: pd.DataFrame) -> tuple[SearchSpace, Codes]:
+    """The search space whose architectures these are, and their codes.
+
+    Raises:
+        KeyError, ValueError, IndexError, ModelsError: there are none, or they are of no space.
+    """
+    if "architecture" in frame:
+        return _json(frame)
     if "arch" not in frame:
         return _ofa(frame)
     return (_nasbench201 if "|" in frame["arch"].iloc[0] else _fbnet)(frame["arch"].tolist())
+
+
+def _json(frame: pd.DataFrame) -> tuple[SearchSpace, Codes]:
+    architectures = [Architecture.from_json(json.loads(text)) for text in frame["architecture"]]
+    if not architectures:
+        raise ValueError("it has no rows")
+    settings = dict(frame.attrs.get("space", {}))
+    name = str(settings.pop("name", architectures[0].space))
+    if settings.get("resolution") == "free":
+        del settings["resolution"]
+    space = load_space(name, **settings)
+    return space, space.encode(architectures)
 
 
 def _nasbench201(cells: Sequence[str]) -> tuple[SearchSpace, Codes]:

@@ -1,0 +1,124 @@
+"""Whether devices rank architectures alike (Lu et al. 2021, "One Proxy Device Is Enough for
+Hardware-Aware Neural Architecture Search", sections 3 to 5)."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, rankdata
+
+THRESHOLD = 0.9
+"""Rank correlation from which on what is best on one device is best on the other (section 3.3)."""
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation of two devices' latencies.
+
+    Attributes:
+        low, high: ends of its confidence interval.
+        samples: architectures that both have measured.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+class Decision(enum.StrEnum):
+    """What Algorithm 1 does with a proxy."""
+
+    REUSE = "reuse"
+    """It ranks as the target does: what is optimal there is optimal here."""
+    ADAPT = "adapt"
+    """It does not: its predictor is to be adapted."""
+    MEASURE = "measure more"
+    """Too few samples to tell."""
+
+
+def rank_correlation(
+    one_ms: ArrayLike, other_ms: ArrayLike, confidence: float = 0.95
+) -> RankCorrelation:
+    """From latencies of the same architectures on two devices, ``(n,)``; NaN where one is missing.
+
+    The interval is Fisher's with the variance of Bonett and Wright (2000). Where a device takes
+    the same for all architectures, nothing is known of the correlation: 0, from -1 to 1.
+
+    Raises:
+        ValueError: the latencies are not of the same architectures, or of fewer than four.
+    """
+    one, other = np.asarray(one_ms, dtype=float), np.asarray(other_ms, dtype=float)
+    if one.shape != other.shape or one.ndim != 1:
+        raise ValueError(
+            f"latencies of the same architectures are needed, not {one.shape} and {other.shape}"
+        )
+    both = np.isfinite(one) & np.isfinite(other)
+    samples = int(both.sum())
+    if samples < 4:
+        raise ValueError(f"{samples} architectures measured on both devices: 4 or more are needed")
+    ranks = np.stack([rankdata(one[both]), rankdata(other[both])])
+    if (ranks == ranks[:, :1]).all(axis=1).any():
+        return RankCorrelation(0.0, -1.0, 1.0, samples)
+    value = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
+    # An estimate of exactly 1 has no interval of its own: the next smaller one's is taken.
+    most = 1 - 6 / (samples * (samples**2 - 1))
+    inner = float(np.clip(value, -most, most))
+    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + inner**2 / 2) / (samples - 3))
+    low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)
+    return RankCorrelation(value, min(low, value), max(high, value), samples)
+
+
+def correlation_matrix(latency_ms: ArrayLike) -> NDArray[np.float64]:
+    """Of every pair of devices, ``(n, devices) -> (devices, devices)``; each pair by the
+    architectures that both have, NaN where these are fewer than four."""
+    columns = np.asarray(latency_ms, dtype=float).T
+    matrix = np.eye(len(columns))
+    for row, one in enumerate(columns):
+        for column in range(row):
+            other = columns[column]
+            shared = int((np.isfinite(one) & np.isfinite(other)).sum())
+            value = rank_correlation(one, other).value if shared >= 4 else np.nan
+            matrix[row, column] = matrix[column, row] = value
+    return matrix
+
+
+def best_proxy(
+    matrix: NDArray[np.float64],
+    candidates: Sequence[int],
+    targets: Sequence[int],
+    threshold: float = THRESHOLD,
+) -> int:
+    """The candidate that ranks as most of the targets do; of several, the one that correlates most
+    with them in the mean (section 5.3.1). A target that is the candidate itself does not count.
+
+    Args:
+        matrix: rank correlations, ``(devices, devices)``; NaN counts as no correlation.
+
+    Raises:
+        ValueError: there are no candidates.
+    """
+    if not len(candidates):
+        raise ValueError("no device to choose a proxy from")
+
+    def merit(candidate: int) -> tuple[int, float]:
+        others = [target for target in targets if target != candidate]
+        values = np.nan_to_num(matrix[candidate, others])
+        return int((values >= threshold).sum()), float(values.mean()) if len(others) else 0.0
+
+    return max(candidates, key=merit)
+
+
+def decide(correlation: RankCorrelation, threshold: float = THRESHOLD) -> Decision:
+    """What Algorithm 1 does with a proxy that correlates so with the target: its line 4, where the
+    samples are enough to say on which side of the threshold the correlation is."""
+    if correlation.low >= threshold:
+        return Decision.REUSE
+    if correlation.high < threshold:
+        return Decision.ADAPT
+    return Decision.MEASURE
