@@ -5,37 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.run import load_run
-from esm_models.space import Codes, SearchSpace
+from esm_host.sources.source import Source
+from esm_models.space import SearchSpace
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What is known of one device.
-
-    Attributes:
-        name: ``TABLE/DEVICE``, or the folder of a campaign.
-        codes: ``(n, *space.code_shape)``.
-        latency_ms: ``(n,)``, all there.
-    """
-
-    name: str
-    space: SearchSpace
-    codes: Codes
-    latency_ms: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.codes)
 
 
 def folder() -> Path:
