@@ -22,6 +22,11 @@ COMMANDS = (
         "Learn",
         "Learn a latency predictor for a device by measuring as few models as possible.",
     ),
+    (
+        "transfer",
+        "Learn",
+        "Learn a device from a few measurements and what is known of others.",
+    ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (

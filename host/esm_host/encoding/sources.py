@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from esm_host.encoding.base import Encoder, Layout
 from esm_host.encoding.views import ViewsEncoder
+from esm_host.errors import DatasetError
 from esm_models.space import Codes, SearchSpace
 
 GROUP = "sources"
@@ -63,6 +66,33 @@ class SourceModels:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz``, without code in it."""
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                names=np.array(self.names, dtype=np.str_),
+                intercept=self.intercept,
+                weights=self.weights,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> SourceModels:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            DatasetError: there is no such file, or it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = tuple(file["names"].tolist())
+                intercept, weights = file["intercept"], file["weights"]
+            if intercept.shape != (len(names),) or weights.shape[1:] != (len(names),):
+                raise ValueError("its arrays do not fit each other")
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
+        return cls(names, intercept, weights)
 
 
 class SourcesEncoder(Encoder):

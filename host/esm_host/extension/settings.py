@@ -22,6 +22,10 @@ PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
 
+LEAST_SAMPLES = 5
+"""That a predictor with a warm start learns from."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of one campaign.
@@ -50,6 +54,11 @@ class Settings:
         group_tolerance_percent: by which the pace of one of several devices may differ.
         block_size: architectures per block, references not counted.
         max_models: architectures measured at most; the campaign then ends unconverged.
+        warm_start: sources to learn from as well, by commas: latencies of other devices
+            (:func:`esm_host.sources.registry.load`), or ``"all"`` that there are of the space.
+            The first architectures are then those that tell most, not those that chance draws.
+        held_out: of the first architectures, with a warm start, so many are drawn by chance: they
+            tell how good predictions from the others are.
         spec: how; by default to 2 % of the latency, in 150 runs of a model at most.
 
     Raises:
@@ -82,6 +91,8 @@ class Settings:
     max_models: int = 4000
     folds: int = 5
     seed: int = 0
+    warm_start: str = ""
+    held_out: int = 0
     spec: MeasureSpec = field(default_factory=lambda: MeasureSpec(precision=PRECISION))
 
     def __post_init__(self) -> None:
@@ -110,6 +121,18 @@ class Settings:
             )
         if not self.weight_below:
             raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
+        if self.warm_start and (self.predictor != "auto" or self.encoding is not None):
+            raise UsageError(
+                "--warm-start is for --predictor auto and its own encoding: leave --predictor and "
+                "--encoding out"
+            )
+        if self.held_out and not (
+            self.warm_start and 4 <= self.held_out <= self.initial - LEAST_SAMPLES
+        ):
+            raise UsageError(
+                f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
+                f"{LEAST_SAMPLES} or more"
+            )
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"--judge '{self.judge}': choose bins or overall")
         if self.weights not in ("equal", "interval"):
@@ -145,8 +168,16 @@ class Settings:
                 )
         return frozenset(map(Verdict, names))
 
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """``warm_start`` as names; none where all there are is asked for."""
+        if self.warm_start == "all":
+            return ()
+        return tuple(name.strip() for name in self.warm_start.split(",") if name.strip())
+
     def encoder(self, space: SearchSpace) -> Encoder:
-        """Of ``encoding``, or of the one that suits the predictor.
+        """Of ``encoding``, or of the one that suits the predictor. A campaign with a warm start
+        has one of its own (:meth:`esm_host.folder.RunFolder.encoder`).
 
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.

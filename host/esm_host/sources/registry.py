@@ -109,7 +109,7 @@ def fitting(
     if names:
         found = [source for name in names for source in load(name)]
         for source in found:
-            if not _fits(source, space):
+            if not source.fits(space):
                 raise UsageError(
                     f"source '{source.name}' is of {source.space.name}, not of {space.name}: "
                     "leave it out"
@@ -122,15 +122,11 @@ def fitting(
             found += load(name)
         except EsmError:
             continue  # unfinished or damaged: nothing to learn from, unless it is asked for
-    return [source for source in found if _fits(source, space) and len(source) >= LEAST]
+    return [source for source in found if source.fits(space) and len(source) >= LEAST]
 
 
 LEAST = 20
 """Architectures that a source must have to be taken unasked."""
-
-
-def _fits(source: Source, space: SearchSpace) -> bool:
-    return source.space.name == space.name and source.codes.shape[1:] == space.code_shape
 
 
 def _of_table(table: LatencyTable) -> list[Source]:

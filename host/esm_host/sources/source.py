@@ -27,3 +27,7 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def fits(self, space: SearchSpace) -> bool:
+        """Whether it is of such architectures; resolution, width and batch may be others."""
+        return self.space.name == space.name and self.codes.shape[1:] == space.code_shape

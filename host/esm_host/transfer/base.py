@@ -51,7 +51,7 @@ class FewShotPredictor(ABC):
             raise ValueError("no sources to learn from")
         self.space = sources[0].space
         for source in sources:
-            if source.space.settings() != self.space.settings():
+            if not source.fits(self.space):
                 raise ValueError(f"{source.name} is of another space than {sources[0].name}")
             self._check(source.codes, source.latency_ms)
         self._learn(sources)

@@ -1,0 +1,66 @@
+"""How good predictions for a device are that learn from sources, by what was held out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from esm_host.dataset.table import Dataset
+from esm_host.encoding.sources import SourcesEncoder
+from esm_host.evaluation.accuracy import accuracy_percent
+from esm_host.extension.settings import LEAST_SAMPLES, Settings
+from esm_host.predictors.auto import WITH_SOURCES, WITHOUT_SOURCES, AutoPredictor
+from esm_host.transfer.monotonicity import rank_correlation
+
+HELD_OUT_FACT = "held_out"
+"""Under which a campaign's store has the keys of what is held out."""
+_COVERAGE = 0.9
+
+
+def judge(
+    dataset: Dataset, held_out: Collection[str], encoder: SourcesEncoder, settings: Settings
+) -> dict[str, Any]:
+    """A predictor that has not seen what is held out, judged by it.
+
+    Args:
+        dataset: all that was measured.
+        held_out: keys.
+
+    Returns:
+        ``sources`` (names), ``samples`` learnt from, mean absolute errors of log latency in
+        percent, each sample by the others, ``left_out_error_percent`` and
+        ``without_sources_percent``; where at least four held-out ones were measured,
+        ``held_out`` (how many), ``spearman`` with its 95 % interval ``spearman_low`` and
+        ``spearman_high``, ``accuracy_percent``, and ``covered``, how many lie in their 90 %
+        intervals.
+    """
+    own = np.array([a.key in set(held_out) for a in dataset.architectures], dtype=bool)
+    encodings = encoder.encode(dataset.architectures)
+    weights, latency_ms = dataset.weights(settings.weights), dataset.latency_ms
+    figures: dict[str, Any] = {
+        "sources": list(encoder.models.names),
+        "samples": int((~own).sum()),
+    }
+    if figures["samples"] < LEAST_SAMPLES:
+        return figures
+    predictor = AutoPredictor(encoder.layout, settings.seed)
+    predictor.fit(encodings[~own], latency_ms[~own], weights[~own])
+    figures |= {
+        "left_out_error_percent": 100 * predictor.errors_[WITH_SOURCES],
+        "without_sources_percent": 100 * predictor.errors_[WITHOUT_SOURCES],
+    }
+    if own.sum() < 4:
+        return figures
+    predicted_ms, truth_ms = predictor.predict(encodings[own]), latency_ms[own]
+    correlation = rank_correlation(predicted_ms, truth_ms)
+    low, high = predictor.predict_interval(encodings[own], _COVERAGE)
+    return figures | {
+        "held_out": int(own.sum()),
+        "spearman": correlation.value,
+        "spearman_low": correlation.low,
+        "spearman_high": correlation.high,
+        "accuracy_percent": accuracy_percent(truth_ms, predicted_ms),
+        "covered": int(((low <= truth_ms) & (truth_ms <= high)).sum()),
+    }
