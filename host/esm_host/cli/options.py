@@ -73,6 +73,13 @@ def predictor_names(incomplete: str) -> list[str]:
     return _beginning(incomplete, PREDICTORS)
 
 
+def source_names(incomplete: str) -> list[str]:
+    """Imported tables."""
+    from esm_host.sources.folder import tables
+
+    return _beginning(incomplete, tables())
+
+
 def verdict_names(incomplete: str) -> list[str]:
     """Verdicts, of which several are joined by commas."""
     before, comma, last = incomplete.rpartition(",")

@@ -267,12 +267,21 @@ def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) ->
     return pd.DataFrame(rows, columns=[*names, "upper_percent", "high_percent", "accuracy_percent"])
 
 
+FORMATS = (".png", ".svg", ".html")
+
+
 def save(chart: Any, path: Path) -> None:
-    """Writes a chart as PNG, without a network or a browser."""
+    """Writes a chart as PNG, SVG or HTML, by the file's ending, without a network or a browser."""
     import vl_convert
 
-    png = vl_convert.vegalite_to_png(chart.to_dict(), scale=2, allowed_base_urls=[])
-    write_bytes(path, png)
+    spec = chart.to_dict()
+    if path.suffix == ".html":
+        data = vl_convert.vegalite_to_html(spec, bundle=True).encode()
+    elif path.suffix == ".svg":
+        data = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).encode()
+    else:
+        data = vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[])
+    write_bytes(path, data)
 
 
 def layered(*layers: Any, height: int = HEIGHT) -> alt.LayerChart:

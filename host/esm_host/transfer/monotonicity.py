@@ -10,10 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from scipy.stats import norm, rankdata
 
 THRESHOLD = 0.9
 """Rank correlation from which on what is best on one device is best on the other (section 3.3)."""
+
+LEAST_SHARED = 4
+"""Architectures that two devices must have in common."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def rank_correlation(
         )
     both = np.isfinite(one) & np.isfinite(other)
     samples = int(both.sum())
-    if samples < 4:
+    if samples < LEAST_SHARED:
         raise ValueError(f"{samples} architectures measured on both devices: 4 or more are needed")
     ranks = np.stack([rankdata(one[both]), rankdata(other[both])])
     if (ranks == ranks[:, :1]).all(axis=1).any():
@@ -83,7 +88,7 @@ def correlation_matrix(latency_ms: ArrayLike) -> NDArray[np.float64]:
         for column in range(row):
             other = columns[column]
             shared = int((np.isfinite(one) & np.isfinite(other)).sum())
-            value = rank_correlation(one, other).value if shared >= 4 else np.nan
+            value = rank_correlation(one, other).value if shared >= LEAST_SHARED else np.nan
             matrix[row, column] = matrix[column, row] = value
     return matrix
 
@@ -122,3 +127,18 @@ def decide(correlation: RankCorrelation, threshold: float = THRESHOLD) -> Decisi
     if correlation.high < threshold:
         return Decision.ADAPT
     return Decision.MEASURE
+
+
+def block_order(matrix: NDArray[np.float64]) -> list[int]:
+    """An order of the devices in which those that rank alike stand together: that of the leaves
+    when they are clustered by average linkage, neighbours as alike as the tree allows.
+
+    Args:
+        matrix: rank correlations, ``(devices, devices)``; NaN counts as no correlation.
+    """
+    if len(matrix) < 3:
+        return list(range(len(matrix)))
+    distance = np.clip(1 - np.nan_to_num(matrix), 0, 2)
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return [int(leaf) for leaf in leaves_list(tree)]
