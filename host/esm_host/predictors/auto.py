@@ -50,7 +50,8 @@ class AutoPredictor(Predictor):
         self.seed = seed
 
     def _candidates(self, samples: int) -> dict[str, Candidate]:
-        groups = list(self.layout.groups) if self.layout else ["all"]
+        ends = dict(self.layout.groups) if self.layout else {}
+        groups = list(ends) or ["all"]
         smooth = [name for name in groups if name in _INTERACTING] or groups
         candidates: dict[str, Candidate] = {
             f"{target}, {kind}": Process(MultiKernelGP(self.layout, of, target, self.seed))
@@ -58,7 +59,7 @@ class AutoPredictor(Predictor):
             for kind, of in (("additive", []), ("smooth", smooth))
         }
         if SOURCES in groups:  # which may be of no use here
-            own = Layout({n: at for n, at in self.layout.groups.items() if n != SOURCES})
+            own = Layout({name: at for name, at in ends.items() if name != SOURCES})
             candidates[WITHOUT_SOURCES] = Process(MultiKernelGP(own, (), "log", self.seed))
         if samples >= NETWORKS_FROM:
             candidates["networks"] = FoldNetworks(self.seed)
