@@ -298,7 +298,7 @@ def _campaign(path: Path) -> Source:
     run = load_run(path)
     measured = _measured(run)
     if not len(measured):
-        raise DatasetError(f"{path} has nothing measured yet: leave it out")
+        raise DatasetError(f"{path} has nothing measured to learn from yet: leave it out")
     return Source(
         str(path), run.space, run.space.encode(measured.architectures), measured.latency_ms
     )
