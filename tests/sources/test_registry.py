@@ -99,7 +99,7 @@ def test_only_trusted_measurements_of_a_campaign_count(campaign: Path, tmp_path:
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     keep([made_table()])
     for name, words in (
-        ("bords", "no source 'bords': esm-host sources list"),
+        ("bords", "no source 'bords': give one of esm-host sources list"),
         ("boards/d", "has no device 'd': choose a, b, c"),
         ("gone.parquet", "there is no gone.parquet"),
     ):
@@ -206,7 +206,7 @@ def test_sources_of_one_space(tmp_path: Path) -> None:
     ("names", "space", "targets", "words"),
     [
         ([], "fbnett", [], "did you mean 'fbnet'"),
-        ([], "ofa", [], "no sources of ofa: esm-host import"),
+        ([], "ofa", [], "no sources of ofa with 20 architectures"),
         (["boards", "blocks"], None, [], "'blocks/a' is of fbnet, not of nasbench201"),
         (["boards"], "fbnet", [], "'boards/a' is of nasbench201, not fbnet"),
         ([], "nasbench201", ["d"], "no source 'd'"),

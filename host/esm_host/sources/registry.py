@@ -54,7 +54,9 @@ def remove(name: str) -> None:
         UsageError: there is none of that name.
     """
     if name not in tables():
-        raise UsageError(f"there is no imported source '{name}': {_known()}")
+        raise UsageError(
+            f"there is no imported source '{name}': esm-host sources list shows what there is"
+        )
     file_of(name).unlink()
 
 
@@ -140,7 +142,10 @@ def load(name: str) -> list[Source]:
         return [_campaign(path)]
     if path.suffix == ".parquet":
         return _of_table(read_benchmark(path))
-    raise UsageError(f"there is no source '{name}': {_known()}")
+    raise UsageError(
+        f"there is no source '{name}': give one of esm-host sources list, a campaign's folder or a "
+        "Parquet file"
+    )
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
@@ -214,7 +219,8 @@ def of_one_space(
     found += [target for target in dict.fromkeys(chosen) if target not in found]
     if not found:
         raise UsageError(
-            f"there are no sources{f' of {space}' if space else ''}: esm-host import FILE adds some"
+            f"there are no sources{f' of {space}' if space else ''} with {LEAST} architectures or "
+            "more: esm-host import FILE adds some"
         )
     if chosen and not names:
         found = [source for source in found if fits(source, chosen[0].space)]
@@ -318,7 +324,3 @@ def _may_be(path: Path, space: SearchSpace | None) -> bool:
     if space is None or name in SPACES:
         return name in SPACES and (space is None or name == space.name)
     return name.rpartition(":")[2] == type(space).__name__
-
-
-def _known() -> str:
-    return "esm-host sources list shows what there is, a folder or a Parquet file may be given too"
