@@ -132,6 +132,14 @@ def test_all_that_fits_a_space(campaign: Path, tmp_path: Path) -> None:
     assert fitting(EDGE, [], tmp_path / "nowhere") == []
 
 
+def test_a_table_may_be_called_as_the_folder_of_campaigns(campaign: Path) -> None:
+    shutil.copytree(campaign, "runs/edge")
+    keep([made_table("runs")])
+    assert named(fitting(EDGE, [], Path("runs"))) == ["runs/edge"]
+    assert named(fitting(CELLS, [], Path("runs"))) == ["runs/a", "runs/b", "runs/c"]
+    assert named(load("runs/edge")) == ["runs/edge"]
+
+
 def test_what_is_named_is_taken_as_it_is_and_must_fit(campaign: Path, tmp_path: Path) -> None:
     keep([made_table(), made_table("few", 5)])
     names = ["few", "boards/b", "boards"]
@@ -166,6 +174,27 @@ def test_looking_at_campaigns_runs_no_file(tmp_path: Path, campaign: Path) -> No
     with pytest.raises(UsageError, match="there are no sources"):
         of_one_space([], runs)
     assert not proof.exists()
+
+
+def test_campaigns_of_ones_own_space_are_found_when_it_is_asked_for(
+    tmp_path: Path, campaign: Path
+) -> None:
+    runs = tmp_path / "runs"
+    mine = shutil.copytree(campaign, runs / "mine")
+    (tmp_path / "own.py").write_text(
+        "from esm_models.spaces.resnet import ResNetSpace\nclass Mine(ResNetSpace): pass\n"
+    )
+    name = f"{tmp_path / 'own.py'}:Mine"
+    settings = json.loads((mine / "settings.json").read_text())
+    (mine / "settings.json").write_text(json.dumps({**settings, "space": name}))
+    asks = load_space(name, resolution=32, width_mult=0.25)
+    assert named(fitting(asks, [], runs)) == [str(mine)]
+    found, _ = of_one_space([], runs, name)
+    assert named(found) == [str(mine)]
+    (tmp_path / "own.py").unlink()
+    assert fitting(asks, [], runs) == []
+    with pytest.raises(UnknownSpaceError, match="no file"):
+        fitting(asks, [str(mine)], runs)
 
 
 # The list

@@ -27,7 +27,7 @@ def prior_features(encodings: ArrayLike, layout: Layout) -> Floats:
             parts.append((columns - columns.mean(axis=0)) / spread[varies] / varies.sum() ** 0.5)
     if not parts:
         return np.zeros((len(x), 1))
-    return np.concatenate(parts, axis=1) / len(parts) ** 0.5
+    return np.asarray(np.concatenate(parts, axis=1) / len(parts) ** 0.5)
 
 
 def most_informative(
