@@ -508,7 +508,15 @@ def program(*arguments: str, **environment: str) -> tuple[list[str], set[str], i
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("profile", "--help"), ("devices", "info", "--help")]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("profile", "--help"),
+        ("devices", "info", "--help"),
+        ("import", "--help"),
+        ("sources", "correlation", "--help"),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     lines, modules, code = program(*arguments)
@@ -636,6 +644,9 @@ def completed(line: str, **environment: str) -> tuple[list[str], set[str]]:
             ["stable,noisy", "stable,unresolved", "stable,throttled"],
         ),
         ("esm-host profile --judge ", ["bins", "overall"]),
+        ("esm-host sources remove b", ["bench", "boards"]),
+        ("esm-host sources correlation bench --target bo", ["boards"]),
+        ("esm-host import x.csv --format h", ["help", "hw-nas-bench"]),
     ],
 )
 def test_shells_complete_names(line: str, offered: list[str], tmp_path: Path) -> None:
@@ -644,7 +655,9 @@ def test_shells_complete_names(line: str, offered: list[str], tmp_path: Path) ->
         '[devices.pi-1]\naddress = "127.0.0.1:1"\n[devices.pi-2]\naddress = "127.0.0.1:2"\n'
         '[groups]\nrack = ["pi-1", "pi-2"]\n'
     )
-    lines, modules = completed(line, ESM_CONFIG=str(config))
+    for name in ("boards", "bench"):
+        (tmp_path / f"{name}.parquet").touch()
+    lines, modules = completed(line, ESM_CONFIG=str(config), ESM_SOURCES=str(tmp_path))
     assert lines == offered
     assert modules & HEAVY == set()
 

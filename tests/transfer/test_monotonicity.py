@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from esm_host.transfer.monotonicity import (
+    LEAST_SHARED,
     Decision,
     RankCorrelation,
     best_proxy,
+    block_order,
     correlation_matrix,
     decide,
     rank_correlation,
@@ -82,6 +84,33 @@ def test_matrix_is_symmetric_and_knows_what_it_cannot_know() -> None:
     assert matrix[0, 1] == matrix[1, 0] == pytest.approx(spearmanr(one, other).statistic)
     assert np.isnan(matrix[2, :2]).all()
     assert (np.diag(matrix) == 1).all()
+
+
+def test_devices_that_rank_alike_stand_together() -> None:
+    family = np.array([0, 1, 2, 1, 0, 2, 0, 1])
+    matrix = np.where(np.equal.outer(family, family), 0.9, 0.1)
+    np.fill_diagonal(matrix, 1)
+    matrix[0, 1] = matrix[1, 0] = np.nan
+    order = block_order(matrix)
+    assert sorted(order) == list(range(8))
+    assert np.count_nonzero(np.diff(family[order])) == 2
+    assert [block_order(np.eye(n)) for n in range(3)] == [[], [0], [0, 1]]
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.9))
+def test_the_matrix_is_of_the_correlations_of_all_pairs(seed: int, missing: float) -> None:
+    rng = np.random.default_rng(seed)
+    latency_ms = rng.integers(1, 9, (12, 4)).astype(float)
+    latency_ms[:, 3] = 5
+    latency_ms[rng.random(latency_ms.shape) < missing] = np.nan
+    matrix = correlation_matrix(latency_ms)
+    for one in range(4):
+        for other in range(one):
+            pair = latency_ms[:, one], latency_ms[:, other]
+            if np.isnan(matrix[one, other]):
+                assert np.isfinite(pair).all(axis=0).sum() < LEAST_SHARED
+            else:
+                assert matrix[one, other] == pytest.approx(rank_correlation(*pair).value)
 
 
 def test_the_proxy_serves_most_targets() -> None:

@@ -252,7 +252,7 @@ def _short(names: Sequence[str]) -> list[str]:
     """Without the table where all are of one."""
     parts = [name.split("/") for name in names]
     alike = all(len(part) == 2 and part[0] == parts[0][0] for part in parts)
-    return [part[1] for part in parts] if alike else list(names)
+    return [printable(part[1] if alike else "/".join(part)) for part in parts]
 
 
 def _print(

@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from esm_host.report.page import chart_page
 from esm_host.report.result import write_bytes
 from esm_host.report.theme import LIGHT, SHAPES, config
 
@@ -267,16 +268,13 @@ def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) ->
     return pd.DataFrame(rows, columns=[*names, "upper_percent", "high_percent", "accuracy_percent"])
 
 
-FORMATS = (".png", ".svg", ".html")
-
-
 def save(chart: Any, path: Path) -> None:
     """Writes a chart as PNG, SVG or HTML, by the file's ending, without a network or a browser."""
     import vl_convert
 
     spec = chart.to_dict()
     if path.suffix == ".html":
-        data = vl_convert.vegalite_to_html(spec, bundle=True).encode()
+        data = chart_page(spec).encode()
     elif path.suffix == ".svg":
         data = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).encode()
     else:

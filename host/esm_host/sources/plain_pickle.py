@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -65,9 +64,7 @@ def load_torch(path: Path) -> Any:
 
 def _load(file: IO[bytes]) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of arrays that older versions of numpy wrote
-            return _Unpickler(file).load()
+        return _Unpickler(file).load()
     except Exception as error:  # a damaged pickle raises anything
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PlainPickleError(text) from error
@@ -128,9 +125,14 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    return b""
+
+
 _STAND_INS = {
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): None,
 } | {

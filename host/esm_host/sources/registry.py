@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def remove(name: str) -> None:
         UsageError: there is none of that name.
     """
     if name not in tables():
-        raise UsageError(f"there is no imported source '{name}': {_known()}")
+        raise UsageError(
+            f"there is no imported source '{name}': esm-host sources list shows what there is"
+        )
     file_of(name).unlink()
 
 
@@ -119,16 +122,18 @@ def campaigns(runs: Path) -> list[Path]:
 
 
 def load(name: str) -> list[Source]:
-    """The sources of an imported table, of one of its devices (``TABLE/DEVICE``), of a campaign's
-    folder, or of a Parquet file.
+    """The sources of a campaign's folder, of an imported table, of one of its devices
+    (``TABLE/DEVICE``), or of a Parquet file.
 
     Raises:
         UsageError: there is nothing of that name.
         DatasetError: it is damaged, or has no latencies.
-        ModelsError: it is a campaign, whose own search space is gone.
+        ModelsError: it is a campaign whose own search space is gone.
     """
     table, _, device = name.partition("/")
     path = Path(name)
+    if (path / "settings.json").exists():
+        return [_campaign(path)]
     if table in tables():
         sources = _of_table(read_benchmark(file_of(table)))
         found = [source for source in sources if not device or source.name == name]
@@ -136,11 +141,12 @@ def load(name: str) -> list[Source]:
             devices = ", ".join(source.name.partition("/")[2] for source in sources)
             raise UsageError(f"source '{table}' has no device '{device}': choose {devices}")
         return found
-    if (path / "settings.json").exists():
-        return [_campaign(path)]
     if path.suffix == ".parquet":
         return _of_table(read_benchmark(path))
-    raise UsageError(f"there is no source '{name}': {_known()}")
+    raise UsageError(
+        f"there is no source '{name}': give one of esm-host sources list, a campaign's folder or a "
+        "Parquet file"
+    )
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
@@ -151,11 +157,14 @@ def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
             would be run to look at them: they are left out.
     """
     found: list[Source] = []
-    for name in (*tables(), *(str(path) for path in campaigns(runs) if _may_be(path, space))):
-        try:
-            found += load(name)
-        except (EsmError, ModelsError):
-            continue  # unfinished or damaged: nothing to learn from, unless it is asked for
+    # What is unfinished or damaged teaches nothing; it is told of where it is asked for.
+    for name in tables():
+        with suppress(EsmError):
+            found += _of_table(read_benchmark(file_of(name)))
+    for path in campaigns(runs):
+        with suppress(EsmError, ModelsError):
+            if _may_be(path, space):
+                found.append(_campaign(path))
     return found
 
 
@@ -214,7 +223,8 @@ def of_one_space(
     found += [target for target in dict.fromkeys(chosen) if target not in found]
     if not found:
         raise UsageError(
-            f"there are no sources{f' of {space}' if space else ''}: esm-host import FILE adds some"
+            f"there are no sources{f' of {space}' if space else ''} with {LEAST} architectures or "
+            "more: esm-host import FILE adds some"
         )
     if chosen and not names:
         found = [source for source in found if source.fits(chosen[0].space)]
@@ -291,7 +301,7 @@ def _campaign(path: Path) -> Source:
     run = load_run(path)
     measured = _measured(run)
     if not len(measured):
-        raise DatasetError(f"{path} has nothing measured yet: leave it out")
+        raise DatasetError(f"{path} has nothing measured to learn from yet: leave it out")
     return Source(
         str(path), run.space, run.space.encode(measured.architectures), measured.latency_ms
     )
@@ -304,14 +314,7 @@ def _measured(run: Run) -> Dataset:
 def _may_be(path: Path, space: SearchSpace | None) -> bool:
     """Whether a campaign may be of that space. Its own space is a file that is run when it is
     looked at, so not unless the names agree."""
-    try:
-        name = RunFolder(path).read_settings().space
-    except EsmError:
-        return False
+    name = RunFolder(path).read_settings().space
     if space is None or name in SPACES:
         return name in SPACES and (space is None or name == space.name)
     return name.rpartition(":")[2] == type(space).__name__
-
-
-def _known() -> str:
-    return "esm-host sources list shows what there is, a folder or a Parquet file may be given too"

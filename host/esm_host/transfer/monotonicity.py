@@ -83,12 +83,23 @@ def correlation_matrix(latency_ms: ArrayLike) -> NDArray[np.float64]:
     """Of every pair of devices, ``(n, devices) -> (devices, devices)``; each pair by the
     architectures that both have, NaN where these are fewer than four."""
     columns = np.asarray(latency_ms, dtype=float).T
+    there = np.isfinite(columns)
     matrix = np.eye(len(columns))
-    for row, one in enumerate(columns):
+    known: dict[tuple[int, bytes], NDArray[np.float64]] = {}
+
+    def ranks(device: int, both: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Of mean 0 and length 1, or all 0; most devices of a table have the same architectures."""
+        key = device, both.tobytes()
+        if key not in known:
+            centred = rankdata(columns[device, both]) - (both.sum() + 1) / 2
+            known[key] = centred / (np.linalg.norm(centred) or 1)
+        return known[key]
+
+    for row in range(len(columns)):
         for column in range(row):
-            other = columns[column]
-            shared = int((np.isfinite(one) & np.isfinite(other)).sum())
-            value = rank_correlation(one, other).value if shared >= LEAST_SHARED else np.nan
+            both = there[row] & there[column]
+            enough = both.sum() >= LEAST_SHARED
+            value = np.clip(ranks(row, both) @ ranks(column, both), -1, 1) if enough else np.nan
             matrix[row, column] = matrix[column, row] = value
     return matrix
 
