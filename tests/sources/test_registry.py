@@ -146,13 +146,10 @@ def test_what_is_named_is_taken_as_it_is_and_must_fit(campaign: Path, tmp_path: 
     assert named(fitting(CELLS, names, tmp_path)) == [
         *("few/a", "few/b", "boards/b", "boards/a", "boards/c")
     ]
-    for space, words in (
-        (load_space("fbnet"), f"'{campaign}' is of resnet, 32 px, width x0.25, not of fbnet"),
-        (load_space("resnet", resolution=32), "width x0.25, not of resnet, 32 px: leave it out"),
-    ):
-        with pytest.raises(UsageError) as caught:
-            fitting(space, [str(campaign)], tmp_path)
-        assert words in str(caught.value)
+    with pytest.raises(UsageError, match="is of resnet, not of fbnet: leave it out"):
+        fitting(load_space("fbnet"), [str(campaign)], tmp_path)
+    other = load_space("resnet", resolution=64, batch=8)  # a device may be another by its batch
+    assert named(fitting(other, [str(campaign)], tmp_path)) == [str(campaign)]
     (folder() / "boards.parquet").write_bytes(b"")
     with pytest.raises(DatasetError):
         fitting(CELLS, ["boards"], tmp_path)
@@ -274,8 +271,12 @@ def test_side_by_side_joins_by_architecture() -> None:
     assert text == {("1", "-"), ("2", "-"), ("3", "5"), ("-", "9")}
 
 
-def test_settings_that_differ_are_another_space() -> None:
+def test_sources_of_other_settings_fit_but_are_not_taken_unasked(tmp_path: Path) -> None:
     source = Source("x", CELLS, draw(CELLS, 2), np.ones(2))
-    assert registry.fits(source, load_space("nasbench201"))
-    assert not registry.fits(source, load_space("nasbench201", batch=8))
-    assert not registry.fits(replace(source, space=EDGE), CELLS)
+    batches = load_space("nasbench201", batch=8)
+    assert source.fits(CELLS)
+    assert source.fits(batches)
+    assert not replace(source, space=EDGE).fits(CELLS)
+    keep([made_table()])
+    assert fitting(batches, [], tmp_path) == []
+    assert named(fitting(batches, ["boards/a"], tmp_path)) == ["boards/a"]

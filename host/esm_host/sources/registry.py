@@ -172,7 +172,8 @@ def fitting(
     space: SearchSpace, names: Sequence[str], runs: Path, but: Path | None = None
 ) -> list[Source]:
     """What there is to learn from for a search space: what is named, or all imported tables and
-    all campaigns in a folder, those of other spaces and too small ones left out.
+    all campaigns in a folder, those of other spaces, resolutions, widths and batches and too
+    small ones left out.
 
     Args:
         but: a campaign that is no source, the one that asks.
@@ -191,7 +192,7 @@ def fitting(
     return [
         source
         for source in everything(runs, space)
-        if source.fits(space) and len(source) >= LEAST and Path(source.name).resolve() != own
+        if _alike(source, space) and len(source) >= LEAST and Path(source.name).resolve() != own
     ]
 
 
@@ -227,7 +228,7 @@ def of_one_space(
             "more: esm-host import FILE adds some"
         )
     if chosen and not names:
-        found = [source for source in found if source.fits(chosen[0].space)]
+        found = [source for source in found if _alike(source, chosen[0].space)]
     spaces = list(dict.fromkeys(describe(source.space) for source in found))
     if not names and len(spaces) > 1:
         raise UsageError(
@@ -254,6 +255,11 @@ def _find(name: str, sources: Sequence[Source]) -> Source:
             f"{', '.join(source.name for source in found)}"
         )
     return found[0]
+
+
+def _alike(source: Source, space: SearchSpace) -> bool:
+    """Whether it is also of the same resolution, widths and batch, so that it is taken unasked."""
+    return source.fits(space) and source.space.settings() == space.settings()
 
 
 def _check_fit(source: Source, space: SearchSpace) -> None:
