@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -22,18 +21,11 @@ from esm_host.transfer.nasflat_network import (
     draw_pairs,
     pairwise_hinge,
 )
+from esm_host.transfer.zero_cost import Supplement
 from esm_models.space import Codes
 
 _ROWS = 256  # predicted at once: more no longer fit the processor's cache
 _LEAST_RATE = 1e-6
-
-
-class Supplement(Protocol):
-    """Encodings that tell a network more than its graph does."""
-
-    def encode_codes(self, codes: Codes) -> NDArray[np.floating]:
-        """``(n, *space.code_shape)`` -> ``(n, d)``."""
-        ...
 
 
 class NasflatPredictor(FewShotPredictor):
@@ -209,9 +201,10 @@ class NasflatPredictor(FewShotPredictor):
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=rate, weight_decay=self.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, _LEAST_RATE)
         network.train()
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            along = (1 + math.cos(math.pi * epoch / epochs)) / 2
+            optimizer.param_groups[0]["lr"] = _LEAST_RATE + along * (rate - _LEAST_RATE)
             for batch in torch.randperm(len(rows)).split(batch_size):
                 slower, faster = draw_pairs(latency[batch], self.pairs)
                 if not len(slower):
@@ -220,7 +213,6 @@ class NasflatPredictor(FewShotPredictor):
                 optimizer.zero_grad()
                 pairwise_hinge(scores, slower, faster, self.margin).backward()
                 optimizer.step()
-            schedule.step()
         network.eval()
 
     def _scores(self, network: NasflatNetwork, architectures: Architectures, device: int) -> Floats:
