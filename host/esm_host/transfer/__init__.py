@@ -31,6 +31,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "flops": Method("proxies:FlopsPredictor", "orders by FLOPs; learns nothing"),
+    "parameters": Method("proxies:ParametersPredictor", "orders by parameters; learns nothing"),
+    "layer-wise": Method(
+        "proxies:LayerWisePredictor", "a latency per layer, added up, without sources"
+    ),
     "scratch": Method("scratch:ScratchPredictor", "the automatic predictor, without sources"),
     "brp-nas": Method(
         "scratch:ScratchPredictor", "graph convolutions, without sources", {"predictor": "gcn"}
