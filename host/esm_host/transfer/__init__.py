@@ -40,6 +40,10 @@ METHODS: dict[str, Method] = {
     "brp-nas": Method(
         "scratch:ScratchPredictor", "graph convolutions, without sources", {"predictor": "gcn"}
     ),
+    "help": Method("help:HELPPredictor", "meta-learned, given how references run"),
+    "multipredict": Method(
+        "multipredict:MultiPredictPredictor", "one network with an embedding per device"
+    ),
 }
 
 

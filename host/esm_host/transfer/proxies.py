@@ -16,7 +16,7 @@ from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_models.space import Codes
 
 _FOLDS = 5
-_PENALTIES = np.logspace(-2, 3, 11)
+_PENALTIES = np.logspace(-2, 3, 6)
 
 
 class _CountPredictor(FewShotPredictor):
