@@ -23,7 +23,7 @@ from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
 
 SMALL: dict[type[LearnedEncoder], dict[str, Any]] = {
-    Arch2VecEncoder: {"dimension": 16, "samples": 400, "hidden": 32, "epochs": 4},
+    Arch2VecEncoder: {"dimension": 16, "samples": 200, "hidden": 24, "batch_size": 8},
     CATEEncoder: {
         "dimension": 16,
         "samples": 200,
@@ -83,6 +83,7 @@ def test_training_makes_its_loss_small(kind: type[LearnedEncoder]) -> None:
     assert after < LOSS_LEFT[kind] * before
 
 
+@pytest.mark.predictors
 def test_the_same_seed_gives_the_same(kind: type[LearnedEncoder]) -> None:
     first = learned(kind).encode_codes(CODES)
     torch.seed()

@@ -199,12 +199,13 @@ class _Pairwise(nn.Module):
         may_attend = present.unflatten(0, (-1, 2)).flatten(1)[:, None, None]
         for block in self.pair:
             state = block(state, may_attend)
-        named = self.name(self.pair_norm(state)).view(*present.shape, -1)
+        named: Tensor = self.name(self.pair_norm(state)).view(*present.shape, -1)
         if not corrupted.any():
-            return named.sum() * 0
-        return nn.functional.cross_entropy(
+            return named.sum() * 0  # nothing is hidden
+        loss: Tensor = nn.functional.cross_entropy(
             named[corrupted], operation[corrupted].argmax(dim=-1), label_smoothing=_SMOOTHING
         )
+        return loss
 
 
 class _Block(nn.Module):
