@@ -25,7 +25,11 @@ SOURCES = [Source("elsewhere", SPACE, CODES, 1 / LATENCY_MS)]
 
 @pytest.mark.parametrize(
     ("predictor", "encoding", "used"),
-    [("auto", None, "views"), ("gcn", None, "graph"), ("ridge", "fcc", "fcc")],
+    [
+        ("auto", None, "views"),
+        ("ridge", "fcc", "fcc"),
+        pytest.param("gcn", None, "graph", marks=pytest.mark.predictors),
+    ],
 )
 def test_it_is_that_predictor_and_nothing_else(
     predictor: str, encoding: str | None, used: str
