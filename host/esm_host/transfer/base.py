@@ -49,13 +49,14 @@ class FewShotPredictor(ABC):
         """
         if not sources:
             raise ValueError("no sources to learn from")
+        self.learnt_ = self.adapted_ = False
         self.space = sources[0].space
         for source in sources:
             if not source.fits(self.space):
                 raise ValueError(f"{source.name} is of another space than {sources[0].name}")
             self._check(source.codes, source.latency_ms)
         self._learn(sources)
-        self.adapted_ = False
+        self.learnt_ = True
         return self
 
     def adapt(self, codes: Codes, latency_ms: ArrayLike) -> Self:
@@ -69,7 +70,7 @@ class FewShotPredictor(ABC):
             ValueError: nothing was learnt yet, shapes disagree, there are fewer than
                 :attr:`least_samples`, or a latency is not positive and finite.
         """
-        if not hasattr(self, "space"):
+        if not getattr(self, "learnt_", False):
             raise ValueError(f"{type(self).__name__} has learnt nothing yet: call learn first")
         values = np.asarray(latency_ms, dtype=np.float64)
         self._check(codes, values)
