@@ -26,6 +26,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "scratch": {"predictor": "gp", "params": {"most": 100}},
     "brp-nas": {"params": {"min_steps": 100, "epochs": 1}},
     "help": {"episodes": 120, "learning_rate": 3e-3, "width": 32, "query": 50, "draws": 2},
+    "nasflat": {"epochs": 15, "transfer_epochs": 20},
     "multipredict": {"epochs": 20, "learning_rate": 3e-3, "joint": 100},
 }
 # Rank correlation that a method reaches where 0.9 is too much: those without sources, and counts.
@@ -33,7 +34,7 @@ LEAST_CORRELATION: dict[str, float] = {}
 # How far off milliseconds may be, in the median, where 0.1 is too strict.
 TOLERANCE: dict[str, float] = {}
 # Those that take seconds to learn have a command of their own.
-SLOW = ("brp-nas", "help", "multipredict")
+SLOW = ("brp-nas", "help", "multipredict", "nasflat")
 
 SPACE = load_space("nasbench201")
 RNG = np.random.default_rng(0)

@@ -52,7 +52,7 @@ class FewShotPredictor(ABC):
         self.learnt_ = self.adapted_ = False
         self.space = sources[0].space
         for source in sources:
-            if not source.fits(self.space):
+            if not source.space.name == self.space.name:
                 raise ValueError(f"{source.name} is of another space than {sources[0].name}")
             self._check(source.codes, source.latency_ms)
         self._learn(sources)
