@@ -22,55 +22,98 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.sources.source import Source
+from esm_host.transfer import make_method
+from esm_host.transfer.arch2vec import Arch2VecEncoder
 from esm_host.transfer.base import FewShotPredictor
+from esm_host.transfer.cate import CATEEncoder
 from esm_host.transfer.gaussian import SourceGP
-from esm_host.transfer.proxy import AdaProxyPredictor, ProxyPredictor
+from esm_host.transfer.learned import LearnedEncoder
+from esm_host.transfer.samplers import sample
+from esm_host.transfer.zero_cost import AnalyticProxies, Concatenated, ProxyTable, Supplement
 
 Rows = NDArray[np.intp]
-Chooser = Callable[[FewShotPredictor, LatencyTable, Rows, int, np.random.Generator], Rows]
-"""The predictor that has learnt, the table, a pool of its rows and how many to take of it."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A predictor, by seed, and how it chooses what to measure."""
+    """A few-shot predictor by name, and how what it measures is chosen.
 
-    make: Callable[[int], FewShotPredictor]
-    choose: Chooser
+    Attributes:
+        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.SAMPLERS`.
+        encoding: of that sampler: names joined by ``+``, of the space's learnt encodings and
+            ``zcp``.
+        supplement: of NASFLAT, in the same way.
+        samples: that it learns from, whatever is asked.
+    """
 
-
-def at_random(
-    predictor: FewShotPredictor,
-    table: LatencyTable,
-    pool: Rows,
-    count: int,
-    rng: np.random.Generator,
-) -> Rows:
-    return rng.choice(pool, count, replace=False)
-
-
-def by_information(
-    predictor: FewShotPredictor,
-    table: LatencyTable,
-    pool: Rows,
-    count: int,
-    rng: np.random.Generator,
-) -> Rows:
-    assert isinstance(predictor, SourceGP)
-    return pool[predictor.choose(table.codes[pool], count)]
+    name: str
+    sampler: str = "random"
+    encoding: str = ""
+    supplement: str = ""
+    samples: int | None = None
 
 
 METHODS = {
-    "ours": Method(SourceGP, by_information),
-    "ours, random samples": Method(SourceGP, at_random),
-    "adaproxy": Method(lambda seed: AdaProxyPredictor(seed=seed), at_random),
-    "proxy": Method(lambda seed: ProxyPredictor(), at_random),
+    "ours": Method("gaussian", "own"),
+    "ours, random samples": Method("gaussian"),
+    "from scratch": Method("scratch"),
+    "NASFLAT": Method("nasflat", "cosine", "cate", "arch2vec"),
+    "NASFLAT, random samples": Method("nasflat", supplement="arch2vec"),
+    "NASFLAT, zero-cost": Method("nasflat", "cosine", "cate+arch2vec+zcp", "zcp"),
+    "HELP": Method("help"),
+    "MultiPredict": Method("multipredict"),
+    "AdaProxy": Method("adaproxy"),
+    "AdaProxy, network": Method("adaproxy-network"),
+    "proxy": Method("proxy"),
+    "BRP-NAS, 900 samples": Method("brp-nas", samples=900),
+    "layer-wise": Method("layer-wise"),
+    "FLOPs": Method("flops"),
+    "parameters": Method("parameters"),
 }
+LEARNT: dict[str, type[LearnedEncoder]] = {"arch2vec": Arch2VecEncoder, "cate": CATEEncoder}
+
+
+def encodings(names: str, table: LatencyTable, task: Task, folder: Path) -> Concatenated:
+    """Learnt once per search space, and kept in the results' folder."""
+    parts: list[Supplement] = []
+    for name in names.split("+"):
+        if name == "zcp":
+            has = any(column.startswith("zc_") for column in pq.read_schema(task.table).names)
+            parts.append(ProxyTable.read(task.table) if has else AnalyticProxies(table.space))
+            continue
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            LEARNT[name](table.space).fit().save(path)
+        parts.append(LEARNT[name].load(path, table.space))
+    return Concatenated(*parts)
+
+
+def chooser(
+    method: Method, predictor: FewShotPredictor, table: LatencyTable, task: Task, folder: Path
+) -> Callable[[Rows, int, int], Rows]:
+    """Takes a pool of rows, how many to choose of it, and a seed."""
+    encoded = None
+    if method.encoding:
+        encoded = encodings(method.encoding, table, task, folder).encode_codes(table.codes)
+        encoded = (encoded - encoded.mean(axis=0)) / np.maximum(encoded.std(axis=0), 1e-9)
+
+    def choose(pool: Rows, count: int, seed: int) -> Rows:
+        if method.sampler == "own":
+            assert isinstance(predictor, SourceGP)
+            return pool[predictor.choose(table.codes[pool], count)]
+        rng = np.random.default_rng(seed)
+        own = None if encoded is None else encoded[pool]
+        return pool[
+            sample(method.sampler, table.space, table.codes[pool], count, rng, encodings=own)
+        ]
+
+    return choose
 
 
 @dataclass(frozen=True)
@@ -98,27 +141,32 @@ def read_tasks(path: Path) -> list[Task]:
     ]
 
 
-def compute(task: Task, label: str, seed: int, counts: Sequence[int]) -> list[dict[str, object]]:
+def compute(
+    task: Task, label: str, seed: int, counts: Sequence[int], folder: Path
+) -> list[dict[str, object]]:
     """A row per target and number of samples."""
     table = read_benchmark(task.table)
     rng = np.random.default_rng(seed)
     known = np.sort(rng.choice(len(table), task.per_source, replace=False))
     pool = rng.choice(len(table), task.pool, replace=False)
     method = METHODS[label]
+    more = {}
+    if method.supplement:
+        more["supplement"] = encodings(method.supplement, table, task, folder)
+    predictor = make_method(method.name, seed, **more)
+    choose = chooser(method, predictor, table, task, folder)
     began = time.process_time()
-    predictor = method.make(seed).learn([known_of(table, name, known) for name in task.sources])
+    predictor.learn([known_of(table, name, known) for name in task.sources])
     learn_s = time.process_time() - began
     rows: list[dict[str, object]] = []
-    for count in counts:
+    for count in counts if method.samples is None else [method.samples]:
         if count < predictor.least_samples:
             continue
         for target in task.targets:
             latency_ms = table.latency_of(target)
             there = np.isfinite(latency_ms)
             began = time.process_time()
-            chosen = method.choose(
-                predictor, table, pool[there[pool]], count, np.random.default_rng(seed)
-            )
+            chosen = choose(pool[there[pool]], count, seed)
             choose_s = time.process_time() - began
             predictor.adapt(table.codes[chosen], latency_ms[chosen])
             adapt_s = time.process_time() - began - choose_s
@@ -155,7 +203,7 @@ def known_of(table: LatencyTable, device: str, rows: Rows) -> Source:
 
 
 def kept(path: Path, task: Task, label: str, seed: int, counts: Sequence[int]) -> None:
-    rows = compute(task, label, seed, counts)
+    rows = compute(task, label, seed, counts, path.parent)
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(rows))
     draft.replace(path)
@@ -164,11 +212,10 @@ def kept(path: Path, task: Task, label: str, seed: int, counts: Sequence[int]) -
     print(f"{task.name} {label} seed {seed}: {said}", flush=True)
 
 
-def tables(frame: pd.DataFrame) -> str:
+def tables(frame: pd.DataFrame, order: Sequence[str]) -> str:
     """By number of samples: Spearman's correlation, its mean over the targets of a task, mean over
     seeds and standard deviation between them; the geometric mean over tasks; and times."""
     parts = []
-    order = list(dict.fromkeys(frame["task"]))
     for count, some in frame.groupby("samples"):
         by_seed = some.groupby(["method", "task", "seed"])["spearman"].mean()
         mean, sd = (by_seed.groupby(level=[0, 1]).agg(how).unstack() for how in ("mean", "std"))
@@ -181,11 +228,15 @@ def tables(frame: pd.DataFrame) -> str:
         ]
         for method in [m for m in METHODS if m in mean.index]:
             values = mean.loc[method].reindex(order)
-            cells = [f"{values[t]:.3f} ±{sd.loc[method].get(t):.3f}" for t in order]
-            overall = float(np.exp(np.log(values.clip(1e-3)).mean()))
+            cells = [
+                "" if np.isnan(values[t]) else f"{values[t]:.3f} ±{sd.loc[method].get(t):.3f}"
+                for t in order
+            ]
+            product = np.exp(np.log(values.clip(1e-3)).mean(skipna=False))
+            overall = "" if np.isnan(product) else f"{product:.3f}"
             learn_s, adapt_s = times.loc[method]
             lines.append(
-                f"| {method} | {' | '.join(cells)} | {overall:.3f} | {learn_s:.1f} s | "
+                f"| {method} | {' | '.join(cells)} | {overall} | {learn_s:.1f} s | "
                 f"{adapt_s:.2f} s |"
             )
         parts.append("\n".join(lines))
@@ -196,18 +247,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tasks", type=Path)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--methods", default="", help="comma-separated; all unless given")
+    parser.add_argument("--methods", default="", help="separated by ;, all unless given")
     parser.add_argument("--only", default="", help="tasks, comma-separated; all unless given")
     parser.add_argument("--samples", default="20", help="comma-separated")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
-    labels = args.methods.split(",") if args.methods else list(METHODS)
+    labels = args.methods.split(";") if args.methods else list(METHODS)
     counts = [int(count) for count in args.samples.split(",")]
     wanted = args.only.split(",") if args.only else None
     pending = []
-    for task in read_tasks(args.tasks):
+    tasks = read_tasks(args.tasks)
+    for task in tasks:
         if wanted and task.name not in wanted:
             continue
         for label in labels:
@@ -222,8 +274,9 @@ def main() -> None:
     ]
     frame = pd.DataFrame(rows).drop_duplicates(["task", "method", "seed", "samples", "target"])
     frame.to_parquet(args.results / "results.parquet", index=False)
-    (args.results / "tables.md").write_text(tables(frame))
-    print(tables(frame))
+    text = tables(frame, [task.name for task in tasks])
+    (args.results / "tables.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":
