@@ -150,14 +150,9 @@ def compute(
     known = np.sort(rng.choice(len(table), task.per_source, replace=False))
     pool = rng.choice(len(table), task.pool, replace=False)
     method = METHODS[label]
-    more = {}
-    if method.supplement:
-        more["supplement"] = encodings(method.supplement, table, task, folder)
-    predictor = make_method(method.name, seed, **more)
+    sources = [known_of(table, name, known) for name in task.sources]
+    predictor, learn_s = learnt(method, task, sources, seed, table, folder)
     choose = chooser(method, predictor, table, task, folder)
-    began = time.process_time()
-    predictor.learn([known_of(table, name, known) for name in task.sources])
-    learn_s = time.process_time() - began
     rows: list[dict[str, object]] = []
     for count in counts if method.samples is None else [method.samples]:
         if count < predictor.least_samples:
@@ -194,6 +189,33 @@ def compute(
                 row |= {"left_out_error": with_sources, "without_sources": without}
             rows.append(row)
     return rows
+
+
+def learnt(
+    method: Method,
+    task: Task,
+    sources: Sequence[Source],
+    seed: int,
+    table: LatencyTable,
+    folder: Path,
+) -> tuple[FewShotPredictor, float]:
+    """A predictor that has learnt the sources, and the processor seconds that it took; kept, since
+    several methods differ only in how they choose what to measure."""
+    path = folder / "learnt" / f"{task.name}-{method.name}-{method.supplement}-{seed}.joblib"
+    if path.exists():
+        found: tuple[FewShotPredictor, float] = joblib.load(path)
+        return found
+    more = {}
+    if method.supplement:
+        more["supplement"] = encodings(method.supplement, table, task, folder)
+    predictor = make_method(method.name, seed, **more)
+    began = time.process_time()
+    predictor.learn(sources)
+    learn_s = time.process_time() - began
+    path.parent.mkdir(exist_ok=True)
+    joblib.dump((predictor, learn_s), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    return predictor, learn_s
 
 
 def known_of(table: LatencyTable, device: str, rows: Rows) -> Source:
