@@ -37,9 +37,9 @@ class NasflatPredictor(FewShotPredictor):
     device by device. The new device's embedding begins as that of the source whose latencies
     correlate most with the few samples (section 5.2); then all weights are fine-tuned (3.4).
 
-    Hyperparameters are those of Table 20. What it does not tell is the authors' repository's:
+    Hyperparameters are those of Table 20. What it does not tell is as in the authors' repository:
     AdamW; a learning rate that falls along a cosine, epoch by epoch; pretraining in batches of 128
-    (the table's 16 are those of fine-tuning). Different from theirs:
+    (there the table's 16 are those of fine-tuning). Different from theirs:
 
     - A source need not have measured the few samples: what correlates with them are the
       network's predictions for each source.
@@ -49,9 +49,15 @@ class NasflatPredictor(FewShotPredictor):
       overwrites the first and last block by input and output.)
     - Supplements are standardised by the sources' architectures.
 
+    Pretraining takes about a millisecond per sample and epoch on one core, for the 24 nodes of
+    FBNet.
+
     Args:
         supplement: joins the head, such as zero-cost proxies or learnt encodings.
-        units: whether a node's embedding also depends on its unit (stage); theirs do not.
+        units: whether a node's embedding also depends on its unit (stage). Theirs do not, so that
+            in a long chain only the supplement tells where a block is. On FBNet, from five GPUs
+            to silver_4114, silver_4210r, gold_6240 and pixel3, units rank the sources far better
+            without a supplement, but make little difference to the new devices.
         epochs, batch_size, learning_rate: of pretraining.
         weight_decay: of both.
         transfer_epochs, transfer_learning_rate: of fine-tuning; None for the paper's, 40 and
