@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from esm_host.cli.options import (
     Tf32,
     WidthMult,
 )
-
-if TYPE_CHECKING:
-    from esm_host.folder import RunFolder
 
 _TIMING = "Timing"
 
@@ -92,6 +89,7 @@ def transfer(
     Example: esm-host transfer --device pi5 --space fbnet --samples 20
     """
     from esm_host.campaign import absolute
+    from esm_host.cli.campaign import run_campaign, show_transfer
     from esm_host.cli.live import Live
     from esm_host.cli.profile import new_settings, safe
     from esm_host.errors import UsageError
@@ -129,53 +127,6 @@ def transfer(
     settings = new_settings(given, spec)
     folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer")
     with Live(quiet) as live:
-        raise typer.Exit(_transfer(settings, folder, patience, not no_wait, live))
-
-
-def _transfer(settings: Any, folder: RunFolder, patience_s: float, wait: bool, live: Any) -> int:
-    from esm_host.campaign import run_campaign
-    from esm_host.cli.errors import INTERRUPTED
-    from esm_host.cli.live import print_verdicts
-
-    try:
-        ended = run_campaign(settings, folder, False, patience_s, wait, live)
-    except KeyboardInterrupt:
-        begun = folder.settings.exists()
-        kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
-        live.warn(f"interrupted; {kept if begun else 'nothing begun'}")
-        return INTERRUPTED
-    live.stop()
-    if ended.failures:
-        first = next(iter(ended.failures.values()))
-        typer.echo(f"{len(ended.failures)} models failed; the first: {first}")
-    print_verdicts(ended.dataset)
-    for line in said(ended.result["transfer"]):
-        typer.echo(line)
-    typer.echo(
-        f"device busy {ended.result['device_busy_seconds']:.0f} s, "
-        f"{ended.result['wall_seconds']:.0f} s in all"
-    )
-    typer.echo(f"next: esm-host predict {folder.path} --sample 5")
-    return 0
-
-
-def said(figures: dict[str, Any]) -> list[str]:
-    """What a transfer came to, in words."""
-    count, sources = figures["samples"], len(figures["sources"])
-    lines = [f"learnt from {count} models here and {sources} source{'s' * (sources != 1)}"]
-    if "left_out_error_percent" in figures:
-        error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
-        lines.append(
-            f"each of them by the others: {error:.1f} % off, without sources {without:.1f} %"
-            + ("" if error < without else ": the sources were of no use")
+        raise typer.Exit(
+            run_campaign(settings, folder, False, patience, live, not no_wait, show_transfer)
         )
-    if "spearman" in figures:
-        held_out = figures["held_out"]
-        lines.append(
-            f"{held_out} held out: rank correlation {figures['spearman']:.3f} "
-            f"({figures['spearman_low']:.2f} to {figures['spearman_high']:.2f}), accuracy "
-            f"{figures['accuracy_percent']:.1f} %, {figures['covered']} of {held_out} within "
-            "their 90 % intervals"
-        )
-        lines.append(f"the predictor that is kept has learnt from all {count + held_out}")
-    return lines
