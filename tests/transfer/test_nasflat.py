@@ -43,7 +43,7 @@ SOURCES = [source(share) for share in (0.0, 0.3, 0.7, 1.0)]
 
 @pytest.fixture(scope="module")
 def learnt() -> NasflatPredictor:
-    return NasflatPredictor(epochs=12, batch_size=64, transfer_epochs=12).learn(SOURCES)
+    return NasflatPredictor(epochs=8, batch_size=64, transfer_epochs=12).learn(SOURCES)
 
 
 def test_the_hinge_by_hand() -> None:
@@ -152,7 +152,7 @@ def test_the_same_seed_the_same_result() -> None:
 
     def predicted(seed: int) -> np.ndarray:
         torch.rand(seed + 1)  # whatever others draw
-        predictor = NasflatPredictor(epochs=2, transfer_epochs=2, seed=seed)
+        predictor = NasflatPredictor(epochs=1, transfer_epochs=1, seed=seed)
         return predictor.learn(SOURCES[:2]).adapt(*few).predict(UNSEEN[:9])
 
     np.testing.assert_array_equal(predicted(1), predicted(1))
@@ -205,7 +205,7 @@ def test_a_supplement_helps() -> None:
 
 
 def test_sources_may_have_measured_different_architectures() -> None:
-    predictor = NasflatPredictor(epochs=20, batch_size=32, transfer_epochs=12)
+    predictor = NasflatPredictor(epochs=14, batch_size=32, transfer_epochs=8)
     predictor.learn([source(0.2, SEEN[:50]), source(0.4, SEEN[30:])])
     predictor.adapt(UNSEEN[:10], latency_ms(UNSEEN[:10], 0.3))
     assert spearmanr(predictor.predict(UNSEEN), latency_ms(UNSEEN, 0.3)).statistic > 0.7
