@@ -13,6 +13,7 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     DeviceOrGroup,
+    Dtype,
     NoWait,
     Resolution,
     Space,
@@ -47,6 +48,7 @@ def transfer(
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
     batch: Batch = 1,
+    dtype: Dtype = "float32",
     samples: Annotated[
         int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
     ] = 20,
@@ -107,6 +109,7 @@ def transfer(
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
+        "dtype": dtype,
         "initial": samples + held_out,
         "max_models": samples + held_out,
         "judge": "overall",
