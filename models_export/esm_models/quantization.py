@@ -26,6 +26,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 Shape = tuple[int, ...]
 
+# Wide enough for a channel whose weights came out large, and for sums that are not quite normal.
 _DEVIATIONS = 6
 """Root mean squares of an activation that its range reaches."""
 _WEIGHT_DEVIATIONS = 4

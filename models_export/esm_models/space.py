@@ -125,7 +125,7 @@ class SearchSpace(ABC):
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"--batch {batch} is outside 1 to 4096")
         if dtype not in DTYPES:
-            raise InvalidSpaceError(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
+            raise InvalidSpaceError(f"--dtype '{dtype}': choose {' or '.join(DTYPES)}")
         self.resolution = resolution
         """Of the input; the largest where architectures have their own."""
         self.width_mult = float(width_mult)

@@ -259,6 +259,7 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--resolution", "8"], ["--resolution 8", "32"]),
         (["--width-mult", "0"], ["--width-mult"]),
         (["--batch", "0"], ["--batch"]),
+        (["--dtype", "int4"], ["--dtype 'int4': choose float32 or int8"]),
         (["--runs", "0"], ["--runs 0"]),
         (["--trim", "0.5"], ["--trim"]),
         (["--threads", "0"], ["--threads"]),
