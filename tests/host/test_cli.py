@@ -25,6 +25,7 @@ from esm_host.evaluation.verdict import Verdict
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
+from esm_models.graph import DTYPES
 from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
@@ -673,3 +674,4 @@ def test_what_shells_complete_is_what_there_is() -> None:
     assert set(shared.SPACES) == set(SPACES)
     assert set(shared.ENCODINGS) == set(ENCODERS)
     assert set(shared.VERDICTS) == set(Verdict)
+    assert shared.DTYPES == DTYPES
