@@ -25,6 +25,7 @@ from esm_host.evaluation.verdict import Verdict
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
+from esm_models.graph import DTYPES
 from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
@@ -259,6 +260,7 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--resolution", "8"], ["--resolution 8", "32"]),
         (["--width-mult", "0"], ["--width-mult"]),
         (["--batch", "0"], ["--batch"]),
+        (["--dtype", "int4"], ["--dtype 'int4': choose float32 or int8"]),
         (["--runs", "0"], ["--runs 0"]),
         (["--trim", "0.5"], ["--trim"]),
         (["--threads", "0"], ["--threads"]),
@@ -672,3 +674,4 @@ def test_what_shells_complete_is_what_there_is() -> None:
     assert set(shared.SPACES) == set(SPACES)
     assert set(shared.ENCODINGS) == set(ENCODERS)
     assert set(shared.VERDICTS) == set(Verdict)
+    assert shared.DTYPES == DTYPES

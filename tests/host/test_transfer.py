@@ -140,6 +140,7 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
         esm_host("transfer", "--space", "fbnet", "--run", run, "--source", known), "is of resnet"
     )
     assert_refused(transfer(run, "--source", known, "--held-out", 3), "4 or more")
+    assert_refused(transfer(run, "--dtype", "int4"), "--dtype 'int4': choose float32 or int8")
     warm = ["profile", *SMALL, "--run", run, "--warm-start", known]
     assert_refused(esm_host(*warm, "--predictor", "mlp"), "--warm-start", "--predictor auto")
     assert not run.exists()

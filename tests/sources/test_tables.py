@@ -31,7 +31,7 @@ NAMES = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_siz
 @given(
     st.integers(0, 99),
     st.integers(1, 5),
-    st.sampled_from([{}, {"resolution": 64}, {"width_mult": 0.5, "batch": 2}]),
+    st.sampled_from([{}, {"resolution": 64}, {"width_mult": 0.5, "batch": 2}, {"dtype": "int8"}]),
     st.data(),
 )
 def test_what_is_written_is_read_again(

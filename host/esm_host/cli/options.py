@@ -18,6 +18,7 @@ ENCODINGS = (
     *("cost", "parts", "scaled-fcc"),
     *("graph", "path", "views"),
 )
+DTYPES = ("float32", "int8")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
@@ -64,6 +65,11 @@ def space_names(incomplete: str) -> list[str]:
 def encoding_names(incomplete: str) -> list[str]:
     """Encodings of architectures."""
     return _beginning(incomplete, ENCODINGS)
+
+
+def dtype_names(incomplete: str) -> list[str]:
+    """Arithmetics of networks."""
+    return _beginning(incomplete, DTYPES)
 
 
 def predictor_names(incomplete: str) -> list[str]:
@@ -130,6 +136,14 @@ WidthMult = Annotated[
     float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
 ]
 Batch = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Arithmetic of the networks: float32 or int8.",
+        autocompletion=dtype_names,
+        rich_help_panel=_SPACE,
+    ),
+]
 
 _GPU = "GPU"
 

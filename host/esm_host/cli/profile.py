@@ -16,6 +16,7 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     DeviceOrGroup,
+    Dtype,
     NoWait,
     Resolution,
     Space,
@@ -75,6 +76,7 @@ def profile(
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
     batch: Batch = 1,
+    dtype: Dtype = "float32",
     initial: Annotated[
         int,
         typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),
@@ -263,6 +265,7 @@ def profile(
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
+        "dtype": dtype,
         "initial": initial,
         "step": step,
         "bins": bins,

@@ -13,6 +13,7 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     DeviceOrGroup,
+    Dtype,
     NoWait,
     Resolution,
     Space,
@@ -44,6 +45,7 @@ def transfer(
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
     batch: Batch = 1,
+    dtype: Dtype = "float32",
     samples: Annotated[
         int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
     ] = 20,
@@ -105,6 +107,7 @@ def transfer(
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
+        "dtype": dtype,
         "initial": samples + held_out,
         "max_models": samples + held_out,
         "judge": "overall",

@@ -10,6 +10,7 @@ from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.predictors import encoding_for, entry
+from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
@@ -35,6 +36,7 @@ class Settings:
         initial: architectures measured before the first training (N_I).
         step: architectures added by each extension (N_step).
         resolution: input side, pixels; None leaves it to the space.
+        dtype: of the networks' arithmetic, ``"float32"`` or ``"int8"``.
         bins: number of equally spaced depth bins (N_bins); None makes 5, or fewer where the space
             has fewer depths.
         target_accuracy_percent: that every bin must reach (Acc_TH).
@@ -70,6 +72,7 @@ class Settings:
     resolution: int | None = None
     width_mult: float = 1.0
     batch: int = 1
+    dtype: str = FLOAT32
     initial: int = 300
     step: int = 100
     bins: int | None = None
@@ -195,11 +198,14 @@ class Settings:
         Raises:
             ModelsError: it does not exist, or not with these settings.
         """
+        # A user's own space may have a constructor that does not know what is optional.
+        others = {} if self.dtype == FLOAT32 else {"dtype": self.dtype}
         return load_space(
             self.space,
             resolution=self.resolution,
             width_mult=self.width_mult,
             batch=self.batch,
+            **others,
         )
 
     def depth_bins(self, space: SearchSpace) -> DepthBins:

@@ -18,6 +18,7 @@ from esm_host.run import Run, load_run
 from esm_host.sources.folder import file_of, tables
 from esm_host.sources.source import Source
 from esm_models.errors import ModelsError
+from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
 
@@ -100,7 +101,7 @@ def entries(runs: Path) -> tuple[list[Entry], list[str]]:
         except EsmError as error:
             problems.append(str(error))
             continue
-        own = (settings.resolution, settings.width_mult, settings.batch)
+        own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
         space = _description(settings.space, *own)
         found.append(Entry(str(path), "campaign", space, settings.device, architectures, 0))
     return found, problems
@@ -172,8 +173,8 @@ def fitting(
     space: SearchSpace, names: Sequence[str], runs: Path, but: Path | None = None
 ) -> list[Source]:
     """What there is to learn from for a search space: what is named, or all imported tables and
-    all campaigns in a folder, those of other spaces, resolutions, widths and batches and too
-    small ones left out.
+    all campaigns in a folder, those of other spaces, resolutions, widths, batches and dtypes and
+    too small ones left out.
 
     Args:
         but: a campaign that is no source, the one that asks.
@@ -258,7 +259,7 @@ def _find(name: str, sources: Sequence[Source]) -> Source:
 
 
 def _alike(source: Source, space: SearchSpace) -> bool:
-    """Whether it is also of the same resolution, widths and batch, so that it is taken unasked."""
+    """Whether it also has the same resolution, widths, batch and dtype: it is taken unasked."""
     return source.fits(space) and source.space.settings() == space.settings()
 
 
@@ -279,15 +280,19 @@ def describe(space: SearchSpace) -> str:
         None if resolution == own["resolution"] else resolution,
         settings["width_mult"],
         settings["batch"],
+        space.dtype,
     )
 
 
-def _description(name: str, resolution: int | None, width_mult: float, batch: int) -> str:
+def _description(
+    name: str, resolution: int | None, width_mult: float, batch: int, dtype: str
+) -> str:
     return (
         name
         + (f", {resolution} px" if resolution is not None else "")
         + (f", width x{width_mult:g}" if width_mult != 1 else "")
         + (f", batch {batch}" if batch != 1 else "")
+        + (f", {dtype}" if dtype != FLOAT32 else "")
     )
 
 

@@ -30,7 +30,8 @@ class Source:
         return len(self.codes)
 
     def fits(self, space: SearchSpace) -> bool:
-        """Whether it is of such architectures; resolution, widths and batch may be others."""
+        """Whether it is of such architectures; resolution, widths, batch and dtype may
+        be others."""
         return self.space.name == space.name and self.codes.shape[1:] == space.code_shape
 
 
