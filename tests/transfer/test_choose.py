@@ -11,6 +11,14 @@ from esm_host.encoding.base import Layout
 from esm_host.transfer.choose import most_informative, prior_features
 
 
+def mean_variance(features: np.ndarray, chosen: list[int]) -> float:
+    """Of all rows, where these have been measured."""
+    known = features[chosen]
+    cross = features @ known.T
+    explained = cross @ np.linalg.solve(known @ known.T + 0.05 * np.eye(len(chosen)), cross.T)
+    return float((features**2).sum(axis=1).mean() - np.diagonal(explained).mean())
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.integers(1, 12))
 def test_it_is_the_greedy_choice(seed: int, count: int) -> None:
@@ -18,14 +26,18 @@ def test_it_is_the_greedy_choice(seed: int, count: int) -> None:
     chosen: list[int] = []
     for _ in range(count):
         left = [row for row in range(25) if row not in chosen]
-        known = features[chosen]
-        kernel = known @ known.T + 0.05 * np.eye(len(chosen))
-        cross = features @ known.T
-        variance = (features**2).sum(axis=1) - np.einsum(
-            "ij,ij->i", cross, np.linalg.solve(kernel, cross.T).T if chosen else cross
-        )
-        chosen.append(max(left, key=lambda row: variance[row]))
+        chosen.append(min(left, key=lambda row: mean_variance(features, [*chosen, row])))
     assert most_informative(features, count).tolist() == chosen
+
+
+def test_networks_of_all_depths_are_chosen_where_depth_varies() -> None:
+    rng = np.random.default_rng(0)
+    depth = rng.integers(1, 11, 300)
+    blocks = (np.arange(10) < depth[:, None]) * rng.choice([1.0, 2.0], (300, 10))
+    features = prior_features(blocks, Layout({"blocks": (0, 10)}))
+    chosen = depth[most_informative(features, 8)]
+    assert chosen.min() <= 3
+    assert chosen.max() >= 9
 
 
 def test_none_twice_and_no_more_than_there_are() -> None:
