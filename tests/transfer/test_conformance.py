@@ -34,7 +34,7 @@ LEAST_CORRELATION: dict[str, float] = {}
 # How far off milliseconds may be, in the median, where 0.1 is too strict.
 TOLERANCE: dict[str, float] = {}
 # Those that take seconds to learn have a command of their own.
-SLOW = ("brp-nas", "help", "multipredict", "nasflat")
+SLOW = ("adaproxy-network", "brp-nas", "help", "multipredict", "nasflat")
 
 SPACE = load_space("nasbench201")
 RNG = np.random.default_rng(0)
