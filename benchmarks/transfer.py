@@ -1,11 +1,11 @@
 """How well devices are ranked from few samples and what is known of others.
 
-    ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml --results runs/transfer
+    ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml --results FOLDER
 
 Every method learns the sources of a task once per seed, then every target from every number of
 samples. All architectures that are not among the samples are ranked. What a results folder holds
 already is not computed again; tables.md there has means over the targets of a task, with standard
-deviations between seeds.
+deviations between seeds, and by-target.md every target.
 """
 
 from __future__ import annotations
@@ -265,6 +265,50 @@ def tables(frame: pd.DataFrame, order: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def by_target(frame: pd.DataFrame, measure: str) -> str:
+    """A row per target, a column per method and number of samples: means over seeds."""
+    targets = list(dict.fromkeys(frame["target"]))
+    known = [method for method in METHODS if method in set(frame["method"])]
+    wide = frame.pivot_table(measure, ["task", "target"], ["method", "samples"]).reindex(
+        columns=known, level=0
+    )
+    wide = wide.reindex(targets, level=1)
+    heads = [f"{method}, {samples}" for method, samples in wide.columns]
+    lines = [f"| task | target | {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * len(heads)]
+    for (task, target), row in wide.iterrows():
+        cells = ["" if np.isnan(value) else f"{value:.3f}" for value in row]
+        lines.append(f"| {task} | {target} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
+    """Geometric mean over tasks of the rank correlation, over the number of samples, of methods
+    that were tried with several: every seed, and their mean."""
+    import altair as alt
+
+    from esm_host.report import plots
+
+    several = frame.groupby("method")["samples"].nunique()
+    some = frame[frame["method"].isin(several.index[several > 1])]
+    keys = ["method", "samples", "seed"]
+    values = some.groupby([*keys, "task"])["spearman"].mean().unstack()
+    values = np.exp(np.log(values[list(tasks)].clip(1e-3)).mean(axis=1, skipna=False)).dropna()
+    methods = [method for method in METHODS if method in set(values.index.get_level_values(0))]
+    base = alt.Chart(values.rename("spearman").reset_index()).encode(
+        alt.X(
+            "samples:Q",
+            title="samples on the new device",
+            scale=alt.Scale(type="log", nice=False),
+            axis=alt.Axis(values=sorted(set(some["samples"])), format="d"),
+        ),
+        alt.Color("method:N", scale=alt.Scale(domain=methods), legend=alt.Legend(title=None)),
+    )
+    y = alt.Y("mean(spearman):Q", title="rank correlation", scale=alt.Scale(zero=False))
+    dash = alt.StrokeDash("method:N", scale=alt.Scale(domain=methods), legend=None)
+    points = base.mark_point(size=20, filled=True, opacity=0.5).encode(alt.Y("spearman:Q"))
+    plots.save(plots.styled(base.mark_line().encode(y, dash) + points), path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tasks", type=Path)
@@ -274,6 +318,7 @@ def main() -> None:
     parser.add_argument("--samples", default="20", help="comma-separated")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     labels = args.methods.split(";") if args.methods else list(METHODS)
@@ -298,7 +343,10 @@ def main() -> None:
     frame.to_parquet(args.results / "results.parquet", index=False)
     text = tables(frame, [task.name for task in tasks])
     (args.results / "tables.md").write_text(text)
+    (args.results / "by-target.md").write_text(by_target(frame, "spearman"))
     print(text)
+    if args.plot:
+        plot(args.plot, frame, [task.name for task in tasks])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from esm_host.encoding.base import Encoder, Layout
 from esm_host.encoding.views import ViewsEncoder
@@ -17,8 +15,6 @@ from esm_host.errors import DatasetError
 from esm_models.space import Codes, SearchSpace
 
 GROUP = "sources"
-_RIDGE = 10.0
-_LEARNED_FROM = ("operations", "log-costs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,35 +30,6 @@ class SourceModels:
     names: tuple[str, ...]
     intercept: NDArray[np.float64]
     weights: NDArray[np.float64]
-
-    @classmethod
-    def learn(
-        cls, space: SearchSpace, sources: Mapping[str, tuple[Codes, NDArray[np.float64]]]
-    ) -> SourceModels:
-        """By ridge regression on operations and log costs, which takes a few milliseconds a
-        device and smooths the noise of its measurements.
-
-        Args:
-            sources: name -> codes, ``(n, *space.code_shape)``, and latencies, ms, ``(n,)``.
-        """
-        views = ViewsEncoder(space)
-        groups = views.layout.groups
-        columns = np.concatenate([np.arange(*groups[name]) for name in _LEARNED_FROM])
-        encoded: dict[int, NDArray[np.float64]] = {}
-        intercept, weights = np.zeros(len(sources)), np.zeros((len(views), len(sources)))
-        for number, (codes, latency_ms) in enumerate(sources.values()):
-            if id(codes) not in encoded:  # devices of a table share their architectures
-                encoded[id(codes)] = views.encode_codes(codes)[:, columns].astype(np.float64)
-            x, y = encoded[id(codes)], np.log(latency_ms)
-            centre, spread = x.mean(axis=0), x.std(axis=0)
-            spread = np.where(spread > 1e-6 * np.maximum(np.abs(centre), 1e-6), spread, np.inf)
-            standard = (x - centre) / spread
-            gram = standard.T @ standard
-            gram[np.diag_indices_from(gram)] += _RIDGE
-            found = cho_solve(cho_factor(gram), standard.T @ (y - y.mean())) / spread
-            weights[columns, number] = found
-            intercept[number] = y.mean() - centre @ found
-        return cls(tuple(sources), intercept, weights)
 
     def __len__(self) -> int:
         return len(self.names)

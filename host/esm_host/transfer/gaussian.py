@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.encoding.sources import SourceModels, SourcesEncoder
+from esm_host.encoding.sources import SourcesEncoder
 from esm_host.predictors.auto import WITH_SOURCES, WITHOUT_SOURCES, AutoPredictor
 from esm_host.sources.source import Source
+from esm_host.transfer import source_models
 from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_host.transfer.choose import most_informative, prior_features
 from esm_models.space import Codes
@@ -40,8 +41,7 @@ class SourceGP(FewShotPredictor):
         return most_informative(features, count, seconds)
 
     def _learn(self, sources: Sequence[Source]) -> None:
-        known = {source.name: (source.codes, source.latency_ms) for source in sources}
-        self.encoder_ = SourcesEncoder(self.space, SourceModels.learn(self.space, known))
+        self.encoder_ = SourcesEncoder(self.space, source_models.learn(self.space, sources))
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         self.predictor_ = AutoPredictor(self.encoder_.layout, self.seed)

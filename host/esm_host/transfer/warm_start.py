@@ -13,6 +13,7 @@ from esm_host.extension.settings import Settings
 from esm_host.sampling.base import Sampler
 from esm_host.sources import registry
 from esm_host.transfer.choose import most_informative, prior_features
+from esm_host.transfer.source_models import learn
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
@@ -36,11 +37,11 @@ def source_models(settings: Settings, space: SearchSpace, folder: Path) -> Sourc
             f"no latencies of {space.name} are known of any other device: give some to esm-host "
             "import, name a campaign's folder, or begin without them"
         )
-    return SourceModels.learn(space, {s.name: (s.codes, s.latency_ms) for s in found})
+    return learn(space, found)
 
 
 class Informative:
-    """Draws the architectures that tell most per second of device time.
+    """Draws the architectures that tell most.
 
     Args:
         held_out: of all that are drawn, so many by chance.
