@@ -12,7 +12,6 @@ have changed since the campaign. A results folder's campaigns are not measured a
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from esm_host.run import load_run
 from esm_host.sources.registry import load
 from esm_host.sources.source import Source
 from esm_host.transfer import make_method
+from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.held_out import HELD_OUT_FACT
 
 SETTINGS = {
@@ -70,8 +70,14 @@ def main() -> None:
             named = [option for s in sources for option in ("--source", str(folder_of(results, s)))]
             learn = ["--samples", str(SAMPLES), "--held-out", str(HELD_OUT), "--seed", "1"]
             run("transfer", folder, *options, *named, *learn)
-            rows += judged(folder, target, sources, [source(results, name) for name in sources])
-    text = pd.DataFrame(rows).round(3).to_string(index=False)
+            rows += judged(folder, target, [source(results, name) for name in sources])
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(results / "results.parquet", index=False)
+    columns = ["spearman", "accuracy", "covered"]
+    text = "\n\n".join(
+        frame.groupby(by, sort=False)[columns].mean().round(3).to_string()
+        for by in (["target", "samples", "method"], ["from", "samples", "method"])
+    )
     (results / "tables.txt").write_text(text + "\n")
     print(text)
 
@@ -81,37 +87,38 @@ def source(results: Path, name: str) -> Source:
     return found
 
 
-def judged(
-    folder: Path, target: str, names: Sequence[str], sources: Sequence[Source]
-) -> list[dict[str, object]]:
-    """What the command says of itself, and others that learn from the same samples."""
-    told = json.loads((folder / "result.json").read_text())["transfer"]
-    rows: list[dict[str, object]] = [
-        {
-            "target": target,
-            "from": names[0] if len(names) == 1 else "all three",
-            "method": "transfer",
-            "spearman": told["spearman"],
-            "accuracy": told["accuracy_percent"],
-            "covered": told["covered"],
-        }
-    ]
+def judged(folder: Path, target: str, sources: Sequence[Source]) -> list[dict[str, object]]:
+    """By what was held out; of the samples also the first five and ten that the method chooses."""
     keys = Store(folder / "store.sqlite").fact(HELD_OUT_FACT)
     dataset = load_run(folder).dataset()
     held = np.array([a.key in keys for a in dataset.architectures])
     codes, latency_ms = sources[0].space.encode(dataset.architectures), dataset.latency_ms
-    for method in ("adaproxy", "scratch"):
-        predictor = make_method(method).learn(sources).adapt(codes[~held], latency_ms[~held])
-        predicted_ms = predictor.predict(codes[held])
-        rows.append(
-            {
-                "target": target,
-                "from": rows[0]["from"],
-                "method": method,
-                "spearman": float(spearmanr(predicted_ms, latency_ms[held]).statistic),
-                "accuracy": accuracy_percent(latency_ms[held], predicted_ms),
-            }
-        )
+    truth_ms = latency_ms[held]
+    ours = SourceGP()
+    methods = {"transfer": ours, "without sources": make_method("scratch")}
+    methods["AdaProxy"] = make_method("adaproxy")
+    for method in methods.values():
+        method.learn(sources)
+    own = np.flatnonzero(~held)
+    own = own[ours.choose(codes[own], SAMPLES)]
+    rows: list[dict[str, object]] = []
+    for samples in (5, 10, SAMPLES):
+        for name, method in methods.items():
+            method.adapt(codes[own[:samples]], latency_ms[own[:samples]])
+            predicted_ms = method.predict(codes[held])
+            rows.append(
+                {
+                    "target": target,
+                    "from": len(sources),
+                    "samples": samples,
+                    "method": name,
+                    "spearman": float(spearmanr(predicted_ms, truth_ms).statistic),
+                    "accuracy": accuracy_percent(truth_ms, predicted_ms),
+                }
+            )
+        low_ms, high_ms = ours.predict_interval(codes[held])
+        covered = 100 * ((low_ms <= truth_ms) & (truth_ms <= high_ms)).mean()
+        rows[-len(methods)]["covered"] = float(covered)
     return rows
 
 
