@@ -1,6 +1,7 @@
 """How well devices are ranked from few samples and what is known of others.
 
-    ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml --results runs/transfer
+    ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml \\
+        --results runs/transfer
 
 Every method learns the sources of a task once per seed, then every target from every number of
 samples. All architectures that are not among the samples are ranked. What a results folder holds

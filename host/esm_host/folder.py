@@ -46,8 +46,8 @@ class RunFolder:
             return
         if self.settings.exists() or self.store.exists():
             raise RunExistsError(
-                f"{self.path} holds a campaign: esm-host profile --run {self.path} --resume goes on "
-                "with it; or give another --run"
+                f"{self.path} holds a campaign: esm-host profile --run {self.path} --resume goes "
+                "on with it; or give another --run"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[F
         summary += " Triangles are those that are not."
     yield Figure(
         "held-out",
-        "Held out: predicted against measured latency",
+        "Held-out models, predicted against measured latency",
         f"{summary} Marks on the dashed line are perfect. The predictor that is kept has learnt "
         f"from all {figures['samples'] + count} models.",
         held_out_predictions(frame),
