@@ -43,9 +43,10 @@ def held_out_predictions(models: pd.DataFrame) -> alt.LayerChart:
     )
     y = alt.Y("low_ms:Q", title="predicted, unseen (ms)", scale=scale)
     point = alt.Y("predicted_ms:Q", scale=scale)
+    inside, outside = (base.transform_filter(f"datum.within == '{w}'") for w in ("yes", "no"))
     return layered(
         diagonal(ends),
         base.mark_rule(style="whisker").encode(y, y2="high_ms:Q"),
-        base.transform_filter("datum.within == 'yes'").mark_point(style="median").encode(point),
-        base.transform_filter("datum.within == 'no'").mark_point(style="outlier", size=110).encode(point),
+        inside.mark_point(style="median").encode(point),
+        outside.mark_point(style="outlier", size=110).encode(point),
     )

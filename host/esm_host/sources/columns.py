@@ -61,7 +61,7 @@ def read_columns(
     try:
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:
-        if settings and isinstance(error.__cause__, InvalidSpaceError):  # what was asked for, not the file
+        if settings and isinstance(error.__cause__, InvalidSpaceError):  # not the file's fault
             raise UsageError(str(error)) from error
         raise DatasetError(
             f"{path} has no architectures of a known space ({error}): --architecture names their "
