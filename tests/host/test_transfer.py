@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from esm_host.bins import DepthBins
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
+from esm_host.extension.settings import Settings
 from esm_host.run import load_run
 from esm_host.sampling import RandomSampler
 from esm_host.transport import devices
@@ -119,6 +120,35 @@ def test_a_campaign_is_a_source_of_the_next(tmp_path: Path) -> None:
     assert figures(runs / "second")["sources"] == [str(runs / "first")]
 
 
+def test_sources_of_other_settings_are_taken_by_name_only(known: Path, tmp_path: Path) -> None:
+    imported = esm_host("import", known, "--name", "others")
+    assert imported.exit_code == 0, imported.output
+    try:
+        other = ["--batch", 2, "--held-out", 4]
+        assert_refused(transfer(tmp_path / "run", *other), "other resolutions", "resnet", "name")
+        named = transfer(tmp_path / "run", *other, "--source", "others")
+        assert named.exit_code == 0, named.output
+    finally:
+        esm_host("sources", "remove", "others")
+
+
+@pytest.mark.parametrize(("samples", "size"), [(10, 4), (12, 4), (20, 7), (300, 20)])
+def test_blocks_are_three_or_more_and_small(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, size: int
+) -> None:
+    asked: list[Settings] = []
+
+    def remember(settings: Settings, *_: object) -> int:
+        asked.append(settings)
+        return 0
+
+    monkeypatch.setattr("esm_host.cli.campaign.run_campaign", remember)
+    result = transfer(tmp_path / "run", "--samples", samples, "--held-out", 0)
+    assert result.exit_code == 0, result.output
+    assert asked[0].block_size == size
+    assert asked[0].initial > 2 * size, "nothing to compare the blocks with"
+
+
 def test_a_warm_start_measures_what_tells_most(known: Path, tmp_path: Path) -> None:
     options = ["--initial", 12, "--max-models", 12, "--bins", 2, "--block-size", 5]
     run = tmp_path / "run"
@@ -140,7 +170,12 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
         esm_host("transfer", "--space", "fbnet", "--run", run, "--source", known), "is of resnet"
     )
     assert_refused(transfer(run, "--source", known, "--held-out", 3), "4 or more")
+    few = ["--source", known, "--samples", 5]
+    assert_refused(transfer(run, *few, "--held-out", 4), "--samples 5 and --held-out 4", "10")
+    assert_refused(transfer(run, "--source", ""), "--source names nothing")
     assert_refused(transfer(run, "--dtype", "int4"), "--dtype 'int4': choose float32 or int8")
+    comma = ["profile", *SMALL, "--run", run, "--warm-start", ","]
+    assert_refused(esm_host(*comma), "--warm-start ',' names no source")
     warm = ["profile", *SMALL, "--run", run, "--warm-start", known]
     assert_refused(esm_host(*warm, "--predictor", "mlp"), "--warm-start", "--predictor auto")
     assert not run.exists()

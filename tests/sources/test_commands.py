@@ -65,7 +65,7 @@ def test_a_csv_is_kept_under_its_name(board: Path) -> None:
     assert result.stdout.splitlines() == [
         "board: 2 architectures of nasbench201",
         "device  latencies  missing  median_ms",
-        "orin            2        0      0.875",
+        "orin            2        0     0.8750",
     ]
     assert f"kept in {folder()}; esm-host sources correlation" in result.stderr
     assert read_benchmark(folder() / "board.parquet").latency_ms["orin"].tolist() == [1.5, 0.25]
@@ -137,7 +137,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["board.csv", *NAMED[:-1], "h"], 2, ["--unit 'h'", "s, ms, us, ns"]),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "not of numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
-        (["board.csv", *NAMED, "--resolution", 8], 1, ["--resolution 8 is too small"]),
+        (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
         (["board.csv", *NAMED, "--json", "no/x.json"], 2, ["--json no/x.json", "no folder"]),
         (["board.csv", *NAMED, "--format", "help"], 2, ["--architecture is of --format columns"]),
         (["board.csv", "--format", "help"], 2, ["no latency/DEVICE.pt"]),

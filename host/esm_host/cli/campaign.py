@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +29,11 @@ def run_campaign(
 ) -> int:
     """As :func:`esm_host.campaign.run_campaign`; shows what came of it by ``show``, by default as
     a campaign that was to reach a target, and returns its exit code."""
+    path = shlex.quote(str(folder.path))
     try:
         ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
     except KeyboardInterrupt:
-        kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
+        kept = f"what was measured is kept: esm-host profile --run {path} --resume"
         live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
         return INTERRUPTED
     live.stop()
@@ -39,7 +41,7 @@ def run_campaign(
         first = next(iter(ended.failures.values()))
         typer.echo(f"{len(ended.failures)} models failed; the first: {first}")
     code = (show or _show_target)(ended, settings)
-    typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
+    typer.echo(f"result in {folder.result}; next: esm-host predict {path} --sample 5")
     return code
 
 

@@ -160,6 +160,7 @@ def _latencies(texts: Sequence[str]) -> dict[str, str]:
 def _print(table: LatencyTable) -> None:
     import numpy as np
 
+    from esm_host.report.page import significant
     from esm_host.sources.registry import describe, entries_of
 
     tasks = f", accuracies of {', '.join(table.accuracy_percent)}" if table.accuracy_percent else ""
@@ -172,7 +173,7 @@ def _print(table: LatencyTable) -> None:
                 entry.device,
                 str(entry.architectures),
                 str(entry.missing),
-                f"{np.nanmedian(table.latency_ms[entry.device]):.4g}"
+                significant(float(np.nanmedian(table.latency_ms[entry.device])))
                 if entry.architectures
                 else "-",
             )

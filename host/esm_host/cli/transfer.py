@@ -22,6 +22,7 @@ from esm_host.cli.options import (
 )
 
 _TIMING = "Timing"
+_LEAST = 10  # models that a campaign begins with
 
 
 @one_line_errors
@@ -101,6 +102,12 @@ def transfer(
         raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
     if 0 < held_out < 4:
         raise UsageError(f"--held-out {held_out}: give 4 or more, or 0")
+    if samples + held_out < _LEAST:
+        raise UsageError(
+            f"--samples {samples} and --held-out {held_out}: give {_LEAST} or more together"
+        )
+    if source and not all(name.strip(" ,") for name in source):
+        raise UsageError("--source names nothing: leave it out to learn from all that there are")
     given = {
         "device": device,
         "space": absolute(space),
@@ -114,7 +121,7 @@ def transfer(
         "sampling": "random",
         "warm_start": ",".join(source) if source else "all",
         "held_out": held_out,
-        "block_size": max(5, -(-(samples + held_out) // 3)),  # that there are three to compare
+        "block_size": min(20, -(-(samples + held_out) // 3)),  # that there are three to compare
         "seed": seed,
     }
     spec = {

@@ -124,6 +124,10 @@ class Settings:
             )
         if not self.weight_below:
             raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
+        if self.warm_start not in ("", "all") and not self.source_names:
+            raise UsageError(
+                f"--warm-start '{self.warm_start}' names no source: give names by commas, or all"
+            )
         if self.warm_start and (self.predictor != "auto" or self.encoding is not None):
             raise UsageError(
                 "--warm-start is for --predictor auto and its own encoding: leave --predictor and "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from esm_host.dataset.benchmarks import LATENCY, LatencyTable, accuracies, codes_of, measured
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.formats import stem
+from esm_models.errors import InvalidSpaceError
 
 UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 """Milliseconds in each."""
@@ -60,6 +61,8 @@ def read_columns(
     try:
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:
+        if settings and isinstance(error.__cause__, InvalidSpaceError):  # not the file's fault
+            raise UsageError(str(error)) from error
         raise DatasetError(
             f"{path} has no architectures of a known space ({error}): --architecture names their "
             "column"

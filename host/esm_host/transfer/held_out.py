@@ -33,8 +33,9 @@ def judge(
         percent, each sample by the others, ``left_out_error_percent`` and
         ``without_sources_percent``; where at least four held-out ones were measured,
         ``held_out`` (how many), ``spearman`` with its 95 % interval ``spearman_low`` and
-        ``spearman_high``, ``accuracy_percent``, and ``covered``, how many lie in their 90 %
-        intervals.
+        ``spearman_high``, ``accuracy_percent``, ``covered``, how many lie in their 90 %
+        intervals, and ``held_out_models``: of each ``architecture_key``, ``predicted_ms`` and the
+        ends of that interval, ``low_ms`` and ``high_ms``.
     """
     own = np.array([a.key in set(held_out) for a in dataset.architectures], dtype=bool)
     encodings = encoder.encode(dataset.architectures)
@@ -56,6 +57,8 @@ def judge(
     predicted_ms, truth_ms = predictor.predict(encodings[own]), latency_ms[own]
     correlation = rank_correlation(predicted_ms, truth_ms)
     low, high = predictor.predict_interval(encodings[own], _COVERAGE)
+    keys = [a.key for a, out in zip(dataset.architectures, own, strict=True) if out]
+    models = zip(keys, *(ends.tolist() for ends in (predicted_ms, low, high)), strict=True)
     return figures | {
         "held_out": int(own.sum()),
         "spearman": correlation.value,
@@ -63,4 +66,8 @@ def judge(
         "spearman_high": correlation.high,
         "accuracy_percent": accuracy_percent(truth_ms, predicted_ms),
         "covered": int(((low <= truth_ms) & (truth_ms <= high)).sum()),
+        "held_out_models": [
+            {"architecture_key": key, "predicted_ms": ms, "low_ms": low_ms, "high_ms": high_ms}
+            for key, ms, low_ms, high_ms in models
+        ],
     }

@@ -33,6 +33,12 @@ def source_models(settings: Settings, space: SearchSpace, folder: Path) -> Sourc
     """
     found = registry.fitting(space, settings.source_names, folder.parent, but=folder)
     if not found:
+        if any(source.fits(space) for source in registry.everything(folder.parent, space)):
+            raise UsageError(
+                f"all that is known of {space.name} is of other resolutions, widths, batches or "
+                f"dtypes than {registry.describe(space)}, or of less than {registry.LEAST} "
+                "architectures: name what to learn from, as esm-host sources list calls it"
+            )
         raise UsageError(
             f"no latencies of {space.name} are known of any other device: give some to esm-host "
             "import, name a campaign's folder, or begin without them"
