@@ -14,6 +14,7 @@ from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.transfer.held_out import use_of_sources
 
 TARGET_NOT_REACHED = 3
 
@@ -84,8 +85,8 @@ def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
     if "left_out_error_percent" in figures:
         error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
         lines.append(
-            f"each of them by the others: {error:.1f} % off, without sources {without:.1f} %"
-            + ("" if error < without else ": the sources were of no use")
+            f"each of them by the others: {error:.1f} % off, without sources {without:.1f} %: "
+            f"the sources {use_of_sources(figures)}"
         )
     if "spearman" in figures:
         held_out = figures["held_out"]

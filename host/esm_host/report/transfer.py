@@ -22,6 +22,7 @@ from esm_host.report.page import (
 )
 from esm_host.report.transfer_plots import held_out_predictions
 from esm_host.run import Run
+from esm_host.transfer.held_out import use_of_sources
 from esm_host.transfer.monotonicity import LEAST_SHARED, rank_correlation
 
 
@@ -90,9 +91,8 @@ def _of_what_use(figures: dict[str, Any]) -> str:
     if "left_out_error_percent" not in figures:
         return f"{learnt}: too few models to tell whether the sources were of use."
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
-    verdict = "helped" if error < without else "were of no use here"
     return (
-        f"{learnt}. The sources {verdict}: predicted by all the others, a model is {error:.1f} % "
+        f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is {error:.1f} % "
         f"off on average with sources, {without:.1f} % without."
     )
 

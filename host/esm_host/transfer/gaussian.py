@@ -53,7 +53,7 @@ class SourceGP(FewShotPredictor):
     @property
     def left_out_errors(self) -> tuple[float, float]:
         """Mean absolute errors of log latency, each sample by the others: with sources and without
-        them. Where the second is not larger, the sources were of no use."""
+        them."""
         errors = self.predictor_.errors_
         return errors[WITH_SOURCES], errors[WITHOUT_SOURCES]
 

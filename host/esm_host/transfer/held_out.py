@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from esm_host.transfer.monotonicity import rank_correlation
 HELD_OUT_FACT = "held_out"
 """Under which a campaign's store has the keys of what is held out."""
 _COVERAGE = 0.9
+_LITTLE = 0.1
+"""Share by which errors of a few samples may differ for no reason."""
 
 
 def judge(
@@ -71,3 +73,15 @@ def judge(
             for key, ms, low_ms, high_ms in models
         ],
     }
+
+
+def use_of_sources(figures: Mapping[str, Any]) -> str:
+    """What the sources did, in a word or two that follow them.
+
+    Args:
+        figures: of :func:`judge`, with the errors of left-out samples.
+    """
+    error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
+    if error < (1 - _LITTLE) * without:
+        return "helped"
+    return "were of no use" if error > (1 + _LITTLE) * without else "made little difference"
