@@ -92,8 +92,8 @@ def _of_what_use(figures: dict[str, Any]) -> str:
         return f"{learnt}: too few models to tell whether the sources were of use."
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     return (
-        f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is {error:.1f} % "
-        f"off on average with sources, {without:.1f} % without."
+        f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is "
+        f"{error:.1f} % off on average with sources, {without:.1f} % without."
     )
 
 
