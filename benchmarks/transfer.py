@@ -16,8 +16,9 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -49,6 +50,7 @@ class Method:
         encoding: of that sampler: names joined by ``+``, of the space's learnt encodings and
             ``zcp``.
         supplement: of NASFLAT, in the same way.
+        params: in place of the predictor's defaults.
         samples: that it learns from, whatever is asked.
     """
 
@@ -57,6 +59,7 @@ class Method:
     encoding: str = ""
     supplement: str = ""
     samples: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 METHODS = {
@@ -66,6 +69,12 @@ METHODS = {
     "NASFLAT": Method("nasflat", "cosine", "cate", "arch2vec"),
     "NASFLAT, random samples": Method("nasflat", supplement="arch2vec"),
     "NASFLAT, zero-cost": Method("nasflat", "cosine", "cate+arch2vec+zcp", "zcp"),
+    "NASFLAT, zero-cost, 20 epochs": Method(
+        "nasflat", "cosine", "cate+arch2vec+zcp", "zcp", params={"epochs": 20}
+    ),
+    "NASFLAT, raw zero-cost, 20 epochs": Method(
+        "nasflat", "cosine", "cate+arch2vec+zcp", "zcp", params={"epochs": 20, "standardise": False}
+    ),
     "HELP": Method("help"),
     "MultiPredict": Method("multipredict"),
     "AdaProxy": Method("adaproxy"),
@@ -201,11 +210,13 @@ def learnt(
 ) -> tuple[FewShotPredictor, float]:
     """A predictor that has learnt the sources, and the processor seconds that it took; kept, since
     several methods differ only in how they choose what to measure."""
-    path = folder / "learnt" / f"{task.name}-{method.name}-{method.supplement}-{seed}.joblib"
+    params = "".join(f"-{name}={value}" for name, value in method.params.items())
+    kind = f"{task.name}-{method.name}-{method.supplement}{params}"
+    path = folder / "learnt" / f"{kind}-{seed}.joblib"
     if path.exists():
         found: tuple[FewShotPredictor, float] = joblib.load(path)
         return found
-    more = {}
+    more = dict(method.params)
     if method.supplement:
         more["supplement"] = encodings(method.supplement, table, task, folder)
     predictor = make_method(method.name, seed, **more)

@@ -43,7 +43,7 @@ SOURCES = [source(share) for share in (0.0, 0.3, 0.7, 1.0)]
 
 @pytest.fixture(scope="module")
 def learnt() -> NasflatPredictor:
-    return NasflatPredictor(epochs=8, batch_size=64, transfer_epochs=12).learn(SOURCES)
+    return NasflatPredictor(epochs=24, batch_size=64, transfer_epochs=12).learn(SOURCES)
 
 
 def test_the_hinge_by_hand() -> None:
@@ -97,11 +97,27 @@ def test_the_output_node_alone_is_as_among_all(seed: int) -> None:
     flow = GraphFlow(5, [6, 7], 3).double()
     x, o = torch.randn(4, 8, 5).double(), torch.randn(4, 8, 3).double()
     incoming = (torch.rand(4, 8, 8) < 0.4).double()
-    present = torch.rand(4, 8) < 0.7
-    present[:, -1] = True
-    for there in (None, present):
-        whole = flow(x, incoming, o, there)[:, -1]
-        torch.testing.assert_close(flow.output_node(x, incoming, o, there), whole)
+    there = (torch.rand(4, 8) < 0.7).double()
+    there[:, -1] = 1
+    for edges, count in ((incoming, None), (incoming, there), (None, None), (None, 3 * there)):
+        whole = flow(x, edges, o, count)[:, -1]
+        torch.testing.assert_close(flow.output_node(x, edges, o, count), whole)
+
+
+def test_without_edges_alike_nodes_may_be_counted() -> None:
+    torch.manual_seed(0)
+    network = NasflatNetwork(4, 2).double().eval()
+    kinds = torch.cat([torch.zeros(1, 4), torch.eye(4), torch.zeros(1, 4)]).double()
+    blocks = torch.tensor([1, 3, 3, 3, 0, 1, 3])  # no block of kind 2
+    operations = kinds[torch.cat([torch.tensor([0]), 1 + blocks, torch.tensor([5])])]
+    device = torch.tensor([1])
+    one_by_one = Architectures(operations[None], torch.eye(9)[None].double())
+    count = torch.tensor([[1.0, 1, 2, 0, 4, 1]]).double()
+    for other in (
+        Architectures(operations[None], None),
+        Architectures(kinds[None], None, count),
+    ):
+        torch.testing.assert_close(network(other, device), network(one_by_one, device))
 
 
 def test_absent_nodes_say_nothing() -> None:
@@ -116,9 +132,9 @@ def test_absent_nodes_say_nothing() -> None:
     longer[:, places] = operations
     incoming = torch.zeros(1, 9, 9)
     incoming[0, np.ix_(places, places)[0], np.ix_(places, places)[1]] = chain[0]
-    present = torch.zeros(1, 9, dtype=torch.bool)
-    present[:, places] = True
-    masked = network(Architectures(longer, incoming, present), torch.tensor([1]))
+    count = torch.zeros(1, 9)
+    count[:, places] = 1
+    masked = network(Architectures(longer, incoming, count), torch.tensor([1]))
     torch.testing.assert_close(masked, short)
 
 
@@ -232,3 +248,28 @@ def test_a_resolution_of_its_own_is_seen() -> None:
     predictor = NasflatPredictor(epochs=30, transfer_epochs=0)
     predictor.learn([Source("one", space, codes, y)]).adapt(codes, y)
     assert spearmanr(predictor.predict(codes), y).statistic > 0.9
+
+
+def test_without_edges_the_order_of_blocks_is_not_seen() -> None:
+    space = load_space("fbnet")
+    codes = np.full((40, *space.code_shape), -1, dtype=np.int16)
+    for unit, depths in enumerate(space.depths):
+        codes[:, unit, : max(depths)] = RNG.integers(0, len(space.options), (40, max(depths)))
+    swapped = codes.copy()
+    swapped[:, [1, 3]] = codes[:, [3, 1]]
+    y = 1.0 + (codes == 8).sum(axis=(1, 2))
+    for edges, same in ((None, True), (True, False)):
+        predictor = NasflatPredictor(edges=edges, epochs=2, batch_size=16, transfer_epochs=1)
+        predictor.learn([Source("one", space, codes, y)]).adapt(codes[:10], y[:10])
+        one, other = predictor.predict(codes), predictor.predict(swapped)
+        assert np.array_equal(one, other) == same
+
+
+def test_a_supplement_may_be_taken_as_it_is() -> None:
+    """In units so odd that nothing else is seen."""
+    told = []
+    for standardise in (True, False):
+        predictor = NasflatPredictor(Told(), standardise=standardise, epochs=1, transfer_epochs=1)
+        predictor.learn([source(0.5)]).adapt(SEEN[:15], latency_ms(SEEN[:15], 0.5))
+        told.append(np.abs(predictor.predict(UNSEEN)).max())
+    assert told[1] > 100 * told[0]

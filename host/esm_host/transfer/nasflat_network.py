@@ -31,14 +31,15 @@ class Architectures:
     Attributes:
         operations: what each node is, ``(n, nodes, features)``.
         incoming: 1 from column to row, ``(n, nodes, nodes)``, or ``(1, nodes, nodes)`` if the same
-            in all.
-        present: ``(n, nodes)``; None if all nodes are there in all.
+            in all; None if the only edge of each node is to itself.
+        count: how many there are of each node, ``(n, nodes)``, with edges 0 or 1; None if one of
+            each in all. Without other edges, nodes of one operation are all alike.
         supplement: ``(n, d)``.
     """
 
     operations: Tensor
-    incoming: Tensor
-    present: Tensor | None = None
+    incoming: Tensor | None
+    count: Tensor | None = None
     supplement: Tensor | None = None
 
     def __len__(self) -> int:
@@ -46,10 +47,13 @@ class Architectures:
 
     def take(self, rows: Tensor) -> Architectures:
         """Some of them, in that order."""
+        incoming = self.incoming
+        if incoming is not None and len(incoming) > 1:
+            incoming = incoming[rows]
         return Architectures(
             self.operations[rows],
-            self.incoming[rows] if len(self.incoming) > 1 else self.incoming,
-            None if self.present is None else self.present[rows],
+            incoming,
+            None if self.count is None else self.count[rows],
             None if self.supplement is None else self.supplement[rows],
         )
 
@@ -64,8 +68,8 @@ class NasflatNetwork(nn.Module):
     to the head. Nodes themselves begin alike, except for the input.
 
     As in the authors' repository, and not told in the paper: the output node's state passes three
-    linear layers before it is joined; the input has no operation, the output one of its own on all
-    devices; the input is left out of the mean.
+    linear layers before it is joined; the input has no operation, the output one of its own, and
+    both have the device's embedding; the input is left out of the mean.
 
     Args:
         features: of a node.
@@ -78,7 +82,7 @@ class NasflatNetwork(nn.Module):
         self.operation = nn.Linear(features, OPERATION, bias=False)
         nn.init.normal_(self.operation.weight)
         self.device = nn.Embedding(devices, DEVICE)
-        self.output = nn.Parameter(torch.randn(OPERATION + DEVICE))
+        self.output = nn.Parameter(torch.randn(OPERATION))
         self.nodes = nn.Embedding(2, NODE)  # the input, and all others
         nn.init.zeros_(self.nodes.weight[1:].detach())
         self.hidden = nn.Linear(NODE, HIDDEN)
@@ -99,23 +103,24 @@ class NasflatNetwork(nn.Module):
 
     def forward(self, architectures: Architectures, device: Tensor) -> Tensor:
         """``(n,)`` scores of architectures on devices by number, ``(n,)``."""
-        incoming, present = architectures.incoming, architectures.present
+        incoming, count = architectures.incoming, architectures.count
         nodes = architectures.operations.shape[1]
         start = self.hidden(self.nodes((torch.arange(nodes) > 0).long()))[None]
 
         inner = self.operation(architectures.operations[:, 1:-1])
-        both = torch.cat([inner, self.device(device)[:, None].expand_as(inner)], dim=-1)
-        ends = both.new_zeros(len(both), 1, both.shape[-1])
-        operation = torch.cat([ends, both, self.output.expand_as(ends)], dim=1)
+        ends = inner.new_zeros(len(inner), 1, OPERATION)
+        inner = torch.cat([ends, inner, self.output.expand_as(ends)], dim=1)
+        everywhere = self.device(device)[:, None].expand(-1, nodes, -1)
+        operation = torch.cat([inner, everywhere], dim=-1)
 
-        state = self.refinement.output_node(start, incoming, operation, present)
+        state = self.refinement.output_node(start, incoming, operation, count)
         operation = self._refine(operation, self.summary(state))
-        state = self.main(start, incoming, operation, present)[:, 1:]
-        if present is None:
+        state = self.main(start, incoming, operation, count)[:, 1:]
+        if count is None:
             read = state.mean(dim=1)
         else:
-            there = present[:, 1:, None].to(state.dtype)
-            read = (state * there).sum(dim=1) / there.sum(dim=1)
+            share = count[:, 1:] / count[:, 1:].sum(dim=1, keepdim=True)
+            read = (share[:, None] @ state)[:, 0]
         if self.supplement is not None:
             read = torch.cat([read, self.supplement(architectures.supplement)], dim=-1)
         scores: Tensor = self.head(read)
@@ -142,8 +147,7 @@ class GraphFlow(nn.Module):
                    weighted sum of products a . (X_i W * X_j W).
 
     As in equation 2, what is no edge has the weight of a score of 0 in the softmax, rather than
-    none. (In the authors' repository scores are also multiplied by the number of nodes over the
-    root of the width.) Between layers is a ReLU.
+    none. Between layers is a ReLU.
 
     Args:
         inputs: width of the states that come in.
@@ -161,21 +165,21 @@ class GraphFlow(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, state: Tensor, incoming: Tensor, operation: Tensor, present: Tensor | None
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
         """States ``(n or 1, nodes, inputs)`` -> ``(n, nodes, widths[-1])``."""
         for layer in self.layers:
-            state = torch.relu(layer(state, incoming, operation, present))
-        last: Tensor = self.last(state, incoming, operation, present)
+            state = torch.relu(layer(state, incoming, operation, count))
+        last: Tensor = self.last(state, incoming, operation, count)
         return last
 
     def output_node(
-        self, state: Tensor, incoming: Tensor, operation: Tensor, present: Tensor | None
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
         """What :meth:`forward` makes of the last node, ``(n, widths[-1])``, with less work."""
         for layer in self.layers:
-            state = torch.relu(layer(state, incoming, operation, present))
-        return self.last.output_node(state, incoming, operation, present)[:, 0]
+            state = torch.relu(layer(state, incoming, operation, count))
+        return self.last.output_node(state, incoming, operation, count)[:, 0]
 
 
 class _Layer(nn.Module):
@@ -190,23 +194,34 @@ class _Layer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, state: Tensor, incoming: Tensor, operation: Tensor, present: Tensor | None
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
         own = state @ self.flow
         attended = state @ self.attention
+        if incoming is None:
+            scores = (attended * self.score * attended).sum(dim=-1)
+            taken = _of_itself(scores, attended, attended, count)
+            return self._mean(own, own, taken, operation)
         scores = (attended * self.score) @ attended.mT
-        taken = _softmax(scores, incoming, present) @ attended
+        taken = _softmax(scores, incoming, count) @ attended
         return self._mean(own, incoming @ own, taken, operation)
 
     def output_node(
-        self, state: Tensor, incoming: Tensor, operation: Tensor, present: Tensor | None
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
         """:meth:`forward` of the last node, ``(n, 1, width)``: as products can be taken in another
         order, those with the weights are of one node instead of all."""
-        last, incoming, operation = state[:, -1:], incoming[:, -1:], operation[:, -1:]
-        scores = ((last @ self.attention * self.score) @ self.attention.mT) @ state.mT
-        taken = (_softmax(scores, incoming, present) @ state) @ self.attention
-        return self._mean(last @ self.flow, (incoming @ state) @ self.flow, taken, operation)
+        last, operation = state[:, -1:], operation[:, -1:]
+        own = last @ self.flow
+        attended = last @ self.attention
+        if incoming is None:
+            scores = (attended * self.score * attended).sum(dim=-1)
+            taken = _of_itself(scores, last, state, count) @ self.attention
+            return self._mean(own, own, taken, operation)
+        incoming = incoming[:, -1:]
+        scores = ((attended * self.score) @ self.attention.mT) @ state.mT
+        taken = (_softmax(scores, incoming, count) @ state) @ self.attention
+        return self._mean(own, (incoming @ state) @ self.flow, taken, operation)
 
     def _mean(self, own: Tensor, flowing: Tensor, taken: Tensor, operation: Tensor) -> Tensor:
         flow = torch.addcmul(own, torch.sigmoid(self.flow_gate(operation)), flowing)
@@ -226,11 +241,26 @@ def _uniform(*shape: int, fan: int) -> Tensor:
     return torch.empty(shape).uniform_(-(fan**-0.5), fan**-0.5)
 
 
-def _softmax(scores: Tensor, incoming: Tensor, present: Tensor | None) -> Tensor:
+def _softmax(scores: Tensor, incoming: Tensor, count: Tensor | None) -> Tensor:
     scores = nn.functional.leaky_relu(scores * incoming)
-    if present is not None:
-        scores = scores.masked_fill(~present[:, None], -torch.inf)
+    if count is not None:
+        scores = scores.masked_fill(count[:, None] == 0, -torch.inf)
     return torch.softmax(scores, dim=-1)
+
+
+def _of_itself(scores: Tensor, own: Tensor, states: Tensor, count: Tensor | None) -> Tensor:
+    """What nodes attend to whose only edge is to themselves, ``(n, some, width)``: their own
+    states ``own`` by ``scores``, ``(n, some)``, and all other ``states`` by scores of 0."""
+    if count is None:
+        total, together = states.new_full((1, 1), states.shape[1]), states.sum(1, keepdim=True)
+    else:
+        total, together = count.sum(1, keepdim=True), count[:, None] @ states
+    scores = nn.functional.leaky_relu(scores)
+    most = scores.detach().clamp(min=0)  # keeps exponentials below 1
+    self_weight, other_weight = torch.exp(scores - most), torch.exp(-most)
+    weights = self_weight + other_weight * (total - 1)
+    attended = ((self_weight - other_weight) / weights)[..., None] * own
+    return torch.addcmul(attended, (other_weight / weights)[..., None], together)
 
 
 def _layers(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
