@@ -62,19 +62,14 @@ class Method:
     params: dict[str, Any] = field(default_factory=dict)
 
 
+CAZ = "cate+arch2vec+zcp"
 METHODS = {
     "ours": Method("gaussian", "own"),
     "ours, random samples": Method("gaussian"),
     "from scratch": Method("scratch"),
-    "NASFLAT": Method("nasflat", "cosine", "cate", "arch2vec"),
-    "NASFLAT, random samples": Method("nasflat", supplement="arch2vec"),
-    "NASFLAT, zero-cost": Method("nasflat", "cosine", "cate+arch2vec+zcp", "zcp"),
-    "NASFLAT, zero-cost, 20 epochs": Method(
-        "nasflat", "cosine", "cate+arch2vec+zcp", "zcp", params={"epochs": 20}
-    ),
-    "NASFLAT, raw zero-cost, 20 epochs": Method(
-        "nasflat", "cosine", "cate+arch2vec+zcp", "zcp", params={"epochs": 20, "standardise": False}
-    ),
+    "NASFLAT": Method("nasflat", "cosine", CAZ, "zcp", params={"epochs": 20, "standardise": False}),
+    "NASFLAT, 150 epochs": Method("nasflat", "cosine", CAZ, "zcp", params={"standardise": False}),
+    "NASFLAT, Arch2Vec": Method("nasflat", "cosine", "cate", "arch2vec", params={"epochs": 20}),
     "HELP": Method("help"),
     "MultiPredict": Method("multipredict"),
     "AdaProxy": Method("adaproxy"),
