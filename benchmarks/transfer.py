@@ -30,13 +30,18 @@ from scipy.stats import kendalltau, spearmanr
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.sources.source import Source
 from esm_host.transfer import make_method
-from esm_host.transfer.arch2vec import Arch2VecEncoder
 from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.cate import CATEEncoder
-from esm_host.transfer.gaussian import SourceGP
-from esm_host.transfer.learned import LearnedEncoder
+from esm_host.transfer.encodings.arch2vec import Arch2VecEncoder
+from esm_host.transfer.encodings.cate import CATEEncoder
+from esm_host.transfer.encodings.learned import LearnedEncoder
+from esm_host.transfer.encodings.zero_cost import (
+    AnalyticProxies,
+    Concatenated,
+    ProxyTable,
+    Supplement,
+)
+from esm_host.transfer.methods.gaussian import SourceGP
 from esm_host.transfer.samplers import sample
-from esm_host.transfer.zero_cost import AnalyticProxies, Concatenated, ProxyTable, Supplement
 
 Rows = NDArray[np.intp]
 

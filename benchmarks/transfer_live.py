@@ -26,8 +26,8 @@ from esm_host.run import load_run
 from esm_host.sources.registry import load
 from esm_host.sources.source import Source
 from esm_host.transfer import make_method
-from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.held_out import HELD_OUT_FACT
+from esm_host.transfer.methods.gaussian import SourceGP
 
 SETTINGS = {
     "1 thread": ["--threads", "1"],

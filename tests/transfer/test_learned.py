@@ -16,9 +16,9 @@ from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.predictors.linear import RidgePredictor
 from esm_host.sampling.base import draw_options
-from esm_host.transfer.arch2vec import Arch2VecEncoder
-from esm_host.transfer.cate import CATEEncoder, _leads_to
-from esm_host.transfer.learned import LearnedEncoder
+from esm_host.transfer.encodings.arch2vec import Arch2VecEncoder
+from esm_host.transfer.encodings.cate import CATEEncoder, _leads_to
+from esm_host.transfer.encodings.learned import LearnedEncoder
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from esm_host.sources.source import Source
-from esm_host.transfer.nasflat import NasflatPredictor
-from esm_host.transfer.nasflat_network import (
+from esm_host.transfer.methods.nasflat import NasflatPredictor
+from esm_host.transfer.methods.nasflat_network import (
     Architectures,
     GraphFlow,
     NasflatNetwork,

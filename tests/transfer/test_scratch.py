@@ -9,8 +9,12 @@ from esm_host.encoding import make_encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import make_predictor
 from esm_host.sources.source import Source
-from esm_host.transfer.counting import FlopsPredictor, LayerWisePredictor, ParametersPredictor
-from esm_host.transfer.scratch import ScratchPredictor
+from esm_host.transfer.methods.counting import (
+    FlopsPredictor,
+    LayerWisePredictor,
+    ParametersPredictor,
+)
+from esm_host.transfer.methods.scratch import ScratchPredictor
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")

@@ -18,8 +18,8 @@ from esm_protos.commands import Commands
 
 if TYPE_CHECKING:
     from esm_host.sources.source import Source
-    from esm_host.transfer.monotonicity import RankCorrelation
-    from esm_host.transfer.proxies import Comparison
+    from esm_host.transfer.devices.comparison import Comparison
+    from esm_host.transfer.devices.monotonicity import RankCorrelation
     from esm_models.space import SearchSpace
 
 SCHEMA_VERSION = 1
@@ -142,7 +142,7 @@ def correlation(
     check_output(chart, "--out")
     if chart is not None and chart.suffix not in (".png", ".svg", ".html"):
         raise UsageError(f"--out {chart}: give a file that ends in .png, .svg or .html")
-    from esm_host.transfer.proxies import compare
+    from esm_host.transfer.devices.comparison import compare
 
     chosen, targets = _chosen(names, runs, space, target or ())
     compared = compare(chosen)
@@ -198,8 +198,8 @@ def split(
     Example: esm-host sources split fbnet --train 5 --test 5
     """
     check_output(output)
-    from esm_host.transfer.device_sets import hard_sets, mean_correlation
-    from esm_host.transfer.proxies import compare
+    from esm_host.transfer.devices.comparison import compare
+    from esm_host.transfer.devices.hard_sets import hard_sets, mean_correlation
 
     chosen, _ = _chosen(names, runs, space, ())
     compared = compare(chosen)
@@ -306,7 +306,7 @@ def _print_intervals(
     what: str, labels: Sequence[str], values: Mapping[int, RankCorrelation], threshold: float
 ) -> None:
     """One side's correlations with the other, and what Algorithm 1 of One Proxy does."""
-    from esm_host.transfer.monotonicity import decide
+    from esm_host.transfer.devices.monotonicity import decide
 
     print_table(
         (what, "correlation", "95 % interval", "architectures", "Algorithm 1"),
@@ -331,7 +331,7 @@ def _correlation_json(
     proxies: Mapping[int, Mapping[int, RankCorrelation]],
     threshold: float,
 ) -> dict[str, Any]:
-    from esm_host.transfer.monotonicity import decide
+    from esm_host.transfer.devices.monotonicity import decide
 
     order = compared.order
     return {

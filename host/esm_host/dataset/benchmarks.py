@@ -59,6 +59,22 @@ class LatencyTable:
         return self.latency_ms[device]
 
 
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet table as it is.
+
+    Raises:
+        UsageError: there is no such file.
+        DatasetError: it cannot be read.
+    """
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no {path}") from error
+    except Exception as error:  # pyarrow has many
+        text = str(error).splitlines()[0]
+        raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
+
+
 def read_benchmark(path: Path) -> LatencyTable:
     """Reads a Parquet table of architectures.
 
@@ -69,13 +85,7 @@ def read_benchmark(path: Path) -> LatencyTable:
         UsageError: there is no such file.
         DatasetError: it is no such table, or damaged.
     """
-    try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no {path}") from error
-    except Exception as error:  # pyarrow has many
-        text = str(error).splitlines()[0]
-        raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
+    frame = read_parquet(path)
     try:
         space, codes = codes_of(frame)
         latency_ms = {

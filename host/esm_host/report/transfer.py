@@ -22,8 +22,8 @@ from esm_host.report.page import (
 )
 from esm_host.report.transfer_plots import held_out_predictions
 from esm_host.run import Run
+from esm_host.transfer.devices.monotonicity import LEAST_SHARED, rank_correlation
 from esm_host.transfer.held_out import use_of_sources
-from esm_host.transfer.monotonicity import LEAST_SHARED, rank_correlation
 
 
 def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:

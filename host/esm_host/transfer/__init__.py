@@ -20,7 +20,7 @@ class Method:
     """A few-shot predictor that can be had by name; its libraries are loaded when it is.
 
     Attributes:
-        where: ``"module:Class"`` within this package.
+        where: ``"module:Class"`` within ``methods``.
         about: a line for help and documentation.
         params: of the constructor, where this name differs from the class's defaults.
     """
@@ -66,7 +66,7 @@ def method_class(name: str) -> type[FewShotPredictor]:
         hint = nearest(name, METHODS)
         raise UsageError(f"unknown method '{name}': {hint}choose {', '.join(METHODS)}")
     module, _, cls = METHODS[name].where.partition(":")
-    found: type[FewShotPredictor] = getattr(import_module(f"{__name__}.{module}"), cls)
+    found: type[FewShotPredictor] = getattr(import_module(f"{__name__}.methods.{module}"), cls)
     return found
 
 

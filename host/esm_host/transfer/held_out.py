@@ -12,7 +12,7 @@ from esm_host.encoding.sources import SourcesEncoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.settings import LEAST_SAMPLES, Settings
 from esm_host.predictors.auto import WITH_SOURCES, WITHOUT_SOURCES, AutoPredictor
-from esm_host.transfer.monotonicity import rank_correlation
+from esm_host.transfer.devices.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"
 """Under which a campaign's store has the keys of what is held out."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.sources.source import Source, side_by_side
-from esm_host.transfer.monotonicity import (
+from esm_host.transfer.devices.monotonicity import (
     LEAST_SHARED,
     RankCorrelation,
     best_proxy,

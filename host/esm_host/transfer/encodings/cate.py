@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from esm_host.encoding.cost import CostEncoder
 from esm_host.predictors.networks import batches
-from esm_host.transfer.learned import Graphs, LearnedEncoder
+from esm_host.transfer.encodings.learned import Graphs, LearnedEncoder
 from esm_models.space import Codes, SearchSpace
 
 _CORRUPTED = 0.2
@@ -80,21 +78,6 @@ class CATEEncoder(LearnedEncoder):
         self.learning_rate = learning_rate
         self.seed = seed
         super().__init__(space)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "dimension": self.dimension,
-            "samples": self.samples,
-            "layers": self.layers,
-            "pair_layers": self.pair_layers,
-            "heads": self.heads,
-            "partners": self.partners,
-            "alike": self.alike,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "seed": self.seed,
-        }
 
     def _network(self, nodes: int, features: int, operations: int) -> nn.Module:
         return _Pairwise(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from esm_host.predictors.networks import batches
-from esm_host.transfer.learned import Graphs, LearnedEncoder
+from esm_host.transfer.encodings.learned import Graphs, LearnedEncoder
 from esm_models.space import Codes, SearchSpace
 
 _LARGEST_GRADIENT = 5.0
@@ -68,19 +66,6 @@ class Arch2VecEncoder(LearnedEncoder):
         self.learning_rate = learning_rate
         self.seed = seed
         super().__init__(space)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "dimension": self.dimension,
-            "samples": self.samples,
-            "hidden": self.hidden,
-            "layers": self.layers,
-            "dropout": self.dropout,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "seed": self.seed,
-        }
 
     def _network(self, nodes: int, features: int, operations: int) -> nn.Module:
         return _Autoencoder(

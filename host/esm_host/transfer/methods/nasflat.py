@@ -15,13 +15,13 @@ from esm_host.encoding.graphs import GraphEncoder
 from esm_host.predictors.networks import GraphColumns, one_thread
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.nasflat_network import (
+from esm_host.transfer.encodings.zero_cost import Supplement
+from esm_host.transfer.methods.nasflat_network import (
     Architectures,
     NasflatNetwork,
     draw_pairs,
     pairwise_hinge,
 )
-from esm_host.transfer.zero_cost import Supplement
 from esm_models.space import Codes
 
 _ROWS = 256  # predicted at once: more no longer fit the processor's cache

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from esm_host.sources.source import Source
-from esm_host.transfer.monotonicity import rank_correlation
-from esm_host.transfer.proxies import Comparison, compare
+from esm_host.transfer.devices.comparison import Comparison, compare
+from esm_host.transfer.devices.monotonicity import rank_correlation
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")

@@ -9,7 +9,7 @@ import numpy as np
 
 from esm_host.sources.source import Source
 from esm_host.transfer.base import Floats
-from esm_host.transfer.monotonicity import (
+from esm_host.transfer.devices.monotonicity import (
     LEAST_SHARED,
     THRESHOLD,
     Decision,
@@ -17,7 +17,7 @@ from esm_host.transfer.monotonicity import (
     decide,
     rank_correlation,
 )
-from esm_host.transfer.proxy import AdaProxyPredictor, ProxyPredictor
+from esm_host.transfer.methods.proxy import AdaProxyPredictor, ProxyPredictor
 from esm_models.space import Codes
 
 
@@ -62,7 +62,7 @@ def one_proxy(
     Args:
         measure: latencies on the new device, ms, ``(n,)`` of ``(n, *code_shape)``.
         pool: architectures to measure, in that order; its length is the most that it may cost.
-        model: as of :class:`~esm_host.transfer.proxy.ProxyPredictor`.
+        model: as of :class:`~esm_host.transfer.methods.proxy.ProxyPredictor`.
 
     Raises:
         ValueError: there are no sources, or ``pool``, ``first`` or ``step`` have fewer than four.

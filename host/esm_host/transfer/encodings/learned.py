@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -78,9 +79,10 @@ class LearnedEncoder(Encoder):
     def _vectors(self, network: nn.Module, graphs: Graphs) -> Tensor:
         """``(n, dimension)``."""
 
-    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Arguments of the constructor, but for the space."""
+        names = list(inspect.signature(type(self)).parameters)
+        return {name: getattr(self, name) for name in names[1:]}
 
     def fit(self, codes: Codes | None = None) -> Self:
         """Learns from architectures: those given or ``samples`` drawn from the space, every choice

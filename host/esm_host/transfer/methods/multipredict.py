@@ -13,8 +13,8 @@ from esm_host.encoding.cost import CostEncoder
 from esm_host.predictors.networks import ROWS, batches, one_thread
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.bodies import ArchitectureInput, Scale
-from esm_host.transfer.known import KnownLatencies
+from esm_host.transfer.methods.bodies import ArchitectureInput, Scale
+from esm_host.transfer.methods.known import KnownLatencies
 from esm_models.space import Codes, SearchSpace
 
 
@@ -32,12 +32,12 @@ class MultiPredictPredictor(FewShotPredictor):
     Where this differs: Of the 13 zero-cost proxies it has those that need no network to be run,
     FLOPs and parameters, as logarithms, standardised. What sources take for samples of the new
     device is predicted where they did not measure it
-    (:class:`esm_host.transfer.known.KnownLatencies`). Latencies are scaled by
-    :class:`esm_host.transfer.bodies.Scale`.
+    (:class:`esm_host.transfer.methods.known.KnownLatencies`). Latencies are scaled by
+    :class:`esm_host.transfer.methods.bodies.Scale`.
 
     Args:
         encoding: of architectures; by default as
-            :class:`esm_host.transfer.bodies.ArchitectureInput` says.
+            :class:`esm_host.transfer.methods.bodies.ArchitectureInput` says.
         width: of the layers that read architectures.
         architecture: length of an architecture's vector.
         device: length of a device's embedding.

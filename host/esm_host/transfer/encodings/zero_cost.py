@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.dataset.benchmarks import codes_of
+from esm_host.dataset.benchmarks import codes_of, read_parquet
 from esm_host.encoding.cost import CostEncoder
 from esm_host.errors import DatasetError, UsageError
 from esm_models.errors import ModelsError
@@ -69,13 +68,7 @@ class ProxyTable:
             UsageError: there is no such file, or it has no such columns.
             DatasetError: it cannot be read.
         """
-        try:
-            frame = pd.read_parquet(path)
-        except FileNotFoundError as error:
-            raise UsageError(f"there is no {path}") from error
-        except Exception as error:  # pyarrow has many
-            text = str(error).splitlines()[0]
-            raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
+        frame = read_parquet(path)
         columns = [name for name in frame.columns if name.startswith(_PREFIX)]
         if not columns:
             raise UsageError(f"{path} has no columns {_PREFIX}PROXY: choose a table that does")

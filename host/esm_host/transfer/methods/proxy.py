@@ -11,9 +11,9 @@ from scipy.linalg import lstsq
 from esm_host.encoding.vectors import OperationOneHotEncoder
 from esm_host.errors import UsageError
 from esm_host.sources.source import Source
-from esm_host.transfer.adaproxy import VALIDATION, AdaProxy
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.monotonicity import rank_correlation
+from esm_host.transfer.devices.monotonicity import rank_correlation
+from esm_host.transfer.methods.adaproxy import VALIDATION, AdaProxy
 from esm_models.space import Codes
 
 _LEAST = 4  # samples, for a rank correlation
@@ -97,7 +97,7 @@ class ProxyPredictor(FewShotPredictor):
 
 
 class AdaProxyPredictor(ProxyPredictor):
-    """The proxy's predictor, adapted by :class:`~esm_host.transfer.adaproxy.AdaProxy`.
+    """The proxy's predictor, adapted by :class:`~esm_host.transfer.methods.adaproxy.AdaProxy`.
 
     Args:
         proxy, model: as of :class:`ProxyPredictor`.

@@ -13,8 +13,8 @@ from esm_host.predictors.linear import RidgePredictor
 from esm_host.predictors.networks import ROWS, Linears, one_thread
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.bodies import ArchitectureInput, Scale
-from esm_host.transfer.known import KnownLatencies, keys
+from esm_host.transfer.methods.bodies import ArchitectureInput, Scale
+from esm_host.transfer.methods.known import KnownLatencies, keys
 from esm_models.space import Codes
 
 _FIRST_RATE = 1e-3
@@ -44,13 +44,13 @@ class HELPPredictor(FewShotPredictor):
     and are in :attr:`references_` after learning; the method as published measures them on the new
     device, so give them among the samples to have it. Of those not among the samples the latency
     is estimated: by a ridge regression of the new device's latencies on those of the sources, at
-    the samples. Latencies are scaled by :class:`esm_host.transfer.bodies.Scale`. Nothing is
+    the samples. Latencies are scaled by :class:`esm_host.transfer.methods.bodies.Scale`. Nothing is
     left out of the sources (there, a tenth of the slowest and of the fastest), and there is no
     choice of the best episode, which takes further devices.
 
     Args:
         encoding: of architectures; by default as
-            :class:`esm_host.transfer.bodies.ArchitectureInput` says.
+            :class:`esm_host.transfer.methods.bodies.ArchitectureInput` says.
         references: how many reference architectures.
         width: of the layers that read architecture and embedding; of those after them, twice that.
         episodes: steps of meta-learning.
