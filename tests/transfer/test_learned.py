@@ -60,6 +60,7 @@ def learned(kind: type[LearnedEncoder]) -> LearnedEncoder:
     return kind(SPACE, **SMALL[kind]).fit()
 
 
+@pytest.mark.predictors
 def test_vectors_tell_what_networks_are_made_of(kind: type[LearnedEncoder]) -> None:
     vectors = learned(kind).encode_codes(CODES)
     assert vectors.shape == (300, 16) == (300, len(learned(kind)))
@@ -71,6 +72,7 @@ def test_vectors_tell_what_networks_are_made_of(kind: type[LearnedEncoder]) -> N
         assert told > 0.45, option.label
 
 
+@pytest.mark.predictors
 def test_training_makes_its_loss_small(kind: type[LearnedEncoder]) -> None:
     encoder = learned(kind)
     graphs = encoder._graphs(make_encoder("graph", SPACE).encode_codes(CODES))

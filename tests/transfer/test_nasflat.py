@@ -138,6 +138,7 @@ def test_absent_nodes_say_nothing() -> None:
     torch.testing.assert_close(masked, short)
 
 
+@pytest.mark.predictors
 def test_it_learns_a_family_of_devices(learnt: NasflatPredictor) -> None:
     for share in (0.1, 0.85):
         learnt.adapt(SEEN[:15], latency_ms(SEEN[:15], share))
@@ -145,6 +146,7 @@ def test_it_learns_a_family_of_devices(learnt: NasflatPredictor) -> None:
         assert spearmanr(learnt.predict(UNSEEN), truth).statistic > 0.8
 
 
+@pytest.mark.predictors
 def test_units_do_not_matter(learnt: NasflatPredictor) -> None:
     """Only the order does: latencies may be in seconds or minutes."""
     wanted = latency_ms(SEEN[:15], 0.5)
@@ -152,6 +154,7 @@ def test_units_do_not_matter(learnt: NasflatPredictor) -> None:
     np.testing.assert_allclose(learnt.adapt(SEEN[:15], 1024 * wanted).predict(UNSEEN), once)
 
 
+@pytest.mark.predictors
 def test_each_device_starts_anew(learnt: NasflatPredictor) -> None:
     wanted = latency_ms(SEEN[:15], 0.85)
     learnt.adapt(SEEN[:15], wanted)
@@ -163,6 +166,7 @@ def test_each_device_starts_anew(learnt: NasflatPredictor) -> None:
     assert spearmanr(other, once).statistic < 0.95
 
 
+@pytest.mark.predictors
 def test_the_same_seed_the_same_result() -> None:
     few = SEEN[:6], latency_ms(SEEN[:6], 0.4)
 
@@ -175,6 +179,7 @@ def test_the_same_seed_the_same_result() -> None:
     assert not np.allclose(predicted(1), predicted(2))
 
 
+@pytest.mark.predictors
 def test_a_new_device_begins_as_the_one_that_correlates_most(learnt: NasflatPredictor) -> None:
     for share in (0.0, 1.0):
         wanted = latency_ms(SEEN[:30], share)
@@ -192,11 +197,13 @@ def test_a_new_device_begins_as_the_one_that_correlates_most(learnt: NasflatPred
     assert spearmanr(untouched, latency_ms(UNSEEN, 1.0)).statistic > 0.8
 
 
+@pytest.mark.predictors
 def test_a_constant_device_is_no_error(learnt: NasflatPredictor) -> None:
     predicted = learnt.adapt(SEEN[:5], np.full(5, 3.0)).predict(UNSEEN)
     assert np.isfinite(predicted).all()
 
 
+@pytest.mark.predictors
 def test_a_prediction_does_not_depend_on_its_neighbours(learnt: NasflatPredictor) -> None:
     learnt.adapt(SEEN[:15], latency_ms(SEEN[:15], 0.5))
     together = learnt.predict(UNSEEN)
@@ -211,6 +218,7 @@ class Told:
         return np.stack([1e6 + 1e3 * hidden, np.full(len(codes), 7.0)], axis=1)
 
 
+@pytest.mark.predictors
 def test_a_supplement_helps() -> None:
     merit = []
     for supplement in (None, Told()):
@@ -220,6 +228,7 @@ def test_a_supplement_helps() -> None:
     assert merit[1] > max(merit[0], 0.9)
 
 
+@pytest.mark.predictors
 def test_sources_may_have_measured_different_architectures() -> None:
     predictor = NasflatPredictor(epochs=14, batch_size=32, transfer_epochs=8)
     predictor.learn([source(0.2, SEEN[:50]), source(0.4, SEEN[30:])])
@@ -227,6 +236,7 @@ def test_sources_may_have_measured_different_architectures() -> None:
     assert spearmanr(predictor.predict(UNSEEN), latency_ms(UNSEEN, 0.3)).statistic > 0.7
 
 
+@pytest.mark.predictors
 @pytest.mark.predictors
 def test_units_can_be_told() -> None:
     """Where only the first unit's blocks cost."""
@@ -240,6 +250,7 @@ def test_units_can_be_told() -> None:
     assert spearmanr(predictor.predict(codes[100:]), y[100:]).statistic > 0.8
 
 
+@pytest.mark.predictors
 def test_a_resolution_of_its_own_is_seen() -> None:
     space = load_space("ofa")
     codes = np.repeat(space.encode(space.extremes()[:1]), 8, axis=0)
@@ -250,6 +261,7 @@ def test_a_resolution_of_its_own_is_seen() -> None:
     assert spearmanr(predictor.predict(codes), y).statistic > 0.9
 
 
+@pytest.mark.predictors
 def test_without_edges_the_order_of_blocks_is_not_seen() -> None:
     space = load_space("fbnet")
     codes = np.full((40, *space.code_shape), -1, dtype=np.int16)
@@ -265,6 +277,7 @@ def test_without_edges_the_order_of_blocks_is_not_seen() -> None:
         assert np.array_equal(one, other) == same
 
 
+@pytest.mark.predictors
 def test_a_supplement_may_be_taken_as_it_is() -> None:
     """In units so odd that nothing else is seen."""
     told = []
