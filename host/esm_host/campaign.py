@@ -20,6 +20,7 @@ from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding import Encoder
+from esm_host.encoding.sources import SourcesEncoder
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.loop import Loop, LoopWatcher, Outcome
 from esm_host.extension.settings import Settings
@@ -30,6 +31,8 @@ from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
 from esm_host.run import Run
 from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.transfer.held_out import HELD_OUT_FACT, judge
+from esm_host.transfer.warm_start import Informative, source_models
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.patient import PatientProfiler
@@ -127,7 +130,7 @@ def run_campaign(
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     bins = settings.depth_bins(space)
-    encoder = settings.encoder(space)
+    encoder = _encoder(settings, folder, space, resume)
     make_predictor(settings.predictor, encoder)  # what it lacks is found now
     _check_space(settings, space, bins)
     if settings.initial <= 2 * settings.block_size:
@@ -154,6 +157,13 @@ def run_campaign(
         folder.prepare(resume)
         with folder.locked():
             return _run(settings, folder, space, bins, encoder, members, answers, missing, watcher)
+
+
+def _encoder(settings: Settings, folder: RunFolder, space: SearchSpace, resume: bool) -> Encoder:
+    """Of a new campaign, or the one that it began with."""
+    if not settings.warm_start or resume:
+        return folder.encoder(settings, space)
+    return SourcesEncoder(space, source_models(settings, space, folder.path))
 
 
 def absolute(space: str) -> str:
@@ -236,6 +246,8 @@ def _run(
     watcher: CampaignWatcher,
 ) -> Ended:
     if not folder.settings.exists():
+        if isinstance(encoder, SourcesEncoder):
+            encoder.models.save(folder.sources)
         # First: a folder with settings can be resumed, however little it holds.
         write_json(folder.settings, settings.to_json())
     with closing(Store(folder.store)) as store:
@@ -261,21 +273,34 @@ def _run(
         )
         collector.admit(answers, missing)
         write_json(folder.settings, settings.to_json())  # a raised target, say
+        sampler = SAMPLERS[settings.sampling](space, bins)
         loop = Loop(
             settings,
             store,
             measurements,
             collector,
-            SAMPLERS[settings.sampling](space, bins),
+            sampler,
             encoder,
             bins,
             lambda member: make_predictor(settings.predictor, encoder, settings.seed + member),
             watcher,
+            Informative(
+                encoder,
+                sampler,
+                settings.held_out,
+                lambda keys: store.add_fact(HELD_OUT_FACT, keys),
+            )
+            if isinstance(encoder, SourcesEncoder)
+            else None,
         )
         outcome = loop.run()
         device = next(iter(answers.values()))
         result = campaign_result(store, measurements, settings, device, outcome.converged)
         dataset, failures = measurements.dataset(), measurements.table().failures
+        if isinstance(encoder, SourcesEncoder):
+            trusted = dataset.only(settings.trusted_verdicts)
+            held_out = store.fact(HELD_OUT_FACT) or ()
+            result["transfer"] = judge(trusted, held_out, encoder, settings)
     _write(folder, settings, outcome, result)
     return Ended(outcome.converged, outcome.reason, result, dataset, failures)
 

@@ -7,9 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
+    from esm_models.space import SearchSpace
 
 
 class RunFolder:
@@ -22,6 +27,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.predictor_onnx = path / "predictor.onnx"
         self.predictions = path / "predictions.csv"
+        self.sources = path / "sources.npz"
         self.plots = {
             name: path / f"{name}.png"
             for name in ("predicted_against_measured", "accuracy_by_round", "reference_stability")
@@ -40,7 +46,8 @@ class RunFolder:
             return
         if self.settings.exists() or self.store.exists():
             raise RunExistsError(
-                f"{self.path} holds a campaign: add --resume to go on, or give another --run"
+                f"{self.path} holds a campaign: esm-host profile --run {self.path} --resume goes "
+                "on with it; or give another --run"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +71,19 @@ class RunFolder:
             raise DatasetError(
                 f"{self.settings} is damaged ({error}): restore it from a copy"
             ) from error
+
+    def encoder(self, settings: Settings, space: SearchSpace) -> Encoder:
+        """That of the folder's campaign, which knows its sources if it has any.
+
+        Raises:
+            UsageError: there is no such encoding, or it does not suit the space.
+            DatasetError: what the sources were learnt to be is gone or damaged.
+        """
+        if not settings.warm_start:
+            return settings.encoder(space)
+        from esm_host.encoding.sources import SourceModels, SourcesEncoder  # slow to load
+
+        return SourcesEncoder(space, SourceModels.load(self.sources))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -283,7 +283,7 @@ class Run:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return self.settings.encoder(self.space)
+        return self._folder.encoder(self.settings, self.space)
 
     def _encode(
         self, architectures: Sequence[Architecture | Mapping[str, Any]]

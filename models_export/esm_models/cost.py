@@ -1,4 +1,8 @@
-"""What a model takes on the device that runs it, and what each of its operators does."""
+"""What a model takes on the device that runs it, and what each of its operators does.
+
+Numbers count four bytes, also those of int8 networks: that is the same architecture, and a
+predictor learns how fast a device runs it.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +106,8 @@ def _numbers(shapes: Sequence[Shape]) -> int:
 
 
 def memory_bytes(model: bytes) -> int:
-    """Memory that a float32 ONNX model needs while a runtime loads and runs it, roughly."""
+    """Memory that an ONNX model needs while a runtime loads and runs it, roughly. Weights of int8
+    models are float32 until they are loaded, and take no more."""
     weights = onnx.ModelProto.FromString(model).graph.initializer
     numbers: int = sum(math.prod(tensor.dims) for tensor in weights)
     return _COPIES * 4 * numbers + _FIXED_BYTES

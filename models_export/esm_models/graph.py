@@ -2,12 +2,15 @@
 
 Batch normalisation that follows a convolution is not written: inference runtimes fold it into
 the convolution's weight and bias, so a graph that is only timed starts from the folded form.
+
+Networks are written down in float32; :mod:`esm_models.quantization` makes int8 ones of them at the
+end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +19,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from esm_models.quantization import quantized
+
 WeightSource = Callable[[str, tuple[int, ...]], NDArray[np.float32]]
 """Draws the array of an initializer from its name and shape."""
+
+FLOAT32, INT8 = DTYPES = ("float32", "int8")
 
 # Read by every ONNX Runtime since 1.13; nothing here needs more.
 OPSET = 17
@@ -34,12 +41,17 @@ class Network:
     Args:
         input_shape: (batch, channels, height, width).
         weights: see :meth:`esm_models.space.SearchSpace.build`.
+        dtype: one of :data:`DTYPES`, of the arithmetic; the input and the output are float32.
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int, int], weights: WeightSource | None = None
+        self,
+        input_shape: tuple[int, int, int, int],
+        weights: WeightSource | None = None,
+        dtype: str = FLOAT32,
     ) -> None:
         self.input = "input"
+        self.dtype = dtype
         self._shapes: dict[str, tuple[int, ...]] = {self.input: input_shape}
         self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
@@ -210,7 +222,7 @@ class Network:
             [self._value_info("output", self._shapes[output])],
             self._initializers,
         )
-        return serialized(graph)
+        return serialized(graph, self.dtype, {**self._shapes, "output": self._shapes[output]})
 
     @staticmethod
     def _value_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
@@ -265,8 +277,14 @@ def weightless(name: str, shape: Sequence[int]) -> TensorProto:
     return tensor
 
 
-def serialized(graph: onnx.GraphProto) -> bytes:
-    """A graph as a model in bytes; equal graphs give equal bytes."""
+def serialized(graph: onnx.GraphProto, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """A float32 graph as a model of that dtype in bytes; equal graphs give equal bytes.
+
+    Args:
+        shapes: of all its tensors, by name; initializers may be left out.
+    """
+    if dtype == INT8:
+        graph = quantized(graph, shapes)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from esm_models.architecture import Architecture
 from esm_models.cost import OperatorCost, Shape, operator_cost
-from esm_models.graph import Network, serialized, weightless
+from esm_models.graph import FLOAT32, Network, serialized, weightless
 from esm_models.space import SearchSpace
 
 _BLOCK = re.compile(r"block\d+")
@@ -34,6 +34,7 @@ class Part:
         name: the scope, or the operator's name where it has none.
         key: of operators, their attributes and all shapes: 16 hexadecimal digits.
         option: label of the block's option, where the part is a block and that is known.
+        dtype: of the arithmetic; costs are those of float32 in any case.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Part:
     _outputs: Mapping[str, Shape] = field(repr=False, compare=False)
     _shapes: Mapping[str, Shape] = field(repr=False, compare=False)
     option: str = field(default="", compare=False)
+    dtype: str = FLOAT32
 
     @cached_property
     def operators(self) -> tuple[OperatorCost, ...]:
@@ -83,7 +85,7 @@ class Part:
         """The part alone as a serialized ONNX model without weights, the same for equal parts.
 
         What comes from other parts is fed: ``input1``, ``input2``, ... What others use, or nobody,
-        is its result: ``output1``, ...
+        is its result: ``output1``, ... These are float32 also of an int8 part, which converts them.
         """
         names = {name: f"input{number}" for number, name in enumerate(self._inputs, start=1)}
         names |= {name: f"output{number}" for number, name in enumerate(self._outputs, start=1)}
@@ -106,7 +108,7 @@ class Part:
             [_value(names[name], shape) for name, shape in self._outputs.items()],
             [weightless(names[name], shape) for name, shape in self._weights.items()],
         )
-        return serialized(graph)
+        return serialized(graph, self.dtype, {names[n]: s for n, s in self._shapes.items()})
 
 
 def parts_of(space: SearchSpace, architecture: Architecture) -> list[Part]:
@@ -173,8 +175,9 @@ def _part(
         if users.get(tensor) != {name}
     }
     text = repr((signature, [made[tensor] for tensor in outputs]))
+    text += net.dtype if net.dtype != FLOAT32 else ""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Part(name, key, tuple(nodes), weights, inputs, outputs, shapes)
+    return Part(name, key, tuple(nodes), weights, inputs, outputs, shapes, dtype=net.dtype)
 
 
 def _value(name: str, shape: Shape) -> ValueInfoProto:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError
-from esm_models.graph import Network, WeightSource
+from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of every block's option, -1
@@ -80,6 +80,7 @@ class SearchSpace(ABC):
             where the space has :attr:`resolutions`.
         width_mult: multiplier of every channel count.
         batch: batch size of the exported graphs.
+        dtype: of their arithmetic, ``"float32"`` or ``"int8"`` (:mod:`esm_models.quantization`).
 
     Raises:
         InvalidSpaceError: a setting is out of range for this space.
@@ -102,7 +103,11 @@ class SearchSpace(ABC):
     """From which every architecture has one of its own; none where all have the space's."""
 
     def __init__(
-        self, resolution: int | None = None, width_mult: float = 1.0, batch: int = 1
+        self,
+        resolution: int | None = None,
+        width_mult: float = 1.0,
+        batch: int = 1,
+        dtype: str = FLOAT32,
     ) -> None:
         if resolution is not None:
             self.resolutions = ()
@@ -119,10 +124,13 @@ class SearchSpace(ABC):
             raise InvalidSpaceError(f"--width-mult {width_mult:g} is outside 0.05 to 8")
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"--batch {batch} is outside 1 to 4096")
+        if dtype not in DTYPES:
+            raise InvalidSpaceError(f"--dtype '{dtype}': choose {' or '.join(DTYPES)}")
         self.resolution = resolution
         """Of the input; the largest where architectures have their own."""
         self.width_mult = float(width_mult)
         self.batch = batch
+        self.dtype = dtype
 
     @abstractmethod
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
@@ -204,13 +212,14 @@ class SearchSpace(ABC):
         return units * max(len(self.resolutions), 1)
 
     def settings(self) -> dict[str, str | int | float]:
-        """What tells this space from others."""
-        return {
+        """What tells this space from others; the dtype where it is not float32."""
+        settings: dict[str, str | int | float] = {
             "name": self.name,
             "resolution": "free" if self.resolutions else self.resolution,
             "width_mult": self.width_mult,
             "batch": self.batch,
         }
+        return settings if self.dtype == FLOAT32 else {**settings, "dtype": self.dtype}
 
     # Architectures and codes
 
@@ -314,10 +323,10 @@ class SearchSpace(ABC):
         self, architecture: Architecture, weights: WeightSource | None = None
     ) -> tuple[Network, str]:
         """The subnet as a graph under construction, and the name of its output; as :meth:`build`
-        otherwise."""
+        otherwise. Its operators are those of float32, which int8 graphs are made of."""
         self.validate(architecture)
         side = architecture.resolution or self.resolution
-        net = Network((self.batch, 3, side, side), weights)
+        net = Network((self.batch, 3, side, side), weights, self.dtype)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
         return net, self.network(net, units)
 

@@ -39,11 +39,14 @@ def identity(kind: int, operator: str = "Identity", domain: str = "") -> bytes:
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenetv3", "densenet"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("resnet", "float32"), ("mobilenetv3", "float32"), ("densenet", "float32"), ("fbnet", "int8")],
+)
 def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, dtype: str
 ) -> None:
-    space = load_space(name, resolution=64, width_mult=0.25)
+    space = load_space(name, resolution=64, width_mult=0.25, dtype=dtype)
     architecture = smallest(space)
     model = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
     weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))

@@ -85,7 +85,7 @@ def test_none_encode_to_none(encoder: Encoder) -> None:
     assert encoder.encode([]).shape == (0, len(encoder))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_many_at_once_as_one_by_one(seed: int) -> None:
     for space in SPACE_OBJECTS.values():

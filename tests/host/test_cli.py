@@ -25,6 +25,7 @@ from esm_host.evaluation.verdict import Verdict
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
+from esm_models.graph import DTYPES
 from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
@@ -259,6 +260,7 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
         (["--resolution", "8"], ["--resolution 8", "32"]),
         (["--width-mult", "0"], ["--width-mult"]),
         (["--batch", "0"], ["--batch"]),
+        (["--dtype", "int4"], ["--dtype 'int4': choose float32 or int8"]),
         (["--runs", "0"], ["--runs 0"]),
         (["--trim", "0.5"], ["--trim"]),
         (["--threads", "0"], ["--threads"]),
@@ -508,7 +510,15 @@ def program(*arguments: str, **environment: str) -> tuple[list[str], set[str], i
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("profile", "--help"), ("devices", "info", "--help")]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("profile", "--help"),
+        ("devices", "info", "--help"),
+        ("import", "--help"),
+        ("sources", "correlation", "--help"),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     lines, modules, code = program(*arguments)
@@ -636,6 +646,9 @@ def completed(line: str, **environment: str) -> tuple[list[str], set[str]]:
             ["stable,noisy", "stable,unresolved", "stable,throttled"],
         ),
         ("esm-host profile --judge ", ["bins", "overall"]),
+        ("esm-host sources remove b", ["bench", "boards"]),
+        ("esm-host sources correlation bench --target bo", ["boards"]),
+        ("esm-host import x.csv --format h", ["help", "hw-nas-bench"]),
     ],
 )
 def test_shells_complete_names(line: str, offered: list[str], tmp_path: Path) -> None:
@@ -644,7 +657,9 @@ def test_shells_complete_names(line: str, offered: list[str], tmp_path: Path) ->
         '[devices.pi-1]\naddress = "127.0.0.1:1"\n[devices.pi-2]\naddress = "127.0.0.1:2"\n'
         '[groups]\nrack = ["pi-1", "pi-2"]\n'
     )
-    lines, modules = completed(line, ESM_CONFIG=str(config))
+    for name in ("boards", "bench"):
+        (tmp_path / f"{name}.parquet").touch()
+    lines, modules = completed(line, ESM_CONFIG=str(config), ESM_SOURCES=str(tmp_path))
     assert lines == offered
     assert modules & HEAVY == set()
 
@@ -659,3 +674,4 @@ def test_what_shells_complete_is_what_there_is() -> None:
     assert set(shared.SPACES) == set(SPACES)
     assert set(shared.ENCODINGS) == set(ENCODERS)
     assert set(shared.VERDICTS) == set(Verdict)
+    assert shared.DTYPES == DTYPES

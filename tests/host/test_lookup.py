@@ -4,6 +4,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,10 +184,10 @@ def test_the_table_serves_the_predictor(table: Path) -> None:
 
 
 def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> None:
-    def encoder(**settings: float) -> PartsEncoder:
+    def encoder(**settings: Any) -> PartsEncoder:
         return PartsEncoder(Scoped(**{"resolution": 32, **settings}))
 
-    for settings in ({"resolution": 64}, {"width_mult": 0.5}, {"batch": 2}):
+    for settings in ({"resolution": 64}, {"width_mult": 0.5}, {"batch": 2}, {"dtype": "int8"}):
         with pytest.raises(MismatchError, match=f"resolution 32.*{next(iter(settings))}"):
             load_lookup_table(table, encoder(**settings))
     with pytest.raises(UsageError, match="encoding 'parts', not 'fcc'"):
@@ -214,6 +215,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
     ("arguments", "code", "word"),
     [
         (["--space", "resnet9"], 2, "unknown search space"),
+        (["--dtype", "int4"], 2, "--dtype 'int4': choose float32 or int8"),
         (["--runs", 5, "--precision", 1], 2, "--runs"),
         (["--space", f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"], 2, "cannot be listed"),
         (["--space", SCOPED, "--json", "/no/such/folder/t.json"], 2, "there is no folder"),

@@ -11,9 +11,11 @@ from esm_host import Settings, load_run, profile
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
 from esm_host.run import readable
+from esm_host.sources.registry import describe
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
+from esm_models.errors import InvalidSpaceError
 from esm_protos.messages import MeasureSpec
 from tests.host.campaign import latency
 
@@ -105,6 +107,30 @@ def test_a_resolution_that_is_given_holds_for_all(tmp_path: Path) -> None:
     assert Settings("any").search_space().resolution == 224
     again = Settings.from_json(json.loads(json.dumps(settings.to_json())))
     assert again == settings
+
+
+def test_int8_is_a_setting_of_campaigns() -> None:
+    settings = Settings("any", space="fbnet", dtype="int8")
+    assert settings.search_space().settings()["dtype"] == "int8"
+    assert describe(settings.search_space()) == "fbnet, int8"
+    stored = json.loads(json.dumps(settings.to_json()))
+    assert Settings.from_json(stored) == settings
+    del stored["dtype"]  # a campaign from before there was a choice
+    assert Settings.from_json(stored) == replace(settings, dtype="float32")
+
+
+def test_a_space_of_ones_own_need_not_know_the_setting(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from esm_models.spaces.resnet import ResNetSpace\n"
+        "class Own(ResNetSpace):\n"
+        "    def __init__(self, resolution=None, width_mult=1.0, batch=1):\n"
+        "        super().__init__(resolution, width_mult, batch)\n"
+    )
+    settings = Settings("any", space=f"{path}:Own", resolution=32)
+    assert settings.search_space().settings()["resolution"] == 32
+    with pytest.raises(InvalidSpaceError, match=r"cannot be built: .*dtype"):
+        replace(settings, dtype="int8").search_space()
 
 
 @pytest.mark.parametrize(

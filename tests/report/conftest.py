@@ -8,16 +8,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from playwright import sync_api as playwright
 from typer.testing import CliRunner
 
+from esm_host.bins import DepthBins
 from esm_host.cli.app import app
+from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.folder import RunFolder
 from esm_host.report.result import campaign_result, write_json
+from esm_host.sampling import RandomSampler
+from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import SETTINGS, SPACE, Log, assemble, latency
@@ -94,6 +99,28 @@ def finished(path: Path, device: str, profilers: Mapping[str, Profiler]) -> Path
     return folder.path
 
 
+@pytest.fixture(scope="session")
+def transferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transfer to a made-up device from one like it, one that tells nothing, and one whose name
+    is code and that ranks the other way round."""
+    rng = np.random.default_rng(0)
+    sampler = RandomSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 1))
+    codes = SPACE.encode(sampler.sample(200, rng))
+    by_block = 1.0 + (codes >= 0).sum(axis=(1, 2))
+    latency_ms = {"chance": rng.uniform(1, 9, 200), "blocks": by_block, STRANGE: 30 / by_block}
+    folder = tmp_path_factory.mktemp("transferred")
+    table = folder / "known.parquet"
+    write_table(LatencyTable("known", SPACE, codes, latency_ms, {}), table)
+    options = ["--resolution", 32, "--width-mult", 0.25, "--samples", 12, "--held-out", 6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01))
+        patch.setenv("ESM_SOURCES", str(folder / "none"))
+        command = ["transfer", "--device", "edge", "--run", folder / "run", "--source", table]
+        result = CliRunner().invoke(app, [str(word) for word in (*command, *options)])
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
 def _counter(width: int) -> bytes:
     """A predictor that takes a millisecond for every block."""
     node = helper.make_node("ReduceSum", ["encoding", "axes"], ["latency_ms"], keepdims=0)
@@ -121,6 +148,11 @@ def timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
     return opened(browser, written(campaign, campaign.parent / "campaign.html"))
+
+
+@pytest.fixture(scope="module")
+def transfer_report(browser: playwright.Browser, transferred: Path) -> Opened:
+    return opened(browser, written(transferred, transferred.parent / "transfer.html"))
 
 
 @pytest.fixture(scope="module")

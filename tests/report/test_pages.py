@@ -15,10 +15,15 @@ CAMPAIGN += ["deviations"]
 TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribution")]
 TIMING.insert(0, "latencies")
 TIMING += ["operators-2", "states-clock-mhz", "states-temperature-c", "states-gpu-clock-mhz"]
-PAGES = [("campaign_report", CAMPAIGN), ("timing_report", TIMING)]
+TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:]]
+PAGES = [
+    ("campaign_report", CAMPAIGN),
+    ("timing_report", TIMING),
+    ("transfer_report", TRANSFER),
+]
 
 
-@pytest.fixture(params=PAGES, ids=["campaign", "timing"])
+@pytest.fixture(params=PAGES, ids=["campaign", "timing", "transfer"])
 def report(request: pytest.FixtureRequest) -> tuple[Opened, list[str]]:
     name, figures = request.param
     return request.getfixturevalue(name), figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,11 @@ COMMANDS = (
         "Learn",
         "Learn a latency predictor for a device by measuring as few models as possible.",
     ),
+    (
+        "transfer",
+        "Learn",
+        "Learn a device from a few measurements and what is known of others.",
+    ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (
@@ -30,6 +36,8 @@ COMMANDS = (
         "Compare predictors, encodings and training sizes on public latencies or your campaigns.",
     ),
     ("selection", "Learn", "Find what selecting architectures by predicted latency costs."),
+    ("import", "Sources", "Keep latencies that others measured, to learn other devices from."),
+    ("sources", "Sources", "Look after what is known of other devices, and compare them."),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("devices", "Devices", "Look after devices."),
 )
@@ -50,7 +58,8 @@ class _Lazy(Commands):
 
 def load(name: str) -> Any:
     """A command as typer runs it."""
-    found = getattr(import_module(f"esm_host.cli.{name}"), name)
+    word = f"{name}_" if iskeyword(name) else name
+    found = getattr(import_module(f"esm_host.cli.{word}"), word)
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(rich_markup_mode=None, add_completion=False)
         alone.command(name, cls=Command)(found)

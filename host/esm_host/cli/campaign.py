@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from typing import Any
+
 import typer
 
 from esm_host import campaign
+from esm_host.campaign import Ended
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.transfer.held_out import use_of_sources
 
 TARGET_NOT_REACHED = 3
 
@@ -20,27 +26,75 @@ def run_campaign(
     patience_s: float,
     live: Live,
     wait: bool = True,
+    show: Callable[[Ended, Settings], int] | None = None,
 ) -> int:
-    """As :func:`esm_host.campaign.run_campaign`; returns the exit code."""
+    """As :func:`esm_host.campaign.run_campaign`; shows what came of it by ``show``, by default as
+    a campaign that was to reach a target, and returns its exit code."""
+    path = shlex.quote(str(folder.path))
     try:
         ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
     except KeyboardInterrupt:
-        kept = f"what was measured is kept: esm-host profile --run {folder.path} --resume"
+        kept = f"what was measured is kept: esm-host profile --run {path} --resume"
         live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
         return INTERRUPTED
     live.stop()
-    result = ended.result
-    print_bins(result["rounds"][-1], settings.target_accuracy_percent)
     if ended.failures:
         first = next(iter(ended.failures.values()))
         typer.echo(f"{len(ended.failures)} models failed; the first: {first}")
+    code = (show or _show_target)(ended, settings)
+    typer.echo(f"result in {folder.result}; next: esm-host predict {path} --sample 5")
+    return code
+
+
+def _show_target(ended: Ended, settings: Settings) -> int:
+    result = ended.result
+    print_bins(result["rounds"][-1], settings.target_accuracy_percent)
     print_verdicts(ended.dataset)
+    for line in said_of_transfer(result.get("transfer")):
+        typer.echo(line)
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
     typer.echo(
-        f"{'converged' if ended.converged else 'not converged'}: {ended.reason} "
+        f"{'converged' if ended.converged else 'not converged'}: {ended.reason} {_times(result)}"
+    )
+    return 0 if ended.converged else TARGET_NOT_REACHED
+
+
+def show_transfer(ended: Ended, settings: Settings) -> int:
+    """What came of few measurements, without a target."""
+    print_verdicts(ended.dataset)
+    for line in said_of_transfer(ended.result["transfer"]):
+        typer.echo(line)
+    typer.echo(f"done {_times(ended.result)}")
+    return 0
+
+
+def _times(result: dict[str, Any]) -> str:
+    return (
         f"({result['wall_seconds'] / 60:.1f} min, device busy "
         f"{result['device_busy_seconds'] / 60:.1f} min)"
     )
-    typer.echo(f"result in {folder.result}; next: esm-host predict {folder.path} --sample 5")
-    return 0 if ended.converged else TARGET_NOT_REACHED
+
+
+def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
+    """What :func:`esm_host.transfer.held_out.judge` found, in words."""
+    if figures is None:
+        return []
+    count, sources = figures["samples"], len(figures["sources"])
+    lines = [f"learnt from {count} models here and {sources} source{'s' * (sources != 1)}"]
+    if "left_out_error_percent" in figures:
+        error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
+        lines.append(
+            f"each of them by the others: {error:.1f} % off, without sources {without:.1f} %: "
+            f"the sources {use_of_sources(figures)}"
+        )
+    if "spearman" in figures:
+        held_out = figures["held_out"]
+        lines += [
+            f"{held_out} held out: rank correlation {figures['spearman']:.3f} "
+            f"({figures['spearman_low']:.2f} to {figures['spearman_high']:.2f}), accuracy "
+            f"{figures['accuracy_percent']:.1f} %, {figures['covered']} of {held_out} within "
+            "their 90 % intervals",
+            f"the predictor that is kept has learnt from all {count + held_out}",
+        ]
+    return lines

@@ -13,6 +13,7 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     Device,
+    Dtype,
     Json,
     NoWait,
     Resolution,
@@ -32,6 +33,7 @@ def lookup(
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
     batch: Batch = 1,
+    dtype: Dtype = "float32",
     runs: Annotated[
         int | None,
         typer.Option(
@@ -82,11 +84,11 @@ def lookup(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.encoding.cost import PartsEncoder
+    from esm_host.extension.settings import Settings
     from esm_host.lookup_file import table_json
     from esm_host.timing import timing_spec
     from esm_host.timing.parts import time_parts
     from esm_host.transport import devices
-    from esm_models.spaces import load_space
 
     spec = timing_spec(
         runs,
@@ -102,7 +104,9 @@ def lookup(
         seed=seed,
     )
     check_output(output)
-    searched = load_space(space, resolution=resolution, width_mult=width_mult, batch=batch)
+    searched = Settings(
+        device, space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype
+    ).search_space()
     parts = PartsEncoder(searched).parts
 
     def on_block(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ ENCODINGS = (
     *("cost", "parts", "scaled-fcc"),
     *("graph", "path", "views"),
 )
+DTYPES = ("float32", "int8")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
@@ -66,11 +67,23 @@ def encoding_names(incomplete: str) -> list[str]:
     return _beginning(incomplete, ENCODINGS)
 
 
+def dtype_names(incomplete: str) -> list[str]:
+    """Arithmetics of networks."""
+    return _beginning(incomplete, DTYPES)
+
+
 def predictor_names(incomplete: str) -> list[str]:
     """Latency predictors."""
     from esm_host.predictors import PREDICTORS
 
     return _beginning(incomplete, PREDICTORS)
+
+
+def source_names(incomplete: str) -> list[str]:
+    """Imported tables."""
+    from esm_host.sources.folder import tables
+
+    return _beginning(incomplete, tables())
 
 
 def verdict_names(incomplete: str) -> list[str]:
@@ -123,6 +136,14 @@ WidthMult = Annotated[
     float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
 ]
 Batch = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Arithmetic of the networks: float32 or int8.",
+        autocompletion=dtype_names,
+        rich_help_panel=_SPACE,
+    ),
+]
 
 _GPU = "GPU"
 

@@ -16,6 +16,7 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     DeviceOrGroup,
+    Dtype,
     NoWait,
     Resolution,
     Space,
@@ -75,6 +76,7 @@ def profile(
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
     batch: Batch = 1,
+    dtype: Dtype = "float32",
     initial: Annotated[
         int,
         typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),
@@ -121,6 +123,15 @@ def profile(
             rich_help_panel=_SAMPLES,
         ),
     ] = None,
+    warm_start: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCES",
+            help="Learn from other devices as well: sources of esm-host sources list, folders of "
+            "campaigns or Parquet files, by commas; 'all' takes what there is of the space.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = "",
     sampling: Annotated[
         SamplingName,
         typer.Option(
@@ -254,6 +265,7 @@ def profile(
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
+        "dtype": dtype,
         "initial": initial,
         "step": step,
         "bins": bins,
@@ -274,6 +286,7 @@ def profile(
         "block_size": block_size,
         "max_models": max_models,
         "seed": seed,
+        "warm_start": warm_start,
     }
     asked = {name for name in ("precision", "max_runs") if _was_given(ctx, name)}
     if runs is not None and asked:
@@ -296,12 +309,12 @@ def profile(
         "cuda_graph": cuda_graph,
         "allow_fallback": allow_fallback,
     }
-    folder = RunFolder(run or Path("runs") / f"{_safe(device)}-{_safe(space)}")
+    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}")
     if resume:
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
-        settings = _new(given, spec)
+        settings = new_settings(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
 
@@ -311,11 +324,13 @@ def _was_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
+    """As a part of a folder's name."""
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
 
 
-def _new(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
+def new_settings(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
+    """Settings of a campaign; raises UsageError that names the option."""
     from esm_host.errors import UsageError
     from esm_host.extension.settings import Settings, flag
     from esm_protos.messages import MeasureSpec

@@ -1,24 +1,30 @@
-"""Published tables of latencies, as codes of their search spaces and columns of numbers."""
+"""Tables of latencies, as codes of their search spaces and columns of numbers."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from esm_host.errors import DatasetError, UsageError
+from esm_models.architecture import Architecture
+from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
-from esm_models.spaces import load_space
+from esm_models.spaces import SPACES, load_space
 
-LEAST_MS = 0.5
-"""Nothing in these tables runs faster; what says so was not measured."""
-
-_LATENCY = "lat_ms_"
+LATENCY = "lat_ms_"
+"""What names of columns of latencies begin with."""
 _ACCURACY = "acc_"
+
+_LEAST_MS = 0.5
+_LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,56 +59,152 @@ class LatencyTable:
         return self.latency_ms[device]
 
 
-def read_benchmark(path: Path) -> LatencyTable:
-    """Reads a Parquet table of NAS-Bench-201, FBNet or Once-for-all architectures.
-
-    Which it is, its columns tell: ``arch`` with cell strings or with 22 block numbers, or
-    ``depth``, ``kernel``, ``expand`` and ``resolution``; latencies are in ``lat_ms_DEVICE``,
-    accuracies in ``acc_TASK``.
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet table as it is.
 
     Raises:
         UsageError: there is no such file.
-        DatasetError: it is none of these tables, or damaged.
+        DatasetError: it cannot be read.
     """
     try:
-        frame = pd.read_parquet(path)
+        return pd.read_parquet(path)
     except FileNotFoundError as error:
         raise UsageError(f"there is no {path}") from error
     except Exception as error:  # pyarrow has many
         text = str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
+
+
+def read_benchmark(path: Path) -> LatencyTable:
+    """Reads a Parquet table of architectures.
+
+    Of which space, its columns tell (:func:`codes_of`). Latencies are in ``lat_ms_DEVICE``,
+    accuracies in ``acc_TASK``.
+
+    Raises:
+        UsageError: there is no such file.
+        DatasetError: it is no such table, or damaged.
+    """
+    frame = read_parquet(path)
     try:
-        space, codes = _codes(frame)
-    except (KeyError, ValueError, IndexError) as error:
-        raise DatasetError(
-            f"{path} is no table of NAS-Bench-201, FBNet or Once-for-all ({error})"
-        ) from error
-    latency_ms = {}
-    for name in frame.columns:
-        if name.startswith(_LATENCY):
-            values = frame[name].to_numpy(float)
-            latency_ms[name.removeprefix(_LATENCY)] = np.where(values >= LEAST_MS, values, np.nan)
-    accuracy = {
+        space, codes = codes_of(frame)
+        latency_ms = {
+            name.removeprefix(LATENCY): frame[name].to_numpy(float)
+            for name in frame.columns
+            if name.startswith(LATENCY)
+        }
+        accuracy_percent = accuracies(frame)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no table of architectures ({error})") from error
+    if "architecture" not in frame:  # not one that we wrote
+        latency_ms = {device: measured(values) for device, values in latency_ms.items()}
+    return LatencyTable(path.stem, space, codes, latency_ms, accuracy_percent)
+
+
+def write_table(table: LatencyTable, path: Path) -> None:
+    """Writes what :func:`read_benchmark` reads, of any search space of the project."""
+    columns: dict[str, object] = {
+        "architecture": [json.dumps(a.to_json()) for a in table.space.decode(table.codes)]
+    }
+    columns |= {LATENCY + device: values for device, values in table.latency_ms.items()}
+    columns |= {_ACCURACY + task: values for task, values in table.accuracy_percent.items()}
+    frame = pd.DataFrame(columns)
+    frame.attrs["space"] = table.space.settings()
+    frame.to_parquet(path, index=False, compression="zstd")
+
+
+def accuracies(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+    """By task, percent, ``(n,)``.
+
+    Raises:
+        TypeError, ValueError: a column of them holds something else than numbers.
+    """
+    return {
         name.removeprefix(_ACCURACY): frame[name].to_numpy(float)
         for name in frame.columns
         if name.startswith(_ACCURACY)
     }
-    return LatencyTable(path.stem, space, codes, latency_ms, accuracy)
 
 
-def _codes(frame: pd.DataFrame) -> tuple[SearchSpace, Codes]:
-    if "arch" not in frame:
-        return _ofa(frame)
-    return (_nasbench201 if "|" in frame["arch"].iloc[0] else _fbnet)(frame["arch"].tolist())
+def measured(latency_ms: ArrayLike) -> NDArray[np.float64]:
+    """Latencies of others, ``(n,)``, NaN where what is there was not measured: nothing, zero or
+    less, or next to nothing. Public tables have a few hundred values thousands of times below the
+    others of their device; what is below 0.5 ms and a twentieth of the device's median is such."""
+    values = np.array(latency_ms, dtype=float)
+    values[~(np.isfinite(values) & (values > 0))] = np.nan
+    if np.isfinite(values).any():
+        values[values < min(_LEAST_MS, _LEAST_SHARE * float(np.nanmedian(values)))] = np.nan
+    return values
 
 
-def _nasbench201(cells: Sequence[str]) -> tuple[SearchSpace, Codes]:
-    space = load_space("nasbench201")
+def codes_of(
+    frame: pd.DataFrame, settings: Mapping[str, Any] | None = None
+) -> tuple[SearchSpace, Codes]:
+    """The search space whose architectures these are, and their codes.
+
+    Its columns tell which: ``architecture`` with architectures as JSON, as :func:`write_table`
+    makes it; of the public tables, ``arch`` with cells of NAS-Bench-201 or with 22 block numbers
+    of FBNet, or ``depth``, ``kernel``, ``expand`` and ``resolution`` of Once-for-all. Own spaces
+    are none of them: a table must not say which file is run.
+
+    Args:
+        settings: of the space, such as its resolution; by default what :func:`write_table` noted,
+            else the space's own.
+
+    Raises:
+        ValueError: there are none, or they are of no space of the project.
+    """
+    if not len(frame):
+        raise ValueError("it has no rows")
+    try:
+        if "architecture" in frame:
+            return _json(frame, settings)
+        if "arch" in frame:
+            form = _nasbench201 if "|" in str(frame["arch"].iloc[0]) else _fbnet
+            return form(frame["arch"].astype(str).tolist(), settings or {})
+        if {"depth", "kernel", "expand"} <= set(frame.columns):
+            return _ofa(frame, settings or {})
+    except ModelsError as error:
+        raise ValueError(str(error)) from error
+    raise ValueError("it has no column architecture, nor arch, nor depth, kernel and expand")
+
+
+def _json(frame: pd.DataFrame, settings: Mapping[str, Any] | None) -> tuple[SearchSpace, Codes]:
+    architectures = []
+    for row, text in enumerate(frame["architecture"], start=1):
+        try:
+            architectures.append(Architecture.from_json(json.loads(text)))
+        except (TypeError, ValueError, RecursionError, ModelsError) as error:
+            raise ValueError(f"row {row}: {error}") from error
+    noted = frame.attrs.get("space")
+    if settings is None and isinstance(noted, dict):
+        settings = {name: value for name, value in noted.items() if (name, value) != _FREE}
+    settings = dict(settings or {})
+    name = str(settings.pop("name", architectures[0].space))
+    if name not in SPACES:
+        raise ValueError(f"they are of {name[:80]!r}, not of {', '.join(SPACES)}")
+    space = load_space(name, **settings)
+    for row, architecture in enumerate(architectures, start=1):
+        try:
+            space.validate(architecture)
+        except ModelsError as error:
+            raise ValueError(f"row {row}: {error}") from error
+    return space, space.encode(architectures)
+
+
+_FREE = ("resolution", "free")
+_CELL = re.compile(r"\|X~0\|\+\|X~0\|X~1\|\+\|X~0\|X~1\|X~2\|".replace("X", r"(\w+)"))
+
+
+def _nasbench201(cells: Sequence[str], settings: Mapping[str, Any]) -> tuple[SearchSpace, Codes]:
+    space = load_space("nasbench201", **settings)
     index = {option.label: code for code, option in enumerate(space.options)}
-    rows = [
-        [index[edge.partition("~")[0]] for edge in cell.replace("+", "").split("|") if edge]
-        for cell in cells
-    ]
+    rows = []
+    for row, cell in enumerate(cells, start=1):
+        found = _CELL.fullmatch(cell.strip())
+        if not found or not index.keys() >= set(found.groups()):
+            raise ValueError(f"row {row} holds no cell of NAS-Bench-201: {cell[:80]!r}")
+        rows.append([index[operation] for operation in found.groups()])
     return space, np.array(rows, dtype=np.int16).reshape(len(rows), *space.code_shape)
 
 
@@ -113,14 +215,13 @@ _FBNET_ORDER = (
 )
 
 
-def _fbnet(rows: Sequence[str]) -> tuple[SearchSpace, Codes]:
-    space = load_space("fbnet")
+def _fbnet(rows: Sequence[str], settings: Mapping[str, Any]) -> tuple[SearchSpace, Codes]:
+    space = load_space("fbnet", **settings)
     labels = [option.label for option in space.options]
     order = np.array([labels.index(label) for label in _FBNET_ORDER], dtype=np.int16)
-    blocks = order[np.array([row.split("_") for row in rows], dtype=np.int64)]
     depths = [depth for (depth,) in space.depths]
-    if blocks.shape[1] != sum(depths):
-        raise ValueError(f"{blocks.shape[1]} blocks instead of {sum(depths)}")
+    numbers = _numbers(rows, "blocks", sum(depths))
+    blocks = order[_places(numbers, range(len(order)), "block")]
     codes = np.full((len(rows), *space.code_shape), -1, dtype=np.int16)
     begin = 0
     for unit, depth in enumerate(depths):
@@ -129,19 +230,48 @@ def _fbnet(rows: Sequence[str]) -> tuple[SearchSpace, Codes]:
     return space, codes
 
 
-def _ofa(frame: pd.DataFrame) -> tuple[SearchSpace, Codes]:
-    space = load_space("ofa")
+def _ofa(frame: pd.DataFrame, settings: Mapping[str, Any]) -> tuple[SearchSpace, Codes]:
+    space = load_space("ofa", **settings)
     units, most = space.unit_count, space.max_unit_depth
-
-    def numbers(column: str) -> NDArray[np.int64]:
-        return np.array([row.split("_") for row in frame[column]], dtype=np.int64)
-
-    kernel, expansion = (numbers(name).reshape(-1, units, most) for name in ("kernel", "expand"))
-    kernels, expansions = (np.array(feature.values, dtype=int) for feature in space.features)
-    options = np.searchsorted(kernels, kernel) * len(expansions)
-    options += np.searchsorted(expansions, expansion)
+    depth = _numbers(frame["depth"], "depths", units)
+    _places(depth, space.depths[0], "depth")
+    present = np.arange(most) < depth[..., None]
+    options = np.zeros(present.shape, dtype=np.int64)
+    columns = {"kernel": frame["kernel"], "expansion": frame["expand"]}
+    for feature in space.features:
+        numbers = _numbers(columns[feature.name], feature.name, units * most)
+        choices = [int(value) for value in feature.values]
+        slots = np.where(present, numbers.reshape(present.shape), choices[0])
+        options = options * len(choices) + _places(slots, choices, feature.name)
     codes = np.full((len(frame), *space.code_shape), -1, dtype=np.int16)
-    present = np.arange(most) < numbers("depth")[..., None]
     space.blocks_of(codes)[:] = np.where(present, options, -1)
-    codes[:, -1, 0] = np.searchsorted(space.resolutions, frame["resolution"])
+    if "resolution" in frame:
+        sides = frame["resolution"].to_numpy()
+        choices = list(space.resolutions) or [space.resolution]
+        codes[:, units:, 0] = _places(sides, choices, "resolution")[:, None]
+    elif space.resolutions:
+        raise ValueError("it has no column resolution")
     return space, codes
+
+
+def _numbers(rows: Sequence[str], what: str, count: int) -> NDArray[np.int64]:
+    """Numbers joined by ``_``, ``(n, count)``."""
+    found = []
+    for row, text in enumerate(rows, start=1):
+        parts = str(text).split("_")
+        if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
+            raise ValueError(f"row {row} holds no {count} {what} joined by _: {str(text)[:80]!r}")
+        found.append([int(part) for part in parts])
+    return np.array(found, dtype=np.int64)
+
+
+def _places(values: ArrayLike, choices: Sequence[int], what: str) -> NDArray[np.int64]:
+    """Where each value is among rising choices."""
+    numbers = np.asarray(values, dtype=float)
+    places = np.searchsorted(choices, numbers).clip(max=len(choices) - 1)
+    wrong = np.asarray(choices)[places] != numbers
+    if wrong.any():
+        row, value = int(np.argwhere(wrong)[0][0]) + 1, numbers[wrong][0]
+        allowed = ", ".join(map(str, choices))
+        raise ValueError(f"row {row} has the {what} {value:g}: choose {allowed}")
+    return np.asarray(places, dtype=np.int64)

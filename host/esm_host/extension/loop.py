@@ -85,6 +85,7 @@ class Loop:
     Args:
         make_predictor: a fresh, unfitted predictor; the number tells the members of a
             cross-validation apart, which are to start from different weights.
+        draw_first: the first round's, from the whole space; the sampler's, bin by bin, if None.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Loop:
         bins: DepthBins,
         make_predictor: Callable[[int], Predictor],
         watcher: LoopWatcher,
+        draw_first: Draw | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -108,6 +110,7 @@ class Loop:
         self._bins = bins
         self._make_predictor = make_predictor
         self._watcher = watcher
+        self._draw_first = draw_first
         self._last: _Evaluation | None = None
 
     def run(self) -> Outcome:
@@ -232,8 +235,11 @@ class Loop:
 
     def _plan_first(self) -> None:
         if 0 not in self._samples():
-            quotas = self._sampler.quotas(self._settings.initial)
-            self._plan(0, self._settings.initial, quotas, self._sampler.sample)
+            total = self._settings.initial
+            if self._draw_first is not None:
+                self._plan(0, total, None, self._draw_first)
+            else:
+                self._plan(0, total, self._sampler.quotas(total), self._sampler.sample)
 
     def _extend(self, number: int) -> bool:
         """Plans the next round unless it is planned; False when nothing is left."""

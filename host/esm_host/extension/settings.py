@@ -10,6 +10,7 @@ from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.predictors import encoding_for, entry
+from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Protocol
@@ -22,6 +23,10 @@ PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
 
+LEAST_SAMPLES = 5
+"""That a predictor with a warm start learns from."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of one campaign.
@@ -31,6 +36,7 @@ class Settings:
         initial: architectures measured before the first training (N_I).
         step: architectures added by each extension (N_step).
         resolution: input side, pixels; None leaves it to the space.
+        dtype: of the networks' arithmetic, ``"float32"`` or ``"int8"``.
         bins: number of equally spaced depth bins (N_bins); None makes 5, or fewer where the space
             has fewer depths.
         target_accuracy_percent: that every bin must reach (Acc_TH).
@@ -50,6 +56,11 @@ class Settings:
         group_tolerance_percent: by which the pace of one of several devices may differ.
         block_size: architectures per block, references not counted.
         max_models: architectures measured at most; the campaign then ends unconverged.
+        warm_start: sources to learn from as well, by commas: latencies of other devices
+            (:func:`esm_host.sources.registry.load`), or ``"all"`` that there are of the space.
+            The first architectures are then those that tell most, not those that chance draws.
+        held_out: of the first architectures, with a warm start, so many are drawn by chance: they
+            tell how good predictions from the others are.
         spec: how; by default to 2 % of the latency, in 150 runs of a model at most.
 
     Raises:
@@ -61,6 +72,7 @@ class Settings:
     resolution: int | None = None
     width_mult: float = 1.0
     batch: int = 1
+    dtype: str = FLOAT32
     initial: int = 300
     step: int = 100
     bins: int | None = None
@@ -82,6 +94,8 @@ class Settings:
     max_models: int = 4000
     folds: int = 5
     seed: int = 0
+    warm_start: str = ""
+    held_out: int = 0
     spec: MeasureSpec = field(default_factory=lambda: MeasureSpec(precision=PRECISION))
 
     def __post_init__(self) -> None:
@@ -110,6 +124,22 @@ class Settings:
             )
         if not self.weight_below:
             raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
+        if self.warm_start not in ("", "all") and not self.source_names:
+            raise UsageError(
+                f"--warm-start '{self.warm_start}' names no source: give names by commas, or all"
+            )
+        if self.warm_start and (self.predictor != "auto" or self.encoding is not None):
+            raise UsageError(
+                "--warm-start is for --predictor auto and its own encoding: leave --predictor and "
+                "--encoding out"
+            )
+        if self.held_out and not (
+            self.warm_start and 4 <= self.held_out <= self.initial - LEAST_SAMPLES
+        ):
+            raise UsageError(
+                f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
+                f"{LEAST_SAMPLES} or more"
+            )
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"--judge '{self.judge}': choose bins or overall")
         if self.weights not in ("equal", "interval"):
@@ -145,8 +175,16 @@ class Settings:
                 )
         return frozenset(map(Verdict, names))
 
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """``warm_start`` as names; none where all there are is asked for."""
+        if self.warm_start == "all":
+            return ()
+        return tuple(name.strip() for name in self.warm_start.split(",") if name.strip())
+
     def encoder(self, space: SearchSpace) -> Encoder:
-        """Of ``encoding``, or of the one that suits the predictor.
+        """Of ``encoding``, or of the one that suits the predictor. A campaign with a warm start
+        has one of its own (:meth:`esm_host.folder.RunFolder.encoder`).
 
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.
@@ -164,11 +202,14 @@ class Settings:
         Raises:
             ModelsError: it does not exist, or not with these settings.
         """
+        # A user's own space may have a constructor that does not know what is optional.
+        others = {} if self.dtype == FLOAT32 else {"dtype": self.dtype}
         return load_space(
             self.space,
             resolution=self.resolution,
             width_mult=self.width_mult,
             batch=self.batch,
+            **others,
         )
 
     def depth_bins(self, space: SearchSpace) -> DepthBins:

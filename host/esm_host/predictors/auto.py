@@ -17,6 +17,9 @@ NETWORKS_FROM = 1000
 """Samples from which networks are tried as well; with fewer they have no say, and take longer to
 train than all the rest."""
 MOST_EVIDENCE = 100
+SOURCES = "sources"
+"""Group of columns that say what other devices would take."""
+WITH_SOURCES, WITHOUT_SOURCES = "log, additive", "log, additive, without sources"
 _INTERACTING = ("operations", "counts")
 """Groups whose columns may matter together; the others are sums already."""
 
@@ -32,6 +35,7 @@ class AutoPredictor(Predictor):
 
     Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
     latency and on latency itself with errors in proportion, additive and with smooth interactions;
+    where a group says what other devices would take (:data:`SOURCES`), one that does not know it;
     and, from :data:`NETWORKS_FROM` samples on, perceptrons.
 
     Args:
@@ -46,13 +50,17 @@ class AutoPredictor(Predictor):
         self.seed = seed
 
     def _candidates(self, samples: int) -> dict[str, Candidate]:
-        groups = list(self.layout.groups) if self.layout else ["all"]
+        ends = dict(self.layout.groups) if self.layout else {}
+        groups = list(ends) or ["all"]
         smooth = [name for name in groups if name in _INTERACTING] or groups
         candidates: dict[str, Candidate] = {
             f"{target}, {kind}": Process(MultiKernelGP(self.layout, of, target, self.seed))
             for target in ("log", "raw")
             for kind, of in (("additive", []), ("smooth", smooth))
         }
+        if SOURCES in groups:  # which may be of no use here
+            own = Layout({name: at for name, at in ends.items() if name != SOURCES})
+            candidates[WITHOUT_SOURCES] = Process(MultiKernelGP(own, (), "log", self.seed))
         if samples >= NETWORKS_FROM:
             candidates["networks"] = FoldNetworks(self.seed)
         return candidates
@@ -67,6 +75,8 @@ class AutoPredictor(Predictor):
         means, stds = (np.stack(parts) for parts in zip(*left_out, strict=True))
         truth = np.log(y)
         self.weights_ = weigh(truth, means)
+        errors = np.abs(truth - means).mean(axis=1)
+        self.errors_ = dict(zip(self.candidates_, errors.tolist(), strict=True))
         mean, std = self._mixture(means, stds)
         self.scores_ = np.sort(np.abs(truth - mean) / std)
 

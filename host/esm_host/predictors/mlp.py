@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from esm_host.predictors.base import Predictor, Samples
@@ -110,6 +110,20 @@ class MLPPredictor(Predictor):
                 x = torch.from_numpy((encodings[rows] - self.mean_) / self.scale_)
                 result[rows] = self.network_(x)[:, 0].numpy()
         return result * self.unit_ms_
+
+    def last_inputs(self, encodings: ArrayLike) -> NDArray[np.float64]:
+        """What the output layer multiplies by its weights, and a constant for its bias:
+        ``(n, d) -> (n, hidden + 1)``; ValueError as :meth:`predict`."""
+        x = torch.from_numpy((self._ready(encodings) - self.mean_) / self.scale_)
+        with torch.inference_mode():
+            last = self.network_[:-1](x).numpy().astype(np.float64)
+        return np.concatenate([last, np.ones((len(x), 1))], axis=1)
+
+    def last_weights(self) -> NDArray[np.float64]:
+        """Of the output layer, bias last, ``(hidden + 1,)``: with :meth:`last_inputs`, ms."""
+        output = self.linears()[-1]
+        parts = [output.weight.detach().numpy()[0], output.bias.detach().numpy()]
+        return np.asarray(np.concatenate(parts) * self.unit_ms_, dtype=np.float64)
 
     def _network(self, features: int) -> nn.Sequential:
         layers: list[nn.Module] = []

@@ -149,6 +149,22 @@ class MultiKernelGP(Predictor):
         latency_ms = np.maximum(self._as_latency(mean), self.least_ms_)
         return np.log(latency_ms), std * self.scale_ / latency_ms
 
+    def as_linear(self) -> tuple[float, Floats]:
+        """The mean as a linear function of log latency (or latency): the constant, and a weight of
+        every column, ``(d,)``.
+
+        Raises:
+            ValueError: a kernel is smooth.
+        """
+        if self.smooth_:
+            raise ValueError("a smooth kernel is no linear function")
+        weights = np.zeros(len(self.centre_))
+        parts = zip(self.groups_, self.spread_, self.inputs_, self.parameters_.linear, strict=True)
+        for columns, spread, inputs, variance in parts:
+            weights[columns] = self.scale_ * np.exp(variance) * (inputs.T @ self.dual_) / spread
+        constant = self.mean_ + self.scale_ * OFFSET * self.dual_.sum()
+        return float(constant - self.centre_ @ weights), weights
+
     def _as_latency(self, targets: Floats) -> Floats:
         values = targets * self.scale_ + self.mean_
         return np.asarray(np.exp(values) if self.log_ else np.maximum(values, self.least_ms_))

@@ -32,6 +32,7 @@ from esm_host.report.page import (
     plural,
     significant,
 )
+from esm_host.report.transfer import transfer_section
 from esm_host.run import Run
 from esm_models.space import SearchSpace
 
@@ -64,6 +65,7 @@ def campaign_page(run: Run) -> Page:
         sections=[
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
             *_predictions(measurements, run.space),
+            *transfer_section(run, measurements),
             *_accuracy(accuracy, settings.target_accuracy_percent),
             *_drift(run, blocks),
             *_group(run),

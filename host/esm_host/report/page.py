@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -159,8 +159,7 @@ def render(page: Page, version: str) -> str:
         "themes": {"light": _looks(LIGHT), "dark": _looks(DARK)},
         "figures": {figure.id: _figure_data(figure) for figure in figures},
     }
-    # The other characters that end a script, or are no part of JavaScript, json escapes itself.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    text = _inside_script(data)
     scripts = {"library": _library(), "script": _resource("report.js")}
     environment = jinja2.Environment(
         autoescape=True,
@@ -178,6 +177,16 @@ def render(page: Page, version: str) -> str:
         made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         version=version,
         **scripts,
+    )
+
+
+def chart_page(spec: Mapping[str, Any]) -> str:
+    """A chart alone, as HTML that needs no network either."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Chart</title>\n'
+        f'<div id="chart"></div>\n<script>{_library()}</script>\n'
+        f"<script>vegaEmbed('#chart', {_inside_script(spec)}, "
+        "{renderer: 'svg', actions: false});</script>\n</html>\n"
     )
 
 
@@ -265,6 +274,11 @@ def _looks(theme: Theme) -> dict[str, Any]:
     looks = config(theme)
     below = {"direction": "vertical", "anchor": "start", "margin": 6}
     return {**looks, "legend": {**looks["legend"], "layout": {"top": below}}}
+
+
+def _inside_script(data: Any) -> str:
+    """As JSON that ends no script; what else is no part of JavaScript, json escapes itself."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 @cache

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
+from esm_host.report.page import chart_page
 from esm_host.report.result import write_bytes
 from esm_host.report.theme import LIGHT, SHAPES, config
 
@@ -31,13 +32,7 @@ def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
     frame = compact(
         measurements.dropna(subset="predicted_ms")[[*columns, "error_percent", "verdict"]]
     )
-    both = (
-        np.concatenate([frame["latency_ms"], frame["predicted_ms"]]) if len(frame) else [1.0, 2.0]
-    )
-    ends = [max(float(np.min(both)), 1e-6) * 0.95, float(np.max(both)) * 1.05]
-    scale = alt.Scale(
-        domain=ends, nice=False, zero=False, type="log" if ends[1] > 20 * ends[0] else "linear"
-    )
+    ends, scale = latency_scale(frame["latency_ms"], frame["predicted_ms"])
     points = (
         alt.Chart(frame)
         .transform_calculate(
@@ -60,12 +55,7 @@ def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
             ],
         )
     )
-    diagonal = (
-        alt.Chart(pd.DataFrame({"measured": ends, "predicted": ends}))
-        .mark_line(style="baseline", clip=True)
-        .encode(x="measured:Q", y="predicted:Q")
-    )
-    return layered(diagonal, points, height=420)
+    return layered(diagonal(ends), points, height=420)
 
 
 def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.LayerChart:
@@ -268,11 +258,17 @@ def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) ->
 
 
 def save(chart: Any, path: Path) -> None:
-    """Writes a chart as PNG, without a network or a browser."""
+    """Writes a chart as PNG, SVG or HTML, by the file's ending, without a network or a browser."""
     import vl_convert
 
-    png = vl_convert.vegalite_to_png(chart.to_dict(), scale=2, allowed_base_urls=[])
-    write_bytes(path, png)
+    spec = chart.to_dict()
+    if path.suffix == ".html":
+        data = chart_page(spec).encode()
+    elif path.suffix == ".svg":
+        data = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).encode()
+    else:
+        data = vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[])
+    write_bytes(path, data)
 
 
 def layered(*layers: Any, height: int = HEIGHT) -> alt.LayerChart:
@@ -320,6 +316,25 @@ def _block_axis(blocks: pd.DataFrame) -> alt.X:
         scale=alt.Scale(domain=[0.5, last + 0.5], nice=False, zero=False),
         axis=alt.Axis(format="d", tickMinStep=1),
     )
+
+
+def latency_scale(*latency_ms: pd.Series) -> tuple[list[float], alt.Scale]:
+    """One scale for both axes that shows all of these, and its ends."""
+    every = np.concatenate(latency_ms)
+    if not len(every):
+        every = np.array([1.0, 2.0])
+    ends = [max(float(every.min()), 1e-6) * 0.95, float(every.max()) * 1.05]
+    kind: Literal["log", "linear"] = "log" if ends[1] > 20 * ends[0] else "linear"
+    return ends, alt.Scale(domain=ends, nice=False, zero=False, type=kind)
+
+
+def diagonal(ends: list[float]) -> alt.Chart:
+    """Where predictions are perfect."""
+    chart: alt.Chart = alt.Chart(pd.DataFrame({"measured": ends, "predicted": ends})).mark_line(
+        style="baseline", clip=True
+    )
+    chart.encoding = alt.FacetedEncoding(x=alt.X("measured:Q"), y=alt.Y("predicted:Q"))
+    return chart
 
 
 def level(value: float) -> alt.Chart:

@@ -23,6 +23,7 @@ class Theme:
     Attributes:
         categories: of things without an order.
         ramp: of things in an order, from first to last.
+        heat: of numbers from nothing to a threshold, and from there to the most.
         alarm: of targets and of what failed.
     """
 
@@ -34,6 +35,7 @@ class Theme:
     alarm: str
     categories: tuple[str, ...]
     ramp: tuple[str, ...]
+    heat: tuple[str, str, str, str]
 
 
 LIGHT = Theme(
@@ -45,6 +47,7 @@ LIGHT = Theme(
     alarm="#b3361e",
     categories=("#0b62a8", "#c4500b", "#00795a", "#9a3f7d", "#55606c", "#7a5c00"),
     ramp=("#1d2f6f", "#7a3b9a", "#bb3f6c", "#cf6a12"),
+    heat=("#ffffff", "#8ab8de", "#0b62a8", "#083a66"),
 )
 DARK = Theme(
     background="#14181d",
@@ -55,6 +58,7 @@ DARK = Theme(
     alarm="#ff8f73",
     categories=("#6cb8f5", "#f2a154", "#4fcaa2", "#e79bcb", "#b4bcc6", "#e3c657"),
     ramp=("#8796f0", "#c08ae8", "#f28bab", "#ffc273"),
+    heat=("#14181d", "#2d5577", "#6cb8f5", "#c9e4fb"),
 )
 
 
@@ -95,7 +99,11 @@ def config(theme: Theme) -> dict[str, Any]:
             "offset": 12,
         },
         "title": {"color": theme.text, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
-        "range": {"category": list(theme.categories), "ordinal": {"scheme": list(theme.ramp)}},
+        "range": {
+            "category": list(theme.categories),
+            "ordinal": {"scheme": list(theme.ramp)},
+            "heatmap": list(theme.heat),
+        },
         "point": {"filled": True, "size": 34, "opacity": 0.75},
         "line": {"strokeWidth": 2},
         "bar": {"color": theme.accent},

@@ -27,7 +27,7 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     """A search space by name, or ``path/to/file.py:Class`` for one's own.
 
     Args:
-        settings: ``resolution``, ``width_mult`` and ``batch`` of :class:`SearchSpace`.
+        settings: ``resolution``, ``width_mult``, ``batch`` and ``dtype`` of :class:`SearchSpace`.
 
     Raises:
         UnknownSpaceError: no such name, file or class.

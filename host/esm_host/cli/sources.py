@@ -1,0 +1,369 @@
+"""``esm-host sources``: what is known of other devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import Json, printable, source_names, space_names
+from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.errors import UsageError
+from esm_protos.commands import Commands
+
+if TYPE_CHECKING:
+    from esm_host.sources.source import Source
+    from esm_host.transfer.devices.comparison import Comparison
+    from esm_host.transfer.devices.monotonicity import RankCorrelation
+    from esm_models.space import SearchSpace
+
+SCHEMA_VERSION = 1
+
+_Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SOURCE]...",
+        help="Imported tables, TABLE/DEVICE, campaigns' folders, Parquet files; all imported "
+        "tables and the campaigns in --runs unless given.",
+        autocompletion=source_names,
+    ),
+]
+_Space = Annotated[
+    str | None,
+    typer.Option(
+        help="Search space; needed where there are sources of several.",
+        autocompletion=space_names,
+    ),
+]
+_Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder with campaigns.")]
+
+sources = typer.Typer(
+    cls=Commands,
+    help="Look after what is known of other devices, and compare them.",
+    epilog="What to call first: esm-host import FILE, esm-host sources list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@sources.command("list")
+@one_line_errors
+def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json = None) -> None:
+    """Show imported tables, device by device, and campaigns.
+
+    Example: esm-host sources list --space fbnet
+    """
+    from esm_host.sources.registry import entries
+
+    check_output(output)
+    found, problems = entries(runs)
+    shown = [entry for entry in found if space is None or entry.space.partition(",")[0] == space]
+    if output is not None:
+        data = {"schema_version": SCHEMA_VERSION, "sources": [asdict(entry) for entry in shown]}
+        write_output(output, json.dumps(data, indent=2), f"{len(shown)} sources are in {output}")
+    if str(output) != "-" and shown:
+        print_table(
+            ("source", "space", "architectures", "missing", "kind"),
+            [
+                (
+                    entry.name,
+                    entry.space,
+                    str(entry.architectures),
+                    str(entry.missing),
+                    f"campaign on {entry.device}" if entry.kind == "campaign" else entry.kind,
+                )
+                for entry in shown
+            ],
+            right=(2, 3),
+        )
+    for problem in problems:
+        typer.echo(printable(f"warning: {problem}"), err=True)
+    if not shown:
+        typer.echo("there are no such sources: esm-host import FILE adds some", err=True)
+
+
+@sources.command()
+@one_line_errors
+def remove(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Of an imported table.", autocompletion=source_names),
+    ],
+) -> None:
+    """Forget an imported table.
+
+    Example: esm-host sources remove fbnet
+    """
+    from esm_host.sources import registry
+
+    registry.remove(name)
+    typer.echo(f"source {name} is removed", err=True)
+
+
+@sources.command()
+@one_line_errors
+def correlation(
+    names: _Names = None,
+    space: _Space = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Find the best proxy for this device; may be repeated.",
+            autocompletion=source_names,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(help="Correlation from which on a proxy ranks as the target does."),
+    ] = 0.9,
+    runs: _Runs = Path("runs"),
+    chart: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Heat map: .png, .svg or .html."),
+    ] = None,
+    output: Json = None,
+) -> None:
+    """Tell which devices rank architectures alike, and which is the best proxy for others.
+
+    Spearman's rank correlation of every pair, from the architectures that both have measured.
+
+    Example: esm-host sources correlation fbnet --target pixel3 --out fbnet.png
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: give more than 0 and at most 1")
+    check_output(output)
+    check_output(chart, "--out")
+    if chart is not None and chart.suffix not in (".png", ".svg", ".html"):
+        raise UsageError(f"--out {chart}: give a file that ends in .png, .svg or .html")
+    from esm_host.transfer.devices.comparison import compare
+
+    chosen, targets = _chosen(names, runs, space, target or ())
+    compared = compare(chosen)
+    proxies = {number: compared.with_target(number) for number in targets}
+    if targets and not any(proxies.values()):
+        raise UsageError(
+            f"no source has enough architectures in common with {compared.names[targets[0]]}: "
+            "measure some that others have"
+        )
+    best = compared.best_proxy(targets, threshold)
+    labels = _short(compared.names)
+    if str(output) != "-":
+        _print(compared, labels, best, proxies, threshold)
+    if chart is not None:
+        from esm_host.report.plots import save
+        from esm_host.report.source_plots import correlations
+
+        order = compared.order
+        shown = correlations(
+            [labels[number] for number in order], compared.matrix[order][:, order], threshold
+        )
+        save(shown, chart)
+        typer.echo(f"the heat map is in {chart}", err=True)
+    if output is not None:
+        data = _correlation_json(chosen[0].space, compared, best, proxies, threshold)
+        text = json.dumps(data, indent=2, allow_nan=False)
+        write_output(output, text, f"the correlations are in {output}")
+
+
+@sources.command()
+@one_line_errors
+def split(
+    train: Annotated[int, typer.Option(help="Devices to learn from.")],
+    test: Annotated[int, typer.Option(help="Devices to transfer to.")],
+    names: _Names = None,
+    space: _Space = None,
+    seed: Annotated[int, typer.Option(help="Another gives other sets.", min=0)] = 0,
+    hardest: Annotated[
+        bool,
+        typer.Option(
+            "--hardest",
+            help="Begin with the halves that rank least alike: harder than NASFLAT's, and nearly "
+            "the same for every seed.",
+        ),
+    ] = False,
+    runs: _Runs = Path("runs"),
+    output: Json = None,
+) -> None:
+    """Choose devices to learn from and devices to transfer to, so that transfer is hard.
+
+    Sets of devices that rank architectures unlike each other, by Algorithm 1 of NASFLAT.
+
+    Example: esm-host sources split fbnet --train 5 --test 5
+    """
+    check_output(output)
+    from esm_host.transfer.devices.comparison import compare
+    from esm_host.transfer.devices.hard_sets import hard_sets, mean_correlation
+
+    chosen, _ = _chosen(names, runs, space, ())
+    compared = compare(chosen)
+    try:
+        sets = hard_sets(compared.matrix, train, test, seed, hardest)
+    except ValueError as error:
+        raise UsageError(f"--train and --test: {error}") from error
+    means = {
+        "within_train": mean_correlation(compared.matrix, sets.train, sets.train),
+        "within_test": mean_correlation(compared.matrix, sets.test, sets.test),
+        "between": mean_correlation(compared.matrix, sets.train, sets.test),
+    }
+    parts = {"train": sets.train, "test": sets.test}
+    if str(output) != "-":
+        labels = _short(compared.names)
+        for part, numbers in parts.items():
+            print(printable(f"{part}: {', '.join(labels[number] for number in numbers)}"))
+        print(
+            "mean correlation: "
+            + ", ".join(f"{name.replace('_', ' ')} {_number(m)}" for name, m in means.items())
+        )
+    if output is not None:
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "space": chosen[0].space.settings(),
+            "seed": seed,
+            "hardest": hardest,
+            **{part: [compared.names[n] for n in numbers] for part, numbers in parts.items()},
+            "mean_correlation": {name: _or_none(mean) for name, mean in means.items()},
+        }
+        write_output(output, json.dumps(data, indent=2), f"the sets are in {output}")
+
+
+def _chosen(
+    names: Sequence[str] | None, runs: Path, space: str | None, targets: Sequence[str]
+) -> tuple[list[Source], list[int]]:
+    """Two sources or more, and the numbers of the targets among them."""
+    from esm_host.sources.registry import of_one_space
+
+    found, numbers = of_one_space(names or (), runs, space, targets)
+    if len(found) <= max(len(set(numbers)), 1):
+        raise UsageError(
+            f"{', '.join(source.name for source in found)}: there is nothing to compare with, name "
+            "more sources or import them"
+        )
+    return found, list(dict.fromkeys(numbers))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Without the table where all are of one."""
+    parts = [name.split("/") for name in names]
+    alike = all(len(part) == 2 and part[0] == parts[0][0] for part in parts)
+    return [printable(part[1] if alike else "/".join(part)) for part in parts]
+
+
+def _print(
+    compared: Comparison,
+    labels: Sequence[str],
+    best: int,
+    proxies: Mapping[int, Mapping[int, RankCorrelation]],
+    threshold: float,
+) -> None:
+    if len(proxies) == 1:
+        ((target, found),) = proxies.items()
+        print(printable(f"rank correlation with {labels[target]}"))
+        _print_intervals("proxy", labels, found, threshold)
+        print(printable(f"best proxy: {labels[best]}"))
+        return
+    print("rank correlation in hundredths")
+    if not proxies:
+        _print_matrix(compared, labels)
+        others = [number for number in range(len(labels)) if number != best]
+        strong = int((compared.matrix[best, others] >= threshold).sum())
+        text = f"ranks as {strong} of {len(others)} do (correlation {threshold:g} or more)"
+        print(printable(f"best proxy for all others: {labels[best]}, {text}"))
+        return
+    print_table(
+        ("proxy", *(labels[target] for target in proxies)),
+        [
+            (labels[proxy], *(_number(100 * compared.matrix[proxy, t], 0) for t in proxies))
+            for proxy in compared.order
+            if proxy not in proxies
+        ],
+        right=range(1, 1 + len(proxies)),
+    )
+    print(printable(f"best proxy: {labels[best]}"))
+    values = {target: found[best] for target, found in proxies.items() if best in found}
+    _print_intervals("target", labels, values, threshold)
+
+
+def _print_matrix(compared: Comparison, labels: Sequence[str]) -> None:
+    """Half of it, the other is the same."""
+    order = compared.order
+    rows = []
+    for place, number in enumerate(order):
+        cells = [_number(100 * compared.matrix[number, other], 0) for other in order[:place]]
+        rest = [""] * (len(order) - 1 - place)
+        rows.append((str(place + 1), labels[number], *cells, *rest))
+    headings = ("", "device", *(str(place) for place in range(1, len(order))))
+    print_table(headings, rows, right=(0, *range(2, len(headings))))
+
+
+def _print_intervals(
+    what: str, labels: Sequence[str], values: Mapping[int, RankCorrelation], threshold: float
+) -> None:
+    """One side's correlations with the other, and what Algorithm 1 of One Proxy does."""
+    from esm_host.transfer.devices.monotonicity import decide
+
+    print_table(
+        (what, "correlation", "95 % interval", "architectures", "Algorithm 1"),
+        [
+            (
+                labels[number],
+                f"{value.value:.3f}",
+                f"{value.low:.3f} to {value.high:.3f}",
+                str(value.samples),
+                decide(value, threshold).value,
+            )
+            for number, value in values.items()
+        ],
+        right=range(1, 4),
+    )
+
+
+def _correlation_json(
+    space: SearchSpace,
+    compared: Comparison,
+    best: int,
+    proxies: Mapping[int, Mapping[int, RankCorrelation]],
+    threshold: float,
+) -> dict[str, Any]:
+    from esm_host.transfer.devices.monotonicity import decide
+
+    order = compared.order
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "space": space.settings(),
+        "sources": [compared.names[number] for number in order],
+        "correlation": [[_or_none(compared.matrix[a, b]) for b in order] for a in order],
+        "architectures": compared.shared[order][:, order].tolist(),
+        "threshold": threshold,
+        "best_proxy": compared.names[best],
+        "targets": [
+            {
+                "target": compared.names[target],
+                "proxies": [
+                    {
+                        "source": compared.names[number],
+                        "correlation": value.value,
+                        "interval": [value.low, value.high],
+                        "architectures": value.samples,
+                        "decision": decide(value, threshold).value,
+                    }
+                    for number, value in found.items()
+                ],
+            }
+            for target, found in proxies.items()
+        ],
+    }
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if value == value else "-"  # NaN is not
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if value == value else None

@@ -1,0 +1,142 @@
+"""``esm-host transfer``: learns a device from few measurements and what is known of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import (
+    AllowFallback,
+    Batch,
+    CudaGraph,
+    DeviceOrGroup,
+    Dtype,
+    NoWait,
+    Resolution,
+    Space,
+    Tf32,
+    WidthMult,
+)
+
+_TIMING = "Timing"
+_LEAST = 10  # models that a campaign begins with
+
+
+@one_line_errors
+def transfer(
+    device: DeviceOrGroup = "local",
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the campaign that it makes. [default: runs/DEVICE-SPACE-transfer]"
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A table or TABLE/DEVICE of esm-host sources list, a campaign's folder or a "
+            "Parquet file; may be repeated. [default: all that there are of the space, and the "
+            "campaigns beside --run]"
+        ),
+    ] = None,
+    space: Space = "resnet",
+    resolution: Resolution = None,
+    width_mult: WidthMult = 1.0,
+    batch: Batch = 1,
+    dtype: Dtype = "float32",
+    samples: Annotated[
+        int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
+    ] = 20,
+    held_out: Annotated[
+        int,
+        typer.Option(
+            help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
+        ),
+    ] = 10,
+    precision: Annotated[
+        float,
+        typer.Option(
+            help="Measure until every model's 95 % interval is within this percent.",
+            rich_help_panel=_TIMING,
+        ),
+    ] = 2.0,
+    max_runs: Annotated[
+        int, typer.Option(help="Counted runs per model at most.", rich_help_panel=_TIMING)
+    ] = 150,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
+    ] = 1,
+    ep: Annotated[
+        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
+    ] = "cpu",
+    tf32: Tf32 = False,
+    cuda_graph: CudaGraph = False,
+    allow_fallback: AllowFallback = False,
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait for a device that went away.")
+    ] = 60.0,
+    no_wait: NoWait = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Learn a device from a few measurements and what is known of others.
+
+    Chooses the models that tell most, measures them and a few that chance chooses, and learns
+    from these and from latencies of other devices: imported tables and earlier campaigns. What it
+    makes is a campaign: predict and report take it, and esm-host profile --run ... --resume
+    --max-models 300 measures on.
+
+    Example: esm-host transfer --device pi5 --space fbnet --samples 20
+    """
+    from esm_host.campaign import absolute
+    from esm_host.cli.campaign import run_campaign, show_transfer
+    from esm_host.cli.live import Live
+    from esm_host.cli.profile import new_settings, safe
+    from esm_host.errors import UsageError
+    from esm_host.folder import RunFolder
+
+    if not 0 < precision < 100:
+        raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
+    if 0 < held_out < 4:
+        raise UsageError(f"--held-out {held_out}: give 4 or more, or 0")
+    if samples + held_out < _LEAST:
+        raise UsageError(
+            f"--samples {samples} and --held-out {held_out}: give {_LEAST} or more together"
+        )
+    if source and not all(name.strip(" ,") for name in source):
+        raise UsageError("--source names nothing: leave it out to learn from all that there are")
+    given = {
+        "device": device,
+        "space": absolute(space),
+        "resolution": resolution,
+        "width_mult": width_mult,
+        "batch": batch,
+        "dtype": dtype,
+        "initial": samples + held_out,
+        "max_models": samples + held_out,
+        "judge": "overall",
+        "sampling": "random",
+        "warm_start": ",".join(source) if source else "all",
+        "held_out": held_out,
+        "block_size": min(20, -(-(samples + held_out) // 3)),  # that there are three to compare
+        "seed": seed,
+    }
+    spec = {
+        "runs": max_runs,
+        "precision": precision / 100,
+        "threads": threads,
+        "seed": seed,
+        "provider": ep,
+        "tf32": tf32,
+        "cuda_graph": cuda_graph,
+        "allow_fallback": allow_fallback,
+    }
+    settings = new_settings(given, spec)
+    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer")
+    with Live(quiet) as live:
+        raise typer.Exit(
+            run_campaign(settings, folder, False, patience, live, not no_wait, show_transfer)
+        )

@@ -1,0 +1,97 @@
+"""What other devices would take for an architecture, beside the views of it."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.encoding.base import Encoder, Layout
+from esm_host.encoding.views import ViewsEncoder
+from esm_host.errors import DatasetError
+from esm_models.space import Codes, SearchSpace
+
+GROUP = "sources"
+
+
+@dataclass(frozen=True, eq=False)
+class SourceModels:
+    """Log latencies on other devices as linear functions of the views' columns.
+
+    Attributes:
+        names: of the devices.
+        intercept: ``(sources,)``.
+        weights: ``(columns, sources)``.
+    """
+
+    names: tuple[str, ...]
+    intercept: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz``, without code in it."""
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                names=np.array(self.names, dtype=np.str_),
+                intercept=self.intercept,
+                weights=self.weights,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> SourceModels:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            DatasetError: there is no such file, or it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = tuple(file["names"].tolist())
+                intercept, weights = file["intercept"], file["weights"]
+            if intercept.shape != (len(names),) or weights.shape[1:] != (len(names),):
+                raise ValueError("its arrays do not fit each other")
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
+        return cls(names, intercept, weights)
+
+
+class SourcesEncoder(Encoder):
+    """The views, and before them a group :data:`GROUP`: the log latency that each source expects.
+
+    Args:
+        models: of the same search space.
+    """
+
+    name = "sources"
+    with_resolution = False
+
+    def __init__(self, space: SearchSpace, models: SourceModels) -> None:
+        self.models = models
+        self._views = ViewsEncoder(space)
+        if models.weights.shape[0] != len(self._views):
+            raise ValueError(
+                f"source models of {models.weights.shape[0]} columns, but {space.name} has "
+                f"{len(self._views)}"
+            )
+        super().__init__(space)
+
+    @property
+    def layout(self) -> Layout:
+        count = len(self.models)
+        views = {n: (a + count, b + count) for n, (a, b) in self._views.layout.groups.items()}
+        return Layout({GROUP: (0, count), **views})
+
+    def _columns(self) -> list[str]:
+        return [*(f"source.{name}" for name in self.models.names), *self._views.columns]
+
+    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        views = self._views._encode(codes, resolution).astype(np.float64)
+        expected = views @ self.models.weights + self.models.intercept
+        return np.concatenate([expected, views], axis=1)

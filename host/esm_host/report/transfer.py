@@ -1,0 +1,155 @@
+"""The part of a campaign's report that tells what was learnt from other devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esm_host.encoding.sources import GROUP
+from esm_host.folder import RunFolder
+from esm_host.report.page import (
+    Cell,
+    Column,
+    Figure,
+    Section,
+    Table,
+    Text,
+    fixed,
+    plural,
+)
+from esm_host.report.transfer_plots import held_out_predictions
+from esm_host.run import Run
+from esm_host.transfer.devices.monotonicity import LEAST_SHARED, rank_correlation
+from esm_host.transfer.held_out import use_of_sources
+
+
+def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
+    """How much the sources helped, what was held out, and each source; nothing of a campaign
+    without sources, or of one that has not come to an end.
+
+    Args:
+        measurements: :meth:`Run.measurements`.
+
+    Raises:
+        DatasetError: what the sources were learnt to be is gone or damaged.
+    """
+    figures = (run.result or {}).get("transfer")
+    if figures is None:
+        return
+    parts = [*_held_out(figures, measurements), *_sources(run)]
+    yield Section("transfer", "Transfer", _of_what_use(figures), parts)
+
+
+def held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> pd.DataFrame:
+    """A row per model that was held out: columns of ``measurements``, but ``predicted_ms`` and
+    ``error_percent`` by the predictor that had seen none of them, with the ends of its 90 %
+    intervals, ``low_ms`` and ``high_ms``, and ``covered``, whether the latency is between them.
+
+    Args:
+        figures: ``transfer`` of ``result.json``.
+        measurements: :meth:`Run.measurements`.
+    """
+    names = ["architecture_key", "predicted_ms", "low_ms", "high_ms"]
+    predicted = pd.DataFrame(figures.get("held_out_models", ()), columns=names)
+    own = measurements.drop(columns=["predicted_ms", "error_percent"])
+    frame = own.merge(predicted, on="architecture_key")
+    return frame.assign(
+        error_percent=100 * (frame["predicted_ms"] / frame["latency_ms"] - 1),
+        covered=frame["latency_ms"].between(frame["low_ms"], frame["high_ms"]),
+    )
+
+
+def source_correlations(run: Run) -> pd.DataFrame:
+    """Spearman's rank correlation of what each source's model expects with what was measured, a
+    row per source, the best first: ``source``, ``correlation``, and the ends of its 95 % interval,
+    ``low`` and ``high``. None where fewer than four architectures were measured.
+
+    Raises:
+        DatasetError: the sources' models are gone or damaged.
+    """
+    columns = ["source", "correlation", "low", "high"]
+    dataset = run.dataset().only(run.settings.trusted_verdicts)
+    if len(dataset) < LEAST_SHARED:
+        return pd.DataFrame(columns=columns)
+    encoder = RunFolder(run.path).encoder(run.settings, run.space)
+    first, end = encoder.layout.groups[GROUP]
+    expected = encoder.encode(dataset.architectures)[:, first:end].astype(np.float64)
+    names = [name.removeprefix("source.") for name in encoder.columns[first:end]]
+    found = [rank_correlation(column, dataset.latency_ms) for column in expected.T]
+    rows = [(name, c.value, c.low, c.high) for name, c in zip(names, found, strict=True)]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        "correlation", ascending=False, kind="stable", ignore_index=True
+    )
+
+
+def _of_what_use(figures: dict[str, Any]) -> str:
+    samples, sources = figures["samples"], len(figures["sources"])
+    learnt = f"Learnt from {plural(samples, 'model')} measured here and {plural(sources, 'source')}"
+    if "left_out_error_percent" not in figures:
+        return f"{learnt}: too few models to tell whether the sources were of use."
+    error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
+    return (
+        f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is "
+        f"{error:.1f} % off on average with sources, {without:.1f} % without."
+    )
+
+
+def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[Figure | Text]:
+    if "spearman" not in figures:
+        yield Text("No models were held out to tell how good predictions of unseen ones are.")
+        return
+    count = figures["held_out"]
+    summary = (
+        f"{plural(count, 'model')} drawn by chance, predicted by a predictor that had seen none of "
+        f"them: rank correlation {figures['spearman']:.3f} (95 % interval "
+        f"{figures['spearman_low']:.2f} to {figures['spearman_high']:.2f}), accuracy "
+        f"{figures['accuracy_percent']:.1f} %. {figures['covered']} of {count} are within their "
+        "90 % intervals (vertical lines)."
+    )
+    frame = held_out(figures, measurements)
+    if frame.empty:
+        yield Text(summary)
+        return
+    if not frame["covered"].all():
+        summary += " Triangles are those that are not."
+    yield Figure(
+        "held-out",
+        "Held-out models, predicted against measured latency",
+        f"{summary} Marks on the dashed line are perfect. The predictor that is kept has learnt "
+        f"from all {figures['samples'] + count} models.",
+        held_out_predictions(frame),
+        [
+            Column("architecture", "architecture"),
+            Column("latency_ms", "measured (ms)", 4),
+            Column("interval_percent", "± (%)", 1),
+            Column("predicted_ms", "predicted (ms)", 4),
+            Column("low_ms", "90 % interval from (ms)", 4),
+            Column("high_ms", "to (ms)", 4),
+            Column("error_percent", "error (%)", 1),
+            Column("within", "within it"),
+        ],
+    )
+
+
+def _sources(run: Run) -> Iterator[Table]:
+    correlations = source_correlations(run)
+    if correlations.empty:
+        return
+    yield Table(
+        "sources",
+        "Rank correlation of what each source expects of the models measured here with what they "
+        "took, and its 95 % interval: 1 is the same order, 0 tells nothing",
+        ["source", "#rank correlation", "#interval from", "#to"],
+        [
+            [
+                Cell(row.source),
+                fixed(row.correlation, 3),
+                fixed(row.low, 3),
+                fixed(row.high, 3),
+            ]
+            for row in correlations.itertuples(index=False)
+        ],
+    )

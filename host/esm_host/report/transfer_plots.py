@@ -1,0 +1,52 @@
+"""Charts of what was learnt from other devices."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from esm_host.report.plots import compact, diagonal, latency_scale, layered
+
+
+def held_out_predictions(models: pd.DataFrame) -> alt.LayerChart:
+    """Predictions of held-out models with their 90 % intervals against measurements; the diagonal
+    is perfect. What its interval does not hold is a triangle.
+
+    Args:
+        models: :func:`esm_host.report.transfer.held_out`, one row or more.
+    """
+    columns = ["architecture", "depth", "latency_ms", "interval_percent", "predicted_ms", "low_ms"]
+    frame = models[[*columns, "high_ms", "error_percent", "verdict"]]
+    frame = compact(frame.assign(within=models["covered"].map({True: "yes", False: "no"})))
+    ends, scale = latency_scale(*(frame[name] for name in ("latency_ms", "low_ms", "high_ms")))
+    base = (
+        alt.Chart(frame)
+        .transform_calculate(
+            latency="format(datum.latency_ms, '.4~g') + ' ms' + (isValid(datum.interval_percent)"
+            " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')",
+            error="format(datum.error_percent, '+.1f') + ' %'",
+            interval="format(datum.low_ms, '.4~g') + ' to ' + format(datum.high_ms, '.4~g')"
+            " + ' ms'",
+        )
+        .encode(
+            alt.X("latency_ms:Q", title="measured (ms)", scale=scale, axis=alt.Axis(tickCount=6)),
+            tooltip=[
+                alt.Tooltip("architecture:N"),
+                alt.Tooltip("depth:Q", title="blocks"),
+                alt.Tooltip("latency:N", title="measured"),
+                alt.Tooltip("predicted_ms:Q", title="predicted (ms)", format=".4~g"),
+                alt.Tooltip("interval:N", title="90 % interval"),
+                alt.Tooltip("error:N"),
+                alt.Tooltip("verdict:N"),
+            ],
+        )
+    )
+    y = alt.Y("low_ms:Q", title="predicted, unseen (ms)", scale=scale)
+    point = alt.Y("predicted_ms:Q", scale=scale)
+    inside, outside = (base.transform_filter(f"datum.within == '{w}'") for w in ("yes", "no"))
+    return layered(
+        diagonal(ends),
+        base.mark_rule(style="whisker").encode(y, y2="high_ms:Q"),
+        inside.mark_point(style="median").encode(point),
+        outside.mark_point(style="outlier", size=110).encode(point),
+    )

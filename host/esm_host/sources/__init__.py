@@ -1,0 +1,1 @@
+"""Latencies that are known already, of other devices: imported tables and finished campaigns."""

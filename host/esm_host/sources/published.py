@@ -1,0 +1,187 @@
+"""The files that HELP and HW-NAS-Bench publish."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esm_host.dataset.benchmarks import LatencyTable, codes_of, measured
+from esm_host.errors import DatasetError, UsageError
+from esm_host.sources.plain_pickle import load_pickle, load_torch
+from esm_models.spaces import load_space
+
+HELP = "help"
+HW_NAS_BENCH = "hw-nas-bench"
+
+_SUFFIX = "_latency"
+_DRAWN = 2000
+"""Architectures of FBNet that HW-NAS-Bench's latencies of operators are added up for."""
+
+
+# HELP
+
+
+def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None) -> LatencyTable:
+    """A folder of HELP's data (https://github.com/HayeonLee/HELP): ``latency/DEVICE.pt``, lists of
+    milliseconds, beside what says of which architectures: ``arch.pt`` (FBNet), ``str_arch2idx.pt``
+    (NAS-Bench-201) or ``ofa_archs.pt`` (Once-for-all).
+
+    Args:
+        warn: is told of devices that have latencies of other architectures, and are left out.
+        name: of the table; ``help-SPACE`` unless given.
+
+    Raises:
+        UsageError: it is no such folder.
+        DatasetError: a file is damaged, or holds more than numbers and text.
+    """
+    files = sorted((folder / "latency").glob("*.pt"))
+    if not files:
+        raise UsageError(f"{folder} has no latency/DEVICE.pt: give a folder of HELP's data")
+    try:
+        space, codes = codes_of(_help_architectures(folder))
+    except (TypeError, ValueError, LookupError, SyntaxError, RecursionError) as error:
+        raise DatasetError(f"{folder} holds no architectures of HELP's ({error})") from error
+    latency_ms = {}
+    for file in files:
+        try:
+            values = np.asarray(load_torch(file), dtype=float)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{file} holds no list of milliseconds ({error})") from error
+        if values.shape == (len(codes),):
+            latency_ms[file.stem] = measured(values)
+        else:
+            shape = " x ".join(map(str, values.shape))
+            warn(f"{file.stem} has {shape} latencies of {len(codes)} architectures: left out")
+    if not latency_ms:
+        raise DatasetError(f"no file in {folder / 'latency'} has {len(codes)} latencies")
+    return LatencyTable(name or f"{HELP}-{space.name}", space, codes, latency_ms, {})
+
+
+def _help_architectures(folder: Path) -> pd.DataFrame:
+    if (folder / "ofa_archs.pt").exists():
+        rows = load_torch(folder / "ofa_archs.pt")["arch"]
+        columns = {"kernel": "ks", "expand": "e", "depth": "d"}
+        frame = pd.DataFrame(
+            {name: [_joined(r[key]) for r in rows] for name, key in columns.items()}
+        )
+        frame["resolution"] = [int(np.ravel(row["r"])[0]) for row in rows]
+        return frame
+    if (folder / "str_arch2idx.pt").exists():
+        index = load_torch(folder / "str_arch2idx.pt")
+        if isinstance(index, str):
+            index = ast.literal_eval(index)
+        if sorted(index.values()) != list(range(len(index))):
+            raise ValueError("str_arch2idx.pt does not number them from 0")
+        return pd.DataFrame({"arch": sorted(index, key=index.__getitem__)})
+    if (folder / "arch.pt").exists():
+        return pd.DataFrame({"arch": [_joined(row) for row in load_torch(folder / "arch.pt")]})
+    raise UsageError(f"{folder} has none of arch.pt, str_arch2idx.pt and ofa_archs.pt")
+
+
+def _joined(numbers: Any) -> str:
+    return "_".join(str(int(number)) for number in numbers)
+
+
+# HW-NAS-Bench
+
+
+def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]:
+    """The pickle of HW-NAS-Bench (https://github.com/GATECH-EIC/HW-NAS-Bench): a table of
+    NAS-Bench-201 per data set, ``NAME-cifar10``, and one of FBNet for CIFAR-100, ``NAME-fbnet``.
+
+    Of FBNet it has latencies of operators, which are added up for 2,000 architectures.
+
+    Args:
+        name: what the tables' names begin with; ``hw-nas-bench`` unless given.
+
+    Raises:
+        UsageError: there is no such file.
+        DatasetError: it is something else, damaged, or holds more than numbers and text.
+    """
+    name = name or HW_NAS_BENCH
+    tables = []
+    try:
+        content = load_pickle(path)
+        for data, entry in content.get("nasbench201", {}).items():
+            tables.append(_cells(f"{name}-{data}", entry))
+        if "fbnet" in content:
+            tables.append(_blocks(f"{name}-fbnet", content["fbnet"]))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no {path}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no file of HW-NAS-Bench ({error})") from error
+    except LookupError as error:
+        raise DatasetError(f"{path} is no file of HW-NAS-Bench (it lacks {error})") from error
+    if not any(table.latency_ms for table in tables):
+        raise DatasetError(f"{path} holds latencies of neither nasbench201 nor fbnet")
+    return tables
+
+
+def _cells(name: str, entry: Mapping[str, Any]) -> LatencyTable:
+    configurations = entry["config"]
+    arch = [configurations[number]["arch_str"] for number in range(len(configurations))]
+    space, codes = codes_of(pd.DataFrame({"arch": arch}))
+    latency_ms = {
+        key.removesuffix(_SUFFIX): measured(values)
+        for key, values in entry.items()
+        if key.endswith(_SUFFIX)
+    }
+    for device, values in latency_ms.items():
+        if values.shape != (len(codes),):
+            raise ValueError(f"{values.shape} latencies of '{device}' for {len(codes)} cells")
+    return LatencyTable(name, space, codes, latency_ms, {})
+
+
+def _blocks(name: str, entry: Mapping[str, Mapping[str, float]]) -> LatencyTable:
+    space = load_space("fbnet")
+    drawn = np.random.default_rng(0).integers(0, len(space.options), (_DRAWN, *space.code_shape))
+    codes = np.full(drawn.shape, -1, dtype=np.int16)
+    for unit, (depth,) in enumerate(space.depths):
+        codes[:, unit, :depth] = drawn[:, unit, :depth]
+    latency_ms = {}
+    for key, operators in entry.items():
+        if key.endswith(_SUFFIX):
+            total_ms = np.full(len(codes), sum(float(operators[fixed]) for fixed in _FIXED))
+            for unit, block, names in _layers():
+                total_ms += np.array([float(operators[each]) for each in names])[
+                    codes[:, unit, block]
+                ]
+            latency_ms[key.removesuffix(_SUFFIX)] = measured(total_ms)
+    return LatencyTable(name, space, codes, latency_ms, {})
+
+
+# Operators of all networks for images of 32 pixels: stem and head.
+_FIXED = (
+    "ConvNorm_H32_W32_Cin3_Cout16_kernel3_stride1_group1",
+    "ConvNorm_H4_W4_Cin352_Cout1504_kernel1_stride1_group1",
+    "AvgP_H4_W4_Cin1504_Cout1504_kernel4_stride1",
+    "FC_Cin1504_Cout100",
+)
+
+
+def _layers() -> Iterator[tuple[int, int, list[str]]]:
+    """Unit, block, and the names of its operators in the order of the codes."""
+    space = load_space("fbnet")
+    side, channels = 32, 16
+    widths, strides = (16, 24, 32, 64, 112, 184, 352), (1, 1, 2, 2, 1, 2, 1)
+    for unit, ((depth,), width) in enumerate(zip(space.depths, widths, strict=True)):
+        for block in range(depth):
+            stride = strides[unit] if block == 0 else 1
+            shape = f"H{side}_W{side}_Cin{channels}_Cout{width}"
+            yield (
+                unit,
+                block,
+                [
+                    f"Skip_{shape}_stride{stride}"
+                    if option.label == "skip"
+                    else f"ConvBlock_{shape}_exp{option['expansion']}_kernel{option['kernel']}"
+                    f"_stride{stride}_group{option['groups']}"
+                    for option in space.options
+                ],
+            )
+            side, channels = side // stride, width

@@ -1,0 +1,56 @@
+"""What is known of one device, and of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_models.space import Codes, SearchSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Latencies that were measured on one device.
+
+    Attributes:
+        name: ``TABLE/DEVICE``, or the folder of a campaign.
+        codes: ``(n, *space.code_shape)``.
+        latency_ms: ``(n,)``, positive and finite.
+    """
+
+    name: str
+    space: SearchSpace
+    codes: Codes
+    latency_ms: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def fits(self, space: SearchSpace) -> bool:
+        """Whether it is of such architectures; resolution, widths, batch and dtype may
+        be others."""
+        return self.space.name == space.name and self.codes.shape[1:] == space.code_shape
+
+
+def side_by_side(sources: Sequence[Source]) -> NDArray[np.float64]:
+    """Latencies of all architectures that any of them has, ``(n, sources)``, ms; NaN where one has
+    not. Of an architecture that one has several times, the mean.
+
+    Args:
+        sources: one or more, of the same space.
+    """
+    flat = np.concatenate([source.codes.reshape(len(source), -1) for source in sources])
+    keys = np.ascontiguousarray(flat).view(np.dtype((np.void, flat.itemsize * flat.shape[1])))
+    distinct, rows = np.unique(keys.ravel(), return_inverse=True)
+    latency_ms = np.full((len(distinct), len(sources)), np.nan)
+    ends = np.cumsum([len(source) for source in sources])
+    for number, (source, end) in enumerate(zip(sources, ends.tolist(), strict=True)):
+        mine = rows[end - len(source) : end]
+        count = np.bincount(mine, minlength=len(distinct))
+        total = np.bincount(mine, source.latency_ms, minlength=len(distinct))
+        there = count > 0
+        latency_ms[there, number] = total[there] / count[there]
+    return latency_ms

@@ -1,0 +1,1 @@
+"""Architectures as vectors that NASFLAT takes beside the graph."""

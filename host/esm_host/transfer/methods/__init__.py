@@ -1,0 +1,1 @@
+"""Few-shot predictors, and what they are made of."""

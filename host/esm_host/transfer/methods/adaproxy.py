@@ -1,0 +1,103 @@
+"""A proxy device's predictor, adapted to another device by a scale and a few corrections."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
+from sklearn.linear_model import lars_path
+
+Floats = NDArray[np.float64]
+
+VALIDATION = 20
+_PENALTIES = np.logspace(0, -4, 25)
+"""Shares of the smallest penalty that leaves no correction."""
+
+
+class AdaProxy:
+    """Adapts a linear predictor, ``latency = weights . features`` (Lu et al. 2021, equation 3).
+
+    Its weights are multiplied by ``alpha + b``, feature by feature: one scale for all, and
+    corrections ``b`` that a penalty lambda keeps sparse,
+
+        min over alpha, b:  mean of squared errors + lambda |b|_1.
+
+    (The paper writes a norm of ``b`` and calls it sparse: the sum of absolute values.) Lambda is
+    chosen by the rank correlation on a part of the samples that is not fitted to; then all are.
+
+    Args:
+        weights: of the proxy's predictor, ``(features,)``: one-hot operations and a constant, or
+            what the last layer of a network multiplies its inputs by.
+        validation: samples to choose lambda on (20 in the paper); with fewer than twice as many
+            samples, half of them.
+        seed: of the split.
+    """
+
+    def __init__(self, weights: ArrayLike, validation: int = VALIDATION, seed: int = 0) -> None:
+        self.weights = np.asarray(weights, dtype=float)
+        self.validation = validation
+        self.seed = seed
+
+    def fit(self, features: ArrayLike, latency_ms: ArrayLike) -> Self:
+        """Learns from ``(n, features)`` and ``(n,)`` of the target device.
+
+        Raises:
+            ValueError: shapes do not fit, values are not finite, or there are fewer than four.
+        """
+        parts, latency_ms = self._parts(features), np.asarray(latency_ms, dtype=float)
+        if latency_ms.shape != (len(parts),) or len(parts) < 4:
+            raise ValueError(
+                f"{latency_ms.shape} latencies of {len(parts)} architectures: give one each, of 4 "
+                "or more"
+            )
+        if not np.isfinite(latency_ms).all() or not np.isfinite(parts).all():
+            raise ValueError("features and latencies must be finite")
+        held = min(self.validation, len(parts) // 2)
+        order = np.random.default_rng(self.seed).permutation(len(parts))
+        judge, learn = order[:held], order[held:]
+        found = _solve(parts[learn], latency_ms[learn], _PENALTIES)
+        merit = [_merit(parts[judge] @ scales, latency_ms[judge]) for scales in found]
+        self.penalty_share_ = float(_PENALTIES[int(np.argmax(merit))])
+        (self.scales_,) = _solve(parts, latency_ms, np.array([self.penalty_share_]))
+        return self
+
+    def predict(self, features: ArrayLike) -> Floats:
+        """Latencies on the target, ms, ``(n,)``; meant for ranking."""
+        return np.asarray(self._parts(features) @ self.scales_)
+
+    def _parts(self, features: ArrayLike) -> Floats:
+        values = np.asarray(features, dtype=float)
+        if values.ndim != 2 or values.shape[1] != len(self.weights):
+            raise ValueError(f"features {values.shape}: the proxy has {len(self.weights)} weights")
+        return np.asarray(values * self.weights)
+
+
+def _solve(parts: Floats, latency_ms: Floats, shares: Floats) -> Floats:
+    """``alpha + b``, ``(penalties, features)``, for penalties that are shares of the smallest that
+    makes ``b`` nothing."""
+    unit, unit_ms = float(np.abs(parts).max()), float(np.abs(latency_ms).max())
+    if unit == 0:
+        return np.zeros((len(shares), parts.shape[1]))
+    parts, latency_ms = parts / unit, latency_ms / (unit_ms or 1)  # the path is found in absolutes
+    whole = parts.sum(axis=1)
+    size = whole @ whole
+    # For every b the best alpha is known: what is left is an ordinary lasso, whose solutions are
+    # linear between the corners of a path.
+    rest = latency_ms - whole * (whole @ latency_ms / size)
+    reduced = parts - np.outer(whole, parts.T @ whole / size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of columns that are sums of others
+        penalties, _, path = lars_path(reduced, rest, method="lasso", alpha_min=0.0)
+    wanted = shares * penalties[0]
+    b = np.stack([np.interp(-wanted, -penalties, one) for one in path], axis=1)
+    alpha = (whole @ latency_ms - b @ (parts.T @ whole)) / size
+    return np.asarray((alpha[:, None] + b) * unit_ms / unit)
+
+
+def _merit(predicted_ms: Floats, latency_ms: Floats) -> float:
+    if np.ptp(predicted_ms) == 0 or np.ptp(latency_ms) == 0:
+        return -1.0
+    return float(spearmanr(predicted_ms, latency_ms).statistic)

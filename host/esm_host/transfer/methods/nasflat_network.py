@@ -1,0 +1,291 @@
+"""NASFLAT's network: operations and devices meet before the graph is read (Akhauri and Abdelfattah
+2024, "On Latency Predictors for Neural Architecture Search")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+OPERATION = 24
+DEVICE = 24
+NODE = 24
+HIDDEN = 96
+REFINEMENT = (128, 128)
+UPDATE = 128
+MAIN = (128, 128, 128)
+SUPPLEMENT = (128, 128)
+SUPPLEMENT_OUT = 48
+HEAD = (200, 200, 200)
+DROPOUT = 0.1
+"""Widths of Table 20, and of the authors' repository where that has none: both embeddings share
+the table's 48, as do the node's halves."""
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """Graphs as tensors.
+
+    Attributes:
+        operations: what each node is, ``(n, nodes, features)``.
+        incoming: 1 from column to row, ``(n, nodes, nodes)``, or ``(1, nodes, nodes)`` if the same
+            in all; None if the only edge of each node is to itself.
+        count: how many there are of each node, ``(n, nodes)``, with edges 0 or 1; None if one of
+            each in all. Without other edges, nodes of one operation are all alike.
+        supplement: ``(n, d)``.
+    """
+
+    operations: Tensor
+    incoming: Tensor | None
+    count: Tensor | None = None
+    supplement: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def take(self, rows: Tensor) -> Architectures:
+        """Some of them, in that order."""
+        incoming = self.incoming
+        if incoming is not None and len(incoming) > 1:
+            incoming = incoming[rows]
+        return Architectures(
+            self.operations[rows],
+            incoming,
+            None if self.count is None else self.count[rows],
+            None if self.supplement is None else self.supplement[rows],
+        )
+
+
+class NasflatNetwork(nn.Module):
+    """Scores that rank architectures on a device, the greater the slower (section 3, figure 3).
+
+    A node's operation and the device have an embedding each; both side by side go through a small
+    graph network, of which the output node's state and they themselves make, in an MLP, the
+    operation's embedding on this device in this architecture (section 5.1). With that the main
+    graph network reads the graph. The mean of its nodes, joined by the embedded supplement, goes
+    to the head. Nodes themselves begin alike, except for the input.
+
+    As in the authors' repository, and not told in the paper: the output node's state passes three
+    linear layers before it is joined; the input has no operation, the output one of its own, and
+    both have the device's embedding; the input is left out of the mean.
+
+    Args:
+        features: of a node.
+        devices: to have an embedding.
+        supplement: its columns, 0 if there is none.
+    """
+
+    def __init__(self, features: int, devices: int, supplement: int = 0) -> None:
+        super().__init__()
+        self.operation = nn.Linear(features, OPERATION, bias=False)
+        nn.init.normal_(self.operation.weight)
+        self.device = nn.Embedding(devices, DEVICE)
+        self.output = nn.Parameter(torch.randn(OPERATION))
+        self.nodes = nn.Embedding(2, NODE)  # the input, and all others
+        nn.init.zeros_(self.nodes.weight[1:].detach())
+        self.hidden = nn.Linear(NODE, HIDDEN)
+
+        self.refinement = GraphFlow(HIDDEN, REFINEMENT, OPERATION + DEVICE)
+        width = REFINEMENT[-1]
+        self.summary = nn.Sequential(
+            *(nn.Linear(width, width), nn.ReLU()),
+            *(nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, width),
+        )
+        self.update = nn.Linear(OPERATION + DEVICE + width, UPDATE)
+        self.refined = nn.Linear(UPDATE, OPERATION + DEVICE)
+        self.main = GraphFlow(HIDDEN, MAIN, OPERATION + DEVICE)
+
+        self.supplement = _layers(supplement, SUPPLEMENT, SUPPLEMENT_OUT) if supplement else None
+        self.head = _layers(MAIN[-1] + SUPPLEMENT_OUT * bool(supplement), HEAD, 1)
+
+    def forward(self, architectures: Architectures, device: Tensor) -> Tensor:
+        """``(n,)`` scores of architectures on devices by number, ``(n,)``."""
+        incoming, count = architectures.incoming, architectures.count
+        nodes = architectures.operations.shape[1]
+        start = self.hidden(self.nodes((torch.arange(nodes) > 0).long()))[None]
+
+        inner = self.operation(architectures.operations[:, 1:-1])
+        ends = inner.new_zeros(len(inner), 1, OPERATION)
+        inner = torch.cat([ends, inner, self.output.expand_as(ends)], dim=1)
+        everywhere = self.device(device)[:, None].expand(-1, nodes, -1)
+        operation = torch.cat([inner, everywhere], dim=-1)
+
+        state = self.refinement.output_node(start, incoming, operation, count)
+        operation = self._refine(operation, self.summary(state))
+        state = self.main(start, incoming, operation, count)[:, 1:]
+        if count is None:
+            read = state.mean(dim=1)
+        else:
+            share = count[:, 1:] / count[:, 1:].sum(dim=1, keepdim=True)
+            read = (share[:, None] @ state)[:, 0]
+        if self.supplement is not None:
+            read = torch.cat([read, self.supplement(architectures.supplement)], dim=-1)
+        scores: Tensor = self.head(read)
+        return scores[:, 0]
+
+    def _refine(self, operation: Tensor, summary: Tensor) -> Tensor:
+        # A layer on both side by side, of which the summary is the same for all nodes.
+        old, new = self.update.weight.split([operation.shape[-1], summary.shape[-1]], dim=1)
+        joined = nn.functional.linear(operation, old) + nn.functional.linear(
+            summary, new, self.update.bias
+        ).unsqueeze(1)
+        refined: Tensor = self.refined(torch.relu(joined))
+        return refined
+
+
+class GraphFlow(nn.Module):
+    """Layers that each are the mean of a dense graph flow and of a graph attention (appendix
+    A.3.1, equations 1 to 3).
+
+    A layer's states X become, with adjacency A and embeddings O of the operations,
+
+        flow       sigmoid(O W_o) * (A X W_f) + X W_f + b_f
+        attention  LayerNorm(sigmoid(O W_p) * (softmax(LeakyReLU(A * S)) X W)), where S_ij is the
+                   weighted sum of products a . (X_i W * X_j W).
+
+    As in equation 2, what is no edge has the weight of a score of 0 in the softmax, rather than
+    none. Between layers is a ReLU.
+
+    Args:
+        inputs: width of the states that come in.
+        widths: of those that each layer makes.
+        operation: width of the operations' embeddings.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], operation: int) -> None:
+        super().__init__()
+        layers = [
+            _Layer(before, width, operation)
+            for before, width in zip([inputs, *widths[:-1]], widths, strict=True)
+        ]
+        self.last = layers.pop()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
+    ) -> Tensor:
+        """States ``(n or 1, nodes, inputs)`` -> ``(n, nodes, widths[-1])``."""
+        for layer in self.layers:
+            state = torch.relu(layer(state, incoming, operation, count))
+        last: Tensor = self.last(state, incoming, operation, count)
+        return last
+
+    def output_node(
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
+    ) -> Tensor:
+        """What :meth:`forward` makes of the last node, ``(n, widths[-1])``, with less work."""
+        for layer in self.layers:
+            state = torch.relu(layer(state, incoming, operation, count))
+        return self.last.output_node(state, incoming, operation, count)[:, 0]
+
+
+class _Layer(nn.Module):
+    def __init__(self, inputs: int, width: int, operation: int) -> None:
+        super().__init__()
+        self.flow_gate = nn.Linear(operation, width)
+        self.flow = nn.Parameter(_uniform(inputs, width, fan=width))
+        self.flow_bias = nn.Parameter(_uniform(width, fan=width))
+        self.attention_gate = nn.Linear(operation, width)
+        self.attention = nn.Parameter(_uniform(inputs, width, fan=inputs))
+        self.score = nn.Parameter(_uniform(width, fan=width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
+    ) -> Tensor:
+        own = state @ self.flow
+        attended = state @ self.attention
+        if incoming is None:
+            scores = (attended * self.score * attended).sum(dim=-1)
+            taken = _of_itself(scores, attended, attended, count)
+            return self._mean(own, own, taken, operation)
+        scores = (attended * self.score) @ attended.mT
+        taken = _softmax(scores, incoming, count) @ attended
+        return self._mean(own, incoming @ own, taken, operation)
+
+    def output_node(
+        self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
+    ) -> Tensor:
+        """:meth:`forward` of the last node, ``(n, 1, width)``: as products can be taken in another
+        order, those with the weights are of one node instead of all."""
+        last, operation = state[:, -1:], operation[:, -1:]
+        own = last @ self.flow
+        attended = last @ self.attention
+        if incoming is None:
+            scores = (attended * self.score * attended).sum(dim=-1)
+            taken = _of_itself(scores, last, state, count) @ self.attention
+            return self._mean(own, own, taken, operation)
+        incoming = incoming[:, -1:]
+        scores = ((attended * self.score) @ self.attention.mT) @ state.mT
+        taken = (_softmax(scores, incoming, count) @ state) @ self.attention
+        return self._mean(own, (incoming @ state) @ self.flow, taken, operation)
+
+    def _mean(self, own: Tensor, flowing: Tensor, taken: Tensor, operation: Tensor) -> Tensor:
+        flow = torch.addcmul(own, torch.sigmoid(self.flow_gate(operation)), flowing)
+        taken = torch.sigmoid(self.attention_gate(operation)) * taken
+        # The flow's bias is added with the norm's, and the half is taken where it costs least.
+        attention = nn.functional.layer_norm(
+            taken,
+            self.norm.normalized_shape,
+            self.norm.weight / 2,
+            (self.norm.bias + self.flow_bias) / 2,
+            self.norm.eps,
+        )
+        return torch.add(attention, flow, alpha=0.5)
+
+
+def _uniform(*shape: int, fan: int) -> Tensor:
+    return torch.empty(shape).uniform_(-(fan**-0.5), fan**-0.5)
+
+
+def _softmax(scores: Tensor, incoming: Tensor, count: Tensor | None) -> Tensor:
+    scores = nn.functional.leaky_relu(scores * incoming)
+    if count is not None:
+        scores = scores.masked_fill(count[:, None] == 0, -torch.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def _of_itself(scores: Tensor, own: Tensor, states: Tensor, count: Tensor | None) -> Tensor:
+    """What nodes attend to whose only edge is to themselves, ``(n, some, width)``: their own
+    states ``own`` by ``scores``, ``(n, some)``, and all other ``states`` by scores of 0."""
+    if count is None:
+        total, together = states.new_full((1, 1), states.shape[1]), states.sum(1, keepdim=True)
+    else:
+        total, together = count.sum(1, keepdim=True), count[:, None] @ states
+    scores = nn.functional.leaky_relu(scores)
+    most = scores.detach().clamp(min=0)  # keeps exponentials below 1
+    self_weight, other_weight = torch.exp(scores - most), torch.exp(-most)
+    weights = self_weight + other_weight * (total - 1)
+    attended = ((self_weight - other_weight) / weights)[..., None] * own
+    return torch.addcmul(attended, (other_weight / weights)[..., None], together)
+
+
+def _layers(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(DROPOUT)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+def draw_pairs(latency: Tensor, per_sample: int) -> tuple[Tensor, Tensor]:
+    """Pairs of samples that differ, at random: the slower ones, and the faster ones.
+
+    At most ``per_sample`` times as many as there are samples, none twice.
+    """
+    n = len(latency)
+    one, other = torch.triu_indices(n, n, 1)
+    differ = torch.nonzero(latency[one] != latency[other])[:, 0]
+    chosen = differ[torch.randperm(len(differ))[: per_sample * n]]
+    one, other = one[chosen], other[chosen]
+    ordered = latency[one] > latency[other]
+    return torch.where(ordered, one, other), torch.where(ordered, other, one)
+
+
+def pairwise_hinge(scores: Tensor, slower: Tensor, faster: Tensor, margin: float) -> Tensor:
+    """Mean over pairs of what a score lacks to be ``margin`` above that of the faster (Ning et
+    al. 2022, "TA-GATES")."""
+    return torch.relu(margin - (scores[slower] - scores[faster])).mean()

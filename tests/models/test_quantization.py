@@ -1,0 +1,220 @@
+"""Int8 subnets: their QDQ form, and what ONNX Runtime makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from esm_models.architecture import Architecture
+from esm_models.errors import InvalidSpaceError
+from esm_models.parts import parts_of
+from esm_models.space import SearchSpace
+from esm_models.spaces import load_space
+from esm_protos.weights import draw_weights
+
+ROOT = Path(__file__).parents[2]
+
+SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
+OWN = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"
+
+FLOATING = {"HardSwish", "HardSigmoid", "BatchNormalization"}
+"""Without an int8 kernel. ``Mul`` and ``Sub`` are of HardSwish and of cells without an edge."""
+INTEGER = {
+    *("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QGemm"),
+    *("QLinearAdd", "QLinearMul", "QLinearConcat"),
+    *("QLinearAveragePool", "QLinearGlobalAveragePool", "MaxPool", "NhwcMaxPool"),
+    *("Transpose", "Reshape", "Flatten"),
+}
+
+
+def int8_space(name: str, dtype: str = "int8") -> SearchSpace:
+    side = 64 if name == "densenet" else 32
+    return load_space(name, resolution=side, width_mult=0.25, dtype=dtype)
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def runs(data: bytes, optimized: Path | None = None) -> list[NDArray[np.float32]]:
+    """What comes out with the weights that an agent draws, of standard normal inputs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    weights = [
+        tensor
+        for tensor in onnx.load_from_string(data).graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
+    assert all(tensor.data_type == TensorProto.FLOAT for tensor in weights)
+    arrays = [draw_weights(tensor.name, tuple(tensor.dims)) for tensor in weights]
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    options.add_external_initializers([tensor.name for tensor in weights], values)
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    return session.run(
+        None,
+        {x.name: rng.standard_normal(x.shape, dtype=np.float32) for x in session.get_inputs()},
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    space: SearchSpace
+    plain: SearchSpace
+    architecture: Architecture
+
+    @cached_property
+    def data(self) -> bytes:
+        return self.space.build(self.architecture)
+
+    @cached_property
+    def graph(self) -> onnx.GraphProto:
+        return onnx.load_from_string(self.data).graph
+
+    @cached_property
+    def plain_data(self) -> bytes:
+        return self.plain.build(self.architecture)
+
+
+@pytest.fixture(
+    scope="module", params=[(name, end) for name in (*SPACES, OWN) for end in (0, 1)], ids=str
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    name, end = request.param
+    space = int8_space(name)
+    return Case(space, int8_space(name, "float32"), space.extremes()[end])
+
+
+def test_every_product_is_between_conversions(case: Case) -> None:
+    makers = {output: node for node in case.graph.node for output in node.output}
+    readers = {name: node for node in case.graph.node for name in node.input}
+    products = [node for node in case.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert products
+    types = {tensor.name: tensor.data_type for tensor in case.graph.initializer}
+    for node in products:
+        kinds = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32)
+        for name, kind in zip(node.input, kinds, strict=True):
+            made = makers[name]
+            assert made.op_type == "DequantizeLinear"
+            assert types[made.input[2]] == kind
+        weight = makers[makers[node.input[1]].input[0]]
+        assert weight.op_type == "QuantizeLinear"
+        assert types[weight.input[0]] == TensorProto.FLOAT
+        reader = readers[node.output[0]]
+        if reader.op_type == "Relu":
+            reader = readers[reader.output[0]]
+        assert reader.op_type == "QuantizeLinear"
+
+
+def test_integers_are_read_by_the_scale_that_they_were_written_by(case: Case) -> None:
+    makers = {output: node for node in case.graph.node for output in node.output}
+    for node in case.graph.node:
+        if node.op_type == "DequantizeLinear" and makers[node.input[0]].op_type != "Cast":
+            assert node.input[1:] == makers[node.input[0]].input[1:]
+
+
+def test_weights_are_left_out_as_in_float32(case: Case) -> None:
+    def external(graph: onnx.GraphProto) -> list[TensorProto]:
+        return [t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL]
+
+    plain = onnx.load_from_string(case.plain_data).graph
+    assert external(case.graph) == [*plain.initializer]
+    inside = [t for t in case.graph.initializer if t.data_location != TensorProto.EXTERNAL]
+    assert {tuple(tensor.dims) for tensor in inside} == {()}, "scales and zero points alone"
+
+
+def test_the_same_arguments_give_the_same_bytes(case: Case) -> None:
+    assert case.space.build(case.architecture) == case.data != case.plain_data
+    assert case.graph.input == onnx.load_from_string(case.plain_data).graph.input
+    assert case.graph.output == onnx.load_from_string(case.plain_data).graph.output
+
+
+def test_the_checker_accepts_it(case: Case) -> None:
+    data = case.space.build(case.architecture, draw_weights)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+
+
+def test_the_runtime_computes_in_integers(case: Case, tmp_path: Path) -> None:
+    """Of all operators that have an int8 kernel none is left in float32, and weights are int8
+    when the graph is loaded, not when it runs."""
+    path = tmp_path / "optimized.onnx"
+    (output,) = runs(case.data, path)
+    model = onnx.load(path)
+    found, asked = operators(model), operators(onnx.load_from_string(case.plain_data))
+    assert found["QLinearConv"] == asked["Conv"] > 0
+    assert found["QGemm"] == asked["Gemm"] == 1
+    allowed = INTEGER | (asked.keys() & (FLOATING | {"Sub"}))
+    if "HardSwish" in allowed:  # a function, of which this is made
+        allowed |= {"HardSigmoid", "Mul"}
+    assert found.keys() <= allowed
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in weights} == {TensorProto.INT8}
+    assert np.isfinite(output).all()
+
+
+def test_the_output_is_about_that_of_float32(case: Case) -> None:
+    """So activations are neither all zero nor all as large as can be, in the deepest network."""
+    (output,), (plain,) = runs(case.data), runs(case.plain_data)
+    assert len(np.unique(output)) > 3
+    assert np.corrcoef(output.ravel(), plain.ravel())[0, 1] > 0.75
+    assert 0.4 < output.std() / plain.std() < 2.5
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenetv3", "fbnet", OWN], ids=str)
+def test_parts_are_int8_as_well_and_cost_what_they_cost(name: str) -> None:
+    space, plain = int8_space(name), int8_space(name, "float32")
+    architecture = space.extremes()[0]
+    parts, plain_parts = parts_of(space, architecture), parts_of(plain, architecture)
+    assert [part.name for part in parts] == [part.name for part in plain_parts]
+    assert [part.operators for part in parts] == [part.operators for part in plain_parts]
+    assert not {part.key for part in parts} & {part.key for part in plain_parts}
+    for part, same in zip(parts, plain_parts, strict=True):
+        kinds = operators(onnx.load_from_string(part.build()))
+        assert kinds["QuantizeLinear"] > 0
+        outputs, plain_outputs = runs(part.build()), runs(same.build())
+        assert [output.shape for output in outputs] == [output.shape for output in plain_outputs]
+        assert all(len(np.unique(output)) > 3 for output in outputs)
+
+
+# The setting
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_setting_is_told_only_where_it_is_not_float32(name: str) -> None:
+    plain, space = load_space(name), load_space(name, dtype="int8")
+    assert "dtype" not in plain.settings()
+    assert load_space(name, dtype="float32").settings() == plain.settings()
+    assert space.settings() == {**plain.settings(), "dtype": "int8"}
+    assert [a.key for a in space.extremes()] == [a.key for a in plain.extremes()]
+
+
+@pytest.mark.parametrize("dtype", ["int4", "", "INT8", "float16"])
+def test_other_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(InvalidSpaceError, match=f"--dtype '{dtype}': choose float32 or int8"):
+        load_space("resnet", dtype=dtype)
+
+
+def test_an_operator_without_int8_form_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from esm_models.space import Feature, SearchSpace\n"
+        "class Own(SearchSpace):\n"
+        "    name, depths, features = 'own', ((1,),), (Feature('kernel', 'k', (1, 3)),)\n"
+        "    def network(self, net, units):\n"
+        "        return net._add('Sin', [net.conv(net.input, 8)], (1, 8, 32, 32))\n"
+    )
+    assert load_space(f"{path}:Own", resolution=32).name == "own"
+    with pytest.raises(InvalidSpaceError, match="Sin has no int8 form: take --dtype float32"):
+        load_space(f"{path}:Own", resolution=32, dtype="int8")

@@ -1,0 +1,70 @@
+"""Algorithm 1 measures no more than it needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from esm_host.sampling.random import RandomSampler
+from esm_host.sources.source import Source
+from esm_host.transfer.devices.monotonicity import Decision
+from esm_host.transfer.methods.one_proxy import one_proxy
+from esm_models.spaces import load_space
+from tests.helpers import depth_bins
+
+SPACE = load_space("fbnet")
+
+
+@pytest.fixture(scope="module")
+def codes():
+    sampler = RandomSampler(SPACE, depth_bins(SPACE, 4))
+    return SPACE.encode(sampler.sample(700, np.random.default_rng(0)))
+
+
+def latency(codes, seed, noise=0.0):
+    """A sum over blocks, whose operators cost what the seed says."""
+    rng = np.random.default_rng(seed)
+    cost_ms = rng.uniform(0.1, 1, (SPACE.unit_count, len(SPACE.options)))
+    ms = 5 + cost_ms[np.arange(SPACE.unit_count), SPACE.blocks_of(codes)[..., 0]].sum(axis=1)
+    return ms + noise * np.random.default_rng(1).normal(size=len(ms))
+
+
+def run(codes, measure, **settings):
+    source = Source("proxy", SPACE, codes[:400], latency(codes[:400], 3))
+    return one_proxy([source], measure, codes[400:], **settings)
+
+
+def test_reuses_a_proxy_that_ranks_alike(codes):
+    found = run(codes, lambda some: 2 * latency(some, 3))
+    assert found.decision is Decision.REUSE
+    assert found.samples == 30
+    assert found.adapted == ()
+
+
+def test_adapts_until_fresh_samples_are_ranked(codes):
+    measured = []
+
+    def measure(some):
+        measured.append(len(some))
+        return latency(some, 4)
+
+    found = run(codes, measure)
+    assert found.decision is Decision.ADAPT
+    assert found.samples == sum(measured)
+    assert found.proxy.high < 0.9
+    assert all(one.value < 0.9 for one in found.adapted[:-1])
+    assert found.adapted[-1].value >= 0.9
+    truth = latency(codes[:400], 4)
+    assert np.corrcoef(found.predictor.predict(codes[:400]), truth)[0, 1] > 0.9
+
+
+def test_says_when_the_pool_was_not_enough(codes):
+    found = run(codes[:470], lambda some: latency(some, 4, noise=2))
+    assert found.decision is Decision.MEASURE
+    assert found.samples == 70
+
+
+@pytest.mark.parametrize("settings", [{"first": 3}, {"step": 1}])
+def test_refuses_what_has_no_correlation(codes, settings):
+    with pytest.raises(ValueError, match="needs 4 or more"):
+        run(codes, lambda some: latency(some, 4), **settings)
