@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from esm_protos.messages import Diagnosis
 
 DRAIN_S = 30.0
+_SLEEP_S = 1.0
 
 app = typer.Typer(
     name="esm-agent",
@@ -201,7 +203,7 @@ def serve(
     announcement = (
         Announcement(host, server.port, door.credentials is not None) if announce else None
     )
-    reason = stops.get()
+    reason = _first(stops)
     if announcement is not None:
         announcement.withdraw()
     if reason is not None:  # else its host is gone, which nothing would be finished for
@@ -212,6 +214,14 @@ def serve(
     server.stop()
     metrics.stop()
     logs.event(logging.getLogger(__name__), logging.INFO, "stopped")
+
+
+def _first(stops: queue.SimpleQueue[str | None]) -> str | None:
+    """The first reason to stop, waited for in short sleeps: Python looks at a signal that comes
+    just before a sleep only when the sleep ends."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return stops.get(timeout=_SLEEP_S)
 
 
 def _stops() -> queue.SimpleQueue[str | None]:
