@@ -125,11 +125,11 @@ def test_left_out_predictions_are_those_of_a_process_without_the_sample() -> Non
 
 def test_linear_kernels_make_a_linear_function() -> None:
     x, latency_ms = draw(60, 3)
-    process = MultiKernelGP(ENCODER.layout).fit(x, latency_ms)
-    constant, weights = process.as_linear()
-    np.testing.assert_allclose(np.exp(constant + x @ weights), process.predict(x), rtol=1e-6)
+    predicted = MultiKernelGP(ENCODER.layout).fit(x, latency_ms).predict(x)
+    constant, weights = MultiKernelGP(ENCODER.layout).fit_linear(x, latency_ms)
+    np.testing.assert_allclose(np.exp(constant + x @ weights), predicted, rtol=1e-6)
     with pytest.raises(ValueError, match="smooth"):
-        MultiKernelGP(ENCODER.layout, smooth=["operations"]).fit(x, latency_ms).as_linear()
+        MultiKernelGP(ENCODER.layout, smooth=["operations"]).fit_linear(x, latency_ms)
 
 
 def test_uncertain_samples_count_less() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
@@ -92,6 +92,43 @@ class MultiKernelGP(Predictor):
         self.seed = seed
 
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
+        self._fit_parameters(encodings, latency_ms, weights)
+        kernel = self._kernel(self.inputs_, self.inputs_)
+        self.jitter_ = _jitter(np.diagonal(kernel))
+        kernel[np.diag_indices_from(kernel)] += self._noise()
+        self.factor_ = cholesky(kernel, lower=True)
+        self.dual_ = cho_solve((self.factor_, True), self.targets_)
+
+    def fit_linear(
+        self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Floats]:
+        """The mean that :meth:`fit` would find, as a linear function of log latency (or latency):
+        the constant, and a weight of every column, ``(d,)``. Takes time and memory in proportion
+        to the samples, and leaves nothing to predict with.
+
+        Raises:
+            ValueError: as :meth:`fit`, or a kernel is smooth.
+        """
+        if self.smooth:
+            raise ValueError("a smooth kernel is no linear function")
+        self._fit_parameters(*self._samples(encodings, latency_ms, sample_weight))
+        each = [inputs.shape[1] for inputs in self.inputs_]
+        deviation = np.exp(np.repeat(self.parameters_.linear, each) / 2)
+        offset = np.full((len(self.targets_), 1), math.sqrt(OFFSET))
+        features = np.concatenate([np.concatenate(self.inputs_, axis=1) * deviation, offset], 1)
+        self.jitter_ = _jitter((features**2).sum(axis=1))
+        scaled = features / self._noise()[:, None]
+        precision = features.T @ scaled + np.eye(features.shape[1])
+        found = cho_solve((cholesky(precision, lower=True), True), scaled.T @ self.targets_)
+        weights = np.zeros(len(self.centre_))
+        spread = np.concatenate(self.spread_)
+        weights[np.concatenate(self.groups_)] = self.scale_ * deviation * found[:-1] / spread
+        constant = self.mean_ + self.scale_ * math.sqrt(OFFSET) * found[-1]
+        return float(constant - self.centre_ @ weights), weights
+
+    def _fit_parameters(
+        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
+    ) -> None:
         counted = np.flatnonzero(weights > 0)
         self._standardise(encodings[counted])
         latency_ms, weights = latency_ms[counted], weights[counted]
@@ -106,11 +143,6 @@ class MultiKernelGP(Predictor):
         self.targets_ = (targets - self.mean_) / self.scale_
         self.inputs_ = self._inputs(encodings[counted])
         self.parameters_ = self._search()
-        kernel = self._kernel(self.inputs_, self.inputs_)
-        self.jitter_ = _jitter(kernel)
-        kernel[np.diag_indices_from(kernel)] += self._noise()
-        self.factor_ = cholesky(kernel, lower=True)
-        self.dual_ = cho_solve((self.factor_, True), self.targets_)
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
         inputs = self._inputs(encodings)
@@ -148,22 +180,6 @@ class MultiKernelGP(Predictor):
             return mean * self.scale_ + self.mean_, std * self.scale_
         latency_ms = np.maximum(self._as_latency(mean), self.least_ms_)
         return np.log(latency_ms), std * self.scale_ / latency_ms
-
-    def as_linear(self) -> tuple[float, Floats]:
-        """The mean as a linear function of log latency (or latency): the constant, and a weight of
-        every column, ``(d,)``.
-
-        Raises:
-            ValueError: a kernel is smooth.
-        """
-        if self.smooth_:
-            raise ValueError("a smooth kernel is no linear function")
-        weights = np.zeros(len(self.centre_))
-        parts = zip(self.groups_, self.spread_, self.inputs_, self.parameters_.linear, strict=True)
-        for columns, spread, inputs, variance in parts:
-            weights[columns] = self.scale_ * np.exp(variance) * (inputs.T @ self.dual_) / spread
-        constant = self.mean_ + self.scale_ * OFFSET * self.dual_.sum()
-        return float(constant - self.centre_ @ weights), weights
 
     def _as_latency(self, targets: Floats) -> Floats:
         values = targets * self.scale_ + self.mean_
@@ -238,7 +254,7 @@ class MultiKernelGP(Predictor):
             ]
             kernel += sum(smooth)
             noise = np.exp(p.noise) * variance
-            kernel[diagonal] += noise + _jitter(kernel)
+            kernel[diagonal] += noise + _jitter(np.diagonal(kernel))
             factor = cholesky(kernel, lower=True, check_finite=False)
             dual = cho_solve((factor, True), targets, check_finite=False)
             # Of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
@@ -271,9 +287,10 @@ class MultiKernelGP(Predictor):
         return _Parameters.of(found.x, default)
 
 
-def _jitter(kernel: Floats) -> float:
-    """What keeps a kernel positive definite in double precision, however strong it is."""
-    return _LEAST_NOISE + 1e-9 * float(np.mean(np.diagonal(kernel)))
+def _jitter(diagonal: Floats) -> float:
+    """What keeps a kernel of such a diagonal positive definite in double precision, however strong
+    it is."""
+    return _LEAST_NOISE + 1e-9 * float(np.mean(diagonal))
 
 
 def _squared_distances(left: Floats, right: Floats) -> Floats:

@@ -302,7 +302,9 @@ def _of_table(table: LatencyTable) -> list[Source]:
         there = np.isfinite(latency_ms)
         if there.any():
             name = f"{table.name}/{device}"
-            sources.append(Source(name, table.space, table.codes[there], latency_ms[there]))
+            # Devices that have all share their architectures, which are then encoded once.
+            codes = table.codes if there.all() else table.codes[there]
+            sources.append(Source(name, table.space, codes, latency_ms[there]))
     if not sources:
         raise DatasetError(f"source '{table.name}' has no latencies: leave it out")
     return sources

@@ -27,7 +27,7 @@ def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:
     for number, source in enumerate(sources):
         if id(source.codes) not in encoded:  # devices of a table share their architectures
             encoded[id(source.codes)] = views.encode_codes(source.codes)
-        predictor = MultiKernelGP(views.layout)
-        predictor.fit(encoded[id(source.codes)], source.latency_ms)
-        intercept[number], weights[:, number] = predictor.as_linear()
+        intercept[number], weights[:, number] = MultiKernelGP(views.layout).fit_linear(
+            encoded[id(source.codes)], source.latency_ms
+        )
     return SourceModels(tuple(source.name for source in sources), intercept, weights)
