@@ -192,6 +192,7 @@ def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
     tight = [*SMALL, "--run", tmp_path / "r"]
     tight[tight.index("--runs")] = "--max-runs"
     assert_refused(esm_host("profile", *tight, "--max-runs", 0), 2, "--max-runs 0 is outside")
+    assert_refused(esm_host("profile", *tight, "--precision", 100), 2, "--precision 100:")
     esm_host("profile", *tight, "--target-accuracy", 1)
     again = ("profile", "--run", tmp_path / "r", "--resume")
     for options, words in (

@@ -169,6 +169,7 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
     assert_refused(
         esm_host("transfer", "--space", "fbnet", "--run", run, "--source", known), "is of resnet"
     )
+    assert_refused(transfer(run, "--source", known, "--precision", 0), "--precision 0", "above 0")
     assert_refused(transfer(run, "--source", known, "--held-out", 3), "4 or more")
     few = ["--source", known, "--samples", 5]
     assert_refused(transfer(run, *few, "--held-out", 4), "--samples 5 and --held-out 4", "10")

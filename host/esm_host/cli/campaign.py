@@ -1,4 +1,4 @@
-"""Runs a campaign and shows it: progress on stderr, what came of it on stdout."""
+"""Sets a campaign up, runs it and shows it: progress on stderr, what came of it on stdout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,28 @@ from esm_host import campaign
 from esm_host.campaign import Ended
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
-from esm_host.extension.settings import Settings
+from esm_host.errors import UsageError
+from esm_host.extension.settings import Settings, flag
 from esm_host.folder import RunFolder
 from esm_host.transfer.held_out import use_of_sources
+from esm_protos.messages import MeasureSpec
 
 TARGET_NOT_REACHED = 3
+
+
+def safe(name: str) -> str:
+    """As a part of a folder's name."""
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+
+
+def new_settings(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
+    """Settings of a campaign; raises UsageError that names the option."""
+    try:
+        return Settings(**given, spec=MeasureSpec(**spec))
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        most = name == "runs" and spec["precision"]
+        raise UsageError(f"{'--max-runs' if most else flag(name)} {rest}") from error
 
 
 def run_campaign(

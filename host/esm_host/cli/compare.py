@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, print_table, write_output
 from esm_host.errors import UsageError
 
@@ -51,9 +52,7 @@ def compare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 where a change is undecided, too.")
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
-    ] = None,
+    output: Json = None,
 ) -> None:
     """Find models that became slower between timings, for continuous integration.
 

@@ -9,21 +9,23 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
+    TIMING,
     AllowFallback,
     Batch,
     CudaGraph,
     Device,
     Dtype,
+    Ep,
     Json,
     NoWait,
+    Quiet,
     Resolution,
     Space,
     Tf32,
+    Threads,
     WidthMult,
 )
 from esm_host.cli.output import check_output, print_table, write_output
-
-_TIMING = "Timing"
 
 
 @one_line_errors
@@ -37,7 +39,7 @@ def lookup(
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Exactly so many counted runs per part, however precise.", rich_help_panel=_TIMING
+            help="Exactly so many counted runs per part, however precise.", rich_help_panel=TIMING
         ),
     ] = None,
     precision: Annotated[
@@ -46,7 +48,7 @@ def lookup(
             help="Percent of the latency: a part is done when its 95 % interval is within plus or "
             "minus so much.",
             show_default="2",
-            rich_help_panel=_TIMING,
+            rich_help_panel=TIMING,
         ),
     ] = None,
     max_time: Annotated[
@@ -54,26 +56,22 @@ def lookup(
         typer.Option(
             help="Seconds of measuring at most, for 22 parts together.",
             show_default="60",
-            rich_help_panel=_TIMING,
+            rich_help_panel=TIMING,
         ),
     ] = None,
-    threads: Annotated[
-        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
-    ] = 1,
-    ep: Annotated[
-        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
-    ] = "cpu",
+    threads: Threads = 1,
+    ep: Ep = "cpu",
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=_TIMING),
+        typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=TIMING),
     ] = 60.0,
     no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
     output: Json = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time every part of a search space on a device, for a lookup table.
 

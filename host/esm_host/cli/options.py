@@ -114,6 +114,9 @@ NoWait = Annotated[
     bool,
     typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),
 ]
+Patience = Annotated[float, typer.Option(help="Seconds to wait for a device that went away.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
 
 _SPACE = "Search space"
 
@@ -145,6 +148,21 @@ Dtype = Annotated[
     ),
 ]
 
+TIMING = "Timing"
+
+Precision = Annotated[
+    float,
+    typer.Option(
+        help="Measure until every model's 95 % interval is within this percent.",
+        rich_help_panel=TIMING,
+    ),
+]
+MaxRuns = Annotated[
+    int, typer.Option(help="Counted runs per model at most.", rich_help_panel=TIMING)
+]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime.", rich_help_panel=TIMING)]
+Ep = Annotated[str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=TIMING)]
+
 _GPU = "GPU"
 
 Tf32 = Annotated[
@@ -171,6 +189,13 @@ AllowFallback = Annotated[
         rich_help_panel=_GPU,
     ),
 ]
+
+
+def as_share(option: str, percent: float) -> float:
+    """An option's percent as a share; raises UsageError unless above 0 and below 100."""
+    if not 0 < percent < 100:
+        raise UsageError(f"{option} {percent:g}: give percent, above 0 and below 100")
+    return percent / 100
 
 
 def printable(text: str) -> str:

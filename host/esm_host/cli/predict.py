@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import Json, as_share
 from esm_host.cli.output import write_output
 
 SCHEMA_VERSION = 1
@@ -40,9 +41,7 @@ def predict(
             "and the predictor auto.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
-    ] = None,
+    output: Json = None,
 ) -> None:
     """Predict latencies of given or sampled architectures.
 
@@ -67,10 +66,9 @@ def predict(
         for a, latency in zip(chosen, latency_ms, strict=True)
     ]
     if interval is not None:
-        if not 0 < interval < 100:
-            raise UsageError(f"--interval {interval:g}: give percent, above 0 and below 100")
+        share = as_share("--interval", interval)
         for low_ms, high_ms, result in zip(
-            *campaign.predict_interval(chosen, interval / 100), results, strict=True
+            *campaign.predict_interval(chosen, share), results, strict=True
         ):
             result["interval_ms"] = [float(low_ms), float(high_ms)]
     if output is not None:

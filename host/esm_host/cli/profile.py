@@ -12,16 +12,25 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
+    TIMING,
     AllowFallback,
     Batch,
     CudaGraph,
     DeviceOrGroup,
     Dtype,
+    Ep,
+    MaxRuns,
     NoWait,
+    Patience,
+    Precision,
+    Quiet,
     Resolution,
+    Seed,
     Space,
     Tf32,
+    Threads,
     WidthMult,
+    as_share,
     encoding_names,
     predictor_names,
     verdict_names,
@@ -59,7 +68,7 @@ class JudgeName(enum.StrEnum):
 
 _ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
 
-_SAMPLES, _TIMING = "Sampling and stopping", "Timing"
+_SAMPLES = "Sampling and stopping"
 
 
 @one_line_errors
@@ -172,76 +181,62 @@ def profile(
         ProtocolName,
         typer.Option(
             help="Models in turn, or all runs of a model in a row (the paper's).",
-            rich_help_panel=_TIMING,
+            rich_help_panel=TIMING,
         ),
     ] = ProtocolName.interleaved,
-    precision: Annotated[
-        float,
-        typer.Option(
-            help="Measure until every model's 95 % interval is within this percent.",
-            rich_help_panel=_TIMING,
-        ),
-    ] = 2.0,
-    max_runs: Annotated[
-        int, typer.Option(help="Counted runs per model at most.", rich_help_panel=_TIMING)
-    ] = 150,
+    precision: Precision = 2.0,
+    max_runs: MaxRuns = 150,
     runs: Annotated[
         int | None,
         typer.Option(
             help="Exactly so many counted runs per model, whatever the interval (the paper: 150).",
-            rich_help_panel=_TIMING,
+            rich_help_panel=TIMING,
         ),
     ] = None,
     runs_per_visit: Annotated[
-        int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=_TIMING)
+        int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=TIMING)
     ] = 1,
     warmup: Annotated[
         int,
-        typer.Option(help="Uncounted runs before each visit, at most.", rich_help_panel=_TIMING),
+        typer.Option(help="Uncounted runs before each visit, at most.", rich_help_panel=TIMING),
     ] = 2,
     trim: Annotated[
-        float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=_TIMING)
+        float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=TIMING)
     ] = 0.2,
-    threads: Annotated[
-        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
-    ] = 1,
-    ep: Annotated[
-        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
-    ] = "cpu",
+    threads: Threads = 1,
+    ep: Ep = "cpu",
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=_TIMING),
+        typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=TIMING),
     ] = 60.0,
     block_size: Annotated[
-        int, typer.Option(help="Models measured together.", rich_help_panel=_TIMING)
+        int, typer.Option(help="Models measured together.", rich_help_panel=TIMING)
     ] = 20,
     references: Annotated[
-        int, typer.Option(help="Reference models in every block.", rich_help_panel=_TIMING)
+        int, typer.Option(help="Reference models in every block.", rich_help_panel=TIMING)
     ] = 4,
     reference_tolerance: Annotated[
         float,
-        typer.Option(help="Percent by which a reference may stray.", rich_help_panel=_TIMING),
+        typer.Option(help="Percent by which a reference may stray.", rich_help_panel=TIMING),
     ] = 3.0,
     max_remeasurements: Annotated[
         int,
-        typer.Option(help="Times a block that failed is measured again.", rich_help_panel=_TIMING),
+        typer.Option(help="Times a block that failed is measured again.", rich_help_panel=TIMING),
     ] = 2,
     group_tolerance: Annotated[
         float,
         typer.Option(
             help="Percent by which one device of a group may be slower or faster than the others.",
-            rich_help_panel=_TIMING,
+            rich_help_panel=TIMING,
         ),
     ] = 10.0,
-    patience: Annotated[
-        float, typer.Option(help="Seconds to wait for a device that went away.")
-    ] = 60.0,
+    patience: Patience = 60.0,
     no_wait: NoWait = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Learn a latency predictor for a device by measuring as few models as possible.
 
@@ -253,7 +248,7 @@ def profile(
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
     from esm_host.campaign import absolute
-    from esm_host.cli.campaign import run_campaign
+    from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.folder import RunFolder
@@ -291,13 +286,12 @@ def profile(
     asked = {name for name in ("precision", "max_runs") if _was_given(ctx, name)}
     if runs is not None and asked:
         raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
-    if not 0 < precision < 100:
-        raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
+    share = as_share("--precision", precision)
     fixed = runs is not None or protocol is ProtocolName.sequential
     spec = {
         "protocol": Protocol(protocol.value),
         "runs": max_runs if runs is None else runs,
-        "precision": 0.0 if fixed else precision / 100,
+        "precision": 0.0 if fixed else share,
         "runs_per_visit": runs_per_visit,
         "warmup": warmup,
         "trim": trim,
@@ -322,25 +316,6 @@ def profile(
 def _was_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
-
-
-def safe(name: str) -> str:
-    """As a part of a folder's name."""
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
-
-
-def new_settings(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
-    """Settings of a campaign; raises UsageError that names the option."""
-    from esm_host.errors import UsageError
-    from esm_host.extension.settings import Settings, flag
-    from esm_protos.messages import MeasureSpec
-
-    try:
-        return Settings(**given, spec=MeasureSpec(**spec))
-    except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        most = name == "runs" and spec["precision"]
-        raise UsageError(f"{'--max-runs' if most else flag(name)} {rest}") from error
 
 
 def _resumed(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
+from esm_host.cli.options import Quiet
 
 if TYPE_CHECKING:
     from esm_host.study.results import Study
@@ -27,7 +28,7 @@ def study(
         bool,
         typer.Option("--only-plots", help="Compute nothing; tables and plots of what is there."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare predictors, encodings and training sizes on public latencies or your campaigns.
 

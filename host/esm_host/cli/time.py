@@ -13,6 +13,7 @@ from esm_host.cli.options import (
     AllowFallback,
     CudaGraph,
     NoWait,
+    Quiet,
     Tf32,
     device_names,
 )
@@ -117,7 +118,7 @@ def time(
         Path | None,
         typer.Option("--csv", help="Write a line per result to this file; - is stdout."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time ONNX models on devices.
 

@@ -14,14 +14,21 @@ from esm_host.cli.options import (
     CudaGraph,
     DeviceOrGroup,
     Dtype,
+    Ep,
+    MaxRuns,
     NoWait,
+    Patience,
+    Precision,
+    Quiet,
     Resolution,
+    Seed,
     Space,
     Tf32,
+    Threads,
     WidthMult,
+    as_share,
 )
 
-_TIMING = "Timing"
 _LEAST = 10  # models that a campaign begins with
 
 
@@ -56,31 +63,17 @@ def transfer(
             help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
         ),
     ] = 10,
-    precision: Annotated[
-        float,
-        typer.Option(
-            help="Measure until every model's 95 % interval is within this percent.",
-            rich_help_panel=_TIMING,
-        ),
-    ] = 2.0,
-    max_runs: Annotated[
-        int, typer.Option(help="Counted runs per model at most.", rich_help_panel=_TIMING)
-    ] = 150,
-    threads: Annotated[
-        int, typer.Option(help="Threads of the runtime.", rich_help_panel=_TIMING)
-    ] = 1,
-    ep: Annotated[
-        str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=_TIMING)
-    ] = "cpu",
+    precision: Precision = 2.0,
+    max_runs: MaxRuns = 150,
+    threads: Threads = 1,
+    ep: Ep = "cpu",
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
-    patience: Annotated[
-        float, typer.Option(help="Seconds to wait for a device that went away.")
-    ] = 60.0,
+    patience: Patience = 60.0,
     no_wait: NoWait = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Learn a device from a few measurements and what is known of others.
 
@@ -92,14 +85,12 @@ def transfer(
     Example: esm-host transfer --device pi5 --space fbnet --samples 20
     """
     from esm_host.campaign import absolute
-    from esm_host.cli.campaign import run_campaign, show_transfer
+    from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
-    from esm_host.cli.profile import new_settings, safe
     from esm_host.errors import UsageError
     from esm_host.folder import RunFolder
 
-    if not 0 < precision < 100:
-        raise UsageError(f"--precision {precision:g}: give percent, above 0 and below 100")
+    share = as_share("--precision", precision)
     if 0 < held_out < 4:
         raise UsageError(f"--held-out {held_out}: give 4 or more, or 0")
     if samples + held_out < _LEAST:
@@ -126,7 +117,7 @@ def transfer(
     }
     spec = {
         "runs": max_runs,
-        "precision": precision / 100,
+        "precision": share,
         "threads": threads,
         "seed": seed,
         "provider": ep,
