@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from esm_host.api import resume as resume
     from esm_host.api import time as time
     from esm_host.api import write_report as write_report
-    from esm_host.campaign import Watcher as Watcher
     from esm_host.errors import AuthError as AuthError
     from esm_host.errors import BusyError as BusyError
     from esm_host.errors import DatasetError as DatasetError
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
     from esm_host.study.run import run_study as run_study
     from esm_host.timing_file import TimingFile as TimingFile
     from esm_host.timing_file import load_timing as load_timing
+    from esm_host.watcher import Watcher as Watcher
     from esm_models.errors import ModelsError as ModelsError
     from esm_protos.messages import MeasureSpec as MeasureSpec
 
 # By module, which is imported when a name is asked for: `import esm_host` stays fast.
 _NAMES = {
     "esm_host.api": ("compare", "profile", "resume", "time", "write_report"),
-    "esm_host.campaign": ("Watcher",),
     "esm_host.errors": (
         *("AuthError", "BusyError", "DatasetError", "DeviceError", "EsmError", "MismatchError"),
         *("RunExistsError", "UnreachableError", "UsageError"),
@@ -51,6 +50,7 @@ _NAMES = {
     "esm_host.study.results": ("load_study",),
     "esm_host.study.run": ("run_study",),
     "esm_host.timing_file": ("TimingFile", "load_timing"),
+    "esm_host.watcher": ("Watcher",),
     "esm_models.errors": ("ModelsError",),
     "esm_protos.messages": ("MeasureSpec",),
 }

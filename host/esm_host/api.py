@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from onnx import ModelProto
 
-    from esm_host.campaign import CampaignWatcher
+    from esm_host.watcher import CampaignWatcher
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
     """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""

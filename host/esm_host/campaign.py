@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Role
-
-import numpy as np
 
 from esm_host.bins import DepthBins
-from esm_host.dataset import collect
-from esm_host.dataset.collect import Collector
-from esm_host.dataset.lanes import Member
-from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.encoding import Encoder
 from esm_host.encoding.sources import SourcesEncoder
-from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
-from esm_host.extension.loop import Loop, LoopWatcher, Outcome
+from esm_host.errors import UsageError
+from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
-from esm_host.limits import check_campaign, check_gpu_options, check_spec
+from esm_host.limits import check_gpu_options
+from esm_host.measuring import PATIENCE_S, Devices, connected, measuring
 from esm_host.predictors import make_predictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result, write_bytes, write_json
 from esm_host.run import Run
-from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.sampling import SAMPLERS
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge
 from esm_host.transfer.warm_start import Informative, source_models
-from esm_host.transport import devices
-from esm_host.transport.base import Profiler
-from esm_host.transport.patient import PatientProfiler
+from esm_host.watcher import CampaignWatcher, Watcher
 from esm_models.space import SearchSpace
-from esm_protos.messages import DeviceInfo, Progress
-
-PATIENCE_S = 60.0
 
 RESUMABLE = frozenset(
     {
@@ -48,39 +34,6 @@ RESUMABLE = frozenset(
     }
 )
 """Settings that a resumed campaign may change: they alter nothing that was measured."""
-
-
-class CampaignWatcher(LoopWatcher, collect.Watcher, Role):
-    """Is told how a campaign goes on."""
-
-
-class Watcher:
-    """A :class:`CampaignWatcher` that cares for nothing, to be derived from."""
-
-    def on_round(self, number: int, architectures: int) -> None:
-        """A round begins; so many architectures are planned for it."""
-
-    def on_progress(self, progress: Progress, device: str) -> None:
-        """Of a block; ``device`` is empty where there is one only."""
-
-    def on_block(self, block_id: str, models: int, pending: int) -> None:
-        """A block is kept; ``pending`` models of the round are not measured yet."""
-
-    def on_remeasure(self, blocks: int) -> None:
-        """That many blocks failed quality control and are measured again."""
-
-    def on_compare(self, begins: bool) -> None:
-        """The devices of a group are compared from now on, or have been."""
-
-    def on_training(self) -> None:
-        """Predictors are trained on what was measured so far."""
-
-    def on_evaluated(self, result: dict[str, Any]) -> None:
-        """A round is over; ``result`` is its entry in the campaign's ``result["rounds"]``."""
-
-    def warn(self, text: str) -> None:
-        """Something speaks against the result, or a device went away; a warning of Python's."""
-        warnings.warn(text, stacklevel=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,25 +91,10 @@ def run_campaign(
             "fewer than three blocks before the first training: quality control has nothing to "
             "compare them with; a smaller --block-size helps"
         )
-    with ExitStack() as stack:
-        members = [
-            Member(name, PatientProfiler(impatient, patience_s, watcher.warn), impatient)
-            for name in devices.members(settings.device)
-            for impatient in [stack.enter_context(devices.connect(name))]
-        ]
-        largest = space.build(space.extremes()[1])
-
-        def ask(profiler: Profiler) -> DeviceInfo:
-            device = profiler.device_info()
-            check_spec(device, settings.spec)
-            check_campaign(device.limits, settings.block_size, settings.references, largest)
-            profiler.reserve(f"profile {settings.space}", wait)
-            return device
-
-        answers, missing = _ask_all(members, ask, resume)
+    with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
         with folder.locked():
-            return _run(settings, folder, space, bins, encoder, members, answers, missing, watcher)
+            return _run(settings, folder, space, bins, encoder, found, watcher)
 
 
 def _encoder(settings: Settings, folder: RunFolder, space: SearchSpace, resume: bool) -> Encoder:
@@ -187,62 +125,13 @@ def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> Non
             )
 
 
-def _ask_all(
-    members: Sequence[Member], ask: Callable[[Profiler], DeviceInfo], resume: bool
-) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
-    """The devices that answer, and why the others do not, by name.
-
-    Raises:
-        EsmError: nobody answers; the first one's. Or a device cannot do what is asked.
-    """
-    # A new campaign's device that is not there is a mistake; an old one's will come back.
-    for patient in [None, members[0]] if resume else [None]:
-        devices: dict[str, DeviceInfo] = {}
-        errors: dict[str, EsmError] = {}
-        for member in members:
-            try:
-                profiler = member.profiler if member is patient else member.at_once
-                devices[member.name] = ask(profiler)
-            except (BusyError, DeviceError) as error:
-                errors[member.name] = error
-            except UsageError as error:
-                if len(members) == 1:
-                    raise
-                raise UsageError(f"{member.name}: {error}") from error
-        if devices:
-            return devices, errors
-    raise next(iter(errors.values()))
-
-
-def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
-    """Raises MismatchError unless the store was made by the same space and settings."""
-    identity = {
-        **space.settings(),
-        **settings.spec.to_json(),
-        "references": settings.references,
-        # Notices a user's own space that was edited since.
-        "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
-    }
-    known = store.fact("campaign")
-    if known is None:
-        store.add_fact("campaign", identity)
-    elif known != identity:
-        differs = [name for name, value in identity.items() if known.get(name) != value]
-        raise MismatchError(
-            f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
-            "them, or give another --run"
-        )
-
-
 def _run(
     settings: Settings,
     folder: RunFolder,
     space: SearchSpace,
     bins: DepthBins,
     encoder: Encoder,
-    members: Sequence[Member],
-    answers: Mapping[str, DeviceInfo],
-    missing: Mapping[str, EsmError],
+    found: Devices,
     watcher: CampaignWatcher,
 ) -> Ended:
     if not folder.settings.exists():
@@ -250,35 +139,15 @@ def _run(
             encoder.models.save(folder.sources)
         # First: a folder with settings can be resumed, however little it holds.
         write_json(folder.settings, settings.to_json())
-    with closing(Store(folder.store)) as store:
-        _check_store(store, settings, space, folder)
-        if REFERENCE_ROUND not in store.plan():
-            rng = np.random.default_rng([settings.seed, 2**32])
-            store.add_plan(
-                REFERENCE_ROUND, RandomSampler(space, bins).sample(settings.references, rng)
-            )
-        measurements = Measurements(store, settings.spec)
-        collector = Collector(
-            store,
-            measurements,
-            members,
-            space,
-            settings.spec,
-            store.plan()[REFERENCE_ROUND],
-            settings.block_size,
-            settings.reference_tolerance_percent / 100,
-            settings.max_remeasurements,
-            watcher,
-            settings.group_tolerance_percent / 100,
-        )
-        collector.admit(answers, missing)
+    with measuring(settings, folder, space, found, watcher) as parts:
+        store, measurements = parts.store, parts.measurements
         write_json(folder.settings, settings.to_json())  # a raised target, say
         sampler = SAMPLERS[settings.sampling](space, bins)
         loop = Loop(
             settings,
             store,
             measurements,
-            collector,
+            parts.collector,
             sampler,
             encoder,
             bins,
@@ -294,8 +163,7 @@ def _run(
             else None,
         )
         outcome = loop.run()
-        device = next(iter(answers.values()))
-        result = campaign_result(store, measurements, settings, device, outcome.converged)
+        result = campaign_result(store, measurements, settings, found.first, outcome.converged)
         dataset, failures = measurements.dataset(), measurements.table().failures
         if isinstance(encoder, SourcesEncoder):
             trusted = dataset.only(settings.trusted_verdicts)

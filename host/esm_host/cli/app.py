@@ -29,6 +29,7 @@ COMMANDS = (
         "Learn a device from a few measurements and what is known of others.",
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    ("search", "Learn", "Find the best architectures within limits, and measure them."),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (
         "study",

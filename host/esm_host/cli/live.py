@@ -67,7 +67,7 @@ class Live:
         if progress.standing is not None and progress.standing.ahead:
             note = waiting(progress.standing)
             if self._bars.disable:
-                self._say(f"{device}: {note}" if device else note)
+                self.say(f"{device}: {note}" if device else note)
         if device not in self._blocks:
             self._bars.update(self._blocks[""], visible=False)
             self._blocks[device] = self._bars.add_task(f"block on {device}", total=100, note="")
@@ -75,7 +75,7 @@ class Live:
 
     def on_compare(self, begins: bool) -> None:
         if begins:
-            self._say("comparing the devices by the reference models")
+            self.say("comparing the devices by the reference models")
         self._bars.update(self._models, note="comparing the devices" if begins else "")
         self._block_began = time.monotonic()  # what is left is reckoned without it
 
@@ -89,10 +89,10 @@ class Live:
         done = self._total - pending
         self._bars.update(self._models, completed=done, note=left)
         if self._bars.disable:
-            self._say(f"block {block_id} stored: {done}/{self._total} models, {left}")
+            self.say(f"block {block_id} stored: {done}/{self._total} models, {left}")
 
     def on_remeasure(self, blocks: int) -> None:
-        self._say(
+        self.say(
             f"quality control: {blocks} block{'s' * (blocks != 1)} whose references strayed "
             "will be measured again"
         )
@@ -104,7 +104,7 @@ class Live:
         self._total = self._pending = architectures
         self._block_began = time.monotonic()
         self._bars.update(self._models, total=architectures, completed=0, note="")
-        self._say(f"round {number}: {architectures} architectures")
+        self.say(f"round {number}: {architectures} architectures")
 
     def on_training(self) -> None:
         for block in self._blocks.values():
@@ -116,12 +116,12 @@ class Live:
             f"{percent(entry['accuracy_percent'])}"
             for entry in result["bins"]
         ]
-        self._say(
+        self.say(
             f"{result['measured_models']} models measured; accuracy "
             f"{percent(result['accuracy_percent'])} overall; by depth {', '.join(parts)}"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ ENCODINGS = (
     *("graph", "path", "views"),
 )
 DTYPES = ("float32", "int8")
+SEARCH_METHODS = ("exhaustive", "nsga2", "nsga3", "sms-emoa", "single-weight")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
@@ -84,6 +85,11 @@ def source_names(incomplete: str) -> list[str]:
     from esm_host.sources.folder import tables
 
     return _beginning(incomplete, tables())
+
+
+def search_methods(incomplete: str) -> list[str]:
+    """Ways to search."""
+    return _beginning(incomplete, SEARCH_METHODS)
 
 
 def verdict_names(incomplete: str) -> list[str]:

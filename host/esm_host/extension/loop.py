@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import device_time
-from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DeviceError
@@ -229,9 +229,8 @@ class Loop:
     # Planning
 
     def _samples(self) -> dict[int, list[Architecture]]:
-        plan = self._store.plan()
-        plan.pop(REFERENCE_ROUND, None)
-        return plan
+        # Neither references nor what searches chose: both have negative numbers.
+        return {number: chosen for number, chosen in self._store.plan().items() if number >= 0}
 
     def _plan_first(self) -> None:
         if 0 not in self._samples():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from esm_host.encoding.base import Layout
+from esm_host.evaluation.conformal import quantile
 from esm_host.predictors.base import Floats, Predictor
 from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
 from esm_host.predictors.multi_kernel import MultiKernelGP
@@ -78,7 +77,8 @@ class AutoPredictor(Predictor):
         errors = np.abs(truth - means).mean(axis=1)
         self.errors_ = dict(zip(self.candidates_, errors.tolist(), strict=True))
         mean, std = self._mixture(means, stds)
-        self.scores_ = np.sort(np.abs(truth - mean) / std)
+        scores = (truth - mean) / std
+        self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
 
     def _mixture(self, means: Floats, stds: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``."""
@@ -120,15 +120,23 @@ class AutoPredictor(Predictor):
         half = std * self._width(coverage)
         return np.exp(mean - half), np.exp(mean + half)
 
+    def predict_at_most(
+        self, encodings: ArrayLike, probability: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """Latencies, ms, ``(n,)``, and what they are at most with that probability, ``(n,)``.
+
+        Raises:
+            ValueError: as :meth:`predict`, or the probability is not between 0 and 1.
+        """
+        if not 0 < probability < 1:
+            raise ValueError(f"probability {probability:g}: give one above 0 and below 1")
+        mean, std = self._in_log(self._ready(encodings))
+        bound = quantile(self.above_, probability, float(norm.ppf(probability)))
+        return np.exp(mean), np.exp(mean + std * bound)
+
     def _width(self, coverage: float) -> float:
-        """In standard deviations: the quantile of the scores that covers one more sample; what
-        they cannot tell, being too few, the normal distribution does."""
-        count = len(self.scores_)
-        place = math.ceil(coverage * (count + 1))
-        normal = float(norm.ppf((1 + coverage) / 2))
-        if place > count:
-            return max(normal, float(self.scores_[-1]))
-        return float(self.scores_[place - 1])
+        """In standard deviations."""
+        return quantile(self.scores_, coverage, float(norm.ppf((1 + coverage) / 2)))
 
 
 def weigh(truth: Floats, means: Floats) -> Floats:

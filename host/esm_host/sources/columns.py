@@ -46,7 +46,7 @@ def read_columns(
         raise UsageError(f"--unit '{unit}': choose {', '.join(UNITS)}")
     if unit != "ms" and not latencies:
         raise UsageError(f"--unit {unit} is of columns that --latency COLUMN=DEVICE names")
-    frame = _read(path)
+    frame = read_frame(path)
     chosen = dict(latencies or {})
     if not chosen:
         chosen = {c: c.removeprefix(LATENCY) for c in frame.columns if c.startswith(LATENCY)}
@@ -78,21 +78,6 @@ def read_columns(
     return LatencyTable(name or stem(path), space, codes, latency_ms, accuracy_percent)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",")
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no {path}") from error
-    except Exception as error:  # pandas and pyarrow have many
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"{path} cannot be read ({text})") from error
-    frame.columns = frame.columns.map(str)
-    return frame
-
-
 def _searched(frame: pd.DataFrame, architecture: str | None) -> pd.DataFrame:
     """Where the architectures are looked for."""
     if architecture is None:
@@ -114,3 +99,24 @@ def _floats(frame: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]
             f"column '{column}' of {path} is not of numbers: {str(wrong.iloc[0])[:80]!r}"
         )
     return np.asarray(numbers.to_numpy(dtype=float, na_value=np.nan))
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A CSV, TSV or Parquet file as it is.
+
+    Raises:
+        UsageError: there is no such file.
+        DatasetError: it cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",")
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no {path}") from error
+    except Exception as error:  # pandas and pyarrow have many
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DatasetError(f"{path} cannot be read ({text})") from error
+    frame.columns = frame.columns.map(str)
+    return frame

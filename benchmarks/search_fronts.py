@@ -1,0 +1,290 @@
+"""What is found on a device by few measurements: verified fronts against the true ones.
+
+    ESM_DATA=... python -m benchmarks.search_fronts --results runs/search-fronts
+
+NAS-Bench-201, accuracy known, latencies of six devices of which nothing is known at first (task ND
+of the transfer benchmarks; nine other devices are known by 300 architectures each). Compared are,
+by what they measured on the target:
+
+- ours: 20 architectures that tell most, learnt beside the sources, then what the search finds,
+  measured ten at a time, until the front is stable;
+- from scratch: the same, 20 random architectures and no sources;
+- proxy: the front of another device whose latencies are known all, the one that ranks the 20
+  random architectures most alike, measured on the target;
+- AdaProxy: the same device's linear model, adapted to 40 random samples, its front measured;
+- per device: learnt from 900 random samples, its front measured;
+- random: as many random architectures as ours measured.
+
+Of what was measured the front is kept. Figures are shares of the true front's hypervolume: up to
+the slowest latency and down to no accuracy at all, as in the selection study; and, stricter, up to
+a tenth beyond the extent of the true front in either direction, which the cheap part of the space
+does not fill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmarks.transfer import read_tasks
+from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
+from esm_host.encoding import make_encoder
+from esm_host.encoding.base import Encoder
+from esm_host.evaluation.selection import hypervolume, pareto_front
+from esm_host.predictors.auto import AutoPredictor
+from esm_host.search.genes import keys
+from esm_host.search.known import Known
+from esm_host.search.latency import LATENCY, Latency
+from esm_host.search.methods.exhaustive import Exhaustive
+from esm_host.search.problem import Measure, Objective, Problem
+from esm_host.search.verify import Round, verified_search
+from esm_host.sources.source import Source
+from esm_host.transfer.methods.gaussian import SourceGP
+from esm_host.transfer.methods.proxy import AdaProxyPredictor
+from esm_models.space import Codes
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+TASKS = ("cifar10_test", "cifar100_test")
+PER_SOURCE, POOL, FIRST, BATCH, MOST = 300, 1500, 20, 10, 80
+ADAPTED, PER_DEVICE = 40, 900
+
+
+class Simulated:
+    """A device whose latencies are read from a table.
+
+    Args:
+        truth: ``(n,)`` of the table's rows, NaN where it is missing.
+        rows: that are measured at first.
+    """
+
+    def __init__(
+        self, table: LatencyTable, truth: Floats, rows: Rows, encoder: Encoder, seed: int
+    ) -> None:
+        self._table = table
+        self._truth = truth
+        self._encoder = encoder
+        self._seed = seed
+        self._place = {key.tobytes(): row for row, key in enumerate(keys(table.codes))}
+        self.rows = rows
+        self.fit_s = 0.0
+
+    def known(self) -> Codes:
+        return self._table.codes[self.rows]
+
+    def latency(self, probability: float) -> Measure:
+        rows = self.rows[np.isfinite(self._truth[self.rows])]
+        predictor = AutoPredictor(self._encoder.layout, self._seed)
+        began = time.perf_counter()
+        predictor.fit(self._encoder.encode_codes(self._table.codes[rows]), self._truth[rows])
+        self.fit_s += time.perf_counter() - began
+
+        def predict(codes: Codes, wanted: float) -> tuple[Floats, Floats]:
+            return predictor.predict_at_most(self._encoder.encode_codes(codes), wanted)
+
+        known_ms = self._truth[self.rows]
+        return Latency(predict, self.known(), known_ms, known_ms, probability)
+
+    def measure(self, codes: Codes) -> None:
+        fresh = [self._place[key.tobytes()] for key in keys(codes)]
+        self.rows = np.concatenate([self.rows, fresh])
+
+
+class Truth:
+    """A table's column of latencies and one of accuracies, and what selections are worth."""
+
+    def __init__(self, latency_ms: Floats, accuracy: Floats) -> None:
+        there = np.isfinite(latency_ms)
+        self._slowest = float(latency_ms[there].max())
+        # What is not there is of no use to anybody.
+        self.latency_ms = np.where(there, latency_ms, 10 * self._slowest)
+        self.accuracy = np.where(there, accuracy, 0.0)
+        front = self.front(np.arange(len(latency_ms)))
+        ends = self.latency_ms[front], self.accuracy[front]
+        self._corner = (
+            ends[0].max() + 0.1 * np.ptp(ends[0]),
+            ends[1].min() - 0.1 * np.ptp(ends[1]),
+        )
+        self._best = self._volumes(front)
+
+    def front(self, rows: Rows) -> Rows:
+        return rows[pareto_front(self.latency_ms[rows], self.accuracy[rows])]
+
+    def shares(self, rows: Rows) -> dict[str, float]:
+        whole, strict = self._volumes(rows)
+        return {"share": whole / self._best[0], "strict": strict / self._best[1]}
+
+    def _volumes(self, rows: Rows) -> tuple[float, float]:
+        latency_ms, accuracy = self.latency_ms[rows], self.accuracy[rows]
+        slowest, least = self._corner
+        inside = (latency_ms < slowest) & (accuracy > least)
+        strict = (
+            hypervolume(latency_ms[inside], accuracy[inside] - least, slowest)
+            if inside.any()
+            else 0.0
+        )
+        return hypervolume(latency_ms, accuracy, self._slowest), strict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    table = read_benchmark(Path(os.environ["ESM_DATA"]) / "nasbench201.parquet")
+    (task,) = read_tasks(Path(__file__).parent / "transfer-nasbench201.toml")
+    found = joblib.Parallel(n_jobs=args.jobs, return_as="generator")(
+        joblib.delayed(compute)(table, task.sources, target, seed)
+        for target in task.targets
+        for seed in range(args.seeds)
+    )
+    frames = []
+    for frame in found:
+        frames.append(frame)
+        print(f"{frame['target'].iloc[0]} seed {frame['seed'].iloc[0]}", flush=True)
+    results = pd.concat(frames)
+    args.results.mkdir(parents=True, exist_ok=True)
+    results.to_parquet(args.results / "fronts.parquet", index=False)
+    text = tables(results)
+    (args.results / "fronts.md").write_text(text)
+    print(text)
+
+
+def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    known = rng.choice(len(table), PER_SOURCE, replace=False)
+    ours = SourceGP(seed)
+    ours.learn([_source(table, name, known) for name in sources])
+    truth = table.latency_of(target)
+    there = rng.permutation(np.flatnonzero(np.isfinite(truth)))
+    pool, samples = there[:POOL], there[POOL:]
+    chosen = pool[ours.choose(table.codes[pool], FIRST)]
+    views = make_encoder("views", table.space)
+    per_device = _learnt(table, truth, samples[:PER_DEVICE], views, seed)
+    proxy = max(sources, key=lambda name: _alike(table.latency_of(name), truth, samples[:FIRST]))
+    adapted = AdaProxyPredictor(seed=seed).learn([_source(table, proxy, known)])
+    adapted.adapt(table.codes[samples[:ADAPTED]], truth[samples[:ADAPTED]])
+    proxy_ms = table.latency_of(proxy)
+    rows = []
+    for task in TASKS:
+        accuracy = table.accuracy_percent[task]
+        worth = Truth(truth, accuracy)
+
+        def keep(
+            method: str, measured: Rows, samples: int, worth: Truth = worth, task: str = task
+        ) -> None:
+            rows.append(
+                {
+                    "target": target,
+                    "task": task,
+                    "seed": seed,
+                    "method": method,
+                    "samples": samples,
+                    "measured": len(measured),
+                    **worth.shares(measured),
+                }
+            )
+
+        sites = {
+            "ours": Simulated(table, truth, chosen, ours.encoder_, seed),
+            "from scratch": Simulated(table, truth, samples[:FIRST], views, seed),
+        }
+        for name, site in sites.items():
+            progress = _verify(table, accuracy, site)
+            for count in (20, 30, 40, 50, 60, 70, 80):
+                at = [each for each in progress if len(each) <= count]
+                keep(f"{name}, {count}", at[-1], FIRST)
+            keep(f"{name}, until stable", progress[-1], FIRST)
+        picks = {
+            "proxy": (_front(proxy_ms, accuracy), samples[:FIRST]),
+            "AdaProxy": (_front(adapted.predict(table.codes), accuracy), samples[:ADAPTED]),
+            "per device": (
+                _front(per_device.predict(views.encode_codes(table.codes)), accuracy),
+                samples[:PER_DEVICE],
+            ),
+        }
+        for name, (front, known_rows) in picks.items():
+            keep(name, np.union1d(front, known_rows), len(known_rows))
+        keep("random", samples[: len(sites["ours"].rows)], 0)
+    return pd.DataFrame(rows)
+
+
+def _verify(table: LatencyTable, accuracy: Floats, site: Simulated) -> list[Rows]:
+    """What was measured, after each round."""
+    known = Known("accuracy", table.codes, accuracy)
+    progress = [site.rows]
+
+    def problem(measures: Sequence[Measure]) -> Problem:
+        return Problem(
+            table.space,
+            [*measures, known],
+            [Objective(LATENCY), Objective("accuracy", maximise=True)],
+        )
+
+    def on_round(rounds: Sequence[Round]) -> None:
+        if len(site.rows) > len(progress[-1]):
+            progress.append(site.rows)
+
+    verified_search(problem, [site], Exhaustive(), MOST - FIRST, BATCH, on_round=on_round)
+    return progress if len(site.rows) == len(progress[-1]) else [*progress, site.rows]
+
+
+def _source(table: LatencyTable, name: str, rows: Rows) -> Source:
+    latency_ms = table.latency_of(name)[rows]
+    there = np.isfinite(latency_ms)
+    return Source(name, table.space, table.codes[rows][there], latency_ms[there])
+
+
+def _learnt(
+    table: LatencyTable, truth: Floats, rows: Rows, encoder: Encoder, seed: int
+) -> AutoPredictor:
+    predictor = AutoPredictor(encoder.layout, seed)
+    return predictor.fit(encoder.encode_codes(table.codes[rows]), truth[rows])
+
+
+def _alike(one: Floats, other: Floats, rows: Rows) -> float:
+    return float(pd.Series(one[rows]).corr(pd.Series(other[rows]), method="spearman"))
+
+
+def _front(latency: Floats, accuracy: Floats) -> Rows:
+    there = np.flatnonzero(np.isfinite(latency))
+    return there[pareto_front(latency[there], accuracy[there])]
+
+
+def tables(results: pd.DataFrame) -> str:
+    """Markdown: means over seeds by target and task, with their spread."""
+    parts = []
+    for figure in ("share", "strict"):
+        for task in TASKS:
+            mine = results[results["task"] == task]
+            targets = list(dict.fromkeys(mine["target"]))
+            lines = [
+                f"### {task}, {figure}\n",
+                "| method | samples | measured | " + " | ".join(targets) + " | least |",
+                "| --- | ---: | ---: |" + " ---: |" * (len(targets) + 1),
+            ]
+            for method, group in mine.groupby("method", sort=False):
+                by = group.groupby("target")[figure]
+                cells = [f"{by.mean()[t]:.4f} ±{by.std()[t]:.4f}" for t in targets]
+                measured = f"{group['measured'].mean():.0f}"
+                lines.append(
+                    f"| {method} | {group['samples'].iloc[0]} | {measured} | "
+                    + " | ".join(cells)
+                    + f" | {group[figure].min():.4f} |"
+                )
+            parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""``esm-host search``: the best architectures within limits, measured."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esm_host.cli.errors import INTERRUPTED, one_line_errors
+from esm_host.cli.options import NoWait, Patience, Quiet, Seed, search_methods
+
+if TYPE_CHECKING:
+    from esm_host.search.verify import Round
+    from esm_host.searching import Searched
+
+NOTHING_FOUND = 3
+_SHOWN = 20
+_LIMITS, _HOW = "Limits", "How"
+
+
+@one_line_errors
+def search(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of a campaign, or its predictor.onnx; one for each device.",
+            metavar="RUN...",
+        ),
+    ],
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What else than the latency: flops, params, memory, or NAME=SOURCE with "
+            "table.parquet:COLUMN, file.py:FUNCTION or file.onnx:ENCODING; :min or :max behind it "
+            "says which way. May be repeated. [default: flops:max]",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Milliseconds; of several devices one for all, or one each in their order.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="Of the objective accuracy.", rich_help_panel=_LIMITS),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of another quantity: 'flops<=3e8'. May be repeated.", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    confidence: Annotated[
+        float,
+        typer.Option(
+            help="Percent: how probable it is that a latency is within its limit.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 90.0,
+    measure: Annotated[
+        int,
+        typer.Option(
+            help="Models to measure at most, until the front is stable; 0: predictions alone."
+        ),
+    ] = 50,
+    batch: Annotated[
+        int, typer.Option(help="Of these between two searches.", rich_help_panel=_HOW)
+    ] = 10,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="exhaustive, nsga2, nsga3, sms-emoa or single-weight. [default: exhaustive of "
+            "small spaces, else nsga2]",
+            autocompletion=search_methods,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder. [default: RUN/search]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the folder's search.")
+    ] = False,
+    patience: Patience = 60.0,
+    no_wait: NoWait = False,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Find the best architectures within limits, and measure them.
+
+    Searches by a campaign's predictor for architectures that no other beats, measures them on the
+    campaign's device, learns from that and searches again, until the front is measured. What the
+    device refutes is dropped.
+
+    Example: esm-host search runs/pi4 --max-latency 30 --objective accuracy=accuracy.py:estimate
+    """
+    from esm_host.cli.live import Live
+    from esm_host.errors import UsageError
+    from esm_host.search.settings import SearchFolder, SearchSettings
+    from esm_host.searching import run_search
+
+    folders = [run.parent if run.name == "predictor.onnx" else run for run in runs]
+    folder = SearchFolder(output or folders[0] / "search")
+    if resume:
+        given = [name for name in _SETTINGS if _was_given(ctx, name)]
+        if given:
+            raise UsageError(
+                f"--resume goes on with what the search was asked for: leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in given)}"
+            )
+        settings = folder.read_settings()
+        if settings.runs != tuple(map(str, folders)):
+            raise UsageError(f"{folder.path} is of {' '.join(settings.runs)}: give these")
+    else:
+        limits = [*(limit or ())]
+        if min_accuracy is not None:
+            limits.append(f"accuracy>={min_accuracy!r}")
+        settings = SearchSettings(
+            runs=tuple(map(str, folders)),
+            objectives=tuple(objective or ()),
+            max_latency_ms=tuple(max_latency or ()),
+            limits=tuple(limits),
+            method=method,
+            measure=measure,
+            batch=batch,
+            probability=confidence / 100,
+            seed=seed,
+        )
+        if not objective and not quiet:
+            typer.echo(
+                "no --objective: the most FLOPs within the limits stand in for accuracy", err=True
+            )
+    path = shlex.quote(str(folder.path))
+    with Live(quiet) as live:
+        try:
+            searched = run_search(
+                settings,
+                folder,
+                resume,
+                patience,
+                not no_wait,
+                live,
+                lambda rounds: live.say(_said_of_round(rounds)),
+            )
+        except KeyboardInterrupt:
+            named = " ".join(shlex.quote(str(each)) for each in folders)
+            live.warn(
+                f"interrupted; what was measured is kept: esm-host search {named} -o {path} "
+                "--resume"
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    _show(searched)
+    typer.echo(f"result in {folder.front}; next: esm-host report {path}")
+    if not len(searched.front):
+        raise typer.Exit(NOTHING_FOUND)
+
+
+_SETTINGS = (
+    *("objective", "max_latency", "min_accuracy", "limit", "confidence", "measure", "batch"),
+    *("method", "seed"),
+)
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _said_of_round(rounds: Sequence[Round]) -> str:
+    last = rounds[-1]
+    found = f"search {len(rounds)}: {len(last.front)} on the front of {last.evaluations:,} scored"
+    return f"{found}, {len(last.chosen)} of them measured now" if len(last.chosen) else found
+
+
+def _show(searched: Searched) -> None:
+    from esm_host.cli.output import print_table
+    from esm_host.run import readable
+
+    front, problem = searched.front, searched.problem
+    if not len(front):
+        closest = searched.closest
+        known = ", ".join(f"{name} {_text(each[0])}" for name, each in closest.values.items())
+        limits = " and ".join(map(str, problem.limits))
+        typer.echo(f"nothing keeps {limits}; what comes closest has {known}")
+    else:
+        names = _columns(searched)
+        rows = [
+            (*(_text(front.values[name][row]) for name in names), readable(architecture))
+            for row, architecture in enumerate(problem.space.decode(front.codes[:_SHOWN]))
+        ]
+        print_table((*names, "architecture"), rows, right=range(len(names)))
+        if len(front) > _SHOWN:
+            typer.echo(f"... and {len(front) - _SHOWN} more")
+    verified = searched.verified
+    if verified is None:
+        typer.echo(f"{len(front)} predicted to be best; none was measured")
+        return
+    typer.echo(
+        f"{len(front)} of {verified.measured} measured are on the front; it is "
+        + (
+            "stable: nothing is left that has a chance of 10 % to belong there"
+            if verified.stable
+            else "not stable yet: a larger --measure goes on"
+        )
+    )
+
+
+def _columns(searched: Searched) -> list[str]:
+    """What was asked about."""
+    problem = searched.problem
+    names = [o.name for o in problem.objectives] + [li.name for li in problem.limits]
+    return list(dict.fromkeys(names))
+
+
+def _text(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"

@@ -1,0 +1,1 @@
+"""From predictor to architecture: which are best within a latency budget, and whether they are."""

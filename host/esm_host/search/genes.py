@@ -1,0 +1,126 @@
+"""Architectures as integer vectors of one length, which evolution can cross and mutate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_models.space import Codes, SearchSpace
+
+Genes = NDArray[np.int16]
+"""``(n, len(encoding))``: choices by number, from 0."""
+
+
+class GeneEncoding:
+    """One gene per choice: every unit's depth, every block's option, and the resolution, where
+    there is more than one of each.
+
+    Every vector within :attr:`choices` is an architecture: genes of blocks beyond their unit's
+    depth are kept, so that they are there when a unit grows again, and have no effect. Vectors that
+    differ in these alone have equal codes.
+
+    Attributes:
+        choices: how many each gene has, ``(genes,)``.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._free = [unit for unit, depths in enumerate(space.depths) if len(depths) > 1]
+        slots = 1 if space.one_option_per_unit else space.max_unit_depth
+        self._slots = [
+            (unit, slot)
+            for unit, depths in enumerate(space.depths)
+            for slot in range(min(max(depths), slots))
+        ]
+        self.choices: NDArray[np.int64] = np.array(
+            [
+                *(len(space.depths[unit]) for unit in self._free),
+                *[len(space.options)] * len(self._slots),
+                *[len(space.resolutions)] * bool(space.resolutions),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def random(self, n: int, rng: np.random.Generator) -> Genes:
+        """``n`` vectors, every choice uniform."""
+        return rng.integers(self.choices, size=(n, len(self)), dtype=np.int16)
+
+    def to_codes(self, genes: NDArray[np.integer]) -> Codes:
+        """``(n, genes)`` -> ``(n, *space.code_shape)``."""
+        space = self.space
+        depths = np.empty((len(genes), space.unit_count), dtype=np.int64)
+        depths[:] = [unit[0] for unit in space.depths]
+        for gene, unit in enumerate(self._free):
+            depths[:, unit] = np.array(space.depths[unit])[genes[:, gene]]
+        codes = np.full((len(genes), *space.code_shape), -1, dtype=np.int16)
+        blocks = space.blocks_of(codes)
+        for gene, (unit, slot) in enumerate(self._slots, start=len(self._free)):
+            place = slice(None) if space.one_option_per_unit else slice(slot, slot + 1)
+            blocks[:, unit, place] = genes[:, gene, None]
+        blocks[np.arange(space.max_unit_depth) >= depths[..., None]] = -1
+        if space.resolutions:
+            codes[:, -1, 0] = genes[:, -1]
+        return codes
+
+    def of_codes(self, codes: Codes) -> Genes:
+        """Genes of these codes; those without effect are 0."""
+        space = self.space
+        blocks = space.blocks_of(codes)
+        depths = (blocks >= 0).sum(axis=2)
+        genes = np.zeros((len(codes), len(self)), dtype=np.int16)
+        for gene, unit in enumerate(self._free):
+            known = np.array(space.depths[unit])
+            genes[:, gene] = np.argmax(known == depths[:, unit, None], axis=1)
+        for gene, (unit, slot) in enumerate(self._slots, start=len(self._free)):
+            genes[:, gene] = np.maximum(blocks[:, unit, slot], 0)
+        if space.resolutions:
+            genes[:, -1] = codes[:, -1, 0]
+        return genes
+
+    def everything(self, at_once: int = 20_000) -> Iterator[Codes]:
+        """All architectures of the space, each once, some at a time; of small spaces only."""
+        total = math.prod(self.choices.tolist())
+        for first in range(0, total, at_once):
+            numbers = np.arange(first, min(first + at_once, total))
+            genes = np.stack(np.unravel_index(numbers, self.choices.tolist()), axis=1)
+            codes = self.to_codes(genes)
+            # Genes without effect would repeat an architecture: it counts where these are 0.
+            yield codes[(self.of_codes(codes) == genes).all(axis=1)]
+
+
+def keys(codes: Codes) -> NDArray[np.void]:
+    """A value per architecture, ``(n,)``, equal where codes are."""
+    flat = np.ascontiguousarray(codes.reshape(len(codes), -1))
+    width = flat.itemsize * flat.shape[1]
+    return flat.view(np.dtype((np.void, width))).reshape(len(codes))
+
+
+def distinct(codes: Codes) -> NDArray[np.intp]:
+    """Rows of the first of equal architectures, in order."""
+    return np.sort(np.unique(keys(codes), return_index=True)[1])
+
+
+class Rows:
+    """Finds architectures again among some.
+
+    Args:
+        codes: ``(m, *code_shape)``; of equal ones the last counts.
+    """
+
+    def __init__(self, codes: Codes) -> None:
+        named = keys(codes)
+        order = np.argsort(named, kind="stable")
+        self._keys, self._rows = named[order], order
+
+    def __call__(self, codes: Codes) -> NDArray[np.intp]:
+        """Their rows, ``(n,)``; -1 of those that are not there."""
+        if not len(self._keys):
+            return np.full(len(codes), -1)
+        asked = keys(codes)
+        place = np.searchsorted(self._keys, asked, side="right") - 1
+        return np.where(self._keys[place] == asked, self._rows[place], -1)

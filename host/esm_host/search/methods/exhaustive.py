@@ -1,0 +1,25 @@
+"""Looks at every architecture there is."""
+
+from __future__ import annotations
+
+from esm_host.errors import UsageError
+from esm_host.search.genes import GeneEncoding
+from esm_host.search.method import Evaluate, SearchMethod
+from esm_host.search.problem import Problem
+from esm_models.space import Codes
+
+MOST = 5_000_000
+
+
+class Exhaustive(SearchMethod):
+    """The true front of what the problem says; of spaces with at most :data:`MOST`."""
+
+    def _run(self, problem: Problem, evaluate: Evaluate, start: Codes) -> None:
+        count = problem.space.count()
+        if count > MOST:
+            raise UsageError(
+                f"{problem.space.name} has {count:.2g} architectures, too many to look at each: "
+                "choose another --method"
+            )
+        for codes in GeneEncoding(problem.space).everything():
+            evaluate(codes)

@@ -1,0 +1,219 @@
+"""What users want of architectures, from the words in which they say it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from esm_host.dataset.benchmarks import codes_of
+from esm_host.encoding import make_encoder
+from esm_host.errors import DatasetError, EsmError, UsageError
+from esm_host.search.front import Floats
+from esm_host.search.genes import keys
+from esm_host.search.known import Known
+from esm_host.search.latency import LATENCY
+from esm_host.search.problem import Measure, Objective
+from esm_host.sources.columns import read_frame
+from esm_models.architecture import Architecture
+from esm_models.errors import ModelsError
+from esm_models.space import Codes, SearchSpace
+
+COUNTED = {"flops": "flops", "parameters": "parameters", "params": "parameters"}
+COUNTED["memory"] = "memory_bytes"
+"""What is counted of the network itself, as users call it, and the quantity."""
+
+_WAYS = {"min": False, "max": True}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An objective as it was given.
+
+    Attributes:
+        name: ``"latency"``, one of :data:`COUNTED`, or the user's own.
+        source: where the user's own comes from.
+        maximise: whether it is to be large.
+    """
+
+    name: str
+    source: str
+    maximise: bool
+
+    @property
+    def quantity(self) -> str:
+        """That it is about; of latencies each device has its own."""
+        return COUNTED.get(self.name, self.name)
+
+    def objectives(self, latencies: Sequence[str]) -> list[Objective]:
+        """Of quantities; the latency is that of every device.
+
+        Args:
+            latencies: quantities of the devices.
+        """
+        if self.name == "latency":
+            return [Objective(name) for name in latencies]
+        return [Objective(self.quantity, self.maximise)]
+
+
+def read_wish(text: str) -> Wish:
+    """From ``latency``, ``flops``, ``params``, ``memory`` or ``NAME=SOURCE``, and ``:min`` or
+    ``:max`` behind it. What is counted is to be small, what users bring is to be large.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    name, equals, source = text.partition("=")
+    rest, colon, way = (source if equals else name).rpartition(":")
+    if not colon or way not in _WAYS:
+        rest, way = (source if equals else name), "max" if equals else "min"
+    name = name.strip() if equals else rest.strip()
+    source = rest.strip() if equals else ""
+    known = ("latency", *COUNTED)
+    if equals and (not source or not name.isidentifier() or name in known or name == LATENCY):
+        raise UsageError(
+            f"--objective '{text}': give a NAME of your own and where it comes from, as "
+            "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
+        )
+    if not equals and (name not in known or (name == "latency" and _WAYS[way])):
+        raise UsageError(
+            f"--objective '{text}': choose latency, flops, params, memory, or NAME=SOURCE, as "
+            "accuracy=table.parquet:COLUMN"
+        )
+    return Wish(name, source, _WAYS[way])
+
+
+def read_measure(wish: Wish, space: SearchSpace) -> Measure:
+    """What tells a quantity that the user brings.
+
+    Raises:
+        UsageError: there is no such file, column, function or encoding.
+        DatasetError: the file is damaged, or of another search space.
+    """
+    path, colon, what = wish.source.rpartition(":")
+    if not colon or not what:
+        raise UsageError(
+            f"--objective {wish.name}={wish.source}: say also which, as table.parquet:COLUMN, "
+            "file.py:FUNCTION or file.onnx:ENCODING"
+        )
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"--objective {wish.name}: there is no file {path}")
+    if file.suffix in (".parquet", ".csv", ".tsv"):
+        return _table(wish.name, file, what, space)
+    if file.suffix == ".py":
+        return _Function(wish.name, load_function(file, what), space)
+    if file.suffix == ".onnx":
+        return _Fitted(wish.name, file, make_encoder(what, space))
+    raise UsageError(f"--objective {wish.name}: {path} is no .parquet, .csv, .py or .onnx file")
+
+
+def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
+    frame = read_frame(path)
+    values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
+    if values is None:
+        known = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
+        raise UsageError(f"{path} has no column '{column}': choose {', '.join(known) or 'another'}")
+    try:
+        numbers = values.to_numpy(float)
+        if "architecture" in frame:  # also of own spaces
+            found = [Architecture.from_json(json.loads(text)) for text in frame["architecture"]]
+            codes = space.encode(found)
+        else:
+            settings = {"resolution": None if space.resolutions else space.resolution}
+            other, codes = codes_of(frame, settings)
+            if other.name != space.name:
+                raise ValueError(f"it is of {other.name}, not of {space.name}")
+    except (TypeError, ValueError, ModelsError) as error:
+        raise DatasetError(f"{path} is no table of {space.name} ({error})") from error
+    return Known(name, codes, numbers)
+
+
+def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], Any]:
+    """A function of a user's Python file, which is run for it.
+
+    Raises:
+        UsageError: it cannot be run, or has no such function.
+    """
+    spec = importlib.util.spec_from_file_location(f"esm_user_objective_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # anything that a user's file may do
+        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{path} has no function '{name}'")
+    return function
+
+
+class _Function:
+    """A user's function; of what it told once it is not asked again."""
+
+    def __init__(
+        self, name: str, function: Callable[[Sequence[Architecture]], Any], space: SearchSpace
+    ) -> None:
+        self._name = name
+        self._function = function
+        self._space = space
+        self._told: dict[bytes, float] = {}
+
+    def __call__(self, codes: Codes) -> Mapping[str, Floats]:
+        names = [key.tobytes() for key in keys(codes)]
+        fresh = {name: row for row, name in enumerate(names) if name not in self._told}
+        if fresh:
+            told = self._ask(codes[list(fresh.values())])
+            self._told.update(zip(fresh, told.tolist(), strict=True))
+        return {self._name: np.array([self._told[name] for name in names])}
+
+    def _ask(self, codes: Codes) -> NDArray[np.float64]:
+        architectures = self._space.decode(codes)
+        try:
+            values = np.asarray(self._function(architectures), dtype=float)
+        except Exception as error:  # anything that a user's function may do
+            raise EsmError(
+                f"the objective {self._name} failed: {type(error).__name__}: {error}"
+            ) from error
+        if values.shape != (len(architectures),):
+            raise EsmError(
+                f"the objective {self._name} told {values.shape or 'one'} values of "
+                f"{len(architectures)} architectures: let it return a number for each"
+            )
+        return values
+
+
+class _Fitted:
+    """A fitted predictor in ONNX: encodings in, one value each out."""
+
+    def __init__(self, name: str, path: Path, encoder: Any) -> None:
+        import onnxruntime
+
+        self._name = name
+        self._encoder = encoder
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise DatasetError(
+                f"{path} is no ONNX model ({str(error).splitlines()[0]}): give a fitted predictor"
+            ) from error
+        (asked,) = self._session.get_inputs()[:1]
+        if len(asked.shape) != 2 or asked.shape[1] not in (len(encoder), None):
+            raise UsageError(
+                f"{path} takes {asked.shape}, but encoding {encoder.name} of "
+                f"{encoder.space.name} has {len(encoder)} columns: name the one it was fitted on"
+            )
+        self._input = asked.name
+
+    def __call__(self, codes: Codes) -> Mapping[str, Floats]:
+        encodings = self._encoder.encode_codes(codes)
+        (values, *_) = self._session.run(None, {self._input: encodings})
+        return {self._name: np.asarray(values, dtype=float).reshape(len(codes))}

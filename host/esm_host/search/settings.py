@@ -1,0 +1,154 @@
+"""What a search is asked for."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from esm_host.errors import DatasetError, UsageError
+from esm_host.search.latency import AT_MOST
+from esm_host.search.objectives import COUNTED, Wish, read_wish
+from esm_host.search.problem import Limit
+
+_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything that decides what a search finds.
+
+    Attributes:
+        runs: folders of campaigns, one per device that is searched for.
+        objectives: as :func:`~esm_host.search.objectives.read_wish` takes them, the latency aside,
+            which is one in any case; by default most FLOPs, a stand-in for accuracy.
+        max_latency_ms: one for all devices, or one for each; none: the whole front.
+        limits: of other quantities, as ``"flops<=3e8"`` or ``"accuracy>=70"``.
+        method: as :func:`~esm_host.search.methods.make_method` takes it.
+        measure: architectures to measure at most; 0 leaves it at predictions.
+        batch: of these at a time.
+        probability: of keeping ``max_latency_ms``, for what is found.
+        seed: of everything random.
+
+    Raises:
+        UsageError: a value makes no sense.
+    """
+
+    runs: tuple[str, ...]
+    objectives: tuple[str, ...] = ()
+    max_latency_ms: tuple[float, ...] = ()
+    limits: tuple[str, ...] = ()
+    method: str | None = None
+    measure: int = 50
+    batch: int = 10
+    probability: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UsageError("a search needs the folder of a campaign: give one")
+        if len(set(self.runs)) < len(self.runs):
+            raise UsageError("a campaign is named twice: name each device's once")
+        if len(self.max_latency_ms) not in (0, 1, len(self.runs)):
+            raise UsageError(
+                f"{len(self.max_latency_ms)} times --max-latency for {len(self.runs)} campaigns: "
+                "give one for all, or one for each in their order"
+            )
+        for value in self.max_latency_ms:
+            if not value > 0:
+                raise UsageError(f"--max-latency {value:g}: give milliseconds above 0")
+        if not 0 < self.probability < 1:
+            raise UsageError(f"--confidence {100 * self.probability:g}: give percent, 0 to 100")
+        for name, least in (("measure", 0), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} {getattr(self, name)}: give {least} or more")
+        names = [wish.name for wish in self.wishes]
+        if len(set(names)) < len(names):
+            raise UsageError("an objective is given twice: give each once")
+        for text in self.limits:
+            self._limit(text)
+
+    @property
+    def wishes(self) -> tuple[Wish, ...]:
+        """The objectives, the latency first."""
+        wishes = [read_wish(text) for text in self.objectives or ("flops:max",)]
+        return (Wish("latency", "", False), *(wish for wish in wishes if wish.name != "latency"))
+
+    def all_limits(self, devices: Sequence[str]) -> list[Limit]:
+        """Of the devices' latencies and of everything else.
+
+        Args:
+            devices: prefixes of their quantities' names.
+        """
+        each = self.max_latency_ms
+        if len(each) == 1:
+            each = each * len(devices)
+        found = [
+            Limit(f"{device}{AT_MOST}", value)
+            for device, value in zip(devices if each else (), each, strict=True)
+        ]
+        return found + [self._limit(text) for text in self.limits]
+
+    def _limit(self, text: str) -> Limit:
+        match = _LIMIT.fullmatch(text)
+        known = {**COUNTED, **{wish.name: wish.quantity for wish in self.wishes}}
+        known.pop("latency", None)
+        try:
+            name, sign, number = match.groups() if match else ("", "", "")
+            return Limit(known[name], float(number), operator.eq(sign, ">="))
+        except (KeyError, ValueError):
+            raise UsageError(
+                f"--limit '{text}': give NAME<=NUMBER or NAME>=NUMBER of {', '.join(known)}"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchSettings:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DatasetError: written by a program with other settings.
+        """
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        except TypeError as error:
+            raise DatasetError(
+                f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
+            ) from error
+
+
+def _tuple(value: Any) -> Any:
+    """JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class SearchFolder:
+    """Where a search keeps everything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.rounds = path / "rounds.json"
+        self.front = path / "front.json"
+
+    def read_settings(self) -> SearchSettings:
+        """Of the folder's search.
+
+        Raises:
+            UsageError: there is none.
+            DatasetError: they are damaged.
+        """
+        try:
+            return SearchSettings.from_json(json.loads(self.settings.read_text()))
+        except FileNotFoundError:
+            raise UsageError(f"{self.path} holds no search: leave --resume out") from None
+        except (ValueError, AttributeError) as error:
+            raise DatasetError(
+                f"{self.settings} is damaged ({error}): restore it from a copy"
+            ) from error

@@ -1,0 +1,153 @@
+"""Measures what a search chose, learns from it and searches again, until nothing new is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol as Role
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.search.genes import distinct, keys
+from esm_host.search.method import SearchMethod
+from esm_host.search.problem import Found, Measure, Problem
+from esm_models.space import Codes
+
+EXPECTING, HOPING = 0.5, 0.1
+"""Probabilities of keeping a latency limit that are asked, from the second round on, of what will
+be measured anyway: it need not be promised, and what is at the limit is best. First what is
+expected to be on the front; once all of that is measured, what has this chance of being there."""
+
+
+class Site(Role):
+    """A device on which chosen architectures are measured."""
+
+    def known(self) -> Codes:
+        """What was measured so far, ``(m, *code_shape)``."""
+
+    def latency(self, probability: float) -> Measure:
+        """Its latencies by all that was measured so far, and what they are at most with that
+        probability (:class:`~esm_host.search.latency.Latency`)."""
+
+    def measure(self, codes: Codes) -> None:
+        """Measures these as well, those of them that it has not. What fails counts as known, and
+        as unfit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One time of searching and measuring.
+
+    Attributes:
+        front: what the search found, by what was known then.
+        chosen: what was measured of it: predictions. None in the last round, whose front was
+            known, or for which the budget was spent.
+    """
+
+    front: Found
+    chosen: Found
+    evaluations: int
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What came of it.
+
+    Attributes:
+        front: of all that was measured: measurements.
+        stable: whether the last search found nothing that was not known.
+        rounds: in order.
+        closest: of all that was measured, what comes closest to the limits.
+    """
+
+    front: Found
+    stable: bool
+    rounds: tuple[Round, ...]
+    closest: Found
+
+    @property
+    def measured(self) -> int:
+        """Architectures that were measured for it."""
+        return sum(len(each.chosen) for each in self.rounds)
+
+
+def verified_search(
+    problem: Callable[[Sequence[Measure]], Problem],
+    sites: Sequence[Site],
+    method: SearchMethod,
+    budget: int,
+    batch: int = 10,
+    probability: float = 0.9,
+    start: Codes | None = None,
+    past: Sequence[Round] = (),
+    on_round: Callable[[Sequence[Round]], None] | None = None,
+) -> Verified:
+    """Searches, measures what is new on the front, and searches again.
+
+    What was measured counts as it was measured, everything else as predicted by all that was. So
+    the front is stable when all of it was measured, and a prediction that promised too much is
+    found out by this alone (Laube et al. 2022, Section 5; Lu et al. 2021, Section 5.3).
+
+    Args:
+        problem: of the sites' latencies.
+        sites: measure; one or more.
+        budget: architectures to measure at most, each on all sites.
+        batch: of these at a time; spread evenly over the front.
+        probability: of keeping a latency limit, for what is promised: what is measured first, and
+            what is found in the end.
+        start: architectures to begin each search with, beside what was measured.
+        past: rounds of the same search, which was broken off after it had chosen what to measure.
+        on_round: is told all rounds before what the last one chose is measured.
+    """
+    rounds = list(past)
+    if rounds:
+        _measure(sites, rounds[-1].chosen)
+    while True:
+        left = budget - sum(len(each.chosen) for each in rounds)
+        wanted = _probability(rounds, probability)
+        posed = problem([site.latency(wanted) for site in sites])
+        known = _known(sites, posed)
+        seeds = known if start is None else np.concatenate([start, known])
+        begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
+        outcome = method.search(posed, begin)
+        fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
+        chosen = outcome.front[fresh[_spread(len(fresh), min(batch, left))]]
+        rounds.append(Round(outcome.front, chosen, outcome.evaluations))
+        if on_round is not None:
+            on_round(rounds)
+        if not len(chosen) and (len(fresh) or wanted == HOPING):
+            break
+        _measure(sites, chosen)
+    final = problem([site.latency(probability) for site in sites])
+    known = _known(sites, final)
+    found = final.evaluate(known)
+    closest = found[np.argsort(found.excess, kind="stable")[:1]]
+    return Verified(found.front(), not len(fresh), tuple(rounds), closest)
+
+
+def _probability(rounds: Sequence[Round], promised: float) -> float:
+    if not rounds:
+        return promised
+    return min(EXPECTING, promised) if len(rounds[-1].chosen) else HOPING
+
+
+def _measure(sites: Sequence[Site], chosen: Found) -> None:
+    if len(chosen):
+        for site in sites:
+            site.measure(chosen.codes)
+
+
+def _known(sites: Sequence[Site], problem: Problem) -> Codes:
+    """What all sites have measured."""
+    first, *others = [site.known() for site in sites]
+    for other in others:
+        first = first[np.isin(keys(first), keys(other))]
+    return first[distinct(first)].reshape(-1, *problem.space.code_shape)
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.intp]:
+    """Evenly, both ends included: ``wanted`` numbers below ``count``, or all."""
+    if wanted >= count:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, max(wanted, 0)).round().astype(np.intp))
