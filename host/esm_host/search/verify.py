@@ -93,7 +93,7 @@ def verified_search(
         problem: of the sites' latencies.
         sites: measure; one or more.
         budget: architectures to measure at most, each on all sites.
-        batch: of these at a time; spread evenly over the front.
+        batch: of these at a time, spread over the front.
         probability: of keeping a latency limit, for what is promised: what is measured first, and
             what is found in the end.
         start: architectures to begin each search with, beside what was measured.
@@ -112,7 +112,8 @@ def verified_search(
         begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
         outcome = method.search(posed, begin)
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
-        chosen = outcome.front[fresh[_spread(len(fresh), min(batch, left))]]
+        places = _spread(len(fresh), min(batch, left), bool(posed.limits))
+        chosen = outcome.front[fresh[places]]
         rounds.append(Round(outcome.front, chosen, outcome.evaluations))
         if on_round is not None:
             on_round(rounds)
@@ -146,8 +147,10 @@ def _known(sites: Sequence[Site], problem: Problem) -> Codes:
     return first[distinct(first)].reshape(-1, *problem.space.code_shape)
 
 
-def _spread(count: int, wanted: int) -> NDArray[np.intp]:
-    """Evenly, both ends included: ``wanted`` numbers below ``count``, or all."""
+def _spread(count: int, wanted: int, limited: bool) -> NDArray[np.intp]:
+    """``wanted`` numbers below ``count``, or all; both ends included. Evenly, or, where there are
+    limits, more of them towards the end, where the slowest are: what is best within a limit."""
     if wanted >= count:
         return np.arange(count)
-    return np.unique(np.linspace(0, count - 1, max(wanted, 0)).round().astype(np.intp))
+    steps = np.linspace(0, 1, max(wanted, 0)) ** (2 if limited else 1)
+    return np.unique(((count - 1) * (1 - steps)).round().astype(np.intp))
