@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esm_host.evaluation.selection import pareto_front
+
 Floats = NDArray[np.float64]
 
 
@@ -16,6 +18,8 @@ def nondominated(costs: ArrayLike) -> NDArray[np.bool_]:
             together, or not at all.
     """
     values = np.asarray(costs, dtype=np.float64)
+    if len(values) and values.shape[1] == 2:
+        return pareto_front(values[:, 0], -values[:, 1])
     result = np.zeros(len(values), dtype=bool)
     # By their first cost, then the others: none is beaten by a later one.
     rows = np.lexsort(values.T[::-1])

@@ -95,7 +95,7 @@ class GeneEncoding:
 
 def keys(codes: Codes) -> NDArray[np.void]:
     """A value per architecture, ``(n,)``, equal where codes are."""
-    flat = np.ascontiguousarray(codes.reshape(len(codes), -1))
+    flat = np.ascontiguousarray(codes).reshape(len(codes), math.prod(codes.shape[1:]))
     width = flat.itemsize * flat.shape[1]
     return flat.view(np.dtype((np.void, width))).reshape(len(codes))
 

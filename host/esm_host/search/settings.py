@@ -116,7 +116,8 @@ class SearchSettings:
             DatasetError: written by a program with other settings.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            values: dict[str, Any] = {name: _tuple(value) for name, value in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"

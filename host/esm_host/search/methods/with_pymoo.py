@@ -96,12 +96,14 @@ class PymooSearch(SearchMethod):
         minimize(Space(), algorithm, ("n_gen", self.generations), seed=self.seed, verbose=False)
 
     def _algorithm(self, objectives: int, **operators: Any) -> Any:
+        if objectives < 2 and self.algorithm != "nsga2":
+            raise UsageError(
+                f"{self.algorithm} needs two objectives or more: choose --method nsga2"
+            )
         if self.algorithm == "nsga3":
             from pymoo.algorithms.moo.nsga3 import NSGA3
             from pymoo.util.ref_dirs import get_reference_directions
 
-            if objectives < 2:
-                raise UsageError("nsga3 needs two objectives or more: choose --method nsga2")
             directions = get_reference_directions(
                 "energy", objectives, self.population // 2, seed=self.seed
             )
