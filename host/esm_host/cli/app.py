@@ -29,6 +29,11 @@ COMMANDS = (
         "Learn a device from a few measurements and what is known of others.",
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    (
+        "export",
+        "Learn",
+        "Write chosen architectures as networks: ONNX, torch modules to train, JSON.",
+    ),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (
         "study",
