@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esm_host import devices as devices
     from esm_host.api import compare as compare
+    from esm_host.api import export as export
     from esm_host.api import profile as profile
     from esm_host.api import resume as resume
     from esm_host.api import time as time
+    from esm_host.api import torch_module as torch_module
     from esm_host.api import write_report as write_report
     from esm_host.errors import AuthError as AuthError
     from esm_host.errors import BusyError as BusyError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from esm_host.evaluation.compare import Comparison as Comparison
     from esm_host.evaluation.compare import DifferentError as DifferentError
     from esm_host.extension.settings import Settings as Settings
+    from esm_host.latency import Latency as Latency
     from esm_host.run import Run as Run
     from esm_host.run import load_run as load_run
     from esm_host.study.results import load_study as load_study
@@ -34,24 +37,31 @@ if TYPE_CHECKING:
     from esm_host.timing_file import TimingFile as TimingFile
     from esm_host.timing_file import load_timing as load_timing
     from esm_host.watcher import Watcher as Watcher
+    from esm_models.architecture import Architecture as Architecture
     from esm_models.errors import ModelsError as ModelsError
+    from esm_models.spaces import load_space as load_space
     from esm_protos.messages import MeasureSpec as MeasureSpec
 
 # By module, which is imported when a name is asked for: `import esm_host` stays fast.
 _NAMES = {
-    "esm_host.api": ("compare", "profile", "resume", "time", "write_report"),
+    "esm_host.api": (
+        *("compare", "export", "profile", "resume", "time", "torch_module", "write_report"),
+    ),
     "esm_host.errors": (
         *("AuthError", "BusyError", "DatasetError", "DeviceError", "EsmError", "MismatchError"),
         *("RunExistsError", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.extension.settings": ("Settings",),
+    "esm_host.latency": ("Latency",),
     "esm_host.run": ("Run", "load_run"),
     "esm_host.study.results": ("load_study",),
     "esm_host.study.run": ("run_study",),
     "esm_host.timing_file": ("TimingFile", "load_timing"),
     "esm_host.watcher": ("Watcher",),
+    "esm_models.architecture": ("Architecture",),
     "esm_models.errors": ("ModelsError",),
+    "esm_models.spaces": ("load_space",),
     "esm_protos.messages": ("MeasureSpec",),
 }
 _LAZY = {name: module for module, names in _NAMES.items() for name in names}

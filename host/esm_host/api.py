@@ -26,12 +26,16 @@ from esm_host.timing import read_request, time_models, timing_spec
 from esm_host.timing.spec import WARMUP
 from esm_host.timing_file import TimingFile, load_timing
 from esm_host.transport import devices
+from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
 from esm_protos.messages import Progress, Protocol
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from onnx import ModelProto
+    from torch import nn
 
+    from esm_host.exporting.files import Exported
     from esm_host.watcher import CampaignWatcher
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
@@ -319,6 +323,87 @@ def write_report(
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
     return output
+
+
+def export(
+    source: Run | SearchSpace | str | os.PathLike[str],
+    architectures: Sequence[Architecture | Mapping[str, Any]],
+    output: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Exported]:
+    """Writes networks for other tools: as ONNX with weights, as torch modules to train, as JSON.
+
+    Args:
+        source: a campaign or its folder, or a search space: what the architectures are of.
+        architectures: values or their JSON, or mappings that hold that as ``"architecture"``;
+            what else is in these goes into the list.
+        output: folder, which is made. In it a folder per architecture, with ``model.onnx``,
+            ``model.py`` and ``weights.pt``, and ``architectures.json``.
+        formats: of ``"onnx"``, ``"torch"``, ``"json"``; by default all that there are.
+        seed: of the weights.
+
+    Returns:
+        Of each architecture its folder and number of parameters.
+
+    Raises:
+        UsageError: something that was asked for makes no sense, the folder holds something, or a
+            network has no torch form.
+        ModelsError: an architecture is not in the search space.
+
+    Example::
+
+        run = esm_host.load_run("runs/pi4")
+        esm_host.export(run, run.sample(3), "chosen", formats=["onnx"])
+    """
+    from esm_host.exporting.files import export_architectures
+
+    return export_architectures(_space(source), architectures, Path(output), formats, seed)
+
+
+def torch_module(
+    source: Run | SearchSpace | str | os.PathLike[str],
+    architecture: Architecture | Mapping[str, Any],
+    *,
+    seed: int | None = None,
+) -> nn.Module:
+    """The network of an architecture as a torch module to train, batch normalisation included.
+
+    Args:
+        source: a campaign or its folder, or a search space: what the architecture is of.
+        architecture: a value, or its JSON.
+        seed: of the weights, those that :func:`export` writes; None leaves them as torch
+            initialises them.
+
+    Raises:
+        UsageError: the network is of int8, or has an operator without a torch form.
+        ModelsError: the architecture is not in the search space.
+
+    Example::
+
+        network = esm_host.torch_module(run, run.sample(1)[0])
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    """
+    from functools import partial
+
+    from esm_host.exporting.torch_module import build, weights_of
+    from esm_host.exporting.torch_source import torch_source
+    from esm_protos.weights import draw_weights
+
+    if not isinstance(architecture, Architecture):
+        architecture = Architecture.from_json(architecture)
+    written = torch_source(_space(source), architecture)
+    network = build(written, f"esm_network_{architecture.key}")
+    if seed is not None:
+        network.load_state_dict(weights_of(written, partial(draw_weights, seed=seed)))
+    return network
+
+
+def _space(source: Run | SearchSpace | str | os.PathLike[str]) -> SearchSpace:
+    if isinstance(source, SearchSpace):
+        return source
+    return (source if isinstance(source, Run) else load_run(Path(source))).space
 
 
 def _opened(path: Path) -> Run | TimingFile:

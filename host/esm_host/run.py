@@ -20,6 +20,7 @@ from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attem
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.latency import Latency
 from esm_host.predictors import make_predictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
@@ -218,23 +219,24 @@ class Run:
             DatasetError: there is no predictor yet, or it is damaged.
             InvalidArchitectureError: one is not in the search space.
         """
-        encodings = self._encode(architectures)
-        path = self._folder.predictor_onnx
-        resume = f"esm-host profile --run {self.path} --resume"
-        if self.result is None:
-            raise DatasetError(f"{self.path} has no predictor yet: {resume} makes it")
-        if not path.exists():  # of a kind that has no such form
-            return self.predictor.predict(encodings)
-        import onnxruntime  # quicker than fitting again
+        return self.latency().many(architectures)
 
-        try:
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            latency_ms = session.run(None, {"encoding": encodings})[0]
-        except Exception as error:
-            raise DatasetError(
-                f"{path} is damaged ({str(error).splitlines()[0]}): {resume} writes it again"
-            ) from error
-        return np.asarray(latency_ms, dtype=float)
+    def latency(self) -> Latency:
+        """The campaign's predictor as a function of one architecture, for loops that ask often
+        and for other processes.
+
+        Raises:
+            DatasetError: there is no predictor yet, or it is damaged.
+        """
+        return self._latency
+
+    @cached_property
+    def _latency(self) -> Latency:
+        self._check_finished()
+        path = self._folder.predictor_onnx
+        # Predictors of a kind that has no such form are fitted again.
+        model = path.read_bytes() if path.exists() else self.predictor
+        return Latency(self.path, self.settings, self._encoder, model)
 
     def predict_interval(
         self, architectures: Sequence[Architecture | Mapping[str, Any]], coverage: float = 0.9
@@ -267,11 +269,7 @@ class Run:
         Raises:
             DatasetError: the campaign has not come to an end.
         """
-        if self.result is None:
-            raise DatasetError(
-                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
-                "makes it"
-            )
+        self._check_finished()
         settings, encoder = self.settings, self._encoder
         dataset = self.dataset().only(settings.trusted_verdicts)
         predictor = make_predictor(settings.predictor, encoder, settings.seed)
@@ -280,6 +278,13 @@ class Run:
             dataset.latency_ms,
             dataset.weights(settings.weights),
         )
+
+    def _check_finished(self) -> None:
+        if self.result is None:
+            raise DatasetError(
+                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
+                "makes it"
+            )
 
     @cached_property
     def _encoder(self) -> Encoder:

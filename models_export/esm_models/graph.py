@@ -1,7 +1,8 @@
 """A thin layer over onnx.helper: static shapes, operator by operator, weightless by default.
 
 Batch normalisation that follows a convolution is not written: inference runtimes fold it into
-the convolution's weight and bias, so a graph that is only timed starts from the folded form.
+the convolution's weight and bias, so a graph that is only timed starts from the folded form. Which
+convolutions that is true of is kept beside the graph, for whoever makes a network to train of it.
 
 Networks are written down in float32; :mod:`esm_models.quantization` makes int8 ones of them at the
 end.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +58,7 @@ class Network:
         self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[TensorProto] = []
+        self._folded: set[str] = set()
         self._scope = ""
         self._used: dict[str, int] = {}
 
@@ -72,6 +75,12 @@ class Network:
     def initializers(self) -> Sequence[TensorProto]:
         return self._initializers
 
+    @property
+    def folded(self) -> AbstractSet[str]:
+        """Names of the convolutions whose weight and bias stand for a convolution without bias and
+        a batch normalisation."""
+        return self._folded
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefixes the names of the operators added inside, such as ``unit1.block2.``."""
@@ -83,10 +92,25 @@ class Network:
 
     # Operators
 
-    def conv(self, x: str, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> str:
-        """Convolution with bias and "same" padding: output side = ceil(side / stride)."""
+    def conv(
+        self,
+        x: str,
+        channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm: bool = True,
+    ) -> str:
+        """Convolution with bias and "same" padding: output side = ceil(side / stride).
+
+        Args:
+            norm: whether batch normalisation follows it in the network as it is trained. Nothing
+                in the graph depends on that.
+        """
         batch, in_channels, height, width = self._shapes[x]
         name = self._name("conv")
+        if norm:
+            self._folded.add(name)
         weight = self._parameter(
             f"{name}.weight", (channels, in_channels // groups, kernel, kernel)
         )

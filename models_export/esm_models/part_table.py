@@ -91,7 +91,7 @@ class PartTable:
         Raises:
             InvalidSpaceError: that would be every architecture.
         """
-        if self._seen_all:
+        if self._seen_all and self.additive:
             return
         blocks = self.space.showcase()
         for side in self.space.resolutions or (self.space.resolution,):
@@ -102,6 +102,7 @@ class PartTable:
                 "other or stand outside net.scope('unit1.block1'): give it the methods place, "
                 "places and showcase"
             )
+        self._seen_all = True
 
     def _keys(
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True

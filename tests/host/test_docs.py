@@ -1,6 +1,19 @@
-"""The documentation shows what the files hold."""
+"""The documentation shows what the files hold, and its code runs."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esm_host import Settings, profile
+from esm_host.exporting.torch_source import torch_source
+from esm_host.transport import devices
+from esm_host.transport.fake import FakeProfiler
+from esm_models.architecture import Architecture
+from esm_models.spaces import load_space
+from esm_protos.messages import MeasureSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -8,3 +21,40 @@ ROOT = Path(__file__).parents[2]
 def test_the_own_space_shown_is_the_one_in_the_file() -> None:
     code = (ROOT / "docs" / "own_space.py").read_text().partition('"""\n\n')[2]
     assert code in (ROOT / "docs" / "search-spaces.md").read_text()
+
+
+def test_the_torch_class_shown_is_the_one_of_resnet50() -> None:
+    resnet50 = Architecture("resnet", tuple(("k3e1",) * depth for depth in (3, 4, 6, 3)))
+    docs = (ROOT / "docs" / "export.md").read_text()
+    text = torch_source(load_space("resnet"), resnet50).text
+    (shown,) = re.findall(r"^```python\n(class .*?)^```", docs, re.M | re.S)
+    assert shown in text
+    assert f"resnet_{resnet50.key}/weights.pt" in docs
+
+
+def test_the_search_loops_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Made-up latencies, whose median is near the limit in the text.
+    profiler = FakeProfiler(lambda model: model.size_bytes / 1e5, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    settings = Settings("any", resolution=32, width_mult=0.25, initial=15, max_models=15)
+    spec = MeasureSpec(runs=5)
+    profile(replace(settings, bins=1, block_size=5, folds=2, spec=spec), "runs/demo")
+    page = ROOT / "docs" / "nas-loops.md"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    assert "n_trials=1000" in code
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("n_trials=1000", "n_trials=60"), page, "exec"), names)
+    latency, best, found = (names[name] for name in ("latency", "best", "found"))
+    assert latency(best) <= 0.2
+    assert latency(found) <= 0.2
+    assert names["accuracy"](best) == max(map(names["accuracy"], names["fast"]))
+    trials = names["study"].trials
+    assert len(trials) == 60
+    assert any(trial.constraints["latency"] > 0 for trial in trials), "a limit that limits"
+    random, optimised = capsys.readouterr().out.splitlines()
+    assert random.startswith(f"{len(names['fast'])} are fast enough, the best has ")
+    assert optimised.endswith(" ms")
+    assert len(list((tmp_path / "chosen").glob("*/model.py"))) == 2

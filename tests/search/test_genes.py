@@ -51,8 +51,8 @@ def test_all_architectures_of_a_small_space_are_met_once(name: str) -> None:
 def test_of_a_space_with_depths_each_is_met_once(tmp_path) -> None:
     file = tmp_path / "small.py"
     file.write_text(
-        "from esm_models.spaces.resnet import ResNet\n"
-        "class Small(ResNet):\n"
+        "from esm_models.spaces.resnet import ResNetSpace\n"
+        "class Small(ResNetSpace):\n"
         "    name = 'small'\n"
         "    depths = ((1, 2), (1,), (1,), (2,))\n"
     )

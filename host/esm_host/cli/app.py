@@ -30,6 +30,11 @@ COMMANDS = (
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
     ("search", "Learn", "Find the best architectures within limits, and measure them."),
+    (
+        "export",
+        "Learn",
+        "Write chosen architectures as networks: ONNX, torch modules to train, JSON.",
+    ),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (
         "study",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, as_share
 from esm_host.cli.output import write_output
@@ -57,7 +57,7 @@ def predict(
         raise UsageError("give either --architectures FILE or --sample N")
     campaign = load_run(run)
     if architectures is not None:
-        chosen = _read(architectures)
+        chosen = read_architectures(architectures)
     else:
         chosen = campaign.sample(sample, sampling.value, seed)
     latency_ms = campaign.predict(chosen).tolist()
@@ -83,26 +83,3 @@ def predict(
         ends = "".join(f"{end_ms:10.4f}  " for end_ms in result.get("interval_ms", ()))
         units = json.dumps(a.to_json()["units"])
         print(f"{result['latency_ms']:10.4f}  {ends}{a.depth:6}  {side}{units}")
-
-
-def _read(path: Path) -> list[Any]:
-    from esm_host.errors import UsageError
-    from esm_models.architecture import Architecture
-
-    try:
-        data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON ({error})") from error
-    # What `predict --json` writes is accepted as well.
-    data = data.get("results", data) if isinstance(data, dict) else data
-    entries = data if isinstance(data, list) else [data]
-    if not entries:
-        raise UsageError(f"{path} holds no architecture")
-    return [
-        Architecture.from_json(
-            entry.get("architecture", entry) if isinstance(entry, dict) else entry
-        )
-        for entry in entries
-    ]

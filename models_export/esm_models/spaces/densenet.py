@@ -67,11 +67,11 @@ class DenseNetSpace(SearchSpace):
             for position, block in enumerate(unit, start=1):
                 with net.scope(f"unit{number}.block{position}"):
                     y = net.conv(net.relu(net.batch_norm(x)), 4 * growth)
-                    y = net.conv(net.relu(y), growth, kernel=int(block["kernel"]))
+                    y = net.conv(net.relu(y), growth, kernel=int(block["kernel"]), norm=False)
                     x = net.concat([x, y])
             if number < len(units):
                 with net.scope(f"transition{number}"):
-                    x = net.conv(net.relu(net.batch_norm(x)), net.shape(x)[1] // 2)
+                    x = net.conv(net.relu(net.batch_norm(x)), net.shape(x)[1] // 2, norm=False)
                     x = net.average_pool(x)
         with net.scope("head"):
             x = net.global_average_pool(net.relu(net.batch_norm(x)))

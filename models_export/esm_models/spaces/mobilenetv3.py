@@ -61,7 +61,8 @@ class MobileNetV3Space(SearchSpace):
                     )
         with net.scope("head"):
             x = net.hard_swish(net.conv(x, self.channels(960)))
-            x = net.hard_swish(net.conv(net.global_average_pool(x), self.channels(1280)))
+            x = net.conv(net.global_average_pool(x), self.channels(1280), norm=False)
+            x = net.hard_swish(x)
             return net.linear(net.flatten(x), 1000)
 
     def _inverted_residual(
@@ -77,7 +78,8 @@ class MobileNetV3Space(SearchSpace):
         if stage.squeeze_excite:
             with net.scope("squeeze_excite"):
                 squeezed = round_channels(middle / 4)
-                gate = net.relu(net.conv(net.global_average_pool(y), squeezed))
-                y = net.multiply(y, net.hard_sigmoid(net.conv(gate, middle)))
+                gate = net.conv(net.global_average_pool(y), squeezed, norm=False)
+                gate = net.conv(net.relu(gate), middle, norm=False)
+                y = net.multiply(y, net.hard_sigmoid(gate))
         y = net.conv(y, out)
         return net.add(x, y) if stride == 1 and in_channels == out else y

@@ -135,7 +135,8 @@ class NASBench201Space(SearchSpace):
     def _reduction(self, net: Network, x: str, channels: int) -> str:
         y = net.conv(net.relu(x), channels, kernel=3, stride=2)
         y = net.conv(net.relu(y), channels, kernel=3)
-        shortcut = net.conv(net.same_average_pool(x, kernel=2, stride=2), channels)
+        shortcut = net.same_average_pool(x, kernel=2, stride=2)
+        shortcut = net.conv(shortcut, channels, norm=False)
         return net.add(shortcut, y)
 
 

@@ -1,0 +1,120 @@
+"""``esm-host export``: chosen architectures as networks for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esm_host.cli.architectures import read_entries
+from esm_host.cli.errors import one_line_errors
+from esm_host.cli.options import SPACES, Resolution, dtype_names
+from esm_host.cli.output import print_table
+from esm_host.errors import UsageError
+from esm_protos.nearest import nearest
+
+if TYPE_CHECKING:
+    from esm_models.space import SearchSpace
+
+_SPACE = "Search space"
+
+
+@one_line_errors
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|SPACE",
+            help="What the architectures are of: the folder of a campaign, a search space, or "
+            "path/to/file.py:Class.",
+        ),
+    ],
+    architectures: Annotated[
+        Path,
+        typer.Option(
+            "--architectures",
+            "-a",
+            metavar="FILE",
+            help="JSON file with one architecture or a list, or of esm-host predict --json; - is "
+            "stdin.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="New folder for the networks.")
+    ],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME,NAME,...",
+            help="onnx, torch, json.",
+            show_default="all; of int8 onnx,json",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    resolution: Resolution = None,
+    width_mult: Annotated[
+        float | None,
+        typer.Option(
+            help="Multiplier of channel counts.", show_default="1", rich_help_panel=_SPACE
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Batch size of the ONNX files.", show_default="1", rich_help_panel=_SPACE
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Arithmetic of the networks: float32 or int8.",
+            show_default="float32",
+            autocompletion=dtype_names,
+            rich_help_panel=_SPACE,
+        ),
+    ] = None,
+) -> None:
+    """Write chosen architectures as networks: ONNX, torch modules to train, JSON.
+
+    Each gets a folder with model.onnx, model.py (a torch module that needs nothing else) and
+    weights.pt; architectures.json lists them. Of a campaign, networks are as it measured them; of a
+    search space, the options below say how large they are.
+
+    Example: esm-host export runs/pi4 --architectures chosen.json --output chosen
+    """
+    from esm_host.api import export as write
+
+    given = {"resolution": resolution, "width_mult": width_mult, "batch": batch, "dtype": dtype}
+    space = _space(source, {name: value for name, value in given.items() if value is not None})
+    names = None if formats is None else [name.strip() for name in formats.split(",") if name]
+    exported = write(space, read_entries(architectures), output, formats=names, seed=seed)
+    print_table(
+        ("folder", "blocks", "parameters"),
+        [(str(e.folder), str(e.architecture.depth), f"{e.parameters:,}") for e in exported],
+        right=(1, 2),
+    )
+    hint = ""
+    if names is None or "onnx" in names:
+        hint = f": esm-host time {output}/*/model.onnx times the networks"
+    count = "1 architecture is" if len(exported) == 1 else f"{len(exported)} architectures are"
+    typer.echo(f"{count} in {output}{hint}", err=True)
+
+
+def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
+    """That of a campaign, or by name."""
+    from esm_host.run import load_run
+    from esm_models.spaces import load_space
+
+    if source in SPACES or ".py" in source:
+        return load_space(source, **settings)
+    if not Path(source).is_dir():
+        raise UsageError(
+            f"'{source}' is neither the folder of a campaign nor a search space: "
+            f"{nearest(source, SPACES)}choose {', '.join(SPACES)}, or path/to/file.py:Class"
+        )
+    if settings:
+        flag = f"--{next(iter(settings)).replace('_', '-')}"
+        raise UsageError(f"{flag} is the campaign's own in {source}: leave it out")
+    return load_run(source).space

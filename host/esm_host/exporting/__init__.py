@@ -1,0 +1,1 @@
+"""Architectures as files for other tools: ONNX with weights, torch modules to train, JSON."""

@@ -1,0 +1,194 @@
+"""A folder per architecture, with ``model.onnx``, ``model.py`` and ``weights.pt``, and a list."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esm_host.errors import UsageError
+from esm_models.architecture import Architecture
+from esm_models.errors import InvalidArchitectureError
+from esm_models.graph import FLOAT32
+from esm_models.space import SearchSpace
+from esm_protos.weights import draw_weights
+
+if TYPE_CHECKING:
+    from esm_host.exporting.torch_source import TorchSource
+
+SCHEMA_VERSION = 1
+
+FORMATS = ("onnx", "torch", "json")
+
+INDEX = "architectures.json"
+
+_MOST_BYTES = 2**31 - 2**20
+"""Of a file's weights: protobuf ends at 2 GiB, and operators need some."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One architecture and what has been written of it.
+
+    Attributes:
+        folder: of its files; also where the format is JSON alone, and nothing lies there.
+        parameters: numbers in the initializers of its graph.
+    """
+
+    architecture: Architecture
+    folder: Path
+    parameters: int
+
+
+def chosen_formats(space: SearchSpace, formats: Sequence[str] | None) -> tuple[str, ...]:
+    """Formats by name; by default all that the space has.
+
+    Raises:
+        UsageError: there is no such format, or none is given.
+    """
+    if formats is None:
+        return FORMATS if space.dtype == FLOAT32 else ("onnx", "json")
+    known = ", ".join(FORMATS)
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(f"--format '{name}': choose from {known}")
+    if not formats:
+        raise UsageError(f"--format names none: choose from {known}")
+    return tuple(name for name in FORMATS if name in formats)
+
+
+def check_folder(path: Path) -> None:
+    """Raises UsageError unless the folder is empty or can be made."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"--output {path} is there already: give a new or an empty folder")
+    if not path.exists() and not path.parent.is_dir():
+        raise UsageError(f"--output {path}: there is no folder {path.parent}")
+
+
+def read_entries(
+    space: SearchSpace, entries: Sequence[Architecture | Mapping[str, Any]]
+) -> list[tuple[Architecture, dict[str, Any]]]:
+    """Architectures of the space, and what else is said of each.
+
+    Args:
+        entries: architectures, their JSON, or mappings that hold that as ``"architecture"``, as in
+            ``results`` of ``esm-host predict --json``.
+
+    Raises:
+        UsageError: there is none.
+        InvalidArchitectureError: one is of another shape or space; the message says which.
+    """
+    if not len(entries):
+        raise UsageError("an empty list of architectures exports nothing: give one")
+    read = []
+    for number, entry in enumerate(entries, start=1):
+        others: dict[str, Any] = {}
+        try:
+            if isinstance(entry, Mapping) and "architecture" in entry:
+                others = {k: v for k, v in entry.items() if k != "architecture"}
+                entry = entry["architecture"]
+            if not isinstance(entry, Architecture):
+                entry = Architecture.from_json(entry)
+            space.validate(entry)
+        except InvalidArchitectureError as error:
+            raise InvalidArchitectureError(f"architecture {number}: {error}") from error
+        read.append((entry, others))
+    return read
+
+
+def export_architectures(
+    space: SearchSpace,
+    entries: Sequence[Architecture | Mapping[str, Any]],
+    output: Path,
+    formats: Sequence[str] | None,
+    seed: int,
+) -> list[Exported]:
+    """Writes the networks of architectures; all that can be wrong is found before the first file.
+
+    Args:
+        entries: as :func:`read_entries` takes them.
+        formats: of :data:`FORMATS`; None for all that the space has.
+        seed: of the weights, which are those that devices draw.
+
+    Returns:
+        In the order of the entries; equal ones share their files.
+
+    Raises:
+        UsageError: an argument makes no sense, a network has no torch form, or is too large.
+        InvalidArchitectureError: an architecture is not in the space.
+    """
+    formats = chosen_formats(space, formats)
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: give 0 or more")
+    check_folder(output)
+    read = read_entries(space, entries)
+    different = dict.fromkeys(architecture for architecture, _ in read)
+    exported = {a: Exported(a, output / _name(a), _parameters(space, a)) for a in different}
+    if "onnx" in formats:
+        for each in exported.values():
+            size = 4 * each.parameters
+            if size > _MOST_BYTES:
+                raise UsageError(
+                    f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB and ONNX files "
+                    "hold 2: export --format torch,json, or of a smaller --width-mult"
+                )
+    sources = _sources(space, different) if "torch" in formats else {}
+    output.mkdir(exist_ok=True)
+    weights = partial(draw_weights, seed=seed)
+    for architecture, each in exported.items():
+        if formats != ("json",):
+            each.folder.mkdir()
+        if "onnx" in formats:
+            (each.folder / "model.onnx").write_bytes(space.build(architecture, weights))
+        if "torch" in formats:
+            _write_torch(each.folder, sources[architecture], seed)
+    if "json" in formats:
+        index = {
+            "schema_version": SCHEMA_VERSION,
+            "space": space.settings(),
+            "seed": seed,
+            "results": [
+                {
+                    **others,
+                    "key": architecture.key,
+                    "folder": exported[architecture].folder.name,
+                    "parameters": exported[architecture].parameters,
+                    "architecture": architecture.to_json(),
+                }
+                for architecture, others in read
+            ],
+        }
+        (output / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return [exported[architecture] for architecture, _ in read]
+
+
+def _sources(
+    space: SearchSpace, architectures: Iterable[Architecture]
+) -> dict[Architecture, TorchSource]:
+    from esm_host.exporting.torch_source import torch_source  # slow to load
+
+    return {a: torch_source(space, a) for a in architectures}
+
+
+def _write_torch(folder: Path, source: TorchSource, seed: int) -> None:
+    import torch
+
+    from esm_host.exporting.torch_module import weights_of
+
+    (folder / "model.py").write_text(source.text, encoding="utf-8")
+    torch.save(weights_of(source, partial(draw_weights, seed=seed)), folder / "weights.pt")
+
+
+def _name(architecture: Architecture) -> str:
+    """Of the folder, which Python can import from."""
+    stem = "".join(c if c.isascii() and c.isalnum() else "_" for c in architecture.space)
+    return f"{stem}_{architecture.key}"
+
+
+def _parameters(space: SearchSpace, architecture: Architecture) -> int:
+    net, _ = space.trace(architecture)
+    return sum(math.prod(tensor.dims) for tensor in net.initializers)
