@@ -15,21 +15,9 @@ from esm_host.search.methods.with_pymoo import PymooSearch
 from esm_host.search.problem import Found, Limit, Objective, Problem
 from esm_models.space import Codes
 from esm_models.spaces import load_space
+from tests.search.cells import CELLS, Quality
 
-CELLS = load_space("nasbench201")
 COST = NetworkCost(CELLS)
-
-
-class Quality:
-    """Made up: convolutions are good, the more so the later they come."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def __call__(self, codes: Codes) -> Mapping[str, np.ndarray]:
-        self.asked += len(codes)
-        worth = np.array([0.0, 1.0, 1.5, 4.0, 5.0])[codes.reshape(len(codes), -1)]
-        return {"quality": np.sqrt(worth * np.arange(1, 7)).sum(axis=1)}
 
 
 def posed(*limits: Limit) -> Problem:

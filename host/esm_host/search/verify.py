@@ -130,7 +130,7 @@ def verified_search(
 def _probability(rounds: Sequence[Round], promised: float) -> float:
     if not rounds:
         return promised
-    return min(EXPECTING, promised) if len(rounds[-1].chosen) else HOPING
+    return min(EXPECTING, promised) if all(len(each.chosen) for each in rounds) else HOPING
 
 
 def _measure(sites: Sequence[Site], chosen: Found) -> None:

@@ -1,0 +1,172 @@
+"""Searching, measuring and searching again, on devices whose truth is known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from esm_host.search.costs import NetworkCost
+from esm_host.search.genes import GeneEncoding, Rows, keys
+from esm_host.search.latency import AT_MOST, LATENCY, Latency, quantity
+from esm_host.search.methods.exhaustive import Exhaustive
+from esm_host.search.problem import Limit, Measure, Objective, Problem
+from esm_host.search.verify import Round, Verified, verified_search
+from esm_models.space import Codes
+from tests.search.cells import CELLS, Quality
+
+EVERYTHING = np.concatenate(list(GeneEncoding(CELLS).everything()))
+FLOPS = NetworkCost(CELLS)(EVERYTHING)["flops"]
+FIRST = np.random.default_rng(5).choice(len(EVERYTHING), 20, replace=False)
+
+
+class Device:
+    """Takes its FLOPs to compute, and some architectures longer; predicts as if none did.
+
+    Args:
+        trap: how much longer, of a tenth of all.
+        fails: of a hundredth of all nothing can be measured.
+    """
+
+    def __init__(self, trap: float = 1.5, fails: bool = False, name: str = "", seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.truth = 1 + FLOPS / 1e8
+        self.predicted = self.truth.copy()
+        self.truth[rng.random(len(FLOPS)) < 0.1] *= trap
+        if fails:
+            self.truth[rng.random(len(FLOPS)) < 0.01] = np.nan
+        self.place = Rows(EVERYTHING)
+        self.rows = FIRST
+        self.name = name
+        self.asked: list[int] = []
+
+    def known(self) -> Codes:
+        return EVERYTHING[self.rows]
+
+    def latency(self, probability: float) -> Measure:
+        def predict(codes: Codes, wanted: float) -> tuple[np.ndarray, np.ndarray]:
+            found = self.predicted[self.place(codes)]
+            return found, found * (1 + 0.001 * (wanted - 0.5))
+
+        measured = self.truth[self.rows]
+        return Latency(predict, self.known(), measured, measured, probability, self.name)
+
+    def measure(self, codes: Codes) -> None:
+        fresh = np.setdiff1d(self.place(codes), self.rows)
+        self.asked.append(len(fresh))
+        self.rows = np.concatenate([self.rows, fresh])
+
+
+def problem(*limits: Limit, devices: Sequence[str] = ("",)):
+    def posed(latencies: Sequence[Measure]) -> Problem:
+        objectives = [Objective(quantity(LATENCY, name)) for name in devices]
+        objectives.append(Objective("quality", maximise=True))
+        return Problem(CELLS, [*latencies, Quality()], objectives, limits)
+
+    return posed
+
+
+def search(device: Device, *limits: Limit, budget: int = 300, **options) -> Verified:
+    return verified_search(problem(*limits), [device], Exhaustive(), budget, **options)
+
+
+def true_front(device: Device, *limits: Limit) -> set[bytes]:
+    class Truth:
+        def __call__(self, codes: Codes):
+            value = device.truth[device.place(codes)]
+            return {LATENCY: value, AT_MOST: value}
+
+    found = Exhaustive().search(problem(*limits)([Truth()])).front
+    return {row.tobytes() for row in found.codes}
+
+
+def test_what_the_device_refutes_is_dropped_and_the_true_front_found() -> None:
+    device = Device()
+    found = search(device)
+    assert found.stable
+    assert {row.tobytes() for row in found.front.codes} == true_front(device)
+    believed = found.rounds[0].front
+    assert not {row.tobytes() for row in believed.codes} <= true_front(device)
+
+
+def test_limits_hold_as_measured() -> None:
+    device = Device()
+    limit = Limit(AT_MOST, 1.3)
+    found = search(device, limit)
+    assert {row.tobytes() for row in found.front.codes} == true_front(device, limit)
+    assert (device.truth[device.place(found.front.codes)] <= 1.3).all()
+
+
+def test_the_budget_is_kept() -> None:
+    device = Device()
+    found = search(device, budget=13, batch=5)
+    assert device.asked == [5, 5, 3]
+    assert found.measured == 13
+    assert not found.stable
+    assert np.isin(keys(found.front.codes), keys(device.known())).all()
+
+
+def test_without_a_budget_it_is_the_front_of_what_was_known() -> None:
+    device = Device()
+    found = search(device, budget=0)
+    assert device.asked == []
+    assert np.isin(keys(found.front.codes), keys(EVERYTHING[FIRST])).all()
+
+
+def test_where_nothing_keeps_the_limit_nothing_is_found() -> None:
+    device = Device()
+    found = search(device, Limit(AT_MOST, 0.1))
+    assert not len(found.front)
+    assert found.stable
+    fastest = device.truth[FIRST].min()
+    assert found.closest.values[LATENCY][0] == fastest
+
+
+def test_what_cannot_be_measured_is_left_out() -> None:
+    device = Device(fails=True)
+    found = search(device)
+    assert {row.tobytes() for row in found.front.codes} == true_front(device)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("measured", [False, True])
+def test_broken_off_it_goes_on_to_the_same_front(after: int, measured: bool) -> None:
+    whole = search(Device(), budget=60)
+    kept: list[Round] = []
+
+    class Breaks(Device):
+        def measure(self, codes: Codes) -> None:
+            if len(kept) < after or measured:
+                super().measure(codes)
+            if len(kept) == after:
+                raise KeyboardInterrupt
+
+    device = Breaks()
+
+    def keep(rounds: Sequence[Round]) -> None:
+        kept[:] = rounds
+
+    with pytest.raises(KeyboardInterrupt):
+        search(device, budget=60, on_round=keep)
+    again = Device()
+    again.rows = device.rows
+    found = search(again, budget=60, past=kept)
+    np.testing.assert_array_equal(found.front.codes, whole.front.codes)
+    assert found.measured == whole.measured
+    assert len(found.rounds) == len(whole.rounds)
+    assert len(again.rows) == len(FIRST) + whole.measured, "nothing is measured twice"
+
+
+def test_several_devices_share_a_front() -> None:
+    devices = [Device(name="pi", seed=0), Device(name="gpu", seed=1)]
+    limits = [Limit(quantity(AT_MOST, name), 1.4) for name in ("pi", "gpu")]
+    found = verified_search(
+        problem(*limits, devices=("pi", "gpu")), devices, Exhaustive(), budget=60
+    )
+    assert len(found.front)
+    for device in devices:
+        there = device.place(found.front.codes)
+        assert (device.truth[there] <= 1.4).all()
+        np.testing.assert_array_equal(
+            found.front.values[quantity(LATENCY, device.name)], device.truth[there]
+        )
+    np.testing.assert_array_equal(np.sort(devices[0].rows), np.sort(devices[1].rows))
