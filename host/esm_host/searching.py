@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import WIDEST, Dataset, Measurements
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings
@@ -169,6 +169,7 @@ class _CampaignSite:
         store: Store,
         measurements: Measurements,
         collector: Collector | None,
+        watcher: CampaignWatcher,
         name: str,
     ) -> None:
         self._run = run
@@ -177,6 +178,7 @@ class _CampaignSite:
         self._store = store
         self._measurements = measurements
         self._collector = collector
+        self._watcher = watcher
         self._name = name
 
     @property
@@ -189,26 +191,32 @@ class _CampaignSite:
 
     def latency(self, probability: float) -> Measure:
         dataset = self._measurements.dataset()
-        latency_ms = dict(
-            zip((a.key for a in dataset.architectures), dataset.latency_ms, strict=True)
-        )
-        interval = dict(zip((a.key for a in dataset.architectures), dataset.interval, strict=True))
-        references = self._measurements.table()
-        typical_ms = np.nanmedian(
-            references.references_ms / references.quality.factors[:, None], axis=0
-        )
-        for reference, value in zip(
-            self._store.plan()[REFERENCE_ROUND], typical_ms.tolist(), strict=True
-        ):
-            latency_ms[reference.key], interval[reference.key] = value, 0.0
-        planned = [a.key for each in self._store.plan().values() for a in each]
-        known_ms = np.array([latency_ms.get(key, np.nan) for key in planned])
+        known_ms, interval = self._figures(dataset)
         # Of the 95 % interval, as far as the probability asks for.
         share = float(norm.ppf(probability) / norm.ppf(0.975))
-        at_most_ms = known_ms * (1 + share * np.array([interval.get(key, 0.0) for key in planned]))
+        at_most_ms = known_ms * (1 + share * interval)
         return Latency(
             self._promise(dataset), self.known(), known_ms, at_most_ms, probability, self._name
         )
+
+    def _figures(self, dataset: Dataset) -> tuple[Floats, Floats]:
+        """Of all that is planned: latency, ms, NaN where there is none, and the half-width of its
+        interval as a share."""
+        table = self._measurements.table()
+        paced_ms = table.references_ms / table.quality.factors[:, None]
+        plan = self._store.plan()
+        found = {
+            a.key: (value, 0.0)  # of many blocks
+            for a, value in zip(plan[REFERENCE_ROUND], np.nanmedian(paced_ms, axis=0), strict=True)
+        }
+        intervals = np.minimum(dataset.interval, WIDEST)
+        for a, value, interval in zip(
+            dataset.architectures, dataset.latency_ms, intervals, strict=True
+        ):
+            found[a.key] = value, interval
+        rows = [found.get(a.key, (np.nan, 0.0)) for each in plan.values() for a in each]
+        latency_ms, interval = np.array(rows, dtype=float).T
+        return latency_ms, interval
 
     def measure(self, codes: Codes) -> None:
         assert self._collector is not None
@@ -216,7 +224,9 @@ class _CampaignSite:
         there = {a.key for each in plan.values() for a in each}
         fresh = [a for a in self._space.decode(codes) if a.key not in there]
         if fresh:
-            self._store.add_plan(min(plan) - 1, fresh)
+            number = min(plan) - 1
+            self._store.add_plan(number, fresh)
+            self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
         for number in sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True):
             self._collector.collect(number)  # what is there already costs nothing
 

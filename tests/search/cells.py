@@ -19,4 +19,4 @@ class Quality:
     def __call__(self, codes: Codes) -> Mapping[str, np.ndarray]:
         self.asked += len(codes)
         worth = np.array([0.0, 1.0, 1.5, 4.0, 5.0])[codes.reshape(len(codes), -1)]
-        return {"quality": np.sqrt(worth * np.arange(1, 7)).sum(axis=1)}
+        return {"quality": (worth * (1, 1.1, 1.23, 1.37, 1.51, 1.68)).sum(axis=1)}

@@ -204,7 +204,7 @@ def _show(searched: Searched) -> None:
     typer.echo(
         f"{len(front)} of {verified.measured} measured are on the front; it is "
         + (
-            "stable: nothing is left that has a chance of 10 % to belong there"
+            "stable: what is left is not expected there, nor did hope find more"
             if verified.stable
             else "not stable yet: a larger --measure goes on"
         )

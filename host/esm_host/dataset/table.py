@@ -24,7 +24,9 @@ from esm_protos.messages import MeasureSpec, Protocol
 from esm_protos.statistics import estimate_block
 
 _LEAST_ERROR = 0.02
-_WIDEST = 0.5  # also where there were too few rounds for an interval
+WIDEST = 0.5
+"""Interval, as a share, that is reckoned with at most; also where there were too few rounds for
+one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class Dataset:
         """
         if kind != "interval":
             return np.ones(len(self))
-        error = np.minimum(self.interval, _WIDEST) / 1.96
+        error = np.minimum(self.interval, WIDEST) / 1.96
         return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
 
     def verdict_counts(self) -> dict[str, int]:

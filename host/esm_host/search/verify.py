@@ -15,9 +15,9 @@ from esm_host.search.problem import Found, Measure, Problem
 from esm_models.space import Codes
 
 EXPECTING, HOPING = 0.5, 0.1
-"""Probabilities of keeping a latency limit that are asked, from the second round on, of what will
-be measured anyway: it need not be promised, and what is at the limit is best. First what is
-expected to be on the front; once all of that is measured, what has this chance of being there."""
+"""Probabilities that are asked, from the second round on, of what will be measured anyway: it need
+not be promised to keep a limit, and what is at the limit is best. First comes what is expected to
+be on the front; once all of that is measured, what has this chance of being as fast as it needs."""
 
 
 class Site(Role):
@@ -56,7 +56,8 @@ class Verified:
 
     Attributes:
         front: of all that was measured: measurements.
-        stable: whether the last search found nothing that was not known.
+        stable: whether everything that is expected to be on the front was measured, and of what
+            has a chance of :data:`HOPING` to be there all, or a batch in a row in vain.
         rounds: in order.
         closest: of all that was measured, what comes closest to the limits.
     """
@@ -85,9 +86,9 @@ def verified_search(
 ) -> Verified:
     """Searches, measures what is new on the front, and searches again.
 
-    What was measured counts as it was measured, everything else as predicted by all that was. So
-    the front is stable when all of it was measured, and a prediction that promised too much is
-    found out by this alone (Laube et al. 2022, Section 5; Lu et al. 2021, Section 5.3).
+    What was measured counts as it was measured, everything else as predicted by all that was; so a
+    prediction that promised too much is found out by being measured (Laube et al. 2022, Section 5;
+    Lu et al. 2021, Section 5.3). What promised too little is looked for last.
 
     Args:
         problem: of the sites' latencies.
@@ -103,13 +104,18 @@ def verified_search(
     rounds = list(past)
     if rounds:
         _measure(sites, rounds[-1].chosen)
+    stable = False
     while True:
         left = budget - sum(len(each.chosen) for each in rounds)
-        wanted = _probability(rounds, probability)
+        hoping = any(not len(each.chosen) for each in rounds)
+        wanted = HOPING if hoping else min(EXPECTING, probability) if rounds else probability
         posed = problem([site.latency(wanted) for site in sites])
         known = _known(sites, posed)
         seeds = known if start is None else np.concatenate([start, known])
         begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
+        if hoping and _disappointed(rounds, posed.evaluate(known).front()) >= batch:
+            stable = True
+            break
         outcome = method.search(posed, begin)
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
         places = _spread(len(fresh), min(batch, left), bool(posed.limits))
@@ -117,26 +123,31 @@ def verified_search(
         rounds.append(Round(outcome.front, chosen, outcome.evaluations))
         if on_round is not None:
             on_round(rounds)
-        if not len(chosen) and (len(fresh) or wanted == HOPING):
+        if not len(chosen) and (len(fresh) or hoping):
+            stable = not len(fresh)
             break
         _measure(sites, chosen)
     final = problem([site.latency(probability) for site in sites])
     known = _known(sites, final)
     found = final.evaluate(known)
     closest = found[np.argsort(found.excess, kind="stable")[:1]]
-    return Verified(found.front(), not len(fresh), tuple(rounds), closest)
-
-
-def _probability(rounds: Sequence[Round], promised: float) -> float:
-    if not rounds:
-        return promised
-    return min(EXPECTING, promised) if all(len(each.chosen) for each in rounds) else HOPING
+    return Verified(found.front(), stable, tuple(rounds), closest)
 
 
 def _measure(sites: Sequence[Site], chosen: Found) -> None:
     if len(chosen):
         for site in sites:
             site.measure(chosen.codes)
+
+
+def _disappointed(rounds: Sequence[Round], front: Found) -> int:
+    """How many were measured in hope since the last that made it to the front."""
+    count = 0
+    for each in reversed(rounds):
+        if not len(each.chosen) or np.isin(keys(each.chosen.codes), keys(front.codes)).any():
+            break
+        count += len(each.chosen)
+    return count
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:

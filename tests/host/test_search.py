@@ -1,0 +1,254 @@
+"""``esm-host search`` as users meet it, on a device of which the truth is known."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esm_host.run import load_run
+from esm_host.transport import devices
+from esm_host.transport.fake import FakeProfiler
+from esm_models.architecture import Architecture
+from esm_protos.messages import Model
+from tests.host.campaign import SPACE, latency
+from tests.host.test_cli import SMALL, assert_refused, esm_host
+
+SEARCH = ["--measure", "12", "--batch", "4"]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
+    """Every device is this one."""
+    profiler = FakeProfiler(latency, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    return profiler
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign on the fake device."""
+    path = tmp_path_factory.mktemp("campaign") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01))
+        assert esm_host("profile", *SMALL, "--run", path, "--target-accuracy", 1).exit_code == 0
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, fake: FakeProfiler, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small searches: what is tested is what becomes of what they find."""
+    from esm_host.search.methods import with_pymoo
+
+    made = with_pymoo.PymooSearch.__init__
+
+    def small(self, algorithm="nsga2", population=40, generations=10, seed=0):
+        made(self, algorithm, population, generations, seed)
+
+    monkeypatch.setattr(with_pymoo.PymooSearch, "__init__", small)
+
+
+def budget(run: Path, percent: float = 50) -> float:
+    return float(np.percentile(load_run(run).measurements()["latency_ms"], percent))
+
+
+def front(folder: Path) -> dict:
+    return json.loads((folder / "front.json").read_text())
+
+
+def measured(fake: FakeProfiler) -> list[str]:
+    return [model.model_id for block in fake.blocks for model in block.models]
+
+
+def test_measures_what_it_finds_and_tells(run: Path, fake: FakeProfiler) -> None:
+    limit_ms = budget(run)
+    before = load_run(run).measurements()
+    result = esm_host("search", run, "--max-latency", limit_ms, *SEARCH)
+    assert result.exit_code == 0, result.output
+    found = front(run / "search")
+    assert found["schema_version"] == 1
+    assert found["verified"]
+    assert found["measured"] == 12
+    assert found["results"]
+    for row in found["results"]:
+        architecture = Architecture.from_json(row["architecture"])
+        truth = latency(Model(architecture.key, SPACE.build(architecture)))
+        assert row["latency_ms"] == pytest.approx(truth, rel=0.03)
+        assert row["latency_at_most_ms"] <= limit_ms
+    assert "12 measured are on the front" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(f"result in {run / 'search' / 'front.json'}")
+    after = load_run(run).measurements()
+    assert len(after) == len(before) + 12
+    assert (after["round"] < 0).sum() == 12
+
+
+def test_the_campaigns_predictor_has_learnt_from_it(run: Path, fake: FakeProfiler) -> None:
+    before = load_run(run).predict(load_run(run).sample(20))
+    assert esm_host("search", run, *SEARCH).exit_code == 0
+    campaign = load_run(run)
+    again = campaign.predict(campaign.sample(20))
+    assert not np.array_equal(before, again)
+    np.testing.assert_allclose(
+        again, campaign.predictor.predict(campaign._encode(campaign.sample(20))), rtol=1e-4
+    )
+
+
+def test_the_campaign_goes_on_as_if_nothing_had_been_searched(
+    run: Path, fake: FakeProfiler
+) -> None:
+    assert esm_host("search", run, *SEARCH).exit_code == 0
+    fake.blocks.clear()
+    result = esm_host(
+        "profile", "--run", run, "--resume", "--target-accuracy", 100, "--max-models", 50
+    )
+    assert result.exit_code == 3, result.output
+    references = 4
+    assert len(set(measured(fake))) == 50 - 20 + references
+    assert load_run(run).result["measured_models"] == 50 + 12
+
+
+def test_broken_off_it_resumes_to_the_same_front(
+    fake: FakeProfiler, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other" / "run"
+    shutil.copytree(run, other)
+    fake._noise = 0.0  # two devices measure the same
+    options = ["--max-latency", budget(run), *SEARCH]
+    assert esm_host("search", run, *options).exit_code == 0
+    fake.blocks.clear()
+    answer = fake.answer
+
+    def interrupted(*arguments):
+        if len(fake.blocks) == 1:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(fake, "answer", interrupted)
+    result = esm_host("search", other, *options)
+    assert result.exit_code == 130
+    assert f"esm-host search {other} -o {other / 'search'} --resume" in result.stderr
+    monkeypatch.setattr(fake, "answer", answer)
+    assert esm_host("search", other, "--resume").exit_code == 0
+    keys = measured(fake)
+    assert len(keys) == len(set(keys)) + 2 * 4, "twelve models once, four references thrice"
+    one, two = front(run / "search"), front(other / "search")
+    assert [r["key"] for r in one["results"]] == [r["key"] for r in two["results"]]
+
+
+def test_predictions_alone_touch_no_device(
+    run: Path, fake: FakeProfiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "connect", lambda device: pytest.fail("a device was asked"))
+    limit_ms = budget(run)
+    result = esm_host("search", run, "--max-latency", limit_ms, "--measure", 0)
+    assert result.exit_code == 0, result.output
+    found = front(run / "search")
+    assert not found["verified"]
+    assert all(row["latency_at_most_ms"] <= limit_ms for row in found["results"])
+    assert all(row["latency_ms"] <= row["latency_at_most_ms"] for row in found["results"])
+    assert "none was measured" in result.stdout
+
+
+def test_more_confidence_is_a_wider_margin(run: Path) -> None:
+    margin = []
+    for confidence in (50, 90, 99):
+        folder = run.parent / f"s{confidence}"
+        options = ["--measure", 0, "--confidence", confidence]
+        assert esm_host("search", run, *options, "-o", folder).exit_code == 0
+        rows = front(folder)["results"]
+        margin.append(np.mean([row["latency_at_most_ms"] / row["latency_ms"] for row in rows]))
+    assert margin[0] < margin[1] < margin[2]
+
+
+def test_where_nothing_keeps_the_limit_it_says_what_comes_closest(run: Path) -> None:
+    result = esm_host("search", run, "--max-latency", 1e-6, "--measure", 0)
+    assert result.exit_code == 3
+    assert "nothing keeps latency_at_most_ms <= 1e-06; what comes closest has" in result.stdout
+    assert front(run / "search")["results"] == []
+
+
+def test_a_function_of_the_users_own(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("def accuracy(architectures):\n    return [a.depth for a in architectures]\n")
+    options = ["--objective", f"accuracy={path}:accuracy", "--min-accuracy", 10]
+    result = esm_host("search", run, *options, *SEARCH)
+    assert result.exit_code == 0, result.output
+    rows = front(run / "search")["results"]
+    assert all(row["accuracy"] == row["depth"] >= 10 for row in rows)
+
+
+def test_two_devices_at_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(model: Model) -> float:
+        return 2 * latency(model)
+
+    fast, slow = devices.connect("fast"), FakeProfiler(twice, noise=0.01, hostname="slow")
+    monkeypatch.setattr(devices, "connect", lambda name: slow if name == "slow" else fast)
+    monkeypatch.setattr(devices, "members", lambda name: [name])
+    other = tmp_path / "slow"
+    made = esm_host(
+        "profile", *SMALL, "--run", other, "--target-accuracy", 1, "--device", "slow", "--seed", 1
+    )
+    assert made.exit_code == 0, made.output
+    limit_ms = budget(run)
+    limits = ["--max-latency", limit_ms, "--max-latency", 1.5 * limit_ms]
+    result = esm_host("search", run, other, *limits, *SEARCH)
+    assert result.exit_code == 0, result.output
+    for row in front(run / "search")["results"]:
+        assert row["slow.latency_ms"] == pytest.approx(2 * row["run.latency_ms"], rel=0.05)
+        assert row["slow.latency_at_most_ms"] <= 1.5 * limit_ms
+
+
+def test_a_predictors_file_stands_for_its_campaign(run: Path) -> None:
+    result = esm_host("search", run / "predictor.onnx", "--measure", 0)
+    assert result.exit_code == 0, result.output
+    assert (run / "search" / "front.json").exists()
+
+
+def test_what_it_found_is_what_predict_and_export_take(run: Path, tmp_path: Path) -> None:
+    assert esm_host("search", run, "--measure", 0).exit_code == 0
+    found = run / "search" / "front.json"
+    assert esm_host("predict", run, "-a", found).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--max-latency", "0"], 2, "--max-latency 0"),
+        (["--max-latency", "1", "--max-latency", "2"], 2, "one for all"),
+        (["--confidence", "100"], 2, "--confidence"),
+        (["--min-accuracy", "70"], 2, "--limit 'accuracy>=70"),
+        (["--limit", "speed<=3"], 2, "NAME<=NUMBER"),
+        (["--objective", "speed"], 2, "choose latency, flops"),
+        (["--objective", "accuracy=nowhere.csv:x"], 2, "there is no file nowhere.csv"),
+        (["--method", "nsga"], 2, "unknown method"),
+        (["--method", "exhaustive"], 2, "too many to look at"),
+        (["--resume"], 2, "no search"),
+        (["--measure", "-1"], 2, "--measure"),
+    ],
+)
+def test_impossible_requests_measure_nothing(
+    run: Path, fake: FakeProfiler, options: list[str], code: int, words: str
+) -> None:
+    assert_refused(esm_host("search", run, *options), code, words)
+    assert not fake.blocks
+    assert not (run / "search" / "front.json").exists()
+
+
+def test_a_search_is_not_overwritten_nor_mixed(run: Path) -> None:
+    options = ["--measure", 0]
+    assert esm_host("search", run, *options).exit_code == 0
+    assert_refused(esm_host("search", run, *options), 2, "--resume", "--output")
+    assert_refused(esm_host("search", run, "--resume", "--seed", 2), 2, "leave out --seed")
+    assert esm_host("search", run, "--resume").exit_code == 0
+
+
+def test_without_a_campaign_or_a_predictor(run: Path, tmp_path: Path) -> None:
+    assert_refused(esm_host("search", tmp_path / "nowhere"), 2, "esm-host profile")
+    (run / "result.json").unlink()
+    assert_refused(esm_host("search", run), 2, "no predictor yet", "--resume")
