@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from esm_host.latency import Latency as Latency
     from esm_host.run import Run as Run
     from esm_host.run import load_run as load_run
+    from esm_host.search.settings import SearchSettings as SearchSettings
+    from esm_host.searching import run_search as run_search
     from esm_host.study.results import load_study as load_study
     from esm_host.study.run import run_study as run_study
     from esm_host.timing_file import TimingFile as TimingFile
@@ -55,6 +57,8 @@ _NAMES = {
     "esm_host.extension.settings": ("Settings",),
     "esm_host.latency": ("Latency",),
     "esm_host.run": ("Run", "load_run"),
+    "esm_host.search.settings": ("SearchSettings",),
+    "esm_host.searching": ("run_search",),
     "esm_host.study.results": ("load_study",),
     "esm_host.study.run": ("run_study",),
     "esm_host.timing_file": ("TimingFile", "load_timing"),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Searched:
 
 def run_search(
     settings: SearchSettings,
-    folder: SearchFolder,
+    output: str | Path,
     resume: bool = False,
     patience_s: float = PATIENCE_S,
     wait: bool = True,
@@ -73,8 +74,11 @@ def run_search(
     What is measured is kept in the campaigns' stores, and their predictors learn from it.
 
     Args:
+        output: folder, which is made.
+        resume: go on with the folder's search, whose settings these are.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
+        on_round: is told all rounds before what the last one chose is measured.
 
     Raises:
         UsageError: something that was asked for makes no sense.
@@ -82,7 +86,7 @@ def run_search(
         BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
         DeviceError: a device is gone or refuses.
     """
-    watcher = watcher or Watcher()
+    folder, watcher = SearchFolder(Path(output)), watcher or Watcher()
     runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs)
     names = _names(runs)
@@ -115,7 +119,9 @@ def run_search(
             else:
                 store = stack.enter_context(closing(Store(run_folder.store)))
                 measurements, collector = Measurements(store, run.settings.spec), None
-            sites.append(_CampaignSite(run, space, encoder, store, measurements, collector, name))
+            sites.append(
+                _CampaignSite(run, space, encoder, store, measurements, collector, watcher, name)
+            )
         if settings.measure:
             searched = _verified(settings, folder, problem, sites, method, on_round)
             for site in sites:

@@ -58,3 +58,21 @@ def test_the_search_loops_run(
     assert random.startswith(f"{len(names['fast'])} are fast enough, the best has ")
     assert optimised.endswith(" ms")
     assert len(list((tmp_path / "chosen").glob("*/model.py"))) == 2
+
+
+def test_the_search_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    profiler = FakeProfiler(lambda model: model.size_bytes / 1e4, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    settings = Settings("any", space="nasbench201", initial=15, max_models=15)
+    profile(replace(settings, bins=1, block_size=5, folds=2, spec=MeasureSpec(runs=5)), "runs/pi4")
+    docs = (ROOT / "docs" / "search.md").read_text()
+    function, program = re.findall(r"^```python\n(.*?)^```", docs, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(function, names)
+    exec(program, names)
+    found = names["found"]
+    assert len(found.front)
+    assert (found.front.values["latency_at_most_ms"] <= 30).all()
+    decoded = found.problem.space.decode(found.front.codes)
+    assert len(names["estimate"](decoded)) == len(decoded)

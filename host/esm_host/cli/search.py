@@ -141,7 +141,7 @@ def search(
         try:
             searched = run_search(
                 settings,
-                folder,
+                folder.path,
                 resume,
                 patience,
                 not no_wait,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,32 +57,37 @@ class SingleWeight(SearchMethod):
 
     def _run(self, problem: Problem, evaluate: Evaluate, start: Codes) -> None:
         encoding = GeneEncoding(problem.space)
-        for number, weights in enumerate(self._simplex(len(problem.objectives))):
-            self._evolve(
-                weights, encoding, evaluate, start, np.random.default_rng([self.seed, number])
-            )
-
-    def _evolve(
-        self,
-        weights: Floats,
-        encoding: GeneEncoding,
-        evaluate: Evaluate,
-        start: Codes,
-        rng: np.random.Generator,
-    ) -> None:
-        genes = encoding.random(self.population, rng)
+        weights = self._simplex(len(problem.objectives))
+        rngs = [np.random.default_rng([self.seed, number]) for number in range(len(weights))]
+        populations = [encoding.random(self.population, rng) for rng in rngs]
         known = encoding.of_codes(start)[: self.population]
-        genes[: len(known)] = known
-        found = evaluate(encoding.to_codes(genes))
-        fitness = _fitness(found, weights)
-        scores = fitness(found)
+        for genes in populations:
+            genes[: len(known)] = known
+        found = self._evaluate(populations, encoding, evaluate)
+        fitness = [_fitness(first, each) for first, each in zip(found, weights, strict=True)]
+        scores = [fit(each) for fit, each in zip(fitness, found, strict=True)]
         survivors = max(2, round(self.parents * self.population))
         for _ in range(self.generations):
-            best = np.argsort(scores, kind="stable")[:survivors]
-            genes, scores = genes[best], scores[best]
-            children = self._children(genes, encoding, rng)
-            born = fitness(evaluate(encoding.to_codes(children)))
-            genes, scores = np.concatenate([genes, children]), np.concatenate([scores, born])
+            best = [np.argsort(each, kind="stable")[:survivors] for each in scores]
+            parents = [genes[rows] for genes, rows in zip(populations, best, strict=True)]
+            children = [
+                self._children(each, encoding, rng) for each, rng in zip(parents, rngs, strict=True)
+            ]
+            # Of all weights at once: large arrays are scored faster than many small ones.
+            found = self._evaluate(children, encoding, evaluate)
+            populations = [np.concatenate(each) for each in zip(parents, children, strict=True)]
+            scores = [
+                np.concatenate([each[rows], fit(born)])
+                for each, rows, fit, born in zip(scores, best, fitness, found, strict=True)
+            ]
+
+    @staticmethod
+    def _evaluate(
+        populations: Sequence[Genes], encoding: GeneEncoding, evaluate: Evaluate
+    ) -> list[Found]:
+        """Of populations of equal sizes."""
+        found = evaluate(encoding.to_codes(np.concatenate(populations)))
+        return [found[rows] for rows in np.split(np.arange(len(found)), len(populations))]
 
     def _children(self, parents: Genes, encoding: GeneEncoding, rng: np.random.Generator) -> Genes:
         count = self.population - len(parents)
