@@ -13,6 +13,7 @@ from typing import Protocol as Role
 
 import numpy as np
 
+from esm_host.atomic import write_bytes, write_json
 from esm_host.bins import DepthBins
 from esm_host.dataset import collect
 from esm_host.dataset.collect import Collector
@@ -28,7 +29,7 @@ from esm_host.folder import RunFolder
 from esm_host.limits import check_campaign, check_gpu_options, check_spec
 from esm_host.predictors import make_predictor
 from esm_host.report import plots
-from esm_host.report.result import campaign_result, write_bytes, write_json
+from esm_host.report.result import campaign_result
 from esm_host.run import Run
 from esm_host.sampling import SAMPLERS, RandomSampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge
@@ -250,7 +251,7 @@ def _run(
             encoder.models.save(folder.sources)
         # First: a folder with settings can be resumed, however little it holds.
         write_json(folder.settings, settings.to_json())
-    with closing(Store(folder.store)) as store:
+    with closing(folder.open_store(make=True)) as store:
         _check_store(store, settings, space, folder)
         if REFERENCE_ROUND not in store.plan():
             rng = np.random.default_rng([settings.seed, 2**32])
@@ -273,6 +274,7 @@ def _run(
         )
         collector.admit(answers, missing)
         write_json(folder.settings, settings.to_json())  # a raised target, say
+        folder.share()
         sampler = SAMPLERS[settings.sampling](space, bins)
         loop = Loop(
             settings,
@@ -302,6 +304,7 @@ def _run(
             held_out = store.fact(HELD_OUT_FACT) or ()
             result["transfer"] = judge(trusted, held_out, encoder, settings)
     _write(folder, settings, outcome, result)
+    folder.share()
     return Ended(outcome.converged, outcome.reason, result, dataset, failures)
 
 
