@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser test test-predictors test-faults test-arm64 test-large lint types docs protos probes clean
+.PHONY: demo browser database test test-predictors test-faults test-arm64 test-large lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -22,6 +22,11 @@ browser:  ## chromium, for the tests of the report; without it they are skipped
 	@command -v chromium >/dev/null || { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && \
 	  apt-get install -y -q chromium; } || \
 	  echo "no chromium, tests of the report are skipped: sudo apt-get install chromium" >&2
+
+database:  ## PostgreSQL, for the tests of stores that a team shares; without it they are skipped
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || \
+	  { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && apt-get install -y -q postgresql; } || \
+	  echo "no PostgreSQL, tests of shared stores are skipped: sudo apt-get install postgresql" >&2
 
 test-faults: $(STAMP)  ## kills, cuts, full disks, jumping clocks, malformed inputs; ten minutes
 	$(BIN)/python -m pytest -m faults -s

@@ -156,7 +156,8 @@ def measure(store: Store, sizes: dict[str, int]) -> None:
         store.add_fact("pools", {name: [a.key for a in part] for name, part in parts.items()})
     elif {name: len(keys) for name, keys in known.items()} != sizes:
         had = " ".join(f"--{name.replace('_', '-')} {len(keys)}" for name, keys in known.items())
-        raise SystemExit(f"{store.path.parent} was begun with {had}: give these, or another --run")
+        where = store.database.campaign
+        raise SystemExit(f"{where} was begun with {had}: give these, or another --run")
     planned = [a for part in parts.values() for a in part]
     order = np.random.default_rng(0).permutation(len(planned))
     rounds = {REFERENCE_ROUND: references}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from esm_host.cli.campaign import run_campaign
 from esm_host.cli.live import Live
-from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_protos.messages import MeasureSpec
@@ -74,7 +74,7 @@ def campaign(case: Case, folder: Path) -> dict[str, float | str]:
     with Live(quiet=False) as live:
         run_campaign(settings, run, resume=False, patience_s=60, live=live)
     wall_s = time.monotonic() - began
-    store = Store(run.store)
+    store = run.open_store()
     blocks = store.blocks()
     plan = store.plan()
     space = settings.search_space()

@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.atomic import write_json
+from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Measurements
 from esm_host.folder import RunFolder
 from esm_host.measuring import connected, measuring
-from esm_host.report.result import write_json
 from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
 from esm_host.watcher import Watcher
@@ -111,7 +111,7 @@ def measured_again(
         parts.collector.collect(number)
         dataset = parts.measurements.dataset()
         here = typical_ms(parts.measurements)
-    with closing(Store(RunFolder(run.path).store)) as store:
+    with closing(RunFolder(run.path).open_store()) as store:
         there = typical_ms(Measurements(store, settings.spec))
     scale = float(np.median(there / here))
     place = {a.key: row for row, a in enumerate(dataset.architectures)}

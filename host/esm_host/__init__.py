@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esm_host import devices as devices
+    from esm_host import team as team
     from esm_host.api import compare as compare
     from esm_host.api import export as export
     from esm_host.api import profile as profile
@@ -70,14 +71,16 @@ _NAMES = {
 }
 _LAZY = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(["devices", *_LAZY])
+_MODULES = ("devices", "team")
+
+__all__ = sorted([*_MODULES, *_LAZY])
 
 
 if not TYPE_CHECKING:  # to which a name that is not there is a mistake
 
     def __getattr__(name: str) -> Any:
-        if name == "devices":
-            return import_module("esm_host.devices")
+        if name in _MODULES:
+            return import_module(f"esm_host.{name}")
         if name not in _LAZY:
             raise AttributeError(f"module 'esm_host' has no attribute '{name}'")
         return getattr(import_module(_LAZY[name]), name)

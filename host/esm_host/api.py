@@ -197,6 +197,7 @@ def profile(
     settings: Settings,
     run: str | os.PathLike[str],
     *,
+    store: str = "",
     patience_s: float = 60.0,
     wait: bool = True,
     watcher: CampaignWatcher | None = None,
@@ -208,6 +209,7 @@ def profile(
     Args:
         settings: device (or group), search space, target and all else.
         run: folder of the campaign, which is made.
+        store: URL of a PostgreSQL database that is to hold its records, for a team to share.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
         watcher: is told how it goes on; derive yours from :class:`Watcher`.
@@ -218,7 +220,7 @@ def profile(
     Raises:
         UsageError: something that was asked for makes no sense.
         ModelsError: likewise of the search space.
-        RunExistsError: the folder holds a campaign already.
+        RunExistsError: the folder holds a campaign already, or the shared store one of its name.
         BusyError: the device, without ``wait``, or the folder is in use.
         DeviceError: the device is gone or refuses.
 
@@ -230,7 +232,7 @@ def profile(
     """
     from esm_host.campaign import run_campaign
 
-    folder = RunFolder(Path(run))
+    folder = RunFolder(Path(run), store)
     run_campaign(settings, folder, False, patience_s, wait, watcher)
     return load_run(folder.path)
 
@@ -283,6 +285,7 @@ def resume(
         "group_tolerance_percent": group_tolerance_percent,
     }
     given = {name: value for name, value in changes.items() if value is not None}
+    folder.refresh()
     settings = replace(folder.read_settings(), **given)
     run_campaign(settings, folder, True, patience_s, wait, watcher)
     return load_run(folder.path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from esm_host.atomic import write_bytes, write_json
 from esm_host.bins import DepthBins
 from esm_host.dataset.table import Dataset
 from esm_host.encoding import Encoder
@@ -19,7 +20,7 @@ from esm_host.limits import check_gpu_options
 from esm_host.measuring import PATIENCE_S, Devices, connected, measuring
 from esm_host.predictors import make_predictor
 from esm_host.report import plots
-from esm_host.report.result import campaign_result, write_bytes, write_json
+from esm_host.report.result import campaign_result
 from esm_host.run import Run
 from esm_host.sampling import SAMPLERS
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge
@@ -142,6 +143,7 @@ def _run(
     with measuring(settings, folder, space, found, watcher) as parts:
         store, measurements = parts.store, parts.measurements
         write_json(folder.settings, settings.to_json())  # a raised target, say
+        folder.share()
         sampler = SAMPLERS[settings.sampling](space, bins)
         loop = Loop(
             settings,
@@ -170,6 +172,7 @@ def _run(
             held_out = store.fact(HELD_OUT_FACT) or ()
             result["transfer"] = judge(trusted, held_out, encoder, settings)
     _write(folder, settings, outcome, result)
+    folder.share()
     return Ended(outcome.converged, outcome.reason, result, dataset, failures)
 
 

@@ -108,7 +108,7 @@ def measuring(
         DatasetError: the store is unusable.
         MismatchError: it was made with other settings, or by other devices.
     """
-    with closing(Store(folder.store)) as store:
+    with closing(folder.open_store(make=True)) as store:
         _check_store(store, settings, space, folder)
         if REFERENCE_ROUND not in store.plan():
             rng = np.random.default_rng([settings.seed, 2**32])

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins, depth_range
-from esm_host.dataset.store import REFERENCE_ROUND, Store
+from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
@@ -326,12 +326,7 @@ class Run:
 
     @cached_property
     def _records(self) -> _Records:
-        if not self._folder.store.exists():
-            raise DatasetError(
-                f"{self.path} holds no measurements yet: esm-host profile --run {self.path} "
-                "--resume begins"
-            )
-        store = Store(self._folder.store)
+        store = self._folder.open_store()
         try:
             measurements = Measurements(store, self.settings.spec)
             table = measurements.table()

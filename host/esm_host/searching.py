@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from esm_host.atomic import write_bytes, write_json
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import WIDEST, Dataset, Measurements
@@ -21,7 +22,6 @@ from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.measuring import PATIENCE_S, connected, measuring
 from esm_host.predictors import make_predictor
-from esm_host.report.result import write_bytes, write_json
 from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats
@@ -88,6 +88,10 @@ def run_search(
     """
     folder, watcher = SearchFolder(Path(output)), watcher or Watcher()
     runs = [load_run(path) for path in settings.runs]
+    if settings.measure:  # a team's campaign may have gone on elsewhere
+        for run in runs:
+            RunFolder(run.path).prepare(resume=True)
+        runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs)
     names = _names(runs)
     own = [read_measure(wish, space) for wish in settings.wishes if wish.source]
@@ -117,10 +121,12 @@ def run_search(
                 )
                 store, measurements, collector = parts.store, parts.measurements, parts.collector
             else:
-                store = stack.enter_context(closing(Store(run_folder.store)))
+                store = stack.enter_context(closing(run_folder.open_store()))
                 measurements, collector = Measurements(store, run.settings.spec), None
             sites.append(
-                _CampaignSite(run, space, encoder, store, measurements, collector, watcher, name)
+                _CampaignSite(
+                    run, run_folder, encoder, store, measurements, collector, watcher, name
+                )
             )
         if settings.measure:
             searched = _verified(settings, folder, problem, sites, method, on_round)
@@ -170,7 +176,7 @@ class _CampaignSite:
     def __init__(
         self,
         run: Run,
-        space: SearchSpace,
+        folder: RunFolder,
         encoder: Encoder,
         store: Store,
         measurements: Measurements,
@@ -179,7 +185,8 @@ class _CampaignSite:
         name: str,
     ) -> None:
         self._run = run
-        self._space = space
+        self._folder = folder
+        self._space = run.space
         self._encoder = encoder
         self._store = store
         self._measurements = measurements
@@ -238,10 +245,10 @@ class _CampaignSite:
 
     def keep_predictor(self) -> None:
         """The campaign's, which has learnt from what was measured since."""
-        folder = RunFolder(self._run.path)
         exported = self._fitted(self._measurements.dataset()).to_onnx()
         if exported is not None:
-            write_bytes(folder.predictor_onnx, exported)
+            write_bytes(self._folder.predictor_onnx, exported)
+        self._folder.share()
 
     def _fitted(self, dataset: Dataset) -> Any:
         settings = self._settings

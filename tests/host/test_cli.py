@@ -519,6 +519,7 @@ def program(*arguments: str, **environment: str) -> tuple[list[str], set[str], i
         ("devices", "info", "--help"),
         ("import", "--help"),
         ("sources", "correlation", "--help"),
+        ("campaigns", "list", "--help"),
     ],
 )
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:

@@ -1,12 +1,14 @@
-"""The store keeps what it is given, once, and says so when it cannot."""
+"""The store keeps what it is given, once, and says so when it cannot, whatever it is kept in."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from esm_host.dataset.store import REFERENCE_ROUND, Attempt, Store
+from esm_host.dataset.database import Database, PostgresSchema, SqliteFile
+from esm_host.dataset.store import REFERENCE_ROUND, Attempt, Extent, Store
 from esm_host.errors import DatasetError
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_host.transport.fake import FakeProfiler
@@ -17,9 +19,17 @@ PLAN = [Architecture("s", (("a",), ("b",) * n)) for n in range(1, 6)]
 DEVICE = FakeProfiler(lambda model: 1.0).device_info()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """Where a store may be; nothing is there yet."""
+    if request.param == "sqlite":
+        return SqliteFile(tmp_path / "store.sqlite")
+    return PostgresSchema(request.getfixturevalue("shared_store"), "pi4-resnet.2", "an id")
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store.sqlite")
+def store(place: Database) -> Store:
+    store = Store(place)
     store.add_plan(REFERENCE_ROUND, PLAN[:1])
     store.add_plan(0, PLAN[1:])
     return store
@@ -47,7 +57,8 @@ def samples(architecture: Architecture) -> Measurement:
 def test_what_goes_in_comes_out(store: Store) -> None:
     failed = Measurement.failed(PLAN[2].key, FailureKind.CRASH, "it crashed")
     add(store, "one", [samples(PLAN[1]), failed])
-    again = Store(store.path)
+    store.close()
+    again = Store(store.database)
     assert again.plan() == {REFERENCE_ROUND: PLAN[:1], 0: PLAN[1:]}
     (block,) = again.blocks()
     assert (block.block_id, block.busy_ns, block.running_ns) == ("one", 9, 7)
@@ -74,22 +85,48 @@ def test_judgements_and_rounds(store: Store) -> None:
     judgement = Judgement(Verdict.NOISY, ("because",))
     store.add_judgement("one", False, 0.07, {PLAN[1].key: judgement})
     store.keep_round(0, {"accuracy_percent": 90.5})
-    again = Store(store.path)
+    store.close()
+    again = Store(store.database)
     assert (again.blocks()[0].passed, again.blocks()[0].worst_deviation) == (False, 0.07)
     assert again.verdicts() == {("one", PLAN[1].key): judgement}
     assert again.rounds() == [{"accuracy_percent": 90.5}]
 
 
+def test_how_far_it_has_come_is_told_without_the_samples(store: Store) -> None:
+    assert store.extent() == Extent(0, None, None)
+    failed = Measurement.failed(PLAN[2].key, FailureKind.CRASH, "it crashed")
+    add(store, "one", [samples(PLAN[0]), samples(PLAN[1]), failed])
+    add(store, "two", [samples(PLAN[0]), samples(PLAN[1])])
+    extent = store.extent()
+    assert (extent.measured_models, extent.hostname) == (1, DEVICE.hostname)
+    assert extent.measured_at == store.blocks()[-1].measured_at
+
+
+def test_devices_that_left_are_kept_in_order(store: Store) -> None:
+    assert store.departures() == []
+    for name in ("pi-2", "pi-1"):
+        store.add_departure(name, "it is off")
+    assert [departure.device for departure in store.departures()] == ["pi-2", "pi-1"]
+
+
+def test_words_of_a_device_may_hold_what_a_database_does_not(store: Store) -> None:
+    failed = Measurement.failed(PLAN[1].key, FailureKind.CRASH, "a\0b \u2028 'c'")
+    add(store, "one", [failed])
+    (stored,) = store.measurements()
+    assert stored.measurement.failure is not None
+    assert stored.measurement.failure.message == "ab \u2028 'c'"
+
+
 def test_a_block_is_stored_once(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    with pytest.raises(DatasetError, match="cannot take this: UNIQUE"):
+    with pytest.raises(DatasetError, match=r"cannot take this: (UNIQUE|duplicate key)"):
         add(store, "one", [samples(PLAN[2])])
     assert len(store.measurements()) == 1
 
 
 def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
     stranger = Architecture("s", (("z",),))
-    with pytest.raises(DatasetError, match="cannot take this: FOREIGN"):
+    with pytest.raises(DatasetError, match=r"cannot take this: .*(?i:foreign key)"):
         add(store, "one", [samples(PLAN[1]), samples(stranger)])
     assert store.blocks() == []
     assert store.measurements() == []
@@ -104,11 +141,15 @@ def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
     ],
     ids=["not a database", "truncated", "zeroed"],
 )
-def test_a_damaged_file_is_one_line_with_the_cure(store: Store, damage) -> None:
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_a_damaged_file_is_one_line_with_the_cure(
+    store: Store, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     store.close()
-    store.path.write_bytes(damage(store.path.read_bytes()))
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DatasetError, match=r"not a usable store.*--run") as caught:
-        Store(store.path)
+        Store(path)
     assert "\n" not in str(caught.value)
 
 
@@ -126,8 +167,9 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
 def test_damaged_samples_are_named(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
     with store._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE measurements SET latency_ns = x'7a7a'"))
-    with pytest.raises(DatasetError, match="not a usable store"):
+        table = sa.table("measurements", sa.column("latency_ns"), schema=store.database.schema)
+        connection.execute(table.update().values(latency_ns=b"zz"))
+    with pytest.raises(DatasetError, match=r"(not a usable store|cannot be read) \(Error -3"):
         store.measurements()
 
 
@@ -135,11 +177,13 @@ def test_damaged_samples_are_named(store: Store) -> None:
 def test_another_schema_version_is_refused(store: Store, version: int) -> None:
     """Version 2 knew no copies to a GPU and no nodes that fell back."""
     with store._engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE facts SET value = :v WHERE key = 'schema_version'"), {"v": str(version)}
+        table = sa.table(
+            "facts", sa.column("key"), sa.column("value", sa.JSON), schema=store.database.schema
         )
+        at = table.c.key == "schema_version"
+        connection.execute(table.update().where(at).values(value=version))
     store.close()
     cure = f"schema version {version}, .* use the esm-profiler that wrote it"
     with pytest.raises(DatasetError, match=cure) as caught:
-        Store(store.path)
+        Store(store.database)
     assert "\n" not in str(caught.value)

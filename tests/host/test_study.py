@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import esm_host
+from esm_host.atomic import write_json
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.encoding import Encoder
@@ -23,7 +24,6 @@ from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.folder import RunFolder
 from esm_host.predictors import PREDICTORS
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.report.result import write_json
 from esm_host.study import run as study_run
 from esm_host.study.data import find_rows
 from esm_host.study.metrics import coverage_and_width, interval, ranking_and_accuracy

@@ -45,6 +45,7 @@ COMMANDS = (
     ("import", "Sources", "Keep latencies that others measured, to learn other devices from."),
     ("sources", "Sources", "Look after what is known of other devices, and compare them."),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
+    ("campaigns", "Look", "Look after the campaigns that a team shares."),
     ("devices", "Devices", "Look after devices."),
 )
 

@@ -115,6 +115,15 @@ DeviceOrGroup = Annotated[
         autocompletion=devices_or_groups,
     ),
 ]
+SharedStore = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="PostgreSQL database that a team shares: postgresql://USER@HOST/DATABASE.",
+        envvar="ESM_STORE",
+        show_default=False,
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")]
 NoWait = Annotated[
     bool,

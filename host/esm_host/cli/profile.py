@@ -26,6 +26,7 @@ from esm_host.cli.options import (
     Quiet,
     Resolution,
     Seed,
+    SharedStore,
     Space,
     Tf32,
     Threads,
@@ -81,6 +82,7 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the folder's campaign.")
     ] = False,
+    store: SharedStore = "",
     space: Space = "resnet",
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
@@ -303,8 +305,11 @@ def profile(
         "cuda_graph": cuda_graph,
         "allow_fallback": allow_fallback,
     }
-    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}")
+    path = run or Path("runs") / f"{safe(device)}-{safe(space)}"
+    folder = RunFolder(path, "" if resume else store)
     if resume:
+        if _on_the_command_line(ctx, "store"):
+            folder.check_store(store)
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
@@ -316,6 +321,11 @@ def profile(
 def _was_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def _on_the_command_line(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _resumed(

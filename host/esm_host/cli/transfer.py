@@ -22,6 +22,7 @@ from esm_host.cli.options import (
     Quiet,
     Resolution,
     Seed,
+    SharedStore,
     Space,
     Tf32,
     Threads,
@@ -49,6 +50,7 @@ def transfer(
             "campaigns beside --run]"
         ),
     ] = None,
+    store: SharedStore = "",
     space: Space = "resnet",
     resolution: Resolution = None,
     width_mult: WidthMult = 1.0,
@@ -126,7 +128,7 @@ def transfer(
         "allow_fallback": allow_fallback,
     }
     settings = new_settings(given, spec)
-    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer")
+    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer", store)
     with Live(quiet) as live:
         raise typer.Exit(
             run_campaign(settings, folder, False, patience, live, not no_wait, show_transfer)

@@ -106,4 +106,4 @@ class Roster:
 
     @property
     def _where(self) -> str:
-        return str(self._store.path.parent)
+        return self._store.database.campaign

@@ -1,7 +1,8 @@
 """The append-only store: what was planned, what was measured, what was judged of it.
 
-SQLite through SQLAlchemy Core. A block and its measurements are written in one transaction, or
-not at all; nothing is ever changed or deleted. Raw samples are kept; latencies are derived.
+SQLite, or PostgreSQL where a team shares it, through SQLAlchemy Core. A block and its measurements
+are written in one transaction, or not at all; nothing is ever changed or deleted. Raw samples are
+kept; latencies are derived.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 
-from esm_host.errors import DatasetError
+from esm_host.dataset.database import Database, SqliteFile, detail_of
+from esm_host.errors import DatasetError, MismatchError
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
 from esm_protos.messages import (
@@ -153,6 +155,21 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How far a campaign has come.
+
+    Attributes:
+        measured_models: architectures that were measured, references not counted.
+        measured_at: when the last block was stored, as ISO 8601 in UTC, and the host name of the
+            device that measured it; None where there is none.
+    """
+
+    measured_models: int
+    measured_at: str | None
+    hostname: str | None
+
+
+@dataclass(frozen=True)
 class Departure:
     """A device of a group was given up."""
 
@@ -173,51 +190,44 @@ class Store:
     """One campaign's records.
 
     Args:
-        path: of the SQLite file; created with its tables unless it exists.
+        place: a SQLite file, or another database; its tables are made unless it has them.
 
     Raises:
-        DatasetError: the file is no store, is damaged, or is of another schema version.
+        DatasetError: it is no store, is damaged, of another schema version, or out of reach.
+        MismatchError: it is of another campaign than was asked for.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._engine = sa.create_engine(f"sqlite:///{path}")
-        sa.event.listen(self._engine, "connect", _configure)
+    def __init__(self, place: Path | Database) -> None:
+        self.database = SqliteFile(place) if isinstance(place, Path) else place
+        self._engine = self.database.engine
         try:
             self._open()
-        except DatabaseError as error:
-            raise self._damaged(error) from error
+        except DBAPIError as error:
+            raise self.database.unreadable(error) from error
 
     def _open(self) -> None:
-        tables = sa.inspect(self._engine).get_table_names()
+        database = self.database
+        tables = sa.inspect(self._engine).get_table_names(database.schema)
         if tables and "facts" not in tables:
-            raise self._damaged("it is the database of another program")
+            raise database.unreadable("it is the database of another program")
         if not tables:
-            with self._engine.connect() as connection:
-                # Survives kill -9 at any point, and a power cut up to the last transaction.
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-            with self._engine.begin() as connection:
+            with database.making() as connection:
                 _schema.create_all(connection)
-                connection.execute(
-                    _facts.insert(), {"key": "schema_version", "value": SCHEMA_VERSION}
-                )
-        with self._engine.connect() as connection:
-            check = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if check != "ok":
-            raise self._damaged(check)
+                facts = {"schema_version": SCHEMA_VERSION, **database.facts}
+                rows = [{"key": key, "value": value} for key, value in facts.items()]
+                connection.execute(_facts.insert(), rows)
+        database.check()
         found = self.fact("schema_version")
         if found != SCHEMA_VERSION:
             raise DatasetError(
-                f"{self.path} has schema version {found}, this program reads {SCHEMA_VERSION}: "
-                "use the esm-profiler that wrote it"
+                f"{database.location} has schema version {found}, this program reads "
+                f"{SCHEMA_VERSION}: use the esm-profiler that wrote it"
             )
-
-    def _damaged(self, reason: object) -> DatasetError:
-        detail = str(getattr(reason, "orig", reason)).splitlines()[0]
-        return DatasetError(
-            f"{self.path} is not a usable store ({detail}): restore it from a copy, or start "
-            "afresh in another --run folder"
-        )
+        if any(self.fact(key) != value for key, value in database.facts.items()):
+            raise MismatchError(
+                f"{database.location} is not the one that this folder is of, but another of its "
+                "name: give another --run"
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -225,23 +235,22 @@ class Store:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.IntegrityError as error:
-            raise DatasetError(f"{self.path} cannot take this: {error.orig}") from error
-        except DatabaseError as error:
             raise DatasetError(
-                f"{self.path} cannot be written ({error.orig}): make room or mend its permissions, "
-                "then go on with --resume"
+                f"{self.database.location} cannot take this: {detail_of(error)}"
             ) from error
+        except DBAPIError as error:
+            raise self.database.unwritable(error) from error
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:
                 yield connection
-        except (DatabaseError, zlib.error) as error:
-            raise self._damaged(error) from error
+        except (DBAPIError, zlib.error) as error:
+            raise self.database.unreadable(error) from error
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.database.close()
 
     # Facts, written once
 
@@ -313,7 +322,9 @@ class Store:
                 "ran_on": measurement.ran_on,
                 "fallback": measurement.fallback,
                 "failure_kind": measurement.failure and measurement.failure.kind.value,
-                "failure_message": measurement.failure and measurement.failure.message,
+                # PostgreSQL's text has no NUL.
+                "failure_message": measurement.failure
+                and measurement.failure.message.replace("\0", ""),
             }
             for position, measurement in enumerate(result.measurements)
         ]
@@ -354,6 +365,22 @@ class Store:
         )
         with self._reading() as connection:
             return [StoredBlock(**row) for row in connection.execute(query).mappings()]
+
+    def extent(self) -> Extent:
+        """What there is, without reading it all."""
+        count = (
+            sa.select(sa.func.count(_measurements.c.architecture_key.distinct()))
+            .join(_plan, _measurements.c.architecture_key == _plan.c.architecture_key)
+            .where(_plan.c.round != REFERENCE_ROUND, _measurements.c.failure_kind.is_(None))
+        )
+        last = (
+            sa.select(_blocks.c.measured_at, _blocks.c.device["hostname"].as_string())
+            .order_by(_blocks.c.number.desc())
+            .limit(1)
+        )
+        with self._reading() as connection:
+            measured_at, hostname = connection.execute(last).one_or_none() or (None, None)
+            return Extent(connection.execute(count).scalar_one(), measured_at, hostname)
 
     def attempts(self, round_number: int) -> list[Attempt]:
         """Every measuring of a round's architectures so far, in the order of their blocks."""
@@ -438,7 +465,7 @@ class Store:
         """Of devices of a group, in order; a device that came back may be among them."""
         query = sa.select(_departures.c.device, _departures.c.left_at, _departures.c.reason)
         with self._reading() as connection:
-            if not sa.inspect(connection).has_table(_departures.name):
+            if not sa.inspect(connection).has_table(_departures.name, self.database.schema):
                 return []
             return [Departure(*row) for row in connection.execute(query.order_by("number"))]
 
@@ -467,10 +494,6 @@ _BLOCK_COLUMNS = (
     "bytes_sent",
     "wall_seconds",
 )
-
-
-def _configure(connection: Any, _: object) -> None:
-    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _stored(row: sa.RowMapping) -> StoredMeasurement:

@@ -10,8 +10,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from esm_host.atomic import write_bytes
 from esm_host.report.page import chart_page
-from esm_host.report.result import write_bytes
 from esm_host.report.theme import LIGHT, SHAPES, config
 
 WIDTH, HEIGHT = 560, 320

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
@@ -105,15 +102,3 @@ def _models(store: Store, measurements: Measurements) -> Counter[str]:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Whole or not at all, also when the program is killed meanwhile."""
-    write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Whole or not at all, also when the program is killed meanwhile."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(data)
-    os.replace(draft, path)

@@ -13,6 +13,7 @@ import numpy as np
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.dataset.table import Dataset
 from esm_host.errors import DatasetError, EsmError, UsageError
+from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.run import Run, load_run
 from esm_host.sources.folder import file_of, tables
@@ -101,8 +102,7 @@ def entries(runs: Path) -> tuple[list[Entry], list[str]]:
         except EsmError as error:
             problems.append(str(error))
             continue
-        own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
-        space = _description(settings.space, *own)
+        space = described(settings)
         found.append(Entry(str(path), "campaign", space, settings.device, architectures, 0))
     return found, problems
 
@@ -282,6 +282,12 @@ def describe(space: SearchSpace) -> str:
         settings["batch"],
         space.dtype,
     )
+
+
+def described(settings: Settings) -> str:
+    """A campaign's search space likewise, without loading it."""
+    own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
+    return _description(settings.space, *own)
 
 
 def _description(

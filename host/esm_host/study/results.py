@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.atomic import write_json
 from esm_host.errors import DatasetError, UsageError
-from esm_host.report.result import write_json
 from esm_host.study.plan import Planned
 from esm_host.study.settings import StudySettings
 from esm_host.study.task import Outcome

@@ -1,0 +1,30 @@
+"""A database that a team shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres import Server, serving
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    pytest.importorskip("psycopg", reason="there is no psycopg: pip install '.[postgres]'")
+    with serving() as server:
+        if server is None:
+            pytest.skip("there is no PostgreSQL: make database installs it")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _shared(postgres: Server) -> str:
+    return postgres.database("shared")
+
+
+@pytest.fixture
+def shared_store(postgres: Server, _shared: str) -> Iterator[str]:
+    """URL of an empty database."""
+    yield _shared
+    postgres.empty(_shared)
