@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ COUNTED["memory"] = "memory_bytes"
 """What is counted of the network itself, as users call it, and the quantity."""
 
 _WAYS = {"min": False, "max": True}
+_PARTS = 4  # per process, so that none waits long for the slowest
 
 
 @dataclass(frozen=True)
@@ -176,19 +178,31 @@ class _Function:
         return {self._name: np.array([self._told[name] for name in names])}
 
     def _ask(self, codes: Codes) -> NDArray[np.float64]:
-        architectures = self._space.decode(codes)
-        try:
-            values = np.asarray(self._function(architectures), dtype=float)
-        except Exception as error:  # anything that a user's function may do
-            raise EsmError(
-                f"the objective {self._name} failed: {type(error).__name__}: {error}"
-            ) from error
-        if values.shape != (len(architectures),):
-            raise EsmError(
-                f"the objective {self._name} told {values.shape or 'one'} values of "
-                f"{len(architectures)} architectures: let it return a number for each"
-            )
-        return values
+        """In as many parts as there are processes, by ``joblib.parallel_config`` one or more."""
+        workers = joblib.effective_n_jobs()
+        parts = np.array_split(codes, min(len(codes), _PARTS * workers) if workers > 1 else 1)
+        told = joblib.Parallel()(
+            joblib.delayed(_told)(self._name, self._function, self._space.decode(part))
+            for part in parts
+        )
+        return np.concatenate(told)
+
+
+def _told(
+    name: str,
+    function: Callable[[Sequence[Architecture]], Any],
+    architectures: Sequence[Architecture],
+) -> NDArray[np.float64]:
+    try:
+        values = np.asarray(function(architectures), dtype=float)
+    except Exception as error:  # anything that a user's function may do
+        raise EsmError(f"the objective {name} failed: {type(error).__name__}: {error}") from error
+    if values.shape != (len(architectures),):
+        raise EsmError(
+            f"the objective {name} told {values.shape or 'one'} values of {len(architectures)} "
+            "architectures: let it return a number for each"
+        )
+    return values
 
 
 class _Fitted:
