@@ -104,18 +104,17 @@ def verified_search(
     rounds = list(past)
     if rounds:
         _measure(sites, rounds[-1].chosen)
-    stable = False
     while True:
         left = budget - sum(len(each.chosen) for each in rounds)
         hoping = any(not len(each.chosen) for each in rounds)
         wanted = HOPING if hoping else min(EXPECTING, probability) if rounds else probability
         posed = problem([site.latency(wanted) for site in sites])
         known = _known(sites, posed)
+        stable = _over(rounds, known, posed, batch)
+        if stable is not None:
+            break
         seeds = known if start is None else np.concatenate([start, known])
         begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
-        if hoping and _disappointed(rounds, posed.evaluate(known).front()) >= batch:
-            stable = True
-            break
         outcome = method.search(posed, begin)
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
         places = _spread(len(fresh), min(batch, left), bool(posed.limits))
@@ -123,9 +122,6 @@ def verified_search(
         rounds.append(Round(outcome.front, chosen, outcome.evaluations))
         if on_round is not None:
             on_round(rounds)
-        if not len(chosen) and (len(fresh) or hoping):
-            stable = not len(fresh)
-            break
         _measure(sites, chosen)
     final = problem([site.latency(probability) for site in sites])
     known = _known(sites, final)
@@ -140,14 +136,21 @@ def _measure(sites: Sequence[Site], chosen: Found) -> None:
             site.measure(chosen.codes)
 
 
-def _disappointed(rounds: Sequence[Round], front: Found) -> int:
-    """How many were measured in hope since the last that made it to the front."""
-    count = 0
-    for each in reversed(rounds):
-        if not len(each.chosen) or np.isin(keys(each.chosen.codes), keys(front.codes)).any():
+def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
+    """Whether the front is stable, once there is nothing left to do; None until then."""
+    hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
+    if not hopeful:
+        return None
+    if not len(rounds[-1].chosen):
+        left = ~np.isin(keys(rounds[-1].front.codes), keys(known))
+        return not left.any() if left.any() or len(hopeful) > 1 else None
+    front = keys(posed.evaluate(known).front().codes)
+    in_vain = 0  # measured in hope since the last that made it to the front
+    for each in reversed(rounds[hopeful[0] + 1 :]):
+        if np.isin(keys(each.chosen.codes), front).any():
             break
-        count += len(each.chosen)
-    return count
+        in_vain += len(each.chosen)
+    return True if in_vain >= batch else None
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:
