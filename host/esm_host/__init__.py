@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from esm_host.campaign import Watcher as Watcher
     from esm_host.errors import AuthError as AuthError
     from esm_host.errors import BusyError as BusyError
+    from esm_host.errors import ClusterError as ClusterError
     from esm_host.errors import DatasetError as DatasetError
     from esm_host.errors import DeviceError as DeviceError
     from esm_host.errors import EsmError as EsmError
@@ -42,8 +43,8 @@ _NAMES = {
     "esm_host.api": ("compare", "profile", "resume", "time", "write_report"),
     "esm_host.campaign": ("Watcher",),
     "esm_host.errors": (
-        *("AuthError", "BusyError", "DatasetError", "DeviceError", "EsmError", "MismatchError"),
-        *("RunExistsError", "UnreachableError", "UsageError"),
+        *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
+        *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.extension.settings": ("Settings",),
