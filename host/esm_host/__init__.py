@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from esm_host.api import write_report as write_report
     from esm_host.errors import AuthError as AuthError
     from esm_host.errors import BusyError as BusyError
+    from esm_host.errors import ClusterError as ClusterError
     from esm_host.errors import DatasetError as DatasetError
     from esm_host.errors import DeviceError as DeviceError
     from esm_host.errors import EsmError as EsmError
@@ -51,8 +52,8 @@ _NAMES = {
         *("compare", "export", "profile", "resume", "time", "torch_module", "write_report"),
     ),
     "esm_host.errors": (
-        *("AuthError", "BusyError", "DatasetError", "DeviceError", "EsmError", "MismatchError"),
-        *("RunExistsError", "UnreachableError", "UsageError"),
+        *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
+        *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.extension.settings": ("Settings",),

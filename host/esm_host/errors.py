@@ -11,6 +11,7 @@ EsmError (1)
         VersionError (1)        the agent speaks another protocol version
         AuthError (77)          the agent does not let this host in, or is not the one it knows
     BusyError (75)              somebody else uses it
+    ClusterError (69)           no scheduler or worker answers, or they are not fit
 """
 
 from __future__ import annotations
@@ -60,3 +61,7 @@ class AuthError(DeviceError):
 
 class BusyError(EsmError):
     exit_code = 75
+
+
+class ClusterError(EsmError):
+    exit_code = 69

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from scipy.stats import kendalltau
 
 from esm_host.dataset.benchmarks import LatencyTable
 from esm_host.encoding import make_encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.evaluation.deviation import TYPICAL, Deviations
 from esm_host.evaluation.selection import (
@@ -27,7 +29,9 @@ from esm_host.evaluation.selection import (
     by_falling_accuracy,
     pareto_front,
 )
+from esm_host.parallel import map_unordered
 from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
+from esm_host.predictors.base import Predictor
 
 Floats = NDArray[np.float64]
 
@@ -122,10 +126,11 @@ def run_selection(
     settings: SelectionSettings,
     progress: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Simulates and trains as the settings say.
+    """Simulates and trains as the settings say, one part after another unless within
+    ``with esm_host.parallel.parallel(...)``.
 
     Args:
-        progress: is told a line before each part of the work.
+        progress: is told a line after each part of the work.
 
     Returns:
         One row per pair and setting:
@@ -160,16 +165,18 @@ def run_selection(
         known = min(len(each.rows) for each in data.values())
         if not 1 <= samples < known:
             raise UsageError(f"{name}:{samples}: give 1 to {known - 1} training samples")
-    results: list[dict[str, object]] = []
-    for pair, each in data.items():
-        taus = _taus(each, pair, settings)
-        for size in sizes:
-            progress(f"{pair}: {settings.simulations} simulations with {size} candidates")
-            results += _simulated(each, pair, size, settings, taus)
+    encoded: _Encoded = {}
+    parts: list[_Simulated | _Trained] = []
+    for pair, own in data.items():
+        parts.append(_Simulated(pair, own, sizes, settings))
         for name, samples in settings.predictors:
-            progress(f"{pair}: {name} with {samples} samples, {settings.repeats} times")
-            results.append(_predicted(table, each, pair, name, samples, settings))
-    return pd.DataFrame(results)
+            parts.append(_trained(table, own, pair, name, samples, settings, encoded))
+    found: dict[int, list[dict[str, object]]] = {}
+    with closing(map_unordered(_numbered, enumerate(parts))) as finished:
+        for number, rows in finished:
+            found[number] = rows
+            progress(f"[{len(found)}/{len(parts)}] {parts[number]}")
+    return pd.DataFrame([row for number in sorted(found) for row in found[number]])
 
 
 def simulate(
@@ -177,8 +184,7 @@ def simulate(
 ) -> pd.DataFrame:
     """Selections by simulated predictors among so many candidates: rows of
     :func:`run_selection`, one per standard deviation."""
-    data = _Data(table, pair)
-    return pd.DataFrame(_simulated(data, pair, size, settings, _taus(data, pair, settings)))
+    return pd.DataFrame(_Simulated(pair, _Data(table, pair), [size], settings).rows())
 
 
 def from_predictor(
@@ -186,8 +192,8 @@ def from_predictor(
 ) -> pd.DataFrame:
     """Selections by a real predictor among all that it was not trained on: one row of
     :func:`run_selection`."""
-    row = _predicted(table, _Data(table, pair), pair, name, train_samples, settings)
-    return pd.DataFrame([row])
+    data = _Data(table, pair)
+    return pd.DataFrame(_trained(table, data, pair, name, train_samples, settings, {}).rows())
 
 
 def example(
@@ -272,18 +278,35 @@ def _generator(settings: SelectionSettings, pair: Pair, number: int) -> np.rando
     return np.random.default_rng([settings.seed, zlib.crc32(str(pair).encode()), number])
 
 
-def _simulated(
-    data: _Data, pair: Pair, size: int, settings: SelectionSettings, taus: Sequence[float]
-) -> list[dict[str, object]]:
-    rng = _generator(settings, pair, size)
-    outcomes: list[list[Outcomes]] = [[] for _ in settings.stds]
-    for candidates, deviations in _drawn(data, size, settings, rng):
-        for std, found in zip(settings.stds, outcomes, strict=True):
-            found.append(candidates.select(candidates.latency + std * deviations))
-    return [
-        _row(data, pair, SIMULATION, 0, size, std, tau, found)
-        for std, tau, found in zip(settings.stds, taus, outcomes, strict=True)
-    ]
+@dataclass(frozen=True, eq=False)
+class _Simulated:
+    """A part of the work: a pair's selections by simulated predictors."""
+
+    pair: Pair
+    data: _Data
+    sizes: Sequence[int]
+    settings: SelectionSettings
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.sizes))
+        return f"{self.pair}: {self.settings.simulations} simulations with {sizes} candidates each"
+
+    def rows(self) -> list[dict[str, object]]:
+        taus = _taus(self.data, self.pair, self.settings)
+        return [row for size in self.sizes for row in self._rows(size, taus)]
+
+    def _rows(self, size: int, taus: Sequence[float]) -> list[dict[str, object]]:
+        data, pair, settings = self.data, self.pair, self.settings
+        outcomes: list[list[Outcomes]] = [[] for _ in settings.stds]
+        for candidates, deviations in _drawn(
+            data, size, settings, _generator(settings, pair, size)
+        ):
+            for std, found in zip(settings.stds, outcomes, strict=True):
+                found.append(candidates.select(candidates.latency + std * deviations))
+        return [
+            _row(data, pair, SIMULATION, 0, size, std, tau, found)
+            for std, tau, found in zip(settings.stds, taus, outcomes, strict=True)
+        ]
 
 
 def _drawn(
@@ -313,33 +336,73 @@ def _taus(data: _Data, pair: Pair, settings: SelectionSettings) -> list[float]:
     ]
 
 
-def _predicted(
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A part of the work: a pair's selections by a real predictor.
+
+    Attributes:
+        predictors: one per repeat, not fitted.
+        encodings: of the whole table, ``(n, d)``.
+    """
+
+    pair: Pair
+    data: _Data
+    name: str
+    samples: int
+    predictors: Sequence[Predictor]
+    encodings: NDArray[np.float32]
+    settings: SelectionSettings
+
+    def __str__(self) -> str:
+        times = f"{self.settings.repeats} times"
+        return f"{self.pair}: {self.name} with {self.samples} samples, {times}"
+
+    def rows(self) -> list[dict[str, object]]:
+        data, settings = self.data, self.settings
+        encodings = self.encodings[data.rows]
+        rng = _generator(settings, self.pair, self.samples)
+        trained = [rng.choice(len(data.rows), self.samples, replace=False) for _ in self.predictors]
+        type(self.predictors[0]).fit_all(
+            self.predictors, [(encodings[rows], data.latency_ms[rows]) for rows in trained]
+        )
+        outcomes, stds, taus = [], [], []
+        for predictor, rows in zip(self.predictors, trained, strict=True):
+            others = np.setdiff1d(np.arange(len(data.rows)), rows)
+            candidates = data.candidates(others)
+            predicted = data.standardised(predictor.predict(encodings[others]))
+            outcomes.append(candidates.select(predicted[None]))
+            stds.append(float(np.std(predicted - candidates.latency[0])))
+            taus.append(float(kendalltau(candidates.latency[0], predicted)[0]))
+        means = float(np.mean(stds)), float(np.mean(taus))
+        total = len(self.encodings)
+        return [_row(data, self.pair, self.name, self.samples, total, *means, outcomes)]
+
+
+_Encoded = dict[str, tuple[Encoder, NDArray[np.float32]]]
+
+
+def _trained(
     table: LatencyTable,
     data: _Data,
     pair: Pair,
     name: str,
     samples: int,
     settings: SelectionSettings,
-) -> dict[str, object]:
-    encoder = make_encoder(settings.encoding or PREDICTORS[name].encoding, table.space)
-    encodings = encoder.encode_codes(table.codes[data.rows])
-    rng = _generator(settings, pair, samples)
-    trained = [rng.choice(len(data.rows), samples, replace=False) for _ in range(settings.repeats)]
+    encoded: _Encoded,
+) -> _Trained:
+    """Encodes what ``encoded`` does not hold yet: parts of the work have all that they need."""
+    encoding = settings.encoding or PREDICTORS[name].encoding
+    if encoding not in encoded:
+        encoder = make_encoder(encoding, table.space)
+        encoded[encoding] = encoder, encoder.encode_codes(table.codes)
+    encoder, encodings = encoded[encoding]
     seeds = range(settings.seed, settings.seed + settings.repeats)
     predictors = [make_predictor(name, encoder, seed) for seed in seeds]
-    predictor_class(name).fit_all(
-        predictors, [(encodings[rows], data.latency_ms[rows]) for rows in trained]
-    )
-    outcomes, stds, taus = [], [], []
-    for predictor, rows in zip(predictors, trained, strict=True):
-        others = np.setdiff1d(np.arange(len(data.rows)), rows)
-        candidates = data.candidates(others)
-        predicted = data.standardised(predictor.predict(encodings[others]))
-        outcomes.append(candidates.select(predicted[None]))
-        stds.append(float(np.std(predicted - candidates.latency[0])))
-        taus.append(float(kendalltau(candidates.latency[0], predicted)[0]))
-    mean_std, tau = float(np.mean(stds)), float(np.mean(taus))
-    return _row(data, pair, name, samples, len(table), mean_std, tau, outcomes)
+    return _Trained(pair, data, name, samples, predictors, encodings, settings)
+
+
+def _numbered(part: tuple[int, _Simulated | _Trained]) -> tuple[int, list[dict[str, object]]]:
+    return part[0], part[1].rows()
 
 
 def _row(

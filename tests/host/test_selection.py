@@ -265,7 +265,7 @@ def test_charts_are_drawn_of_what_the_study_gives(
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["selection", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["selection", *map(str, arguments), "--parallel", "1"])
     return result.exit_code, result.stdout, result.stderr
 
 

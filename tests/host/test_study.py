@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
-    return run_study(folder / "study.toml", folder / "results", jobs=1)
+    return run_study(folder / "study.toml", folder / "results")
 
 
 def changed(folder: Path, old: str, new: str) -> Path:
@@ -162,7 +162,7 @@ def test_results_do_not_depend_on_who_computes_them(
     monkeypatch.setattr("esm_host.predictors.mlp.MLPPredictor", ByDepth)
     file = folder / "by_depth.toml"
     file.write_text(STUDY.replace(f", {QUICK}", ""))
-    alone = run_study(file, tmp_path / "alone", jobs=1)
+    alone = run_study(file, tmp_path / "alone")
     travelled = lambda task: compute(pickle.loads(pickle.dumps(task)))  # noqa: E731
     monkeypatch.setattr(study_run, "compute", travelled)
     with joblib.parallel_config(backend="threading", n_jobs=2):
@@ -191,7 +191,7 @@ def test_a_campaign_is_data_with_weights(tmp_path: Path, folder: Path) -> None:
     measured = esm_host.load_run(run.path).dataset()
     np.testing.assert_array_equal(first.latency_ms["fake"], measured.latency_ms)
     np.testing.assert_array_equal(first.weights, measured.weights())
-    study = run_study(settings, tmp_path / "results", jobs=1)
+    study = run_study(settings, tmp_path / "results")
     assert study.results()["device"].unique().tolist() == ["fake", "again"]
     assert (study.results()["test_samples"] == len(measured) - 30).all()
     bins = study.accuracy_by_bin()
@@ -236,7 +236,7 @@ def test_nothing_is_computed_twice(
 ) -> None:
     shutil.copytree(study.path, tmp_path / "results")
     done = counted(monkeypatch)
-    again = run_study(folder / "study.toml", tmp_path / "results", jobs=1)
+    again = run_study(folder / "study.toml", tmp_path / "results")
     assert done == []
     pd.testing.assert_frame_equal(again.results(), study.results())
     for old, new, computed in (
@@ -247,14 +247,14 @@ def test_nothing_is_computed_twice(
         ("epochs = 2", "epochs = 3", 12),
     ):
         done.clear()
-        run_study(changed(folder, old, new), tmp_path / "results", jobs=1)
+        run_study(changed(folder, old, new), tmp_path / "results")
         assert len(done) == computed, new
 
 
 def test_other_labels_are_those_of_the_file(study: Study, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(study.path, tmp_path / "results")
     path = changed(folder, 'label = "on"', 'label = "other"')
-    labels = run_study(path, tmp_path / "results", jobs=1).results()["label"]
+    labels = run_study(path, tmp_path / "results").results()["label"]
     assert labels.unique().tolist() == ["mlp", "other fc", "other one-hot"]
 
 
@@ -262,7 +262,7 @@ def test_other_labels_are_those_of_the_file(study: Study, folder: Path, tmp_path
 def test_interrupted_it_keeps_what_is_done_and_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["study", str(folder / "study.toml"), "--results", str(tmp_path), "--jobs", "1"]
+    arguments = ["study", str(folder / "study.toml"), "--results", str(tmp_path), "--parallel", "1"]
     with monkeypatch.context() as patched:
         done = counted(patched)
         counting = study_run.compute
@@ -283,7 +283,7 @@ def test_interrupted_it_keeps_what_is_done_and_goes_on(
     assert shown.exit_code == 0, shown.output
     assert "7 tasks are not done yet" in shown.stdout
     done = counted(monkeypatch)
-    assert run_study(folder / "study.toml", tmp_path, jobs=1).missing == 0
+    assert run_study(folder / "study.toml", tmp_path).missing == 0
     assert len(done) == 7
 
 
@@ -296,7 +296,7 @@ def test_a_damaged_result_is_named_and_made_again(
     with pytest.raises(DatasetError, match=r"is damaged .* delete it"):
         load_study(tmp_path / "results").results()
     done = counted(monkeypatch)
-    assert len(run_study(folder / "study.toml", tmp_path / "results", jobs=1).results()) == 36
+    assert len(run_study(folder / "study.toml", tmp_path / "results").results()) == 36
     assert len(done) == 1
 
 
@@ -308,7 +308,7 @@ def test_a_failing_predictor_is_a_row_and_the_others_go_on(folder: Path, tmp_pat
     broken = 'label = "broken", params = {learning_rate = -1.0}'
     file = changed(folder, f'encoding = ["fc", "one-hot"], label = "on", {QUICK}', broken)
     result = CliRunner().invoke(
-        app, ["study", str(file), "--results", str(tmp_path), "--jobs", "1"]
+        app, ["study", str(file), "--results", str(tmp_path), "--parallel", "1"]
     )
     assert result.exit_code == 1
     assert "4 tasks failed; the first, broken with 10 samples on slow: ValueError" in result.stderr
@@ -329,9 +329,9 @@ def test_what_failed_is_tried_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(MLPPredictor, "_fit_all", fail)
-        failed = run_study(folder / "study.toml", tmp_path, jobs=1)
+        failed = run_study(folder / "study.toml", tmp_path)
         assert (failed.results()["failure"] == "MemoryError").all()
-    assert run_study(folder / "study.toml", tmp_path, jobs=1).failures().empty
+    assert run_study(folder / "study.toml", tmp_path).failures().empty
 
 
 # Lookup tables
@@ -352,7 +352,7 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     monkeypatch.setattr("esm_host.study.plan.neighbours", lambda space: wanted)
     file = changed(folder, 'encoding = ["fc", "one-hot"], label = "on"', 'label = "table"')
     file.write_text(file.read_text().replace('"mlp", label', '"lookup", label'))
-    study = run_study(file, tmp_path, jobs=1)
+    study = run_study(file, tmp_path)
     found = study.results().query("label == 'table'")
     assert found["fixed_size"].all()
     assert found.groupby("device")["size"].first().to_dict() == {"slow": 30, "fast": 18}
@@ -365,7 +365,7 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     assert line[1] == line[2] != ""
     wanted[:] = 0
     with pytest.raises(UsageError, match="holds 0: leave it out"):
-        run_study(file, tmp_path, jobs=1)
+        run_study(file, tmp_path)
 
 
 class Parts(ByDepth):
@@ -383,14 +383,14 @@ def test_the_table_of_a_device_is_given_to_what_adds_up_parts(
     monkeypatch.setattr("esm_host.study.plan.load_lookup_table", load)
     file = changed(folder, f", {QUICK}", "")
     with pytest.raises(UsageError, match=r"'mlp' needs a lookup table .* lookup_table = FILE"):
-        run_study(file, tmp_path, jobs=1)
+        run_study(file, tmp_path)
     (folder / "parts.json").write_text("1.5")
     file.write_text(file.read_text() + 'lookup_table = "parts.json"\n')
     done = counted(monkeypatch)
-    assert run_study(file, tmp_path, jobs=1).failures().empty
+    assert run_study(file, tmp_path).failures().empty
     assert len(done) == 12
     (folder / "parts.json").write_text("1.25")  # other numbers, other results
-    run_study(file, tmp_path, jobs=1)
+    run_study(file, tmp_path)
     assert len(done) == 24
 
 
@@ -408,7 +408,7 @@ def test_rows_are_found_by_their_codes(folder: Path) -> None:
 
 def test_the_command_prints_tables_and_writes_plots(folder: Path, study: Study) -> None:
     result = CliRunner().invoke(
-        app, ["study", str(folder / "study.toml"), "--results", str(study.path), "--jobs", "1"]
+        app, ["study", str(folder / "study.toml"), "--results", str(study.path), "--parallel", "1"]
     )
     assert result.exit_code == 0, result.output
     assert "12 of 12 tasks are there already" in result.stderr
@@ -485,7 +485,7 @@ def test_mistakes_are_one_line_that_names_the_cure(
         read_study(file)
         return
     with pytest.raises(UsageError, match=message) as caught:
-        run_study(file, tmp_path, jobs=1)
+        run_study(file, tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "study.json").exists()
 
@@ -508,7 +508,7 @@ def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
 
 def test_one_program_at_a_time(folder: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path).locked(), pytest.raises(EsmError, match="another esm-host"):
-        run_study(folder / "study.toml", tmp_path, jobs=1)
+        run_study(folder / "study.toml", tmp_path)
 
 
 # What comes with the project

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -125,6 +126,15 @@ SharedStore = Annotated[
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|dask://HOST:PORT",
+        help="Where to compute: N processes on this machine, or the workers of a Dask cluster "
+        "(docs/cluster.md). [default: one process per processor]",
+        show_default=False,
+    ),
+]
 NoWait = Annotated[
     bool,
     typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),
@@ -216,3 +226,10 @@ def as_share(option: str, percent: float) -> float:
 def printable(text: str) -> str:
     """Without what would move a terminal's cursor: the text is others'."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def computing(where: str | None) -> AbstractContextManager[None]:
+    """Within it, tasks are computed where ``--parallel`` says."""
+    from esm_host.parallel import parallel
+
+    return parallel(where, lambda text: typer.echo(f"warning: {text}", err=True))

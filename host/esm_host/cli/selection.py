@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import encoding_names
+from esm_host.cli.options import Parallel, computing, encoding_names
 from esm_host.cli.output import print_table
 from esm_host.errors import UsageError
 
@@ -64,6 +64,7 @@ def selection(
         int, typer.Option(help="How often each real predictor is trained.", min=1)
     ] = 5,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    parallel: Parallel = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="For selection.parquet and charts."),
@@ -92,7 +93,8 @@ def selection(
     if output is not None and output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file: give a folder")
     known = read_benchmark(table)
-    results = run_selection(known, pairs, settings, lambda line: typer.echo(line, err=True))
+    with computing(parallel):
+        results = run_selection(known, pairs, settings, lambda line: typer.echo(line, err=True))
     _print(results)
     if output is not None:
         _write(output, results, known, pairs[0], settings)

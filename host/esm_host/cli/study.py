@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.options import Quiet
+from esm_host.cli.options import Parallel, Quiet, computing
 
 if TYPE_CHECKING:
     from esm_host.study.results import Study
@@ -23,7 +23,7 @@ def study(
         Path | None,
         typer.Option(help="Folder of the results; runs/study-FILE unless given.", metavar="DIR"),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Tasks at a time; -1 is one per processor.")] = -1,
+    parallel: Parallel = None,
     only_plots: Annotated[
         bool,
         typer.Option("--only-plots", help="Compute nothing; tables and plots of what is there."),
@@ -36,17 +36,15 @@ def study(
 
     Example: esm-host study studies/nasbench201.toml --results runs/nasbench201
     """
-    from esm_host.errors import UsageError
     from esm_host.study.results import StudyFolder, load_study
 
-    if jobs == 0 or jobs < -1:
-        raise UsageError(f"--jobs {jobs}: give 1 or more, or -1 for one per processor")
     where = results or Path("runs") / f"study-{file.stem}"
     if not only_plots:
         from esm_host.study.run import run_study
 
         try:
-            run_study(file, where, jobs, _Progress(quiet))
+            with computing(parallel):
+                run_study(file, where, _Progress(quiet))
         except KeyboardInterrupt:
             typer.echo(
                 f"interrupted; what is done is kept in {where}: the same command goes on", err=True

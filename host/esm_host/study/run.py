@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol as Role
 
-import joblib
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-
 from esm_host.errors import EsmError
 from esm_host.folder import RunFolder
+from esm_host.parallel import map_unordered
 from esm_host.study.data import read_data
 from esm_host.study.plan import Planned, plan
 from esm_host.study.results import Study, StudyFolder, load_study
@@ -32,23 +29,23 @@ class StudyWatcher(Role):
 def run_study(
     study: StudySettings | str | Path,
     results: str | Path,
-    jobs: int | None = None,
     watcher: StudyWatcher | None = None,
 ) -> Study:
     """Computes what a study's folder does not hold yet; what failed before is tried again.
 
-    Every finished task is kept at once: a study broken off anywhere goes on from there.
+    Every finished task is kept at once: a study broken off anywhere goes on from there. Tasks are
+    computed one after another, unless within ``with esm_host.parallel.parallel(...)``: in several
+    processes, or on a cluster.
 
     Args:
         study: settings, or the path of their TOML file.
         results: folder; made if need be.
-        jobs: tasks at a time, -1 for as many as there are processors; None leaves it to
-            ``joblib.parallel_config``, by which tasks also go to a Dask or Ray cluster.
 
     Raises:
         UsageError: the study makes no sense.
         DatasetError: its data are damaged.
         BusyError: another program uses the folder.
+        EsmError: processes or the cluster that compute are gone; what is done is kept.
     """
     settings = study if isinstance(study, StudySettings) else read_study(Path(study))
     tasks = plan(settings, read_data(settings))
@@ -61,23 +58,14 @@ def run_study(
         if watcher is not None:
             watcher.on_planned(len(different), len(different) - len(pending))
         try:
-            for key, outcome in _computed(pending, jobs):
-                folder.keep(key, outcome)
-                if watcher is not None:
-                    watcher.on_task(outcome)
-        except TerminatedWorkerError as error:
-            raise EsmError(
-                "a worker was killed, most likely for want of memory; what is done is kept: "
-                "run it again with fewer --jobs"
-            ) from error
+            with closing(map_unordered(_keyed, pending)) as outcomes:
+                for key, outcome in outcomes:
+                    folder.keep(key, outcome)
+                    if watcher is not None:
+                        watcher.on_task(outcome)
+        except EsmError as error:
+            raise type(error)(f"{error}; what is done is kept") from error
     return load_study(folder.path)
-
-
-def _computed(tasks: Sequence[Planned], jobs: int | None) -> Iterator[tuple[str, Outcome]]:
-    """In the order in which they come to their end."""
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    with closing(parallel(joblib.delayed(_keyed)(planned) for planned in tasks)) as outcomes:
-        yield from outcomes
 
 
 def _keyed(planned: Planned) -> tuple[str, Outcome]:

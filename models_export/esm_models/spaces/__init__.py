@@ -22,6 +22,9 @@ SPACES = {
 }
 """Name -> where its class is."""
 
+OWN_SPACES = "esm_user_space_"
+"""What names of modules of users' own spaces begin with; they can be imported nowhere else."""
+
 
 def load_space(name: str, **settings: Any) -> SearchSpace:
     """A search space by name, or ``path/to/file.py:Class`` for one's own.
@@ -62,7 +65,7 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
 def _class_from_file(path: Path, class_name: str) -> type[SearchSpace]:
     if not path.is_file():
         raise UnknownSpaceError(f"there is no file '{path}' to read the search space from")
-    spec = importlib.util.spec_from_file_location(f"esm_user_space_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{OWN_SPACES}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

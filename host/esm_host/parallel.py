@@ -1,0 +1,414 @@
+"""Where tasks are computed: by processes of this machine, or by the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import importlib.util
+import io
+import logging
+import pickle
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import cloudpickle
+import joblib
+import numpy as np
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from esm_host.errors import ClusterError, EsmError, UsageError
+from esm_models.spaces import OWN_SPACES
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R")
+Array = NDArray[Any]
+
+_PROTOCOLS = {"dask": "tcp", "dask+tls": "tls"}
+_PORT = 8786  # of Dask's schedulers, unless they are told another
+_PATIENCE_S = 10.0  # with somebody who connects
+_CHECK_S = 60.0  # with workers, which load libraries first
+_LOOK_S = 15.0
+_SMALL_BYTES = 1024
+
+_LIBRARIES = (
+    *("cloudpickle", "dask", "distributed", "msgpack"),
+    *("numpy", "scipy", "pandas", "scikit-learn", "torch"),
+    *("gpytorch", "lightgbm", "ngboost", "xgboost", "xgboost-cpu"),
+)
+"""Of which machines must have the same, to understand each other and for results to be equal."""
+
+_cluster: ContextVar[Client | None] = ContextVar("cluster", default=None)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+@contextmanager
+def parallel(spec: str | int | None = None, warn: Callable[[str], None] = _warn) -> Iterator[None]:
+    """Where :func:`map_unordered`, and every ``joblib.Parallel``, computes inside of the ``with``.
+
+    Args:
+        spec: a number of processes on this machine, None for one per processor; or
+            ``"dask://HOST:PORT"``, the scheduler of a Dask cluster, ``"dask+tls://HOST:PORT"`` with
+            the certificates that Dask is set to. The port is 8786 unless given.
+        warn: is told when all workers of a cluster are gone; tasks wait for others.
+
+    Raises:
+        UsageError: the spec is none, or the library for clusters is not installed.
+        ClusterError: the scheduler does not answer, has no workers, or they are not fit: another
+            version of what results depend on, or several tasks at a time in one process.
+    """
+    scheduler = _scheduler(spec)
+    if scheduler is None:
+        token = _cluster.set(None)
+        try:
+            with joblib.parallel_config("loky", n_jobs=-1 if spec is None else int(spec)):
+                yield
+        finally:
+            _cluster.reset(token)
+        return
+    with _connected(scheduler) as client:
+        try:
+            _within(_CHECK_S, partial(_check, client))
+        except TimeoutError as error:
+            raise ClusterError(
+                f"{_name(client)} or one of its workers does not answer: start them again"
+            ) from error
+        token = _cluster.set(client)
+        try:
+            with _watched(client, warn), joblib.parallel_config("dask", client=client):
+                yield
+        finally:
+            _cluster.reset(token)
+
+
+def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R, None, None]:
+    """What a function makes of each task, in the order in which they come to their end.
+
+    On a cluster, arrays go to a worker once and not with every task that has them, and what a
+    worker that dies was at is done again by another one. There a task has one thread.
+
+    Args:
+        function: of a module, so that other processes find it.
+        tasks: with all that the function needs: workers have none of this machine's files.
+
+    Raises:
+        EsmError: a process of this machine was killed.
+        ClusterError: the scheduler is gone, or a task was the end of several workers.
+    """
+    client = _cluster.get()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(OWN_SPACES):  # which no worker can import
+            cloudpickle.register_pickle_by_value(module)
+    if client is not None:
+        yield from _map_on(client, function, tasks)
+        return
+    run = joblib.Parallel(return_as="generator_unordered")
+    try:
+        with closing(run(joblib.delayed(function)(task) for task in tasks)) as found:
+            yield from found
+    except TerminatedWorkerError as error:
+        raise EsmError(
+            "a process was killed, most likely for want of memory: run it again with a smaller "
+            "number in --parallel"
+        ) from error
+
+
+# What goes to a cluster
+
+
+def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    # By Dask itself: through joblib, a cluster of one worker is taken for no cluster at all, and
+    # one to which workers come later is not used as a whole.
+    from distributed import KilledWorker, as_completed
+
+    arrays: dict[str, Array] = {}
+    packed = _packed(((function, task) for task in tasks), arrays)
+    # Computed rather than scattered: what was scattered is lost together with the workers that
+    # hold it, what was computed is computed again.
+    there = client.submit(pickle.loads, pickle.dumps(arrays), pure=False)
+    futures = client.map(_compute, packed, arrays=there, facts=_facts(), pure=False)
+    finished = as_completed(futures, loop=client.loop)
+    del futures  # results leave the workers as they are yielded
+    try:
+        for future in finished:
+            yield future.result()
+    except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+        raise ClusterError(
+            f"{_name(client)} is gone: start scheduler and workers, and run it again"
+        ) from error
+    except KilledWorker as error:
+        raise ClusterError(
+            "several workers died of the same task, most likely for want of memory: start fewer "
+            "on a machine, or give them more by --memory-limit"
+        ) from error
+    finally:
+        with suppress(Exception):  # of a scheduler that is gone
+            client.cancel(list(finished.futures))
+
+
+def _compute(task: bytes, arrays: Mapping[str, Array], facts: Mapping[str, str]) -> Any:
+    """On a worker."""
+    from distributed import get_worker
+
+    if different := _different(_facts(), facts):  # a worker that came later
+        raise _unfit(get_worker().address, different)
+    with threadpool_limits(1):
+        function, argument = _Unpickler(io.BytesIO(task), arrays).load()
+        return function(argument)
+
+
+def _packed(tasks: Iterable[object], arrays: dict[str, Array]) -> list[bytes]:
+    """Tasks without their arrays, which are added to ``arrays``."""
+    known: dict[int, tuple[Array, str]] = {}
+    packed = []
+    for task in tasks:
+        file = io.BytesIO()
+        _Pickler(file, arrays, known).dump(task)
+        packed.append(file.getvalue())
+    return packed
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Puts arrays aside, each once, by a digest of what they hold."""
+
+    def __init__(
+        self, file: io.BytesIO, arrays: dict[str, Array], known: dict[int, tuple[Array, str]]
+    ) -> None:
+        super().__init__(file)
+        self._arrays = arrays
+        self._known = known  # with the arrays: an id is another's when its object is gone
+
+    def persistent_id(self, value: object) -> str | None:
+        if type(value) is not np.ndarray or value.nbytes < _SMALL_BYTES or value.dtype.hasobject:
+            return None
+        if id(value) not in self._known:
+            form = (value.shape, value.dtype.str, value.dtype.descr, value.flags.f_contiguous)
+            digest = hashlib.sha256(repr(form).encode())
+            digest.update(value.tobytes())
+            self._known[id(value)] = value, digest.hexdigest()
+        key = self._known[id(value)][1]
+        self._arrays.setdefault(key, value)
+        return key
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, arrays: Mapping[str, Array]) -> None:
+        super().__init__(file)
+        self._arrays = arrays
+
+    def persistent_load(self, key: str) -> Array:
+        # As it was there: aligned, and the task's own to write to.
+        return self._arrays[key].copy(order="K")
+
+
+# What a cluster must be like
+
+
+def _scheduler(spec: str | int | None) -> str | None:
+    """The address by which Dask knows it; None: it is of this machine."""
+    text = "" if spec is None else str(spec)
+    if spec is None or (text.isdecimal() and int(text) > 0):
+        return None
+    with suppress(ValueError):  # of the port, or of brackets
+        url = urlsplit(text)
+        rest = url.path.strip("/") or url.query or url.fragment or url.username is not None
+        if url.scheme in _PROTOCOLS and url.hostname and not rest:
+            host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            return f"{_PROTOCOLS[url.scheme]}://{host}:{url.port or _PORT}"
+    raise UsageError(
+        f"--parallel '{text}': give a number of processes on this machine, or dask://HOST:PORT, "
+        "the scheduler of a cluster"
+    )
+
+
+@contextmanager
+def _connected(scheduler: str) -> Iterator[Client]:
+    try:
+        import dask
+        import distributed  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a cluster needs {error.name}: pip install 'esm-profiler[cluster]'"
+        ) from error
+    # Dask tells of trouble in many lines; ours is one.
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    settings = {"distributed.admin.large-graph-warning-threshold": "1 TB"}
+    try:
+        with dask.config.set(settings), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="distributed")
+            client = _client(scheduler)
+            try:
+                yield client
+            finally:
+                with suppress(Exception):  # of a scheduler that is gone
+                    client.close(timeout=1)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _client(scheduler: str) -> Client:
+    from distributed import Client
+
+    url = urlsplit(scheduler)
+    try:
+        socket.create_connection((url.hostname, url.port), _PATIENCE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {scheduler} ({error.strerror or error}): start one "
+            "there (dask scheduler), or correct --parallel"
+        ) from error
+    connect = partial(Client, scheduler, timeout=_PATIENCE_S, set_as_default=False)
+    try:
+        return _within(_PATIENCE_S, connect)
+    except Exception as error:  # of many kinds
+        raise ClusterError(
+            f"what listens at {scheduler} is no Dask scheduler for us "
+            f"({_line(error) or 'it does not answer'}): correct --parallel, or the certificates"
+        ) from error
+
+
+def _within(wait_s: float, function: Callable[[], R]) -> R:
+    """What the function gives, or TimeoutError: Dask waits without end for what takes a connection
+    and then says nothing, as its own dashboard does."""
+    found: concurrent.futures.Future[R] = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return found.result(wait_s)
+
+
+def _check(client: Client) -> None:
+    """Raises ClusterError unless the workers are fit."""
+    threads = client.nthreads()
+    if not threads:
+        raise ClusterError(
+            f"{_name(client)} has no workers: start some (dask worker {_address(client)} "
+            "--nthreads 1)"
+        )
+    for worker, number in threads.items():
+        if number != 1:  # of which each would draw the other's random numbers
+            raise ClusterError(
+                f"the worker {worker} computes {number} tasks at a time in one process: start it "
+                "with --nthreads 1, and as many as it has processors by --nworkers -1"
+            )
+    here = _facts()
+    try:
+        scheduler: Any = client.run_on_scheduler(_facts)
+    except Exception as error:
+        scheduler = error
+    workers = client.run(_facts, on_error="return")
+    for where, found in {_name(client): scheduler, **workers}.items():
+        if isinstance(found, BaseException):  # most likely that there is no esm-profiler
+            raise _unfit(where, _line(found))
+        if different := _different(found, here):
+            raise _unfit(where, different)
+
+
+@contextmanager
+def _watched(client: Client, warn: Callable[[str], None]) -> Iterator[None]:
+    """Says when tasks wait because all workers are gone."""
+    over = threading.Event()
+
+    def watch() -> None:
+        there = True
+        while not over.wait(_LOOK_S):
+            with suppress(Exception):  # of a scheduler that is gone, of which tasks tell
+                before, there = there, bool(client.nthreads())
+                if before and not there:
+                    warn(
+                        f"{_name(client)} has no workers any more: tasks wait until there are some"
+                    )
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@cache
+def _facts() -> dict[str, str]:
+    """What results depend on, as it is in this process."""
+    facts = {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    facts |= {"esm-profiler": _version("esm-profiler"), "esm-profiler's code": _code()}
+    for name in _LIBRARIES:
+        if found := _version(name):
+            facts[name.removesuffix("-cpu")] = found
+    return facts
+
+
+def _version(name: str) -> str:
+    """Without where it was built for; empty if it is not installed."""
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
+
+
+def _code() -> str:
+    """A digest of the project's own modules."""
+    digest = hashlib.sha256()
+    for package in ("esm_host", "esm_models", "esm_protos"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for file in sorted(folder.rglob("*.py")):
+                digest.update(f"{file.relative_to(folder)}\0".encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _different(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What is not as it is here; empty if all is."""
+    return ", ".join(
+        f"{name} {there.get(name) or 'missing'} (here {mine or 'missing'})"
+        for name, mine in here.items()
+        if there.get(name, "") != mine
+    )
+
+
+def _unfit(where: str, different: str) -> ClusterError:
+    return ClusterError(
+        f"{where} is not fit: {different}: install the same esm-profiler and libraries there, and "
+        "start it again"
+    )
+
+
+def _address(client: Client) -> str:
+    assert client.scheduler is not None
+    return str(client.scheduler.address)
+
+
+def _name(client: Client) -> str:
+    return f"the scheduler {_address(client)}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
