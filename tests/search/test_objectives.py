@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
 
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
+from esm_host.parallel import parallel
 from esm_host.predictors import make_predictor
 from esm_host.sampling import RandomSampler
 from esm_host.search.objectives import read_measure, read_wish
@@ -86,7 +86,7 @@ def test_a_function_is_asked_once_of_each(tmp_path: Path) -> None:
     for _ in range(2):
         assert measure(np.concatenate([codes, codes]))["accuracy"].tolist() == expected * 2
     assert len(measure._function.__globals__["asked"]) == 5
-    with joblib.parallel_config(n_jobs=2):  # in other processes, which do not have the file
+    with parallel(2):  # in other processes, which do not have the file
         there = read_measure(read_wish(f"accuracy={path}:depth"), SPACE)(codes)
     assert there["accuracy"].tolist() == expected
     with pytest.raises(EsmError, match="a number for each"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.options import NoWait, Patience, Quiet, Seed, search_methods
+from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods
 
 if TYPE_CHECKING:
     from esm_host.search.verify import Round
@@ -81,6 +82,16 @@ def search(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|dask://HOST:PORT",
+            help="Where functions of yours are asked: N processes on this machine, or the workers "
+            "of a Dask cluster (docs/cluster.md). [default: in this process]",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder. [default: RUN/search]")
     ] = None,
@@ -137,7 +148,7 @@ def search(
                 "no --objective: the most FLOPs within the limits stand in for accuracy", err=True
             )
     path = shlex.quote(str(folder.path))
-    with Live(quiet) as live:
+    with Live(quiet) as live, nullcontext() if parallel is None else computing(parallel):
         try:
             searched = run_search(
                 settings,

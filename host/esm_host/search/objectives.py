@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from esm_host.dataset.benchmarks import codes_of
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
+from esm_host.parallel import map_unordered
 from esm_host.search.front import Floats
 from esm_host.search.genes import keys
 from esm_host.search.known import Known
@@ -178,31 +179,38 @@ class _Function:
         return {self._name: np.array([self._told[name] for name in names])}
 
     def _ask(self, codes: Codes) -> NDArray[np.float64]:
-        """In as many parts as there are processes, by ``joblib.parallel_config`` one or more."""
+        """Where :func:`esm_host.parallel.parallel` says, in parts."""
         workers = joblib.effective_n_jobs()
         parts = np.array_split(codes, min(len(codes), _PARTS * workers) if workers > 1 else 1)
-        told = joblib.Parallel()(
-            joblib.delayed(_told)(self._name, self._function, self._space.decode(part))
-            for part in parts
-        )
-        return np.concatenate(told)
+        tasks = [
+            _Task(number, self._name, self._function, self._space.decode(part))
+            for number, part in enumerate(parts)
+        ]
+        told = dict(map_unordered(_told, tasks))
+        return np.concatenate([told[number] for number in range(len(tasks))])
 
 
-def _told(
-    name: str,
-    function: Callable[[Sequence[Architecture]], Any],
-    architectures: Sequence[Architecture],
-) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    name: str
+    function: Callable[[Sequence[Architecture]], Any]
+    architectures: Sequence[Architecture]
+
+
+def _told(task: _Task) -> tuple[int, NDArray[np.float64]]:
     try:
-        values = np.asarray(function(architectures), dtype=float)
+        values = np.asarray(task.function(task.architectures), dtype=float)
     except Exception as error:  # anything that a user's function may do
-        raise EsmError(f"the objective {name} failed: {type(error).__name__}: {error}") from error
-    if values.shape != (len(architectures),):
         raise EsmError(
-            f"the objective {name} told {values.shape or 'one'} values of {len(architectures)} "
-            "architectures: let it return a number for each"
+            f"the objective {task.name} failed: {type(error).__name__}: {error}"
+        ) from error
+    if values.shape != (len(task.architectures),):
+        raise EsmError(
+            f"the objective {task.name} told {values.shape or 'one'} values of "
+            f"{len(task.architectures)} architectures: let it return a number for each"
         )
-    return values
+    return task.number, values
 
 
 class _Fitted:
