@@ -5,10 +5,16 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from esm_host.parallel import parallel
+from esm_host.search.settings import SearchSettings
+from esm_host.searching import run_search
+from tests.host.cluster import Cluster
 
 pytestmark = pytest.mark.faults
 
@@ -66,3 +72,29 @@ def test_killed_again_and_again_it_comes_to_the_same_front(tmp_path: Path) -> No
     assert one["measured"] == two["measured"]
     rounds = [[row["key"] for row in each["chosen"]] for each in one["rounds"]]
     assert rounds == [[row["key"] for row in each["chosen"]] for each in two["rounds"]]
+
+
+def test_a_worker_is_killed_and_the_front_is_the_same(tmp_path: Path) -> None:
+    campaign = tmp_path / "run"
+    finished(*PROFILE, "--run", campaign, "-q")
+    function = tmp_path / "own.py"
+    function.write_text(
+        "import time\n"
+        "def accuracy(architectures):\n"
+        "    time.sleep(0.002 * len(architectures))\n"
+        "    return [sum(map(len, a.units)) + len(set(a.units[0])) / 10 for a in architectures]\n"
+    )
+    settings = SearchSettings((str(campaign),), (f"accuracy={function}:accuracy",), measure=0)
+    alone = run_search(settings, tmp_path / "alone")
+    cluster = Cluster(tmp_path, workers=2)
+    try:
+        killer = threading.Timer(3, cluster.workers[0].kill)
+        killer.start()
+        with parallel(cluster.spec):
+            together = run_search(settings, tmp_path / "together")
+        killer.join()
+        assert cluster.workers[0].wait(10) == -9
+        assert cluster.workers[1].poll() is None
+    finally:
+        cluster.close()
+    assert together.result["results"] == alone.result["results"]
