@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from esm_host.latency import Latency as Latency
     from esm_host.run import Run as Run
     from esm_host.run import load_run as load_run
+    from esm_host.search.record import SearchRecord as SearchRecord
+    from esm_host.search.record import load_search as load_search
     from esm_host.search.settings import SearchSettings as SearchSettings
     from esm_host.searching import run_search as run_search
     from esm_host.study.results import load_study as load_study
@@ -59,6 +61,7 @@ _NAMES = {
     "esm_host.extension.settings": ("Settings",),
     "esm_host.latency": ("Latency",),
     "esm_host.run": ("Run", "load_run"),
+    "esm_host.search.record": ("SearchRecord", "load_search"),
     "esm_host.search.settings": ("SearchSettings",),
     "esm_host.searching": ("run_search",),
     "esm_host.study.results": ("load_study",),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from esm_host.exporting.files import Exported
+    from esm_host.search.record import SearchRecord
     from esm_host.watcher import CampaignWatcher
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
@@ -292,13 +293,13 @@ def resume(
 
 
 def write_report(
-    source: Run | TimingFile | str | os.PathLike[str],
+    source: Run | TimingFile | SearchRecord | str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
 ) -> Path:
     """Writes one HTML file that opens in any browser, without a network.
 
     Args:
-        source: a campaign or a timing, or the folder or file of one.
+        source: a campaign, a search or a timing, or the folder or file of one.
 
     Returns:
         The file's path.
@@ -313,14 +314,18 @@ def write_report(
     """
     from esm_host.report.campaign import campaign_page
     from esm_host.report.page import render
+    from esm_host.report.search import search_page
     from esm_host.report.timing import timing_page
 
     output = Path(output)
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"--output {output}: give a file in a folder that exists")
-    if not isinstance(source, Run | TimingFile):
+    if isinstance(source, str | os.PathLike):
         source = _opened(Path(source))
-    page = campaign_page(source) if isinstance(source, Run) else timing_page(source)
+    if isinstance(source, Run):
+        page = campaign_page(source)
+    else:
+        page = timing_page(source) if isinstance(source, TimingFile) else search_page(source)
     try:
         output.write_text(render(page, version("esm-profiler")), encoding="utf-8")
     except OSError as error:
@@ -409,14 +414,16 @@ def _space(source: Run | SearchSpace | str | os.PathLike[str]) -> SearchSpace:
     return (source if isinstance(source, Run) else load_run(Path(source))).space
 
 
-def _opened(path: Path) -> Run | TimingFile:
+def _opened(path: Path) -> Run | TimingFile | SearchRecord:
+    from esm_host.search.record import holds_search, load_search
+
     if path.is_dir():
-        return load_run(path)
+        return load_search(path) if holds_search(path) else load_run(path)
     if path.exists():
         return load_timing(path)
     raise UsageError(
-        f"there is no {path}: give the folder of a campaign (esm-host profile --run), or "
-        "a file of esm-host time --json"
+        f"there is no {path}: give the folder of a campaign (esm-host profile --run) or of a "
+        "search (esm-host search), or a file of esm-host time --json"
     )
 
 

@@ -20,6 +20,7 @@ from esm_host.evaluation.selection import (
     by_falling_accuracy,
     hypervolume,
     pareto_front,
+    reductions,
 )
 from esm_host.report import selection_plots
 from esm_host.selection_study import (
@@ -55,6 +56,22 @@ def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def brute_front(points: list[tuple[float, float]]) -> list[bool]:
     return [not any(beats(other, point) for other in points) for point in points]
+
+
+@given(POINTS, st.data())
+def test_reduction_is_what_the_best_as_fast_has_more(
+    points: list[Point], data: st.DataObject
+) -> None:
+    latency, accuracy, _ = np.array(points).T
+    selected = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(points), max_size=len(points)))
+    )
+    expected = [
+        max(other[1] for other in points if other[0] <= point[0]) - point[1]
+        for point, chosen in zip(points, selected, strict=True)
+        if chosen
+    ]
+    assert reductions(latency, accuracy, selected.astype(bool)).tolist() == expected
 
 
 def brute_area(points: list[tuple[float, float]], reference: float) -> float:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from playwright import sync_api as playwright
 from typer.testing import CliRunner
 
+from esm_host import searching
 from esm_host.atomic import write_json
 from esm_host.bins import DepthBins
 from esm_host.cli.app import app
@@ -23,6 +24,7 @@ from esm_host.encoding import make_encoder
 from esm_host.folder import RunFolder
 from esm_host.report.result import campaign_result
 from esm_host.sampling import RandomSampler
+from esm_host.search.methods.with_pymoo import PymooSearch
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
@@ -122,6 +124,21 @@ def transferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def searched(campaign: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that ended when its measurements were spent, in a folder of its campaign."""
+    run = shutil.copytree(campaign, tmp_path_factory.mktemp("searched") / "a")
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps({**settings, "predictor": "ridge"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01))
+        patch.setattr(searching, "make_method", lambda *_: PymooSearch("nsga2", 60, 12))
+        command = ["search", run, "--max-latency", 2.5, "--measure", 10, "--batch", 4]
+        result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    return run / "search"
+
+
 def _counter(width: int) -> bytes:
     """A predictor that takes a millisecond for every block."""
     node = helper.make_node("ReduceSum", ["encoding", "axes"], ["latency_ms"], keepdims=0)
@@ -154,6 +171,11 @@ def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
 @pytest.fixture(scope="module")
 def transfer_report(browser: playwright.Browser, transferred: Path) -> Opened:
     return opened(browser, written(transferred, transferred.parent / "transfer.html"))
+
+
+@pytest.fixture(scope="module")
+def search_report(browser: playwright.Browser, searched: Path) -> Opened:
+    return opened(browser, written(searched, searched.parent / "search.html"))
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,16 @@ TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribut
 TIMING.insert(0, "latencies")
 TIMING += ["operators-2", "states-clock-mhz", "states-temperature-c", "states-gpu-clock-mhz"]
 TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:]]
+SEARCH = ["front-0", "hypervolume", "off"]
 PAGES = [
     ("campaign_report", CAMPAIGN),
     ("timing_report", TIMING),
     ("transfer_report", TRANSFER),
+    ("search_report", SEARCH),
 ]
 
 
-@pytest.fixture(params=PAGES, ids=["campaign", "timing", "transfer"])
+@pytest.fixture(params=PAGES, ids=["campaign", "timing", "transfer", "search"])
 def report(request: pytest.FixtureRequest) -> tuple[Opened, list[str]]:
     name, figures = request.param
     return request.getfixturevalue(name), figures

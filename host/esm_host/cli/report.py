@@ -1,4 +1,4 @@
-"""``esm-host report``: one HTML file about a campaign, or about timed models."""
+"""``esm-host report``: one HTML file about a campaign, a search or timed models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a campaign, or JSON of esm-host time.", metavar="DIR|TIMING.json"
+            help="Folder of a campaign or of a search, or JSON of esm-host time.",
+            metavar="DIR|TIMING.json",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(

@@ -137,6 +137,24 @@ def pareto_front(latency: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_]:
     return result
 
 
+def reductions(latency: ArrayLike, accuracy: ArrayLike, selected: NDArray[np.bool_]) -> Floats:
+    """How much more accurate than each selected architecture the best candidate of at most its
+    latency is, ``(selected,)``. Their mean is the mean reduction of accuracy; where not all
+    candidates are known, it is so much at least.
+
+    Args:
+        latency, accuracy: true ones of all that are known, the selected included, ``(n,)``,
+            without NaN.
+        selected: ``(n,)``.
+    """
+    known, worth = np.asarray(latency, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    order = np.argsort(known, kind="stable")
+    best = np.maximum.accumulate(worth[order])
+    place = np.searchsorted(known[order], known[selected], side="right") - 1
+    result: Floats = best[place] - worth[selected]
+    return result
+
+
 def hypervolume(latency: ArrayLike, accuracy_percent: ArrayLike, reference: float) -> float:
     """The area under the staircase of the best accuracy to be had at each latency.
 

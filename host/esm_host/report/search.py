@@ -1,0 +1,606 @@
+"""The report of a search for architectures."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esm_host.report import search_plots as plots
+from esm_host.report.campaign import setting_facts
+from esm_host.report.page import (
+    DASH,
+    Cell,
+    Column,
+    Fact,
+    Facts,
+    Figure,
+    Page,
+    Section,
+    Step,
+    Steps,
+    Table,
+    Text,
+    bytes_text,
+    fixed,
+    number,
+    plural,
+    significant,
+)
+from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
+from esm_host.search.latency import AT_MOST, LATENCY, quantity
+from esm_host.search.problem import Limit
+from esm_host.search.record import INTERVAL, VERDICT, SearchRecord
+
+_MOST = 100  # rows of a table
+_CLOSEST = 5
+
+
+def search_page(record: SearchRecord) -> Page:
+    """What a search believed, what was measured of it, and what is best.
+
+    Raises:
+        DatasetError: a campaign's folder is damaged.
+    """
+    front = record.front()
+    devices = " and ".join(dict.fromkeys(run.settings.device for run in record.runs))
+    return Page(
+        eyebrow="Search for architectures",
+        title=f"The best of {record.space.name} on {devices}",
+        lead=_lead(record, front),
+        status=_status(record, front),
+        facts=list(_key_numbers(record, front)),
+        sections=[
+            *_next(record, front),
+            _front(record, front),
+            *_verification(record),
+            Section("how", "What was asked for", "", _asked(record)),
+        ],
+    )
+
+
+# The summary
+
+
+def _status(record: SearchRecord, front: pd.DataFrame) -> tuple[str, str]:
+    if record.result is None:
+        return "open", "not finished"
+    if front.empty:
+        return "bad", "nothing keeps the limits"
+    if not record.verifies:
+        return "open", "predicted, nothing was measured"
+    return ("good", "measured, and stable") if record.stable else ("open", "measured, not stable")
+
+
+def _lead(record: SearchRecord, front: pd.DataFrame) -> str:
+    limits = _limits(record)
+    if front.empty:
+        what = "was measured" if record.verifies else "is predicted"
+        return f"Nothing that {what} has {limits}."
+    name = record.objectives[0].name
+    ends = [_value(name, value) for value in (front[name].min(), front[name].max())]
+    within = f"Within the limits ({limits}) " if limits else ""
+    found = f"{within}{plural(len(front), 'architecture')} {'is' if len(front) == 1 else 'are'}"
+    span = " to ".join(dict.fromkeys(ends))
+    if not record.verifies:
+        return (
+            f"{found} predicted to be beaten by no other, {span}. Nothing was measured to see "
+            "whether that is so."
+        )
+    so_far = " so far" if record.result is None else ""
+    return f"{found} beaten by nothing that was measured{so_far}: {span}. {_of_stability(record)}"
+
+
+def _of_stability(record: SearchRecord) -> str:
+    if record.result is None:
+        return "The search has not ended."
+    if record.stable:
+        return "What is left is not expected to belong to them, and hope found no more."
+    return "The measurements were spent before all was measured that may belong to them."
+
+
+def _key_numbers(record: SearchRecord, front: pd.DataFrame) -> Iterator[Fact]:
+    settings = record.settings
+    if not record.verifies:
+        yield Fact("Front", f"{len(front):,}", "predicted")
+        yield Fact("Measured", "0", "by the search")
+    else:
+        own = int(front["key"].isin(record.chosen()["key"]).sum())
+        yield Fact("Front", f"{len(front):,}", f"{own} of them chosen by the search")
+        measured = record.measured()
+        done = int((measured["round"] > 0).sum())
+        yield Fact("Measured", f"{done:,}", f"of {settings.measure:,} at most")
+        yield Fact("Stable", "yes" if record.stable else "no", _rounds(record))
+        off = accuracy(deviations(record).assign(all=0), "all")
+        if len(off):
+            row = off.iloc[0]
+            yield Fact(
+                "Predictions off",
+                f"{row['median_percent']:.1f} %",
+                f"half of them at most, nine in ten {row['most_percent']:.1f} %",
+            )
+        steps = progress(record)
+        gained = 100 - steps["hypervolume_percent"].iloc[0]
+        if math.isfinite(gained):
+            yield Fact(
+                "Hypervolume gained", f"{gained:.0f} %", "of the front's; the rest was known before"
+            )
+    yield Fact("Confidence", f"{100 * settings.probability:g} %", "that a latency is in its limit")
+
+
+def _rounds(record: SearchRecord) -> str:
+    count = len(record.rounds)
+    return f"after {count} search{'es' * (count != 1)}"
+
+
+def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
+    settings = record.settings
+    steps = []
+    folder = shlex.quote(str(record.path))
+    if record.result is None:
+        runs = shlex.join(str(run.path) for run in record.runs)
+        steps.append(
+            Step(
+                "The search is not finished. Go on with it; nothing is measured twice:",
+                f"esm-host search {runs} -o {folder} --resume",
+            )
+        )
+    elif front.empty:
+        steps.append(
+            Step(
+                "Loosen the limits, or measure more where a campaign knows too little to promise "
+                "them. The same search again, for other limits:",
+                _again(record, settings.measure),
+            )
+        )
+    elif not record.verifies:
+        steps.append(Step("Measure what is predicted:", _again(record, 50)))
+    elif not record.stable:
+        steps.append(
+            Step(
+                "The front is not stable. Search again with more measurements; those that there "
+                "are count:",
+                _again(record, 2 * settings.measure),
+            )
+        )
+    if record.result is not None and len(front):
+        run, file = shlex.quote(str(record.runs[0].path)), shlex.quote(f"{record.path}/front.json")
+        steps.append(
+            Step(
+                "Make networks of these architectures, for other tools and to train:",
+                f"esm-host export {run} --architectures {file} --output chosen",
+            )
+        )
+    if steps:
+        yield Section("next", "What to do next", "", [Steps(steps)])
+
+
+def _again(record: SearchRecord, measure: int) -> str:
+    """The command that asks for the same in a folder of its own."""
+    settings, plain = record.settings, type(record.settings)(record.settings.runs)
+    words = ["esm-host", "search", *(str(run.path) for run in record.runs)]
+    words += [word for text in settings.objectives for word in ("--objective", text)]
+    words += [word for ms in settings.max_latency_ms for word in ("--max-latency", f"{ms:g}")]
+    words += [word for text in settings.limits for word in ("--limit", text)]
+    if settings.probability != plain.probability:
+        words += ["--confidence", f"{100 * settings.probability:g}"]
+    for name in ("method", "batch", "seed"):
+        if (value := getattr(settings, name)) != getattr(plain, name):
+            words += [f"--{name}", str(value)]
+    words += ["--measure", str(measure), "-o", f"{record.path}-2"]
+    return shlex.join(words)
+
+
+# The front
+
+
+def _front(record: SearchRecord, front: pd.DataFrame) -> Section:
+    parts: list[Any] = [*_pictures(record, front)]
+    if front.empty:
+        return Section("front", "Front", _nothing(record), [*parts, *_closest(record)])
+    parts.append(_front_table(record, front))
+    lead = "Units apart by |, the option of every block, equal neighbours counted."
+    if record.verifies:
+        lead = (
+            "Each search believed in a front, of which some were measured; what was measured "
+            "counts as measured from then on."
+        )
+    else:
+        lead = (
+            "Nothing was measured for this search: what follows is what the campaigns' predictors "
+            "promise."
+        )
+    return Section("front", "Front" if record.verifies else "Predicted front", lead, parts)
+
+
+def _nothing(record: SearchRecord) -> str:
+    if not record.verifies:
+        return (
+            f"No architecture is predicted to have {_limits(record)}, and nothing was measured for "
+            "this search. The folder does not hold what is predicted to come closest."
+        )
+    return (
+        f"Nothing that was measured has {_limits(record)}. The folder holds what each search "
+        "believed in and chose, the campaigns hold what was measured of it."
+    )
+
+
+def _pictures(record: SearchRecord, front: pd.DataFrame) -> Iterator[Figure]:
+    measured, chosen = record.measured(), record.chosen()
+    stairs = len(record.objectives) == 2
+    for index, axes in enumerate(_pairs(record)):
+        points = plots.measured_points(measured, chosen, axes)
+        name = f"front-{index}"
+        what = f"{plots.title(axes[1], unit=False)} against {plots.title(axes[0], unit=False)}"
+        columns = [Column("architecture", "architecture"), Column("what", "is")]
+        columns += [Column("x", plots.title(axes[0]), _digits(axes[0]))]
+        if record.verifies:
+            believed = record.believed()
+            columns += [Column("predicted_x", "predicted before", _digits(axes[0]))]
+            columns += [Column("y", plots.title(axes[1]), _digits(axes[1]))]
+            yield Figure(
+                name,
+                f"Predicted and verified front, {what}",
+                _of_picture(record, points, believed, stairs) if index == 0 else "",
+                plots.verified(points, believed, axes, record.limits, stairs),
+                columns,
+                half=index > 0,
+            )
+        elif len(front):
+            at_most = axes[0].replace(LATENCY, AT_MOST)
+            predicted = front.rename(columns={axes[0]: "x", axes[1]: "y", at_most: "x_at_most"})
+            predicted = predicted[["architecture", "x", "x_at_most", "y"]]
+            columns += [Column("x_at_most", "at most", _digits(axes[0]))]
+            columns += [Column("y", plots.title(axes[1]), _digits(axes[1]))]
+            own = points.assign(what=plots.OWN)
+            yield Figure(
+                name,
+                f"Predicted front, {what}",
+                f"Diamonds are predicted, lines lead to what their latency is at most with "
+                f"{100 * record.settings.probability:g} % probability. Squares are what the "
+                f"campaign measured.{_of_limits(record)}"
+                if index == 0
+                else "",
+                plots.promised(predicted, own, axes, record.limits),
+                columns,
+                half=index > 0,
+            )
+
+
+def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
+    """Every device's latency with everything else that was searched for."""
+    latencies = [quantity(LATENCY, device) for device in record.devices]
+    others = [o.name for o in record.objectives if o.name not in latencies]
+    if not others:
+        others, latencies = (latencies[1:] or ["flops"]), latencies[:1]
+    return [(latency, other) for other in others for latency in latencies]
+
+
+def _of_picture(
+    record: SearchRecord, points: pd.DataFrame, believed: pd.DataFrame, stairs: bool
+) -> str:
+    beaten = points["what"].eq(plots.BEATEN).sum()
+    text = (
+        f"The first search believed in {plural(len(believed), 'architecture')}"
+        f"{' (dotted line)' if stairs else ''}. Thin lines lead from where each that was chosen "
+        f"was predicted to where it was measured: {len(record.front())} are on the verified front"
+        f"{' (solid line)' if stairs else ''}, {beaten} were measured and are not, beaten or over "
+        "a limit."
+    )
+    return text + _of_limits(record)
+
+
+def _of_limits(record: SearchRecord) -> str:
+    latency = any(LATENCY in limit.name or AT_MOST in limit.name for limit in record.limits)
+    if not latency:
+        return ""
+    share = 100 * record.settings.probability
+    return f" The dashed line is the limit, to be kept with {share:g} % probability."
+
+
+def _front_table(record: SearchRecord, front: pd.DataFrame) -> Table:
+    chosen = record.chosen().set_index("key")
+    measured = record.measured().set_index("key")
+    rows = np.linspace(0, len(front) - 1, min(len(front), _MOST)).round().astype(int)
+    shown = front.iloc[rows]
+    keys = shown["key"]
+    several = len(record.devices) > 1
+    columns: dict[str, list[Cell]] = {
+        "architecture": [Cell(text) for text in shown["architecture"]]
+    }
+    for device in record.devices:
+        on = f" on {device}" if several else ""
+        latency, at_most = quantity(LATENCY, device), quantity(AT_MOST, device)
+        if record.verifies:
+            columns[f"#measured{on} (ms)"] = [number(v) for v in shown[latency]]
+            interval = keys.map(measured[quantity(INTERVAL, device)])
+            columns[f"#±{on} (%)"] = [fixed(v) for v in interval]
+            columns[f"#predicted{on} (ms)"] = [number(v) for v in keys.map(chosen[latency])]
+            columns[f"#at most{on} (ms)"] = [number(v) for v in keys.map(chosen[at_most])]
+            off = 100 * (shown[latency] / keys.map(chosen[latency]) - 1)
+            columns[f"#off{on} (%)"] = [fixed(v, sign=True) for v in off]
+        else:
+            columns[f"#predicted{on} (ms)"] = [number(v) for v in shown[latency]]
+            columns[f"#at most{on} (ms)"] = [number(v) for v in shown[at_most]]
+    for name in _others(record, shown):
+        columns[f"#{_heading(name)}"] = [_counted(name, value) for value in shown[name]]
+    if record.verifies:
+        columns["#search"] = [fixed(v, 0) for v in keys.map(chosen["round"])]
+        known = [measured[quantity(VERDICT, device)] for device in record.devices]
+        columns["verdict"] = [_verdicts([each.get(key) for each in known]) for key in keys]
+    cells = [list(row) for row in zip(*columns.values(), strict=True)]
+    caption = _caption(record, front)
+    return Table("front-table", caption, list(columns), cells, wide=["architecture"])
+
+
+def _verdicts(verdicts: list[Any]) -> Cell:
+    return Cell(", ".join(dict.fromkeys(v for v in verdicts if isinstance(v, str))) or DASH)
+
+
+def _caption(record: SearchRecord, front: pd.DataFrame) -> str:
+    first = f"{_MOST} of {len(front):,}, from end to end; front.json has all. "
+    first *= len(front) > _MOST
+    architectures = "Architectures: units apart by |, the option of every block, equal neighbours "
+    architectures += "counted."
+    if not record.verifies:
+        return (
+            f"{first}Predicted, and at most with {100 * record.settings.probability:g} % "
+            f"probability; nothing was measured. {architectures}"
+        )
+    return (
+        f"{first}Predicted just before it was measured, and at most with the probability that its "
+        f"search asked for. Without these: measured before, by the campaign. {architectures}"
+    )
+
+
+def _closest(record: SearchRecord) -> Iterator[Table]:
+    measured = record.measured()
+    near = measured[np.isfinite(measured["excess"])].nsmallest(_CLOSEST, "excess")
+    if near.empty:
+        return
+    names = list(dict.fromkeys([o.name for o in record.objectives]))
+    names += [limit.name for limit in record.limits if limit.name not in names]
+    yield Table(
+        "closest",
+        "Of everything that the devices have measured, what comes closest to the limits",
+        ["architecture", *(f"#{_heading(name)}" for name in names), "#over by (%)"],
+        [
+            [
+                Cell(row["architecture"]),
+                *(_counted(name, row[name]) for name in names),
+                fixed(100 * row["excess"]),
+            ]
+            for row in near.to_dict("records")
+        ],
+        wide=["architecture"],
+    )
+
+
+# Whether the search was right
+
+
+def _verification(record: SearchRecord) -> Iterator[Section]:
+    if not record.verifies:
+        return
+    off, steps = deviations(record), progress(record)
+    parts: list[Any] = [_searches(record, steps)]
+    if math.isfinite(steps["hypervolume_percent"].iloc[-1]) and len(steps) > 1:
+        parts.append(_hypervolume(record, steps))
+    if off["off_percent"].notna().any():
+        parts += [_off(record, off), *_accuracy(record, off)]
+    if (lost := _lost(record)) is not None:
+        parts.append(lost)
+    yield Section(
+        "verification",
+        "Was the search right?",
+        "What each search predicted, and what measuring it showed.",
+        parts,
+    )
+
+
+def _searches(record: SearchRecord, steps: pd.DataFrame) -> Table:
+    measured = record.measured()
+    volume = steps.set_index("round")["hypervolume_percent"]
+    done = measured.groupby("round").size()
+    kept = measured[measured["on_front"]].groupby("round").size()
+    columns = ["#search", "#scored", "#on its front", "#of these new", "#chosen", "#measured"]
+    columns += ["#left on the verified front", "#hypervolume after (%)"]
+    rows = [
+        [
+            *(_count(value) for value in (row.round, row.scored, row.front, row.fresh, row.chosen)),
+            _count(done.get(row.round, 0)),
+            _count(kept.get(row.round, 0)),
+            fixed(volume.get(row.round)),
+        ]
+        for row in record.searches().itertuples(index=False)
+    ]
+    if reduction(record) is not None:
+        name = record.objectives[1].name
+        columns.append(f"#{plots.title(name, unit=False)} lost (MRA)")
+        for number, row in enumerate(rows, start=1):
+            lost = reduction(record, number)
+            row.append(Cell(DASH) if lost is None else _counted(name, lost.of_chosen))
+    return Table(
+        "searches",
+        "What each search found, how much of that was new, and what was left of it in the end",
+        columns,
+        rows,
+    )
+
+
+def _accuracy(record: SearchRecord, off: pd.DataFrame) -> Iterator[Table]:
+    columns = ["#promised (%)", "#within the promise (%)", "#off, median (%)", "#off, 90 % (%)"]
+    asked = record.searches().set_index("round")["probability"]
+    rows = [
+        [_count(row.Index), fixed(100 * asked[row.Index], 0), *_how_far(row)]
+        for row in accuracy(off, "round").itertuples()
+    ]
+    yield Table("accuracy", _OF_ACCURACY, ["#search", *columns], rows)
+    if len(record.devices) > 1:
+        rows = [[Cell(row.Index), *_how_far(row)] for row in accuracy(off, "device").itertuples()]
+        yield Table(
+            "accuracy-by-device",
+            "The same by device, all searches together",
+            ["device", *columns[1:]],
+            rows,
+        )
+
+
+def _how_far(row: Any) -> list[Cell]:
+    return [fixed(row.within_percent, 0), fixed(row.median_percent), fixed(row.most_percent)]
+
+
+_OF_ACCURACY = (
+    "How far off predictions were of what was measured then. Promised: how probable it was to be "
+    "that a latency is at most what was said; within the promise: the share that is. The first "
+    "search promises what was asked for; later ones look for what is to be expected (50 %), or has "
+    "a chance (10 %), and promise no more than that. Off: by what share of its prediction a "
+    "latency differs, in the median and in nine of ten"
+)
+
+
+def _count(value: int | float) -> Cell:
+    return Cell(f"{value:,}", float(value))
+
+
+def _hypervolume(record: SearchRecord, steps: pd.DataFrame) -> Figure:
+    first = steps.iloc[0]
+    summary = (
+        f"Before the search measured anything, the front of what was measured had "
+        f"{first['hypervolume_percent']:.0f} % of the hypervolume that it has now. The reference "
+        "point is the worst in every objective of all that was measured and keeps the limits."
+    )
+    columns = [
+        Column("measured", "measured by the search", 0),
+        Column("front", "on the front", 0),
+        Column("hypervolume_percent", "hypervolume (%)", 1),
+    ]
+    return Figure(
+        "hypervolume",
+        "Hypervolume of the verified front",
+        summary,
+        plots.progress(steps),
+        columns,
+        half=True,
+    )
+
+
+def _off(record: SearchRecord, off: pd.DataFrame) -> Figure:
+    measured = off.dropna(subset="off_percent")
+    late = int((~measured["within"]).sum())
+    summary = (
+        f"{late} of {plural(len(measured), 'measurement')} came out slower than the search had said "
+        "that they would at most (triangles). Marks on the dashed line are perfect."
+    )
+    columns = [
+        Column("round", "search", 0),
+        Column("architecture", "architecture"),
+        *([Column("device", "device")] if len(record.devices) > 1 else []),
+        Column("predicted_ms", "predicted (ms)", 4),
+        Column("at_most_ms", "at most (ms)", 4),
+        Column("measured_ms", "measured (ms)", 4),
+        Column("off_percent", "slower by (%)", 1),
+    ]
+    return Figure(
+        "off", "Measured against predicted, by search", summary, plots.off(off), columns, half=True
+    )
+
+
+def _lost(record: SearchRecord) -> Text | None:
+    found = reduction(record)
+    if found is None:
+        return None
+    name = record.objectives[1].name
+    what = plots.title(name, unit=False)
+    chosen, verified = (_value(name, value) for value in (found.of_chosen, found.of_verified))
+    return Text(
+        f"Mean reduction of {what} (MRA): the {found.chosen} that were chosen and keep the limits "
+        f"have {chosen} less on average than the best of at most their latency; the "
+        f"{found.verified} verified, which no other of them beats, {verified}. Best of what was "
+        "measured: the true front is not known, so these are lower bounds."
+    )
+
+
+# What was asked for
+
+
+def _asked(record: SearchRecord) -> list[Any]:
+    settings = record.settings.to_json()
+    objectives = ", ".join(
+        f"{plots.title(o.name, unit=False)} {'large' if o.maximise else 'small'}"
+        for o in record.objectives
+    )
+    settings |= {
+        "objectives": objectives,
+        "limits": _limits(record) or "none",
+        "method": settings["method"] or "chosen by the size of the space",
+    }
+    del settings["max_latency_ms"]
+    parts: list[Any] = [setting_facts(settings), Text("The campaigns that it learnt from:")]
+    parts.append(
+        Facts(
+            [
+                Fact(
+                    str(run.path),
+                    f"{run.settings.space} on {run.settings.device}",
+                    f"{len(run.measurements()):,} measured",
+                )
+                for run in record.runs
+            ]
+        )
+    )
+    return parts
+
+
+# Quantities in words
+
+
+def _limits(record: SearchRecord) -> str:
+    return " and ".join(_limit(limit) for limit in record.limits)
+
+
+def _limit(limit: Limit) -> str:
+    name = limit.name.replace(AT_MOST, LATENCY)
+    how = "at least" if limit.at_least else "at most"
+    counted = plots.is_counted(name)
+    value = _value(name, limit.value) if counted else f"{limit.value:g} {plots.unit(name)}".strip()
+    return f"{plots.title(name, unit=False)} {how} {value}"
+
+
+def _value(name: str, value: float) -> str:
+    text = _counted(name, value).text
+    return text if plots.is_counted(name) else f"{text} {plots.unit(name)}".strip()
+
+
+def _counted(name: str, value: float | None) -> Cell:
+    """A number of so many digits as the quantity deserves."""
+    if value is None or not math.isfinite(value) or not plots.is_counted(name):
+        return number(value)
+    if name == plots.MEMORY:
+        return Cell(bytes_text(value), float(value))
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return Cell(f"{significant(value / size)} {unit}", float(value))
+    return number(value)
+
+
+def _heading(name: str) -> str:
+    """Of a column whose cells are :func:`_counted`."""
+    return plots.title(name, unit=not plots.is_counted(name))
+
+
+def _digits(name: str) -> int:
+    """After the point, in a table of a chart's data."""
+    return 0 if plots.is_counted(name) else 4
+
+
+def _others(record: SearchRecord, frame: pd.DataFrame) -> list[str]:
+    """Quantities besides the latencies, those that were asked about first."""
+    asked = [*(o.name for o in record.objectives), *(limit.name for limit in record.limits)]
+    told = [name for name in frame if name not in ("key", "architecture", "depth")]
+    names = dict.fromkeys([*asked, *told])
+    return [name for name in names if name.rpartition(".")[2] not in (LATENCY, AT_MOST)]
