@@ -43,6 +43,7 @@ from esm_host.predictors.auto import AutoPredictor
 from esm_host.search.genes import keys
 from esm_host.search.known import Known
 from esm_host.search.latency import LATENCY, Latency
+from esm_host.search.method import SearchMethod
 from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.problem import Measure, Objective, Problem
 from esm_host.search.verify import Round, verified_search
@@ -114,17 +115,20 @@ class Truth:
             ends[0].max() + 0.1 * np.ptp(ends[0]),
             ends[1].min() - 0.1 * np.ptp(ends[1]),
         )
-        self._best = self._volumes(front)
+        self._best = self._volumes(*ends)
 
     def front(self, rows: Rows) -> Rows:
         return rows[pareto_front(self.latency_ms[rows], self.accuracy[rows])]
 
     def shares(self, rows: Rows) -> dict[str, float]:
-        whole, strict = self._volumes(rows)
+        return self.shares_of(self.latency_ms[rows], self.accuracy[rows])
+
+    def shares_of(self, latency_ms: Floats, accuracy: Floats) -> dict[str, float]:
+        """The same of what need not be in the table."""
+        whole, strict = self._volumes(latency_ms, accuracy)
         return {"share": whole / self._best[0], "strict": strict / self._best[1]}
 
-    def _volumes(self, rows: Rows) -> tuple[float, float]:
-        latency_ms, accuracy = self.latency_ms[rows], self.accuracy[rows]
+    def _volumes(self, latency_ms: Floats, accuracy: Floats) -> tuple[float, float]:
         slowest, least = self._corner
         inside = (latency_ms < slowest) & (accuracy > least)
         strict = (
@@ -164,15 +168,15 @@ def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int)
     rng = np.random.default_rng(seed)
     known = rng.choice(len(table), PER_SOURCE, replace=False)
     ours = SourceGP(seed)
-    ours.learn([_source(table, name, known) for name in sources])
+    ours.learn([source_of(table, name, known) for name in sources])
     truth = table.latency_of(target)
     there = rng.permutation(np.flatnonzero(np.isfinite(truth)))
     pool, samples = there[:POOL], there[POOL:]
     chosen = pool[ours.choose(table.codes[pool], FIRST)]
     views = make_encoder("views", table.space)
-    per_device = _learnt(table, truth, samples[:PER_DEVICE], views, seed)
+    per_device = learnt(table, truth, samples[:PER_DEVICE], views, seed)
     proxy = max(sources, key=lambda name: _alike(table.latency_of(name), truth, samples[:FIRST]))
-    adapted = AdaProxyPredictor(seed=seed).learn([_source(table, proxy, known)])
+    adapted = AdaProxyPredictor(seed=seed).learn([source_of(table, proxy, known)])
     adapted.adapt(table.codes[samples[:ADAPTED]], truth[samples[:ADAPTED]])
     proxy_ms = table.latency_of(proxy)
     rows = []
@@ -200,16 +204,16 @@ def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int)
             "from scratch": Simulated(table, truth, samples[:FIRST], views, seed),
         }
         for name, site in sites.items():
-            progress = _verify(table, accuracy, site)
+            progress = verify(table, accuracy, site, Exhaustive())
             for count in (20, 30, 40, 50, 60, 70, 80):
                 at = [each for each in progress if len(each) <= count]
                 keep(f"{name}, {count}", at[-1], FIRST)
             keep(f"{name}, until stable", progress[-1], FIRST)
         picks = {
-            "proxy": (_front(proxy_ms, accuracy), samples[:FIRST]),
-            "AdaProxy": (_front(adapted.predict(table.codes), accuracy), samples[:ADAPTED]),
+            "proxy": (front_of(proxy_ms, accuracy), samples[:FIRST]),
+            "AdaProxy": (front_of(adapted.predict(table.codes), accuracy), samples[:ADAPTED]),
             "per device": (
-                _front(per_device.predict(views.encode_codes(table.codes)), accuracy),
+                front_of(per_device.predict(views.encode_codes(table.codes)), accuracy),
                 samples[:PER_DEVICE],
             ),
         }
@@ -219,7 +223,9 @@ def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int)
     return pd.DataFrame(rows)
 
 
-def _verify(table: LatencyTable, accuracy: Floats, site: Simulated) -> list[Rows]:
+def verify(
+    table: LatencyTable, accuracy: Floats, site: Simulated, method: SearchMethod
+) -> list[Rows]:
     """What was measured, after each round."""
     known = Known("accuracy", table.codes, accuracy)
     progress = [site.rows]
@@ -235,17 +241,17 @@ def _verify(table: LatencyTable, accuracy: Floats, site: Simulated) -> list[Rows
         if len(site.rows) > len(progress[-1]):
             progress.append(site.rows)
 
-    verified_search(problem, [site], Exhaustive(), MOST - FIRST, BATCH, on_round=on_round)
+    verified_search(problem, [site], method, MOST - FIRST, BATCH, on_round=on_round)
     return progress if len(site.rows) == len(progress[-1]) else [*progress, site.rows]
 
 
-def _source(table: LatencyTable, name: str, rows: Rows) -> Source:
+def source_of(table: LatencyTable, name: str, rows: Rows) -> Source:
     latency_ms = table.latency_of(name)[rows]
     there = np.isfinite(latency_ms)
     return Source(name, table.space, table.codes[rows][there], latency_ms[there])
 
 
-def _learnt(
+def learnt(
     table: LatencyTable, truth: Floats, rows: Rows, encoder: Encoder, seed: int
 ) -> AutoPredictor:
     predictor = AutoPredictor(encoder.layout, seed)
@@ -256,7 +262,7 @@ def _alike(one: Floats, other: Floats, rows: Rows) -> float:
     return float(pd.Series(one[rows]).corr(pd.Series(other[rows]), method="spearman"))
 
 
-def _front(latency: Floats, accuracy: Floats) -> Rows:
+def front_of(latency: Floats, accuracy: Floats) -> Rows:
     there = np.flatnonzero(np.isfinite(latency))
     return there[pareto_front(latency[there], accuracy[there])]
 

@@ -68,3 +68,12 @@ def test_says_when_the_pool_was_not_enough(codes):
 def test_refuses_what_has_no_correlation(codes, settings):
     with pytest.raises(ValueError, match="needs 4 or more"):
         run(codes, lambda some: latency(some, 4), **settings)
+
+
+def test_what_could_not_be_measured_is_left_out(codes):
+    def measure(some):
+        return np.where(np.arange(len(some)) % 5, 2 * latency(some, 3), np.nan)
+
+    found = run(codes, measure)
+    assert found.decision is Decision.REUSE
+    assert found.proxy.samples == 24

@@ -60,7 +60,8 @@ def one_proxy(
     those with a correlation of ``threshold`` or the pool ends.
 
     Args:
-        measure: latencies on the new device, ms, ``(n,)`` of ``(n, *code_shape)``.
+        measure: latencies on the new device, ms, ``(n,)`` of ``(n, *code_shape)``; NaN of what
+            failed.
         pool: architectures to measure, in that order; its length is the most that it may cost.
         model: as of :class:`~esm_host.transfer.methods.proxy.ProxyPredictor`.
 
@@ -75,6 +76,11 @@ def one_proxy(
     predictor = ProxyPredictor(model=model, seed=seed).learn(sources)
     latency_ms = measure(pool[:first])
 
+    def learn(predictor: ProxyPredictor) -> ProxyPredictor:
+        """From all that could be measured so far."""
+        there = np.flatnonzero(np.isfinite(latency_ms))
+        return predictor.adapt(pool[there], latency_ms[there])
+
     def more() -> bool:
         """Measures a step; whether there was one left."""
         nonlocal latency_ms
@@ -86,9 +92,7 @@ def one_proxy(
 
     while True:
         codes = pool[: len(latency_ms)]
-        correlation = rank_correlation(
-            predictor.adapt(codes, latency_ms).predict(codes), latency_ms
-        )
+        correlation = rank_correlation(learn(predictor).predict(codes), latency_ms)
         decision = decide(correlation, threshold)
         if decision is not Decision.MEASURE or not more():
             break
@@ -100,7 +104,7 @@ def one_proxy(
     found: list[RankCorrelation] = []
     while True:
         done = len(latency_ms)
-        adapted.adapt(pool[:done], latency_ms)
+        learn(adapted)
         reached = bool(found) and found[-1].value >= threshold
         if reached or not more():
             break
