@@ -359,6 +359,7 @@ def _number(value: float) -> float | None:
 def _round_json(each: Round, space: SearchSpace) -> dict[str, Any]:
     return {
         "evaluations": each.evaluations,
+        "probability": each.probability,
         "front": _rows(each.front, space),
         "chosen": _rows(each.chosen, space),
     }
@@ -372,6 +373,7 @@ def _past(folder: SearchFolder, problem: Problem) -> list[Round]:
                 _found(entry["front"], problem),
                 _found(entry["chosen"], problem),
                 entry["evaluations"],
+                entry["probability"],
             )
             for entry in entries
         ]

@@ -493,8 +493,8 @@ def _off(record: SearchRecord, off: pd.DataFrame) -> Figure:
     measured = off.dropna(subset="off_percent")
     late = int((~measured["within"]).sum())
     summary = (
-        f"{late} of {plural(len(measured), 'measurement')} came out slower than the search had said "
-        "that they would at most (triangles). Marks on the dashed line are perfect."
+        f"{late} of {plural(len(measured), 'measurement')} came out slower than the search had "
+        "said that they would at most (triangles). Marks on the dashed line are perfect."
     )
     columns = [
         Column("round", "search", 0),

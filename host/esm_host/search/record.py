@@ -26,7 +26,6 @@ from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import read_measure
 from esm_host.search.problem import Limit, Objective, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
-from esm_host.search.verify import EXPECTING, HOPING
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
@@ -104,10 +103,8 @@ class SearchRecord:
         the ``probability`` with which its latency was predicted to be at most
         :data:`~esm_host.search.latency.AT_MOST`. Below a half the latency is that as well."""
         frames = [
-            self._frame(each["chosen"]).assign(round=number, probability=asked)
-            for number, (each, asked) in enumerate(
-                zip(self.rounds, self._probabilities, strict=True), start=1
-            )
+            self._frame(each["chosen"]).assign(round=number, probability=each["probability"])
+            for number, each in enumerate(self.rounds, start=1)
         ]
         frames = [frame for frame in frames if len(frame)]
         if not frames:
@@ -130,28 +127,16 @@ class SearchRecord:
         measured = self.measured()
         known = set(measured.loc[measured["round"] == 0, "key"])
         rows = []
-        for number, (each, asked) in enumerate(
-            zip(self.rounds, self._probabilities, strict=True), start=1
-        ):
+        for number, each in enumerate(self.rounds, start=1):
             keys = [row["key"] for row in each["front"]]
             fresh = sum(key not in known for key in keys)
-            rows.append((number, each["evaluations"], len(keys), fresh, len(each["chosen"]), asked))
+            counts = each["evaluations"], len(keys), fresh, len(each["chosen"])
+            rows.append((number, *counts, each["probability"]))
             known |= {row["key"] for row in each["chosen"]}
         names = ["round", "scored", "front", "fresh", "chosen", "probability"]
         return pd.DataFrame(rows, columns=names)
 
     # What the frames are made of
-
-    @property
-    def _probabilities(self) -> list[float]:
-        """That each round's search asked of latencies: as promised, then as expected, and in hope
-        once a round has found nothing to measure."""
-        promised, asked = self.settings.probability, []
-        for number in range(len(self.rounds)):
-            hoping = any(not each["chosen"] for each in self.rounds[:number])
-            later = HOPING if hoping else min(EXPECTING, promised)
-            asked.append(later if number else promised)
-        return asked
 
     @cached_property
     def _measured(self) -> pd.DataFrame:

@@ -43,11 +43,13 @@ class Round:
         front: what the search found, by what was known then.
         chosen: what was measured of it: predictions. None in the last round, whose front was
             known, or for which the budget was spent.
+        probability: that was asked of latencies.
     """
 
     front: Found
     chosen: Found
     evaluations: int
+    probability: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def verified_search(
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
         places = _spread(len(fresh), min(batch, left), bool(posed.limits))
         chosen = outcome.front[fresh[places]]
-        rounds.append(Round(outcome.front, chosen, outcome.evaluations))
+        rounds.append(Round(outcome.front, chosen, outcome.evaluations, wanted))
         if on_round is not None:
             on_round(rounds)
         _measure(sites, chosen)
