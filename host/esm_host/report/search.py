@@ -80,7 +80,7 @@ def _lead(record: SearchRecord, front: pd.DataFrame) -> str:
     limits = _limits(record)
     if front.empty:
         what = "was measured" if record.verifies else "is predicted"
-        return f"Nothing that {what} has {limits}."
+        return f"Nothing that {what} has {limits or 'all that was asked about'}."
     name = record.objectives[0].name
     ends = [_value(name, value) for value in (front[name].min(), front[name].max())]
     within = f"Within the limits ({limits}) " if limits else ""
@@ -203,72 +203,102 @@ def _front(record: SearchRecord, front: pd.DataFrame) -> Section:
     if front.empty:
         return Section("front", "Front", _nothing(record), [*parts, *_closest(record)])
     parts.append(_front_table(record, front))
-    lead = "Units apart by |, the option of every block, equal neighbours counted."
     if record.verifies:
         lead = (
             "Each search believed in a front, of which some were measured; what was measured "
             "counts as measured from then on."
         )
-    else:
-        lead = (
-            "Nothing was measured for this search: what follows is what the campaigns' predictors "
-            "promise."
-        )
-    return Section("front", "Front" if record.verifies else "Predicted front", lead, parts)
+        return Section("front", "Front", lead, parts)
+    lead = "Nothing was measured for this search: this is what the campaigns' predictors promise."
+    return Section("front", "Predicted front", lead, parts)
 
 
 def _nothing(record: SearchRecord) -> str:
     if not record.verifies:
         return (
-            f"No architecture is predicted to have {_limits(record)}, and nothing was measured for "
-            "this search. The folder does not hold what is predicted to come closest."
+            "No architecture is predicted to keep the limits, and nothing was measured for this "
+            "search. The folder does not hold what is predicted to come closest."
         )
     return (
-        f"Nothing that was measured has {_limits(record)}. The folder holds what each search "
-        "believed in and chose, the campaigns hold what was measured of it."
+        "Nothing that was measured keeps the limits. The folder holds what each search believed in "
+        "and chose, the campaigns hold what was measured of it."
     )
 
 
 def _pictures(record: SearchRecord, front: pd.DataFrame) -> Iterator[Figure]:
     measured, chosen = record.measured(), record.chosen()
-    stairs = len(record.objectives) == 2
     for index, axes in enumerate(_pairs(record)):
         points = plots.measured_points(measured, chosen, axes)
-        name = f"front-{index}"
-        what = f"{plots.title(axes[1], unit=False)} against {plots.title(axes[0], unit=False)}"
-        columns = [Column("architecture", "architecture"), Column("what", "is")]
-        columns += [Column("x", plots.title(axes[0]), _digits(axes[0]))]
         if record.verifies:
-            believed = record.believed()
-            columns += [Column("predicted_x", "predicted before", _digits(axes[0]))]
-            columns += [Column("y", plots.title(axes[1]), _digits(axes[1]))]
-            yield Figure(
-                name,
-                f"Predicted and verified front, {what}",
-                _of_picture(record, points, believed, stairs) if index == 0 else "",
-                plots.verified(points, believed, axes, record.limits, stairs),
-                columns,
-                half=index > 0,
-            )
+            yield _verified(record, points, axes, index)
         elif len(front):
-            at_most = axes[0].replace(LATENCY, AT_MOST)
-            predicted = front.rename(columns={axes[0]: "x", axes[1]: "y", at_most: "x_at_most"})
-            predicted = predicted[["architecture", "x", "x_at_most", "y"]]
-            columns += [Column("x_at_most", "at most", _digits(axes[0]))]
-            columns += [Column("y", plots.title(axes[1]), _digits(axes[1]))]
-            own = points.assign(what=plots.OWN)
-            yield Figure(
-                name,
-                f"Predicted front, {what}",
-                f"Diamonds are predicted, lines lead to what their latency is at most with "
-                f"{100 * record.settings.probability:g} % probability. Squares are what the "
-                f"campaign measured.{_of_limits(record)}"
-                if index == 0
-                else "",
-                plots.promised(predicted, own, axes, record.limits),
-                columns,
-                half=index > 0,
-            )
+            yield _promised(record, front, points, axes, index)
+
+
+def _verified(
+    record: SearchRecord, points: pd.DataFrame, axes: tuple[str, str], index: int
+) -> Figure:
+    stairs, believed = len(record.objectives) == 2, record.believed()
+    beaten = points["what"].eq(plots.BEATEN).sum()
+    summary = (
+        f"The first search believed in {plural(len(believed), 'architecture')}"
+        f"{' (dotted line)' if stairs else ''}. Thin lines lead from where each that was chosen "
+        f"was predicted to where it was measured: {len(record.front())} are on the verified front"
+        f"{' (solid line)' if stairs else ''}, {beaten} were measured and are not, beaten or over "
+        f"a limit.{_of_limits(record)}"
+    )
+    return Figure(
+        f"front-{index}",
+        f"Predicted and verified front, {_against(axes)}",
+        summary if index == 0 else "",
+        plots.verified(points, believed, axes, record.limits, stairs),
+        _columns(axes, Column("predicted_x", "predicted before", _digits(axes[0]))),
+        half=index > 0,
+    )
+
+
+def _promised(
+    record: SearchRecord,
+    front: pd.DataFrame,
+    points: pd.DataFrame,
+    axes: tuple[str, str],
+    index: int,
+) -> Figure:
+    at_most = axes[0].replace(LATENCY, AT_MOST)
+    predicted = pd.DataFrame(
+        {
+            "architecture": front["architecture"],
+            "x": front[axes[0]],
+            "x_at_most": front[at_most],
+            "y": front[axes[1]],
+        }
+    )
+    summary = (
+        "Diamonds are predicted, lines lead to what their latency is at most with "
+        f"{100 * record.settings.probability:g} % probability. Squares are what the campaign "
+        f"measured.{_of_limits(record)}"
+    )
+    return Figure(
+        f"front-{index}",
+        f"Predicted front, {_against(axes)}",
+        summary if index == 0 else "",
+        plots.promised(predicted, points.assign(what=plots.OWN), axes, record.limits),
+        _columns(axes, Column("x_at_most", "at most", _digits(axes[0]))),
+        half=index > 0,
+    )
+
+
+def _against(axes: tuple[str, str]) -> str:
+    x, y = (plots.title(name, unit=False) for name in axes)
+    return f"{y} against {x}"
+
+
+def _columns(axes: tuple[str, str], between: Column) -> list[Column]:
+    x, y = (
+        Column(name, plots.title(axis), _digits(axis))
+        for name, axis in zip("xy", axes, strict=True)
+    )
+    return [Column("architecture", "architecture"), Column("what", "is"), x, between, y]
 
 
 def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
@@ -278,20 +308,6 @@ def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
     if not others:
         others, latencies = (latencies[1:] or ["flops"]), latencies[:1]
     return [(latency, other) for other in others for latency in latencies]
-
-
-def _of_picture(
-    record: SearchRecord, points: pd.DataFrame, believed: pd.DataFrame, stairs: bool
-) -> str:
-    beaten = points["what"].eq(plots.BEATEN).sum()
-    text = (
-        f"The first search believed in {plural(len(believed), 'architecture')}"
-        f"{' (dotted line)' if stairs else ''}. Thin lines lead from where each that was chosen "
-        f"was predicted to where it was measured: {len(record.front())} are on the verified front"
-        f"{' (solid line)' if stairs else ''}, {beaten} were measured and are not, beaten or over "
-        "a limit."
-    )
-    return text + _of_limits(record)
 
 
 def _of_limits(record: SearchRecord) -> str:

@@ -131,13 +131,14 @@ def promised(
     more = own.rename(columns=dict(zip("xy", axes, strict=True)))
     x, y = _axes(frame, more, axes)
     tooltip = _tooltip(axes, alt.Tooltip("x_at_most:Q", title="at most", format=".4~g"))
-    base = alt.Chart(frame).encode(x, y, _colour(), tooltip=tooltip)
-    others = alt.Chart(compact(own)).encode(x, y, _colour(), _shape(), tooltip=_tooltip(axes))
+    kinds = _colour(PREDICTED, OWN), _shape(PREDICTED, OWN)
+    base = alt.Chart(frame).encode(x, y, kinds[0], tooltip=tooltip)
+    others = alt.Chart(compact(own)).encode(x, y, *kinds, tooltip=_tooltip(axes))
     return layered(
         *_rules(axes, limits, x, y),
         others.mark_point(size=_SIZES[OWN], opacity=_FAINT),
         base.mark_rule(strokeWidth=1.25, opacity=0.7).encode(x2="x_at_most:Q"),
-        base.mark_point(size=40, opacity=1).encode(_shape()),
+        base.mark_point(size=40, opacity=1).encode(kinds[1]),
         height=420,
     )
 
@@ -233,17 +234,18 @@ def _moved(base: alt.Chart, x: alt.X, y: alt.Y) -> tuple[alt.Chart, alt.Chart]:
     )
 
 
-def _colour() -> alt.Color:
-    return alt.Color("what:N", scale=alt.Scale(domain=list(_SHAPES)), legend=_legend())
+def _colour(*shown: str) -> alt.Color:
+    """The same for the same kind in every chart; of the legend only those that are shown."""
+    return alt.Color("what:N", scale=alt.Scale(domain=list(_SHAPES)), legend=_legend(shown))
 
 
-def _shape() -> alt.Shape:
+def _shape(*shown: str) -> alt.Shape:
     scale = alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values()))
-    return alt.Shape("what:N", scale=scale, legend=_legend())
+    return alt.Shape("what:N", scale=scale, legend=_legend(shown))
 
 
-def _legend() -> alt.Legend:
-    return alt.Legend(columns=2, symbolOpacity=1)
+def _legend(shown: Sequence[str]) -> alt.Legend:
+    return alt.Legend(columns=2, symbolOpacity=1, values=list(shown or _SHAPES))
 
 
 def _stairs(frame: pd.DataFrame, what: str, dash: list[int]) -> alt.Chart:
