@@ -1,12 +1,12 @@
 """What a cluster costs over processes of the same machine, and what travels to its workers.
 
-    python -m benchmarks.cluster [--rounds 7] [--json FILE]
+    python -m benchmarks.cluster [--rounds 9] [--json FILE]
 
 The tasks of a study (four predictors, two training sizes, three made-up devices, all cells of
 NAS-Bench-201) on a Dask cluster of two workers on this machine, and in two processes without one;
 both in turn, after a round of each that is not counted. Ratios of wall times, from the first task's
 packing to the last result, and of processor times of all processes, which others on the machine
-disturb less (4 minutes).
+disturb less (3 minutes).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     from distributed import LocalCluster
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 import esm_host
 from esm_host.errors import ClusterError
-from esm_host.parallel import parallel
+from esm_host.parallel import _within, parallel
 
 
 class Cluster:
@@ -45,7 +46,8 @@ class Cluster:
         """
         self._folder, self._options, self._settings = folder, options, settings
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._start("dask_scheduler", "--port", "0", "--protocol", protocol)
+        own = ("--port", "0", "--protocol", protocol, "--idle-timeout", "10 minutes")
+        self.scheduler = self._start("dask_scheduler", *own)
         self.address = self._said(rf"Scheduler at: +({protocol}://\S+)")
         self.spec = self.address.replace("tcp", "dask").replace("tls", "dask+tls")
         for _ in range(workers):
@@ -57,7 +59,7 @@ class Cluster:
         Args:
             path: where modules are looked for first.
         """
-        own = ("--nthreads", str(threads), "--no-nanny")
+        own = ("--nthreads", str(threads), "--no-nanny", "--death-timeout", "60")
         worker = self._start("dask_worker", self.address, *own, path=path)
         self.workers.append(worker)
         return worker
@@ -80,7 +82,8 @@ class Cluster:
         from distributed import Client
 
         ends = time.monotonic() + 60
-        with Client(self.address, timeout=30, set_as_default=False) as client:
+        connect = partial(Client, self.address, timeout=30, set_as_default=False)
+        with _within(30, connect) as client:
             while len(client.nthreads()) != workers:
                 if time.monotonic() > ends:
                     raise TimeoutError(self._logs())
