@@ -81,7 +81,7 @@ def test_measures_what_it_finds_and_tells(run: Path, fake: FakeProfiler) -> None
         truth = latency(Model(architecture.key, SPACE.build(architecture)))
         assert row["latency_ms"] == pytest.approx(truth, rel=0.03)
         assert row["latency_at_most_ms"] <= limit_ms
-    assert "12 measured are on the front" in result.stdout
+    assert "12 were measured for it" in result.stdout
     assert result.stdout.splitlines()[-1].startswith(f"result in {run / 'search' / 'front.json'}")
     after = load_run(run).measurements()
     assert len(after) == len(before) + 12

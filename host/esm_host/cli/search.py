@@ -213,7 +213,7 @@ def _show(searched: Searched) -> None:
         typer.echo(f"{len(front)} predicted to be best; none was measured")
         return
     typer.echo(
-        f"{len(front)} of {verified.measured} measured are on the front; it is "
+        f"{len(front)} on the front; {verified.measured} were measured for it, and it is "
         + (
             "stable: what is left is not expected there, nor did hope find more"
             if verified.stable
