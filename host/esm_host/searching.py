@@ -38,6 +38,7 @@ from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
 
 SCHEMA_VERSION = 1
+_OTHER_PACE = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +243,20 @@ class _CampaignSite:
             self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
         for number in sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True):
             self._collector.collect(number)  # what is there already costs nothing
+        self._check_pace()
+
+    def _check_pace(self) -> None:
+        """Warns where the device is not what it was: references tell by how much, but of networks
+        unlike them it may be more or less."""
+        table = self._measurements.table()
+        paces = zip(table.blocks, table.quality.factors.tolist(), strict=True)
+        now = np.median([pace for block, pace in paces if block.round < REFERENCE_ROUND])
+        if not 1 / _OTHER_PACE < now < _OTHER_PACE:
+            self._watcher.warn(
+                f"{self._settings.device} takes {now:.2f} times as long as in most of the campaign "
+                f"{self._run.path}: that is divided out, but not every network is affected alike; "
+                "search again in a quieter hour"
+            )
 
     def keep_predictor(self) -> None:
         """The campaign's, which has learnt from what was measured since."""

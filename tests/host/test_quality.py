@@ -46,3 +46,12 @@ def test_one_block_alone_passes() -> None:
 
 def test_no_blocks() -> None:
     assert len(judge(np.zeros((0, 4)), common_pace=True).worst) == 0
+
+
+def test_later_blocks_do_not_shift_the_scale() -> None:
+    pace = np.array([1.0, 1.02, 0.98, 1.3, 1.31, 1.32, 1.33])
+    typical = np.arange(7) < 3
+    quality = judge(pace[:, None] * BASE, common_pace=True, typical=typical)
+    np.testing.assert_allclose(quality.factors, pace, rtol=1e-9)
+    nothing = judge(pace[:, None] * BASE, common_pace=True, typical=typical & False)
+    np.testing.assert_allclose(nothing.factors, pace / 1.3, rtol=1e-9)

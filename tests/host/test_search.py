@@ -141,6 +141,15 @@ def test_broken_off_it_resumes_to_the_same_front(
     assert [r["key"] for r in one["results"]] == [r["key"] for r in two["results"]]
 
 
+def test_a_device_that_has_become_slower_is_told_of(
+    run: Path, fake: FakeProfiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "_pace", lambda number: 1.3)
+    result = esm_host("search", run, *SEARCH)
+    assert result.exit_code == 0, result.output
+    assert "takes 1.30 times as long as in most of the campaign" in result.stderr
+
+
 def test_predictions_alone_touch_no_device(
     run: Path, fake: FakeProfiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,13 @@ class Measurements:
             [self._slowdown[block.block_id] for block in blocks],
             {key: text for key, text in self._failures.items() if key not in measured},
             references_ms,
-            judge(references_ms, self._common_pace, self._devices(blocks)),
+            judge(
+                references_ms,
+                self._common_pace,
+                self._devices(blocks),
+                # What a search measured later must not shift the campaign's scale.
+                np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
+            ),
         )
 
     def readings(self, block_ids: Collection[str] | None = None) -> dict[str, Readings]:

@@ -41,6 +41,7 @@ def judge(
     references_ms: NDArray[np.float64],
     common_pace: bool,
     devices: NDArray[np.int64] | None = None,
+    typical: NDArray[np.bool_] | None = None,
 ) -> Quality:
     """Fits ``latency[block, reference] = pace[block] * base[device, reference]``.
 
@@ -54,6 +55,8 @@ def judge(
         common_pace: False for blocks whose models were measured one after the other: nothing
             is common to them then but their device, and the deviation is the plain one.
         devices: number of the device of each block, ``(blocks,)``; one for all unless given.
+        typical: blocks whose median pace is 1, ``(blocks,)``; of a device that has none of them,
+            and unless given, all are.
     """
     with np.errstate(invalid="ignore"):
         logs = np.log(references_ms)
@@ -62,14 +65,15 @@ def judge(
     if logs.size == 0:
         return Quality(np.exp(pace), np.zeros((blocks, 0)))
     of = np.zeros(blocks, dtype=np.int64) if devices is None else devices
+    typical = np.ones(blocks, dtype=bool) if typical is None else typical
     names = np.unique(of)
     bases = np.full((len(names), logs.shape[1]), np.nan)
     deviations = np.empty_like(logs)
     for row, name in enumerate(names):
         own = of == name
-        pace[own], bases[row] = _polish(logs[own], common_pace)
+        pace[own], bases[row] = _polish(logs[own], common_pace, typical[own])
         deviations[own] = np.abs(np.expm1(logs[own] - pace[own, None] - bases[row]))
-    levels, _ = _polish(bases, True)
+    levels, _ = _polish(bases, True, np.ones(len(bases), dtype=bool))
     levels -= levels[median_of(levels)]
     return Quality(np.exp(pace + levels[np.searchsorted(names, of)]), deviations)
 
@@ -83,15 +87,17 @@ def median_of(levels: NDArray[np.float64]) -> int:
 
 
 def _polish(
-    logs: NDArray[np.float64], common_pace: bool
+    logs: NDArray[np.float64], common_pace: bool, typical: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Median of each row, 0 in the middle, and of each column; NaN where nothing is known."""
+    """Median of each row, 0 in the middle of the typical ones, or of all if there are none, and of
+    each column; NaN where nothing is known."""
     pace = np.zeros(len(logs))
+    typical = typical if typical.any() else ~typical
     base = _median(logs, axis=0)
     if common_pace:
         for _ in range(10):
             pace = np.nan_to_num(_median(logs - base, axis=1))
-            pace -= np.median(pace)
+            pace -= np.median(pace[typical])
             base = _median(logs - pace[:, None], axis=0)
     return pace, base
 
