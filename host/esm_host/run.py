@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import BlockTable, Dataset, Measurements, best_attempts
+from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
@@ -39,6 +39,7 @@ class _Records:
     planned: dict[str, int]
     table: BlockTable
     dataset: Dataset
+    figures: Figures
     rounds: list[dict[str, Any]]
     states: list[tuple[DeviceState, ...]]
 
@@ -99,6 +100,10 @@ class Run:
     def dataset(self) -> Dataset:
         """The same as values and arrays, for learning from it."""
         return self._records.dataset
+
+    def figures(self) -> Figures:
+        """Of everything that is planned, reference models included."""
+        return self._records.figures
 
     def failures(self) -> pd.DataFrame:
         """Architectures that could not be measured: ``architecture_key``, ``message``."""
@@ -337,7 +342,8 @@ class Run:
                 for a in architectures
             }
             states = [store.states(block.block_id) for block in table.blocks]
-            return _Records(planned, table, measurements.dataset(), store.rounds(), states)
+            dataset, figures = measurements.dataset(), measurements.figures()
+            return _Records(planned, table, dataset, figures, store.rounds(), states)
         finally:
             store.close()
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from esm_host.atomic import write_bytes, write_json
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import WIDEST, Dataset, Measurements
+from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings
@@ -23,9 +22,10 @@ from esm_host.folder import RunFolder
 from esm_host.measuring import PATIENCE_S, connected, measuring
 from esm_host.predictors import make_predictor
 from esm_host.run import Run, load_run
+from esm_host.search.anchors import most_alike
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats
-from esm_host.search.latency import LATENCY, Latency
+from esm_host.search.latency import LATENCY, Latency, measured_at_most
 from esm_host.search.method import SearchMethod
 from esm_host.search.methods import make_method
 from esm_host.search.objectives import read_measure
@@ -36,8 +36,10 @@ from esm_host.search.verify import Round, Verified, verified_search
 from esm_host.watcher import CampaignWatcher, Watcher
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
+from esm_protos.messages import Protocol
 
 SCHEMA_VERSION = 1
+_ANCHORS = 5
 _OTHER_PACE = 1.1
 
 
@@ -204,33 +206,15 @@ class _CampaignSite:
         return self._space.encode(planned)
 
     def latency(self, probability: float) -> Measure:
-        dataset = self._measurements.dataset()
-        known_ms, interval = self._figures(dataset)
-        # Of the 95 % interval, as far as the probability asks for.
-        share = float(norm.ppf(probability) / norm.ppf(0.975))
-        at_most_ms = known_ms * (1 + share * interval)
+        figures = self._measurements.figures()
         return Latency(
-            self._promise(dataset), self.known(), known_ms, at_most_ms, probability, self._name
+            self._promise(self._measurements.dataset()),
+            self._space.encode(figures.architectures),
+            figures.latency_ms,
+            measured_at_most(figures.latency_ms, figures.interval, probability),
+            probability,
+            self._name,
         )
-
-    def _figures(self, dataset: Dataset) -> tuple[Floats, Floats]:
-        """Of all that is planned: latency, ms, NaN where there is none, and the half-width of its
-        interval as a share."""
-        table = self._measurements.table()
-        paced_ms = table.references_ms / table.quality.factors[:, None]
-        plan = self._store.plan()
-        found = {
-            a.key: (value, 0.0)  # of many blocks
-            for a, value in zip(plan[REFERENCE_ROUND], np.nanmedian(paced_ms, axis=0), strict=True)
-        }
-        intervals = np.minimum(dataset.interval, WIDEST)
-        for a, value, interval in zip(
-            dataset.architectures, dataset.latency_ms, intervals, strict=True
-        ):
-            found[a.key] = value, interval
-        rows = [found.get(a.key, (np.nan, 0.0)) for each in plan.values() for a in each]
-        latency_ms, interval = np.array(rows, dtype=float).T
-        return latency_ms, interval
 
     def measure(self, codes: Codes) -> None:
         assert self._collector is not None
@@ -242,20 +226,37 @@ class _CampaignSite:
             self._store.add_plan(number, fresh)
             self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
         for number in sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True):
-            self._collector.collect(number)  # what is there already costs nothing
+            # What is there already costs nothing.
+            self._collector.collect(number, self._anchors)
         self._check_pace()
 
+    def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
+        """Of the campaign's own architectures those that are most like the chosen ones. None where
+        models run one after the other, for then they have no pace in common."""
+        if self._settings.spec.protocol is not Protocol.INTERLEAVED:
+            return []
+        figures = self._measurements.figures()
+        trusted = self._settings.trusted_verdicts
+        own = [
+            architecture
+            for architecture, number, verdict in zip(
+                figures.architectures, figures.rounds, figures.verdicts, strict=True
+            )
+            if number > REFERENCE_ROUND and verdict in trusted
+        ]
+        rows = most_alike(self._encoder.encode(own), self._encoder.encode(chosen), _ANCHORS)
+        return [own[row] for row in rows.tolist()]
+
     def _check_pace(self) -> None:
-        """Warns where the device is not what it was: references tell by how much, but of networks
-        unlike them it may be more or less."""
+        """Warns where the device is not what it was in the campaign."""
         table = self._measurements.table()
         paces = zip(table.blocks, table.quality.factors.tolist(), strict=True)
         now = np.median([pace for block, pace in paces if block.round < REFERENCE_ROUND])
         if not 1 / _OTHER_PACE < now < _OTHER_PACE:
             self._watcher.warn(
                 f"{self._settings.device} takes {now:.2f} times as long as in most of the campaign "
-                f"{self._run.path}: that is divided out, but not every network is affected alike; "
-                "search again in a quieter hour"
+                f"{self._run.path}: that is divided out by what networks of the campaign take now, "
+                "but not every network is affected alike; search again in a quieter hour"
             )
 
     def keep_predictor(self) -> None:

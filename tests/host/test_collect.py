@@ -31,7 +31,7 @@ def plan(store, count: int = 40, round_number: int = 0):
 
     sampler = BalancedSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 4))
     seen = {a.key for planned in store.plan().values() for a in planned}
-    drawn = sampler.sample(count, np.random.default_rng(round_number), exclude=seen)
+    drawn = sampler.sample(count, np.random.default_rng(abs(round_number)), exclude=seen)
     store.add_plan(round_number, drawn)
     return drawn
 
@@ -73,6 +73,36 @@ def test_in_a_row_the_pace_stays_in_and_fails_the_block(tmp_path: Path) -> None:
     assert (quality.passed, quality.remeasured_blocks) == (True, 1)
     truth = [latency(Model(a.key, SPACE.build(a))) for a in planned]
     np.testing.assert_allclose(Measurements(store, spec).dataset().latency_ms, truth, rtol=1e-4)
+
+
+def test_anchors_tell_the_pace_of_a_block_and_keep_their_own_figures(tmp_path: Path) -> None:
+    slow: set[str] = set()
+    profiler = FakeProfiler(lambda model: latency(model) * (1.3 if model.model_id in slow else 1))
+    store, collector, _ = assemble(tmp_path, profiler, Log())
+    planned, later = plan(store), []
+    collector.collect(0)
+    measurements = Measurements(store, MeasureSpec(runs=12))
+    before = measurements.dataset().latency_ms
+    for round_number, anchors in ((-2, 3), (-3, 2)):
+        fresh = plan(store, 10, round_number)
+        along = planned[:anchors]
+        slow |= {a.key for a in [*fresh, *along]}  # of the references none
+        collector.collect(round_number, lambda pending, along=along: along)
+        assert {a.key for a in along} <= {m.model_id for m in profiler.blocks[-1].models}
+        later += fresh
+    dataset = measurements.dataset()
+    figures = {
+        a.key: value for a, value in zip(dataset.architectures, dataset.latency_ms, strict=True)
+    }
+    truth = [latency(Model(a.key, SPACE.build(a))) for a in later]
+    np.testing.assert_allclose([figures[a.key] for a in later[:10]], truth[:10], rtol=1e-4)
+    # Fewer than three are not believed.
+    slowed = 1.3 * np.array(truth[10:])
+    np.testing.assert_allclose([figures[a.key] for a in later[10:]], slowed, rtol=1e-4)
+    np.testing.assert_array_equal([figures[a.key] for a in planned], before)
+    names = measurements.figures().verdicts
+    assert names.count("reference") == len(store.plan()[REFERENCE_ROUND])
+    assert "" not in names
 
 
 class Straying:

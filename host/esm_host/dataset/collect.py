@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol as Role
@@ -60,6 +60,7 @@ class _State:
 
 Built = tuple[Architecture, bytes]
 """An architecture and its graph."""
+Anchors = Callable[[Sequence[Architecture]], Sequence[Architecture]]
 
 
 class Collector:
@@ -112,8 +113,12 @@ class Collector:
             watcher,
         )
 
-    def collect(self, round_number: int) -> RoundQuality:
+    def collect(self, round_number: int, anchors: Anchors | None = None) -> RoundQuality:
         """Measures what is missing of a planned round; nothing that is there already.
+
+        Args:
+            anchors: chooses, for architectures to be measured, those of earlier rounds that every
+                block holds beside the references (:func:`~esm_host.dataset.table.anchored`).
 
         Raises:
             DeviceError: the device refuses, is gone, or fails every model of a block; of several,
@@ -123,7 +128,7 @@ class Collector:
         """
         planned = self._store.plan()[round_number]
         while True:
-            self._measure(round_number, self._state(round_number, planned))
+            self._measure(round_number, self._state(round_number, planned), anchors)
             # Only now: a block can be judged by nothing but the others.
             failed = self._judge(round_number)
             state = self._state(round_number, planned)
@@ -203,11 +208,13 @@ class Collector:
 
     # Measuring
 
-    def _measure(self, round_number: int, state: _State) -> None:
+    def _measure(self, round_number: int, state: _State, anchors: Anchors | None) -> None:
         """Measures and stores what is pending, block by block."""
         if not state.pending:
             return
-        batches = self._batches(state.pending, self._group.muster())
+        along = [] if anchors is None else list(anchors(state.pending))
+        along = along[: self._block_size // 2]
+        batches = self._batches(state.pending, along, self._group.muster())
         with closing(self._group.measure(round_number, batches)) as finished:
             for each in finished:
                 architectures = each.batch.architectures
@@ -217,14 +224,18 @@ class Collector:
                 )
 
     def _batches(
-        self, pending: Sequence[Architecture], devices: Sequence[DeviceInfo]
+        self,
+        pending: Sequence[Architecture],
+        anchors: Sequence[Architecture],
+        devices: Sequence[DeviceInfo],
     ) -> Iterator[Batch]:
-        """Models of one block after the other, as many as ``block_size`` and memory allow on each
-        of the devices."""
+        """Models of one block after the other, as many as ``block_size``, which counts anchors,
+        and memory allow on each of the devices."""
         available = min(map(_available_bytes, devices))
         # Half: the device may have other plans, and the estimate is rough.
         room = available / 2
-        references = self._built_references()
+        references = [*self._built_references(), *self._built(anchors)]
+        size = self._block_size - len(anchors)
         fixed = sum(memory_bytes(data) for _, data in references)
         group: list[Built] = []
         needed: float = fixed
@@ -237,7 +248,7 @@ class Collector:
                     f"of about {memory / 1e6:.0f} MB beside the references' {fixed / 1e6:.0f} MB: "
                     "end other programs there, raise its --memory-limit, or choose a smaller space"
                 )
-            if group and (len(group) == self._block_size or needed + memory > room):
+            if group and (len(group) == size or needed + memory > room):
                 yield _batch(group, references)
                 group, needed = [], fixed
             group.append((architecture, data))
@@ -245,7 +256,10 @@ class Collector:
         yield _batch(group, references)
 
     def _built_references(self) -> list[Built]:
-        return [(a, self._space.build(a)) for a in self._references]
+        return self._built(self._references)
+
+    def _built(self, architectures: Sequence[Architecture]) -> list[Built]:
+        return [(a, self._space.build(a)) for a in architectures]
 
     def _check_failures(self, result: BlockResult) -> None:
         """Raises DeviceError where going on would be in vain."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ _LEAST_ERROR = 0.02
 WIDEST = 0.5
 """Interval, as a share, that is reckoned with at most; also where there were too few rounds for
 one."""
+FEWEST_ANCHORS = 3
+"""That are believed: one alone may stray."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,9 @@ class BlockTable:
     else, none.
 
     Attributes:
-        models: per block, what was measured by architecture key; models that failed are absent.
+        models: per block, what was measured by architecture key, its round's and the references;
+            models that failed are absent.
+        anchors: per block, models of other rounds that were measured along.
         slowdown: per block, from its first third to its last, as a share.
         failures: architecture key -> message, of models that were never measured.
         references_ms: ``(blocks, references)``, NaN where a reference failed.
@@ -106,10 +111,31 @@ class BlockTable:
 
     blocks: list[StoredBlock]
     models: list[dict[str, Measured]]
+    anchors: list[dict[str, Measured]]
     slowdown: list[float]
     failures: dict[str, str]
     references_ms: NDArray[np.float64]
     quality: Quality
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """Every architecture that is planned, reference models included.
+
+    Attributes:
+        rounds: that planned them, ``(n,)``.
+        latency_ms: as in :class:`Dataset`, of a reference the median of its blocks, NaN of what
+            was not measured, ``(n,)``.
+        interval: half-width of the 95 % interval, as a share of the latency, at most
+            :data:`WIDEST`; 0 of a reference, which many blocks hold, ``(n,)``.
+        verdicts: ``"reference"`` of a reference, empty of what was not measured, ``(n,)``.
+    """
+
+    architectures: list[Architecture]
+    rounds: NDArray[np.int64]
+    latency_ms: NDArray[np.float64]
+    interval: NDArray[np.float64]
+    verdicts: list[str]
 
 
 class Measurements:
@@ -126,23 +152,33 @@ class Measurements:
     def table(self) -> BlockTable:
         """All blocks so far, judged by their references."""
         blocks = self._blocks()
-        models = [self._models[block.block_id] for block in blocks]
+        rounds = {a.key: number for number, each in self._store.plan().items() for a in each}
+        models: list[dict[str, Measured]] = []
+        anchors: list[dict[str, Measured]] = []
+        for block in blocks:
+            own = (block.round, REFERENCE_ROUND)
+            found = self._models[block.block_id].items()
+            models.append({key: each for key, each in found if rounds[key] in own})
+            anchors.append({key: each for key, each in found if rounds[key] not in own})
         references_ms = self._of_references(blocks, lambda model: model.latency_ms)
         measured = {key for found in models for key in found}
-        return BlockTable(
+        quality = judge(
+            references_ms,
+            self._common_pace,
+            self._devices(blocks),
+            # What a search measured later must not shift the campaign's scale.
+            np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
+        )
+        table = BlockTable(
             blocks,
             models,
+            anchors,
             [self._slowdown[block.block_id] for block in blocks],
             {key: text for key, text in self._failures.items() if key not in measured},
             references_ms,
-            judge(
-                references_ms,
-                self._common_pace,
-                self._devices(blocks),
-                # What a search measured later must not shift the campaign's scale.
-                np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
-            ),
+            quality,
         )
+        return replace(table, quality=replace(quality, factors=anchored(table)))
 
     def readings(self, block_ids: Collection[str] | None = None) -> dict[str, Readings]:
         """The references by device: in these blocks, or in all that count for the data set."""
@@ -179,6 +215,28 @@ class Measurements:
                 verdicts[table.blocks[index].block_id, a.key]
                 for a, index in zip(architectures, used, strict=True)
             ],
+        )
+
+    def figures(self) -> Figures:
+        """Of everything that is planned."""
+        table, dataset = self.table(), self.dataset()
+        own = [block.round >= REFERENCE_ROUND for block in table.blocks]
+        paced_ms = (table.references_ms / table.quality.factors[:, None])[own]
+        plan = self._store.plan()
+        references = zip(plan.get(REFERENCE_ROUND, []), _median(paced_ms), strict=True)
+        found = {a.key: (latency_ms, 0.0, "reference") for a, latency_ms in references}
+        intervals = np.minimum(dataset.interval, WIDEST)
+        for row, architecture in enumerate(dataset.architectures):
+            verdict = dataset.judgements[row].verdict.value
+            found[architecture.key] = dataset.latency_ms[row], intervals[row], verdict
+        planned = [(a, number) for number, each in plan.items() for a in each]
+        rows = [found.get(a.key, (np.nan, 0.0, "")) for a, _ in planned]
+        return Figures(
+            [a for a, _ in planned],
+            np.array([number for _, number in planned], dtype=np.int64),
+            np.array([row[0] for row in rows], dtype=float),
+            np.array([row[1] for row in rows], dtype=float),
+            [row[2] for row in rows],
         )
 
     @property
@@ -246,6 +304,22 @@ class Measurements:
         }
 
 
+def anchored(table: BlockTable) -> NDArray[np.float64]:
+    """The blocks' factors, ``(blocks,)``: where anchors were measured along, they tell it, and not
+    the references. What slows a device down need not slow every network alike; anchors are chosen
+    to be like the rest of their block, references by chance."""
+    factors = table.quality.factors.copy()
+    known_ms = {
+        key: table.models[index][key].latency_ms / factors[index]
+        for key, index in best_attempts(table).items()
+    }
+    for index, anchors in enumerate(table.anchors):
+        paces = [a.latency_ms / known_ms[key] for key, a in anchors.items() if key in known_ms]
+        if len(paces) >= FEWEST_ANCHORS:
+            factors[index] = np.median(paces)
+    return factors
+
+
 def best_attempts(table: BlockTable) -> dict[str, int]:
     """Per architecture key, the index of the block to believe: passed before failed, then the
     one whose references strayed least. Blocks that are not judged yet do not count."""
@@ -257,6 +331,13 @@ def best_attempts(table: BlockTable) -> dict[str, int]:
             if key not in best or _rank(block) > _rank(table.blocks[best[key]]):
                 best[key] = index
     return best
+
+
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each column, without NaN; NaN where nothing is known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice"
+        return np.asarray(np.nanmedian(values, axis=0))
 
 
 def _rank(block: StoredBlock) -> tuple[bool, float]:

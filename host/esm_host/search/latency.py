@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.stats import norm
 
 from esm_host.search.front import Floats
 from esm_host.search.genes import Rows
@@ -20,6 +21,16 @@ LATENCY, AT_MOST = "latency_ms", "latency_at_most_ms"
 def quantity(name: str, device: str = "") -> str:
     """A quantity's name, of one of several devices if it is given."""
     return f"{device}.{name}" if device else name
+
+
+def measured_at_most(latency_ms: Floats, interval: Floats, probability: float) -> Floats:
+    """What measured latencies are at most with a probability, ``(n,)``.
+
+    Args:
+        interval: half-width of the 95 % interval, as a share of the latency, ``(n,)``.
+    """
+    share = float(norm.ppf(probability) / norm.ppf(0.975))
+    return latency_ms * (1 + share * interval)
 
 
 class Latency:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import WIDEST
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.folder import RunFolder
 from esm_host.run import Run, load_run, readable
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
-from esm_host.search.latency import AT_MOST, LATENCY, quantity
+from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import read_measure
 from esm_host.search.problem import Limit, Objective, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
@@ -145,17 +142,14 @@ class SearchRecord:
             for number, each in enumerate(self.rounds, start=1)
             for row in each["chosen"]
         }
-        known = [_known(run, rounds) for run in self.runs]
-        by_key = {a.key: a for a in known[0]["value"]}
-        # Of the 95 % interval, as far as the probability asks for.
-        share = float(norm.ppf(self.settings.probability) / norm.ppf(0.975))
-        frames = []
-        for own, device in zip(known, self.devices, strict=True):
-            at_most_ms = own[LATENCY] * (1 + share * own[INTERVAL].clip(upper=100 * WIDEST) / 100)
-            own = own.drop(columns="value").assign(**{AT_MOST: at_most_ms})
-            frames.append(
-                own.rename(columns=lambda n, d=device: n if n == "key" else quantity(n, d))
+        known = [_known(run, rounds, self.settings.probability) for run in self.runs]
+        by_key = dict(zip(known[0]["key"], known[0]["value"], strict=True))
+        frames = [
+            own.drop(columns="value").rename(
+                columns=lambda n, d=device: n if n == "key" else quantity(n, d)
             )
+            for own, device in zip(known, self.devices, strict=True)
+        ]
         frame = reduce(lambda one, other: one.merge(other, on="key"), frames)
         architectures = [by_key[key] for key in frame["key"]]
         codes = self.space.encode(architectures)
@@ -266,29 +260,27 @@ def load_search(path: str | Path) -> SearchRecord:
     return record
 
 
-def _known(run: Run, chosen: Collection[str]) -> pd.DataFrame:
+def _known(run: Run, chosen: Collection[str], probability: float) -> pd.DataFrame:
     """What a campaign's device measured until it had these, reference models included: ``key``,
-    the architecture as ``value``, ``latency_ms``, ``interval_percent`` and ``verdict``."""
-    own = run.measurements().rename(columns={"architecture_key": "key"})
-    own = own[["key", "round", "latency_ms", "interval_percent", "verdict"]]
-    own = own.assign(value=run.dataset().architectures)
-    # Searches count their rounds downwards: what is below is another's, which came later.
-    last = own.loc[own["key"].isin(chosen), "round"].min()
-    own = own[~(own["round"] < last)].drop(columns="round")
-    with closing(RunFolder(run.path).open_store()) as store:
-        references = store.plan()[REFERENCE_ROUND]
-    told = run.references().merge(run.blocks()[["block", "pace"]], on="block")
-    typical_ms = (told["latency_ms"] / told["pace"]).groupby(told["reference"]).median()
-    more = pd.DataFrame(
+    the architecture as ``value``, ``latency_ms``, ``latency_at_most_ms``, ``interval_percent`` and
+    ``verdict``."""
+    figures = run.figures()
+    at_most_ms = measured_at_most(figures.latency_ms, figures.interval, probability)
+    frame = pd.DataFrame(
         {
-            "key": [a.key for a in references],
-            "latency_ms": typical_ms.to_numpy(),
-            "interval_percent": 0.0,
-            "verdict": "reference",
-            "value": references,
+            "key": [a.key for a in figures.architectures],
+            "value": figures.architectures,
+            "round": figures.rounds,
+            LATENCY: figures.latency_ms,
+            AT_MOST: at_most_ms,
+            INTERVAL: 100 * figures.interval,
+            VERDICT: figures.verdicts,
         }
     )
-    return pd.concat([own, more.dropna(subset="latency_ms")], ignore_index=True)
+    # Searches count their rounds downwards: what is below is another's, which came later.
+    last = frame.loc[frame["key"].isin(chosen), "round"].min()
+    frame = frame[~(frame["round"] < last)].drop(columns="round")
+    return frame.dropna(subset=LATENCY, ignore_index=True)
 
 
 def _campaign(search: Path, run: Path) -> Path:
