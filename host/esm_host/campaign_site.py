@@ -1,0 +1,178 @@
+"""A campaign's device as a search's site: where it measures (:mod:`esm_host.search.verify`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from esm_host.atomic import write_bytes
+from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.dataset.table import Figures
+from esm_host.encoding.base import Encoder
+from esm_host.folder import RunFolder
+from esm_host.measuring import Measuring, connected, measuring
+from esm_host.predictors import make_predictor
+from esm_host.predictors.base import Predictor
+from esm_host.run import Run
+from esm_host.search.anchors import most_alike
+from esm_host.search.latency import Latency, measured_at_most
+from esm_host.search.problem import Measure
+from esm_host.search.promise import Promise
+from esm_host.watcher import CampaignWatcher
+from esm_models.architecture import Architecture
+from esm_models.space import Codes
+from esm_protos.messages import Protocol
+
+_ANCHORS = 5
+_OTHER_PACE = 1.1
+
+
+def latency_of(run: Run, probability: float, name: str) -> Measure:
+    """Latencies as a campaign left them: measured, or predicted.
+
+    Args:
+        probability: of a predicted one being at most what it says.
+        name: of the device, where there are several.
+    """
+    encoder = RunFolder(run.path).encoder(run.settings, run.space)
+    return _latency(run, run.figures(), run.predictor, encoder, probability, name)
+
+
+class CampaignSite:
+    """What a campaign measured is known, its predictor tells the rest, and its device measures
+    more, into its store."""
+
+    def __init__(
+        self, run: Run, parts: Measuring, encoder: Encoder, watcher: CampaignWatcher, name: str
+    ) -> None:
+        self._run = run
+        self._space = run.space
+        self._settings = run.settings
+        self._encoder = encoder
+        self._store = parts.store
+        self._measurements = parts.measurements
+        self._collector = parts.collector
+        self._watcher = watcher
+        self._name = name
+
+    def known(self) -> Codes:
+        return self._space.encode([a for each in self._store.plan().values() for a in each])
+
+    def latency(self, probability: float) -> Measure:
+        figures, predictor = self._measurements.figures(), self._fitted()
+        return _latency(self._run, figures, predictor, self._encoder, probability, self._name)
+
+    def measure(self, codes: Codes) -> None:
+        plan = self._store.plan()
+        there = {a.key for each in plan.values() for a in each}
+        fresh = [a for a in self._space.decode(codes) if a.key not in there]
+        if fresh:
+            # Below the references' round: a campaign that goes on does not count them as its own.
+            number = min(plan) - 1
+            self._store.add_plan(number, fresh)
+            self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
+        for number in sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True):
+            # What is there already costs nothing.
+            self._collector.collect(number, self._anchors)
+        self._check_pace()
+
+    def keep_predictor(self) -> None:
+        """The campaign's, which has learnt from what was measured since."""
+        folder = RunFolder(self._run.path)
+        exported = self._fitted().to_onnx()
+        if exported is not None:
+            write_bytes(folder.predictor_onnx, exported)
+        folder.share()
+
+    def _fitted(self) -> Predictor:
+        settings = self._settings
+        trusted = self._measurements.dataset().only(settings.trusted_verdicts)
+        predictor = make_predictor(settings.predictor, self._encoder, settings.seed)
+        return predictor.fit(
+            self._encoder.encode(trusted.architectures),
+            trusted.latency_ms,
+            trusted.weights(settings.weights),
+        )
+
+    def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
+        """Of the campaign's own architectures those that are most like the chosen ones. None where
+        models run one after the other, for then they have no pace in common."""
+        if self._settings.spec.protocol is not Protocol.INTERLEAVED:
+            return []
+        figures = self._measurements.figures()
+        trusted = self._settings.trusted_verdicts
+        own = [
+            architecture
+            for architecture, number, verdict in zip(
+                figures.architectures, figures.rounds, figures.verdicts, strict=True
+            )
+            if number > REFERENCE_ROUND and verdict in trusted
+        ]
+        rows = most_alike(self._encoder.encode(own), self._encoder.encode(chosen), _ANCHORS)
+        return [own[row] for row in rows.tolist()]
+
+    def _check_pace(self) -> None:
+        """Warns where the device is not what it was in the campaign."""
+        table = self._measurements.table()
+        paces = zip(table.blocks, table.quality.factors.tolist(), strict=True)
+        now = np.median([pace for block, pace in paces if block.round < REFERENCE_ROUND])
+        if not 1 / _OTHER_PACE < now < _OTHER_PACE:
+            self._watcher.warn(
+                f"{self._settings.device} takes {now:.2f} times as long as in most of the campaign "
+                f"{self._run.path}: that is divided out by what networks of the campaign take now, "
+                "but not every network is affected alike; search again in a quieter hour"
+            )
+
+
+@contextmanager
+def campaign_sites(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    patience_s: float,
+    wait: bool,
+    watcher: CampaignWatcher,
+) -> Iterator[list[CampaignSite]]:
+    """The devices of campaigns, reserved until the end.
+
+    Raises:
+        BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
+        DeviceError: a device is gone or refuses.
+    """
+    with ExitStack() as stack:
+        sites = []
+        for run, name in zip(runs, names, strict=True):
+            folder, space = RunFolder(run.path), run.space
+            encoder = folder.encoder(run.settings, space)
+            found = stack.enter_context(
+                connected(run.settings, space, True, patience_s, wait, watcher.warn)
+            )
+            stack.enter_context(folder.locked())
+            parts = stack.enter_context(measuring(run.settings, folder, space, found, watcher))
+            sites.append(CampaignSite(run, parts, encoder, watcher, name))
+        yield sites
+
+
+def _latency(
+    run: Run,
+    figures: Figures,
+    predictor: Predictor,
+    encoder: Encoder,
+    probability: float,
+    name: str,
+) -> Measure:
+    judged = run.measurements()
+    return Latency(
+        Promise(
+            predictor,
+            encoder,
+            judged["latency_ms"].to_numpy(),
+            judged["predicted_ms"].to_numpy(),
+        ),
+        run.space.encode(figures.architectures),
+        figures.latency_ms,
+        measured_at_most(figures.latency_ms, figures.interval, probability),
+        probability,
+        name,
+    )

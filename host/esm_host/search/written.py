@@ -1,0 +1,112 @@
+"""A search's folder, written: its rounds, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from esm_host.atomic import write_json
+from esm_host.errors import DatasetError
+from esm_host.search.front import Floats
+from esm_host.search.problem import Found, Problem
+from esm_host.search.settings import SearchFolder, SearchSettings
+from esm_host.search.verify import Round, Verified
+from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
+
+SCHEMA_VERSION = 1
+
+
+def write_front(
+    folder: SearchFolder,
+    settings: SearchSettings,
+    front: Found,
+    verified: Verified | None,
+    problem: Problem,
+) -> dict[str, Any]:
+    """What the search came to; returned as well."""
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": settings.to_json(),
+        "objectives": [{"name": o.name, "maximise": o.maximise} for o in problem.objectives],
+        "limits": [str(limit) for limit in problem.limits],
+        "verified": verified is not None,
+        "results": _rows(front, problem.space),
+    }
+    if verified is not None:
+        result |= {
+            "stable": verified.stable,
+            "measured": verified.measured,
+            "rounds": [_round_json(each, problem.space) for each in verified.rounds],
+        }
+    write_json(folder.front, result)
+    return result
+
+
+def write_rounds(folder: SearchFolder, rounds: Sequence[Round], space: SearchSpace) -> None:
+    """All rounds so far."""
+    write_json(folder.rounds, [_round_json(each, space) for each in rounds])
+
+
+def read_rounds(folder: SearchFolder, problem: Problem) -> list[Round]:
+    """What :func:`write_rounds` wrote; none where it did not.
+
+    Raises:
+        DatasetError: they are damaged.
+    """
+    try:
+        entries = json.loads(folder.rounds.read_text())
+        return [
+            Round(
+                _found(entry["front"], problem),
+                _found(entry["chosen"], problem),
+                entry["evaluations"],
+                entry["probability"],
+            )
+            for entry in entries
+        ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{folder.rounds} is damaged ({error}): remove it") from error
+
+
+def _rows(found: Found, space: SearchSpace) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: _number(values[row]) for name, values in found.values.items()},
+            "key": architecture.key,
+            "depth": architecture.depth,
+            "architecture": architecture.to_json(),
+        }
+        for row, architecture in enumerate(space.decode(found.codes))
+    ]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _round_json(each: Round, space: SearchSpace) -> dict[str, Any]:
+    return {
+        "evaluations": each.evaluations,
+        "probability": each.probability,
+        "front": _rows(each.front, space),
+        "chosen": _rows(each.chosen, space),
+    }
+
+
+def _found(rows: Sequence[Mapping[str, Any]], problem: Problem) -> Found:
+    codes = problem.space.encode([Architecture.from_json(row["architecture"]) for row in rows])
+    names = [n for n in (rows[0] if rows else {}) if n not in ("key", "depth", "architecture")]
+    if not rows:
+        names = list({o.name for o in problem.objectives} | {li.name for li in problem.limits})
+    values: dict[str, Floats] = {
+        name: np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
+        for name in names
+    }
+    return problem.score(codes, values)
