@@ -9,7 +9,7 @@ its verified front.
 
 Beside them, of 1,000 random architectures per seed, the one with most FLOPs within the budget: by
 the campaign's predictor alone (`random_mflops`), and of the ten with most FLOPs that it takes to be
-within 1.1 times the budget what is measured to keep it (`random_kept_mflops`).
+within 1.1 times the budget what is measured to keep it (`random_kept_mflops`; 0: none did).
 
 In the end all of these are measured together, apart from the searches, and set to the campaign's
 scale by networks of the campaign that are like what was chosen (`anchors`): the machine is seldom

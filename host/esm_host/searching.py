@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run_search(
 
     Args:
         output: folder, which is made.
-        resume: go on with the folder's search, whose settings these are.
+        resume: go on with the folder's search, whose settings these are; it may measure more.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
         on_round: is told all rounds before what the last one chose is measured.
@@ -166,8 +166,14 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> None:
     if resume:
         known = folder.read_settings()
-        if known != settings:
+        if replace(known, measure=settings.measure) != settings:
             raise UsageError(f"{folder.path} holds another search: give --resume alone")
+        if settings.measure < known.measure:
+            raise UsageError(
+                f"--measure {settings.measure}: the search in {folder.path} was asked for "
+                f"{known.measure}; give more, or leave it out"
+            )
+        write_json(folder.settings, settings.to_json())
         return
     if folder.settings.exists():
         raise RunExistsError(

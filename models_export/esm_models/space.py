@@ -353,7 +353,7 @@ class SearchSpace(ABC):
             pruned: as graphs are; else as if they had what they lack where the space
                 :attr:`prunes`.
         """
-        flat = blocks.reshape(len(blocks), -1).astype(np.int64)
+        flat = blocks.reshape(len(blocks), math.prod(blocks.shape[1:])).astype(np.int64)
         first = 2 + len(self.options) * np.arange(flat.shape[1])
         return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 

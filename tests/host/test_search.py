@@ -135,6 +135,19 @@ def test_a_slow_hour_is_measured_by_networks_like_those_that_were_chosen(
     assert best["latency_ms"] == pytest.approx(truth, rel=0.03)
 
 
+def test_a_search_goes_on_to_a_larger_budget(run: Path, fake: FakeProfiler) -> None:
+    assert esm_host("search", run, *SEARCH).exit_code == 0
+    first = front(run / "search")
+    result = esm_host("search", run, "--resume", "--measure", 20)
+    assert result.exit_code == 0, result.output
+    found = front(run / "search")
+    assert (first["measured"], found["measured"]) == (12, 20)
+    assert found["settings"]["measure"] == 20
+    assert found["rounds"][:3] == first["rounds"][:3]
+    refused = esm_host("search", run, "--resume", "--measure", 19)
+    assert_refused(refused, 2, "--measure 19", "asked for 20", "give more")
+
+
 def test_broken_off_it_resumes_to_the_same_front(
     fake: FakeProfiler, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,9 +142,8 @@ def test_the_page_says_what_was_measured_of_what(searched: Path, tmp_path: Path)
     assert "reference point is the worst" in text
 
 
-def test_the_next_step_asks_for_the_same_with_more_measurements(
-    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def asked_for(search: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> SearchSettings:
+    """What the command in a page's next step asks for."""
     asked: list[SearchSettings] = []
 
     def run(settings: SearchSettings, *_: Any) -> None:
@@ -152,14 +151,29 @@ def test_the_next_step_asks_for_the_same_with_more_measurements(
         raise EsmError("enough")
 
     monkeypatch.setattr(searching, "run_search", run)
-    changes = {"objectives": ["params"], "limits": ["flops<=3e9"], "seed": 4, "probability": 0.8}
-    other = copied(searched, tmp_path, changes)
-    (command,) = re.findall(r">(esm-host search .*?)</code>", page(other, tmp_path))
+    (command,) = re.findall(r">(esm-host search .*?)</code>", page(search, folder))
     CliRunner().invoke(app, shlex.split(html.unescape(command))[1:])
-    before = load_search(other).settings
     (settings,) = asked
-    assert settings.measure == 20
-    assert settings.to_json() == before.to_json() | {"measure": 20, "runs": (str(other.parent),)}
+    return settings
+
+
+def test_the_next_step_goes_on_to_more_measurements(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {"runs": [str(tmp_path / "a")]}
+    other = copied(searched, tmp_path, {"objectives": ["params"], "probability": 0.8, **runs})
+    settings = asked_for(other, tmp_path, monkeypatch)
+    assert settings.to_json() == load_search(other).settings.to_json() | {"measure": 20}
+
+
+def test_where_nothing_was_found_the_next_step_asks_for_the_same(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"objectives": ["params"], "limits": ["flops<=3e9"], "seed": 4, "probability": 0.8}
+    other = copied(searched, tmp_path, changes, results=[])
+    settings = asked_for(other, tmp_path, monkeypatch)
+    before = load_search(other).settings
+    assert settings.to_json() == before.to_json() | {"runs": (str(other.parent),)}
 
 
 def test_a_front_that_was_only_predicted(searched: Path, tmp_path: Path) -> None:

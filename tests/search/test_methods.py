@@ -143,3 +143,12 @@ def test_a_network_costs_what_its_graph_does() -> None:
         numbers = sum(int(np.prod(tensor.dims)) for tensor in net.initializers)
         assert found["parameters"][row] == numbers
         assert found["memory_bytes"][row] > 4 * numbers
+
+
+def test_none_cost_nothing() -> None:
+    found = NetworkCost(CELLS)(CELLS.encode([]))
+    assert {name: len(values) for name, values in found.items()} == {
+        "flops": 0,
+        "parameters": 0,
+        "memory_bytes": 0,
+    }

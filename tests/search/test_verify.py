@@ -156,6 +156,18 @@ def test_broken_off_it_goes_on_to_the_same_front(after: int, measured: bool) -> 
     assert len(again.rows) == len(FIRST) + whole.measured, "nothing is measured twice"
 
 
+def test_with_a_larger_budget_it_goes_on() -> None:
+    device = Device()
+    first = search(device, budget=20)
+    assert not first.stable
+    found = search(device, past=first.rounds)
+    assert found.stable
+    assert {row.tobytes() for row in found.front.codes} == true_front(device)
+    assert found.measured == sum(device.asked), "nothing is measured twice"
+    again = search(device, past=found.rounds)
+    assert (again.stable, again.measured) == (True, found.measured)
+
+
 def test_several_devices_share_a_front() -> None:
     devices = [Device(name="pi", seed=0), Device(name="gpu", seed=1)]
     limits = [Limit(quantity(AT_MOST, name), 1.4) for name in ("pi", "gpu")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +97,8 @@ def search(
         Path | None, typer.Option("--output", "-o", help="Folder. [default: RUN/search]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the folder's search.")
+        bool,
+        typer.Option("--resume", help="Go on with the folder's search, to a larger --measure too."),
     ] = False,
     patience: Patience = 60.0,
     no_wait: NoWait = False,
@@ -126,6 +128,8 @@ def search(
                 f"{', '.join('--' + name.replace('_', '-') for name in given)}"
             )
         settings = folder.read_settings()
+        if _was_given(ctx, "measure"):
+            settings = replace(settings, measure=measure)
         if settings.runs != tuple(map(str, folders)):
             raise UsageError(f"{folder.path} is of {' '.join(settings.runs)}: give these")
     else:
@@ -173,8 +177,8 @@ def search(
 
 
 _SETTINGS = (
-    *("objective", "max_latency", "min_accuracy", "limit", "confidence", "measure", "batch"),
-    *("method", "seed"),
+    *("objective", "max_latency", "min_accuracy", "limit", "confidence", "batch", "method"),
+    "seed",
 )
 
 
@@ -217,7 +221,7 @@ def _show(searched: Searched) -> None:
         + (
             "stable: what is left is not expected there, nor did hope find more"
             if verified.stable
-            else "not stable yet: a larger --measure goes on"
+            else "not stable yet: --resume with a larger --measure goes on"
         )
     )
 

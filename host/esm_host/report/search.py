@@ -140,13 +140,11 @@ def _rounds(record: SearchRecord) -> str:
 def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
     settings = record.settings
     steps = []
-    folder = shlex.quote(str(record.path))
     if record.result is None:
-        runs = shlex.join(str(run.path) for run in record.runs)
         steps.append(
             Step(
                 "The search is not finished. Go on with it; nothing is measured twice:",
-                f"esm-host search {runs} -o {folder} --resume",
+                _resumed(record),
             )
         )
     elif front.empty:
@@ -154,17 +152,16 @@ def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
             Step(
                 "Loosen the limits, or measure more where a campaign knows too little to promise "
                 "them. The same search again, for other limits:",
-                _again(record, settings.measure),
+                _again(record),
             )
         )
     elif not record.verifies:
-        steps.append(Step("Measure what is predicted:", _again(record, 50)))
+        steps.append(Step("Measure what is predicted:", f"{_resumed(record)} --measure 50"))
     elif not record.stable:
         steps.append(
             Step(
-                "The front is not stable. Search again with more measurements; those that there "
-                "are count:",
-                _again(record, 2 * settings.measure),
+                "The front is not stable. Go on to more measurements:",
+                f"{_resumed(record)} --measure {2 * settings.measure}",
             )
         )
     if record.result is not None and len(front):
@@ -179,7 +176,12 @@ def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
         yield Section("next", "What to do next", "", [Steps(steps)])
 
 
-def _again(record: SearchRecord, measure: int) -> str:
+def _resumed(record: SearchRecord) -> str:
+    runs = [str(run.path) for run in record.runs]
+    return shlex.join(["esm-host", "search", *runs, "-o", str(record.path), "--resume"])
+
+
+def _again(record: SearchRecord) -> str:
     """The command that asks for the same in a folder of its own."""
     settings, plain = record.settings, type(record.settings)(record.settings.runs)
     words = ["esm-host", "search", *(str(run.path) for run in record.runs)]
@@ -188,10 +190,10 @@ def _again(record: SearchRecord, measure: int) -> str:
     words += [word for text in settings.limits for word in ("--limit", text)]
     if settings.probability != plain.probability:
         words += ["--confidence", f"{100 * settings.probability:g}"]
-    for name in ("method", "batch", "seed"):
+    for name in ("measure", "method", "batch", "seed"):
         if (value := getattr(settings, name)) != getattr(plain, name):
             words += [f"--{name}", str(value)]
-    words += ["--measure", str(measure), "-o", f"{record.path}-2"]
+    words += ["-o", f"{record.path}-2"]
     return shlex.join(words)
 
 

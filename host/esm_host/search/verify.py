@@ -100,12 +100,15 @@ def verified_search(
         probability: of keeping a latency limit, for what is promised: what is measured first, and
             what is found in the end.
         start: architectures to begin each search with, beside what was measured.
-        past: rounds of the same search, which was broken off after it had chosen what to measure.
+        past: rounds of the same search, which was broken off after it had chosen what to measure,
+            or had come to the end of a smaller budget.
         on_round: is told all rounds before what the last one chose is measured.
     """
     rounds = list(past)
     if rounds:
         _measure(sites, rounds[-1].chosen)
+        if not len(rounds[-1].chosen):
+            rounds.pop()  # the budget may have ended there: it is searched again
     while True:
         left = budget - sum(len(each.chosen) for each in rounds)
         hoping = any(not len(each.chosen) for each in rounds)
