@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import numpy as np
 
@@ -42,10 +44,20 @@ def latency_of(run: Run, probability: float, name: str) -> Measure:
 
 class CampaignSite:
     """What a campaign measured is known, its predictor tells the rest, and its device measures
-    more, into its store."""
+    more, into its store.
+
+    Args:
+        turn: is held while it measures: the same for all campaigns of one device.
+    """
 
     def __init__(
-        self, run: Run, parts: Measuring, encoder: Encoder, watcher: CampaignWatcher, name: str
+        self,
+        run: Run,
+        parts: Measuring,
+        encoder: Encoder,
+        watcher: CampaignWatcher,
+        name: str,
+        turn: Lock,
     ) -> None:
         self._run = run
         self._space = run.space
@@ -56,6 +68,7 @@ class CampaignSite:
         self._collector = parts.collector
         self._watcher = watcher
         self._name = name
+        self._turn = turn
 
     def known(self) -> Codes:
         return self._space.encode([a for each in self._store.plan().values() for a in each])
@@ -73,9 +86,10 @@ class CampaignSite:
             number = min(plan) - 1
             self._store.add_plan(number, fresh)
             self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
-        for number in sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True):
-            # What is there already costs nothing.
-            self._collector.collect(number, self._anchors)
+        rounds = sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True)
+        with self._turn:
+            for number in rounds:  # what is there already costs nothing
+                self._collector.collect(number, self._anchors)
         self._check_pace()
 
     def keep_predictor(self) -> None:
@@ -140,6 +154,7 @@ def campaign_sites(
         BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
         DeviceError: a device is gone or refuses.
     """
+    turns: defaultdict[str, Lock] = defaultdict(Lock)
     with ExitStack() as stack:
         sites = []
         for run, name in zip(runs, names, strict=True):
@@ -150,7 +165,8 @@ def campaign_sites(
             )
             stack.enter_context(folder.locked())
             parts = stack.enter_context(measuring(run.settings, folder, space, found, watcher))
-            sites.append(CampaignSite(run, parts, encoder, watcher, name))
+            turn = turns[run.settings.device]
+            sites.append(CampaignSite(run, parts, encoder, watcher, name, turn))
         yield sites
 
 

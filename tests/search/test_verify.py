@@ -1,10 +1,12 @@
 """Searching, measuring and searching again, on devices whose truth is known."""
 
 from collections.abc import Sequence
+from threading import Barrier
 
 import numpy as np
 import pytest
 
+from esm_host.errors import DeviceError
 from esm_host.search.costs import NetworkCost
 from esm_host.search.genes import GeneEncoding, Rows, keys
 from esm_host.search.latency import AT_MOST, LATENCY, Latency, quantity
@@ -166,6 +168,31 @@ def test_with_a_larger_budget_it_goes_on() -> None:
     assert found.measured == sum(device.asked), "nothing is measured twice"
     again = search(device, past=found.rounds)
     assert (again.stable, again.measured) == (True, found.measured)
+
+
+def test_several_devices_measure_at_once() -> None:
+    meet = Barrier(2, timeout=30)
+
+    class Waits(Device):
+        def measure(self, codes: Codes) -> None:
+            meet.wait()
+            super().measure(codes)
+
+    devices = [Waits(name="pi"), Waits(name="gpu", seed=1)]
+    posed = problem(devices=("pi", "gpu"))
+    assert verified_search(posed, devices, Exhaustive(), budget=10).measured == 10
+
+
+def test_a_device_that_fails_ends_the_search_once_the_others_are_done() -> None:
+    class Gone(Device):
+        def measure(self, codes: Codes) -> None:
+            raise DeviceError("gone")
+
+    other = Device(name="gpu", seed=1)
+    posed = problem(devices=("pi", "gpu"))
+    with pytest.raises(DeviceError, match="gone"):
+        verified_search(posed, [Gone(name="pi"), other], Exhaustive(), budget=10)
+    assert other.asked == [10]
 
 
 def test_several_devices_share_a_front() -> None:

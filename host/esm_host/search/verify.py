@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol as Role
 
@@ -32,7 +33,7 @@ class Site(Role):
 
     def measure(self, codes: Codes) -> None:
         """Measures these as well, those of them that it has not. What fails counts as known, and
-        as unfit."""
+        as unfit. Several sites are asked at once, each in a thread of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +137,20 @@ def verified_search(
 
 
 def _measure(sites: Sequence[Site], chosen: Found) -> None:
-    if len(chosen):
-        for site in sites:
-            site.measure(chosen.codes)
+    """On all sites at once; whatever one of them raises, the others come to their end."""
+    if not len(chosen):
+        return
+    if len(sites) == 1:
+        sites[0].measure(chosen.codes)
+        return
+    pool = ThreadPoolExecutor(len(sites))
+    try:
+        measuring = [pool.submit(site.measure, chosen.codes) for site in sites]
+        wait(measuring)
+        for each in measuring:
+            each.result()
+    finally:
+        pool.shutdown(wait=False)  # an interrupt does not wait for them
 
 
 def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
