@@ -128,7 +128,7 @@ class RunFolder:
         """
         try:
             return Settings.from_json(json.loads(self.settings.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
             ) from None
