@@ -312,6 +312,25 @@ def test_of_a_table_everything_that_it_lists_is_looked_at(run: Path, tmp_path: P
     assert "nothing was found of which accuracy is known" in result.stdout
 
 
+def test_the_fastest_alone_is_reported(run: Path, tmp_path: Path) -> None:
+    options = ["--measure", 0, "--objective", "latency"]
+    assert esm_host("search", run, *options).exit_code == 0
+    assert len(front(run / "search")["results"]) == 1
+    page = tmp_path / "report.html"
+    assert esm_host("report", run / "search", "-o", page).exit_code == 0
+    assert "Predicted front, FLOPs against latency" in page.read_text()
+
+
+def test_what_is_infinite_is_unfit(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "def f(architectures):\n"
+        "    return [float('inf') if a.depth % 2 else a.depth for a in architectures]\n"
+    )
+    options = ["--measure", 0, "--objective", f"accuracy={tmp_path / 'own.py'}:f"]
+    assert esm_host("search", run, *options).exit_code == 0
+    assert all(row["depth"] % 2 == 0 for row in front(run / "search")["results"])
+
+
 def test_a_file_is_no_campaign(run: Path) -> None:
     assert_refused(esm_host("search", run / "store.sqlite"), 2, "esm-host profile")
 

@@ -205,7 +205,7 @@ def _show(searched: Searched) -> None:
     if not len(front):
         closest = searched.closest
         values = {name: each[0] for name, each in closest.values.items() if len(each)}
-        unknown = [name for name in _columns(searched) if math.isnan(values.get(name, 0))]
+        unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
         known = ", ".join(f"{name} {_text(value)}" for name, value in values.items())
         limits = " and ".join(map(str, problem.limits))
         if unknown:
@@ -234,7 +234,7 @@ def _show(searched: Searched) -> None:
         + (
             "stable: what is left is not expected there, nor did hope find more"
             if verified.stable
-            else "not stable yet: a larger --measure goes on"
+            else "not stable yet: another search with a larger --measure goes on"
         )
     )
 
