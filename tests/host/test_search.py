@@ -335,6 +335,12 @@ def test_a_file_is_no_campaign(run: Path) -> None:
     assert_refused(esm_host("search", run / "store.sqlite"), 2, "esm-host profile")
 
 
+def test_a_searchs_folder_is_no_campaign(run: Path) -> None:
+    assert esm_host("search", run, "--measure", 0).exit_code == 0
+    for command in (["search", run / "search"], ["predict", run / "search", "--sample", 1]):
+        assert_refused(esm_host(*command), 2, f"is a search, not a campaign: give {run}")
+
+
 def test_without_a_campaign_or_a_predictor(run: Path, tmp_path: Path) -> None:
     assert_refused(esm_host("search", tmp_path / "nowhere"), 2, "esm-host profile")
     (run / "result.json").unlink()
