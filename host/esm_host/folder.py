@@ -127,8 +127,13 @@ class RunFolder:
             DatasetError: its settings are damaged.
         """
         try:
-            return Settings.from_json(json.loads(self.settings.read_text()))
-        except FileNotFoundError:
+            data = json.loads(self.settings.read_text())
+            if isinstance(data, dict) and "runs" in data:
+                raise UsageError(
+                    f"{self.path} is a search, not a campaign: give {' '.join(data['runs'])}"
+                )
+            return Settings.from_json(data)
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
             ) from None

@@ -14,9 +14,11 @@ from esm_host.folder import RunFolder
 from esm_host.measuring import PATIENCE_S
 from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
+from esm_host.search.known import Known
 from esm_host.search.latency import LATENCY
 from esm_host.search.method import SearchMethod
 from esm_host.search.methods import make_method
+from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.objectives import read_measure
 from esm_host.search.problem import Found, Measure, Objective, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
@@ -81,7 +83,11 @@ def run_search(
     space = _common_space(runs)
     names = _names(runs)
     own = [read_measure(wish, space) for wish in settings.wishes if wish.source]
-    method = make_method(settings.method, space, settings.seed)
+    listed = [measure.codes for measure in own if isinstance(measure, Known)]
+    if listed and settings.method in (None, "exhaustive"):
+        method: SearchMethod = Exhaustive(listed[0])
+    else:
+        method = make_method(settings.method, space, settings.seed)
 
     def problem(latencies: Sequence[Measure]) -> Problem:
         prefixes = [f"{name}." if name else "" for name in names]
@@ -94,10 +100,12 @@ def run_search(
     _prepare(folder, settings, resume)
     if settings.measure:
         with campaign_sites(runs, names, patience_s, wait, watcher) as sites:
+            write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns
             searched = _verified(settings, folder, problem, sites, method, on_round)
             for site in sites:
                 site.keep_predictor()
     else:
+        write_json(folder.settings, settings.to_json())
         pairs = zip(runs, names, strict=True)
         posed = problem([latency_of(run, settings.probability, name) for run, name in pairs])
         outcome = method.search(posed)
@@ -173,9 +181,8 @@ def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> No
                 f"--measure {settings.measure}: the search in {folder.path} was asked for "
                 f"{known.measure}; give more, or leave it out"
             )
-        write_json(folder.settings, settings.to_json())
         return
-    if folder.settings.exists():
+    if folder.settings.exists() and (folder.rounds.exists() or folder.front.exists()):
         raise RunExistsError(
             f"{folder.path} holds a search: --resume goes on with it; or give another --output"
         )
@@ -183,4 +190,3 @@ def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> No
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder.path} cannot be made: {error.strerror}") from error
-    write_json(folder.settings, settings.to_json())

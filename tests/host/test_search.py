@@ -8,6 +8,7 @@ from threading import Barrier, get_ident
 from time import sleep
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from esm_host.run import load_run
@@ -302,7 +303,10 @@ def test_what_it_found_is_what_predict_and_export_take(run: Path, tmp_path: Path
         (["--max-latency", "0"], 2, "--max-latency 0"),
         (["--max-latency", "1", "--max-latency", "2"], 2, "one for all"),
         (["--confidence", "100"], 2, "--confidence"),
-        (["--min-accuracy", "70"], 2, "--limit 'accuracy>=70"),
+        (["--max-latency", "inf"], 2, "above 0"),
+        (["--min-accuracy", "70"], 2, "--min-accuracy 70: of which"),
+        (["--limit", "latency<=3"], 2, "--max-latency"),
+        (["--limit", "flops<=1e999"], 2, "not infinite"),
         (["--limit", "speed<=3"], 2, "NAME<=NUMBER"),
         (["--objective", "speed"], 2, "choose latency, flops"),
         (["--objective", "accuracy=nowhere.csv:x"], 2, "there is no file nowhere.csv"),
@@ -326,6 +330,63 @@ def test_a_search_is_not_overwritten_nor_mixed(run: Path) -> None:
     assert_refused(esm_host("search", run, *options), 2, "--resume", "--output")
     assert_refused(esm_host("search", run, "--resume", "--seed", 2), 2, "leave out --seed")
     assert esm_host("search", run, "--resume").exit_code == 0
+
+
+def test_one_that_found_nothing_yet_can_be_asked_for_anew(run: Path, tmp_path: Path) -> None:
+    options = ["--measure", 0, "--objective", f"accuracy={tmp_path / 'own.py'}:f"]
+    (tmp_path / "own.py").write_text("def f(architectures):\n    raise ValueError('two\\nlines')\n")
+    assert_refused(esm_host("search", run, *options), 1, "ValueError: two lines")
+    (tmp_path / "own.py").write_text("def f(architectures):\n    raise SystemExit('no GPU')\n")
+    assert_refused(esm_host("search", run, *options), 1, "SystemExit: no GPU")
+    (tmp_path / "own.py").write_text("def f(architectures):\n    return [1] * len(architectures)\n")
+    assert esm_host("search", run, *options, "--seed", 3).exit_code == 0
+    assert front(run / "search")["settings"]["seed"] == 3
+
+
+def test_of_a_table_everything_that_it_lists_is_looked_at(run: Path, tmp_path: Path) -> None:
+    listed = load_run(run).sample(30, "random", seed=7)
+    texts = [json.dumps(a.to_json()) for a in listed]
+    table = tmp_path / "accuracies.csv"
+    pd.DataFrame({"architecture": texts, "top1": range(30)}).to_csv(table, index=False)
+    options = ["--measure", 0, "--objective", f"accuracy={table}:top1"]
+    assert esm_host("search", run, *options).exit_code == 0
+    found = front(run / "search")["results"]
+    latency_ms = load_run(run).predict(listed)
+    best = [a.key for n, a in enumerate(listed) if (latency_ms[n:] >= latency_ms[n]).all()]
+    assert sorted(row["key"] for row in found) == sorted(best)
+    # Another method meets none of them by chance; that is said.
+    result = esm_host("search", run, *options, "--method", "nsga2", "-o", tmp_path / "other")
+    assert result.exit_code == 3
+    assert "nothing was found of which accuracy is known" in result.stdout
+
+
+def test_the_fastest_alone_is_reported(run: Path, tmp_path: Path) -> None:
+    options = ["--measure", 0, "--objective", "latency"]
+    assert esm_host("search", run, *options).exit_code == 0
+    assert len(front(run / "search")["results"]) == 1
+    page = tmp_path / "report.html"
+    assert esm_host("report", run / "search", "-o", page).exit_code == 0
+    assert "Predicted front, FLOPs against latency" in page.read_text()
+
+
+def test_what_is_infinite_is_unfit(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "def f(architectures):\n"
+        "    return [float('inf') if a.depth % 2 else a.depth for a in architectures]\n"
+    )
+    options = ["--measure", 0, "--objective", f"accuracy={tmp_path / 'own.py'}:f"]
+    assert esm_host("search", run, *options).exit_code == 0
+    assert all(row["depth"] % 2 == 0 for row in front(run / "search")["results"])
+
+
+def test_a_file_is_no_campaign(run: Path) -> None:
+    assert_refused(esm_host("search", run / "store.sqlite"), 2, "esm-host profile")
+
+
+def test_a_searchs_folder_is_no_campaign(run: Path) -> None:
+    assert esm_host("search", run, "--measure", 0).exit_code == 0
+    for command in (["search", run / "search"], ["predict", run / "search", "--sample", 1]):
+        assert_refused(esm_host(*command), 2, f"is a search, not a campaign: give {run}")
 
 
 def test_without_a_campaign_or_a_predictor(run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 
@@ -68,6 +69,24 @@ def test_a_table_tells_what_it_lists(tmp_path: Path) -> None:
             read_measure(read_wish(f"accuracy={path}:cifar"), load_space("nasbench201"))
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["a", "b", "c"], "no numbers in its column 'x'"),
+        ([1.0, 2.0, 3.0], "different 'x' of one architecture, in row 1"),
+        ([], "lists no architecture"),
+    ],
+)
+def test_says_what_is_wrong_with_a_table(values: list, words: str, tmp_path: Path) -> None:
+    first, second = SPACE.decode(drawn(2))
+    texts = [json.dumps(a.to_json()) for a in (first, second, first)]
+    path = tmp_path / "t.csv"
+    frame = pd.DataFrame({"architecture": texts[: len(values)], "x": values})
+    frame.to_csv(path, index=False)
+    with pytest.raises(EsmError, match=words):
+        read_measure(read_wish(f"accuracy={path}:x"), SPACE)
+
+
 def test_a_function_is_asked_once_of_each(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(
@@ -111,6 +130,17 @@ def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
     np.testing.assert_allclose(measure(codes)["accuracy"], predictor.predict(encodings), rtol=1e-4)
     with pytest.raises(UsageError, match="columns"):
         read_measure(read_wish(f"accuracy={path}:one-hot"), SPACE)
+    for shape, words in (([1, len(encoder)], "is no predictor"), (["n", "k"], None)):
+        model = onnx.load_from_string(predictor.to_onnx())
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        for dim, size in zip(dims, shape, strict=True):
+            setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
+        onnx.save(model, path)
+        if words is None:
+            read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
+            continue
+        with pytest.raises(UsageError, match=words):
+            read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
     path.write_bytes(b"nonsense")
     with pytest.raises(DatasetError, match="no ONNX model"):
         read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +98,7 @@ def export(
     )
     hint = ""
     if names is None or "onnx" in names:
-        hint = f": esm-host time {output}/*/model.onnx times the networks"
+        hint = f": esm-host time {shlex.quote(str(output))}/*/model.onnx times the networks"
     count = "1 architecture is" if len(exported) == 1 else f"{len(exported)} architectures are"
     typer.echo(f"{count} in {output}{hint}", err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -78,7 +79,7 @@ def search(
         str | None,
         typer.Option(
             help="exhaustive, nsga2, nsga3, sms-emoa or single-weight. [default: exhaustive of "
-            "small spaces, else nsga2]",
+            "small spaces and of tables, else nsga2]",
             autocompletion=search_methods,
             rich_help_panel=_HOW,
         ),
@@ -135,6 +136,11 @@ def search(
     else:
         limits = [*(limit or ())]
         if min_accuracy is not None:
+            if not any(text.partition("=")[0].strip() == "accuracy" for text in objective or ()):
+                raise UsageError(
+                    f"--min-accuracy {min_accuracy:g}: of which? give it, as --objective "
+                    "accuracy=table.parquet:COLUMN"
+                )
             limits.append(f"accuracy>={min_accuracy!r}")
         settings = SearchSettings(
             runs=tuple(map(str, folders)),
@@ -168,6 +174,8 @@ def search(
             live.warn(
                 f"interrupted; what was measured is kept: esm-host search {named} -o {path} "
                 "--resume"
+                if folder.settings.exists()
+                else "interrupted before anything was measured"
             )
             raise typer.Exit(INTERRUPTED) from None
     _show(searched)
@@ -200,9 +208,18 @@ def _show(searched: Searched) -> None:
     front, problem = searched.front, searched.problem
     if not len(front):
         closest = searched.closest
-        known = ", ".join(f"{name} {_text(each[0])}" for name, each in closest.values.items())
+        values = {name: each[0] for name, each in closest.values.items() if len(each)}
+        unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
+        known = ", ".join(f"{name} {_text(value)}" for name, value in values.items())
         limits = " and ".join(map(str, problem.limits))
-        typer.echo(f"nothing keeps {limits}; what comes closest has {known}")
+        if unknown:
+            typer.echo(
+                f"nothing was found of which {' and '.join(unknown)} is known: check what "
+                "--objective names, or choose another --method"
+            )
+        else:
+            closest_has = f"; what comes closest has {known}" if known else ""
+            typer.echo(f"nothing keeps {limits}{closest_has}")
     else:
         names = _columns(searched)
         rows = [

@@ -70,7 +70,7 @@ def _status(record: SearchRecord, front: pd.DataFrame) -> tuple[str, str]:
     if record.result is None:
         return "open", "not finished"
     if front.empty:
-        return "bad", "nothing keeps the limits"
+        return "bad", "nothing keeps the limits" if record.limits else "nothing was found"
     if not record.verifies:
         return "open", "predicted, nothing was measured"
     return ("good", "measured, and stable") if record.stable else ("open", "measured, not stable")
@@ -555,7 +555,7 @@ def _asked(record: SearchRecord) -> list[Any]:
     settings |= {
         "objectives": objectives,
         "limits": _limits(record) or "none",
-        "method": settings["method"] or "chosen by the size of the space",
+        "method": settings["method"] or "chosen by the space and the objectives",
     }
     del settings["max_latency_ms"]
     parts: list[Any] = [setting_facts(settings), Text("The campaigns that it learnt from:")]

@@ -21,6 +21,7 @@ class Known:
     """
 
     def __init__(self, name: str, codes: Codes, values: Floats) -> None:
+        self.codes = codes
         self._name = name
         self._rows = Rows(codes)
         self._values = np.append(values, np.nan)  # which row -1 is

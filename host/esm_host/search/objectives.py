@@ -122,10 +122,17 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
     frame = read_frame(path)
     values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
     if values is None:
-        known = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        raise UsageError(f"{path} has no column '{column}': choose {', '.join(known) or 'another'}")
+        others = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
+        raise UsageError(
+            f"{path} has no column '{column}': choose {', '.join(others) or 'another'}"
+        )
     try:
         numbers = values.to_numpy(float)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{path} has no numbers in its column '{column}': choose another"
+        ) from None
+    try:
         if "architecture" in frame:  # also of own spaces
             found = [Architecture.from_json(json.loads(text)) for text in frame["architecture"]]
             codes = space.encode(found)
@@ -136,7 +143,16 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
                 raise ValueError(f"it is of {other.name}, not of {space.name}")
     except (TypeError, ValueError, ModelsError) as error:
         raise DatasetError(f"{path} is no table of {space.name} ({error})") from error
-    return Known(name, codes, numbers)
+    if not len(codes):
+        raise DatasetError(f"{path} lists no architecture: give a table that does")
+    known = Known(name, codes, numbers)
+    same = known(codes)[name] == numbers
+    if not (same | np.isnan(numbers)).all():
+        raise DatasetError(
+            f"{path} tells different '{column}' of one architecture, in row "
+            f"{np.argmin(same | np.isnan(numbers)) + 1} and later: keep one row of each"
+        )
+    return known
 
 
 def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], Any]:
@@ -151,8 +167,8 @@ def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], A
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anything that a user's file may do
-        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # anything that a user's file may do
+        raise UsageError(f"{path} cannot be run: {_on_a_line(error)}") from error
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{path} has no function '{name}'")
@@ -201,16 +217,19 @@ class _Task:
 def _told(task: _Task) -> tuple[int, NDArray[np.float64]]:
     try:
         values = np.asarray(task.function(task.architectures), dtype=float)
-    except Exception as error:  # anything that a user's function may do
-        raise EsmError(
-            f"the objective {task.name} failed: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # anything that a user's function may do
+        raise EsmError(f"the objective {task.name} failed: {_on_a_line(error)}") from error
     if values.shape != (len(task.architectures),):
+        told = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(
-            f"the objective {task.name} told {values.shape or 'one'} values of "
-            f"{len(task.architectures)} architectures: let it return a number for each"
+            f"the objective {task.name} told {told} values of {len(task.architectures)} "
+            "architectures: let it return a number for each"
         )
     return task.number, values
+
+
+def _on_a_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class _Fitted:
@@ -227,15 +246,28 @@ class _Fitted:
             raise DatasetError(
                 f"{path} is no ONNX model ({str(error).splitlines()[0]}): give a fitted predictor"
             ) from error
-        (asked,) = self._session.get_inputs()[:1]
-        if len(asked.shape) != 2 or asked.shape[1] not in (len(encoder), None):
+        inputs = self._session.get_inputs()
+        for asked in inputs[:1]:
+            columns = asked.shape[1:]
+            if len(columns) != 1 or (isinstance(columns[0], int) and columns[0] != len(encoder)):
+                raise UsageError(
+                    f"{path} takes {asked.shape}, but encoding {encoder.name} of "
+                    f"{encoder.space.name} has {len(encoder)} columns: name the one it was fitted "
+                    "on"
+                )
+        self._inputs = [each.name for each in inputs]
+        try:
+            self._ask(np.zeros((3, len(encoder)), np.float32))
+        except Exception as error:  # of ONNX Runtime each has its own
             raise UsageError(
-                f"{path} takes {asked.shape}, but encoding {encoder.name} of "
-                f"{encoder.space.name} has {len(encoder)} columns: name the one it was fitted on"
-            )
-        self._input = asked.name
+                f"{path} is no predictor ({_on_a_line(error)}): it has to take one batch of "
+                "float32 encodings of any size, and to give a number for each"
+            ) from error
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
-        encodings = self._encoder.encode_codes(codes)
-        (values, *_) = self._session.run(None, {self._input: encodings})
-        return {self._name: np.asarray(values, dtype=float).reshape(len(codes))}
+        return {self._name: self._ask(self._encoder.encode_codes(codes))}
+
+    def _ask(self, encodings: NDArray[np.float32]) -> Floats:
+        (asked,) = self._inputs
+        (values, *_) = self._session.run(None, {asked: encodings})
+        return np.asarray(values, dtype=float).reshape(len(encodings))

@@ -120,7 +120,7 @@ class Problem:
         self._measures = tuple(measures)
 
     def evaluate(self, codes: Codes) -> Found:
-        """What is known of architectures; one of which a quantity is NaN is unfit.
+        """What is known of architectures; one of which a quantity is NaN or infinite is unfit.
 
         Raises:
             KeyError: no measure tells a quantity that an objective or a limit names.
@@ -138,6 +138,6 @@ class Problem:
             over = values[limit.name] - limit.value
             over = -over if limit.at_least else over
             excess += np.maximum(over, 0) / max(abs(limit.value), 1e-9)
-        unknown = np.isnan(costs).any(axis=1) | np.isnan(excess)
+        unknown = ~np.isfinite(costs).all(axis=1) | ~np.isfinite(excess)
         costs[unknown], excess[unknown] = np.finfo(float).max, np.inf
         return Found(codes, values, costs, excess)

@@ -20,7 +20,7 @@ from esm_host.run import Run, load_run, readable
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
 from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
-from esm_host.search.objectives import read_measure
+from esm_host.search.objectives import COUNTED, read_measure
 from esm_host.search.problem import Limit, Objective, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_models.architecture import Architecture
@@ -194,6 +194,7 @@ class SearchRecord:
         latencies = [quantity(n, device) for device in self.devices for n in (LATENCY, AT_MOST)]
         asked = [*(o.name for o in self.objectives), *(limit.name for limit in self.limits)]
         told = [name for row in rows[:1] for name in row if name not in _NO_QUANTITY]
+        told = told if rows else [*COUNTED.values()]
         names = dict.fromkeys([*latencies, *asked, *told])
         return pd.DataFrame(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ class SearchSettings:
                 "give one for all, or one for each in their order"
             )
         for value in self.max_latency_ms:
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise UsageError(f"--max-latency {value:g}: give milliseconds above 0")
         if not 0 < self.probability < 1:
             raise UsageError(f"--confidence {100 * self.probability:g}: give percent, 0 to 100")
@@ -99,11 +100,15 @@ class SearchSettings:
         known.pop("latency", None)
         try:
             name, sign, number = match.groups() if match else ("", "", "")
-            return Limit(known[name], float(number), operator.eq(sign, ">="))
+            limit = Limit(known[name], float(number), operator.eq(sign, ">="))
         except (KeyError, ValueError):
+            hint = "; of the latency --max-latency" if "latency" in text else ""
             raise UsageError(
-                f"--limit '{text}': give NAME<=NUMBER or NAME>=NUMBER of {', '.join(known)}"
+                f"--limit '{text}': give NAME<=NUMBER or NAME>=NUMBER of {', '.join(known)}{hint}"
             ) from None
+        if not math.isfinite(limit.value):
+            raise UsageError(f"--limit '{text}': give a number that is not infinite")
+        return limit
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,7 +152,7 @@ class SearchFolder:
         """
         try:
             return SearchSettings.from_json(json.loads(self.settings.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{self.path} holds no search: leave --resume out") from None
         except (ValueError, AttributeError) as error:
             raise DatasetError(

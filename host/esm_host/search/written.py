@@ -15,6 +15,7 @@ from esm_host.search.problem import Found, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.verify import Round, Verified
 from esm_models.architecture import Architecture
+from esm_models.errors import ModelsError
 from esm_models.space import SearchSpace
 
 SCHEMA_VERSION = 1
@@ -70,7 +71,7 @@ def read_rounds(folder: SearchFolder, problem: Problem) -> list[Round]:
         ]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ModelsError) as error:
         raise DatasetError(f"{folder.rounds} is damaged ({error}): remove it") from error
 
 
