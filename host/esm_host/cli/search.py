@@ -205,33 +205,23 @@ def _show(searched: Searched) -> None:
     from esm_host.cli.output import print_table
     from esm_host.run import readable
 
-    front, problem = searched.front, searched.problem
+    front, verified = searched.front, searched.verified
     if not len(front):
-        closest = searched.closest
-        values = {name: each[0] for name, each in closest.values.items() if len(each)}
-        unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
-        known = ", ".join(f"{name} {_text(value)}" for name, value in values.items())
-        limits = " and ".join(map(str, problem.limits))
-        if unknown:
-            typer.echo(
-                f"nothing was found of which {' and '.join(unknown)} is known: check what "
-                "--objective names, or choose another --method"
-            )
-        else:
-            closest_has = f"; what comes closest has {known}" if known else ""
-            typer.echo(f"nothing keeps {limits}{closest_has}")
+        typer.echo(_nothing(searched))
     else:
         names = _columns(searched)
         rows = [
             (*(_text(front.values[name][row]) for name in names), readable(architecture))
-            for row, architecture in enumerate(problem.space.decode(front.codes[:_SHOWN]))
+            for row, architecture in enumerate(searched.problem.space.decode(front.codes[:_SHOWN]))
         ]
         print_table((*names, "architecture"), rows, right=range(len(names)))
         if len(front) > _SHOWN:
             typer.echo(f"... and {len(front) - _SHOWN} more")
-    verified = searched.verified
     if verified is None:
         typer.echo(f"{len(front)} predicted to be best; none was measured")
+        return
+    if not len(front):
+        typer.echo(f"{verified.measured} were measured for it")
         return
     typer.echo(
         f"{len(front)} on the front; {verified.measured} were measured for it, and it is "
@@ -241,6 +231,19 @@ def _show(searched: Searched) -> None:
             else "not stable yet: --resume with a larger --measure goes on"
         )
     )
+
+
+def _nothing(searched: Searched) -> str:
+    values = {name: each[0] for name, each in searched.closest.values.items() if len(each)}
+    unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
+    if unknown:
+        return (
+            f"nothing was found of which {' and '.join(unknown)} is known: check what "
+            "--objective names, or choose another --method"
+        )
+    known = ", ".join(f"{name} {_text(value)}" for name, value in values.items())
+    closest = f"; what comes closest has {known}" if known else ""
+    return f"nothing keeps {' and '.join(map(str, searched.problem.limits))}{closest}"
 
 
 def _columns(searched: Searched) -> list[str]:

@@ -186,7 +186,7 @@ def _again(record: SearchRecord) -> str:
     settings, plain = record.settings, type(record.settings)(record.settings.runs)
     words = ["esm-host", "search", *(str(run.path) for run in record.runs)]
     words += [word for text in settings.objectives for word in ("--objective", text)]
-    words += [word for ms in settings.max_latency_ms for word in ("--max-latency", f"{ms:g}")]
+    words += [word for ms in settings.max_latency_ms for word in ("--max-latency", repr(ms))]
     words += [word for text in settings.limits for word in ("--limit", text)]
     if settings.probability != plain.probability:
         words += ["--confidence", f"{100 * settings.probability:g}"]

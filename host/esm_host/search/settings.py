@@ -52,7 +52,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if not self.runs:
             raise UsageError("a search needs the folder of a campaign: give one")
-        if len(set(self.runs)) < len(self.runs):
+        if len({Path(run).resolve() for run in self.runs}) < len(self.runs):
             raise UsageError("a campaign is named twice: name each device's once")
         if len(self.max_latency_ms) not in (0, 1, len(self.runs)):
             raise UsageError(
