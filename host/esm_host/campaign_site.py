@@ -69,6 +69,7 @@ class CampaignSite:
         self._watcher = watcher
         self._name = name
         self._turn = turn
+        self._fit: tuple[int, Predictor] | None = None
 
     def known(self) -> Codes:
         return self._space.encode([a for each in self._store.plan().values() for a in each])
@@ -101,6 +102,13 @@ class CampaignSite:
         folder.share()
 
     def _fitted(self) -> Predictor:
+        """To all that was measured."""
+        blocks = len(self._store.blocks())
+        if self._fit is None or self._fit[0] != blocks:
+            self._fit = blocks, self._fitted_again()
+        return self._fit[1]
+
+    def _fitted_again(self) -> Predictor:
         settings = self._settings
         trusted = self._measurements.dataset().only(settings.trusted_verdicts)
         predictor = make_predictor(settings.predictor, self._encoder, settings.seed)

@@ -138,6 +138,7 @@ def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> I
     # By Dask itself: through joblib, a cluster of one worker is taken for no cluster at all, and
     # one to which workers come later is not used as a whole.
     from distributed import KilledWorker, as_completed
+    from distributed.comm.core import CommClosedError
 
     arrays: dict[str, Array] = {}
     packed = _packed(((function, task) for task in tasks), arrays)
@@ -150,7 +151,11 @@ def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> I
     try:
         for future in finished:
             yield future.result()
-    except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+    except (
+        asyncio.CancelledError,
+        concurrent.futures.CancelledError,
+        CommClosedError,  # it went just when a result was fetched from it
+    ) as error:
         raise ClusterError(
             f"{_name(client)} is gone: start scheduler and workers, and run it again"
         ) from error

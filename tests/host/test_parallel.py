@@ -275,6 +275,21 @@ def test_a_scheduler_that_dies_is_one_line(tmp_path: Path) -> None:
     assert 3 <= len(found) < 20
 
 
+def test_a_scheduler_that_dies_while_a_result_comes_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Future
+    from distributed.comm.core import CommClosedError
+
+    def cut(self: object, timeout: object = None) -> None:
+        raise CommClosedError("Connection reset by peer")
+
+    with Cluster(tmp_path, workers=1) as cluster, parallel(cluster.spec):
+        monkeypatch.setattr(Future, "result", cut)
+        with pytest.raises(ClusterError, match="is gone: start scheduler and workers"):
+            list(map_unordered(done, tasks(2)))
+
+
 def test_nobody_there_or_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
