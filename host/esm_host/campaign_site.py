@@ -88,10 +88,11 @@ class CampaignSite:
             self._store.add_plan(number, fresh)
             self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
         rounds = sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True)
+        before = max((block.number for block in self._store.blocks()), default=0)
         with self._turn:
             for number in rounds:  # what is there already costs nothing
                 self._collector.collect(number, self._anchors)
-        self._check_pace()
+        self._check_pace(before)
 
     def keep_predictor(self) -> None:
         """The campaign's, which has learnt from what was measured since."""
@@ -135,16 +136,16 @@ class CampaignSite:
         rows = most_alike(self._encoder.encode(own), self._encoder.encode(chosen), _ANCHORS)
         return [own[row] for row in rows.tolist()]
 
-    def _check_pace(self) -> None:
-        """Warns where the device is not what it was in the campaign."""
+    def _check_pace(self, before: int) -> None:
+        """Warns where the device is not what it was in the campaign, by what came after a block."""
         table = self._measurements.table()
-        paces = zip(table.blocks, table.quality.factors.tolist(), strict=True)
-        now = np.median([pace for block, pace in paces if block.round < REFERENCE_ROUND])
+        paces = table.quality.factors[[block.number > before for block in table.blocks]]
+        now = float(np.median(paces)) if len(paces) else 1.0
         if not 1 / _OTHER_PACE < now < _OTHER_PACE:
             self._watcher.warn(
                 f"{self._settings.device} takes {now:.2f} times as long as in most of the campaign "
-                f"{self._run.path}: that is divided out by what networks of the campaign take now, "
-                "but not every network is affected alike; search again in a quieter hour"
+                f"{self._run.path}: that is divided out, figures are at the campaign's pace; if "
+                "that was not the usual one, profile again"
             )
 
 
