@@ -39,6 +39,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.gathered import gathered, keep
 from benchmarks.search_fronts import FIRST, PER_SOURCE, POOL, Simulated, source_of
 from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
@@ -120,19 +121,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     table = read_benchmark(Path(os.environ["ESM_DATA"]) / "nasbench201.parquet")
-    found = joblib.Parallel(n_jobs=args.jobs, return_as="generator")(
-        joblib.delayed(compute)(table, seed) for seed in range(args.seeds)
-    )
-    frames = []
-    for frame in found:
-        frames.append(frame)
-        print(f"seed {frame['seed'].iloc[0]}", flush=True)
-    results = pd.concat(frames)
-    args.results.mkdir(parents=True, exist_ok=True)
-    results.to_parquet(args.results / "constrained.parquet", index=False)
-    text = tables(results)
-    (args.results / "constrained.md").write_text(text)
-    print(text)
+    parts = (joblib.delayed(compute)(table, seed) for seed in range(args.seeds))
+    keep(gathered(parts, args.jobs, ["seed"]), args.results, "constrained", tables)
 
 
 def compute(table: LatencyTable, seed: int) -> pd.DataFrame:

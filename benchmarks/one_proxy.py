@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.gathered import gathered, keep
 from benchmarks.search_fronts import (
     FIRST,
     PER_DEVICE,
@@ -121,21 +122,12 @@ def main() -> None:
     references: dict[str, Callable[[Codes], Floats]] = {}
     if args.table == OFA:
         references = {target: reference(setting.table, target) for target in setting.targets}
-    found = joblib.Parallel(n_jobs=args.jobs, return_as="generator")(
+    parts = (
         joblib.delayed(compute)(setting, target, references.get(target), seed)
         for target in setting.targets
         for seed in range(args.seeds)
     )
-    frames = []
-    for frame in found:
-        frames.append(frame)
-        print(f"{frame['target'].iloc[0]} seed {frame['seed'].iloc[0]}", flush=True)
-    results = pd.concat(frames)
-    args.results.mkdir(parents=True, exist_ok=True)
-    results.to_parquet(args.results / f"{args.table}.parquet", index=False)
-    text = tables(results)
-    (args.results / f"{args.table}.md").write_text(text)
-    print(text)
+    keep(gathered(parts, args.jobs, ["target", "seed"]), args.results, args.table, tables)
 
 
 def reference(table: LatencyTable, target: str) -> Callable[[Codes], Floats]:

@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.gathered import gathered, keep
 from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.encoding import make_encoder
@@ -147,21 +148,12 @@ def main() -> None:
     args = parser.parse_args()
     table = read_benchmark(Path(os.environ["ESM_DATA"]) / "nasbench201.parquet")
     (task,) = read_tasks(Path(__file__).parent / "transfer-nasbench201.toml")
-    found = joblib.Parallel(n_jobs=args.jobs, return_as="generator")(
+    parts = (
         joblib.delayed(compute)(table, task.sources, target, seed)
         for target in task.targets
         for seed in range(args.seeds)
     )
-    frames = []
-    for frame in found:
-        frames.append(frame)
-        print(f"{frame['target'].iloc[0]} seed {frame['seed'].iloc[0]}", flush=True)
-    results = pd.concat(frames)
-    args.results.mkdir(parents=True, exist_ok=True)
-    results.to_parquet(args.results / "fronts.parquet", index=False)
-    text = tables(results)
-    (args.results / "fronts.md").write_text(text)
-    print(text)
+    keep(gathered(parts, args.jobs, ["target", "seed"]), args.results, "fronts", tables)
 
 
 def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int) -> pd.DataFrame:

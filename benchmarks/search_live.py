@@ -111,7 +111,7 @@ def measured_again(
 ) -> dict[str, float]:
     """Latencies, ms, on the campaign's scale, by key; NaN of what failed."""
     folder, settings, space = RunFolder(path), run.settings, run.space
-    encoder = RunFolder(run.path).encoder(settings, space)
+    encoder = run.encoder
     known = run.dataset()
     wanted = encoder.encode(chosen)
     rows = most_alike(encoder.encode(known.architectures), wanted, ANCHORS).tolist()

@@ -12,7 +12,7 @@ import numpy as np
 from esm_host.atomic import write_bytes
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
-from esm_host.encoding.base import Encoder
+from esm_host.extension.training import train
 from esm_host.folder import RunFolder
 from esm_host.measuring import Measuring, connected, measuring
 from esm_host.predictors import make_predictor
@@ -38,8 +38,7 @@ def latency_of(run: Run, probability: float, name: str) -> Measure:
         probability: of a predicted one being at most what it says.
         name: of the device, where there are several.
     """
-    encoder = RunFolder(run.path).encoder(run.settings, run.space)
-    return _latency(run, run.figures(), run.predictor, encoder, probability, name)
+    return _latency(run, run.figures(), run.predictor, probability, name)
 
 
 class CampaignSite:
@@ -51,18 +50,12 @@ class CampaignSite:
     """
 
     def __init__(
-        self,
-        run: Run,
-        parts: Measuring,
-        encoder: Encoder,
-        watcher: CampaignWatcher,
-        name: str,
-        turn: Lock,
+        self, run: Run, parts: Measuring, watcher: CampaignWatcher, name: str, turn: Lock
     ) -> None:
         self._run = run
         self._space = run.space
         self._settings = run.settings
-        self._encoder = encoder
+        self._encoder = run.encoder
         self._store = parts.store
         self._measurements = parts.measurements
         self._collector = parts.collector
@@ -75,8 +68,8 @@ class CampaignSite:
         return self._space.encode([a for each in self._store.plan().values() for a in each])
 
     def latency(self, probability: float) -> Measure:
-        figures, predictor = self._measurements.figures(), self._fitted()
-        return _latency(self._run, figures, predictor, self._encoder, probability, self._name)
+        figures = self._measurements.figures()
+        return _latency(self._run, figures, self._fitted(), probability, self._name)
 
     def measure(self, codes: Codes) -> None:
         plan = self._store.plan()
@@ -106,18 +99,10 @@ class CampaignSite:
         """To all that was measured."""
         blocks = len(self._store.blocks())
         if self._fit is None or self._fit[0] != blocks:
-            self._fit = blocks, self._fitted_again()
+            settings, dataset = self._settings, self._measurements.dataset()
+            predictor = make_predictor(settings.predictor, self._encoder, settings.seed)
+            self._fit = blocks, train(predictor, self._encoder, dataset, settings)
         return self._fit[1]
-
-    def _fitted_again(self) -> Predictor:
-        settings = self._settings
-        trusted = self._measurements.dataset().only(settings.trusted_verdicts)
-        predictor = make_predictor(settings.predictor, self._encoder, settings.seed)
-        return predictor.fit(
-            self._encoder.encode(trusted.architectures),
-            trusted.latency_ms,
-            trusted.weights(settings.weights),
-        )
 
     def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
         """Of the campaign's own architectures those that are most like the chosen ones. None where
@@ -167,15 +152,13 @@ def campaign_sites(
     with ExitStack() as stack:
         sites = []
         for run, name in zip(runs, names, strict=True):
-            folder, space = RunFolder(run.path), run.space
-            encoder = folder.encoder(run.settings, space)
+            folder, settings, space = RunFolder(run.path), run.settings, run.space
             found = stack.enter_context(
-                connected(run.settings, space, True, patience_s, wait, watcher.warn)
+                connected(settings, space, True, patience_s, wait, watcher.warn)
             )
             stack.enter_context(folder.locked())
-            parts = stack.enter_context(measuring(run.settings, folder, space, found, watcher))
-            turn = turns[run.settings.device]
-            sites.append(CampaignSite(run, parts, encoder, watcher, name, turn))
+            parts = stack.enter_context(measuring(settings, folder, space, found, watcher))
+            sites.append(CampaignSite(run, parts, watcher, name, turns[settings.device]))
         yield sites
 
 
@@ -183,7 +166,6 @@ def _latency(
     run: Run,
     figures: Figures,
     predictor: Predictor,
-    encoder: Encoder,
     probability: float,
     name: str,
 ) -> Measure:
@@ -191,7 +173,7 @@ def _latency(
     return Latency(
         Promise(
             predictor,
-            encoder,
+            run.encoder,
             judged["latency_ms"].to_numpy(),
             judged["predicted_ms"].to_numpy(),
         ),

@@ -19,6 +19,7 @@ from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
+from esm_host.extension.training import train
 from esm_host.folder import RunFolder
 from esm_host.latency import Latency
 from esm_host.predictors import make_predictor
@@ -241,7 +242,7 @@ class Run:
         path = self._folder.predictor_onnx
         # Predictors of a kind that has no such form are fitted again.
         model = path.read_bytes() if path.exists() else self.predictor
-        return Latency(self.path, self.settings, self._encoder, model)
+        return Latency(self.path, self.settings, self.encoder, model)
 
     def predict_interval(
         self, architectures: Sequence[Architecture | Mapping[str, Any]], coverage: float = 0.9
@@ -275,14 +276,9 @@ class Run:
             DatasetError: the campaign has not come to an end.
         """
         self._check_finished()
-        settings, encoder = self.settings, self._encoder
-        dataset = self.dataset().only(settings.trusted_verdicts)
+        settings, encoder = self.settings, self.encoder
         predictor = make_predictor(settings.predictor, encoder, settings.seed)
-        return predictor.fit(
-            encoder.encode(dataset.architectures),
-            dataset.latency_ms,
-            dataset.weights(settings.weights),
-        )
+        return train(predictor, encoder, self.dataset(), settings)
 
     def _check_finished(self) -> None:
         if self.result is None:
@@ -292,13 +288,18 @@ class Run:
             )
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """By which the campaign's predictor is told architectures.
+
+        Raises:
+            DatasetError: what it learnt of other devices is gone or damaged.
+        """
         return self._folder.encoder(self.settings, self.space)
 
     def _encode(
         self, architectures: Sequence[Architecture | Mapping[str, Any]]
     ) -> NDArray[np.float32]:
-        return self._encoder.encode(
+        return self.encoder.encode(
             [a if isinstance(a, Architecture) else Architecture.from_json(a) for a in architectures]
         )
 

@@ -15,12 +15,10 @@ from esm_host.measuring import PATIENCE_S
 from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
 from esm_host.search.known import Known
-from esm_host.search.latency import LATENCY
 from esm_host.search.method import SearchMethod
 from esm_host.search.methods import make_method
-from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.objectives import read_measure
-from esm_host.search.problem import Found, Measure, Objective, Problem
+from esm_host.search.problem import Found, Measure, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.verify import Round, Verified, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
@@ -81,32 +79,25 @@ def run_search(
             RunFolder(run.path).prepare(resume=True)
         runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs)
-    names = _names(runs)
+    _check_names(settings)
     own = [read_measure(wish, space) for wish in settings.wishes if wish.source]
-    listed = [measure.codes for measure in own if isinstance(measure, Known)]
-    if listed and settings.method in (None, "exhaustive"):
-        method: SearchMethod = Exhaustive(listed[0])
-    else:
-        method = make_method(settings.method, space, settings.seed)
+    listed = next((measure.codes for measure in own if isinstance(measure, Known)), None)
+    method = make_method(settings.method, space, settings.seed, listed)
 
     def problem(latencies: Sequence[Measure]) -> Problem:
-        prefixes = [f"{name}." if name else "" for name in names]
-        objectives: list[Objective] = []
-        for wish in settings.wishes:
-            objectives += wish.objectives([f"{prefix}{LATENCY}" for prefix in prefixes])
         measures = [*latencies, NetworkCost(space), *own]
-        return Problem(space, measures, objectives, settings.all_limits(prefixes))
+        return Problem(space, measures, settings.all_objectives, settings.all_limits)
 
     _prepare(folder, settings, resume)
     if settings.measure:
-        with campaign_sites(runs, names, patience_s, wait, watcher) as sites:
+        with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
             write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns
             searched = _verified(settings, folder, problem, sites, method, on_round)
             for site in sites:
                 site.keep_predictor()
     else:
         write_json(folder.settings, settings.to_json())
-        pairs = zip(runs, names, strict=True)
+        pairs = zip(runs, settings.devices, strict=True)
         posed = problem([latency_of(run, settings.probability, name) for run, name in pairs])
         outcome = method.search(posed)
         searched = outcome.front, outcome.closest, None, posed
@@ -161,14 +152,10 @@ def _common_space(runs: Sequence[Run]) -> SearchSpace:
     return first.space
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """What tells the devices' quantities apart; nothing where there is one."""
-    if len(runs) == 1:
-        return [""]
-    names = [run.path.name for run in runs]
-    if len(set(names)) < len(names):
+def _check_names(settings: SearchSettings) -> None:
+    """Raises UsageError unless the devices' quantities can be told apart."""
+    if len(set(settings.devices)) < len(settings.devices):
         raise UsageError("two campaigns' folders have one name: rename one of them")
-    return names
 
 
 def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> None:

@@ -14,10 +14,9 @@ from cryptography import x509
 from esm_host.errors import ClusterError, EsmError
 from esm_host.parallel import map_unordered, parallel
 from esm_host.study.results import Study, load_study
-from esm_host.study.run import StudyWatcher, run_study
-from esm_host.study.task import Outcome
+from esm_host.study.run import run_study
 from tests.certificates import Authority
-from tests.host.cluster import Cluster, Task, done, refused, with_other_code
+from tests.host.cluster import After, Cluster, Task, done, refused, with_other_code
 
 pytestmark = pytest.mark.faults
 
@@ -53,22 +52,6 @@ def alone(file: Path) -> Study:
     """What two processes of this machine make of it."""
     with parallel(2):
         return run_study(file, file.with_name("alone"))
-
-
-class After(StudyWatcher):
-    """Does something when so many tasks are done."""
-
-    def __init__(self, tasks: int, act: object) -> None:
-        self._left, self._act = tasks, act
-
-    def on_planned(self, tasks: int, there: int) -> None:
-        self.there = there
-
-    def on_task(self, outcome: Outcome) -> None:
-        self._left -= 1
-        if not self._left:
-            assert callable(self._act)
-            self._act()
 
 
 def assert_same(study: Study, other: Study) -> None:

@@ -21,6 +21,8 @@ import pytest
 import esm_host
 from esm_host.errors import ClusterError
 from esm_host.parallel import _within, parallel
+from esm_host.study.run import StudyWatcher
+from esm_host.study.task import Outcome
 
 
 class Cluster:
@@ -169,3 +171,19 @@ def with_other_code(folder: Path) -> Path:
     with (place / "esm_host" / "bins.py").open("a") as file:
         file.write("# changed\n")
     return place
+
+
+class After(StudyWatcher):
+    """Does something once when so many tasks are done."""
+
+    def __init__(self, tasks: int, act: object) -> None:
+        self._left, self._act = tasks, act
+
+    def on_planned(self, tasks: int, there: int) -> None:
+        self.there = there
+
+    def on_task(self, outcome: Outcome) -> None:
+        self._left -= 1
+        if not self._left:
+            assert callable(self._act)
+            self._act()

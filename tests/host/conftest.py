@@ -1,4 +1,4 @@
-"""A database that a team shares."""
+"""A device of which the truth is known, and a database that a team shares."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from esm_host.transport import devices
+from esm_host.transport.fake import FakeProfiler
+from tests.host.campaign import latency
 from tests.postgres import Server, serving
 
 
@@ -28,3 +31,11 @@ def shared_store(postgres: Server, _shared: str) -> Iterator[str]:
     """URL of an empty database."""
     yield _shared
     postgres.empty(_shared)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
+    """Every device is this one."""
+    profiler = FakeProfiler(latency, noise=0.01)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    return profiler

@@ -78,14 +78,6 @@ def agent() -> Iterator[AgentServer]:
     server.stop()
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
-    """Every device is this one."""
-    profiler = FakeProfiler(latency, noise=0.01)
-    monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    return profiler
-
-
 def test_the_documentations_code_runs_and_prints_nothing(
     folder: Path,
     agent: AgentServer,

@@ -52,14 +52,6 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
-    """Every device is this one."""
-    profiler = FakeProfiler(latency, noise=0.01)
-    monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    return profiler
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign on this machine, through a real agent."""

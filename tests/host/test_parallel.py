@@ -23,10 +23,9 @@ from esm_host.cli.app import app
 from esm_host.errors import ClusterError, EsmError, UsageError
 from esm_host.parallel import map_unordered, parallel
 from esm_host.study.results import Study
-from esm_host.study.run import StudyWatcher, run_study
-from esm_host.study.task import Outcome
+from esm_host.study.run import run_study
 from esm_models.spaces import load_space
-from tests.host.cluster import Cluster, Task, done, refused, with_other_code
+from tests.host.cluster import After, Cluster, Task, done, refused, with_other_code
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 STUDY = """
@@ -78,22 +77,6 @@ def sums(count: int) -> list[tuple[int, float]]:
 
 def without_times(study: Study) -> pd.DataFrame:
     return study.results().drop(columns=["fit_s", "query_s"])
-
-
-class Watch(StudyWatcher):
-    """Does something once when so many tasks are done."""
-
-    def __init__(self, after: int, act: object) -> None:
-        self._left, self._act = after, act
-
-    def on_planned(self, tasks: int, there: int) -> None:
-        self.there = there
-
-    def on_task(self, outcome: Outcome) -> None:
-        self._left -= 1
-        if not self._left:
-            assert callable(self._act)
-            self._act()
 
 
 # This machine
@@ -173,7 +156,7 @@ def test_arrays_come_out_as_they_went_in(array: np.ndarray) -> None:
 def test_a_study_on_workers_that_have_none_of_its_files(cluster: Cluster, folder: Path) -> None:
     alone = run_study(folder / "study.toml", folder / "alone")
 
-    class Without(Watch):
+    class Without(After):
         def on_planned(self, tasks: int, there: int) -> None:
             (folder / "cells.parquet").unlink()
 

@@ -22,14 +22,6 @@ from tests.host.test_cli import SMALL, assert_refused, esm_host
 SEARCH = ["--measure", "12", "--batch", "4"]
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
-    """Every device is this one."""
-    profiler = FakeProfiler(latency, noise=0.01)
-    monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    return profiler
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign on the fake device."""

@@ -24,6 +24,12 @@ SEARCH_METHODS = ("exhaustive", "nsga2", "nsga3", "sms-emoa", "single-weight")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter has a value that somebody gave, and not its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 

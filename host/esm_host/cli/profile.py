@@ -35,6 +35,7 @@ from esm_host.cli.options import (
     encoding_names,
     predictor_names,
     verdict_names,
+    was_given,
 )
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def profile(
         "seed": seed,
         "warm_start": warm_start,
     }
-    asked = {name for name in ("precision", "max_runs") if _was_given(ctx, name)}
+    asked = {name for name in ("precision", "max_runs") if was_given(ctx, name)}
     if runs is not None and asked:
         raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
     share = as_share("--precision", precision)
@@ -318,11 +319,6 @@ def profile(
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
 
 
-def _was_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
-
-
 def _on_the_command_line(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -342,7 +338,7 @@ def _resumed(
         for name, value in asked.items():
             option = flag(name).removeprefix("--").replace("-", "_")
             options = {option, *_ALSO_SET_BY.get(name, ())}
-            if value == owner[name] or not any(_was_given(ctx, option) for option in options):
+            if value == owner[name] or not any(was_given(ctx, option) for option in options):
                 continue
             if name not in RESUMABLE:
                 raise MismatchError(

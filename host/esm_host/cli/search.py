@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods
+from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods, was_given
 
 if TYPE_CHECKING:
     from esm_host.search.verify import Round
@@ -122,14 +122,14 @@ def search(
     folders = [run.parent if run.name == "predictor.onnx" else run for run in runs]
     folder = SearchFolder(output or folders[0] / "search")
     if resume:
-        given = [name for name in _SETTINGS if _was_given(ctx, name)]
+        given = [name for name in _SETTINGS if was_given(ctx, name)]
         if given:
             raise UsageError(
                 f"--resume goes on with what the search was asked for: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in given)}"
             )
         settings = folder.read_settings()
-        if _was_given(ctx, "measure"):
+        if was_given(ctx, "measure"):
             settings = replace(settings, measure=measure)
         if settings.runs != tuple(map(str, folders)):
             raise UsageError(f"{folder.path} is of {' '.join(settings.runs)}: give these")
@@ -190,11 +190,6 @@ _SETTINGS = (
 )
 
 
-def _was_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
-
-
 def _said_of_round(rounds: Sequence[Round]) -> str:
     last = rounds[-1]
     found = f"search {len(rounds)}: {len(last.front)} on the front of {last.evaluations:,} scored"
@@ -247,10 +242,9 @@ def _nothing(searched: Searched) -> str:
 
 
 def _columns(searched: Searched) -> list[str]:
-    """What was asked about."""
-    problem = searched.problem
-    names = [o.name for o in problem.objectives] + [li.name for li in problem.limits]
-    return list(dict.fromkeys(names))
+    from esm_host.search.problem import asked_about
+
+    return asked_about(searched.problem.objectives, searched.problem.limits)
 
 
 def _text(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from esm_host.dataset.store import (
     StoredMeasurement,
 )
 from esm_host.evaluation.alike import Readings
-from esm_host.evaluation.quality import Quality, judge
+from esm_host.evaluation.quality import Quality, judge, median
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
 from esm_protos.messages import MeasureSpec, Protocol
@@ -148,37 +147,14 @@ class Measurements:
         self._models: dict[str, dict[str, Measured]] = {}
         self._slowdown: dict[str, float] = {}
         self._failures: dict[str, str] = {}
+        self._table: BlockTable | None = None
 
     def table(self) -> BlockTable:
         """All blocks so far, judged by their references."""
         blocks = self._blocks()
-        rounds = {a.key: number for number, each in self._store.plan().items() for a in each}
-        models: list[dict[str, Measured]] = []
-        anchors: list[dict[str, Measured]] = []
-        for block in blocks:
-            own = (block.round, REFERENCE_ROUND)
-            found = self._models[block.block_id].items()
-            models.append({key: each for key, each in found if rounds[key] in own})
-            anchors.append({key: each for key, each in found if rounds[key] not in own})
-        references_ms = self._of_references(blocks, lambda model: model.latency_ms)
-        measured = {key for found in models for key in found}
-        quality = judge(
-            references_ms,
-            self._common_pace,
-            self._devices(blocks),
-            # What a search measured later must not shift the campaign's scale.
-            np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
-        )
-        table = BlockTable(
-            blocks,
-            models,
-            anchors,
-            [self._slowdown[block.block_id] for block in blocks],
-            {key: text for key, text in self._failures.items() if key not in measured},
-            references_ms,
-            quality,
-        )
-        return replace(table, quality=replace(quality, factors=anchored(table)))
+        if self._table is None or self._table.blocks != blocks:
+            self._table = self._made(blocks)
+        return self._table
 
     def readings(self, block_ids: Collection[str] | None = None) -> dict[str, Readings]:
         """The references by device: in these blocks, or in all that count for the data set."""
@@ -223,7 +199,7 @@ class Measurements:
         own = [block.round >= REFERENCE_ROUND for block in table.blocks]
         paced_ms = (table.references_ms / table.quality.factors[:, None])[own]
         plan = self._store.plan()
-        references = zip(plan.get(REFERENCE_ROUND, []), _median(paced_ms), strict=True)
+        references = zip(plan.get(REFERENCE_ROUND, []), median(paced_ms, axis=0), strict=True)
         found = {a.key: (latency_ms, 0.0, "reference") for a, latency_ms in references}
         intervals = np.minimum(dataset.interval, WIDEST)
         for row, architecture in enumerate(dataset.architectures):
@@ -238,6 +214,35 @@ class Measurements:
             np.array([row[1] for row in rows], dtype=float),
             [row[2] for row in rows],
         )
+
+    def _made(self, blocks: list[StoredBlock]) -> BlockTable:
+        rounds = {a.key: number for number, each in self._store.plan().items() for a in each}
+        models: list[dict[str, Measured]] = []
+        anchors: list[dict[str, Measured]] = []
+        for block in blocks:
+            own = (block.round, REFERENCE_ROUND)
+            found = self._models[block.block_id].items()
+            models.append({key: each for key, each in found if rounds[key] in own})
+            anchors.append({key: each for key, each in found if rounds[key] not in own})
+        references_ms = self._of_references(blocks, lambda model: model.latency_ms)
+        measured = {key for found in models for key in found}
+        quality = judge(
+            references_ms,
+            self._common_pace,
+            self._devices(blocks),
+            # What a search measured later must not shift the campaign's scale.
+            np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
+        )
+        table = BlockTable(
+            blocks,
+            models,
+            anchors,
+            [self._slowdown[block.block_id] for block in blocks],
+            {key: text for key, text in self._failures.items() if key not in measured},
+            references_ms,
+            quality,
+        )
+        return replace(table, quality=replace(quality, factors=anchored(table)))
 
     @property
     def _common_pace(self) -> bool:
@@ -280,6 +285,8 @@ class Measurements:
         for stored in self._store.measurements(after=self._read_up_to):
             if stored.block_id in fresh:
                 fresh[stored.block_id].append(stored)
+        if fresh:
+            self._table = None
         for block_id, group in fresh.items():
             self._derive(block_id, group)
         self._read_up_to = max((block.number for block in blocks), default=0)
@@ -331,13 +338,6 @@ def best_attempts(table: BlockTable) -> dict[str, int]:
             if key not in best or _rank(block) > _rank(table.blocks[best[key]]):
                 best[key] = index
     return best
-
-
-def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each column, without NaN; NaN where nothing is known."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice"
-        return np.asarray(np.nanmedian(values, axis=0))
 
 
 def _rank(block: StoredBlock) -> tuple[bool, float]:

@@ -93,17 +93,17 @@ def _polish(
     each column; NaN where nothing is known."""
     pace = np.zeros(len(logs))
     typical = typical if typical.any() else ~typical
-    base = _median(logs, axis=0)
+    base = median(logs, axis=0)
     if common_pace:
         for _ in range(10):
-            pace = np.nan_to_num(_median(logs - base, axis=1))
+            pace = np.nan_to_num(median(logs - base, axis=1))
             pace -= np.median(pace[typical])
-            base = _median(logs - pace[:, None], axis=0)
+            base = median(logs - pace[:, None], axis=0)
     return pace, base
 
 
-def _median(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Median without NaN."""
+def median(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Median along an axis, without NaN; NaN where nothing is known."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice"
         return np.asarray(np.nanmedian(values, axis=axis))

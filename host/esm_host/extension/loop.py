@@ -26,6 +26,7 @@ from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose, cross_validate
 from esm_host.extension.settings import Settings
+from esm_host.extension.training import train
 from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
 from esm_models.architecture import Architecture
@@ -187,12 +188,7 @@ class Loop:
     def _finish(self, converged: bool, reason: str) -> Outcome:
         last = self._evaluation()
         dataset = last.dataset
-        predictor = self._make_predictor(0)
-        predictor.fit(
-            self._encoder.encode(dataset.architectures),
-            dataset.latency_ms,
-            dataset.weights(self._settings.weights),
-        )
+        predictor = train(self._make_predictor(0), self._encoder, dataset, self._settings)
         return Outcome(converged, reason, dataset, last.predicted_ms, predictor)
 
     def _evaluation(self) -> _Evaluation:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from esm_host.encoding.sources import GROUP
-from esm_host.folder import RunFolder
 from esm_host.report.page import (
     Cell,
     Column,
@@ -74,7 +73,7 @@ def source_correlations(run: Run) -> pd.DataFrame:
     dataset = run.dataset().only(run.settings.trusted_verdicts)
     if len(dataset) < LEAST_SHARED:
         return pd.DataFrame(columns=columns)
-    encoder = RunFolder(run.path).encoder(run.settings, run.space)
+    encoder = run.encoder
     first, end = encoder.layout.groups[GROUP]
     expected = encoder.encode(dataset.architectures)[:, first:end].astype(np.float64)
     names = [name.removeprefix("source.") for name in encoder.columns[first:end]]

@@ -50,6 +50,14 @@ class GeneEncoding:
         """``n`` vectors, every choice uniform."""
         return rng.integers(self.choices, size=(n, len(self)), dtype=np.int16)
 
+    def beginning(self, n: int, known: Codes, rng: np.random.Generator) -> Genes:
+        """``n`` vectors for evolution to begin with: known architectures, as many as fit, and
+        random ones."""
+        genes = self.random(n, rng)
+        first = self.of_codes(known)[:n]
+        genes[: len(first)] = first
+        return genes
+
     def to_codes(self, genes: NDArray[np.integer]) -> Codes:
         """``(n, genes)`` -> ``(n, *space.code_shape)``."""
         space = self.space

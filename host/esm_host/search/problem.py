@@ -45,6 +45,11 @@ class Limit:
         return f"{self.name} {'>=' if self.at_least else '<='} {self.value:g}"
 
 
+def asked_about(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
+    """Names of their quantities, each once, the objectives' first."""
+    return list(dict.fromkeys([*(o.name for o in objectives), *(limit.name for limit in limits)]))
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """Architectures with what is known of them, row by row.

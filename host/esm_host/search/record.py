@@ -21,7 +21,7 @@ from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
 from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
-from esm_host.search.problem import Limit, Objective, Problem
+from esm_host.search.problem import Limit, Objective, Problem, asked_about
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
@@ -65,7 +65,7 @@ class SearchRecord:
     @property
     def devices(self) -> list[str]:
         """What tells the devices' quantities apart: ``""`` where there is one."""
-        return [run.path.name for run in self.runs] if len(self.runs) > 1 else [""]
+        return self.settings.devices
 
     @property
     def space(self) -> SearchSpace:
@@ -74,12 +74,11 @@ class SearchRecord:
     @property
     def objectives(self) -> list[Objective]:
         """The devices' latencies first."""
-        latencies = [quantity(LATENCY, device) for device in self.devices]
-        return [o for wish in self.settings.wishes for o in wish.objectives(latencies)]
+        return self.settings.all_objectives
 
     @property
     def limits(self) -> list[Limit]:
-        return self.settings.all_limits([quantity("", device) for device in self.devices])
+        return self.settings.all_limits
 
     def front(self) -> pd.DataFrame:
         """What is best, from the fastest on: as measured, or as predicted where nothing was to be
@@ -181,7 +180,7 @@ class SearchRecord:
         return found
 
     def _excess(self, codes: Codes, frame: pd.DataFrame) -> Floats:
-        names = {o.name for o in self.objectives} | {limit.name for limit in self.limits}
+        names = asked_about(self.objectives, self.limits)
         values = {name: frame[name].to_numpy(float) for name in names}
         return Problem(self.space, (), self.objectives, self.limits).score(codes, values).excess
 
@@ -192,7 +191,7 @@ class SearchRecord:
 
     def _frame(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         latencies = [quantity(n, device) for device in self.devices for n in (LATENCY, AT_MOST)]
-        asked = [*(o.name for o in self.objectives), *(limit.name for limit in self.limits)]
+        asked = asked_about(self.objectives, self.limits)
         told = [name for row in rows[:1] for name in row if name not in _NO_QUANTITY]
         told = told if rows else [*COUNTED.values()]
         names = dict.fromkeys([*latencies, *asked, *told])

@@ -6,15 +6,15 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from esm_host.errors import DatasetError, UsageError
-from esm_host.search.latency import AT_MOST
+from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import COUNTED, Wish, read_wish
-from esm_host.search.problem import Limit
+from esm_host.search.problem import Limit, Objective
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 
@@ -79,17 +79,27 @@ class SearchSettings:
         wishes = [read_wish(text) for text in self.objectives or ("flops:max",)]
         return (Wish("latency", "", False), *(wish for wish in wishes if wish.name != "latency"))
 
-    def all_limits(self, devices: Sequence[str]) -> list[Limit]:
-        """Of the devices' latencies and of everything else.
+    @property
+    def devices(self) -> list[str]:
+        """What tells the devices' quantities apart, their folders' names; ``""`` where there is
+        one."""
+        return [Path(run).name for run in self.runs] if len(self.runs) > 1 else [""]
 
-        Args:
-            devices: prefixes of their quantities' names.
-        """
+    @property
+    def all_objectives(self) -> list[Objective]:
+        """The devices' latencies first."""
+        latencies = [quantity(LATENCY, device) for device in self.devices]
+        return [objective for wish in self.wishes for objective in wish.objectives(latencies)]
+
+    @property
+    def all_limits(self) -> list[Limit]:
+        """Of the devices' latencies and of everything else."""
+        devices = self.devices
         each = self.max_latency_ms
         if len(each) == 1:
             each = each * len(devices)
         found = [
-            Limit(f"{device}{AT_MOST}", value)
+            Limit(quantity(AT_MOST, device), value)
             for device, value in zip(devices if each else (), each, strict=True)
         ]
         return found + [self._limit(text) for text in self.limits]

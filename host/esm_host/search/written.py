@@ -11,7 +11,7 @@ import numpy as np
 from esm_host.atomic import write_json
 from esm_host.errors import DatasetError
 from esm_host.search.front import Floats
-from esm_host.search.problem import Found, Problem
+from esm_host.search.problem import Found, Problem, asked_about
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.verify import Round, Verified
 from esm_models.architecture import Architecture
@@ -105,7 +105,7 @@ def _found(rows: Sequence[Mapping[str, Any]], problem: Problem) -> Found:
     codes = problem.space.encode([Architecture.from_json(row["architecture"]) for row in rows])
     names = [n for n in (rows[0] if rows else {}) if n not in ("key", "depth", "architecture")]
     if not rows:
-        names = list({o.name for o in problem.objectives} | {li.name for li in problem.limits})
+        names = asked_about(problem.objectives, problem.limits)
     values: dict[str, Floats] = {
         name: np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
         for name in names

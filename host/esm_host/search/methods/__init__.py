@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esm_host.errors import UsageError
 from esm_host.search.method import SearchMethod
-from esm_models.space import SearchSpace
+from esm_models.space import Codes, SearchSpace
 from esm_protos.nearest import nearest
 
 METHODS = {
@@ -19,15 +19,21 @@ LISTED = 50_000
 """Architectures of a space up to which all are looked at unless another method is asked for."""
 
 
-def make_method(name: str | None, space: SearchSpace, seed: int = 0) -> SearchMethod:
+def make_method(
+    name: str | None, space: SearchSpace, seed: int = 0, listed: Codes | None = None
+) -> SearchMethod:
     """A method by name; by default ``exhaustive`` where there are few architectures, else
     ``nsga2``.
+
+    Args:
+        listed: the only architectures that are of any use, where these are known; few, then.
 
     Raises:
         UsageError: there is no such method, it does not suit the space, or pymoo is not installed.
     """
     if name is None:
-        name = "exhaustive" if space.count() <= LISTED else "nsga2"
+        few = listed is not None or space.count() <= LISTED
+        name = "exhaustive" if few else "nsga2"
     if name not in METHODS:
         raise UsageError(
             f"unknown method '{name}': {nearest(name, METHODS)}choose {', '.join(METHODS)}"
@@ -35,7 +41,7 @@ def make_method(name: str | None, space: SearchSpace, seed: int = 0) -> SearchMe
     if name == "exhaustive":
         from esm_host.search.methods.exhaustive import Exhaustive
 
-        return Exhaustive()
+        return Exhaustive(listed)
     if name == "single-weight":
         from esm_host.search.methods.single_weight import SingleWeight
 

@@ -59,10 +59,7 @@ class SingleWeight(SearchMethod):
         encoding = GeneEncoding(problem.space)
         weights = self._simplex(len(problem.objectives))
         rngs = [np.random.default_rng([self.seed, number]) for number in range(len(weights))]
-        populations = [encoding.random(self.population, rng) for rng in rngs]
-        known = encoding.of_codes(start)[: self.population]
-        for genes in populations:
-            genes[: len(known)] = known
+        populations = [encoding.beginning(self.population, start, rng) for rng in rngs]
         found = self._evaluate(populations, encoding, evaluate)
         fitness = [_fitness(first, each) for first, each in zip(found, weights, strict=True)]
         scores = [fit(each) for fit, each in zip(fitness, found, strict=True)]

@@ -82,10 +82,7 @@ class PymooSearch(SearchMethod):
                     is_duplicate[np.isin(own, keys(encoding.to_codes(other.get("X"))))] = True
                 return is_duplicate
 
-        rng = np.random.default_rng(self.seed)
-        first = encoding.random(self.population, rng)
-        known = encoding.of_codes(start)[: self.population]
-        first[: len(known)] = known
+        first = encoding.beginning(self.population, start, np.random.default_rng(self.seed))
         algorithm = self._algorithm(
             len(problem.objectives),
             sampling=first,
