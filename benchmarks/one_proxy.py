@@ -47,6 +47,7 @@ from benchmarks.search_fronts import (
     TASKS,
     Simulated,
     Truth,
+    by_target,
     front_of,
     learnt,
     source_of,
@@ -268,29 +269,8 @@ def below(truth: Truth, latency_ms: Floats, accuracy: Floats) -> float:
 
 def tables(results: pd.DataFrame) -> str:
     """Markdown: means over seeds by target and task, with the spread of the shares."""
-    parts = []
-    for figure in ("share", "strict", "below"):
-        for task in dict.fromkeys(results["task"]):
-            mine = results[results["task"] == task]
-            targets = list(dict.fromkeys(mine["target"]))
-            lines = [
-                f"### {task}, {figure}\n",
-                "| method | samples | measured | " + " | ".join(targets) + " | least |",
-                "| --- | ---: | ---: |" + " ---: |" * (len(targets) + 1),
-            ]
-            for name, group in mine.groupby("method", sort=False):
-                by = group.groupby("target")[figure]
-                digits = ".1f" if figure == "below" else ".3f"
-                cells = [f"{by.mean()[t]:{digits}} ±{by.std()[t]:{digits}}" for t in targets]
-                end = group[figure].max() if figure == "below" else group[figure].min()
-                lines.append(
-                    f"| {name} | {group['samples'].mean():.0f} | {group['measured'].mean():.0f} | "
-                    + " | ".join(cells)
-                    + f" | {end:{digits}} |"
-                )
-            parts.append("\n".join(lines) + "\n")
-    parts.append(_decisions(results))
-    return "\n".join(parts)
+    figures = by_target(results, {"share": ".3f", "strict": ".3f", "below": ".1f"}, ["below"])
+    return f"{figures}\n{_decisions(results)}"
 
 
 def _decisions(results: pd.DataFrame) -> str:

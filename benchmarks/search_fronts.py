@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import joblib
@@ -261,10 +261,20 @@ def front_of(latency: Floats, accuracy: Floats) -> Rows:
 
 def tables(results: pd.DataFrame) -> str:
     """Markdown: means over seeds by target and task, with their spread."""
+    return by_target(results, {"share": ".4f", "strict": ".4f"})
+
+
+def by_target(results: pd.DataFrame, digits: Mapping[str, str], large: Sequence[str] = ()) -> str:
+    """Markdown: a table per figure and task; means over seeds by target with their spread, and the
+    worst.
+
+    Args:
+        digits: format of every figure.
+        large: figures of which the largest is worst.
+    """
     parts = []
-    for figure in ("share", "strict"):
-        for task in TASKS:
-            mine = results[results["task"] == task]
+    for figure, form in digits.items():
+        for task, mine in results.groupby("task", sort=False):
             targets = list(dict.fromkeys(mine["target"]))
             lines = [
                 f"### {task}, {figure}\n",
@@ -273,12 +283,11 @@ def tables(results: pd.DataFrame) -> str:
             ]
             for method, group in mine.groupby("method", sort=False):
                 by = group.groupby("target")[figure]
-                cells = [f"{by.mean()[t]:.4f} ±{by.std()[t]:.4f}" for t in targets]
-                measured = f"{group['measured'].mean():.0f}"
+                cells = [f"{by.mean()[t]:{form}} ±{by.std()[t]:{form}}" for t in targets]
+                worst = group[figure].max() if figure in large else group[figure].min()
+                counts = (f"{group[name].mean():.0f}" for name in ("samples", "measured"))
                 lines.append(
-                    f"| {method} | {group['samples'].iloc[0]} | {measured} | "
-                    + " | ".join(cells)
-                    + f" | {group[figure].min():.4f} |"
+                    f"| {method} | {' | '.join(counts)} | {' | '.join(cells)} | {worst:{form}} |"
                 )
             parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
