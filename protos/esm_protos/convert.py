@@ -1,16 +1,16 @@
 """Between messages and their wire form. Nothing else touches the generated classes' fields.
 
-Functions named ``*_from_pb`` raise ValueError, with a message for the peer, on values that a
-well-behaved peer never sends.
+Functions named ``*_from_pb`` take messages that :mod:`esm_protos.received` has let in. They raise
+NonsenseError, in one line, on values that make no sense together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,8 +44,13 @@ from esm_protos.messages import (
     Standing,
     State,
 )
+from esm_protos.pieces import PIECE_BYTES, pieces
+from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
+from esm_protos.text import printable
 from esm_protos.v1 import profiler_pb2 as pb
+
+Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
 
 _PROTOCOLS = {
     Protocol.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
@@ -71,6 +76,9 @@ _SEVERITIES = {
     Severity.ADVICE: pb.SEVERITY_ADVICE,
     Severity.UNFIT: pb.SEVERITY_UNFIT,
 }
+_LONGEST_LEASE_S = 86_400.0
+_OFFERED_AT_ONCE = 10_000
+_MOST_HEADER_BYTES = 64 << 20
 _PROTOCOLS_BACK = {number: member for member, number in _PROTOCOLS.items()}
 _STATES_BACK = {number: member for member, number in _STATES.items()}
 _FAILURES_BACK = {number: member for member, number in _FAILURES.items()}
@@ -99,7 +107,7 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     if message.protocol not in _PROTOCOLS_BACK:
-        raise ValueError(f"unknown protocol number {message.protocol}")
+        raise NonsenseError(f"unknown protocol number {message.protocol}")
     return MeasureSpec(
         protocol=_PROTOCOLS_BACK[message.protocol],
         runs=message.runs,
@@ -177,6 +185,8 @@ def standing_to_pb(standing: Standing) -> pb.Standing:
 
 
 def standing_from_pb(message: pb.Standing) -> Standing:
+    if message.expires_s > _LONGEST_LEASE_S:
+        raise nonsense("expires_s", message.expires_s)
     return Standing(message.ahead, _holder_from_pb(message), message.wait_s, message.expires_s)
 
 
@@ -249,19 +259,48 @@ def file_to_pb(file: File) -> pb.File:
 
 def file_from_pb(message: pb.File) -> File:
     if len(message.sha256) != hashlib.sha256().digest_size:
-        raise ValueError("a file is named by its SHA-256, of 32 bytes")
+        raise NonsenseError("a file is named by its SHA-256, of 32 bytes")
     return File(message.sha256, message.size_bytes)
 
 
 def case_from_pb(message: pb.ModelHeader) -> Case:
     """How a model is to be run, from its header."""
     if message.threads > MAX_THREADS:
-        raise ValueError(f"threads {message.threads} is above {MAX_THREADS}")
+        raise NonsenseError(f"threads {message.threads} is above {MAX_THREADS}")
     shapes = tuple((shape.input, tuple(shape.dims)) for shape in message.shapes)
     if len({name for name, _ in shapes}) < len(shapes):
-        raise ValueError(f"model {message.model_id} has two shapes for one input")
+        raise NonsenseError(f"model {message.model_id} has two shapes for one input")
     inputs = file_from_pb(message.inputs) if message.HasField("inputs") else None
     return Case(shapes, inputs, message.threads)
+
+
+def offer_requests(
+    files: Sequence[File], lease_id: str
+) -> Iterator[tuple[Sequence[File], pb.OfferRequest]]:
+    """All files of a block, in as many requests as they need; each with the files that it names."""
+    for start in range(0, len(files), _OFFERED_AT_ONCE):
+        offered = files[start : start + _OFFERED_AT_ONCE]
+        yield (
+            offered,
+            pb.OfferRequest(
+                protocol_version=PROTOCOL_VERSION,
+                lease_id=lease_id,
+                files=[file_to_pb(file) for file in offered],
+            ),
+        )
+
+
+def missing_from_pb(message: pb.OfferReply, offered: Sequence[File]) -> list[tuple[File, int]]:
+    """The offered files that the agent lacks, each with how many of its bytes are there."""
+    lacks = []
+    for each in message.missing:
+        if each.file >= len(offered):
+            raise NonsenseError(f"file {each.file} of {len(offered)} is missing")
+        file = offered[each.file]
+        if each.have_bytes > file.size_bytes:
+            raise NonsenseError(f"it has {each.have_bytes} bytes of a file of {file.size_bytes}")
+        lacks.append((file, each.have_bytes))
+    return lacks
 
 
 def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRequest]:
@@ -292,21 +331,56 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
                 threads=case.threads,
             )
         )
-    yield pb.MeasureBlockRequest(
-        header=pb.BlockHeader(
-            protocol_version=PROTOCOL_VERSION,
-            block_id=block.block_id,
-            spec=spec_to_pb(block.spec),
-            models=headers,
-            lease_id=lease_id,
-            peak_memory=block.peak_memory,
-            profile_runs=block.profile_runs,
-        )
+    header = pb.BlockHeader(
+        protocol_version=PROTOCOL_VERSION,
+        block_id=block.block_id,
+        spec=spec_to_pb(block.spec),
+        lease_id=lease_id,
+        peak_memory=block.peak_memory,
+        profile_runs=block.profile_runs,
     )
+    *parts, last = _header_parts(header, headers)
+    for part in parts:
+        yield pb.MeasureBlockRequest(header_part=part)
+    yield pb.MeasureBlockRequest(header=last)
     for index, data in enumerate(encoded):
         for offset in range(0, len(data), CHUNK_BYTES):
             part = data[offset : offset + CHUNK_BYTES]
             yield pb.MeasureBlockRequest(chunk=pb.Chunk(model=index, offset=offset, data=part))
+
+
+def _header_parts(
+    header: pb.BlockHeader, models: Sequence[pb.ModelHeader]
+) -> Iterator[pb.BlockHeader]:
+    """A block's header with its models; what is not of models is in the first part."""
+    part, size = header, header.ByteSize()
+    for model in models:
+        for piece in pieces(model):
+            piece.model_id = model.model_id
+            if size + piece.ByteSize() > PIECE_BYTES and part.models:
+                yield part
+                part, size = pb.BlockHeader(), 0
+            part.models.append(piece)
+            size += piece.ByteSize()
+    yield part
+
+
+def join_header(header: pb.BlockHeader, part: pb.BlockHeader) -> None:
+    """Add the next part of a block's header to what came before.
+
+    Raises:
+        NonsenseError: the header becomes larger than any block's.
+    """
+    before = len(header.models)
+    header.MergeFrom(part)
+    if 0 < before < len(header.models):
+        last, new = header.models[before - 1 : before + 1]
+        if last.model_id == new.model_id:
+            last.MergeFrom(new)
+            check_lengths(last)
+            del header.models[before]
+    if header.ByteSize() > _MOST_HEADER_BYTES:
+        raise NonsenseError(f"a header of {header.ByteSize()} bytes: {_MOST_HEADER_BYTES} at most")
 
 
 def progress_to_pb(progress: Progress) -> pb.Progress:
@@ -316,7 +390,9 @@ def progress_to_pb(progress: Progress) -> pb.Progress:
 
 def progress_from_pb(message: pb.Progress) -> Progress:
     if message.state not in _STATES_BACK:
-        raise ValueError(f"unknown state number {message.state}")
+        raise NonsenseError(f"unknown state number {message.state}")
+    if message.fraction > 1:
+        raise nonsense("fraction", message.fraction)
     standing = standing_from_pb(message.standing) if message.HasField("standing") else None
     return Progress(_STATES_BACK[message.state], message.fraction, standing)
 
@@ -331,8 +407,10 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         copy_in_ns=measurement.copy_in_ns.tolist(),
         copy_out_ns=measurement.copy_out_ns.tolist(),
         ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
-        fallback=measurement.fallback,
-        inputs=[pb.Input(name=i.name, type=i.type, dims=i.dims) for i in measurement.inputs],
+        fallback=[printable(name) for name in measurement.fallback],
+        inputs=[
+            pb.Input(name=printable(i.name), type=i.type, dims=i.dims) for i in measurement.inputs
+        ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
         profile=_profile_to_pb(measurement.profile),
     )
@@ -340,7 +418,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
     else:
         message.failure.kind = _FAILURES[measurement.failure.kind]
-        message.failure.message = measurement.failure.message
+        message.failure.message = printable(measurement.failure.message)
     return message
 
 
@@ -349,15 +427,20 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
     failure = None
     if message.HasField("failure"):
         if message.failure.kind not in _FAILURES_BACK:
-            raise ValueError(f"unknown failure kind number {message.failure.kind}")
+            raise NonsenseError(f"unknown failure kind number {message.failure.kind}")
         failure = Failure(_FAILURES_BACK[message.failure.kind], message.failure.message)
     elif not message.latency_ns:
-        raise ValueError(f"model {message.model_id} has neither samples nor a failure")
+        raise NonsenseError("a model with neither samples nor a failure")
     if len(message.latency_ns) != len(message.start_ns):
-        raise ValueError(f"model {message.model_id} has unequal numbers of latencies and starts")
+        raise NonsenseError(
+            f"{len(message.latency_ns)} latencies with {len(message.start_ns)} starts"
+        )
+    latency_ns = np.array(message.latency_ns, dtype=np.int64)
+    if not latency_ns.all():
+        raise nonsense("latency_ns", 0)
     return Measurement(
         model_id=message.model_id,
-        latency_ns=np.array(message.latency_ns, dtype=np.int64),
+        latency_ns=latency_ns,
         start_ns=np.array(message.start_ns, dtype=np.int64),
         load_ns=message.load_ns,
         first_run_ns=message.first_run_ns,
@@ -378,7 +461,9 @@ def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
     return pb.Profile(
         runs=profile.runs,
         operators=[pb.OperatorTime(**asdict(each)) for each in profile.operators],
-        nodes=[pb.NodeTime(**asdict(each)) for each in profile.nodes],
+        nodes=[
+            pb.NodeTime(**{**asdict(each), "name": printable(each.name)}) for each in profile.nodes
+        ],
     )
 
 
@@ -388,6 +473,28 @@ def _profile_from_pb(message: pb.Profile) -> Profile:
         tuple(OperatorTime(o.op_type, o.provider, o.calls, o.ns) for o in message.operators),
         tuple(NodeTime(n.name, n.op_type, n.provider, n.ns) for n in message.nodes),
     )
+
+
+def result_events(measurement: Measurement, trim: float) -> Iterator[pb.MeasureBlockEvent]:
+    """A model's result as an agent sends it: in parts where it is large."""
+    *parts, last = pieces(measurement_to_pb(measurement, trim))
+    for part in parts:
+        yield pb.MeasureBlockEvent(result_part=part)
+    yield pb.MeasureBlockEvent(result=last)
+
+
+def done_events(result: BlockResult) -> Iterator[pb.MeasureBlockEvent]:
+    """The end of a block as an agent sends it: in parts where it is large."""
+    *parts, last = pieces(done_to_pb(result))
+    for part in parts:
+        yield pb.MeasureBlockEvent(done_part=part)
+    yield pb.MeasureBlockEvent(done=last)
+
+
+def join_part(whole: Part, part: Part) -> None:
+    """Add the next part of a result or of a block's end; raises NonsenseError above all bounds."""
+    whole.MergeFrom(part)
+    check_lengths(whole)
 
 
 def done_to_pb(result: BlockResult) -> pb.BlockDone:
@@ -428,7 +535,7 @@ def diagnosis_from_pb(message: pb.Diagnosis) -> Diagnosis:
     findings = []
     for finding in message.findings:
         if finding.severity not in _SEVERITIES_BACK:
-            raise ValueError(f"unknown severity number {finding.severity}")
+            raise NonsenseError(f"unknown severity number {finding.severity}")
         severity = _SEVERITIES_BACK[finding.severity]
         findings.append(Finding(finding.check, severity, finding.text, finding.fix))
     return Diagnosis(tuple(findings))

@@ -71,7 +71,7 @@ def test_a_client_that_goes_away_frees_the_device(stub: profiler_pb2_grpc.Profil
     ("fields", "code", "words"),
     [
         ({"probe_s": 0}, grpc.StatusCode.INVALID_ARGUMENT, "0.1 to 600"),
-        ({"probe_s": float("nan")}, grpc.StatusCode.INVALID_ARGUMENT, "0.1 to 600"),
+        ({"probe_s": float("nan")}, grpc.StatusCode.INVALID_ARGUMENT, "probe of nan s"),
         ({"protocol_version": 1}, grpc.StatusCode.FAILED_PRECONDITION, "upgrade"),
     ],
 )

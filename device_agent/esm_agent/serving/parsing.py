@@ -1,20 +1,28 @@
-"""Requests that are no messages end in INVALID_ARGUMENT, with one line in the log.
+"""Requests that are no messages, or say what no host can mean, end in INVALID_ARGUMENT.
 
-gRPC's own way with them is INTERNAL, a traceback, and some 16 KB of memory lost for each.
+Each is one line in the log. gRPC's own way with them is INTERNAL, a traceback, and some 16 KB of
+memory lost for each.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from esm_agent.operation.logs import event
+from esm_protos.received import check
+
 log = logging.getLogger(__name__)
 
-_MALFORMED = object()
+
+class _Refused(NamedTuple):
+    """Stands for a request that is not let in."""
+
+    reason: str
 
 
 class ParsingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -29,9 +37,13 @@ class ParsingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
 
         def parse(data: bytes) -> Any:
             try:
-                return handler.request_deserializer(data)
+                message = handler.request_deserializer(data)
+                check(message)
             except DecodeError:
-                return _MALFORMED
+                return _Refused("the request is no message of this method")
+            except ValueError as error:
+                return _Refused(f"the request makes no sense: {error}")
+            return message
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
             return handler.unary_unary(_checked(request, context), context)
@@ -49,7 +61,7 @@ class ParsingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
 
 
 def _checked(request: Any, context: grpc.ServicerContext) -> Any:
-    if request is _MALFORMED:
-        log.warning("refused: a request that is no message")
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method")
+    if isinstance(request, _Refused):
+        event(log, logging.WARNING, "refused", reason=request.reason, peer=context.peer())
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, request.reason)
     return request

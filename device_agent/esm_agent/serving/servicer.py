@@ -33,6 +33,7 @@ from esm_agent.serving.upload import (
 )
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Progress
+from esm_protos.text import printable
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -251,10 +252,10 @@ def _statuses(
 
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:
     for measurement in result.measurements:
-        yield pb.MeasureBlockEvent(result=convert.measurement_to_pb(measurement, block.spec.trim))
-    yield pb.MeasureBlockEvent(done=convert.done_to_pb(result))
+        yield from convert.result_events(measurement, block.spec.trim)
+    yield from convert.done_events(result)
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, message)
+    context.abort(code, printable(message))  # gRPC refuses details above some 8 KB
     raise AssertionError  # abort() raises; this tells type checkers so

@@ -67,11 +67,7 @@ def receive(
         NotCachedError: a file is not in the cache.
     """
     stream = iter(requests)
-    first = next(stream, None)
-    if first is None or first.WhichOneof("part") != "header":
-        raise UploadError("a block starts with its header")
-    header = first.header
-    check_version(header.protocol_version)
+    header = _received_header(stream)
     try:
         spec = convert.spec_from_pb(header.spec)
     except ValueError as error:
@@ -93,6 +89,23 @@ def receive(
         header.peak_memory,
         header.profile_runs,
     )
+
+
+def _received_header(stream: Iterator[pb.MeasureBlockRequest]) -> pb.BlockHeader:
+    """The header, put together from its parts."""
+    header = pb.BlockHeader()
+    for request in stream:
+        kind = request.WhichOneof("part")
+        if kind not in ("header", "header_part"):
+            break
+        try:
+            convert.join_header(header, getattr(request, kind))
+        except ValueError as error:
+            raise UploadError(str(error)) from error
+        check_version(header.protocol_version)
+        if kind == "header":
+            return header
+    raise UploadError("a block starts with its header")
 
 
 def _check_header(header: pb.BlockHeader, limits: Limits) -> None:

@@ -102,7 +102,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
     if events := _grown(states, "throttle_events"):
         yield f"{events:.0f} thermal throttling events"
     # Before and after, cores idle at low clocks; only the block itself counts.
-    during = [max(state.clock_mhz) for state in states[1:-1] if state.clock_mhz]
+    during = [max(state.clock_mhz) for state in states[1:-1] if any(state.clock_mhz)]
     yield from _fallen("clock", during)
     for number in range(max((len(state.gpus) for state in states), default=0)):
         gpus = [s.gpus[number] for s in states[1:-1] if len(s.gpus) > number]

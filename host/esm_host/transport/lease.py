@@ -9,8 +9,6 @@ import threading
 import uuid
 from typing import Any
 
-import grpc
-
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Standing
 from esm_protos.v1 import profiler_pb2 as pb
@@ -45,6 +43,7 @@ class Lease:
 
         Raises:
             grpc.RpcError: the agent does not answer, or refuses.
+            NonsenseError: the agent's answer makes no sense.
         """
         self._purpose = purpose or self._purpose
         lease_id = self._id or uuid.uuid4().hex
@@ -63,12 +62,13 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
             request = pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=self._id)
-            with contextlib.suppress(grpc.RpcError):
+            with contextlib.suppress(Exception):
                 self._stub.Release(request, timeout=_ANSWER_S)
 
     def _beat(self) -> None:
         while not self._over.wait(self._pause_s):
-            with contextlib.suppress(grpc.RpcError):  # whoever waits for a block will learn of it
+            # Nothing may end the heartbeat. The call that waits for a block tells what is wrong.
+            with contextlib.suppress(Exception):
                 self._say(self._id, no_wait=False)
 
     def _say(self, lease_id: str, no_wait: bool) -> Standing:

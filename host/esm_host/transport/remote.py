@@ -11,6 +11,7 @@ import grpc
 from esm_host.errors import AuthError, DeviceError, NotNowError, UnreachableError, VersionError
 from esm_host.transport.access import PLAIN, Access, explained
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
+from esm_host.transport.checked import CheckedChannel
 from esm_host.transport.lease import Lease
 from esm_protos import convert
 from esm_protos.messages import (
@@ -26,6 +27,8 @@ from esm_protos.messages import (
     Standing,
     State,
 )
+from esm_protos.received import NonsenseError
+from esm_protos.text import printable
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -70,16 +73,14 @@ class RemoteProfiler(Profiler):
         self._access = access
         self._answer_s = answer_s
         self._channel = access.channel(address, _OPTIONS)
-        self._stub = profiler_pb2_grpc.ProfilerStub(self._channel)
+        self._stub: Any = profiler_pb2_grpc.ProfilerStub(CheckedChannel(self._channel))
         self._lease = Lease(self._stub)
 
     def device_info(self) -> DeviceInfo:
         request = pb.GetDeviceInfoRequest(protocol_version=PROTOCOL_VERSION)
-        try:
+        with self.translating():
             message = self._stub.GetDeviceInfo(request, timeout=self._answer_s)
-        except grpc.RpcError as error:
-            raise self.translated(error) from None
-        info = convert.device_info_from_pb(message)
+            info = convert.device_info_from_pb(message)
         if info.protocol_version != PROTOCOL_VERSION:
             older = "device" if info.protocol_version < PROTOCOL_VERSION else "workstation"
             raise VersionError(
@@ -89,12 +90,13 @@ class RemoteProfiler(Profiler):
         return info
 
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
-        try:
-            standing = self._lease.renew(purpose, no_wait=not wait)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                self.device_info()  # an agent without leases can at least tell its version
-            raise self.translated(error) from None
+        with self.translating():
+            try:
+                standing = self._lease.renew(purpose, no_wait=not wait)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self.device_info()  # an agent without leases can at least tell its version
+                raise
         if not wait and standing.ahead:
             raise busy(self.name, standing.holder)
         return standing
@@ -106,13 +108,9 @@ class RemoteProfiler(Profiler):
         request = pb.DiagnoseRequest(
             protocol_version=PROTOCOL_VERSION, probe_s=probe_s, lease_id=self._renewed()
         )
-        try:
+        with self.translating():
             # No deadline: it may wait for the blocks of others.
             return convert.diagnosis_from_pb(self._stub.Diagnose(request))
-        except grpc.RpcError as error:
-            raise self.translated(error) from None
-        except ValueError as error:
-            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
 
     def close(self) -> None:
         self._lease.release()
@@ -120,13 +118,24 @@ class RemoteProfiler(Profiler):
 
     def _renewed(self) -> str:
         """The lease's id, the agent having been told of it if it can be reached."""
-        with contextlib.suppress(grpc.RpcError):  # the call that needs it will say so better
+        # An agent that cannot be reached: the call that needs it will say so better.
+        with self.translating(), contextlib.suppress(grpc.RpcError):
             self._lease.renew()
         return self._lease.lease_id
 
+    @contextlib.contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raises the host's own errors for what gRPC raises, and for what makes no sense."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self.translated(error) from None
+        except NonsenseError as error:
+            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
+
     def translated(self, error: grpc.RpcError) -> DeviceError:
         """The host's own error for one of gRPC's."""
-        code, details = error.code(), error.details() or "no details"
+        code, details = error.code(), printable(error.details() or "no details")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return VersionError(
                 f"{self.name} ({self.address}) is not an esm-agent of this version: "
@@ -168,24 +177,26 @@ class _Call(Pending):
         self._call = None if self._files else stub.MeasureBlock(self._requests())
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
-        name = self._profiler.name
-        measurements: list[Measurement] = []
-        try:
+        with self._profiler.translating():
             if self._call is None:
                 self._upload(on_progress)
                 self._call = self._stub.MeasureBlock(self._requests())
+            measurements: list[Measurement] = []
+            result, done = pb.ModelResult(), pb.BlockDone()  # put together from their parts
             for event in self._call:
                 kind = event.WhichOneof("event")
                 if kind == "progress":
                     on_progress(convert.progress_from_pb(event.progress))
-                elif kind == "result":
-                    measurements.append(convert.measurement_from_pb(event.result))
-                elif kind == "done":
-                    return self._complete(measurements, event.done)
-        except grpc.RpcError as error:
-            raise self._profiler.translated(error) from None
-        except ValueError as error:
-            raise DeviceError(f"{name} sent nonsense: {error}") from error
+                elif kind in ("result_part", "result"):
+                    convert.join_part(result, getattr(event, kind))
+                    if kind == "result":
+                        measurements.append(self._expected(len(measurements), result))
+                        result = pb.ModelResult()
+                elif kind in ("done_part", "done"):
+                    convert.join_part(done, getattr(event, kind))
+                    if kind == "done":
+                        return self._complete(measurements, done)
+        name = self._profiler.name
         raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
 
     def cancel(self) -> None:
@@ -194,13 +205,10 @@ class _Call(Pending):
 
     def _upload(self, on_progress: OnProgress) -> None:
         """Sends what the agent lacks; goes on with what was broken off."""
-        offer = pb.OfferRequest(
-            protocol_version=PROTOCOL_VERSION,
-            lease_id=self._lease_id,
-            files=[convert.file_to_pb(file) for file in self._files],
-        )
-        missing = self._stub.Offer(offer, timeout=_OFFER_S).missing
-        lacks = [(self._files[each.file], each.have_bytes) for each in missing]
+        lacks: list[tuple[File, int]] = []
+        for offered, offer in convert.offer_requests(self._files, self._lease_id):
+            reply = self._stub.Offer(offer, timeout=_OFFER_S)
+            lacks += convert.missing_from_pb(reply, offered)
         total = sum(file.size_bytes - have for file, have in lacks)
         before = self.bytes_sent
         for file, have in lacks:
@@ -238,8 +246,17 @@ class _Call(Pending):
             self.bytes_sent += request.ByteSize()
             yield request
 
+    def _expected(self, number: int, message: pb.ModelResult) -> Measurement:
+        """The result of the block's next model; raises NonsenseError where it is none."""
+        models = self._block.models
+        if number == len(models) or message.model_id != models[number].model_id:
+            raise NonsenseError("the result of another model than it was sent")
+        runs = self._block.spec.runs
+        if len(message.latency_ns) > runs:
+            raise NonsenseError(f"{len(message.latency_ns)} runs of a model instead of {runs}")
+        return convert.measurement_from_pb(message)
+
     def _complete(self, measurements: list[Measurement], done: pb.BlockDone) -> BlockResult:
-        expected = [model.model_id for model in self._block.models]
-        if [m.model_id for m in measurements] != expected or done.block_id != self._block.block_id:
-            raise DeviceError(f"{self._profiler.name} answered with other models than it was sent")
+        if len(measurements) < len(self._block.models) or done.block_id != self._block.block_id:
+            raise NonsenseError("the results of another block than it was sent")
         return convert.result_from_pb(done, tuple(measurements))

@@ -401,12 +401,14 @@ class Chunk(_message.Message):
     def __init__(self, model: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class MeasureBlockRequest(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "header_part")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    HEADER_PART_FIELD_NUMBER: _ClassVar[int]
     header: BlockHeader
     chunk: Chunk
-    def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+    header_part: BlockHeader
+    def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., header_part: _Optional[_Union[BlockHeader, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("state", "fraction", "standing")
@@ -523,14 +525,18 @@ class BlockDone(_message.Message):
     def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ...) -> None: ...
 
 class MeasureBlockEvent(_message.Message):
-    __slots__ = ("progress", "result", "done")
+    __slots__ = ("progress", "result", "done", "result_part", "done_part")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_PART_FIELD_NUMBER: _ClassVar[int]
+    DONE_PART_FIELD_NUMBER: _ClassVar[int]
     progress: Progress
     result: ModelResult
     done: BlockDone
-    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ModelResult, _Mapping]] = ..., done: _Optional[_Union[BlockDone, _Mapping]] = ...) -> None: ...
+    result_part: ModelResult
+    done_part: BlockDone
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ModelResult, _Mapping]] = ..., done: _Optional[_Union[BlockDone, _Mapping]] = ..., result_part: _Optional[_Union[ModelResult, _Mapping]] = ..., done_part: _Optional[_Union[BlockDone, _Mapping]] = ...) -> None: ...
 
 class DiagnoseRequest(_message.Message):
     __slots__ = ("protocol_version", "probe_s", "lease_id")

@@ -1,0 +1,137 @@
+"""The one gate for what a peer sends: a message is read and checked whole, or refused whole.
+
+Both sides pass all that comes over the wire through :func:`received`. The checks go by the kind
+and the unit of a field, so that a new field is checked too:
+
+- numbers are finite and fit into 63 bits; durations fit into 53 bits of nanoseconds;
+- fractional numbers are not negative, but for temperatures;
+- enumerations have a number that this side knows;
+- lists and names have a greatest length;
+- text for people is made printable (:mod:`esm_protos.text`). Names that a peer compares stay as
+  they are.
+
+What fields mean together is checked by :mod:`esm_protos.convert`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from esm_protos.text import printable
+
+LONGEST_NAME = 4096
+"""Letters of a name that a peer compares; a model's name may be its path."""
+MOST_NUMBERS = 1_000_000
+"""In one list, as many as the counted runs of a model."""
+MOST_ITEMS = 100_000
+"""Messages or texts in one list; exporters write one file for every tensor."""
+
+_GREATEST = 2**63 - 1
+_GREATEST_NS = 2**53  # 104 days
+_UNITS = {"ns": "ns", "s": "s", "mhz": "MHz", "c": "C", "w": "W", "bytes": "bytes"}
+_COMPARED = {"location", "input"}  # and all that end in _id
+
+M = TypeVar("M", bound=Message)
+
+
+class NonsenseError(ValueError):
+    """A peer sent what no peer can mean; the message is one line."""
+
+
+def received(kind: type[M], data: bytes) -> M:
+    """Return the message that a peer sent.
+
+    Raises:
+        NonsenseError: it is no message of this kind, or says what no peer can mean.
+    """
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        raise NonsenseError(f"no {kind.DESCRIPTOR.name}, but {len(data)} other bytes") from None
+    check(message)
+    return message
+
+
+def check(message: Message) -> None:
+    """Check all fields of a message, and make its text printable; raises NonsenseError."""
+    check_lengths(message)
+    for field, value in message.ListFields():
+        name = field.name
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for each in value if _is_list(field) else (value,):
+                check(each)
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            _check_text(message, field, value)
+        elif field.type == FieldDescriptor.TYPE_ENUM:
+            known = field.enum_type.values_by_number
+            for number in value if _is_list(field) else (value,):
+                if number not in known:
+                    raise NonsenseError(f"unknown {_words(name)} number {number}")
+        elif field.type in _FLOATS:
+            _check_floats(name, value if _is_list(field) else (value,))
+        elif field.type not in (FieldDescriptor.TYPE_BOOL, FieldDescriptor.TYPE_BYTES):
+            _check_integers(name, value if _is_list(field) else (value,))
+
+
+def check_lengths(message: Message) -> None:
+    """Check how long a message's lists are, also while it is put together; raises NonsenseError."""
+    for field, value in message.ListFields():
+        if _is_list(field):
+            large = field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING)
+            most = MOST_ITEMS if large else MOST_NUMBERS
+            if len(value) > most:
+                raise NonsenseError(f"a list of {len(value)} {_words(field.name)}: {most} at most")
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            check_lengths(value)
+
+
+def nonsense(name: str, value: float) -> NonsenseError:
+    """The error for a field's value: ``latency of 0 ns``."""
+    stem, _, unit = name.rpartition("_")
+    if stem and unit in _UNITS:
+        return NonsenseError(f"{_words(stem)} of {value} {_UNITS[unit]}")
+    return NonsenseError(f"{_words(name)} of {value}")
+
+
+_FLOATS = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT)
+
+
+def _is_list(field: Any) -> bool:
+    return bool(field.is_repeated)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _check_text(message: Message, field: Any, value: Any) -> None:
+    name = field.name
+    texts = value if _is_list(field) else (value,)
+    if name.endswith("_id") or name in _COMPARED:
+        longest = max(map(len, texts))
+        if longest > LONGEST_NAME:
+            raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
+    elif _is_list(field):
+        value[:] = [printable(text) for text in texts]
+    else:
+        setattr(message, name, printable(value))
+
+
+def _check_floats(name: str, values: Iterable[float]) -> None:
+    least = -math.inf if name.endswith("_c") else 0.0
+    most = _GREATEST_NS if name.endswith("ns") else _GREATEST
+    for value in values:
+        if not (math.isfinite(value) and least <= value <= most):
+            raise nonsense(name, value)
+
+
+def _check_integers(name: str, values: Any) -> None:
+    most = _GREATEST_NS if name.endswith("_ns") else _GREATEST
+    for value in (min(values), max(values)):
+        if abs(value) > most:
+            raise nonsense(name, value)
