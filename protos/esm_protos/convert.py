@@ -47,7 +47,7 @@ from esm_protos.messages import (
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
-from esm_protos.text import printable
+from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 
 Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
@@ -339,10 +339,10 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
         peak_memory=block.peak_memory,
         profile_runs=block.profile_runs,
     )
-    *parts, last = _header_parts(header, headers)
-    for part in parts:
-        yield pb.MeasureBlockRequest(header_part=part)
-    yield pb.MeasureBlockRequest(header=last)
+    *first_parts, last_part = _header_parts(header, headers)
+    for header_part in first_parts:
+        yield pb.MeasureBlockRequest(header_part=header_part)
+    yield pb.MeasureBlockRequest(header=last_part)
     for index, data in enumerate(encoded):
         for offset in range(0, len(data), CHUNK_BYTES):
             part = data[offset : offset + CHUNK_BYTES]
@@ -407,9 +407,9 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         copy_in_ns=measurement.copy_in_ns.tolist(),
         copy_out_ns=measurement.copy_out_ns.tolist(),
         ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
-        fallback=[printable(name) for name in measurement.fallback],
+        fallback=[foreign(name) for name in measurement.fallback],
         inputs=[
-            pb.Input(name=printable(i.name), type=i.type, dims=i.dims) for i in measurement.inputs
+            pb.Input(name=foreign(i.name), type=i.type, dims=i.dims) for i in measurement.inputs
         ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
         profile=_profile_to_pb(measurement.profile),
@@ -418,7 +418,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
     else:
         message.failure.kind = _FAILURES[measurement.failure.kind]
-        message.failure.message = printable(measurement.failure.message)
+        message.failure.message = foreign(measurement.failure.message)
     return message
 
 
@@ -462,7 +462,7 @@ def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
         runs=profile.runs,
         operators=[pb.OperatorTime(**asdict(each)) for each in profile.operators],
         nodes=[
-            pb.NodeTime(**{**asdict(each), "name": printable(each.name)}) for each in profile.nodes
+            pb.NodeTime(**{**asdict(each), "name": foreign(each.name)}) for each in profile.nodes
         ],
     )
 

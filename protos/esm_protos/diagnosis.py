@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from esm_protos.messages import Diagnosis, Severity
+from esm_protos.text import printable
 
 SCHEMA_VERSION = 1
 NOT_FIT = 3
@@ -21,7 +22,7 @@ def lines(diagnosis: Diagnosis) -> list[str]:
         rows.append(f"{finding.severity.value:{words}}  {finding.check:{checks}}  {finding.text}")
         if finding.fix:
             rows.append(f"{'':{words}}  {'':{checks}}  -> {finding.fix}")
-    return [*rows, summary(diagnosis)]
+    return [printable(row) for row in (*rows, summary(diagnosis))]
 
 
 def summary(diagnosis: Diagnosis) -> str:

@@ -7,8 +7,8 @@ and the unit of a field, so that a new field is checked too:
 - fractional numbers are not negative, but for temperatures;
 - enumerations have a number that this side knows;
 - lists and names have a greatest length;
-- text for people is made printable (:mod:`esm_protos.text`). Names that a peer compares stay as
-  they are.
+- text for people is made printable and cut (:mod:`esm_protos.text`). Names that a peer compares
+  stay as they are.
 
 What fields mean together is checked by :mod:`esm_protos.convert`.
 """
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from esm_protos.text import printable
+from esm_protos.text import foreign
 
 LONGEST_NAME = 4096
 """Letters of a name that a peer compares; a model's name may be its path."""
@@ -50,7 +50,7 @@ def received(kind: type[M], data: bytes) -> M:
         NonsenseError: it is no message of this kind, or says what no peer can mean.
     """
     try:
-        message = kind.FromString(data)
+        message: M = kind.FromString(data)
     except DecodeError:
         raise NonsenseError(f"no {kind.DESCRIPTOR.name}, but {len(data)} other bytes") from None
     check(message)
@@ -117,9 +117,9 @@ def _check_text(message: Message, field: Any, value: Any) -> None:
         if longest > LONGEST_NAME:
             raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
     elif _is_list(field):
-        value[:] = [printable(text) for text in texts]
+        value[:] = [foreign(text) for text in texts]
     else:
-        setattr(message, name, printable(value))
+        setattr(message, name, foreign(value))
 
 
 def _check_floats(name: str, values: Iterable[float]) -> None:

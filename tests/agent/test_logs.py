@@ -53,12 +53,19 @@ def test_what_clients_say_stays_on_its_line() -> None:
     forged = 'ada"\n2026-01-01 INFO lease made: owner=eve'
     text = formatted(logs.TextFormatter(), "lease made", owner=forged, purpose="", models=3)
     assert text.endswith(
-        r'lease made: owner="ada\"\n2026-01-01 INFO lease made: owner=eve" models=3'
+        r'lease made: owner="ada\" 2026-01-01 INFO lease made: owner=eve" models=3'
     )
     assert "\n" not in text
     line = formatted(logs.JsonFormatter(), "lease made", owner=forged)
     assert "\n" not in line
-    assert json.loads(line)["owner"] == forged
+    assert json.loads(line)["owner"] == forged.replace("\n", " ")
+
+
+def test_what_clients_say_is_cut_and_moves_no_cursor() -> None:
+    for formatter in (logs.TextFormatter(), logs.JsonFormatter()):
+        line = formatted(formatter, "failed: \x1b[2J\n", reason="\x1b]0;x\x07" + "x" * 100_000)
+        assert len(line) < 1200
+        assert line.isprintable()
 
 
 def test_an_error_comes_with_its_traceback() -> None:

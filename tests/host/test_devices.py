@@ -145,7 +145,7 @@ def test_info_tells_what_a_device_is_and_who_has_it(config: Path) -> None:
     assert "(time ?[2J)" in told.stdout, "others do not move this terminal's cursor"
     assert {"cache", "isolation", "load", "memory"} <= facts.keys()
     assert (data["schema_version"], data["device"], data["runtime"]) == (1, "here", info.runtime)
-    assert data["occupancy"]["holder"]["purpose"] == "time \x1b[2J"
+    assert data["occupancy"]["holder"]["purpose"] == "time ?[2J"
     assert data["limits"]["max_block_models"] == 256
 
 

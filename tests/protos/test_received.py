@@ -19,7 +19,7 @@ from esm_protos import received as gate
 from esm_protos.messages import Block, BlockResult, DeviceState, File, MeasureSpec, Model
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.received import NonsenseError, received
-from esm_protos.text import LONGEST_TEXT, printable
+from esm_protos.text import LONGEST_TEXT, foreign
 from esm_protos.v1 import profiler_pb2 as pb
 from tests.protos.anything import messages
 
@@ -133,15 +133,15 @@ def test_lists_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.text())
 def test_text_prints_on_one_line(text: str) -> None:
-    shown = printable(text)
+    shown = foreign(text)
     assert shown.isprintable()
     assert len(shown) <= LONGEST_TEXT
-    assert printable(shown) == shown
+    assert foreign(shown) == shown
 
 
 def test_text_that_moves_a_cursor_or_turns_around() -> None:
-    assert printable("a\x1b[2Jb\nc\u202ed") == "a?[2Jb c?d"
-    assert printable("x" * 100_000) == "x" * (LONGEST_TEXT - 1) + "…"
+    assert foreign("a\x1b[2Jb\nc\u202ed") == "a?[2Jb c?d"
+    assert foreign("x" * 100_000) == "x" * (LONGEST_TEXT - 1) + "…"
 
 
 def test_names_that_are_compared_stay_as_they_are() -> None:

@@ -25,6 +25,7 @@ from esm_agent.door.certificate import SOON_DAYS, days_left, own_certificate
 from esm_agent.door.tokens import AccessError, TokenFile
 from esm_agent.operation.logs import event
 from esm_agent.operation.metrics import Metrics
+from esm_protos.text import foreign
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class CertificateDoor(Door):
         facts = context.auth_context()
         names: Sequence[bytes] = facts.get("x509_common_name", ())
         if names and names[0]:
-            return names[0].decode("utf-8", "replace")
+            return foreign(names[0].decode("utf-8", "replace"))
         pem: Sequence[bytes] = facts.get("x509_pem_cert", ())
         if not pem:  # never with require_client_auth; but it is not to be anyone's lease then
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a client certificate is required")

@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from esm_protos.text import foreign, printable
+
 _FIELDS = "esm_fields"
 
 
@@ -18,7 +20,7 @@ def configure(json_lines: bool) -> None:
 
 
 def event(log: logging.Logger, level: int, text: str, **fields: object) -> None:
-    """Logs what happened. Fields come from clients too: formatters keep them on their line."""
+    """Logs what happened. Fields come from clients too: they are cut, and stay on their line."""
     log.log(level, "%s", text, extra={_FIELDS: fields})
 
 
@@ -29,7 +31,7 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        line = super().formatMessage(record)
+        line = printable(super().formatMessage(record))
         fields = {key: value for key, value in _fields(record).items() if value != ""}
         if not fields:
             return line
@@ -54,11 +56,11 @@ class JsonFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     fields: dict[str, object] = getattr(record, _FIELDS, {})
-    return fields
+    return {key: foreign(v) if isinstance(v, str) else v for key, v in fields.items()}
 
 
 def _word(value: object) -> str:
-    """As it is where it is one word, else quoted, with what would break the line escaped."""
+    """As it is where it is one word, else quoted."""
     text = str(value)
-    plain = text.isprintable() and not any(letter in text for letter in ' "=')
+    plain = not any(letter in text for letter in ' "=')
     return text if plain else json.dumps(text)

@@ -33,7 +33,7 @@ from esm_agent.serving.upload import (
 )
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Progress
-from esm_protos.text import printable
+from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -257,5 +257,5 @@ def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.Mea
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, printable(message))  # gRPC refuses details above some 8 KB
+    context.abort(code, foreign(message))  # gRPC refuses details above some 8 KB
     raise AssertionError  # abort() raises; this tells type checkers so

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import Json, SharedStore, printable
+from esm_host.cli.options import Json, SharedStore
 from esm_host.cli.output import check_output, print_table, write_output
 from esm_host.errors import UsageError
 from esm_protos.commands import Commands
+from esm_protos.text import printable
 
 if TYPE_CHECKING:
     from esm_host.team import Campaign

@@ -17,10 +17,10 @@ from esm_host.cli.options import (
     device_names,
     names_of_all,
     names_of_devices,
-    printable,
 )
 from esm_host.cli.output import check_output, print_table, write_output
 from esm_protos.commands import Commands
+from esm_protos.text import printable
 
 _LOAD_S = 0.5
 

@@ -229,11 +229,6 @@ def as_share(option: str, percent: float) -> float:
     return percent / 100
 
 
-def printable(text: str) -> str:
-    """Without what would move a terminal's cursor: the text is others'."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def computing(where: str | None) -> AbstractContextManager[None]:
     """Within it, tasks are computed where ``--parallel`` says."""
     from esm_host.parallel import parallel

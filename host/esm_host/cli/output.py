@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
-from esm_host.cli.options import printable
 from esm_host.errors import UsageError
+from esm_protos.text import printable
 
 
 def check_output(path: Path | None, flag: str = "--json") -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from esm_host.cli.options import printable
 from esm_protos.messages import Progress, Standing, State
+from esm_protos.text import printable
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from esm_host.cli.options import printable
 from esm_host.cli.output import print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
+from esm_protos.text import printable
 
 _PAGE = 100
 _TOP = 10

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from esm_host.errors import DeviceError
 from esm_host.transport.devices import Entry, configured
 from esm_protos.messages import ANNOUNCED_AS, DEFAULT_PORT, PROTOCOL_VERSION
+from esm_protos.text import foreign
 
 _AT_MOST = 64
 _LONGEST = 64
@@ -52,7 +53,7 @@ def find(seconds: float) -> list[Found]:
         UsageError: the configuration cannot be understood.
         DeviceError: this machine has no network to listen in.
     """
-    from zeroconf import Error, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+    from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
     known = configured()
     resolving = _Resolving(known)
@@ -80,17 +81,20 @@ def find(seconds: float) -> list[Found]:
         deadline = time.monotonic() + _DETAILS_S
         for name in list(names):
             left_ms = 1000 * (deadline - time.monotonic())
-            with contextlib.suppress(Error):  # a name that is none
+            # Whatever a stranger says, it is not to hide the others.
+            with contextlib.suppress(Exception):
                 info = ServiceInfo(ANNOUNCED_AS, name)
                 # Mostly they come along with the name.
                 if info.load_from_cache(zeroconf) or (
                     left_ms > 0 and info.request(zeroconf, left_ms)
                 ):
-                    answers.append((info.properties, info.parsed_addresses(), info.port))
+                    known_at = resolving.addresses()
+                    answers.append(
+                        _described(info.properties, info.parsed_addresses(), info.port, known_at)
+                    )
     finally:
         zeroconf.close()
-    found = (_described(*answer, resolving.addresses()) for answer in answers)
-    return sorted((f for f in found if f is not None), key=lambda f: (f.hostname, f.addresses))
+    return sorted((f for f in answers if f is not None), key=lambda f: (f.hostname, f.addresses))
 
 
 def _described(
@@ -102,7 +106,7 @@ def _described(
     """None for what nobody could connect to."""
 
     def said(key: bytes) -> str:
-        return (properties.get(key) or b"").decode(errors="replace")[:_LONGEST]
+        return foreign((properties.get(key) or b"").decode(errors="replace"), _LONGEST)
 
     usable = {a for a in addresses if ipaddress.ip_address(a).version == 4}
     if not usable or not port:

@@ -28,7 +28,7 @@ from esm_protos.messages import (
     State,
 )
 from esm_protos.received import NonsenseError
-from esm_protos.text import printable
+from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
@@ -135,7 +135,7 @@ class RemoteProfiler(Profiler):
 
     def translated(self, error: grpc.RpcError) -> DeviceError:
         """The host's own error for one of gRPC's."""
-        code, details = error.code(), printable(error.details() or "no details")
+        code, details = error.code(), foreign(error.details() or "no details")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return VersionError(
                 f"{self.name} ({self.address}) is not an esm-agent of this version: "
