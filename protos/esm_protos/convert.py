@@ -360,7 +360,10 @@ def _header_parts(
             if size + piece.ByteSize() > PIECE_BYTES and part.models:
                 yield part
                 part, size = pb.BlockHeader(), 0
-            part.models.append(piece)
+            if part.models and part.models[-1].model_id == piece.model_id:
+                part.models[-1].MergeFrom(piece)
+            else:
+                part.models.append(piece)
             size += piece.ByteSize()
     yield part
 

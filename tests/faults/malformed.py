@@ -59,6 +59,11 @@ def unary_request(rng: random.Random) -> tuple[str, bytes]:
         "GetDeviceInfo": pb.GetDeviceInfoRequest(protocol_version=version),
         "Lease": pb.LeaseRequest(protocol_version=version, no_wait=True, **names),
         "Release": pb.ReleaseRequest(protocol_version=version, lease_id="fuzz"),
+        "Offer": pb.OfferRequest(
+            protocol_version=version,
+            lease_id="fuzz",
+            files=[pb.File(sha256=bytes(32), size_bytes=5)],
+        ),
         # Of a lease that is not there: a mutated duration is not to be waited for.
         "Diagnose": pb.DiagnoseRequest(protocol_version=version, probe_s=0.1, lease_id="nobody"),
     }
@@ -96,7 +101,8 @@ def upload(lease_id: str, rng: random.Random) -> list[bytes]:
     sent = _good_upload(lease_id, rng)
     header = sent[0].header
     model = header.models[0]
-    kind = rng.choice(("bytes",) * 5 + ("order",) * 3 + ("sizes",) * 4 + ("spec",) * 2 + ("bomb",))
+    kinds = {"bytes": 5, "order": 3, "sizes": 4, "spec": 2, "case": 2, "parts": 2, "bomb": 1}
+    (kind,) = rng.choices(list(kinds), list(kinds.values()))
     if kind == "order":
         for _ in range(rng.choice((1, 2, 3))):
             at, to = rng.randrange(len(sent)), rng.randrange(len(sent))
@@ -141,6 +147,21 @@ def upload(lease_id: str, rng: random.Random) -> list[bytes]:
                 lambda: header.models.extend([model] * rng.choice((1, 300, 5000))),
             )
         )()
+    elif kind == "case":
+        odd = rng.choice(("", "x", "\x1b[2J\n", "x" * 5000))
+        rng.choice(
+            (
+                lambda: model.shapes.add(input=odd, dims=rng.choices(_NUMBERS, k=3)),
+                lambda: [model.shapes.add(input="x", dims=[1]) for _ in range(2)],
+                lambda: model.external.add(location=odd, file=pb.File(sha256=bytes(32))),
+                lambda: setattr(model, "model_id", odd),
+                lambda: setattr(model, "threads", rng.choice((2**31, 2**32 - 1))),
+                lambda: setattr(header, "profile_runs", rng.choice((2**31, 2**32 - 1))),
+            )
+        )()
+    elif kind == "parts":
+        part = pb.MeasureBlockRequest(header_part=header)
+        sent[:1] = [part] * rng.choice((1, 2, 300)) + rng.choice(([], [sent[0]]))
     elif kind == "bomb":
         size = rng.choice((10**5, 10**7, 10**8))
         sent[1].chunk.data, model.sha256 = _zeros(size)
