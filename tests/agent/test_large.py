@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from esm_agent.serving.server import AgentServer
+from esm_host.errors import DeviceError
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, File, MeasureSpec, Model, Protocol
+from esm_protos.messages import Block, Case, File, MeasureSpec, Model, Protocol
 from tests.agent.fake_backends import InstantBackend
 
 LIMIT_BYTES = 4 << 20
@@ -48,3 +49,13 @@ def test_a_model_with_many_files_beside_it(address: str, tmp_path: Path) -> None
         (measurement,) = profiler.measure(block).measurements
         assert profiler.measure(Block("c", MeasureSpec(runs=1), (Model("m", DATA),)))
     assert measurement.model_id == "m"
+
+
+def test_a_refusal_that_quotes_a_long_name(address: str) -> None:
+    twice = Case(shapes=(("x", (1,)), ("x", (1,))))
+    block = Block("b", MeasureSpec(runs=1), (Model("\u8a9e" * 4000, DATA, twice),))
+    with (
+        RemoteProfiler(address) as profiler,
+        pytest.raises(DeviceError, match=r"refused: model \u8a9e\u8a9e"),
+    ):
+        profiler.measure(block)

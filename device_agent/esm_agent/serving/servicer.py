@@ -44,6 +44,10 @@ _LONGEST_NAME = 200
 """Of owners, purposes and lease ids: they are shown to others."""
 
 
+_LONGEST_DETAILS = 600
+"""Letters of a status. gRPC drops the status above 8 KB, and takes up to 12 bytes for a letter."""
+
+
 class ProviderError(Exception):
     """The device lacks the provider that was asked for."""
 
@@ -257,5 +261,5 @@ def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.Mea
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, foreign(message))  # gRPC refuses details above some 8 KB
+    context.abort(code, foreign(message, _LONGEST_DETAILS))
     raise AssertionError  # abort() raises; this tells type checkers so
