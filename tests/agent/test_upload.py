@@ -4,6 +4,7 @@ import hashlib
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,14 @@ def test_another_version_says_what_to_upgrade(tmp_path: Path, version: int, olde
     sent[0].header.protocol_version = version
     with pytest.raises(VersionError, match=f"upgrade esm-profiler on the {older}"):
         receive(sent, tmp_path, LIMITS)
+
+
+def test_samples_that_fit_into_no_memory_are_refused(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_memory_bytes=1 << 30)
+    models = tuple(Model(f"m{i}", b"x") for i in range(3))
+    for spec in (MeasureSpec(runs=1_000_000), MeasureSpec(runs=1_000_000, precision=0.02)):
+        receive(block_to_requests(Block("b", spec, models), ""), tmp_path, limits)
+    limits = replace(limits, max_memory_bytes=256 << 20)
+    sent = block_to_requests(Block("b", MeasureSpec(runs=1_000_000), models), "")
+    with pytest.raises(TooLargeError, match="1000000 runs of 3 models take 300 MB"):
+        receive(sent, tmp_path, limits)

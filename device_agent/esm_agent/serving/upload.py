@@ -18,6 +18,7 @@ _LONGEST_ID = 4096
 """Letters; the host's ``time`` names models by their paths."""
 _PIECE_BYTES = 1 << 20
 _MOST_PROFILE_RUNS = 1000
+_BYTES_OF_A_RUN = 100  # in the measuring process while it times: two integers in lists
 _MOST_EXTERNAL = 100_000
 """Files beside one model; exporters that write one for every tensor write thousands."""
 
@@ -119,6 +120,13 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
         raise TooLargeError(
             f"{len(header.models)} models in one block; this agent takes "
             f"{limits.max_block_models}: use a smaller --block-size"
+        )
+    samples = header.spec.runs * len(header.models) * _BYTES_OF_A_RUN
+    if not header.spec.precision and samples > limits.max_memory_bytes:
+        raise TooLargeError(
+            f"{header.spec.runs} runs of {len(header.models)} models take {samples / 1e6:.0f} MB; "
+            f"the measuring process may use {limits.max_memory_bytes / 1e6:.0f} MB: use fewer "
+            "--runs or a smaller --block-size"
         )
     if header.profile_runs > _MOST_PROFILE_RUNS:
         raise UploadError(f"{header.profile_runs} runs to profile: {_MOST_PROFILE_RUNS} at most")
