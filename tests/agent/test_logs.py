@@ -68,6 +68,28 @@ def test_what_clients_say_is_cut_and_moves_no_cursor() -> None:
         assert line.isprintable()
 
 
+def test_words_of_a_client_are_harmless_to_others(
+    agent: AgentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where another client prints what it gets as it is."""
+    caplog.set_level(logging.INFO)
+    with grpc.insecure_channel(f"127.0.0.1:{agent.port}") as channel:
+        stub = profiler_pb2_grpc.ProfilerStub(channel)
+        stub.Lease(
+            pb.LeaseRequest(
+                protocol_version=PROTOCOL_VERSION,
+                lease_id="evil\nid",
+                owner="eve\x1b[2J\n2026-01-01 INFO",
+                purpose="\u202egnp.exe",
+            )
+        )
+        holder = stub.GetDeviceInfo(pb.GetDeviceInfoRequest()).occupancy.holder
+    assert (holder.owner, holder.purpose) == ("eve?[2J 2026-01-01 INFO", "?gnp.exe")
+    lines = [logs.TextFormatter().format(record) for record in caplog.records]
+    assert any("eve?[2J 2026-01-01 INFO" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
 def test_an_error_comes_with_its_traceback() -> None:
     try:
         raise RuntimeError("broken")

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import ifaddr
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from esm_agent.cli import app as agent_app
 from esm_host.cli.app import app
+from esm_host.transport.discovery import _described
 from esm_protos.messages import ANNOUNCED_AS, PROTOCOL_VERSION
 
 PATIENCE_S = 30
@@ -148,10 +151,30 @@ def test_what_strangers_say_is_cut_and_made_harmless(network: Network, config: P
         rows = {line.split()[1]: line for line in result.stdout.splitlines()}
         if {"192.0.2.77:9", "192.0.2.78:10", "192.0.2.79:11"} <= rows.keys():
             break
-    assert rows["192.0.2.77:9"].startswith("?[2J" + "x" * 60 + "  ")
+    assert rows["192.0.2.77:9"].startswith("?[2J" + "x" * 59 + "…  ")
     assert "\x1b" not in result.stdout
     assert rows["192.0.2.78:10"].endswith("upgrade esm-profiler there")
     assert rows["192.0.2.79:11"].endswith("esm-host devices add NAME 192.0.2.79:11")
+
+
+keys = st.sampled_from([b"hostname", b"machine", b"agent", b"protocol", b"tls"])
+
+
+@given(
+    st.dictionaries(keys, st.none() | st.binary(max_size=300)),
+    st.lists(st.ip_addresses().map(str), max_size=200),
+    st.none() | st.integers(0, 65_535),
+)
+def test_whatever_is_announced_can_be_shown(
+    properties: dict[bytes, bytes | None], addresses: list[str], port: int | None
+) -> None:
+    found = _described(properties, addresses, port, {"lab": {"192.0.2.1:7343"}})
+    if found is None:
+        return
+    for text in (found.hostname, found.machine, found.agent_version, found.next_step):
+        assert text.isprintable()
+        assert len(text) <= 200
+    assert 0 < len(found.addresses) <= 64
 
 
 def test_nobody_there_is_no_error(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
