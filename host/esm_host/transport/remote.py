@@ -173,7 +173,8 @@ class _Call(Pending):
         self._block = block
         self._lease_id = lease_id
         self._stub = stub
-        self._files = [file for model in block.models for file in model.files]
+        files = (file for model in block.models for file in model.files)
+        self._files = list({file.sha256: file for file in files}.values())
         self._call = None if self._files else stub.MeasureBlock(self._requests())
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
@@ -183,19 +184,23 @@ class _Call(Pending):
                 self._call = self._stub.MeasureBlock(self._requests())
             measurements: list[Measurement] = []
             result, done = pb.ModelResult(), pb.BlockDone()  # put together from their parts
-            for event in self._call:
-                kind = event.WhichOneof("event")
-                if kind == "progress":
-                    on_progress(convert.progress_from_pb(event.progress))
-                elif kind in ("result_part", "result"):
-                    convert.join_part(result, getattr(event, kind))
-                    if kind == "result":
-                        measurements.append(self._expected(len(measurements), result))
-                        result = pb.ModelResult()
-                elif kind in ("done_part", "done"):
-                    convert.join_part(done, getattr(event, kind))
-                    if kind == "done":
-                        return self._complete(measurements, done)
+            try:
+                for event in self._call:
+                    kind = event.WhichOneof("event")
+                    if kind == "progress":
+                        on_progress(convert.progress_from_pb(event.progress))
+                    elif kind in ("result_part", "result"):
+                        convert.join_part(result, getattr(event, kind))
+                        if kind == "result":
+                            measurements.append(self._expected(len(measurements), result))
+                            result = pb.ModelResult()
+                    elif kind in ("done_part", "done"):
+                        convert.join_part(done, getattr(event, kind))
+                        if kind == "done":
+                            return self._complete(measurements, done)
+            except NonsenseError:
+                self.cancel()  # there may be no end to it
+                raise
         name = self._profiler.name
         raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
 
