@@ -6,6 +6,7 @@ import functools
 import re
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -69,7 +70,7 @@ def pair(
     Example: esm-agent pair laptop --address 192.168.1.20
     """
     from esm_agent.door.certificate import (
-        days_left,
+        dates,
         fingerprint,
         keep_certificate,
         make_certificate,
@@ -80,7 +81,7 @@ def pair(
     folder = config_folder(config)
     own = own_certificate(folder)
     new = None
-    if own is None or renew_certificate or days_left(own[0]) < 0:
+    if own is None or renew_certificate or dates(own[0])[1] < datetime.now(UTC):
         new = make_certificate()  # before the token, which would be lost if this failed
     name, token = TokenFile(folder).add(name)
     if new is not None:
