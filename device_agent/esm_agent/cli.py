@@ -20,6 +20,7 @@ import typer
 
 from esm_agent import __version__
 from esm_agent.door.access_cli import Config, pair, tokens
+from esm_protos.addresses import check_host, join
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
 
@@ -59,6 +60,13 @@ def _options(
     pass
 
 
+def _checked_host(host: str) -> str:
+    try:
+        return check_host(host)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 class LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
@@ -66,9 +74,15 @@ class LogFormat(StrEnum):
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv4 and IPv6.",
+            callback=_checked_host,
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.")
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
     tls: Annotated[
         bool, typer.Option("--tls", help="TLS and tokens for this machine as well.")
@@ -105,10 +119,12 @@ def serve(
         LogFormat, typer.Option(help="Lines for people, or JSON objects.")
     ] = LogFormat.TEXT,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve counters for Prometheus on this port.")
+        int | None,
+        typer.Option(help="Serve counters for Prometheus on this port.", min=0, max=65535),
     ] = None,
     metrics_host: Annotated[
-        str, typer.Option(help="Address of the counters; they need no token.")
+        str,
+        typer.Option(help="Address of the counters; they need no token.", callback=_checked_host),
     ] = "127.0.0.1",
     memory_limit: Annotated[
         str | None,
@@ -161,7 +177,7 @@ def serve(
     from esm_agent.serving.server import AgentServer, PortTakenError
 
     logs.configure(json_lines=log_format is LogFormat.JSON)
-    open_to_others = host not in ("127.0.0.1", "localhost", "::1", "[::1]")
+    open_to_others = host not in ("127.0.0.1", "localhost", "::1")
     try:
         folder = config_folder(config)
         door = choose_door(folder, open_to_others, tls, insecure, certificate, key, client_ca)
@@ -170,8 +186,7 @@ def serve(
     except (AccessError, AnnounceError) as error:
         _fail(2, str(error))
     if open_to_others and insecure:
-        logging.warning("INSECURE: anyone who reaches %s:%d can run models here", host, port)
-    host = "[::1]" if host == "::1" else host
+        logging.warning("INSECURE: anyone who reaches %s can run models here", join(host, port))
     stops = _stops()
     metrics = Metrics()
     try:
@@ -197,7 +212,7 @@ def serve(
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
         _fail(1, str(error))
-    print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
+    print(f"esm-agent {__version__} listening on {join(host, server.port)}", flush=True)
     if until_stdin_closes:
         threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()
     announcement = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import socket
@@ -12,6 +13,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
+from esm_protos.addresses import check_host, join
 from esm_protos.messages import DEFAULT_PORT
 
 Config = Annotated[
@@ -51,9 +53,14 @@ def pair(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Where the workstation reaches this device.", show_default="a guess"),
+        typer.Option(
+            help="Where the workstation reaches this device, without a port.",
+            show_default="a guess",
+        ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port that esm-agent serve listens on.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(help="Port that the workstation reaches.", min=1, max=65535)
+    ] = DEFAULT_PORT,
     renew_certificate: Annotated[
         bool,
         typer.Option(
@@ -78,6 +85,10 @@ def pair(
     )
     from esm_agent.door.tokens import TokenFile, config_folder
 
+    try:
+        where = check_host(address) if address else _guessed_address()
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, without a port", param_hint="--address") from None
     folder = config_folder(config)
     own = own_certificate(folder)
     new = None
@@ -93,16 +104,13 @@ def pair(
                 err=True,
             )
     certificate, _ = new or own or (b"", b"")
-    where = address or _guessed_address()
-    if ":" in where and not where.startswith("["):
-        where = f"[{where}]"
     typer.echo(
         f"'{name}' may come in (esm-agent tokens revoke {name} ends that); paste this on the "
         "workstation, once:",
         err=True,
     )
     print(
-        f"esm-host devices add {_device_name()} {where}:{port} --token {token} "
+        f"esm-host devices add {_device_name()} {join(where, port)} --token {token} "
         f"--fingerprint {fingerprint(certificate)}"
     )
 
@@ -141,10 +149,10 @@ def _device_name() -> str:
 
 
 def _guessed_address() -> str:
-    """Of the interface that leads elsewhere."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address of documentation; nothing is sent
+    """The address of the interface that leads elsewhere, else the host name."""
+    # Addresses of documentation; nothing is sent.
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
             return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
+    return socket.gethostname()
