@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import socket
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
+from esm_agent.one_line import one_line_errors
 from esm_protos.addresses import check_host, join
 from esm_protos.messages import DEFAULT_PORT
 
@@ -28,24 +27,7 @@ Config = Annotated[
 
 tokens = typer.Typer(help="See and revoke the tokens of workstations.", no_args_is_help=True)
 
-P = ParamSpec("P")
-
-
-def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from esm_agent.door.tokens import AccessError
-
-        try:
-            command(*args, **kwargs)
-        except AccessError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-@_one_line_errors
+@one_line_errors
 def pair(
     name: Annotated[
         str | None,
@@ -116,7 +98,7 @@ def pair(
 
 
 @tokens.command("list")
-@_one_line_errors
+@one_line_errors
 def list_tokens(config: Config = None) -> None:
     """Show who may come in. Example: esm-agent tokens list"""
     from esm_agent.door.tokens import TokenFile, config_folder
@@ -130,7 +112,7 @@ def list_tokens(config: Config = None) -> None:
 
 
 @tokens.command()
-@_one_line_errors
+@one_line_errors
 def revoke(
     name: Annotated[str, typer.Argument(help="As esm-agent tokens list shows it.")],
     config: Config = None,

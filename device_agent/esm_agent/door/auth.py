@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import grpc
 
 from esm_agent.door.certificate import dates, out_of_dates, own_certificate
-from esm_agent.door.tokens import AccessError, TokenFile
+from esm_agent.door.tokens import AccessError, TokenFile, config_folder
 from esm_agent.operation.logs import event
 from esm_agent.operation.metrics import Metrics
 
@@ -231,7 +231,7 @@ class CertificateDoor(Door):
 
 
 def choose_door(
-    folder: Path,
+    config: Path | None,
     beyond_loopback: bool,
     tls: bool = False,
     insecure: bool = False,
@@ -240,6 +240,9 @@ def choose_door(
     client_ca: Path | None = None,
 ) -> Door:
     """What ``esm-agent serve`` opens.
+
+    Args:
+        config: folder of tokens and certificate; None: the user's.
 
     Raises:
         AccessError: the options contradict each other, nothing was paired yet, or a certificate is
@@ -254,6 +257,7 @@ def choose_door(
         return _mutual(certificate, key, client_ca)
     if insecure or not (tls or beyond_loopback):
         return OpenDoor()
+    folder = config_folder(config)
     pair = own_certificate(folder)
     if pair is None:
         raise AccessError(

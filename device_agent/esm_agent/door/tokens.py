@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from esm_protos import private_files
+from esm_protos.user_folders import user_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,17 @@ class Token:
 
 
 def config_folder(given: Path | None = None) -> Path:
-    """Where tokens and the certificate are kept: as given, else ``$XDG_CONFIG_HOME/esm-agent``."""
+    """Where tokens and the certificate are kept: as given, else ``$XDG_CONFIG_HOME/esm-agent``.
+
+    Raises:
+        AccessError: nothing is given, and this user has no home folder.
+    """
     if given is not None:
         return given
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "esm-agent"
+    try:
+        return user_folder("XDG_CONFIG_HOME", ".config") / "esm-agent"
+    except OSError as error:
+        raise AccessError(f"{error.strerror}, or give --config") from None
 
 
 class TokenFile:

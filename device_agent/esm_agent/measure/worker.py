@@ -22,6 +22,7 @@ from esm_agent.device.facts import usable_cpus
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.cells import Cells
 from esm_agent.measure.process import (
     STATES,
     BackendFactory,
@@ -60,7 +61,7 @@ class WorkerUnavailableError(Exception):
 class _Process:
     process: Any
     connection: Connection
-    cells: Any
+    cells: Cells
 
     def kill(self) -> None:
         self.process.kill()
@@ -138,7 +139,7 @@ class Worker:
     def _spawn(self) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        cells = context.RawArray("q", 4)
+        cells = Cells(4)
         process = context.Process(
             target=measuring.main,
             args=(

@@ -22,6 +22,7 @@ from typing import IO
 
 from esm_agent.serving.scratch import make_scratch, temporary_folder
 from esm_protos.messages import File
+from esm_protos.user_folders import user_folder
 
 _PART = ".part"
 _SHARE_OF_FREE = 2  # by default, half of what is free
@@ -42,11 +43,10 @@ class NotCachedError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where systemd says, else the user's cache folder."""
+    """Where systemd says, else the user's cache folder; raises OSError without a home folder."""
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "esm-agent"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
 
 
 @dataclass(frozen=True)
