@@ -69,7 +69,7 @@ def install(text: str, system: bool) -> tuple[Path, tuple[str, ...]]:
             f"sudo {sys.executable} -m esm_agent.cli install-service --system ..., or --user"
         )
     try:
-        path = (_SYSTEM_FOLDER if system else user_folder()) / NAME
+        path = (_SYSTEM_FOLDER if system else users_units()) / NAME
     except OSError as error:
         raise ServiceError(str(error.strerror)) from None
     try:
@@ -91,7 +91,7 @@ def next_steps(system: bool) -> tuple[str, ...]:
     )
 
 
-def user_folder() -> Path:
+def users_units() -> Path:
     """Where systemd looks for a user's own units; raises OSError without a home folder."""
     return user_folder("XDG_CONFIG_HOME", ".config") / "systemd/user"
 
