@@ -1,5 +1,7 @@
 """Tokens and the certificate in their folder, and the commands that look after them."""
 
+import errno
+import fcntl
 import json
 import re
 import stat
@@ -124,6 +126,20 @@ def test_what_cannot_be_done_is_one_line(
     assert line.startswith("error: ")
     assert all(word in line for word in words)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_pairing_does_without_locks(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Home folders lie on network file systems."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert esm_agent(tmp_path / "agent", "pair", "laptop").exit_code == 0
+    assert esm_agent(tmp_path / "agent", "tokens", "revoke", "laptop").exit_code == 0
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def test_a_proxy_that_refuses_is_an_agent_out_of_reach(monkeypatch: pytest.Monke
         proxy.close()
 
 
-@pytest.mark.parametrize("value", ["proxy", "https://proxy:1", "http://proxy", "http://u:geheim@:1"])
+@pytest.mark.parametrize(
+    "value", ["proxy", "https://proxy:1", "http://proxy", "http://u:geheim@:1"]
+)
 def test_a_malformed_proxy_is_refused_without_its_password(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ Config = Annotated[
 
 tokens = typer.Typer(help="See and revoke the tokens of workstations.", no_args_is_help=True)
 
+
 @one_line_errors
 def pair(
     name: Annotated[

@@ -13,8 +13,8 @@ SERVER_NAME = "esm-agent"
 """What every agent's own certificate is issued to: the fingerprint tells agents apart, and an
 address may change."""
 
-# A workstation pins the certificate itself, so dates would add nothing. They would lock a device out
-# whose clock was wrong when it was paired, or is wrong now.
+# A workstation pins the certificate itself, so dates would add nothing. They would lock out a
+# device whose clock was wrong when it was paired, or is wrong now.
 _VALID_FROM = datetime(1970, 1, 1, tzinfo=UTC)
 _VALID_TO = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280, 4.1.2.5: no expiry
 _BEGIN = b"-----BEGIN CERTIFICATE-----"

@@ -28,9 +28,10 @@ def make_scratch(base: Path | None = None) -> Path:
     base = base or _temporary()
     for folder in base.glob(f"{_PREFIX}*"):
         pid, _, _ = folder.name.removeprefix(_PREFIX).partition("-")
-        if pid.isdigit() and folder not in _made:
-            if int(pid) == os.getpid() or not _alive(int(pid)):
-                shutil.rmtree(folder, ignore_errors=True)
+        if not pid.isdigit() or folder in _made:
+            continue
+        if int(pid) == os.getpid() or not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
     # A name that nobody else can have taken before.
     scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # mode 0700
     _made.add(scratch)

@@ -92,9 +92,7 @@ def set_device(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Of a device.", autocompletion=names_of_devices)
     ],
-    address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where its agent listens now.")
-    ],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where its agent listens now.")],
 ) -> None:
     """Change the address of a device that moved. Its token and pinned certificate stay.
 
