@@ -28,32 +28,21 @@ needs_read_only_shm = pytest.mark.skipif(
 )
 
 
-def as_nobody(
-    module: str, *arguments: object, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the ``main`` of a module as a user without an account, a home folder, or anything in the environment."""
-    command = [
-        *_NAMELESS,
-        sys.executable,
-        "-c",
-        f"from {module} import main; main()",
-        *map(str, arguments),
-    ]
-    env = {"PATH": os.environ["PATH"], **environment}
-    return subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-    )
+def as_nobody(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a module's ``main`` as a user without an account, a home folder or an environment."""
+    return _run(_NAMELESS, module, arguments, {"PATH": os.environ["PATH"]})
 
 
 def with_read_only_shm(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the ``main`` of a module that cannot write to /dev/shm."""
-    command = [
-        *_READ_ONLY_SHM,
-        sys.executable,
-        "-c",
-        f"from {module} import main; main()",
-        *map(str, arguments),
-    ]
+    """Run a module's ``main`` where /dev/shm cannot be written to."""
+    return _run(_READ_ONLY_SHM, module, arguments, dict(os.environ))
+
+
+def _run(
+    prefix: Sequence[str], module: str, arguments: Sequence[object], env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    program = f"from {module} import main; main()"
+    command = [*prefix, sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
     )

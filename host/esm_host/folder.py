@@ -275,8 +275,8 @@ class RunFolder:
         try:
             if not locked:
                 raise DatasetError(
-                    f"{self.path} is on a file system without locks, where two programs would spoil "
-                    "each other's work: choose a folder on a disk of this machine"
+                    f"{self.path} is on a file system without locks, where two programs would "
+                    "spoil each other's work: choose a folder on a disk of this machine"
                 )
             yield
         finally:

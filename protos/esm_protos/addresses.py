@@ -14,7 +14,8 @@ def split(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ValueError(
-            f"'{address[:80]}' is no address: give HOST:PORT, such as 192.168.1.20:7343 or [fd00::5]:7343"
+            f"'{address[:80]}' is no address: give HOST:PORT, such as 192.168.1.20:7343 or "
+            "[fd00::5]:7343"
         )
     if not 0 < int(match["port"]) < 65536:
         raise ValueError(f"port {match['port']} of '{address}' is outside 1 to 65535")

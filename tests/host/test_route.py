@@ -138,7 +138,7 @@ def test_a_proxy_that_refuses_is_an_agent_out_of_reach(monkeypatch: pytest.Monke
     proxy = Proxy(0)
     monkeypatch.setenv("ESM_PROXY", proxy.url)
     try:
-        with pytest.raises(UnreachableError, match="no agent answers at pi4.invalid:7343"):
+        with pytest.raises(UnreachableError, match=r"no agent answers at pi4\.invalid:7343"):
             fetch_certificate("pi4.invalid:7343", "sha256:" + "0" * 64)
     finally:
         proxy.close()

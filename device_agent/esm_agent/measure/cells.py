@@ -6,7 +6,6 @@ import ctypes
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
 from multiprocessing import reduction
 from typing import IO, Any
 
@@ -36,7 +35,7 @@ class Cells:
     def __getitem__(self, index: Any) -> Any:
         return self._numbers[index]
 
-    def __setitem__(self, index: Any, value: int | Sequence[int]) -> None:
+    def __setitem__(self, index: Any, value: Any) -> None:
         self._numbers[index] = value
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -248,7 +248,8 @@ def explained(address: str, name: str, access: Access) -> AuthError | None:
     cure = (
         "have your authority issue another"
         if access.certificate
-        else "run `esm-agent pair --renew-certificate` on the device and paste its line, with --force"
+        else "run `esm-agent pair --renew-certificate` on the device and paste its line, "
+        "with --force"
     )
     refused = f"{who} does not accept this host's certificate"
     if reason := out_of_dates(access.certificate or b""):

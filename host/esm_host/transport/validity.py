@@ -9,7 +9,7 @@ _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
 
 
 def out_of_dates(certificate: bytes) -> str | None:
-    """Say why the first certificate in PEM is not valid by this clock; None if it is, or is none."""
+    """Say why a certificate in PEM is not valid by this clock; None if it is, or is none."""
     try:
         begin, end = _dates(certificate)
     except (ValueError, IndexError):
