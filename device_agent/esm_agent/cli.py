@@ -400,7 +400,8 @@ def install_service(
 
 
 def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
-    sys.stdin.read()
+    if sys.stdin is not None:  # else it was closed from the beginning
+        sys.stdin.read()
     stops.put(None)
 
 

@@ -83,6 +83,26 @@ def test_a_folder_that_others_took_does_not_stop_the_agent(tmp_path: Path) -> No
     assert "listening on" in done.stdout
 
 
+def test_its_own_folder_may_be_removed(tmp_path: Path) -> None:
+    program = "import os; os.rmdir(os.getcwd())\nfrom esm_agent.cli import main; main()"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *SERVE],
+        capture_output=True,
+        text=True,
+        input="",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_standard_input_may_have_been_closed_from_the_beginning() -> None:
+    command = f"exec {sys.executable} -m esm_agent.cli {' '.join(SERVE)} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_drains_when_it_is_told_to_stop(number: signal.Signals) -> None:
     """A terminal that closes sends SIGHUP."""

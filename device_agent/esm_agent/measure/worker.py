@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 import time
 from collections import Counter
@@ -137,6 +138,10 @@ class Worker:
         )
 
     def _spawn(self) -> _Process:
+        try:
+            os.getcwd()
+        except OSError:  # the folder was removed, and from there nothing can be spawned
+            os.chdir("/")
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         cells = Cells(4)
