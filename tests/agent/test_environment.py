@@ -84,15 +84,12 @@ def test_a_folder_that_others_took_does_not_stop_the_agent(tmp_path: Path) -> No
 
 
 def test_its_own_folder_may_be_removed(tmp_path: Path) -> None:
-    program = "import os; os.rmdir(os.getcwd())\nfrom esm_agent.cli import main; main()"
     folder = tmp_path / "folder"
     folder.mkdir()
+    script = Path(sys.executable).with_name("esm-agent")
+    command = f"rmdir {folder} && exec {script} {' '.join(SERVE)}"
     done = subprocess.run(
-        [sys.executable, "-c", program, *SERVE],
-        capture_output=True,
-        text=True,
-        input="",
-        cwd=folder,
+        ["sh", "-c", command], capture_output=True, text=True, input="", cwd=folder
     )
     assert done.returncode == 0, done.stderr
 
