@@ -32,7 +32,9 @@ def own_certificate(folder: Path) -> tuple[bytes, bytes] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AccessError(f"cannot read {path}: {error.strerror}") from error
+        raise AccessError(
+            f"cannot read {path} ({error.strerror}): it has to be a file of the agent's own user"
+        ) from error
     return begin + certificate, key
 
 
@@ -94,7 +96,9 @@ def dates(certificate: bytes) -> tuple[datetime, datetime]:
     try:
         parsed = x509.load_pem_x509_certificate(certificate)
     except ValueError as error:
-        raise AccessError("the agent's certificate is not one in PEM") from error
+        raise AccessError(
+            "the agent's certificate is not one in PEM: run `esm-agent pair --renew-certificate`"
+        ) from error
     return parsed.not_valid_before_utc, parsed.not_valid_after_utc
 
 
