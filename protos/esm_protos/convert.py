@@ -47,6 +47,8 @@ from esm_protos.messages import (
 from esm_protos.statistics import trimmed_mean
 from esm_protos.v1 import profiler_pb2 as pb
 
+_YEAR_10000_S = 253_402_300_800  # what people's calendars and datetime end before
+
 _PROTOCOLS = {
     Protocol.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
     Protocol.INTERLEAVED: pb.PROTOCOL_INTERLEAVED,
@@ -140,6 +142,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             draining=info.occupancy.draining,
         ),
         isolation=info.isolation,
+        time_unix_s=info.time_unix_s or 0.0,
     )
 
 
@@ -164,6 +167,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
             draining=message.occupancy.draining,
         ),
         isolation=tuple(message.isolation),
+        time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
     )
 
 

@@ -106,6 +106,8 @@ def set_device(
 
 
 def _print_added(added: Added) -> None:
+    from esm_host.cli.facts import clock_off
+
     info = added.info
     print(
         printable(
@@ -113,6 +115,8 @@ def _print_added(added: Added) -> None:
             f"agent {info.agent_version}, {info.runtime} ({', '.join(info.providers)})"
         )
     )
+    if info.time_unix_s is not None and (off := clock_off(info.time_unix_s, least_s=86_400)):
+        typer.echo(f"warning: {added.name}'s clock is {off}: one of them is wrong", err=True)
     typer.echo(f"written to {added.path}", err=True)
 
 
