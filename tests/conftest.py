@@ -8,6 +8,10 @@ import pytest
 # Before numpy is loaded: tests run on all processors already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# gRPC in tests would take them, even to this machine.
+for _name in ("grpc_proxy", "https_proxy", "http_proxy", "ESM_PROXY"):
+    os.environ.pop(_name, None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -14,12 +14,14 @@ import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esm_agent import __version__
 from esm_agent.door.access_cli import Config, pair, tokens
+from esm_agent.one_line import fail, one_line_errors
+from esm_protos.addresses import check_host, join
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
 
@@ -59,16 +61,30 @@ def _options(
     pass
 
 
+def _checked_host(host: str) -> str:
+    try:
+        return check_host(host)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 class LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
 
 
 @app.command()
+@one_line_errors
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv4 and IPv6.",
+            callback=_checked_host,
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.")
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
     tls: Annotated[
         bool, typer.Option("--tls", help="TLS and tokens for this machine as well.")
@@ -105,10 +121,12 @@ def serve(
         LogFormat, typer.Option(help="Lines for people, or JSON objects.")
     ] = LogFormat.TEXT,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve counters for Prometheus on this port.")
+        int | None,
+        typer.Option(help="Serve counters for Prometheus on this port.", min=0, max=65535),
     ] = None,
     metrics_host: Annotated[
-        str, typer.Option(help="Address of the counters; they need no token.")
+        str,
+        typer.Option(help="Address of the counters; they need no token.", callback=_checked_host),
     ] = "127.0.0.1",
     memory_limit: Annotated[
         str | None,
@@ -142,7 +160,7 @@ def serve(
         float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
     ] = 3600.0,
 ) -> None:
-    """Serve measurements until stopped (Ctrl-C or SIGTERM; a second one stops at once).
+    """Serve measurements until stopped (Ctrl-C, SIGTERM, SIGHUP; a second one stops at once).
 
     Prints one line with the address once it is ready. Other machines need TLS and a token: see
     esm-agent pair.
@@ -150,35 +168,32 @@ def serve(
     Example: esm-agent serve --host 0.0.0.0 --announce
     """
     from esm_agent.door.auth import choose_door
-    from esm_agent.door.tokens import AccessError, config_folder
+    from esm_agent.door.tokens import AccessError
     from esm_agent.measure.sandbox import Confinement, leave_cpus, size_bytes
     from esm_agent.measure.worker import WorkerUnavailableError
     from esm_agent.operation import logs
     from esm_agent.operation.metrics import Metrics, MetricsError, PrometheusMetrics
     from esm_agent.serving.announce import AnnounceError, Announcement
     from esm_agent.serving.announce import check as check_announced
-    from esm_agent.serving.cache import cache_folder
     from esm_agent.serving.server import AgentServer, PortTakenError
 
     logs.configure(json_lines=log_format is LogFormat.JSON)
-    open_to_others = host not in ("127.0.0.1", "localhost", "::1", "[::1]")
+    open_to_others = host not in ("127.0.0.1", "localhost", "::1")
     try:
-        folder = config_folder(config)
-        door = choose_door(folder, open_to_others, tls, insecure, certificate, key, client_ca)
+        door = choose_door(config, open_to_others, tls, insecure, certificate, key, client_ca)
         if announce:
             check_announced(host)
     except (AccessError, AnnounceError) as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     if open_to_others and insecure:
-        logging.warning("INSECURE: anyone who reaches %s:%d can run models here", host, port)
-    host = "[::1]" if host == "::1" else host
+        logging.warning("INSECURE: anyone who reaches %s can run models here", join(host, port))
     stops = _stops()
     metrics = Metrics()
     try:
         confinement = Confinement.parse(memory_limit, cpus)
         cache_bytes = None if cache_size is None else size_bytes("--cache-size", cache_size)
     except ValueError as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     leave_cpus(confinement.cpus)
     try:
         if metrics_port is not None:
@@ -191,13 +206,13 @@ def serve(
             confinement=confinement,
             max_block_s=max_block_time,
             gpu=gpu,
-            cache_folder=cache or cache_folder(),
+            cache_folder=cache or _own_cache(),
             cache_bytes=cache_bytes,
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
-        _fail(1, str(error))
-    print(f"esm-agent {__version__} listening on {host}:{server.port}", flush=True)
+        fail(1, str(error))
+    print(f"esm-agent {__version__} listening on {join(host, server.port)}", flush=True)
     if until_stdin_closes:
         threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()
     announcement = (
@@ -214,6 +229,17 @@ def serve(
     server.stop()
     metrics.stop()
     logs.event(logging.getLogger(__name__), logging.INFO, "stopped")
+
+
+def _own_cache() -> Path | None:
+    """The user's cache folder; None, with a warning, for a user without a home folder."""
+    from esm_agent.serving.cache import cache_folder
+
+    try:
+        return cache_folder()
+    except OSError as error:
+        logging.warning("no cache: %s, or give --cache", error.strerror)
+        return None
 
 
 def _first(stops: queue.SimpleQueue[str | None]) -> str | None:
@@ -238,12 +264,15 @@ def _stops() -> queue.SimpleQueue[str | None]:
         asked.append(number)
         stops.put(signal.Signals(number).name)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup lets a program outlive its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
     return stops
 
 
 @app.command()
+@one_line_errors
 def doctor(
     seconds: Annotated[
         float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
@@ -266,15 +295,13 @@ def doctor(
             if str(output) == "-":
                 print(text)
             else:
-                output.write_text(text + "\n")
+                try:
+                    output.write_text(text + "\n")
+                except OSError as error:
+                    fail(1, f"cannot write {output}: {error.strerror}")
                 typer.echo(f"{summary(diagnosis)}; all in {output}", err=True)
     except WorkerUnavailableError as error:
-        _fail(1, str(error))
-    except OSError as error:
-        _fail(1, f"cannot write {output}: {error.strerror}")
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
+        fail(1, str(error))
     if not diagnosis.fit:
         raise typer.Exit(NOT_FIT)
 
@@ -303,6 +330,7 @@ app.add_typer(tokens, name="tokens")
 
 
 @app.command("cache")
+@one_line_errors
 def show_cache(
     cache: Annotated[
         Path | None, typer.Option(help="As of serve.", show_default="~/.cache/esm-agent")
@@ -317,7 +345,7 @@ def show_cache(
 
     folder = cache or cache_folder()
     if not folder.exists():
-        _fail(1, f"{folder}: there is no cache")
+        fail(1, f"{folder}: there is no cache")
     try:
         files = Cache(folder)
         if clear:
@@ -325,11 +353,12 @@ def show_cache(
         used = files.used_bytes()
         files.close()
     except OSError as error:
-        _fail(1, f"{folder}: {error.strerror}")
+        fail(1, f"{folder}: {error.strerror}")
     print(f"{folder}: {used / 1e6:.1f} MB")
 
 
 @app.command("install-service")
+@one_line_errors
 def install_service(
     options: Annotated[
         list[str] | None, typer.Argument(help="Options of `serve`, after --.", metavar="[-- ...]")
@@ -352,12 +381,12 @@ def install_service(
         typer.main.get_group(app).commands["serve"].make_context("esm-agent serve", list(given))
     )
     if serving.params["until_stdin_closes"]:
-        _fail(2, "--until-stdin-closes ends a service at once: leave it out")
+        fail(2, "--until-stdin-closes ends a service at once: leave it out")
     try:
         if serving.params["announce"]:
             announce.check(serving.params["host"])
     except announce.AnnounceError as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     for_all = os.geteuid() == 0 if system is None else system
     try:
         unit = service.unit(given, serving.params["drain"], for_all)
@@ -366,18 +395,14 @@ def install_service(
             return
         path, steps = service.install(unit, for_all)
     except service.ServiceError as error:
-        _fail(1, str(error))
+        fail(1, str(error))
     print("\n".join((f"wrote {path}; next:", *(f"  {step}" for step in steps))))
 
 
 def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
-    sys.stdin.read()
+    if sys.stdin is not None:  # else it was closed from the beginning
+        sys.stdin.read()
     stops.put(None)
-
-
-def _fail(code: int, message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
 
 
 def main() -> None:

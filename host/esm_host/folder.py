@@ -261,18 +261,23 @@ class RunFolder:
 
     @contextmanager
     def _locked_here(self) -> Iterator[None]:
-        import fcntl
+        from esm_protos.locks import lock
 
         try:
             handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise DatasetError(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock(handle, wait=False)
         except BlockingIOError:
             os.close(handle)
             raise BusyError(f"another esm-host is using {self.path}: wait for it to end") from None
         try:
+            if not locked:
+                raise DatasetError(
+                    f"{self.path} is on a file system without locks, where two programs would "
+                    "spoil each other's work: choose a folder on a disk of this machine"
+                )
             yield
         finally:
             os.close(handle)

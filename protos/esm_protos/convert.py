@@ -51,6 +51,7 @@ from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 
 Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
+_YEAR_10000_S = 253_402_300_800  # what people's calendars and datetime end before
 
 _PROTOCOLS = {
     Protocol.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
@@ -148,6 +149,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             draining=info.occupancy.draining,
         ),
         isolation=info.isolation,
+        time_unix_s=info.time_unix_s or 0.0,
     )
 
 
@@ -172,6 +174,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
             draining=message.occupancy.draining,
         ),
         isolation=tuple(message.isolation),
+        time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
     )
 
 

@@ -274,7 +274,12 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device as its agent sees it; ``isolation`` names what confines its measuring process."""
+    """The device as its agent sees it.
+
+    Attributes:
+        isolation: what confines its measuring process.
+        time_unix_s: what its clock says; None: it does not tell.
+    """
 
     protocol_version: int
     agent_version: str
@@ -291,6 +296,7 @@ class DeviceInfo:
     state: DeviceState
     occupancy: Occupancy = Occupancy()
     isolation: tuple[str, ...] = ()
+    time_unix_s: float | None = None
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
         """What must be equal for two measurements by a provider to be of the same device."""

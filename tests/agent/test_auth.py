@@ -20,7 +20,7 @@ from esm_host.transport.access import PLAIN, Access, mutual, pinned
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
-from tests.certificates import Authority, Files
+from tests.certificates import Authority, Files, self_signed
 
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
@@ -61,8 +61,10 @@ class Agents:
     revoked: str
     certificate: bytes
     expired: bytes
+    early: bytes
     client: Files
     foreign: Files
+    late: Files
     ca: Path
     foreign_ca: Path
 
@@ -75,7 +77,8 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
     _, revoked = tokens.add("lost")
     tokens.revoke("lost")
     certificate, key = make_certificate()
-    expired, expired_key = make_certificate(valid_days=-1)
+    expired, expired_key = self_signed(-2, -1)
+    early, early_key = self_signed(1, 2)
     ours, theirs = Authority(folder / "ours", "our CA"), Authority(folder / "theirs", "another CA")
     loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     server = ours.issue("server", loopback)
@@ -83,6 +86,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
         "plain": lambda: OpenDoor(NOWAIT),
         "tls": lambda: TokenDoor(certificate, key, tokens, NOWAIT),
         "expired": lambda: TokenDoor(expired, expired_key, tokens, NOWAIT),
+        "early": lambda: TokenDoor(early, early_key, tokens, NOWAIT),
         "mutual": lambda: CertificateDoor(
             server.certificate.read_bytes(), server.key.read_bytes(), ours.ca.read_bytes(), NOWAIT
         ),
@@ -90,8 +94,19 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
     servers = {name: AgentServer("127.0.0.1", 0, door=make()) for name, make in doors.items()}
     addresses = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
     client, foreign = ours.issue("ada"), theirs.issue("eve")
+    late = ours.issue("late", begin_days=-3)
     yield Agents(
-        addresses, token, revoked, certificate, expired, client, foreign, ours.ca, theirs.ca
+        addresses,
+        token,
+        revoked,
+        certificate,
+        expired,
+        early,
+        client,
+        foreign,
+        late,
+        ours.ca,
+        theirs.ca,
     )
     for running in servers.values():
         running.stop()
@@ -126,6 +141,11 @@ CASES: dict[str, tuple[str, Callable[[Agents], Access], grpc.StatusCode]] = {
         lambda a: pinned(a.expired, a.token),
         grpc.StatusCode.UNAVAILABLE,
     ),
+    "server certificate of tomorrow": (
+        "early",
+        lambda a: pinned(a.early, a.token),
+        grpc.StatusCode.UNAVAILABLE,
+    ),
     "another server's certificate": (
         "tls",
         lambda a: pinned(make_certificate()[0], a.token),
@@ -139,6 +159,11 @@ CASES: dict[str, tuple[str, Callable[[Agents], Access], grpc.StatusCode]] = {
     "client certificate of another CA": (
         "mutual",
         lambda a: mutual(a.ca, a.foreign.certificate, a.foreign.key),
+        grpc.StatusCode.UNAVAILABLE,
+    ),
+    "client certificate that has expired": (
+        "mutual",
+        lambda a: mutual(a.ca, a.late.certificate, a.late.key),
         grpc.StatusCode.UNAVAILABLE,
     ),
     "no client certificate": (
@@ -264,10 +289,12 @@ def test_the_agent_knows_its_clients_by_name(
     ("case", "cure"),
     [
         ("wrong token", "esm-agent pair"),
-        ("expired server certificate", "expired.*esm-agent pair"),
-        ("another server's certificate", "certificate.*not valid.*esm-agent pair"),
+        ("expired server certificate", "expired.*clock.*esm-agent pair --renew-certificate"),
+        ("server certificate of tomorrow", "not yet valid.*clock.*esm-agent pair --renew"),
+        ("another server's certificate", "another certificate.*if it was renewed.*esm-agent pair"),
         ("server certificate of another CA", "certificate.*not valid.*authority"),
         ("client certificate of another CA", "does not accept this host's certificate"),
+        ("client certificate that has expired", "does not accept.*valid from.*clock"),
         ("plain text to a port with TLS", "wants TLS.*esm-agent pair"),
     ],
 )
@@ -279,6 +306,7 @@ def test_a_host_says_what_is_wrong(agents: Agents, case: str, cure: str) -> None
         with pytest.raises(AuthError, match=cure):
             profiler.measure(Block("b", MeasureSpec(runs=1), (Model("m", b""),)))
     assert "\n" not in str(caught.value)
+    assert "self-signed" not in str(caught.value)
     assert agents.token not in str(caught.value)
 
 

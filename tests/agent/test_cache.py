@@ -1,5 +1,7 @@
 """Files are sent once, kept while they are needed, and never anything but what their hash says."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import random
@@ -118,6 +120,48 @@ def test_the_same_file_twice_at_a_time(cache: Cache) -> None:
 
     cache.receive("lease", file, 0, slowly())
     assert cache.offer("lease", [file]) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_keeps_files_whole(
+    cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems may have none; two uploads of one file must not mix."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file = file_of(b"weights")
+
+    def slowly() -> Iterator[bytes]:
+        yield b"wei"
+        put(cache, b"weights")
+        yield b"ghts"
+
+    cache.receive("lease", file, 0, slowly())
+    with pytest.raises(CacheError, match="broke off"):
+        cache.receive("lease", file_of(b"others"), 0, [b"oth"])
+    assert cache.offer("lease", [file, file_of(b"others")]) == [(1, 0)]
+    assert (cache.folder / file.sha256.hex()).read_bytes() == b"weights"
+    assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [file.sha256.hex()]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_disk_without_hard_links_is_no_obstacle(
+    cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    file = put(cache, b"weights")
+    with cache.linked() as linked:
+        cache.link(file, linked.folder / "w")
+        assert (linked.folder / "w").read_bytes() == b"weights"
+        monkeypatch.setattr(os, "link", lambda source, target: os.stat("/missing"))
+        with pytest.raises(NotCachedError):
+            cache.link(file, linked.folder / "v")
 
 
 def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive: set[str]) -> None:

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from esm_agent.cli import app
+
 COMMAND = [sys.executable, "-m", "esm_agent.cli", "serve"]
 
 
@@ -50,6 +55,59 @@ def test_a_taken_port_is_an_error_with_the_cure() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: cannot listen on")
     assert "--port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--port", "70000"), "--port"),
+        (("--port", "-1"), "--port"),
+        (("--metrics-port", "70000"), "--metrics-port"),
+        (("--host", f"{'a' * 64}.lan"), "1 to 63 characters"),
+        (("--host", "fd00:::5"), "no host name or IP address"),
+        (("--host", "192.168.1.20:7343"), "no host name or IP address"),
+    ],
+)
+@pytest.mark.parametrize("command", [("serve",), ("install-service", "--dry-run", "--")])
+def test_what_cannot_be_listened_on_is_a_usage_error(
+    command: tuple[str, ...], options: tuple[str, ...], words: str
+) -> None:
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--host", "2001:db8::5", "--insecure"), "no such address: choose --host"),
+        (("--host", "192.0.2.99", "--insecure"), "no such address: choose --host"),
+        (("--host", "pi4.invalid", "--insecure"), "does not know the name: choose --host"),
+    ],
+)
+def test_says_why_it_cannot_listen(options: tuple[str, ...], words: str) -> None:
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: cannot listen on ")
+    assert words in done.stderr
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+@pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("[::1]", "[::1]"), ("::", "[::]")])
+def test_says_an_ipv6_address_so_that_it_can_be_pasted(host: str, shown: str) -> None:
+    with serve("--host", host, "--port", "0", "--insecure") as agent:
+        assert agent.stdout is not None
+        address = agent.stdout.readline().split()[-1]
+        found, _, port = address.rpartition(":")
+        assert found == shown
+        with socket.create_connection(("::1", int(port))):
+            pass
+        if host == "::":
+            with socket.create_connection(("127.0.0.1", int(port))):
+                pass
+        agent.terminate()
+        assert agent.wait(timeout=30) == 0
 
 
 def doctor(*options: object) -> subprocess.CompletedProcess[str]:

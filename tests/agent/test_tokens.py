@@ -1,5 +1,7 @@
 """Tokens and the certificate in their folder, and the commands that look after them."""
 
+import errno
+import fcntl
 import json
 import re
 import stat
@@ -17,14 +19,14 @@ from typer.testing import CliRunner, Result
 from esm_agent.cli import app
 from esm_agent.door.auth import CertificateDoor, OpenDoor, TokenDoor, choose_door
 from esm_agent.door.certificate import (
-    days_left,
+    dates,
     fingerprint,
     keep_certificate,
     make_certificate,
     own_certificate,
 )
 from esm_agent.door.tokens import AccessError, TokenFile
-from tests.certificates import Authority
+from tests.certificates import Authority, self_signed
 
 
 def esm_agent(folder: Path, *arguments: object) -> Result:
@@ -74,12 +76,33 @@ def test_a_new_certificate_has_another_fingerprint(tmp_path: Path) -> None:
     renewed = esm_agent(folder, "pair", "--renew-certificate")
     assert renewed.stdout.split()[-1] != first
     assert "start esm-agent serve again" in renewed.stderr
-    keep_certificate(folder, *make_certificate(valid_days=-1))
+    keep_certificate(folder, *self_signed(-3, -1))
     again = esm_agent(folder, "pair")
     own = own_certificate(folder)
     assert own is not None
     assert again.stdout.split()[-1] == fingerprint(own[0])
-    assert days_left(own[0]) > 365, "one that has expired is renewed"
+    assert dates(own[0])[1].year == 9999, "one that has expired is renewed"
+
+
+def test_the_dates_of_a_new_certificate_exclude_no_clock(tmp_path: Path) -> None:
+    """A device without a clock is paired in 1970; certificates are pinned, so dates add nothing."""
+    esm_agent(tmp_path / "agent", "pair")
+    own = own_certificate(tmp_path / "agent")
+    assert own is not None
+    begin, end = dates(own[0])
+    assert begin.timestamp() <= 0
+    assert end == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+def test_pairing_keeps_a_certificate_that_is_of_tomorrow_by_this_devices_clock(
+    tmp_path: Path,
+) -> None:
+    """The clock may just be late, and other workstations have pinned the certificate."""
+    folder = tmp_path / "agent"
+    folder.mkdir(mode=0o700)
+    certificate, key = self_signed(1, 1000)
+    keep_certificate(folder, certificate, key)
+    assert esm_agent(folder, "pair").stdout.split()[-1] == fingerprint(certificate)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +126,20 @@ def test_what_cannot_be_done_is_one_line(
     assert line.startswith("error: ")
     assert all(word in line for word in words)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_pairing_does_without_locks(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Home folders lie on network file systems."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert esm_agent(tmp_path / "agent", "pair", "laptop").exit_code == 0
+    assert esm_agent(tmp_path / "agent", "tokens", "revoke", "laptop").exit_code == 0
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
@@ -180,20 +217,23 @@ def test_the_door_follows_from_where_the_agent_listens(tmp_path: Path) -> None:
         assert isinstance(choose_door(folder, **options), TokenDoor)
 
 
-def test_a_certificate_about_to_expire_is_told_of_and_an_expired_one_refused(
+def test_an_agent_serves_whatever_the_dates_of_its_certificate_and_names_the_clock(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "agent"
     esm_agent(folder, "pair")
     choose_door(folder, beyond_loopback=True)
     assert not caplog.messages
-    keep_certificate(folder, *make_certificate(valid_days=20.5))
+    keep_certificate(folder, *self_signed(-2, 20.5))
     choose_door(folder, beyond_loopback=True)
     assert "expires in 20 days" in caplog.text
     assert "--renew-certificate" in caplog.text
-    keep_certificate(folder, *make_certificate(valid_days=-1))
-    with pytest.raises(AccessError, match=r"expired 1 days ago: .*--renew-certificate"):
-        choose_door(folder, beyond_loopback=True)
+    for days in ((-3, -1), (1, 3)):
+        caplog.clear()
+        keep_certificate(folder, *self_signed(*days))
+        assert isinstance(choose_door(folder, beyond_loopback=True), TokenDoor)
+        assert "this device's clock says" in caplog.text
+        assert "--renew-certificate" in caplog.text
 
 
 def test_mutual_tls_takes_three_files_that_fit(tmp_path: Path) -> None:

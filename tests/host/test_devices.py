@@ -2,12 +2,16 @@
 
 import json
 import stat
+import time
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from esm_agent.serving import servicer
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_host.cli.facts import lines
@@ -171,6 +175,31 @@ def test_info_puts_the_state_into_words() -> None:
     assert told["load"] == "2.0 processors busy now"
     assert told["gpu"] == "T4, 585 MHz, 81 C, slowed by power cap"
     assert "memory" not in told
+
+
+@pytest.mark.parametrize(
+    ("off_s", "words"),
+    [
+        (-50 * 365 * 86_400, ", 18250 days behind this workstation's clock"),
+        (7300, ", 2 hours ahead of this workstation's clock"),
+        (-5, ""),
+    ],
+)
+def test_a_devices_clock_that_is_wrong_is_named(
+    off_s: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Raspberry Pi has none of its own, and starts in the past without a network."""
+    server = AgentServer("127.0.0.1", 0)
+    try:
+        monkeypatch.setattr(servicer, "time", SimpleNamespace(time=lambda: time.time() + off_s))
+        with devices.connect(f"127.0.0.1:{server.port}") as profiler:
+            info = profiler.device_info()
+        told = {line[:12].strip(): line[13:] for line in lines("pi4", info, info, 0.5)}
+        assert info.time_unix_s is not None
+        at = datetime.fromtimestamp(info.time_unix_s, UTC)
+        assert told["time"] == f"{at:%Y-%m-%d %H:%M} UTC{words}"
+    finally:
+        server.stop()
 
 
 # Names

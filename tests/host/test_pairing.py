@@ -219,6 +219,43 @@ def test_other_machines_without_a_token_are_warned_of(config: Path) -> None:
     assert_refused(result, 69, "no agent answers")
 
 
+def test_a_device_that_moved_keeps_its_token_and_certificate(
+    config: Path, agent_folder: Path, port: int
+) -> None:
+    arguments = pair(agent_folder, "moved", port)
+    assert esm_host(*arguments).exit_code == 0
+    text = config.read_text()
+    config.write_text(f"# mine\n{text.replace('127.0.0.1', '192.0.2.99')}")
+    certificate = (config.parent / "devices.pi4.pem").read_bytes()
+
+    moved = esm_host("devices", "set", "pi4", "--address", f"localhost:{port}")
+    assert moved.exit_code == 0, moved.output
+    assert config.read_text() == f"# mine\n{text.replace('127.0.0.1', 'localhost')}"
+    assert (config.parent / "devices.pi4.pem").read_bytes() == certificate
+    with connect("pi4") as profiler:
+        assert profiler.device_info().hostname
+
+
+def test_a_device_does_not_move_to_where_another_answers_or_none(
+    config: Path, agent_folder: Path, port: int, tmp_path: Path
+) -> None:
+    assert esm_host(*pair(agent_folder, "stays", port)).exit_code == 0
+    kept = config.read_text()
+    tokens = TokenFile(tmp_path / "other")
+    other = AgentServer("127.0.0.1", 0, door=TokenDoor(*make_certificate(), tokens, Brake(0.0)))
+    try:
+        move = ["devices", "set", "pi4", "--address"]
+        refused = esm_host(*move, f"127.0.0.1:{other.port}")
+        assert_refused(refused, 77, "another certificate than the one that is pinned")
+        assert_refused(esm_host(*move, "127.0.0.1:1"), 69, "no agent answers")
+        assert_refused(esm_host(*move, "127.0.0.1"), 2, "HOST:PORT")
+        assert_refused(esm_host(*move[:2], "pi5", *move[3:], "127.0.0.1:1"), 2, "'pi4'")
+        assert esm_host(*move[:3]).exit_code == 2
+    finally:
+        other.stop()
+    assert config.read_text() == kept
+
+
 def test_mutual_tls_from_both_ends(config: Path, tmp_path: Path) -> None:
     ours = Authority(tmp_path / "ours", "our CA")
     server = ours.issue("server", x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
@@ -293,7 +330,7 @@ def test_patience_is_for_absent_devices_only(tmp_path: Path, config: Path) -> No
             (config.parent / "devices.pi4.pem").write_bytes(make_certificate()[0])
         with (
             PatientProfiler(connect("pi4"), 3600.0, waits.append) as patient,
-            pytest.raises(AuthError, match="not valid"),
+            pytest.raises(AuthError, match="another certificate"),
         ):
             patient.reserve("test")
         assert waits == []

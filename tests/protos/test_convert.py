@@ -123,6 +123,7 @@ devices = st.builds(
         Occupancy, holder=holders, waiting=st.integers(0, 1000), draining=st.booleans()
     ),
     isolation=st.lists(texts).map(tuple),
+    time_unix_s=st.none() | st.floats(1e-3, 1e11),
 )
 
 
@@ -150,6 +151,11 @@ def test_diagnosis_round_trip(findings: list[Finding]) -> None:
     wire = convert.diagnosis_to_pb(diagnosis).SerializeToString()
     assert convert.diagnosis_from_pb(received(pb.Diagnosis, wire)) == diagnosis
     assert diagnosis.fit == all(f.severity is not Severity.UNFIT for f in findings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e12])
+def test_a_clock_that_no_calendar_has_is_left_out(value: float) -> None:
+    assert convert.device_info_from_pb(pb.DeviceInfo(time_unix_s=value)).time_unix_s is None
 
 
 @given(devices)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import re
 import socket
-from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
+from esm_agent.one_line import one_line_errors
+from esm_protos.addresses import check_host, join
 from esm_protos.messages import DEFAULT_PORT
 
 Config = Annotated[
@@ -25,24 +27,8 @@ Config = Annotated[
 
 tokens = typer.Typer(help="See and revoke the tokens of workstations.", no_args_is_help=True)
 
-P = ParamSpec("P")
 
-
-def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from esm_agent.door.tokens import AccessError
-
-        try:
-            command(*args, **kwargs)
-        except AccessError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-@_one_line_errors
+@one_line_errors
 def pair(
     name: Annotated[
         str | None,
@@ -50,9 +36,14 @@ def pair(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Where the workstation reaches this device.", show_default="a guess"),
+        typer.Option(
+            help="Where the workstation reaches this device, without a port.",
+            show_default="a guess",
+        ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port that esm-agent serve listens on.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(help="Port that the workstation reaches.", min=1, max=65535)
+    ] = DEFAULT_PORT,
     renew_certificate: Annotated[
         bool,
         typer.Option(
@@ -69,7 +60,7 @@ def pair(
     Example: esm-agent pair laptop --address 192.168.1.20
     """
     from esm_agent.door.certificate import (
-        days_left,
+        dates,
         fingerprint,
         keep_certificate,
         make_certificate,
@@ -77,10 +68,14 @@ def pair(
     )
     from esm_agent.door.tokens import TokenFile, config_folder
 
+    try:
+        where = check_host(address) if address else _guessed_address()
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, without a port", param_hint="--address") from None
     folder = config_folder(config)
     own = own_certificate(folder)
     new = None
-    if own is None or renew_certificate or days_left(own[0]) < 0:
+    if own is None or renew_certificate or dates(own[0])[1] < datetime.now(UTC):
         new = make_certificate()  # before the token, which would be lost if this failed
     name, token = TokenFile(folder).add(name)
     if new is not None:
@@ -92,22 +87,19 @@ def pair(
                 err=True,
             )
     certificate, _ = new or own or (b"", b"")
-    where = address or _guessed_address()
-    if ":" in where and not where.startswith("["):
-        where = f"[{where}]"
     typer.echo(
         f"'{name}' may come in (esm-agent tokens revoke {name} ends that); paste this on the "
         "workstation, once:",
         err=True,
     )
     print(
-        f"esm-host devices add {_device_name()} {where}:{port} --token {token} "
+        f"esm-host devices add {_device_name()} {join(where, port)} --token {token} "
         f"--fingerprint {fingerprint(certificate)}"
     )
 
 
 @tokens.command("list")
-@_one_line_errors
+@one_line_errors
 def list_tokens(config: Config = None) -> None:
     """Show who may come in. Example: esm-agent tokens list"""
     from esm_agent.door.tokens import TokenFile, config_folder
@@ -121,7 +113,7 @@ def list_tokens(config: Config = None) -> None:
 
 
 @tokens.command()
-@_one_line_errors
+@one_line_errors
 def revoke(
     name: Annotated[str, typer.Argument(help="As esm-agent tokens list shows it.")],
     config: Config = None,
@@ -140,10 +132,10 @@ def _device_name() -> str:
 
 
 def _guessed_address() -> str:
-    """Of the interface that leads elsewhere."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address of documentation; nothing is sent
+    """The address of the interface that leads elsewhere, else the host name."""
+    # Addresses of documentation; nothing is sent.
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
             return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
+    return socket.gethostname()

@@ -15,14 +15,15 @@ import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote
 
 import grpc
 
-from esm_agent.door.certificate import SOON_DAYS, days_left, own_certificate
-from esm_agent.door.tokens import AccessError, TokenFile
+from esm_agent.door.certificate import dates, out_of_dates, own_certificate
+from esm_agent.door.tokens import AccessError, TokenFile, config_folder
 from esm_agent.operation.logs import event
 from esm_agent.operation.metrics import Metrics
 from esm_protos.text import foreign
@@ -52,6 +53,8 @@ _EXPOSED = (
     "a token came over plain text and must be considered known to others: revoke it "
     "(`esm-agent tokens revoke NAME`), then `esm-agent pair` again and serve with --tls"
 )
+
+_SOON = timedelta(days=30)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -229,7 +232,7 @@ class CertificateDoor(Door):
 
 
 def choose_door(
-    folder: Path,
+    config: Path | None,
     beyond_loopback: bool,
     tls: bool = False,
     insecure: bool = False,
@@ -238,6 +241,9 @@ def choose_door(
     client_ca: Path | None = None,
 ) -> Door:
     """What ``esm-agent serve`` opens.
+
+    Args:
+        config: folder of tokens and certificate; None: the user's.
 
     Raises:
         AccessError: the options contradict each other, nothing was paired yet, or a certificate is
@@ -252,13 +258,14 @@ def choose_door(
         return _mutual(certificate, key, client_ca)
     if insecure or not (tls or beyond_loopback):
         return OpenDoor()
+    folder = config_folder(config)
     pair = own_certificate(folder)
     if pair is None:
         raise AccessError(
             "no workstation may come in yet: run `esm-agent pair` first (or --insecure, in a "
             "network that you trust)"
         )
-    _check_expiry(pair[0], "`esm-agent pair --renew-certificate`, and each workstation again")
+    _warn_of_dates(pair[0], "run `esm-agent pair --renew-certificate`, and pair each workstation")
     if not TokenFile(folder).all():
         log.warning("no workstation may come in yet: run `esm-agent pair`")
     return TokenDoor(*pair, TokenFile(folder))
@@ -278,16 +285,25 @@ def _mutual(certificate: Path, key: Path, client_ca: Path) -> Door:
         ) from error
     except OSError as error:
         raise AccessError(f"{certificate}, {key} or {client_ca}: {error.strerror}") from error
-    _check_expiry(certificate.read_bytes(), "have your authority issue a new one")
+    _warn_of_dates(certificate.read_bytes(), "have your authority issue a new one")
     return door
 
 
-def _check_expiry(certificate: bytes, cure: str) -> None:
-    days = days_left(certificate)
-    if days < 0:
-        raise AccessError(f"the agent's certificate expired {-days:.0f} days ago: {cure}")
-    if days < SOON_DAYS:
-        log.warning("the agent's certificate expires in %.0f days: %s", days, cure)
+def _warn_of_dates(certificate: bytes, cure: str) -> None:
+    """Warn of a certificate whose dates keep workstations out, or soon will.
+
+    The agent serves all the same: it is the workstations' clocks that count, and its own may be
+    wrong until the network sets it.
+    """
+    if reason := out_of_dates(certificate):
+        log.warning(
+            "workstations may refuse the agent's certificate: %s: set the clock if it is wrong, "
+            "else %s",
+            reason,
+            cure,
+        )
+    elif (left := dates(certificate)[1] - datetime.now(UTC)) < _SOON:
+        log.warning("the agent's certificate expires in %d days: %s", left.days, cure)
 
 
 def _refused(abort: Callable[[grpc.ServicerContext], NoReturn]) -> grpc.RpcMethodHandler:

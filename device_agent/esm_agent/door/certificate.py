@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from esm_agent.door.tokens import AccessError, make_private_folder, write_private
@@ -13,8 +13,10 @@ SERVER_NAME = "esm-agent"
 """What every agent's own certificate is issued to: the fingerprint tells agents apart, and an
 address may change."""
 
-VALID_DAYS = 3 * 365
-SOON_DAYS = 30
+# A workstation pins the certificate itself, so dates would add nothing. They would lock out a
+# device whose clock was wrong when it was paired, or is wrong now.
+_VALID_FROM = datetime(1970, 1, 1, tzinfo=UTC)
+_VALID_TO = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280, 4.1.2.5: no expiry
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -30,7 +32,9 @@ def own_certificate(folder: Path) -> tuple[bytes, bytes] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AccessError(f"cannot read {path}: {error.strerror}") from error
+        raise AccessError(
+            f"cannot read {path} ({error.strerror}): it has to be a file of the agent's own user"
+        ) from error
     return begin + certificate, key
 
 
@@ -40,14 +44,13 @@ def keep_certificate(folder: Path, certificate: bytes, key: bytes) -> None:
     write_private(_path(folder), key + certificate)  # one file: never a key of another certificate
 
 
-def make_certificate(valid_days: float = VALID_DAYS) -> tuple[bytes, bytes]:
+def make_certificate() -> tuple[bytes, bytes]:
     """A self-signed certificate on the curve P-256, and its key, in PEM; raises AccessError."""
     _require_cryptography()
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    now = datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, SERVER_NAME)])
     certificate = (
@@ -56,8 +59,8 @@ def make_certificate(valid_days: float = VALID_DAYS) -> tuple[bytes, bytes]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=2))  # clocks differ
-        .not_valid_after(now + timedelta(days=valid_days))
+        .not_valid_before(_VALID_FROM)
+        .not_valid_after(_VALID_TO)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
@@ -81,8 +84,8 @@ def fingerprint(certificate: bytes) -> str:
     return f"sha256:{hashlib.sha256(der).hexdigest()}"
 
 
-def days_left(certificate: bytes) -> float:
-    """Until a certificate in PEM expires; negative since.
+def dates(certificate: bytes) -> tuple[datetime, datetime]:
+    """Return from when until when a certificate in PEM is valid.
 
     Raises:
         AccessError: it is no certificate.
@@ -91,10 +94,28 @@ def days_left(certificate: bytes) -> float:
     from cryptography import x509
 
     try:
-        expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+        parsed = x509.load_pem_x509_certificate(certificate)
     except ValueError as error:
-        raise AccessError("the agent's certificate is not one in PEM") from error
-    return (expires - datetime.now(UTC)) / timedelta(days=1)
+        raise AccessError(
+            "the agent's certificate is not one in PEM: run `esm-agent pair --renew-certificate`"
+        ) from error
+    return parsed.not_valid_before_utc, parsed.not_valid_after_utc
+
+
+def out_of_dates(certificate: bytes) -> str | None:
+    """Say why a certificate is not valid by this device's clock; None if it is.
+
+    Raises:
+        AccessError: it is no certificate.
+    """
+    begin, end = dates(certificate)
+    now = datetime.now(UTC)
+    if begin <= now <= end:
+        return None
+    return (
+        f"it is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}, and this device's clock says "
+        f"{now:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def _require_cryptography() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -18,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from esm_protos import private_files
+from esm_protos.locks import lock
+from esm_protos.user_folders import user_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,17 @@ class Token:
 
 
 def config_folder(given: Path | None = None) -> Path:
-    """Where tokens and the certificate are kept: as given, else ``$XDG_CONFIG_HOME/esm-agent``."""
+    """Where tokens and the certificate are kept: as given, else ``$XDG_CONFIG_HOME/esm-agent``.
+
+    Raises:
+        AccessError: nothing is given, and this user has no home folder.
+    """
     if given is not None:
         return given
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "esm-agent"
+    try:
+        return user_folder("XDG_CONFIG_HOME", ".config") / "esm-agent"
+    except OSError as error:
+        raise AccessError(f"{error.strerror}, or give --config") from None
 
 
 class TokenFile:
@@ -151,7 +158,7 @@ class TokenFile:
         make_private_folder(self._folder)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # two programs at a time would lose a change
+            lock(folder, wait=True)  # two programs at a time would lose a change
             tokens = list(self.all())
             yield tokens
             data = {"version": _VERSION, "tokens": [asdict(token) for token in tokens]}
@@ -174,7 +181,10 @@ def make_private_folder(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_mode & 0o077:
-            raise AccessError(f"{folder} is open to other users: chmod 700 {folder}")
+            raise AccessError(
+                f"{folder} is open to other users: chmod 700 {folder} (or, on a file system "
+                "without permissions, choose another folder by --config)"
+            )
     except OSError as error:
         raise AccessError(f"cannot make {folder}: {error.strerror}") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from esm_agent.device.facts import usable_cpus
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.cells import Cells
 from esm_agent.measure.process import (
     STATES,
     BackendFactory,
@@ -60,7 +62,7 @@ class WorkerUnavailableError(Exception):
 class _Process:
     process: Any
     connection: Connection
-    cells: Any
+    cells: Cells
 
     def kill(self) -> None:
         self.process.kill()
@@ -136,9 +138,13 @@ class Worker:
         )
 
     def _spawn(self) -> _Process:
+        try:
+            os.getcwd()
+        except OSError:  # the folder was removed, and from there nothing can be spawned
+            os.chdir("/")
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        cells = context.RawArray("q", 4)
+        cells = Cells(4)
         process = context.Process(
             target=measuring.main,
             args=(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esm_protos.addresses import join
 from esm_protos.messages import FailureKind
 
 
@@ -83,7 +84,7 @@ class PrometheusMetrics(Metrics):
             self._server, self._thread = prometheus.start_http_server(port, host, registry)
         except (OSError, OverflowError) as error:
             raise MetricsError(
-                f"cannot serve metrics on {host}:{port}: choose another --metrics-port"
+                f"cannot serve metrics on {join(host, port)}: choose another --metrics-port"
             ) from error
         self.port: int = self._server.server_port
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from esm_protos.user_folders import user_folder
+
 NAME = "esm-agent.service"
 _SYSTEM_FOLDER = Path("/etc/systemd/system")
 _STOP_MARGIN_S = 15.0  # between the end of the drain and a kill by systemd
@@ -66,7 +68,10 @@ def install(text: str, system: bool) -> tuple[Path, tuple[str, ...]]:
             "a unit for the whole system is root's to write: "
             f"sudo {sys.executable} -m esm_agent.cli install-service --system ..., or --user"
         )
-    path = (_SYSTEM_FOLDER if system else user_folder()) / NAME
+    try:
+        path = (_SYSTEM_FOLDER if system else users_units()) / NAME
+    except OSError as error:
+        raise ServiceError(str(error.strerror)) from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -86,10 +91,9 @@ def next_steps(system: bool) -> tuple[str, ...]:
     )
 
 
-def user_folder() -> Path:
-    """Where systemd looks for a user's own units."""
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(config) / "systemd/user"
+def users_units() -> Path:
+    """Where systemd looks for a user's own units; raises OSError without a home folder."""
+    return user_folder("XDG_CONFIG_HOME", ".config") / "systemd/user"
 
 
 def _running(options: Sequence[str], drain_s: float) -> list[str]:
@@ -120,7 +124,14 @@ def _account() -> list[str]:
     extra = [f"SupplementaryGroups={' '.join(found)}"] if found else []
     person = os.environ.get("SUDO_USER", "root")
     if person != "root":
-        settings = Path(pwd.getpwnam(person).pw_dir) / ".config/esm-agent"
+        try:
+            home = pwd.getpwnam(person).pw_dir
+        except KeyError:
+            raise ServiceError(
+                f"SUDO_USER is '{person}', which is no account: install as root without sudo, or "
+                "by sudo from an account"
+            ) from None
+        settings = Path(home) / ".config/esm-agent"
         return [f"User={person}", f"ReadWritePaths=-{_quoted(str(settings))}", *extra]
     locked = _locked_folder(Path(sys.prefix))
     if locked is not None:
@@ -164,6 +175,9 @@ def _confinement() -> list[str]:
         "SystemCallErrorNumber=EPERM",
         "# Something is to be left for the rest of the device.",
         "MemoryMax=80%",
+        "# A measuring process that is killed for its memory is started again by the agent, which",
+        "# knows the model to blame. Else systemd would stop the agent as well.",
+        "OOMPolicy=continue",
     ]
 
 

@@ -8,7 +8,7 @@ may share a cache.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import os
 import shutil
@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import IO
 
 from esm_agent.serving.scratch import make_scratch, temporary_folder
+from esm_protos.locks import lock
 from esm_protos.messages import File
+from esm_protos.user_folders import user_folder
 
 _PART = ".part"
 _SHARE_OF_FREE = 2  # by default, half of what is free
 _MOST_BYTES = 32 << 30  # by default
 _READ_BYTES = 1 << 20
+# FAT, network and some union file systems have no hard links, or only a few to a file.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class CacheError(Exception):
@@ -42,11 +46,10 @@ class NotCachedError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where systemd says, else the user's cache folder."""
+    """Where systemd says, else the user's cache folder; raises OSError without a home folder."""
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "esm-agent"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,8 @@ class Cache:
         with self._lock:
             self._kept.setdefault(lease_id, set()).add(file.sha256)
             self._make_room(file.size_bytes - (_size(part) or 0))
-        with part.open("ab+") as target:
-            try:
-                fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise NotCachedError("the same file is being uploaded by another host") from None
+        with self._own_part(part) as target:
+            part = Path(target.name)
             if _size(path) == file.size_bytes:
                 part.unlink(missing_ok=True)
                 return
@@ -173,6 +173,24 @@ class Cache:
             os.replace(part, path)
 
     @contextmanager
+    def _own_part(self, part: Path) -> Iterator[IO[bytes]]:
+        """The beginning of an upload, which nobody else writes to.
+
+        Without locks that is a file of this agent's own. What is broken off begins again then.
+        """
+        with part.open("ab+") as file:
+            try:
+                locked = lock(file, wait=False)
+            except BlockingIOError:
+                raise NotCachedError("the same file is being uploaded by another host") from None
+            if locked:
+                yield file
+                return
+        part.unlink(missing_ok=True)
+        with temporary_folder(self._scratch) as folder, (folder / part.name).open("ab+") as file:
+            yield file
+
+    @contextmanager
     def linked(self) -> Iterator[Linked]:
         """A folder in which a block finds its files, for as long as it is there."""
         self._make_folder()
@@ -188,7 +206,7 @@ class Cache:
         own = self._path(file)
         try:
             if own.stat().st_size == file.size_bytes:
-                os.link(own, path)
+                _link(own, path)
                 return
         except FileNotFoundError:
             pass
@@ -233,6 +251,15 @@ class Cache:
 
     def _path(self, file: File) -> Path:
         return self.folder / file.sha256.hex()
+
+
+def _link(own: Path, path: Path) -> None:
+    try:
+        os.link(own, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(own, path)
 
 
 def _part(path: Path) -> Path:

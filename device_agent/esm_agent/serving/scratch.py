@@ -12,22 +12,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "esm-agent-"
+_made: set[Path] = set()
+"""By this process, which may have the number of one that is gone: the first of a container's."""
 
 
 def make_scratch(base: Path | None = None) -> Path:
-    """A fresh folder named after this process; those of processes that are gone are removed.
+    """Make a fresh folder named after this process; remove those of processes that are gone.
 
     Args:
         base: where; None: where temporary files are.
+
+    Raises:
+        OSError: it cannot be made.
     """
-    base = base or Path(tempfile.gettempdir())
+    base = base or _temporary()
     for folder in base.glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX)
-        if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+        pid, _, _ = folder.name.removeprefix(_PREFIX).partition("-")
+        if not pid.isdigit() or folder in _made:
+            continue
+        if int(pid) == os.getpid() or not _alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-    scratch = base / f"{_PREFIX}{os.getpid()}"
-    scratch.mkdir(mode=0o700)
+    # A name that nobody else can have taken before.
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))  # mode 0700
+    _made.add(scratch)
     return scratch
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        text = "no folder for temporary files can be written to: set TMPDIR to one"
+        raise OSError(error.errno, text) from None
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
+import socket
 from concurrent import futures
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from esm_agent.serving.parsing import ParsingInterceptor
 from esm_agent.serving.scratch import make_scratch
 from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
+from esm_protos.addresses import join
 from esm_protos.messages import Limits
 from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
@@ -54,7 +57,7 @@ class AgentServer:
     """A running agent.
 
     Args:
-        host: address to bind.
+        host: address to bind; IPv6 with or without brackets.
         port: 0 picks a free one.
         lease_expiry_s: a host that is silent for so long has lost its place in the queue.
         door: who comes in; None is plain text and everybody.
@@ -130,7 +133,7 @@ class AgentServer:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
-            address = f"{host}:{port}"
+            address = join(host, port)
             self.port: int = (
                 self._server.add_insecure_port(address)
                 if door.credentials is None
@@ -140,7 +143,7 @@ class AgentServer:
             self._slot.stop()
             self._clean()
             raise PortTakenError(
-                f"cannot listen on {host}:{port}: another program may use it: choose --port"
+                f"cannot listen on {address}: {_why_not(host.strip('[]'), port)}"
             ) from error
         self._server.start()
         if metrics is not None:
@@ -179,6 +182,24 @@ class AgentServer:
         shutil.rmtree(self._scratch, ignore_errors=True)
         if self._cache is not None:
             self._cache.close()
+
+
+def _why_not(host: str, port: int) -> str:
+    """Say why an address cannot be bound: gRPC does not."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+    except socket.gaierror:
+        return "this device does not know the name: choose --host"
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return "this device has no such address: choose --host"
+        if error.errno == errno.EACCES:
+            return "only root may listen on ports below 1024: choose --port"
+    return "another program may use it: choose --port"
 
 
 def _limits(confinement: Confinement, max_block_s: float, cache_bytes: int) -> Limits:

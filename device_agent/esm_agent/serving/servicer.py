@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,7 +90,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         # own_s would be this process's, which is not the one that measures.
         state = replace(self._telemetry.state(at_ns=0), own_s=None)
         occupancy = self._slot.occupancy()
-        return convert.device_info_to_pb(replace(self._info, state=state, occupancy=occupancy))
+        now = replace(self._info, state=state, occupancy=occupancy, time_unix_s=time.time())
+        return convert.device_info_to_pb(now)
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         with self._refusals(context):

@@ -21,7 +21,8 @@ def read_entries(path: Path) -> list[Any]:
         UsageError: there is no such file, it is not JSON, or an empty list.
     """
     try:
-        data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+        data = json.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

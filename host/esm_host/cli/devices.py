@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from esm_host.cli.options import (
 from esm_host.cli.output import check_output, print_table, write_output
 from esm_protos.commands import Commands
 from esm_protos.text import printable
+
+if TYPE_CHECKING:
+    from esm_host.transport.pairing import Added
 
 _LOAD_S = 0.5
 
@@ -80,13 +83,40 @@ def add(
         *(name, address, token, fingerprint, ca, certificate, key, force),
         warn=lambda text: typer.echo(f"warning: {text}", err=True),
     )
+    _print_added(added)
+
+
+@devices.command("set")
+@one_line_errors
+def set_device(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of a device.", autocompletion=names_of_devices)
+    ],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where its agent listens now.")],
+) -> None:
+    """Change the address of a device that moved. Its token and pinned certificate stay.
+
+    The same agent has to answer at the new address.
+
+    Example: esm-host devices set pi4 --address 192.168.1.21:7343
+    """
+    from esm_host.transport import pairing
+
+    _print_added(pairing.move(name, address))
+
+
+def _print_added(added: Added) -> None:
+    from esm_host.cli.facts import clock_off
+
     info = added.info
     print(
         printable(
-            f"{name}: {info.hostname}, {info.cpu_model}, {info.cpu_count} processors; "
+            f"{added.name}: {info.hostname}, {info.cpu_model}, {info.cpu_count} processors; "
             f"agent {info.agent_version}, {info.runtime} ({', '.join(info.providers)})"
         )
     )
+    if info.time_unix_s is not None and (off := clock_off(info.time_unix_s, least_s=86_400)):
+        typer.echo(f"warning: {added.name}'s clock is {off}: one of them is wrong", err=True)
     typer.echo(f"written to {added.path}", err=True)
 
 

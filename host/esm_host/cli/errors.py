@@ -35,6 +35,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             where = f"{error.filename}: " if error.filename else ""
             typer.echo(f"error: {printable(where + (error.strerror or str(error)))}", err=True)
             raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # pathlib's, also where libraries ask for it
+                raise
+            typer.echo("error: this user has no home folder: set HOME to one", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceInfo, DeviceState, GpuState, Limits
 
@@ -33,6 +35,7 @@ def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> I
         "throttling": _throttling(state),
         "load": _load(before.state, state, between_s),
         "memory": _memory(state),
+        "time": "" if now.time_unix_s is None else _time(now.time_unix_s),
     }
     for heading, text in facts.items():
         if text:
@@ -102,6 +105,23 @@ def _memory(state: DeviceState) -> str:
     if state.swap_used_bytes:
         told.append(f"{_size(state.swap_used_bytes)} swapped out")
     return ", ".join(told)
+
+
+def _time(unix_s: float) -> str:
+    """The device's clock, and by how much it differs from this workstation's."""
+    text = f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M} UTC"
+    off = clock_off(unix_s)
+    return f"{text}, {off}" if off else text
+
+
+def clock_off(unix_s: float, least_s: float = 60.0) -> str:
+    """Say by how much a device's clock differs from this workstation's; empty below ``least_s``."""
+    off_s = unix_s - time.time()
+    for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if abs(off_s) >= max(seconds, least_s):
+            side = "ahead of" if off_s > 0 else "behind"
+            return f"{abs(off_s) / seconds:.0f} {unit} {side} this workstation's clock"
+    return ""
 
 
 def _gpu(gpu: GpuState) -> str:

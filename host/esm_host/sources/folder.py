@@ -7,16 +7,16 @@ import re
 from pathlib import Path
 
 from esm_host.errors import UsageError
+from esm_protos.user_folders import user_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def folder() -> Path:
-    """``$ESM_SOURCES``, or ``$XDG_DATA_HOME/esm/sources``."""
+    """``$ESM_SOURCES``, or ``$XDG_DATA_HOME/esm/sources``; raises OSError without a home folder."""
     if given := os.environ.get("ESM_SOURCES"):
         return Path(given)
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "esm" / "sources"
+    return user_folder("XDG_DATA_HOME", ".local/share") / "esm" / "sources"
 
 
 def tables() -> list[str]:

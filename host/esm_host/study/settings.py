@@ -93,7 +93,7 @@ def read_study(path: Path) -> StudySettings:
         UsageError: there is no such file, or something in it is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except FileNotFoundError:
         raise UsageError(f"there is no {path}: write one, docs/study.md shows how") from None
     except (OSError, UnicodeError) as error:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-import ipaddress
 import re
-import socket
 import ssl
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from esm_host.errors import AuthError, UnreachableError, UsageError
+from esm_host.transport.route import channel_options, connect, is_this_machine
+from esm_host.transport.validity import out_of_dates
+from esm_protos.addresses import join, split
 
 PINNED_NAME = "esm-agent"
 """What agents' own certificates are issued to; each is pinned, so that the name tells nothing."""
@@ -31,8 +33,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,512}", re.ASCII)  # RFC 6750's alphab
 _FINGERPRINT = re.compile(r"sha256:(?P<digits>[0-9a-f]{64})")
 _PROBE_S = 3.0
 _AGAIN_S = 0.5
+_DATES = {9, 10}  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and ..._HAS_EXPIRED
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,16 @@ class Access:
     server_name: str | None = None
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """A channel that verifies the agent and tells it who this host is; does not connect yet."""
+        """A channel that verifies the agent and tells it who this host is; does not connect yet.
+
+        Raises:
+            UsageError: the address is malformed.
+        """
+        host, port = split_address(address)
+        target = join(host, port)
+        options = (*options, *channel_options((host, port)))
         if self.roots is None:
-            return grpc.insecure_channel(address, options=options)
+            return grpc.insecure_channel(target, options=options)
         credentials = grpc.ssl_channel_credentials(self.roots, self.key, self.certificate)
         if self.token is not None:
             credentials = grpc.composite_channel_credentials(
@@ -60,7 +69,7 @@ class Access:
             )
         if self.server_name is not None:
             options = (*options, ("grpc.ssl_target_name_override", self.server_name))
-        return grpc.secure_channel(address, credentials, options=options)
+        return grpc.secure_channel(target, credentials, options=options)
 
 
 PLAIN = Access()
@@ -92,22 +101,17 @@ def mutual(ca: Path, certificate: Path, key: Path) -> Access:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host (IPv6 without brackets) and port of ``host:port``; raises UsageError."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise UsageError(f"'{address}' is no address: give HOST:PORT, such as 192.168.1.20:7343")
-    if not 0 < int(match["port"]) < 65536:
-        raise UsageError(f"port {match['port']} of '{address}' is outside 1 to 65535")
-    return match["host"].strip("[]"), int(match["port"])
+    """Return host (IPv6 without brackets) and port of ``host:port``; raise UsageError."""
+    try:
+        return split(address)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address leads to this machine only; raises UsageError."""
+    """Return whether an address leads to this machine only; raise UsageError."""
     host, _ = split_address(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_this_machine(host)
 
 
 def check_token(token: str) -> str:
@@ -134,7 +138,7 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
     context.set_alpn_protocols(["h2"])
     try:
         with (
-            socket.create_connection(split_address(address), timeout=_PROBE_S) as plain,
+            connect(split_address(address), _PROBE_S) as plain,
             context.wrap_socket(plain, server_hostname=PINNED_NAME) as tls,
         ):
             der = tls.getpeercert(binary_form=True) or b""
@@ -150,7 +154,7 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
     if not hmac.compare_digest(found, match["digits"]):
         raise AuthError(
             f"{address} has another certificate, sha256:{found}: if it is your device, run "
-            "`esm-agent pair` there and paste its new line; if not, somebody is in between"
+            "`esm-agent pair` there and paste its new line; if not, another machine answers"
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
@@ -167,6 +171,8 @@ class Finding(enum.Enum):
     NOTHING = "nothing wrong with TLS"
     NO_TLS = "plain text"
     WANTS_TLS = "TLS"
+    OTHER_CERTIFICATE = "not the certificate that is pinned"
+    WRONG_DATES = "the dates of the agent's certificate"
     WRONG_CERTIFICATE = "the agent's certificate"
     REFUSED = "this host's certificate"
 
@@ -189,6 +195,7 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     host, port = split_address(address)
+    name = access.server_name or host.partition("%")[0]
     if access.roots is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -197,12 +204,12 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
         if access.certificate is not None and access.key is not None:
             _load_chain(context, access.certificate, access.key)
     try:
-        plain = socket.create_connection((host, port), timeout=_PROBE_S)
+        plain = connect((host, port), _PROBE_S)
     except OSError:
         return Finding.NOTHING, ""
     with plain:
         try:
-            with context.wrap_socket(plain, server_hostname=access.server_name or host) as tls:
+            with context.wrap_socket(plain, server_hostname=name) as tls:
                 if access.roots is None:
                     return Finding.WANTS_TLS, ""
                 # With TLS 1.3 a server looks at the client's certificate after the handshake; a
@@ -210,7 +217,11 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
                 if not tls.recv(1) and access.certificate is not None:
                     return Finding.REFUSED, "it hangs up"
         except ssl.SSLCertVerificationError as error:
-            return Finding.WRONG_CERTIFICATE, error.verify_message
+            if error.verify_code in _DATES:
+                return Finding.WRONG_DATES, error.verify_message
+            other = access.certificate is None
+            finding = Finding.OTHER_CERTIFICATE if other else Finding.WRONG_CERTIFICATE
+            return finding, error.verify_message
         except ssl.SSLError as error:
             if access.roots is not None and error.reason in _NOT_TLS:
                 return Finding.NO_TLS, ""
@@ -237,15 +248,31 @@ def explained(address: str, name: str, access: Access) -> AuthError | None:
     cure = (
         "have your authority issue another"
         if access.certificate
-        else "run `esm-agent pair` on the device and paste its line, with --force"
+        else "run `esm-agent pair --renew-certificate` on the device and paste its line, "
+        "with --force"
     )
+    refused = f"{who} does not accept this host's certificate"
+    if reason := out_of_dates(access.certificate or b""):
+        refused += f": {reason}: set the clock if it is wrong, else {cure}"
+    else:
+        refused += f" ({words}): have the agent's --client-ca issue one, or set the device's clock "
+        refused += "if `date` there is wrong"
+    dated = (access.token and out_of_dates(access.roots or b"")) or _clock()
     texts = {
+        Finding.OTHER_CERTIFICATE: f"{who} has another certificate than the one that is pinned: "
+        "if it was renewed, run `esm-agent pair` on the device and paste its line, with --force; "
+        "if not, another machine answers",
+        Finding.WRONG_DATES: f"the certificate of {who} is not valid ({words}): {dated}: "
+        f"set the clock if it is wrong, else {cure}",
         Finding.WRONG_CERTIFICATE: f"the certificate of {who} is not valid ({words}): {cure}",
-        Finding.REFUSED: f"{who} does not accept this host's certificate ({words}): "
-        "have the agent's --client-ca issue one",
+        Finding.REFUSED: refused,
         Finding.NO_TLS: f"{who} speaks plain text now, so nothing was sent: start it "
         "with `esm-agent serve --tls` or --host",
         Finding.WANTS_TLS: f"{who} wants TLS and a token: run `esm-agent pair` on the "
         "device and paste the line that it prints",
     }
     return AuthError(texts[finding]) if finding in texts else None
+
+
+def _clock() -> str:
+    return f"this workstation's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

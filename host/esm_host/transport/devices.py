@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
+from esm_protos.user_folders import user_folder
 
 if TYPE_CHECKING:  # a shell that completes names is not kept waiting for gRPC
     from esm_host.transport.access import Access
@@ -83,11 +84,10 @@ class Entry:
 
 
 def config_path() -> Path:
-    """Where device names are kept."""
+    """Return where device names are kept; raise OSError without a home folder."""
     if path := os.environ.get("ESM_CONFIG"):
         return Path(path)
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "esm" / "devices.toml"
+    return user_folder("XDG_CONFIG_HOME", ".config") / "esm" / "devices.toml"
 
 
 def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
@@ -123,7 +123,10 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
 
 def configured() -> dict[str, Entry]:
     """All devices that have a name; raises UsageError where the file cannot be understood."""
-    path = config_path()
+    try:
+        path = config_path()
+    except OSError:
+        return {}  # nowhere to keep them
     try:
         devices = parsed(path).get("devices", {})
         return {name: _entry(values) for name, values in devices.items()}
@@ -135,7 +138,10 @@ def configured() -> dict[str, Entry]:
 
 def groups() -> dict[str, tuple[str, ...]]:
     """Names that stand for several devices; raises UsageError as :func:`configured` does."""
-    path = config_path()
+    try:
+        path = config_path()
+    except OSError:
+        return {}
     known = configured()
     found: dict[str, tuple[str, ...]] = {}
     written = parsed(path).get("groups", {})
@@ -167,16 +173,22 @@ def unknown(
     name: str, known: Mapping[str, object], what: str = "'local', host:port or a name"
 ) -> UsageError:
     """The error for a name that nothing has, with the nearest one."""
-    path = config_path()
-    names = (
-        f"{path} has {', '.join(known)}" if known else f"{path} has none: see esm-host devices add"
-    )
+    try:
+        path = config_path()
+        names = f"{path} has {', '.join(known) or 'none: see esm-host devices add'}"
+    except OSError as error:
+        names = f"{error.strerror}"
     return UsageError(f"unknown device '{name}': {nearest(name, known)}give {what} ({names})")
 
 
 def parsed(path: Path) -> dict[str, Any]:
     """The file's text as TOML; empty without a file."""
-    return tomllib.loads(path.read_text()) if path.exists() else {}
+    return tomllib.loads(text_of(path)) if path.exists() else {}
+
+
+def text_of(path: Path) -> str:
+    """Return a file's text, without the byte order mark that some editors of Windows write."""
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _entry(values: Mapping[str, object]) -> Entry:

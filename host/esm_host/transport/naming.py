@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from esm_host.errors import UsageError
-from esm_host.transport.devices import Entry, beside, config_path, configured, groups, unknown
+from esm_host.transport.devices import (
+    Entry,
+    beside,
+    config_path,
+    configured,
+    groups,
+    text_of,
+    unknown,
+)
 from esm_protos.private_files import write_private
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
@@ -177,7 +185,7 @@ def _edited(text: str | None = None) -> Iterator[Any]:
     path = config_path()
     try:
         if text is None:
-            text = path.read_text() if path.exists() else ""
+            text = text_of(path) if path.exists() else ""
         document = tomlkit.parse(text)
         yield document
         written = tomlkit.dumps(document)
@@ -203,7 +211,7 @@ def _without_section(name: str) -> str | None:
 
     None where that is better left to the parser, which counts those to the device above.
     """
-    text = config_path().read_text()
+    text = text_of(config_path())
     found = _section(text, name)
     if found is None:
         return None
@@ -214,7 +222,7 @@ def _without_section(name: str) -> str | None:
 
 def _renamed_section(old: str, new: str) -> str | None:
     """The file's text with another name in a device's header, which stays where it is; or None."""
-    text = config_path().read_text()
+    text = text_of(config_path())
     found = _section(text, old)
     if found is None:
         return None

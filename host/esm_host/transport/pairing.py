@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esm_host.errors import UsageError
@@ -17,7 +17,7 @@ from esm_host.transport.access import (
     mutual,
     pinned,
 )
-from esm_host.transport.devices import Entry
+from esm_host.transport.devices import Entry, configured, unknown
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import DeviceInfo
 
@@ -95,3 +95,24 @@ def add(
     with RemoteProfiler(address, name, access) as profiler:
         info = profiler.device_info()
     return Added(name, address, info, naming.save(name, entry, pem))
+
+
+def move(name: str, address: str) -> Added:
+    """Give a device another address. Its token and its pinned certificate stay.
+
+    Args:
+        address: ``host:port``; the same agent must answer there.
+
+    Raises:
+        UsageError: the name is unknown, or the address is malformed.
+        UnreachableError: nobody answers.
+        AuthError: another agent answers, or it does not let us in.
+        OSError: the configuration cannot be written.
+    """
+    known = configured()
+    if name not in known:
+        raise unknown(name, known, "a device that has a name")
+    entry = replace(known[name], address=address)
+    with RemoteProfiler(address, name, entry.access(name)) as profiler:
+        info = profiler.device_info()
+    return Added(name, address, info, naming.save(name, entry))

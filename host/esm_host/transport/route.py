@@ -1,0 +1,87 @@
+"""The way to an agent: direct, or through the proxy that ESM_PROXY names.
+
+The environment's other proxies (``http_proxy``, ``https_proxy``, ``grpc_proxy``) are ignored. They
+lead to the internet, where agents are not, and they would see the graphs of plain text agents.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import os
+import socket
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from esm_host.errors import UsageError
+from esm_protos.addresses import check_host, join
+
+VARIABLE = "ESM_PROXY"
+_LONGEST_REPLY_BYTES = 8192
+
+
+def channel_options(address: tuple[str, int]) -> tuple[tuple[str, Any], ...]:
+    """Return gRPC's options for the way to a host and port; raise UsageError as :func:`connect`."""
+    proxy = _proxy(address[0])
+    if proxy is None:
+        return (("grpc.enable_http_proxy", 0),)
+    return (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy.geturl()))
+
+
+def connect(address: tuple[str, int], timeout_s: float) -> socket.socket:
+    """Open a TCP connection to a host and port.
+
+    Raises:
+        OSError: nobody answers there, or the proxy does not lead there.
+        UsageError: ESM_PROXY is malformed.
+    """
+    proxy = _proxy(address[0])
+    if proxy is None:
+        return socket.create_connection(address, timeout=timeout_s)
+    assert proxy.hostname is not None
+    connection = socket.create_connection((proxy.hostname, proxy.port or 0), timeout=timeout_s)
+    try:
+        _ask_for_tunnel(connection, proxy, join(*address))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _ask_for_tunnel(connection: socket.socket, proxy: SplitResult, target: str) -> None:
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if proxy.username is not None:
+        account = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(account.encode()).decode()}")
+    connection.sendall("\r\n".join((*lines, "", "")).encode())
+    reply = b""
+    while not reply.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)  # no byte more: what follows is the agent's
+        reply += byte
+        if not byte or len(reply) > _LONGEST_REPLY_BYTES:
+            raise ConnectionError("the proxy does not answer as a proxy does")
+    status = reply.split(b" ", 2)[1:2]
+    if status != [b"200"]:
+        raise ConnectionError("the proxy refuses")
+
+
+def _proxy(host: str) -> SplitResult | None:
+    text = os.environ.get(VARIABLE)
+    if not text or is_this_machine(host):
+        return None
+    try:
+        proxy = urlsplit(text)
+        if proxy.scheme == "http" and proxy.port and check_host(proxy.hostname or ""):
+            return proxy
+    except ValueError:
+        pass
+    # The value may hold a password.
+    raise UsageError(f"{VARIABLE} is no proxy: give http://HOST:PORT, or unset it")
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether a host name or IP address is this machine's own loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,49 @@
+"""Addresses of agents as people write them: ``HOST:PORT``, with IPv6 in brackets."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+_NAME = re.compile(r"[\w.-]+")
+_ADDRESS = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*):(?P<port>\d{1,5})", re.ASCII)
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host (IPv6 without brackets) and port of ``HOST:PORT``; raise ValueError."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ValueError(
+            f"'{address[:80]}' is no address: give HOST:PORT, such as 192.168.1.20:7343 or "
+            "[fd00::5]:7343"
+        )
+    if not 0 < int(match["port"]) < 65536:
+        raise ValueError(f"port {match['port']} of '{address}' is outside 1 to 65535")
+    return check_host(match["host"]), int(match["port"])
+
+
+def join(host: str, port: int) -> str:
+    """Return ``HOST:PORT``, with brackets around an IPv6 address."""
+    host = host.strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_host(host: str) -> str:
+    """Return a host name or IP address, IPv6 without brackets; raise ValueError for anything else.
+
+    An IPv6 address may name its interface: ``fe80::1%eth0``.
+    """
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        if ":" in bare:
+            ipaddress.IPv6Address(bare)
+        elif not _NAME.fullmatch(bare) or bare != host:
+            raise ValueError("letters, digits, '.' and '-' make a name")
+        elif len(bare.encode("idna")) > 253:
+            raise ValueError("it has more than 253 characters")
+    except ValueError as error:  # UnicodeError is one: a label that is empty or too long
+        reason = str(error)
+        if isinstance(error, UnicodeError):
+            reason = "each part between dots has 1 to 63 characters"
+        raise ValueError(f"'{host[:80]}' is no host name or IP address: {reason}") from None
+    return bare

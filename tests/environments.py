@@ -1,0 +1,48 @@
+"""Surroundings that commands meet on other people's machines, made by Linux name spaces."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+_NAMELESS = ("unshare", "--user", "--map-user=12345")
+_READ_ONLY_SHM = (
+    *("unshare", "--user", "--map-root-user", "--mount", "sh", "-c"),
+    'mount -t tmpfs -o ro none /dev/shm && exec "$@"',
+    "sh",
+)
+
+
+def _works(command: Sequence[str]) -> bool:
+    try:
+        return subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_nameless = pytest.mark.skipif(not _works(_NAMELESS), reason="no user name spaces here")
+needs_read_only_shm = pytest.mark.skipif(
+    not _works(_READ_ONLY_SHM), reason="no mount name spaces here"
+)
+
+
+def as_nobody(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a module's ``main`` as a user without an account, a home folder or an environment."""
+    return _run(_NAMELESS, module, arguments, {"PATH": os.environ["PATH"]})
+
+
+def with_read_only_shm(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a module's ``main`` where /dev/shm cannot be written to."""
+    return _run(_READ_ONLY_SHM, module, arguments, dict(os.environ))
+
+
+def _run(
+    prefix: Sequence[str], module: str, arguments: Sequence[object], env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    program = f"from {module} import main; main()"
+    command = [*prefix, sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )

@@ -1,0 +1,92 @@
+"""Hosts in surroundings that lack something: they work, or say in one line what to do."""
+
+import errno
+import fcntl
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from esm_host.cli.app import app
+from esm_host.errors import DatasetError
+from esm_host.folder import RunFolder
+from esm_host.transport.devices import configured, groups
+from tests.environments import as_nobody, needs_nameless
+
+MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/pointwise.onnx"
+BOM = b"\xef\xbb\xbf"
+
+
+def esm_host(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@needs_nameless
+def test_times_for_a_user_without_a_home_folder() -> None:
+    done = as_nobody("esm_host.cli", "time", MODEL, "--device", "local", "--runs", 3)
+    assert "Traceback" not in done.stderr
+    assert "pointwise" in done.stdout
+
+
+@needs_nameless
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("time", MODEL, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
+        (("sources", "list"), "no home folder: set HOME or XDG_DATA_HOME"),
+        (("devices", "list"), "no device has a name yet"),
+        (("report", "missing"), "no home folder: set HOME"),
+    ],
+)
+def test_says_where_a_home_folder_is_missing(arguments: tuple[object, ...], words: str) -> None:
+    done = as_nobody("esm_host.cli", *arguments)
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "devices.toml"
+    monkeypatch.setenv("ESM_CONFIG", str(path))
+    return path
+
+
+def test_a_byte_order_mark_before_the_devices_is_no_device(config: Path) -> None:
+    """As editors of Windows write it; German umlauts of comments stay."""
+    text = '# Küche\r\n[devices.pi4]\r\naddress = "127.0.0.1:1"\r\n[groups]\r\nall = ["pi4"]\r\n'
+    config.write_bytes(BOM + text.encode())
+    assert set(configured()) == {"pi4"}
+    assert groups() == {"all": ("pi4",)}
+    assert esm_host("devices", "rename", "pi4", "kitchen").exit_code == 0
+    assert esm_host("devices", "group", "two", "kitchen").exit_code == 0
+    kept = config.read_bytes()
+    assert kept.count(BOM) == 0
+    assert "# Küche".encode() in kept
+    assert tomllib.loads(kept.decode())["groups"] == {"all": ["kitchen"], "two": ["kitchen"]}
+    config.write_bytes(BOM + kept)
+    assert esm_host("devices", "remove", "kitchen", "--force").exit_code == 0
+    assert configured() == {}
+
+
+def test_a_file_in_another_encoding_is_one_line(config: Path) -> None:
+    config.write_bytes("[devices.pi4]\n".encode("utf-16"))
+    result = esm_host("devices", "list")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {config} cannot be read")
+
+
+def test_a_campaign_wants_a_file_system_with_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(DatasetError, match=r"without locks, .*: choose a folder on a disk"),
+        RunFolder(tmp_path).locked(),
+    ):
+        pass
