@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from esm_protos.statistics import trimmed_mean
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised when an old peer would misread what a new one says."""
 
 CHUNK_BYTES = 1 << 20
