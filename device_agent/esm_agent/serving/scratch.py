@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -15,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "esm-agent-uploads-"
-_NAME = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+_NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{8}")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _TRIES = 20
 
 
@@ -29,7 +31,7 @@ class Scratch:
         base: folder to make it in; None: the system's for temporary files.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made, for another reason than that the disk is full.
     """
 
     def __init__(self, base: Path | None = None) -> None:
@@ -38,9 +40,16 @@ class Scratch:
             if _NAME.fullmatch(folder.name):
                 _remove_abandoned(folder)
         for _ in range(_TRIES):  # another agent may take it for abandoned before it is locked
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            self.path = base / f"{_PREFIX}{secrets.token_hex(4)}"
+            self._lock = None
+            try:
+                self.path.mkdir(mode=0o700)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                return  # it is made when a block needs it
             self._lock = _locked(self.path)
-            if self._lock is not None and self._is_ours():
+            if self._is_ours():
                 return
             self._unlock()
         raise FileExistsError(errno.EEXIST, "no folder of this agent's own", str(base))
