@@ -51,7 +51,7 @@ _NUMBERS = re.compile(
     r"|\b(?:opset|version|CUDA failure):? \d+"
     r"|[A-Za-z]\(\d+\)"  # an operator and its version
     r"|\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
-    r")|(?<!\w)[-+]?\.?\d[\w.+-]*",
+    r")|(?<!\w)(?<!\w\.)(?<![A-Za-z_]/)[-+]?\.?\d[\w.+-]*",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"…(?:\s*,\s*…)+")
