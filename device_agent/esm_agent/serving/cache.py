@@ -245,7 +245,7 @@ class Cache:
             try:
                 fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _UPLOADING from None
+                raise NotCachedError(_UPLOADING) from None
             if offset > os.fstat(target.fileno()).st_size:
                 raise NotCachedError("the beginning of the upload is gone")
             target.truncate(offset)
@@ -277,7 +277,7 @@ class Cache:
         with self._lock:
             self._hold(lease_id, (file.sha256,))
             if part in self._arriving:
-                raise _UPLOADING
+                raise NotCachedError(_UPLOADING)
             self._make_room(file.size_bytes - (_size(part) or 0))
             self._arriving[part] = file.size_bytes
         try:
@@ -391,7 +391,7 @@ class Cache:
 _NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]*)?(\.part)?")
 _ROOT = 0
 _OTHERS = "it belongs to another user: choose another folder by --cache"
-_UPLOADING = NotCachedError("the same file is being uploaded by another call")
+_UPLOADING = "the same file is being uploaded by another call"
 
 
 def _part(path: Path, client: str) -> Path:
