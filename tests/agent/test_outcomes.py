@@ -11,22 +11,22 @@ from esm_agent.measure.outcomes import one_line
 SECRET = (7373, 9191)
 
 
-def said(nodes: list[onnx.NodeProto], data: np.ndarray, inputs: int = 1) -> str:
+def said(nodes: list[onnx.NodeProto], data: np.ndarray) -> str:
     """The runtime's own words on a model that reads ``data`` as the tensor "s"."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "g",
-        [value("x", onnx.TensorProto.FLOAT, ["a", "b"])][:inputs],
+        [value("x", onnx.TensorProto.FLOAT, ["a", "b"])],
         [value("y", onnx.TensorProto.FLOAT, None)],
         [numpy_helper.from_array(data, "s")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    feed = {"x": np.ones((2, 3), np.float32)}
     with pytest.raises(Exception, match="ONNXRuntimeError") as raised:
-        session = ort.InferenceSession(model.SerializeToString(), options)
-        session.run(None, {"x": np.ones((2, 3), np.float32)} if inputs else {})
+        ort.InferenceSession(model.SerializeToString(), options).run(None, feed)
     return one_line(raised.value)
 
 
