@@ -293,17 +293,25 @@ def offer_requests(
         )
 
 
-def missing_from_pb(message: pb.OfferReply, offered: Sequence[File]) -> list[tuple[File, int]]:
-    """The offered files that the agent lacks, each with how many of its bytes are there."""
-    lacks = []
+def missing_from_pb(
+    message: pb.OfferReply, offered: Sequence[File]
+) -> tuple[list[tuple[File, int]], list[tuple[File, bytes]]]:
+    """Return the offered files that the agent lacks, and those that it wants a proof of.
+
+    The first come with how many of their bytes are there, the second with the proof's nonce.
+    """
+    lacks, unproved = [], []
     for each in message.missing:
         if each.file >= len(offered):
             raise NonsenseError(f"file {each.file} of {len(offered)} is missing")
         file = offered[each.file]
         if each.have_bytes > file.size_bytes:
             raise NonsenseError(f"it has {each.have_bytes} bytes of a file of {file.size_bytes}")
-        lacks.append((file, each.have_bytes))
-    return lacks
+        if each.nonce:
+            unproved.append((file, each.nonce))
+        else:
+            lacks.append((file, each.have_bytes))
+    return lacks, unproved
 
 
 def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRequest]:
