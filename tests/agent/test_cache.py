@@ -138,13 +138,13 @@ def test_a_disk_without_locks_keeps_files_whole(
 
     def slowly() -> Iterator[bytes]:
         yield b"wei"
-        put(cache, b"weights")
+        put(cache, b"weights", client="eve")
         yield b"ghts"
 
-    cache.receive("lease", file, 0, slowly())
+    cache.receive("lease", "ada", file, 0, slowly())
     with pytest.raises(CacheError, match="broke off"):
-        cache.receive("lease", file_of(b"others"), 0, [b"oth"])
-    assert cache.offer("lease", [file, file_of(b"others")]) == [(1, 0)]
+        cache.receive("lease", "ada", file_of(b"others"), 0, [b"oth"])
+    assert cache.offer("lease", "ada", [file, file_of(b"others")]) == [Missing(1, 0)]
     assert (cache.folder / file.sha256.hex()).read_bytes() == b"weights"
     assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [file.sha256.hex()]
 
@@ -158,12 +158,12 @@ def test_a_disk_without_hard_links_is_no_obstacle(
 
     monkeypatch.setattr(os, "link", link)
     file = put(cache, b"weights")
-    with cache.linked() as linked:
-        cache.link(file, linked.folder / "w")
+    with cache.linked("ada") as linked:
+        linked.link(file, linked.folder / "w")
         assert (linked.folder / "w").read_bytes() == b"weights"
         monkeypatch.setattr(os, "link", lambda source, target: os.stat("/missing"))
         with pytest.raises(NotCachedError):
-            cache.link(file, linked.folder / "v")
+            linked.link(file, linked.folder / "v")
 
 
 def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive: set[str]) -> None:
