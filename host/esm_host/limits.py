@@ -72,7 +72,7 @@ def _check_files(limits: Limits, models: Sequence[Model]) -> None:
     if files and not limits.max_cache_bytes:
         raise UsageError(
             f"files of {size / 1e6:.1f} MB: the device takes none, give its agent a cache, "
-            "esm-agent serve --cache-size"
+            "esm-agent serve --cache DIR --cache-size 8G (for 'local', set XDG_CACHE_HOME)"
         )
     if size > limits.max_cache_bytes:
         raise UsageError(

@@ -24,7 +24,8 @@ from esm_host.cli.app import app as host_app
 from esm_host.errors import AuthError, UsageError
 from esm_host.transport.devices import connect
 from esm_host.transport.patient import PatientProfiler
-from tests.certificates import Authority
+from esm_host.transport.validity import out_of_dates
+from tests.certificates import Authority, self_signed
 
 MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/pointwise.onnx"
 
@@ -311,6 +312,23 @@ def test_a_token_in_the_environment_is_kept_from_plain_agents(
             assert named.device_info().identity() == unnamed.device_info().identity()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("days", "valid"), [((-3, -1), False), ((1, 3), False), ((-1, 36_500), True), ((-1, 1), True)]
+)
+def test_a_host_reads_the_dates_of_certificates(days: tuple[float, float], valid: bool) -> None:
+    """Years from 2050 on are written in another form than those before."""
+    certificate, key = self_signed(*days)
+    assert (out_of_dates(certificate) is None) == valid
+    assert out_of_dates(key + certificate) == out_of_dates(certificate)
+    if not valid:
+        parsed = x509.load_pem_x509_certificate(certificate)
+        dates = (parsed.not_valid_before_utc, parsed.not_valid_after_utc)
+        begin, end = (f"{date:%Y-%m-%d}" for date in dates)
+        assert f"valid from {begin} to {end}" in (out_of_dates(certificate) or "")
+    assert out_of_dates(make_certificate()[0]) is None
+    assert out_of_dates(b"no certificate") is None
 
 
 def test_patience_is_for_absent_devices_only(tmp_path: Path, config: Path) -> None:
