@@ -1,0 +1,153 @@
+"""A session with its inputs and outputs bound: one inference is one call, whatever the types.
+
+Python's ``session.run`` turns outputs into numpy's arrays, which are fewer types than ONNX has,
+and takes time by type. Bound values stay the runtime's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from esm_agent.measure.feeds import Feed
+from esm_agent.measure.onnx_values import packed
+from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_protos.v1 import onnx_values_pb2 as pb
+from esm_protos.value_types import Element, ValueType
+
+_TENSOR, _INT = 4, 2  # AttributeProto.AttributeType
+_IR_VERSION, _OPSET = 8, 17
+
+
+def values(feed: Feed) -> dict[str, Any]:
+    """Make the runtime's values of a feed, by name; what is absent is left out.
+
+    They may refer to the arrays' memory, and keep it.
+
+    Raises:
+        ModelError: the runtime has no such values.
+    """
+    return {
+        name: _value(feed.types[name], value)
+        for name, value in feed.arrays.items()
+        if value is not None
+    }
+
+
+class Bound:
+    """One inference of a session on values that stay.
+
+    Outputs are allocated by the first inference and reused, as an application does that binds
+    them too. Where their shapes change from run to run (by nodes that draw), every run allocates.
+
+    Attributes:
+        run: one inference; raises what the runtime raises.
+    """
+
+    run: Callable[[], None]
+
+    def __init__(self, session: Any, fed: dict[str, Any]) -> None:
+        """Bind values that :func:`values` made."""
+        self._binding = binding = session.io_binding()
+        for name, value in fed.items():
+            binding.bind_ortvalue_input(name, value)
+        outputs = [output.name for output in session.get_outputs()]
+        anew = False
+
+        def bind_outputs() -> None:
+            for name in outputs:
+                binding.bind_output(name)
+
+        def run() -> None:
+            nonlocal anew
+            if anew:
+                bind_outputs()
+            try:
+                session.run_with_iobinding(binding)
+            except Exception:
+                if anew:
+                    raise
+                # Without a binding the runtime allocates, and its exceptions have a type.
+                session.run_with_ort_values(outputs, fed)
+                anew = True
+
+        bind_outputs()
+        self.run = run
+
+    def outputs(self) -> Sequence[Any]:
+        """Return the outputs of the last run, as the runtime's values, in the model's order."""
+        return list(self._binding.get_outputs_as_ortvaluevector())
+
+
+def _value(kind: ValueType, value: NDArray[Any] | tuple[NDArray[Any], ...]) -> Any:
+    if isinstance(value, tuple):
+        return _sequence(kind.element, value)
+    if kind.element.name == "string":
+        node = _constant(value, "strings")
+        identity = pb.Node(input=["strings"], output=["value"], op_type="Identity")
+        return _made([node, identity], {}, kind)
+    return _tensor(kind.element, value)
+
+
+def _tensor(element: Element, array: NDArray[Any]) -> Any:
+    """Of numbers, in the memory of an array of the same dimensions."""
+    contiguous = np.asarray(array, order="C")
+    if element.bits < 8:
+        small = packed(contiguous, element.bits)
+        contiguous = np.zeros(contiguous.shape, dtype=np.uint8)
+        contiguous.reshape(-1)[: small.size] = small
+    if element.in_numpy:
+        return ort.OrtValue.ortvalue_from_numpy(contiguous)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(contiguous, element.number)
+
+
+def _sequence(element: Element, arrays: Sequence[NDArray[Any]]) -> Any:
+    kind = ValueType(element, is_sequence=True)
+    if not arrays:
+        number = pb.Attribute(name="dtype", i=element.number, type=_INT)
+        empty = pb.Node(output=["value"], op_type="SequenceEmpty", attribute=[number])
+        return _made([empty], {}, kind)
+    names = [f"tensor{number}" for number in range(len(arrays))]
+    join = pb.Node(input=names, output=["value"], op_type="SequenceConstruct")
+    if element.name == "string":
+        return _made([*map(_constant, arrays, names), join], {}, kind)
+    tensors = (_tensor(element, array) for array in arrays)
+    return _made([join], dict(zip(names, tensors, strict=True)), kind)
+
+
+def _constant(array: NDArray[Any], name: str) -> pb.Node:
+    """Python cannot hand strings to the runtime except in a model, or at every run anew."""
+    words = [str(word).encode() for word in array.ravel()]
+    strings = pb.Tensor(dims=array.shape, data_type=8, string_data=words)
+    attribute = pb.Attribute(name="value", t=strings, type=_TENSOR)
+    return pb.Node(output=[name], op_type="Constant", attribute=[attribute])
+
+
+def _made(nodes: Sequence[pb.Node], fed: dict[str, Any], kind: ValueType) -> Any:
+    """What a model of these nodes gives as ``value``."""
+    tensor = pb.Type(tensor_type=pb.TensorType(elem_type=kind.element.number))
+    sequence = pb.Type(sequence_type=pb.SequenceType(elem_type=tensor))
+    graph = pb.Graph(
+        node=nodes,
+        name="value",
+        input=[pb.ValueInfo(name=name, type=tensor) for name in fed],
+        output=[pb.ValueInfo(name="value", type=sequence if kind.is_sequence else tensor)],
+    )
+    opset = pb.OperatorSet(domain="", version=_OPSET)
+    model = pb.Model(ir_version=_IR_VERSION, graph=graph, opset_import=[opset])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return session.run_with_ort_values(["value"], fed)[0]
+    except Exception as error:
+        text = f"this runtime makes no value of type {kind}: {one_line(error)}"
+        raise ModelError(failure_kind(error), text) from error
