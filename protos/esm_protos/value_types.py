@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from esm_protos.v1 import onnx_view_pb2 as view
+
 
 class Element(NamedTuple):
     """What a tensor holds.
@@ -91,3 +93,20 @@ def runtime_type(text: str) -> ValueType | None:
     optional, sequence, name = found.groups()
     element = _BY_NAME.get(_OF_RUNTIME.get(name, name))
     return None if element is None else ValueType(element, bool(sequence), bool(optional))
+
+
+def value_type(declared: view.Type) -> ValueType | None:
+    """Read a type as a model declares it; None for any other kind."""
+    inner = declared.optional_type.elem_type if declared.HasField("optional_type") else declared
+    element = BY_NUMBER.get(tensor_type(declared).elem_type)
+    if element is None:
+        return None
+    return ValueType(element, inner.HasField("sequence_type"), inner is not declared)
+
+
+def tensor_type(declared: view.Type) -> view.TensorType:
+    """Return the type of the tensor, also in a sequence or an optional value; empty for others."""
+    inner = declared.optional_type.elem_type if declared.HasField("optional_type") else declared
+    if inner.HasField("sequence_type"):
+        inner = inner.sequence_type.elem_type
+    return inner.tensor_type

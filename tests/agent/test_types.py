@@ -169,6 +169,16 @@ def test_sequences_are_drawn_as_two_tensors(tmp_path: Path) -> None:
         assert outputs(model)[0].shape() == [2]
 
 
+def test_tensors_in_a_drawn_sequence_have_the_dimensions_that_the_model_declares(
+    tmp_path: Path,
+) -> None:
+    kind = SEQUENCE(TENSOR(FLOAT, [2, "n"]))
+    model = loaded(tmp_path, passed_on(kind))
+    assert model.feed.inputs == (Input("x", "seq(float32)", (2, 1)),)
+    assert model.feed.free == ("x",)
+    assert loaded(tmp_path, passed_on(SEQUENCE(TENSOR(FLOAT, [2])))).feed.free == ()
+
+
 def test_sequences_are_given(tmp_path: Path) -> None:
     arrays = [np.array([1, 2], np.float32), np.array([3], np.float32)]
     model = loaded(tmp_path, joined(), x=numpy_helper.from_list(arrays))
@@ -199,7 +209,7 @@ def test_optional_values_are_drawn_and_may_be_given_or_absent(
 ) -> None:
     sequence = kind.HasField("sequence_type")
     drawn = loaded(tmp_path, is_there(kind))
-    wanted = ("optional(seq(float32))", (1,)) if sequence else ("optional(float32)", (3,))
+    wanted = ("optional(seq(float32))", (3,)) if sequence else ("optional(float32)", (3,))
     assert drawn.feed.inputs == (Input("x", *wanted),)
     assert outputs(drawn)[0].numpy()
     array = np.ones(3, np.float32)

@@ -98,7 +98,7 @@ class OnnxRuntimeCpu:
         options, weights = session_options(model, spec)
         session = _session(model, options)
         del weights
-        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
         bound = Bound(session, values(feed))
         return LoadedModel(bound.run, feed, bound.outputs)
 
@@ -110,7 +110,7 @@ class OnnxRuntimeCpu:
             profiling.enable(options, prefix)
             session = _session(model, options)
             del weights
-            feed = feeds.draw(session, spec.seed, model.case, model.inputs)
+            feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
             bound = Bound(session, values(feed))
             return profiling.profile(session, bound.run, spec.warmup, runs, between)
 

@@ -178,7 +178,7 @@ class Cuda:
         profiling.enable(options, prefix)
         session = self._session(model, options, settings)
         del weights
-        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
         for name, kind in feed.types.items():
             if kind.is_sequence or kind.element.name == "string":
                 text = f"input {name} is of type {kind}, which is not put on a GPU here"

@@ -20,8 +20,10 @@ from esm_agent.device.facts import memory_bytes
 from esm_agent.measure import onnx_values
 from esm_agent.measure.onnx_values import Value
 from esm_agent.measure.outcomes import ModelError
+from esm_protos.graphs import mapped
 from esm_protos.messages import Case, Failure, FailureKind, Input
-from esm_protos.value_types import Element, ValueType, runtime_type
+from esm_protos.v1 import onnx_view_pb2 as view
+from esm_protos.value_types import Element, ValueType, runtime_type, tensor_type
 
 _WORDS = ("a", "an", "edge", "model", "of", "the", "to", "words")
 _SHOWN = 8
@@ -31,7 +33,7 @@ _STRING_BYTES = 64
 _DRAWN_TENSORS = 2
 """In a sequence that is drawn."""
 _SEQUENCE_DIMS = (1,)
-"""Of each of them, since a runtime does not say what a model declares."""
+"""Of each of them, where the model declares none."""
 _PROTO_COPIES = 4
 """How much more than its file a proto may take here: it is read, parsed and converted."""
 _EIGHTHS = {
@@ -111,7 +113,13 @@ class Feed:
         return Failure(FailureKind.INVALID_INPUT if self.given else failure.kind, text)
 
 
-def draw(session: Any, seed: int, case: Case = _PLAIN, given: Path | None = None) -> Feed:
+def draw(
+    session: Any,
+    seed: int,
+    case: Case = _PLAIN,
+    given: Path | None = None,
+    path: Path | None = None,
+) -> Feed:
     """Return what a session is fed.
 
     Drawn floats are standard normal; whole numbers 0 or 1, valid indices, tokens and flags almost
@@ -122,12 +130,16 @@ def draw(session: Any, seed: int, case: Case = _PLAIN, given: Path | None = None
         given: a zip of values by their inputs' names, ``NAME.npy`` as in an ``.npz``, or
             ``NAME.pb`` of an ONNX TensorProto, SequenceProto or OptionalProto. What it lacks is
             drawn; inputs that are initializers too keep their value.
+        path: of the model, which declares what the runtime does not tell: the dimensions of
+            tensors in sequences. Without it they are vectors of one element.
 
     Raises:
         ModelError: UNSUPPORTED_OP for an input of another kind, INVALID_INPUT where the shapes
             or values that were given do not fit, OUT_OF_MEMORY where the inputs do not.
     """
     slots = {slot.name: slot for slot in map(_slot, session.get_inputs())}
+    if path is not None and any(slot.kind.is_sequence for slot in slots.values()):
+        slots |= _declared(path, slots)
     shapes = dict(case.shapes)
     for name in shapes:
         _known(name, slots, "a shape")
@@ -180,6 +192,20 @@ def _slot(node: Any) -> _Slot:
     slot = _Slot(node.name, node.type, tuple(node.shape or ()))
     assert slot.kind  # or it is refused
     return slot
+
+
+def _declared(path: Path, slots: Mapping[str, _Slot]) -> dict[str, _Slot]:
+    """Sequences with the dimensions that the model declares of their tensors."""
+    model = view.Model()
+    with mapped(path) as data:
+        model.MergeFromString(data)
+    found = {}
+    for given in model.graph.input:
+        if given.name in slots and slots[given.name].kind.is_sequence:
+            shape = tensor_type(given.type).shape
+            dims = (d.dim_value if d.dim_value > 0 else d.dim_param or None for d in shape.dim)
+            found[given.name] = slots[given.name]._replace(dims=tuple(dims))
+    return found
 
 
 def _dims_of(value: Value) -> Dims | None:
@@ -249,8 +275,8 @@ def _from_proto(slot: _Slot, size_bytes: int, file: Any) -> Value:
         value = onnx_values.decode(file.read(), slot.kind)
     except ValueError as error:
         raise _refused(f"input {_short(slot.name)}: {_short(error)}") from error
-    for tensor in value if isinstance(value, tuple) else () if value is None else (value,):
-        _fit(slot, tensor.shape, {})
+    if isinstance(value, np.ndarray):  # tensors in a sequence may be of any shape
+        _fit(slot, value.shape, {})
     return value
 
 

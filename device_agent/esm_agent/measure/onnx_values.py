@@ -102,7 +102,7 @@ def _numbers(proto: pb.Tensor, element: Element, count: int) -> NDArray[Any]:
         if element.bits < 8:
             return _unpacked(stored, element.bits, count)
         if element.name == "bool":
-            return stored != 0
+            return np.asarray(stored != 0)
         return stored.view(storage.newbyteorder("<")).astype(storage)
     field, stored_as = _FIELDS.get(element.name, ("int32_data", "<i4"))
     values = getattr(proto, field)
@@ -112,7 +112,7 @@ def _numbers(proto: pb.Tensor, element: Element, count: int) -> NDArray[Any]:
     if element.bits < 8:
         return _unpacked(numbers.astype(np.uint8), element.bits, count)
     if element.name == "bool":
-        return numbers != 0
+        return np.asarray(numbers != 0)
     if field == "int32_data":  # floats of 16 and 8 bits are there by their bits
         return numbers.astype(f"u{storage.itemsize}").view(storage)
     return numbers.astype(storage) if storage.kind != "c" else numbers.view(storage)
