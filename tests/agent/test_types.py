@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
@@ -231,6 +232,23 @@ def test_an_absent_value_and_a_map_may_come_out(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     assert outputs(loaded(tmp_path, model.SerializeToString()))
+
+
+@pytest.mark.parametrize("operator", ["SplitToSequence", "SequenceConstruct"])
+def test_sequences_that_come_out_do_not_grow_from_run_to_run(tmp_path: Path, operator: str) -> None:
+    node = helper.make_node(operator, ["x"], ["y"])
+    sequence = SEQUENCE(TENSOR(FLOAT, None))
+    model = loaded(
+        tmp_path, built([node], [value("x", TENSOR(FLOAT, [2]))], [value("y", sequence)])
+    )
+    length = helper.make_node("SequenceLength", ["y"], ["n"])
+    count = built([length], [value("y", sequence)], [value("n", TENSOR(TensorProto.INT64, []))])
+    session = onnxruntime.InferenceSession(count, providers=["CPUExecutionProvider"])
+    lengths = []
+    for _ in range(3):
+        found = onnxruntime.OrtValue(outputs(model)[0])
+        lengths.append(int(session.run_with_ort_values(["n"], {"y": found})[0].numpy()))
+    assert len(set(lengths)) == 1
 
 
 def test_an_output_whose_shape_changes_from_run_to_run(tmp_path: Path) -> None:
