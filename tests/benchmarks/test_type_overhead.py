@@ -1,4 +1,4 @@
-"""The overhead of an inference by type: every type that ONNX has is in the table or said to lack."""
+"""The overhead of an inference by type: every type of ONNX is measured, or named as missing."""
 
 import pytest
 

@@ -6,6 +6,7 @@ and takes time by type. Bound values stay the runtime's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from esm_protos.value_types import Element, ValueType
 
 _TENSOR, _INT = 4, 2  # AttributeProto.AttributeType
 _IR_VERSION, _OPSET = 8, 17
+_TENSOR_TYPE = re.compile(r"(optional\()?tensor\(")
 
 
 def values(feed: Feed) -> dict[str, Any]:
@@ -82,9 +84,7 @@ class Bound:
                 # Shapes have changed, or else this raises what the failure was, by its type.
                 allocating()
 
-        are_tensors = all(
-            kind.removeprefix("optional(")[:7] == "tensor(" for kind in kinds.values()
-        )
+        are_tensors = all(_TENSOR_TYPE.match(kind) for kind in kinds.values())
         self.run = reusing if are_tensors else allocating
 
     def outputs(self) -> Sequence[Any]:
