@@ -40,7 +40,7 @@ def built(
 ) -> bytes:
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", opset)]
-    ir_version = {23: 11, 25: 12}.get(opset, 8)
+    ir_version = {19: 9, 21: 10, 23: 11, 25: 12}.get(opset, 8)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
     return bytes(model.SerializeToString())
 
@@ -51,10 +51,13 @@ def passed_on(kind: TypeProto, opset: int = 17) -> bytes:
 
 
 def shape_of(number: int, dims: Sequence[int] = (3,)) -> bytes:
-    """Runs with every type of tensor."""
+    """Runs with every type of tensor, in the first version that has it."""
+    opset = next(
+        o for last, o in ((16, 17), (20, 19), (22, 21), (23, 23), (26, 25)) if number <= last
+    )
     shape = helper.make_node("Shape", ["x"], ["y"])
     output = value("y", TENSOR(TensorProto.INT64, [len(dims)]))
-    return built([shape], [value("x", TENSOR(number, dims))], [output], 25)
+    return built([shape], [value("x", TENSOR(number, dims))], [output], opset)
 
 
 def loaded(tmp_path: Path, model: bytes, **given: Any) -> LoadedModel:
@@ -103,7 +106,7 @@ def test_values_that_came_are_those_that_the_model_computes_with(
 ) -> None:
     cast = helper.make_node("Cast", ["x"], ["y"], to=FLOAT)
     inputs = [value("x", TENSOR(number, [3]))]
-    model = built([cast], inputs, [value("y", TENSOR(FLOAT, [3]))], 23)
+    model = built([cast], inputs, [value("y", TENSOR(FLOAT, [3]))], 21)
     wanted = np.array([1, 0, 1], np.float32)
     array = wanted.astype(helper.tensor_dtype_to_np_dtype(number))
     proto = numpy_helper.from_array(array)
@@ -138,7 +141,7 @@ def test_protos_are_read_as_onnx_reads_them(element: Any, raw: bool) -> None:
 @pytest.mark.parametrize("number", [TensorProto.INT4, TensorProto.UINT4], ids=["int4", "uint4"])
 def test_types_that_numpy_lacks_come_out(tmp_path: Path, number: int) -> None:
     cast = helper.make_node("Cast", ["x"], ["y"], to=number)
-    model = built([cast], [value("x", TENSOR(FLOAT, [3]))], [value("y", TENSOR(number, [3]))], 23)
+    model = built([cast], [value("x", TENSOR(FLOAT, [3]))], [value("y", TENSOR(number, [3]))], 21)
     assert outputs(loaded(tmp_path, model))[0].element_type() == number
 
 
