@@ -150,6 +150,13 @@ def test_a_scalar_in_bfloat16_lives(tmp_path: Path) -> None:
     assert (output.data_type(), output.shape()) == ("tensor(bfloat16)", [])
 
 
+@pytest.mark.parametrize("number", sorted(COMPLEX), ids=["complex64", "complex128"])
+def test_complex_numbers_are_beyond_the_runtime(tmp_path: Path, number: int) -> None:
+    with pytest.raises(ModelError, match="complex") as caught:
+        loaded(tmp_path, passed_on(TENSOR(number, [2])))
+    assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
+
+
 def test_strings_are_given_and_drawn(tmp_path: Path) -> None:
     model = passed_on(TENSOR(TensorProto.STRING, [2]))
     words = helper.make_tensor("", TensorProto.STRING, [2], ["héllo", ""])

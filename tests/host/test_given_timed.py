@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import esm_host
 from esm_host.cli.app import app
+from esm_host.errors import UsageError
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 
@@ -72,6 +73,18 @@ def test_a_model_may_lack_what_another_is_given(fake: FakeProfiler, tmp_path: Pa
     sent = [result["case"]["inputs_sha256"] for result in timed(one, two, "--input", path)]
     assert len(set(sent)) == 2
     assert None not in sent
+
+
+def test_arrays_of_types_that_numpy_lacks_are_given_in_python(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    kind = helper.make_tensor_type_proto(TensorProto.BFLOAT16, [2])
+    model = saved(tmp_path / "cast.onnx", "Cast", {"x": kind}, to=FLOAT)
+    array = np.ones(2, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    esm_host.time(model, "any", inputs={"x": array}, runs=8)
+    assert fake.blocks[0].models[0].case.inputs is not None
+    with pytest.raises(UsageError, match="'x' is bfloat16 and the array is float32"):
+        esm_host.time(model, "any", inputs={"x": np.ones(2, np.float32)}, runs=8)
 
 
 def test_onnx_values_are_given_in_python(fake: FakeProfiler, tmp_path: Path) -> None:
