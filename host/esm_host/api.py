@@ -476,13 +476,14 @@ def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
     if not isinstance(inputs, Mapping):
         return [Path(path) for path in inputs]
     import numpy as np
-    from onnx import numpy_helper
 
     path = folder / "inputs.npz"
     with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
         for name, value in inputs.items():
             held: Any = value if hasattr(value, "SerializeToString") else np.asanyarray(value)
             if isinstance(held, np.ndarray) and held.dtype.kind == "V":  # of ml_dtypes
+                from onnx import numpy_helper
+
                 held = numpy_helper.from_array(held)
             if not isinstance(held, np.ndarray):
                 archive.writestr(zipfile.ZipInfo(f"{name}.pb"), held.SerializeToString())
