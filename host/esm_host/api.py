@@ -32,7 +32,7 @@ from esm_protos.messages import Progress, Protocol
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from onnx import ModelProto
+    from onnx import ModelProto, OptionalProto, SequenceProto, TensorProto
     from torch import nn
 
     from esm_host.exporting.files import Exported
@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
     """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""
+
+    Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
+    Inputs: TypeAlias = (
+        Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    )
+    """Values by the inputs' names, or paths of files and folders that hold them."""
 
     Timing: TypeAlias = TimingFile | str | os.PathLike[str]
     """What :func:`time` gave, or the path of what it saved."""
@@ -57,7 +63,7 @@ def time(
     batch: int | Sequence[int] = (),
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     threads: int | Sequence[int] = 1,
-    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
     runs: int | None = None,
     precision_percent: float | None = None,
     max_runs: int | None = None,
@@ -86,7 +92,9 @@ def time(
         batch: sizes of the first dimension of inputs that leave it free.
         shapes: dimensions of inputs by name; None for what ``batch`` sets. Free ones are 1.
         threads: of the runtime; several are several cases.
-        inputs: arrays by the inputs' names, or the path of an ``.npz``; the others are random.
+        inputs: by the inputs' names, arrays or ONNX's TensorProto, SequenceProto and OptionalProto;
+            or paths of an ``.npz``, of such protos in files, or of folders of them. What is not
+            given is random.
         runs: exactly so many counted runs of every model and case.
         precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
         max_runs: of one model; 100,000 by default.
@@ -143,7 +151,12 @@ def time(
     with TemporaryDirectory(prefix="esm-") as text:
         folder = Path(text)
         request = read_request(
-            _files(models, folder), _several(batch), _shapes(shapes), counts, _fed(inputs, folder)
+            _files(models, folder),
+            _several(batch),
+            _shapes(shapes),
+            counts,
+            _fed(inputs, folder),
+            folder,
         )
         if not request:
             raise UsageError("an empty list of models measures nothing: give one")
@@ -454,22 +467,30 @@ def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
     ]
 
 
-def _fed(
-    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None, folder: Path
-) -> Path | None:
-    """An ``.npz``; the same for the same arrays."""
+def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
+    """Paths of values; those from memory are written to the folder, the same to the same file."""
     if inputs is None:
-        return None
+        return []
+    if isinstance(inputs, str | os.PathLike):
+        return [Path(inputs)]
     if not isinstance(inputs, Mapping):
-        return Path(inputs)
+        return [Path(path) for path in inputs]
     import numpy as np
 
     path = folder / "inputs.npz"
     with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
-        for name, values in inputs.items():
+        for name, value in inputs.items():
+            held: Any = value if hasattr(value, "SerializeToString") else np.asanyarray(value)
+            if isinstance(held, np.ndarray) and held.dtype.kind == "V":  # of ml_dtypes
+                from onnx import numpy_helper
+
+                held = numpy_helper.from_array(held)
+            if not isinstance(held, np.ndarray):
+                archive.writestr(zipfile.ZipInfo(f"{name}.pb"), held.SerializeToString())
+                continue
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=True)
-    return path
+                np.lib.format.write_array(file, held, allow_pickle=True)
+    return [path]
 
 
 def _files(

@@ -25,7 +25,8 @@ def failure_kind(error: Exception) -> FailureKind:
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
         return FailureKind.OUT_OF_MEMORY
-    unknown = ("no op registered", "is not a registered function")
+    # The last one of a type of tensor.
+    unknown = ("no op registered", "is not a registered function", "is not currently registered")
     if isinstance(error, ort_errors.NotImplemented) or any(words in text for words in unknown):
         return FailureKind.UNSUPPORTED_OP
     return FailureKind.INVALID_MODEL

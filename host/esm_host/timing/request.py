@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esm_host.errors import UsageError
+from esm_host.given import Given
 from esm_host.inputs import (
-    Array,
     GivenShape,
-    check_arrays,
     check_names,
     graph_inputs,
+    overridable_inputs,
     parse_shape,
-    read_arrays,
     resolve,
 )
-from esm_host.model_file import ModelFile, hashed, read_model_file
+from esm_host.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
 
 
@@ -50,7 +49,8 @@ def read_request(
     batches: Sequence[int] = (),
     shapes: Sequence[str] = (),
     threads: Sequence[int] = (),
-    inputs: Path | None = None,
+    inputs: Sequence[Path] = (),
+    folder: Path | None = None,
 ) -> tuple[Entry, ...]:
     """Reads ONNX files and works out their cases; whether they run is for the device to judge.
 
@@ -59,7 +59,8 @@ def read_request(
         batches: of every input whose first dimension is free.
         shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
         threads: of the runtime; without any, or with one, the block's spec says it.
-        inputs: an ``.npz`` of what inputs are fed, by name.
+        inputs: ``.npz``, files of ONNX values or folders of such, that inputs are fed.
+        folder: for a file that is made of them; needed with ``inputs``.
 
     Raises:
         UsageError: a file cannot be read or is given twice, or a case makes no sense.
@@ -71,13 +72,17 @@ def read_request(
         if len(set(values)) < len(values):
             raise UsageError(f"--{flag} {','.join(map(str, values))}: give each once")
     given = [parse_shape(text) for text in shapes]
-    arrays = {} if inputs is None else read_arrays(inputs)
-    fed = None if inputs is None else hashed(inputs)
     files = _files(models)
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
+    known = {
+        file.path: (*graph_inputs(file.outline), *overridable_inputs(file.outline))
+        for file in files
+        if file.outline is not None
+    }
+    fed = Given(inputs, folder or Path(), known)
     return tuple(
-        _entry(file, batch, _drawn(file, given, batch, arrays), fed, number)
+        _entry(file, batch, *_drawn(file, given, batch, fed), number)
         for file in files
         for batch in (batches or (None,))
         for number in (threads if len(threads) > 1 else (0,))
@@ -101,13 +106,18 @@ def _drawn(
     file: ModelFile,
     given: Sequence[GivenShape],
     batch: int | None,
-    arrays: Mapping[str, Array],
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    if file.outline is None or not (given or arrays or batch):
-        return ()
+    fed: Given,
+) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], File | None]:
+    if file.outline is None:
+        return (), None
     inputs = graph_inputs(file.outline)
-    check_arrays(file.path, inputs, arrays)
-    return resolve(file.path, inputs, given, batch, arrays)
+    own, arrays = fed.of(file.path)
+    if not (given or arrays or batch):
+        return (), own
+    # A value without dimensions of its own leaves nothing to work out.
+    sized = [each for each in inputs if arrays.get(each.name, each) is not None]
+    known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
+    return resolve(file.path, sized, given, batch, known), own
 
 
 def _entry(
