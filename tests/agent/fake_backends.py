@@ -17,7 +17,8 @@ from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
-    every load), ``profile fails``, ``profile dies``, ``profile hangs``."""
+    every load), ``slow PATH`` (0.25 s, a line for every run),
+    ``profile fails``, ``profile dies``, ``profile hangs``."""
 
     provider = "cpu"
 
@@ -52,6 +53,10 @@ class ScriptedBackend:
         def run() -> None:
             nonlocal runs
             runs += 1
+            if word == "slow":
+                with Path(rest).open("a") as file:
+                    file.write("run\n")
+                time.sleep(0.25)
             if runs < 3:
                 return  # what follows happens in the middle of the measurement
             if word == "crash":

@@ -85,7 +85,7 @@ def test_a_timed_run_ends_when_the_device_has_and_copies_nothing(model: Path) ->
 
     timing.sequential(device.run, MeasureSpec(runs=3, warmup=2), clock)
     run = ["run", "wait for outputs"]
-    assert runtime.log == ["clock", *run, *run, *(["clock", *run, "clock"] * 3), "clock"]
+    assert runtime.log == ["clock", *run, "clock"] * 5
 
 
 def test_copies_are_timed_by_themselves(model: Path) -> None:

@@ -163,6 +163,18 @@ def test_a_block_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
         worker.stop()
 
 
+def test_a_block_until_it_is_precise_keeps_what_was_measured_before_the_limit(
+    tmp_path: Path,
+) -> None:
+    worker = Worker(limits=Limits(10**6, 8, max_block_s=1.5))
+    try:
+        worker.start()
+        result = measured(worker, tmp_path, weightless(64), runs=1_000_000, precision=1e-9)
+    finally:
+        worker.stop()
+    assert outcomes(result) == [None]
+
+
 @pytest.mark.parametrize(
     ("memory_limit", "size"),
     [("512M", 512 << 20), ("1.5g", 3 << 29), ("2 GiB", 2 << 30), ("1000000000", 10**9)],

@@ -33,7 +33,7 @@ from esm_protos.messages import (
     Model,
     Protocol,
 )
-from esm_protos.statistics import trimmed_mean
+from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
 LATENCY_MS = 2.0
@@ -183,6 +183,8 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
         precision=0.02,
         min_block_s=1.5,
         max_block_s=60.0,
+        min_rounds=5,
+        short_visits=True,
     )
 
 
@@ -214,12 +216,26 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
 
 
-def test_too_few_runs_for_an_interval(fake: FakeProfiler, model: Path) -> None:
-    result = esm_host_time(model, "--max-runs", 9, "--json", "-")
-    assert result.exit_code == 3
+@pytest.mark.parametrize("option", ["--runs", "--max-runs"])
+@pytest.mark.parametrize(("count", "enough"), [(4, False), (5, True), (9, True), (20, True)])
+def test_an_interval_takes_five_runs_exact_or_adaptive(
+    fake: FakeProfiler, model: Path, option: str, count: int, enough: bool
+) -> None:
+    result = esm_host_time(model, option, count, "--precision", 50, "--json", "-")
+    if option == "--runs":
+        result = esm_host_time(model, option, count, "--json", "-")
     (entry,) = json.loads(result.stdout)["results"]
-    assert entry["ci95_percent"] is entry["ci95_ms"] is None
-    assert "±" not in esm_host_time(model, "--runs", 9).stdout
+    assert entry["runs"] == count
+    assert (entry["ci95_percent"] is not None) is enough
+    if not enough:
+        assert entry["ci95_ms"] is None
+        assert "too few runs for an interval, which takes 5 visits or more" in result.stderr
+        assert result.exit_code == (3 if option == "--max-runs" else 0)
+
+
+def test_a_time_that_is_asked_for_is_kept(fake: FakeProfiler, model: Path) -> None:
+    assert timing_spec().min_rounds == MIN_ROUNDS
+    assert timing_spec(max_time_s=60).min_rounds == 0
 
 
 def test_a_failed_model_does_not_hide_the_others(

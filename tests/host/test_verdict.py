@@ -118,7 +118,7 @@ def test_the_worst_reason_names_the_verdict_and_all_are_told() -> None:
 def test_too_few_rounds_are_unresolved() -> None:
     judgement = judge_number(math.inf, 0.0, [])
     assert judgement.verdict is Verdict.UNRESOLVED
-    assert judgement.reasons == ("too few rounds for an interval",)
+    assert judgement.reasons == ("too few runs for an interval, which takes 5 visits or more",)
 
 
 def test_without_a_precision_nobody_asked_for_one() -> None:

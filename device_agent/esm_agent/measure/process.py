@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import math
 import signal
 import sys
 import time
@@ -91,6 +92,7 @@ class Job(NamedTuple):
         limits: what the runtime is to see of models; None shows it anything.
         peak_memory: tell how much every model takes; one is loaded at a time.
         profile_runs: 0 profiles nothing.
+        limit_s: time after which the agent breaks the block off.
     """
 
     spec: MeasureSpec
@@ -99,6 +101,7 @@ class Job(NamedTuple):
     limits: Limits | None = None
     peak_memory: bool = False
     profile_runs: int = 0
+    limit_s: float = math.inf
 
 
 class JobResult(NamedTuple):
@@ -119,7 +122,7 @@ class Profiled(NamedTuple):
 
 
 class Board:
-    """The shared page: state, current model, share done (per million), visits so far."""
+    """The shared page: state, current model, share done (per million), signs of life so far."""
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
@@ -136,11 +139,15 @@ class Board:
     def write_profiling(self, model: int, fraction: float) -> None:
         self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
 
+    def tick(self) -> None:
+        """Show that something was finished: the time-out begins anew."""
+        self.cells[3] += 1
+
     def _write(self, state: State, model: int, fraction: float) -> None:
         self.cells[0] = STATES.index(state)
         self.cells[1] = model
         self.cells[2] = round(fraction * 1_000_000)
-        self.cells[3] += 1
+        self.tick()
 
 
 class Loaded(NamedTuple):
@@ -167,14 +174,22 @@ class Sessions:
     """Loads the models of one block after the other, between blocks, when nothing is timed.
 
     What two blocks in a row share, the references, stays loaded.
+
+    Args:
+        tick: told that a model is loaded, or has run.
     """
 
     def __init__(
-        self, backends: Mapping[str, Backend], clock: timing.Clock, memory: PeakMemory
+        self,
+        backends: Mapping[str, Backend],
+        clock: timing.Clock,
+        memory: PeakMemory,
+        tick: timing.Tick = lambda: None,
     ) -> None:
         self._backends = backends
         self._clock = clock
         self._memory = memory
+        self._tick = tick
         self._kept: dict[tuple[object, ...], Loaded] = {}
         self._last: set[tuple[object, ...]] = set()
 
@@ -282,6 +297,7 @@ class Sessions:
             return Failure(FailureKind.CRASH, text)
         start = self._clock()
         made = _attempted(lambda: backend.load(model, spec))
+        self._tick()
         return made if isinstance(made, Failure) else Loaded(made, self._clock() - start)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
@@ -290,6 +306,7 @@ class Sessions:
         start = self._clock()
         failure = _attempted(lambda: first_run(model.model))
         took = max(self._clock() - start, 1)
+        self._tick()
         return model._replace(first_run_ns=took) if failure is None else failure
 
 
@@ -381,7 +398,7 @@ def main(
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
-    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory())
+    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     connection.send(Hello(runtime, tuple(backends), isolation, missing))
     while True:
@@ -443,6 +460,7 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 def _interleaved(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
 ) -> tuple[dict[int, Measurement], int, int]:
+    entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
     )
@@ -454,11 +472,19 @@ def _interleaved(
     _settle(loaded, witness, board, clock)
     origin = clock()
     runs = {index: model.run for index, model in loaded.items()}
-    samples = timing.interleaved(runs, job.spec, between, clock)
+    samples = timing.interleaved(
+        runs,
+        job.spec,
+        between,
+        clock,
+        board.tick,
+        {index: model.first_run_ns for index, model in loaded.items()},
+        job.limit_s - (origin - entered) / 1e9,
+    )
     measurements = _failed(job, failures)
     for index, model in loaded.items():
         board.write(State.MEASURING, index, 1.0)
-        measurements[index] = _measurement(job, index, model, samples[index], origin, clock)
+        measurements[index] = _measurement(job, index, model, samples[index], origin, board, clock)
     return measurements, sum(s.running_ns for s in samples.values()), origin
 
 
@@ -476,8 +502,8 @@ def _sequential(
             measurements |= _failed(job, {index: model})
         else:
             _settle({index: model}, witness, board, clock)
-            samples = timing.sequential(model.run, job.spec, clock)
-            measurements[index] = _measurement(job, index, model, samples, origin, clock)
+            samples = timing.sequential(model.run, job.spec, clock, board.tick)
+            measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
             running_ns += samples.running_ns
         del model  # before the next one is loaded
     return measurements, running_ns, origin
@@ -486,8 +512,15 @@ def _sequential(
 def _settle(
     loaded: Mapping[int, Loaded], witness: Witness, board: Board, clock: timing.Clock
 ) -> None:
-    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern."""
-    runs = {index: model.run for index, model in loaded.items() if model.device}
+    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern.
+
+    Slow models have given it work in their first runs.
+    """
+    runs = {
+        index: model.run
+        for index, model in loaded.items()
+        if model.device and model.first_run_ns < timing.SETTLE_NS
+    }
 
     def between(index: int, share: float) -> None:
         board.write(State.MEASURING, index, share)
@@ -497,7 +530,13 @@ def _settle(
 
 
 def _measurement(
-    job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int, clock: timing.Clock
+    job: Job,
+    index: int,
+    model: Loaded,
+    samples: timing.Samples,
+    origin: int,
+    board: Board,
+    clock: timing.Clock,
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
     name = job.models[index].model_id
@@ -511,8 +550,8 @@ def _measurement(
         return measurement
     return replace(
         measurement,
-        copy_in_ns=timing.copies(device.copy_in, clock),
-        copy_out_ns=timing.copies(device.copy_out, clock),
+        copy_in_ns=timing.copies(device.copy_in, clock, board.tick),
+        copy_out_ns=timing.copies(device.copy_out, clock, board.tick),
         ran_on=device.ran_on,
         fallback=device.fallback,
     )

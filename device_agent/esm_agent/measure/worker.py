@@ -173,8 +173,8 @@ class Worker:
         When the process dies, the block is measured again from its start, since its models must
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
-        with outcome CRASH. A model that exceeds ``model_timeout_s`` is left out at once with
-        outcome TIMEOUT; when the block exceeds its limit, so are all of them. Once they are
+        with outcome CRASH. A model of which one inference, or loading it, exceeds
+        ``model_timeout_s`` is left out at once with outcome TIMEOUT; when the block exceeds its limit, so are all of them. Once they are
         timed nothing takes that away: what goes wrong from then on costs profiles.
 
         Raises:
@@ -190,7 +190,13 @@ class Worker:
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
             job = Job(
-                block.spec, todo, loaders, self._limits, block.peak_memory, block.profile_runs
+                block.spec,
+                todo,
+                loaders,
+                self._limits,
+                block.peak_memory,
+                block.profile_runs,
+                ends - time.monotonic(),
             )
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
@@ -291,7 +297,11 @@ class Worker:
                     ticks, changed = now_ticks, time.monotonic()
                 elif time.monotonic() - changed > job.spec.model_timeout_s:
                     self.stop()
-                    text = f"no answer within {job.spec.model_timeout_s:g} s"
+                    doing = "loading" if STATES[state] is State.PREPARING else "one inference"
+                    text = (
+                        f"{doing} took longer than {job.spec.model_timeout_s:g} s: "
+                        "give a longer --timeout"
+                    )
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
             answer: JobResult | Profiled = current.connection.recv()
             return answer

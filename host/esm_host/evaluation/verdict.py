@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
+from esm_protos.statistics import MIN_ROUNDS
 
 
 class Verdict(enum.StrEnum):
@@ -58,7 +59,8 @@ def judge_number(
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
     if interval == float("inf"):
-        found.append((Verdict.UNRESOLVED, "too few rounds for an interval"))
+        text = f"too few runs for an interval, which takes {MIN_ROUNDS} visits or more"
+        found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
         found.append((Verdict.UNRESOLVED, f"interval too wide: ±{100 * interval:.1f} %, {held}"))

@@ -166,7 +166,7 @@ def _results(
     block = estimate_block(
         [m.latency_ns for m in measured],
         [m.start_ns for m in measured],
-        spec.runs_per_visit,
+        [m.visit_runs(spec) for m in measured],
         spec.trim,
         common_pace=spec.protocol is Protocol.INTERLEAVED,
     )
