@@ -77,6 +77,15 @@ def external_location(tensor: view.Tensor) -> str | None:
     return next((value for value in named if value != WEIGHTLESS_LOCATION), *named[:1] or [""])
 
 
+def is_memory_address(location: str) -> bool:
+    """Tell whether ONNX Runtime could take an external location for an address in memory.
+
+    Its tags are ``*/_ORT_MEM_ADDR_/*`` and ``*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*``. Releases compare
+    them as text or as paths, where ``//`` and ``/./`` do not count.
+    """
+    return "_MEM_ADDR_" in location.upper() or location.startswith("*")
+
+
 def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> str | None:
     """What of a model exceeds the limits, and which; None if nothing does."""
     if len(data) > limits.max_model_bytes:

@@ -1,6 +1,7 @@
 """Files are sent once, kept while they are needed, and never anything but what their hash says."""
 
 import hashlib
+import hmac
 import os
 import random
 import shutil
@@ -15,7 +16,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from esm_agent.serving.cache import Cache, CacheError, CacheFullError, NotCachedError
+from esm_agent.door.auth import OpenDoor
+from esm_agent.serving.cache import Cache, CacheError, CacheFullError, Missing, NotCachedError
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError, NotNowError
 from esm_host.transport.remote import RemoteProfiler
@@ -54,17 +56,17 @@ def cache(tmp_path: Path, alive: set[str]) -> Cache:
     return Cache(tmp_path / "cache", 1000, alive.__contains__)
 
 
-def put(cache: Cache, data: bytes, lease: str = "lease") -> File:
+def put(cache: Cache, data: bytes, lease: str = "lease", client: str = "ada") -> File:
     file = file_of(data)
-    cache.receive(lease, file, 0, [data])
+    cache.receive(lease, client, file, 0, [data])
     return file
 
 
 def test_what_was_received_is_not_missing_and_can_be_linked(cache: Cache) -> None:
     file = put(cache, b"weights")
-    assert cache.offer("lease", [file]) == []
-    with cache.linked() as linked:
-        cache.link(file, linked.folder / "w")
+    assert cache.offer("lease", "ada", [file]) == []
+    with cache.linked("ada") as linked:
+        linked.link(file, linked.folder / "w")
         assert (linked.folder / "w").read_bytes() == b"weights"
     assert not linked.folder.exists()
 
@@ -73,38 +75,38 @@ def test_a_cache_that_was_cleared_by_hand_is_made_again(cache: Cache) -> None:
     """As people do, with what is called a cache."""
     file = put(cache, b"weights")
     shutil.rmtree(cache.folder)
-    assert cache.offer("lease", [file]) == [(0, 0)]
+    assert cache.offer("lease", "ada", [file]) == [Missing(0, 0)]
     put(cache, b"weights")
-    with cache.linked() as linked:
-        cache.link(file, linked.folder / "w")
+    with cache.linked("ada") as linked:
+        linked.link(file, linked.folder / "w")
         assert (linked.folder / "w").read_bytes() == b"weights"
     shutil.rmtree(cache.folder)
-    with cache.linked() as linked, pytest.raises(NotCachedError):
-        cache.link(file, linked.folder / "w")
+    with cache.linked("ada") as linked, pytest.raises(NotCachedError):
+        linked.link(file, linked.folder / "w")
 
 
 def test_a_broken_upload_is_gone_on_with(cache: Cache) -> None:
     data = b"0123456789"
     file = file_of(data)
     with pytest.raises(CacheError, match="broke off after 4 of 10"):
-        cache.receive("lease", file, 0, [data[:4]])
-    assert cache.offer("lease", [file]) == [(0, 4)]
-    cache.receive("lease", file, 4, [data[4:]])
-    assert cache.offer("lease", [file]) == []
+        cache.receive("lease", "ada", file, 0, [data[:4]])
+    assert cache.offer("lease", "ada", [file]) == [Missing(0, 4)]
+    cache.receive("lease", "ada", file, 4, [data[4:]])
+    assert cache.offer("lease", "ada", [file]) == []
 
 
 @pytest.mark.parametrize("sent", [b"0123456788", b"0123456789a"], ids=["other", "longer"])
 def test_what_is_not_the_file_leaves_nothing(cache: Cache, sent: bytes) -> None:
     file = file_of(b"0123456789")
     with pytest.raises(CacheError):
-        cache.receive("lease", file, 0, [sent])
-    assert cache.offer("lease", [file]) == [(0, 0)]
+        cache.receive("lease", "ada", file, 0, [sent])
+    assert cache.offer("lease", "ada", [file]) == [Missing(0, 0)]
     assert cache.used_bytes() == 0
 
 
 def test_going_on_where_nothing_is_asks_to_begin_again(cache: Cache) -> None:
     with pytest.raises(NotCachedError):
-        cache.receive("lease", file_of(b"0123456789"), 4, [b"456789"])
+        cache.receive("lease", "ada", file_of(b"0123456789"), 4, [b"456789"])
 
 
 def test_the_same_file_twice_at_a_time(cache: Cache) -> None:
@@ -112,12 +114,12 @@ def test_the_same_file_twice_at_a_time(cache: Cache) -> None:
 
     def slowly() -> Iterator[bytes]:
         yield b"01234"
-        with pytest.raises(NotCachedError, match="by another host"):
-            cache.receive("lease", file, 0, [b"0123456789"])
+        with pytest.raises(NotCachedError, match="by another call"):
+            cache.receive("lease", "ada", file, 0, [b"0123456789"])
         yield b"56789"
 
-    cache.receive("lease", file, 0, slowly())
-    assert cache.offer("lease", [file]) == []
+    cache.receive("lease", "ada", file, 0, slowly())
+    assert cache.offer("lease", "ada", [file]) == []
 
 
 def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive: set[str]) -> None:
@@ -127,9 +129,9 @@ def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive:
         os.utime(cache.folder / file.sha256.hex(), (moment, moment))
     alive.clear()
     alive.add("other")
-    assert cache.offer("other", [old]) == []  # asked for just now, and held
+    assert cache.offer("other", "ada", [old]) == []  # asked for just now, and held
     put(cache, b"n" * 300, "other")
-    assert cache.offer("other", [old, kept, fresh]) == [(1, 0)]
+    assert cache.offer("other", "ada", [old, kept, fresh]) == [Missing(1, 0)]
 
 
 def test_what_living_leases_hold_stays(cache: Cache) -> None:
@@ -137,27 +139,241 @@ def test_what_living_leases_hold_stays(cache: Cache) -> None:
     with pytest.raises(CacheFullError, match="what others use leaves 0 MB"):
         put(cache, b"b" * 300)
     cache.clear()
-    assert cache.offer("lease", [file]) == []
+    assert cache.offer("lease", "ada", [file]) == []
 
 
 def test_more_than_the_cache_takes_is_refused_before_it_is_sent(cache: Cache) -> None:
     with pytest.raises(CacheFullError, match="--cache-size"):
-        cache.offer("lease", [File(bytes(32), 600), File(bytes([1]) * 32, 600)])
+        cache.offer("lease", "ada", [File(bytes(32), 600), File(bytes([1]) * 32, 600)])
 
 
 def test_what_is_in_use_survives_that_room_is_made(cache: Cache, alive: set[str]) -> None:
     file = put(cache, b"a" * 800)
-    with cache.linked() as linked:
-        cache.link(file, linked.folder / "w")
+    with cache.linked("ada") as linked:
+        linked.link(file, linked.folder / "w")
         alive.clear()
         cache.clear()
         assert cache.used_bytes() == 0
         assert (linked.folder / "w").read_bytes() == b"a" * 800
         with pytest.raises(NotCachedError):
-            cache.link(file, linked.folder / "again")
+            linked.link(file, linked.folder / "again")
+
+
+def proof(missing: Missing, data: bytes) -> bytes:
+    return hmac.new(missing.nonce, data, hashlib.sha256).digest()
+
+
+def test_a_file_is_used_by_who_sent_it_or_proves_to_have_it(cache: Cache) -> None:
+    file = put(cache, b"weights", client="ada")
+    with cache.linked("eve") as linked:
+        with pytest.raises(NotCachedError, match="neither sent nor proved"):
+            linked.link(file, linked.folder / "w")
+        (missing,) = cache.offer("lease", "eve", [file])
+        cache.prove("lease", "eve", file, proof(missing, b"weights"))
+        linked.link(file, linked.folder / "w")
+    assert cache.offer("lease", "eve", [file]) == []
+
+
+def test_a_wrong_proof_is_the_last(cache: Cache) -> None:
+    """Else a client could try what it guesses of a file, one proof after the other."""
+    file = put(cache, b"weights", client="ada")
+    (missing,) = cache.offer("lease", "eve", [file])
+    with pytest.raises(CacheError, match="wrong"):
+        cache.prove("lease", "eve", file, proof(missing, b"guessed"))
+    with pytest.raises(NotCachedError):
+        cache.prove("lease", "eve", file, proof(missing, b"weights"))
+    assert cache.offer("lease", "eve", [file]) == [Missing(0)], "it is to be sent"
+    with pytest.raises(CacheError):
+        cache.receive("lease", "eve", file, 0, [b"guessed"])
+    with cache.linked("eve") as linked, pytest.raises(NotCachedError):
+        linked.link(file, linked.folder / "w")
+    cache.receive("lease", "eve", file, 0, [b"weights"])
+    assert cache.offer("lease", "eve", [file]) == []
+    assert cache.offer("lease", "ada", [file]) == [], "nor did it harm who had sent it"
+
+
+def test_a_nonce_is_of_one_lease(cache: Cache, alive: set[str]) -> None:
+    alive.add("other")
+    file = put(cache, b"weights", client="ada")
+    (missing,) = cache.offer("lease", "eve", [file])
+    with pytest.raises(NotCachedError):
+        cache.prove("other", "eve", file, proof(missing, b"weights"))
+
+
+def test_nobody_goes_on_with_the_upload_of_another_client(cache: Cache) -> None:
+    """Its last byte alone would count as having sent it."""
+    data = b"0123456789"
+    file = file_of(data)
+    with pytest.raises(CacheError, match="broke off"):
+        cache.receive("lease", "ada", file, 0, [data[:9]])
+    assert cache.offer("lease", "eve", [file]) == [Missing(0, 0)]
+    with pytest.raises(NotCachedError):
+        cache.receive("lease", "eve", file, 9, [data[9:]])
+    assert cache.offer("lease", "ada", [file]) == [Missing(0, 9)]
+
+
+def test_a_file_that_the_disk_has_changed_is_sent_again(cache: Cache) -> None:
+    file = put(cache, b"weights", client="ada")
+    (cache.folder / file.sha256.hex()).write_bytes(b"weighty")
+    (missing,) = cache.offer("lease", "eve", [file])
+    with pytest.raises(NotCachedError, match="damaged"):
+        cache.prove("lease", "eve", file, proof(missing, b"weights"))
+    assert cache.offer("lease", "eve", [file]) == [Missing(0)]
+
+
+def test_room_is_reserved_when_an_upload_begins(cache: Cache) -> None:
+    first, second = b"a" * 600, b"b" * 600
+
+    def slowly() -> Iterator[bytes]:
+        yield first[:1]
+        assert cache.used_bytes() == 600
+        with pytest.raises(CacheFullError):
+            cache.receive("lease", "ada", file_of(second), 0, [second])
+        yield first[1:]
+
+    cache.receive("lease", "ada", file_of(first), 0, slowly())
+    assert cache.used_bytes() == 600
+
+
+def test_what_dead_leases_offered_is_forgotten(cache: Cache, alive: set[str]) -> None:
+    for number in range(100):
+        alive.clear()
+        alive.add(f"lease {number}")
+        cache.offer(f"lease {number}", "ada", [File(bytes(32), 1)])
+    assert len(cache._offered) == 1
+
+
+def test_a_folder_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    cache = Cache(folder, 1000)
+    assert folder.stat().st_mode & 0o077 == 0
+    file = put(cache, b"weights")
+    assert (folder / file.sha256.hex()).stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match="another user: choose another folder by --cache"):
+        Cache(tmp_path, 1000)
 
 
 # Over a real connection, with the real runtime
+
+
+class NamingDoor(OpenDoor):
+    """Knows every caller by a name that the test sets."""
+
+    client = "ada"
+
+    def client_of(self, context: grpc.ServicerContext) -> str:
+        return self.client
+
+
+@pytest.fixture
+def door() -> NamingDoor:
+    return NamingDoor()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, door: NamingDoor) -> Iterator[str]:
+    folder = tmp_path / "cache"
+    server = AgentServer("127.0.0.1", 0, door=door, cache_folder=folder, cache_bytes=50_000_000)
+    yield f"127.0.0.1:{server.port}"
+    server.stop()
+
+
+def reshaped_by(file: File) -> Model:
+    """Its shape is read from a file, and fits nothing, so that the runtime names it."""
+    shape = onnx.TensorProto(name="shape", data_type=onnx.TensorProto.INT64)
+    shape.dims.append(file.size_bytes // 8)
+    shape.data_location = onnx.TensorProto.EXTERNAL
+    shape.external_data.add(key="location", value="shape.bin")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [shape],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return Model("reshape", model.SerializeToString(), external=(("shape.bin", file),))
+
+
+SECRET = (7373, 9191)
+
+
+def test_a_file_of_another_client_is_not_read(
+    shared: str, door: NamingDoor, tmp_path: Path
+) -> None:
+    file = file_of(np.array(SECRET, np.int64).tobytes(), tmp_path / "secret")
+    model = reshaped_by(file)
+    with RemoteProfiler(shared) as profiler:
+        (measurement,) = profiler.measure(Block("a", SPEC, (model,))).measurements
+    assert measurement.failure is not None
+    assert "shape" in measurement.failure.message
+    assert not any(str(number) in measurement.failure.message for number in SECRET)
+    door.client = "eve"
+    with RemoteProfiler(shared) as profiler:
+        profiler.reserve("test")
+        requests = convert.block_to_requests(Block("b", SPEC, (model,)), profiler._lease.lease_id)
+        with pytest.raises(grpc.RpcError, match="neither sent nor proved"):
+            list(profiler._stub.MeasureBlock(requests))
+        guessed = tmp_path / "guessed"
+        guessed.write_bytes(bytes(16))
+        other = replace(model, external=(("shape.bin", replace(file, path=guessed)),))
+        with pytest.raises(DeviceError, match="proof of a file is wrong"):
+            profiler.measure(Block("b", SPEC, (other,)))
+
+
+def test_who_has_a_file_need_not_send_it(shared: str, door: NamingDoor, tmp_path: Path) -> None:
+    model = gemm(tmp_path)
+    for client in ("ada", "eve"):
+        door.client = client
+        with RemoteProfiler(shared) as profiler:
+            call = profiler.submit(Block("b", SPEC, (model,)))
+            assert call.result().measurements[0].failure is None
+            sent = call.bytes_sent
+    assert sent < 10_000
+
+
+def test_a_damaged_beginning_is_sent_again(address: str, tmp_path: Path) -> None:
+    """Of an upload that broke off; within the same call, so that nothing more is lost."""
+    data = random.Random(0).randbytes(3 * CHUNK_BYTES)
+    file = file_of(data, tmp_path / "data")
+    with RemoteProfiler(address) as profiler:
+        profiler.reserve("test")
+        header = pb.UploadHeader(
+            protocol_version=PROTOCOL_VERSION,
+            lease_id=profiler._lease.lease_id,
+            file=convert.file_to_pb(file),
+        )
+        first = [pb.UploadRequest(header=header), pb.UploadRequest(data=data[:CHUNK_BYTES])]
+        with pytest.raises(grpc.RpcError):
+            profiler._stub.Upload(iter(first))
+        (part,) = (tmp_path / "cache").glob("*.part")
+        part.write_bytes(bytes(CHUNK_BYTES))
+        call = profiler.submit(Block("b", SPEC, (Model("m", file),)))
+        told: list[Progress] = []
+        call.result(told.append)
+        assert call.bytes_sent > 5 * CHUNK_BYTES
+        shares = [p.fraction for p in told if p.state is State.UPLOADING]
+        assert shares[-1] == 1.0
+    assert (tmp_path / "cache" / file.sha256.hex()).read_bytes() == data
+
+
+@pytest.mark.parametrize("location", ["*/_ORT_MEM_ADDR_/*", "*//_ORT_MEM_ADDR_/*"])
+def test_no_file_is_called_an_address_in_memory(
+    address: str, tmp_path: Path, location: str
+) -> None:
+    model = gemm(tmp_path, width=8, location=location)
+    with (
+        RemoteProfiler(address) as profiler,
+        pytest.raises(DeviceError, match="a place in memory"),
+    ):
+        profiler.measure(Block("b", SPEC, (model,)))
 
 
 @pytest.fixture

@@ -92,7 +92,35 @@ def test_what_is_well_is_let_through() -> None:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "location",
-    ["/etc/passwd", "../weights", "weights.bin", "", "weightless/../x", "*/_ORT_MEM_ADDR_/*"],
+    [
+        "*/_ORT_MEM_ADDR_/*",
+        "*//_ORT_MEM_ADDR_//*",
+        "*/./_ORT_MEM_ADDR_/*",
+        "*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*",
+        "*/_ort_mem_addr_/*",
+    ],
+)
+@pytest.mark.parametrize("keys", [["location"], ["location", "location"], ["path", "location"]])
+def test_addresses_in_memory_are_refused_even_where_a_file_of_that_name_came(
+    place: str, location: str, keys: list[str]
+) -> None:
+    """The runtime would read its own process's memory there."""
+    proto = model()
+    tensor = PLACES[place](proto)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key in keys:
+        tensor.external_data.add(key=key, value=location)
+        location = "weights.bin"
+    failure = examine(proto.SerializeToString(), LIMITS, {"*/_ORT_MEM_ADDR_/*", "weights.bin"})
+    assert failure is not None
+    assert failure.kind is FailureKind.INVALID_MODEL
+    assert "lies at an address in memory" in failure.message
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "location",
+    ["/etc/passwd", "../weights", "weights.bin", "", "weightless/../x"],
 )
 def test_data_elsewhere_is_refused_wherever_it_is_asked_for(place: str, location: str) -> None:
     def edit(m: onnx.ModelProto) -> None:

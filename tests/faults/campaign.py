@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -20,34 +19,44 @@ from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
+from tests.faults.disk import SmallDisk
 from tests.faults.proxy import Proxy
 
 PROBE = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
-UPLOAD_AREA_BYTES = 32 << 20
+BLOCKS_UNDERWAY = 2
+"""One is measured, and the next one waits on the device."""
+LOSSES_BORNE = 8
 _YEAR_S = 31_536_000
 
 
 class Campaign:
     """The host speaks to the agent through a proxy; each is started again after it was killed.
 
+    No block suffers more than the product promises to bear: a model during which the measuring
+    process dies twice is left out, and so is a block that loses the device ten times.
+
     Args:
         arguments: of ``esm-host profile``.
-        upload_area: the agent's temporary folder.
+        disk: has the agent's temporary folder and its cache; None: they are in ``folder``.
     """
 
-    def __init__(self, folder: Path, arguments: list[str], upload_area: Path) -> None:
+    def __init__(self, folder: Path, arguments: list[str], disk: SmallDisk | None) -> None:
         self.run = folder / "run"
         self.log = folder / "host.log"
+        self.last_fault = "none"
+        self._agent_log = folder / "agent.log"
         self._arguments = arguments
-        self._upload_area = upload_area
+        self._disk = disk
+        self._files = folder if disk is None else disk.folder
+        self._stored_at_kill = -BLOCKS_UNDERWAY
+        self._stored_at_loss = self._losses = 0
         self._clock_offset = folder / "clock"
         self._clock_offset.write_text("+0")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.agent = self._start_agent()
-        assert self.agent.stdout is not None
-        self.agent.stdout.readline()  # it is ready
+        assert self._agent_answers(60)
         self.proxy = Proxy(self.port)
         self.host = self._start_host()
         self.faults: dict[str, Callable[[random.Random], bool]] = {
@@ -55,16 +64,34 @@ class Campaign:
             "agent killed": self._kill_agent,
             "host killed": self._kill_host,
             "cut in mid-upload": self._cut_upload,
-            "cut in mid-measurement": lambda rng: self.proxy.cut(),
-            "disk full": self._fill_disk,
+            "cut in mid-measurement": self._cut,
+            "disk full": lambda rng: self._take_from_disk(SmallDisk.fill, rng),
+            "no inodes": lambda rng: self._take_from_disk(SmallDisk.take_inodes, rng),
             "clock jumped": self._jump_clock,
             "requests doubled and shuffled": self._confuse,
         }
         """By name; each tells whether it could be done just now."""
-        if not os.path.ismount(upload_area):
-            del self.faults["disk full"]
+        if disk is None:
+            del self.faults["disk full"], self.faults["no inodes"]
         if faketime() is None:
             del self.faults["clock jumped"]
+
+    def inflict(self, kind: str, rng: random.Random) -> bool:
+        """Do one of ``faults``, if it can be done just now."""
+        self.last_fault = kind
+        return self.faults[kind](rng)
+
+    def blocks_stored(self) -> int:
+        return self.log.read_text(errors="replace").count(" stored")
+
+    def story(self) -> str:
+        """Tell what happened last."""
+        tails = [
+            f"--- {path.name}:\n{path.read_text(errors='replace')[-4000:]}"
+            for path in (self._agent_log, self.log)
+            if path.exists()
+        ]
+        return "\n".join([f"last fault: {self.last_fault}", *tails])
 
     def keep_host_running(self) -> int | None:
         """Starts the host again after a kill; its exit code once it ended by itself."""
@@ -72,7 +99,7 @@ class Campaign:
         if code in (0, 3):
             return code
         if code is not None:
-            assert code == -signal.SIGKILL, f"the host gave up: {self.log.read_text()[-2000:]}"
+            assert code == -signal.SIGKILL, f"the host gave up with exit code {code}"
             self.host = self._start_host()
         return None
 
@@ -84,7 +111,8 @@ class Campaign:
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "esm_agent.cli", "serve", "--port", str(self.port)]
-        environment = {**os.environ, "TMPDIR": str(self._upload_area)}
+        command += ["--cache", str(self._files / "cache")]
+        environment = {**os.environ, "TMPDIR": str(self._files)}
         if library := faketime():
             environment |= {
                 "LD_PRELOAD": library,
@@ -92,9 +120,24 @@ class Campaign:
                 "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        with self._agent_log.open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def _agent_answers(self, patience_s: float) -> bool:
+        assert self.agent.poll() is None, "the agent ended by itself"
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=patience_s)
+            except grpc.FutureTimeoutError:
+                return False
+        return True
+
+    def _may_lose_the_device(self) -> bool:
+        """Two blocks may be under way, and each counts its losses."""
+        if (stored := self.blocks_stored()) != self._stored_at_loss:
+            self._stored_at_loss, self._losses = stored, 0
+        self._losses += 1
+        return self._losses <= LOSSES_BORNE // BLOCKS_UNDERWAY
 
     def _start_host(self) -> subprocess.Popen[bytes]:
         resume = (self.run / "settings.json").exists()
@@ -105,6 +148,9 @@ class Campaign:
             return subprocess.Popen(command, stdout=log, stderr=log)
 
     def _kill_worker(self, rng: random.Random) -> bool:
+        stored = self.blocks_stored()
+        if stored - self._stored_at_kill < BLOCKS_UNDERWAY:
+            return False
         for status in Path("/proc").glob("[0-9]*/stat"):
             try:
                 parent = int(status.read_text().rpartition(")")[2].split()[1])
@@ -113,10 +159,13 @@ class Campaign:
                 continue
             if parent == self.agent.pid and b"spawn_main" in command:
                 os.kill(int(status.parent.name), signal.SIGKILL)
+                self._stored_at_kill = stored
                 return True
         return False
 
     def _kill_agent(self, rng: random.Random) -> bool:
+        if not self._may_lose_the_device():
+            return False
         self.agent.kill()
         self.agent.wait()
         self.agent = self._start_agent()
@@ -127,21 +176,25 @@ class Campaign:
         self.host.wait()
         return True
 
+    def _cut(self, rng: random.Random) -> bool:
+        return self._may_lose_the_device() and self.proxy.cut()
+
     def _cut_upload(self, rng: random.Random) -> bool:
+        if not self._may_lose_the_device():
+            return False
         self.proxy.cut_upload(rng.randrange(30_000))
         deadline = time.monotonic() + 10
         while not self.proxy.upload_cut and time.monotonic() < deadline:
             time.sleep(0.02)
         return self.proxy.upload_cut
 
-    def _fill_disk(self, rng: random.Random) -> bool:
-        ballast = self._upload_area / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb") as file:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
+    def _take_from_disk(self, take: Callable[[SmallDisk], None], rng: random.Random) -> bool:
+        """An agent that starts while there is no room would put its uploads elsewhere."""
+        if self._disk is None or not self._agent_answers(1):
+            return False
+        take(self._disk)
         time.sleep(rng.uniform(0.5, 2.0))
-        ballast.unlink()
+        self._disk.free()
         return True
 
     def _jump_clock(self, rng: random.Random) -> bool:
@@ -189,16 +242,3 @@ def faketime() -> str | None:
     """The library that lets a process's clock jump, where it is installed."""
     paths = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
     return next(map(str, paths), None)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A folder that can be filled without harm; a plain one where mounting is not allowed."""
-    area = Path(tempfile.mkdtemp(dir=folder))
-    options = ["-o", f"size={UPLOAD_AREA_BYTES}", "tmpfs", str(area)]
-    mounted = subprocess.run(["mount", "-t", "tmpfs", *options], stderr=subprocess.DEVNULL)
-    try:
-        yield area
-    finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", "--lazy", str(area)], check=True)

@@ -188,7 +188,7 @@ class Cuda:
     def _placement(self, model: UploadedModel, spec: MeasureSpec) -> Placement:
         """From a profiled run of a session of its own: what the runtime did, not what it planned.
 
-        Every onnxruntime since 1.20 profiles; what tells without a run is newer. Its option
+        Every onnxruntime that we support profiles; what tells without a run is newer. Its option
         ``session.disable_cpu_ep_fallback`` names no node, and objects to arithmetic on shapes too.
         """
         # Which algorithm and how it is launched makes no difference to where it runs.

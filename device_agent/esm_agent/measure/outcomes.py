@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from esm_protos.messages import Failure, FailureKind
@@ -30,5 +32,26 @@ def failure_kind(error: Exception) -> FailureKind:
 
 
 def one_line(error: BaseException) -> str:
-    """What it says, without the line breaks that runtimes like."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    """Return what it says, without line breaks and without values of tensors.
+
+    A runtime quotes shapes, indices and sizes that it read from a model's data, which may not be
+    the client's to read. Kept are numbers of versions, of error codes and of source lines, names,
+    and the dimensions of an input beside those that the model declares.
+    """
+    text = " ".join(str(error).split())
+    text = _LISTED.sub("…", _NUMBERS.sub(lambda found: found["kept"] or "…", text))
+    return text[:500] or type(error).__name__
+
+
+_NUMBERS = re.compile(
+    r"(?P<kept>"
+    r"\[ONNXRuntimeError\] : \d+ : "
+    r"|(?:Got invalid dimensions|Invalid rank) for input: .*?Expected: \d+"
+    r"(?: index: \d+ Got: \d+ Expected: \d+)*"
+    r"|\b(?:opset|version|CUDA failure):? \d+"
+    r"|[A-Za-z]\(\d+\)"  # an operator and its version
+    r"|\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
+    r")|(?<!\w)(?<!\w\.)(?<![A-Za-z_]/)[-+]?\.?\d[\w.+-]*",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"…(?:\s*,\s*…)+")

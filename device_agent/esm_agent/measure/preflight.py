@@ -10,7 +10,15 @@ from collections.abc import Collection, Sequence
 
 from google.protobuf.message import DecodeError
 
-from esm_protos.graphs import MAX_RANK, Body, bodies, external_location, tensors, too_large
+from esm_protos.graphs import (
+    MAX_RANK,
+    Body,
+    bodies,
+    external_location,
+    is_memory_address,
+    tensors,
+    too_large,
+)
 from esm_protos.messages import Failure, FailureKind, Limits
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.weights import WEIGHTLESS_LOCATION
@@ -112,6 +120,11 @@ def _check_product(what: str, dims: Sequence[int]) -> None:
 def _check_places(body: Body, drawn: int, external: Collection[str]) -> None:
     """``drawn``: how many of its tensors, the first, the device draws if they are weightless."""
     for position, tensor in enumerate(tensors(body)):
+        # In any entry, whatever its key: there the runtime would read this process's memory.
+        if any(is_memory_address(str(entry.value)) for entry in tensor.external_data):
+            raise _RefusedError(
+                f"tensor {_short(tensor.name)} lies at an address in memory, not in a file"
+            )
         location = external_location(tensor)
         if location is None or (location == WEIGHTLESS_LOCATION and position < drawn):
             continue

@@ -106,6 +106,7 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         f"TimeoutStopSec={drain_s + _STOP_MARGIN_S:g}",
         "StateDirectory=esm-agent",
         "CacheDirectory=esm-agent",
+        "CacheDirectoryMode=0700",
         "ConfigurationDirectory=esm-agent",
         "# CUDA keeps compiled kernels: not at home, which it cannot write to.",
         "Environment=CUDA_CACHE_PATH=%S/esm-agent/cuda",

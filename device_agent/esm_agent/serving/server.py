@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from concurrent import futures
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from esm_agent.operation.metrics import Metrics
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.lease import EXPIRY_S
 from esm_agent.serving.parsing import ParsingInterceptor
-from esm_agent.serving.scratch import make_scratch
+from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
 from esm_protos.messages import Limits
@@ -90,8 +89,8 @@ class AgentServer:
         if metrics is not None:
             door.metrics = metrics
         telemetry = make_telemetry or partial(Telemetry, gpu=gpu or 0)
-        self._scratch = make_scratch()
-        confinement = replace(confinement or Confinement(), folder=self._scratch / "worker")
+        self._scratch = Scratch()
+        confinement = replace(confinement or Confinement(), folder=self._scratch.path / "worker")
         self._cache = self._make_cache(cache_folder, cache_bytes)
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
@@ -176,7 +175,7 @@ class AgentServer:
             return None
 
     def _clean(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.close()
         if self._cache is not None:
             self._cache.close()
 

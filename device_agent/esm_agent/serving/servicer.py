@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -18,12 +18,18 @@ from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
 from esm_agent.operation import logs
 from esm_agent.operation.metrics import Metrics
-from esm_agent.serving.cache import Cache, CacheError, CacheFullError, Linked, NotCachedError
+from esm_agent.serving.cache import (
+    Cache,
+    CacheError,
+    CacheFullError,
+    DamagedError,
+    Linked,
+    NotCachedError,
+)
 from esm_agent.serving.lease import NoLeaseError
-from esm_agent.serving.scratch import temporary_folder
+from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.slot import DrainingError, Slot
 from esm_agent.serving.upload import (
-    NoRoomError,
     TooLargeError,
     UploadError,
     VersionError,
@@ -61,7 +67,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self,
         info: DeviceInfo,
         slot: Slot,
-        scratch: Path,
+        scratch: Scratch,
         client_of: Callable[[grpc.ServicerContext], str],
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
@@ -106,10 +112,16 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def Offer(self, request: pb.OfferRequest, context: grpc.ServicerContext) -> pb.OfferReply:
         with self._refusals(context):
             check_version(request.protocol_version)
-            self._slot.check_lease(request.lease_id, self._client_of(context))
+            client = self._client_of(context)
+            self._slot.check_lease(request.lease_id, client)
             files = [convert.file_from_pb(file) for file in request.files]
-            missing = self._opened_cache().offer(request.lease_id, files)
-        return pb.OfferReply(missing=[pb.Missing(file=i, have_bytes=have) for i, have in missing])
+            missing = self._opened_cache().offer(request.lease_id, client, files)
+        return pb.OfferReply(
+            missing=[
+                pb.Missing(file=each.file, have_bytes=each.have_bytes, nonce=each.nonce)
+                for each in missing
+            ]
+        )
 
     def Upload(
         self, request_iterator: Iterator[pb.UploadRequest], context: grpc.ServicerContext
@@ -117,18 +129,19 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with self._refusals(context):
             header, data = upload_parts(request_iterator)
             check_version(header.protocol_version)
-            self._slot.check_lease(header.lease_id, self._client_of(context))
-            file = convert.file_from_pb(header.file)
-            try:
-                self._opened_cache().receive(header.lease_id, file, header.offset, data)
-            except OSError as error:
-                raise NoRoomError(f"no room in the cache: {error.strerror}") from error
+            client = self._client_of(context)
+            self._slot.check_lease(header.lease_id, client)
+            file, cache = convert.file_from_pb(header.file), self._opened_cache()
+            if header.proof:
+                cache.prove(header.lease_id, client, file, header.proof)
+            else:
+                cache.receive(header.lease_id, client, file, header.offset, data)
         return pb.UploadReply()
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.MeasureBlockEvent]:
-        with temporary_folder(self._scratch) as folder, self._linked() as linked:
+        with self._folders(context) as (folder, linked):
             block = self._receive(request_iterator, folder, linked, context)
             for event in self._events(block, context):
                 if isinstance(event, BlockResult):
@@ -182,13 +195,16 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         return self._cache
 
     @contextmanager
-    def _linked(self) -> Iterator[Linked | None]:
-        """What puts cached files into a folder of a block's own; None where there is no cache."""
-        if self._cache is None:
-            yield None
-            return
-        with self._cache.linked() as linked:
-            yield linked
+    def _folders(self, context: grpc.ServicerContext) -> Iterator[tuple[Path, Linked | None]]:
+        """Make folders of a block's own: for models that come with it, and for cached files."""
+        with ExitStack() as stack:
+            with self._refusals(context):
+                folder = stack.enter_context(self._scratch.folder())
+                linked = None
+                if self._cache is not None:
+                    client = self._client_of(context)
+                    linked = stack.enter_context(self._cache.linked(client))
+            yield folder, linked
 
     @contextmanager
     def _refusals(self, context: grpc.ServicerContext) -> Iterator[None]:
@@ -217,13 +233,14 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
+    (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends it again from its start
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
     # ABORTED: nothing is wrong with the call, and the host tries again.
     (NoLeaseError, grpc.StatusCode.ABORTED),
     (DrainingError, grpc.StatusCode.ABORTED),
-    (NoRoomError, grpc.StatusCode.ABORTED),
     (NotCachedError, grpc.StatusCode.ABORTED),
+    (OSError, grpc.StatusCode.ABORTED),  # a full or read-only disk, no descriptors
     (CancelledError, grpc.StatusCode.CANCELLED),
     (WorkerUnavailableError, grpc.StatusCode.INTERNAL),
 )
@@ -243,6 +260,8 @@ def _statuses(
         if code is None:
             raise
         text = str(error)
+        if isinstance(error, OSError):
+            text = f"no room for it on the device: {error.strerror or type(error).__name__}"
     else:
         return
     tell(code, text)

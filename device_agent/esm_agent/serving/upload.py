@@ -11,6 +11,7 @@ from typing import Any
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.serving.cache import Linked
 from esm_protos import convert
+from esm_protos.graphs import is_memory_address
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
 from esm_protos.v1 import profiler_pb2 as pb
 
@@ -28,10 +29,6 @@ class UploadError(Exception):
 
 class TooLargeError(UploadError):
     """The block exceeds this agent's limits."""
-
-
-class NoRoomError(Exception):
-    """The disk is full, or broken: the same block may be taken later."""
 
 
 class VersionError(UploadError):
@@ -63,7 +60,7 @@ def receive(
         UploadError: sizes, order, hashes or settings are wrong.
         TooLargeError: the header announces more than ``limits`` allow.
         VersionError: the client speaks another protocol version.
-        NoRoomError: the upload area cannot take it.
+        OSError: the upload area cannot take it now.
         NotCachedError: a file is not in the cache.
     """
     stream = iter(requests)
@@ -79,10 +76,7 @@ def receive(
     _check_header(header, limits)
     models = []
     for index, model in enumerate(header.models):
-        try:
-            models.append(_receive_any(stream, index, model, folder, linked))
-        except OSError as error:
-            raise NoRoomError(f"no room for the upload: {error.strerror}") from error
+        models.append(_receive_any(stream, index, model, folder, linked))
     if next(stream, None) is not None:
         raise UploadError("the client sent more than its header announced")
     return UploadedBlock(
@@ -155,10 +149,10 @@ def _receive_any(
         path = home / _MODEL_NAME
         if case.inputs is not None:
             inputs = linked.folder / f"{index}.npz"
-            linked.cache.link(case.inputs, inputs)
+            linked.link(case.inputs, inputs)
     if cached:
         assert linked is not None
-        linked.cache.link(own, path)
+        linked.link(own, path)
     else:
         _receive_model(stream, index, model, path)
     if external:  # only now: none may take the model's own place, and be written to
@@ -182,10 +176,14 @@ def _link_external(
             raise UploadError(
                 f"model {model.model_id} names a file outside of its folder: {location[:100]!r}"
             )
+        if is_memory_address(location):
+            raise UploadError(
+                f"model {model.model_id} names a place in memory, not a file: {location[:100]!r}"
+            )
         target = home / place
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            linked.cache.link(file, target)
+            linked.link(file, target)
         except (FileExistsError, NotADirectoryError) as error:
             raise UploadError(
                 f"model {model.model_id} has two files of one location: {location[:100]!r}"

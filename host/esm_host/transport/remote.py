@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import grpc
@@ -193,32 +195,68 @@ class _Call(Pending):
             self._call.cancel()
 
     def _upload(self, on_progress: OnProgress) -> None:
-        """Sends what the agent lacks; goes on with what was broken off."""
+        """Send what the agent lacks, from where it broke off; prove the files that others sent."""
         offer = pb.OfferRequest(
             protocol_version=PROTOCOL_VERSION,
             lease_id=self._lease_id,
             files=[convert.file_to_pb(file) for file in self._files],
         )
         missing = self._stub.Offer(offer, timeout=_OFFER_S).missing
-        lacks = [(self._files[each.file], each.have_bytes) for each in missing]
+        lacks = [(self._files[each.file], each.have_bytes) for each in missing if not each.nonce]
         total = sum(file.size_bytes - have for file, have in lacks)
         before = self.bytes_sent
+
+        def told() -> None:
+            share = (self.bytes_sent - before) / max(total, 1)
+            on_progress(Progress(State.UPLOADING, min(share, 1.0), None, total))
+
+        for each in missing:
+            if each.nonce:
+                self._send(self._proof(self._files[each.file], each.nonce), lambda: None)
         for file, have in lacks:
-            assert file.path is not None
-            with file.path.open("rb") as source:
-                source.seek(have)
-                call = self._stub.Upload.future(self._pieces(file, have, source))
-                try:
-                    while not call.done():
-                        share = (self.bytes_sent - before) / max(total, 1)
-                        on_progress(Progress(State.UPLOADING, min(share, 1.0), None, total))
-                        with contextlib.suppress(grpc.FutureTimeoutError):
-                            call.result(timeout=_LOOK_S)
-                    call.result()
-                finally:
-                    call.cancel()
+            try:
+                self._send_file(file, have, told)
+            except grpc.RpcError as error:
+                # What the agent kept of a broken upload was damaged, and is gone.
+                if error.code() is not grpc.StatusCode.DATA_LOSS or not have:
+                    raise
+                total += have
+                self._send_file(file, 0, told)
         if lacks:
             on_progress(Progress(State.UPLOADING, 1.0, None, total))
+
+    def _send_file(self, file: File, offset: int, told: Callable[[], None]) -> None:
+        assert file.path is not None
+        with file.path.open("rb") as source:
+            source.seek(offset)
+            self._send(self._pieces(file, offset, source), told)
+
+    def _send(self, requests: Iterator[pb.UploadRequest], told: Callable[[], None]) -> None:
+        """Make one Upload call; ``told`` is called now and then until it ends."""
+        call = self._stub.Upload.future(requests)
+        try:
+            while not call.done():
+                told()
+                with contextlib.suppress(grpc.FutureTimeoutError):
+                    call.result(timeout=_LOOK_S)
+            call.result()
+        finally:
+            call.cancel()
+
+    def _proof(self, file: File, nonce: bytes) -> Iterator[pb.UploadRequest]:
+        """Show that this host has a file, which then need not be sent."""
+        assert file.path is not None
+        code = hmac.new(nonce, digestmod=hashlib.sha256)
+        with file.path.open("rb") as source:
+            while piece := source.read(CHUNK_BYTES):
+                code.update(piece)
+        header = pb.UploadHeader(
+            protocol_version=PROTOCOL_VERSION,
+            lease_id=self._lease_id,
+            file=convert.file_to_pb(file),
+            proof=code.digest(),
+        )
+        return iter((pb.UploadRequest(header=header),))
 
     def _pieces(self, file: File, offset: int, source: IO[bytes]) -> Iterator[pb.UploadRequest]:
         yield pb.UploadRequest(

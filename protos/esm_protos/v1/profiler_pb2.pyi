@@ -277,24 +277,28 @@ class OfferReply(_message.Message):
     def __init__(self, missing: _Optional[_Iterable[_Union[Missing, _Mapping]]] = ...) -> None: ...
 
 class Missing(_message.Message):
-    __slots__ = ("file", "have_bytes")
+    __slots__ = ("file", "have_bytes", "nonce")
     FILE_FIELD_NUMBER: _ClassVar[int]
     HAVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     file: int
     have_bytes: int
-    def __init__(self, file: _Optional[int] = ..., have_bytes: _Optional[int] = ...) -> None: ...
+    nonce: bytes
+    def __init__(self, file: _Optional[int] = ..., have_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("protocol_version", "lease_id", "file", "offset")
+    __slots__ = ("protocol_version", "lease_id", "file", "offset", "proof")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     lease_id: str
     file: File
     offset: int
-    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., file: _Optional[_Union[File, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., file: _Optional[_Union[File, _Mapping]] = ..., offset: _Optional[int] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class UploadRequest(_message.Message):
     __slots__ = ("header", "data")
