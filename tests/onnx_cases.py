@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+import onnxruntime as ort
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 _KINDS = ("simple", "pytorch-operator", "pytorch-converted")
 """Those that lie in the package as files, each with its inputs."""
@@ -44,9 +45,15 @@ class CaseFiles(NamedTuple):
 def write(folder: Path, names: Sequence[str] = ()) -> list[CaseFiles]:
     """Write the cases that have inputs, or those with these names, in alphabetic order."""
     cases = []
+    newest_ir, newest_opset = _newest()
     for name, model, protos in _all():
         if names and name not in names:
             continue
+        # Most of the newest operators are the same in the opset before.
+        model.ir_version = min(model.ir_version, newest_ir)
+        for opset in model.opset_import:
+            if not opset.domain:
+                opset.version = min(opset.version, newest_opset)
         case = CaseFiles(name, folder / f"{name}.onnx", folder / f"{name}.zip")
         case.model.write_bytes(model.SerializeToString())
         with zipfile.ZipFile(case.inputs, "w") as archive:
@@ -54,6 +61,34 @@ def write(folder: Path, names: Sequence[str] = ()) -> list[CaseFiles]:
                 archive.writestr(f"{given.name}.pb", proto.SerializeToString())
         cases.append(case)
     return sorted(cases)
+
+
+def _newest() -> tuple[int, int]:
+    """Return the newest version of the format and of the operators that the runtime takes."""
+
+    def taken(ir_version: int, opset: int) -> bool:
+        value = helper.make_tensor_value_info
+        node = helper.make_node("Identity", ["x"], ["y"])
+        ends = ([value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])])
+        model = helper.make_model(
+            helper.make_graph([node], "g", *ends),
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=ir_version,
+        )
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        except Exception:
+            return False
+        return True
+
+    ir_version, opset = 8, 17
+    while taken(ir_version + 1, opset):
+        ir_version += 1
+    while taken(ir_version, opset + 1):
+        opset += 1
+    return ir_version, opset
 
 
 def _all() -> Iterator[tuple[str, ModelProto, list[Any]]]:
@@ -127,8 +162,6 @@ def _run_all(cases: Sequence[CaseFiles], connection: Any) -> None:
 
 
 def _run(case: CaseFiles) -> None:
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
