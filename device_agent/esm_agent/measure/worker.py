@@ -173,9 +173,10 @@ class Worker:
         When the process dies, the block is measured again from its start, since its models must
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
-        with outcome CRASH. A model of which one inference, or loading it, exceeds
-        ``model_timeout_s`` is left out at once with outcome TIMEOUT; when the block exceeds its limit, so are all of them. Once they are
-        timed nothing takes that away: what goes wrong from then on costs profiles.
+        with outcome CRASH. A model that takes longer than ``model_timeout_s`` to load, or for one
+        inference, is left out at once with outcome TIMEOUT; when the block exceeds its limit, so
+        are all of them. Once they are timed nothing takes that away: what goes wrong from then on
+        costs profiles.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
