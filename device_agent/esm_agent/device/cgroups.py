@@ -80,16 +80,17 @@ class ControlGroups:
                 left.append(max(limit - max(used - cached, 0), 0))
         return min(left, default=None)
 
-    def oom_kills(self) -> int | None:
-        """Return how many processes the kernel has killed for want of memory; None: not told.
 
-        Version 2 counts a kill in all groups above, too; version 1 only in that of the victim.
-        """
-        for group in self.memory[:1]:
-            for name in ("memory.events", "memory.oom_control"):
-                if (kills := _fields(group / name).get("oom_kill")) is not None:
-                    return kills
-        return None
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Return how many processes the kernel has killed for want of memory; None: not told.
+
+    Counted in this process's own control group, or else on the whole machine.
+    """
+    for group in read_groups(root).memory[:1]:
+        for name in ("memory.events", "memory.oom_control"):
+            if (kills := _fields(group / name).get("oom_kill")) is not None:
+                return kills
+    return _fields(root / "proc/vmstat").get("oom_kill")
 
 
 def read_groups(root: Path = Path("/")) -> ControlGroups:
