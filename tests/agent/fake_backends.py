@@ -18,6 +18,7 @@ class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
     every load), ``slow PATH`` (0.25 s, a line for every run),
+    ``eat BYTES`` (memory, while it loads),
     ``profile fails``, ``profile dies``, ``profile hangs``."""
 
     provider = "cpu"
@@ -41,6 +42,8 @@ class ScriptedBackend:
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if word == "eat":
+            bytearray(int(rest))[::4096] = b"x" * len(range(0, int(rest), 4096))
         if word == "log":
             with Path(rest).open("a") as file:
                 file.write("loaded\n")

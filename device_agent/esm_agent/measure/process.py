@@ -368,6 +368,10 @@ class Witness:
             del self._states[1:-1:2]
             self._gap_ns *= 2
 
+    def note(self) -> None:
+        """Ask now: what loading did to counters is told apart from what timing does."""
+        self._states.append(self._telemetry.state(self._clock(), quick=True))
+
     def gpu_clock_mhz(self) -> float | None:
         """Now, where the device tells."""
         gpus = self._telemetry.state(self._clock(), quick=True).gpus
@@ -470,6 +474,7 @@ def _interleaved(
         witness.look()
 
     _settle(loaded, witness, board, clock)
+    witness.note()
     origin = clock()
     runs = {index: model.run for index, model in loaded.items()}
     samples = timing.interleaved(

@@ -14,7 +14,7 @@ MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Long enough to meet a device's ups and downs, short enough to wait for."""
 MAX_TIME_S = 60.0
-"""Slow models take longer by default: as long as :data:`~esm_protos.statistics.MIN_ROUNDS` rounds."""
+"""Slow models take longer by default: ``MIN_ROUNDS`` rounds."""
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
