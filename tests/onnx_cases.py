@@ -135,7 +135,7 @@ def runnable(cases: Sequence[CaseFiles]) -> set[str]:
     They run in a process of their own, since some end it.
     """
     names: set[str] = set()
-    todo = [case for case in cases]
+    todo = list(cases)
     while todo:
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(target=_run_all, args=(todo, theirs), daemon=True)
@@ -205,7 +205,9 @@ def _run(case: CaseFiles) -> None:
 
 
 def _plain(kind: str) -> bool:
-    return not any(word in kind for word in ("float8", "bfloat16", "int4", "int2", "complex", "float4"))
+    return not any(
+        word in kind for word in ("float8", "bfloat16", "int4", "int2", "complex", "float4")
+    )
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -40,7 +41,8 @@ Declared = tuple[int | None, ...]
 """Dimensions; None where a dimension is free."""
 
 
-class Use(NamedTuple):
+@dataclass(frozen=True)
+class Use:
     """An input position of a node at which a drawn input arrives.
 
     Attributes:
@@ -265,7 +267,7 @@ def _region(use: Use) -> Any:
 def _changed_axes(use: Use, count: int) -> list[int]:
     """Axes along which input and output differ, and others until there are enough."""
     before, after = use.shape(0), use.output()
-    if before is None or len(use.node.input) < 4 and use.node.op_type in ("Pad", "Slice"):
+    if before is None or (len(use.node.input) < 4 and use.node.op_type in ("Pad", "Slice")):
         return list(range(count))
     others = after if after is not None and len(after) == len(before) else before
     ranked = sorted(range(len(before)), key=lambda axis: (before[axis] == others[axis], axis))
@@ -297,7 +299,8 @@ def _inserted(before: Declared | None, after: Declared | None, count: int) -> li
     """Places of ``count`` dimensions of ``after`` that make ``before`` when they are left out."""
     if before is None or after is None or len(after) != len(before) + count:
         return list(range(count))
-    places, at = [], 0
+    places: list[int] = []
+    at = 0
     for place, size in enumerate(after):
         left = len(after) - place
         fits = at < len(before) and (size == before[at] or None in (size, before[at]))
@@ -451,7 +454,9 @@ def _frame_step(use: Use) -> Any:
     signal, wanted = use.size(0, 1), use.output() or ()
     frames = wanted[1] if len(wanted) > 1 else None
     length = _frame_length(use)
-    return 1 if not signal or not frames or frames < 2 else max((signal - length) // (frames - 1), 1)
+    return (
+        1 if not signal or not frames or frames < 2 else max((signal - length) // (frames - 1), 1)
+    )
 
 
 def _frame_length(use: Use) -> Any:
@@ -465,7 +470,7 @@ def _frame_length(use: Use) -> Any:
     return use.size(0, 1) or _DFT_LENGTH
 
 
-def _window_length(use: Use) -> Any:
+def _window(use: Use) -> Any:
     wanted = use.output()
     return _DFT_LENGTH if not wanted else wanted[0] or _DFT_LENGTH
 
@@ -565,7 +570,9 @@ _RULES: dict[tuple[str, int], Rule] = {
     ("TopK", 1): _top,
     ("Unsqueeze", 1): _new_axes,
     ("Upsample", 1): _scales,
-    **dict.fromkeys(((name, 0) for name in ("BlackmanWindow", "HammingWindow", "HannWindow")), _window_length),
+    **dict.fromkeys(
+        ((name, 0) for name in ("BlackmanWindow", "HammingWindow", "HannWindow")), _window
+    ),
     **dict.fromkeys(((name, 4) for name in ("GRU", "LSTM", "RNN")), _whole_sequences),
     **dict.fromkeys(
         (

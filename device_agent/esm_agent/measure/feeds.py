@@ -94,6 +94,7 @@ class Feed:
         types: by name.
         given: whether shapes or arrays came with the model.
         free: names of inputs with dimensions that nobody gave, taken as 1.
+        drawn: names of inputs whose values were drawn.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -101,18 +102,22 @@ class Feed:
     types: Mapping[str, ValueType] = field(default_factory=dict)
     given: bool = False
     free: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     def blamed(self, failure: Failure) -> Failure:
-        """A failure of the first run, where what was fed may be the reason."""
-        if failure.kind is not FailureKind.INVALID_MODEL:
+        """Return a failure of the first run with what was fed, where that may be the reason.
+
+        The runtime took the model, so that it is the inputs that do not fit.
+        """
+        if failure.kind is not FailureKind.INVALID_MODEL or not self.inputs:
             return failure
-        text = failure.message
-        if self.given:
-            fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
-            text += f"; fed {_listed(fed)}"
+        fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
+        text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
             text += f"; free dimensions of {_listed(self.free)} were taken as 1: --shape sets them"
-        return Failure(FailureKind.INVALID_INPUT if self.given else failure.kind, text)
+        if self.drawn:
+            text += f"; values of {_listed(self.drawn)} were drawn: --input gives others"
+        return Failure(FailureKind.INVALID_INPUT, text)
 
 
 def draw(
@@ -203,6 +208,7 @@ def draw(
         {name: slot.kind for name, slot in slots.items()},
         chosen,
         tuple(free),
+        tuple(slot.name for slot in drawn),
     )
 
 
@@ -216,10 +222,7 @@ def _facts(
     path: Path | None, drawn: Sequence[_Slot], shapes: Mapping[str, Dims]
 ) -> constraints.Facts | None:
     """What the graph asks of its inputs; None where nobody asks anything of such inputs."""
-    asked = (
-        slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW
-        for slot in drawn
-    )
+    asked = (slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW for slot in drawn)
     if path is None or not any(asked):
         return None
     return constraints.read(path, {s.name: shapes[s.name] for s in drawn if not s.kind.is_sequence})

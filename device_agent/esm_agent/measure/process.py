@@ -336,14 +336,20 @@ def _content(path: Path) -> object:
 
 def _attempted(call: Callable[[], T]) -> T | Failure:
     """What the call gives, or the outcome of a model that does not work."""
-    from esm_agent.measure.outcomes import ModelError
+    from esm_agent.measure.outcomes import outcome
 
     try:
         return call()
-    except ModelError as error:
-        return error.failure
-    except MemoryError:
-        return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
+    except Exception as error:
+        return outcome(error)
+
+
+def _of_later_run(error: Exception) -> Failure:
+    """The outcome of a model that ran before, and then did not."""
+    from esm_agent.measure.outcomes import outcome
+
+    failure = outcome(error)
+    return Failure(failure.kind, f"a later run failed: {failure.message}")
 
 
 class Witness:
@@ -473,7 +479,11 @@ def _interleaved(
         board.write(State.MEASURING, index, share)
         witness.look()
 
-    _settle(loaded, witness, board, clock)
+    def failed(index: int, error: Exception) -> None:
+        failures[index] = _of_later_run(error)
+        loaded.pop(index, None)
+
+    _settle(loaded, witness, board, clock, failed)
     witness.note()
     origin = clock()
     runs = {index: model.run for index, model in loaded.items()}
@@ -485,11 +495,18 @@ def _interleaved(
         board.tick,
         {index: model.first_run_ns for index, model in loaded.items()},
         job.limit_s - (origin - entered) / 1e9,
+        failed,
     )
-    measurements = _failed(job, failures)
-    for index, model in loaded.items():
+    measurements = {}
+    for index, model in list(loaded.items()):
         board.write(State.MEASURING, index, 1.0)
-        measurements[index] = _measurement(job, index, model, samples[index], origin, board, clock)
+        try:
+            measurements[index] = _measurement(
+                job, index, model, samples[index], origin, board, clock
+            )
+        except Exception as error:
+            failed(index, error)
+    measurements |= _failed(job, failures)
     return measurements, sum(s.running_ns for s in samples.values()), origin
 
 
@@ -506,16 +523,23 @@ def _sequential(
         if isinstance(model, Failure):
             measurements |= _failed(job, {index: model})
         else:
-            _settle({index: model}, witness, board, clock)
-            samples = timing.sequential(model.run, job.spec, clock, board.tick)
-            measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
-            running_ns += samples.running_ns
+            try:
+                _settle({index: model}, witness, board, clock)
+                samples = timing.sequential(model.run, job.spec, clock, board.tick)
+                measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
+                running_ns += samples.running_ns
+            except Exception as error:
+                measurements |= _failed(job, {index: _of_later_run(error)})
         del model  # before the next one is loaded
     return measurements, running_ns, origin
 
 
 def _settle(
-    loaded: Mapping[int, Loaded], witness: Witness, board: Board, clock: timing.Clock
+    loaded: Mapping[int, Loaded],
+    witness: Witness,
+    board: Board,
+    clock: timing.Clock,
+    failed: timing.Failed = timing.raised,
 ) -> None:
     """A GPU raises its clock only once it has work; a CPU's is the doctor's concern.
 
@@ -531,7 +555,7 @@ def _settle(
         board.write(State.MEASURING, index, share)
 
     if runs:
-        timing.settle(runs, witness.gpu_clock_mhz, between, clock)
+        timing.settle(runs, witness.gpu_clock_mhz, between, clock, failed)
 
 
 def _measurement(

@@ -25,6 +25,8 @@ Between = Callable[[int, float], None]
 """Told the model that is visited next and the share of the visits already made."""
 Tick = Callable[[], None]
 """Told that an inference is over, whatever it was for: shows that the models do not hang."""
+Failed = Callable[[int, Exception], None]
+"""Told of a model whose run raised an exception; it is not run again."""
 
 _WARM_NS = 25_000_000
 """Caches are warm after so long: a slow model needs fewer uncounted runs than a fast one."""
@@ -126,11 +128,17 @@ class Samples:
         )
 
 
+def raised(index: int, error: Exception) -> None:
+    """Let a failure end the whole block."""
+    raise error
+
+
 def settle(
     runs: Mapping[int, Run],
     clock_mhz: Callable[[], float | None],
     between: Between,
     clock: Clock = time.perf_counter_ns,
+    failed: Failed = raised,
 ) -> None:
     """Run the models in turn, uncounted, until the device keeps its pace.
 
@@ -142,12 +150,17 @@ def settle(
     """
     began = clock()
     paces: list[float] = []
-    while True:
+    left = dict(runs)
+    while left:
         window, rounds = clock(), 0
-        while clock() - window < _SETTLE_WINDOW_NS:
-            for index, run in runs.items():
+        while left and clock() - window < _SETTLE_WINDOW_NS:
+            for index, run in list(left.items()):
                 between(index, 0.0)
-                run()
+                try:
+                    run()
+                except Exception as error:
+                    del left[index]
+                    failed(index, error)
                 if clock() - began >= SETTLE_NS:
                     return
             rounds += 1
@@ -193,6 +206,7 @@ def interleaved(
     tick: Tick = lambda: None,
     first_run_ns: Mapping[int, int] | None = None,
     limit_s: float = math.inf,
+    failed: Failed = raised,
 ) -> dict[int, Samples]:
     """Rounds over all models, each round in another random order, a few runs per visit.
 
@@ -208,10 +222,11 @@ def interleaved(
         first_run_ns: how long the models' first runs took; a slow one then needs no uncounted run.
         limit_s: time after which the block is broken off: with a precision, no round begins that
             would reach it.
+        failed: a model leaves when its run raises an exception; by default that is raised here.
 
     Returns:
-        Samples of each model. Without a precision exactly ``spec.runs`` each, the last visit
-        being shorter where ``runs_per_visit`` does not divide it; fewer where
+        Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
+        the last visit being shorter where ``runs_per_visit`` does not divide it; fewer where
         ``spec.max_block_s`` ended the block.
     """
     first = first_run_ns or {}
@@ -238,12 +253,16 @@ def interleaved(
             # Alone, a model finds the caches as it left them.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
             most = min(spec.runs_per_visit, spec.runs - len(samples[index].latency_ns))
-            samples[index].visit(runs[index], warmup, most, clock, tick)
+            try:
+                samples[index].visit(runs[index], warmup, most, clock, tick)
+            except Exception as error:
+                del samples[index]
+                failed(index, error)
             last = index
         rounds += 1
         before_s, lasted_s = lasted_s, (clock() - began) / 1e9
         longest_s, round_s = max(longest_s, lasted_s - before_s), lasted_s / rounds
-        active = [index for index in active if len(samples[index].latency_ns) < spec.runs]
+        active = [i for i in active if i in samples and len(samples[i].latency_ns) < spec.runs]
         if spec.max_block_s and lasted_s > spec.max_block_s and rounds >= spec.min_rounds:
             break
         if spec.precision and lasted_s + _ROUND_VARIES * longest_s > limit_s:
