@@ -7,11 +7,12 @@ ONNX Runtime runs by itself, without this project, one a line.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,13 +43,16 @@ class CaseFiles(NamedTuple):
     inputs: Path
 
 
-def write(folder: Path, names: Sequence[str] = ()) -> list[CaseFiles]:
-    """Write the cases that have inputs, or those with these names, in alphabetic order."""
+def write(folder: Path, names: Mapping[str, str] | None = None) -> list[CaseFiles]:
+    """Write all cases, or those of operators with these names, in alphabetic order.
+
+    Args:
+        names: with the modules of ``onnx.backend.test.case.node`` that make them; making all
+            takes long.
+    """
     cases = []
     newest_ir, newest_opset = _newest()
-    for name, model, protos in _all():
-        if names and name not in names:
-            continue
+    for name, model, protos in _all() if names is None else _some(names):
         # Most of the newest operators are the same in the opset before.
         model.ir_version = min(model.ir_version, newest_ir)
         for opset in model.opset_import:
@@ -91,14 +95,23 @@ def _newest() -> tuple[int, int]:
     return ir_version, opset
 
 
-def _all() -> Iterator[tuple[str, ModelProto, list[Any]]]:
+def _some(names: Mapping[str, str]) -> Iterator[tuple[str, ModelProto, list[Any]]]:
+    from onnx.backend.test.case import node
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from onnx.backend.test.case.node import collect_testcases
+        for module in sorted(set(names.values())):
+            importlib.import_module(f"{node.__name__}.{module}")
+    yield from (_made(case) for case in node._NodeTestCases if case.name in names)
 
-        for case in collect_testcases(None):
-            inputs = case.data_sets[0][0]
-            yield case.name, case.model, list(map(_proto, case.model.graph.input, inputs))
+
+def _all() -> Iterator[tuple[str, ModelProto, list[Any]]]:
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = collect_testcases(None)
+    yield from map(_made, cases)
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
     for kind in _KINDS:
         for path in sorted((data / kind).glob("*/model.onnx")):
@@ -111,6 +124,11 @@ def _all() -> Iterator[tuple[str, ModelProto, list[Any]]]:
                 protos.append(_empty(given))
                 protos[-1].ParseFromString(file.read_bytes())
             yield f"{kind}_{path.parent.name}", model, protos
+
+
+def _made(case: Any) -> tuple[str, ModelProto, list[Any]]:
+    inputs = map(_proto, case.model.graph.input, case.data_sets[0][0])
+    return case.name, case.model, list(inputs)
 
 
 def _empty(given: onnx.ValueInfoProto) -> Any:
