@@ -19,6 +19,7 @@ class ScriptedBackend:
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
     every load), ``slow PATH`` (0.25 s, a line for every run),
     ``eat BYTES`` (memory, while it loads),
+    ``untyped`` (an exception while it loads), ``raises N`` (one in its Nth run),
     ``profile fails``, ``profile dies``, ``profile hangs``."""
 
     provider = "cpu"
@@ -51,11 +52,15 @@ class ScriptedBackend:
             raise ModelError(FailureKind.INVALID_MODEL, "scripted")
         if word == "memory":
             raise MemoryError
+        if word == "untyped":
+            raise KeyError("scripted")
         runs = 0
 
         def run() -> None:
             nonlocal runs
             runs += 1
+            if word == "raises" and runs == int(rest):
+                raise RuntimeError("indices out of bounds")
             if word == "slow":
                 with Path(rest).open("a") as file:
                     file.write("run\n")

@@ -236,7 +236,7 @@ def test_a_provider_that_does_not_work_is_missing(how: dict, words: str) -> None
         ("This session cannot use the graph capture feature as requested by the user as all "
          "compute graph nodes have not been partitioned to the CUDAExecutionProvider",
          FailureKind.UNSUPPORTED_OP),
-        ("CUDNN failure 9: CUDNN_STATUS_BAD_PARAM", FailureKind.INVALID_MODEL),
+        ("CUDNN failure 9: CUDNN_STATUS_BAD_PARAM", FailureKind.INVALID_INPUT),
     ],
 )  # fmt: skip
 def test_errors_have_their_outcomes(model: Path, error: str, kind: FailureKind) -> None:

@@ -73,6 +73,25 @@ def test_interleaved_gives_every_model_its_runs_in_time_order(
         assert got.running_ns == device.log.count(index) * (10 + index)
 
 
+def test_a_model_that_fails_leaves_and_the_others_go_on() -> None:
+    device, failed = Device({i: 50_000_000 for i in range(3)}), []
+
+    def failing() -> None:
+        if device.log.count(1) == 3:
+            raise ValueError("no more")
+        well()
+
+    well, device.runs[1] = device.runs[1], failing
+    spec = MeasureSpec(runs=10, runs_per_visit=2)
+    samples = interleaved(
+        device.runs, spec, clock=device.clock, failed=lambda index, error: failed.append(index)
+    )
+    assert failed == [1]
+    assert {index: len(each.latency_ns) for index, each in samples.items()} == {0: 10, 2: 10}
+    settle(device.runs, lambda: 1.0, lambda *_: None, device.clock, lambda i, e: failed.append(i))
+    assert failed == [1, 1]
+
+
 def test_interleaved_visits_every_model_once_a_round_in_changing_order() -> None:
     spec = MeasureSpec(runs=30, runs_per_visit=3, warmup=2)
     device = Device(dict.fromkeys(range(8), 10))

@@ -92,6 +92,28 @@ def test_a_bad_model_fails_alone(
     assert len(result.measurements[2].latency_ns) == 6
 
 
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("untyped", "KeyError: 'scripted'"),
+        ("raises 1", "the first run failed: indices out of bounds"),
+        ("raises 2", "a later run failed: indices out of bounds"),
+        ("raises 4", "a later run failed: indices out of bounds"),
+    ],
+)
+def test_an_exception_is_an_outcome_in_its_own_words(
+    worker: Worker, measure: Measure, protocol: Protocol, script: str, words: str
+) -> None:
+    measure("ok")
+    pid = worker.pid
+    result = measure("ok", script, "ok", protocol=protocol)
+    assert outcomes(result) == [None, FailureKind.INVALID_MODEL, None]
+    assert result.measurements[1].failure.message == words
+    assert [len(result.measurements[i].latency_ns) for i in (0, 2)] == [6, 6]
+    assert worker.pid == pid, "the process goes on"
+
+
 def test_a_model_that_hangs_times_out_and_the_rest_is_measured(measure: Measure) -> None:
     result = measure("ok", "hang", "ok", timeout_s=1)
     assert outcomes(result) == [None, FailureKind.TIMEOUT, None]

@@ -296,19 +296,21 @@ def _paddings(use: Use) -> Any:
 
 
 def _inserted(before: Declared | None, after: Declared | None, count: int) -> list[int]:
-    """Places of ``count`` dimensions of ``after`` that make ``before`` when they are left out."""
+    """Places of ``count`` dimensions of ``after`` that make ``before`` when they are left out.
+
+    Dimensions of 1 go first.
+    """
     if before is None or after is None or len(after) != len(before) + count:
         return list(range(count))
-    places: list[int] = []
-    at = 0
-    for place, size in enumerate(after):
-        left = len(after) - place
-        fits = at < len(before) and (size == before[at] or None in (size, before[at]))
-        if fits and (size != 1 or len(places) == count or left == len(before) - at):
-            at += 1
-        else:
-            places.append(place)
-    return places[:count] if len(places) >= count else list(range(count))
+
+    def fits(places: tuple[int, ...]) -> bool:
+        left = (size for place, size in enumerate(after) if place not in places)
+        return all(a == b or None in (a, b) for a, b in zip(left, before, strict=True))
+
+    ways = itertools.islice(itertools.combinations(range(len(after)), count), _MOST_WAYS)
+    fitting = [places for places in ways if fits(places)]
+    ones = [places for places in fitting if all(after[place] == 1 for place in places)]
+    return list(next(iter(ones or fitting), range(count)))
 
 
 def _new_axes(use: Use) -> Any:
