@@ -480,11 +480,16 @@ def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
     path = folder / "inputs.npz"
     with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
         for name, value in inputs.items():
-            if hasattr(value, "SerializeToString"):
-                archive.writestr(zipfile.ZipInfo(f"{name}.pb"), value.SerializeToString())
+            held: Any = value if hasattr(value, "SerializeToString") else np.asanyarray(value)
+            if isinstance(held, np.ndarray) and held.dtype.kind == "V":  # of ml_dtypes
+                from onnx import numpy_helper
+
+                held = numpy_helper.from_array(held)
+            if not isinstance(held, np.ndarray):
+                archive.writestr(zipfile.ZipInfo(f"{name}.pb"), held.SerializeToString())
                 continue
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(value), allow_pickle=True)
+                np.lib.format.write_array(file, held, allow_pickle=True)
     return [path]
 
 

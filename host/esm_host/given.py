@@ -72,6 +72,11 @@ class _Source:
             self._heads[proto] = _head(self.data(), proto)
         return self._heads[proto]
 
+    def calls_itself(self, known: GraphInput) -> bool:
+        """Whether the value names this input as its own."""
+        head = self.head(_proto(known.type))
+        return head is not None and head.name == known.name
+
     def data(self) -> bytes:
         if self.member is None:
             return self.path.read_bytes()
@@ -85,64 +90,49 @@ class Given:
     Args:
         paths: zips (``.npz``), files of ONNX values, or folders of such.
         folder: for zips that are made of them.
+        models: inputs by the model's path, in the graph's order; those that are initializers too
+            come last.
 
     Raises:
-        UsageError: a file cannot be read, or holds no values.
+        UsageError: a file cannot be read or holds no values; a value is of no model's input, or
+            of another type; two values are of one input.
     """
 
-    def __init__(self, paths: Sequence[Path], folder: Path) -> None:
+    def __init__(
+        self, paths: Sequence[Path], folder: Path, models: Mapping[str, Sequence[GraphInput]]
+    ) -> None:
         self._folder = folder
         self._sources = [source for path in paths for source in _sources(path)]
-        self._used: set[_Source] = set()
-        self._known: dict[str, None] = {}
+        self._all = [known for inputs in models.values() for known in inputs]
         self._files: dict[tuple[tuple[str, _Source], ...], File] = {}
-        self._fed: dict[str, tuple[File | None, dict[str, Array | None]]] = {}
+        used: set[_Source] = set()
+        self._given: dict[str, tuple[File | None, dict[str, Array | None]]] = {}
+        for path, inputs in models.items():
+            chosen = self._chosen(path, inputs)
+            used.update(chosen.values())
+            types = {known.name: known for known in inputs}
+            arrays = {name: _checked(source, path, types[name]) for name, source in chosen.items()}
+            self._given[path] = self._packed(chosen), arrays
+        unused = [source for source in self._sources if source not in used]
+        if models and unused:  # what is no ONNX is refused by the device
+            raise _of_no_input(unused[0], list(dict.fromkeys(known.name for known in self._all)))
 
-    def of(
-        self, path: str, inputs: Sequence[GraphInput], overridable: Sequence[GraphInput] = ()
-    ) -> tuple[File | None, dict[str, Array | None]]:
+    def of(self, path: str) -> tuple[File | None, dict[str, Array | None]]:
         """Return the file that a model is given, and types and dimensions of its values by input.
 
         What has no dimensions of its own is None: a sequence of several, an absent value.
-
-        Args:
-            path: of the model, for messages.
-            inputs: in the graph's order, those that have to be fed.
-            overridable: inputs that are initializers too.
-
-        Raises:
-            UsageError: a value is of another type than its input, or two are of one input.
         """
-        if path in self._fed:
-            return self._fed[path]
-        known = {each.name: each for each in (*inputs, *overridable)}
-        self._known.update(dict.fromkeys(known))
-        chosen: dict[str, _Source] = {}
-        arrays: dict[str, Array | None] = {}
-        for source in self._sources:
-            name = _meant(source, list(known.values()))
-            if name is None:
-                continue
-            self._used.add(source)
-            if name in chosen:
-                raise UsageError(f"{source}: {path}: '{name}' is given twice, by {chosen[name]}")
-            chosen[name] = source
-            arrays[name] = _checked(source, path, known[name])
-        self._fed[path] = self._packed(chosen), arrays
-        return self._fed[path]
+        return self._given.get(path, (None, {}))
 
-    def check_used(self) -> None:
-        """Raise UsageError for a value that no model has an input for."""
+    def _chosen(self, path: str, inputs: Sequence[GraphInput]) -> dict[str, _Source]:
+        chosen: dict[str, _Source] = {}
         for source in self._sources:
-            if source in self._used:
-                continue
-            if source.name is not None:
-                raise UsageError(f"--input: {unknown(source.name, list(self._known))}")
-            there = ", ".join(self._known) or "none"
-            raise UsageError(
-                f"{source} is of no input of the model ({there}): name it input_0.pb by the "
-                "input's position, or INPUT.pb"
-            )
+            name = _meant(source, inputs, self._all)
+            if name is not None and name in chosen:
+                raise UsageError(f"{source}: {path}: '{name}' is given twice, by {chosen[name]}")
+            if name is not None:
+                chosen[name] = source
+        return chosen
 
     def _packed(self, chosen: Mapping[str, _Source]) -> File | None:
         if not chosen:
@@ -225,28 +215,31 @@ def _header(path: Path, name: str, file: Any) -> Array:
     return Array(kind, tuple(dims))
 
 
-def _meant(source: _Source, inputs: Sequence[GraphInput]) -> str | None:
-    """Return the input that a value is of; None where the model has none for it.
+def _meant(
+    source: _Source, inputs: Sequence[GraphInput], everywhere: Iterable[GraphInput]
+) -> str | None:
+    """Return the input of a model that a value is of; None where it has none for it.
 
-    A value's own name counts most, then its position, then its file's name.
+    A value's own name counts most, if some model has such an input; then its position, then its
+    file's name.
     """
-    names = [known.name for known in inputs]
+    name, names = source.name, [known.name for known in inputs]
+    if name is None:
+        name = next((k.name for k in everywhere if source.calls_itself(k)), None)
+    if name is None and source.position is not None:
+        name = dict(enumerate(names)).get(source.position)
+    elif name is None:
+        name = source.path.stem
+    return name if name in names else None
+
+
+def _of_no_input(source: _Source, names: Sequence[str]) -> UsageError:
     if source.name is not None:
-        return source.name if source.name in names else None
-    at = source.position
-    likely = [inputs[at]] if at is not None and at < len(inputs) else []
-    for known in (*likely, *inputs):
-        head = source.head(_proto(known.type))
-        if head is not None and _is_like(known, inputs, head.name):
-            return head.name
-    if likely:
-        return likely[0].name
-    return source.path.stem if source.path.stem in names else None
-
-
-def _is_like(known: GraphInput, inputs: Iterable[GraphInput], name: str) -> bool:
-    """Whether the input of that name has a value of the same kind of proto."""
-    return any(each.name == name and _proto(each.type) == _proto(known.type) for each in inputs)
+        return UsageError(f"--input: {unknown(source.name, names)}")
+    return UsageError(
+        f"{source} is of no input ({', '.join(names) or 'there are none'}): name it input_0.pb by "
+        "the input's position, or INPUT.pb"
+    )
 
 
 def _head(data: bytes, proto: str) -> _Head | None:

@@ -348,7 +348,8 @@ class Case:
 
     Attributes:
         shapes: dimensions of inputs, by name; a free dimension of others is taken as 1.
-        inputs: an ``.npz`` with inputs by name; those that it lacks are drawn.
+        inputs: a zip of values by their input's name, ``NAME.npy`` as in an ``.npz`` or ``NAME.pb``
+            of an ONNX value; inputs that it lacks are drawn.
         threads: of the runtime; 0 takes those of the block's spec.
     """
 
@@ -427,7 +428,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Input:
-    """An input as it was fed; ``type`` as numpy names it, or ``"string"``."""
+    """Input as it was fed.
+
+    Attributes:
+        type: numpy's name or ONNX's in lower case: ``"float32"``, ``"string"``, ``"bfloat16"``,
+            ``"seq(float32)"``, ``"optional(int64)"``.
+        dims: of a sequence, those of its tensors; empty if they differ, and for an absent value.
+    """
 
     name: str
     type: str

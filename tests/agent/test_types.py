@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
@@ -39,7 +40,7 @@ def built(
 ) -> bytes:
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", opset)]
-    ir_version = {23: 11, 25: 12}.get(opset, 8)
+    ir_version = {19: 9, 21: 10, 23: 11, 25: 12}.get(opset, 8)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
     return bytes(model.SerializeToString())
 
@@ -50,10 +51,13 @@ def passed_on(kind: TypeProto, opset: int = 17) -> bytes:
 
 
 def shape_of(number: int, dims: Sequence[int] = (3,)) -> bytes:
-    """Runs with every type of tensor."""
+    """Runs with every type of tensor, in the first version that has it."""
+    opset = next(
+        o for last, o in ((16, 17), (20, 19), (22, 21), (23, 23), (26, 25)) if number <= last
+    )
     shape = helper.make_node("Shape", ["x"], ["y"])
     output = value("y", TENSOR(TensorProto.INT64, [len(dims)]))
-    return built([shape], [value("x", TENSOR(number, dims))], [output], 25)
+    return built([shape], [value("x", TENSOR(number, dims))], [output], opset)
 
 
 def loaded(tmp_path: Path, model: bytes, **given: Any) -> LoadedModel:
@@ -102,7 +106,7 @@ def test_values_that_came_are_those_that_the_model_computes_with(
 ) -> None:
     cast = helper.make_node("Cast", ["x"], ["y"], to=FLOAT)
     inputs = [value("x", TENSOR(number, [3]))]
-    model = built([cast], inputs, [value("y", TENSOR(FLOAT, [3]))], 23)
+    model = built([cast], inputs, [value("y", TENSOR(FLOAT, [3]))], 21)
     wanted = np.array([1, 0, 1], np.float32)
     array = wanted.astype(helper.tensor_dtype_to_np_dtype(number))
     proto = numpy_helper.from_array(array)
@@ -137,13 +141,20 @@ def test_protos_are_read_as_onnx_reads_them(element: Any, raw: bool) -> None:
 @pytest.mark.parametrize("number", [TensorProto.INT4, TensorProto.UINT4], ids=["int4", "uint4"])
 def test_types_that_numpy_lacks_come_out(tmp_path: Path, number: int) -> None:
     cast = helper.make_node("Cast", ["x"], ["y"], to=number)
-    model = built([cast], [value("x", TENSOR(FLOAT, [3]))], [value("y", TENSOR(number, [3]))], 23)
+    model = built([cast], [value("x", TENSOR(FLOAT, [3]))], [value("y", TENSOR(number, [3]))], 21)
     assert outputs(loaded(tmp_path, model))[0].element_type() == number
 
 
 def test_a_scalar_in_bfloat16_lives(tmp_path: Path) -> None:
     (output,) = outputs(loaded(tmp_path, passed_on(TENSOR(TensorProto.BFLOAT16, []))))
     assert (output.data_type(), output.shape()) == ("tensor(bfloat16)", [])
+
+
+@pytest.mark.parametrize("number", sorted(COMPLEX), ids=["complex64", "complex128"])
+def test_complex_numbers_are_beyond_the_runtime(tmp_path: Path, number: int) -> None:
+    with pytest.raises(ModelError, match="complex") as caught:
+        loaded(tmp_path, passed_on(TENSOR(number, [2])))
+    assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
 
 
 def test_strings_are_given_and_drawn(tmp_path: Path) -> None:
@@ -231,6 +242,23 @@ def test_an_absent_value_and_a_map_may_come_out(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     assert outputs(loaded(tmp_path, model.SerializeToString()))
+
+
+@pytest.mark.parametrize("operator", ["SplitToSequence", "SequenceConstruct"])
+def test_sequences_that_come_out_do_not_grow_from_run_to_run(tmp_path: Path, operator: str) -> None:
+    node = helper.make_node(operator, ["x"], ["y"])
+    sequence = SEQUENCE(TENSOR(FLOAT, None))
+    model = loaded(
+        tmp_path, built([node], [value("x", TENSOR(FLOAT, [2]))], [value("y", sequence)])
+    )
+    length = helper.make_node("SequenceLength", ["y"], ["n"])
+    count = built([length], [value("y", sequence)], [value("n", TENSOR(TensorProto.INT64, []))])
+    session = onnxruntime.InferenceSession(count, providers=["CPUExecutionProvider"])
+    lengths = []
+    for _ in range(3):
+        found = onnxruntime.OrtValue(outputs(model)[0])
+        lengths.append(int(session.run_with_ort_values(["n"], {"y": found})[0].numpy()))
+    assert len(set(lengths)) == 1
 
 
 def test_an_output_whose_shape_changes_from_run_to_run(tmp_path: Path) -> None:

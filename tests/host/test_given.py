@@ -39,7 +39,7 @@ def test_arrays_are_looked_at_without_reading_them(tmp_path: Path) -> None:
     np.savez(path, x=np.zeros((2, 3), ">f4"), i=np.int64(3), t=np.array(["a", "bc"]), b=[True])
     types = {"x": "float32", "i": "int64", "t": "string", "b": "bool"}
     inputs = [GraphInput(name, kind, None) for name, kind in types.items()]
-    file, arrays = Given([path], tmp_path).of("m.onnx", inputs)
+    file, arrays = of([path], inputs)
     assert arrays == {
         "x": Array("float32", (2, 3)),
         "i": Array("int64", ()),
@@ -53,17 +53,15 @@ def test_arrays_are_looked_at_without_reading_them(tmp_path: Path) -> None:
 def test_a_model_gets_what_it_has_inputs_for(tmp_path: Path) -> None:
     path = tmp_path / "inputs.npz"
     np.savez(path, image=np.zeros((2, 3), np.float32), mask=[True, False])
-    given = Given([path], tmp_path)
-    both, _ = given.of("a.onnx", [IMAGE, MASK])
-    alone, arrays = given.of("b.onnx", [IMAGE])
-    same, _ = given.of("c.onnx", [IMAGE])
+    models = {"a": [IMAGE, MASK], "b": [IMAGE], "c": [IMAGE], "d": [WEIGHT]}
+    given = Given([path], tmp_path, models)
+    (both, _), (alone, arrays), (same, _) = map(given.of, "abc")
     assert both is not None
     assert both.path == path
     assert members(alone) == ["image.npy"]
     assert alone == same
     assert list(arrays) == ["image"]
-    assert given.of("d.onnx", [WEIGHT]) == (None, {})
-    given.check_used()
+    assert given.of("d") == (None, {})
     assert alone is not None
     assert alone.path is not None
     with np.load(alone.path) as kept:
@@ -73,19 +71,15 @@ def test_a_model_gets_what_it_has_inputs_for(tmp_path: Path) -> None:
 def test_an_array_that_no_model_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "inputs.npz"
     np.savez(path, imag=np.zeros((2, 3), np.float32))
-    given = Given([path], tmp_path)
-    assert given.of("a.onnx", [IMAGE]) == (None, {})
     with pytest.raises(UsageError, match="no input 'imag': did you mean 'image'"):
-        given.check_used()
+        of([path], [IMAGE])
 
 
 def test_an_initializer_that_is_an_input_too_may_be_given(tmp_path: Path) -> None:
     path = tmp_path / "inputs.npz"
     np.savez(path, weight=np.zeros(3, np.float32))
-    given = Given([path], tmp_path)
-    _, arrays = given.of("a.onnx", [IMAGE], [WEIGHT])
+    _, arrays = of([path], [IMAGE, WEIGHT])
     assert arrays == {"weight": Array("float32", (3,))}
-    given.check_used()
 
 
 def saved(folder: Path, **protos: Any) -> Path:
@@ -96,10 +90,7 @@ def saved(folder: Path, **protos: Any) -> Path:
 
 
 def of(paths: Sequence[Path], inputs: Sequence[GraphInput]) -> tuple[File | None, Any]:
-    given = Given(paths, paths[0].parent)
-    found = given.of("m.onnx", inputs)
-    given.check_used()
-    return found
+    return Given(paths, paths[0].parent, {"m.onnx": inputs}).of("m.onnx")
 
 
 def test_a_folder_as_onnx_keeps_its_test_data(tmp_path: Path) -> None:
@@ -166,7 +157,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, values: dict[str, Any], words: s
     [
         ("image", proto(np.zeros((1, 3))), "'image' is float32 and the tensor is float64"),
         ("input_0", proto([True]), "'image' is float32 and the tensor is bool"),
-        ("input_7", proto([True]), r"is of no input of the model \(image, parts\)"),
+        ("input_7", proto([True]), r"is of no input \(image, parts\)"),
         ("other", proto([True]), "name it input_0.pb"),
     ],
 )

@@ -6,12 +6,14 @@ and takes time by type. Bound values stay the runtime's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice, OrtValueVector
 
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.onnx_values import packed
@@ -21,6 +23,7 @@ from esm_protos.value_types import Element, ValueType
 
 _TENSOR, _INT = 4, 2  # AttributeProto.AttributeType
 _IR_VERSION, _OPSET = 8, 17
+_TENSOR_TYPE = re.compile(r"(optional\()?tensor\(")
 
 
 def values(feed: Feed) -> dict[str, Any]:
@@ -41,8 +44,10 @@ def values(feed: Feed) -> dict[str, Any]:
 class Bound:
     """One inference of a session on values that stay.
 
-    Outputs are allocated by the first inference and reused, as an application does that binds
-    them too. Where their shapes change from run to run (by nodes that draw), every run allocates.
+    Tensors that come out are allocated by the first inference and reused, as in an application
+    that binds them too. All outputs are allocated at every inference where that cannot be: for
+    sequences and maps, to which the runtime would append, and for shapes that change from run to
+    run.
 
     Attributes:
         run: one inference; raises what the runtime raises.
@@ -53,34 +58,39 @@ class Bound:
     def __init__(self, session: Any, fed: dict[str, Any]) -> None:
         """Bind values that :func:`values` made."""
         self._binding = binding = session.io_binding()
+        self._allocated: Sequence[Any] | None = None
+        inputs = OrtValueVector()
         for name, value in fed.items():
             binding.bind_ortvalue_input(name, value)
-        outputs = [output.name for output in session.get_outputs()]
-        anew = False
+            inputs.push_back(value._get_c_value())
+        kinds = {output.name: output.type for output in session.get_outputs()}
+        for name in kinds:
+            binding.bind_output(name)
+        options, names, outputs = ort.RunOptions(), list(fed), list(kinds)
+        cpu = OrtDevice(OrtDevice.cpu(), OrtDevice.default_memory(), 0)
+        devices = [cpu] * len(outputs)
 
-        def bind_outputs() -> None:
-            for name in outputs:
-                binding.bind_output(name)
+        def allocating() -> None:
+            found = OrtValueVector()
+            session.run_with_ortvaluevector(options, names, inputs, outputs, found, devices)
+            self._allocated = found
 
-        def run() -> None:
-            nonlocal anew
-            if anew:
-                bind_outputs()
+        def reusing() -> None:
+            if self._allocated is not None:
+                return allocating()
             try:
                 session.run_with_iobinding(binding)
             except Exception:
-                if anew:
-                    raise
-                # Without a binding the runtime allocates, and its exceptions have a type.
-                session.run_with_ort_values(outputs, fed)
-                anew = True
+                # Shapes have changed, or else this raises what the failure was, by its type.
+                allocating()
 
-        bind_outputs()
-        self.run = run
+        are_tensors = all(_TENSOR_TYPE.match(kind) for kind in kinds.values())
+        self.run = reusing if are_tensors else allocating
 
     def outputs(self) -> Sequence[Any]:
         """Return the outputs of the last run, as the runtime's values, in the model's order."""
-        return list(self._binding.get_outputs_as_ortvaluevector())
+        found = self._allocated
+        return list(self._binding.get_outputs_as_ortvaluevector() if found is None else found)
 
 
 def _value(kind: ValueType, value: NDArray[Any] | tuple[NDArray[Any], ...]) -> Any:

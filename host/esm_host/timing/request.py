@@ -72,19 +72,21 @@ def read_request(
         if len(set(values)) < len(values):
             raise UsageError(f"--{flag} {','.join(map(str, values))}: give each once")
     given = [parse_shape(text) for text in shapes]
-    fed = Given(inputs, folder or Path())
     files = _files(models)
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
-    entries = tuple(
+    known = {
+        file.path: (*graph_inputs(file.outline), *overridable_inputs(file.outline))
+        for file in files
+        if file.outline is not None
+    }
+    fed = Given(inputs, folder or Path(), known)
+    return tuple(
         _entry(file, batch, *_drawn(file, given, batch, fed), number)
         for file in files
         for batch in (batches or (None,))
         for number in (threads if len(threads) > 1 else (0,))
     )
-    if parsed:  # of what is no ONNX, the device says so
-        fed.check_used()
-    return entries
 
 
 def _files(models: Sequence[Path | ModelFile]) -> list[ModelFile]:
@@ -109,7 +111,7 @@ def _drawn(
     if file.outline is None:
         return (), None
     inputs = graph_inputs(file.outline)
-    own, arrays = fed.of(file.path, inputs, overridable_inputs(file.outline))
+    own, arrays = fed.of(file.path)
     if not (given or arrays or batch):
         return (), own
     # A value without dimensions of its own leaves nothing to work out.
