@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.public_models import build
 from esm_host.cli.app import app
+from esm_host.cli.progress import DeviceLines
 from esm_host.errors import UnreachableError
 from esm_host.timing import timing_spec
 from esm_host.transport import devices
@@ -31,7 +32,9 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Model,
+    Progress,
     Protocol,
+    State,
 )
 from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
@@ -231,6 +234,32 @@ def test_an_interval_takes_five_runs_exact_or_adaptive(
         assert entry["ci95_ms"] is None
         assert "too few runs for an interval, which takes 5 visits or more" in result.stderr
         assert result.exit_code == (3 if option == "--max-runs" else 0)
+
+
+def test_more_threads_than_processors_are_a_warning_of_every_number(
+    fake: FakeProfiler, model: Path
+) -> None:
+    result = esm_host_time(model, "--threads", "1,2", "--json", "-")
+    one, two = json.loads(result.stdout)["results"]
+    assert one["warnings"] == []
+    assert two["warnings"] == ["2 threads on 1 processor: give --threads 1"]
+    assert two["verdict"] == "stable"
+    assert "2 threads on 1 processor" in result.stderr
+    assert result.exit_code == 0
+
+
+def test_the_time_that_is_left_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("esm_host.cli.progress.time.monotonic", lambda: next(now))
+    with DeviceLines(["pi4"], quiet=False) as told:
+        for percent in (0, 10, 20, 30):
+            told("pi4", Progress(State.MEASURING, percent / 100))
+    assert capsys.readouterr().err.splitlines() == [
+        "pi4: measuring",
+        "pi4: measuring, at most 90 s left".replace("90 s", "2 min"),
+    ]
 
 
 def test_a_time_that_is_asked_for_is_kept(fake: FakeProfiler, model: Path) -> None:

@@ -54,6 +54,8 @@ specs = st.builds(
     tf32=st.booleans(),
     cuda_graph=st.booleans(),
     allow_fallback=st.booleans(),
+    min_rounds=st.integers(0, 1000),
+    short_visits=st.booleans(),
 )
 seconds = st.floats(0, 1e6)
 holders = st.none() | st.builds(
@@ -79,6 +81,9 @@ states = st.builds(
     memory_available_bytes=counters,
     swap_used_bytes=counters,
     swapped_pages=counters,
+    cpu_periods=counters,
+    cpu_throttled_periods=counters,
+    cpu_throttled_s=amounts,
     gpus=st.lists(
         st.builds(
             GpuState,
@@ -119,6 +124,7 @@ devices = st.builds(
         Occupancy, holder=holders, waiting=st.integers(0, 1000), draining=st.booleans()
     ),
     isolation=st.lists(st.text()).map(tuple),
+    cpu_quota=amounts,
 )
 
 

@@ -39,6 +39,8 @@ _CLOCK_STEP_NS = 1_000  # 1 % of a model of 0.1 ms
 _COARSE_STEP_NS = 100_000
 _SAME_KIND = 0.9  # the favoured cores of one kind are less than a tenth faster
 
+_MOST_MEMORY = 0.75  # the agent's own service gets 80 %
+
 _PI_BEFORE = 16  # the same again, for what has been
 
 
@@ -201,11 +203,13 @@ def _memory_limit(case: _Case) -> Finding:
     limit, physical = case.machine.memory_limit_bytes, case.machine.physical_bytes
     if limit is None or limit >= physical:
         return Finding("memory limit", Severity.OK, "none")
+    text = f"this control group gets {limit / 1e9:.1f} of {physical / 1e9:.1f} GB"
+    if limit >= _MOST_MEMORY * physical:
+        return Finding("memory limit", Severity.OK, text)
     return Finding(
         "memory limit",
         Severity.ADVICE,
-        f"this control group gets {limit / 1e9:.1f} of {physical / 1e9:.1f} GB: a larger model is "
-        "out_of_memory",
+        f"{text}: a larger model is out_of_memory",
         "raise the container's limit: --memory, or MemoryMax= of the service",
     )
 
