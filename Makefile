@@ -28,7 +28,7 @@ database:  ## PostgreSQL, for the tests of stores that a team shares; without it
 	  { test "$$(id -u)" -eq 0 && command -v apt-get >/dev/null && apt-get install -y -q postgresql; } || \
 	  echo "no PostgreSQL, tests of shared stores are skipped: sudo apt-get install postgresql" >&2
 
-test-faults: $(STAMP)  ## kills, cuts, full disks, jumping clocks, malformed inputs; ten minutes
+test-faults: $(STAMP)  ## kills, cuts, full disks (as root: ext4), jumping clocks (faketime), malformed inputs; ten minutes
 	$(BIN)/python -m pytest -m faults -s
 
 test-arm64: $(STAMP)  ## the guide for the Raspberry Pi, followed in a Debian for arm64; needs root

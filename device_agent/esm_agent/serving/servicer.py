@@ -261,7 +261,7 @@ def _statuses(
             raise
         text = str(error)
         if isinstance(error, OSError):
-            text = f"no room for it on the device: {error.strerror or type(error).__name__}"
+            text = f"the device cannot take it now: {error.strerror or type(error).__name__}"
     else:
         return
     tell(code, text)
