@@ -11,7 +11,8 @@ from esm_protos.messages import Failure, FailureKind
 _LONGEST = 500
 _MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "status_alloc_failed")
 _LACKING_WORDS = re.compile(
-    r"no op registered|is not (?:a registered function|currently registered)|unrecognized attribute|kernel not found|"
+    r"no op registered|is not (?:a registered function|currently registered)|"
+    r"unrecognized attribute|kernel not found|"
     r"not (?:yet )?(?:supported|implemented)|unsupported|only supports?\b|"
     r"type 'tensor\(\w+\)' of input parameter|failed to construct locale"
 )
