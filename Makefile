@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser database test test-predictors test-faults test-arm64 test-large lint types docs protos probes clean
+.PHONY: demo browser database test test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos probes clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -13,7 +13,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not predictors"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors"
 
 test-predictors: $(STAMP)  ## what every predictor does, of those that are slow to train; some minutes
 	$(BIN)/python -m pytest -n 2 -m predictors
@@ -36,6 +36,9 @@ test-arm64: $(STAMP)  ## the guide for the Raspberry Pi, followed in a Debian fo
 
 test-large: $(STAMP)  ## a model of 3 GB; needs 10 GB of disk
 	$(BIN)/python -m pytest -m large -s
+
+test-onnx: $(STAMP)  ## the ONNX project's test cases, with their own and with drawn inputs; some minutes
+	$(BIN)/python -m pytest -m onnx -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

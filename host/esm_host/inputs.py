@@ -259,6 +259,6 @@ def _graph_input(value: view.ValueInfo) -> GraphInput:
 
 def _dim(dim: view.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        # Some exporters write a free dimension as -1 or 0.
-        return int(dim.dim_value) if dim.dim_value > 0 else None
+        # Some exporters write a free dimension as -1. The runtime insists on 0 as on any size.
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
     return str(dim.dim_param) or None

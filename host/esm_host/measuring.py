@@ -23,7 +23,7 @@ from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.patient import PatientProfiler
 from esm_models.space import SearchSpace
-from esm_protos.messages import DeviceInfo
+from esm_protos.messages import DeviceInfo, MeasureSpec
 
 PATIENCE_S = 60.0
 
@@ -171,7 +171,10 @@ def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: R
     known = store.fact("campaign")
     if known is None:
         store.add_fact("campaign", identity)
-    elif known != identity:
+        return
+    # What its version did not know yet was as it is by default now.
+    known = {**MeasureSpec().to_json(), **known}
+    if known != identity:
         differs = [name for name, value in identity.items() if known.get(name) != value]
         raise MismatchError(
             f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "

@@ -100,6 +100,8 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         precision=spec.precision,
         max_block_s=spec.max_block_s,
         min_block_s=spec.min_block_s,
+        min_rounds=spec.min_rounds,
+        short_visits=spec.short_visits,
         tf32=spec.tf32,
         cuda_graph=spec.cuda_graph,
         allow_fallback=spec.allow_fallback,
@@ -122,6 +124,8 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         precision=message.precision,
         max_block_s=message.max_block_s,
         min_block_s=message.min_block_s,
+        min_rounds=message.min_rounds,
+        short_visits=message.short_visits,
         tf32=message.tf32,
         cuda_graph=message.cuda_graph,
         allow_fallback=message.allow_fallback,
@@ -150,6 +154,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         ),
         isolation=info.isolation,
         time_unix_s=info.time_unix_s or 0.0,
+        cpu_quota=info.cpu_quota,
     )
 
 
@@ -175,6 +180,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         ),
         isolation=tuple(message.isolation),
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
+        cpu_quota=message.cpu_quota if message.HasField("cpu_quota") else None,
     )
 
 
@@ -214,6 +220,9 @@ _OPTIONAL_STATE = (
     "memory_available_bytes",
     "swap_used_bytes",
     "swapped_pages",
+    "cpu_periods",
+    "cpu_throttled_periods",
+    "cpu_throttled_s",
 )
 _OPTIONAL_GPU = ("clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
 
@@ -427,6 +436,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
         profile=_profile_to_pb(measurement.profile),
+        runs_per_visit=measurement.runs_per_visit,
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -466,6 +476,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         inputs=tuple(Input(i.name, i.type, tuple(i.dims)) for i in message.inputs),
         peak_rss_bytes=message.peak_rss_bytes or None,
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
+        runs_per_visit=message.runs_per_visit,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,19 +73,23 @@ class MeasureSpec:
 
     Attributes:
         runs: counted runs per model; with a precision, the most.
-        runs_per_visit: counted runs in a row; ``interleaved`` only.
+        runs_per_visit: counted runs in a row; ``interleaved`` only. With ``short_visits``, the
+            most.
         warmup: uncounted runs before each visit, at most: a slow model needs fewer to be warm
             (``sequential``: before all runs, exactly).
         trim: share of the counted runs dropped at each end, below 0.5.
         threads: threads of the runtime.
         seed: of the visiting order, the inputs and the weights of weightless graphs.
         provider: ``"cpu"`` or ``"cuda"``.
-        model_timeout_s: longest time that loading or one visit of a model may take, seconds.
+        model_timeout_s: longest time that loading a model or one inference may take, seconds.
         precision: a model is done when the half-width of its 95 % interval is below this share
             of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
         max_block_s: no new round begins after so many seconds of rounds; 0 sets no limit.
         min_block_s: with a precision, no model is done before so many seconds of rounds; what is
             too short to meet the device's ups and downs looks tighter than it is.
+        min_rounds: rounds that are made even after ``max_block_s``.
+        short_visits: visits of slow models have fewer runs, down to one: several in a row only
+            make up for cold caches, which cost a slow model nothing.
         tf32: ``cuda`` only: float32 matrix products by 19-bit tensor cores.
         cuda_graph: ``cuda`` only: the launches of an inference recorded once and replayed.
         allow_fallback: measure also a model of which some nodes run on another provider.
@@ -105,6 +110,8 @@ class MeasureSpec:
     precision: float = 0.0
     max_block_s: float = 0.0
     min_block_s: float = 0.0
+    min_rounds: int = 0
+    short_visits: bool = False
     tf32: bool = False
     cuda_graph: bool = False
     allow_fallback: bool = False
@@ -114,6 +121,7 @@ class MeasureSpec:
             ("runs", 1, 1_000_000),
             ("runs_per_visit", 1, 1_000_000),
             ("warmup", 0, 100_000),
+            ("min_rounds", 0, 1_000_000),
             ("threads", 1, MAX_THREADS),
             ("seed", 0, 2**63 - 1),
         ):
@@ -240,6 +248,9 @@ class DeviceState:
         own_s: counter of processor time, the measuring process's.
         stolen_s: counter of processor time that the hypervisor gave to others.
         swapped_pages: counter, in and out.
+        cpu_periods: counter of the control group's periods in which it ran.
+        cpu_throttled_periods: counter of those in which its CPU quota stopped it.
+        cpu_throttled_s: counter of the time for which its CPU quota stopped it.
     """
 
     at_ns: int
@@ -255,6 +266,9 @@ class DeviceState:
     memory_available_bytes: int | None = None
     swap_used_bytes: int | None = None
     swapped_pages: int | None = None
+    cpu_periods: int | None = None
+    cpu_throttled_periods: int | None = None
+    cpu_throttled_s: float | None = None
     gpus: tuple[GpuState, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -277,7 +291,10 @@ class DeviceInfo:
     """The device as its agent sees it.
 
     Attributes:
-        isolation: what confines its measuring process.
+        cpu_count: processors that the agent may use.
+        memory_bytes: physical memory, or the limit of the agent's control group if it is lower.
+        isolation: names of what confines the measuring process.
+        cpu_quota: processors' worth of time that the agent's control group gets; None: no limit.
         time_unix_s: what its clock says; None: it does not tell.
     """
 
@@ -296,7 +313,13 @@ class DeviceInfo:
     state: DeviceState
     occupancy: Occupancy = Occupancy()
     isolation: tuple[str, ...] = ()
+    cpu_quota: float | None = None
     time_unix_s: float | None = None
+
+    @property
+    def processors(self) -> float:
+        """Processors that models can use at a time: a quota of 1.5 is 1.5 processors."""
+        return min(self.cpu_count, self.cpu_quota or math.inf)
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
         """What must be equal for two measurements by a provider to be of the same device."""
@@ -479,6 +502,7 @@ class Measurement:
         peak_rss_bytes: most that a process with this model alone had in memory while it was
             loaded and first run; None where nobody asked or the device does not tell.
         profile: None where nobody asked.
+        runs_per_visit: counted runs of each visit; 0: those of the block's spec.
     """
 
     model_id: str
@@ -494,10 +518,15 @@ class Measurement:
     inputs: tuple[Input, ...] = ()
     peak_rss_bytes: int | None = None
     profile: Profile | None = None
+    runs_per_visit: int = 0
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
         return cls(model_id, _none(), _none(), failure=Failure(kind, message))
+
+    def visit_runs(self, spec: MeasureSpec) -> int:
+        """Return the number of counted runs of each visit."""
+        return self.runs_per_visit or spec.runs_per_visit
 
     def trimmed_mean_ms(self, trim: float) -> float:
         """Mean of the samples after dropping the fastest and slowest ``trim`` share of them.

@@ -18,8 +18,9 @@ Floats = NDArray[np.float64]
 PACE_MODELS = 4
 """With fewer models a block does not tell the device's pace from a model's own."""
 
-MIN_ROUNDS = 10
-"""Rounds below which no interval is given."""
+MIN_ROUNDS = 5
+"""Rounds below which no interval is given. With 5 the interval holds the truth as often as with 10
+(93 % of simulated cases, 87 % where rounds are correlated by 0.3), and is about twice as wide."""
 
 _NEIGHBOURS = 3  # visits on either side that tell the pace at a visit
 _BATCHES = 20  # Schmeiser (1982): more than 30 batches tell hardly more, and are less independent
@@ -137,7 +138,7 @@ class BlockEstimate:
 def estimate_block(
     latency_ns: Sequence[NDArray[np.int64]],
     start_ns: Sequence[NDArray[np.int64]],
-    runs_per_visit: int,
+    runs_per_visit: int | Sequence[int],
     trim: float,
     common_pace: bool,
 ) -> BlockEstimate:
@@ -146,10 +147,16 @@ def estimate_block(
     Args:
         latency_ns: counted runs of each model, in the order of time.
         start_ns: when each of them began.
+        runs_per_visit: counted runs of a visit; one number for all models, or one each.
         common_pace: whether the block was interleaved, so that its models share a pace.
     """
-    visits = [_visits(values, runs_per_visit) for values in latency_ns]
-    began = [values[::runs_per_visit][: len(v)] for values, v in zip(start_ns, visits, strict=True)]
+    if isinstance(runs_per_visit, int):
+        runs_per_visit = [runs_per_visit] * len(latency_ns)
+    visits = [_visits(runs, n) for runs, n in zip(latency_ns, runs_per_visit, strict=True)]
+    began = [
+        starts[::n][: len(visited)]
+        for starts, n, visited in zip(start_ns, runs_per_visit, visits, strict=True)
+    ]
     if common_pace:
         paces = pace([np.median(v, axis=1) for v in visits], began)
     else:

@@ -17,7 +17,10 @@ from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 class ScriptedBackend:
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
-    every load), ``profile fails``, ``profile dies``, ``profile hangs``."""
+    every load), ``slow PATH`` (0.25 s, a line for every run),
+    ``eat BYTES`` (memory, while it loads),
+    ``untyped`` (an exception while it loads), ``raises N`` (one in its Nth run),
+    ``profile fails``, ``profile dies``, ``profile hangs``."""
 
     provider = "cpu"
 
@@ -40,6 +43,8 @@ class ScriptedBackend:
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if word == "eat":
+            bytearray(int(rest))[::4096] = b"x" * len(range(0, int(rest), 4096))
         if word == "log":
             with Path(rest).open("a") as file:
                 file.write("loaded\n")
@@ -47,11 +52,19 @@ class ScriptedBackend:
             raise ModelError(FailureKind.INVALID_MODEL, "scripted")
         if word == "memory":
             raise MemoryError
+        if word == "untyped":
+            raise KeyError("scripted")
         runs = 0
 
         def run() -> None:
             nonlocal runs
             runs += 1
+            if word == "raises" and runs == int(rest):
+                raise RuntimeError("indices out of bounds")
+            if word == "slow":
+                with Path(rest).open("a") as file:
+                    file.write("run\n")
+                time.sleep(0.25)
             if runs < 3:
                 return  # what follows happens in the middle of the measurement
             if word == "crash":

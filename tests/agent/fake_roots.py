@@ -36,6 +36,54 @@ def tree(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
+def grouped_v2(root: Path, group: str = "/system.slice/agent.service") -> Path:
+    """A service below a slice: the slice limits memory, the service processor time."""
+    top = "sys/fs/cgroup"
+    return tree(
+        root,
+        {
+            **PROC,
+            "proc/self/cgroup": f"0::{group}\n",
+            "proc/self/mountinfo": "31 23 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n",
+            f"{top}/cpu.stat": "usage_usec 1\n",
+            f"{top}/system.slice/cpu.max": "max 100000\n",
+            f"{top}/system.slice/cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
+            f"{top}/system.slice/memory.max": "500000000\n",
+            f"{top}/system.slice/memory.current": "300000000\n",
+            f"{top}/system.slice/memory.stat": "anon 1\ninactive_file 50000000\n",
+            f"{top}/system.slice/agent.service/cpu.max": "150000 100000\n",
+            f"{top}/system.slice/agent.service/cpu.stat": "usage_usec 9\nnr_periods 176\n"
+            "nr_throttled 163\nthrottled_usec 14500000\n",
+            f"{top}/system.slice/agent.service/memory.max": "max\n",
+            f"{top}/system.slice/agent.service/memory.current": "200000000\n",
+            f"{top}/system.slice/agent.service/memory.events": "low 0\noom 4\noom_kill 3\n",
+        },
+    )
+
+
+def grouped_v1(root: Path) -> Path:
+    """A container that sees its own groups only, by the host's paths."""
+    cpu, memory = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup/memory"
+    return tree(
+        root,
+        {
+            **PROC,
+            "proc/self/cgroup": "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n",
+            "proc/self/mountinfo": "40 30 0:30 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro - cgroup "
+            "cgroup rw,cpu,cpuacct\n"
+            "41 30 0:31 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+            "42 30 0:32 / /sys/fs/cgroup/unified ro - cgroup2 cgroup2 rw\n",
+            f"{cpu}/cpu.cfs_quota_us": "10000\n",
+            f"{cpu}/cpu.cfs_period_us": "100000\n",
+            f"{cpu}/cpu.stat": "nr_periods 20\nnr_throttled 18\nthrottled_time 1500000000\n",
+            f"{memory}/memory.limit_in_bytes": "400000000\n",
+            f"{memory}/memory.usage_in_bytes": "390000000\n",
+            f"{memory}/memory.stat": "cache 1\ninactive_file 1\ntotal_inactive_file 40000000\n",
+            f"{memory}/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+        },
+    )
+
+
 def pi4(root: Path) -> Path:
     """Hot once, and short of current now."""
     files = {

@@ -92,7 +92,7 @@ def test_a_device_that_tells_nothing_is_not_unfit() -> None:
     bare = Machine(memory_bytes=10**9, online=(0,), usable=(0,))
     diagnosis = diagnose(bare, DeviceState(at_ns=0), probe())
     told = {f.check for f in diagnosis.findings if f.severity is OK}
-    assert told == {"affinity", "smt", "quota", "gpu", "clock", "pace", "noise"}
+    assert told == {"affinity", "smt", "quota", "memory limit", "gpu", "clock", "pace", "noise"}
     assert {f.severity for f in diagnosis.findings} == {OK, UNKNOWN}
     assert diagnosis.fit
 

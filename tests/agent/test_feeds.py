@@ -225,7 +225,7 @@ def test_a_free_dimension_that_cannot_be_one_is_explained(tmp_path: Path) -> Non
     loaded = OnnxRuntimeCpu().load(model(tmp_path, Case()), MeasureSpec())
     with pytest.raises(ModelError, match="of a, b were taken as 1: --shape sets them") as caught:
         first_run(loaded)
-    assert caught.value.failure.kind is FailureKind.INVALID_MODEL
+    assert caught.value.failure.kind is FailureKind.INVALID_INPUT
 
 
 def test_given_shapes_are_run(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from esm_agent.measure.outcomes import one_line
+from esm_agent.measure.outcomes import one_line, outcome
+from esm_protos.messages import FailureKind
 
 SECRET = (7373, 9191)
 
@@ -61,7 +62,7 @@ def test_not_even_as_shapes_that_they_become() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[ONNXRuntimeError] : 10 : INVALID_GRAPH : Node (Conv_12) has no input /layers/0/x.5",
+        "Node (Conv_12) has no input /layers/0/x.5",
         "Could not find an implementation for Mul(14) node with name 'mul_3'",
         "Current official support for domain ai.onnx is till opset 23.",
         "Unsupported model IR version: 14, max supported IR version: 11",
@@ -78,3 +79,59 @@ def test_what_helps_is_told(text: str) -> None:
 @pytest.mark.parametrize("number", ["42", "-42", "4.2e+09", "0x7f3c", "3x4x5", ".5"])
 def test_all_other_numbers_are_not(number: str) -> None:
     assert one_line(RuntimeError(f"value='{number}',\nsize {number}")) == "value='…', size …"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Mul node. "
+            "Name:'mul_3' Status Message: /src/core/ops.cc:52 virtual onnxruntime::common::Status "
+            "onnxruntime::Mul<T>::Compute(onnxruntime::OpKernelContext*) const [with T = float] "
+            "a.rank() == b.rank() was false. Shapes do not fit.",
+            "Mul 'mul_3': Shapes do not fit.",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from /tmp/a b/m.onnx failed:Fatal error: "
+            "ai.onnx:Fancy(-1) is not a registered function/op",
+            "ai.onnx:Fancy(…) is not a registered function/op",
+        ),
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: "
+            "/src/text/normalizer.cc:235 onnxruntime::Locale::Locale(const std::string&)::"
+            "<lambda()> No such locale",
+            "No such locale",
+        ),
+        ("upsamplebase.h:548 ScalesValidation Scale is too small", "Scale is too small"),
+        ("ops.cc:2256 operator() Integer division by zero", "Integer division by zero"),
+        (
+            '[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. In Node, ("n", '
+            'Foo, "", -1) : ("x": tensor(float),) -> ("y": tensor(float),) , Error Too few inputs',
+            "Too few inputs",
+        ),
+    ],
+)
+def test_where_in_the_source_it_was_said_is_not_told(text: str, kept: str) -> None:
+    assert one_line(RuntimeError(text)) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Batchwise operations (layout == 1) are not supported.", FailureKind.UNSUPPORTED_OP),
+        (
+            "Type Error: Type 'tensor(bfloat16)' of input parameter (x) of operator (Einsum) in "
+            "node (n) is invalid.",
+            FailureKind.UNSUPPORTED_OP,
+        ),
+        ("Unrecognized attribute: window for operator Attention", FailureKind.UNSUPPORTED_OP),
+        ("std::bad_alloc", FailureKind.OUT_OF_MEMORY),
+        ("Graph has a cycle", FailureKind.INVALID_MODEL),
+    ],
+)
+def test_what_the_runtime_lacks_is_no_fault_of_the_model(text: str, kind: FailureKind) -> None:
+    assert outcome(RuntimeError(text)).kind is kind
+
+
+def test_other_exceptions_are_named() -> None:
+    assert outcome(KeyError("x")).message == "KeyError: 'x'"

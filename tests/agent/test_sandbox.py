@@ -1,5 +1,6 @@
 """What confines the measuring process, seen from inside a real one."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -147,6 +148,35 @@ def test_what_the_system_kills_twice_may_have_wanted_memory(tmp_path: Path) -> N
     assert "SIGKILL: the device's memory may have run out" in failure.message
 
 
+def test_what_the_kernel_kills_for_memory_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = itertools.count()
+    monkeypatch.setattr("esm_agent.measure.worker.oom_kills", lambda: next(kills))
+    worker = Worker(ScriptedBackend)
+    try:
+        result = measured(worker, tmp_path, b"ok", b"killed")
+    finally:
+        worker.stop()
+    assert outcomes(result) == [None, FailureKind.OUT_OF_MEMORY]
+    failure = result.measurements[1].failure
+    assert failure is not None
+    assert "GB" in failure.message
+    assert "the kernel killed the measuring process" in failure.message
+
+
+def test_weights_above_the_limit_are_out_of_memory_before_they_are_drawn(tmp_path: Path) -> None:
+    worker = Worker(limits=Limits(10**6, 8, max_memory_bytes=100_000))
+    try:
+        result = measured(worker, tmp_path, weightless(64), weightless(1000))
+    finally:
+        worker.stop()
+    failure = result.measurements[1].failure
+    assert failure is not None
+    assert failure.kind is FailureKind.OUT_OF_MEMORY
+    assert "0.0001 GB that a model may use on this device" in failure.message
+
+
 def test_a_block_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
     """None of its models is silent for long, but all together are."""
     worker = Worker(limits=Limits(10**6, 8, max_block_s=1.5))
@@ -161,6 +191,18 @@ def test_a_block_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
         assert outcomes(measured(worker, tmp_path, weightless(64))) == [None]
     finally:
         worker.stop()
+
+
+def test_a_block_until_it_is_precise_keeps_what_was_measured_before_the_limit(
+    tmp_path: Path,
+) -> None:
+    worker = Worker(limits=Limits(10**6, 8, max_block_s=1.5))
+    try:
+        worker.start()
+        result = measured(worker, tmp_path, weightless(64), runs=1_000_000, precision=1e-9)
+    finally:
+        worker.stop()
+    assert outcomes(result) == [None]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_agent.measure.timing import interleaved, sequential
+from esm_agent.measure.timing import FIRST_LOOK, copies, interleaved, sequential, settle
 from esm_protos.messages import MeasureSpec
 from esm_protos.statistics import (
     MIN_ROUNDS,
@@ -70,6 +71,25 @@ def test_interleaved_gives_every_model_its_runs_in_time_order(
         warmed = visits if models > 1 else 1  # alone, a model stays warm
         assert device.log.count(index) == spec.runs + warmed * spec.warmup
         assert got.running_ns == device.log.count(index) * (10 + index)
+
+
+def test_a_model_that_fails_leaves_and_the_others_go_on() -> None:
+    device, failed = Device({i: 50_000_000 for i in range(3)}), []
+
+    def failing() -> None:
+        if device.log.count(1) == 3:
+            raise ValueError("no more")
+        well()
+
+    well, device.runs[1] = device.runs[1], failing
+    spec = MeasureSpec(runs=10, runs_per_visit=2)
+    samples = interleaved(
+        device.runs, spec, clock=device.clock, failed=lambda index, error: failed.append(index)
+    )
+    assert failed == [1]
+    assert {index: len(each.latency_ns) for index, each in samples.items()} == {0: 10, 2: 10}
+    settle(device.runs, lambda: 1.0, lambda *_: None, device.clock, lambda i, e: failed.append(i))
+    assert failed == [1, 1]
 
 
 def test_interleaved_visits_every_model_once_a_round_in_changing_order() -> None:
@@ -160,14 +180,14 @@ def test_tight_models_leave_early_and_loose_ones_stay_until_the_cap() -> None:
     counts = [len(samples[index].latency_ns) for index in range(8)]
     assert counts[3] == 100
     # Those that stay keep the loose one company, so that the device's pace is known.
-    assert sorted(counts)[: 8 - PACE_MODELS] == [MIN_ROUNDS] * (8 - PACE_MODELS)
+    assert sorted(counts)[: 8 - PACE_MODELS] == [FIRST_LOOK] * (8 - PACE_MODELS)
     assert counts.count(100) == PACE_MODELS
 
 
 def test_a_block_of_steady_models_ends_with_the_first_look() -> None:
     device = Device({0: 100, 1: 5_000_000, 2: 20})
     samples = interleaved(device.runs, MeasureSpec(precision=0.02), clock=device.clock)
-    assert {len(s.latency_ns) for s in samples.values()} == {MIN_ROUNDS}
+    assert {len(s.latency_ns) for s in samples.values()} == {FIRST_LOOK}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -204,7 +224,7 @@ def test_one_noisy_model_alone_stops_when_it_is_tight() -> None:
     noisy(device, 0, 100_000)
     spec = MeasureSpec(runs=10_000, precision=0.01)
     (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
-    assert MIN_ROUNDS < len(samples.latency_ns) < 1_000
+    assert FIRST_LOOK < len(samples.latency_ns) < 1_000
     runs = np.array(samples.latency_ns, dtype=float)[:, None]
     assert relative_interval(runs, spec.trim) < 0.01
 
@@ -215,6 +235,123 @@ def test_a_model_of_twenty_seconds_takes_the_time_it_is_given() -> None:
     (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
     assert len(samples.latency_ns) == 3
     assert len(device.log) == 4, "one uncounted run, none once it is known to be slow"
+
+
+DEFAULT = MeasureSpec(
+    runs=100_000,
+    runs_per_visit=4,
+    warmup=10,
+    precision=0.02,
+    max_block_s=60,
+    min_block_s=1.5,
+    min_rounds=MIN_ROUNDS,
+    short_visits=True,
+)
+"""As ``esm-host time`` asks for it."""
+
+
+@pytest.mark.parametrize(
+    ("costs_s", "runs"),
+    [
+        ([1.0], FIRST_LOOK),
+        ([1.6], FIRST_LOOK),
+        ([20.0], MIN_ROUNDS),
+        ([0.2] * 8, FIRST_LOOK),
+        ([2.0] * 8, MIN_ROUNDS),
+    ],
+)
+def test_slow_models_have_an_interval_by_default(costs_s: list[float], runs: int) -> None:
+    device = Device({index: round(cost * 1e9) for index, cost in enumerate(costs_s)})
+    first_ns = {index: round(cost * 1e9) for index, cost in enumerate(costs_s)}
+    samples = interleaved(device.runs, DEFAULT, clock=device.clock, first_run_ns=first_ns)
+    assert {len(s.latency_ns) for s in samples.values()} == {runs}
+    assert len(device.log) == runs * len(costs_s), "no uncounted run"
+    block = estimate_block(
+        [np.array(s.latency_ns) for s in samples.values()],
+        [np.array(s.start_ns) for s in samples.values()],
+        [s.runs_per_visit for s in samples.values()],
+        DEFAULT.trim,
+        common_pace=True,
+    )
+    assert all(model.interval < DEFAULT.precision for model in block.models)
+
+
+def test_visits_shrink_as_latency_grows() -> None:
+    device = Device({0: 1_000_000, 1: 30_000_000, 2: 60_000_000, 3: 300_000_000})
+    samples = interleaved(device.runs, DEFAULT, clock=device.clock)
+    assert [s.runs_per_visit for s in samples.values()] == [4, 4, 2, 1]
+    assert all(len(s.latency_ns) % s.runs_per_visit == 0 for s in samples.values())
+    spec = replace(DEFAULT, short_visits=False)
+    samples = interleaved(device.runs, spec, clock=device.clock)
+    assert {s.runs_per_visit for s in samples.values()} == {4}
+
+
+def test_a_run_that_is_held_up_does_not_shorten_visits() -> None:
+    device = Device({0: 1_000_000})
+    steady = device.runs[0]
+
+    def run() -> None:
+        steady()
+        device.now += 500_000_000 * (len(device.log) in (1, 11))
+
+    samples = interleaved({0: run}, DEFAULT, clock=device.clock)
+    assert samples[0].runs_per_visit == 4
+
+
+def test_the_agents_limit_ends_rounds_before_it_is_reached() -> None:
+    device = Device({0: 20_000_000_000})
+    (samples,) = interleaved(
+        device.runs,
+        DEFAULT,
+        clock=device.clock,
+        first_run_ns={0: 20_000_000_000},
+        limit_s=95.0,
+    ).values()
+    assert len(samples.latency_ns) == 4
+    assert device.now < 95e9
+
+
+def test_the_share_of_a_slow_block_is_that_of_the_time_it_takes() -> None:
+    device = Device({0: 20_000_000_000, 1: 20_000_000_000})
+    shares: list[float] = []
+    first_ns = dict.fromkeys(range(2), 20_000_000_000)
+    interleaved(
+        device.runs,
+        DEFAULT,
+        lambda index, share: shares.append(share),
+        device.clock,
+        first_run_ns=first_ns,
+    )
+    assert shares == pytest.approx([number / 10 for number in range(10)])
+
+
+@pytest.mark.parametrize("protocol", ["sequential", "interleaved", "settle", "copies"])
+def test_every_inference_is_a_sign_of_life_outside_of_its_time(protocol: str) -> None:
+    device = Device({0: 300_000_000})
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(device.now)
+        device.now += 7_000
+
+    spec = MeasureSpec(runs=6, runs_per_visit=3, warmup=2)
+    if protocol == "sequential":
+        took = sequential(device.runs[0], spec, device.clock, tick).latency_ns
+    elif protocol == "interleaved":
+        took = interleaved(device.runs, spec, clock=device.clock, tick=tick)[0].latency_ns
+    elif protocol == "copies":
+        took = copies(device.runs[0], device.clock, tick).tolist()
+    else:
+        settle(device.runs, lambda: None, lambda index, share: tick(), device.clock)
+        took = [300_000_000]
+    assert set(took) == {300_000_000}
+    assert len(ticks) == len(device.log)
+
+
+def test_settling_ends_with_the_run_that_reaches_five_seconds() -> None:
+    device = Device(dict.fromkeys(range(8), 4_000_000_000))
+    settle(device.runs, lambda: None, lambda index, share: None, device.clock)
+    assert len(device.log) == 2
 
 
 def test_a_model_of_twenty_microseconds_alone_is_warmed_up_once() -> None:

@@ -48,13 +48,16 @@ def measure(worker: Worker, tmp_path: Path) -> Measure:
         timeout_s: float = 30,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
+        runs_per_visit: int = 1,
     ) -> BlockResult:
         models = []
         for index, script in enumerate(scripts):
             path = tmp_path / f"{index}.onnx"
             path.write_text(script)
             models.append(UploadedModel(f"m{index}", path))
-        spec = MeasureSpec(protocol=protocol, runs=6, model_timeout_s=timeout_s)
+        spec = MeasureSpec(
+            protocol=protocol, runs=6, runs_per_visit=runs_per_visit, model_timeout_s=timeout_s
+        )
         return worker.measure(UploadedBlock("b", spec, tuple(models)), on_progress, cancelled)
 
     return measure
@@ -92,9 +95,58 @@ def test_a_bad_model_fails_alone(
     assert len(result.measurements[2].latency_ns) == 6
 
 
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("untyped", "KeyError: 'scripted'"),
+        ("raises 1", "the first run failed: indices out of bounds"),
+        ("raises 2", "a later run failed: indices out of bounds"),
+        ("raises 4", "a later run failed: indices out of bounds"),
+    ],
+)
+def test_an_exception_is_an_outcome_in_its_own_words(
+    worker: Worker, measure: Measure, protocol: Protocol, script: str, words: str
+) -> None:
+    measure("ok")
+    pid = worker.pid
+    result = measure("ok", script, "ok", protocol=protocol)
+    assert outcomes(result) == [None, FailureKind.INVALID_MODEL, None]
+    assert result.measurements[1].failure.message == words
+    assert [len(result.measurements[i].latency_ns) for i in (0, 2)] == [6, 6]
+    assert worker.pid == pid, "the process goes on"
+
+
 def test_a_model_that_hangs_times_out_and_the_rest_is_measured(measure: Measure) -> None:
     result = measure("ok", "hang", "ok", timeout_s=1)
     assert outcomes(result) == [None, FailureKind.TIMEOUT, None]
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_the_time_out_is_of_one_inference(measure: Measure, protocol: Protocol) -> None:
+    """A model whose runs together take longer than it."""
+    result = measure("sleep 0.4", protocol=protocol, timeout_s=0.9, runs_per_visit=6)
+    assert outcomes(result) == [None]
+
+
+def test_a_model_that_times_out_says_at_what(measure: Measure) -> None:
+    (hung,) = measure("hang", timeout_s=0.5).measurements
+    assert hung.failure is not None
+    assert hung.failure.message == "one inference took longer than 0.5 s: give a longer --timeout"
+
+
+def test_a_slow_model_is_run_once_before_its_rounds(worker: Worker, tmp_path: Path) -> None:
+    log = tmp_path / "runs"
+    model = tmp_path / "model.onnx"
+    model.write_text(f"slow {log}")
+    spec = MeasureSpec(
+        runs=100, runs_per_visit=4, warmup=10, max_block_s=0.1, min_rounds=5, short_visits=True
+    )
+    block = UploadedBlock("b", spec, (UploadedModel("m", model),), peak_memory=True)
+    (measured,) = worker.measure(block, lambda progress: None, lambda: False).measurements
+    assert measured.latency_ns.size == 5
+    assert measured.runs_per_visit == 1
+    assert log.read_text().count("run") == 6
 
 
 def test_every_model_may_be_bad(measure: Measure) -> None:

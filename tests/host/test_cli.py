@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +380,39 @@ def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
     result = esm_host(*resume, "--target-accuracy", 100)
     assert_refused(result, 2, "another device (gpu H100 -> T4)")
     assert len(fake.blocks) == blocks
+
+
+def test_a_campaign_from_before_visits_varied_goes_on(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    assert esm_host("profile", *SMALL, "--target-accuracy", 1, "--run", run).exit_code == 0
+    settings = run / "settings.json"
+    later = {"min_rounds", "short_visits"}
+
+    def older(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: older(v) for k, v in value.items() if k not in later}
+        return value
+
+    settings.write_text(json.dumps(older(json.loads(settings.read_text()))))
+    with closing(sqlite3.connect(run / "store.sqlite")) as store, store:
+        for table, key, column in (("facts", "key", "value"), ("blocks", "block_id", "spec")):
+            for name, text in store.execute(f"select {key}, {column} from {table}").fetchall():
+                if not isinstance(text, str):
+                    continue  # a number, as SQLite keeps it
+                kept = json.dumps(older(json.loads(text)))
+                store.execute(f"update {table} set {column} = ? where {key} = ?", (kept, name))
+    again = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1)
+    assert again.exit_code == 0, again.stderr
+
+
+def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    options = ["--threads", 2, "--target-accuracy", 1, "--run", run]
+    assert esm_host("profile", *SMALL, *options).exit_code == 0
+    with closing(sqlite3.connect(run / "store.sqlite")) as store:
+        reasons = {text for (text,) in store.execute("select reasons from verdicts")}
+    assert reasons
+    assert all("2 threads on 1 processor: give --threads 1" in text for text in reasons)
 
 
 def test_an_edited_own_space_is_noticed(fake: FakeProfiler, tmp_path: Path) -> None:

@@ -311,6 +311,21 @@ def test_what_was_not_measured_alike_is_refused_unless_allowed(
     assert words[0] in result.stderr
 
 
+def test_a_timing_from_before_visits_varied_compares(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    old = json.loads(json.dumps(timing))
+    for name in ("min_rounds", "short_visits"):
+        del old["context"]["spec"][name]
+    for result in old["results"]:
+        del result["runs_per_visit"]
+    assert compare(old, new).exit_code == 0
+    assert compare(new, old).exit_code == 0
+    for result in new["results"]:
+        result["runs_per_visit"] = 1
+    assert compare(old, new).exit_code == 0
+
+
 def test_gpus_count_where_they_were_used(compare: Invoke, timing: Json, new: Json) -> None:
     new["context"]["devices"]["pi4"]["info"]["state"]["gpus"] = [{"name": "a GPU"}]
     assert compare(timing, new).exit_code == 0

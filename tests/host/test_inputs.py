@@ -41,7 +41,7 @@ def test_what_is_read_of_a_graph() -> None:
     graph = helper.make_graph([], "g", [*values, sequence, optional], [], [weight])
     data = helper.make_model(graph).SerializeToString()
     assert graph_inputs(onnx_view_pb2.Model.FromString(data)) == (
-        GraphInput("x", "float16", ("N", 3, None, None)),
+        GraphInput("x", "float16", ("N", 3, 0, None)),
         GraphInput("s", "float16", ()),
         GraphInput("u", "float16", None),
         GraphInput("q", "seq(float32)", None),

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.public_models import build
 from esm_host.cli.app import app
+from esm_host.cli.progress import DeviceLines
 from esm_host.errors import UnreachableError
 from esm_host.timing import timing_spec
 from esm_host.transport import devices
@@ -31,9 +32,11 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Model,
+    Progress,
     Protocol,
+    State,
 )
-from esm_protos.statistics import trimmed_mean
+from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
 LATENCY_MS = 2.0
@@ -183,6 +186,8 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
         precision=0.02,
         min_block_s=1.5,
         max_block_s=60.0,
+        min_rounds=5,
+        short_visits=True,
     )
 
 
@@ -214,12 +219,52 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
 
 
-def test_too_few_runs_for_an_interval(fake: FakeProfiler, model: Path) -> None:
-    result = esm_host_time(model, "--max-runs", 9, "--json", "-")
-    assert result.exit_code == 3
+@pytest.mark.parametrize("option", ["--runs", "--max-runs"])
+@pytest.mark.parametrize(("count", "enough"), [(4, False), (5, True), (9, True), (20, True)])
+def test_an_interval_takes_five_runs_exact_or_adaptive(
+    fake: FakeProfiler, model: Path, option: str, count: int, enough: bool
+) -> None:
+    result = esm_host_time(model, option, count, "--precision", 50, "--json", "-")
+    if option == "--runs":
+        result = esm_host_time(model, option, count, "--json", "-")
     (entry,) = json.loads(result.stdout)["results"]
-    assert entry["ci95_percent"] is entry["ci95_ms"] is None
-    assert "±" not in esm_host_time(model, "--runs", 9).stdout
+    assert entry["runs"] == count
+    assert (entry["ci95_percent"] is not None) is enough
+    if not enough:
+        assert entry["ci95_ms"] is None
+        assert "too few runs for an interval, which takes 5 visits or more" in result.stderr
+        assert result.exit_code == (3 if option == "--max-runs" else 0)
+
+
+def test_more_threads_than_processors_are_a_warning_of_every_number(
+    fake: FakeProfiler, model: Path
+) -> None:
+    result = esm_host_time(model, "--threads", "1,2", "--json", "-")
+    one, two = json.loads(result.stdout)["results"]
+    assert one["warnings"] == []
+    assert two["warnings"] == ["2 threads on 1 processor: give --threads 1"]
+    assert two["verdict"] == "stable"
+    assert "2 threads on 1 processor" in result.stderr
+    assert result.exit_code == 0
+
+
+def test_the_time_that_is_left_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("esm_host.cli.progress.time.monotonic", lambda: next(now))
+    with DeviceLines(["pi4"], quiet=False) as told:
+        for percent in (0, 10, 20, 30):
+            told("pi4", Progress(State.MEASURING, percent / 100))
+    assert capsys.readouterr().err.splitlines() == [
+        "pi4: measuring",
+        "pi4: measuring, at most 90 s left".replace("90 s", "2 min"),
+    ]
+
+
+def test_a_time_that_is_asked_for_is_kept(fake: FakeProfiler, model: Path) -> None:
+    assert timing_spec().min_rounds == MIN_ROUNDS
+    assert timing_spec(max_time_s=60).min_rounds == 0
 
 
 def test_a_failed_model_does_not_hide_the_others(

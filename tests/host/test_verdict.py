@@ -9,6 +9,7 @@ from esm_host.evaluation.verdict import (
     block_evidence,
     judge_number,
     reference_evidence,
+    threads_evidence,
 )
 from esm_protos.messages import DeviceState, GpuState
 
@@ -118,9 +119,51 @@ def test_the_worst_reason_names_the_verdict_and_all_are_told() -> None:
 def test_too_few_rounds_are_unresolved() -> None:
     judgement = judge_number(math.inf, 0.0, [])
     assert judgement.verdict is Verdict.UNRESOLVED
-    assert judgement.reasons == ("too few rounds for an interval",)
+    assert judgement.reasons == ("too few runs for an interval, which takes 5 visits or more",)
 
 
 def test_without_a_precision_nobody_asked_for_one() -> None:
     judgement = judge_number(0.031, 0.0, [])
     assert judgement.reasons == ("interval too wide: ±3.1 %, held against ±2 %",)
+
+
+def quota(at_ns: int, periods: int, throttled: int, stopped_s: float) -> DeviceState:
+    return DeviceState(
+        at_ns,
+        cpu_periods=periods,
+        cpu_throttled_periods=throttled,
+        cpu_throttled_s=stopped_s,
+    )
+
+
+def test_a_cpu_quota_that_stops_the_block_is_throttling() -> None:
+    found = block_evidence([quota(-10, 100, 50, 1.0), quota(10**9, 276, 213, 15.5)], 0.0)
+    assert found == [
+        (
+            Verdict.THROTTLED,
+            "its control group's CPU quota stopped it in 93 % of the periods (163 of 176, 14.5 s): "
+            "raise the quota",
+        )
+    ]
+
+
+def test_a_quota_that_stopped_only_loading_does_not_count() -> None:
+    states = [quota(-9, 100, 0, 0.0), quota(-1, 200, 90, 9.0), quota(10**9, 400, 91, 9.1)]
+    assert block_evidence(states, 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("threads", "processors", "text"),
+    [
+        (2, 2, None),
+        (2, 1.5, "2 threads on 1.5 processors: give --threads 1"),
+        (1, 0.1, "1 thread on 0.1 processors: raise its CPU quota"),
+        (8, 1, "8 threads on 1 processor: give --threads 1"),
+    ],
+)
+def test_more_threads_than_processors_warn(
+    threads: int, processors: float, text: str | None
+) -> None:
+    judgement = judge_number(0.01, 0.02, threads_evidence(threads, processors))
+    assert judgement.verdict is Verdict.STABLE
+    assert judgement.reasons == (() if text is None else (text,))

@@ -56,6 +56,8 @@ specs = st.builds(
     tf32=st.booleans(),
     cuda_graph=st.booleans(),
     allow_fallback=st.booleans(),
+    min_rounds=st.integers(0, 1000),
+    short_visits=st.booleans(),
 )
 seconds = st.floats(0, 1e6)
 holders = st.none() | st.builds(Holder, owner=texts, purpose=texts, client=texts, held_s=seconds)
@@ -83,6 +85,9 @@ states = st.builds(
     memory_available_bytes=counters,
     swap_used_bytes=counters,
     swapped_pages=counters,
+    cpu_periods=counters,
+    cpu_throttled_periods=counters,
+    cpu_throttled_s=amounts,
     gpus=st.lists(
         st.builds(
             GpuState,
@@ -124,6 +129,7 @@ devices = st.builds(
     ),
     isolation=st.lists(texts).map(tuple),
     time_unix_s=st.none() | st.floats(1e-3, 1e11),
+    cpu_quota=amounts,
 )
 
 

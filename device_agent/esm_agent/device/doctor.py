@@ -39,6 +39,8 @@ _CLOCK_STEP_NS = 1_000  # 1 % of a model of 0.1 ms
 _COARSE_STEP_NS = 100_000
 _SAME_KIND = 0.9  # the favoured cores of one kind are less than a tenth faster
 
+_MOST_MEMORY = 0.75  # the agent's own service gets 80 %
+
 _PI_BEFORE = 16  # the same again, for what has been
 
 
@@ -173,21 +175,42 @@ def _smt(case: _Case) -> Finding:
 
 
 def _quota(case: _Case) -> Finding:
+    """CPU quota of the control group, and whether it stopped the probe."""
     quota, usable = case.machine.quota, len(case.machine.usable)
-    if quota is None or quota >= usable:
-        return Finding("quota", Severity.OK, "no limit on processor time")
-    text = f"this process group gets {quota:.2g} of {_processors(usable)}"
+    periods, throttled = case.gone_up("cpu_periods"), case.gone_up("cpu_throttled_periods")
+    stopped = ""
+    if periods and throttled:
+        share = min(throttled / periods, 1.0)
+        stopped = f"; it stopped the probe in {share:.0%} of its periods"
     fix = "raise the container's limit: --cpus, or CPUQuota= of the service"
-    if quota < 1:
+    if quota is None or (quota >= usable and not stopped):
+        return Finding("quota", Severity.OK, "no limit on processor time")
+    text = f"this control group gets {quota:.2g} of {_processors(usable)}{stopped}"
+    if quota < 1 or stopped:
         # CFS bandwidth control stops the group for the rest of each period, usually of 100 ms.
-        return Finding(
-            "quota", Severity.UNFIT, f"{text}: runs are stopped in the middle again and again", fix
-        )
+        why = "" if stopped else ": runs are stopped in the middle again and again"
+        return Finding("quota", Severity.UNFIT, f"{text}{why}", fix)
     return Finding(
         "quota",
         Severity.ADVICE,
         f"{text}: give --threads no more than {math.floor(quota)}, or runs are stopped midway",
         fix,
+    )
+
+
+def _memory_limit(case: _Case) -> Finding:
+    """Memory limit of the control group."""
+    limit, physical = case.machine.memory_limit_bytes, case.machine.physical_bytes
+    if limit is None or limit >= physical:
+        return Finding("memory limit", Severity.OK, "none")
+    text = f"this control group gets {limit / 1e9:.1f} of {physical / 1e9:.1f} GB"
+    if limit >= _MOST_MEMORY * physical:
+        return Finding("memory limit", Severity.OK, text)
+    return Finding(
+        "memory limit",
+        Severity.ADVICE,
+        f"{text}: a larger model is out_of_memory",
+        "raise the container's limit: --memory, or MemoryMax= of the service",
     )
 
 
@@ -387,6 +410,7 @@ _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
     _smt,
     _quota,
     _memory,
+    _memory_limit,
     _swap,
     _background,
     _stolen,

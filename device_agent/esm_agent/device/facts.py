@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from esm_agent import __version__
+from esm_agent.device.cgroups import read_groups
 from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, DeviceState, Limits
 
 
@@ -38,11 +39,23 @@ def device_info(
         limits=limits,
         state=DeviceState(at_ns=0),
         isolation=isolation,
+        cpu_quota=read_groups().cpu_quota(),
     )
 
 
-def memory_bytes() -> int:
-    """Physical memory."""
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this program can have: physical, or its control group's limit.
+
+    Args:
+        root: where ``proc`` and ``sys`` are; for tests.
+    """
+    physical = physical_bytes()
+    limit = read_groups(root).memory_limit()
+    return physical if limit is None else min(physical, limit)
+
+
+def physical_bytes() -> int:
+    """Return this machine's memory, whatever a control group may have of it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esm_agent.device import sysfs
-from esm_agent.device.facts import memory_bytes, usable_cpus
+from esm_agent.device.cgroups import read_groups
+from esm_agent.device.facts import memory_bytes, physical_bytes, usable_cpus
 
 # "When the core temperature is between 80 and 85 degrees, the ARM cores will be progressively
 # throttled back" (Raspberry Pi documentation, Frequency management and thermal control). Its trip
@@ -46,7 +47,9 @@ class Machine:
         siblings: processors that share a core, for cores of several.
         max_mhz: highest clock of each processor.
         isolated: processors that the kernel gives to nobody who does not ask for them.
-        quota: processors' worth of time that the process group gets; None without a limit.
+        quota: processors' worth of time that the control group gets; None without a limit.
+        memory_limit_bytes: of the control group; likewise.
+        physical_bytes: all memory of the machine.
         throttles_at_c: temperature at which the clock is lowered.
         clock_step_ns: smallest step of the clock that times runs.
         clock_source: what the kernel's clock is made of.
@@ -59,6 +62,8 @@ class Machine:
     max_mhz: Mapping[int, float] = field(default_factory=dict)
     isolated: tuple[int, ...] = ()
     quota: float | None = None
+    memory_limit_bytes: int | None = None
+    physical_bytes: int = 0
     turbo: Turbo | None = None
     throttles_at_c: float | None = None
     clock_step_ns: int = 1
@@ -73,6 +78,7 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
         usable: taken from the process's affinity where it is not given.
     """
     usable = usable_cpus() if usable is None else usable
+    groups = read_groups(root)
     folders = {int(cpu.name[3:]): cpu for cpu in sysfs.cpu_folders(root)}
     siblings = {
         cpu_list(sysfs.read(cpu / "topology/thread_siblings_list")) for cpu in folders.values()
@@ -80,13 +86,15 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
     khz = {n: sysfs.number(cpu / "cpufreq/cpuinfo_max_freq") for n, cpu in folders.items()}
     clock_source = root / "sys/devices/system/clocksource/clocksource0/current_clocksource"
     return Machine(
-        memory_bytes=memory_bytes(),
+        memory_bytes=memory_bytes(root),
         online=cpu_list(sysfs.read(root / sysfs.CPU / "online")) or usable,
         usable=usable,
         siblings=tuple(sorted(group for group in siblings if len(group) > 1)),
         max_mhz={n: value / 1000 for n, value in khz.items() if value},
         isolated=cpu_list(sysfs.read(root / sysfs.CPU / "isolated")),
-        quota=min(_quotas(root), default=None),
+        quota=groups.cpu_quota(),
+        memory_limit_bytes=groups.memory_limit(),
+        physical_bytes=physical_bytes(),
         turbo=_turbo(root),
         throttles_at_c=min(_limits(root), default=None),
         clock_step_ns=_clock_step_ns(),
@@ -131,31 +139,6 @@ def _celsius(path: Path) -> Iterator[float]:
     millidegrees = sysfs.number(path)
     if millidegrees is not None and 0 < millidegrees < 200_000:  # unset ones are 0 or below
         yield millidegrees / 1000
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Limits of the process's control groups and of those that they lie in, versions 1 and 2."""
-    base = root / "sys/fs/cgroup"
-    for line in (sysfs.read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = base / controllers
-        folder = top / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            yield from _quota(group)
-            if group == top:
-                break
-
-
-def _quota(group: Path) -> Iterator[float]:
-    words = (sysfs.read(group / "cpu.max") or "").split()
-    if not words:
-        words = [
-            sysfs.read(group / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        ]
-    if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-        yield int(words[0]) / int(words[1])  # else it is "max", or -1: no limit
 
 
 def _clock_step_ns() -> int:

@@ -97,7 +97,7 @@ def _intervals(measurements: tuple[Measurement, ...]) -> dict[str, float]:
     block = estimate_block(
         [m.latency_ns for m in measurements],
         [m.start_ns for m in measurements],
-        _SPEC.runs_per_visit,
+        [m.visit_runs(_SPEC) for m in measurements],
         _SPEC.trim,
         common_pace=True,
     )

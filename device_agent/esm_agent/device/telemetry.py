@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esm_agent.device import sysfs
+from esm_agent.device.cgroups import read_groups
 from esm_protos.messages import DeviceState, GpuState
 
 Run = Callable[[Sequence[str]], str]
@@ -65,6 +66,7 @@ class Telemetry:
         self._has_pi_file = self._pi_throttled.exists()
         self._vcgencmd = run or (run_command if shutil.which("vcgencmd") else None)
         self._proc = root / "proc"
+        self._groups = read_groups(root)
         self._gpus = _Gpus(gpu)
 
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
@@ -82,7 +84,11 @@ class Telemetry:
         pages = sysfs.read(self._proc / "vmstat")
         swap_total, swap_free = _field(memory, "SwapTotal:"), _field(memory, "SwapFree:")
         swapped_in, swapped_out = _field(pages, "pswpin"), _field(pages, "pswpout")
-        available = _field(memory, "MemAvailable:")
+        available = _bytes(_field(memory, "MemAvailable:"))
+        below_limit = self._groups.memory_available()
+        if available is not None and below_limit is not None:
+            available = min(available, below_limit)
+        quota = self._groups.cpu_counters()
         return DeviceState(
             at_ns=at_ns,
             clock_mhz=tuple(khz / 1000 for khz in _numbers(self._clocks)),
@@ -95,13 +101,16 @@ class Telemetry:
             busy_s=_seconds(ticks, (0, 1, 2, 5, 6)),
             own_s=time.process_time(),
             stolen_s=_seconds(ticks, (7,)),
-            memory_available_bytes=None if available is None else available * 1024,
+            memory_available_bytes=available,
             swap_used_bytes=(
                 None if swap_total is None or swap_free is None else (swap_total - swap_free) * 1024
             ),
             swapped_pages=(
                 None if swapped_in is None or swapped_out is None else swapped_in + swapped_out
             ),
+            cpu_periods=None if quota is None else quota.periods,
+            cpu_throttled_periods=None if quota is None else quota.throttled,
+            cpu_throttled_s=None if quota is None else quota.throttled_s,
             gpus=self._gpus.states(),
         )
 
@@ -226,6 +235,10 @@ def _seconds(words: list[str], columns: tuple[int, ...]) -> float | None:
         return sum(int(words[column]) for column in columns) / os.sysconf("SC_CLK_TCK")
     except (IndexError, ValueError):
         return None
+
+
+def _bytes(kib: int | None) -> int | None:
+    return None if kib is None else kib * 1024
 
 
 def _field(text: str | None, name: str) -> int | None:

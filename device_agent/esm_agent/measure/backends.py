@@ -15,7 +15,8 @@ from esm_agent.measure import feeds, profiling
 from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
-from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure.outcomes import ModelError, failure_kind, one_line, outcome
+from esm_agent.measure.versions import too_new
 from esm_protos.graphs import external_location, mapped
 from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
 from esm_protos.v1 import onnx_view_pb2
@@ -120,7 +121,15 @@ def _session(model: UploadedModel, options: ort.SessionOptions) -> Any:
     try:
         return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(failure_kind(error), one_line(error)) from error
+        raise load_error(error, model.path) from error
+
+
+def load_error(error: Exception, path: Path) -> ModelError:
+    """Return what to report of a model of which the runtime makes no session."""
+    kind, text = failure_kind(error), one_line(error)
+    if kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
+        kind, text = FailureKind.UNSUPPORTED_OP, newer
+    return ModelError(kind, text)
 
 
 def session_options(
@@ -166,12 +175,8 @@ def first_run(model: LoadedModel) -> None:
 
 def first_run_error(error: Exception, feed: Feed) -> ModelError:
     """What to report of a model whose first run raised ``error``."""
-    if isinstance(error, ModelError):
-        failure = error.failure
-    else:
-        text = f"the first run failed: {one_line(error)}"
-        failure = Failure(failure_kind(error), text)
-    failure = feed.blamed(failure)
+    failure = outcome(error)
+    failure = feed.blamed(Failure(failure.kind, f"the first run failed: {failure.message}"))
     return ModelError(failure.kind, failure.message)
 
 

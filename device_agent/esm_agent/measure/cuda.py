@@ -27,6 +27,7 @@ from esm_agent.measure.backends import (
     ProviderMissingError,
     first_run,
     first_run_error,
+    load_error,
     session_options,
 )
 from esm_agent.measure.binding import values
@@ -160,7 +161,8 @@ class Cuda:
                 str(model.path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:
-            raise _outcome(error) from error
+            _check_lost(error)
+            raise load_error(error, model.path) from error
         if PROVIDER not in session.get_providers():  # it warns, and goes on without
             raise ModelError(
                 FailureKind.CRASH,
@@ -198,7 +200,7 @@ class Cuda:
             try:
                 outputs = _run(session, feed)
             except Exception as error:
-                raise first_run_error(_outcome(error, "the first run failed: "), feed) from error
+                raise first_run_error(_outcome(error), feed) from error
             events = profiling.events(session)
         return Placement(*nodes_by_provider(events), outputs, feed)
 
@@ -247,12 +249,18 @@ class Cuda:
                 raise _outcome(error) from error
 
         def copy_in() -> None:
-            for value, array in inputs:
-                value.update_inplace(array)
-            binding.synchronize_inputs()  # from memory that may be paged, copies return early
+            try:
+                for value, array in inputs:
+                    value.update_inplace(array)
+                binding.synchronize_inputs()  # from memory that may be paged, copies return early
+            except Exception as error:
+                raise _outcome(error) from error
 
         def copy_out() -> list[Any]:
-            return [value.numpy() for value in outputs]
+            try:
+                return [value.numpy() for value in outputs]
+            except Exception as error:
+                raise _outcome(error) from error
 
         return DeviceModel(
             run,
@@ -316,12 +324,17 @@ def _refusal(placement: Placement) -> str:
     )
 
 
-def _outcome(error: Exception, before: str = "") -> ModelError:
+def _check_lost(error: Exception) -> None:
+    """Raise DeviceLostError where the process is lost with the model."""
+    if _FATAL.search(str(error)):
+        raise DeviceLostError(one_line(error)) from error
+
+
+def _outcome(error: Exception) -> ModelError:
     """What to report of a model; raises DeviceLostError where the process is lost with it."""
+    _check_lost(error)
     text = one_line(error)
-    if _FATAL.search(text):
-        raise DeviceLostError(text) from error
     if "as requested by the user" in text:  # its words when a CUDA graph cannot be recorded
         text = f"no CUDA graph can be made of this model, leave --cuda-graph out: {text}"
         return ModelError(FailureKind.UNSUPPORTED_OP, text)
-    return ModelError(failure_kind(error), f"{before}{text}")
+    return ModelError(failure_kind(error), text)

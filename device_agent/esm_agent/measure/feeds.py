@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from esm_agent.device.facts import memory_bytes
-from esm_agent.measure import onnx_values
+from esm_agent.measure import constraints, onnx_values
 from esm_agent.measure.onnx_values import Value
 from esm_agent.measure.outcomes import ModelError
 from esm_protos.graphs import mapped
@@ -46,6 +46,8 @@ _EIGHTHS = {
 }
 """Bits of the mantissa, and the exponent of 1, of small floats."""
 
+_FEW = 64
+"""Floats are scales, ratios or limits only where there are no more; more of them are data."""
 _PLAIN = Case()
 
 Dims = tuple[int, ...]
@@ -92,6 +94,7 @@ class Feed:
         types: by name.
         given: whether shapes or arrays came with the model.
         free: names of inputs with dimensions that nobody gave, taken as 1.
+        drawn: names of inputs whose values were drawn.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -99,18 +102,22 @@ class Feed:
     types: Mapping[str, ValueType] = field(default_factory=dict)
     given: bool = False
     free: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     def blamed(self, failure: Failure) -> Failure:
-        """A failure of the first run, where what was fed may be the reason."""
-        if failure.kind is not FailureKind.INVALID_MODEL:
+        """Return a failure of the first run with what was fed, where that may be the reason.
+
+        The runtime took the model, so that it is the inputs that do not fit.
+        """
+        if failure.kind is not FailureKind.INVALID_MODEL or not self.inputs:
             return failure
-        text = failure.message
-        if self.given:
-            fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
-            text += f"; fed {_listed(fed)}"
+        fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
+        text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
             text += f"; free dimensions of {_listed(self.free)} were taken as 1: --shape sets them"
-        return Failure(FailureKind.INVALID_INPUT if self.given else failure.kind, text)
+        if self.drawn:
+            text += f"; values of {_listed(self.drawn)} were drawn: --input gives others"
+        return Failure(FailureKind.INVALID_INPUT, text)
 
 
 def draw(
@@ -123,7 +130,9 @@ def draw(
     """Return what a session is fed.
 
     Drawn floats are standard normal; whole numbers 0 or 1, valid indices, tokens and flags almost
-    everywhere; strings short words. A drawn sequence has two tensors, an optional value is there.
+    everywhere; strings short words. Where the model's graph asks for others, as a shape or a
+    divisor, :mod:`~.constraints` gives them. A drawn sequence has two tensors, an optional value
+    is there.
 
     Args:
         session: of the runtime; asked for the inputs that it takes.
@@ -131,7 +140,8 @@ def draw(
             ``NAME.pb`` of an ONNX TensorProto, SequenceProto or OptionalProto. What it lacks is
             drawn; inputs that are initializers too keep their value.
         path: of the model, which declares what the runtime does not tell: the dimensions of
-            tensors in sequences. Without it they are vectors of one element.
+            tensors in sequences, and what its nodes ask of their inputs. Without it those tensors
+            are vectors of one element, and any values are drawn.
 
     Raises:
         ModelError: UNSUPPORTED_OP for an input of another kind, INVALID_INPUT where the shapes
@@ -167,16 +177,29 @@ def draw(
             dims = tuple(d if _is_fixed(d) else sizes.get(d, (1, ""))[0] for d in slot.dims)
             shapes[slot.name] = dims or (_SEQUENCE_DIMS if slot.kind.is_sequence else ())
     drawn = [slot for slot in slots.values() if slot.name not in arrays]
+    facts = _facts(path, drawn, shapes)
+    if facts is not None:
+        for slot in drawn:
+            if slot.name in free and len(slot.dims) == 1 and not slot.kind.is_sequence:
+                length = constraints.length(facts, slot.name)
+                if length is not None:
+                    facts.shapes[slot.name] = shapes[slot.name] = (length,)
+                    free.remove(slot.name)
     chosen = bool(case.shapes) or given is not None
     _check_memory({slot.name: _bytes(slot, shapes[slot.name]) for slot in drawn}, shapes, chosen)
     rng = np.random.default_rng(seed)
-    for slot in drawn:
+    for position, slot in enumerate(drawn):
         try:
             if slot.kind.is_sequence:
                 tensors = (_values(slot, shapes[slot.name], rng) for _ in range(_DRAWN_TENSORS))
                 arrays[slot.name] = tuple(tensors)
             else:
-                arrays[slot.name] = _values(slot, shapes[slot.name], rng)
+                dims = shapes[slot.name]
+                arrays[slot.name] = _values(slot, dims, rng)
+                if facts is not None:  # by numbers of their own, so that all others stay
+                    own = np.random.default_rng((seed, position))
+                    fitting = constraints.fitting(facts, slot.name, dims, slot.dtype, own)
+                    arrays[slot.name] = arrays[slot.name] if fitting is None else fitting
         except ValueError as error:  # numpy's limit of dimensions
             raise _refused(f"input {_short(slot.name)}: {error}") from error
     return Feed(
@@ -185,6 +208,7 @@ def draw(
         {name: slot.kind for name, slot in slots.items()},
         chosen,
         tuple(free),
+        tuple(slot.name for slot in drawn),
     )
 
 
@@ -192,6 +216,16 @@ def _slot(node: Any) -> _Slot:
     slot = _Slot(node.name, node.type, tuple(node.shape or ()))
     assert slot.kind  # or it is refused
     return slot
+
+
+def _facts(
+    path: Path | None, drawn: Sequence[_Slot], shapes: Mapping[str, Dims]
+) -> constraints.Facts | None:
+    """What the graph asks of its inputs; None where nobody asks anything of such inputs."""
+    asked = (slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW for slot in drawn)
+    if path is None or not any(asked):
+        return None
+    return constraints.read(path, {s.name: shapes[s.name] for s in drawn if not s.kind.is_sequence})
 
 
 def _declared(path: Path, slots: Mapping[str, _Slot]) -> dict[str, _Slot]:
@@ -218,7 +252,7 @@ def _dims_of(value: Value) -> Dims | None:
 
 
 def _is_fixed(dim: Any) -> bool:
-    return isinstance(dim, int) and dim >= 0
+    return isinstance(dim, int) and dim >= 0  # the runtime insists on 0 too
 
 
 def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:

@@ -6,7 +6,8 @@ since even that may be more than there is memory for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -27,6 +28,7 @@ _DOMAINS = {
     *("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"),
     *("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"),  # ONNX Runtime's own
 }
+_FLOAT_BYTES = 4  # weights are drawn as float32
 _MOST_NUMBERS = 2**63 - 1  # the runtime counts them by int64
 
 
@@ -52,6 +54,13 @@ def examine(
             return Failure(FailureKind.INVALID_MODEL, "this is not an ONNX file: it has no graph")
         if excess := too_large(data, model, limits):
             return Failure(FailureKind.INVALID_MODEL, excess)
+        if (size := _least_bytes(data, model)) > limits.max_memory_bytes:
+            text = (
+                f"the model's weights take {size / 1e9:.2g} GB, more than the "
+                f"{limits.max_memory_bytes / 1e9:.2g} GB that a model may use on this device: "
+                "give a smaller one, or its agent a larger --memory-limit"
+            )
+            return Failure(FailureKind.OUT_OF_MEMORY, text)
         known = _DOMAINS | {function.domain for function in model.functions}
         for number, body in enumerate(bodies(model)):
             _check_nodes(body, known)
@@ -63,6 +72,19 @@ def examine(
     except _RefusedError as refused:
         return refused.failure
     return None
+
+
+def _least_bytes(data: bytes | memoryview, model: view.Model) -> int:
+    """Return the memory that the model takes at least: its file, and the weights drawn for it.
+
+    External data does not count: it is mapped, and need not be in memory as a whole.
+    """
+    drawn: Iterator[int] = (
+        math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if external_location(tensor) == WEIGHTLESS_LOCATION
+    )
+    return len(data) + _FLOAT_BYTES * sum(drawn)
 
 
 def _short(name: str | bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import math
 import signal
 import sys
 import time
@@ -91,6 +92,7 @@ class Job(NamedTuple):
         limits: what the runtime is to see of models; None shows it anything.
         peak_memory: tell how much every model takes; one is loaded at a time.
         profile_runs: 0 profiles nothing.
+        limit_s: time after which the agent breaks the block off.
     """
 
     spec: MeasureSpec
@@ -99,6 +101,7 @@ class Job(NamedTuple):
     limits: Limits | None = None
     peak_memory: bool = False
     profile_runs: int = 0
+    limit_s: float = math.inf
 
 
 class JobResult(NamedTuple):
@@ -119,7 +122,7 @@ class Profiled(NamedTuple):
 
 
 class Board:
-    """The shared page: state, current model, share done (per million), visits so far."""
+    """The shared page: state, current model, share done (per million), signs of life so far."""
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
@@ -136,11 +139,15 @@ class Board:
     def write_profiling(self, model: int, fraction: float) -> None:
         self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
 
+    def tick(self) -> None:
+        """Show that something was finished: the time-out begins anew."""
+        self.cells[3] += 1
+
     def _write(self, state: State, model: int, fraction: float) -> None:
         self.cells[0] = STATES.index(state)
         self.cells[1] = model
         self.cells[2] = round(fraction * 1_000_000)
-        self.cells[3] += 1
+        self.tick()
 
 
 class Loaded(NamedTuple):
@@ -167,14 +174,22 @@ class Sessions:
     """Loads the models of one block after the other, between blocks, when nothing is timed.
 
     What two blocks in a row share, the references, stays loaded.
+
+    Args:
+        tick: told that a model is loaded, or has run.
     """
 
     def __init__(
-        self, backends: Mapping[str, Backend], clock: timing.Clock, memory: PeakMemory
+        self,
+        backends: Mapping[str, Backend],
+        clock: timing.Clock,
+        memory: PeakMemory,
+        tick: timing.Tick = lambda: None,
     ) -> None:
         self._backends = backends
         self._clock = clock
         self._memory = memory
+        self._tick = tick
         self._kept: dict[tuple[object, ...], Loaded] = {}
         self._last: set[tuple[object, ...]] = set()
 
@@ -282,6 +297,7 @@ class Sessions:
             return Failure(FailureKind.CRASH, text)
         start = self._clock()
         made = _attempted(lambda: backend.load(model, spec))
+        self._tick()
         return made if isinstance(made, Failure) else Loaded(made, self._clock() - start)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
@@ -290,6 +306,7 @@ class Sessions:
         start = self._clock()
         failure = _attempted(lambda: first_run(model.model))
         took = max(self._clock() - start, 1)
+        self._tick()
         return model._replace(first_run_ns=took) if failure is None else failure
 
 
@@ -319,14 +336,20 @@ def _content(path: Path) -> object:
 
 def _attempted(call: Callable[[], T]) -> T | Failure:
     """What the call gives, or the outcome of a model that does not work."""
-    from esm_agent.measure.outcomes import ModelError
+    from esm_agent.measure.outcomes import outcome
 
     try:
         return call()
-    except ModelError as error:
-        return error.failure
-    except MemoryError:
-        return Failure(FailureKind.OUT_OF_MEMORY, "the model does not fit into memory")
+    except Exception as error:
+        return outcome(error)
+
+
+def _of_later_run(error: Exception) -> Failure:
+    """The outcome of a model that ran before, and then did not."""
+    from esm_agent.measure.outcomes import outcome
+
+    failure = outcome(error)
+    return Failure(failure.kind, f"a later run failed: {failure.message}")
 
 
 class Witness:
@@ -350,6 +373,10 @@ class Witness:
         if len(self._states) > _MAX_LOOKS:
             del self._states[1:-1:2]
             self._gap_ns *= 2
+
+    def note(self) -> None:
+        """Ask now: what loading did to counters is told apart from what timing does."""
+        self._states.append(self._telemetry.state(self._clock(), quick=True))
 
     def gpu_clock_mhz(self) -> float | None:
         """Now, where the device tells."""
@@ -381,7 +408,7 @@ def main(
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
-    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory())
+    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     connection.send(Hello(runtime, tuple(backends), isolation, missing))
     while True:
@@ -443,6 +470,7 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 def _interleaved(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
 ) -> tuple[dict[int, Measurement], int, int]:
+    entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
     )
@@ -451,14 +479,34 @@ def _interleaved(
         board.write(State.MEASURING, index, share)
         witness.look()
 
-    _settle(loaded, witness, board, clock)
+    def failed(index: int, error: Exception) -> None:
+        failures[index] = _of_later_run(error)
+        loaded.pop(index, None)
+
+    _settle(loaded, witness, board, clock, failed)
+    witness.note()
     origin = clock()
     runs = {index: model.run for index, model in loaded.items()}
-    samples = timing.interleaved(runs, job.spec, between, clock)
-    measurements = _failed(job, failures)
-    for index, model in loaded.items():
+    samples = timing.interleaved(
+        runs,
+        job.spec,
+        between,
+        clock,
+        board.tick,
+        {index: model.first_run_ns for index, model in loaded.items()},
+        job.limit_s - (origin - entered) / 1e9,
+        failed,
+    )
+    measurements = {}
+    for index, model in list(loaded.items()):
         board.write(State.MEASURING, index, 1.0)
-        measurements[index] = _measurement(job, index, model, samples[index], origin, clock)
+        try:
+            measurements[index] = _measurement(
+                job, index, model, samples[index], origin, board, clock
+            )
+        except Exception as error:
+            failed(index, error)
+    measurements |= _failed(job, failures)
     return measurements, sum(s.running_ns for s in samples.values()), origin
 
 
@@ -475,29 +523,49 @@ def _sequential(
         if isinstance(model, Failure):
             measurements |= _failed(job, {index: model})
         else:
-            _settle({index: model}, witness, board, clock)
-            samples = timing.sequential(model.run, job.spec, clock)
-            measurements[index] = _measurement(job, index, model, samples, origin, clock)
-            running_ns += samples.running_ns
+            try:
+                _settle({index: model}, witness, board, clock)
+                samples = timing.sequential(model.run, job.spec, clock, board.tick)
+                measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
+                running_ns += samples.running_ns
+            except Exception as error:
+                measurements |= _failed(job, {index: _of_later_run(error)})
         del model  # before the next one is loaded
     return measurements, running_ns, origin
 
 
 def _settle(
-    loaded: Mapping[int, Loaded], witness: Witness, board: Board, clock: timing.Clock
+    loaded: Mapping[int, Loaded],
+    witness: Witness,
+    board: Board,
+    clock: timing.Clock,
+    failed: timing.Failed = timing.raised,
 ) -> None:
-    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern."""
-    runs = {index: model.run for index, model in loaded.items() if model.device}
+    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern.
+
+    Slow models have given it work in their first runs.
+    """
+    runs = {
+        index: model.run
+        for index, model in loaded.items()
+        if model.device and model.first_run_ns < timing.SETTLE_NS
+    }
 
     def between(index: int, share: float) -> None:
         board.write(State.MEASURING, index, share)
 
     if runs:
-        timing.settle(runs, witness.gpu_clock_mhz, between, clock)
+        timing.settle(runs, witness.gpu_clock_mhz, between, clock, failed)
 
 
 def _measurement(
-    job: Job, index: int, model: Loaded, samples: timing.Samples, origin: int, clock: timing.Clock
+    job: Job,
+    index: int,
+    model: Loaded,
+    samples: timing.Samples,
+    origin: int,
+    board: Board,
+    clock: timing.Clock,
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
     name = job.models[index].model_id
@@ -511,8 +579,8 @@ def _measurement(
         return measurement
     return replace(
         measurement,
-        copy_in_ns=timing.copies(device.copy_in, clock),
-        copy_out_ns=timing.copies(device.copy_out, clock),
+        copy_in_ns=timing.copies(device.copy_in, clock, board.tick),
+        copy_out_ns=timing.copies(device.copy_out, clock, board.tick),
         ran_on=device.ran_on,
         fallback=device.fallback,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from esm_protos.messages import FailureKind, NodeTime, OperatorTime, Profile
 _KERNEL = "_kernel_time"
 _MOST_NODES = 500
 _LONGEST_NAME = 200
+_WARM_S, _LONGEST_S = 0.025, 30.0
 
 
 class Node(NamedTuple):
@@ -81,19 +83,28 @@ def profile(
     runs: int,
     between: Callable[[float], None],
 ) -> Profile:
-    """From a session that profiles: ``runs`` runs after uncounted ones, at least one of those.
+    """Return the profile of ``runs`` runs after ``warmup`` uncounted ones.
+
+    Slow models make fewer of both, one at least: warming up ends after 25 ms, and all after 30 s.
 
     Args:
+        session: profiles all that it runs.
         between: told before each run the share of them made.
 
     Raises:
         ModelError: the runtime does not tell.
     """
-    warmup = max(warmup, 1)
-    for number in range(warmup + runs):
-        between(number / (warmup + runs))
+    began, uncounted = time.monotonic(), 0
+    while not uncounted or (uncounted < warmup and time.monotonic() - began < _WARM_S):
+        between(0.0)
         run()
-    return summary(events(session), warmup)
+        uncounted += 1
+    for number in range(runs):
+        if number and time.monotonic() - began > _LONGEST_S:
+            break
+        between(number / runs)
+        run()
+    return summary(events(session), uncounted)
 
 
 def summary(found: Iterable[dict[str, Any]], warmup: int = 0) -> Profile:

@@ -1,7 +1,8 @@
 """The two protocols, as loops over callables: no runtime, no files, no processes in here.
 
 Only ``run()`` lies between two clock readings. Whatever else has to happen (progress, the
-device's state, cancellation) happens in ``between``, which the loops call between visits.
+device's state, cancellation) happens in ``between``, which the loops call between visits, and in
+``tick``, which they call after every inference.
 """
 
 from __future__ import annotations
@@ -15,22 +16,32 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esm_protos.messages import Measurement, MeasureSpec, Nanoseconds
-from esm_protos.statistics import MIN_ROUNDS, PACE_MODELS, estimate_block
+from esm_protos.statistics import PACE_MODELS, estimate_block
 
 Run = Callable[[], object]
 Clock = Callable[[], int]
 """Nanoseconds from any fixed origin."""
 Between = Callable[[int, float], None]
 """Told the model that is visited next and the share of the visits already made."""
+Tick = Callable[[], None]
+"""Told that an inference is over, whatever it was for: shows that the models do not hang."""
+Failed = Callable[[int, Exception], None]
+"""Told of a model whose run raised an exception; it is not run again."""
 
 _WARM_NS = 25_000_000
 """Caches are warm after so long: a slow model needs fewer uncounted runs than a fast one."""
-_SLOW_NS = 1_000_000_000
-"""Cold caches are nothing to a model that runs so long: it needs no uncounted run at all."""
+_SLOW_NS = 200_000_000
+"""A model that runs so long needs no uncounted run: cold caches cost it less than a millisecond."""
+_VISIT_NS = 100_000_000
+"""A short visit ends once it has lasted so long."""
+FIRST_LOOK = 10
+"""Rounds before which no interval is looked at: with fewer, too many are narrow by chance."""
+_ROUND_VARIES = 1.5
+"""How many times as long as the longest round so far the next one may take."""
 _LOOK_AGAIN = 1.2
 """Intervals are looked at each time the rounds have grown by this factor: looking after every
 round would stop too many models at a lucky moment."""
-_SETTLE_NS = 5_000_000_000
+SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
 _SETTLED_WINDOWS, _SETTLED_SPREAD = 3, 0.02
@@ -39,38 +50,69 @@ _COPIES, _COPY_WARMUP = 10, 2
 
 @dataclass
 class Samples:
-    """Counted runs of one model, in the order in which they were taken."""
+    """Counted runs of one model, in the order in which they were taken.
+
+    Attributes:
+        running_ns: time inside all its inferences, counted or not.
+        fastest_ns: its fastest inference so far, counted or not; 0 before there is any.
+        runs_per_visit: counted runs of a visit; 0 until its first visit has decided it.
+    """
 
     latency_ns: list[int] = field(default_factory=list)
     start_ns: list[int] = field(default_factory=list)
     running_ns: int = 0
-    """Time inside all its inferences, counted or not."""
+    fastest_ns: int = 0
+    runs_per_visit: int = 0
 
-    def visit(self, run: Run, warmup: int, runs: int, clock: Clock) -> None:
+    def row(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
         """Adds ``runs`` counted runs after ``warmup`` uncounted ones."""
-        entered = clock()
         for _ in range(warmup):
-            run()
-        self._count(run, runs, clock, entered)
+            self._uncounted(run, clock, tick)
+        for _ in range(runs):
+            self._counted(run, clock, tick)
 
-    def short_visit(self, run: Run, warmup: int, runs: int, clock: Clock) -> None:
-        """As :meth:`visit`, with no more uncounted runs than warm caches take."""
+    def visit(self, run: Run, warmup: int, most: int, clock: Clock, tick: Tick) -> None:
+        """Adds the counted runs of a visit, after the uncounted ones that warm caches take.
+
+        Args:
+            warmup: uncounted runs at most.
+            most: counted runs at most.
+        """
         entered = clock()
-        if not self.latency_ns or self.latency_ns[-1] < _SLOW_NS:
+        if self.fastest_ns < _SLOW_NS:
             for _ in range(warmup):
-                run()
+                self._uncounted(run, clock, tick)
                 if clock() - entered >= _WARM_NS:
                     break
-        self._count(run, runs, clock, entered)
+        decided = self.runs_per_visit
+        for count in range(1, min(most, decided or most) + 1):
+            self._counted(run, clock, tick)
+            if not decided:
+                # All visits are alike, and not by a first run that something held up.
+                self.runs_per_visit = count
+                if count * self.fastest_ns >= _VISIT_NS:
+                    break
 
-    def _count(self, run: Run, runs: int, clock: Clock, entered: int) -> None:
-        for _ in range(runs):
-            start = clock()
-            run()
-            # A coarse clock may not have moved, but a run takes some time.
-            self.latency_ns.append(max(clock() - start, 1))
-            self.start_ns.append(start)
-        self.running_ns += clock() - entered
+    def _counted(self, run: Run, clock: Clock, tick: Tick) -> None:
+        start = clock()
+        run()
+        took = clock() - start
+        tick()
+        self._add(took)
+        # A coarse clock may not have moved, but a run takes some time.
+        self.latency_ns.append(max(took, 1))
+        self.start_ns.append(start)
+
+    def _uncounted(self, run: Run, clock: Clock, tick: Tick) -> None:
+        start = clock()
+        run()
+        took = clock() - start
+        tick()
+        self._add(took)
+
+    def _add(self, took: int) -> None:
+        self.running_ns += took
+        self.fastest_ns = max(min(self.fastest_ns or took, took), 1)
 
     def measurement(
         self, model_id: str, load_ns: int, first_run_ns: int, origin_ns: int
@@ -82,7 +124,13 @@ class Samples:
             start_ns=np.array(self.start_ns, dtype=np.int64) - origin_ns,
             load_ns=load_ns,
             first_run_ns=first_run_ns,
+            runs_per_visit=self.runs_per_visit,
         )
+
+
+def raised(index: int, error: Exception) -> None:
+    """Let a failure end the whole block."""
+    raise error
 
 
 def settle(
@@ -90,8 +138,11 @@ def settle(
     clock_mhz: Callable[[], float | None],
     between: Between,
     clock: Clock = time.perf_counter_ns,
+    failed: Failed = raised,
 ) -> None:
-    """Runs the models in turn, uncounted, until the device keeps its pace: 5 s at most.
+    """Run the models in turn, uncounted, until the device keeps its pace.
+
+    It ends with the run that reaches 5 s.
 
     Args:
         clock_mhz: the device's clock; where it tells none, how long a round takes stands for it.
@@ -99,12 +150,19 @@ def settle(
     """
     began = clock()
     paces: list[float] = []
-    while clock() - began < _SETTLE_NS:
+    left = dict(runs)
+    while left:
         window, rounds = clock(), 0
-        while clock() - window < _SETTLE_WINDOW_NS:
-            for index, run in runs.items():
+        while left and clock() - window < _SETTLE_WINDOW_NS:
+            for index, run in list(left.items()):
                 between(index, 0.0)
-                run()
+                try:
+                    run()
+                except Exception as error:
+                    del left[index]
+                    failed(index, error)
+                if clock() - began >= SETTLE_NS:
+                    return
             rounds += 1
         paces.append(clock_mhz() or (clock() - window) / rounds)
         latest = paces[-_SETTLED_WINDOWS:]
@@ -112,22 +170,31 @@ def settle(
             return
 
 
-def copies(copy: Run, clock: Clock = time.perf_counter_ns) -> Nanoseconds:
+def copies(
+    copy: Run, clock: Clock = time.perf_counter_ns, tick: Tick = lambda: None
+) -> Nanoseconds:
     """Durations of a few crossings to or from a device's memory, the first ones left out."""
     for _ in range(_COPY_WARMUP):
         copy()
+        tick()
     took = []
     for _ in range(_COPIES):
         start = clock()
         copy()
         took.append(max(clock() - start, 1))
+        tick()
     return np.array(took, dtype=np.int64)
 
 
-def sequential(run: Run, spec: MeasureSpec, clock: Clock = time.perf_counter_ns) -> Samples:
+def sequential(
+    run: Run,
+    spec: MeasureSpec,
+    clock: Clock = time.perf_counter_ns,
+    tick: Tick = lambda: None,
+) -> Samples:
     """All runs of one model in a row, after the warm-up (ESM, II-C)."""
     samples = Samples()
-    samples.visit(run, spec.warmup, spec.runs, clock)
+    samples.row(run, spec.warmup, spec.runs, clock, tick)
     return samples
 
 
@@ -136,6 +203,10 @@ def interleaved(
     spec: MeasureSpec,
     between: Between = lambda index, fraction: None,
     clock: Clock = time.perf_counter_ns,
+    tick: Tick = lambda: None,
+    first_run_ns: Mapping[int, int] | None = None,
+    limit_s: float = math.inf,
+    failed: Failed = raised,
 ) -> dict[int, Samples]:
     """Rounds over all models, each round in another random order, a few runs per visit.
 
@@ -148,37 +219,55 @@ def interleaved(
 
     Args:
         runs: by the model's index in its block.
+        first_run_ns: how long the models' first runs took; a slow one then needs no uncounted run.
+        limit_s: time after which the block is broken off: with a precision, no round begins that
+            would reach it.
+        failed: a model leaves when its run raises an exception; by default that is raised here.
 
     Returns:
-        Samples of each model. Without a precision exactly ``spec.runs`` each, the last visit
-        being shorter where ``runs_per_visit`` does not divide it; fewer where
+        Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
+        the last visit being shorter where ``runs_per_visit`` does not divide it; fewer where
         ``spec.max_block_s`` ended the block.
     """
-    samples = {index: Samples() for index in runs}
+    first = first_run_ns or {}
+    per_visit = 0 if spec.short_visits else spec.runs_per_visit
+    samples = {i: Samples(fastest_ns=first.get(i, 0), runs_per_visit=per_visit) for i in runs}
     active = list(runs)
     shuffle = random.Random(spec.seed).shuffle
     began = clock()
-    look_at = MIN_ROUNDS
-    done = rounds = 0
-    lasted_s = 0.0
+    look_at = FIRST_LOOK
+    rounds = 0
+    share = lasted_s = longest_s = 0.0
+    round_s = sum(first.values()) / 1e9
     last = None
-    while done < spec.runs and active:
-        count = min(spec.runs_per_visit, spec.runs - done)
+    while active:
+        done = max(len(samples[index].latency_ns) for index in active)
         shuffle(active)
         for position, index in enumerate(active):
+            count = min(spec.runs_per_visit, spec.runs - done)
             visited = (done + count * position / len(active)) / spec.runs
-            spent = min(lasted_s / spec.max_block_s, 1.0) if spec.max_block_s else 0.0
-            between(index, max(visited, spent))  # whatever ends the block first
+            whole_s = max(spec.max_block_s, spec.min_rounds * round_s)
+            spent = (clock() - began) / 1e9 / whole_s if spec.max_block_s else 0.0
+            share = max(share, min(max(visited, spent), 1.0))  # whatever ends the block first
+            between(index, share)
             # Alone, a model finds the caches as it left them.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
-            samples[index].short_visit(runs[index], warmup, count, clock)
+            most = min(spec.runs_per_visit, spec.runs - len(samples[index].latency_ns))
+            try:
+                samples[index].visit(runs[index], warmup, most, clock, tick)
+            except Exception as error:
+                del samples[index]
+                failed(index, error)
             last = index
-        done += count
         rounds += 1
-        lasted_s = (clock() - began) / 1e9
-        if spec.max_block_s and lasted_s > spec.max_block_s:
+        before_s, lasted_s = lasted_s, (clock() - began) / 1e9
+        longest_s, round_s = max(longest_s, lasted_s - before_s), lasted_s / rounds
+        active = [i for i in active if i in samples and len(samples[i].latency_ns) < spec.runs]
+        if spec.max_block_s and lasted_s > spec.max_block_s and rounds >= spec.min_rounds:
             break
-        if spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
+        if spec.precision and lasted_s + _ROUND_VARIES * longest_s > limit_s:
+            break
+        if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
             active = _staying(samples, active, spec)
             look_at = math.ceil(rounds * _LOOK_AGAIN)
     return samples
@@ -193,13 +282,14 @@ def _staying(samples: Mapping[int, Samples], active: list[int], spec: MeasureSpe
     block = estimate_block(
         [np.array(s.latency_ns, dtype=np.int64) for s in samples.values()],
         [np.array(s.start_ns, dtype=np.int64) for s in samples.values()],
-        spec.runs_per_visit,
+        [s.runs_per_visit for s in samples.values()],
         spec.trim,
         common_pace=True,
     )
     interval = {i: e.interval for i, e in zip(samples, block.models, strict=True)}
-    loose = {index for index, share in interval.items() if share >= spec.precision}
+    open_ = [index for index, s in samples.items() if len(s.latency_ns) < spec.runs]
+    loose = {index for index in open_ if interval[index] >= spec.precision}
     if not loose:
         return []
-    wanted = sorted(interval, key=lambda i: (i not in loose, i not in active, -interval[i]))
+    wanted = sorted(open_, key=lambda i: (i not in loose, i not in active, -interval[i]))
     return wanted[: max(len(loose), PACE_MODELS)]

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from esm_agent.device.facts import usable_cpus
+from esm_agent.device.cgroups import oom_kills, read_groups
+from esm_agent.device.facts import memory_bytes, usable_cpus
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
@@ -60,14 +61,27 @@ class WorkerUnavailableError(Exception):
 
 @dataclass
 class _Process:
+    """The measuring process.
+
+    Attributes:
+        oom_kills: what the kernel had killed for want of memory when the last job was sent.
+    """
+
     process: Any
     connection: Connection
     cells: Cells
+    oom_kills: int | None = None
 
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed the process, which has ended, for want of memory."""
+        if self.process.exitcode != -signal.SIGKILL or self.oom_kills is None:
+            return False
+        return (oom_kills() or 0) > self.oom_kills
 
     def exit_text(self) -> str:
         code = self.process.exitcode
@@ -179,9 +193,10 @@ class Worker:
         When the process dies, the block is measured again from its start, since its models must
         be measured together, and loaded one by one, to know which one it was. The first death
         may have come from outside; at the second one on the same model, that model is left out
-        with outcome CRASH. A model that exceeds ``model_timeout_s`` is left out at once with
-        outcome TIMEOUT; when the block exceeds its limit, so are all of them. Once they are
-        timed nothing takes that away: what goes wrong from then on costs profiles.
+        with outcome CRASH, or OUT_OF_MEMORY if the kernel says so. A model that takes longer than
+        ``model_timeout_s`` to load, or for one inference, is left out at once with outcome
+        TIMEOUT; when the block exceeds its limit, so are all of them. Once they are timed nothing
+        takes that away: what goes wrong from then on costs profiles.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
@@ -196,7 +211,13 @@ class Worker:
         while True:
             todo = {i: model for i, model in enumerate(models) if i not in left_out}
             job = Job(
-                block.spec, todo, loaders, self._limits, block.peak_memory, block.profile_runs
+                block.spec,
+                todo,
+                loaders,
+                self._limits,
+                block.peak_memory,
+                block.profile_runs,
+                ends - time.monotonic(),
             )
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
@@ -248,6 +269,7 @@ class Worker:
         assert current is not None
         first = next(iter(job.models), 0)
         current.cells[:] = [0, first, 0, 0]
+        current.oom_kills = oom_kills()
         try:
             current.connection.send(job)
         except (ConnectionResetError, BrokenPipeError):
@@ -297,7 +319,11 @@ class Worker:
                     ticks, changed = now_ticks, time.monotonic()
                 elif time.monotonic() - changed > job.spec.model_timeout_s:
                     self.stop()
-                    text = f"no answer within {job.spec.model_timeout_s:g} s"
+                    doing = "loading" if STATES[state] is State.PREPARING else "one inference"
+                    text = (
+                        f"{doing} took longer than {job.spec.model_timeout_s:g} s: "
+                        "give a longer --timeout"
+                    )
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
             answer: JobResult | Profiled = current.connection.recv()
             return answer
@@ -307,6 +333,20 @@ class Worker:
     def _death(self, current: _Process) -> tuple[int, State, Failure]:
         state, model = current.cells[:2]
         current.process.join()
-        text = f"the measuring process died on this model ({current.exit_text()})"
+        if current.out_of_memory():
+            failure = Failure(FailureKind.OUT_OF_MEMORY, _out_of_memory_text())
+        else:
+            text = f"the measuring process died on this model ({current.exit_text()})"
+            failure = Failure(FailureKind.CRASH, text)
         self.stop()
-        return model, STATES[state], Failure(FailureKind.CRASH, text)
+        return model, STATES[state], failure
+
+
+def _out_of_memory_text() -> str:
+    size = f"{memory_bytes() / 1e9:.2g} GB"
+    if read_groups().memory_limit() == memory_bytes():
+        what = f"the {size} that this device's control group may use"
+        fix = "raise the container's limit, --memory or MemoryMax="
+    else:
+        what, fix = f"this device's memory of {size}", "stop other programs"
+    return f"{what} ran out, and the kernel killed the measuring process: {fix}, or give less"

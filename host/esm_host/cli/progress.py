@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _REDRAWS_PER_S = 2  # drawing costs time where this is the device
+_SURE_AFTER_S = 3.0  # before, the time that is left is a guess
+_WORTH_A_LINE_S = 30.0
 
 
 class DeviceLines:
@@ -30,6 +32,8 @@ class DeviceLines:
         self._lines = dict.fromkeys(devices, "connecting")
         self._states: dict[str, str] = {}
         self._began: dict[str, tuple[float, float]] = {}
+        self._measuring: dict[str, tuple[float, float]] = {}
+        self._told: set[str] = set()
         self._quiet = quiet
         self._lock = threading.Lock()
         self._live: Live | None = None
@@ -62,19 +66,41 @@ class DeviceLines:
         if self._quiet:
             return
         with self._lock:
-            self._lines[device] = printable(self._text(device, progress))
+            left_s = self._left_s(device, progress)
+            self._lines[device] = printable(self._text(device, progress, left_s))
             state = printable(_state(progress))
+            if left_s is not None and left_s >= _WORTH_A_LINE_S:
+                if self._live is None and device not in self._told:
+                    self._write(f"{device}: {state}, at most {duration(left_s)} left")
+                self._told.add(device)
             if self._live is None and self._states.get(device) != state:
-                # Whole lines, so that those of several devices do not mix.
-                sys.stderr.write(f"{device}: {state}\n")
-                sys.stderr.flush()
+                self._write(f"{device}: {state}")
             self._states[device] = state
 
-    def _text(self, device: str, progress: Progress) -> str:
+    def _write(self, line: str) -> None:
+        # Whole lines, so that those of several devices do not mix.
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    def _left_s(self, device: str, progress: Progress) -> float | None:
+        """Return the time that measuring takes from now on; None while it is not known."""
+        now, fraction = time.monotonic(), progress.fraction
+        if progress.state is not State.MEASURING:
+            self._measuring.pop(device, None)
+            return None
+        began_at, before = self._measuring.setdefault(device, (now, fraction))
+        if fraction < before:  # the next block
+            self._measuring[device] = (now, fraction)
+        elif now - began_at >= _SURE_AFTER_S and fraction > before:
+            return (now - began_at) / (fraction - before) * (1 - fraction)
+        return None
+
+    def _text(self, device: str, progress: Progress, left_s: float | None) -> str:
         if progress.standing is not None and progress.standing.ahead:
             return waiting(progress.standing)
         if progress.state is State.MEASURING:
-            return f"measuring {100 * progress.fraction:.0f} %"
+            left = "" if left_s is None else f", at most {duration(left_s)} left"
+            return f"measuring {100 * progress.fraction:.0f} %{left}"
         if progress.state is not State.UPLOADING or progress.total_bytes is None:
             return str(progress.state.value)
         done = progress.fraction * progress.total_bytes

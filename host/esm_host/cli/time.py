@@ -73,7 +73,9 @@ def time(
     ] = None,
     runs: Annotated[
         int | None,
-        typer.Option(help="Exactly so many counted runs per model, however precise."),
+        typer.Option(
+            help="Exactly so many counted runs per model, however precise. An interval takes 5."
+        ),
     ] = None,
     precision: Annotated[
         float | None,
@@ -85,11 +87,17 @@ def time(
     ] = None,
     max_runs: Annotated[
         int | None,
-        typer.Option(help="Counted runs per model at most.", show_default="100000"),
+        typer.Option(
+            help="Counted runs per model at most. An interval takes 5.", show_default="100000"
+        ),
     ] = None,
     max_time: Annotated[
         float | None,
-        typer.Option(help="Seconds of measuring at most, all models together.", show_default="60"),
+        typer.Option(
+            help="Seconds of measuring, all models together, after which no new round of runs "
+            "begins. By default slow models go on until they have 5 runs, which an interval takes.",
+            show_default="60",
+        ),
     ] = None,
     protocol: Annotated[
         ProtocolName,
@@ -102,7 +110,8 @@ def time(
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that one model may take at a time.")
+        float,
+        typer.Option(help="Seconds that loading a model, or one inference, may take."),
     ] = 60.0,
     no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,

@@ -16,7 +16,12 @@ from esm_host.dataset.lanes import Batch, Member
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Measurements, best_attempts
 from esm_host.errors import DeviceError, EsmError
-from esm_host.evaluation.verdict import block_evidence, judge_number, reference_evidence
+from esm_host.evaluation.verdict import (
+    block_evidence,
+    judge_number,
+    reference_evidence,
+    threads_evidence,
+)
 from esm_models.architecture import Architecture
 from esm_models.cost import memory_bytes
 from esm_models.space import SearchSpace
@@ -184,6 +189,7 @@ class Collector:
             evidence = [
                 *block_evidence(self._store.states(block.block_id), table.slowdown[index]),
                 *reference_evidence(worst, self._tolerance),
+                *threads_evidence(self._spec.threads, self._store.processors(block.block_id)),
             ]
             verdicts = {
                 key: judge_number(model.interval, self._spec.precision, evidence)

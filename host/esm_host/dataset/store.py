@@ -7,6 +7,7 @@ kept; latencies are derived.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -418,6 +419,14 @@ class Store:
         with self._reading() as connection:
             states = connection.execute(query).scalar_one()
             return tuple(DeviceState.from_json(state) for state in states)
+
+    def processors(self, block_id: str) -> float:
+        """Return the processors that a block's models could use at a time."""
+        query = sa.select(_blocks.c.device).where(_blocks.c.block_id == block_id)
+        with self._reading() as connection:
+            device = connection.execute(query).scalar_one()
+        # Blocks of older versions know of no quota.
+        return float(min(device["cpu_count"], device.get("cpu_quota") or math.inf))
 
     def add_judgement(
         self,

@@ -24,6 +24,7 @@ SCHEMA_VERSION = 2
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
 CASES = "cases"
+_LENGTH = ("min_rounds", "short_visits")
 
 _WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
 
@@ -263,7 +264,9 @@ class _Judge:
         return float(result["ci95_percent"]) / 100 / t_quantile(self._freedom(result))
 
     def _freedom(self, result: Json) -> int:
-        return degrees_of_freedom(result["runs"] // self.runs_per_visit, self.trim)
+        # Files from before visits could differ by model do not say it of each.
+        per_visit = result.get("runs_per_visit") or self.runs_per_visit
+        return degrees_of_freedom(result["runs"] // per_visit, self.trim)
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,9 @@ def _differences(
     """What differs, by name, and both values in words."""
     ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
     for name in (*ours, *(name for name in theirs if name not in ours)):
+        # Older files lack them, and how long a model is measured does not change what is measured.
+        if name in _LENGTH and (name not in ours or name not in theirs):
+            continue
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     for theirs_name, name in names.items():

@@ -39,27 +39,30 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Runs:
-    """Counted runs of a model in the order of time, and when each began."""
+    """Counted runs of a model in the order of time, when each began, and how many a visit has."""
 
     latency_ns: Nanoseconds
     start_ns: Nanoseconds
+    runs_per_visit: int
 
 
-def paired_ratio(one: Runs, other: Runs, runs_per_visit: int, trim: float) -> Ratio:
+def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
     """Of two models of one interleaved block: what the device's ups and downs do to both cancels.
 
     Where a visit of one model is followed by one of the other, whatever lies between, the two are
     a pair, and each visit is in one pair at most. The ratio is the trimmed mean of the logarithms
     of the ratios of their runs, with the interval of
     :func:`esm_protos.statistics.relative_interval` over consecutive pairs. Who follows whom is
-    drawn by lot; to match what began nearest would prefer short visits, and be biased.
+    drawn by lot; to match what began nearest would prefer short visits, and be biased. Where one
+    model has fewer runs per visit, as many of the other's count, the last ones: they are the
+    warmest.
 
     Args:
-        runs_per_visit: of the block.
         trim: share of the pairs dropped at each end.
     """
-    per_visit = min(runs_per_visit, one.latency_ns.size, other.latency_ns.size)
-    (a, began_a), (b, began_b) = (_visits(runs, per_visit) for runs in (one, other))
+    (a, began_a), (b, began_b) = (_visits(runs) for runs in (one, other))
+    common = min(a.shape[1], b.shape[1])
+    a, b = a[:, -common:], b[:, -common:]
     of_a, of_b = _pairs(began_a, began_b)
     if not len(of_a):  # one of them ended before the other began
         return unpaired_ratio(
@@ -87,8 +90,9 @@ def _around(middle: float, half: float) -> tuple[float, float] | None:
     return (math.exp(middle - half), math.exp(middle + half)) if math.isfinite(half) else None
 
 
-def _visits(runs: Runs, per_visit: int) -> tuple[Floats, Nanoseconds]:
+def _visits(runs: Runs) -> tuple[Floats, Nanoseconds]:
     """``(visits, runs per visit)`` and when each began; a last one that is not full is left out."""
+    per_visit = min(runs.runs_per_visit, runs.latency_ns.size)
     full = runs.latency_ns.size // per_visit
     latency = runs.latency_ns[: full * per_visit].reshape(full, per_visit)
     return latency.astype(np.float64), runs.start_ns[::per_visit][:full]

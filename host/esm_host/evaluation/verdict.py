@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
+from esm_protos.statistics import MIN_ROUNDS
 
 
 class Verdict(enum.StrEnum):
@@ -27,7 +28,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reasons; none for ``stable``."""
+    """A verdict with its reasons, the worst first. What only warns leaves it ``stable``."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
@@ -41,6 +42,7 @@ _CLOCK_FELL = 0.10
 _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
+_QUOTA_STOPS = 0.02  # of the periods
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are somebody's choice and keep it steady."""
 
@@ -58,7 +60,8 @@ def judge_number(
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
     if interval == float("inf"):
-        found.append((Verdict.UNRESOLVED, "too few rounds for an interval"))
+        text = f"too few runs for an interval, which takes {MIN_ROUNDS} visits or more"
+        found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
         found.append((Verdict.UNRESOLVED, f"interval too wide: ±{100 * interval:.1f} %, {held}"))
@@ -82,6 +85,19 @@ def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple
     return found
 
 
+def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str]]:
+    """Return a warning where models have more threads than processors.
+
+    Args:
+        processors: that models can use at a time; a CPU quota makes fractions.
+    """
+    if threads <= processors:
+        return []
+    fix = f"give --threads {int(processors)}" if processors >= 1 else "raise its CPU quota"
+    what = f"{threads} thread{'s' * (threads > 1)} on {processors:.3g} processor"
+    return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
+
+
 def reference_evidence(worst: float, tolerance: float) -> list[tuple[Verdict, str]]:
     """What quality control says: the reference that strays most, and by what it may, as shares."""
     if worst <= tolerance:
@@ -101,6 +117,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
             yield f"the board reports {text}"
     if events := _grown(states, "throttle_events"):
         yield f"{events:.0f} thermal throttling events"
+    yield from _quota_stops(states)
     # Before and after, cores idle at low clocks; only the block itself counts.
     during = [max(state.clock_mhz) for state in states[1:-1] if any(state.clock_mhz)]
     yield from _fallen("clock", during)
@@ -110,6 +127,21 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
         reasons = {reason for gpu in gpus for reason in gpu.throttle_reasons} - _CHOSEN
         if reasons:
             yield f"the GPU reports {', '.join(sorted(reasons))}"
+
+
+def _quota_stops(states: Sequence[DeviceState]) -> Iterator[str]:
+    """Since the last state before the first run: what happens to loading does not matter."""
+    before = [number for number, state in enumerate(states) if state.at_ns <= 0]
+    timed = states[before[-1] if before else 0 :]
+    periods, stops = _grown(timed, "cpu_periods"), _grown(timed, "cpu_throttled_periods")
+    if not periods or not stops or stops < 0:
+        return
+    if (share := min(stops / periods, 1.0)) > _QUOTA_STOPS:
+        stopped_s = _grown(timed, "cpu_throttled_s") or 0.0
+        yield (
+            f"its control group's CPU quota stopped it in {100 * share:.0f} % of the periods "
+            f"({stops:.0f} of {periods:.0f}, {stopped_s:.1f} s): raise the quota"
+        )
 
 
 def _fallen(what: str, clocks_mhz: Sequence[float]) -> Iterator[str]:

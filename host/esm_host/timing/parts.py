@@ -96,7 +96,7 @@ def time_parts(
         estimates = estimate_block(
             [m.latency_ns for m in result.measurements],
             [m.start_ns for m in result.measurements],
-            spec.runs_per_visit,
+            [m.visit_runs(spec) for m in result.measurements],
             spec.trim,
             common_pace=spec.protocol is Protocol.INTERLEAVED,
         ).models

@@ -122,6 +122,7 @@ class Result:
             "status": "failed" if failure else "success",
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **self.numbers,
+            "runs_per_visit": None if failure else measured.visit_runs(self.spec),
             "samples_ms": (measured.latency_ns / 1e6).tolist(),
             "starts_ms": (measured.start_ns / 1e6).tolist(),
             "provider": self.spec.provider,
@@ -252,8 +253,11 @@ def _ratio(one: Result, other: Result) -> Ratio:
     spec = one.spec
     if spec.protocol is not Protocol.INTERLEAVED:
         return _unpaired(one, other)
-    a, b = (Runs(r.measurement.latency_ns, r.measurement.start_ns) for r in (one, other))
-    return paired_ratio(a, b, spec.runs_per_visit, spec.trim)
+    a, b = (
+        Runs(m.latency_ns, m.start_ns, m.visit_runs(spec))
+        for m in (one.measurement, other.measurement)
+    )
+    return paired_ratio(a, b, spec.trim)
 
 
 def _unpaired(one: Result, other: Result) -> Ratio:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from esm_host.errors import EsmError, UsageError
-from esm_host.evaluation.verdict import block_evidence, judge_number
+from esm_host.evaluation.verdict import block_evidence, judge_number, threads_evidence
 from esm_host.limits import check_models, check_spec
 from esm_host.timing.request import Entry
 from esm_host.timing.result import DeviceTiming, Result, Timing
@@ -99,7 +99,8 @@ def time_block(
         result = pending.result(on_progress)
     finally:
         pending.cancel()
-    return DeviceTiming(name, _results(name, request, spec, result), info, result)
+    results = _results(name, request, spec, result, info.processors)
+    return DeviceTiming(name, results, info, result)
 
 
 class _Turn:
@@ -160,13 +161,17 @@ def _together(turns: Sequence[_Turn]) -> None:
 
 
 def _results(
-    name: str, request: Sequence[Entry], spec: MeasureSpec, result: BlockResult
+    name: str,
+    request: Sequence[Entry],
+    spec: MeasureSpec,
+    result: BlockResult,
+    processors: float,
 ) -> tuple[Result, ...]:
     measured = [m for m in result.measurements if m.failure is None]
     block = estimate_block(
         [m.latency_ns for m in measured],
         [m.start_ns for m in measured],
-        spec.runs_per_visit,
+        [m.visit_runs(spec) for m in measured],
         spec.trim,
         common_pace=spec.protocol is Protocol.INTERLEAVED,
     )
@@ -177,6 +182,8 @@ def _results(
         estimate = estimates.get(measurement.model_id)
         judgement = None
         if estimate is not None:
-            judgement = judge_number(estimate.interval, spec.precision, evidence)
+            threads = entry.model.case.threads or spec.threads
+            found = [*evidence, *threads_evidence(threads, processors)]
+            judgement = judge_number(estimate.interval, spec.precision, found)
         results.append(Result(name, spec, entry, measurement, estimate, judgement))
     return tuple(results)

@@ -7,15 +7,19 @@ from typing import Any
 from esm_host.errors import UsageError
 from esm_host.limits import check_gpu_options
 from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.statistics import MIN_ROUNDS
 
 PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Long enough to meet a device's ups and downs, short enough to wait for."""
 MAX_TIME_S = 60.0
+"""Slow models take longer by default: ``MIN_ROUNDS`` rounds."""
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
+_VISITS = 2 * MIN_ROUNDS
+"""Visits that few runs are spread over, before there are several in one."""
 
 _FLAGS = {"model_timeout_s": "--timeout", "max_block_s": "--max-time"}
 
@@ -27,18 +31,21 @@ def timing_spec(
     max_time_s: float | None = None,
     **others: Any,
 ) -> MeasureSpec:
-    """Exactly ``runs``; or, without it, as many as the precision takes within the limits.
+    """Return the settings for exactly ``runs``, or for a precision within limits.
 
     Args:
         precision_percent: half-width of the 95 % interval, percent of the latency.
         max_runs: counted runs of one model at most.
-        max_time_s: no new round after so many seconds.
+        max_time_s: no new round after so many seconds; None: 60, or as long as the rounds take
+            without which there is no interval.
         others: further fields of :class:`MeasureSpec`, whose defaults hold.
 
     Raises:
         UsageError: values are out of range or exclude each other.
     """
-    others = {"warmup": WARMUP, "runs_per_visit": RUNS_PER_VISIT, **others}
+    most = runs or max_runs or MAX_RUNS
+    per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
+    others = {"warmup": WARMUP, "runs_per_visit": per_visit, **others}
     if runs is not None:
         limits = (("precision", precision_percent), ("max-runs", max_runs))
         for name, value in (*limits, ("max-time", max_time_s)):
@@ -59,6 +66,8 @@ def timing_spec(
         precision=percent / 100,
         max_block_s=seconds,
         min_block_s=min(MIN_TIME_S, seconds),
+        min_rounds=MIN_ROUNDS if max_time_s is None else 0,
+        short_visits=True,
         **others,
     )
 

@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "time_unix_s")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class DeviceInfo(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     OCCUPANCY_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
+    CPU_QUOTA_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
@@ -109,8 +110,9 @@ class DeviceInfo(_message.Message):
     state: DeviceState
     occupancy: Occupancy
     isolation: _containers.RepeatedScalarFieldContainer[str]
+    cpu_quota: float
     time_unix_s: float
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., time_unix_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s", "max_cache_bytes")
@@ -199,7 +201,7 @@ class ReleaseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceState(_message.Message):
-    __slots__ = ("at_ns", "clock_mhz", "governors", "temperature_c", "pi_throttled", "throttle_events", "load_1min", "busy_s", "own_s", "stolen_s", "memory_available_bytes", "swap_used_bytes", "swapped_pages", "gpus")
+    __slots__ = ("at_ns", "clock_mhz", "governors", "temperature_c", "pi_throttled", "throttle_events", "load_1min", "busy_s", "own_s", "stolen_s", "memory_available_bytes", "swap_used_bytes", "swapped_pages", "gpus", "cpu_periods", "cpu_throttled_periods", "cpu_throttled_s")
     AT_NS_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MHZ_FIELD_NUMBER: _ClassVar[int]
     GOVERNORS_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +216,9 @@ class DeviceState(_message.Message):
     SWAP_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SWAPPED_PAGES_FIELD_NUMBER: _ClassVar[int]
     GPUS_FIELD_NUMBER: _ClassVar[int]
+    CPU_PERIODS_FIELD_NUMBER: _ClassVar[int]
+    CPU_THROTTLED_PERIODS_FIELD_NUMBER: _ClassVar[int]
+    CPU_THROTTLED_S_FIELD_NUMBER: _ClassVar[int]
     at_ns: int
     clock_mhz: _containers.RepeatedScalarFieldContainer[float]
     governors: _containers.RepeatedScalarFieldContainer[str]
@@ -228,7 +233,10 @@ class DeviceState(_message.Message):
     swap_used_bytes: int
     swapped_pages: int
     gpus: _containers.RepeatedCompositeFieldContainer[GpuState]
-    def __init__(self, at_ns: _Optional[int] = ..., clock_mhz: _Optional[_Iterable[float]] = ..., governors: _Optional[_Iterable[str]] = ..., temperature_c: _Optional[float] = ..., pi_throttled: _Optional[int] = ..., throttle_events: _Optional[int] = ..., load_1min: _Optional[float] = ..., busy_s: _Optional[float] = ..., own_s: _Optional[float] = ..., stolen_s: _Optional[float] = ..., memory_available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., swapped_pages: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuState, _Mapping]]] = ...) -> None: ...
+    cpu_periods: int
+    cpu_throttled_periods: int
+    cpu_throttled_s: float
+    def __init__(self, at_ns: _Optional[int] = ..., clock_mhz: _Optional[_Iterable[float]] = ..., governors: _Optional[_Iterable[str]] = ..., temperature_c: _Optional[float] = ..., pi_throttled: _Optional[int] = ..., throttle_events: _Optional[int] = ..., load_1min: _Optional[float] = ..., busy_s: _Optional[float] = ..., own_s: _Optional[float] = ..., stolen_s: _Optional[float] = ..., memory_available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., swapped_pages: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuState, _Mapping]]] = ..., cpu_periods: _Optional[int] = ..., cpu_throttled_periods: _Optional[int] = ..., cpu_throttled_s: _Optional[float] = ...) -> None: ...
 
 class GpuState(_message.Message):
     __slots__ = ("name", "clock_mhz", "memory_clock_mhz", "temperature_c", "power_w", "throttle_reasons")
@@ -307,7 +315,7 @@ class UploadReply(_message.Message):
     def __init__(self) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +331,8 @@ class MeasureSpec(_message.Message):
     TF32_FIELD_NUMBER: _ClassVar[int]
     CUDA_GRAPH_FIELD_NUMBER: _ClassVar[int]
     ALLOW_FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    SHORT_VISITS_FIELD_NUMBER: _ClassVar[int]
+    MIN_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -338,7 +348,9 @@ class MeasureSpec(_message.Message):
     tf32: bool
     cuda_graph: bool
     allow_fallback: bool
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ...) -> None: ...
+    short_visits: bool
+    min_rounds: int
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
     __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs")
@@ -435,7 +447,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -450,6 +462,7 @@ class ModelResult(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -464,7 +477,8 @@ class ModelResult(_message.Message):
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     peak_rss_bytes: int
     profile: Profile
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ...) -> None: ...
+    runs_per_visit: int
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("name", "type", "dims")
