@@ -22,6 +22,7 @@ from esm_agent import __version__
 from esm_agent.door.access_cli import Config, pair, tokens
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
+from esm_protos.streams import run
 
 if TYPE_CHECKING:
     from esm_protos.messages import Diagnosis
@@ -389,7 +390,7 @@ def main() -> None:
     main_module = sys.modules["__main__"]
     main_module.__spec__ = None
     main_module.__dict__.pop("__file__", None)
-    app()
+    run(app)
 
 
 if __name__ == "__main__":

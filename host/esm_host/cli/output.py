@@ -29,7 +29,7 @@ def write_output(path: Path, text: str, said: str = "") -> None:
     if str(path) == "-":
         print(text)
         return
-    path.write_text(text + "\n")
+    path.write_text(text + "\n", encoding="utf-8")
     if said:
         typer.echo(said, err=True)
 
