@@ -1,7 +1,4 @@
-"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints.
-
-Where a message names a command's option, the argument has the same name.
-"""
+"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
@@ -56,6 +54,7 @@ def time(
     *,
     batch: int | Sequence[int] = (),
     shapes: Mapping[str, Sequence[int | None]] | None = None,
+    dims: Mapping[str, int | Sequence[int]] | None = None,
     threads: int | Sequence[int] = 1,
     inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None = None,
     runs: int | None = None,
@@ -84,7 +83,9 @@ def time(
             name are called ``model-1``, ``model-2``...
         device: ``"local"``, ``"host:port"`` or a name; or several.
         batch: sizes of the first dimension of inputs that leave it free.
-        shapes: dimensions of inputs by name; None for what ``batch`` sets. Free ones are 1.
+        shapes: dimensions of inputs by name; None for one left free.
+        dims: sizes of named dimensions, ``{"H": [320, 640], "W": 640}``; all combinations are
+            cases. A dimension that nothing sets is taken as 1, and ``warnings`` say so.
         threads: of the runtime; several are several cases.
         inputs: arrays by the inputs' names, or the path of an ``.npz``; the others are random.
         runs: exactly so many counted runs of every model and case.
@@ -117,9 +118,11 @@ def time(
         timing.results()[["label", "trimmed_mean_ms", "verdict"]]
     """
     if protocol not in (known := [p.value for p in Protocol]):
-        raise UsageError(f"--protocol '{protocol}': choose {' or '.join(known)}")
+        raise UsageError(f"{argument('protocol')} '{protocol}': choose {' or '.join(known)}")
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
-        raise UsageError(f"--profile-runs {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}")
+        raise UsageError(
+            f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"
+        )
     names = [device] if isinstance(device, str) else list(device)
     counts = _several(threads)
     if not names or not counts:
@@ -143,7 +146,12 @@ def time(
     with TemporaryDirectory(prefix="esm-") as text:
         folder = Path(text)
         request = read_request(
-            _files(models, folder), _several(batch), _shapes(shapes), counts, _fed(inputs, folder)
+            _files(models, folder),
+            _several(batch),
+            _shapes(shapes),
+            counts,
+            _fed(inputs, folder),
+            _dims(dims),
         )
         if not request:
             raise UsageError("an empty list of models measures nothing: give one")
@@ -319,7 +327,7 @@ def write_report(
 
     output = Path(output)
     if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that exists")
+        raise UsageError(f"{argument('output')} {output}: give a file in a folder that exists")
     if isinstance(source, str | os.PathLike):
         source = _opened(Path(source))
     if isinstance(source, Run):
@@ -452,6 +460,11 @@ def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
         f"{name}:{'x'.join('N' if dim is None else str(dim) for dim in dims)}"
         for name, dims in (shapes or {}).items()
     ]
+
+
+def _dims(dims: Mapping[str, int | Sequence[int]] | None) -> list[str]:
+    """As they are written on the command line."""
+    return [f"{name}={','.join(map(str, _several(sizes)))}" for name, sizes in (dims or {}).items()]
 
 
 def _fed(

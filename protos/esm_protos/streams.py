@@ -28,7 +28,7 @@ def run(program: Callable[[], Any]) -> None:
     """
     if sys.stdin is None:
         _occupy(0, os.O_RDONLY)
-        sys.stdin = open(os.devnull, encoding="utf-8")
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # it stays open
     output = _outlasting("stdout", 1)
     _outlasting("stderr", 2)
     try:
@@ -86,12 +86,13 @@ def _outlasting(name: str, descriptor: int) -> _Outlasting | None:
     stream: TextIO | None = getattr(sys, name)
     if stream is None:
         _occupy(descriptor, os.O_WRONLY)
-        setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))
+        null = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        setattr(sys, name, null)
         return None
     # What a user asked for by PYTHONIOENCODING stays.
     errors = "replace" if stream.errors in ("strict", "surrogateescape") else stream.errors
     raw = _Outlasting(descriptor)
-    buffered = io.BufferedWriter(raw)  # type: ignore[arg-type]  # a RawIOBase is what it takes
+    buffered = io.BufferedWriter(raw)
     lasting = io.TextIOWrapper(
         buffered,
         encoding=stream.encoding,

@@ -25,7 +25,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except EsmError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {error.for_command()}", err=True)
             raise typer.Exit(error.exit_code) from None
         except ModelsError as error:
             typer.echo(f"error: {error}", err=True)
