@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esm_host.arguments import on_command_line
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, print_table, results_first
@@ -80,7 +79,7 @@ def compare(
         if str(output) != "-":
             _print_table(comparison)
     for text in comparison.allowed:
-        typer.echo(f"warning: {on_command_line(text)}", err=True)
+        typer.echo(f"warning: {text}", err=True)
     alone = comparison.degrees_of_freedom == 0
     for side, timings in zip(paths, sides, strict=True):
         for path, timing in zip(side, timings, strict=True):
