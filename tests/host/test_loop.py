@@ -242,7 +242,7 @@ def test_a_finished_campaign_that_trusts_too_little_is_an_error_with_a_cause(
     _, _, loop = assemble(
         tmp_path, FakeProfiler(latency), Log(), max_models=40, train_on="throttled"
     )
-    with pytest.raises(DeviceError, match="0 of them with a verdict that --train-on accepts"):
+    with pytest.raises(DeviceError, match="0 of them with a verdict that train_on accepts"):
         loop.run()
 
 

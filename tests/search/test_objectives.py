@@ -49,7 +49,7 @@ def test_reads_what_is_wanted(text: str, name: str, source: str, maximise: bool)
     "text", ["", "speed", "accuracy", "latency:max", "flops=x.py:f", "accuracy=", "a b=x.py:f"]
 )
 def test_says_what_can_be_wanted(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--objective .*: (choose|give) "):
+    with pytest.raises(UsageError, match=r"^objectives .*: (choose|give) "):
         read_wish(text)
 
 

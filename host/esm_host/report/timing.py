@@ -174,6 +174,7 @@ def _results_table(results: pd.DataFrame) -> Table:
     columns: dict[str, list[Cell]] = {
         "result": [Cell(name) for name in results["name"]],
         "device": [Cell(device) for device in results["device"]],
+        "fed": [Cell(_conditions(row)) for row in results.itertuples(index=False)],
         "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
         "#± (%)": [fixed(v) for v in results["ci95_percent"]],
         "#median (ms)": [number(v) for v in results["median_ms"]],
@@ -199,7 +200,14 @@ def _results_table(results: pd.DataFrame) -> Table:
     if results["device"].nunique() == 1:
         del told["device"]
     rows = list(zip(*told.values(), strict=True))
-    return Table("all-results", "All results", list(told), rows)
+    return Table("all-results", "All results", list(told), rows, wide=["fed"])
+
+
+def _conditions(row: Any) -> str:
+    """What the number holds for; only what was asked of a model that failed before it was fed."""
+    fed = [row.fed] if row.fed or row.status == "success" else []
+    threads = [] if np.isnan(row.threads) else [plural(int(row.threads), "thread")]
+    return " · ".join([*(text or "nothing" for text in fed), *threads, row.provider])
 
 
 def _comparisons(timing: TimingFile) -> Iterator[Section]:
