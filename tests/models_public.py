@@ -227,6 +227,14 @@ def sequence() -> bytes:
     return _model(nodes, [given], _values(("y", FLOAT, None)))
 
 
+def mapping() -> bytes:
+    """Takes numbers by their keys."""
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    node = helper.make_node("CastMap", ["many"], ["y"], domain="ai.onnx.ml")
+    given = [helper.make_value_info("many", kind)]
+    return _model([node], given, _values(("y", FLOAT, None)))
+
+
 def custom() -> bytes:
     """Needs a library of operators."""
     nodes = [helper.make_node("Fancy", ["x"], ["y"], domain="custom.ops")]

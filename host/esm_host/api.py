@@ -18,6 +18,7 @@ from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.given import FROM_MEMORY
 from esm_host.model_file import ModelFile, read_model_file
 from esm_host.run import Run, load_run
 from esm_host.timing import read_request, time_models, timing_spec
@@ -30,7 +31,7 @@ from esm_protos.messages import Progress, Protocol
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from onnx import ModelProto
+    from onnx import ModelProto, OptionalProto, SequenceProto, TensorProto
     from torch import nn
 
     from esm_host.exporting.files import Exported
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
     """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""
+
+    Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
+    Inputs: TypeAlias = (
+        Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    )
+    """Values by the inputs' names, or paths of files and folders that hold them."""
 
     Timing: TypeAlias = TimingFile | str | os.PathLike[str]
     """What :func:`time` gave, or the path of what it saved."""
@@ -56,7 +63,7 @@ def time(
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     dims: Mapping[str, int | Sequence[int]] | None = None,
     threads: int | Sequence[int] = 1,
-    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None = None,
+    inputs: Inputs | None = None,
     runs: int | None = None,
     precision_percent: float | None = None,
     max_runs: int | None = None,
@@ -87,7 +94,9 @@ def time(
         dims: sizes of named dimensions, ``{"H": [320, 640], "W": 640}``; all combinations are
             cases. A dimension that nothing sets is taken as 1, and ``warnings`` say so.
         threads: of the runtime; several are several cases.
-        inputs: arrays by the inputs' names, or the path of an ``.npz``; the others are random.
+        inputs: by the inputs' names, arrays or ONNX's TensorProto, SequenceProto and OptionalProto;
+            or paths of an ``.npz``, of such protos in files, or of folders of them. What is not
+            given is random.
         runs: exactly so many counted runs of every model and case.
         precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
         max_runs: of one model; 100,000 by default.
@@ -151,6 +160,7 @@ def time(
             _shapes(shapes),
             counts,
             _fed(inputs, folder),
+            folder,
             _dims(dims),
         )
         if not request:
@@ -467,22 +477,25 @@ def _dims(dims: Mapping[str, int | Sequence[int]] | None) -> list[str]:
     return [f"{name}={','.join(map(str, _several(sizes)))}" for name, sizes in (dims or {}).items()]
 
 
-def _fed(
-    inputs: Mapping[str, ArrayLike] | str | os.PathLike[str] | None, folder: Path
-) -> Path | None:
-    """An ``.npz``; the same for the same arrays."""
-    if inputs is None:
-        return None
+def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
+    """Paths of values; those from memory are written to the folder, the same to the same file."""
+    if inputs is None or (isinstance(inputs, Mapping) and not inputs):
+        return []
+    if isinstance(inputs, str | os.PathLike):
+        return [Path(inputs)]
     if not isinstance(inputs, Mapping):
-        return Path(inputs)
+        return [Path(path) for path in inputs]
     import numpy as np
 
-    path = folder / "inputs.npz"
+    path = folder / FROM_MEMORY
     with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
-        for name, values in inputs.items():
+        for name, value in inputs.items():
+            if hasattr(value, "SerializeToString"):
+                archive.writestr(zipfile.ZipInfo(f"{name}.pb"), value.SerializeToString())
+                continue
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=True)
-    return path
+                np.lib.format.write_array(file, np.asanyarray(value), allow_pickle=True)
+    return [path]
 
 
 def _files(

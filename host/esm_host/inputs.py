@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
 from esm_protos.v1 import onnx_view_pb2 as view
+from esm_protos.value_types import tensor_type, value_type
 
 Dims: TypeAlias = tuple[int, ...]
 Dim: TypeAlias = int | str | None
 """A number, a symbol that other dimensions may have too, or nothing known."""
 
-_TYPES = dict(
-    enumerate(
-        (
-            *("float32", "uint8", "int8", "uint16", "int16", "int32", "int64"),
-            *("string", "bool", "float16", "float64", "uint32", "uint64"),
-        ),
-        start=1,
-    )
-)
-"""Of ``TensorProto.DataType``, those that numpy has, by its names."""
-
+_OVERRIDABLE_IR_VERSION = 4
+"""Before it, every initializer was an input too, and a constant all the same."""
 _FREE = "N"
 _UNNAMED = ("", "?")
 """What exporters write for a dimension without a name."""
@@ -44,7 +34,8 @@ class GraphInput:
     """An input as the model declares it.
 
     Attributes:
-        type: as numpy names it, or ``"string"``; None where numpy has no such type.
+        type: such as ``"float32"``, ``"bfloat16"`` or ``"seq(float32)"``; None if it is of no
+            kind that is fed.
         dims: None where not even the rank is known.
     """
 
@@ -101,7 +92,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Array:
-    """An array of an ``.npz``; ``type`` as numpy names it, or ``"string"``."""
+    """Type and dimensions of a value that an input is given."""
 
     type: str
     dims: Dims
@@ -112,6 +103,14 @@ def graph_inputs(model: view.Model) -> tuple[GraphInput, ...]:
     own = {tensor.name for tensor in model.graph.initializer}
     own |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return tuple(_graph_input(value) for value in model.graph.input if value.name not in own)
+
+
+def overridable_inputs(model: view.Model) -> tuple[GraphInput, ...]:
+    """Return inputs that are initializers too: they may be given, and are never drawn."""
+    if model.ir_version < _OVERRIDABLE_IR_VERSION:
+        return ()
+    own = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_graph_input(value) for value in model.graph.input if value.name in own)
 
 
 def parse_shape(text: str) -> GivenShape:
@@ -292,50 +291,6 @@ def assumption(assumed: Sequence[Assumed]) -> str:
     return f"no size is given for {'; '.join(said)}: taken as 1; set {', '.join(cures)}"
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
-    """Types and shapes of an ``.npz``'s arrays, without the arrays; raises UsageError."""
-    from numpy.lib import format as npy
-
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    dims, _, dtype = readers[npy.read_magic(file)](file)
-                name = member.removesuffix(".npy")
-                if dtype.hasobject:
-                    raise UsageError(
-                        f"--input {path}: '{name}' holds pickled objects: save numbers or text, "
-                        "np.savez(path, name=array)"
-                    )
-                kind = "string" if dtype.kind in "SU" else dtype.newbyteorder("=").name
-                found[name] = Array(kind, tuple(dims))
-    except FileNotFoundError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"--input {path} is no .npz of arrays ({error}): np.savez(path, name=array) makes one"
-        ) from error
-    if not found:
-        raise UsageError(f"--input {path} has no arrays: np.savez(path, name=array) makes one")
-    return found
-
-
-def check_arrays(path: str, inputs: Sequence[GraphInput], arrays: Mapping[str, Array]) -> None:
-    """Raises UsageError unless the model has such inputs, of such types."""
-    known = {known.name: known for known in inputs}
-    for name, array in arrays.items():
-        if name not in known:
-            raise UsageError(f"--input: {path}: {unknown(name, list(known))}")
-        wanted = known[name].type
-        if wanted != array.type:
-            raise UsageError(
-                f"--input: {path}: '{name}' is {wanted or 'of a type that numpy lacks'} and the "
-                f"array is {array.type}: convert it, or leave it out to have it drawn"
-            )
-
-
 @dataclass(frozen=True)
 class _Given:
     """Dimensions of one input, and the argument that gave them."""
@@ -442,7 +397,7 @@ def _assumed(
             if place is None:
                 dim = None if known.dims is None else known.dims[axis]
                 yield Assumed(known, axis, dim if isinstance(dim, str) else None)
-        if known not in places and known.type is not None:
+        if known not in places and known.type is not None and "(" not in known.type:
             yield Assumed(known, None, None)
 
 
@@ -486,11 +441,12 @@ def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | 
 
 
 def _graph_input(value: view.ValueInfo) -> GraphInput:
-    tensor = value.type.tensor_type
+    kind = value_type(value.type)
+    tensor = tensor_type(value.type)
     dims = None
     if tensor.HasField("shape"):
         dims = tuple(_dim(dim) for dim in tensor.shape.dim)
-    return GraphInput(value.name, _TYPES.get(tensor.elem_type), dims)
+    return GraphInput(value.name, None if kind is None else str(kind), dims)
 
 
 def _dim(dim: view.Dimension) -> Dim:

@@ -23,8 +23,8 @@ def compile_protos(out: Path) -> None:
     arguments = [f"--{kind}={out}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
     if protoc.main(["protoc", f"--proto_path={ROOT}", *arguments, *sources]) != 0:
         raise SystemExit("protoc failed: see its message above")
-    for stub in out.rglob("onnx_view_pb2_grpc.py"):
-        stub.unlink()  # it has no service
+    for stub in out.rglob("onnx_*_pb2_grpc.py"):
+        stub.unlink()  # they have no service
 
 
 def stale_stubs() -> list[str]:

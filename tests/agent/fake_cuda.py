@@ -73,6 +73,9 @@ class FakeValue:
     def __init__(self, runtime: FakeRuntime, real: Any) -> None:
         self._runtime, self.real = runtime, real
 
+    def data_ptr(self) -> int:
+        return int(self.real.data_ptr())
+
     def update_inplace(self, array: Any) -> None:
         self._runtime.log.append("copy in")
         self.real.update_inplace(array)
@@ -85,7 +88,9 @@ class FakeValue:
 class FakeSession:
     def __init__(self, runtime: FakeRuntime, real: Any) -> None:
         self._runtime, self._real = runtime, real
-        self.get_inputs, self.get_outputs, self.run = real.get_inputs, real.get_outputs, real.run
+        self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
+        self.get_overridable_initializers = real.get_overridable_initializers
+        self.run_with_ort_values = real.run_with_ort_values
 
     def get_providers(self) -> list[str]:
         return [PROVIDER, CPU] if self._runtime.loads else [CPU]
@@ -116,6 +121,14 @@ class FakeBinding:
 
     def bind_ortvalue_input(self, name: str, value: FakeValue) -> None:
         self.real.bind_ortvalue_input(name, value.real)
+
+    def bind_input(self, name: str, memory: str, device: int, *where: Any) -> None:
+        self._runtime.placed.append((memory, device))
+        self.real.bind_input(name, "cpu", 0, *where)
+
+    def bind_output(self, name: str, memory: str, device: int, *where: Any) -> None:
+        self._runtime.placed.append((memory, device))
+        self.real.bind_output(name, "cpu", 0, *where)
 
     def bind_ortvalue_output(self, name: str, value: FakeValue) -> None:
         self.real.bind_ortvalue_output(name, value.real)

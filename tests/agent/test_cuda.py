@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -110,11 +111,35 @@ def test_a_model_gives_what_it_gives_on_the_processor(tmp_path: Path) -> None:
     path.write_bytes(space.build(smallest(space)))
     device, _ = loaded(path)
     device.run()
-    (expected,) = OnnxRuntimeCpu().load(UploadedModel("m", path), SPEC).run()
+    on_cpu = OnnxRuntimeCpu().load(UploadedModel("m", path), SPEC)
+    on_cpu.run()
+    expected = on_cpu.outputs()[0].numpy()
     np.testing.assert_array_equal(device.copy_out()[0], expected)
     device.copy_in()
     device.run()
     np.testing.assert_array_equal(device.copy_out()[0], expected)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN],
+    ids=["bfloat16", "float8e4m3fn"],
+)
+@pytest.mark.parametrize("dims", [[], [3]], ids=str)
+def test_types_that_numpy_lacks_are_bound_by_their_bits(
+    tmp_path: Path, number: int, dims: list[int]
+) -> None:
+    values = [helper.make_tensor_value_info(name, number, dims) for name in "xy"]
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([identity], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 21)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    device, runtime = loaded(path)
+    assert set(runtime.placed) == {("cuda", 1)}
+    device.copy_in()
+    device.run()
+    np.testing.assert_array_equal(device.copy_out()[0], device.feed.arrays["x"])
 
 
 # Settings

@@ -100,7 +100,7 @@ def test_what_does_not_run_is_refused_by_its_reason(profiler: LocalProfiler) -> 
             FailureKind.INVALID_INPUT,
             "it has image",
         ),
-        "sequence": (models_public.sequence(), Case(), FailureKind.UNSUPPORTED_OP, "seq("),
+        "map": (models_public.mapping(), Case(), FailureKind.UNSUPPORTED_OP, "map("),
         "custom": (models_public.custom(), Case(), FailureKind.UNSUPPORTED_OP, "custom.ops"),
         "cut": (whole[: len(whole) // 2], Case(), FailureKind.INVALID_MODEL, "ONNX"),
     }

@@ -5,7 +5,9 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.process import Witness
@@ -15,6 +17,7 @@ from esm_protos.messages import (
     Case,
     DeviceState,
     FailureKind,
+    Input,
     MeasureSpec,
     Progress,
     Protocol,
@@ -152,6 +155,25 @@ def test_the_same_model_in_another_case_is_loaded_again(worker: Worker, tmp_path
         block = UploadedBlock("b", MeasureSpec(runs=2), models)
         assert outcomes(worker.measure(block, lambda progress: None, lambda: False)) == [None] * 2
     assert log.read_text().count("loaded") == 4, "twice each, until it is known to be shared"
+
+
+def test_a_scalar_in_bfloat16_is_measured(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, []) for name in "xy"]
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([identity], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    worker = Worker()
+    try:
+        spec = MeasureSpec(runs=6)
+        block = UploadedBlock("b", spec, (UploadedModel("m", path),))
+        result = worker.measure(block, lambda progress: None, lambda: False)
+    finally:
+        worker.stop()
+    (measurement,) = result.measurements
+    assert measurement.failure is None
+    assert measurement.inputs == (Input("x", "bfloat16", ()),)
 
 
 def test_the_device_is_watched_before_during_and_after(measure: Measure) -> None:

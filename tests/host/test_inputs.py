@@ -1,7 +1,5 @@
 """Shapes that a request makes of a model's inputs, and what of it makes no sense."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -14,13 +12,11 @@ from esm_host.inputs import (
     GraphInput,
     Shapes,
     assumption,
-    check_arrays,
     check_names,
     check_symbols,
     graph_inputs,
     parse_dims,
     parse_shape,
-    read_arrays,
     resolve,
 )
 from esm_protos.v1 import onnx_view_pb2
@@ -56,13 +52,16 @@ def test_what_is_read_of_a_graph() -> None:
     ]
     weight = numpy_helper.from_array(np.ones(2, np.float16), "w")
     sequence = helper.make_tensor_sequence_value_info("q", TensorProto.FLOAT, None)
-    graph = helper.make_graph([], "g", [*values, sequence], [], [weight])
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.BFLOAT16, [2]))
+    optional = helper.make_value_info("o", kind)
+    graph = helper.make_graph([], "g", [*values, sequence, optional], [], [weight])
     data = helper.make_model(graph).SerializeToString()
     assert graph_inputs(onnx_view_pb2.Model.FromString(data)) == (
         GraphInput("x", "float16", ("N", 3, None, None)),
         GraphInput("s", "float16", ()),
         GraphInput("u", "float16", None),
-        GraphInput("q", None, None),
+        GraphInput("q", "seq(float32)", None),
+        GraphInput("o", "optional(bfloat16)", (2,)),
     )
 
 
@@ -230,33 +229,3 @@ def test_a_name_has_to_be_one_of_some_model() -> None:
     with pytest.raises(UsageError, match="has a shape already"):
         check_names([parse_shape("image:1"), parse_shape("image:2")], models)
     assert resolved([FIXED], "image:1x3x2x2") == {}, "it is another model's"
-
-
-def test_arrays_are_looked_at_without_reading_them(tmp_path: Path) -> None:
-    path = tmp_path / "inputs.npz"
-    np.savez(path, x=np.zeros((2, 3), ">f4"), i=np.int64(3), t=np.array(["a", "bc"]), b=[True])
-    assert read_arrays(path) == {
-        "x": Array("float32", (2, 3)),
-        "i": Array("int64", ()),
-        "t": Array("string", (2,)),
-        "b": Array("bool", (1,)),
-    }
-
-
-def test_arrays_that_no_model_takes(tmp_path: Path) -> None:
-    path = tmp_path / "inputs.npz"
-    with pytest.raises(UsageError, match="cannot read"):
-        read_arrays(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(UsageError, match=r"no \.npz of arrays"):
-        read_arrays(path)
-    np.savez(path, x=np.array([{}], dtype=object))
-    with pytest.raises(UsageError, match="'x' holds pickled objects"):
-        read_arrays(path)
-    np.savez(path)
-    with pytest.raises(UsageError, match="has no arrays"):
-        read_arrays(path)
-    with pytest.raises(UsageError, match="no input 'imag': did you mean 'image'"):
-        check_arrays("m.onnx", [IMAGE], {"imag": Array("float32", (1,))})
-    with pytest.raises(UsageError, match="'image' is float32 and the array is float64"):
-        check_arrays("m.onnx", [IMAGE], {"image": Array("float64", (1, 3, 2, 2))})

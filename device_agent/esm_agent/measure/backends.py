@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from esm_agent.measure import feeds, profiling
+from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
@@ -20,7 +21,7 @@ from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
-_FLOAT, _BFLOAT16 = 1, 16  # TensorProto.DataType
+_FLOAT = 1  # TensorProto.DataType.FLOAT
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 _MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
 _WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
@@ -37,10 +38,12 @@ class LoadedModel:
     Attributes:
         run: one inference; returns when it is over.
         feed: what it is fed.
+        outputs: those of the last inference, as the runtime's values.
     """
 
     run: Callable[[], object]
     feed: Feed = field(default_factory=Feed)
+    outputs: Callable[[], Sequence[Any]] = tuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,9 @@ class OnnxRuntimeCpu:
         options, weights = session_options(model, spec)
         session = _session(model, options)
         del weights
-        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
-        return LoadedModel(inference(session, feed), feed)
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
+        bound = Bound(session, values(feed))
+        return LoadedModel(bound.run, feed, bound.outputs)
 
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
@@ -106,8 +110,9 @@ class OnnxRuntimeCpu:
             profiling.enable(options, prefix)
             session = _session(model, options)
             del weights
-            run = inference(session, feeds.draw(session, spec.seed, model.case, model.inputs))
-            return profiling.profile(session, run, spec.warmup, runs, between)
+            feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
+            bound = Bound(session, values(feed))
+            return profiling.profile(session, bound.run, spec.warmup, runs, between)
 
 
 def _session(model: UploadedModel, options: ort.SessionOptions) -> Any:
@@ -116,23 +121,6 @@ def _session(model: UploadedModel, options: ort.SessionOptions) -> Any:
         return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(failure_kind(error), one_line(error)) from error
-
-
-def inference(session: Any, feed: Feed) -> Callable[[], object]:
-    """A callable that runs one inference on what the session is fed."""
-    types = {input.name: input.type for input in feed.inputs}
-    outputs = session.get_outputs()
-    if "bfloat16" not in types.values() and all("bfloat16" not in o.type for o in outputs):
-        arrays = dict(feed.arrays)
-        return lambda: session.run(None, arrays)
-    values = {
-        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
-        if types[name] == "bfloat16"
-        else ort.OrtValue.ortvalue_from_numpy(array)
-        for name, array in feed.arrays.items()
-    }
-    names = [output.name for output in outputs]
-    return lambda: session.run_with_ort_values(names, values)
 
 
 def session_options(

@@ -29,10 +29,13 @@ from esm_agent.measure.backends import (
     first_run_error,
     session_options,
 )
+from esm_agent.measure.binding import values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
+from esm_agent.measure.onnx_values import packed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_protos.messages import FailureKind, MeasureSpec, Profile
+from esm_protos.value_types import BY_NUMBER
 
 PROVIDER = "CUDAExecutionProvider"
 CONV_SEARCH = "EXHAUSTIVE"
@@ -130,7 +133,7 @@ class Cuda:
         with profiling.folder() as prefix:
             session, feed = self._profiled(model, spec, settings, prefix)
             try:
-                run = partial(session.run, None, dict(feed.arrays))
+                run = partial(_run, session, feed)
                 return profiling.profile(session, run, spec.warmup, runs, between)
             except ModelError:
                 raise
@@ -175,10 +178,10 @@ class Cuda:
         profiling.enable(options, prefix)
         session = self._session(model, options, settings)
         del weights
-        feed = feeds.draw(session, spec.seed, model.case, model.inputs)
-        for given in feed.inputs:
-            if given.type in ("string", "bfloat16"):
-                text = f"input {given.name} is of type {given.type}, which is not put on a GPU here"
+        feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
+        for name, kind in feed.types.items():
+            if kind.is_sequence or kind.element.name == "string":
+                text = f"input {name} is of type {kind}, which is not put on a GPU here"
                 raise ModelError(FailureKind.UNSUPPORTED_OP, text)
         return session, feed
 
@@ -193,7 +196,7 @@ class Cuda:
         with profiling.folder() as prefix:
             session, feed = self._profiled(model, spec, settings, prefix)
             try:
-                outputs = session.run(None, dict(feed.arrays))
+                outputs = _run(session, feed)
             except Exception as error:
                 raise first_run_error(_outcome(error, "the first run failed: "), feed) from error
             events = profiling.events(session)
@@ -201,23 +204,38 @@ class Cuda:
 
     def _bound(self, session: Any, placement: Placement) -> DeviceModel:
         """The session with its buffers on the GPU, at addresses that stay."""
-        values = self._ort.OrtValue
+        make = self._ort.OrtValue
         binding = session.io_binding()
         feed = placement.feed
         inputs = []
         for name, array in feed.arrays.items():
-            value = values.ortvalue_from_numpy(array, _MEMORY, self._gpu)
-            binding.bind_ortvalue_input(name, value)
-            inputs.append((value, array))
+            if array is None:  # an absent optional value
+                continue
+            element = feed.types[name].element
+            stored = packed(array, element.bits) if element.bits < 8 else array
+            value = make.ortvalue_from_numpy(stored, _MEMORY, self._gpu)
+            if element.in_numpy:
+                binding.bind_ortvalue_input(name, value)
+            else:  # copied as its bits, and told to the runtime as what it is
+                where = (_MEMORY, self._gpu, element.number, array.shape, value.data_ptr())
+                binding.bind_input(name, *where)
+            inputs.append((value, stored))
         outputs = []
-        for meta, array in zip(session.get_outputs(), placement.outputs, strict=True):
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        for meta, output in zip(session.get_outputs(), placement.outputs, strict=True):
+            known = BY_NUMBER.get(output.element_type()) if output.is_tensor() else None
+            if known is None or known.name == "string":
                 text = f"output {meta.name} is no tensor of numbers: {meta.type}"
                 raise ModelError(FailureKind.UNSUPPORTED_OP, text)
-            value = values.ortvalue_from_shape_and_type(
-                array.shape, array.dtype.type, _MEMORY, self._gpu
-            )
-            binding.bind_ortvalue_output(meta.name, value)
+            dims = tuple(output.shape())
+            small = known.bits < 8
+            held = (known.stored_bytes(math.prod(dims)),) if small else dims
+            kind = np.dtype(known.storage).type
+            value = make.ortvalue_from_shape_and_type(held, kind, _MEMORY, self._gpu)
+            if known.in_numpy:
+                binding.bind_ortvalue_output(meta.name, value)
+            else:
+                where = (_MEMORY, self._gpu, known.number, dims, value.data_ptr())
+                binding.bind_output(meta.name, *where)
             outputs.append(value)
         binding.synchronize_inputs()
 
@@ -244,6 +262,12 @@ class Cuda:
             ran_on=placement.ran_on,
             fallback=placement.fallback,
         )
+
+
+def _run(session: Any, feed: Feed) -> Any:
+    """One inference from and to the processor's memory; the outputs are the runtime's values."""
+    names = [output.name for output in session.get_outputs()]
+    return session.run_with_ort_values(names, values(feed))
 
 
 def nodes_by_provider(

@@ -1,6 +1,6 @@
-"""What a model is fed: arrays that came with it, shapes that were given, the rest drawn.
+"""What a model is fed: values that came with it, shapes that were given, the rest drawn.
 
-Every input is a tensor; a free dimension takes the size that its name has elsewhere, or else 1.
+A free dimension takes the size that its name has elsewhere, or else 1.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from esm_agent.device.facts import memory_bytes
+from esm_agent.measure import onnx_values
+from esm_agent.measure.onnx_values import Value
 from esm_agent.measure.outcomes import ModelError
+from esm_protos.graphs import mapped
 from esm_protos.messages import Case, Failure, FailureKind, Input
+from esm_protos.v1 import onnx_view_pb2 as view
+from esm_protos.value_types import Element, ValueType, runtime_type, tensor_type
 
-_TYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint64)": np.uint64,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-    "tensor(string)": np.object_,
-}
-_BFLOAT16 = "tensor(bfloat16)"
-"""Numpy has none: drawn as its 16 bits, and fed as a value of the runtime's own."""
 _WORDS = ("a", "an", "edge", "model", "of", "the", "to", "words")
 _SHOWN = 8
 _LONGEST = 100
 _STRING_BYTES = 64
 """That a word takes, at least: a Python object and a pointer to it."""
+_DRAWN_TENSORS = 2
+"""In a sequence that is drawn."""
+_SEQUENCE_DIMS = (1,)
+"""Of each of them, where the model declares none."""
+_PROTO_COPIES = 4
+"""How much more than its file a proto may take here: it is read, parsed and converted."""
+_EIGHTHS = {
+    "float8e4m3fn": (3, 7),
+    "float8e4m3fnuz": (3, 8),
+    "float8e5m2": (2, 15),
+    "float8e5m2fnuz": (2, 16),
+    "float8e8m0": (0, 127),
+    "float4e2m1": (1, 1),
+}
+"""Bits of the mantissa, and the exponent of 1, of small floats."""
 
 _PLAIN = Case()
 
@@ -57,13 +60,25 @@ class _Slot(NamedTuple):
     """Integers where fixed, names or None where free; empty also where the rank is not told."""
 
     @property
+    def kind(self) -> ValueType:
+        found = runtime_type(self.type)
+        if found is None:
+            raise ModelError(
+                FailureKind.UNSUPPORTED_OP,
+                f"input {_short(self.name)} is of type {_short(self.type)}; this agent feeds "
+                "tensors, sequences of tensors and optional ones",
+            )
+        return found
+
+    @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint16 if self.type == _BFLOAT16 else _TYPES[self.type])
+        """Of its array; of types that numpy lacks, of their bits."""
+        return np.dtype(self.kind.element.storage)
 
     @property
     def type_name(self) -> str:
         """As :class:`esm_protos.messages.Input` has it."""
-        return {_BFLOAT16: "bfloat16", "tensor(string)": "string"}.get(self.type, str(self.dtype))
+        return str(self.kind)
 
 
 @dataclass(frozen=True)
@@ -71,14 +86,17 @@ class Feed:
     """What a model is fed.
 
     Attributes:
-        arrays: by name, as numpy has them; bfloat16 as ``uint16``.
+        arrays: by name, one for a tensor, a tuple for a sequence, None for an absent optional
+            value; of types that numpy lacks, the bits.
         inputs: what they are.
+        types: by name.
         given: whether shapes or arrays came with the model.
         free: names of inputs with dimensions that nobody gave, taken as 1.
     """
 
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Input, ...] = ()
+    types: Mapping[str, ValueType] = field(default_factory=dict)
     given: bool = False
     free: tuple[str, ...] = ()
 
@@ -95,29 +113,46 @@ class Feed:
         return Failure(FailureKind.INVALID_INPUT if self.given else failure.kind, text)
 
 
-def draw(session: Any, seed: int, case: Case = _PLAIN, given: Path | None = None) -> Feed:
-    """What a session is fed.
+def draw(
+    session: Any,
+    seed: int,
+    case: Case = _PLAIN,
+    given: Path | None = None,
+    path: Path | None = None,
+) -> Feed:
+    """Return what a session is fed.
 
     Drawn floats are standard normal; whole numbers 0 or 1, valid indices, tokens and flags almost
-    everywhere; strings short words.
+    everywhere; strings short words. A drawn sequence has two tensors, an optional value is there.
 
     Args:
         session: of the runtime; asked for the inputs that it takes.
-        given: an ``.npz``; what it lacks is drawn.
+        given: a zip of values by their inputs' names, ``NAME.npy`` as in an ``.npz``, or
+            ``NAME.pb`` of an ONNX TensorProto, SequenceProto or OptionalProto. What it lacks is
+            drawn; inputs that are initializers too keep their value.
+        path: of the model, which declares what the runtime does not tell: the dimensions of
+            tensors in sequences. Without it they are vectors of one element.
 
     Raises:
-        ModelError: UNSUPPORTED_OP for an input that is no tensor, INVALID_INPUT where the shapes
-            or arrays that were given do not fit, OUT_OF_MEMORY where the inputs do not.
+        ModelError: UNSUPPORTED_OP for an input of another kind, INVALID_INPUT where the shapes
+            or values that were given do not fit, OUT_OF_MEMORY where the inputs do not.
     """
     slots = {slot.name: slot for slot in map(_slot, session.get_inputs())}
+    if path is not None and any(slot.kind.is_sequence for slot in slots.values()):
+        slots |= _declared(path, slots)
     shapes = dict(case.shapes)
     for name in shapes:
         _known(name, slots, "a shape")
-    arrays = {} if given is None else _read(given, slots)
-    for name, array in arrays.items():
-        if shapes.setdefault(name, array.shape) != array.shape:
+    arrays: dict[str, Value] = {}
+    if given is not None:
+        optional = {slot.name: slot for slot in map(_slot, session.get_overridable_initializers())}
+        arrays = _read(given, {**slots, **optional})
+        slots |= {name: slot for name, slot in optional.items() if name in arrays}
+    for name, value in arrays.items():
+        dims = _dims_of(value)
+        if dims is not None and shapes.setdefault(name, dims) != dims:
             raise _refused(
-                f"input {_short(name)} came with shape {_dims(array.shape)} and is to have "
+                f"input {_short(name)} came with shape {_dims(dims)} and is to have "
                 f"{_dims(shapes[name])}: leave one of them out"
             )
     sizes: dict[str, tuple[int, str]] = {}
@@ -125,39 +160,61 @@ def draw(session: Any, seed: int, case: Case = _PLAIN, given: Path | None = None
         _fit(slots[name], dims, sizes)
     free = []
     for slot in slots.values():
-        if slot.name not in shapes:
+        if slot.name not in shapes and slot.name not in arrays:
             unknown = [d for d in slot.dims if not _is_fixed(d) and d not in sizes]
-            if unknown:
+            if unknown or (slot.kind.is_sequence and not slot.dims):
                 free.append(slot.name)
-            shapes[slot.name] = tuple(
-                d if _is_fixed(d) else sizes.get(d, (1, ""))[0] for d in slot.dims
-            )
+            dims = tuple(d if _is_fixed(d) else sizes.get(d, (1, ""))[0] for d in slot.dims)
+            shapes[slot.name] = dims or (_SEQUENCE_DIMS if slot.kind.is_sequence else ())
     drawn = [slot for slot in slots.values() if slot.name not in arrays]
     chosen = bool(case.shapes) or given is not None
     _check_memory({slot.name: _bytes(slot, shapes[slot.name]) for slot in drawn}, shapes, chosen)
     rng = np.random.default_rng(seed)
     for slot in drawn:
         try:
-            arrays[slot.name] = _values(slot, shapes[slot.name], rng)
+            if slot.kind.is_sequence:
+                tensors = (_values(slot, shapes[slot.name], rng) for _ in range(_DRAWN_TENSORS))
+                arrays[slot.name] = tuple(tensors)
+            else:
+                arrays[slot.name] = _values(slot, shapes[slot.name], rng)
         except ValueError as error:  # numpy's limit of dimensions
             raise _refused(f"input {_short(slot.name)}: {error}") from error
     return Feed(
         {name: arrays[name] for name in slots},
-        tuple(Input(s.name, s.type_name, tuple(arrays[s.name].shape)) for s in slots.values()),
+        tuple(Input(s.name, s.type_name, _dims_of(arrays[s.name]) or ()) for s in slots.values()),
+        {name: slot.kind for name, slot in slots.items()},
         chosen,
         tuple(free),
     )
 
 
 def _slot(node: Any) -> _Slot:
-    slot = _Slot(node.name, node.type, tuple(node.shape))
-    if slot.type not in _TYPES and slot.type != _BFLOAT16:
-        raise ModelError(
-            FailureKind.UNSUPPORTED_OP,
-            f"input {_short(slot.name)} is of type {_short(slot.type)}; this agent feeds tensors "
-            "of numbers, truth values and strings",
-        )
+    slot = _Slot(node.name, node.type, tuple(node.shape or ()))
+    assert slot.kind  # or it is refused
     return slot
+
+
+def _declared(path: Path, slots: Mapping[str, _Slot]) -> dict[str, _Slot]:
+    """Sequences with the dimensions that the model declares of their tensors."""
+    model = view.Model()
+    with mapped(path) as data:
+        model.MergeFromString(data)
+    found = {}
+    for given in model.graph.input:
+        if given.name in slots and slots[given.name].kind.is_sequence:
+            shape = tensor_type(given.type).shape
+            dims = (d.dim_value if d.dim_value > 0 else d.dim_param or None for d in shape.dim)
+            found[given.name] = slots[given.name]._replace(dims=tuple(dims))
+    return found
+
+
+def _dims_of(value: Value) -> Dims | None:
+    """Dimensions of a tensor, or of every tensor in a sequence; None if those differ or are
+    none."""
+    if not isinstance(value, tuple):
+        return None if value is None else tuple(value.shape)
+    dims = {tuple(tensor.shape) for tensor in value}
+    return dims.pop() if len(dims) == 1 else None
 
 
 def _is_fixed(dim: Any) -> bool:
@@ -181,35 +238,56 @@ def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:
             sizes.setdefault(declared, (size, slot.name))
 
 
-def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz``; every header is checked before its array is read."""
-    arrays: dict[str, NDArray[Any]] = {}
+def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, Value]:
+    """The values that came; every header is checked before its array is read."""
+    values: dict[str, Value] = {}
     try:
-        for name, file in _members(path):
-            slot = _known(name, slots, "an array")
-            if name in arrays:
-                raise _refused(f"the .npz with inputs has two arrays {_short(name)}")
-            shape, dtype = _header(file)
-            _check_type(slot, dtype)
-            _fit(slot, shape, {})
-            _check_memory({name: math.prod(shape) * dtype.itemsize}, {name: shape}, given=True)
-            file.seek(0)
-            array = npy.read_array(file, allow_pickle=False)
-            arrays[name] = np.ascontiguousarray(array, np.object_ if dtype.kind == "U" else None)
-            # Which makes one dimension of a scalar.
-            arrays[name] = arrays[name].reshape(shape)
+        for name, is_proto, size_bytes, file in _members(path):
+            slot = _known(name, slots, "a value")
+            if name in values:
+                raise _refused(f"the file with inputs has two values {_short(name)}")
+            read = _from_proto if is_proto else _from_npy
+            values[name] = read(slot, size_bytes, file)
     except (ModelError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy have many ways to say it
-        raise _refused(f"the inputs are no .npz that numpy.savez wrote: {error}") from error
-    return arrays
+        raise _refused(
+            f"the inputs are no .npz that numpy.savez wrote, nor a zip of ONNX values: {error}"
+        ) from error
+    return values
 
 
-def _members(path: Path) -> Iterator[tuple[str, Any]]:
+def _members(path: Path) -> Iterator[tuple[str, bool, int, Any]]:
+    """Name, whether it is a proto, bytes, and an open file, of every value."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
+            name, dot, suffix = entry.filename.rpartition(".")
+            is_proto = suffix == "pb"
             with archive.open(entry) as file:
-                yield entry.filename.removesuffix(".npy"), file
+                named = name if dot and suffix in ("npy", "pb") else entry.filename
+                yield named, is_proto, entry.file_size, file
+
+
+def _from_proto(slot: _Slot, size_bytes: int, file: Any) -> Value:
+    _check_memory({slot.name: _PROTO_COPIES * size_bytes}, {}, given=True)
+    try:
+        value = onnx_values.decode(file.read(), slot.kind)
+    except ValueError as error:
+        raise _refused(f"input {_short(slot.name)}: {_short(error)}") from error
+    if isinstance(value, np.ndarray):  # tensors in a sequence may be of any shape
+        _fit(slot, value.shape, {})
+    return value
+
+
+def _from_npy(slot: _Slot, size_bytes: int, file: Any) -> NDArray[Any]:
+    shape, dtype = _header(file)
+    _check_type(slot, dtype)
+    _fit(slot, shape, {})
+    _check_memory({slot.name: math.prod(shape) * dtype.itemsize}, {slot.name: shape}, given=True)
+    file.seek(0)
+    array = npy.read_array(file, allow_pickle=False)
+    array = np.ascontiguousarray(array, np.object_ if dtype.kind == "U" else slot.dtype)
+    return array.reshape(shape)  # of a scalar it makes one dimension
 
 
 def _header(file: Any) -> tuple[Dims, np.dtype[Any]]:
@@ -226,9 +304,13 @@ def _header(file: Any) -> tuple[Dims, np.dtype[Any]]:
 
 
 def _check_type(slot: _Slot, dtype: np.dtype[Any]) -> None:
-    if slot.type == _BFLOAT16:
-        raise _refused(f"input {_short(slot.name)} is bfloat16, which no .npz has: leave it out")
-    fits = dtype.kind == "U" if slot.type == "tensor(string)" else dtype == slot.dtype
+    element = slot.kind.element
+    if slot.kind.is_sequence or not element.in_numpy:
+        raise _refused(
+            f"input {_short(slot.name)} is {slot.type_name}, which no .npz has: give it as an "
+            "ONNX value, or leave it out"
+        )
+    fits = dtype.kind == "U" if element.name == "string" else dtype == slot.dtype
     if not fits:
         raise _refused(
             f"input {_short(slot.name)}: the model takes {slot.type_name}, given {_short(dtype)}"
@@ -243,28 +325,45 @@ def _check_memory(sizes: Mapping[str, int], shapes: Mapping[str, Dims], given: b
     name = max(sizes, key=sizes.__getitem__)
     text = (
         f"the inputs take {total / 1e9:.1f} GB, more than this device's memory of "
-        f"{most / 1e9:.1f} GB; the largest is {_short(name)} {_dims(shapes[name])}"
+        f"{most / 1e9:.1f} GB; the largest is {_short(name)}"
     )
+    if name in shapes:
+        text += f" {_dims(shapes[name])}"
     raise ModelError(FailureKind.INVALID_INPUT if given else FailureKind.OUT_OF_MEMORY, text)
 
 
 def _bytes(slot: _Slot, dims: Dims) -> int:
-    each = _STRING_BYTES if slot.type == "tensor(string)" else slot.dtype.itemsize
-    return math.prod(dims) * each
+    each = _STRING_BYTES if slot.kind.element.name == "string" else slot.dtype.itemsize
+    return math.prod(dims) * each * (_DRAWN_TENSORS if slot.kind.is_sequence else 1)
 
 
 def _values(slot: _Slot, dims: Dims, rng: np.random.Generator) -> NDArray[Any]:
-    if slot.type == "tensor(string)":
+    element = slot.kind.element
+    if element.name == "string":
         words = np.array(_WORDS, dtype=np.object_)
         return np.asarray(words[rng.integers(0, len(words), dims)], dtype=np.object_)
-    if slot.type == _BFLOAT16:  # the upper half of a float32
+    if element.name == "bfloat16":  # the upper half of a float32
         floats = np.asarray(rng.standard_normal(dims, dtype=np.float32))
-        return (floats.view(np.uint32) >> 16).astype(np.uint16)
+        return np.asarray(floats.view(np.uint32) >> 16, dtype=np.uint16)
+    if element.name in _EIGHTHS:
+        return _small_floats(element, dims, rng)
     if slot.dtype == np.float32:
         return np.asarray(rng.standard_normal(dims, dtype=np.float32))
     if slot.dtype.kind == "f":
         return np.asarray(rng.standard_normal(dims), dtype=slot.dtype)
+    if slot.dtype.kind == "c":
+        parts = rng.standard_normal((2, *dims))
+        return np.asarray(parts[0] + 1j * parts[1], dtype=slot.dtype)
     return np.asarray(rng.integers(0, 2, dims, dtype=slot.dtype.type))
+
+
+def _small_floats(element: Element, dims: Dims, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Bits of numbers between 0.5 and 2, of either sign where the type has one."""
+    mantissa, one = _EIGHTHS[element.name]
+    bits = rng.integers(one - 1 << mantissa, one + 1 << mantissa, dims)
+    if element.name != "float8e8m0":
+        bits = bits | rng.integers(0, 2, dims) << element.bits - 1
+    return np.asarray(bits, dtype=np.uint8)
 
 
 def _known(name: str, slots: Mapping[str, _Slot], what: str) -> _Slot:

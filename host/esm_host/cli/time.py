@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,7 @@ _CASES = "Cases"
 
 @one_line_errors
 def time(
+    context: typer.Context,
     models: Annotated[list[Path], typer.Argument(help="ONNX files.", metavar="MODEL.onnx")],
     device: Annotated[
         list[str] | None,
@@ -71,10 +73,11 @@ def time(
         str, typer.Option(help="Threads of the runtime, such as 1,2,4.", rich_help_panel=_CASES)
     ] = "1",
     feed: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--input",
-            help="An .npz with inputs by name; those that it lacks are random.",
+            help="An .npz with inputs by name, or a file or folder of ONNX values, such as "
+            "input_0.pb. Other inputs are random. May be repeated.",
             rich_help_panel=_CASES,
         ),
     ] = None,
@@ -170,7 +173,8 @@ def time(
     if str(output) == str(csv) == "-":
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = () if batch is None else _numbers("--batch", batch)
-    request = read_request(models, batches, shape or (), counts, feed, dim or ())
+    folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
+    request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
     with DeviceLines(names, quiet) as on_progress:
         timing = time_models(
             devices.connect,

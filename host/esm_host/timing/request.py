@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
+from esm_host.given import Given
 from esm_host.inputs import (
-    Array,
     Assumed,
     GivenDim,
     GivenShape,
     Shapes,
-    check_arrays,
     check_names,
     check_symbols,
     graph_inputs,
+    overridable_inputs,
     parse_dims,
     parse_shape,
-    read_arrays,
     resolve,
     symbols,
 )
-from esm_host.model_file import ModelFile, hashed, read_model_file
+from esm_host.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
 
 
@@ -64,7 +63,8 @@ def read_request(
     batches: Sequence[int] = (),
     shapes: Sequence[str] = (),
     threads: Sequence[int] = (),
-    inputs: Path | None = None,
+    inputs: Sequence[Path] = (),
+    folder: Path | None = None,
     dims: Sequence[str] = (),
 ) -> tuple[Entry, ...]:
     """Read ONNX files and work out their cases; whether they run is for the device to judge.
@@ -74,7 +74,8 @@ def read_request(
         batches: of every input whose first dimension is free.
         shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
         threads: of the runtime; without any, or with one, the block's spec says it.
-        inputs: an ``.npz`` of what inputs are fed, by name.
+        inputs: ``.npz``, files of ONNX values or folders of such, that inputs are fed.
+        folder: for a file that is made of them; needed with ``inputs``.
         dims: ``"NAME=SIZE"`` or ``"NAME=SIZE,SIZE"`` of named dimensions; several make a cross
             product, for models that have them.
 
@@ -89,14 +90,18 @@ def read_request(
             raise UsageError(f"{argument(name)} {','.join(map(str, values))}: give each once")
     given = [parse_shape(text) for text in shapes]
     sweep = parse_dims(dims)
-    arrays = {} if inputs is None else read_arrays(inputs)
-    fed = None if inputs is None else hashed(inputs)
     files = _files(models)
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
     check_symbols(sweep, parsed)
+    known = {
+        file.path: (*graph_inputs(file.outline), *overridable_inputs(file.outline))
+        for file in files
+        if file.outline is not None
+    }
+    fed = Given(inputs, folder or Path(), known)
     return tuple(
-        _entry(file, batch, sizes, _shapes(file, given, batch, sizes, arrays), fed, number)
+        _entry(file, batch, sizes, *_shapes(file, given, batch, sizes, fed), number)
         for file in files
         for batch in (batches or (None,))
         for sizes in _sizes(file, sweep)
@@ -130,16 +135,19 @@ def _shapes(
     given: Sequence[GivenShape],
     batch: int | None,
     dims: tuple[tuple[str, int], ...],
-    arrays: Mapping[str, Array],
-) -> Shapes:
+    fed: Given,
+) -> tuple[Shapes, File | None]:
     if file.outline is None:
-        return Shapes(())
+        return Shapes(()), None
     inputs = graph_inputs(file.outline)
-    check_arrays(file.path, inputs, arrays)
-    shapes = resolve(file.path, inputs, given, batch, arrays, dict(dims))
-    if given or arrays or batch or dims:
-        return shapes
-    return Shapes((), shapes.assumed, shapes.items)  # what the device draws by itself
+    own, arrays = fed.of(file.path)
+    # A value without dimensions of its own leaves nothing to work out.
+    sized = [each for each in inputs if arrays.get(each.name, each) is not None]
+    known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
+    shapes = resolve(file.path, sized, given, batch, known, dict(dims))
+    if not (given or arrays or batch or dims):  # the device draws by itself
+        shapes = Shapes((), shapes.assumed, shapes.items)
+    return shapes, own
 
 
 def _entry(

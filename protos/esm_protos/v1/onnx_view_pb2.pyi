@@ -86,11 +86,39 @@ class TensorType(_message.Message):
     shape: Shape
     def __init__(self, elem_type: _Optional[int] = ..., shape: _Optional[_Union[Shape, _Mapping]] = ...) -> None: ...
 
+class SequenceType(_message.Message):
+    __slots__ = ("elem_type",)
+    ELEM_TYPE_FIELD_NUMBER: _ClassVar[int]
+    elem_type: Type
+    def __init__(self, elem_type: _Optional[_Union[Type, _Mapping]] = ...) -> None: ...
+
+class MapType(_message.Message):
+    __slots__ = ("key_type", "value_type")
+    KEY_TYPE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    key_type: int
+    value_type: Type
+    def __init__(self, key_type: _Optional[int] = ..., value_type: _Optional[_Union[Type, _Mapping]] = ...) -> None: ...
+
+class OptionalType(_message.Message):
+    __slots__ = ("elem_type",)
+    ELEM_TYPE_FIELD_NUMBER: _ClassVar[int]
+    elem_type: Type
+    def __init__(self, elem_type: _Optional[_Union[Type, _Mapping]] = ...) -> None: ...
+
 class Type(_message.Message):
-    __slots__ = ("tensor_type",)
+    __slots__ = ("tensor_type", "sequence_type", "map_type", "sparse_tensor_type", "optional_type")
     TENSOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    MAP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_TENSOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONAL_TYPE_FIELD_NUMBER: _ClassVar[int]
     tensor_type: TensorType
-    def __init__(self, tensor_type: _Optional[_Union[TensorType, _Mapping]] = ...) -> None: ...
+    sequence_type: SequenceType
+    map_type: MapType
+    sparse_tensor_type: TensorType
+    optional_type: OptionalType
+    def __init__(self, tensor_type: _Optional[_Union[TensorType, _Mapping]] = ..., sequence_type: _Optional[_Union[SequenceType, _Mapping]] = ..., map_type: _Optional[_Union[MapType, _Mapping]] = ..., sparse_tensor_type: _Optional[_Union[TensorType, _Mapping]] = ..., optional_type: _Optional[_Union[OptionalType, _Mapping]] = ...) -> None: ...
 
 class ValueInfo(_message.Message):
     __slots__ = ("name", "type")
