@@ -72,9 +72,10 @@ class TimingFile:
 
         Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
         of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
-        text), ``fed`` (shapes and types of all inputs, as text), ``status``, ``failure``, the
-        numbers of the JSON (NaN where there is none), ``low_ms`` and ``high_ms`` (the 95 %
-        interval), ``provider``, ``verdict``, ``warnings`` (a tuple).
+        text), ``assumed`` (how many dimensions were taken as 1), ``fed`` (shapes and types of all
+        inputs, as text), ``status``, ``failure``, the numbers of the JSON (NaN where there is
+        none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
+        ``warnings`` (a tuple).
         """
         rows = []
         for number, result in enumerate(self._results):
@@ -91,6 +92,7 @@ class TimingFile:
                     "threads": result["case"]["threads"],
                     "shapes": _shapes(result["case"]["shapes"]),
                     "dims": _dims(result["case"]),
+                    "assumed": len(result.get("assumed", ())),
                     "fed": fed_text((i["name"], i["type"], i["dims"]) for i in result["inputs"]),
                     "status": result["status"],
                     "failure": failure and f"{failure['kind']}: {failure['message']}",

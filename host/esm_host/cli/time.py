@@ -224,8 +224,8 @@ def _exit_code(timing: Timing) -> int:
             failed = True
             kind, message = result.failure.kind.value, result.failure.message
             typer.echo(f"warning: {name}: {kind}: {message}", err=True)
-        if result.assumption is not None:
-            assumed[result.entry.path, on_command_line(result.assumption)] = None
+        for text in result.assumptions:
+            assumed[result.entry.path, on_command_line(text)] = None
         if result.judgement is None or not result.warnings:
             continue
         verdict = result.judgement.verdict

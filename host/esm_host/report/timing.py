@@ -121,8 +121,13 @@ def _key_numbers(
 
 def _results_lead(results: pd.DataFrame) -> str:
     text = "Trimmed means of the counted runs with their 95 % intervals."
-    failed = int((results["status"] != "success").sum())
-    return f"{text} {plural(failed, 'result')} failed." if failed else text
+    if failed := int((results["status"] != "success").sum()):
+        text += f" {plural(failed, 'result')} failed."
+    if assumed := int((results["assumed"] > 0).sum()):
+        text += (
+            f" {plural(assumed, 'result')} {'has' if assumed == 1 else 'have'} sizes taken as 1."
+        )
+    return text
 
 
 def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from esm_host.amounts import deciding_inputs
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.given import Given
@@ -39,6 +40,7 @@ class Entry:
         dims: sizes of symbols that were asked for.
         assumed: dimensions that nobody gave a size.
         items: images or sequences of one inference, as far as that is known.
+        amounts: inputs that are drawn and decide how much is computed, with the operator's kind.
     """
 
     file: ModelFile
@@ -47,6 +49,7 @@ class Entry:
     dims: tuple[tuple[str, int], ...] = ()
     assumed: tuple[Assumed, ...] = ()
     items: int = 1
+    amounts: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
@@ -136,18 +139,20 @@ def _shapes(
     batch: int | None,
     dims: tuple[tuple[str, int], ...],
     fed: Given,
-) -> tuple[Shapes, File | None]:
+) -> tuple[Shapes, tuple[tuple[str, str], ...], File | None]:
     if file.outline is None:
-        return Shapes(()), None
+        return Shapes(()), (), None
     inputs = graph_inputs(file.outline)
     own, arrays = fed.of(file.path)
     # A value without dimensions of its own leaves nothing to work out.
     sized = [each for each in inputs if arrays.get(each.name, each) is not None]
     known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
     shapes = resolve(file.path, sized, given, batch, known, dict(dims))
+    drawn = [each.name for each in inputs if each.name not in arrays]
+    amounts = tuple(deciding_inputs(file.outline, drawn))
     if not (given or arrays or batch or dims):  # the device draws by itself
         shapes = Shapes((), shapes.assumed, shapes.items)
-    return shapes, own
+    return shapes, amounts, own
 
 
 def _entry(
@@ -155,6 +160,7 @@ def _entry(
     batch: int | None,
     dims: tuple[tuple[str, int], ...],
     shapes: Shapes,
+    amounts: tuple[tuple[str, str], ...],
     inputs: File | None,
     threads: int,
 ) -> Entry:
@@ -164,4 +170,4 @@ def _entry(
     parts += [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
     case = Case(shapes.dims, inputs, threads)
     model = Model(", ".join(parts), file.data, case, file.external)
-    return Entry(file, model, batch, dims, shapes.assumed, shapes.items)
+    return Entry(file, model, batch, dims, shapes.assumed, shapes.items, amounts)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from esm_host.amounts import drawn_amounts
 from esm_host.arguments import in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
@@ -91,10 +92,10 @@ class Result:
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property
-    def assumption(self) -> str | None:
-        """Warning of sizes that nobody gave, with marked names of arguments."""
-        assumed = self.entry.assumed
-        return assumption(assumed) if assumed else None
+    def assumptions(self) -> list[str]:
+        """Warnings of sizes and amounts that were not given, with marked names of arguments."""
+        assumed, amounts = self.entry.assumed, self.entry.amounts
+        return [assumption(assumed)] * bool(assumed) + [drawn_amounts(amounts)] * bool(amounts)
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class Result:
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
             "verdict": self.judgement and self.judgement.verdict.value,
-            "warnings": [*self.warnings, *map(words, filter(None, [self.assumption]))],
+            "warnings": [*self.warnings, *map(words, self.assumptions)],
             "profile": measured.profile and _profile(measured.profile),
         }
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65sm_protos/v1/onnx_view.proto\x12\x10\x65sm.v1.onnx_view\"/\n\x11StringStringEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x8a\x01\n\x06Tensor\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12:\n\rexternal_data\x18\r \x03(\x0b\x32#.esm.v1.onnx_view.StringStringEntry\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"q\n\x0cSparseTensor\x12(\n\x06values\x18\x01 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12)\n\x07indices\x18\x02 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\"\x97\x02\n\tAttribute\x12#\n\x01t\x18\x05 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\"\n\x01g\x18\x06 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12)\n\x07tensors\x18\n \x03(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\'\n\x06graphs\x18\x0b \x03(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12\x35\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\x12\x36\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\"W\n\x04Node\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12.\n\tattribute\x18\x05 \x03(\x0b\x32\x1b.esm.v1.onnx_view.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"1\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t\"1\n\x05Shape\x12(\n\x03\x64im\x18\x01 \x03(\x0b\x32\x1b.esm.v1.onnx_view.Dimension\"G\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12&\n\x05shape\x18\x02 \x01(\x0b\x32\x17.esm.v1.onnx_view.Shape\"9\n\x0cSequenceType\x12)\n\telem_type\x18\x01 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"G\n\x07MapType\x12\x10\n\x08key_type\x18\x01 \x01(\x05\x12*\n\nvalue_type\x18\x02 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"9\n\x0cOptionalType\x12)\n\telem_type\x18\x01 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"\x8e\x02\n\x04Type\x12\x31\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1c.esm.v1.onnx_view.TensorType\x12\x35\n\rsequence_type\x18\x04 \x01(\x0b\x32\x1e.esm.v1.onnx_view.SequenceType\x12+\n\x08map_type\x18\x05 \x01(\x0b\x32\x19.esm.v1.onnx_view.MapType\x12\x38\n\x12sparse_tensor_type\x18\x08 \x01(\x0b\x32\x1c.esm.v1.onnx_view.TensorType\x12\x35\n\roptional_type\x18\t \x01(\x0b\x32\x1e.esm.v1.onnx_view.OptionalType\"?\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"\xc4\x01\n\x05Graph\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.esm.v1.onnx_view.Node\x12-\n\x0binitializer\x18\x05 \x03(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12*\n\x05input\x18\x0b \x03(\x0b\x32\x1b.esm.v1.onnx_view.ValueInfo\x12:\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\"v\n\x08\x46unction\x12$\n\x04node\x18\x07 \x03(\x0b\x32\x16.esm.v1.onnx_view.Node\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x34\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1b.esm.v1.onnx_view.Attribute\"k\n\x0cTrainingInfo\x12/\n\x0einitialization\x18\x01 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12*\n\talgorithm\x18\x02 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\"\xa9\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12&\n\x05graph\x18\x07 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12\x35\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1e.esm.v1.onnx_view.TrainingInfo\x12-\n\tfunctions\x18\x19 \x03(\x0b\x32\x1a.esm.v1.onnx_view.Function')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65sm_protos/v1/onnx_view.proto\x12\x10\x65sm.v1.onnx_view\"/\n\x11StringStringEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x8a\x01\n\x06Tensor\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12:\n\rexternal_data\x18\r \x03(\x0b\x32#.esm.v1.onnx_view.StringStringEntry\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"q\n\x0cSparseTensor\x12(\n\x06values\x18\x01 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12)\n\x07indices\x18\x02 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\"\x97\x02\n\tAttribute\x12#\n\x01t\x18\x05 \x01(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\"\n\x01g\x18\x06 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12)\n\x07tensors\x18\n \x03(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12\'\n\x06graphs\x18\x0b \x03(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12\x35\n\rsparse_tensor\x18\x16 \x01(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\x12\x36\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\"v\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12.\n\tattribute\x18\x05 \x03(\x0b\x32\x1b.esm.v1.onnx_view.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"1\n\tDimension\x12\x11\n\tdim_value\x18\x01 \x01(\x03\x12\x11\n\tdim_param\x18\x02 \x01(\t\"1\n\x05Shape\x12(\n\x03\x64im\x18\x01 \x03(\x0b\x32\x1b.esm.v1.onnx_view.Dimension\"G\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12&\n\x05shape\x18\x02 \x01(\x0b\x32\x17.esm.v1.onnx_view.Shape\"9\n\x0cSequenceType\x12)\n\telem_type\x18\x01 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"G\n\x07MapType\x12\x10\n\x08key_type\x18\x01 \x01(\x05\x12*\n\nvalue_type\x18\x02 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"9\n\x0cOptionalType\x12)\n\telem_type\x18\x01 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"\x8e\x02\n\x04Type\x12\x31\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1c.esm.v1.onnx_view.TensorType\x12\x35\n\rsequence_type\x18\x04 \x01(\x0b\x32\x1e.esm.v1.onnx_view.SequenceType\x12+\n\x08map_type\x18\x05 \x01(\x0b\x32\x19.esm.v1.onnx_view.MapType\x12\x38\n\x12sparse_tensor_type\x18\x08 \x01(\x0b\x32\x1c.esm.v1.onnx_view.TensorType\x12\x35\n\roptional_type\x18\t \x01(\x0b\x32\x1e.esm.v1.onnx_view.OptionalType\"?\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0b\x32\x16.esm.v1.onnx_view.Type\"\xc4\x01\n\x05Graph\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.esm.v1.onnx_view.Node\x12-\n\x0binitializer\x18\x05 \x03(\x0b\x32\x18.esm.v1.onnx_view.Tensor\x12*\n\x05input\x18\x0b \x03(\x0b\x32\x1b.esm.v1.onnx_view.ValueInfo\x12:\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32\x1e.esm.v1.onnx_view.SparseTensor\"v\n\x08\x46unction\x12$\n\x04node\x18\x07 \x03(\x0b\x32\x16.esm.v1.onnx_view.Node\x12\x0e\n\x06\x64omain\x18\n \x01(\t\x12\x34\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1b.esm.v1.onnx_view.Attribute\"k\n\x0cTrainingInfo\x12/\n\x0einitialization\x18\x01 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12*\n\talgorithm\x18\x02 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\"\xa9\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12&\n\x05graph\x18\x07 \x01(\x0b\x32\x17.esm.v1.onnx_view.Graph\x12\x35\n\rtraining_info\x18\x14 \x03(\x0b\x32\x1e.esm.v1.onnx_view.TrainingInfo\x12-\n\tfunctions\x18\x19 \x03(\x0b\x32\x1a.esm.v1.onnx_view.Function')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,29 +40,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTRIBUTE']._serialized_start=357
   _globals['_ATTRIBUTE']._serialized_end=636
   _globals['_NODE']._serialized_start=638
-  _globals['_NODE']._serialized_end=725
-  _globals['_DIMENSION']._serialized_start=727
-  _globals['_DIMENSION']._serialized_end=776
-  _globals['_SHAPE']._serialized_start=778
-  _globals['_SHAPE']._serialized_end=827
-  _globals['_TENSORTYPE']._serialized_start=829
-  _globals['_TENSORTYPE']._serialized_end=900
-  _globals['_SEQUENCETYPE']._serialized_start=902
-  _globals['_SEQUENCETYPE']._serialized_end=959
-  _globals['_MAPTYPE']._serialized_start=961
-  _globals['_MAPTYPE']._serialized_end=1032
-  _globals['_OPTIONALTYPE']._serialized_start=1034
-  _globals['_OPTIONALTYPE']._serialized_end=1091
-  _globals['_TYPE']._serialized_start=1094
-  _globals['_TYPE']._serialized_end=1364
-  _globals['_VALUEINFO']._serialized_start=1366
-  _globals['_VALUEINFO']._serialized_end=1429
-  _globals['_GRAPH']._serialized_start=1432
-  _globals['_GRAPH']._serialized_end=1628
-  _globals['_FUNCTION']._serialized_start=1630
-  _globals['_FUNCTION']._serialized_end=1748
-  _globals['_TRAININGINFO']._serialized_start=1750
-  _globals['_TRAININGINFO']._serialized_end=1857
-  _globals['_MODEL']._serialized_start=1860
-  _globals['_MODEL']._serialized_end=2029
+  _globals['_NODE']._serialized_end=756
+  _globals['_DIMENSION']._serialized_start=758
+  _globals['_DIMENSION']._serialized_end=807
+  _globals['_SHAPE']._serialized_start=809
+  _globals['_SHAPE']._serialized_end=858
+  _globals['_TENSORTYPE']._serialized_start=860
+  _globals['_TENSORTYPE']._serialized_end=931
+  _globals['_SEQUENCETYPE']._serialized_start=933
+  _globals['_SEQUENCETYPE']._serialized_end=990
+  _globals['_MAPTYPE']._serialized_start=992
+  _globals['_MAPTYPE']._serialized_end=1063
+  _globals['_OPTIONALTYPE']._serialized_start=1065
+  _globals['_OPTIONALTYPE']._serialized_end=1122
+  _globals['_TYPE']._serialized_start=1125
+  _globals['_TYPE']._serialized_end=1395
+  _globals['_VALUEINFO']._serialized_start=1397
+  _globals['_VALUEINFO']._serialized_end=1460
+  _globals['_GRAPH']._serialized_start=1463
+  _globals['_GRAPH']._serialized_end=1659
+  _globals['_FUNCTION']._serialized_start=1661
+  _globals['_FUNCTION']._serialized_end=1779
+  _globals['_TRAININGINFO']._serialized_start=1781
+  _globals['_TRAININGINFO']._serialized_end=1888
+  _globals['_MODEL']._serialized_start=1891
+  _globals['_MODEL']._serialized_end=2060
 # @@protoc_insertion_point(module_scope)
