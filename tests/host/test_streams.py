@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), folder / "m\xfcll.onnx")
     assert shell("esm-host time m*.onnx --runs 48 --json base.json", folder).returncode == 0
-    assert shell("esm-host time m*.onnx --runs 48 --json new.json", folder).returncode == 0
+    data = json.loads((folder / "base.json").read_text())
+    data["context"]["created_at"] = "another time"
+    (folder / "new.json").write_text(json.dumps(data))
     return folder
 
 
@@ -51,7 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("| true", READER_GONE),
         ("2>&-", 0),
         (">&- 2>&- <&-", 0),
-        ("2>/dev/full", 0),
     ],
 )
 def test_results_come_before_words(folder: Path, streams: str, code: int) -> None:
@@ -89,7 +90,6 @@ def test_what_a_stream_cannot_encode_is_replaced(folder: Path) -> None:
     "command",
     [
         "esm-host --help",
-        "esm-host time --help",
         "esm-agent --version",
         "esm-agent install-service --user --dry-run",
     ],

@@ -148,7 +148,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         ]
         chart = plots.latencies(results)
         parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
-    parts.append(_results_table(results))
+    parts += [_results_table(results), _fed_table(results)]
     trouble = [
         [Cell(name), Cell(entry["error"])]
         for name, entry in timing.devices.items()
@@ -179,7 +179,6 @@ def _results_table(results: pd.DataFrame) -> Table:
     columns: dict[str, list[Cell]] = {
         "result": [Cell(name) for name in results["name"]],
         "device": [Cell(device) for device in results["device"]],
-        "fed": [Cell(_conditions(row)) for row in results.itertuples(index=False)],
         "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
         "#± (%)": [fixed(v) for v in results["ci95_percent"]],
         "#median (ms)": [number(v) for v in results["median_ms"]],
@@ -205,14 +204,21 @@ def _results_table(results: pd.DataFrame) -> Table:
     if results["device"].nunique() == 1:
         del told["device"]
     rows = list(zip(*told.values(), strict=True))
-    return Table("all-results", "All results", list(told), rows, wide=["fed"])
+    return Table("all-results", "All results", list(told), rows)
 
 
-def _conditions(row: Any) -> str:
-    """What the number holds for; only what was asked of a model that failed before it was fed."""
-    fed = [row.fed] if row.fed or row.status == "success" else []
-    threads = [] if np.isnan(row.threads) else [plural(int(row.threads), "thread")]
-    return " · ".join([*(text or "nothing" for text in fed), *threads, row.provider])
+def _fed_table(results: pd.DataFrame) -> Table:
+    rows = [
+        [
+            Cell(row.label),
+            Cell(row.fed or ("nothing" if row.status == "success" else DASH)),
+            fixed(row.threads, 0),
+            Cell(row.provider),
+        ]
+        for row in results.itertuples(index=False)
+    ]
+    columns = ["result", "fed", "#threads", "provider"]
+    return Table("fed", "What each number holds for", columns, rows, wide=["fed"])
 
 
 def _comparisons(timing: TimingFile) -> Iterator[Section]:
