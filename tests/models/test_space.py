@@ -467,7 +467,7 @@ def test_unknown_name_lists_the_spaces_and_the_file_form(name: str) -> None:
     ("name", "settings", "message"),
     [
         ("resnet", {"resolution": 31}, "resolution 31 is too small for resnet: give 32 or more"),
-        ("densenet", {"resolution": 63}, "--resolution 63 .* densenet: give 64 or more"),
+        ("densenet", {"resolution": 63}, "resolution 63 .* densenet: give 64 or more"),
         ("resnet", {"width_mult": 0.04}, r"width_mult 0\.04 is outside 0\.05 to 8"),
         ("resnet", {"width_mult": 8.5}, r"width_mult 8\.5 is outside 0\.05 to 8"),
         ("resnet", {"width_mult": float("nan")}, r"width_mult nan is outside 0\.05 to 8"),
