@@ -24,6 +24,7 @@ from esm_agent.one_line import fail, one_line_errors
 from esm_protos.addresses import check_host, join
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
+from esm_protos.streams import run
 
 if TYPE_CHECKING:
     from esm_protos.messages import Diagnosis
@@ -414,7 +415,7 @@ def main() -> None:
     main_module = sys.modules["__main__"]
     main_module.__spec__ = None
     main_module.__dict__.pop("__file__", None)
-    app()
+    run(app)
 
 
 if __name__ == "__main__":

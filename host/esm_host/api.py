@@ -1,7 +1,4 @@
-"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints.
-
-Where a message names a command's option, the argument has the same name.
-"""
+"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -15,11 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
+from esm_host.given import FROM_MEMORY
 from esm_host.model_file import ModelFile, read_model_file
 from esm_host.run import Run, load_run
 from esm_host.timing import read_request, time_models, timing_spec
@@ -62,6 +61,7 @@ def time(
     *,
     batch: int | Sequence[int] = (),
     shapes: Mapping[str, Sequence[int | None]] | None = None,
+    dims: Mapping[str, int | Sequence[int]] | None = None,
     threads: int | Sequence[int] = 1,
     inputs: Inputs | None = None,
     runs: int | None = None,
@@ -90,7 +90,9 @@ def time(
             name are called ``model-1``, ``model-2``...
         device: ``"local"``, ``"host:port"`` or a name; or several.
         batch: sizes of the first dimension of inputs that leave it free.
-        shapes: dimensions of inputs by name; None for what ``batch`` sets. Free ones are 1.
+        shapes: dimensions of inputs by name; None for one left free.
+        dims: sizes of named dimensions, ``{"H": [320, 640], "W": 640}``; all combinations are
+            cases. A dimension that nothing sets is taken as 1, and ``warnings`` say so.
         threads: of the runtime; several are several cases.
         inputs: by the inputs' names, arrays or ONNX's TensorProto, SequenceProto and OptionalProto;
             or paths of an ``.npz``, of such protos in files, or of folders of them. What is not
@@ -125,9 +127,11 @@ def time(
         timing.results()[["label", "trimmed_mean_ms", "verdict"]]
     """
     if protocol not in (known := [p.value for p in Protocol]):
-        raise UsageError(f"--protocol '{protocol}': choose {' or '.join(known)}")
+        raise UsageError(f"{argument('protocol')} '{protocol}': choose {' or '.join(known)}")
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
-        raise UsageError(f"--profile-runs {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}")
+        raise UsageError(
+            f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"
+        )
     names = [device] if isinstance(device, str) else list(device)
     counts = _several(threads)
     if not names or not counts:
@@ -157,6 +161,7 @@ def time(
             counts,
             _fed(inputs, folder),
             folder,
+            _dims(dims),
         )
         if not request:
             raise UsageError("an empty list of models measures nothing: give one")
@@ -332,7 +337,7 @@ def write_report(
 
     output = Path(output)
     if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that exists")
+        raise UsageError(f"{argument('output')} {output}: give a file in a folder that exists")
     if isinstance(source, str | os.PathLike):
         source = _opened(Path(source))
     if isinstance(source, Run):
@@ -467,9 +472,14 @@ def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
     ]
 
 
+def _dims(dims: Mapping[str, int | Sequence[int]] | None) -> list[str]:
+    """As they are written on the command line."""
+    return [f"{name}={','.join(map(str, _several(sizes)))}" for name, sizes in (dims or {}).items()]
+
+
 def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
     """Paths of values; those from memory are written to the folder, the same to the same file."""
-    if inputs is None:
+    if inputs is None or (isinstance(inputs, Mapping) and not inputs):
         return []
     if isinstance(inputs, str | os.PathLike):
         return [Path(inputs)]
@@ -477,7 +487,7 @@ def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
         return [Path(path) for path in inputs]
     import numpy as np
 
-    path = folder / "inputs.npz"
+    path = folder / FROM_MEMORY
     with zipfile.ZipFile(path, "w") as archive:  # np.savez has arguments of its own among names
         for name, value in inputs.items():
             held: Any = value if hasattr(value, "SerializeToString") else np.asanyarray(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 
 BINS = 5
@@ -29,7 +30,7 @@ class DepthBins:
         depths = self.max_depth - self.min_depth + 1
         if not 1 <= self.count <= depths:
             raise UsageError(
-                f"--bins {self.count} is impossible: the space has {depths} depths "
+                f"{argument('bins')} {self.count} is impossible: the space has {depths} depths "
                 f"({self.min_depth} to {self.max_depth}); give 1 to {depths}"
             )
 

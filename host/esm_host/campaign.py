@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.bins import DepthBins
 from esm_host.dataset.table import Dataset
@@ -78,7 +79,7 @@ def run_campaign(
         DeviceError: the device is gone or refuses.
     """
     if not patience_s >= 0:
-        raise UsageError(f"--patience {patience_s:g}: give seconds, 0 or more")
+        raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
     check_gpu_options(settings.spec)  # before a device is asked
     watcher = watcher or Watcher()
     settings = replace(settings, space=absolute(settings.space))
@@ -90,7 +91,7 @@ def run_campaign(
     if settings.initial <= 2 * settings.block_size:
         watcher.warn(
             "fewer than three blocks before the first training: quality control has nothing to "
-            "compare them with; a smaller --block-size helps"
+            f"compare them with; a smaller {argument('block_size')} helps"
         )
     with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
@@ -115,13 +116,15 @@ def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> Non
     needed = settings.initial + settings.references
     if needed > space.count():
         raise UsageError(
-            f"--initial {settings.initial} and --references {settings.references} exceed the "
+            f"{argument('initial')} {settings.initial} and {argument('references')} "
+            f"{settings.references} exceed the "
             f"space's {space.count()} architectures: give less"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):
             raise UsageError(
-                f"--bins {bins.count} makes a bin of depths that the space does not have "
+                f"{argument('bins')} {bins.count} makes a bin of depths that the space does not "
+                "have "
                 f"({', '.join(map(str, bins.depths(index)))}): give fewer"
             )
 

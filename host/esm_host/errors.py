@@ -18,9 +18,28 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from esm_host.arguments import in_python, on_command_line
+
 
 class EsmError(Exception):
+    """Error with a message that names arguments as Python has them.
+
+    Attributes:
+        marked: message with its arguments marked, for an error that quotes this one.
+    """
+
     exit_code: ClassVar[int] = 1
+
+    @property
+    def marked(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return in_python(self.marked)
+
+    def for_command(self) -> str:
+        """Return the message with the options of the command line."""
+        return on_command_line(self.marked)
 
 
 class UsageError(EsmError):

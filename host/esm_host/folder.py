@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.dataset.database import (
     ID_FACT,
@@ -101,7 +102,9 @@ class RunFolder:
         """
         if resume:
             if not self.settings.exists():
-                raise UsageError(f"{self.path} holds no campaign to resume: leave --resume out")
+                raise UsageError(
+                    f"{self.path} holds no campaign to resume: leave {argument('resume')} out"
+                )
             self.refresh()
             return
         if self.settings.exists() or self.store.exists():
@@ -209,7 +212,9 @@ class RunFolder:
             self.shared is None or self.shared.url != without_password(url)
         ):
             where = self.shared.url if self.shared else self.store
-            raise MismatchError(f"{self.path} has its records in {where}: leave --store out")
+            raise MismatchError(
+                f"{self.path} has its records in {where}: leave {argument('store')} out"
+            )
 
     @property
     def _copied(self) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.inputs import Array, Dims, GraphInput, unknown
 from esm_host.model_file import hashed
@@ -26,6 +27,9 @@ from esm_protos.value_types import BY_NUMBER
 _PROTOS = {"tensor": pb.Tensor, "sequence": pb.Sequence, "optional": pb.Optional}
 _NUMBERED = re.compile(r"input_(\d+)", re.ASCII)
 _NPZ = "np.savez(path, name=array) makes one"
+FROM_MEMORY = "values-from-memory.npz"
+"""Name of a file that its user does not know of."""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Of all files in a zip, so that the same values make the same one, which is sent once."""
 
@@ -56,7 +60,7 @@ class _Source:
     _heads: dict[str, _Head | None] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"--input {self.path}" + ("" if self.member is None else f": '{self.name}'")
+        return _label(self.path) + ("" if self.member is None else f": '{self.name}'")
 
     def copy_to(self, target: IO[bytes]) -> None:
         if self.member is None:
@@ -155,12 +159,18 @@ class Given:
         return path
 
 
+def _label(path: Path) -> str:
+    """Return what messages call a file of values."""
+    named = argument("inputs")
+    return named if path.name == FROM_MEMORY else f"{named} {path}"
+
+
 def _sources(path: Path) -> list[_Source]:
     try:
         if path.is_dir():
             files = [p for p in path.glob("*.pb") if not p.name.startswith("output_")]
             if not files:
-                raise UsageError(f"--input {path} has no values of inputs: give a folder of *.pb")
+                raise UsageError(f"{_label(path)} has no values of inputs: give a folder of *.pb")
             return [_file(each) for each in sorted(files, key=_order)]
         if not zipfile.is_zipfile(path) and path.suffix == ".pb":
             return [_file(path)]
@@ -169,7 +179,7 @@ def _sources(path: Path) -> list[_Source]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(
-            f"--input {path} is no .npz of arrays and no .pb of an ONNX value ({error}): {_NPZ}"
+            f"{_label(path)} is no .npz of arrays and no .pb of an ONNX value ({error}): {_NPZ}"
         ) from error
 
 
@@ -197,7 +207,7 @@ def _members(path: Path) -> list[_Source]:
                 array = _header(path, name, file)
             found.append(_Source(path, member, name, array=array))
     if not found:
-        raise UsageError(f"--input {path} has no arrays: {_NPZ}")
+        raise UsageError(f"{_label(path)} has no arrays: {_NPZ}")
     return found
 
 
@@ -208,7 +218,7 @@ def _header(path: Path, name: str, file: Any) -> Array:
     dims, _, dtype = readers[npy.read_magic(file)](file)
     if dtype.hasobject:
         raise UsageError(
-            f"--input {path}: '{name}' holds pickled objects: save numbers or text, "
+            f"{_label(path)}: '{name}' holds pickled objects: save numbers or text, "
             "np.savez(path, name=array)"
         )
     kind = "string" if dtype.kind in "SU" else dtype.newbyteorder("=").name
@@ -235,7 +245,7 @@ def _meant(
 
 def _of_no_input(source: _Source, names: Sequence[str]) -> UsageError:
     if source.name is not None:
-        return UsageError(f"--input: {unknown(source.name, names)}")
+        return UsageError(f"{argument('inputs')}: {unknown(source.name, names)}")
     return UsageError(
         f"{source} is of no input ({', '.join(names) or 'there are none'}): name it input_0.pb by "
         "the input's position, or INPUT.pb"
@@ -273,8 +283,9 @@ def _checked(source: _Source, path: str, known: GraphInput) -> Array | None:
     if wanted not in (array.type, f"optional({array.type})"):
         cure = "convert it" if wanted in _OF_NUMPY else "give it as an ONNX value in a .pb"
         raise UsageError(
-            f"--input: {path}: '{known.name}' is {wanted or 'of a type that is not fed'} and the "
-            f"array is {array.type}: {cure}, or leave it out to have it drawn"
+            f"{argument('inputs')}: {path}: '{known.name}' is "
+            f"{wanted or 'of a type that is not fed'} and the array is {array.type}: {cure}, or "
+            "leave it out to have it drawn"
         )
     return array
 

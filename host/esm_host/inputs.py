@@ -1,25 +1,31 @@
-"""What a model is fed: which inputs it has, and the shapes that a request makes of them."""
+"""Shapes of a model's inputs: what the model declares, what a request gives, what is assumed."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
+from esm_protos.nearest import nearest
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import tensor_type, value_type
 
 Dims: TypeAlias = tuple[int, ...]
 Dim: TypeAlias = int | str | None
-"""A number, a symbol that other dimensions may share, or nothing known."""
+"""A number, a symbol that other dimensions may have too, or nothing known."""
 
 _OVERRIDABLE_IR_VERSION = 4
 """Before it, every initializer was an input too, and a constant all the same."""
 _FREE = "N"
+_UNNAMED = ("", "?")
+"""What exporters write for a dimension without a name."""
 _MAX_DIM = 2**31 - 1
+_SIZE = re.compile(r"\d+", re.ASCII)
+_BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
+"""Names of a first dimension that counts images or sequences."""
 _SHAPE = re.compile(rf"(?:\d+|{_FREE})(?:x(?:\d+|{_FREE}))*", re.ASCII)
 
 
@@ -40,11 +46,48 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GivenShape:
-    """``--shape NAME:1x3x224x224``; ``name`` is None where it was left out, a dim where it is N."""
+    """Shape of an input; ``name`` is None where it was left out, a dim where it is N."""
 
     text: str
     name: str | None
     dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class GivenDim:
+    """Sizes of a symbol, one case each."""
+
+    symbol: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Dimension without a size, taken as 1.
+
+    Attributes:
+        axis: None for an input of any rank, which is fed as a scalar.
+        symbol: None where the dimension has no name.
+    """
+
+    input: GraphInput
+    axis: int | None
+    symbol: str | None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes that a model is fed in one case.
+
+    Attributes:
+        dims: of every input with free dimensions whose rank is known.
+        assumed: what of it nobody gave.
+        items: images or sequences of one inference, as far as the model names its batch.
+    """
+
+    dims: tuple[tuple[str, Dims], ...]
+    assumed: tuple[Assumed, ...] = ()
+    items: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +114,9 @@ def overridable_inputs(model: view.Model) -> tuple[GraphInput, ...]:
 
 
 def parse_shape(text: str) -> GivenShape:
-    """Reads ``NAME:1x3x224x224`` or ``1x3x224x224``; raises UsageError.
+    """Read ``NAME:1x3x224x224`` or ``1x3x224x224``; raises UsageError.
 
-    A name may hold colons itself; N in place of a number leaves that dimension to ``--batch``.
+    A name may hold colons itself. N in place of a number leaves that dimension free.
     """
     name, colon, dims = text.rpartition(":")
     numbers: tuple[int | None, ...] = ()
@@ -81,12 +124,30 @@ def parse_shape(text: str) -> GivenShape:
         numbers = tuple(None if d == _FREE else int(d) for d in dims.split("x"))
     in_range = all(number is None or 0 < number <= _MAX_DIM for number in numbers)
     if not numbers or not in_range or (colon and not name):
-        raise UsageError(f"--shape {text}: give NAME:1x3x224x224, or N for a dimension left free")
+        raise UsageError(
+            f"{argument('shapes')} {text}: give NAME:1x3x224x224, or N for a dimension left free"
+        )
     return GivenShape(text, name if colon else None, numbers)
 
 
+def parse_dims(texts: Sequence[str]) -> tuple[GivenDim, ...]:
+    """Read ``NAME=VALUE[,VALUE...]``, each for another symbol; raises UsageError."""
+    found: dict[str, GivenDim] = {}
+    for text in texts:
+        symbol, _, sizes = text.rpartition("=")
+        numbers = [int(size) if _SIZE.fullmatch(size) else 0 for size in sizes.split(",")]
+        if not symbol or not all(0 < number <= _MAX_DIM for number in numbers):
+            raise UsageError(f"{argument('dims')} {text}: give NAME=SIZE, or NAME=SIZE,SIZE")
+        if len(set(numbers)) < len(numbers):
+            raise UsageError(f"{argument('dims')} {text}: give each size once")
+        if symbol in found:
+            raise UsageError(f"{argument('dims')} {text}: '{symbol}' has a size already, give one")
+        found[symbol] = GivenDim(symbol, tuple(numbers))
+    return tuple(found.values())
+
+
 def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[GraphInput]]) -> None:
-    """Raises UsageError for a shape of an input that no model has, or of one given twice.
+    """Raise UsageError for a shape of an input that no model has, or of one given twice.
 
     Args:
         models: inputs, by the model's path.
@@ -94,19 +155,41 @@ def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[Grap
     known = sorted({known.name for inputs in models.values() for known in inputs})
     seen = set()
     for shape in shapes:
+        given = f"{argument('shapes')} {shape.text}"
         if shape.name in seen:
-            raise UsageError(f"--shape {shape.text}: this input has a shape already, give one")
+            raise UsageError(f"{given}: this input has a shape already, give one")
         seen.add(shape.name)
         if shape.name is not None and models and shape.name not in known:
-            raise UsageError(f"--shape {shape.text}: {unknown(shape.name, known)}")
+            raise UsageError(f"{given}: {unknown(shape.name, known)}")
+
+
+def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphInput]]) -> None:
+    """Raise UsageError for a symbol that no model has.
+
+    Args:
+        models: inputs, by the model's path.
+    """
+    known = sorted({symbol for inputs in models.values() for symbol in symbols(inputs)})
+    for dim in dims:
+        if models and dim.symbol not in known:
+            names = ", ".join(known)
+            there = f"there are {names}" if known else "the inputs name no dimension"
+            raise UsageError(
+                f"{argument('dims')} {dim.symbol}: no input has a dimension '{dim.symbol}': "
+                f"{nearest(dim.symbol, known)}{there}"
+            )
+
+
+def symbols(inputs: Iterable[GraphInput]) -> list[str]:
+    """Return the names of dimensions, each once, in order."""
+    dims = (dim for known in inputs for dim in known.dims or ())
+    return list(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """Of an input that is not there, and what is."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    """Return what to say of an input that is not there."""
     there = f"there are {', '.join(known)}" if known else "the model takes none"
-    return f"there is no input '{name}': {hint}{there}"
+    return f"there is no input '{name}': {nearest(name, known)}{there}"
 
 
 def resolve(
@@ -115,121 +198,230 @@ def resolve(
     shapes: Sequence[GivenShape] = (),
     batch: int | None = None,
     arrays: Mapping[str, Array] | None = None,
-) -> tuple[tuple[str, Dims], ...]:
-    """Dimensions of every input that is to be drawn and leaves some free.
+    dims: Mapping[str, int] | None = None,
+) -> Shapes:
+    """Return the dimensions of every input that leaves some free.
 
-    Arrays and shapes come first; dimensions that share a symbol with them follow; then the
-    batch; what is left is 1.
+    A dimension takes the first that there is: the size in the input's own shape or array; that of
+    its symbol in ``dims``; the only size that its symbol has in other shapes and arrays; the
+    batch, if it is the first; 1. Dimensions of one symbol may differ, as ONNX Runtime lets them.
 
     Args:
         path: of the model, for messages.
         batch: of the first dimension of every input that leaves it free.
         arrays: what inputs are fed, where that is given.
+        dims: sizes by symbol.
 
     Raises:
-        UsageError: something contradicts the model or each other.
+        UsageError: something contradicts the model, or sets nothing in it.
     """
-    arrays = arrays or {}
-    bound = _Binding(path, inputs)
-    for name, array in arrays.items():
-        bound.take(name, array.dims, "--input")
+    arrays, dims = arrays or {}, dims or {}
+    given = {name: _Given(array.dims, argument("inputs")) for name, array in arrays.items()}
     for shape in shapes:
-        if (meant := _meant(path, inputs, shape)) is not None:
-            bound.take(meant, shape.dims, f"--shape {shape.text}")
+        if (meant := _meant(path, inputs, shape)) is None:
+            continue
+        new = _Given(shape.dims, f"{argument('shapes')} {shape.text}")
+        old = given.setdefault(meant, new)
+        if old is not new and not _agree(old.dims, new.dims):
+            raise UsageError(
+                f"{new.source} and {old.source} disagree: the array '{meant}' is {shown(old.dims)}"
+            )
+    for known in inputs:
+        if known.name in given:
+            _check(path, known, given[known.name])
+    elsewhere = _sizes(inputs, given)
+    places: dict[GraphInput, list[tuple[int, str] | None]] = {}
+    for known in inputs:
+        own = given.get(known.name)
+        declared: Sequence[Dim] | None = known.dims
+        if declared is None and own is not None:  # of any rank, until now
+            declared = [None] * len(own.dims)
+        if declared is not None:
+            places[known] = [
+                _place(known, axis, dim, own, dims, elsewhere, batch)
+                for axis, dim in enumerate(declared)
+            ]
+    for symbol, size in dims.items():
+        _check_used(path, inputs, places, f"{argument('dims')} {symbol}={size}", symbol, size)
     if batch is not None:
-        bound.take_batch(batch)
-    return tuple(
-        (known.name, dims)
-        for known in inputs
-        if known.name not in arrays and (dims := bound.explicit(known)) is not None
+        _check_used(path, inputs, places, f"{argument('batch')} {batch}", None, batch)
+    resolved = {
+        known: tuple(1 if place is None else place[0] for place in found)
+        for known, found in places.items()
+    }
+    return Shapes(
+        tuple(
+            (known.name, sizes)
+            for known, sizes in resolved.items()
+            if known.name not in arrays and not _is_fixed(known)
+        ),
+        tuple(_assumed(inputs, places)),
+        batch or _items(resolved),
     )
 
 
-class _Binding:
-    """Values of a model's free dimensions, as they become known, and who gave them."""
-
-    def __init__(self, path: str, inputs: Iterable[GraphInput]) -> None:
-        self._path = path
-        self._inputs = {known.name: known for known in inputs}
-        self._symbols: dict[str, tuple[int, str]] = {}
-        self._places: dict[tuple[str, int], tuple[int, str]] = {}
-        self._ranks: dict[str, int] = {}
-
-    def take(self, name: str, dims: Sequence[int | None], source: str) -> None:
-        known = self._inputs[name].dims
-        if known is not None and len(known) != len(dims):
-            raise UsageError(
-                f"{source}: input '{name}' of {self._path} has {len(known)} dimensions "
-                f"({shown(known)}), not {len(dims)}"
-            )
-        self._ranks[name] = len(dims)
-        for axis, value in enumerate(dims):
-            if value is not None:
-                self._bind(name, axis, value, source)
-
-    def take_batch(self, batch: int) -> None:
-        source = f"--batch {batch}"
-        free = [
-            known.name
-            for known in self._inputs.values()
-            if (known.dims is None and known.name in self._ranks)
-            or (known.dims and not isinstance(known.dims[0], int))
-        ]
-        if not free:
-            declared = ", ".join(
-                f"'{known.name}' is {shown(known.dims)}" for known in self._inputs.values()
-            )
-            raise UsageError(
-                f"{source}: {self._path} has no input whose first dimension is free "
-                f"({declared or 'it takes none'}): export it with a dynamic batch dimension"
-            )
-        for name in free:
-            self._bind(name, 0, batch, source)
-
-    def explicit(self, known: GraphInput) -> Dims | None:
-        """None where the model says all itself, or nothing is known."""
-        if known.dims is None:
-            if known.name not in self._ranks:
-                return None
-            dims: Sequence[Dim] = [None] * self._ranks[known.name]
-        elif all(isinstance(dim, int) for dim in known.dims):
-            return None
+def assumption(assumed: Sequence[Assumed]) -> str:
+    """Return the warning that sizes were assumed, and how to give them; argument names marked."""
+    said, cures = [], []
+    named = [each for each in assumed if each.symbol is not None]
+    first = {each.symbol for each in named if each.axis == 0}
+    if symbols := list(dict.fromkeys(each.symbol for each in named)):
+        shapes = dict.fromkeys(f"{each.input.name}:{shown(each.input.dims)}" for each in named)
+        more = f" and {len(shapes) - 2} more" if len(shapes) > 2 else ""
+        said.append(f"{_and(symbols)} of {', '.join(list(shapes)[:2])}{more}")
+        if batches := [symbol for symbol in symbols if symbol in first]:
+            cures.append(f"{_and(batches)} by {argument('batch')}")
+        if others := [symbol for symbol in symbols if symbol not in first]:
+            sizes = " ".join(f"{argument('dims')} {symbol}=SIZE" for symbol in others[:3])
+            cures.append(f"{_and(others)} by {sizes}")
+    unnamed = [each for each in assumed if each.symbol is None]
+    for known in dict.fromkeys(each.input for each in unnamed):
+        axes = [str(each.axis) for each in unnamed if each.input == known and each.axis is not None]
+        if axes:
+            what = f"dimension{'s' * (len(axes) > 1)} {_and(axes)} of {known.name}"
+            shape = "x".join("SIZE" if dim is None else str(dim) for dim in known.dims or ())
+            if axes == ["0"]:
+                cures.append(f"it by {argument('batch')}")
+            else:
+                cures.append(f"{known.name} by {argument('shapes')} {known.name}:{shape}")
+            said.append(f"{what}:{shown(known.dims)}")
         else:
-            dims = known.dims
-        return tuple(self._value(known.name, axis, dim) for axis, dim in enumerate(dims))
+            said.append(f"the whole shape of {known.name} (a scalar)")
+            cures.append(f"{known.name} by {argument('shapes')} {known.name}:SIZExSIZE")
+    return f"no size is given for {'; '.join(said)}: taken as 1; set {', '.join(cures)}"
 
-    def _value(self, name: str, axis: int, dim: Dim) -> int:
-        if isinstance(dim, int):
-            return dim
-        if isinstance(dim, str) and dim in self._symbols:
-            return self._symbols[dim][0]
-        return self._places.get((name, axis), (1, ""))[0]
 
-    def _bind(self, name: str, axis: int, value: int, source: str) -> None:
-        dims = self._inputs[name].dims
-        dim = None if dims is None else dims[axis]
-        if isinstance(dim, int):
-            if dim != value:
-                raise UsageError(
-                    f"{source}: dimension {axis} of input '{name}' would be {value}, "
-                    f"{self._path} fixes it at {dim}"
-                )
-            return
-        if isinstance(dim, str):
-            before, giver = self._symbols.setdefault(dim, (value, source))
-            what = f"'{dim}', dimension {axis} of input '{name}',"
-        else:
-            before, giver = self._places.setdefault((name, axis), (value, source))
-            what = f"dimension {axis} of input '{name}'"
-        if before != value:
-            cure = f": write {_FREE} for it in --shape" if "--shape" in giver + source else ""
+@dataclass(frozen=True)
+class _Given:
+    """Dimensions of one input, and the argument that gave them."""
+
+    dims: tuple[int | None, ...]
+    source: str
+
+
+def _check(path: str, known: GraphInput, given: _Given) -> None:
+    """Raise UsageError where what was given is not what the model declares."""
+    if known.dims is None:
+        return
+    if len(known.dims) != len(given.dims):
+        raise UsageError(
+            f"{given.source}: input '{known.name}' of {path} has {len(known.dims)} dimensions "
+            f"({shown(known.dims)}), not {len(given.dims)}"
+        )
+    for axis, (dim, size) in enumerate(zip(known.dims, given.dims, strict=True)):
+        if isinstance(dim, int) and size not in (None, dim):
             raise UsageError(
-                f"{source} and {giver} disagree: {what} would be both {value} and {before}{cure}"
+                f"{given.source}: dimension {axis} of input '{known.name}' would be {size}, "
+                f"{path} fixes it at {dim}"
             )
+
+
+def _agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    return len(one) == len(other) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(one, other, strict=True)
+    )
+
+
+def _sizes(inputs: Iterable[GraphInput], given: Mapping[str, _Given]) -> dict[str, set[int]]:
+    """Return the sizes that symbols were given by shapes and arrays."""
+    found: dict[str, set[int]] = {}
+    for known in inputs:
+        if known.name in given and known.dims is not None:
+            for dim, size in zip(known.dims, given[known.name].dims, strict=True):
+                if isinstance(dim, str) and size is not None:
+                    found.setdefault(dim, set()).add(size)
+    return found
+
+
+def _place(
+    known: GraphInput,
+    axis: int,
+    dim: Dim,
+    own: _Given | None,
+    dims: Mapping[str, int],
+    elsewhere: Mapping[str, set[int]],
+    batch: int | None,
+) -> tuple[int, str] | None:
+    """Return a dimension's size and what gave it; None where nothing did."""
+    if isinstance(dim, int):
+        return dim, ""
+    if own is not None and (size := own.dims[axis]) is not None:
+        return size, own.source
+    if dim is not None and dim in dims:
+        return dims[dim], f"{argument('dims')} {dim}={dims[dim]}"
+    if dim is not None and len(sizes := elsewhere.get(dim, set())) == 1:
+        return next(iter(sizes)), f"'{dim}' of another input"
+    if axis == 0 and batch is not None:
+        return batch, f"{argument('batch')} {batch}"
+    return None
+
+
+def _check_used(
+    path: str,
+    inputs: Iterable[GraphInput],
+    places: Mapping[GraphInput, Sequence[tuple[int, str] | None]],
+    source: str,
+    symbol: str | None,
+    size: int,
+) -> None:
+    """Raise UsageError unless a dimension of the symbol, or else a first one, has the size."""
+    free = [
+        (known, place)
+        for known, found in places.items()
+        for axis, place in enumerate(found)
+        for dim in [None if known.dims is None else known.dims[axis]]
+        if place is not None
+        and not isinstance(dim, int)
+        and (axis == 0 if symbol is None else dim == symbol)
+    ]
+    if not free:
+        declared = ", ".join(f"'{known.name}' is {shown(known.dims)}" for known in inputs)
+        raise UsageError(
+            f"{source}: {path} has no input whose first dimension is free "
+            f"({declared or 'it takes none'}): export it with a dynamic batch dimension"
+        )
+    if all(place[0] != size for _, place in free):
+        known, (has, giver) = free[0]
+        cure = f", or write {_FREE} for it there" if giver.startswith(argument("shapes")) else ""
+        raise UsageError(
+            f"{source} sets nothing in {path}: {giver} gives '{known.name}' {has} there: leave one "
+            f"of them out{cure}"
+        )
+
+
+def _assumed(
+    inputs: Iterable[GraphInput], places: Mapping[GraphInput, Sequence[tuple[int, str] | None]]
+) -> Iterator[Assumed]:
+    for known in inputs:
+        for axis, place in enumerate(places.get(known, ())):
+            if place is None:
+                dim = None if known.dims is None else known.dims[axis]
+                yield Assumed(known, axis, dim if isinstance(dim, str) else None)
+        if known not in places and known.type is not None and "(" not in known.type:
+            yield Assumed(known, None, None)
+
+
+def _items(resolved: Mapping[GraphInput, Dims]) -> int:
+    """Return the size of the batch, where inputs name their first dimension so and agree."""
+    sizes = {
+        dims[0]
+        for known, dims in resolved.items()
+        if known.dims and isinstance(known.dims[0], str) and _BATCH.search(known.dims[0])
+    }
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _is_fixed(known: GraphInput) -> bool:
+    return known.dims is not None and all(isinstance(dim, int) for dim in known.dims)
+
+
+def _and(names: Sequence[str | None]) -> str:
+    *others, last = (str(name) for name in names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def shown(dims: Sequence[Dim] | None) -> str:
-    """As people write it: ``Nx3x224x224``."""
+    """Return dimensions as people write them: ``Nx3x224x224``."""
     if dims is None:
         return "of any shape"
     return "x".join("?" if dim is None else str(dim) for dim in dims) or "a scalar"
@@ -242,8 +434,8 @@ def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | 
     if len(inputs) != 1:
         names = ", ".join(known.name for known in inputs) or "none"
         raise UsageError(
-            f"--shape {shape.text}: {path} has {len(inputs)} inputs ({names}): "
-            f"say which, --shape NAME:{shape.text}"
+            f"{argument('shapes')} {shape.text}: {path} has {len(inputs)} inputs ({names}): "
+            f"say which, NAME:{shape.text}"
         )
     return inputs[0].name
 
@@ -261,4 +453,4 @@ def _dim(dim: view.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         # Some exporters write a free dimension as -1. The runtime insists on 0 as on any size.
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return str(dim.dim_param) or None
+    return None if dim.dim_param in _UNNAMED else str(dim.dim_param)

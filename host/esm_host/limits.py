@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
@@ -16,19 +17,21 @@ def check_gpu_options(spec: MeasureSpec) -> None:
     """Raises UsageError where an option would change nothing."""
     for name in ("tf32", "cuda_graph", "allow_fallback"):
         if getattr(spec, name) and spec.provider != "cuda":
-            raise UsageError(f"--{name.replace('_', '-')} needs --ep cuda")
+            raise UsageError(f"{argument(name)} needs {argument('provider')} cuda")
 
 
 def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
     """Raises UsageError unless the device can measure like that."""
     if spec.provider not in device.providers:
-        raise UsageError(f"--ep {spec.provider}: the device has {', '.join(device.providers)}")
+        raise UsageError(
+            f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
+        )
     check_gpu_options(spec)
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(
-            f"--max-time {spec.max_block_s:g}: the device breaks blocks off after {longest:g} s, "
-            "give less, or its agent a longer --max-block-time"
+            f"{argument('max_time_s')} {spec.max_block_s:g}: the device breaks blocks off after "
+            f"{longest:g} s, give less, or start it with esm-agent serve --max-block-time"
         )
 
 
@@ -91,14 +94,16 @@ def check_campaign(limits: Limits, block_size: int, references: int, largest: by
     models = block_size + references
     if models > limits.max_block_models:
         raise UsageError(
-            f"--block-size {block_size} and --references {references} exceed "
+            f"{argument('block_size')} {block_size} and {argument('references')} {references} "
+            "exceed "
             f"the device's {limits.max_block_models} models per block: give less"
         )
     if excess := excess_of(largest, limits):
         raise UsageError(f"the space's largest model: {excess}: choose a smaller space")
     if models * len(largest) > limits.max_block_bytes:
         raise UsageError(
-            f"--block-size {block_size} and --references {references} make blocks of up to "
+            f"{argument('block_size')} {block_size} and {argument('references')} {references} "
+            "make blocks of up to "
             f"{models * len(largest) / 1e6:.0f} MB; the device takes "
             f"{limits.max_block_bytes / 1e6:.0f} MB: give less"
         )

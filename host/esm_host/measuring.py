@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.dataset import collect
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
@@ -153,7 +154,7 @@ def _ask_all(
             except UsageError as error:
                 if len(members) == 1:
                     raise
-                raise UsageError(f"{member.name}: {error}") from error
+                raise UsageError(f"{member.name}: {error.marked}") from error
         if devices:
             return devices, errors
     raise next(iter(errors.values()))
@@ -178,5 +179,5 @@ def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: R
         differs = [name for name, value in identity.items() if known.get(name) != value]
         raise MismatchError(
             f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
-            "them, or give another --run"
+            f"them, or give another {argument('run')}"
         )

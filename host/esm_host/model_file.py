@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from google.protobuf.message import DecodeError
 
 from esm_host.errors import UsageError
+from esm_host.other_formats import HEAD_BYTES, folder_hint, stands_in, what_it_is
 from esm_protos.graphs import bodies, external_location, mapped, tensors
 from esm_protos.messages import File
 from esm_protos.v1 import onnx_view_pb2 as view
@@ -18,20 +19,7 @@ from esm_protos.weights import WEIGHTLESS_LOCATION
 INLINE_BYTES = 1 << 20
 """What is larger goes to the device's cache, so that it is sent once."""
 
-_EXPORT = "export it: torch.onnx.export(model, args, 'model.onnx', dynamo=True)"
-_TF2ONNX = "python -m tf2onnx.convert"
-_ENGINE = "a built engine has no ONNX in it: give the ONNX file that it was built from"
-_CURES = {
-    **dict.fromkeys((".pt", ".pth", ".torch", ".pt2", ".ckpt", ".safetensors"), _EXPORT),
-    ".tflite": f"convert it: {_TF2ONNX} --tflite {{path}} --output model.onnx",
-    ".pb": f"convert its folder: {_TF2ONNX} --saved-model {{folder}} --output model.onnx",
-    **dict.fromkeys(
-        (".h5", ".keras"),
-        f"save it, model.export('saved'), and convert: {_TF2ONNX} --saved-model saved "
-        "--output model.onnx",
-    ),
-    **dict.fromkeys((".engine", ".plan", ".trt", ".ort"), _ENGINE),
-}
+MAX_PROTOBUF_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,7 @@ class ModelFile:
         path: as given, as text.
         data: its bytes where they are few.
         external: files that it keeps data in, by the location that it names.
-        outline: all but the weights; None if it is not ONNX, which the device says.
+        outline: all but the weights; None if the file is too large to be read.
     """
 
     path: str
@@ -58,21 +46,26 @@ def read_model_file(path: Path, name: str | None = None) -> ModelFile:
         name: of a model from memory, which has no files beside it.
 
     Raises:
-        UsageError: it cannot be read, is of another format, or lacks files that it names.
+        UsageError: it cannot be read, is of another format or cut short, or lacks files that it
+            names.
     """
     # A name that is no text has no place in a message or in JSON.
     in_memory = name is not None
     name = (name or str(path)).encode(errors="backslashreplace").decode()
     try:
+        if path.is_dir():
+            raise UsageError(f"{name} is a folder: {folder_hint(path)}")
         small = path.stat().st_size <= INLINE_BYTES
         data: bytes | File = path.read_bytes() if small else hashed(path)
         outline = _outline(path, data)
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
-    # What was named otherwise is ONNX all the same where it has a graph.
-    if path.suffix.lower() != ".onnx" and (outline is None or not outline.graph.node):
-        cure = _CURES.get(path.suffix.lower(), "give an ONNX file, MODEL.onnx")
-        raise UsageError(f"{name} is no ONNX file: {cure.format(path=name, folder=path.parent)}")
+    size_bytes = data.size_bytes if isinstance(data, File) else len(data)
+    # Above protobuf's limit nothing can be read here; the device's limit tells why.
+    if size_bytes < MAX_PROTOBUF_BYTES and (outline is None or not outline.HasField("graph")):
+        raise UsageError(f"{name} {what_it_is(path, name, size_bytes, head)}")
     if in_memory and outline is not None and (locations := external_locations(outline)):
         raise UsageError(
             f"{name} keeps weights in '{locations[0]}', which bytes have no folder for: give the "
@@ -114,6 +107,7 @@ def _outline(path: Path, data: bytes | File) -> view.Model | None:
 
 def _external(path: Path, name: str, outline: view.Model) -> Iterator[tuple[str, File]]:
     folder = path.resolve().parent
+    needed = _needed_bytes(outline)
     for location in external_locations(outline):
         parts = PurePosixPath(location)
         target = path.parent / location
@@ -128,9 +122,33 @@ def _external(path: Path, name: str, outline: view.Model) -> Iterator[tuple[str,
                 "again, onnx.save(onnx.load(path), path, save_as_external_data=True)"
             )
         try:
-            yield location, hashed(target)
+            file = hashed(target)
+            with target.open("rb") as opened:
+                head = opened.read(HEAD_BYTES)
         except OSError as error:
             raise UsageError(
                 f"{name} keeps weights in {target}, which cannot be read ({error.strerror}): "
                 "put that file beside the model"
             ) from error
+        if file.size_bytes < (least := needed.get(location, 0)):
+            instead = stands_in(str(target), head)
+            raise UsageError(
+                f"{name} keeps weights in {target}, which is {instead}"
+                if instead
+                else f"{name} keeps weights in {target}, which is cut short ({file.size_bytes:,} "
+                f"of {least:,} bytes): copy or download it again"
+            )
+        yield location, file
+
+
+def _needed_bytes(outline: view.Model) -> dict[str, int]:
+    """Return how long external files are at least, as far as the model tells."""
+    found: dict[str, int] = {}
+    for body in bodies(outline):
+        for tensor in tensors(body):
+            if (location := external_location(tensor)) is not None:
+                told = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+                numbers = [told.get(key, "0") for key in ("offset", "length")]
+                if all(map(str.isdecimal, numbers)):
+                    found[location] = max(found.get(location, 0), sum(map(int, numbers)))
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.atomic import write_json
 from esm_host.campaign_site import CampaignSite, campaign_sites, latency_of
 from esm_host.errors import RunExistsError, UsageError
@@ -162,16 +163,18 @@ def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> No
     if resume:
         known = folder.read_settings()
         if replace(known, measure=settings.measure) != settings:
-            raise UsageError(f"{folder.path} holds another search: give --resume alone")
+            raise UsageError(f"{folder.path} holds another search: give {argument('resume')} alone")
         if settings.measure < known.measure:
             raise UsageError(
-                f"--measure {settings.measure}: the search in {folder.path} was asked for "
+                f"{argument('measure')} {settings.measure}: the search in {folder.path} was asked "
+                "for "
                 f"{known.measure}; give more, or leave it out"
             )
         return
     if folder.settings.exists() and (folder.rounds.exists() or folder.front.exists()):
         raise RunExistsError(
-            f"{folder.path} holds a search: --resume goes on with it; or give another --output"
+            f"{folder.path} holds a search: {argument('resume')} goes on with it; or give another "
+            f"{argument('output')}"
         )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

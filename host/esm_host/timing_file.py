@@ -12,6 +12,7 @@ from typing import Any, Self
 import pandas as pd
 
 from esm_host.errors import DatasetError, UsageError
+from esm_host.fed import fed_text
 from esm_host.run import STATE_COLUMNS, state_row
 from esm_protos.messages import DeviceState
 
@@ -49,7 +50,7 @@ class TimingFile:
         """
         path = Path(path)
         try:
-            path.write_text(json.dumps(self.data, allow_nan=False) + "\n")
+            path.write_text(json.dumps(self.data, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         return path
@@ -70,9 +71,11 @@ class TimingFile:
         """A row per result.
 
         Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
-        of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` (as text),
-        ``status``, ``failure``, the numbers of the JSON (NaN where there is none), ``low_ms`` and
-        ``high_ms`` (the 95 % interval), ``provider``, ``verdict``, ``warnings`` (a tuple).
+        of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
+        text), ``assumed`` (how many dimensions were taken as 1), ``fed`` (shapes and types of all
+        inputs, as text), ``status``, ``failure``, the numbers of the JSON (NaN where there is
+        none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
+        ``warnings`` (a tuple).
         """
         rows = []
         for number, result in enumerate(self._results):
@@ -88,6 +91,9 @@ class TimingFile:
                     "batch": result["case"]["batch"],
                     "threads": result["case"]["threads"],
                     "shapes": _shapes(result["case"]["shapes"]),
+                    "dims": _dims(result["case"]),
+                    "assumed": len(result.get("assumed", ())),
+                    "fed": fed_text((i["name"], i["type"], i["dims"]) for i in result["inputs"]),
                     "status": result["status"],
                     "failure": failure and f"{failure['kind']}: {failure['message']}",
                     **{name: result[name] for name in _NUMBERS},
@@ -200,6 +206,7 @@ class TimingFile:
 
 _PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda result: "" if (batch := result["case"]["batch"]) is None else f"batch {batch}",
+    lambda result: _dims(result["case"]),
     lambda result: _threads(result["case"]["threads"]),
     lambda result: _shapes(result["case"]["shapes"]),
     lambda result: str(result["case"]["inputs_sha256"] or "")[:8],
@@ -208,6 +215,11 @@ _PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
 
 def _threads(threads: int | None) -> str:
     return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+
+
+def _dims(case: Mapping[str, Any]) -> str:
+    """Files that say nothing are from before there were any."""
+    return ", ".join(f"{symbol}={size}" for symbol, size in case.get("dims", {}).items())
 
 
 def _shapes(shapes: Mapping[str, list[int]]) -> str:

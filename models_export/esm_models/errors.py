@@ -10,7 +10,16 @@ class UnknownSpaceError(ModelsError):
 
 
 class InvalidSpaceError(ModelsError):
-    """A search space cannot be built with these settings."""
+    """A search space cannot be built with these settings.
+
+    Args:
+        text: what is wrong.
+        argument: name of the setting that is at fault, which the message then begins with.
+    """
+
+    def __init__(self, text: str, argument: str = "") -> None:
+        super().__init__(f"{argument} {text}" if argument else text)
+        self.argument = argument
 
 
 class InvalidArchitectureError(ModelsError):

@@ -167,7 +167,7 @@ class _Quantizer:
             return _Signal(widest.terms, all(i.unsigned for i in inputs))
         if kind in _COPIES:
             return _Signal(first.terms, first.unsigned, first.bound)
-        raise ValueError(f"operator {kind} has no int8 form: take --dtype float32")
+        raise ValueError(f"operator {kind} has no int8 form: take float32")
 
     def _filled(self, node: NodeProto) -> float:
         """Share of a convolution's products whose pixel is in the image and not in the padding."""

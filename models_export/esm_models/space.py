@@ -117,15 +117,15 @@ class SearchSpace(ABC):
             resolution = self.default_resolution
         if resolution < self.min_resolution:
             raise InvalidSpaceError(
-                f"--resolution {resolution} is too small for {self.name}: "
-                f"give {self.min_resolution} or more"
+                f"{resolution} is too small for {self.name}: give {self.min_resolution} or more",
+                "resolution",
             )
         if not 0.05 <= width_mult <= 8:
-            raise InvalidSpaceError(f"--width-mult {width_mult:g} is outside 0.05 to 8")
+            raise InvalidSpaceError(f"{width_mult:g} is outside 0.05 to 8", "width_mult")
         if not 1 <= batch <= 4096:
-            raise InvalidSpaceError(f"--batch {batch} is outside 1 to 4096")
+            raise InvalidSpaceError(f"{batch} is outside 1 to 4096", "batch")
         if dtype not in DTYPES:
-            raise InvalidSpaceError(f"--dtype '{dtype}': choose {' or '.join(DTYPES)}")
+            raise InvalidSpaceError(f"'{dtype}': choose {' or '.join(DTYPES)}", "dtype")
         self.resolution = resolution
         """Of the input; the largest where architectures have their own."""
         self.width_mult = float(width_mult)

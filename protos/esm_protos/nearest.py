@@ -8,5 +8,6 @@ from collections.abc import Iterable
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """``did you mean 'x'? ``, or nothing where nothing is near."""
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
+    words = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(given.lower(), words, n=1)
+    return f"did you mean '{words[near[0]]}'? " if near else ""

@@ -142,7 +142,7 @@ def test_random_crowds_in_the_middle_as_the_paper_says() -> None:
 
 
 def test_random_knows_no_bins() -> None:
-    with pytest.raises(UsageError, match="--sampling balanced"):
+    with pytest.raises(UsageError, match="sampling balanced"):
         RandomSampler(TinySpace(), DepthBins(2, 5, 2)).sample(1, np.random.default_rng(0), 0)
 
 

@@ -174,6 +174,17 @@ def test_cases_reach_the_device(fake: FakeProfiler, folder: Path) -> None:
     assert fake.blocks[0].spec.runs == 8
 
 
+def test_sizes_by_name_are_cases_and_assumed_ones_warn(fake: FakeProfiler, folder: Path) -> None:
+    path = folder / "small.onnx"
+    results = esm_host.time(path, "any", dims={"N": [1, 4]}, runs=100).results()
+    assert results["dims"].tolist() == ["N=1", "N=4"]
+    assert results["label"].tolist() == ["small.onnx · N=1", "small.onnx · N=4"]
+    assert results["fed"][1].startswith("x 4x3x16x16 float32")
+    assert not any("no size" in text for texts in results["warnings"] for text in texts)
+    (warnings,) = esm_host.time(path, "any", runs=100).results()["warnings"]
+    assert warnings[-1] == "no size is given for N of x:Nx3x16x16: taken as 1; set N by batch"
+
+
 def test_a_timing_is_the_same_measured_saved_and_read(
     fake: FakeProfiler, folder: Path, tmp_path: Path
 ) -> None:
@@ -229,15 +240,23 @@ def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -
         ({"device": []}, "empty list of devices"),
         ({"device": ["a", "a"]}, "each device once"),
         ({"threads": []}, "empty list"),
-        ({"batch": 0}, "--batch 0"),
+        ({"batch": 0}, "^batch 0 is outside"),
         ({"protocol": "both"}, "choose"),
         ({"profile_runs": 1001}, "outside 0 to 1000"),
-        ({"runs": 5, "max_runs": 5}, "leave --max-runs out"),
-        ({"tf32": True}, "--tf32 needs --ep cuda"),
-        ({"provider": "cuda"}, "the device has"),
+        ({"runs": 5, "max_runs": 5}, "^runs takes .* leave max_runs out"),
+        ({"tf32": True}, "^tf32 needs provider cuda"),
+        ({"provider": "cuda"}, "^provider cuda: the device has"),
+        ({"max_time_s": 0}, "^max_time_s 0: give seconds"),
+        ({"precision_percent": 200}, "^precision_percent 200: give percent"),
+        ({"timeout_s": 0}, "^timeout_s 0 is not above 0"),
+        ({"protocol": "sequential"}, "^protocol sequential .* give runs$"),
+        ({"dims": {"H": 2}}, "^dims H: no input has a dimension 'H': there are N"),
+        ({"dims": {"N": []}}, "^dims N=: give NAME=SIZE"),
+        ({"dims": {"N": 2}, "batch": 3}, "^batch 3 sets nothing .*: dims N=2 gives 'x' 2"),
+        ({"shapes": {"x": [1, 4, 16, 16]}}, "^shapes x:1x4x16x16: dimension 1"),
         ({"inputs": {"z": np.zeros(1)}}, "no input 'z'"),
         ({"inputs": {"x": np.array([object()])}}, "pickled"),
-        ({"shapes": {"x": []}}, "--shape x:"),
+        ({"shapes": {"x": []}}, "^shapes x:"),
     ],
 )
 def test_impossible_requests_measure_nothing(
@@ -270,6 +289,28 @@ def test_timings_that_differ_are_refused_unless_allowed(fake: FakeProfiler, fold
     assert esm_host.compare([one, other], one, allow=["seed"]).timings == (2, 1)
     with pytest.raises(esm_host.UsageError, match="no new timing"):
         esm_host.compare(one, [])
+
+
+def test_arguments_of_comparisons_are_named(fake: FakeProfiler, folder: Path) -> None:
+    timing = esm_host.time(folder / "small.onnx", "any", runs=100)
+    with pytest.raises(esm_host.UsageError, match=r"^confidence 95: give a share"):
+        esm_host.compare(timing, timing, confidence=95)
+    with pytest.raises(esm_host.UsageError, match=r"^tolerance_percent -1: give percent"):
+        esm_host.compare(timing, timing, tolerance_percent=-1)
+
+
+def test_arguments_of_campaigns_and_searches_are_named() -> None:
+    for arguments, words in (
+        ({"max_models": 1}, "^max_models 1 is less than initial 300$"),
+        ({"judge": "one"}, "^judge 'one'"),
+        ({"reference_tolerance_percent": -1}, "^reference_tolerance_percent -1 is outside"),
+    ):
+        with pytest.raises(esm_host.UsageError, match=words):
+            esm_host.Settings("any", **arguments)
+    with pytest.raises(esm_host.UsageError, match=r"^probability 95: give a share"):
+        esm_host.SearchSettings(("runs/a",), probability=95)
+    with pytest.raises(esm_host.UsageError, match=r"^max_latency_ms -1: give milliseconds"):
+        esm_host.SearchSettings(("runs/a",), max_latency_ms=(-1,))
 
 
 def test_reports_of_what_is_not_there(tmp_path: Path) -> None:
@@ -345,12 +386,12 @@ def test_impossible_campaigns_leave_no_folder(fake: FakeProfiler, tmp_path: Path
     path = tmp_path / "run"
     with pytest.raises(esm_host.UsageError, match="unknown encoding"):
         esm_host.profile(replace(SMALL, encoding="fccc"), path)
-    with pytest.raises(esm_host.UsageError, match="--patience"):
+    with pytest.raises(esm_host.UsageError, match=r"^patience_s -1"):
         esm_host.profile(SMALL, path, patience_s=-1)
     with pytest.raises(esm_host.ModelsError):
         esm_host.profile(esm_host.Settings("any", space="resnett"), path)
     spec = esm_host.MeasureSpec(cuda_graph=True)
-    with pytest.raises(esm_host.UsageError, match="--cuda-graph needs --ep cuda"):
+    with pytest.raises(esm_host.UsageError, match=r"^cuda_graph needs provider cuda"):
         esm_host.profile(esm_host.Settings("any", spec=spec), path)
     with pytest.raises(esm_host.UsageError, match="is no campaign"):
         esm_host.resume(path)

@@ -100,6 +100,38 @@ def test_the_same_is_the_same(compare: Invoke, timing: Json) -> None:
     assert all(row.endswith("same within noise") for row in rows)
 
 
+def test_what_was_fed_otherwise_is_not_compared(compare: Invoke, timing: Json, new: Json) -> None:
+    """The same command, another export: a free dimension that was taken as 1 is now fixed."""
+    new["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 640, 640]}]
+    timing["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 1, 1]}]
+    refused = compare(timing, new)
+    assert_refused(refused, "fed x 1x3x1x1 float32 in the base timing and x 1x3x640x640 float32")
+    assert "--allow inputs compares anyhow" in refused.stderr
+    allowed = compare(timing, new, "--allow", "inputs")
+    assert allowed.exit_code == 0
+    assert "warning: " in allowed.stderr
+    new["results"][0]["inputs"] = [{"name": "x", "type": "float16", "dims": [1, 3, 1, 1]}]
+    assert_refused(compare(timing, new), "x 1x3x1x1 float16 in the new timing")
+    new["results"][0]["inputs"] = [{"name": "y", "type": "float32", "dims": [1, 3, 1, 1]}]
+    assert compare(timing, new).exit_code == 0, "an export may name its inputs otherwise"
+    new["results"][0]["inputs"] = []
+    assert compare(timing, new).exit_code == 0, "what failed says nothing"
+
+
+def test_sizes_of_symbols_tell_cases_apart(compare: Invoke, timing: Json, new: Json) -> None:
+    for data in (timing, new):
+        for entry in data["results"]:
+            entry["case"].pop("dims", None)
+    assert compare(timing, new).exit_code == 0, "as files had it before there were any"
+    for data in (timing, new):
+        for entry in data["results"]:
+            entry["case"]["dims"] = {}
+    new["results"][0]["case"]["dims"] = {"H": 640}
+    assert_refused(compare(timing, new), "only the base timing has", "--allow cases")
+    timing["results"][0]["case"]["dims"] = {"H": 640}
+    assert "H=640" in compare(timing, new).stdout
+
+
 def test_what_is_not_stable_is_warned_of(compare: Invoke, timing: Json, new: Json) -> None:
     assert "not stable" not in compare(timing, timing).stderr
     new["results"][1]["verdict"] = "noisy"

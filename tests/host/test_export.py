@@ -328,7 +328,7 @@ def test_an_operator_without_a_torch_form_is_named(option: str, said: str, tmp_p
     architecture = Architecture("foreign", ((option,),))
     with pytest.raises(esm_host.UsageError, match=said) as caught:
         esm_host.export(space, [architecture], tmp_path / "out")
-    assert "--format onnx,json" in str(caught.value)
+    assert "formats onnx,json" in str(caught.value)
     assert not (tmp_path / "out").exists()
     (each,) = esm_host.export(space, [architecture], tmp_path / "out", formats=["onnx", "json"])
     assert run_onnx(each.folder / "model.onnx", images(space)).shape == (1, 10)

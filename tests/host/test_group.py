@@ -306,7 +306,7 @@ def test_strangers_may_not_go_on_with_a_groups_campaign(tmp_path: Path) -> None:
     ]
     for devices in strangers:
         _, collector, _ = assemble(tmp_path, devices, Log())
-        with pytest.raises(MismatchError, match="another --run"):
+        with pytest.raises(MismatchError, match="another run"):
             collector.collect(1)
     assert max(block.round for block in store.blocks()) == 0
     by_address = Device("pi-2")

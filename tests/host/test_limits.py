@@ -70,7 +70,7 @@ def test_models_that_are_too_many_or_too_large_are_refused(models: list[bytes], 
 @pytest.mark.parametrize(
     ("block_size", "largest", "words"),
     [
-        (4, graph(), "--block-size 4 and --references 1 exceed the device's 4"),
+        (4, graph(), "block_size 4 and references 1 exceed the device's 4"),
         (2, graph(11), "the space's largest model: .*nodes.* choose a smaller space"),
         (3, b"\x4a\xbf\xa6\x03" + bytes(54_079), "blocks of up to 0 MB.*give less"),
     ],
@@ -83,8 +83,8 @@ def test_campaigns_of_too_much_are_refused(block_size: int, largest: bytes, word
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (MeasureSpec(provider="cuda"), "--ep cuda: the device has cpu"),
-        (MeasureSpec(max_block_s=101), "--max-time 101: .* after 100 s.*--max-block-time"),
+        (MeasureSpec(provider="cuda"), "provider cuda: the device has cpu"),
+        (MeasureSpec(max_block_s=101), "max_time_s 101: .* after 100 s.*--max-block-time"),
     ],
 )
 def test_settings_that_the_device_cannot_meet_are_refused(spec: MeasureSpec, words: str) -> None:

@@ -242,7 +242,7 @@ def test_a_finished_campaign_that_trusts_too_little_is_an_error_with_a_cause(
     _, _, loop = assemble(
         tmp_path, FakeProfiler(latency), Log(), max_models=40, train_on="throttled"
     )
-    with pytest.raises(DeviceError, match="0 of them with a verdict that --train-on accepts"):
+    with pytest.raises(DeviceError, match="0 of them with a verdict that train_on accepts"):
         loop.run()
 
 
@@ -283,9 +283,9 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": "stable,calm"}, "--train-on.*calm.*choose from stable"),
-        ({"train_on": " , "}, "--train-on names no verdict"),
-        ({"weights": "heavy"}, "--weights 'heavy'"),
+        ({"train_on": "stable,calm"}, "^train_on.*calm.*choose from stable"),
+        ({"train_on": " , "}, "^train_on names no verdict"),
+        ({"weights": "heavy"}, "^weights 'heavy'"),
     ],
 )
 def test_settings_of_trust_are_checked(changes: dict[str, str], message: str) -> None:

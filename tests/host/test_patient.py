@@ -56,7 +56,7 @@ def test_patience_ends() -> None:
 
 def test_a_block_that_kills_the_agent_every_time_ends_with_a_cure() -> None:
     flaky = Flaky(*[UnreachableError("lost")] * 19)
-    with pytest.raises(DeviceError, match=r"lost 10 times.*--block-size"):
+    with pytest.raises(DeviceError, match=r"lost 10 times.*block_size"):
         PatientProfiler(flaky, 60, pause_s=0).measure(BLOCK)
 
 

@@ -148,7 +148,7 @@ def test_a_damaged_file_is_one_line_with_the_cure(
     store.close()
     path = tmp_path / "store.sqlite"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"not a usable store.*--run") as caught:
+    with pytest.raises(DatasetError, match=r"not a usable store.*another run") as caught:
         Store(path)
     assert "\n" not in str(caught.value)
 

@@ -1,8 +1,10 @@
 """``esm-host time`` as users meet it: through a real agent, on a fake device, with wrong input."""
 
 import csv
+import gzip
 import hashlib
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from benchmarks.public_models import build
@@ -40,12 +42,21 @@ from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
 LATENCY_MS = 2.0
+BARE = b"\x08\x08\x3a\x00"
+"""A model with an empty graph, for devices that do not look inside."""
+OF_BAD = b"\x12\x03bad"
+"""Makes a model one of a producer that the fake device refuses."""
 ROOT = Path(__file__).parents[2]
 KEY = re.compile(r"`(\w+)`")
 
 
 def esm_host_time(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["time", *(str(argument) for argument in arguments)])
+
+
+def rows_of(stdout: str) -> list[str]:
+    """Without the lines under them that say what was fed."""
+    return [line for line in stdout.splitlines() if not line.startswith("  fed ")]
 
 
 def assert_refused(result: Result, code: int, *words: str) -> None:
@@ -59,7 +70,7 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def fake_latency(model: Model) -> float | Failure:
-    if isinstance(model.data, bytes) and model.data.startswith(b"bad"):
+    if isinstance(model.data, bytes) and model.data.endswith(b"bad"):
         return Failure(FailureKind.UNSUPPORTED_OP, "no such operator")
     batch = model.case.shapes[0][1][0] if model.case.shapes else 1
     return LATENCY_MS * batch / (model.case.threads or 1)
@@ -77,7 +88,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"\x08\x08")  # for devices that do not look inside
+    path.write_bytes(BARE)
     return path
 
 
@@ -87,7 +98,8 @@ def dynamic(tmp_path: Path) -> Path:
     path = tmp_path / "dynamic.onnx"
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, "S", "S"]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
-    onnx.save(helper.make_model(graph), path)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
     return path
 
 
@@ -102,7 +114,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     contents = {
         "audio": build("audio"),
         "weightless": space.build(smallest(space)),
-        "broken": b"not a model",
+        "broken": BARE,
     }
     for name, data in contents.items():
         (folder / f"{name}.onnx").write_bytes(data)
@@ -120,10 +132,9 @@ def test_json_has_the_documented_shape(files: list[Path], tmp_path: Path) -> Non
     out = tmp_path / "timing.json"
     result = esm_host_time(*files, "--device", "local", "--runs", 41, "--json", out)
     assert result.exit_code == 1, "a model failed"
-    lines = result.stdout.splitlines()
+    lines = rows_of(result.stdout)
     assert lines[0].split()[:3] == ["model", "latency_ms", "p95_ms"]
     assert lines[3].split()[-1] == "invalid_model"
-    assert "not an ONNX file" in result.stderr
     assert f"all samples are in {out}" in result.stderr.splitlines()
 
     data = json.loads(out.read_text())
@@ -271,11 +282,11 @@ def test_a_failed_model_does_not_hide_the_others(
     fake: FakeProfiler, model: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.onnx"
-    bad.write_bytes(b"bad")
+    bad.write_bytes(BARE + OF_BAD)
     result = esm_host_time(bad, model, "--precision", 0.001)
     assert result.exit_code == 1
     assert f"warning: {bad}: unsupported_op: no such operator" in result.stderr
-    _, first, second = result.stdout.splitlines()
+    _, first, second = rows_of(result.stdout)
     assert first.split() == [bad.name, "unsupported_op"] or first.split()[1:] == ["unsupported_op"]
     assert float(second.split()[1]) == pytest.approx(LATENCY_MS, rel=0.02)
     assert esm_host_time(bad, "-q").stdout.splitlines()[1].split()[1:] == ["unsupported_op"]
@@ -288,8 +299,8 @@ def test_models_whose_names_end_alike_are_told_apart(
     paths = [Path(name, *["folder"] * 12, "model.onnx") for name in ("before", "after")]
     for path in paths:
         path.parent.mkdir(parents=True)
-        path.write_bytes(b"")
-    _, first, second = esm_host_time(*paths, "--runs", 30).stdout.splitlines()
+        path.write_bytes(BARE)
+    _, first, second = rows_of(esm_host_time(*paths, "--runs", 30).stdout)
     assert first.startswith("before/")
     assert second.startswith("after/")
 
@@ -319,7 +330,7 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
 
     paths = [tmp_path / f"{index}.onnx" for index in range(5)]
     for path in paths:
-        path.write_bytes(b"")
+        path.write_bytes(BARE)
     samples = np.where(np.arange(90) < 50, 1_000_000, 3_000_000).astype(np.int64)
     answer = fake.answer
 
@@ -363,6 +374,7 @@ def test_a_sweep_is_one_block_of_all_cases(fake: FakeProfiler, dynamic: Path) ->
     assert [entry["case"] for entry in data["results"]] == [
         {
             "batch": batch,
+            "dims": {},
             "threads": threads,
             "shapes": {"x": [batch, 3, 16, 16]},
             "inputs_sha256": None,
@@ -387,6 +399,88 @@ def test_without_cases_nothing_is_said_of_them(fake: FakeProfiler, dynamic: Path
     assert block.models[0].case == Case()
     assert block.models[0].model_id == str(dynamic)
     assert block.spec.threads == 4
+
+
+def test_every_result_says_what_it_was_fed(dynamic: Path, tmp_path: Path) -> None:
+    """By a real agent: in the table, in JSON, in CSV; and what was assumed."""
+    out, rows = tmp_path / "timing.json", tmp_path / "timing.csv"
+    result = esm_host_time(dynamic, "--runs", 48, "--json", out, "--csv", rows)
+    assert "\n  fed x 1x3x1x1 float32 · 1 thread · cpu\n" in result.stdout
+    warning = (
+        "no size is given for N and S of x:Nx3xSxS: taken as 1; set N by --batch, S by --dim S=SIZE"
+    )
+    assert f"warning: {dynamic}: {warning}" in result.stderr.splitlines()
+    (entry,) = json.loads(out.read_text())["results"]
+    assert entry["inputs"] == [{"name": "x", "type": "float32", "dims": [1, 3, 1, 1]}]
+    assert [(each["axis"], each["symbol"]) for each in entry["assumed"]] == [
+        (0, "N"),
+        (2, "S"),
+        (3, "S"),
+    ]
+    assert entry["warnings"][-1] == warning
+    (row,) = csv.DictReader(rows.read_text().splitlines())
+    assert (row["inputs"], row["input_types"]) == ("x:1x3x1x1", "x:float32")
+    assert row["assumed"] == "x:0 x:2 x:3"
+    result = esm_host_time(dynamic, "--runs", 48, "--dim", "N=2", "--shape", "x:Nx3x8x4")
+    assert "fed x 2x3x8x4 float32" in result.stdout
+    assert "no size is given" not in result.stderr
+
+
+def test_sizes_of_a_symbol_make_cases(fake: FakeProfiler, dynamic: Path, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.onnx"
+    fixed.write_bytes(BARE)
+    options = ["--dim", "S=8,16", "--dim", "N=1,4", "--runs", 40]
+    result = esm_host_time(dynamic, fixed, *options, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert "no size is given" not in result.stderr
+    data = json.loads(result.stdout)
+    sweep = [{"S": size, "N": batch} for size in (8, 16) for batch in (1, 4)]
+    assert [entry["case"]["dims"] for entry in data["results"]] == [*sweep, {}]
+    assert [entry["case"]["shapes"] for entry in data["results"]][:-1] == [
+        {"x": [dims["N"], 3, dims["S"], dims["S"]]} for dims in sweep
+    ]
+    of_4 = data["results"][1]
+    assert of_4["items_per_inference"] == 4
+    assert of_4["throughput_per_s"] == pytest.approx(4e3 / of_4["trimmed_mean_ms"])
+    heading, first, *_ = rows_of(esm_host_time(dynamic, *options).stdout)
+    assert heading.split()[:2] == ["model", "dims"]
+    assert first.split()[1:3] == ["S=8", "N=1"]
+
+
+def test_symbols_that_nothing_has_are_refused(fake: FakeProfiler, dynamic: Path) -> None:
+    refused = [
+        (["--dim", "s=8"], "did you mean 'S'? there are N, S"),
+        (["--dim", "S"], "--dim S: give NAME=SIZE"),
+        (["--dim", "S=8", "--dim", "S=9"], "has a size already"),
+        (["--dim", "N=2", "--batch", "4"], "--batch 4 sets nothing"),
+        (["--dim", "S=2", "--shape", "1x3x8x8"], "--dim S=2 sets nothing"),
+    ]
+    for options, words in refused:
+        assert_refused(esm_host_time(dynamic, *options), 2, words)
+    assert fake.blocks == []
+
+
+def test_dimensions_of_one_symbol_may_differ(dynamic: Path) -> None:
+    """As published classifiers declare it and ONNX Runtime runs it, through a real agent."""
+    result = esm_host_time(dynamic, "--shape", "1x3x48x192", "--runs", 48, "-q")
+    assert result.exit_code == 0, result.stderr
+    assert "fed x 1x3x48x192 float32" in result.stdout
+
+
+def test_a_failure_with_a_batch_keeps_the_advice(fake: FakeProfiler, dynamic: Path) -> None:
+    dynamic.write_bytes(dynamic.read_bytes() + OF_BAD)
+    result = esm_host_time(dynamic, "--batch", 2)
+    assert result.exit_code == 1
+    assert "no size is given for S of x:Nx3xSxS: taken as 1; set S by --dim S=SIZE" in result.stderr
+
+
+def test_results_are_printed_where_their_file_cannot_be_written(
+    fake: FakeProfiler, model: Path
+) -> None:
+    result = esm_host_time(model, "--runs", 40, "--json", "/dev/full")
+    assert result.exit_code == 1
+    assert "latency_ms" in result.stdout
+    assert "error: /dev/full: No space left on device" in result.stderr
 
 
 def test_inputs_from_a_file_are_sent_along(
@@ -534,12 +628,12 @@ def test_the_table_says_which_is_fastest_and_what_is_noise(
     folder = tmp_path / ("long" * 20)
     folder.mkdir()
     for name, latency in latencies.items():
-        (folder / f"{name}.onnx").write_bytes(f"{latency}".encode())
-    fake._latency = lambda model: float(model.data)
+        (folder / f"{name}.onnx").write_bytes(BARE + b"\x12\x03" + f"{latency}".encode())
+    fake._latency = lambda model: float(model.data[-3:])
     fake._noise = 0.05
     paths = sorted(folder.iterdir())
     result = esm_host_time(*paths, "--runs", 200)
-    heading, *rows = result.stdout.splitlines()
+    heading, *rows = rows_of(result.stdout)
     assert heading.split()[-1] == "against"
     said = {row.split()[0]: row for row in rows}
     assert said.keys() == {path.name for path in paths}, "folders are left out where it is narrow"
@@ -556,7 +650,7 @@ def test_the_table_says_which_is_fastest_and_what_is_noise(
 
 def test_the_table_of_a_sweep_fits_a_terminal(fake: FakeProfiler, dynamic: Path) -> None:
     result = esm_host_time(dynamic, "--batch", "1,1024", "--threads", "1,16", "--runs", 40)
-    heading, *rows = result.stdout.splitlines()
+    heading, *rows = rows_of(result.stdout)
     assert heading.split()[1:3] == ["batch", "threads"]
     assert [row.split()[1:3] for row in rows] == [
         [batch, threads] for batch in ("1", "1024") for threads in ("1", "16")
@@ -567,7 +661,8 @@ def test_the_table_of_a_sweep_fits_a_terminal(fake: FakeProfiler, dynamic: Path)
 def test_profiles_say_where_the_time_goes(fake: FakeProfiler, model: Path) -> None:
     options = ["--runs", 30, "--profile", "--profile-runs", 7]
     lines = esm_host_time(model, *options).stdout.splitlines()
-    begin = lines.index(f"{model}: 7 profiled runs")
+    begin = lines.index(f"{model}: 7 profiled runs") + 1
+    assert lines[begin].startswith("  fed ")
     assert [line.split() for line in lines[begin + 1 : begin + 4]] == [
         ["operator", "calls", "ms", "share"],
         ["Conv", "2", "1.5000", "75", "%"],
@@ -587,7 +682,7 @@ def test_profiles_say_where_the_time_goes(fake: FakeProfiler, model: Path) -> No
 
 def test_csv_has_a_line_per_result(fake: FakeProfiler, dynamic: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
-    bad.write_bytes(b"bad")
+    bad.write_bytes(dynamic.read_bytes() + OF_BAD)
     result = esm_host_time(dynamic, bad, "--batch", "1,8", "--runs", 40, "--csv", "-", "-q")
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert [(row["model"], row["batch"], row["status"]) for row in rows] == [
@@ -622,7 +717,7 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     spec = fake.blocks[-1].spec
     assert (spec.provider, spec.tf32, spec.cuda_graph) == ("cuda", True, True)
     assert not spec.allow_fallback
-    heading, row = esm_host_time(model, *options, "--wide").stdout.splitlines()
+    heading, row = rows_of(esm_host_time(model, *options, "--wide").stdout)
     cells = dict(zip(heading.split()[1:], row.replace(" ±", "±").split()[1:], strict=False))
     assert (cells["copy_in_ms"], cells["copy_out_ms"]) == ("0.0200", "0.0100")
     result = esm_host_time(model, *options, "--allow-fallback", "--wide")
@@ -679,7 +774,7 @@ def test_impossible_requests_measure_nothing(
 
 def test_files_that_cannot_be_timed(fake: FakeProfiler, model: Path, tmp_path: Path) -> None:
     assert_refused(esm_host_time(tmp_path / "no.onnx"), 2, "cannot read", "no.onnx", "No such")
-    assert_refused(esm_host_time(tmp_path), 2, "cannot read", "directory")
+    assert_refused(esm_host_time(tmp_path), 2, "is a folder: give a file, such as", model.name)
     again = tmp_path / "." / "sub" / ".." / model.name
     (tmp_path / "sub").mkdir()
     assert_refused(esm_host_time(model, again), 2, "given twice")
@@ -695,7 +790,7 @@ def test_files_that_cannot_be_timed(fake: FakeProfiler, model: Path, tmp_path: P
         ("model.pb", "tf2onnx.convert --saved-model"),
         ("model.keras", "tf2onnx"),
         ("model.engine", "a built engine has no ONNX in it"),
-        ("model.bin", "give an ONNX file"),
+        ("model.bin", "is a zip archive: unpack it"),
     ],
 )
 def test_other_formats_are_told_how_to_become_onnx(
@@ -709,10 +804,60 @@ def test_other_formats_are_told_how_to_become_onnx(
     assert esm_host_time(path, "--runs", 30).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull --include"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page: the download failed"),
+        (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "is a file of PyTorch: export it"),
+        (b"\x80\x02\x8a\nl\xfc", "is a pickle of Python: export it"),
+        (gzip.compress(BARE), "is compressed with gzip: unpack it, gunzip -k"),
+        (lzma.compress(BARE), "is compressed with xz: unpack it, unxz -k"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd: unpack it, unzstd"),
+        (b"PK\x03\x04" + bytes(26) + b"model.onnx", "is a zip archive: unpack it, unzip"),
+        (b"", "is empty: export or download it again"),
+        (b'{"model_type": "bert"}', "is JSON: give the ONNX file itself"),
+        (b"\x1c\x00\x00\x00TFL3", "is a file of TensorFlow Lite: convert it: python -m tf2onnx"),
+        (b"\x1c\x00\x00\x00ORTM", "is a file of ONNX Runtime's own format"),
+        (b"\x89HDF\r\n\x1a\n", "is HDF5, as Keras saves it"),
+        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}', "is safetensors"),
+        (b"words", "is no ONNX file: export or download it again"),
+    ],
+)
+def test_what_is_not_onnx_is_told_before_anything_is_sent(
+    fake: FakeProfiler, model: Path, tmp_path: Path, content: bytes, words: str
+) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(content)
+    assert_refused(esm_host_time(model, path), 2, str(path), words)
+    assert fake.blocks == []
+
+
+def test_a_file_that_is_cut_short_is_called_that(fake: FakeProfiler, tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    whole = build("audio")
+    for length in (2, 100, len(whole) // 2, len(whole) - 50_000):
+        path.write_bytes(whole[:length])
+        assert_refused(esm_host_time(path), 2, f"is cut short or damaged after {length:,} bytes")
+
+
+def test_weights_that_are_cut_short_are_called_that(fake: FakeProfiler, tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(64, np.float32), "w")
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [64])
+    node = helper.make_node("Neg", ["w"], ["y"])
+    whole = helper.make_model(helper.make_graph([node], "g", [], [value], [weight]))
+    path, weights = tmp_path / "model.onnx", tmp_path / "weights"
+    onnx.save(whole, path, save_as_external_data=True, location=weights.name, size_threshold=0)
+    weights.write_bytes(weights.read_bytes()[:200])
+    assert_refused(esm_host_time(path), 2, f"{weights}, which is cut short (200 of 256 bytes)")
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert_refused(esm_host_time(path), 2, f"{weights}, which is a pointer of git-lfs", "git lfs")
+
+
 def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:
     paths = [tmp_path / f"{index}.onnx" for index in range(257)]
     for path in paths:
-        path.write_bytes(b"")
+        path.write_bytes(BARE)
     assert_refused(esm_host_time(*paths), 2, "257 models", "256 at a time")
 
 

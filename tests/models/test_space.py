@@ -466,13 +466,13 @@ def test_unknown_name_lists_the_spaces_and_the_file_form(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("resnet", {"resolution": 31}, "--resolution 31 is too small for resnet: give 32 or more"),
-        ("densenet", {"resolution": 63}, "--resolution 63 .* densenet: give 64 or more"),
-        ("resnet", {"width_mult": 0.04}, r"--width-mult 0\.04 is outside 0\.05 to 8"),
-        ("resnet", {"width_mult": 8.5}, r"--width-mult 8\.5 is outside 0\.05 to 8"),
-        ("resnet", {"width_mult": float("nan")}, r"--width-mult nan is outside 0\.05 to 8"),
-        ("resnet", {"batch": 0}, "--batch 0 is outside 1 to 4096"),
-        ("resnet", {"batch": 4097}, "--batch 4097 is outside 1 to 4096"),
+        ("resnet", {"resolution": 31}, "resolution 31 is too small for resnet: give 32 or more"),
+        ("densenet", {"resolution": 63}, "resolution 63 .* densenet: give 64 or more"),
+        ("resnet", {"width_mult": 0.04}, r"width_mult 0\.04 is outside 0\.05 to 8"),
+        ("resnet", {"width_mult": 8.5}, r"width_mult 8\.5 is outside 0\.05 to 8"),
+        ("resnet", {"width_mult": float("nan")}, r"width_mult nan is outside 0\.05 to 8"),
+        ("resnet", {"batch": 0}, "batch 0 is outside 1 to 4096"),
+        ("resnet", {"batch": 4097}, "batch 4097 is outside 1 to 4096"),
         ("resnet", {"colour": "red"}, "resnet cannot be built: .*colour"),
     ],
 )

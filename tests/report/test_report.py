@@ -135,3 +135,17 @@ def test_the_code_in_the_docs_runs(
     assert "run.predict(" in code
     exec(compile(code, str(docs), "exec"), {})
     assert (tmp_path / "pace.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_timing_says_what_was_fed_and_what_was_assumed(tmp_path: Path) -> None:
+    data = timing()
+    first = data["results"][0]
+    warning = "no size is given for H of x:Nx3xHx224: taken as 1; set H by --dim H=SIZE"
+    first["assumed"] = [{"input": "x", "axis": 2, "symbol": "H"}]
+    first["warnings"] = [warning]
+    path = tmp_path / "timing.json"
+    path.write_text(json.dumps(data))
+    text = written(path, tmp_path / "report.html").read_text()
+    assert "x 1x3x224x224 float32" in text
+    assert warning in text
+    assert "1 result has sizes taken as 1." in text

@@ -115,7 +115,7 @@ def test_the_default_lists_small_spaces_only() -> None:
     assert isinstance(make_method(None, load_space("resnet")), PymooSearch)
     space = load_space("resnet", resolution=32)
     problem = Problem(space, [NetworkCost(space)], [Objective("flops")])
-    with pytest.raises(UsageError, match="choose another --method"):
+    with pytest.raises(UsageError, match="choose another method"):
         make_method("exhaustive", space).search(problem)
     with pytest.raises(UsageError, match="nsga2"):
         make_method("nsga", CELLS)

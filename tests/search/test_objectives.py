@@ -49,7 +49,7 @@ def test_reads_what_is_wanted(text: str, name: str, source: str, maximise: bool)
     "text", ["", "speed", "accuracy", "latency:max", "flops=x.py:f", "accuracy=", "a b=x.py:f"]
 )
 def test_says_what_can_be_wanted(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--objective .*: (choose|give) "):
+    with pytest.raises(UsageError, match=r"^objectives .*: (choose|give) "):
         read_wish(text)
 
 
@@ -182,9 +182,9 @@ def test_limits_of_devices_and_of_all_else() -> None:
         ({"max_latency_ms": (1.0, 2.0)}, "one for all, or one for each"),
         ({"max_latency_ms": (0.0,)}, "above 0"),
         ({"max_latency_ms": (float("nan"),)}, "above 0"),
-        ({"probability": 1.0}, "--confidence"),
-        ({"measure": -1}, "--measure"),
-        ({"batch": 0}, "--batch"),
+        ({"probability": 1.0}, "^probability 1: give a share"),
+        ({"measure": -1}, "^measure -1"),
+        ({"batch": 0}, "^batch 0"),
         ({"limits": ("accuracy>=70",)}, "of flops, "),
         ({"limits": ("flops=3",)}, "NAME<=NUMBER"),
         ({"limits": ("flops<=x",)}, "NAME<=NUMBER"),

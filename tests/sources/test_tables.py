@@ -128,7 +128,7 @@ def test_a_table_does_not_say_which_file_is_run(tmp_path: Path) -> None:
         ({"name": []}, r"of '\[\]', not of resnet"),
         ({"name": "resnet", "wings": 2}, "resnet cannot be built"),
         ({"name": "resnet", "resolution": "large"}, "resnet cannot be built"),
-        ({"name": "resnet", "resolution": 8}, "--resolution 8 is too small"),
+        ({"name": "resnet", "resolution": 8}, "resolution 8 is too small"),
     ],
 )
 def test_wrong_notes_of_a_space_are_told(tmp_path: Path, noted: object, words: str) -> None:

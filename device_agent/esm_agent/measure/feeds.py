@@ -268,9 +268,8 @@ def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:
             if declared != size:
                 raise _refused(given)
         elif isinstance(declared, str):
-            known, by = sizes.setdefault(declared, (size, slot.name))
-            if known != size:
-                raise _refused(f"{given}, but {_short(declared)} is {known} by {_short(by)}")
+            # Dimensions of one name may differ: the runtime does not hold them together.
+            sizes.setdefault(declared, (size, slot.name))
 
 
 def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, Value]:

@@ -4,5 +4,6 @@
 def main() -> None:
     """Entry point."""
     from esm_host.cli.app import app
+    from esm_protos.streams import run
 
-    app()
+    run(app)

@@ -9,11 +9,12 @@ from typing import Any
 import typer
 
 from esm_host import campaign
+from esm_host.arguments import flag
 from esm_host.campaign import Ended
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.errors import UsageError
-from esm_host.extension.settings import Settings, flag
+from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.transfer.held_out import use_of_sources
 from esm_protos.messages import MeasureSpec

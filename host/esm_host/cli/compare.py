@@ -12,7 +12,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, print_table, results_first
 from esm_host.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="What may differ besides the models, such as runtime,hostname: settings, facts "
-            "of the device, cases."
+            "of the device, cases, inputs (what was fed other shapes or types)."
         ),
     ] = None,
     strict: Annotated[
@@ -64,13 +64,20 @@ def compare(
     from esm_host.evaluation.compare import check_timing
     from esm_host.evaluation.compare import compare as compared
 
+    if not 50 <= confidence < 100:
+        raise UsageError(f"--confidence {confidence:g}: give percent, from 50 and below 100")
     check_output(output)
     paths = [base, *(more_base or ())], [new, *(more_new or ())]
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
     comparison = compared(sides[0], sides[1], confidence / 100, tolerance, names)
-    if str(output) != "-":
-        _print_table(comparison)
+    outputs = []
+    if output is not None:
+        text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
+        outputs.append((output, text, f"the comparison is in {output}"))
+    with results_first(outputs):
+        if str(output) != "-":
+            _print_table(comparison)
     for text in comparison.allowed:
         typer.echo(f"warning: {text}", err=True)
     alone = comparison.degrees_of_freedom == 0
@@ -78,9 +85,6 @@ def compare(
         for path, timing in zip(side, timings, strict=True):
             _warn_of_verdicts(path, timing, alone)
     _say_what_is_known(comparison)
-    if output is not None:
-        text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
-        write_output(output, text, f"the comparison is in {output}")
     if slower := comparison.regressions:
         typer.echo(f"{len(slower)} of {len(comparison.changes)} became slower or fail", err=True)
     if slower or (strict and comparison.undecided):
@@ -155,6 +159,7 @@ def _name(change: Change, several: bool) -> str:
     parts = [f"{change.device}: {change.model}" if several else change.model]
     if change.case["batch"]:
         parts.append(f"batch {change.case['batch']}")
+    parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
     if change.case["threads"] > 1:
         parts.append(f"{change.case['threads']} threads")
     return ", ".join(parts)

@@ -8,8 +8,9 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from esm_host.arguments import flag
 from esm_host.errors import EsmError
-from esm_models.errors import ModelsError
+from esm_models.errors import InvalidSpaceError, ModelsError
 from esm_protos.text import printable
 
 INTERRUPTED = 130
@@ -26,10 +27,13 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except EsmError as error:
-            typer.echo(f"error: {printable(str(error))}", err=True)
+            typer.echo(f"error: {printable(error.for_command())}", err=True)
             raise typer.Exit(error.exit_code) from None
         except ModelsError as error:
-            typer.echo(f"error: {printable(str(error))}", err=True)
+            text = str(error)
+            if isinstance(error, InvalidSpaceError) and error.argument:
+                text = flag(error.argument) + text.removeprefix(error.argument)
+            typer.echo(f"error: {printable(text)}", err=True)
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

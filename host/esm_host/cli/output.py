@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -25,31 +26,66 @@ def check_output(path: Path | None, flag: str = "--json") -> None:
 
 
 def write_output(path: Path, text: str, said: str = "") -> None:
-    """Writes to the file and says so on stderr, or to stdout where ``path`` is -."""
-    if str(path) == "-":
-        print(text)
-        return
-    path.write_text(text + "\n")
-    if said:
+    """Write to the file and say so on stderr, or to stdout where ``path`` is -."""
+    with results_first([(path, text, said)]):
+        pass
+
+
+@contextmanager
+def results_first(outputs: Sequence[tuple[Path, str, str]]) -> Iterator[None]:
+    """Write files; then the body prints; then stderr says where the files are.
+
+    What cannot be written is raised after the body: results are printed at least.
+
+    Args:
+        outputs: path (- is stdout), text, and what to say of the file.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    failed: OSError | None = None
+    written = []
+    for path, text, said in outputs:
+        if str(path) == "-":
+            print(text)
+            continue
+        try:
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            failed = failed or error
+            failed.filename = failed.filename or str(path)
+        else:
+            written.append(said)
+    yield
+    for said in filter(None, written):
         typer.echo(said, err=True)
+    if failed is not None:
+        raise failed
 
 
 def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Container[int] = (),
+    notes: Mapping[int, str] | None = None,
 ) -> None:
-    """Columns as wide as their longest cell. Cells may be others' words.
+    """Print columns as wide as their longest cell. Cells may be others' words.
 
     Args:
         rows: those that end early widen the first column only.
         right: numbers of the columns that are set to the right.
+        notes: lines under rows, by the row's number from 0.
     """
+    under = {number + 1: text for number, text in (notes or {}).items()}
     table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
     full = [cells for cells in table if len(cells) == len(headings)]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     widths[0] = max(len(cells[0]) for cells in table)
-    for cells in table:
+    for row, cells in enumerate(table):
         padded = (
             f"{cell:{'>' if number in right else '<'}{width}}"
             for number, (cell, width) in enumerate(zip(cells, widths, strict=False))
         )
         print("  ".join(padded).rstrip())
+        if row in under:
+            print(f"  {printable(under[row])}")

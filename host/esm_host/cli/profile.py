@@ -328,9 +328,9 @@ def _resumed(
     ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
+    from esm_host.arguments import flag
     from esm_host.campaign import RESUMABLE
     from esm_host.errors import MismatchError
-    from esm_host.extension.settings import flag
 
     stored = folder.read_settings()
     changes = {}
@@ -351,7 +351,7 @@ def _resumed(
 
 def _written(name: str, settings: Mapping[str, Any]) -> str:
     """A setting as it is written on the command line, or ``on`` and ``off``."""
-    from esm_host.extension.settings import flag
+    from esm_host.arguments import flag
 
     if name in ("runs", "precision"):  # exactly so many, or as many as a precision takes
         runs, precision = settings["runs"], settings["precision"]

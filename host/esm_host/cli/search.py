@@ -142,6 +142,8 @@ def search(
                     "accuracy=table.parquet:COLUMN"
                 )
             limits.append(f"accuracy>={min_accuracy!r}")
+        if not 0 < confidence < 100:
+            raise UsageError(f"--confidence {confidence:g}: give percent, above 0 and below 100")
         settings = SearchSettings(
             runs=tuple(map(str, folders)),
             objectives=tuple(objective or ()),

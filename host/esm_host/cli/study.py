@@ -75,7 +75,7 @@ def _write(found: Study, folder: object) -> None:
     results = found.results()
     write_frame(results, folder.results)
     made = tables(results, found.metrics)
-    folder.tables.write_text("\n".join(table.markdown() for table in made))
+    folder.tables.write_text("\n".join(table.markdown() for table in made), encoding="utf-8")
     for table in made:
         print(table.title)
         print_table(table.headings, table.rows, right=range(1, len(table.headings)))

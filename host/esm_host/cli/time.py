@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esm_host.arguments import on_command_line
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
@@ -18,7 +19,7 @@ from esm_host.cli.options import (
     Tf32,
     device_names,
 )
-from esm_host.cli.output import check_output, write_output
+from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
 from esm_host.errors import UsageError
 
@@ -54,8 +55,17 @@ def time(
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of an input, such as x:1x3x224x224 (N for what --batch sets); the name of an "
-            "only input may be left out.",
+            help="Shape of an input, such as x:1x3x224x224 (N for a dimension left free); the name "
+            "of an only input may be left out.",
+            rich_help_panel=_CASES,
+        ),
+    ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE[,SIZE...]",
+            help="Sizes of a named dimension, such as H=320,640; several options make all "
+            "combinations.",
             rich_help_panel=_CASES,
         ),
     ] = None,
@@ -135,7 +145,8 @@ def time(
     """Time ONNX models on devices.
 
     All models, in all cases, are measured together, in turn, until each is known to the
-    precision. Inputs are random unless given, a free dimension is taken as 1.
+    precision. Inputs are random unless given. A free dimension that no option sets is taken as 1,
+    with a warning.
 
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
     precision, or the device throttled.
@@ -172,7 +183,7 @@ def time(
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = () if batch is None else _numbers("--batch", batch)
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
-    request = read_request(models, batches, shape or (), counts, feed or (), folder)
+    request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
     with DeviceLines(names, quiet) as on_progress:
         timing = time_models(
             devices.connect,
@@ -183,15 +194,17 @@ def time(
             wait=not no_wait,
             on_progress=on_progress,
         )
-    if "-" not in (str(output), str(csv)):
-        print_tables(timing, wide)
-        print_profiles(timing)
+    texts = []
     if output is not None:
         # On one line: indented, thousands of samples would each have their own.
-        text = json.dumps(timing.to_json(), allow_nan=False)
-        write_output(output, text, f"all samples are in {output}")
+        text = json.dumps(timing.to_json(on_command_line), allow_nan=False)
+        texts.append((output, text, f"all samples are in {output}"))
     if csv is not None:
-        write_output(csv, as_csv(timing), f"a line per result is in {csv}")
+        texts.append((csv, as_csv(timing), f"a line per result is in {csv}"))
+    with results_first(texts):
+        if "-" not in (str(output), str(csv)):
+            print_tables(timing, wide)
+            print_profiles(timing)
     raise typer.Exit(_exit_code(timing))
 
 
@@ -209,16 +222,19 @@ def _exit_code(timing: Timing) -> int:
     several = len(timing.devices) > 1
     failed = unsure = False
     doubts: dict[tuple[str, str], list[str]] = {}
+    assumed: dict[tuple[str, str], None] = {}
     for device in timing.devices:
         if device.error is not None:
             failed = True
-            typer.echo(f"warning: {device.name}: {device.error}", err=True)
+            typer.echo(f"warning: {device.name}: {device.error.for_command()}", err=True)
     for result in timing.results:
         name = f"{result.device}: {result.name}" if several else result.name
         if result.failure is not None:
             failed = True
             kind, message = result.failure.kind.value, result.failure.message
             typer.echo(f"warning: {name}: {kind}: {message}", err=True)
+        for text in result.assumptions:
+            assumed[result.entry.path, on_command_line(text)] = None
         if result.judgement is None or not result.warnings:
             continue
         verdict = result.judgement.verdict
@@ -232,6 +248,8 @@ def _exit_code(timing: Timing) -> int:
         # What disturbs a device disturbs all models of a block.
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         typer.echo(f"warning: {names[0]}{more}: {why}", err=True)
+    for path, text in assumed:
+        typer.echo(f"warning: {path}: {text}", err=True)
     if unsure:
         typer.echo(
             "a quieter or cooler device, a longer --max-time or more --max-runs helps; "

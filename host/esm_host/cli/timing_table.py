@@ -6,7 +6,7 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -50,6 +50,7 @@ def print_profiles(timing: Timing) -> None:
             continue
         where = f" on {result.device}" if len(timing.devices) > 1 else ""
         print(f"\n{printable(result.name)}{where}: {profile.runs} profiled runs")
+        print(f"  {printable(result.conditions)}")
         total_ns = sum(operator.ns for operator in profile.operators) or 1.0
         _print_rows(
             ("operator", "calls", "ms", "share"),
@@ -88,8 +89,11 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "model": row["model"],
         "device": row["device"],
         "batch": row["case"]["batch"],
+        "dims": " ".join(f"{symbol}={size}" for symbol, size in row["case"]["dims"].items()),
         "threads": row["case"]["threads"],
         "inputs": shapes,
+        "input_types": " ".join(f"{fed['name']}:{fed['type']}" for fed in row["inputs"]),
+        "assumed": " ".join(_assumed(each) for each in row["assumed"]),
         "status": row["status"],
         "failure": failure["kind"],
         "trimmed_mean_ms": row["trimmed_mean_ms"],
@@ -103,8 +107,14 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _assumed(each: dict[str, Any]) -> str:
+    """``input:axis``; of an input of any rank its name alone."""
+    return each["input"] if each["axis"] is None else f"{each['input']}:{each['axis']}"
+
+
 _CASES: tuple[Column, ...] = (
     ("batch", lambda r: str(r.entry.batch or "")),
+    ("dims", lambda r: " ".join(f"{symbol}={size}" for symbol, size in r.entry.dims)),
     ("threads", lambda r: str(r.entry.model.case.threads or "")),
 )
 _COLUMNS: tuple[Column, ...] = (
@@ -155,7 +165,8 @@ def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) ->
         else:
             case = result.name.removeprefix(result.entry.path).removeprefix(", ")
             rows.append((name, _GAP.join(filter(None, (case, result.failure.kind.value)))))
-    _print_rows(("model", *(headings or ["outcome"])), rows)
+    under = {n: r.conditions for n, r in enumerate(results) if r.failure is None or r.fed}
+    _print_rows(("model", *(headings or ["outcome"])), rows, under)
 
 
 def _width() -> int:
@@ -192,8 +203,10 @@ def _print_devices(timing: Timing) -> None:
         _print_rows(("model", "device", "against"), rows)
 
 
-def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print_table(headings, rows, right=range(1, len(headings)))
+def _print_rows(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[int, str] | None = None
+) -> None:
+    print_table(headings, rows, range(1, len(headings)), notes)
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol as Role
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.dataset.group import Group, GroupWatcher
 from esm_host.dataset.lanes import Batch, Member
 from esm_host.dataset.store import Store
@@ -281,7 +282,8 @@ class Collector:
             if failure is not None and failure.kind in _LASTING:
                 raise DeviceError(
                     f"a reference model cannot be measured ({failure.kind.value}: "
-                    f"{failure.message}): draw others with another --seed and --run"
+                    f"{failure.message}): draw others with another {argument('seed')} and "
+                    f"{argument('run')}"
                 )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from esm_host.arguments import argument
 from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
 
 STORE_VARIABLE = "ESM_STORE"
@@ -119,7 +120,7 @@ class SqliteFile(Database):
     def unreadable(self, reason: object) -> DatasetError:
         return DatasetError(
             f"{self.location} is not a usable store ({detail_of(reason)}): restore it from a copy, "
-            "or start afresh in another --run folder"
+            f"or start afresh in another {argument('run')} folder"
         )
 
     def unwritable(self, error: DBAPIError) -> DatasetError:
@@ -148,7 +149,8 @@ class PostgresSchema(Database):
     def __init__(self, url: str, name: str, campaign_id: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"'{name}' cannot be the name of a campaign in a shared store: give a --run whose "
+                f"'{name}' cannot be the name of a campaign in a shared store: give a "
+                f"{argument('run')} whose "
                 "last part is of letters, digits, '.', '_' and '-', 63 at most"
             )
         self.url = without_password(url)
@@ -339,11 +341,13 @@ def without_password(url: str) -> str:
     try:
         parts = sa.make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError(f"--store is no URL: {_WANTED}") from None
+        raise UsageError(f"{argument('store')} is no URL: {_WANTED}") from None
     if parts.drivername.partition("+")[0] not in ("postgresql", "postgres") or not parts.database:
-        raise UsageError(f"--store is no URL of a PostgreSQL database: {_WANTED}")
+        raise UsageError(f"{argument('store')} is no URL of a PostgreSQL database: {_WANTED}")
     if {"password", "sslpassword"} & parts.query.keys():
-        raise UsageError("--store has a password among its options: put it into ~/.pgpass")
+        raise UsageError(
+            f"{argument('store')} has a password among its options: put it into ~/.pgpass"
+        )
     plain = sa.URL.create(
         "postgresql",
         parts.username,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from esm_host.arguments import argument
 from esm_host.dataset.store import GROUP_FACT, Store
 from esm_host.errors import MismatchError
 from esm_protos.messages import DeviceInfo
@@ -44,7 +45,7 @@ class Roster:
             if self._kind is not None:
                 raise MismatchError(
                     f"{self._where} was begun on one device, not on a group: go on with that one, "
-                    "or measure on the group in another --run folder"
+                    f"or measure on the group in another {argument('run')} folder"
                 )
             self._group = self._names
             self._store.add_fact(GROUP_FACT, self._group)
@@ -76,7 +77,8 @@ class Roster:
         elif identity not in self._own.values():
             raise MismatchError(
                 f"{self._where} holds measurements of the group {', '.join(self._group)}; {name} "
-                f"({device.hostname}) is none of them: measure it in another --run folder"
+                f"({device.hostname}) is none of them: measure it in another {argument('run')} "
+                "folder"
             )
 
     def _check_kind(self, name: str, device: DeviceInfo) -> None:
@@ -101,7 +103,7 @@ class Roster:
         ]
         return MismatchError(
             f"{self._where} holds measurements of another device ({'; '.join(differs)}): measure "
-            "this one in another --run folder"
+            f"this one in another {argument('run')} folder"
         )
 
     @property

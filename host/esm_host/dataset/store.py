@@ -20,6 +20,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from esm_host.arguments import argument
 from esm_host.dataset.database import Database, SqliteFile, detail_of
 from esm_host.errors import DatasetError, MismatchError
 from esm_host.evaluation.verdict import Judgement, Verdict
@@ -227,7 +228,7 @@ class Store:
         if any(self.fact(key) != value for key, value in database.facts.items()):
             raise MismatchError(
                 f"{database.location} is not the one that this folder is of, but another of its "
-                "name: give another --run"
+                f"name: give another {argument('run')}"
             )
 
     @contextmanager

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.errors import EsmError, UsageError
+from esm_host.fed import fed_text
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
 SCHEMA_VERSION = 2
 """Of the timings that are understood."""
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
-CASES = "cases"
+CASES, INPUTS = "cases", "inputs"
 _LENGTH = ("min_rounds", "short_visits")
 
 _WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
@@ -140,7 +142,7 @@ def compare(
         confidence: of the intervals, from 0.5 and below 1.
         tolerance_percent: a change is a regression when its lower end is above this.
         allow: names of settings and facts of devices that may differ; ``cases`` compares what
-            all have.
+            all have, ``inputs`` also what was fed other shapes or types.
 
     Raises:
         UsageError: an argument makes no sense, or one is not the JSON of a timing.
@@ -160,13 +162,17 @@ def compare(
                     text if len(timings) == 2 else f"the {timing.name} is not as the base: {text}"
                 )
                 if what not in allow:
-                    raise DifferentError(f"{told}: --allow {what} compares anyhow")
+                    raise DifferentError(f"{told}: {argument('allow')} {what} compares anyhow")
                 allowed.append(told)
             found.append(_results(timing.data, names))
         found = _named_alike(found)
         for text in _unmatched([timing.name for timing in timings], found):
             if CASES not in allow:
-                raise DifferentError(f"{text}: --allow {CASES} compares what all have")
+                raise DifferentError(f"{text}: {argument('allow')} {CASES} compares what all have")
+            allowed.append(text)
+        for text in _fed_otherwise([timing.name for timing in timings], found):
+            if INPUTS not in allow:
+                raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares anyhow")
             allowed.append(text)
         spec = first.data["context"]["spec"]
         judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"])
@@ -259,7 +265,8 @@ class _Judge:
         """Standard error that runs within the timing tell, as a share."""
         if result["ci95_percent"] is None:
             raise DifferentError(
-                f"{_called(result)} has too few runs for an interval: measure more, --runs"
+                f"{_called(result)} has too few runs for an interval: measure more, "
+                f"{argument('runs')}"
             )
         return float(result["ci95_percent"]) / 100 / t_quantile(self._freedom(result))
 
@@ -294,14 +301,18 @@ def _check_arguments(
 ) -> None:
     if not 0.5 <= confidence < 1:  # less is of no use, and 0.95 is meant as 95
         raise UsageError(
-            f"--confidence {100 * confidence:g}: give percent, from 50 and below 100, such as 95"
+            f"{argument('confidence')} {confidence:g}: give a share, from 0.5 and below 1"
         )
     if not 0 <= tolerance_percent < math.inf:
-        raise UsageError(f"--tolerance {tolerance_percent:g}: give percent, 0 or more")
-    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES)
+        raise UsageError(
+            f"{argument('tolerance_percent')} {tolerance_percent:g}: give percent, 0 or more"
+        )
+    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS)
     for name in allow:
         if name not in known:
-            raise UsageError(f"--allow {name}: nothing is called so, there are {', '.join(known)}")
+            raise UsageError(
+                f"{argument('allow')} {name}: nothing is called so, there are {', '.join(known)}"
+            )
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:
@@ -355,7 +366,9 @@ def _results(data: Json, names: Mapping[str, str]) -> dict[_Key, Json]:
     for result in data["results"]:
         case = result["case"]
         shapes = sorted((name, tuple(dims)) for name, dims in case["shapes"].items())
-        rest = (case["batch"], case["threads"], case["inputs_sha256"], shapes)
+        # Files that say nothing of dims are from before there were any.
+        dims = sorted(case.get("dims", {}).items())
+        rest = (case["batch"], dims, case["threads"], case["inputs_sha256"], shapes)
         found[result["model"], names[result["device"]], repr(rest)] = result
     return found
 
@@ -386,11 +399,35 @@ def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> It
             yield f"the {lacks[0]} lacks {_called(result)}"
 
 
+def _fed_otherwise(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
+    """Yield what the timings fed other shapes or types, though the case is the same."""
+    for key, first in found[0].items():
+        for name, results in zip(names[1:], found[1:], strict=True):
+            other = results.get(key)
+            if other is None or not (first["inputs"] and other["inputs"]):
+                continue  # what failed may not say what it was fed
+            if _types_and_dims(first) != _types_and_dims(other):
+                yield (
+                    f"{_called(first)} was fed {_fed(first)} in the {names[0]} and {_fed(other)} "
+                    f"in the {name}"
+                )
+
+
+def _types_and_dims(result: Json) -> list[tuple[Any, ...]]:
+    """An export may name inputs otherwise."""
+    return [(fed["type"], *fed["dims"]) for fed in result["inputs"]]
+
+
+def _fed(result: Json) -> str:
+    return fed_text((fed["name"], fed["type"], fed["dims"]) for fed in result["inputs"])
+
+
 def _called(result: Json) -> str:
     """The model, and its case where it has one."""
     case = result["case"]
     parts = [result["model"]]
     parts += [f"batch {case['batch']}"] if case["batch"] else []
+    parts += [f"{symbol}={size}" for symbol, size in case.get("dims", {}).items()]
     parts += [f"{case['threads']} threads"] if case["threads"] > 1 else []
     parts += [f"{name}:{'x'.join(map(str, dims))}" for name, dims in case["shapes"].items()]
     parts += ["inputs from a file"] if case["inputs_sha256"] else []

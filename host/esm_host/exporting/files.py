@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
@@ -55,18 +56,20 @@ def chosen_formats(space: SearchSpace, formats: Sequence[str] | None) -> tuple[s
     known = ", ".join(FORMATS)
     for name in formats:
         if name not in FORMATS:
-            raise UsageError(f"--format '{name}': choose from {known}")
+            raise UsageError(f"{argument('formats')} '{name}': choose from {known}")
     if not formats:
-        raise UsageError(f"--format names none: choose from {known}")
+        raise UsageError(f"{argument('formats')} names none: choose from {known}")
     return tuple(name for name in FORMATS if name in formats)
 
 
 def check_folder(path: Path) -> None:
     """Raises UsageError unless the folder is empty or can be made."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"--output {path} is there already: give a new or an empty folder")
+        raise UsageError(
+            f"{argument('output')} {path} is there already: give a new or an empty folder"
+        )
     if not path.exists() and not path.parent.is_dir():
-        raise UsageError(f"--output {path}: there is no folder {path.parent}")
+        raise UsageError(f"{argument('output')} {path}: there is no folder {path.parent}")
 
 
 def read_entries(
@@ -123,7 +126,7 @@ def export_architectures(
     """
     formats = chosen_formats(space, formats)
     if seed < 0:
-        raise UsageError(f"--seed {seed}: give 0 or more")
+        raise UsageError(f"{argument('seed')} {seed}: give 0 or more")
     check_folder(output)
     read = read_entries(space, entries)
     different = dict.fromkeys(architecture for architecture, _ in read)
@@ -134,7 +137,8 @@ def export_architectures(
             if size > _MOST_BYTES:
                 raise UsageError(
                     f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB and ONNX files "
-                    "hold 2: export --format torch,json, or of a smaller --width-mult"
+                    f"hold 2: export {argument('formats')} torch,json, or of a smaller "
+                    f"{argument('width_mult')}"
                 )
     sources = _sources(space, different) if "torch" in formats else {}
     output.mkdir(exist_ok=True)

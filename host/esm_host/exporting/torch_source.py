@@ -20,6 +20,7 @@ from typing import Any
 from onnx import NodeProto, helper
 from torch import nn
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_models.architecture import Architecture
 from esm_models.graph import FLOAT32, Network
@@ -76,7 +77,7 @@ def torch_source(space: SearchSpace, architecture: Architecture) -> TorchSource:
     if space.dtype != FLOAT32:
         raise UsageError(
             f"{space.dtype} networks have no torch form, as nothing trains through integers: "
-            "export --format onnx,json, or the same of --dtype float32"
+            f"export {argument('formats')} onnx,json, or the same of {argument('dtype')} float32"
         )
     net, output = space.trace(architecture)
     writer = _Writer(net, output, architecture)
@@ -277,7 +278,7 @@ class _Operator:
     def _refused(self, how: str) -> UsageError:
         return UsageError(
             f"operator {self.node.op_type}{how} ({self.node.name}) has no torch form: export "
-            "--format onnx,json"
+            f"{argument('formats')} onnx,json"
         )
 
     def _take(self, attribute: str, default: Any) -> Any:

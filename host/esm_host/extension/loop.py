@@ -15,6 +15,7 @@ from typing import Protocol as Role
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.arguments import argument
 from esm_host.bins import DepthBins
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import device_time
@@ -205,7 +206,8 @@ class Loop:
             failures = self._measurements.table().failures
             raise DeviceError(
                 f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
-                f"them with a verdict that --train-on accepts: too few to learn from; the first "
+                f"them with a verdict that {argument('train_on')} accepts: too few to learn from; "
+                "the first "
                 f"failure: {next(iter(failures.values()), 'none')}"
             )
         return dataset

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from esm_host.arguments import argument
 from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
@@ -115,23 +116,27 @@ class Settings:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UsageError(f"{flag(name)} {value} is outside {low} to {high}")
+                raise UsageError(f"{argument(name)} {value} is outside {low} to {high}")
         if self.bins is not None and not 1 <= self.bins <= 1_000:
-            raise UsageError(f"--bins {self.bins} is outside 1 to 1000")
+            raise UsageError(f"{argument('bins')} {self.bins} is outside 1 to 1000")
         if self.max_models < self.initial:
             raise UsageError(
-                f"--max-models {self.max_models} is less than --initial {self.initial}"
+                f"{argument('max_models')} {self.max_models} is less than {argument('initial')} "
+                f"{self.initial}"
             )
         if not self.weight_below:
-            raise UsageError("--weight-below 0 would never extend a bin that needs it: give more")
+            raise UsageError(
+                f"{argument('weight_below')} 0 would never extend a bin that needs it: give more"
+            )
         if self.warm_start not in ("", "all") and not self.source_names:
             raise UsageError(
-                f"--warm-start '{self.warm_start}' names no source: give names by commas, or all"
+                f"{argument('warm_start')} '{self.warm_start}' names no source: give names by "
+                "commas, or all"
             )
         if self.warm_start and (self.predictor != "auto" or self.encoding is not None):
             raise UsageError(
-                "--warm-start is for --predictor auto and its own encoding: leave --predictor and "
-                "--encoding out"
+                f"{argument('warm_start')} is for {argument('predictor')} auto and its own "
+                f"encoding: leave {argument('predictor')} and {argument('encoding')} out"
             )
         if self.held_out and not (
             self.warm_start and 4 <= self.held_out <= self.initial - LEAST_SAMPLES
@@ -141,23 +146,31 @@ class Settings:
                 f"{LEAST_SAMPLES} or more"
             )
         if self.judge not in ("bins", "overall"):
-            raise UsageError(f"--judge '{self.judge}': choose bins or overall")
+            raise UsageError(f"{argument('judge')} '{self.judge}': choose bins or overall")
         if self.weights not in ("equal", "interval"):
-            raise UsageError(f"--weights '{self.weights}': choose equal or interval")
+            raise UsageError(f"{argument('weights')} '{self.weights}': choose equal or interval")
         entry(self.predictor)
         if self.predictor == "lookup-bias":
             raise UsageError(
-                "--predictor lookup-bias needs a lookup table: compare it by esm-host study"
+                f"{argument('predictor')} lookup-bias needs a lookup table: compare it by "
+                "esm-host study"
             )
         if not self.trusted_verdicts:
-            raise UsageError("--train-on names no verdict: give one or more")
+            raise UsageError(f"{argument('train_on')} names no verdict: give one or more")
         if self.extension not in ("balanced", "cost-aware"):
-            raise UsageError(f"--extension '{self.extension}': choose balanced or cost-aware")
+            raise UsageError(
+                f"{argument('extension')} '{self.extension}': choose balanced or cost-aware"
+            )
         if self.extension == "cost-aware" and self.sampling == "random":
-            raise UsageError("--extension cost-aware extends bins: choose --sampling balanced")
+            raise UsageError(
+                f"{argument('extension')} cost-aware extends bins: choose {argument('sampling')} "
+                "balanced"
+            )
         most = self.bins or BINS
         if self.sampling == "random" and self.judge == "bins" and most > self.initial:
-            raise UsageError(f"--bins {most} exceeds --initial {self.initial}")
+            raise UsageError(
+                f"{argument('bins')} {most} exceeds {argument('initial')} {self.initial}"
+            )
 
     @property
     def trusted_verdicts(self) -> frozenset[Verdict]:
@@ -170,7 +183,8 @@ class Settings:
         for name in names:
             if name not in set(Verdict):
                 raise UsageError(
-                    f"--train-on: unknown verdict '{name}': {nearest(name, Verdict)}choose from "
+                    f"{argument('train_on')}: unknown verdict '{name}': "
+                    f"{nearest(name, Verdict)}choose from "
                     f"{', '.join(Verdict)}"
                 )
         return frozenset(map(Verdict, names))
@@ -238,17 +252,3 @@ class Settings:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
             ) from error
-
-
-_FLAGS = {
-    "target_accuracy_percent": "--target-accuracy",
-    "reference_tolerance_percent": "--reference-tolerance",
-    "group_tolerance_percent": "--group-tolerance",
-    "provider": "--ep",
-    "model_timeout_s": "--timeout",
-}
-
-
-def flag(setting: str) -> str:
-    """The command-line option that sets a setting."""
-    return _FLAGS.get(setting, "--" + setting.replace("_", "-"))

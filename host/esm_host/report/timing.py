@@ -121,8 +121,13 @@ def _key_numbers(
 
 def _results_lead(results: pd.DataFrame) -> str:
     text = "Trimmed means of the counted runs with their 95 % intervals."
-    failed = int((results["status"] != "success").sum())
-    return f"{text} {plural(failed, 'result')} failed." if failed else text
+    if failed := int((results["status"] != "success").sum()):
+        text += f" {plural(failed, 'result')} failed."
+    if assumed := int((results["assumed"] > 0).sum()):
+        text += (
+            f" {plural(assumed, 'result')} {'has' if assumed == 1 else 'have'} sizes taken as 1."
+        )
+    return text
 
 
 def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> list[Any]:
@@ -143,7 +148,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         ]
         chart = plots.latencies(results)
         parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
-    parts.append(_results_table(results))
+    parts += [_results_table(results), _fed_table(results)]
     trouble = [
         [Cell(name), Cell(entry["error"])]
         for name, entry in timing.devices.items()
@@ -200,6 +205,20 @@ def _results_table(results: pd.DataFrame) -> Table:
         del told["device"]
     rows = list(zip(*told.values(), strict=True))
     return Table("all-results", "All results", list(told), rows)
+
+
+def _fed_table(results: pd.DataFrame) -> Table:
+    rows = [
+        [
+            Cell(row.label),
+            Cell(row.fed or ("nothing" if row.status == "success" else DASH)),
+            fixed(row.threads, 0),
+            Cell(row.provider),
+        ]
+        for row in results.itertuples(index=False)
+    ]
+    columns = ["result", "fed", "#threads", "provider"]
+    return Table("fed", "What each number holds for", columns, rows, wide=["fed"])
 
 
 def _comparisons(timing: TimingFile) -> Iterator[Section]:

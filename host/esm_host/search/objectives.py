@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from esm_host.arguments import argument
 from esm_host.dataset.benchmarks import codes_of
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
@@ -82,12 +83,14 @@ def read_wish(text: str) -> Wish:
     known = ("latency", *COUNTED)
     if equals and (not source or not name.isidentifier() or name in known or name == LATENCY):
         raise UsageError(
-            f"--objective '{text}': give a NAME of your own and where it comes from, as "
+            f"{argument('objectives')} '{text}': give a NAME of your own and where it comes from, "
+            "as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
     if not equals and (name not in known or (name == "latency" and _WAYS[way])):
         raise UsageError(
-            f"--objective '{text}': choose latency, flops, params, memory, or NAME=SOURCE, as "
+            f"{argument('objectives')} '{text}': choose latency, flops, params, memory, or "
+            "NAME=SOURCE, as "
             "accuracy=table.parquet:COLUMN"
         )
     return Wish(name, source, _WAYS[way])
@@ -103,19 +106,22 @@ def read_measure(wish: Wish, space: SearchSpace) -> Measure:
     path, colon, what = wish.source.rpartition(":")
     if not colon or not what:
         raise UsageError(
-            f"--objective {wish.name}={wish.source}: say also which, as table.parquet:COLUMN, "
+            f"{argument('objectives')} {wish.name}={wish.source}: say also which, as "
+            "table.parquet:COLUMN, "
             "file.py:FUNCTION or file.onnx:ENCODING"
         )
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"--objective {wish.name}: there is no file {path}")
+        raise UsageError(f"{argument('objectives')} {wish.name}: there is no file {path}")
     if file.suffix in (".parquet", ".csv", ".tsv"):
         return _table(wish.name, file, what, space)
     if file.suffix == ".py":
         return _Function(wish.name, load_function(file, what), space)
     if file.suffix == ".onnx":
         return _Fitted(wish.name, file, make_encoder(what, space))
-    raise UsageError(f"--objective {wish.name}: {path} is no .parquet, .csv, .py or .onnx file")
+    raise UsageError(
+        f"{argument('objectives')} {wish.name}: {path} is no .parquet, .csv, .py or .onnx file"
+    )
 
 
 def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.errors import DatasetError, UsageError
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import COUNTED, Wish, read_wish
@@ -56,17 +57,22 @@ class SearchSettings:
             raise UsageError("a campaign is named twice: name each device's once")
         if len(self.max_latency_ms) not in (0, 1, len(self.runs)):
             raise UsageError(
-                f"{len(self.max_latency_ms)} times --max-latency for {len(self.runs)} campaigns: "
+                f"{len(self.max_latency_ms)} times {argument('max_latency_ms')} for "
+                f"{len(self.runs)} campaigns: "
                 "give one for all, or one for each in their order"
             )
         for value in self.max_latency_ms:
             if not 0 < value < math.inf:
-                raise UsageError(f"--max-latency {value:g}: give milliseconds above 0")
+                raise UsageError(
+                    f"{argument('max_latency_ms')} {value:g}: give milliseconds above 0"
+                )
         if not 0 < self.probability < 1:
-            raise UsageError(f"--confidence {100 * self.probability:g}: give percent, 0 to 100")
+            raise UsageError(
+                f"{argument('probability')} {self.probability:g}: give a share, above 0 and below 1"
+            )
         for name, least in (("measure", 0), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UsageError(f"--{name} {getattr(self, name)}: give {least} or more")
+                raise UsageError(f"{argument(name)} {getattr(self, name)}: give {least} or more")
         names = [wish.name for wish in self.wishes]
         if len(set(names)) < len(names):
             raise UsageError("an objective is given twice: give each once")
@@ -112,12 +118,13 @@ class SearchSettings:
             name, sign, number = match.groups() if match else ("", "", "")
             limit = Limit(known[name], float(number), operator.eq(sign, ">="))
         except (KeyError, ValueError):
-            hint = "; of the latency --max-latency" if "latency" in text else ""
+            hint = f"; of the latency {argument('max_latency_ms')}" if "latency" in text else ""
             raise UsageError(
-                f"--limit '{text}': give NAME<=NUMBER or NAME>=NUMBER of {', '.join(known)}{hint}"
+                f"{argument('limits')} '{text}': give NAME<=NUMBER or NAME>=NUMBER of "
+                f"{', '.join(known)}{hint}"
             ) from None
         if not math.isfinite(limit.value):
-            raise UsageError(f"--limit '{text}': give a number that is not infinite")
+            raise UsageError(f"{argument('limits')} '{text}': give a number that is not infinite")
         return limit
 
     def to_json(self) -> dict[str, Any]:
@@ -163,7 +170,9 @@ class SearchFolder:
         try:
             return SearchSettings.from_json(json.loads(self.settings.read_text()))
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"{self.path} holds no search: leave --resume out") from None
+            raise UsageError(
+                f"{self.path} holds no search: leave {argument('resume')} out"
+            ) from None
         except (ValueError, AttributeError) as error:
             raise DatasetError(
                 f"{self.settings} is damaged ({error}): restore it from a copy"

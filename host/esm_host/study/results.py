@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.arguments import argument
 from esm_host.atomic import write_json
 from esm_host.errors import DatasetError, UsageError
 from esm_host.study.plan import Planned
@@ -48,7 +49,7 @@ class StudyFolder:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f"{self.path} cannot be made ({error.strerror}): give another --results"
+                f"{self.path} cannot be made ({error.strerror}): give another {argument('results')}"
             ) from error
 
     def done(self, key: str) -> bool:

@@ -64,7 +64,7 @@ def run_study(
                     if watcher is not None:
                         watcher.on_task(outcome)
         except EsmError as error:
-            raise type(error)(f"{error}; what is done is kept") from error
+            raise type(error)(f"{error.marked}; what is done is kept") from error
     return load_study(folder.path)
 
 

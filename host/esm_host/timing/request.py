@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
+from esm_host.amounts import deciding_inputs
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.given import Given
 from esm_host.inputs import (
+    Assumed,
+    GivenDim,
     GivenShape,
+    Shapes,
     check_names,
+    check_symbols,
     graph_inputs,
     overridable_inputs,
+    parse_dims,
     parse_shape,
     resolve,
+    symbols,
 )
 from esm_host.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
@@ -28,11 +37,19 @@ class Entry:
         file: that the model was read from.
         model: as the device gets it; its id is unique in the request.
         batch: None where none was asked for.
+        dims: sizes of symbols that were asked for.
+        assumed: dimensions that nobody gave a size.
+        items: images or sequences of one inference, as far as that is known.
+        amounts: inputs that are drawn and decide how much is computed, with the operator's kind.
     """
 
     file: ModelFile
     model: Model
     batch: int | None = None
+    dims: tuple[tuple[str, int], ...] = ()
+    assumed: tuple[Assumed, ...] = ()
+    items: int = 1
+    amounts: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
@@ -51,8 +68,9 @@ def read_request(
     threads: Sequence[int] = (),
     inputs: Sequence[Path] = (),
     folder: Path | None = None,
+    dims: Sequence[str] = (),
 ) -> tuple[Entry, ...]:
-    """Reads ONNX files and works out their cases; whether they run is for the device to judge.
+    """Read ONNX files and work out their cases; whether they run is for the device to judge.
 
     Args:
         models: paths, or what was read already.
@@ -61,20 +79,24 @@ def read_request(
         threads: of the runtime; without any, or with one, the block's spec says it.
         inputs: ``.npz``, files of ONNX values or folders of such, that inputs are fed.
         folder: for a file that is made of them; needed with ``inputs``.
+        dims: ``"NAME=SIZE"`` or ``"NAME=SIZE,SIZE"`` of named dimensions; several make a cross
+            product, for models that have them.
 
     Raises:
         UsageError: a file cannot be read or is given twice, or a case makes no sense.
     """
-    for flag, values, high in (("batch", batches, 2**31 - 1), ("threads", threads, MAX_THREADS)):
+    for name, values, high in (("batch", batches, 2**31 - 1), ("threads", threads, MAX_THREADS)):
         for value in values:
             if not 1 <= value <= high:
-                raise UsageError(f"--{flag} {value} is outside 1 to {high}")
+                raise UsageError(f"{argument(name)} {value} is outside 1 to {high}")
         if len(set(values)) < len(values):
-            raise UsageError(f"--{flag} {','.join(map(str, values))}: give each once")
+            raise UsageError(f"{argument(name)} {','.join(map(str, values))}: give each once")
     given = [parse_shape(text) for text in shapes]
+    sweep = parse_dims(dims)
     files = _files(models)
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
+    check_symbols(sweep, parsed)
     known = {
         file.path: (*graph_inputs(file.outline), *overridable_inputs(file.outline))
         for file in files
@@ -82,11 +104,20 @@ def read_request(
     }
     fed = Given(inputs, folder or Path(), known)
     return tuple(
-        _entry(file, batch, *_drawn(file, given, batch, fed), number)
+        _entry(file, batch, sizes, *_shapes(file, given, batch, sizes, fed), number)
         for file in files
         for batch in (batches or (None,))
+        for sizes in _sizes(file, sweep)
         for number in (threads if len(threads) > 1 else (0,))
     )
+
+
+def _sizes(file: ModelFile, sweep: Sequence[GivenDim]) -> Iterator[tuple[tuple[str, int], ...]]:
+    """Yield the sizes of a model's own symbols, case by case."""
+    known = [] if file.outline is None else symbols(graph_inputs(file.outline))
+    own = [dim for dim in sweep if dim.symbol in known]
+    for sizes in product(*(dim.sizes for dim in own)):
+        yield tuple(zip((dim.symbol for dim in own), sizes, strict=True))
 
 
 def _files(models: Sequence[Path | ModelFile]) -> list[ModelFile]:
@@ -102,33 +133,41 @@ def _files(models: Sequence[Path | ModelFile]) -> list[ModelFile]:
     return files
 
 
-def _drawn(
+def _shapes(
     file: ModelFile,
     given: Sequence[GivenShape],
     batch: int | None,
+    dims: tuple[tuple[str, int], ...],
     fed: Given,
-) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], File | None]:
+) -> tuple[Shapes, tuple[tuple[str, str], ...], File | None]:
     if file.outline is None:
-        return (), None
+        return Shapes(()), (), None
     inputs = graph_inputs(file.outline)
     own, arrays = fed.of(file.path)
-    if not (given or arrays or batch):
-        return (), own
     # A value without dimensions of its own leaves nothing to work out.
     sized = [each for each in inputs if arrays.get(each.name, each) is not None]
     known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
-    return resolve(file.path, sized, given, batch, known), own
+    shapes = resolve(file.path, sized, given, batch, known, dict(dims))
+    drawn = [each.name for each in inputs if each.name not in arrays]
+    amounts = tuple(deciding_inputs(file.outline, drawn))
+    if not (given or arrays or batch or dims):  # the device draws by itself
+        shapes = Shapes((), shapes.assumed, shapes.items)
+    return shapes, amounts, own
 
 
 def _entry(
     file: ModelFile,
     batch: int | None,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    dims: tuple[tuple[str, int], ...],
+    shapes: Shapes,
+    amounts: tuple[tuple[str, str], ...],
     inputs: File | None,
     threads: int,
 ) -> Entry:
     parts = [file.path]
     parts += [f"batch {batch}"] if batch else []
+    parts += [f"{symbol}={size}" for symbol, size in dims]
     parts += [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
-    case = Case(shapes, inputs, threads)
-    return Entry(file, Model(", ".join(parts), file.data, case, file.external), batch)
+    case = Case(shapes.dims, inputs, threads)
+    model = Model(", ".join(parts), file.data, case, file.external)
+    return Entry(file, model, batch, dims, shapes.assumed, shapes.items, amounts)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from esm_host.amounts import drawn_amounts
+from esm_host.arguments import in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement
+from esm_host.fed import fed_text
+from esm_host.inputs import assumption
 from esm_host.timing.request import Entry
 from esm_protos.messages import (
     BlockResult,
@@ -27,6 +31,9 @@ from esm_protos.messages import (
 from esm_protos.statistics import Estimate
 
 SCHEMA_VERSION = 2
+
+Words: TypeAlias = Callable[[str], str]
+"""Renders a message's marked names of arguments."""
 
 _NUMBERS = (
     *("trimmed_mean_ms", "ci95_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
@@ -73,6 +80,23 @@ class Result:
             found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
         return found
 
+    @property
+    def fed(self) -> str:
+        """Shapes and types of the inputs; empty where a model failed before it was fed."""
+        return fed_text((fed.name, fed.type, fed.dims) for fed in self.measurement.inputs)
+
+    @property
+    def conditions(self) -> str:
+        """What the number holds for, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
+
+    @property
+    def assumptions(self) -> list[str]:
+        """Warnings of sizes and amounts that were not given, with marked names of arguments."""
+        assumed, amounts = self.entry.assumed, self.entry.amounts
+        return [assumption(assumed)] * bool(assumed) + [drawn_amounts(amounts)] * bool(amounts)
+
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """By their names in JSON; None for every one that has no value."""
@@ -93,7 +117,7 @@ class Result:
             "p95_ms": p95,
             "p99_ms": p99,
             "runs": samples_ms.size,
-            "throughput_per_s": 1e3 * (self.entry.batch or 1) / latency_ms,
+            "throughput_per_s": 1e3 * self.entry.items / latency_ms,
             "first_run_ms": measured.first_run_ns / 1e6,
             "load_ms": measured.load_ns / 1e6,
             "copy_in_ms": _median_ms(measured.copy_in_ns),
@@ -104,7 +128,7 @@ class Result:
             numbers["ci95_percent"] = 100 * share
         return numbers
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, words: Words = in_python) -> dict[str, Any]:
         measured, case = self.measurement, self.entry.model.case
         failure = self.failure
         return {
@@ -114,11 +138,17 @@ class Result:
             "device": self.device,
             "case": {
                 "batch": self.entry.batch,
+                "dims": dict(self.entry.dims),
                 "threads": self.threads,
                 "shapes": {name: list(dims) for name, dims in case.shapes},
                 "inputs_sha256": self.entry.inputs_sha256,
             },
             "inputs": [{**asdict(fed), "dims": list(fed.dims)} for fed in measured.inputs],
+            "assumed": [
+                {"input": each.input.name, "axis": each.axis, "symbol": each.symbol}
+                for each in self.entry.assumed
+            ],
+            "items_per_inference": self.entry.items,
             "status": "failed" if failure else "success",
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **self.numbers,
@@ -129,7 +159,7 @@ class Result:
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
             "verdict": self.judgement and self.judgement.verdict.value,
-            "warnings": self.warnings,
+            "warnings": [*self.warnings, *map(words, self.assumptions)],
             "profile": measured.profile and _profile(measured.profile),
         }
 
@@ -149,13 +179,13 @@ class DeviceTiming:
     block: BlockResult | None = None
     error: EsmError | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, words: Words = in_python) -> dict[str, Any]:
         info, block = self.info, self.block
         return {
             "info": info and {**asdict(info), "state": info.state.to_json()},
             "states": [state.to_json() for state in block.states] if block else [],
             "busy_s": block and block.busy_ns / 1e9,
-            "error": None if self.error is None else str(self.error),
+            "error": None if self.error is None else words(self.error.marked),
         }
 
 
@@ -208,7 +238,12 @@ class Timing:
     def comparisons(self) -> tuple[Comparison, ...]:
         return (*_within_devices(self.results), *_between_devices(self.results))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, words: Words = in_python) -> dict[str, Any]:
+        """Return plain values, as docs/timing.md describes them.
+
+        Args:
+            words: renders the names of arguments in messages.
+        """
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "timing",
@@ -216,9 +251,9 @@ class Timing:
                 "esm_profiler": version("esm-profiler"),
                 "created_at": self.created_at,
                 "spec": self.spec.to_json(),
-                "devices": {device.name: device.to_json() for device in self.devices},
+                "devices": {device.name: device.to_json(words) for device in self.devices},
             },
-            "results": [result.to_json() for result in self.results],
+            "results": [result.to_json(words) for result in self.results],
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
         }
 

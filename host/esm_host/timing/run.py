@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.errors import EsmError, UsageError
 from esm_host.evaluation.verdict import block_evidence, judge_number, threads_evidence
 from esm_host.limits import check_models, check_spec
@@ -49,7 +50,7 @@ def time_models(
         EsmError: the only device failed.
     """
     if len(set(devices)) < len(devices):
-        raise UsageError(f"--device {', '.join(devices)}: give each device once")
+        raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
 
     def measure(profiler: Profiler, name: str, **others: Any) -> DeviceTiming:

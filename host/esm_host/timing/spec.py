@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.limits import check_gpu_options
 from esm_protos.messages import MeasureSpec, Protocol
@@ -21,7 +22,7 @@ beside others a model is as fast as alone only after so many runs (docs/measurin
 _VISITS = 2 * MIN_ROUNDS
 """Visits that few runs are spread over, before there are several in one."""
 
-_FLAGS = {"model_timeout_s": "--timeout", "max_block_s": "--max-time"}
+_ARGUMENTS = {"model_timeout_s": "timeout_s", "max_block_s": "max_time_s"}
 
 
 def timing_spec(
@@ -47,21 +48,28 @@ def timing_spec(
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
     others = {"warmup": WARMUP, "runs_per_visit": per_visit, **others}
     if runs is not None:
-        limits = (("precision", precision_percent), ("max-runs", max_runs))
-        for name, value in (*limits, ("max-time", max_time_s)):
+        limits = (("precision_percent", precision_percent), ("max_runs", max_runs))
+        for name, value in (*limits, ("max_time_s", max_time_s)):
             if value is not None:
-                raise UsageError(f"--runs takes exactly so many runs: leave --{name} out")
-        return _spec("--runs", runs=runs, **others)
+                raise UsageError(
+                    f"{argument('runs')} takes exactly so many runs: leave {argument(name)} out"
+                )
+        return _spec("runs", runs=runs, **others)
     if others.get("protocol") is Protocol.SEQUENTIAL:
-        raise UsageError("--protocol sequential takes a fixed number of runs: give --runs")
+        raise UsageError(
+            f"{argument('protocol')} sequential takes a fixed number of runs: give "
+            f"{argument('runs')}"
+        )
     percent = PRECISION_PERCENT if precision_percent is None else precision_percent
     if not 0 < percent < 100:
-        raise UsageError(f"--precision {percent:g}: give percent, above 0 and below 100")
+        raise UsageError(
+            f"{argument('precision_percent')} {percent:g}: give percent, above 0 and below 100"
+        )
     seconds = MAX_TIME_S if max_time_s is None else max_time_s
     if not seconds > 0:  # zero, to an agent, is no limit
-        raise UsageError(f"--max-time {seconds:g}: give seconds, more than 0")
+        raise UsageError(f"{argument('max_time_s')} {seconds:g}: give seconds, more than 0")
     return _spec(
-        "--max-runs",
+        "max_runs",
         runs=MAX_RUNS if max_runs is None else max_runs,
         precision=percent / 100,
         max_block_s=seconds,
@@ -72,12 +80,12 @@ def timing_spec(
     )
 
 
-def _spec(runs_flag: str, **fields: Any) -> MeasureSpec:
+def _spec(runs_name: str, **fields: Any) -> MeasureSpec:
     try:
         spec = MeasureSpec(**fields)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        flag = runs_flag if name == "runs" else _FLAGS.get(name, "--" + name.replace("_", "-"))
-        raise UsageError(f"{flag} {rest}") from error
+        given = runs_name if name == "runs" else _ARGUMENTS.get(name, name)
+        raise UsageError(f"{argument(given)} {rest}") from error
     check_gpu_options(spec)
     return spec

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from esm_host.arguments import argument
 from esm_host.errors import BusyError
 from esm_protos.messages import (
     Block,
@@ -28,7 +29,9 @@ def ignore(progress: Progress) -> None:
 def busy(device: str, holder: Holder | None) -> BusyError:
     """What to say of a device that is somebody else's."""
     who = f"{holder.owner} ({holder.purpose})" if holder else "somebody else"
-    return BusyError(f"{device} is in use by {who}: leave --no-wait out to wait for your turn")
+    return BusyError(
+        f"{device} is in use by {who}: leave {argument('wait')} out to wait for your turn"
+    )
 
 
 class Pending(ABC):

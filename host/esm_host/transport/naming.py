@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.transport.devices import (
     Entry,
@@ -38,7 +39,7 @@ def check_new(name: str, force: bool = False) -> None:
     if name in groups():
         raise UsageError(f"there is a group '{name}' already: choose another name")
     if name in configured() and not force:
-        raise UsageError(f"there is a device '{name}' already: --force replaces it")
+        raise UsageError(f"there is a device '{name}' already: {argument('force')} replaces it")
 
 
 def pinned_file(name: str) -> str:
@@ -115,7 +116,8 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
-            f"'{name}' is in group {', '.join(holders)}: --force takes it out there as well"
+            f"'{name}' is in group {', '.join(holders)}: {argument('force')} takes it out there "
+            "as well"
         )
     with _edited(_without_section(name)) as document:
         if name in document.get("devices", {}):

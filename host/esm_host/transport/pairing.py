@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.transport import naming
 from esm_host.transport.access import (
@@ -69,7 +70,8 @@ def add(
     if ca or certificate or key:
         if ca is None or certificate is None or key is None or token or fingerprint:
             raise UsageError(
-                "mutual TLS takes all of --ca, --certificate and --key, and no token or fingerprint"
+                f"mutual TLS takes all of {argument('ca')}, {argument('certificate')} and "
+                f"{argument('key')}, and no token or fingerprint"
             )
         paths = [path.expanduser().resolve() for path in (ca, certificate, key)]
         access = mutual(*paths)
@@ -89,7 +91,7 @@ def add(
         entry = Entry(address)
         if not is_loopback(address):
             warn(
-                f"{address} is another machine, and without --token and --fingerprint anybody in "
+                f"{address} is another machine, and without a token and a fingerprint anybody in "
                 "between reads and changes what is sent: see esm-agent pair"
             )
     with RemoteProfiler(address, name, access) as profiler:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from esm_host.arguments import argument
 from esm_host.errors import DeviceError, NotNowError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
@@ -127,7 +128,7 @@ class _Pending(Pending):
                 if losses == _MAX_LOSSES:
                     raise DeviceError(
                         f"the agent was lost {losses} times while it measured one block: it may "
-                        "lack memory; a smaller --block-size helps"
+                        f"lack memory; a smaller {argument('block_size')} helps"
                     ) from error
                 self._profiler.wait(error, None, self._unwanted)
                 refused_since = None

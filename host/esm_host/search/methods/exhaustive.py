@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.search.genes import GeneEncoding
 from esm_host.search.method import Evaluate, SearchMethod
@@ -31,7 +32,7 @@ class Exhaustive(SearchMethod):
         if count > MOST:
             raise UsageError(
                 f"{problem.space.name} has {count:.2g} architectures, too many to look at each: "
-                "choose another --method"
+                f"choose another {argument('method')}"
             )
         for codes in GeneEncoding(problem.space).everything():
             evaluate(codes)

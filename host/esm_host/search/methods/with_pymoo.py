@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.search.genes import GeneEncoding, keys
 from esm_host.search.method import Evaluate, Remembered, SearchMethod
@@ -95,7 +96,7 @@ class PymooSearch(SearchMethod):
     def _algorithm(self, objectives: int, **operators: Any) -> Any:
         if objectives < 2 and self.algorithm != "nsga2":
             raise UsageError(
-                f"{self.algorithm} needs two objectives or more: choose --method nsga2"
+                f"{self.algorithm} needs two objectives or more: choose {argument('method')} nsga2"
             )
         if self.algorithm == "nsga3":
             from pymoo.algorithms.moo.nsga3 import NSGA3

@@ -1,0 +1,56 @@
+"""Names of arguments in messages: a caller in Python reads ``max_time_s``, a user of the command
+line ``--max-time``.
+
+Code that both reach marks the name, and whoever prints the message renders it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_FLAGS = {
+    "dims": "--dim",
+    "formats": "--format",
+    "group_tolerance_percent": "--group-tolerance",
+    "inputs": "--input",
+    "limits": "--limit",
+    "max_block_s": "--max-time",
+    "max_latency_ms": "--max-latency",
+    "max_time_s": "--max-time",
+    "model_timeout_s": "--timeout",
+    "objectives": "--objective",
+    "patience_s": "--patience",
+    "precision_percent": "--precision",
+    "probability": "--confidence",
+    "provider": "--ep",
+    "reference_tolerance_percent": "--reference-tolerance",
+    "shapes": "--shape",
+    "target_accuracy_percent": "--target-accuracy",
+    "timeout_s": "--timeout",
+    "tolerance_percent": "--tolerance",
+}
+
+_MARK = "\0"
+"""Neither a path nor an argument of a program can hold it."""
+
+_MARKED = re.compile(f"{_MARK}(.*?){_MARK}", re.DOTALL)
+
+
+def argument(name: str) -> str:
+    """Mark the name of a Python argument for a message."""
+    return f"{_MARK}{name}{_MARK}"
+
+
+def flag(name: str) -> str:
+    """Return the command-line option of an argument."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def in_python(text: str) -> str:
+    """Render marked names as Python has them."""
+    return _MARKED.sub(r"\1", text)
+
+
+def on_command_line(text: str) -> str:
+    """Render marked names as options."""
+    return _MARKED.sub(lambda match: flag(match[1]), text)
