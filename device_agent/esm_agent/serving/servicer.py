@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,9 +20,10 @@ from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
 from esm_agent.operation import logs
 from esm_agent.operation.metrics import Metrics
 from esm_agent.serving.cache import Cache, CacheError, CacheFullError, Linked, NotCachedError
-from esm_agent.serving.lease import NoLeaseError
+from esm_agent.serving.calls import Later, keep_while
+from esm_agent.serving.lease import NoLeaseError, TooManyError
 from esm_agent.serving.scratch import temporary_folder
-from esm_agent.serving.slot import DrainingError, Slot
+from esm_agent.serving.slot import DrainingError, Event, Slot, Ticket
 from esm_agent.serving.upload import (
     NoRoomError,
     TooLargeError,
@@ -118,6 +120,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             header, data = upload_parts(request_iterator)
             check_version(header.protocol_version)
             self._slot.check_lease(header.lease_id, self._client_of(context))
+            keep_while(request_iterator, partial(self._slot.lease_lives, header.lease_id))
             file = convert.file_from_pb(header.file)
             try:
                 self._opened_cache().receive(header.lease_id, file, header.offset, data)
@@ -127,14 +130,16 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.MeasureBlockEvent]:
-        with temporary_folder(self._scratch) as folder, self._linked() as linked:
+    ) -> Later:
+        with ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder(self._scratch))
+            linked = stack.enter_context(self._linked())
             block = self._receive(request_iterator, folder, linked, context)
-            for event in self._events(block, context):
-                if isinstance(event, BlockResult):
-                    yield from _result_events(event, block)
-                else:
-                    yield pb.MeasureBlockEvent(progress=convert.progress_to_pb(event))
+            ticket = self._submit(block, context)
+            # The files are kept, and what comes next is sent by whoever has it.
+            return Later(
+                ticket, partial(_messages, block), _is_last, _status_of, stack.pop_all().close
+            )
 
     def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.Diagnosis:
         def measure(block: UploadedBlock) -> BlockResult:
@@ -152,12 +157,17 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self, block: UploadedBlock, context: grpc.ServicerContext
     ) -> Iterator[Progress | BlockResult]:
         """What becomes of a block that waits its turn; it is dropped when the client goes."""
+        ticket = self._submit(block, context)
+        with _statuses(context):  # the slot has logged what became of the block
+            yield from ticket.events()
+
+    def _submit(self, block: UploadedBlock, context: grpc.ServicerContext) -> Ticket:
+        """Queues a block, which is dropped when its client goes."""
         with self._refusals(context):
             ticket = self._slot.submit(block, block.lease_id, self._client_of(context))
         if not context.add_callback(lambda: self._slot.close(ticket)):
             self._slot.close(ticket)
-        with _statuses(context):  # the slot has logged what became of the block
-            yield from ticket.events()
+        return ticket
 
     def _receive(
         self,
@@ -168,7 +178,12 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     ) -> UploadedBlock:
         with self._refusals(context):
             self._slot.check_open()
-            block = receive(requests, folder, self._info.limits, linked)
+
+            def check_lease(lease_id: str) -> None:
+                self._slot.check_lease(lease_id, self._client_of(context))
+                keep_while(requests, partial(self._slot.lease_lives, lease_id))
+
+            block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
                 raise ProviderError(
                     f"this device has no provider '{block.spec.provider}': it has "
@@ -197,7 +212,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         def refused(code: grpc.StatusCode, text: str) -> None:
             client, peer = self._client_of(context), context.peer()
             self._metrics.refused(code.name)
-            logs.event(
+            logs.sparing(
                 log,
                 logging.WARNING,
                 "refused",
@@ -216,6 +231,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (ProviderError, grpc.StatusCode.FAILED_PRECONDITION),
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooManyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -247,6 +263,28 @@ def _statuses(
         return
     tell(code, text)
     _abort(context, code, text)
+
+
+def _messages(block: UploadedBlock, event: Event) -> Iterator[pb.MeasureBlockEvent]:
+    """What is sent of an event of a block; raises what kept the block from being measured."""
+    if isinstance(event, Exception):
+        raise event
+    if isinstance(event, BlockResult):
+        yield from _result_events(event, block)
+    else:
+        yield pb.MeasureBlockEvent(progress=convert.progress_to_pb(event))
+
+
+def _is_last(event: Event) -> bool:
+    return isinstance(event, BlockResult)
+
+
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if code is None:
+        log.error("a block failed", exc_info=error)
+        return grpc.StatusCode.UNKNOWN, f"the agent failed: {error}"
+    return code, str(error)
 
 
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,11 +53,13 @@ def receive(
     folder: Path,
     limits: Limits,
     linked: Linked | None = None,
+    check_lease: Callable[[str], None] = lambda lease_id: None,
 ) -> UploadedBlock:
     """Reads a whole request stream into files under ``folder``.
 
     Args:
         linked: where models lie that have files in the cache; None: there is no cache.
+        check_lease: raises where no block is taken under a lease; asked before any model is read.
 
     Raises:
         UploadError: sizes, order, hashes or settings are wrong.
@@ -72,6 +74,7 @@ def receive(
         raise UploadError("a block starts with its header")
     header = first.header
     check_version(header.protocol_version)
+    check_lease(header.lease_id)
     try:
         spec = convert.spec_from_pb(header.spec)
     except ValueError as error:
