@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -44,6 +44,7 @@ class Pool(NamedTuple):
         allowance_s: all its messages come at ``_BYTES_PER_S``, and so much time beyond that.
         most_silent: calls of one caller that wait for a message at a time; of more, those that
             have waited longest are ended.
+        most_calls: of one caller at a time; further ones are told to come again.
     """
 
     name: str
@@ -51,11 +52,13 @@ class Pool(NamedTuple):
     first_s: float
     allowance_s: float
     most_silent: int
+    most_calls: int
 
 
-SHORT = Pool("esm-rpc", 64, first_s=5.0, allowance_s=5.0, most_silent=8)
-RECEIVE = Pool("esm-receive", 128, first_s=20.0, allowance_s=60.0, most_silent=32)
-DIAGNOSE = Pool("esm-diagnose", 16, first_s=5.0, allowance_s=5.0, most_silent=4)
+# Threads are started as they are needed. One caller never holds all of those that work for long.
+SHORT = Pool("esm-rpc", 64, first_s=5.0, allowance_s=5.0, most_silent=8, most_calls=64)
+RECEIVE = Pool("esm-receive", 256, first_s=20.0, allowance_s=60.0, most_silent=32, most_calls=192)
+DIAGNOSE = Pool("esm-diagnose", 16, first_s=5.0, allowance_s=5.0, most_silent=4, most_calls=8)
 _SEND_THREADS = 16
 
 _POOLS = {
@@ -243,6 +246,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         self._senders = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="esm-send")
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         self._incoming: set[Incoming] = set()
+        self._running: Counter[tuple[Pool, str]] = Counter()
         self._sending: dict[Call, float] = {}
         self._changed = threading.Condition()
         self._stopped = False
@@ -292,7 +296,10 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             incoming = Incoming(
                 call, pool, self._caller_of(context), messages, handler.request_deserializer
             )
-            self._add(incoming)
+            if not self._add(incoming):
+                text = f"{pool.most_calls} such calls of this caller run already"
+                call.finish(grpc.StatusCode.ABORTED, text)
+                return
             try:
                 reply = method(incoming if handler.request_streaming else _only(incoming), context)
                 if isinstance(reply, Later):
@@ -317,14 +324,24 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             run, response_serializer=handler.response_serializer
         )
 
-    def _add(self, incoming: Incoming) -> None:
+    def _add(self, incoming: Incoming) -> bool:
+        """False where its caller has too many already."""
+        key = incoming.pool, incoming.caller
         with self._changed:
+            if self._running[key] >= incoming.pool.most_calls:
+                return False
+            self._running[key] += 1
             self._incoming.add(incoming)
             self._changed.notify()
+            return True
 
     def _remove(self, incoming: Incoming) -> None:
+        key = incoming.pool, incoming.caller
         with self._changed:
             self._incoming.discard(incoming)
+            self._running[key] -= 1
+            if not self._running[key]:
+                del self._running[key]
 
     def _look(self) -> None:
         """Asleep while there is nobody to wait for: the device may be measuring."""
