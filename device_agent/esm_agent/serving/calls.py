@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import grpc
@@ -77,7 +78,6 @@ class Call:
         self._send = send
         self._lock = threading.Lock()
         self._ended = False
-        self.sending_since: float | None = None
 
     def claim(self) -> bool:
         """True for the first who asks, who then has to end the call."""
@@ -267,9 +267,17 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         with contextlib.suppress(RuntimeError):  # the agent stops: nobody is there to send to
             self._senders.submit(work)
 
-    def sending(self, call: Call) -> _Within:
+    @contextmanager
+    def sending(self, call: Call) -> Iterator[None]:
         """Within, the call waits for its client to take a message, which must not take long."""
-        return _Within(self, call)
+        with self._changed:
+            self._sending[call] = time.monotonic()
+            self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._sending[call]
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = continuation(details)
@@ -360,21 +368,6 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             for each, reason in _overdue(incoming, now):
                 # ABORTED: nothing is wrong with the call, and the host tries again.
                 each.call.finish(grpc.StatusCode.ABORTED, reason)
-
-
-class _Within:
-    def __init__(self, calls: Calls, call: Call) -> None:
-        self._calls = calls
-        self._call = call
-
-    def __enter__(self) -> None:
-        with self._calls._changed:
-            self._calls._sending[self._call] = time.monotonic()
-            self._calls._changed.notify()
-
-    def __exit__(self, *raised: object) -> None:
-        with self._calls._changed:
-            del self._calls._sending[self._call]
 
 
 def keep_while(messages: Iterator[Any], wanted: Callable[[], bool]) -> None:

@@ -30,7 +30,8 @@ def connection_options() -> tuple[tuple[str, int], ...]:
 
 def most_connections(files: int) -> int:
     """How many connections there may be with so many open files."""
-    return max(min(files, _WANTED_FILES) - max(_RESERVED_FILES, files // 4), _LEAST)
+    files = min(files, _WANTED_FILES)
+    return max(files - max(_RESERVED_FILES, files // 4), _LEAST)
 
 
 def _file_limit() -> int:
