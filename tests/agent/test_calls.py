@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from esm_agent.operation.metrics import Metrics
 from esm_agent.serving import calls
 from esm_agent.serving.server import AgentServer
 from esm_host.transport.remote import RemoteProfiler
@@ -17,6 +18,7 @@ from esm_protos import convert
 from esm_protos.messages import CHUNK_BYTES, PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
+from tests.agent.fake_backends import IdleBackend
 
 DATA = (
     Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
@@ -103,7 +105,8 @@ def test_who_sends_nothing_is_told_so(
 
 
 def test_a_slow_sender_has_the_time_that_its_bytes_take() -> None:
-    incoming = calls.Incoming(None, calls.RECEIVE, "host", iter(()), None)
+    call = calls.Call(None, "host", lambda message: None)
+    incoming = calls.Incoming(call, calls.RECEIVE, iter(()), bytes, lambda *refusal: None)
     now = incoming._began
     assert incoming.overdue(now + 19) is None
     assert "nothing came" in str(incoming.overdue(now + 21))
@@ -138,7 +141,7 @@ def test_a_block_without_a_lease_is_refused_before_its_bytes_are_taken(
     assert sent < 50
 
 
-def test_an_upload_ends_with_its_lease(channel: grpc.Channel) -> None:
+def test_receiving_a_block_ends_with_its_lease(channel: grpc.Channel) -> None:
     stub = profiler_pb2_grpc.ProfilerStub(channel)
     lease(stub, "mine")
     over = threading.Event()
@@ -172,13 +175,80 @@ def test_blocks_that_wait_hold_no_thread(agent: AgentServer, channel: grpc.Chann
     for replies in waiting:
         replies.cancel()
     lease(stub, "short")
-    for request_lease in range(250):
-        stub.Release(
-            pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=f"lease {request_lease}")
-        )
+    for number in range(250):
+        lease_id = f"lease {number}"
+        stub.Release(pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=lease_id))
     *_, last = stub.MeasureBlock(convert.block_to_requests(SHORT, "short"))
     assert last.done.block_id == "short"
     until(lambda: not list(agent._scratch.glob("tmp*")))
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_result_may_wait_for_its_client_as_long_as_the_lease_lives(
+    lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that trains meanwhile takes it minutes later."""
+    monkeypatch.setattr(calls, "_SEND_S", 0.5)
+    counted = Counted()
+    server = AgentServer("127.0.0.1", 0, IdleBackend, metrics=counted)
+    narrow = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+    large = Block("large", MeasureSpec(runs=20_000), (Model("m", DATA), Model("n", DATA)))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", narrow) as channel:
+        stub = profiler_pb2_grpc.ProfilerStub(channel)
+        lease(stub, "mine")
+        replies = stub.MeasureBlock(convert.block_to_requests(large, "mine"))
+        until(lambda: counted.blocks == ["measured"])
+        if not lives:
+            stub.Release(pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id="mine"))
+        time.sleep(1.5)
+        if lives:
+            *_, last = replies
+            assert last.done.block_id == "large"
+        else:
+            with pytest.raises(grpc.RpcError):
+                list(replies)
+    server.stop()
+
+
+class Counted(Metrics):
+    """What became of blocks, and refusals."""
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.refusals: list[str] = []
+
+    def block_ended(self, outcome: str, models: Mapping[str, int], busy_s: float) -> None:
+        self.blocks.append(outcome)
+
+    def refused(self, code: str) -> None:
+        self.refusals.append(code)
+
+
+def test_one_caller_does_not_hold_all_threads_of_diagnoses() -> None:
+    counted = Counted()
+    server = AgentServer("127.0.0.1", 0, metrics=counted)
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = profiler_pb2_grpc.ProfilerStub(channel)
+        lease(stub, "busy")
+        busy = stub.MeasureBlock(convert.block_to_requests(LONG, "busy"))
+        until(lambda: next(busy).progress.state == pb.STATE_MEASURING)
+        waiting = []
+        for number in range(calls.DIAGNOSE.most_calls + 1):
+            lease(stub, str(number))
+            waiting.append(
+                stub.Diagnose.future(
+                    pb.DiagnoseRequest(
+                        protocol_version=PROTOCOL_VERSION, probe_s=0.1, lease_id=str(number)
+                    )
+                )
+            )
+            time.sleep(0.1)
+        error = waiting[-1].exception(timeout=20)
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert counted.refusals == ["ABORTED"]
+        for call in (busy, *waiting):
+            call.cancel()
+    server.stop()
 
 
 def test_a_lease_keeps_some_blocks_waiting_not_any_number(

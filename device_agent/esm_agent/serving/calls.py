@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from esm_agent.operation import logs
+from esm_agent.operation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ _SILENT_S = 0.25
 _BYTES_PER_S = 10_000
 """A slower sender is ended, once it has used up what its pool allows it beyond that."""
 _SEND_S = 60.0
-"""A client that takes no message for so long has gone."""
+"""A client that takes no answer for so long has gone. One that still renews its lease may be busy,
+and takes its block's result later."""
 
 
 class Pool(NamedTuple):
@@ -60,7 +62,9 @@ class Pool(NamedTuple):
 SHORT = Pool("esm-rpc", 64, first_s=5.0, allowance_s=5.0, most_silent=8, most_calls=64)
 RECEIVE = Pool("esm-receive", 256, first_s=20.0, allowance_s=60.0, most_silent=32, most_calls=192)
 DIAGNOSE = Pool("esm-diagnose", 16, first_s=5.0, allowance_s=5.0, most_silent=4, most_calls=8)
-_SEND_THREADS = 16
+_SEND_THREADS = 256
+_MOST_UNTAKEN = 64
+"""Results that one caller lets lie for longer than ``_SEND_S``, a thread each."""
 
 _POOLS = {
     "/esm.v1.Profiler/MeasureBlock": RECEIVE,
@@ -71,10 +75,20 @@ _POOLS = {
 
 
 class Call:
-    """One call, which ends once: by its handler, or by the watch over silent callers."""
+    """One call, which ends once: by its handler, or by the watch over silent callers.
 
-    def __init__(self, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+    Attributes:
+        wanted: while it gives False, the call is of no use any more.
+        may_take_its_time: whether its client may leave the answer for later.
+    """
+
+    def __init__(
+        self, context: grpc.ServicerContext, caller: str, send: Callable[[Any], None]
+    ) -> None:
         self.context = context
+        self.caller = caller
+        self.wanted: Callable[[], bool] = lambda: True
+        self.may_take_its_time = False
         self._send = send
         self._lock = threading.Lock()
         self._ended = False
@@ -89,38 +103,40 @@ class Call:
         """Waits until the client can take it; does nothing once the call has ended."""
         self._send(message)
 
-    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
-        """Ends the call, unless that has happened already."""
-        if self.claim():
-            if code is not grpc.StatusCode.OK:
-                self.context.set_code(code)
-                self.context.set_details(details)
-            self._send(None)
+    def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> bool:
+        """Ends the call; False where that has happened already."""
+        if not self.claim():
+            return False
+        if code is not grpc.StatusCode.OK:
+            self.context.set_code(code)
+            self.context.set_details(details)
+        self._send(None)
+        return True
 
 
 class Incoming(Iterator[Any]):
-    """The messages of one call, as they come.
-
-    Attributes:
-        wanted: while it gives False, what comes is not wanted any more: the call is ended.
-    """
+    """The messages of one call, as they come."""
 
     def __init__(
-        self, call: Call, pool: Pool, caller: str, messages: Iterator[bytes], parse: Any
+        self,
+        call: Call,
+        pool: Pool,
+        messages: Iterator[bytes],
+        parse: Any,
+        refused: Callable[[Call, grpc.StatusCode, str], None],
     ) -> None:
         self.call = call
         self.pool = pool
-        self.caller = caller
-        self.wanted: Callable[[], bool] = lambda: True
         self.silent_since: float | None = None
         self._messages = messages
         self._parse = parse
+        self._refused = refused
         self._began = time.monotonic()
         self._received: int | None = None
 
     def overdue(self, now: float) -> str | None:
         """Why the call is to be ended; None while it may go on."""
-        if not self.wanted():
+        if not self.call.wanted():
             return _UNWANTED
         if self._received is None:
             if now - self._began > self.pool.first_s:
@@ -130,7 +146,7 @@ class Incoming(Iterator[Any]):
         return None
 
     def __next__(self) -> Any:
-        if not self.wanted():
+        if not self.call.wanted():
             self.call.context.abort(grpc.StatusCode.ABORTED, _UNWANTED)
         self.silent_since = time.monotonic()
         try:
@@ -141,14 +157,7 @@ class Incoming(Iterator[Any]):
         try:
             return self._parse(data)
         except Exception:  # whatever else protobuf may raise: it is the client's fault
-            logs.sparing(
-                log,
-                logging.WARNING,
-                "refused",
-                reason="a request that is no message",
-                code=grpc.StatusCode.INVALID_ARGUMENT.name,
-                peer=self.call.context.peer(),
-            )
+            self._refused(self.call, grpc.StatusCode.INVALID_ARGUMENT, "no message of this method")
             self.call.context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this method"
             )
@@ -192,6 +201,7 @@ class Later:
         self._busy = self._again = self._over = False
 
     def start(self, call: Call, calls: Calls) -> None:
+        call.may_take_its_time = True
         self._call = call
         self._calls = calls
         self._source.listen(self._ready)
@@ -237,10 +247,16 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
     Args:
         caller_of: the name under which the calls of a caller are counted.
+        metrics: counts refusals.
     """
 
-    def __init__(self, caller_of: Callable[[grpc.ServicerContext], str]) -> None:
+    def __init__(
+        self,
+        caller_of: Callable[[grpc.ServicerContext], str],
+        metrics: Metrics | None = None,
+    ) -> None:
         self._caller_of = caller_of
+        self._metrics = metrics or Metrics()
         self.short = _threads(SHORT)
         self._pools = {pool: _threads(pool) for pool in (RECEIVE, DIAGNOSE)} | {SHORT: self.short}
         self._senders = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="esm-send")
@@ -300,13 +316,10 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         )
 
         def run(messages: Iterator[bytes], context: grpc.ServicerContext, send: Any) -> None:
-            call = Call(context, send)
-            incoming = Incoming(
-                call, pool, self._caller_of(context), messages, handler.request_deserializer
-            )
+            call = Call(context, self._caller_of(context), send)
+            incoming = Incoming(call, pool, messages, handler.request_deserializer, self._tell)
             if not self._add(incoming):
-                text = f"{pool.most_calls} such calls of this caller run already"
-                call.finish(grpc.StatusCode.ABORTED, text)
+                self._refuse(call, f"{pool.most_calls} such calls of this caller run already")
                 return
             try:
                 reply = method(incoming if handler.request_streaming else _only(incoming), context)
@@ -334,7 +347,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
     def _add(self, incoming: Incoming) -> bool:
         """False where its caller has too many already."""
-        key = incoming.pool, incoming.caller
+        key = incoming.pool, incoming.call.caller
         with self._changed:
             if self._running[key] >= incoming.pool.most_calls:
                 return False
@@ -344,7 +357,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             return True
 
     def _remove(self, incoming: Incoming) -> None:
-        key = incoming.pool, incoming.caller
+        key = incoming.pool, incoming.call.caller
         with self._changed:
             self._incoming.discard(incoming)
             self._running[key] -= 1
@@ -362,18 +375,26 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
                 self._changed.wait(_TICK_S)
                 incoming, sending = list(self._incoming), list(self._sending.items())
             now = time.monotonic()
-            for call, since in sending:
-                if now - since > _SEND_S:
-                    call.context.cancel()
+            for call in _untaken(sending, now):
+                call.context.cancel()
             for each, reason in _overdue(incoming, now):
-                # ABORTED: nothing is wrong with the call, and the host tries again.
-                each.call.finish(grpc.StatusCode.ABORTED, reason)
+                self._refuse(each.call, reason)
+
+    def _refuse(self, call: Call, reason: str) -> None:
+        # ABORTED: nothing is wrong with the call, and the host tries again.
+        if call.finish(grpc.StatusCode.ABORTED, reason):
+            self._tell(call, grpc.StatusCode.ABORTED, reason)
+
+    def _tell(self, call: Call, code: grpc.StatusCode, reason: str) -> None:
+        self._metrics.refused(code.name)
+        peer = call.context.peer()
+        logs.sparing(log, logging.WARNING, "refused", reason=reason, code=code.name, peer=peer)
 
 
 def keep_while(messages: Iterator[Any], wanted: Callable[[], bool]) -> None:
     """Ends the call that the messages are of as soon as ``wanted`` gives False."""
     if isinstance(messages, Incoming):
-        messages.wanted = wanted
+        messages.call.wanted = wanted
 
 
 def _overdue(incoming: list[Incoming], now: float) -> Iterator[tuple[Incoming, str]]:
@@ -385,11 +406,25 @@ def _overdue(incoming: list[Incoming], now: float) -> Iterator[tuple[Incoming, s
         if (reason := each.overdue(now)) is not None:
             yield each, reason
         elif now - since > _SILENT_S:
-            silent[each.pool, each.caller].append((since, each))
+            silent[each.pool, each.call.caller].append((since, each))
     for (pool, _), waiting in silent.items():
         waiting.sort(key=lambda pair: pair[0])
         for _, each in waiting[: max(len(waiting) - pool.most_silent, 0)]:
             yield each, f"more than {pool.most_silent} calls of this caller send nothing"
+
+
+def _untaken(sending: list[tuple[Call, float]], now: float) -> Iterator[Call]:
+    """Calls whose clients take no answer and are not to be waited for."""
+    lying: defaultdict[str, list[Call]] = defaultdict(list)
+    for call, since in sending:  # the oldest first
+        if now - since <= _SEND_S:
+            continue
+        if call.may_take_its_time and call.wanted():
+            lying[call.caller].append(call)
+        else:
+            yield call
+    for calls in lying.values():
+        yield from calls[: max(len(calls) - _MOST_UNTAKEN, 0)]
 
 
 def _only(incoming: Incoming) -> Any:

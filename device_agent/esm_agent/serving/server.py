@@ -108,7 +108,7 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
-        self._calls = Calls(door.caller_of)
+        self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
             self._calls.short,
             interceptors=(door, self._calls),
