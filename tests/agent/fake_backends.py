@@ -82,6 +82,15 @@ class ScriptedBackend:
         return LoadedModel(run)
 
 
+class IdleBackend:
+    """Takes every model, and does nothing with it."""
+
+    provider = "cpu"
+
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        return LoadedModel(lambda: None)
+
+
 class ThrottlingBackend:
     """A model of 5 ms, that takes 8 once it has run 200 times, as on a board that gets hot."""
 

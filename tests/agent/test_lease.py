@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from esm_agent.serving.lease import Leases, NoLeaseError
+from esm_agent.serving.lease import MOST_LEASES, Leases, NoLeaseError, TooManyError
 
 EXPIRY_S = 30.0
 
@@ -42,6 +42,48 @@ def test_turns_go_round_among_those_who_have_blocks() -> None:
     assert turns == ["a", "c"] * 3
 
 
+def test_turns_go_round_clients_and_then_round_their_leases() -> None:
+    """Nine leases of one client are as good as one."""
+    leases = Leases(EXPIRY_S)
+    names = [f"greedy {number}" for number in range(9)]
+    for name in names:
+        renew(leases, name, client="greedy")
+    renew(leases, "modest", client="modest")
+    assert renew(leases, "third", client="third").ahead == 2
+    assert leases.standing("greedy 8", 0.0).ahead == 10
+    ready = {*names, "modest", "third"}
+    turns = []
+    for _ in range(27):
+        turn = leases.begin(ready, now=0.0)
+        assert turn is not None
+        turns.append(turn)
+        leases.end(turn, now=1.0)
+    assert turns[0::3] == names
+    assert turns[1::3] == ["modest"] * 9
+    assert turns[2::3] == ["third"] * 9
+
+
+def test_who_gives_a_lease_back_during_its_turn_has_had_its_turn() -> None:
+    leases = Leases(EXPIRY_S)
+    for name in ("greedy 1", "greedy 2", "modest"):
+        renew(leases, name, client=name.split()[0])
+    assert leases.begin({"greedy 1", "modest"}, now=0.0) == "greedy 1"
+    leases.release("greedy 1", "greedy")
+    leases.end("greedy 1", now=1.0)
+    assert leases.begin({"greedy 2", "modest"}, now=1.0) == "modest"
+
+
+def test_a_client_has_so_many_leases_and_no_more() -> None:
+    leases = Leases(EXPIRY_S)
+    for number in range(MOST_LEASES):
+        renew(leases, str(number), client="greedy")
+    with pytest.raises(TooManyError, match="release some"):
+        renew(leases, "one more", client="greedy")
+    renew(leases, "mine", client="modest")
+    assert leases.end_all("greedy") == [str(number) for number in range(MOST_LEASES)]
+    assert leases.clients() == ["modest"]
+
+
 def test_a_silent_lease_expires_and_a_renewed_one_does_not() -> None:
     leases = Leases(EXPIRY_S)
     renew(leases, "a", now=0.0)
@@ -77,6 +119,9 @@ def test_a_lease_is_its_clients_alone() -> None:
     assert not leases.release("a", "ada"), "twice does no harm"
 
 
+CLIENT_OF = {"a": "ada", "b": "ada", "c": "bob", "d": "cy"}
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Hosts come, measure, die and return in any order."""
 
@@ -91,12 +136,12 @@ class AnyOrder(RuleBasedStateMachine):
     def renew(self, name: str) -> None:
         self.leases.expire(self.now)
         self.alive = {n: t for n, t in self.alive.items() if t > self.now}
-        renew(self.leases, name, self.now)
+        renew(self.leases, name, self.now, client=CLIENT_OF[name])
         self.alive[name] = self.now + EXPIRY_S
 
     @rule(name=st.sampled_from("abcd"))
     def release(self, name: str) -> None:
-        assert self.leases.release(name, "token") == (name in self.alive)
+        assert self.leases.release(name, CLIENT_OF[name]) == (name in self.alive)
         self.alive.pop(name, None)
 
     @rule(seconds=st.floats(0, 40))
@@ -121,6 +166,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def everybody_alive_has_one_place(self) -> None:
+        standings = dict(self.leases.standings(self.now))
+        assert standings == {name: self.leases.standing(name, self.now) for name in self.alive}
         places = sorted(self.leases.standing(name, self.now).ahead for name in self.alive)
         assert places == list(range(len(self.alive)))
         assert self.leases.occupancy(self.now).waiting == max(len(self.alive) - 1, 0)

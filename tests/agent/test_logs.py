@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +166,48 @@ def test_expiry_and_refusals_are_logged_once_and_no_secret_is(
     everything = "".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
     assert secret not in everything
     assert lease_id not in everything, "who knows it can use the lease"
+
+
+def test_a_log_that_nobody_reads_stops_nobody() -> None:
+    """It is cut short instead, and says so when somebody reads again."""
+    command = [sys.executable, "-m", "esm_agent.cli", "serve", "--port", "0"]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stderr is not None
+    try:
+        address = program.stdout.readline().decode().split()[-1]
+        with grpc.insecure_channel(address) as channel:
+            stub = profiler_pb2_grpc.ProfilerStub(channel)
+            for number in range(400):  # two lines each, of 200 bytes and more
+                lease = pb.LeaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=str(number))
+                lease.owner = "somebody of a long name" * 5
+                stub.Lease(lease, timeout=20)
+                release = pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=str(number))
+                stub.Release(release, timeout=20)
+        with RemoteProfiler(address) as profiler:
+            profiler.measure(BLOCK)
+            text = os.read(program.stderr.fileno(), 1 << 16).decode()
+            profiler.reserve("test")
+        program.terminate()
+        text += program.stderr.read().decode()
+        assert program.wait(timeout=60) == 0
+    finally:
+        program.kill()
+        program.communicate()
+    assert "lines of the log were dropped, nobody read it: lines=" in text
+    assert text.rstrip().endswith("stopped")
+
+
+def test_what_is_logged_last_is_not_lost() -> None:
+    """Also of what ends at once, and of other writers to standard error."""
+    program = (
+        "import logging, os, sys; from esm_agent.operation import logs; logs.configure(False);"
+        "logging.warning('first'); print('second', file=sys.stderr); os.write(2, b'third')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    first, second, third = done.stderr.splitlines()
+    assert first.endswith("WARNING first")
+    assert (second, third) == ("second", "third")
 
 
 def test_a_block_whose_client_goes_is_logged_as_cancelled(

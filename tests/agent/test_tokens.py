@@ -184,6 +184,59 @@ def test_an_unreadable_file_lets_nobody_in(tmp_path: Path) -> None:
     assert tokens.name_of(token) is None
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EMFILE, "Too many")]
+)
+def test_a_file_that_cannot_be_opened_is_tried_again(
+    tmp_path: Path,
+    error: OSError,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As when root pairs, or the agent is out of descriptors for a moment."""
+    clock = Clock()
+    tokens, other = (TokenFile(tmp_path / "agent", clock) for _ in range(2))
+    _, token = other.add("laptop")
+    assert tokens.name_of(token) == "laptop"
+    _, second = other.add("desktop")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: raise_(error))
+        for _ in range(3):
+            assert tokens.name_of(token) == "laptop", "what it held last counts"
+            assert tokens.name_of(second) is None
+        assert len(caplog.messages) == 1, "said once"
+        assert "count for 60 s" in caplog.text
+        clock.now = 61.0
+        assert tokens.name_of(token) is None
+        assert "nobody gets in until it can be read" in caplog.messages[-1]
+    assert tokens.name_of(second) == "desktop", "the file itself has not changed"
+    assert tokens.name_of(token) == "laptop"
+    assert "can be read again" in caplog.messages[-1]
+
+
+def test_the_first_look_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = TokenFile(tmp_path / "agent")
+    _, token = tokens.add("laptop")
+    with monkeypatch.context() as patched:
+        error = PermissionError(errno.EACCES, "Permission denied")
+        patched.setattr(Path, "read_bytes", lambda self: raise_(error))
+        assert tokens.name_of(token) is None
+        with pytest.raises(AccessError, match="chown"):
+            tokens.all()
+    assert tokens.name_of(token) == "laptop"
+
+
+def raise_(error: Exception) -> bytes:
+    raise error
+
+
 def test_tokens_are_hashed_as_promised(tmp_path: Path) -> None:
     TokenFile(tmp_path / "agent").add()
     data = json.loads((tmp_path / "agent" / "tokens.json").read_text())

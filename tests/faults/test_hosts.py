@@ -1,4 +1,4 @@
-"""Eight hosts on one agent for a minute: one measures at a time, and each gets its share."""
+"""Many hosts on one agent for a minute: one measures at a time, and each gets its share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +19,12 @@ import pytest
 
 from esm_agent.measure.backends import LoadedModel
 from esm_agent.measure.block import UploadedModel
+from esm_agent.operation.metrics import Metrics
 from esm_agent.serving.server import AgentServer
 from esm_protos.messages import MeasureSpec
 
 HOSTS, SECONDS = 8, 60
+MANY, PROCESSES = 200, 4
 
 
 class StampingBackend:
@@ -95,3 +100,88 @@ def test_eight_hosts_share_an_agent(tmp_path: Path) -> None:
         assert host["ahead"] >= HOSTS // 2
         assert host["saw"]
         assert host["saw"] != [f"host {number}"]
+
+
+class OrderBackend:
+    """Every model takes a millisecond; its name is written down when it is loaded."""
+
+    provider = "cpu"
+
+    def __init__(self, order: Path) -> None:
+        self._order = order
+
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        with self._order.open("a") as file:
+            file.write(onnx.load(model.path).graph.name + "\n")
+        return LoadedModel(lambda: time.sleep(0.001))
+
+
+class Counts(Metrics):
+    """What an agent says of itself."""
+
+    def __init__(self) -> None:
+        self.blocks: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.leases_lost = 0
+
+    def block_ended(self, outcome: str, models: Mapping[str, int], busy_s: float) -> None:
+        self.blocks[outcome] += 1
+
+    def lease_expired(self) -> None:
+        self.leases_lost += 1
+
+    def refused(self, code: str) -> None:
+        self.refusals[code] += 1
+
+
+@pytest.mark.faults
+def test_two_hundred_hosts_take_turns(tmp_path: Path) -> None:
+    """Each waits longer for its turn than a lease lives, and keeps its lease."""
+    counts = Counts()
+    order = tmp_path / "order"
+    server = AgentServer("127.0.0.1", 0, partial(OrderBackend, order), metrics=counts)
+    command = [sys.executable, "-m", "tests.faults.many_hosts", f"127.0.0.1:{server.port}"]
+    each = MANY // PROCESSES
+    programs = [
+        subprocess.Popen(
+            [*command, str(first), str(each), str(SECONDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in range(0, MANY, each)
+    ]
+    try:
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+        for program in programs:
+            assert program.stdin is not None
+            program.stdin.write("\n")
+            program.stdin.flush()
+        time.sleep(SECONDS / 2)
+        threads = threading.active_count()
+        told = [
+            host
+            for program in programs
+            for host in json.loads(program.communicate(timeout=10 * SECONDS)[0])
+        ]
+    finally:
+        for program in programs:
+            program.kill()
+        server.stop()
+
+    blocks = [host["blocks"] for host in told]
+    turns = order.read_text().split()
+    errors = [error for host in told for error in host["errors"]]
+    print(
+        f"\n{len(told)} hosts, {SECONDS} s: {sum(blocks)} blocks ({min(blocks)} to {max(blocks)} "
+        f"each), {counts.leases_lost} leases lost, {counts.refusals.total()} calls refused, "
+        f"{len(errors)} errors, {threads} threads of the agent"
+    )
+    assert len(told) == MANY
+    assert not errors, errors[:3]
+    assert (counts.leases_lost, counts.refusals) == (0, Counter())
+    assert counts.blocks == {"measured": sum(blocks)}
+    assert len(set(turns[:MANY])) == MANY, "everybody's first block before anybody's second"
+    assert max(blocks) - min(blocks) <= 1

@@ -15,6 +15,7 @@ import time
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,7 @@ import grpc
 
 from esm_agent.door.certificate import dates, out_of_dates, own_certificate
 from esm_agent.door.tokens import AccessError, TokenFile, config_folder
-from esm_agent.operation.logs import event
+from esm_agent.operation.logs import sparing
 from esm_agent.operation.metrics import Metrics
 from esm_protos.text import foreign
 
@@ -55,6 +56,7 @@ _EXPOSED = (
 )
 
 _SOON = timedelta(days=30)
+_THREADS = 8  # for refusals; the brake delays fewer at a time
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -65,7 +67,7 @@ class Brake:
     Args:
         longest_s: no call is delayed for longer.
         most_delayed: calls at a time, of everybody together; each holds one of the server's
-            threads. Further ones are refused at once.
+            threads for refusals. Further ones are refused at once.
     """
 
     _FIRST_S = 0.1
@@ -127,11 +129,21 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
     def __init__(self, brake: Brake | None = None) -> None:
         self._brake = brake or Brake()
+        # Those who are turned away never wait in front of those who come in.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="esm-door")
         self.metrics = Metrics()
 
     @abstractmethod
     def client_of(self, context: grpc.ServicerContext) -> str:
         """The name by which the agent knows the caller; aborts where it has become invalid."""
+
+    def caller_of(self, context: grpc.ServicerContext) -> str:
+        """Whose calls are counted together; never aborts."""
+        return context.peer()  # type: ignore[no-any-return]
+
+    def is_welcome(self, client: str) -> bool:
+        """Whether a client that came in may still do so."""
+        return True
 
     @abstractmethod
     def refusal(self, metadata: Metadata) -> str | None:
@@ -144,12 +156,14 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     ) -> grpc.RpcMethodHandler | None:
         # An exception in here refuses the call too.
         if (reason := self.refusal(handler_call_details.invocation_metadata or ())) is not None:
-            return _refused(lambda context: self._turn_away(reason, context))
+            return self._refused(lambda context: self._turn_away(reason, context))
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method in LISTED:
             return handler  # without a handler gRPC says UNIMPLEMENTED: another version's method
         text = f"{handler_call_details.method} may not be called"
-        return _refused(lambda context: _abort(context, grpc.StatusCode.PERMISSION_DENIED, text))
+        return self._refused(
+            lambda context: _abort(context, grpc.StatusCode.PERMISSION_DENIED, text)
+        )
 
     def _turn_away(self, reason: str, context: grpc.ServicerContext) -> NoReturn:
         gone = threading.Event()
@@ -158,9 +172,18 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             # A client that hangs up, or an agent that stops, ends the waiting.
             if delay_s and context.add_callback(gone.set):
                 gone.wait(delay_s)
-        event(log, logging.WARNING, "turned away", peer=address, reason=reason)
+        sparing(log, logging.WARNING, "turned away", peer=address, reason=reason)
         self.metrics.refused(grpc.StatusCode.UNAUTHENTICATED.name)
         _abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
+
+    def _refused(self, abort: Callable[[grpc.ServicerContext], NoReturn]) -> grpc.RpcMethodHandler:
+        """Fits methods of every kind: as streams in both directions, nothing is read beforehand."""
+
+        def refuse(requests: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
+            abort(context)
+
+        refuse.experimental_thread_pool = self._threads  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class OpenDoor(Door):
@@ -193,6 +216,12 @@ class TokenDoor(Door):
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, PAIR)
         return name
 
+    def caller_of(self, context: grpc.ServicerContext) -> str:
+        return self._name_of(context.invocation_metadata()) or super().caller_of(context)
+
+    def is_welcome(self, client: str) -> bool:
+        return self._tokens.knows(client)
+
     def refusal(self, metadata: Metadata) -> str | None:
         return PAIR if self._name_of(metadata) is None else None
 
@@ -216,6 +245,9 @@ class CertificateDoor(Door):
         self.credentials = grpc.ssl_server_credentials(
             [(key, certificate)], root_certificates=client_ca, require_client_auth=True
         )
+
+    def caller_of(self, context: grpc.ServicerContext) -> str:
+        return self.client_of(context)
 
     def client_of(self, context: grpc.ServicerContext) -> str:
         facts = context.auth_context()
@@ -304,15 +336,6 @@ def _warn_of_dates(certificate: bytes, cure: str) -> None:
         )
     elif (left := dates(certificate)[1] - datetime.now(UTC)) < _SOON:
         log.warning("the agent's certificate expires in %d days: %s", left.days, cure)
-
-
-def _refused(abort: Callable[[grpc.ServicerContext], NoReturn]) -> grpc.RpcMethodHandler:
-    """Fits methods of every kind: as streams in both directions, nothing is read beforehand."""
-
-    def refuse(requests: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
-        abort(context)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _address(peer: str) -> str:

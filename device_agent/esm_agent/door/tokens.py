@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _VERSION = 1
+KEPT_S = 60.0
+"""What the file held last counts for so long where it cannot be opened."""
 
 
 class AccessError(Exception):
@@ -58,14 +61,21 @@ def config_folder(given: Path | None = None) -> Path:
 
 
 class TokenFile:
-    """The tokens of a folder. Safe to use from several threads, and programs."""
+    """The tokens of a folder. Safe to use from several threads, and programs.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._path = folder / "tokens.json"
+        self._clock = clock
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None
         self._tokens: tuple[Token, ...] = ()
+        self._failing_since: float | None = None
+        self._trouble = ""
 
     def name_of(self, token: str) -> str | None:
         """Whose token this is; None if nobody's. Takes the same time wherever it differs."""
@@ -76,21 +86,35 @@ class TokenFile:
                 found = known.name
         return found
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a token of this name."""
+        return any(known.name == name for known in self._current())
+
     def all(self) -> tuple[Token, ...]:
         """Raises AccessError where the file cannot be read."""
         try:
-            data = json.loads(self._path.read_text())
+            return self._read()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise AccessError(f"{self._path} cannot be read: {_cure(error)}") from error
+        except ValueError as error:
+            raise AccessError(
+                f"{self._path} cannot be read ({error}): remove it and run `esm-agent pair` again"
+            ) from error
+
+    def _read(self) -> tuple[Token, ...]:
+        """Raises OSError where the file cannot be opened, ValueError where it holds no tokens."""
+        text = self._path.read_bytes()
+        try:
+            data = json.loads(text)
             if data["version"] != _VERSION:
                 raise ValueError(f"version {data['version']}")
             return tuple(
                 Token(str(t["name"]), str(t["sha256"]), str(t["created"])) for t in data["tokens"]
             )
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AccessError(
-                f"{self._path} cannot be read ({error}): remove it and run `esm-agent pair` again"
-            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(str(error) or repr(error)) from error
 
     def add(self, name: str | None = None) -> tuple[str, str]:
         """Makes a token; only its hash is kept.
@@ -130,27 +154,58 @@ class TokenFile:
             tokens[:] = left
 
     def _current(self) -> tuple[Token, ...]:
-        """What the file holds now. Where it cannot be read nobody gets in."""
+        """What the file holds now.
+
+        A file that cannot be opened is tried again at the next call, and what it held last counts
+        for :data:`KEPT_S`. Nobody gets in without a file, or with one that holds something else.
+        """
         with self._lock:
             try:
-                status = self._path.stat()
-                stamp: tuple[int, ...] | None = (
-                    status.st_mtime_ns,
-                    status.st_ino,  # every change makes another file
-                    status.st_size,
+                stamp = self._stamp_now()
+                if stamp != self._stamp:
+                    self._tokens = self._read()
+            except FileNotFoundError:
+                self._tokens, stamp = (), None
+            except OSError as error:
+                self._keep_for_now(error)
+                return self._tokens
+            except ValueError as error:
+                # Written by hand, perhaps not yet to the end: it is read again when it changes.
+                log.error(
+                    "nobody gets in: %s cannot be read (%s): remove it and run `esm-agent pair` "
+                    "again",
+                    self._path,
+                    error,
                 )
-            except OSError:
-                stamp = None
-            if stamp is None:
                 self._tokens = ()
-            elif stamp != self._stamp:
-                try:
-                    self._tokens = self.all()
-                except AccessError as error:
-                    log.error("nobody gets in: %s", error)
-                    self._tokens = ()
             self._stamp = stamp
+            if self._failing_since is not None:
+                log.warning("%s can be read again", self._path)
+                self._failing_since, self._trouble = None, ""
             return self._tokens
+
+    def _stamp_now(self) -> tuple[int, ...]:
+        status = self._path.stat()
+        # Every change makes another file; ctime tells of changed rights.
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+
+    def _keep_for_now(self, error: OSError) -> None:
+        """The log says why once, and again when the time is up."""
+        now = self._clock()
+        if self._failing_since is None:
+            self._failing_since = now
+        over = now - self._failing_since > KEPT_S
+        if over:
+            self._tokens, self._stamp = (), None
+        consequence = (
+            "nobody gets in until it can be read"
+            if over or not self._tokens
+            else f"the tokens that it held last count for {KEPT_S:.0f} s"
+        )
+        trouble = f"{self._path} cannot be read: {_cure(error)}; {consequence}"
+        if trouble != self._trouble:
+            log.error("%s", trouble)
+        self._trouble = trouble
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Token]]:
@@ -165,6 +220,13 @@ class TokenFile:
             write_private(self._path, (json.dumps(data, indent=2) + "\n").encode())
         finally:
             os.close(folder)
+
+
+def _cure(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return f"{reason}: chown it to the user that the agent runs as"
+    return reason
 
 
 def _hash(token: str) -> str:

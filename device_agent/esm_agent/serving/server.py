@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from concurrent import futures
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from esm_agent.device.facts import device_info, memory_bytes
 from esm_agent.device.telemetry import Telemetry
@@ -21,8 +20,10 @@ from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
 from esm_agent.serving.cache import Cache
+from esm_agent.serving.calls import Calls
+from esm_agent.serving.connections import connection_options
+from esm_agent.serving.health import Health
 from esm_agent.serving.lease import EXPIRY_S
-from esm_agent.serving.parsing import ParsingInterceptor
 from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
@@ -32,8 +33,6 @@ from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-# Waiting clients hold a thread each; asking for device facts must still find one.
-_MAX_CLIENTS = 64
 DEFAULT_MAX_BLOCK_S = 3600.0
 _MAX_BLOCK_MODELS = 256
 _MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit
@@ -99,7 +98,7 @@ class AgentServer:
         limits = _limits(confinement, max_block_s, cache_limit)
         cuda = partial(cuda_backend, gpu or 0)
         worker = Worker(make_backend, telemetry, confinement, limits, make_others=(cuda,))
-        self._slot = Slot(worker, lease_expiry_s, metrics)
+        self._slot = Slot(worker, lease_expiry_s, metrics, is_welcome=door.is_welcome)
         try:
             hello = self._slot.start()
             if gpu is not None and "cuda" not in hello.providers:
@@ -111,10 +110,11 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
+        self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(max_workers=_MAX_CLIENTS, thread_name_prefix="esm-rpc"),
-            interceptors=(door, ParsingInterceptor()),
-            options=_OPTIONS,
+            self._calls.short,
+            interceptors=(door, self._calls),
+            options=(*_OPTIONS, *connection_options()),
         )
         servicer = ProfilerServicer(
             info,
@@ -127,9 +127,7 @@ class AgentServer:
             cache=self._cache,
         )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
-        self._health = health.HealthServicer()
-        for service in _HEALTH_OF:
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._health = Health(_HEALTH_OF)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             address = join(host, port)
@@ -140,6 +138,7 @@ class AgentServer:
             )
         except RuntimeError as error:
             self._slot.stop()
+            self._calls.stop()
             self._clean()
             raise PortTakenError(
                 f"cannot listen on {address}: {_why_not(host.strip('[]'), port)}"
@@ -158,7 +157,7 @@ class AgentServer:
         Returns:
             Whether it was; else :meth:`stop` hands it back to its host, to send it again.
         """
-        self._health.enter_graceful_shutdown()
+        self._health.stop_serving()
         return self._slot.drain(patience_s)
 
     def stop(self) -> None:
@@ -166,6 +165,7 @@ class AgentServer:
         stopped = self._server.stop(grace=1)
         self._slot.stop()
         stopped.wait()
+        self._calls.stop()
         self._clean()
 
     def _make_cache(self, folder: Path | None, max_bytes: int | None) -> Cache | None:

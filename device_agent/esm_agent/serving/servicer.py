@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,9 +28,10 @@ from esm_agent.serving.cache import (
     Linked,
     NotCachedError,
 )
-from esm_agent.serving.lease import NoLeaseError
+from esm_agent.serving.calls import Later, keep_while
+from esm_agent.serving.lease import NoLeaseError, TooManyError
 from esm_agent.serving.scratch import Scratch
-from esm_agent.serving.slot import DrainingError, Slot
+from esm_agent.serving.slot import DrainingError, Event, Slot, Ticket
 from esm_agent.serving.upload import (
     TooLargeError,
     UploadError,
@@ -138,6 +140,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             check_version(header.protocol_version)
             client = self._client_of(context)
             self._slot.check_lease(header.lease_id, client)
+            keep_while(request_iterator, partial(self._slot.lease_lives, header.lease_id))
             file, cache = convert.file_from_pb(header.file), self._opened_cache()
             if header.proof:
                 cache.prove(header.lease_id, client, file, header.proof)
@@ -147,14 +150,15 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.MeasureBlockEvent]:
-        with self._folders(context) as (folder, linked):
+    ) -> Later:
+        with ExitStack() as stack:
+            folder, linked = stack.enter_context(self._folders(context))
             block = self._receive(request_iterator, folder, linked, context)
-            for event in self._events(block, context):
-                if isinstance(event, BlockResult):
-                    yield from _result_events(event, block)
-                else:
-                    yield pb.MeasureBlockEvent(progress=convert.progress_to_pb(event))
+            ticket = self._submit(block, context)
+            # The files are kept, and what comes next is sent by whoever has it.
+            return Later(
+                ticket, partial(_messages, block), _is_last, _status_of, stack.pop_all().close
+            )
 
     def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.Diagnosis:
         def measure(block: UploadedBlock) -> BlockResult:
@@ -172,12 +176,17 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self, block: UploadedBlock, context: grpc.ServicerContext
     ) -> Iterator[Progress | BlockResult]:
         """What becomes of a block that waits its turn; it is dropped when the client goes."""
+        ticket = self._submit(block, context)
+        with _statuses(context):  # the slot has logged what became of the block
+            yield from ticket.events()
+
+    def _submit(self, block: UploadedBlock, context: grpc.ServicerContext) -> Ticket:
+        """Queues a block, which is dropped when its client goes."""
         with self._refusals(context):
             ticket = self._slot.submit(block, block.lease_id, self._client_of(context))
         if not context.add_callback(lambda: self._slot.close(ticket)):
             self._slot.close(ticket)
-        with _statuses(context):  # the slot has logged what became of the block
-            yield from ticket.events()
+        return ticket
 
     def _receive(
         self,
@@ -188,7 +197,12 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     ) -> UploadedBlock:
         with self._refusals(context):
             self._slot.check_open()
-            block = receive(requests, folder, self._info.limits, linked)
+
+            def check_lease(lease_id: str) -> None:
+                self._slot.check_lease(lease_id, self._client_of(context))
+                keep_while(requests, partial(self._slot.lease_lives, lease_id))
+
+            block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
                 raise ProviderError(
                     f"this device has no provider '{block.spec.provider}': it has "
@@ -220,7 +234,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         def refused(code: grpc.StatusCode, text: str) -> None:
             client, peer = self._client_of(context), context.peer()
             self._metrics.refused(code.name)
-            logs.event(
+            logs.sparing(
                 log,
                 logging.WARNING,
                 "refused",
@@ -239,6 +253,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (ProviderError, grpc.StatusCode.FAILED_PRECONDITION),
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooManyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
     (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends it again from its start
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -263,16 +278,46 @@ def _statuses(
     try:
         yield
     except Exception as error:
-        code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
-        if code is None:
+        status = _known_status(error)
+        if status is None:
             raise
-        text = str(error)
-        if isinstance(error, OSError):
-            text = f"the device cannot take it now: {error.strerror or type(error).__name__}"
     else:
         return
-    tell(code, text)
-    _abort(context, code, text)
+    tell(*status)
+    _abort(context, *status)
+
+
+def _known_status(error: Exception) -> tuple[grpc.StatusCode, str] | None:
+    """The status of an error, with its text for the client; None for one that is nobody's."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if code is None:
+        return None
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"the device cannot take it now: {error.strerror or type(error).__name__}"
+    return code, foreign(text, _LONGEST_DETAILS)
+
+
+def _messages(block: UploadedBlock, event: Event) -> Iterator[pb.MeasureBlockEvent]:
+    """What is sent of an event of a block; raises what kept the block from being measured."""
+    if isinstance(event, Exception):
+        raise event
+    if isinstance(event, BlockResult):
+        yield from _result_events(event, block)
+    else:
+        yield pb.MeasureBlockEvent(progress=convert.progress_to_pb(event))
+
+
+def _is_last(event: Event) -> bool:
+    return isinstance(event, BlockResult)
+
+
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    status = _known_status(error)
+    if status is None:
+        log.error("a block failed", exc_info=error)
+        return grpc.StatusCode.UNKNOWN, foreign(f"the agent failed: {error}", _LONGEST_DETAILS)
+    return status
 
 
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:
@@ -282,5 +327,5 @@ def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.Mea
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, foreign(message, _LONGEST_DETAILS))
+    context.abort(code, message)
     raise AssertionError  # abort() raises; this tells type checkers so

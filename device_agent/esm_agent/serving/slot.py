@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from esm_agent.measure.block import UploadedBlock
@@ -15,7 +15,7 @@ from esm_agent.measure.process import Hello
 from esm_agent.measure.worker import CancelledError, Worker
 from esm_agent.operation import logs
 from esm_agent.operation.metrics import Metrics, Readings
-from esm_agent.serving.lease import EXPIRY_S, Leases, NoLeaseError
+from esm_agent.serving.lease import EXPIRY_S, Leases, NoLeaseError, TooManyError
 from esm_protos.messages import BlockResult, Measurement, Occupancy, Progress, Standing, State
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ _LOOK_S = 0.5
 """How often leases are looked at while nothing happens."""
 REST_S = 60.0
 """Without any lease for so long, the measuring process ends, and gives its memory back."""
+_LEASES_S = 1.0
+"""How often leases are looked at while there are any."""
+MOST_BLOCKS = 64
+"""Of one lease, waiting at a time."""
 _ID_LETTERS = 8  # of a lease's id in logs: enough to follow it, too few to use it
 
 
@@ -51,16 +55,17 @@ class Ticket:
         self.lease_id = lease_id
         self.facts = facts
         self.reason: Exception | None = None
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._told = Progress(State.QUEUED, 0.0)
-        self._events.put(self._told)
+        self._events: deque[Event] = deque((self._told,))
+        self._changed = threading.Condition()
+        self._ready: Callable[[], None] = lambda: None
 
     def cancel(self, reason: Exception | None = None) -> None:
         """The client has gone, or its lease: the block is dropped, or its measurement stopped."""
         self.reason = self.reason or reason or CancelledError("its client has gone")
         self._cancelled.set()
-        self._events.put(self.reason)
+        self._put(self.reason)
 
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
@@ -73,21 +78,44 @@ class Ticket:
             if event.state is old.state and not moved and _place(event) == _place(old):
                 return
             self._told = event
-        self._events.put(event)
+        self._put(event)
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Calls ``ready`` whenever there is something to take; there is now."""
+        self._ready = ready
+        ready()
+
+    def take(self) -> Event | None:
+        """The next event; None where there is none yet."""
+        with self._changed:
+            return self._events.popleft() if self._events else None
 
     def events(self) -> Iterator[Progress | BlockResult]:
-        """Progress until the result, which comes last.
+        """Progress until the result, which comes last. Waits for each.
 
         Raises:
             Exception: whatever kept the block from being measured.
         """
         while True:
-            event = self._events.get()
+            with self._changed:
+                while not self._events:
+                    self._changed.wait()
+                event = self._events.popleft()
             if isinstance(event, Exception):
                 raise event
             yield event
             if isinstance(event, BlockResult):
                 return
+
+    def _put(self, event: Event) -> None:
+        with self._changed:
+            # A client that reads slowly is told of the latest progress only.
+            old = self._events[-1] if self._events else None
+            if isinstance(event, Progress) and isinstance(old, Progress):
+                self._events.pop()
+            self._events.append(event)
+            self._changed.notify()
+        self._ready()
 
 
 def _place(progress: Progress) -> tuple[int, str] | None:
@@ -106,6 +134,7 @@ class Slot:
         expiry_s: a host that is silent for so long has lost its lease.
         metrics: counts what happens.
         rest_s: the measuring process ends after so long without any lease.
+        is_welcome: whether a client may still come in; asked of those that have leases.
     """
 
     def __init__(
@@ -114,10 +143,12 @@ class Slot:
         expiry_s: float = EXPIRY_S,
         metrics: Metrics | None = None,
         rest_s: float = REST_S,
+        is_welcome: Callable[[str], bool] = lambda client: True,
     ) -> None:
         self._worker = worker
         self._metrics = metrics or Metrics()
         self._rest_s = rest_s
+        self._is_welcome = is_welcome
         self._resting = False
         self._leases = Leases(expiry_s)
         self._facts: dict[str, Facts] = {}
@@ -129,6 +160,7 @@ class Slot:
         self._changed = threading.Condition()
         self._hello: queue.SimpleQueue[Hello | Exception] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="esm-slot", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="esm-leases", daemon=True)
 
     def start(self) -> Hello:
         """Starts the thread and the worker's process.
@@ -140,6 +172,7 @@ class Slot:
         hello = self._hello.get()
         if isinstance(hello, Exception):
             raise hello
+        self._keeper.start()
         return hello
 
     # Leases
@@ -160,6 +193,7 @@ class Slot:
             self._facts[lease_id] = Facts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
             if not known:
                 self._log_lease("lease made", lease_id)
+                self._changed.notify_all()
             return standing
 
     def release(self, lease_id: str, client: str) -> None:
@@ -199,14 +233,19 @@ class Slot:
         Raises:
             NoLeaseError: the lease is not alive, or not this client's.
             DrainingError: the agent is about to stop.
+            TooManyError: too many of the lease's blocks wait already.
         """
         with self._changed:
             self.check_lease(lease_id, client)
+            if len(self._tickets[lease_id]) >= MOST_BLOCKS:
+                raise TooManyError(
+                    f"{MOST_BLOCKS} blocks of one lease wait already: send more when they are done"
+                )
             ticket = Ticket(block, lease_id, self._facts[lease_id])
             self._open.add(ticket)
             self._tickets[lease_id].append(ticket)
             self._tell_standings()
-            self._changed.notify()
+            self._changed.notify_all()
             return ticket
 
     def close(self, ticket: Ticket) -> None:
@@ -252,8 +291,34 @@ class Slot:
             self._stopped = True
             self._changed.notify_all()
         self._thread.join()
+        if self._keeper.is_alive():
+            self._keeper.join()
 
-    # The thread
+    # The threads
+
+    def _keep(self) -> None:
+        """Ends leases in time, also while a long block is measured and nobody calls."""
+        while True:
+            with self._changed:
+                while not (self._facts or self._stopped):
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                self._drop_expired()
+                clients = self._leases.clients()
+            for client in clients:  # without the lock: this reads a file
+                if not self._is_welcome(client):
+                    self._shut_out(client)
+            with self._changed:
+                if not self._stopped:
+                    self._changed.wait_for(lambda: self._stopped, _LEASES_S)
+
+    def _shut_out(self, client: str) -> None:
+        with self._changed:
+            for lease_id in self._leases.end_all(client):
+                self._log_lease("lease revoked", lease_id, logging.WARNING)
+                self._drop(lease_id)
+            self._changed.notify_all()
 
     def _loop(self) -> None:
         try:
@@ -307,10 +372,8 @@ class Slot:
             self._resting = False
 
     def _tell_standings(self) -> None:
-        now = time.monotonic()
-        for lease_id, tickets in self._tickets.items():
-            for ticket in tickets:
-                standing = self._leases.standing(lease_id, now)
+        for lease_id, standing in self._leases.standings(time.monotonic()):
+            for ticket in self._tickets.get(lease_id, ()):
                 ticket.tell(Progress(State.QUEUED, 0.0, standing))
 
     def _drop_expired(self) -> None:

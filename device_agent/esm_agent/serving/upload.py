@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,11 +51,13 @@ def receive(
     folder: Path,
     limits: Limits,
     linked: Linked | None = None,
+    check_lease: Callable[[str], None] = lambda lease_id: None,
 ) -> UploadedBlock:
     """Reads a whole request stream into files under ``folder``.
 
     Args:
         linked: where models lie that have files in the cache; None: there is no cache.
+        check_lease: raises where no block is taken under a lease; asked before any model is read.
 
     Raises:
         UploadError: sizes, order, hashes or settings are wrong.
@@ -65,7 +67,7 @@ def receive(
         NotCachedError: a file is not in the cache.
     """
     stream = iter(requests)
-    header = _received_header(stream)
+    header = _received_header(stream, check_lease)
     try:
         spec = convert.spec_from_pb(header.spec)
     except ValueError as error:
@@ -86,8 +88,10 @@ def receive(
     )
 
 
-def _received_header(stream: Iterator[pb.MeasureBlockRequest]) -> pb.BlockHeader:
-    """The header, put together from its parts."""
+def _received_header(
+    stream: Iterator[pb.MeasureBlockRequest], check_lease: Callable[[str], None]
+) -> pb.BlockHeader:
+    """The header, put together from its parts; the first of them names the lease."""
     header = pb.BlockHeader()
     for request in stream:
         kind = request.WhichOneof("part")
@@ -98,6 +102,7 @@ def _received_header(stream: Iterator[pb.MeasureBlockRequest]) -> pb.BlockHeader
         except ValueError as error:
             raise UploadError(str(error)) from error
         check_version(header.protocol_version)
+        check_lease(header.lease_id)
         if kind == "header":
             return header
     raise UploadError("a block starts with its header")
