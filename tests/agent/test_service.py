@@ -115,6 +115,21 @@ def test_a_users_unit_asks_for_nothing_that_takes_root(monkeypatch: pytest.Monke
         assert not values(unit([], 30, system=False), key)
 
 
+@pytest.mark.parametrize("system", [True, False])
+def test_the_agent_survives_its_measuring_process(
+    system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else systemd stops the whole service when the kernel kills one process for its memory."""
+    monkeypatch.setattr(service, "_locked_folder", lambda path: None)
+    assert values(unit([], 30, system), "OOMPolicy") == ["continue"]
+
+
+def test_a_sudo_of_no_account_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "no-such-account")
+    with pytest.raises(ServiceError, match="SUDO_USER is 'no-such-account'"):
+        unit([], 30, system=True)
+
+
 @pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
 @pytest.mark.parametrize("system", [True, False])
 def test_systemd_understands_it(
