@@ -74,7 +74,7 @@ def test_interleaved_gives_every_model_its_runs_in_time_order(
 
 
 def test_a_model_that_fails_leaves_and_the_others_go_on() -> None:
-    device, failed = Device(dict.fromkeys(range(3), 50000000)), []
+    device, failed = Device(dict.fromkeys(range(3), 50_000_000)), []
 
     def failing() -> None:
         if device.log.count(1) == 3:

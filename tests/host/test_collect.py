@@ -154,7 +154,12 @@ def test_a_block_that_keeps_failing_is_kept_and_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "blocks"), [(FailureKind.INVALID_MODEL, 4), (FailureKind.OUT_OF_MEMORY, 6)]
+    ("kind", "blocks"),
+    [
+        (FailureKind.INVALID_MODEL, 4),
+        (FailureKind.INVALID_INPUT, 4),
+        (FailureKind.OUT_OF_MEMORY, 6),
+    ],
 )
 def test_a_model_that_fails_is_recorded_and_tried_again_where_that_may_help(
     tmp_path: Path, kind: FailureKind, blocks: int

@@ -55,7 +55,7 @@ class RoundQuality:
 
 
 # Outcomes that say something about the model and not about the moment.
-_LASTING = (FailureKind.INVALID_MODEL, FailureKind.UNSUPPORTED_OP)
+_LASTING = (FailureKind.INVALID_MODEL, FailureKind.INVALID_INPUT, FailureKind.UNSUPPORTED_OP)
 
 
 @dataclass(frozen=True)
