@@ -180,7 +180,7 @@ def test_blocks_that_wait_hold_no_thread(agent: AgentServer, channel: grpc.Chann
         stub.Release(pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id=lease_id))
     *_, last = stub.MeasureBlock(convert.block_to_requests(SHORT, "short"))
     assert last.done.block_id == "short"
-    until(lambda: not list(agent._scratch.glob("tmp*")))
+    until(lambda: not list(agent._scratch.path.glob("tmp*")))
 
 
 @pytest.mark.parametrize("lives", [True, False])
