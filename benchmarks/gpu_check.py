@@ -163,6 +163,13 @@ def output(model: DeviceModel) -> Any:
     return copied[0]
 
 
+def on_cpu(model: UploadedModel) -> Any:
+    loaded = OnnxRuntimeCpu().load(model, SPEC)
+    loaded.run()
+    (expected,) = loaded.outputs()
+    return expected.numpy()
+
+
 # Checks
 
 
@@ -185,7 +192,7 @@ def same_results_as_cpu(box: Box) -> Figures:
     figures = {}
     for name in SPACES:
         for size, data in zip(("smallest", "largest"), subnets(name, 64, 0.5), strict=True):
-            (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC).run()  # type: ignore[misc]
+            expected = on_cpu(box.save(data))
             figures[f"{name} {size}"] = error_between(output(box.load(data)), expected)
     if not max(figures.values()) < 1e-3:
         raise CheckFailedError("results differ from the CPU's", **figures)
@@ -266,7 +273,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
 def tf32(box: Box) -> Figures:
     """Off by default; on, results are coarser."""
     data = (Path(cuda.__file__).parents[1] / "probe_models" / "large-gemm.onnx").read_bytes()
-    (expected,) = OnnxRuntimeCpu().load(box.save(data), SPEC).run()  # type: ignore[misc]
+    expected = on_cpu(box.save(data))
     off, on = (box.load(data, replace(SPEC, tf32=wanted)) for wanted in (False, True))
     deep_off, deep_on = (
         box.load(chain(DEPTHS[0]), replace(SPEC, tf32=wanted)) for wanted in (False, True)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from esm_host.arguments import in_python, on_command_line
+from esm_host.arguments import argument, in_python, on_command_line
+from esm_models.errors import InvalidSpaceError
 
 
 class EsmError(Exception):
@@ -44,6 +45,14 @@ class EsmError(Exception):
 
 class UsageError(EsmError):
     exit_code = 2
+
+    @classmethod
+    def of_space(cls, error: InvalidSpaceError) -> UsageError:
+        """Quote the error of a search space's settings, with the argument marked."""
+        text = str(error)
+        if error.argument:
+            text = argument(error.argument) + text.removeprefix(error.argument)
+        return cls(text)
 
 
 class DatasetError(EsmError):

@@ -520,7 +520,7 @@ def test_large_models_and_weights_beside_them_go_to_the_cache(
     assert entry["external"] == {"model.data": digest.hexdigest()}
 
     fake._cache_bytes = 0
-    assert_refused(esm_host_time(alone, "-q"), 2, "esm-agent serve --cache-size")
+    assert_refused(esm_host_time(alone, "-q"), 2, "esm-agent serve --cache DIR --cache-size")
     data.unlink()
     assert_refused(esm_host_time(apart), 2, str(data), "put that file beside the model")
 

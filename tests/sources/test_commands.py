@@ -358,5 +358,5 @@ def test_names_do_not_move_the_cursor(tmp_path: Path) -> None:
         ("sources", "split", "--train", 1, "--test", 1),
     ):
         out = works(*arguments)
-        assert "a?[2J?b" in out
+        assert "a?[2J b" in out
         assert "\x1b" not in out

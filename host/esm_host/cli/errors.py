@@ -8,8 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from esm_host.arguments import flag
-from esm_host.errors import EsmError
+from esm_host.errors import EsmError, UsageError
 from esm_models.errors import InvalidSpaceError, ModelsError
 from esm_protos.text import printable
 
@@ -29,11 +28,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except EsmError as error:
             typer.echo(f"error: {printable(error.for_command())}", err=True)
             raise typer.Exit(error.exit_code) from None
+        except InvalidSpaceError as error:
+            typer.echo(f"error: {printable(UsageError.of_space(error).for_command())}", err=True)
+            raise typer.Exit(2) from None
         except ModelsError as error:
-            text = str(error)
-            if isinstance(error, InvalidSpaceError) and error.argument:
-                text = flag(error.argument) + text.removeprefix(error.argument)
-            typer.echo(f"error: {printable(text)}", err=True)
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

@@ -62,7 +62,7 @@ def read_columns(
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:
         if settings and isinstance(error.__cause__, InvalidSpaceError):  # not the file's fault
-            raise UsageError(str(error)) from error
+            raise UsageError.of_space(error.__cause__) from error
         raise DatasetError(
             f"{path} has no architectures of a known space ({error}): --architecture names their "
             "column"
