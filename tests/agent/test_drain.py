@@ -174,6 +174,7 @@ def test_a_second_signal_ends_at_once(port: int, tmp_path: Path) -> None:
             running.result()
 
 
+@pytest.mark.faults
 def test_a_campaign_goes_on_with_the_next_agent(port: int, tmp_path: Path) -> None:
     run, log, said = tmp_path / "run", tmp_path / "log", tmp_path / "said"
     command = [sys.executable, "-c", "from esm_host.cli import main; main()", "profile"]

@@ -388,6 +388,7 @@ def test_an_agent_of_half_the_speed_is_noticed(tmp_path: Path, config: Path) -> 
     assert {block.round for block in blocks} == {REFERENCE_ROUND}
 
 
+@pytest.mark.faults
 def test_an_agent_that_is_killed_costs_the_campaign_nothing_but_its_help(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

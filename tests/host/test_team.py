@@ -444,6 +444,7 @@ def test_a_database_that_goes_away_costs_no_more_than_a_block(
     assert len(fake.blocks) == 7  # the one that could not be stored again
 
 
+@pytest.mark.faults
 def test_a_host_that_is_killed_loses_nothing(shared_store: str) -> None:
     """Through a real agent; wherever it dies, another machine goes on."""
     loud = [word for word in SMALL if word != "--quiet"]
