@@ -74,7 +74,7 @@ def print_table(
     Args:
         rows: those that end early widen the first column only.
         right: numbers of the columns that are set to the right.
-        notes: lines under rows, by the row's number from 0.
+        notes: lines under rows, by the row's number from 0; neighbours share an equal one.
     """
     under = {number + 1: text for number, text in (notes or {}).items()}
     table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
@@ -87,5 +87,5 @@ def print_table(
             for number, (cell, width) in enumerate(zip(cells, widths, strict=False))
         )
         print("  ".join(padded).rstrip())
-        if row in under:
+        if row in under and under.get(row + 1) != under[row]:
             print(f"  {printable(under[row])}")
