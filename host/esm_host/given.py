@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,17 @@ FROM_MEMORY = "values-from-memory.npz"
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Of all files in a zip, so that the same values make the same one, which is sent once."""
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,  # encrypted, or packed in a way that Python does not know
+)
 
 
 class _Head(NamedTuple):
@@ -177,7 +189,7 @@ def _sources(path: Path) -> list[_Source]:
         return _members(path)
     except FileNotFoundError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             f"{_label(path)} is no .npz of arrays and no .pb of an ONNX value ({error}): {_NPZ}"
         ) from error

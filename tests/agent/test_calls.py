@@ -1,10 +1,12 @@
 """Callers who send nothing, or nonsense, take nothing from those who measure."""
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -301,3 +303,38 @@ def test_health_is_checked_and_not_watched(channel: grpc.Channel) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(stub.Watch(request))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_an_answer_is_closed_also_if_its_call_cannot_be_ended() -> None:
+    class Broken:
+        def listen(self, ready: Any) -> None:
+            ready()
+
+        def take(self) -> Any:
+            return "event"
+
+        def submit(self, work: Any) -> None:
+            with contextlib.suppress(OSError):
+                work()
+
+        def sending(self, call: Any) -> Any:
+            return contextlib.nullcontext()
+
+        def send(self, message: Any) -> None:
+            raise OSError
+
+    def finish(*status: Any) -> bool:
+        raise OSError
+
+    broken: Any = Broken()
+    broken.finish = finish
+    closed: list[bool] = []
+    later = calls.Later(
+        broken,
+        messages=lambda event: iter((event,)),
+        is_last=lambda event: True,
+        status=lambda error: (grpc.StatusCode.UNKNOWN, ""),
+        close=lambda: closed.append(True),
+    )
+    later.start(broken, broken)
+    assert closed == [True]

@@ -186,3 +186,15 @@ def test_files_that_hold_no_values(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="'image' is given twice"):
         of([tmp_path / "input_0.pb", tmp_path / "image.pb"], [IMAGE])
+
+
+def test_an_encrypted_zip_is_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"data")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # flags of the file
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # and of its entry in the directory
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"is no \.npz"):
+        Given([path], tmp_path, {})

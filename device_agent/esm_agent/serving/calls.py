@@ -244,9 +244,10 @@ class Later:
                 self._call.finish()
         except Exception as error:
             self._call.finish(*self._status(error))
-        if last:
-            self._over = True
-            self._close()
+        finally:  # whatever fails, the block is not kept open
+            if last:
+                self._over = True
+                self._close()
 
 
 class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
