@@ -1,5 +1,6 @@
 """Who comes in, on every method of every service, over real connections."""
 
+import hashlib
 import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from esm_agent.serving.server import AgentServer
 from esm_host.errors import AuthError, UnreachableError
 from esm_host.transport.access import PLAIN, Access, mutual, pinned
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, MeasureSpec, Model
+from esm_protos import convert
+from esm_protos.messages import PROTOCOL_VERSION, Block, Case, File, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from tests.certificates import Authority, Files, self_signed
 
@@ -280,6 +282,37 @@ def test_the_agent_knows_its_clients_by_name(
         holder = profiler.device_info().occupancy.holder
         assert holder is not None
         assert holder.client == client
+
+
+def test_a_name_that_is_given_again_has_none_of_the_old_ones_files(tmp_path: Path) -> None:
+    tokens = TokenFile(tmp_path / "tokens")
+    certificate, key = make_certificate()
+    door = TokenDoor(certificate, key, tokens, NOWAIT)
+    server = AgentServer("127.0.0.1", 0, door=door, cache_folder=tmp_path / "cache")
+    data, path = bytes(100), tmp_path / "inputs"
+    path.write_bytes(data)
+    file = File(hashlib.sha256(data).digest(), len(data), path)
+    block = Block("b", MeasureSpec(runs=1), (Model("m", b"", Case(inputs=file)),))
+    sent = []
+    try:
+        for _ in range(2):
+            _, token = tokens.add("laptop")
+            access = pinned(certificate, token)
+            with RemoteProfiler(f"127.0.0.1:{server.port}", "pi4", access) as profiler:
+                profiler.reserve("test")
+                offer = pb.OfferRequest(
+                    protocol_version=PROTOCOL_VERSION,
+                    lease_id=profiler._lease.lease_id,
+                    files=[convert.file_to_pb(file)],
+                )
+                (missing,) = profiler._stub.Offer(offer).missing
+                sent.append(bool(missing.nonce))
+                profiler.measure(block)
+                assert not profiler._stub.Offer(offer).missing
+            tokens.revoke("laptop")
+    finally:
+        server.stop()
+    assert sent == [False, True], "the second one has to prove that it has the file"
 
 
 # What hosts make of it

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import grpc
 
 from esm_agent.door.certificate import dates, out_of_dates, own_certificate
-from esm_agent.door.tokens import AccessError, TokenFile, config_folder
+from esm_agent.door.tokens import AccessError, TokenFile, config_folder, hash_of
 from esm_agent.operation.logs import sparing
 from esm_agent.operation.metrics import Metrics
 from esm_protos.text import foreign
@@ -137,6 +137,10 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     def client_of(self, context: grpc.ServicerContext) -> str:
         """The name by which the agent knows the caller; aborts where it has become invalid."""
 
+    def owner_of(self, context: grpc.ServicerContext) -> str:
+        """Return whose files the caller may use; aborts where it has become invalid."""
+        return self.client_of(context)
+
     def caller_of(self, context: grpc.ServicerContext) -> str:
         """Whose calls are counted together; never aborts."""
         return context.peer()  # type: ignore[no-any-return]
@@ -216,6 +220,11 @@ class TokenDoor(Door):
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, PAIR)
         return name
 
+    def owner_of(self, context: grpc.ServicerContext) -> str:
+        """As :meth:`Door.owner_of`: by the token, since its name may be given again."""
+        name = self.client_of(context)
+        return f"{name} {hash_of(_token(context.invocation_metadata()))}"
+
     def caller_of(self, context: grpc.ServicerContext) -> str:
         return self._name_of(context.invocation_metadata()) or super().caller_of(context)
 
@@ -226,11 +235,8 @@ class TokenDoor(Door):
         return PAIR if self._name_of(metadata) is None else None
 
     def _name_of(self, metadata: Metadata) -> str | None:
-        values = [value for key, value in metadata if key == "authorization"]
-        if len(values) != 1 or not isinstance(values[0], str):
-            return None
-        scheme, _, token = values[0].partition(" ")
-        return self._tokens.name_of(token) if scheme.lower() == "bearer" else None
+        token = _token(metadata)
+        return self._tokens.name_of(token) if token else None
 
 
 class CertificateDoor(Door):
@@ -336,6 +342,15 @@ def _warn_of_dates(certificate: bytes, cure: str) -> None:
         )
     elif (left := dates(certificate)[1] - datetime.now(UTC)) < _SOON:
         log.warning("the agent's certificate expires in %d days: %s", left.days, cure)
+
+
+def _token(metadata: Metadata) -> str:
+    """The token of a call; empty where there is none."""
+    values = [value for key, value in metadata if key == "authorization"]
+    if len(values) != 1 or not isinstance(values[0], str):
+        return ""
+    scheme, _, token = values[0].partition(" ")
+    return token if scheme.lower() == "bearer" else ""
 
 
 def _address(peer: str) -> str:

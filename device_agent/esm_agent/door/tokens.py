@@ -79,7 +79,7 @@ class TokenFile:
 
     def name_of(self, token: str) -> str | None:
         """Whose token this is; None if nobody's. Takes the same time wherever it differs."""
-        given = _hash(token)
+        given = hash_of(token)
         found: str | None = None
         for known in self._current():
             if hmac.compare_digest(known.sha256, given):
@@ -141,7 +141,7 @@ class TokenFile:
                 )
             secret = f"esm_{secrets.token_urlsafe(32)}"
             created = datetime.now(UTC).isoformat(timespec="seconds")
-            tokens.append(Token(name, _hash(secret), created))
+            tokens.append(Token(name, hash_of(secret), created))
         return name, secret
 
     def revoke(self, name: str) -> None:
@@ -229,7 +229,8 @@ def _cure(error: OSError) -> str:
     return reason
 
 
-def _hash(token: str) -> str:
+def hash_of(token: str) -> str:
+    """Return what is kept of a token: its SHA-256, in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 

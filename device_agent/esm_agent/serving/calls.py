@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import grpc
@@ -384,9 +385,9 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
                 incoming, sending = list(self._incoming), list(self._sending.items())
             now = time.monotonic()
             for call in _untaken(sending, now):
-                call.context.cancel()
+                _attempt(call.context.cancel)
             for each, reason in _overdue(incoming, now):
-                self._refuse(each.call, reason)
+                _attempt(partial(self._refuse, each.call, reason))
 
     def _refuse(self, call: Call, reason: str) -> None:
         # ABORTED: nothing is wrong with the call, and the host tries again.
@@ -433,6 +434,14 @@ def _untaken(sending: list[tuple[Call, float]], now: float) -> Iterator[Call]:
             yield call
     for calls in lying.values():
         yield from calls[: max(len(calls) - _MOST_UNTAKEN, 0)]
+
+
+def _attempt(end: Callable[[], object]) -> None:
+    """End one call; what goes wrong with it does not end the watch over the others."""
+    try:
+        end()
+    except Exception:
+        log.exception("a call could not be ended")
 
 
 def _only(incoming: Incoming) -> Any:

@@ -121,6 +121,7 @@ class AgentServer:
             self._slot,
             self._scratch,
             door.client_of,
+            door.owner_of,
             telemetry(),
             metrics=metrics,
             cpus=confinement.cpus,

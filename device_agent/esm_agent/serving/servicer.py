@@ -66,6 +66,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     Args:
         client_of: the name under which the agent knows the caller.
+        owner_of: whose cached files the caller may use.
         metrics: counts refusals.
         cpus: that models run on; empty: all that this process may use.
         cache: of files that do not travel with a block; None takes none.
@@ -77,6 +78,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         slot: Slot,
         scratch: Scratch,
         client_of: Callable[[grpc.ServicerContext], str],
+        owner_of: Callable[[grpc.ServicerContext], str],
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
@@ -86,6 +88,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._slot = slot
         self._scratch = scratch
         self._client_of = client_of
+        self._owner_of = owner_of
         self._telemetry = telemetry or Telemetry()
         self._metrics = metrics or Metrics()
         self._cpus = cpus
@@ -121,10 +124,9 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def Offer(self, request: pb.OfferRequest, context: grpc.ServicerContext) -> pb.OfferReply:
         with self._refusals(context):
             check_version(request.protocol_version)
-            client = self._client_of(context)
-            self._slot.check_lease(request.lease_id, client)
+            self._slot.check_lease(request.lease_id, self._client_of(context))
             files = [convert.file_from_pb(file) for file in request.files]
-            missing = self._opened_cache().offer(request.lease_id, client, files)
+            missing = self._opened_cache().offer(request.lease_id, self._owner_of(context), files)
         return pb.OfferReply(
             missing=[
                 pb.Missing(file=each.file, have_bytes=each.have_bytes, nonce=each.nonce)
@@ -138,14 +140,14 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with self._refusals(context):
             header, data = upload_parts(request_iterator)
             check_version(header.protocol_version)
-            client = self._client_of(context)
-            self._slot.check_lease(header.lease_id, client)
+            self._slot.check_lease(header.lease_id, self._client_of(context))
             keep_while(request_iterator, partial(self._slot.lease_lives, header.lease_id))
             file, cache = convert.file_from_pb(header.file), self._opened_cache()
+            owner = self._owner_of(context)
             if header.proof:
-                cache.prove(header.lease_id, client, file, header.proof)
+                cache.prove(header.lease_id, owner, file, header.proof)
             else:
-                cache.receive(header.lease_id, client, file, header.offset, data)
+                cache.receive(header.lease_id, owner, file, header.offset, data)
         return pb.UploadReply()
 
     def MeasureBlock(
@@ -223,8 +225,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                 folder = stack.enter_context(self._scratch.folder())
                 linked = None
                 if self._cache is not None:
-                    client = self._client_of(context)
-                    linked = stack.enter_context(self._cache.linked(client))
+                    linked = stack.enter_context(self._cache.linked(self._owner_of(context)))
             yield folder, linked
 
     @contextmanager
