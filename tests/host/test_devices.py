@@ -301,6 +301,14 @@ def test_names_that_do_not_fit_change_nothing(
 # Groups
 
 
+def test_a_group_has_no_agent_twice(config: Path) -> None:
+    text = CONFIG + '[devices.again]\naddress = "127.0.0.1:1"\n'
+    config.write_text(text)
+    result = command("group", "new", "pi4", "rack", "again")
+    assert_refused(result, "pi4 and again are the same agent: give one of them")
+    assert config.read_text() == text
+
+
 def test_a_group_is_written_replaced_listed_renamed_and_removed(config: Path) -> None:
     assert command("group", "warm", "rack", "pi4", "rack").exit_code == 0
     assert devices.members("warm") == ("rack", "pi4")

@@ -24,6 +24,7 @@ from esm_host.transport.devices import (
     text_of,
     unknown,
 )
+from esm_host.transport.distinct import same_agent
 from esm_protos.private_files import write_private
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
@@ -87,6 +88,10 @@ def save_group(name: str, devices: Sequence[str]) -> Path:
     for device in devices:
         if device not in known:
             raise unknown(device, known, "a device that has a name")
+    addresses: dict[str, str] = {}
+    for device in devices:
+        if (other := addresses.setdefault(known[device].address, device)) != device:
+            raise same_agent(other, device)
     with _edited() as document:
         document.setdefault("groups", tomlkit.table())[name] = list(dict.fromkeys(devices))
     return config_path()
