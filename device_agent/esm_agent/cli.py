@@ -276,7 +276,7 @@ def _stops() -> queue.SimpleQueue[str | None]:
 @one_line_errors
 def doctor(
     seconds: Annotated[
-        float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
+        float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
@@ -300,7 +300,7 @@ def doctor(
                     output.write_text(text + "\n")
                 except OSError as error:
                     fail(1, f"cannot write {output}: {error.strerror}")
-                typer.echo(f"{summary(diagnosis)}; all in {output}", err=True)
+                typer.echo(f"{summary(diagnosis)}; written to {output}", err=True)
     except WorkerUnavailableError as error:
         fail(1, str(error))
     if not diagnosis.fit:
@@ -362,17 +362,23 @@ def show_cache(
 @one_line_errors
 def install_service(
     options: Annotated[
-        list[str] | None, typer.Argument(help="Options of `esm-agent serve`, after --.", metavar="[-- ...]")
+        list[str] | None,
+        typer.Argument(help="Options of `esm-agent serve`, after --.", metavar="[-- ...]"),
     ] = None,
     system: Annotated[
         bool | None,
-        typer.Option("--system/--user", help="Service of the device (default for root), or of your user."),
+        typer.Option(
+            "--system/--user", help="Service of the device (default for root), or of your user."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the unit and write nothing.")
     ] = False,
 ) -> None:
-    """Install the agent as a systemd service. Example: esm-agent install-service -- --port 7000 --drain 60"""
+    """Install the agent as a systemd service.
+
+    Example: esm-agent install-service -- --port 7000 --drain 60
+    """
     from esm_agent.operation import service
     from esm_agent.serving import announce
 

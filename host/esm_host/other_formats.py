@@ -79,7 +79,10 @@ _MODELS_AND_ARCHIVES: _Formats = (
     (_starts(b"\x89HDF\r\n\x1a\n"), f"an HDF5 file, as Keras saves it: {_KERAS}"),
     (lambda head: head[4:8] == b"TFL3", f"a TensorFlow Lite file: {_TFLITE}"),
     (lambda head: head[4:8] == b"ORTM", f"an ONNX Runtime ORT file: {_BUILT}"),
-    (lambda head: head[8:10] == b'{"', f"a safetensors file, which has weights but no graph: {_EXPORT}"),
+    (
+        lambda head: head[8:10] == b'{"',
+        f"a safetensors file, which has weights but no graph: {_EXPORT}",
+    ),
     (_starts(b"ftrt", b"ptrt"), f"a TensorRT engine: {_BUILT}"),
     (_is_json, "a JSON file: give the ONNX file itself"),
 )

@@ -210,7 +210,7 @@ def test_a_removed_device_leaves_no_secret_behind_and_the_others_alone(config: P
     assert config.read_text() == CONFIG
     result = command("remove", "kitchen", "--force")
     assert result.exit_code == 0, result.output
-    assert "group cold is gone too" in result.stderr
+    assert "group cold removed too" in result.stderr
     assert not config.with_name("devices.kitchen.pem").exists()
     left = tomllib.loads(config.read_text())
     assert list(left["devices"]) == ["pi4", "rack"]

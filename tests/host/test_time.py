@@ -810,7 +810,11 @@ def test_files_that_cannot_be_timed(fake: FakeProfiler, model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.pt", "is not an ONNX file: export it with torch.onnx.export(model, args, 'model.onnx', dynamo=True)"),
+        (
+            "model.pt",
+            "is not an ONNX file: export it with torch.onnx.export(model, args, 'model.onnx', "
+            "dynamo=True)",
+        ),
         ("model.tflite", "tf2onnx.convert --tflite"),
         ("model.pb", "tf2onnx.convert --saved-model"),
         ("model.keras", "tf2onnx"),
@@ -834,7 +838,10 @@ def test_other_formats_are_told_how_to_become_onnx(
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull --include"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page: the download failed"),
-        (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "is a PyTorch file: export it with torch.onnx.export("),
+        (
+            b"PK\x03\x04" + bytes(26) + b"archive/data.pkl",
+            "is a PyTorch file: export it with torch.onnx.export(",
+        ),
         (b"\x80\x02\x8a\nl\xfc", "is a Python pickle: export it with"),
         (gzip.compress(BARE), "is compressed with gzip: unpack it with gunzip -k"),
         (lzma.compress(BARE), "is compressed with xz: unpack it with unxz -k"),

@@ -119,7 +119,9 @@ def list_tokens(config: Config = None) -> None:
 @tokens.command()
 @one_line_errors
 def revoke(
-    name: Annotated[str, typer.Argument(help="Name of the workstation, see `esm-agent tokens list`.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the workstation, see `esm-agent tokens list`.")
+    ],
     config: Config = None,
 ) -> None:
     """Revoke the token of a workstation at once. Example: esm-agent tokens revoke laptop"""

@@ -173,8 +173,8 @@ class TokenFile:
             except ValueError as error:
                 # Written by hand, perhaps not yet to the end: it is read again when it changes.
                 log.error(
-                    "no token is accepted: %s cannot be read (%s): remove it and run `esm-agent pair` "
-                    "again",
+                    "no token is accepted: %s cannot be read (%s): remove it and run "
+                    "`esm-agent pair` again",
                     self._path,
                     error,
                 )

@@ -67,7 +67,7 @@ def time_models(
         turns[0].measure()
     else:
         _together(turns)
-        check_distinct(met.devices)
+        check_distinct({name: met.devices[name] for name in devices if name in met.devices})
     timings = tuple(turn.timing for turn in turns)
     if len(timings) == 1 and timings[0].error is not None:
         raise timings[0].error

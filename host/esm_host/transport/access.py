@@ -117,7 +117,7 @@ def is_loopback(address: str) -> bool:
 def check_token(token: str) -> str:
     """Raises UsageError for what cannot be a token; never repeats it."""
     if not _TOKEN.fullmatch(token):
-        raise UsageError("this is no token: paste the line that `esm-agent pair` printed, whole")
+        raise UsageError("malformed token: paste the whole line that `esm-agent pair` printed")
     return token
 
 
@@ -131,7 +131,9 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
     """
     match = _FINGERPRINT.fullmatch(fingerprint.strip().lower())
     if match is None:
-        raise UsageError(f"'{fingerprint}' is no fingerprint: give sha256: and 64 hexadecimal digits")
+        raise UsageError(
+            f"'{fingerprint}' is no fingerprint: give sha256: and 64 hexadecimal digits"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the fingerprint verifies it, below

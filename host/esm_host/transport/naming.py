@@ -121,8 +121,7 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
-            f"'{name}' is in group {', '.join(holders)}: {argument('force')} takes it out there "
-            "as well"
+            f"'{name}' is in group {', '.join(holders)}: {argument('force')} also removes it there"
         )
     with _edited(_without_section(name)) as document:
         if name in document.get("devices", {}):
@@ -176,7 +175,7 @@ def rename(old: str, new: str) -> None:
 
 def _check_spelling(name: str, what: str) -> None:
     if name == "local" or not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a {what}: letters, digits, '.', '_', '-'")
+        raise UsageError(f"'{name}' is no name for a {what}: use letters, digits, '.', '_' and '-'")
 
 
 @contextmanager
@@ -199,7 +198,7 @@ def _edited(text: str | None = None) -> Iterator[Any]:
         if tomllib.loads(written) != document.unwrap():  # what tomlkit makes of some dotted keys
             raise ValueError("it has dotted keys: write [devices.NAME] and [groups] instead")
     except (ValueError, TypeError, AttributeError, tomlkit.exceptions.TOMLKitError) as error:
-        raise UsageError(f"{path} cannot be changed ({error}): put it right first") from error
+        raise UsageError(f"{path} cannot be changed ({error}): correct it first") from error
     _write_private(path, written.encode())
 
 

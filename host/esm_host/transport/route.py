@@ -54,7 +54,8 @@ def unreachable_proxy(address: tuple[str, int]) -> str | None:
     proxy = _proxy(address[0])
     if proxy is None:
         return None
-    assert proxy.hostname is not None and proxy.port is not None
+    assert proxy.hostname is not None
+    assert proxy.port is not None
     try:
         socket.create_connection((proxy.hostname, proxy.port), timeout=_LOOK_S).close()
     except OSError:
