@@ -276,7 +276,7 @@ def _stops() -> queue.SimpleQueue[str | None]:
 @one_line_errors
 def doctor(
     seconds: Annotated[
-        float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
+        float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
@@ -300,7 +300,7 @@ def doctor(
                     output.write_text(text + "\n")
                 except OSError as error:
                     fail(1, f"cannot write {output}: {error.strerror}")
-                typer.echo(f"{summary(diagnosis)}; all in {output}", err=True)
+                typer.echo(f"{summary(diagnosis)}; written to {output}", err=True)
     except WorkerUnavailableError as error:
         fail(1, str(error))
     if not diagnosis.fit:
@@ -336,17 +336,17 @@ def show_cache(
     cache: Annotated[
         Path | None, typer.Option(help="As of serve.", show_default="~/.cache/esm-agent")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Drop all files.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all files.")] = False,
 ) -> None:
-    """Say what the files take that hosts have sent, or drop them. Example: esm-agent cache --clear
+    """Show the size of the cache of uploaded files, or clear it. Example: esm-agent cache --clear
 
-    An agent that is running needs no restart: hosts send again what is missing.
+    A running agent needs no restart: hosts upload missing files again.
     """
     from esm_agent.serving.cache import Cache, cache_folder
 
     folder = cache or cache_folder()
     if not folder.exists():
-        fail(1, f"{folder}: there is no cache")
+        fail(1, f"{folder} does not exist: there is no cache")
     try:
         files = Cache(folder)
         if clear:
@@ -362,17 +362,23 @@ def show_cache(
 @one_line_errors
 def install_service(
     options: Annotated[
-        list[str] | None, typer.Argument(help="Options of `serve`, after --.", metavar="[-- ...]")
+        list[str] | None,
+        typer.Argument(help="Options of `esm-agent serve`, after --.", metavar="[-- ...]"),
     ] = None,
     system: Annotated[
         bool | None,
-        typer.Option("--system/--user", help="For the device, or for you alone (unless root)."),
+        typer.Option(
+            "--system/--user", help="Service of the device (default for root), or of your user."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the unit and write nothing.")
     ] = False,
 ) -> None:
-    """Let systemd run the agent. Example: esm-agent install-service -- --port 7000 --drain 60"""
+    """Install the agent as a systemd service.
+
+    Example: esm-agent install-service -- --port 7000 --drain 60
+    """
     from esm_agent.operation import service
     from esm_agent.serving import announce
 
@@ -409,7 +415,7 @@ def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
 def main() -> None:
     """Entry point."""
     # Else gRPC writes a line of its own for every handshake that fails.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A process that is spawned imports the main module of its parent again; the measuring process
     # needs nothing of this one, and starts a third faster without.
     main_module = sys.modules["__main__"]

@@ -28,6 +28,7 @@ _FLAGS = {
     "target_accuracy_percent": "--target-accuracy",
     "timeout_s": "--timeout",
     "tolerance_percent": "--tolerance",
+    "wait=False": "--no-wait",
 }
 
 _MARK = "\0"

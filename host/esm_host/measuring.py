@@ -22,6 +22,7 @@ from esm_host.limits import check_campaign, check_spec
 from esm_host.sampling import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
+from esm_host.transport.distinct import check_distinct
 from esm_host.transport.patient import PatientProfiler
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceInfo, MeasureSpec
@@ -73,7 +74,7 @@ def connected(
         wait: False gives up on a device that somebody else uses.
 
     Raises:
-        UsageError: a device cannot do what is asked.
+        UsageError: a device cannot do what is asked, or two names lead to one agent.
         BusyError: somebody else uses it, and ``wait`` is False.
         DeviceError: it is gone or refuses.
     """
@@ -85,14 +86,12 @@ def connected(
         ]
         largest = space.build(space.extremes()[1])
 
-        def ask(profiler: Profiler) -> DeviceInfo:
-            device = profiler.device_info()
+        def reserve(profiler: Profiler, device: DeviceInfo) -> None:
             check_spec(device, settings.spec)
             check_campaign(device.limits, settings.block_size, settings.references, largest)
             profiler.reserve(f"profile {settings.space}", wait)
-            return device
 
-        yield Devices(members, *_ask_all(members, ask, resume))
+        yield Devices(members, *_ask_all(members, reserve, resume))
 
 
 @contextmanager
@@ -134,21 +133,30 @@ def measuring(
 
 
 def _ask_all(
-    members: Sequence[Member], ask: Callable[[Profiler], DeviceInfo], resume: bool
+    members: Sequence[Member], reserve: Callable[[Profiler, DeviceInfo], None], resume: bool
 ) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
     """The devices that answer, and why the others do not, by name.
 
     Raises:
-        EsmError: nobody answers; the first one's. Or a device cannot do what is asked.
+        EsmError: nobody answers; the first one's. Or a device cannot do what is asked, or two
+            names lead to one agent.
     """
     # A new campaign's device that is not there is a mistake; an old one's will come back.
     for patient in [None, members[0]] if resume else [None]:
         devices: dict[str, DeviceInfo] = {}
         errors: dict[str, EsmError] = {}
+        told: dict[str, DeviceInfo] = {}
         for member in members:
+            profiler = member.profiler if member is patient else member.at_once
             try:
-                profiler = member.profiler if member is patient else member.at_once
-                devices[member.name] = ask(profiler)
+                device = told[member.name] = profiler.device_info()
+            except (BusyError, DeviceError) as error:
+                errors[member.name] = error
+                continue
+            check_distinct(told)
+            try:
+                reserve(profiler, device)
+                devices[member.name] = device
             except (BusyError, DeviceError) as error:
                 errors[member.name] = error
             except UsageError as error:

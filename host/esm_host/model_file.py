@@ -68,8 +68,8 @@ def read_model_file(path: Path, name: str | None = None) -> ModelFile:
         raise UsageError(f"{name} {what_it_is(path, name, size_bytes, head)}")
     if in_memory and outline is not None and (locations := external_locations(outline)):
         raise UsageError(
-            f"{name} keeps weights in '{locations[0]}', which bytes have no folder for: give the "
-            "path of its file, or load its weights with it, onnx.load(path)"
+            f"{name} keeps weights in '{locations[0]}', but a model in memory has no folder: "
+            "give the path of its file, or load it with its weights, onnx.load(path)"
         )
     external = () if outline is None else tuple(_external(path, name, outline))
     return ModelFile(name, data, external, outline)
@@ -119,7 +119,7 @@ def _external(path: Path, name: str, outline: view.Model) -> Iterator[tuple[str,
         ):
             raise UsageError(
                 f"{name} keeps weights in '{location}', which is not in its folder: save it "
-                "again, onnx.save(onnx.load(path), path, save_as_external_data=True)"
+                "again with onnx.save(onnx.load(path), path, save_as_external_data=True)"
             )
         try:
             file = hashed(target)

@@ -9,24 +9,24 @@ from typing import TypeAlias
 
 HEAD_BYTES = 4096
 
-_EXPORT = "export it: torch.onnx.export(model, args, 'model.onnx', dynamo=True)"
+_EXPORT = "export it with torch.onnx.export(model, args, 'model.onnx', dynamo=True)"
 _TF2ONNX = "python -m tf2onnx.convert"
-_TFLITE = f"convert it: {_TF2ONNX} --tflite {{path}} --output model.onnx"
+_TFLITE = f"convert it with {_TF2ONNX} --tflite {{path}} --output model.onnx"
 _KERAS = (
-    f"save it, model.export('saved'), and convert: {_TF2ONNX} --saved-model saved "
+    f"save it with model.export('saved') and convert that with {_TF2ONNX} --saved-model saved "
     "--output model.onnx"
 )
-_BUILT = "a built engine has no ONNX in it: give the ONNX file that it was built from"
+_BUILT = "give the ONNX file that it was built from"
 _CURES = {
     **dict.fromkeys((".pt", ".pth", ".torch", ".pt2", ".ckpt", ".safetensors"), _EXPORT),
     ".tflite": _TFLITE,
-    ".pb": f"convert its folder: {_TF2ONNX} --saved-model {{folder}} --output model.onnx",
+    ".pb": f"convert its folder with {_TF2ONNX} --saved-model {{folder}} --output model.onnx",
     **dict.fromkeys((".h5", ".keras"), _KERAS),
     **dict.fromkeys((".engine", ".plan", ".trt", ".ort"), _BUILT),
 }
 
 _PAGE = "a web page: the download failed, get the file itself"
-_PACKED = "compressed with {0}: unpack it, {1} {{path}}"
+_PACKED = "compressed with {0}: unpack it with {1} {{path}}"
 
 
 def _starts(*beginnings: bytes) -> Callable[[bytes], bool]:
@@ -59,7 +59,7 @@ _Formats: TypeAlias = tuple[tuple[Callable[[bytes], bool], str], ...]
 _IN_PLACE_OF_FILES: _Formats = (
     (
         _starts(b"version https://git-lfs"),
-        "a pointer of git-lfs: fetch the file, git lfs pull --include {path}",
+        "a Git LFS pointer: fetch the file with git lfs pull --include {path}",
     ),
     (_is_page, _PAGE),
     (_starts(b"\x1f\x8b"), _PACKED.format("gzip", "gunzip -k")),
@@ -70,18 +70,21 @@ _IN_PLACE_OF_FILES: _Formats = (
 """What stands where a file of any name should be."""
 
 _MODELS_AND_ARCHIVES: _Formats = (
-    (_is_torch_archive, f"a file of PyTorch: {_EXPORT}"),
-    (_is_keras, f"a file of Keras: {_KERAS}"),
-    (_starts(b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), f"a pickle of Python: {_EXPORT}"),
+    (_is_torch_archive, f"a PyTorch file: {_EXPORT}"),
+    (_is_keras, f"a Keras file: {_KERAS}"),
+    (_starts(b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), f"a Python pickle: {_EXPORT}"),
     (_starts(b"7z\xbc\xaf\x27\x1c"), _PACKED.format("7z", "7z x")),
-    (_starts(b"PK\x03\x04", b"PK\x05\x06"), "a zip archive: unpack it, unzip {path}"),
-    (lambda head: head[257:262] == b"ustar", "a tar archive: unpack it, tar -xf {path}"),
-    (_starts(b"\x89HDF\r\n\x1a\n"), f"HDF5, as Keras saves it: {_KERAS}"),
-    (lambda head: head[4:8] == b"TFL3", f"a file of TensorFlow Lite: {_TFLITE}"),
-    (lambda head: head[4:8] == b"ORTM", f"a file of ONNX Runtime's own format: {_BUILT}"),
-    (lambda head: head[8:10] == b'{"', f"safetensors, weights without a graph: {_EXPORT}"),
-    (_starts(b"ftrt", b"ptrt"), f"a file of TensorRT: {_BUILT}"),
-    (_is_json, "JSON: give the ONNX file itself"),
+    (_starts(b"PK\x03\x04", b"PK\x05\x06"), "a zip archive: unpack it with unzip {path}"),
+    (lambda head: head[257:262] == b"ustar", "a tar archive: unpack it with tar -xf {path}"),
+    (_starts(b"\x89HDF\r\n\x1a\n"), f"an HDF5 file, as Keras saves it: {_KERAS}"),
+    (lambda head: head[4:8] == b"TFL3", f"a TensorFlow Lite file: {_TFLITE}"),
+    (lambda head: head[4:8] == b"ORTM", f"an ONNX Runtime ORT file: {_BUILT}"),
+    (
+        lambda head: head[8:10] == b'{"',
+        f"a safetensors file, which has weights but no graph: {_EXPORT}",
+    ),
+    (_starts(b"ftrt", b"ptrt"), f"a TensorRT engine: {_BUILT}"),
+    (_is_json, "a JSON file: give the ONNX file itself"),
 )
 
 
@@ -98,17 +101,17 @@ def what_it_is(path: Path, name: str, size_bytes: int, head: bytes) -> str:
     if (text := _text(_IN_PLACE_OF_FILES, head)) is not None:
         return f"is {text.format(**names)}"
     if (cure := _CURES.get(path.suffix.lower())) is not None:
-        return f"is no ONNX file: {cure.format(**names)}"
+        return f"is not an ONNX file: {cure.format(**names)}"
     if (text := _text(_MODELS_AND_ARCHIVES, head)) is not None:
         return f"is {text.format(**names)}"
     if path.suffix.lower() != ".onnx":
-        return "is no ONNX file: give an ONNX file, MODEL.onnx"
+        return "is not an ONNX file: give an ONNX file, MODEL.onnx"
     if head[:1] in _FIRST_FIELDS:
         return (
             f"is cut short or damaged after {size_bytes:,} bytes: export or download it again, and "
             "compare the sizes"
         )
-    return "is no ONNX file: export or download it again"
+    return "is not an ONNX file: export or download it again"
 
 
 def stands_in(name: str, head: bytes) -> str | None:

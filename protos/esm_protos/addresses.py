@@ -6,6 +6,7 @@ import ipaddress
 import re
 
 _NAME = re.compile(r"[\w.-]+")
+_LIKE_IPV4 = re.compile(r"\d+(\.\d+){3}", re.ASCII)
 _ADDRESS = re.compile(r"(?P<host>\[[^\[\]]*\]|[^\[\]:]*):(?P<port>\d{1,5})", re.ASCII)
 
 
@@ -37,13 +38,17 @@ def check_host(host: str) -> str:
     try:
         if ":" in bare:
             ipaddress.IPv6Address(bare)
+        elif _LIKE_IPV4.fullmatch(bare):
+            ipaddress.IPv4Address(bare)
         elif not _NAME.fullmatch(bare) or bare != host:
             raise ValueError("letters, digits, '.' and '-' make a name")
         elif len(bare.encode("idna")) > 253:
             raise ValueError("it has more than 253 characters")
     except ValueError as error:  # UnicodeError is one: a label that is empty or too long
-        reason = str(error)
+        reason = f": {error}"
+        if isinstance(error, ipaddress.AddressValueError):
+            reason = ""  # Python's words for it
         if isinstance(error, UnicodeError):
-            reason = "each part between dots has 1 to 63 characters"
-        raise ValueError(f"'{host[:80]}' is no host name or IP address: {reason}") from None
+            reason = ": each part between dots has 1 to 63 characters"
+        raise ValueError(f"'{host[:80]}' is no host name or IP address{reason}") from None
     return bare

@@ -154,6 +154,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         ),
         isolation=info.isolation,
         time_unix_s=info.time_unix_s or 0.0,
+        instance=info.instance,
         cpu_quota=info.cpu_quota,
     )
 
@@ -181,6 +182,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         isolation=tuple(message.isolation),
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         cpu_quota=message.cpu_quota if message.HasField("cpu_quota") else None,
+        instance=message.instance,
     )
 
 

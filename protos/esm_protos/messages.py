@@ -296,6 +296,7 @@ class DeviceInfo:
         isolation: names of what confines the measuring process.
         cpu_quota: processors' worth of time that the agent's control group gets; None: no limit.
         time_unix_s: what its clock says; None: it does not tell.
+        instance: random name of the agent's process; empty: it does not tell.
     """
 
     protocol_version: int
@@ -315,6 +316,7 @@ class DeviceInfo:
     isolation: tuple[str, ...] = ()
     cpu_quota: float | None = None
     time_unix_s: float | None = None
+    instance: str = ""
 
     @property
     def processors(self) -> float:

@@ -75,7 +75,7 @@ def test_a_new_certificate_has_another_fingerprint(tmp_path: Path) -> None:
     first = esm_agent(folder, "pair").stdout.split()[-1]
     renewed = esm_agent(folder, "pair", "--renew-certificate")
     assert renewed.stdout.split()[-1] != first
-    assert "start esm-agent serve again" in renewed.stderr
+    assert "Restart esm-agent serve" in renewed.stderr
     keep_certificate(folder, *self_signed(-3, -1))
     again = esm_agent(folder, "pair")
     own = own_certificate(folder)
@@ -94,6 +94,24 @@ def test_the_dates_of_a_new_certificate_exclude_no_clock(tmp_path: Path) -> None
     assert end == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("address", ["999.1.1.1:22", "pi4:7343", "300.1.1.1"])
+def test_a_malformed_address_is_refused(tmp_path: Path, address: str) -> None:
+    result = esm_agent(tmp_path / "agent", "pair", "--address", address)
+    assert result.exit_code == 2
+    said = f"'{address}' is no address: give the name or address of this device, without a port"
+    assert said in " ".join(result.stderr.split())
+    assert not (tmp_path / "agent").exists()
+
+
+def test_pairing_says_how_to_use_and_to_revoke_the_token(tmp_path: Path) -> None:
+    result = esm_agent(tmp_path / "agent", "pair", "phone")
+    assert result.stderr.splitlines() == [
+        "Token created for workstation 'phone'. To revoke it: esm-agent tokens revoke phone",
+        "Run this command on the workstation:",
+    ]
+    assert result.stdout.startswith("esm-host devices add ")
+
+
 def test_pairing_keeps_a_certificate_that_is_of_tomorrow_by_this_devices_clock(
     tmp_path: Path,
 ) -> None:
@@ -109,9 +127,9 @@ def test_pairing_keeps_a_certificate_that_is_of_tomorrow_by_this_devices_clock(
     ("arguments", "words"),
     [
         (["pair", "host1"], ["paired already", "tokens revoke host1"]),
-        (["pair", "two words"], ["no name"]),
-        (["pair", "\x1b[2J"], ["no name"]),
-        (["tokens", "revoke", "nobody"], ["no token 'nobody'", "host1"]),
+        (["pair", "two words"], ["invalid name 'two words'"]),
+        (["pair", "\x1b[2J"], ["invalid name"]),
+        (["tokens", "revoke", "nobody"], ["unknown token 'nobody': choose from host1"]),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -215,7 +233,7 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
         assert "count for 60 s" in caplog.text
         clock.now = 61.0
         assert tokens.name_of(token) is None
-        assert "nobody gets in until it can be read" in caplog.messages[-1]
+        assert "no token is accepted until it can be read" in caplog.messages[-1]
     assert tokens.name_of(second) == "desktop", "the file itself has not changed"
     assert tokens.name_of(token) == "laptop"
     assert "can be read again" in caplog.messages[-1]

@@ -226,7 +226,7 @@ def test_one_device_of_several_may_fail(
 def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     busy = FakeProfiler(latency, holder=Holder("ada", "profile resnet", "ada", 1.0))
     monkeypatch.setattr(devices, "connect", lambda device: busy)
-    with pytest.raises(esm_host.BusyError, match="ada"):
+    with pytest.raises(esm_host.BusyError, match=r"ada .*leave out wait=False to wait"):
         esm_host.time(folder / "small.onnx", "any", wait=False)
     with pytest.raises(esm_host.BusyError, match="ada"):
         esm_host.devices.doctor("any", wait=False)

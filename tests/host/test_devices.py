@@ -210,7 +210,7 @@ def test_a_removed_device_leaves_no_secret_behind_and_the_others_alone(config: P
     assert config.read_text() == CONFIG
     result = command("remove", "kitchen", "--force")
     assert result.exit_code == 0, result.output
-    assert "group cold is gone too" in result.stderr
+    assert "group cold removed too" in result.stderr
     assert not config.with_name("devices.kitchen.pem").exists()
     left = tomllib.loads(config.read_text())
     assert list(left["devices"]) == ["pi4", "rack"]
@@ -299,6 +299,14 @@ def test_names_that_do_not_fit_change_nothing(
 
 
 # Groups
+
+
+def test_a_group_has_no_agent_twice(config: Path) -> None:
+    text = CONFIG + '[devices.again]\naddress = "127.0.0.1:1"\n'
+    config.write_text(text)
+    result = command("group", "new", "pi4", "rack", "again")
+    assert_refused(result, "pi4 and again are the same agent: give one of them")
+    assert config.read_text() == text
 
 
 def test_a_group_is_written_replaced_listed_renamed_and_removed(config: Path) -> None:

@@ -36,7 +36,7 @@ def test_times_for_a_user_without_a_home_folder() -> None:
     [
         (("time", MODEL, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
         (("sources", "list"), "no home folder: set HOME or XDG_DATA_HOME"),
-        (("devices", "list"), "no device has a name yet"),
+        (("devices", "list"), "no devices yet"),
         (("report", "missing"), "no home folder: set HOME"),
     ],
 )

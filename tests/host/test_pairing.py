@@ -169,7 +169,7 @@ def test_the_token_may_come_from_elsewhere(
         ({"--fingerprint": "0" * 64}, 2, "no fingerprint"),
         ({"--fingerprint": None}, 2, "goes with a fingerprint"),
         ({"--token": "esm_wrong-but-well-formed"}, 77, "esm-agent pair"),
-        ({"--token": "two words"}, 2, "no token"),
+        ({"--token": "two words"}, 2, "malformed token"),
         ({"--token": None}, 2, "goes with a fingerprint"),
         ({"address": "127.0.0.1:1"}, 69, "no agent answers"),
         ({"address": "127.0.0.1"}, 2, "HOST:PORT"),
@@ -357,7 +357,7 @@ def test_patience_is_for_absent_devices_only(tmp_path: Path, config: Path) -> No
 
 
 def test_the_list_shows_who_has_what(config: Path) -> None:
-    assert "no device has a name" in esm_host("devices", "list").stderr
+    assert "no devices yet" in esm_host("devices", "list").stderr
     server = AgentServer("127.0.0.1", 0)
     address = f"127.0.0.1:{server.port}"
     try:

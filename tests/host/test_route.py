@@ -144,6 +144,18 @@ def test_a_proxy_that_refuses_is_an_agent_out_of_reach(monkeypatch: pytest.Monke
         proxy.close()
 
 
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESM_PROXY", "http://ada:geheim@nonsense.invalid:1")
+    words = r"^the proxy nonsense\.invalid:1 \(ESM_PROXY\) does not answer: unset it or correct it$"
+    with pytest.raises(UnreachableError, match=words):
+        fetch_certificate("pi4.invalid:7343", "sha256:" + "0" * 64)
+    with (
+        RemoteProfiler("pi4.invalid:7343", "pi4") as profiler,
+        pytest.raises(UnreachableError, match=words),
+    ):
+        profiler.device_info()
+
+
 @pytest.mark.parametrize(
     "value", ["proxy", "https://proxy:1", "http://proxy", "http://u:geheim@:1"]
 )

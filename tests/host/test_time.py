@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from benchmarks.public_models import build
+from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_host.cli.progress import DeviceLines
 from esm_host.errors import UnreachableError
@@ -583,6 +584,30 @@ def test_devices_are_measured_each_and_compared(
     assert float(shown[1]) == pytest.approx(3, rel=0.02)
 
 
+def test_two_names_of_one_agent_are_refused_before_measuring(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = AgentServer("127.0.0.1", 0)
+    try:
+        config = tmp_path / "devices.toml"
+        hosts = {"pi4": "127.0.0.1", "vm": "localhost"}
+        config.write_text(
+            "".join(f'[devices.{n}]\naddress = "{h}:{server.port}"\n' for n, h in hosts.items())
+            + '[groups]\nboth = ["pi4", "vm"]\n'
+        )
+        monkeypatch.setenv("ESM_CONFIG", str(config))
+        same = "pi4 and vm are the same agent: give one of them"
+        both = esm_host_time(model, "--device", "pi4", "--device", "vm", "--runs", 30)
+        assert both.exit_code == 2, both.output
+        assert (both.stdout, both.stderr.splitlines()[-1]) == ("", f"error: {same}")
+        profiled = CliRunner().invoke(
+            app, ["profile", "--space", "resnet", "--device", "both", "--run", str(tmp_path / "r")]
+        )
+        assert_refused(profiled, 2, f"error: {same}")
+    finally:
+        server.stop()
+
+
 def test_a_device_that_fails_does_not_lose_the_others(
     fleet: dict[str, FakeProfiler], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -785,12 +810,16 @@ def test_files_that_cannot_be_timed(fake: FakeProfiler, model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.pt", "export it: torch.onnx.export(model, args, 'model.onnx', dynamo=True)"),
+        (
+            "model.pt",
+            "is not an ONNX file: export it with torch.onnx.export(model, args, 'model.onnx', "
+            "dynamo=True)",
+        ),
         ("model.tflite", "tf2onnx.convert --tflite"),
         ("model.pb", "tf2onnx.convert --saved-model"),
         ("model.keras", "tf2onnx"),
-        ("model.engine", "a built engine has no ONNX in it"),
-        ("model.bin", "is a zip archive: unpack it"),
+        ("model.engine", "give the ONNX file that it was built from"),
+        ("model.bin", "is a zip archive: unpack it with"),
     ],
 )
 def test_other_formats_are_told_how_to_become_onnx(
@@ -809,19 +838,22 @@ def test_other_formats_are_told_how_to_become_onnx(
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull --include"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page: the download failed"),
-        (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "is a file of PyTorch: export it"),
-        (b"\x80\x02\x8a\nl\xfc", "is a pickle of Python: export it"),
-        (gzip.compress(BARE), "is compressed with gzip: unpack it, gunzip -k"),
-        (lzma.compress(BARE), "is compressed with xz: unpack it, unxz -k"),
-        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd: unpack it, unzstd"),
-        (b"PK\x03\x04" + bytes(26) + b"model.onnx", "is a zip archive: unpack it, unzip"),
+        (
+            b"PK\x03\x04" + bytes(26) + b"archive/data.pkl",
+            "is a PyTorch file: export it with torch.onnx.export(",
+        ),
+        (b"\x80\x02\x8a\nl\xfc", "is a Python pickle: export it with"),
+        (gzip.compress(BARE), "is compressed with gzip: unpack it with gunzip -k"),
+        (lzma.compress(BARE), "is compressed with xz: unpack it with unxz -k"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd: unpack it with unzstd"),
+        (b"PK\x03\x04" + bytes(26) + b"model.onnx", "is a zip archive: unpack it with unzip"),
         (b"", "is empty: export or download it again"),
-        (b'{"model_type": "bert"}', "is JSON: give the ONNX file itself"),
-        (b"\x1c\x00\x00\x00TFL3", "is a file of TensorFlow Lite: convert it: python -m tf2onnx"),
-        (b"\x1c\x00\x00\x00ORTM", "is a file of ONNX Runtime's own format"),
-        (b"\x89HDF\r\n\x1a\n", "is HDF5, as Keras saves it"),
-        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}', "is safetensors"),
-        (b"words", "is no ONNX file: export or download it again"),
+        (b'{"model_type": "bert"}', "is a JSON file: give the ONNX file itself"),
+        (b"\x1c\x00\x00\x00TFL3", "is a TensorFlow Lite file: convert it with python -m tf2onnx"),
+        (b"\x1c\x00\x00\x00ORTM", "is an ONNX Runtime ORT file"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras saves it"),
+        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}', "is a safetensors file"),
+        (b"words", "is not an ONNX file: export or download it again"),
     ],
 )
 def test_what_is_not_onnx_is_told_before_anything_is_sent(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import uuid
 from pathlib import Path
 
 from esm_agent import __version__
@@ -40,6 +41,7 @@ def device_info(
         state=DeviceState(at_ns=0),
         isolation=isolation,
         cpu_quota=read_groups().cpu_quota(),
+        instance=uuid.uuid4().hex,
     )
 
 

@@ -25,19 +25,19 @@ Config = Annotated[
     ),
 ]
 
-tokens = typer.Typer(help="See and revoke the tokens of workstations.", no_args_is_help=True)
+tokens = typer.Typer(help="List and revoke the tokens of workstations.", no_args_is_help=True)
 
 
 @one_line_errors
 def pair(
     name: Annotated[
         str | None,
-        typer.Argument(help="What to call the workstation.", show_default="host1, host2, ..."),
+        typer.Argument(help="Name of the workstation.", show_default="host1, host2, ..."),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Where the workstation reaches this device, without a port.",
+            help="Name or address of this device, as the workstation reaches it, without a port.",
             show_default="a guess",
         ),
     ] = None,
@@ -48,14 +48,15 @@ def pair(
         bool,
         typer.Option(
             "--renew-certificate",
-            help="Make a new certificate: every workstation has to be paired again.",
+            help="Make a new certificate. Every workstation must then be paired again.",
         ),
     ] = False,
     config: Config = None,
 ) -> None:
-    """Let a workstation in. Prints the line to paste there; it cannot be shown again.
+    """Create a token for a workstation and print the command to run there.
 
-    A running agent lets it in at once, but has to be started again for a new certificate.
+    The token cannot be shown again. A running agent accepts it at once, but must be restarted
+    after --renew-certificate.
 
     Example: esm-agent pair laptop --address 192.168.1.20
     """
@@ -70,8 +71,11 @@ def pair(
 
     try:
         where = check_host(address) if address else _guessed_address()
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}, without a port", param_hint="--address") from None
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{address}' is no address: give the name or address of this device, without a port",
+            param_hint="--address",
+        ) from None
     folder = config_folder(config)
     own = own_certificate(folder)
     new = None
@@ -82,14 +86,14 @@ def pair(
         keep_certificate(folder, *new)
         if own is not None:
             typer.echo(
-                "a new certificate: start esm-agent serve again, pair every other workstation "
-                "again, and revoke their old tokens",
+                "Certificate renewed. Restart esm-agent serve, pair every other workstation again "
+                "and revoke their old tokens.",
                 err=True,
             )
     certificate, _ = new or own or (b"", b"")
     typer.echo(
-        f"'{name}' may come in (esm-agent tokens revoke {name} ends that); paste this on the "
-        "workstation, once:",
+        f"Token created for workstation '{name}'. To revoke it: esm-agent tokens revoke {name}\n"
+        "Run this command on the workstation:",
         err=True,
     )
     print(
@@ -101,28 +105,30 @@ def pair(
 @tokens.command("list")
 @one_line_errors
 def list_tokens(config: Config = None) -> None:
-    """Show who may come in. Example: esm-agent tokens list"""
+    """List the tokens of workstations. Example: esm-agent tokens list"""
     from esm_agent.door.tokens import TokenFile, config_folder
 
     known = TokenFile(config_folder(config)).all()
     width = max((len(token.name) for token in known), default=0)
     for token in known:
-        print(f"{token.name:<{width}}  since {token.created}")
+        print(f"{token.name:<{width}}  created {token.created}")
     if not known:
-        typer.echo("no workstation may come in yet: run `esm-agent pair`", err=True)
+        typer.echo("There are no tokens yet: run `esm-agent pair`.", err=True)
 
 
 @tokens.command()
 @one_line_errors
 def revoke(
-    name: Annotated[str, typer.Argument(help="As esm-agent tokens list shows it.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the workstation, see `esm-agent tokens list`.")
+    ],
     config: Config = None,
 ) -> None:
-    """Shut a workstation out, at once and for good. Example: esm-agent tokens revoke laptop"""
+    """Revoke the token of a workstation at once. Example: esm-agent tokens revoke laptop"""
     from esm_agent.door.tokens import TokenFile, config_folder
 
     TokenFile(config_folder(config)).revoke(name)
-    typer.echo(f"'{name}' may not come in any more", err=True)
+    typer.echo(f"Token of workstation '{name}' revoked.", err=True)
 
 
 def _device_name() -> str:

@@ -300,12 +300,12 @@ def choose_door(
     pair = own_certificate(folder)
     if pair is None:
         raise AccessError(
-            "no workstation may come in yet: run `esm-agent pair` first (or --insecure, in a "
+            "there are no tokens yet: run `esm-agent pair` first (or --insecure, in a "
             "network that you trust)"
         )
     _warn_of_dates(pair[0], "run `esm-agent pair --renew-certificate`, and pair each workstation")
     if not TokenFile(folder).all():
-        log.warning("no workstation may come in yet: run `esm-agent pair`")
+        log.warning("there are no tokens yet: run `esm-agent pair`")
     return TokenDoor(*pair, TokenFile(folder))
 
 

@@ -129,7 +129,7 @@ class TokenFile:
             AccessError: the name is taken or unsuitable, or the file cannot be read or written.
         """
         if name is not None and not _NAME.fullmatch(name):
-            raise AccessError(f"'{name}' is no name: letters, digits, '.', '_' and '-' make one")
+            raise AccessError(f"invalid name '{name}': use letters, digits, '.', '_' and '-'")
         with self._changing() as tokens:
             names = {token.name for token in tokens}
             if name is None:
@@ -149,8 +149,9 @@ class TokenFile:
         with self._changing() as tokens:
             left = [token for token in tokens if token.name != name]
             if len(left) == len(tokens):
-                names = ", ".join(token.name for token in tokens) or "none"
-                raise AccessError(f"there is no token '{name}': there are {names}")
+                names = ", ".join(token.name for token in tokens)
+                cure = f"choose from {names}" if names else "there are no tokens yet"
+                raise AccessError(f"unknown token '{name}': {cure}")
             tokens[:] = left
 
     def _current(self) -> tuple[Token, ...]:
@@ -172,8 +173,8 @@ class TokenFile:
             except ValueError as error:
                 # Written by hand, perhaps not yet to the end: it is read again when it changes.
                 log.error(
-                    "nobody gets in: %s cannot be read (%s): remove it and run `esm-agent pair` "
-                    "again",
+                    "no token is accepted: %s cannot be read (%s): remove it and run "
+                    "`esm-agent pair` again",
                     self._path,
                     error,
                 )
@@ -198,7 +199,7 @@ class TokenFile:
         if over:
             self._tokens, self._stamp = (), None
         consequence = (
-            "nobody gets in until it can be read"
+            "no token is accepted until it can be read"
             if over or not self._tokens
             else f"the tokens that it held last count for {KEPT_S:.0f} s"
         )

@@ -38,8 +38,8 @@ _Named = Annotated[
 
 devices = typer.Typer(
     cls=Commands,
-    help="Look after devices.",
-    epilog="What to call first: esm-host devices find, esm-host devices list",
+    help="Add, inspect and group devices.",
+    epilog="Start with: esm-host devices find, esm-host devices list",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -49,17 +49,18 @@ devices = typer.Typer(
 @devices.command()
 @one_line_errors
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the device.")],
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where its agent listens.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the device.")],
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Address of its agent.")],
     token: Annotated[
         str | None,
         typer.Option(
-            help="From esm-agent pair; - reads it from standard input. ESM_TOKEN serves too, and "
-            "is not stored.",
+            help="Token from esm-agent pair; - reads it from standard input. Default: ESM_TOKEN, "
+            "which is not stored.",
         ),
     ] = None,
     fingerprint: Annotated[
-        str | None, typer.Option(help="Of the agent's certificate, from esm-agent pair.")
+        str | None,
+        typer.Option(help="Fingerprint of the agent's certificate, from esm-agent pair."),
     ] = None,
     ca: Annotated[
         Path | None, typer.Option(help="Mutual TLS: the authority of the agent's certificate, PEM.")
@@ -72,7 +73,7 @@ def add(
         bool, typer.Option("--force", help="Replace a device of the same name.")
     ] = False,
 ) -> None:
-    """Give a device a name, once it answers. esm-agent pair prints this command for it.
+    """Add a device by name, if its agent answers. esm-agent pair prints this command.
 
     Example: esm-host devices add lab 127.0.0.1:7343
     """
@@ -90,13 +91,14 @@ def add(
 @one_line_errors
 def set_device(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Of a device.", autocompletion=names_of_devices)
+        str,
+        typer.Argument(metavar="NAME", help="Name of the device.", autocompletion=names_of_devices),
     ],
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where its agent listens now.")],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="New address of its agent.")],
 ) -> None:
     """Change the address of a device that moved. Its token and pinned certificate stay.
 
-    The same agent has to answer at the new address.
+    The same agent must answer at the new address.
 
     Example: esm-host devices set pi4 --address 192.168.1.21:7343
     """
@@ -116,14 +118,14 @@ def _print_added(added: Added) -> None:
         )
     )
     if info.time_unix_s is not None and (off := clock_off(info.time_unix_s, least_s=86_400)):
-        typer.echo(f"warning: {added.name}'s clock is {off}: one of them is wrong", err=True)
+        typer.echo(f"warning: {added.name}'s clock is {off}: set the clock that is wrong", err=True)
     typer.echo(f"written to {added.path}", err=True)
 
 
 @devices.command("list")
 @one_line_errors
 def list_devices(output: Json = None) -> None:
-    """Show the devices that have a name: who uses them, what runs there.
+    """List the devices that have a name, with their users and software.
 
     Example: esm-host devices list --json -
     """
@@ -142,7 +144,10 @@ def list_devices(output: Json = None) -> None:
         write_output(output, json.dumps(data, indent=2))
         return
     if not rows:
-        typer.echo("no device has a name yet: esm-agent pair, or esm-host devices add", err=True)
+        typer.echo(
+            "no devices yet: run `esm-agent pair` on a device, or `esm-host devices add` here",
+            err=True,
+        )
         return
     print_table(
         ("name", "address", "state", "waiting", "agent", "runtime", "free"),
@@ -173,13 +178,13 @@ def list_devices(output: Json = None) -> None:
 @one_line_errors
 def find(
     seconds: Annotated[
-        float, typer.Option(help="How long to wait for answers.", min=0.1, max=60)
+        float, typer.Option(help="Seconds to wait for answers.", min=0.1, max=60)
     ] = 3.0,
     output: Json = None,
 ) -> None:
     """List agents of this network that announce themselves (esm-agent serve --announce).
 
-    What they say of themselves is not proven: `devices add` with a fingerprint proves it.
+    These facts are not verified. `devices add` with a fingerprint verifies the agent.
 
     Example: esm-host devices find --seconds 5
     """
@@ -207,13 +212,13 @@ def find(
             ),
         )
     if not found:
-        typer.echo("none found: start agents with --announce, in the same network", err=True)
+        typer.echo("no agents found: start them with --announce, in the same network", err=True)
 
 
 @devices.command()
 @one_line_errors
 def info(name: _Named, output: Json = None) -> None:
-    """Show what a device is, what its agent takes, and how it is now.
+    """Show the hardware, software, limits and current state of a device.
 
     Example: esm-host devices info pi4
     """
@@ -230,7 +235,7 @@ def info(name: _Named, output: Json = None) -> None:
     if output is not None:
         data = {"schema_version": 1, "device": name, **asdict(now)}
         data["state"] = now.state.to_json()
-        write_output(output, json.dumps(data, indent=2), f"all of {name} is in {output}")
+        write_output(output, json.dumps(data, indent=2), f"facts of {name} written to {output}")
         return
     entry = configured().get(name)
     title = name if entry is None else f"{name} ({entry.address})"
@@ -243,23 +248,23 @@ def info(name: _Named, output: Json = None) -> None:
 def remove(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="Of a device or group.", autocompletion=names_of_all),
+        typer.Argument(
+            metavar="NAME", help="Name of a device or group.", autocompletion=names_of_all
+        ),
     ],
-    force: Annotated[
-        bool, typer.Option("--force", help="Take it out of its groups as well.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also remove it from its groups.")] = False,
 ) -> None:
-    """Forget a device, with its token and its pinned certificate, or a group.
+    """Remove a device, with its token and its pinned certificate, or a group.
 
-    The agent still lets this workstation in, until `esm-agent tokens revoke` there.
+    The token stays valid until `esm-agent tokens revoke` on the device.
 
     Example: esm-host devices remove pi4
     """
     from esm_host.transport import naming
 
     for group in naming.remove(name, force):
-        typer.echo(f"group {group} is gone too: {name} was its only device", err=True)
-    typer.echo(f"{name} is forgotten", err=True)
+        typer.echo(f"group {group} removed too: {name} was its only device", err=True)
+    typer.echo(f"{name} removed", err=True)
 
 
 @devices.command()
@@ -267,32 +272,37 @@ def remove(
 def rename(
     old: Annotated[
         str,
-        typer.Argument(metavar="OLD", help="Of a device or group.", autocompletion=names_of_all),
+        typer.Argument(
+            metavar="OLD", help="Name of a device or group.", autocompletion=names_of_all
+        ),
     ],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What to call it from now on.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="New name.")],
 ) -> None:
-    """Give a device or group another name. Groups follow; campaigns keep the old one.
+    """Rename a device or group. Groups follow; campaigns keep the old name.
 
     Example: esm-host devices rename pi4 kitchen
     """
     from esm_host.transport import naming
 
     naming.rename(old, new)
-    typer.echo(f"{old} is {new} now", err=True)
+    typer.echo(f"{old} renamed to {new}", err=True)
 
 
 @devices.command()
 @one_line_errors
 def group(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What to call the group; replaces one.")
+        str,
+        typer.Argument(metavar="NAME", help="Name of the group; an existing group is replaced."),
     ],
     members: Annotated[
         list[str],
-        typer.Argument(metavar="DEVICE", help="Its devices.", autocompletion=names_of_devices),
+        typer.Argument(
+            metavar="DEVICE", help="Devices of the group.", autocompletion=names_of_devices
+        ),
     ],
 ) -> None:
-    """Give several devices one name together.
+    """Name a group of devices.
 
     Example: esm-host devices group rack-a pi-1 pi-2 pi-3
     """
@@ -307,7 +317,7 @@ def group(
 def doctor(
     name: _Named,
     seconds: Annotated[
-        float, typer.Option(help="How long built-in models are timed.", min=0.1, max=600)
+        float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
     no_wait: NoWait = False,
     output: Json = None,
@@ -326,6 +336,6 @@ def doctor(
         print("\n".join(lines(diagnosis)))
     else:
         text = json.dumps(to_json(diagnosis, name), indent=2)
-        write_output(output, text, f"{name} is {summary(diagnosis)}; all in {output}")
+        write_output(output, text, f"{name} is {summary(diagnosis)}; written to {output}")
     if not diagnosis.fit:
         raise typer.Exit(NOT_FIT)

@@ -11,8 +11,9 @@ from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Sou
 from esm_host.dataset.roster import Roster
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
-from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError
+from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.evaluation.alike import Pace, compare
+from esm_host.transport.distinct import check_distinct
 from esm_protos.messages import BlockResult, DeviceInfo, MeasureSpec, Progress
 
 _ENOUGH = 0.25  # an interval of so much of what is tolerated decides nothing any more
@@ -149,8 +150,9 @@ class Group:
             profiler = member.profiler if here or alone else member.at_once
             try:
                 device = profiler.device_info()
+                check_distinct({**devices, member.name: device})
                 self._roster.admit(member.name, device)
-            except MismatchError as error:
+            except (MismatchError, UsageError) as error:
                 if nobody_yet:
                     raise
                 self._unlike.add(member.name)

@@ -311,7 +311,7 @@ def _check_arguments(
     for name in allow:
         if name not in known:
             raise UsageError(
-                f"{argument('allow')} {name}: nothing is called so, there are {', '.join(known)}"
+                f"{argument('allow')} {name}: unknown name, choose from {', '.join(known)}"
             )
 
 

@@ -16,7 +16,8 @@ from esm_host.limits import check_models, check_spec
 from esm_host.timing.request import Entry
 from esm_host.timing.result import DeviceTiming, Result, Timing
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
-from esm_protos.messages import Block, BlockResult, MeasureSpec, Progress, Protocol
+from esm_host.transport.distinct import check_distinct
+from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Progress, Protocol
 from esm_protos.statistics import estimate_block
 
 Connect = Callable[[str], Profiler]
@@ -46,12 +47,14 @@ def time_models(
         wait: False gives up on a device that somebody else uses.
 
     Raises:
-        UsageError: a device is given twice.
+        UsageError: a device is given twice, or two names lead to one agent.
         EsmError: the only device failed.
     """
     if len(set(devices)) < len(devices):
         raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    met = _Meeting(len(devices))
 
     def measure(profiler: Profiler, name: str, **others: Any) -> DeviceTiming:
         count = len(request)
@@ -59,11 +62,12 @@ def time_models(
         told = partial(on_progress, name)
         return time_block(profiler, request, spec, name, peak_memory, profile_runs, told, **others)
 
-    turns = [_Turn(name, connect, measure) for name in devices]
+    turns = [_Turn(name, connect, measure, met) for name in devices]
     if len(turns) == 1:
         turns[0].measure()
     else:
         _together(turns)
+        check_distinct({name: met.devices[name] for name in devices if name in met.devices})
     timings = tuple(turn.timing for turn in turns)
     if len(timings) == 1 and timings[0].error is not None:
         raise timings[0].error
@@ -104,13 +108,44 @@ def time_block(
     return DeviceTiming(name, results, info, result)
 
 
+class _Meeting:
+    """Point where all devices wait until each has told what it is, or has failed.
+
+    Attributes:
+        devices: what they told, by name.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count)
+        self.devices: dict[str, DeviceInfo] = {}
+
+    def arrive(self, name: str, profiler: Profiler) -> None:
+        """Wait for the others; raise UsageError if two are the same agent."""
+        try:
+            self.devices[name] = profiler.device_info()
+        finally:
+            self._barrier.wait()
+        check_distinct(self.devices)
+
+    def miss(self) -> None:
+        """Let the others go on without a device that cannot be connected to."""
+        self._barrier.wait()
+
+
 class _Turn:
     """One device's part; ``timing`` is what became of it."""
 
-    def __init__(self, name: str, connect: Connect, measure: Callable[..., DeviceTiming]) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Connect,
+        measure: Callable[..., DeviceTiming],
+        meeting: _Meeting,
+    ) -> None:
         self._name = name
         self._connect = connect
         self._measure = measure
+        self._meeting = meeting
         self._pending: Pending | None = None
         self._unwanted = False
         self.timing = DeviceTiming(name)
@@ -119,7 +154,13 @@ class _Turn:
     def measure(self) -> None:
         """Catches what a device or its user is to blame for."""
         try:
-            with self._connect(self._name) as profiler:
+            try:
+                connected = self._connect(self._name)
+            except BaseException:
+                self._meeting.miss()
+                raise
+            with connected as profiler:
+                self._meeting.arrive(self._name, profiler)
                 self.timing = self._measure(profiler, name=self._name, on_submit=self._submitted)
         except EsmError as error:
             self.timing = DeviceTiming(self._name, error=error)

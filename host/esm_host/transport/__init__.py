@@ -1,4 +1,4 @@
 import os
 
 # Else gRPC writes lines of its own to stderr, of every handshake that fails.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

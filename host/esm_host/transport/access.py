@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 
 from esm_host.errors import AuthError, UnreachableError, UsageError
-from esm_host.transport.route import channel_options, connect, is_this_machine
+from esm_host.transport.route import channel_options, connect, is_this_machine, unreachable_proxy
 from esm_host.transport.validity import out_of_dates
 from esm_protos.addresses import join, split
 
@@ -117,7 +117,7 @@ def is_loopback(address: str) -> bool:
 def check_token(token: str) -> str:
     """Raises UsageError for what cannot be a token; never repeats it."""
     if not _TOKEN.fullmatch(token):
-        raise UsageError("this is no token: paste the line that `esm-agent pair` printed, whole")
+        raise UsageError("malformed token: paste the whole line that `esm-agent pair` printed")
     return token
 
 
@@ -131,7 +131,9 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
     """
     match = _FINGERPRINT.fullmatch(fingerprint.strip().lower())
     if match is None:
-        raise UsageError(f"'{fingerprint}' is no fingerprint: give sha256: and 64 digits")
+        raise UsageError(
+            f"'{fingerprint}' is no fingerprint: give sha256: and 64 hexadecimal digits"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the fingerprint verifies it, below
@@ -144,12 +146,12 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
             der = tls.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:
         if isinstance(error, ssl.SSLEOFError):  # a tunnel that leads to nobody
-            raise _nobody(address) from error
+            raise nobody(address) from error
         raise AuthError(
             f"{address} does not speak TLS: start the agent with `esm-agent serve --tls` or --host"
         ) from error
     except OSError as error:
-        raise _nobody(address) from error
+        raise nobody(address) from error
     found = hashlib.sha256(der).hexdigest()
     if not hmac.compare_digest(found, match["digits"]):
         raise AuthError(
@@ -159,9 +161,16 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
-def _nobody(address: str) -> UnreachableError:
+def nobody(address: str, name: str | None = None) -> UnreachableError:
+    """Return the error for an address where no agent answers.
+
+    Args:
+        name: what users call the device.
+    """
+    who = address if name in (None, address) else f"{address} ({name})"
     return UnreachableError(
-        f"no agent answers at {address}: is `esm-agent serve` running there, and the address right?"
+        unreachable_proxy(split_address(address))
+        or f"no agent answers at {who}: is `esm-agent serve` running there, and the address right?"
     )
 
 

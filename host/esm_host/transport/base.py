@@ -29,9 +29,7 @@ def ignore(progress: Progress) -> None:
 def busy(device: str, holder: Holder | None) -> BusyError:
     """What to say of a device that is somebody else's."""
     who = f"{holder.owner} ({holder.purpose})" if holder else "somebody else"
-    return BusyError(
-        f"{device} is in use by {who}: leave {argument('wait')} out to wait for your turn"
-    )
+    return BusyError(f"{device} is in use by {who}: leave out {argument('wait=False')} to wait")
 
 
 class Pending(ABC):

@@ -24,6 +24,7 @@ from esm_host.transport.devices import (
     text_of,
     unknown,
 )
+from esm_host.transport.distinct import same_agent
 from esm_protos.private_files import write_private
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
@@ -87,6 +88,10 @@ def save_group(name: str, devices: Sequence[str]) -> Path:
     for device in devices:
         if device not in known:
             raise unknown(device, known, "a device that has a name")
+    addresses: dict[str, str] = {}
+    for device in devices:
+        if (other := addresses.setdefault(known[device].address, device)) != device:
+            raise same_agent(other, device)
     with _edited() as document:
         document.setdefault("groups", tomlkit.table())[name] = list(dict.fromkeys(devices))
     return config_path()
@@ -116,8 +121,7 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
-            f"'{name}' is in group {', '.join(holders)}: {argument('force')} takes it out there "
-            "as well"
+            f"'{name}' is in group {', '.join(holders)}: {argument('force')} also removes it there"
         )
     with _edited(_without_section(name)) as document:
         if name in document.get("devices", {}):
@@ -171,7 +175,7 @@ def rename(old: str, new: str) -> None:
 
 def _check_spelling(name: str, what: str) -> None:
     if name == "local" or not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a {what}: letters, digits, '.', '_', '-'")
+        raise UsageError(f"'{name}' is no name for a {what}: use letters, digits, '.', '_' and '-'")
 
 
 @contextmanager
@@ -194,7 +198,7 @@ def _edited(text: str | None = None) -> Iterator[Any]:
         if tomllib.loads(written) != document.unwrap():  # what tomlkit makes of some dotted keys
             raise ValueError("it has dotted keys: write [devices.NAME] and [groups] instead")
     except (ValueError, TypeError, AttributeError, tomlkit.exceptions.TOMLKitError) as error:
-        raise UsageError(f"{path} cannot be changed ({error}): put it right first") from error
+        raise UsageError(f"{path} cannot be changed ({error}): correct it first") from error
     _write_private(path, written.encode())
 
 

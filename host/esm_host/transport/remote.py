@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import grpc
 
-from esm_host.errors import AuthError, DeviceError, NotNowError, UnreachableError, VersionError
-from esm_host.transport.access import PLAIN, Access, explained
+from esm_host.errors import AuthError, DeviceError, NotNowError, VersionError
+from esm_host.transport.access import PLAIN, Access, explained, nobody
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.checked import CheckedChannel
 from esm_host.transport.lease import Lease
@@ -155,11 +155,7 @@ class RemoteProfiler(Profiler):
                 reason := explained(self.address, self.name, self._access)
             ):
                 return reason
-            return UnreachableError(
-                f"no agent answers at {self.address}"
-                + (f" ({self.name})" if self.name != self.address else "")
-                + ": is `esm-agent serve` running there, and the address right?"
-            )
+            return nobody(self.address, self.name)
         return DeviceError(f"{self.name} refused: {details}")
 
 

@@ -18,6 +18,7 @@ from esm_protos.addresses import check_host, join
 
 VARIABLE = "ESM_PROXY"
 _LONGEST_REPLY_BYTES = 8192
+_LOOK_S = 3.0
 
 
 def channel_options(address: tuple[str, int]) -> tuple[tuple[str, Any], ...]:
@@ -46,6 +47,21 @@ def connect(address: tuple[str, int], timeout_s: float) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def unreachable_proxy(address: tuple[str, int]) -> str | None:
+    """Return what is wrong where the proxy for an address takes no connections; else None."""
+    proxy = _proxy(address[0])
+    if proxy is None:
+        return None
+    assert proxy.hostname is not None
+    assert proxy.port is not None
+    try:
+        socket.create_connection((proxy.hostname, proxy.port), timeout=_LOOK_S).close()
+    except OSError:
+        where = join(proxy.hostname, proxy.port)  # without the account, which has a password
+        return f"the proxy {where} ({VARIABLE}) does not answer: unset it or correct it"
+    return None
 
 
 def _ask_for_tunnel(connection: socket.socket, proxy: SplitResult, target: str) -> None:
