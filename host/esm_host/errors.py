@@ -59,6 +59,12 @@ class DatasetError(EsmError):
     pass
 
 
+class NotATimingError(DatasetError):
+    """File that is not the JSON of a timing."""
+
+    exit_code = 2
+
+
 class RunExistsError(DatasetError):
     exit_code = 2
 

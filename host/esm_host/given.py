@@ -21,6 +21,7 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.inputs import Array, Dims, GraphInput, unknown
 from esm_host.model_file import hashed
+from esm_host.other_formats import HEAD_BYTES, stands_in
 from esm_protos.messages import File
 from esm_protos.v1 import onnx_values_pb2 as pb
 from esm_protos.value_types import BY_NUMBER
@@ -190,8 +191,12 @@ def _sources(path: Path) -> list[_Source]:
     except FileNotFoundError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except _UNREADABLE as error:
+        with path.open("rb") as file:
+            instead = stands_in(str(path), file.read(HEAD_BYTES))
         raise UsageError(
-            f"{_label(path)} is no .npz of arrays and no .pb of an ONNX value ({error}): {_NPZ}"
+            f"{_label(path)} is {instead}"
+            if instead
+            else f"{_label(path)} is no .npz of arrays and no .pb of an ONNX value: {_NPZ}"
         ) from error
 
 

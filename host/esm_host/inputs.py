@@ -26,7 +26,7 @@ _MAX_DIM = 2**31 - 1
 _SIZE = re.compile(r"\d+", re.ASCII)
 _BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
 """Names of a first dimension that counts images or sequences."""
-_SHAPE = re.compile(rf"(?:\d+|{_FREE})(?:x(?:\d+|{_FREE}))*", re.ASCII)
+_SHAPE = re.compile(r"(?:\d+|[A-Za-wyz_]\w*?)(?:x(?:\d+|[A-Za-wyz_]\w*?))*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GivenShape:
-    """Shape of an input; ``name`` is None where it was left out, a dim where it is N."""
+    """Shape of an input; ``name`` is None where it was left out, a dim where it is free.
+
+    Attributes:
+        symbols: names written for free dimensions; the model must have them there.
+    """
 
     text: str
     name: str | None
     dims: tuple[int | None, ...]
+    symbols: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,18 +121,24 @@ def overridable_inputs(model: view.Model) -> tuple[GraphInput, ...]:
 def parse_shape(text: str) -> GivenShape:
     """Read ``NAME:1x3x224x224`` or ``1x3x224x224``; raises UsageError.
 
-    A name may hold colons itself. N in place of a number leaves that dimension free.
+    A name may hold colons itself. N in place of a number leaves that dimension free,
+    and so does the model's own name of it.
     """
     name, colon, dims = text.rpartition(":")
     numbers: tuple[int | None, ...] = ()
+    symbols: tuple[str | None, ...] = ()
     if _SHAPE.fullmatch(dims):
-        numbers = tuple(None if d == _FREE else int(d) for d in dims.split("x"))
+        parts = dims.split("x")
+        numbers = tuple(int(part) if part.isdecimal() else None for part in parts)
+        symbols = tuple(None if part.isdecimal() or part == _FREE else part for part in parts)
+        if all(symbols):  # names alone are no shape
+            numbers = ()
     in_range = all(number is None or 0 < number <= _MAX_DIM for number in numbers)
     if not numbers or not in_range or (colon and not name):
         raise UsageError(
             f"{argument('shapes')} {text}: give NAME:1x3x224x224, or N for a dimension left free"
         )
-    return GivenShape(text, name if colon else None, numbers)
+    return GivenShape(text, name if colon else None, numbers, symbols)
 
 
 def parse_dims(texts: Sequence[str]) -> tuple[GivenDim, ...]:
@@ -137,7 +148,10 @@ def parse_dims(texts: Sequence[str]) -> tuple[GivenDim, ...]:
         symbol, _, sizes = text.rpartition("=")
         numbers = [int(size) if _SIZE.fullmatch(size) else 0 for size in sizes.split(",")]
         if not symbol or not all(0 < number <= _MAX_DIM for number in numbers):
-            raise UsageError(f"{argument('dims')} {text}: give NAME=SIZE, or NAME=SIZE,SIZE")
+            raise UsageError(
+                f"{argument('dims')} {text}: give NAME=SIZE, or NAME=SIZE,SIZE; sizes are whole "
+                "numbers from 1"
+            )
         if len(set(numbers)) < len(numbers):
             raise UsageError(f"{argument('dims')} {text}: give each size once")
         if symbol in found:
@@ -180,6 +194,16 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
             )
 
 
+def takes_batch(inputs: Iterable[GraphInput]) -> bool:
+    """Whether the first dimension of some input is free."""
+    return any(
+        not isinstance(known.dims[0], int)
+        if known.dims
+        else known.dims is None and known.type is not None and "(" not in known.type
+        for known in inputs
+    )
+
+
 def symbols(inputs: Iterable[GraphInput]) -> list[str]:
     """Return the names of dimensions, each once, in order."""
     dims = (dim for known in inputs for dim in known.dims or ())
@@ -220,7 +244,7 @@ def resolve(
     for shape in shapes:
         if (meant := _meant(path, inputs, shape)) is None:
             continue
-        new = _Given(shape.dims, f"{argument('shapes')} {shape.text}")
+        new = _Given(shape.dims, f"{argument('shapes')} {shape.text}", shape.symbols)
         old = given.setdefault(meant, new)
         if old is not new and not _agree(old.dims, new.dims):
             raise UsageError(
@@ -279,11 +303,15 @@ def assumption(assumed: Sequence[Assumed]) -> str:
         axes = [str(each.axis) for each in unnamed if each.input == known and each.axis is not None]
         if axes:
             what = f"dimension{'s' * (len(axes) > 1)} {_and(axes)} of {known.name}"
-            shape = "x".join("SIZE" if dim is None else str(dim) for dim in known.dims or ())
+            dims = known.dims or ()
+            shape = "x".join(
+                "SIZE" if dim is None else _FREE if isinstance(dim, str) else str(dim)
+                for dim in dims
+            )
             if axes == ["0"]:
                 cures.append(f"it by {argument('batch')}")
             else:
-                cures.append(f"{known.name} by {argument('shapes')} {known.name}:{shape}")
+                cures.append(f"{what} by {argument('shapes')} {known.name}:{shape}")
             said.append(f"{what}:{shown(known.dims)}")
         else:
             said.append(f"the whole shape of {known.name} (a scalar)")
@@ -297,6 +325,7 @@ class _Given:
 
     dims: tuple[int | None, ...]
     source: str
+    symbols: tuple[str | None, ...] = ()
 
 
 def _check(path: str, known: GraphInput, given: _Given) -> None:
@@ -313,6 +342,12 @@ def _check(path: str, known: GraphInput, given: _Given) -> None:
             raise UsageError(
                 f"{given.source}: dimension {axis} of input '{known.name}' would be {size}, "
                 f"{path} fixes it at {dim}"
+            )
+    for axis, symbol in enumerate(given.symbols):
+        if symbol is not None and known.dims[axis] != symbol:
+            raise UsageError(
+                f"{given.source}: dimension {axis} of input '{known.name}' of {path} is not named "
+                f"'{symbol}' ({shown(known.dims)}): give a size, or {_FREE} to leave it free"
             )
 
 
@@ -375,10 +410,12 @@ def _check_used(
         and (axis == 0 if symbol is None else dim == symbol)
     ]
     if not free:
+        fixed = any(known.dims and isinstance(known.dims[0], int) for known in inputs)
+        cure = "export it with a dynamic batch dimension" if fixed else "leave it out"
         declared = ", ".join(f"'{known.name}' is {shown(known.dims)}" for known in inputs)
         raise UsageError(
             f"{source}: {path} has no input whose first dimension is free "
-            f"({declared or 'it takes none'}): export it with a dynamic batch dimension"
+            f"({declared or 'it takes none'}): {cure}"
         )
     if all(place[0] != size for _, place in free):
         known, (has, giver) = free[0]

@@ -68,7 +68,7 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON ({error}): measure again with --json") from error
+        raise DatasetError(f"{path} is not JSON: measure again with --json") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise DatasetError(
             f"{path} is no lookup table: make one with esm-host lookup --json {path}"

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from esm_host.errors import DatasetError, UsageError
+from esm_host.errors import NotATimingError, UsageError
 from esm_host.fed import fed_text
 from esm_host.run import STATE_COLUMNS, state_row
 from esm_protos.messages import DeviceState
@@ -242,22 +242,24 @@ def load_timing(path: str | Path) -> TimingFile:
 
     Raises:
         UsageError: there is no such file.
-        DatasetError: it is something else, or damaged.
+        NotATimingError: it is something else, or damaged.
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON ({error}): time again with --json") from error
+        raise NotATimingError(
+            f"{path} is no JSON: give a file that esm-host time --json FILE wrote"
+        ) from error
     if not isinstance(data, dict) or "schema_version" not in data:
-        raise DatasetError(
-            f"{path} is not what esm-host time writes: make it with esm-host time --json {path}"
+        raise NotATimingError(
+            f"{path} is no timing: give a file that esm-host time --json FILE wrote"
         )
     found = data["schema_version"]
     if found != SCHEMA_VERSION or data.get("kind") != "timing":
-        raise DatasetError(
+        raise NotATimingError(
             f"{path} has schema version {found}, kind {data.get('kind', 'unknown')}; this program "
             f"reads timings of version {SCHEMA_VERSION}: time again with esm-host time --json"
         )
@@ -268,7 +270,7 @@ def load_timing(path: str | Path) -> TimingFile:
         timing.comparisons()
         timing.states()
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise DatasetError(
+        raise NotATimingError(
             f"{path} lacks what a timing has ({type(error).__name__}: {error}): time again with "
             "esm-host time --json"
         ) from error

@@ -127,8 +127,10 @@ def test_sizes_of_symbols_tell_cases_apart(compare: Invoke, timing: Json, new: J
         for entry in data["results"]:
             entry["case"]["dims"] = {}
     new["results"][0]["case"]["dims"] = {"H": 640}
+    new["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 640]}]
     assert_refused(compare(timing, new), "only the base timing has", "--allow cases")
     timing["results"][0]["case"]["dims"] = {"H": 640}
+    timing["results"][0]["inputs"] = new["results"][0]["inputs"]
     assert "H=640" in compare(timing, new).stdout
 
 
@@ -375,7 +377,7 @@ def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 4
     new["results"] = []
-    assert_refused(compare(timing, new, "--allow", "cases"), "no model in common")
+    assert_refused(compare(timing, new, "--allow", "cases"), "no model was timed", "nothing")
 
 
 def test_without_an_interval_nothing_is_said(compare: Invoke, timing: Json, new: Json) -> None:
@@ -411,3 +413,45 @@ def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path
 )
 def test_impossible_options(compare: Invoke, timing: Json, options: list[str], words: str) -> None:
     assert_refused(compare(timing, timing, *options), words)
+
+
+def test_a_result_does_not_overwrite_a_timing(
+    compare: Invoke, timing: Json, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.json"
+    assert_refused(compare(timing, timing, "--json", str(base)), "would overwrite", "another file")
+    assert json.loads(base.read_text()) == timing
+    for output in (base, tmp_path / "same.json"):
+        output.exists() or output.symlink_to(base)
+        result = CliRunner().invoke(app, ["report", str(base), "--output", str(output)])
+        assert_refused(result, "would overwrite")
+    assert json.loads(base.read_text()) == timing
+
+
+def test_a_timing_given_twice_is_refused(timing: Json, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(timing))
+    assert_refused(CliRunner().invoke(app, ["compare", str(path), str(path)]), "given twice")
+
+
+def test_no_timing_is_wrong_usage_for_a_report_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(b"\xffmodel,device")
+    output = str(tmp_path / "m.html")
+    result = CliRunner().invoke(app, ["report", str(path), "--output", output])
+    assert_refused(result, "is no JSON")
+    assert "codec" not in result.stderr
+
+
+def test_the_same_inputs_compare_however_they_were_asked_for(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    for entry in new["results"]:
+        entry["case"]["batch"] = None
+        entry["case"]["shapes"] = {fed["name"]: list(fed["dims"]) for fed in entry["inputs"]}
+    result = compare(timing, new, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert outcomes(result) == ["same"] * 4
+    for entry in new["results"]:
+        entry["inputs"][0]["dims"][0] += 100
+    assert_refused(compare(timing, new), "no model was timed in the same case", "batch 1, ")

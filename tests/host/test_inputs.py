@@ -164,7 +164,10 @@ def test_what_is_assumed_is_told() -> None:
     unnamed = GraphInput("x", "float32", (None, 3, None, None))
     text = on_command_line(assumption(shapes_of([unnamed, UNKNOWN], batch=1).assumed))
     assert "dimensions 2 and 3 of x:?x3x?x?; the whole shape of unknown (a scalar)" in text
-    assert "x by --shape x:SIZEx3xSIZExSIZE, unknown by --shape unknown:SIZExSIZE" in text
+    assert (
+        "dimensions 2 and 3 of x by --shape x:SIZEx3xSIZExSIZE, "
+        "unknown by --shape unknown:SIZExSIZE" in text
+    )
     assert "set it by --batch" in on_command_line(assumption(shapes_of(TWINS[:1]).assumed))
 
 

@@ -918,3 +918,55 @@ def test_timing_needs_neither_torch_nor_onnx(model: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["69", "[]"], done.stdout + done.stderr
+
+
+def test_outputs_overwrite_neither_inputs_nor_each_other(
+    fake: FakeProfiler, dynamic: Path, tmp_path: Path
+) -> None:
+    before = dynamic.read_bytes()
+    values, link = tmp_path / "x.npz", tmp_path / "link"
+    np.savez(values, x=np.zeros((1, 3, 4, 4), np.float32))
+    link.symlink_to(dynamic)
+    for options in (
+        ("--json", dynamic),
+        ("--csv", link),
+        ("--json", values, "--input", values),
+        ("--json", tmp_path / "f", "--csv", tmp_path / "f"),
+    ):
+        assert_refused(esm_host_time(dynamic, *options), 2, "would overwrite", "another file")
+    assert dynamic.read_bytes() == before
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("option", ["--batch", "--threads"])
+def test_an_option_given_twice_is_refused(fake: FakeProfiler, dynamic: Path, option: str) -> None:
+    assert_refused(esm_host_time(dynamic, option, 2, option, 4), 2, option, "given twice")
+
+
+def test_a_batch_is_of_the_models_that_leave_it_free(
+    fake: FakeProfiler, dynamic: Path, tmp_path: Path
+) -> None:
+    fixed = tmp_path / "fixed.onnx"
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, ir_version=8), fixed)
+    result = esm_host_time(dynamic, fixed, "--batch", "1,2", "--dim", "S=4", "--runs", 20)
+    assert result.exit_code == 0, result.output
+    assert "fixed.onnx: --batch is ignored" in result.stderr
+    assert_refused(esm_host_time(fixed, "--batch", 1), 2, "leave it out")
+
+
+def test_a_shape_takes_the_models_own_names(fake: FakeProfiler, dynamic: Path) -> None:
+    result = esm_host_time(dynamic, "--shape", "x:Nx3xSx8", "--batch", 2, "--runs", 20)
+    assert result.exit_code == 0, result.output
+    assert_refused(esm_host_time(dynamic, "--shape", "x:Nx3xTx8"), 2, "is not named 'T'")
+
+
+def test_sizes_and_pointers_are_called_what_they_are(
+    fake: FakeProfiler, dynamic: Path, tmp_path: Path
+) -> None:
+    for size in ("0", "1e3", "-3", "640,"):
+        assert_refused(esm_host_time(dynamic, "--dim", f"S={size}"), 2, "whole numbers from 1")
+    pointer = tmp_path / "x.npz"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert_refused(esm_host_time(dynamic, "--input", pointer), 2, "git")

@@ -26,7 +26,7 @@ def read_entries(path: Path) -> list[Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON ({error})") from error
+        raise UsageError(f"{path} is not JSON") from error
     data = data.get("results", data) if isinstance(data, dict) else data
     entries = data if isinstance(data, list) else [data]
     if not entries:

@@ -66,8 +66,9 @@ def compare(
 
     if not 50 <= confidence < 100:
         raise UsageError(f"--confidence {confidence:g}: give percent, from 50 and below 100")
-    check_output(output)
     paths = [base, *(more_base or ())], [new, *(more_new or ())]
+    check_output(output, inputs=[path for side in paths for path in side])
+    _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
     comparison = compared(sides[0], sides[1], confidence / 100, tolerance, names)
@@ -124,6 +125,15 @@ def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> Non
         )
 
 
+def _check_once(paths: list[Path]) -> None:
+    """Raise UsageError for a timing given twice, which would count as two."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise UsageError(f"{path} is given twice: give another timing")
+        seen.add(path.resolve())
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
@@ -131,7 +141,7 @@ def _read(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(
-            f"{path} is no JSON ({error}): esm-host time --json {path} writes it"
+            f"{path} is no JSON: give a file that esm-host time --json FILE wrote"
         ) from error
 
 

@@ -94,7 +94,7 @@ def import_(
 
     Example: esm-host import orin.csv --architecture cell --latency mean_us=orin --unit us
     """
-    check_output(output)
+    check_output(output, inputs=[path])
     settings = {"resolution": resolution, "width_mult": width_mult, "batch": batch}
     settings = {setting: value for setting, value in settings.items() if value is not None}
     options: dict[str, Any] = {"architecture": architecture, "latency": latency, "unit": unit}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -101,7 +102,7 @@ def lookup(
         model_timeout_s=timeout,
         seed=seed,
     )
-    check_output(output)
+    check_output(output, inputs=[Path(space.rpartition(":")[0])] if ":" in space else [])
     searched = Settings(
         device, space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype
     ).search_space()

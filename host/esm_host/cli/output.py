@@ -13,16 +13,36 @@ from esm_host.errors import UsageError
 from esm_protos.text import printable
 
 
-def check_output(path: Path | None, flag: str = "--json") -> None:
-    """Raises UsageError unless the flag can write there; nothing and - always can."""
+def check_output(
+    path: Path | None, flag: str = "--json", inputs: Iterable[Path | None] = ()
+) -> None:
+    """Raise UsageError unless the flag can write there; nothing and - always can.
+
+    Args:
+        inputs: files that the command reads, and other files that it writes.
+    """
     if path is None or str(path) == "-":
         return
+    for kept in inputs:
+        if kept is not None and str(kept) != "-" and _same(kept, path):
+            raise UsageError(
+                f"{flag} {path} would overwrite {kept}, which this command uses: give another file"
+            )
     if not path.parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder: give a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{flag} {path} cannot be written: give another file")
+
+
+def _same(kept: Path, path: Path) -> bool:
+    """Whether both are one file, there or not yet; a device such as /dev/null is none."""
+    if path.exists() and not path.is_file():
+        return False
+    if path.resolve() == kept.resolve():
+        return True
+    return path.exists() and kept.exists() and path.samefile(kept)
 
 
 def write_output(path: Path, text: str, said: str = "") -> None:

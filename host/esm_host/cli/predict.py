@@ -12,7 +12,7 @@ import typer
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, as_share
-from esm_host.cli.output import write_output
+from esm_host.cli.output import check_output, write_output
 
 SCHEMA_VERSION = 1
 
@@ -55,6 +55,7 @@ def predict(
 
     if (architectures is None) == (sample == 0):
         raise UsageError("give either --architectures FILE or --sample N")
+    check_output(output, inputs=[architectures])
     campaign = load_run(run)
     if architectures is not None:
         chosen = read_architectures(architectures)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.output import check_output
 
 
 @one_line_errors
@@ -29,5 +30,8 @@ def report(
     """
     from esm_host.api import write_report
 
+    # A report may lie in the folder, and is written anew.
+    kept = [path for path in source.rglob("*") if path.suffix != ".html"]
+    check_output(output, "--output", [source, *kept])
     write_report(source, output)
     typer.echo(f"report in {output}; open it in a browser")

@@ -140,7 +140,7 @@ def correlation(
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold:g}: give more than 0 and at most 1")
     check_output(output)
-    check_output(chart, "--out")
+    check_output(chart, "--out", [output])
     if chart is not None and chart.suffix not in (".png", ".svg", ".html"):
         raise UsageError(f"--out {chart}: give a file that ends in .png, .svg or .html")
     from esm_host.transfer.devices.comparison import compare

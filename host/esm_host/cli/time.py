@@ -177,13 +177,24 @@ def time(
         model_timeout_s=timeout,
         seed=seed,
     )
-    check_output(output)
-    check_output(csv, "--csv")
+    values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
+    read = [*models, *values]
+    check_output(output, inputs=read)
+    check_output(csv, "--csv", [*read, output])
     if str(output) == str(csv) == "-":
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = () if batch is None else _numbers("--batch", batch)
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
     request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
+    if batches:
+        for path in dict.fromkeys(entry.path for entry in request if entry.batch is None):
+            typer.echo(
+                f"warning: {path}: --batch is ignored: no first dimension of an input is free",
+                err=True,
+            )
+    beside = [file.path for entry in request for _, file in entry.model.external]
+    check_output(output, inputs=beside)
+    check_output(csv, "--csv", beside)
     with DeviceLines(names, quiet) as on_progress:
         timing = time_models(
             devices.connect,

@@ -165,7 +165,7 @@ def compare(
                     raise DifferentError(f"{told}: {argument('allow')} {what} compares anyhow")
                 allowed.append(told)
             found.append(_results(timing.data, names))
-        found = _named_alike(found)
+        found = _fed_alike(_named_alike(found))
         for text in _unmatched([timing.name for timing in timings], found):
             if CASES not in allow:
                 raise DifferentError(f"{text}: {argument('allow')} {CASES} compares what all have")
@@ -192,7 +192,7 @@ def compare(
 def check_timing(data: Any, name: str) -> Json:
     """The data, if it is the JSON of a timing that is understood; else raises UsageError."""
     if not isinstance(data, Mapping) or data.get("kind") != "timing":
-        raise UsageError(f"{name} is no timing: esm-host time MODEL.onnx --json {name} writes one")
+        raise UsageError(f"{name} is no timing: give a file that esm-host time --json FILE wrote")
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(
             f"{name} has schema version {data.get('schema_version')}, {SCHEMA_VERSION} is "
@@ -386,10 +386,50 @@ def _named_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
     ]
 
 
+def _fed_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
+    """Give results the key of the base's where a model was fed the same in another wording.
+
+    Only where one result of the model in each timing was fed so.
+    """
+    first = found[0]
+    renamed = [first]
+    for results in found[1:]:
+        keys = {}
+        for key, result in results.items():
+            same = [k for k, other in first.items() if _same_work(k, other, key, result)]
+            rivals = [k for k, other in results.items() if _same_work(k, other, key, result)]
+            if key not in first and len(same) == len(rivals) == 1 and same[0] not in results:
+                keys[key] = same[0]
+        renamed.append({keys.get(key, key): result for key, result in results.items()})
+    return renamed
+
+
+def _same_work(one: _Key, a: Json, other: _Key, b: Json) -> bool:
+    """Whether a model on a device was fed inputs of the same shapes and types."""
+    return (
+        one[:2] == other[:2]
+        and bool(a["inputs"] and b["inputs"])
+        and _types_and_dims(a) == _types_and_dims(b)
+        and a["case"]["threads"] == b["case"]["threads"]
+        and a["case"]["inputs_sha256"] == b["case"]["inputs_sha256"]
+    )
+
+
+def _some(results: Mapping[_Key, Json]) -> str:
+    called = [f"'{_called(result)}'" for result in results.values()]
+    more = f" and {len(called) - 2} more" if len(called) > 2 else ""
+    return ", ".join(called[:2]) + more or "nothing"
+
+
 def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
     """What one timing has and another lacks."""
     if not set.intersection(*(set(results) for results in found)):
-        raise DifferentError("the timings have no model in common in the same case")
+        raise DifferentError(
+            "no model was timed in the same case: "
+            + ", ".join(
+                f"{name} has {_some(results)}" for name, results in zip(names, found, strict=True)
+            )
+        )
     for key, result in {key: each[key] for each in found for key in each}.items():
         has = [name for name, results in zip(names, found, strict=True) if key in results]
         lacks = [name for name in names if name not in has]

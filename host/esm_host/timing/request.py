@@ -24,6 +24,7 @@ from esm_host.inputs import (
     parse_shape,
     resolve,
     symbols,
+    takes_batch,
 )
 from esm_host.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
@@ -74,7 +75,8 @@ def read_request(
 
     Args:
         models: paths, or what was read already.
-        batches: of every input whose first dimension is free.
+        batches: of every input whose first dimension is free; models without one ignore them
+            beside models with one.
         shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
         threads: of the runtime; without any, or with one, the block's spec says it.
         inputs: ``.npz``, files of ONNX values or folders of such, that inputs are fed.
@@ -102,11 +104,15 @@ def read_request(
         for file in files
         if file.outline is not None
     }
+    # Like --dim, a batch is of the models that leave one free, if there are any.
+    fixed = {path for path, own in parsed.items() if not takes_batch(own)}
+    if len(fixed) == len(files):
+        fixed = set()
     fed = Given(inputs, folder or Path(), known)
     return tuple(
         _entry(file, batch, sizes, *_shapes(file, given, batch, sizes, fed), number)
         for file in files
-        for batch in (batches or (None,))
+        for batch in ((file.path not in fixed and batches) or (None,))
         for sizes in _sizes(file, sweep)
         for number in (threads if len(threads) > 1 else (0,))
     )
