@@ -37,7 +37,6 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 _UNREADABLE = (
-    OSError,
     ValueError,
     KeyError,
     EOFError,
@@ -188,8 +187,8 @@ def _sources(path: Path) -> list[_Source]:
         if not zipfile.is_zipfile(path) and path.suffix == ".pb":
             return [_file(path)]
         return _members(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
         with path.open("rb") as file:
             instead = stands_in(str(path), file.read(HEAD_BYTES))

@@ -28,7 +28,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an option given twice that keeps only its last value."""
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             seen = set()
             for param in order:
                 if param.param_type_name != "option" or param.multiple or param.is_flag:
