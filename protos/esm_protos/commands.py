@@ -25,23 +25,6 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an option given twice that keeps only its last value."""
-        if not ctx.resilient_parsing:
-            order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
-            seen = set()
-            for param in order:
-                if param.param_type_name != "option" or param.multiple or param.is_flag:
-                    continue
-                if param.name in seen:
-                    raise typer.BadParameter(
-                        "given twice: give it once, several values with commas where it takes them",
-                        ctx=ctx,
-                        param=param,
-                    )
-                seen.add(param.name)
-        return super().parse_args(ctx, args)
-
 
 class Commands(TyperGroup):
     """A group of commands, likewise; wrong usage ends as ``error: ...`` and exit code 2."""

@@ -202,7 +202,9 @@ def test_a_timing_is_the_same_measured_saved_and_read(
     same = esm_host.compare(path, timing)
     assert [change.change_percent for change in same.changes] == pytest.approx([0] * 4)
     # The command reads it too.
-    assert CliRunner().invoke(app, ["compare", str(path), str(path)]).exit_code == 0
+    copy = path.with_name("copy.json")
+    copy.write_bytes(path.read_bytes())
+    assert CliRunner().invoke(app, ["compare", str(path), str(copy)]).exit_code == 0
     with pytest.raises(esm_host.UsageError, match="cannot write"):
         timing.save(tmp_path / "none" / "t.json")
 

@@ -883,7 +883,7 @@ def test_weights_that_are_cut_short_are_called_that(fake: FakeProfiler, tmp_path
     weights.write_bytes(weights.read_bytes()[:200])
     assert_refused(esm_host_time(path), 2, f"{weights}, which is cut short (200 of 256 bytes)")
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert_refused(esm_host_time(path), 2, f"{weights}, which is a pointer of git-lfs", "git lfs")
+    assert_refused(esm_host_time(path), 2, f"{weights}, which is a git-lfs pointer", "git lfs")
 
 
 def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:
@@ -939,8 +939,11 @@ def test_outputs_overwrite_neither_inputs_nor_each_other(
 
 
 @pytest.mark.parametrize("option", ["--batch", "--threads"])
-def test_an_option_given_twice_is_refused(fake: FakeProfiler, dynamic: Path, option: str) -> None:
-    assert_refused(esm_host_time(dynamic, option, 2, option, 4), 2, option, "given twice")
+def test_an_option_may_be_repeated(fake: FakeProfiler, dynamic: Path, option: str) -> None:
+    result = esm_host_time(dynamic, option, 2, option, "3,4", "--runs", 30, "--json", "-")
+    cases = [row["case"][option.removeprefix("--")] for row in json.loads(result.stdout)["results"]]
+    assert cases == [2, 3, 4]
+    assert_refused(esm_host_time(dynamic, option, 2, option, 2), 2, option, "give each once")
 
 
 def test_a_batch_is_of_the_models_that_leave_it_free(

@@ -127,8 +127,8 @@ def test_labels_say_as_little_as_tells_results_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("no JSON", "not JSON"),
-        ("[]", "not what esm-host time writes"),
+        ("no JSON", "is no JSON: give a file"),
+        ("[]", "is no timing: give a file"),
         ('{"schema_version": 1, "models": []}', "schema version 1"),
         ('{"schema_version": 2, "kind": "timing", "results": [{}]}', "lacks"),
     ],

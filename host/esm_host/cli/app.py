@@ -46,7 +46,7 @@ COMMANDS = (
     ("sources", "Sources", "Look after what is known of other devices, and compare them."),
     ("report", "Look", "Write a report that opens in any browser, without a network."),
     ("campaigns", "Look", "Look after the campaigns that a team shares."),
-    ("devices", "Devices", "Look after devices."),
+    ("devices", "Devices", "Add, inspect and group devices."),
 )
 
 

@@ -46,8 +46,9 @@ def time(
         ),
     ] = None,
     batch: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
+            metavar="SIZE[,SIZE...]",
             help="Batch sizes, such as 1,8,32: the first dimension of inputs that leave it free.",
             rich_help_panel=_CASES,
         ),
@@ -70,8 +71,14 @@ def time(
         ),
     ] = None,
     threads: Annotated[
-        str, typer.Option(help="Threads of the runtime, such as 1,2,4.", rich_help_panel=_CASES)
-    ] = "1",
+        list[str] | None,
+        typer.Option(
+            metavar="COUNT[,COUNT...]",
+            help="Threads of the runtime, such as 1,2,4.",
+            show_default="1",
+            rich_help_panel=_CASES,
+        ),
+    ] = None,
     feed: Annotated[
         list[Path] | None,
         typer.Option(
@@ -160,7 +167,7 @@ def time(
     from esm_protos.messages import Protocol
 
     names = [name for text in device or ["local"] for name in text.split(",") if name]
-    counts = _numbers("--threads", threads)
+    counts = _numbers("--threads", threads or ["1"])
     spec = timing_spec(
         runs,
         precision,
@@ -183,7 +190,7 @@ def time(
     check_output(csv, "--csv", [*read, output])
     if str(output) == str(csv) == "-":
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
-    batches = () if batch is None else _numbers("--batch", batch)
+    batches = _numbers("--batch", batch or [])
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
     request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
     if batches:
@@ -219,11 +226,12 @@ def time(
     raise typer.Exit(_exit_code(timing))
 
 
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
+def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
+    """Read numbers that commas or repeated options keep apart."""
     try:
-        return tuple(int(number) for number in text.split(","))
+        return tuple(int(number) for text in texts for number in text.split(","))
     except ValueError:
-        raise UsageError(f"{flag} {text}: give whole numbers, such as 1,8") from None
+        raise UsageError(f"{flag} {' '.join(texts)}: give whole numbers, such as 1,8") from None
 
 
 def _exit_code(timing: Timing) -> int:
