@@ -883,7 +883,7 @@ def test_weights_that_are_cut_short_are_called_that(fake: FakeProfiler, tmp_path
     weights.write_bytes(weights.read_bytes()[:200])
     assert_refused(esm_host_time(path), 2, f"{weights}, which is cut short (200 of 256 bytes)")
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert_refused(esm_host_time(path), 2, f"{weights}, which is a git-lfs pointer", "git lfs")
+    assert_refused(esm_host_time(path), 2, f"{weights}, which is a Git LFS pointer", "git lfs")
 
 
 def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:
