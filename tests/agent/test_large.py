@@ -28,6 +28,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.faults
 def test_as_many_samples_as_may_be_taken(address: str) -> None:
     spec = MeasureSpec(Protocol.SEQUENTIAL, runs=1_000_000, warmup=0)
     with RemoteProfiler(address) as profiler:

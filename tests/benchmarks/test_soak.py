@@ -9,6 +9,7 @@ from benchmarks.soak import BOUNDS, Reading, endure, growth
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+@pytest.mark.faults
 def test_a_short_soak() -> None:
     readings, soak = endure(blocks=40, connects=8)
     assert (soak.done, soak.failed) == (40, 0)

@@ -216,6 +216,7 @@ def test_a_worker_that_dies_is_done_without(cluster: Cluster) -> None:
     assert sorted(found) == sums(20)
 
 
+@pytest.mark.faults
 def test_all_workers_gone_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_S", 0.1)
     said: list[str] = []
