@@ -45,7 +45,7 @@ SPEC = MeasureSpec(runs=3, warmup=0, model_timeout_s=10)
 
 
 class Reading(NamedTuple):
-    """What a process has at one moment."""
+    """Memory, descriptors and threads of a process at one moment."""
 
     rss_mb: float
     descriptors: int

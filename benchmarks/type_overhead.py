@@ -1,4 +1,4 @@
-"""What one inference of an empty model costs, by the type of its input and output.
+"""Cost of one inference of an empty model, by the type of its input and output.
 
     python -m benchmarks.type_overhead [--rounds 200]
 

@@ -47,7 +47,7 @@ _UNREADABLE = (
 
 
 class _Head(NamedTuple):
-    """What a proto says of itself: its own name, types (numbers) and dimensions of its tensors."""
+    """A proto's own name, and the types (numbers) and dimensions of its tensors."""
 
     name: str
     tensors: tuple[tuple[int, Dims], ...]

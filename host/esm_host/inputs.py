@@ -21,7 +21,7 @@ _OVERRIDABLE_IR_VERSION = 4
 """Before it, every initializer was an input too, and a constant all the same."""
 _FREE = "N"
 _UNNAMED = ("", "?")
-"""What exporters write for a dimension without a name."""
+"""Names that exporters write for a dimension without a name."""
 _MAX_DIM = 2**31 - 1
 _SIZE = re.compile(r"\d+", re.ASCII)
 _BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)

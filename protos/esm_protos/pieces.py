@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 PIECE_BYTES = 1 << 20
-"""Of one piece, far below gRPC's limit of 4 MB. A single item of a list is not divided."""
+"""Size of one piece, far below gRPC's limit of 4 MB. A single item of a list is not divided."""
 
 _VARINT_BYTES = 10
 _LARGE = (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)

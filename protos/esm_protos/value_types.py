@@ -9,7 +9,7 @@ from esm_protos.v1 import onnx_view_pb2 as view
 
 
 class Element(NamedTuple):
-    """What a tensor holds.
+    """Type of a tensor's elements.
 
     Attributes:
         name: as numpy has it, where numpy has the type, else ONNX's in lower case.
@@ -30,7 +30,7 @@ class Element(NamedTuple):
         return self.name in (self.storage, "string")
 
     def stored_bytes(self, count: int) -> int:
-        """What ``count`` elements take as ONNX stores them; those below 8 bits are packed."""
+        """Return the bytes of ``count`` elements in ONNX; those below 8 bits are packed."""
         return -(-count * self.bits // 8)
 
 

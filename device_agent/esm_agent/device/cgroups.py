@@ -116,7 +116,7 @@ def read_groups(root: Path = Path("/")) -> ControlGroups:
 
 @dataclass(frozen=True)
 class _Mount:
-    """Where a hierarchy is visible, from which of its groups on; no controllers: version 2."""
+    """A visible hierarchy, and the group that it is visible from; no controllers: version 2."""
 
     controllers: frozenset[str]
     group: str

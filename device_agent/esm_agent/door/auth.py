@@ -142,7 +142,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         return self.client_of(context)
 
     def caller_of(self, context: grpc.ServicerContext) -> str:
-        """Whose calls are counted together; never aborts."""
+        """Return the name under which a caller's calls are counted; never abort."""
         return context.peer()  # type: ignore[no-any-return]
 
     def is_welcome(self, client: str) -> bool:

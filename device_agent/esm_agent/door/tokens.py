@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _VERSION = 1
 KEPT_S = 60.0
-"""What the file held last counts for so long where it cannot be opened."""
+"""Time for which the last tokens count while the file cannot be opened."""
 
 
 class AccessError(Exception):
@@ -47,7 +47,7 @@ class Token:
 
 
 def config_folder(given: Path | None = None) -> Path:
-    """Where tokens and the certificate are kept: as given, else ``$XDG_CONFIG_HOME/esm-agent``.
+    """Return the folder of tokens and certificate: as given, else ``$XDG_CONFIG_HOME/esm-agent``.
 
     Raises:
         AccessError: nothing is given, and this user has no home folder.
@@ -155,7 +155,7 @@ class TokenFile:
             tokens[:] = left
 
     def _current(self) -> tuple[Token, ...]:
-        """What the file holds now.
+        """Return the tokens that the file holds now.
 
         A file that cannot be opened is tried again at the next call, and what it held last counts
         for :data:`KEPT_S`. Nobody gets in without a file, or with one that holds something else.

@@ -104,7 +104,7 @@ def _value(kind: ValueType, value: NDArray[Any] | tuple[NDArray[Any], ...]) -> A
 
 
 def _tensor(element: Element, array: NDArray[Any]) -> Any:
-    """Of numbers, in the memory of an array of the same dimensions."""
+    """Make a tensor of numbers in the memory of an array of the same dimensions."""
     contiguous = np.asarray(array, order="C")
     if element.bits < 8:
         small = packed(contiguous, element.bits)
@@ -138,7 +138,7 @@ def _constant(array: NDArray[Any], name: str) -> pb.Node:
 
 
 def _made(nodes: Sequence[pb.Node], fed: dict[str, Any], kind: ValueType) -> Any:
-    """What a model of these nodes gives as ``value``."""
+    """Return what a model of these nodes gives as ``value``."""
     tensor = pb.Type(tensor_type=pb.TensorType(elem_type=kind.element.number))
     sequence = pb.Type(sequence_type=pb.SequenceType(elem_type=tensor))
     graph = pb.Graph(

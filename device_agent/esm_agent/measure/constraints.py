@@ -26,7 +26,7 @@ from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import tensor_type
 
 _MOST_BYTES = 256 << 20
-"""Of a model that is read for this; in a larger one, 0 and 1 are tokens that its tables have."""
+"""Size of a model that is read for this; in a larger one, 0 and 1 are tokens of its tables."""
 _MOST_WAYS = 10_000
 """To write a number as a product that are tried."""
 _PASSED_ON = {"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose"}
@@ -89,7 +89,7 @@ Rule = Callable[[Use], Any]
 
 
 class Facts:
-    """What a graph declares: the shapes of its values, and which nodes take them."""
+    """Declarations of a graph: the shapes of its values, and which nodes take them."""
 
     def __init__(self, model: view.Model, drawn: Mapping[str, Dims]) -> None:
         """Collect from all bodies of a model.

@@ -1,4 +1,4 @@
-"""What a model is fed: values that came with it, shapes that were given, the rest drawn.
+"""The feed of a model: values that came with it, shapes that were given, the rest drawn.
 
 A free dimension takes the size that its name has elsewhere, or else 1.
 """
@@ -221,7 +221,7 @@ def _slot(node: Any) -> _Slot:
 def _facts(
     path: Path | None, drawn: Sequence[_Slot], shapes: Mapping[str, Dims]
 ) -> constraints.Facts | None:
-    """What the graph asks of its inputs; None where nobody asks anything of such inputs."""
+    """Return what the graph asks of its inputs; None where it asks nothing of such inputs."""
     asked = (slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW for slot in drawn)
     if path is None or not any(asked):
         return None

@@ -94,7 +94,7 @@ _CONDITION = re.compile(r"\S.{0,300}? was false\. ?(?=\S)")
 
 
 def _sentence(text: str) -> str:
-    """What the runtime says, without where in its source it says so."""
+    """Return the runtime's words, without the place in its source."""
     text = _NODE.sub(lambda found: f"{found['op']} {found['name']!r}: ", _NOISE.sub("", text))
     text = text.replace(" '': ", ": ")
     parts, at = [], 0
@@ -108,7 +108,7 @@ def _sentence(text: str) -> str:
 
 
 def _after_function(text: str, start: int) -> int:
-    """Where the message begins that follows a function's name or signature."""
+    """Return the place at which the message begins, after a function's name or signature."""
     plain = _PLAIN_FUNCTION.match(text, start)
     opened = text.find("(", start)
     # A signature has its types before its parentheses, and nothing else that ends a sentence.

@@ -92,7 +92,7 @@ def next_steps(system: bool) -> tuple[str, ...]:
 
 
 def users_units() -> Path:
-    """Where systemd looks for a user's own units; raises OSError without a home folder."""
+    """Return the folder of a user's own units; raise OSError without a home folder."""
     return user_folder("XDG_CONFIG_HOME", ".config") / "systemd/user"
 
 

@@ -55,7 +55,7 @@ class NotCachedError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where systemd says, else the user's cache folder; raises OSError without a home folder."""
+    """Return systemd's folder, else the user's; raise OSError without a home folder."""
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given)
     return user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
@@ -421,7 +421,7 @@ def _link(own: Path, path: Path) -> None:
 
 
 def _part(path: Path, client: str) -> Path:
-    """Where a client's upload lies until it is whole: no client goes on with another's."""
+    """Return the place of a client's upload until it is whole: no client goes on with another's."""
     return path.with_name(f"{path.name}.{hashlib.sha256(client.encode()).hexdigest()[:16]}.part")
 
 

@@ -172,13 +172,13 @@ class Incoming(Iterator[Any]):
 
 
 class Source(Protocol):
-    """What a call is answered with, in pieces that come at any time."""
+    """The answer to a call, in pieces that come at any time."""
 
     def listen(self, ready: Callable[[], None]) -> None:
         """Calls ``ready`` when there is something to take, from any thread, also at once."""
 
     def take(self) -> Any:
-        """What comes next; None where there is nothing yet."""
+        """Return the next piece; None where there is none yet."""
 
 
 class Later:

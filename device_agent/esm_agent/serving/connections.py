@@ -35,7 +35,7 @@ def most_connections(files: int) -> int:
 
 
 def _file_limit() -> int:
-    """Of this process, raised to what the agent wants where that is allowed."""
+    """Return the limit of open files, raised to what the agent wants where that is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     wanted = _WANTED_FILES if hard == unlimited else min(_WANTED_FILES, hard)

@@ -20,7 +20,7 @@ _REMEMBERED = 8  # blocks whose durations tell how long the next ones will take
 
 
 MOST_LEASES = 1000
-"""Of one client."""
+"""Most leases of one client."""
 
 
 class NoLeaseError(Exception):
@@ -155,7 +155,7 @@ class Leases:
         return self._standing(ahead, self._clients[client][lease_id].expires - now, now)
 
     def standings(self, now: float) -> Iterator[tuple[str, Standing]]:
-        """Of all leases."""
+        """Yield every lease with its standing."""
         for ahead, lease_id in enumerate(self.order()):
             expires_s = self._clients[self._client_of[lease_id]][lease_id].expires - now
             yield lease_id, self._standing(ahead, expires_s, now)

@@ -300,7 +300,7 @@ def _known_status(error: Exception) -> tuple[grpc.StatusCode, str] | None:
 
 
 def _messages(block: UploadedBlock, event: Event) -> Iterator[pb.MeasureBlockEvent]:
-    """What is sent of an event of a block; raises what kept the block from being measured."""
+    """Yield the messages of a block's event; raise what kept the block from being measured."""
     if isinstance(event, Exception):
         raise event
     if isinstance(event, BlockResult):

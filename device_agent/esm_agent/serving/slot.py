@@ -29,7 +29,7 @@ REST_S = 60.0
 _LEASES_S = 1.0
 """How often leases are looked at while there are any."""
 MOST_BLOCKS = 64
-"""Of one lease, waiting at a time."""
+"""Most blocks of one lease that wait at a time."""
 _ID_LETTERS = 8  # of a lease's id in logs: enough to follow it, too few to use it
 
 

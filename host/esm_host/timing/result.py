@@ -87,7 +87,7 @@ class Result:
 
     @property
     def conditions(self) -> str:
-        """What the number holds for, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
+        """Conditions of the number, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 

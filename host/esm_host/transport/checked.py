@@ -40,7 +40,7 @@ class CheckedChannel:
 
 
 def _reader(options: dict[str, Any]) -> _Read:
-    """What reads an answer, in place of the stub's deserializer, which is taken out."""
+    """Return a reader of answers, in place of the stub's deserializer, which is taken out."""
     kind = options.pop("response_deserializer").__self__
     return lambda data: received(kind, data)
 
