@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser database faketime test test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos probes clean
+.PHONY: demo browser database faketime test test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos references clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -59,8 +59,8 @@ docs: $(STAMP)  ## the documentation as a site, in build/site; fails on a broken
 protos: $(STAMP)  ## generate the stubs again
 	$(BIN)/python -m esm_protos.compile
 
-probes: $(STAMP)  ## generate the models that the doctor times again
-	$(BIN)/python -m esm_models.probe_models
+references: $(STAMP)  ## generate the reference models that come with the agent again
+	$(BIN)/python -m esm_models.reference_models
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esm-profiler needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

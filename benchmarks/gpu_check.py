@@ -272,7 +272,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
 
 def tf32(box: Box) -> Figures:
     """Off by default; on, results are coarser."""
-    data = (Path(cuda.__file__).parents[1] / "probe_models" / "large-gemm.onnx").read_bytes()
+    data = (Path(cuda.__file__).parents[1] / "reference_models" / "beyond.onnx").read_bytes()
     expected = on_cpu(box.save(data))
     off, on = (box.load(data, replace(SPEC, tf32=wanted)) for wanted in (False, True))
     deep_off, deep_on = (

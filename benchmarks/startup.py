@@ -23,7 +23,7 @@ from typing import Any
 
 RUNS = 15
 MAX_TIME_S = 10
-MODEL = Path(__file__).parents[1] / "device_agent/esm_agent/probe_models/pointwise.onnx"
+MODEL = Path(__file__).parents[1] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 AIMS = {"help_s": 0.3, "time_s": 3.0}
 
 

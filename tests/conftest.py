@@ -14,12 +14,9 @@ for _name in ("grpc_proxy", "https_proxy", "http_proxy", "ESM_PROXY"):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Agents that tests start leave the user's cache alone."""
-    before = os.environ.get("CACHE_DIRECTORY")
-    os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("agent-cache"))
-    yield
-    if before is None:
-        del os.environ["CACHE_DIRECTORY"]
-    else:
-        os.environ["CACHE_DIRECTORY"] = before
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Agents that tests start leave the user's cache and history alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIRECTORY", str(tmp_path_factory.mktemp("agent-cache")))
+        patch.setenv("STATE_DIRECTORY", str(tmp_path_factory.mktemp("agent-state")))
+        yield

@@ -157,6 +157,13 @@ def serve(
             show_default="half of what is free there, up to 32G",
         ),
     ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            help="File in which the latencies of the agent's reference models are remembered.",
+            show_default="~/.local/state/esm-agent/history.jsonl",
+        ),
+    ] = None,
     max_block_time: Annotated[
         float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
     ] = 3600.0,
@@ -209,6 +216,7 @@ def serve(
             gpu=gpu,
             cache_folder=cache or _own_cache(),
             cache_bytes=cache_bytes,
+            history=history or _own_history(),
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
@@ -240,6 +248,17 @@ def _own_cache() -> Path | None:
         return cache_folder()
     except OSError as error:
         logging.warning("no cache: %s, or give --cache", error.strerror)
+        return None
+
+
+def _own_history() -> Path | None:
+    """The user's history file; None, with a warning, for a user without a home folder."""
+    from esm_agent.device.history import history_file
+
+    try:
+        return history_file()
+    except OSError as error:
+        logging.warning("nothing is remembered: %s, or give --history", error.strerror)
         return None
 
 

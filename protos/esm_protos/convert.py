@@ -43,6 +43,7 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
+    Usual,
 )
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.received import NonsenseError, check_lengths, nonsense
@@ -102,6 +103,8 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         min_block_s=spec.min_block_s,
         min_rounds=spec.min_rounds,
         short_visits=spec.short_visits,
+        references=spec.references,
+        sessions=spec.sessions,
         tf32=spec.tf32,
         cuda_graph=spec.cuda_graph,
         allow_fallback=spec.allow_fallback,
@@ -126,6 +129,8 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         min_block_s=message.min_block_s,
         min_rounds=message.min_rounds,
         short_visits=message.short_visits,
+        references=message.references,
+        sessions=message.sessions or 1,
         tf32=message.tf32,
         cuda_graph=message.cuda_graph,
         allow_fallback=message.allow_fallback,
@@ -439,6 +444,8 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
         profile=_profile_to_pb(measurement.profile),
         runs_per_visit=measurement.runs_per_visit,
+        weight_bytes=measurement.weight_bytes,
+        session_runs=measurement.session_runs,
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -461,6 +468,10 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         raise NonsenseError(
             f"{len(message.latency_ns)} latencies with {len(message.start_ns)} starts"
         )
+    if message.session_runs and sum(message.session_runs) != len(message.latency_ns):
+        raise NonsenseError(
+            f"{sum(message.session_runs)} runs of sessions with {len(message.latency_ns)} latencies"
+        )
     latency_ns = np.array(message.latency_ns, dtype=np.int64)
     if not latency_ns.all():
         raise nonsense("latency_ns", 0)
@@ -479,6 +490,8 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         peak_rss_bytes=message.peak_rss_bytes or None,
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
         runs_per_visit=message.runs_per_visit,
+        weight_bytes=message.weight_bytes,
+        session_runs=tuple(message.session_runs),
     )
 
 
@@ -510,9 +523,9 @@ def result_events(measurement: Measurement, trim: float) -> Iterator[pb.MeasureB
     yield pb.MeasureBlockEvent(result=last)
 
 
-def done_events(result: BlockResult) -> Iterator[pb.MeasureBlockEvent]:
+def done_events(result: BlockResult, trim: float) -> Iterator[pb.MeasureBlockEvent]:
     """The end of a block as an agent sends it: in parts where it is large."""
-    *parts, last = pieces(done_to_pb(result))
+    *parts, last = pieces(done_to_pb(result, trim))
     for part in parts:
         yield pb.MeasureBlockEvent(done_part=part)
     yield pb.MeasureBlockEvent(done=last)
@@ -524,13 +537,40 @@ def join_part(whole: Part, part: Part) -> None:
     check_lengths(whole)
 
 
-def done_to_pb(result: BlockResult) -> pb.BlockDone:
-    """All of a result but its measurements."""
+def done_to_pb(result: BlockResult, trim: float) -> pb.BlockDone:
+    """All of a result but the measurements of the block's own models."""
     return pb.BlockDone(
         block_id=result.block_id,
         busy_ns=result.busy_ns,
         running_ns=result.running_ns,
         states=[state_to_pb(state) for state in result.states],
+        references=[measurement_to_pb(each, trim) for each in result.references],
+        usual=None if result.usual is None else _usual_to_pb(result.usual),
+    )
+
+
+def _usual_to_pb(usual: Usual) -> pb.Usual:
+    return pb.Usual(
+        references=usual.references,
+        latency_ns=usual.latency_ns.tolist(),
+        spread=usual.spread.ravel().tolist(),
+        moments=usual.moments,
+        span_s=usual.span_s,
+    )
+
+
+def _usual_from_pb(message: pb.Usual) -> Usual:
+    count = len(message.references)
+    if len(message.latency_ns) != count or len(message.spread) != count**2:
+        raise NonsenseError(f"no latencies or spreads of {count} references")
+    if not all(message.latency_ns):
+        raise nonsense("latency_ns", 0)
+    return Usual(
+        tuple(message.references),
+        np.array(message.latency_ns, dtype=np.float64),
+        np.array(message.spread, dtype=np.float64).reshape(count, count),
+        message.moments,
+        message.span_s,
     )
 
 
@@ -541,6 +581,8 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
         busy_ns=message.busy_ns,
         running_ns=message.running_ns,
         states=tuple(state_from_pb(state) for state in message.states),
+        references=tuple(map(measurement_from_pb, message.references)),
+        usual=_usual_from_pb(message.usual) if message.HasField("usual") else None,
     )
 
 

@@ -10,8 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
+from google.protobuf.message import DecodeError
+
 from esm_protos.messages import Limits
 from esm_protos.v1 import onnx_view_pb2 as view
+from esm_protos.value_types import BY_NUMBER
 from esm_protos.weights import WEIGHTLESS_LOCATION
 
 Body: TypeAlias = view.Graph | view.Function
@@ -106,6 +109,22 @@ def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> st
                     f"{limits.max_model_parameters}"
                 )
     return None
+
+
+def weight_bytes(path: Path) -> int:
+    """Return the bytes of all tensors that a model file holds or names; 0 if it is none."""
+    model = view.Model()
+    try:
+        with mapped(path) as data:
+            model.MergeFromString(data)
+    except (DecodeError, OSError):
+        return 0
+    total = 0
+    for body in bodies(model):
+        for tensor in tensors(body):
+            element = BY_NUMBER.get(tensor.data_type)
+            total += element.stored_bytes(count(tensor.dims)) if element else 0
+    return total
 
 
 def count(dims: Sequence[int]) -> int:

@@ -88,6 +88,9 @@ class MeasureSpec:
         min_block_s: with a precision, no model is done before so many seconds of rounds; what is
             too short to meet the device's ups and downs looks tighter than it is.
         min_rounds: rounds that are made even after ``max_block_s``.
+        references: time the agent's own reference models along, which tell how the device fares
+            now and how it usually does; ``interleaved`` only.
+        sessions: sessions of each model in turn, each opened anew; ``interleaved`` only.
         short_visits: visits of slow models have fewer runs, down to one: several in a row only
             make up for cold caches, which cost a slow model nothing.
         tf32: ``cuda`` only: float32 matrix products by 19-bit tensor cores.
@@ -112,6 +115,8 @@ class MeasureSpec:
     min_block_s: float = 0.0
     min_rounds: int = 0
     short_visits: bool = False
+    references: bool = False
+    sessions: int = 1
     tf32: bool = False
     cuda_graph: bool = False
     allow_fallback: bool = False
@@ -123,6 +128,7 @@ class MeasureSpec:
             ("warmup", 0, 100_000),
             ("min_rounds", 0, 1_000_000),
             ("threads", 1, MAX_THREADS),
+            ("sessions", 1, 100),
             ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
@@ -137,6 +143,8 @@ class MeasureSpec:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
         if self.precision and self.protocol is Protocol.SEQUENTIAL:
             raise ValueError("precision needs the interleaved protocol: its unit is the round")
+        if self.protocol is Protocol.SEQUENTIAL and (self.references or self.sessions > 1):
+            raise ValueError("references and sessions need the interleaved protocol")
         for name in ("max_block_s", "min_block_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise ValueError(f"{name} {getattr(self, name):g} is outside 0 to 86400")
@@ -505,6 +513,8 @@ class Measurement:
             loaded and first run; None where nobody asked or the device does not tell.
         profile: None where nobody asked.
         runs_per_visit: counted runs of each visit; 0: those of the block's spec.
+        weight_bytes: of its initializers; 0 where the agent does not tell.
+        session_runs: counted runs of each of its sessions, in the order of time; empty for one.
     """
 
     model_id: str
@@ -521,6 +531,8 @@ class Measurement:
     peak_rss_bytes: int | None = None
     profile: Profile | None = None
     runs_per_visit: int = 0
+    weight_bytes: int = 0
+    session_runs: tuple[int, ...] = ()
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
@@ -539,6 +551,47 @@ class Measurement:
         return trimmed_mean(self.latency_ns, trim) / 1e6
 
 
+@dataclass(frozen=True, eq=False)
+class Usual:
+    """What an agent remembers of its reference models under the conditions of a block: the same
+    runtime, provider, threads and clock settings.
+
+    Attributes:
+        references: names of the models, ``(r,)``.
+        latency_ns: median over moments, ``(r,)``.
+        spread: standard deviation between moments, ``(r, r)``: of the logarithm of a latency on
+            the diagonal, of the difference of two logarithms elsewhere.
+        moments: number of moments of five minutes.
+        span_s: from the first moment to the last.
+    """
+
+    references: tuple[str, ...]
+    latency_ns: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    moments: int
+    span_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "references": list(self.references),
+            "latency_ms": (self.latency_ns / 1e6).tolist(),
+            "spread": self.spread.tolist(),
+            "moments": self.moments,
+            "span_s": self.span_s,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Usual:
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            tuple(data["references"]),
+            1e6 * np.array(data["latency_ms"], dtype=np.float64),
+            np.array(data["spread"], dtype=np.float64),
+            data["moments"],
+            data["span_s"],
+        )
+
+
 @dataclass(frozen=True)
 class BlockResult:
     """What measuring a block gave, one measurement per model in the block's order.
@@ -547,6 +600,8 @@ class BlockResult:
         busy_ns: from the first load to the last run.
         running_ns: of which inside inferences, counted or not.
         states: of the device before, during (about one a second) and after the block.
+        references: the agent's reference models, timed along; empty where nobody asked.
+        usual: what is usual for them; None where the agent remembers nothing.
     """
 
     block_id: str
@@ -554,6 +609,8 @@ class BlockResult:
     busy_ns: int
     running_ns: int
     states: tuple[DeviceState, ...] = ()
+    references: tuple[Measurement, ...] = ()
+    usual: Usual | None = None
 
 
 class Severity(enum.Enum):

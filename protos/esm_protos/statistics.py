@@ -1,14 +1,9 @@
-"""From runs to a latency: the trimmed mean, its interval, and the pace that a block's models share.
-
-The agent stops by these figures and the host reports and learns from them, so both import them
-from here.
-"""
+"""Trimmed means, their intervals, and the pace that a block's models share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +20,6 @@ MIN_ROUNDS = 5
 _NEIGHBOURS = 3  # visits on either side that tell the pace at a visit
 _BATCHES = 20  # Schmeiser (1982): more than 30 batches tell hardly more, and are less independent
 _Z = 1.959963984540054  # of the standard normal distribution, 95 % on both sides
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A model's latency in its block.
-
-    Attributes:
-        latency_ns: trimmed mean of its runs, the block's pace divided out where it is known.
-        raw_ns: trimmed mean of its runs as they were.
-        interval: half-width of the 95 % confidence interval of ``latency_ns``, as a share of it;
-            infinite with fewer than ``MIN_ROUNDS`` rounds.
-    """
-
-    latency_ns: float
-    raw_ns: float
-    interval: float
 
 
 def trimmed_mean(samples: NDArray[np.integer] | Floats, trim: float) -> float:
@@ -120,75 +99,6 @@ def pace(visits: Sequence[Floats], starts: Sequence[NDArray[np.int64]]) -> list[
         log_pace = _row_medians(np.where(usable, excess[inside], np.nan))[back]
         log_pace -= np.median(log_pace)
     return np.split(np.exp(log_pace), ends)
-
-
-@dataclass(frozen=True)
-class BlockEstimate:
-    """Every model's latency in a block, and what became of the device meanwhile.
-
-    Attributes:
-        slowdown: by how much the device's pace in the last third of the block exceeds that in
-            the first, as a share; 0 where the pace is not known.
-    """
-
-    models: list[Estimate]
-    slowdown: float
-
-
-def estimate_block(
-    latency_ns: Sequence[NDArray[np.int64]],
-    start_ns: Sequence[NDArray[np.int64]],
-    runs_per_visit: int | Sequence[int],
-    trim: float,
-    common_pace: bool,
-) -> BlockEstimate:
-    """Estimates of a block's models, from their runs.
-
-    Args:
-        latency_ns: counted runs of each model, in the order of time.
-        start_ns: when each of them began.
-        runs_per_visit: counted runs of a visit; one number for all models, or one each.
-        common_pace: whether the block was interleaved, so that its models share a pace.
-    """
-    if isinstance(runs_per_visit, int):
-        runs_per_visit = [runs_per_visit] * len(latency_ns)
-    visits = [_visits(runs, n) for runs, n in zip(latency_ns, runs_per_visit, strict=True)]
-    began = [
-        starts[::n][: len(visited)]
-        for starts, n, visited in zip(start_ns, runs_per_visit, visits, strict=True)
-    ]
-    if common_pace:
-        paces = pace([np.median(v, axis=1) for v in visits], began)
-    else:
-        paces = [np.ones(len(v)) for v in visits]
-    models = []
-    for runs, visited, factors in zip(latency_ns, visits, paces, strict=True):
-        # A last visit that is not full counts for the mean, at the pace of the one before.
-        of_runs = np.repeat(factors, visited.shape[1])
-        of_runs = np.pad(of_runs, (0, len(runs) - len(of_runs)), mode="edge")
-        models.append(
-            Estimate(
-                latency_ns=trimmed_mean(runs / of_runs, trim),
-                raw_ns=trimmed_mean(runs, trim),
-                interval=relative_interval(visited / factors[:, None], trim),
-            )
-        )
-    return BlockEstimate(models, _slowdown(paces, began))
-
-
-def _slowdown(paces: Sequence[Floats], began: Sequence[NDArray[np.int64]]) -> float:
-    if not paces:
-        return 0.0
-    in_time = np.concatenate(paces)[np.argsort(np.concatenate(began), kind="stable")]
-    third = max(len(in_time) // 3, 1)
-    return float(np.median(in_time[-third:]) / np.median(in_time[:third]) - 1)
-
-
-def _visits(runs: NDArray[np.int64], runs_per_visit: int) -> Floats:
-    """``(visits, runs per visit)``; a last visit that is not full is left out."""
-    per_visit = min(runs_per_visit, len(runs))
-    full = len(runs) // per_visit
-    return runs[: full * per_visit].reshape(full, per_visit).astype(np.float64)
 
 
 def _dropped(count: int, trim: float) -> int:

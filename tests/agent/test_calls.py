@@ -23,7 +23,7 @@ from esm_protos.v1 import profiler_pb2_grpc
 from tests.agent.fake_backends import IdleBackend
 
 DATA = (
-    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+    Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 ).read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))

@@ -14,7 +14,7 @@ from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
-MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 
 
 @pytest.fixture(scope="module")

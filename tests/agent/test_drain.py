@@ -24,7 +24,7 @@ from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model
 
 DATA = (
-    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+    Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 ).read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SECONDS = Block("seconds", MeasureSpec(runs=1_000_000, max_block_s=3.0), (Model("m", DATA),))

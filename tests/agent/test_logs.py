@@ -21,7 +21,7 @@ from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 
 DATA = (
-    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+    Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 ).read_bytes()
 BLOCK = Block("b1", MeasureSpec(runs=3), (Model("good", DATA), Model("bad", b"no model")))
 

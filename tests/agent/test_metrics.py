@@ -23,7 +23,7 @@ from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, BlockResult, MeasureSpec, Model
 
-MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BLOCK = Block(
     "b", MeasureSpec(runs=3), (Model("good", MODEL.read_bytes()), Model("bad", b"no model"))
 )

@@ -14,7 +14,7 @@ from esm_protos.messages import FailureKind, Limits
 from tests.helpers import largest
 
 LIMITS = Limits(10**9, 256, max_model_bytes=10**6, max_model_nodes=20, max_model_parameters=1000)
-PROBES = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models"
+PROBES = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models"
 
 
 def model() -> onnx.ModelProto:

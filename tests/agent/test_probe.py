@@ -5,7 +5,7 @@ import pytest
 
 from esm_agent.device.probe import check_probe_s, noise, run_probe
 from esm_agent.measure.block import UploadedBlock
-from esm_models.probe_models import stale_models
+from esm_models.reference_models import stale_models
 from esm_protos.messages import BlockResult, FailureKind, Measurement
 
 
@@ -38,7 +38,7 @@ class Device:
 
 
 def test_the_committed_models_are_fresh() -> None:
-    assert stale_models() == [], "run `make probes`"
+    assert stale_models() == [], "run `make references`"
 
 
 @pytest.mark.parametrize("latency_ms", [0.5, 3, 40])

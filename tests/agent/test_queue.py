@@ -14,7 +14,7 @@ from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model, Progress, State
 
 DATA = (
-    Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+    Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 ).read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))

@@ -22,7 +22,7 @@ from esm_protos.v1 import profiler_pb2_grpc
 from tests.faults.disk import SmallDisk
 from tests.faults.proxy import Proxy
 
-PROBE = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/convolutions.onnx"
+PROBE = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BLOCKS_UNDERWAY = 2
 """One is measured, and the next one waits on the device."""
 LOSSES_BORNE = 8

@@ -15,7 +15,7 @@ from esm_host.folder import RunFolder
 from esm_host.transport.devices import configured, groups
 from tests.environments import as_nobody, needs_nameless
 
-MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/pointwise.onnx"
+MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BOM = b"\xef\xbb\xbf"
 
 

@@ -27,7 +27,7 @@ from esm_host.transport.patient import PatientProfiler
 from esm_host.transport.validity import out_of_dates
 from tests.certificates import Authority, self_signed
 
-MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/probe_models/pointwise.onnx"
+MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 
 
 @pytest.fixture

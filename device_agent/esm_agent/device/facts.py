@@ -30,7 +30,7 @@ def device_info(
         agent_version=__version__,
         hostname=socket.gethostname(),
         machine=platform.machine(),
-        cpu_model=_cpu_model(),
+        cpu_model=cpu_model(),
         cpu_count=len(cpus or usable_cpus()),
         memory_bytes=memory_bytes(),
         os=platform.platform(),
@@ -68,15 +68,21 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def _cpu_model() -> str:
-    """As the kernel names it: x86 says it in cpuinfo, single-board computers in the device tree."""
+def cpu_model(root: Path = Path("/")) -> str:
+    """Return the processor's name as the kernel has it.
+
+    x86 says it in cpuinfo, single-board computers in the device tree.
+
+    Args:
+        root: where ``proc`` is; for tests.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
     try:
-        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
+        return (root / "proc/device-tree/model").read_text().strip("\0\n ")
     except OSError:
         return platform.processor() or "unknown"

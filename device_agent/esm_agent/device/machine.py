@@ -95,7 +95,7 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
         quota=groups.cpu_quota(),
         memory_limit_bytes=groups.memory_limit(),
         physical_bytes=physical_bytes(),
-        turbo=_turbo(root),
+        turbo=read_turbo(root),
         throttles_at_c=min(_limits(root), default=None),
         clock_step_ns=_clock_step_ns(),
         clock_source=sysfs.read(clock_source),
@@ -113,7 +113,8 @@ def cpu_list(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def _turbo(root: Path) -> Turbo | None:
+def read_turbo(root: Path) -> Turbo | None:
+    """Return what is known of the clock above the nominal one; None where nothing is."""
     for name, on in _TURBO_SWITCHES:
         path = root / sysfs.CPU / name
         if (value := sysfs.number(path)) in (0, 1):

@@ -1,28 +1,27 @@
-"""The doctor's probe: built-in models timed as a block like any other, and the noise in it."""
+"""The doctor's probe: the reference models timed as a block like any other, and the noise in it."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.references import reference_models
+from esm_protos.estimates import estimate_measured
 from esm_protos.messages import BlockResult, Measurement, MeasureSpec
-from esm_protos.statistics import estimate_block
 
 Measure = Callable[[UploadedBlock], BlockResult]
 """Has a block measured, and waits for it."""
 
 MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
 
-_FOLDER = Path(__file__).parents[1] / "probe_models"
 _WINDOW_NS = 500_000_000
 _MIN_WINDOWS = 3
-_SPEC = MeasureSpec(runs=999_999, runs_per_visit=3)  # time ends it first
+_SPEC = MeasureSpec(runs=999_999, runs_per_visit=4, warmup=6)  # time ends it first
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,13 @@ def check_probe_s(probe_s: float) -> None:
 
 
 def run_probe(measure: Measure, probe_s: float) -> BlockResult:
-    """Times the built-in models in turn for ``probe_s`` seconds.
+    """Times the reference models in turn for ``probe_s`` seconds.
 
     Raises:
         Exception: whatever keeps ``measure`` from measuring; a model that fails is in the result.
     """
-    models = tuple(UploadedModel(path.stem, path) for path in sorted(_FOLDER.glob("*.onnx")))
     spec = replace(_SPEC, max_block_s=probe_s)
-    return measure(UploadedBlock(f"doctor-{uuid.uuid4()}", spec, models))
+    return measure(UploadedBlock(f"doctor-{uuid.uuid4()}", spec, reference_models()))
 
 
 def noise(result: BlockResult) -> Noise:
@@ -94,11 +92,5 @@ def _spread(medians: NDArray[np.float64]) -> float:
 
 
 def _intervals(measurements: tuple[Measurement, ...]) -> dict[str, float]:
-    block = estimate_block(
-        [m.latency_ns for m in measurements],
-        [m.start_ns for m in measurements],
-        [m.visit_runs(_SPEC) for m in measurements],
-        _SPEC.trim,
-        common_pace=True,
-    )
+    block = estimate_measured(measurements, _SPEC)
     return {m.model_id: e.interval for m, e in zip(measurements, block.models, strict=True)}

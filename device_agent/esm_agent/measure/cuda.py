@@ -42,7 +42,7 @@ PROVIDER = "CUDAExecutionProvider"
 CONV_SEARCH = "EXHAUSTIVE"
 """cuDNN times its algorithms and takes the fastest: the runtime's own default, stated."""
 
-_PROBE = UploadedModel("probe", Path(__file__).parents[1] / "probe_models" / "convolutions.onnx")
+_PROBE = UploadedModel("probe", Path(__file__).parents[1] / "reference_models" / "arithmetic.onnx")
 _MEMORY = "cuda"
 _SHOWN_NODES = 5
 _SMALL_TENSOR = 100

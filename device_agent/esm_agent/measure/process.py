@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esm_agent.device.telemetry import Telemetry
-from esm_agent.measure import preflight, timing
-from esm_agent.measure.block import UploadedModel
+from esm_agent.measure import timing
 from esm_agent.measure.memory import PeakMemory
+from esm_agent.measure.references import Company
 from esm_agent.measure.sandbox import Confinement, confine
-from esm_protos.graphs import mapped
+from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
+from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     DeviceState,
     Failure,
-    FailureKind,
-    Limits,
     Measurement,
     MeasureSpec,
     Profile,
@@ -39,15 +34,14 @@ from esm_protos.messages import (
 )
 
 if TYPE_CHECKING:
-    from esm_agent.measure.backends import Backend, DeviceModel, LoadedModel
+    from esm_agent.measure.backends import Backend
 
 STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
-_LARGE_BYTES = 64 << 20
-
-T = TypeVar("T")
+_KEPT_LOAD_NS = 500_000_000
+"""A session that takes longer to make is not made again within a block."""
 
 BackendFactory = Callable[[], Any]
 """Makes the :class:`esm_agent.measure.backends.Backend` inside the process; must be importable."""
@@ -83,27 +77,6 @@ class Hello(NamedTuple):
     missing: tuple[str, ...] = ()
 
 
-class Job(NamedTuple):
-    """Models of a block by their index in it, and how to measure them.
-
-    Attributes:
-        loaders: how many models are loaded at a time; with one, a model that kills the process
-            while it loads is known.
-        limits: what the runtime is to see of models; None shows it anything.
-        peak_memory: tell how much every model takes; one is loaded at a time.
-        profile_runs: 0 profiles nothing.
-        limit_s: time after which the agent breaks the block off.
-    """
-
-    spec: MeasureSpec
-    models: dict[int, UploadedModel]
-    loaders: int = 1
-    limits: Limits | None = None
-    peak_memory: bool = False
-    profile_runs: int = 0
-    limit_s: float = math.inf
-
-
 class JobResult(NamedTuple):
     """What timing gave. With ``profile_runs``, a :class:`Profiled` follows for every model that
     has a latency."""
@@ -112,6 +85,7 @@ class JobResult(NamedTuple):
     busy_ns: int
     running_ns: int
     states: tuple[DeviceState, ...]
+    references: tuple[Measurement, ...] = ()
 
 
 class Profiled(NamedTuple):
@@ -148,208 +122,6 @@ class Board:
         self.cells[1] = model
         self.cells[2] = round(fraction * 1_000_000)
         self.tick()
-
-
-class Loaded(NamedTuple):
-    """A model in memory, run once, and what that took."""
-
-    model: LoadedModel
-    load_ns: int
-    first_run_ns: int = 0
-    peak_rss_bytes: int | None = None
-
-    @property
-    def run(self) -> timing.Run:
-        return self.model.run
-
-    @property
-    def device(self) -> DeviceModel | None:
-        """Where it lies in a memory other than this program's."""
-        from esm_agent.measure.backends import DeviceModel
-
-        return self.model if isinstance(self.model, DeviceModel) else None
-
-
-class Sessions:
-    """Loads the models of one block after the other, between blocks, when nothing is timed.
-
-    What two blocks in a row share, the references, stays loaded.
-
-    Args:
-        tick: told that a model is loaded, or has run.
-    """
-
-    def __init__(
-        self,
-        backends: Mapping[str, Backend],
-        clock: timing.Clock,
-        memory: PeakMemory,
-        tick: timing.Tick = lambda: None,
-    ) -> None:
-        self._backends = backends
-        self._clock = clock
-        self._memory = memory
-        self._tick = tick
-        self._kept: dict[tuple[object, ...], Loaded] = {}
-        self._last: set[tuple[object, ...]] = set()
-
-    def load(
-        self, job: Job, on_model: Callable[[int, float], None]
-    ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
-        """The job's models that could be loaded, and why the others could not."""
-        keys = {index: _key(model, job.spec) for index, model in job.models.items()}
-        loaded = {i: self._kept[key] for i, key in keys.items() if key in self._kept}
-        if job.peak_memory:  # it was not asked for when they were loaded
-            loaded = {i: model for i, model in loaded.items() if model.peak_rss_bytes is not None}
-        self._kept = {}  # what this block lacks makes room for what it brings
-        failures: dict[int, Failure] = {}
-        fresh = [index for index in keys if index not in loaded]
-        for index, session in self._fresh(job, fresh, on_model):
-            if isinstance(session, Failure):
-                failures[index] = session
-            else:
-                loaded[index] = session
-        if job.loaders > 1:  # what lacked memory may have lacked it for what loaded beside it
-            for index in [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]:
-                on_model(index, 1.0)
-                session = self._session(job, index)
-                if not isinstance(session, Failure):
-                    del failures[index]
-                    loaded[index] = session
-        # Only now: first runs are timed, so nothing may load beside them.
-        for index in [i for i, model in loaded.items() if not model.first_run_ns]:
-            on_model(index, 1.0)
-            started = self._first_run(loaded.pop(index))
-            if isinstance(started, Failure):
-                failures[index] = started
-            else:
-                loaded[index] = started
-        now = {keys[index] for index in loaded}
-        shared = now & self._last
-        if shared != now:  # else the same was asked again, and is to be measured afresh
-            self._kept = {keys[i]: model for i, model in loaded.items() if keys[i] in shared}
-        self._last = now
-        return {index: loaded[index] for index in keys if index in loaded}, failures
-
-    def _fresh(
-        self, job: Job, indices: Sequence[int], on_model: Callable[[int, float], None]
-    ) -> Iterator[tuple[int, Loaded | Failure]]:
-        def session(index: int) -> Loaded | Failure:
-            return self._session(job, index)
-
-        if job.loaders == 1:
-            for position, index in enumerate(indices):
-                on_model(index, position / len(indices))  # should it kill the process
-                yield index, self._measured(job, index) if job.peak_memory else session(index)
-            return
-        with ThreadPoolExecutor(job.loaders) as pool:
-            for position, found in enumerate(zip(indices, pool.map(session, indices), strict=True)):
-                on_model(found[0], position / len(indices))
-                yield found
-
-    def load_one(self, job: Job, index: int) -> Loaded | Failure:
-        """A model that is measured by itself."""
-        if job.peak_memory:
-            return self._measured(job, index)
-        session = self._session(job, index)
-        return session if isinstance(session, Failure) else self._first_run(session)
-
-    def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
-        """Where the time of a model goes; None if that cannot be told."""
-        model, backend = job.models[index], self._backends[job.spec.provider]
-        try:
-            return backend.profile(model, job.spec, job.profile_runs, between)
-        except Exception:
-            return None
-
-    def _measured(self, job: Job, index: int) -> Loaded | Failure:
-        """Loaded and run once, with nothing beside it, so that its memory is known."""
-        refusal = self._refusal(job, index)
-        if refusal is not None:
-            return refusal
-        self._memory.begin()
-        session = self._made(job, index)
-        model = session if isinstance(session, Failure) else self._first_run(session)
-        if isinstance(model, Failure):
-            return model
-        return model._replace(peak_rss_bytes=self._memory.peak_bytes())
-
-    def _session(self, job: Job, index: int) -> Loaded | Failure:
-        return self._refusal(job, index) or self._made(job, index)
-
-    def _refusal(self, job: Job, index: int) -> Failure | None:
-        """Why the runtime is not to see the model."""
-        model, limits = job.models[index], job.limits
-        if limits is None:
-            return None
-
-        def examined() -> Failure | None:
-            with mapped(model.path) as data:
-                return preflight.examine(data, limits, model.external)
-
-        return _attempted(examined)
-
-    def _made(self, job: Job, index: int) -> Loaded | Failure:
-        model, spec = job.models[index], job.spec
-        backend = self._backends.get(spec.provider)
-        if backend is None:  # it worked when the agent announced it
-            text = f"the provider {spec.provider} has stopped working: restart the agent"
-            return Failure(FailureKind.CRASH, text)
-        start = self._clock()
-        made = _attempted(lambda: backend.load(model, spec))
-        self._tick()
-        return made if isinstance(made, Failure) else Loaded(made, self._clock() - start)
-
-    def _first_run(self, model: Loaded) -> Loaded | Failure:
-        from esm_agent.measure.backends import first_run
-
-        start = self._clock()
-        failure = _attempted(lambda: first_run(model.model))
-        took = max(self._clock() - start, 1)
-        self._tick()
-        return model._replace(first_run_ns=took) if failure is None else failure
-
-
-def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
-    """What two models must have in common for one session to serve both."""
-    beside = [(place, _content(model.path.parent / place)) for place in sorted(model.external)]
-    return (
-        _content(model.path),
-        tuple(beside),
-        model.inputs and _content(model.inputs),
-        (model.case.shapes, model.case.threads or spec.threads),
-        (spec.seed, spec.provider, spec.tf32, spec.cuda_graph, spec.allow_fallback),
-    )
-
-
-def _content(path: Path) -> object:
-    """Tells files of other content apart. What is large comes from the cache, so that the same
-    content is the same file, and is not read for it."""
-    if not path.is_file():
-        return None  # the runtime will say so
-    about = path.stat()
-    if about.st_size > _LARGE_BYTES:
-        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _attempted(call: Callable[[], T]) -> T | Failure:
-    """What the call gives, or the outcome of a model that does not work."""
-    from esm_agent.measure.outcomes import outcome
-
-    try:
-        return call()
-    except Exception as error:
-        return outcome(error)
-
-
-def _of_later_run(error: Exception) -> Failure:
-    """The outcome of a model that ran before, and then did not."""
-    from esm_agent.measure.outcomes import outcome
-
-    failure = outcome(error)
-    return Failure(failure.kind, f"a later run failed: {failure.message}")
 
 
 class Witness:
@@ -439,6 +211,15 @@ def _backends(
     return {backend.provider: backend for backend in made}, tuple(missing)
 
 
+class _Timed(NamedTuple):
+    """What a protocol gave; times count from ``origin_ns``."""
+
+    measurements: dict[int, Measurement]
+    running_ns: int
+    origin_ns: int
+    references: tuple[Measurement, ...] = ()
+
+
 def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
     """One attempt at a block. A model that fails is left out and the rest is measured."""
     clock = time.perf_counter_ns
@@ -447,11 +228,13 @@ def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -
     gc.disable()  # no collection inside a timed run
     try:
         measure = _sequential if job.spec.protocol is Protocol.SEQUENTIAL else _interleaved
-        measurements, running_ns, origin = measure(sessions, witness, job, board, clock)
+        timed = measure(sessions, witness, job, board, clock)
     finally:
         gc.enable()
         gc.collect()
-    return JobResult(measurements, clock() - began, running_ns, witness.states(origin))
+    states = witness.states(timed.origin_ns)
+    busy_ns = clock() - began
+    return JobResult(timed.measurements, busy_ns, timed.running_ns, states, timed.references)
 
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
@@ -469,34 +252,45 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 
 def _interleaved(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> tuple[dict[int, Measurement], int, int]:
+) -> _Timed:
     entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
     )
-
-    def between(index: int, share: float) -> None:
-        board.write(State.MEASURING, index, share)
-        witness.look()
+    references = sessions.references(job)
 
     def failed(index: int, error: Exception) -> None:
-        failures[index] = _of_later_run(error)
+        failures[index] = failure_of_later_run(error)
         loaded.pop(index, None)
 
     _settle(loaded, witness, board, clock, failed)
     witness.note()
     origin = clock()
-    runs = {index: model.run for index, model in loaded.items()}
-    samples = timing.interleaved(
-        runs,
-        job.spec,
-        between,
-        clock,
-        board.tick,
-        {index: model.first_run_ns for index, model in loaded.items()},
-        job.limit_s - (origin - entered) / 1e9,
-        failed,
-    )
+    company = Company({name: each.run for name, each in references.items()}, clock, board.tick)
+    first_ns = {index: model.first_run_ns for index, model in loaded.items()}
+    samples = timing.new_samples(loaded, job.spec, first_ns)
+    for part in range(job.spec.sessions):
+
+        def between(index: int, share: float, part: int = part) -> bool:
+            board.write(State.MEASURING, index, (part + share) / job.spec.sessions)
+            witness.look()
+            return company.visit()
+
+        if part:
+            _reopen(sessions, job, loaded, failures, samples, board)
+        timing.interleaved(
+            {index: model.run for index, model in loaded.items()},
+            _part_of(job.spec, part),
+            between,
+            clock,
+            board.tick,
+            first_ns,
+            job.limit_s - (clock() - entered) / 1e9,
+            failed,
+            lambda taken: _estimates(taken, loaded, company, references, job),
+            samples,
+        )
+    company.complete()
     measurements = {}
     for index, model in list(loaded.items()):
         board.write(State.MEASURING, index, 1.0)
@@ -507,12 +301,91 @@ def _interleaved(
         except Exception as error:
             failed(index, error)
     measurements |= _failed(job, failures)
-    return measurements, sum(s.running_ns for s in samples.values()), origin
+    taken = [*samples.values(), *company.samples.values()]
+    return _Timed(
+        measurements,
+        sum(each.running_ns for each in taken),
+        origin,
+        tuple(
+            replace(
+                each.measurement(
+                    name, references[name].load_ns, references[name].first_run_ns, origin
+                ),
+                weight_bytes=references[name].weight_bytes,
+            )
+            for name, each in company.samples.items()
+            if each.latency_ns
+        ),
+    )
+
+
+def _part_of(spec: MeasureSpec, part: int) -> MeasureSpec:
+    """Return the settings of a block's sessions number ``part``.
+
+    Sessions share the runs; with a precision, the time that the block takes at least. The last
+    ones go on until the precision is reached.
+    """
+    if part == spec.sessions - 1:
+        return spec
+    until = max(spec.runs * (part + 1) // spec.sessions, 1)
+    if not spec.precision:
+        return replace(spec, runs=until)
+    seconds = (spec.min_block_s or 0.1) / spec.sessions
+    return replace(spec, runs=until, precision=0.0, max_block_s=seconds, min_rounds=2)
+
+
+def _reopen(
+    sessions: Sessions,
+    job: Job,
+    loaded: dict[int, Loaded],
+    failures: dict[int, Failure],
+    samples: dict[int, timing.Samples],
+    board: Board,
+) -> None:
+    """Make new sessions of the models, in place of theirs."""
+    for index, model in list(loaded.items()):
+        if model.load_ns > _KEPT_LOAD_NS:
+            continue
+        board.write(State.MEASURING, index, 0.0)
+        del loaded[index]  # makes room
+        again = sessions.again(job, index)
+        if isinstance(again, Failure):
+            failures[index] = again
+            del samples[index]
+        else:
+            loaded[index] = again._replace(
+                load_ns=model.load_ns,
+                first_run_ns=model.first_run_ns,
+                peak_rss_bytes=model.peak_rss_bytes,
+            )
+            samples[index].session_began.append(len(samples[index].latency_ns))
+
+
+def _estimates(
+    taken: Mapping[int, timing.Samples],
+    loaded: Mapping[int, Loaded],
+    company: Company,
+    references: Mapping[str, Loaded],
+    job: Job,
+) -> dict[int, Estimate]:
+    """Return what is known so far of the models."""
+    block = estimate_block(
+        [each.as_runs(loaded[index].weight_bytes) for index, each in taken.items()],
+        job.spec.trim,
+        common_pace=True,
+        references=[
+            each.as_runs(references[name].weight_bytes, name)
+            for name, each in company.samples.items()
+            if each.latency_ns
+        ],
+        usual=job.usual,
+    )
+    return dict(zip(taken, block.models, strict=True))
 
 
 def _sequential(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> tuple[dict[int, Measurement], int, int]:
+) -> _Timed:
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
@@ -529,9 +402,9 @@ def _sequential(
                 measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
                 running_ns += samples.running_ns
             except Exception as error:
-                measurements |= _failed(job, {index: _of_later_run(error)})
+                measurements |= _failed(job, {index: failure_of_later_run(error)})
         del model  # before the next one is loaded
-    return measurements, running_ns, origin
+    return _Timed(measurements, running_ns, origin)
 
 
 def _settle(
@@ -573,6 +446,7 @@ def _measurement(
         samples.measurement(name, model.load_ns, model.first_run_ns, origin),
         inputs=model.model.feed.inputs,
         peak_rss_bytes=model.peak_rss_bytes if job.peak_memory else None,
+        weight_bytes=model.weight_bytes,
     )
     device = model.device
     if device is None:

@@ -7,22 +7,26 @@ device's state, cancellation) happens in ``between``, which the loops call betwe
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from esm_protos.estimates import Estimate, Runs, estimate_block
 from esm_protos.messages import Measurement, MeasureSpec, Nanoseconds
-from esm_protos.statistics import PACE_MODELS, estimate_block
+from esm_protos.statistics import PACE_MODELS
 
 Run = Callable[[], object]
 Clock = Callable[[], int]
 """Nanoseconds from any fixed origin."""
-Between = Callable[[int, float], None]
-"""Told the model that is visited next and the share of the visits already made."""
+Between = Callable[[int, float], bool | None]
+"""Told the model that is visited next and the share of the visits already made; says whether it
+has run other models, which leave the caches cold."""
 Tick = Callable[[], None]
 """Told that an inference is over, whatever it was for: shows that the models do not hang."""
 Failed = Callable[[int, Exception], None]
@@ -41,11 +45,17 @@ _ROUND_VARIES = 1.5
 _LOOK_AGAIN = 1.2
 """Intervals are looked at each time the rounds have grown by this factor: looking after every
 round would stop too many models at a lucky moment."""
+_HARDLY = 1.1
+"""An interval so many times what endless runs would leave is hardly narrowed by more of them."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
 _SETTLED_WINDOWS, _SETTLED_SPREAD = 3, 0.02
 _COPIES, _COPY_WARMUP = 10, 2
+
+
+Estimates = Callable[[Mapping[int, "Samples"]], Mapping[int, Estimate]]
+"""Makes estimates of models from what was taken of them so far."""
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Samples:
         running_ns: time inside all its inferences, counted or not.
         fastest_ns: its fastest inference so far, counted or not; 0 before there is any.
         runs_per_visit: counted runs of a visit; 0 until its first visit has decided it.
+        session_began: number of the first counted run of each session after the first.
     """
 
     latency_ns: list[int] = field(default_factory=list)
@@ -63,6 +74,7 @@ class Samples:
     running_ns: int = 0
     fastest_ns: int = 0
     runs_per_visit: int = 0
+    session_began: list[int] = field(default_factory=list)
 
     def row(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
         """Adds ``runs`` counted runs after ``warmup`` uncounted ones."""
@@ -71,18 +83,30 @@ class Samples:
         for _ in range(runs):
             self._counted(run, clock, tick)
 
-    def visit(self, run: Run, warmup: int, most: int, clock: Clock, tick: Tick) -> None:
+    def visit(
+        self,
+        run: Run,
+        warmup: int,
+        most: int,
+        clock: Clock,
+        tick: Tick,
+        warm_ns: int = _WARM_NS,
+        visit_ns: int = _VISIT_NS,
+    ) -> None:
         """Adds the counted runs of a visit, after the uncounted ones that warm caches take.
 
         Args:
             warmup: uncounted runs at most.
             most: counted runs at most.
+            warm_ns: no uncounted run begins after so long.
+            visit_ns: the first visit ends once its counted runs have taken so long; later ones
+                have as many runs.
         """
         entered = clock()
         if self.fastest_ns < _SLOW_NS:
             for _ in range(warmup):
                 self._uncounted(run, clock, tick)
-                if clock() - entered >= _WARM_NS:
+                if clock() - entered >= warm_ns:
                     break
         decided = self.runs_per_visit
         for count in range(1, min(most, decided or most) + 1):
@@ -90,7 +114,7 @@ class Samples:
             if not decided:
                 # All visits are alike, and not by a first run that something held up.
                 self.runs_per_visit = count
-                if count * self.fastest_ns >= _VISIT_NS:
+                if count * self.fastest_ns >= visit_ns:
                     break
 
     def _counted(self, run: Run, clock: Clock, tick: Tick) -> None:
@@ -125,7 +149,26 @@ class Samples:
             load_ns=load_ns,
             first_run_ns=first_run_ns,
             runs_per_visit=self.runs_per_visit,
+            session_runs=self.session_runs(),
         )
+
+    def as_runs(self, weight_bytes: int = 0, name: str = "") -> Runs:
+        """These samples as estimates take them."""
+        return Runs(
+            np.array(self.latency_ns, dtype=np.int64),
+            np.array(self.start_ns, dtype=np.int64),
+            max(self.runs_per_visit, 1),
+            weight_bytes,
+            self.session_runs(),
+            name,
+        )
+
+    def session_runs(self) -> tuple[int, ...]:
+        """Counted runs of each session; empty where there was one."""
+        if not self.session_began:
+            return ()
+        ends = [*self.session_began, len(self.latency_ns)]
+        return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
 
 
 def raised(index: int, error: Exception) -> None:
@@ -207,6 +250,8 @@ def interleaved(
     first_run_ns: Mapping[int, int] | None = None,
     limit_s: float = math.inf,
     failed: Failed = raised,
+    estimates: Estimates | None = None,
+    samples: dict[int, Samples] | None = None,
 ) -> dict[int, Samples]:
     """Rounds over all models, each round in another random order, a few runs per visit.
 
@@ -214,8 +259,9 @@ def interleaved(
     there. Here it touches a few samples of every model instead, and the models visited before
     and after tell by how much.
 
-    With a precision, a model leaves while its interval is tight, unless fewer than ``PACE_MODELS``
-    would stay: those that are left need somebody to tell the device's pace.
+    With a precision, a model leaves while its interval is tight, or while further rounds would
+    hardly narrow it, unless fewer than ``PACE_MODELS`` would stay: those that are left need others
+    to tell the device's pace.
 
     Args:
         runs: by the model's index in its block.
@@ -223,6 +269,8 @@ def interleaved(
         limit_s: time after which the block is broken off: with a precision, no round begins that
             would reach it.
         failed: a model leaves when its run raises an exception; by default that is raised here.
+        estimates: what a precision is held against; by default, of the block's models alone.
+        samples: those of earlier sessions, to go on with.
 
     Returns:
         Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
@@ -230,8 +278,8 @@ def interleaved(
         ``spec.max_block_s`` ended the block.
     """
     first = first_run_ns or {}
-    per_visit = 0 if spec.short_visits else spec.runs_per_visit
-    samples = {i: Samples(fastest_ns=first.get(i, 0), runs_per_visit=per_visit) for i in runs}
+    if samples is None:
+        samples = new_samples(runs, spec, first)
     active = list(runs)
     shuffle = random.Random(spec.seed).shuffle
     began = clock()
@@ -249,7 +297,8 @@ def interleaved(
             whole_s = max(spec.max_block_s, spec.min_rounds * round_s)
             spent = (clock() - began) / 1e9 / whole_s if spec.max_block_s else 0.0
             share = max(share, min(max(visited, spent), 1.0))  # whatever ends the block first
-            between(index, share)
+            if between(index, share):
+                last = None
             # Alone, a model finds the caches as it left them.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
             most = min(spec.runs_per_visit, spec.runs - len(samples[index].latency_ns))
@@ -268,28 +317,44 @@ def interleaved(
         if spec.precision and lasted_s + _ROUND_VARIES * longest_s > limit_s:
             break
         if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
-            active = _staying(samples, active, spec)
+            found = (estimates or partial(of_block, trim=spec.trim))(samples)
+            active = _staying(samples, active, spec, found)
             look_at = math.ceil(rounds * _LOOK_AGAIN)
     return samples
 
 
-def _staying(samples: Mapping[int, Samples], active: list[int], spec: MeasureSpec) -> list[int]:
+def new_samples(
+    runs: Iterable[int], spec: MeasureSpec, first_run_ns: Mapping[int, int]
+) -> dict[int, Samples]:
+    """Return samples of models that nothing was taken of yet."""
+    per_visit = 0 if spec.short_visits else spec.runs_per_visit
+    return {i: Samples(fastest_ns=first_run_ns.get(i, 0), runs_per_visit=per_visit) for i in runs}
+
+
+def of_block(samples: Mapping[int, Samples], trim: float) -> dict[int, Estimate]:
+    """Return estimates by what the models of a block say of each other."""
+    block = estimate_block([each.as_runs() for each in samples.values()], trim, common_pace=True)
+    return dict(zip(samples, block.models, strict=True))
+
+
+def _staying(
+    samples: Mapping[int, Samples],
+    active: list[int],
+    spec: MeasureSpec,
+    found: Mapping[int, Estimate],
+) -> list[int]:
     """Who needs more rounds, and those who must keep them company.
 
     A model that has left may come back: what the others tell of the pace later can widen its
     interval again.
     """
-    block = estimate_block(
-        [np.array(s.latency_ns, dtype=np.int64) for s in samples.values()],
-        [np.array(s.start_ns, dtype=np.int64) for s in samples.values()],
-        [s.runs_per_visit for s in samples.values()],
-        spec.trim,
-        common_pace=True,
-    )
-    interval = {i: e.interval for i, e in zip(samples, block.models, strict=True)}
     open_ = [index for index, s in samples.items() if len(s.latency_ns) < spec.runs]
-    loose = {index for index in open_ if interval[index] >= spec.precision}
+    loose = {
+        index
+        for index in open_
+        if found[index].interval >= max(spec.precision, _HARDLY * found[index].least)
+    }
     if not loose:
         return []
-    wanted = sorted(open_, key=lambda i: (i not in loose, i not in active, -interval[i]))
+    wanted = sorted(open_, key=lambda i: (i not in loose, i not in active, -found[i].interval))
     return wanted[: max(len(loose), PACE_MODELS)]

@@ -21,6 +21,7 @@ from typing import Any
 
 from esm_agent.device.cgroups import oom_kills, read_groups
 from esm_agent.device.facts import memory_bytes, usable_cpus
+from esm_agent.device.history import HistoryFile, conditions
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
@@ -29,21 +30,25 @@ from esm_agent.measure.process import (
     STATES,
     BackendFactory,
     Hello,
-    Job,
     JobResult,
     Profiled,
     TelemetryFactory,
     cpu_backend,
 )
+from esm_agent.measure.references import reference_models
 from esm_agent.measure.sandbox import Confinement
+from esm_agent.measure.sessions import Job
+from esm_protos.estimates import estimate_measured
 from esm_protos.messages import (
     BlockResult,
     Failure,
     FailureKind,
     Limits,
     Measurement,
+    MeasureSpec,
     Progress,
     State,
+    Usual,
 )
 
 _POLL_S = 0.25
@@ -101,6 +106,7 @@ class Worker:
     Args:
         confinement: of the process; by default to its share of memory, without network.
         limits: that models are held to, and how long a block may take; None knows no such limits.
+        history: where the reference models' latencies are remembered; None remembers nothing.
     """
 
     def __init__(
@@ -110,7 +116,10 @@ class Worker:
         confinement: Confinement | None = None,
         limits: Limits | None = None,
         make_others: Sequence[BackendFactory] = (),
+        history: HistoryFile | None = None,
     ) -> None:
+        self._history = history
+        self._runtime = ""
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._confinement = confinement or Confinement()
@@ -139,6 +148,7 @@ class Worker:
             try:
                 if current.connection.poll(_START_TIMEOUT_S):
                     hello: Hello = current.connection.recv()
+                    self._runtime = hello.runtime
                     return hello
             except (EOFError, ConnectionResetError):
                 current.process.join()
@@ -206,6 +216,7 @@ class Worker:
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
+        usual = self._past(block.spec)
         began = time.monotonic()
         ends = began + self._limits.max_block_s if self._limits else math.inf
         while True:
@@ -218,6 +229,8 @@ class Worker:
                 block.peak_memory,
                 block.profile_runs,
                 ends - time.monotonic(),
+                reference_models() if block.spec.references else (),
+                usual,
             )
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
@@ -227,8 +240,15 @@ class Worker:
                 if cancelled():  # the files go with the client: that one is missing means nothing
                     raise CancelledError
                 ordered = tuple(results[i] for i in range(len(models)))
+                self._remember(block.spec, attempt)
                 return BlockResult(
-                    block.block_id, ordered, attempt.busy_ns, attempt.running_ns, attempt.states
+                    block.block_id,
+                    ordered,
+                    attempt.busy_ns,
+                    attempt.running_ns,
+                    attempt.states,
+                    attempt.references,
+                    usual,
                 )
             index, state, failure = attempt
             if self._limits and time.monotonic() > ends:
@@ -251,6 +271,22 @@ class Worker:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message
                 )
+
+    def _past(self, spec: MeasureSpec) -> Usual | None:
+        """What is remembered of the reference models under the conditions of a block."""
+        if self._history is None or not spec.references:
+            return None
+        names = [model.model_id for model in reference_models()]
+        return self._history.usual(conditions(self._runtime, spec), names)
+
+    def _remember(self, spec: MeasureSpec, result: JobResult) -> None:
+        if self._history is not None and result.references:
+            taken = estimate_measured(result.references, spec).models
+            latency_ns = {
+                reference.model_id: estimate.latency_ns
+                for reference, estimate in zip(result.references, taken, strict=True)
+            }
+            self._history.add(conditions(self._runtime, spec), latency_ns)
 
     def _attempt(
         self,

@@ -126,20 +126,28 @@ def _unblocked_stderr() -> int:
     os.set_blocking(sink, False)
     os.dup2(sink, descriptor)
     os.close(sink)
-    copier = threading.Thread(target=_copy, args=(source, reader), name="esm-log", daemon=True)
+    end = b"\0" + os.urandom(16)
+    copier = threading.Thread(target=_copy, args=(source, reader, end), name="esm-log", daemon=True)
     copier.start()
 
     def restore() -> None:
         sys.stderr.flush()
-        os.dup2(reader, descriptor)  # the copier sees the end once no process has the pipe
+        # Processes that were started may keep the pipe open: the end has to be told.
+        with contextlib.suppress(OSError):  # it is full, and nobody reads
+            os.write(descriptor, end)
+        os.dup2(reader, descriptor)
         copier.join(_LAST_LINES_S)
 
     atexit.register(restore)
     return descriptor
 
 
-def _copy(source: int, target: int) -> None:
-    while data := os.read(source, _COPY_BYTES):
+def _copy(source: int, target: int, end: bytes) -> None:
+    """Copy all that is written until the end is told, or no process has the pipe any more."""
+    over = False
+    while not over and (data := os.read(source, _COPY_BYTES)):
+        if over := data.endswith(end):
+            data = data.removesuffix(end)
         with contextlib.suppress(OSError):  # nobody reads any more; it is emptied all the same
             while data:
                 data = data[os.write(target, data) :]

@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from esm_agent.device.facts import device_info, memory_bytes
+from esm_agent.device.history import HistoryFile
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.door.auth import Door, OpenDoor
 from esm_agent.measure.process import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
@@ -66,6 +67,8 @@ class AgentServer:
             if it does.
         cache_folder: of files that hosts send once; None takes none.
         cache_bytes: of all of them; None chooses by what the disk has.
+        history: file in which the reference models' latencies are remembered; None remembers
+            nothing.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -86,6 +89,7 @@ class AgentServer:
         gpu: int | None = None,
         cache_folder: Path | None = None,
         cache_bytes: int | None = None,
+        history: Path | None = None,
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -97,7 +101,8 @@ class AgentServer:
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
         cuda = partial(cuda_backend, gpu or 0)
-        worker = Worker(make_backend, telemetry, confinement, limits, make_others=(cuda,))
+        remembered = None if history is None else HistoryFile(history)
+        worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), remembered)
         self._slot = Slot(worker, lease_expiry_s, metrics, is_welcome=door.is_welcome)
         try:
             hello = self._slot.start()

@@ -324,7 +324,7 @@ def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
 def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.MeasureBlockEvent]:
     for measurement in result.measurements:
         yield from convert.result_events(measurement, block.spec.trim)
-    yield from convert.done_events(result)
+    yield from convert.done_events(result, block.spec.trim)
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:

@@ -20,8 +20,8 @@ from esm_host.evaluation.alike import Readings
 from esm_host.evaluation.quality import Quality, judge, median
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
+from esm_protos.estimates import estimate_measured
 from esm_protos.messages import MeasureSpec, Protocol
-from esm_protos.statistics import estimate_block
 
 _LEAST_ERROR = 0.02
 WIDEST = 0.5
@@ -297,13 +297,7 @@ class Measurements:
                 text = f"{failure.kind.value}: {failure.message}"
                 self._failures[stored.measurement.model_id] = text
         measured = [s.measurement for s in group if s.measurement.failure is None]
-        estimate = estimate_block(
-            [m.latency_ns for m in measured],
-            [m.start_ns for m in measured],
-            self._spec.runs_per_visit,
-            self._spec.trim,
-            self._common_pace,
-        )
+        estimate = estimate_measured(measured, self._spec)
         self._slowdown[block_id] = estimate.slowdown
         self._models[block_id] = {
             m.model_id: Measured(e.latency_ns / 1e6, e.raw_ns / 1e6, e.interval)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_protos.estimates import Runs
 from esm_protos.statistics import relative_interval, trimmed_mean
 
 Nanoseconds = NDArray[np.int64]
@@ -37,15 +38,6 @@ class Ratio:
         return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Counted runs of a model in the order of time, when each began, and how many a visit has."""
-
-    latency_ns: Nanoseconds
-    start_ns: Nanoseconds
-    runs_per_visit: int
-
-
 def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
     """Of two models of one interleaved block: what the device's ups and downs do to both cancels.
 
@@ -60,7 +52,7 @@ def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
     Args:
         trim: share of the pairs dropped at each end.
     """
-    (a, began_a), (b, began_b) = (_visits(runs) for runs in (one, other))
+    (a, began_a), (b, began_b) = ((runs.visits, runs.visit_starts_ns) for runs in (one, other))
     common = min(a.shape[1], b.shape[1])
     a, b = a[:, -common:], b[:, -common:]
     of_a, of_b = _pairs(began_a, began_b)
@@ -88,14 +80,6 @@ def unpaired_ratio(
 
 def _around(middle: float, half: float) -> tuple[float, float] | None:
     return (math.exp(middle - half), math.exp(middle + half)) if math.isfinite(half) else None
-
-
-def _visits(runs: Runs) -> tuple[Floats, Nanoseconds]:
-    """``(visits, runs per visit)`` and when each began; a last one that is not full is left out."""
-    per_visit = min(runs.runs_per_visit, runs.latency_ns.size)
-    full = runs.latency_ns.size // per_visit
-    latency = runs.latency_ns[: full * per_visit].reshape(full, per_visit)
-    return latency.astype(np.float64), runs.start_ns[::per_visit][:full]
 
 
 def _pairs(began_a: Nanoseconds, began_b: Nanoseconds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

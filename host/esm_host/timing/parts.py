@@ -14,8 +14,8 @@ from esm_host.errors import DeviceError
 from esm_host.limits import check_models, check_spec
 from esm_host.transport.base import OnProgress, Profiler, ignore
 from esm_models.parts import Part
-from esm_protos.messages import Block, MeasureSpec, Model, Protocol
-from esm_protos.statistics import estimate_block
+from esm_protos.estimates import estimate_measured
+from esm_protos.messages import Block, MeasureSpec, Model
 
 BLOCK_PARTS = 20
 
@@ -93,12 +93,8 @@ def time_parts(
                     f"part {parts[number].name} failed with {failure.kind.value}: {failure.message}"
                 )
             runs[row, number] = len(measurement.latency_ns)
-        estimates = estimate_block(
-            [m.latency_ns for m in result.measurements],
-            [m.start_ns for m in result.measurements],
-            [m.visit_runs(spec) for m in result.measurements],
-            spec.trim,
-            common_pace=spec.protocol is Protocol.INTERLEAVED,
+        estimates = estimate_measured(
+            result.measurements, spec, result.references, result.usual
         ).models
         latency_ms[row, numbers] = [estimate.latency_ns / 1e6 for estimate in estimates]
         interval[row, numbers] = [estimate.interval for estimate in estimates]

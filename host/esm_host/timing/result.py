@@ -13,11 +13,12 @@ import numpy as np
 from esm_host.amounts import drawn_amounts
 from esm_host.arguments import in_python
 from esm_host.errors import EsmError
-from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
+from esm_host.evaluation.difference import Ratio, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement
 from esm_host.fed import fed_text
 from esm_host.inputs import assumption
 from esm_host.timing.request import Entry
+from esm_protos.estimates import Estimate, Runs
 from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
@@ -28,7 +29,6 @@ from esm_protos.messages import (
     Profile,
     Protocol,
 )
-from esm_protos.statistics import Estimate
 
 SCHEMA_VERSION = 2
 
@@ -288,10 +288,7 @@ def _ratio(one: Result, other: Result) -> Ratio:
     spec = one.spec
     if spec.protocol is not Protocol.INTERLEAVED:
         return _unpaired(one, other)
-    a, b = (
-        Runs(m.latency_ns, m.start_ns, m.visit_runs(spec))
-        for m in (one.measurement, other.measurement)
-    )
+    a, b = (Runs.of(each.measurement, spec) for each in (one, other))
     return paired_ratio(a, b, spec.trim)
 
 

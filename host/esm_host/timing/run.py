@@ -17,8 +17,8 @@ from esm_host.timing.request import Entry
 from esm_host.timing.result import DeviceTiming, Result, Timing
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
-from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Progress, Protocol
-from esm_protos.statistics import estimate_block
+from esm_protos.estimates import estimate_measured
+from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Progress
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
@@ -210,13 +210,7 @@ def _results(
     processors: float,
 ) -> tuple[Result, ...]:
     measured = [m for m in result.measurements if m.failure is None]
-    block = estimate_block(
-        [m.latency_ns for m in measured],
-        [m.start_ns for m in measured],
-        [m.visit_runs(spec) for m in measured],
-        spec.trim,
-        common_pace=spec.protocol is Protocol.INTERLEAVED,
-    )
+    block = estimate_measured(measured, spec, result.references, result.usual)
     estimates = dict(zip((m.model_id for m in measured), block.models, strict=True))
     evidence = block_evidence(result.states, block.slowdown)
     results = []

@@ -19,6 +19,7 @@ MAX_TIME_S = 60.0
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
+SESSIONS = 2
 _VISITS = 2 * MIN_ROUNDS
 """Visits that few runs are spread over, before there are several in one."""
 
@@ -46,7 +47,14 @@ def timing_spec(
     """
     most = runs or max_runs or MAX_RUNS
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
-    others = {"warmup": WARMUP, "runs_per_visit": per_visit, **others}
+    together = others.get("protocol") is not Protocol.SEQUENTIAL
+    others = {
+        "warmup": WARMUP,
+        "runs_per_visit": per_visit,
+        "references": together,
+        "sessions": SESSIONS if together and most >= _VISITS * SESSIONS else 1,
+        **others,
+    }
     if runs is not None:
         limits = (("precision_percent", precision_percent), ("max_runs", max_runs))
         for name, value in (*limits, ("max_time_s", max_time_s)):

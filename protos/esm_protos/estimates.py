@@ -1,0 +1,262 @@
+"""From a block's runs to latencies with intervals.
+
+The agent stops by these figures and the host reports and learns from them, so both import them
+from here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_protos.messages import Measurement, MeasureSpec, Protocol, Usual
+from esm_protos.paces import KnownModel, Paces, Reading, Shift
+from esm_protos.statistics import PACE_MODELS, pace, relative_interval, t_quantile, trimmed_mean
+
+Floats = NDArray[np.float64]
+
+_SESSIONS_BELIEVED = 4
+"""So many degrees of freedom has what is reckoned with of sessions before any is seen."""
+_FAR = 100
+"""Degrees of freedom above which Student's distribution is the normal one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Counted runs of a model in a block.
+
+    Attributes:
+        latency_ns: in the order of time, ``(runs,)``.
+        start_ns: when each began, ``(runs,)``.
+        runs_per_visit: counted runs of a visit.
+        weight_bytes: of the model's initializers; 0 where that is not known.
+        session_runs: counted runs of each session; empty for one session.
+        name: of a reference model.
+    """
+
+    latency_ns: NDArray[np.int64]
+    start_ns: NDArray[np.int64]
+    runs_per_visit: int
+    weight_bytes: int = 0
+    session_runs: tuple[int, ...] = ()
+    name: str = ""
+
+    @classmethod
+    def of(cls, measurement: Measurement, spec: MeasureSpec) -> Runs:
+        """Return what was measured of a model that did not fail."""
+        return cls(
+            measurement.latency_ns,
+            measurement.start_ns,
+            measurement.visit_runs(spec),
+            measurement.weight_bytes,
+            measurement.session_runs,
+            measurement.model_id,
+        )
+
+    @property
+    def visits(self) -> Floats:
+        """``(visits, runs per visit)``; a last visit that is not full is left out."""
+        per_visit = min(self.runs_per_visit, len(self.latency_ns))
+        full = len(self.latency_ns) // per_visit
+        return self.latency_ns[: full * per_visit].reshape(full, per_visit).astype(np.float64)
+
+    @property
+    def visit_starts_ns(self) -> NDArray[np.int64]:
+        """``(visits,)``."""
+        return self.start_ns[:: self.runs_per_visit][: len(self.visits)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A model's latency.
+
+    Attributes:
+        latency_ns: trimmed mean of its runs at the device's usual pace; at the block's, where
+            nobody remembers what is usual.
+        raw_ns: trimmed mean of its runs as they were.
+        interval: half-width of the 95 % interval of ``latency_ns`` for this device at any time, as
+            a share of it; infinite with fewer than ``MIN_ROUNDS`` rounds.
+        within: half-width of the 95 % interval within this block, as a share; likewise.
+        least: what ``interval`` would be after endless runs.
+        shift: how far the block was from what is usual; None without reference models.
+    """
+
+    latency_ns: float
+    raw_ns: float
+    interval: float
+    within: float
+    least: float = 0.0
+    shift: Shift | None = None
+
+
+@dataclass(frozen=True)
+class BlockEstimate:
+    """Latencies of a block's models.
+
+    Attributes:
+        slowdown: by how much the device's pace in the last third of the block exceeds that in
+            the first, as a share; 0 where the pace is not known.
+        paces: None without reference models.
+    """
+
+    models: list[Estimate]
+    slowdown: float
+    paces: Paces | None = None
+
+
+def estimate_measured(
+    measurements: Sequence[Measurement],
+    spec: MeasureSpec,
+    references: Sequence[Measurement] = (),
+    usual: Usual | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> BlockEstimate:
+    """Return the estimates of a block's models that did not fail, in their order.
+
+    Args:
+        known: usual latency in nanoseconds, and its standard error as a share, of models of the
+            block by their ids, where other blocks have told them.
+    """
+    return estimate_block(
+        [Runs.of(m, spec) for m in measurements if m.failure is None],
+        spec.trim,
+        spec.protocol is Protocol.INTERLEAVED,
+        [Runs.of(m, spec) for m in references if m.failure is None],
+        usual,
+        known,
+    )
+
+
+def estimate_block(
+    models: Sequence[Runs],
+    trim: float,
+    common_pace: bool,
+    references: Sequence[Runs] = (),
+    usual: Usual | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> BlockEstimate:
+    """Estimates of a block's models, from their runs.
+
+    Args:
+        trim: share of the runs dropped at each end.
+        common_pace: whether the block was interleaved, so that its models share a pace.
+        references: reference models that were timed along.
+        usual: what the device remembers of them.
+        known: as in :func:`estimate_measured`, by the names of models.
+    """
+    all_runs = [*models, *references]
+    visits = [runs.visits for runs in all_runs]
+    starts = [runs.visit_starts_ns for runs in all_runs]
+    if common_pace and len(models) >= PACE_MODELS:
+        factors = pace([np.median(v, axis=1) for v in visits], starts)
+    else:  # references alone are visited too seldom to tell the pace at every visit
+        factors = [np.ones(len(v)) for v in visits]
+    found = [
+        _alone(runs, visited, own, trim)
+        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
+    ]
+    slowdown = _slowdown(factors, starts)
+    if not references:
+        return BlockEstimate(found, slowdown)
+    readings = [
+        Reading(runs.name, runs.weight_bytes, each.latency_ns, _error(each, visited))
+        for runs, each, visited in zip(
+            references, found[len(models) :], visits[len(models) :], strict=True
+        )
+    ]
+    told = [
+        KnownModel(
+            runs.weight_bytes,
+            each.latency_ns,
+            math.log(each.latency_ns / known[runs.name][0]),
+            math.hypot(_error(each, visited), known[runs.name][1]),
+        )
+        for runs, each, visited in zip(models, found, visits, strict=False)
+        if known and runs.name in known
+    ]
+    paces = Paces(readings, usual, told)
+    estimates = [
+        _at_usual(runs, visited, own, each, paces)
+        for runs, visited, own, each in zip(models, visits, factors, found, strict=False)
+    ]
+    return BlockEstimate(estimates, slowdown, paces)
+
+
+def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimate:
+    """What a model's runs say with nothing but the pace of the block divided out."""
+    # A last visit that is not full counts for the mean, at the pace of the one before.
+    of_runs = np.repeat(factors, visited.shape[1])
+    of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
+    interval = relative_interval(visited / factors[:, None], trim)
+    return Estimate(
+        latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
+        raw_ns=trimmed_mean(runs.latency_ns, trim),
+        interval=interval,
+        within=interval,
+    )
+
+
+def _at_usual(
+    runs: Runs, visited: Floats, factors: Floats, alone: Estimate, paces: Paces
+) -> Estimate:
+    shift = paces.shift(runs.weight_bytes, alone.latency_ns)
+    expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
+    sessions = _t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected)
+    freedom = min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
+    within = math.hypot(alone.within, sessions)
+    return Estimate(
+        latency_ns=alone.latency_ns * math.exp(-shift.value),
+        raw_ns=alone.raw_ns,
+        interval=math.hypot(within, _t(freedom) * shift.error),
+        within=within,
+        least=math.hypot(sessions, _t(freedom) * shift.unknown),
+        shift=shift,
+    )
+
+
+def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:
+    """Standard error that sessions leave in a mean over them, as a share.
+
+    Args:
+        expected: standard deviation between sessions before any is seen.
+    """
+    count = max(len(runs.session_runs), 1)
+    ends = np.cumsum(runs.session_runs or (len(runs.latency_ns),)) // visited.shape[1]
+    parts = [
+        np.log(np.median(visited[start:end] / factors[start:end, None], axis=1))
+        for start, end in itertools.pairwise([0, *ends.tolist()])
+        if end - start > 1
+    ]
+    if len(parts) < 2:
+        return expected / math.sqrt(count)
+    means = np.array([np.median(part) for part in parts])
+    # Means of runs differ anyway; a median's variance is pi/2 of a mean's.
+    by_runs = np.mean([math.pi / 2 * part.var(ddof=1) / len(part) for part in parts])
+    freedom = len(parts) - 1
+    seen = max(float(means.var(ddof=1) - by_runs), 0.0)
+    variance = (_SESSIONS_BELIEVED * expected**2 + freedom * seen) / (_SESSIONS_BELIEVED + freedom)
+    return math.sqrt(variance / len(parts))
+
+
+def _error(estimate: Estimate, visited: Floats) -> float:
+    """Standard error of a reference's latency, as a share."""
+    if math.isfinite(estimate.interval):
+        return estimate.interval / 2
+    return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
+
+
+def _t(freedom: float) -> float:
+    return t_quantile(max(int(freedom), 1))
+
+
+def _slowdown(paces: Sequence[Floats], began: Sequence[NDArray[np.int64]]) -> float:
+    if not paces:
+        return 0.0
+    in_time = np.concatenate(paces)[np.argsort(np.concatenate(began), kind="stable")]
+    third = max(len(in_time) // 3, 1)
+    return float(np.median(in_time[-third:]) / np.median(in_time[:third]) - 1)

@@ -1,0 +1,279 @@
+"""How a device fares at a moment, against what is usual for it, told by its reference models.
+
+A device does not have one pace. On a shared machine networks whose weights the last-level cache
+holds vary by a tenth over minutes while others vary by a hundredth. The reference models are a
+ladder: one is limited by arithmetic, the others by weights of growing size. How far each lies
+from its usual latency is one pace. A model is slowed down by arithmetic as much as the first
+rung, and by memory as the rungs next to it in size, in proportion to how much of its time its
+weights can cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_protos.messages import Usual
+
+Floats = NDArray[np.float64]
+
+_HALF_MEMORY = 0.15
+"""Share of an inference that streaming its weights from memory would take at which half of what
+slows memory down reaches it."""
+_MOST = 1.3
+"""Greatest sensitivity to a rung: extrapolation ends here."""
+_SENSITIVITY_ERROR = 0.3
+"""Standard error of a sensitivity to memory, as a share of it."""
+_BASE_SPREAD = 0.03
+_MEMORY_SPREAD = (0.03, 0.09)
+"""Standard deviations between moments that are reckoned with before anything is known: of the
+first rung, and, beyond it, of the second and the last one."""
+_OWN_SPREAD = 0.003
+_OWN_MEMORY = 0.12
+"""What varies between moments for one model alone: a share of the latency, and a share of what
+its memory varies by."""
+_SESSION_SPREAD = 0.003
+_SESSION_MEMORY = 0.05
+"""Standard deviation between sessions: of any model, and more the less of its weights the caches
+hold (where its pages lie in memory then decides how fast they are read)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reference model in a block.
+
+    Attributes:
+        weight_bytes: of its initializers.
+        latency_ns: trimmed mean.
+        error: standard error of ``latency_ns``, as a share of it.
+    """
+
+    name: str
+    weight_bytes: int
+    latency_ns: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far a model's logarithmic latency in a block lies from the usual one.
+
+    Attributes:
+        value: expected; positive when the device is slower than usual.
+        error: standard error of ``value``, from what is not known of the paces.
+        unknown: the part of ``error`` that a longer block would not reduce.
+        memory: the part of ``value`` that memory makes.
+    """
+
+    value: float
+    error: float
+    unknown: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model of which the usual latency is known, beside the reference models.
+
+    Attributes:
+        deviation: its logarithmic latency in the block less the usual one.
+        error: standard error of ``deviation``.
+    """
+
+    weight_bytes: int
+    latency_ns: float
+    deviation: float
+    error: float
+
+
+class Paces:
+    """A block's paces, as its reference models tell them.
+
+    Fits ``d = p + e`` with ``d`` the references' deviations from their usual logarithmic
+    latencies, ``p`` the device's paces, ``(r,)``, normal with the covariance that they have over
+    time, and ``e`` the error of a reading: what ``p`` is expected to be given ``d`` (kriging).
+    The less is known, of the block or of the past, the less is corrected.
+
+    Args:
+        readings: of the block; those that ``usual`` does not know are left out.
+        usual: None where nothing is remembered.
+        known: further models that tell of the paces.
+    """
+
+    def __init__(
+        self,
+        readings: Sequence[Reading],
+        usual: Usual | None,
+        known: Sequence[KnownModel] = (),
+    ) -> None:
+        names = () if usual is None else usual.references
+        if usual is not None:
+            readings = [reading for reading in readings if reading.name in names]
+        self._rungs = sorted(readings, key=_size)
+        count = len(self._rungs)
+        self.moments = usual.moments if usual is not None and count else 0
+        self._covariance = _prior(count)
+        self.values: Floats = np.zeros(count)
+        """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
+        self._unknown = self._error = self._covariance
+        if usual is None or not count:
+            return
+        rows = [names.index(rung.name) for rung in self._rungs]
+        seen = _covariance(usual.spread[np.ix_(rows, rows)])
+        self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
+        own = np.array([rung.latency_ns for rung in self._rungs])
+        deviations = np.log(own) - np.log(usual.latency_ns[rows])
+        # Of the references' usual latencies: as uncertain as a median of so many moments.
+        usual_error = self._covariance * math.pi / 2 / max(_effective(self.moments), 1)
+        lasting = np.array([_session_error(i, count) ** 2 for i in range(count)])
+        passing = np.array([rung.error**2 for rung in self._rungs])
+        feels = np.eye(count)
+        if known:
+            told = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
+            feels = np.vstack([feels, *told])
+            deviations = np.append(deviations, [w.deviation for w in known])
+            passing = np.append(passing, [w.error**2 for w in known])
+            owns = [self._own(row) ** 2 for row in told]
+            lasting = np.append(lasting, owns)
+        noise = np.diag(lasting) + feels @ usual_error @ feels.T
+        both = noise + np.diag(passing)
+        gain = (
+            self._covariance @ feels.T @ np.linalg.pinv(feels @ self._covariance @ feels.T + both)
+        )
+        self.values = gain @ deviations
+        left = np.eye(count) - gain @ feels
+        self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
+        self._error = self._unknown + gain @ np.diag(passing) @ gain.T
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is remembered to compare with."""
+        return self.moments > 0
+
+    def sensitivities(self, weight_bytes: int, latency_ns: float) -> Floats:
+        """Return how much of each rung's pace a model feels, ``(r,)``."""
+        count = len(self._rungs)
+        found = np.zeros(count)
+        if not count:
+            return found
+        found[0] = 1.0
+        if count == 1 or not weight_bytes:
+            return found
+        sizes = [math.log(max(rung.weight_bytes, 1)) for rung in self._rungs]
+        place = float(np.interp(math.log(weight_bytes), sizes, np.arange(float(count))))
+        low = min(int(place), count - 2)
+        feels = self._memory_share(weight_bytes, latency_ns)
+        for rung, weight in ((low, 1 - (place - low)), (low + 1, place - low)):
+            if rung:
+                own = self._rungs[rung]
+                least = self._memory_share(own.weight_bytes, own.latency_ns)
+                found[rung] = weight * min(feels / least, _MOST)
+        found[0] = 1 - found[1:].sum()
+        return found
+
+    def shift(self, weight_bytes: int, latency_ns: float) -> Shift:
+        """Return how far a model is from what is usual for it.
+
+        Args:
+            latency_ns: in the block.
+        """
+        if not self._rungs:
+            return Shift(0.0, 0.0, 0.0, 0.0)
+        feels = self.sensitivities(weight_bytes, latency_ns)
+        memory = feels.copy()
+        memory[0] -= 1
+        by_memory = float(memory @ self.values)
+        own = self._own(feels) ** 2 + (_SENSITIVITY_ERROR * by_memory) ** 2
+        unknown = math.sqrt(max(float(feels @ self._unknown @ feels), 0.0) + own)
+        error = math.sqrt(max(float(feels @ self._error @ feels), 0.0) + own)
+        return Shift(float(feels @ self.values), error, unknown, by_memory)
+
+    def session_error(self, weight_bytes: int, latency_ns: float) -> float:
+        """Return the standard deviation between sessions that is reckoned with, as a share."""
+        feels = self.sensitivities(weight_bytes, latency_ns)
+        beyond = float(feels[-1]) if len(feels) > 1 else 0.0
+        return math.hypot(_SESSION_SPREAD, _SESSION_MEMORY * beyond)
+
+    def _own(self, feels: Floats) -> float:
+        """Standard deviation of what varies between moments for one model alone."""
+        memory = feels.copy()
+        memory[0] -= 1
+        varies = float(memory @ self._covariance @ memory)
+        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies)
+
+    def _memory_share(self, weight_bytes: float, latency_ns: float) -> float:
+        """What slows memory down reaches so much of a model's time."""
+        last = self._rungs[-1]
+        streamed = weight_bytes / latency_ns * last.latency_ns / max(last.weight_bytes, 1)
+        return streamed / (streamed + _HALF_MEMORY)
+
+
+def _size(reading: Reading) -> int:
+    return reading.weight_bytes
+
+
+def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -> Usual | None:
+    """Return what is usual over moments; None where there are none.
+
+    Args:
+        at_unix_s: of the moments, in order, ``(n,)``.
+        latency_ns: of each reference, ``(n, r)``; rows with NaN are left out.
+    """
+    whole = ~np.isnan(latency_ns).any(axis=1)
+    at_unix_s, latency_ns = at_unix_s[whole], latency_ns[whole]
+    if not len(latency_ns) or not latency_ns.shape[1]:
+        return None
+    logs = np.log(latency_ns)
+    count = logs.shape[1]
+    spread = np.array([[_spread(_pair(logs, i, j)) for j in range(count)] for i in range(count)])
+    return Usual(
+        tuple(references),
+        np.exp(np.median(logs, axis=0)),
+        spread,
+        len(logs),
+        float(at_unix_s[-1] - at_unix_s[0]),
+    )
+
+
+def _pair(logs: Floats, one: int, other: int) -> Floats:
+    return logs[:, one] if one == other else logs[:, one] - logs[:, other]
+
+
+def _spread(values: Floats) -> float:
+    """Standard deviation about the median, single moments far out pulled in (Huber)."""
+    off = np.abs(values - np.median(values))
+    limit = 3 * 1.4826 * float(np.median(off))
+    return float(np.sqrt(np.mean(np.minimum(off, limit) ** 2))) if limit else float(off.std())
+
+
+def _covariance(spread: Floats) -> Floats:
+    """Covariance of which the spreads are; without negative eigenvalues."""
+    variance = np.diag(spread) ** 2
+    found = (variance[:, None] + variance[None, :] - spread**2) / 2
+    np.fill_diagonal(found, variance)
+    values, vectors = np.linalg.eigh(found)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+
+
+def _prior(count: int) -> Floats:
+    """Covariance before anything is known: a base that all share, and memory, felt more the
+    larger the weights."""
+    if not count:
+        return np.zeros((0, 0))
+    memory = np.zeros(count)
+    memory[1:] = np.linspace(*_MEMORY_SPREAD, max(count - 1, 1))
+    return np.asarray(_BASE_SPREAD**2 + np.outer(memory, memory))
+
+
+def _effective(moments: int) -> float:
+    """Independent moments: neighbours resemble each other."""
+    return moments / 2
+
+
+def _session_error(rung: int, count: int) -> float:
+    last = count > 1 and rung == count - 1
+    return math.hypot(_SESSION_SPREAD, _SESSION_MEMORY * last)
