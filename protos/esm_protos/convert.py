@@ -105,6 +105,7 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         short_visits=spec.short_visits,
         references=spec.references,
         sessions=spec.sessions,
+        long_visits=spec.long_visits,
         tf32=spec.tf32,
         cuda_graph=spec.cuda_graph,
         allow_fallback=spec.allow_fallback,
@@ -131,6 +132,7 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         short_visits=message.short_visits,
         references=message.references,
         sessions=message.sessions or 1,
+        long_visits=message.long_visits,
         tf32=message.tf32,
         cuda_graph=message.cuda_graph,
         allow_fallback=message.allow_fallback,
@@ -446,6 +448,8 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
         runs_per_visit=measurement.runs_per_visit,
         weight_bytes=measurement.weight_bytes,
         session_runs=measurement.session_runs,
+        warming_ns=measurement.warming_ns,
+        warm_ns=measurement.warm_ns.tolist(),
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -492,6 +496,8 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         runs_per_visit=message.runs_per_visit,
         weight_bytes=message.weight_bytes,
         session_runs=tuple(message.session_runs),
+        warming_ns=tuple(message.warming_ns),
+        warm_ns=np.array(message.warm_ns, dtype=np.int64),
     )
 
 

@@ -20,7 +20,7 @@ from esm_protos.statistics import PACE_MODELS, pace, relative_interval, t_quanti
 
 Floats = NDArray[np.float64]
 
-_SESSIONS_BELIEVED = 4
+_SESSIONS_BELIEVED = 10
 """So many degrees of freedom has what is reckoned with of sessions before any is seen."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""

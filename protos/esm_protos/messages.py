@@ -91,6 +91,8 @@ class MeasureSpec:
         references: time the agent's own reference models along, which tell how the device fares
             now and how it usually does; ``interleaved`` only.
         sessions: sessions of each model in turn, each opened anew; ``interleaved`` only.
+        long_visits: in every so many rounds visits go on, uncounted, until models are warm; 0:
+            never; ``interleaved`` only.
         short_visits: visits of slow models have fewer runs, down to one: several in a row only
             make up for cold caches, which cost a slow model nothing.
         tf32: ``cuda`` only: float32 matrix products by 19-bit tensor cores.
@@ -117,6 +119,7 @@ class MeasureSpec:
     short_visits: bool = False
     references: bool = False
     sessions: int = 1
+    long_visits: int = 0
     tf32: bool = False
     cuda_graph: bool = False
     allow_fallback: bool = False
@@ -129,6 +132,7 @@ class MeasureSpec:
             ("min_rounds", 0, 1_000_000),
             ("threads", 1, MAX_THREADS),
             ("sessions", 1, 100),
+            ("long_visits", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
@@ -515,6 +519,8 @@ class Measurement:
         runs_per_visit: counted runs of each visit; 0: those of the block's spec.
         weight_bytes: of its initializers; 0 where the agent does not tell.
         session_runs: counted runs of each of its sessions, in the order of time; empty for one.
+        warming_ns: trimmed means of a visit's uncounted runs, by their place in the visit.
+        warm_ns: latency at the end of each long visit.
     """
 
     model_id: str
@@ -533,6 +539,8 @@ class Measurement:
     runs_per_visit: int = 0
     weight_bytes: int = 0
     session_runs: tuple[int, ...] = ()
+    warming_ns: tuple[float, ...] = ()
+    warm_ns: Nanoseconds = field(default_factory=_none)
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
@@ -558,7 +566,7 @@ class Usual:
 
     Attributes:
         references: names of the models, ``(r,)``.
-        latency_ns: median over moments, ``(r,)``.
+        latency_ns: mean of the middle half of the moments, of logarithms, ``(r,)``.
         spread: standard deviation between moments, ``(r, r)``: of the logarithm of a latency on
             the diagonal, of the difference of two logarithms elsewhere.
         moments: number of moments of five minutes.

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_protos.messages import Usual
+from esm_protos.statistics import trimmed_mean
 
 Floats = NDArray[np.float64]
 
@@ -36,8 +37,10 @@ _OWN_SPREAD = 0.003
 _OWN_MEMORY = 0.12
 """What varies between moments for one model alone: a share of the latency, and a share of what
 its memory varies by."""
+_USUAL_VARIANCE = 1.2
+"""Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
 _SESSION_SPREAD = 0.003
-_SESSION_MEMORY = 0.05
+_SESSION_MEMORY = 0.03
 """Standard deviation between sessions: of any model, and more the less of its weights the caches
 hold (where its pages lie in memory then decides how fast they are read)."""
 
@@ -127,8 +130,7 @@ class Paces:
         self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
-        # Of the references' usual latencies: as uncertain as a median of so many moments.
-        usual_error = self._covariance * math.pi / 2 / max(_effective(self.moments), 1)
+        usual_error = self._covariance * _USUAL_VARIANCE / self.moments
         lasting = np.array([_session_error(i, count) ** 2 for i in range(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
         feels = np.eye(count)
@@ -232,7 +234,7 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
     spread = np.array([[_spread(_pair(logs, i, j)) for j in range(count)] for i in range(count)])
     return Usual(
         tuple(references),
-        np.exp(np.median(logs, axis=0)),
+        np.exp([trimmed_mean(column, 0.25) for column in logs.T]),
         spread,
         len(logs),
         float(at_unix_s[-1] - at_unix_s[0]),
@@ -267,11 +269,6 @@ def _prior(count: int) -> Floats:
     memory = np.zeros(count)
     memory[1:] = np.linspace(*_MEMORY_SPREAD, max(count - 1, 1))
     return np.asarray(_BASE_SPREAD**2 + np.outer(memory, memory))
-
-
-def _effective(moments: int) -> float:
-    """Independent moments: neighbours resemble each other."""
-    return moments / 2
 
 
 def _session_error(rung: int, count: int) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 
 from esm_protos.estimates import Estimate, Runs, estimate_block
 from esm_protos.messages import Measurement, MeasureSpec, Nanoseconds
-from esm_protos.statistics import PACE_MODELS
+from esm_protos.statistics import PACE_MODELS, trimmed_mean
 
 Run = Callable[[], object]
 Clock = Callable[[], int]
@@ -38,6 +38,10 @@ _SLOW_NS = 200_000_000
 """A model that runs so long needs no uncounted run: cold caches cost it less than a millisecond."""
 _VISIT_NS = 100_000_000
 """A short visit ends once it has lasted so long."""
+_LONG_RUNS, _LONG_COUNTED = 5, 3
+"""Runs of a long visit after its counted ones: as many as make a model warm, and those that tell how
+long it takes then."""
+_WARMING_TRIM = 0.2
 FIRST_LOOK = 10
 """Rounds before which no interval is looked at: with fewer, too many are narrow by chance."""
 _ROUND_VARIES = 1.5
@@ -67,6 +71,8 @@ class Samples:
         fastest_ns: its fastest inference so far, counted or not; 0 before there is any.
         runs_per_visit: counted runs of a visit; 0 until its first visit has decided it.
         session_began: number of the first counted run of each session after the first.
+        warming_ns: uncounted runs before counted ones, by their place in the visit.
+        warm_ns: latency at the end of each long visit.
     """
 
     latency_ns: list[int] = field(default_factory=list)
@@ -75,6 +81,8 @@ class Samples:
     fastest_ns: int = 0
     runs_per_visit: int = 0
     session_began: list[int] = field(default_factory=list)
+    warming_ns: dict[int, list[int]] = field(default_factory=dict)
+    warm_ns: list[int] = field(default_factory=list)
 
     def row(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
         """Adds ``runs`` counted runs after ``warmup`` uncounted ones."""
@@ -92,6 +100,7 @@ class Samples:
         tick: Tick,
         warm_ns: int = _WARM_NS,
         visit_ns: int = _VISIT_NS,
+        long: bool = False,
     ) -> None:
         """Adds the counted runs of a visit, after the uncounted ones that warm caches take.
 
@@ -101,11 +110,13 @@ class Samples:
             warm_ns: no uncounted run begins after so long.
             visit_ns: the first visit ends once its counted runs have taken so long; later ones
                 have as many runs.
+            long: go on, uncounted, until the model is warm, and note how long it takes then.
         """
         entered = clock()
         if self.fastest_ns < _SLOW_NS:
-            for _ in range(warmup):
-                self._uncounted(run, clock, tick)
+            for place in range(warmup):
+                took = self._uncounted(run, clock, tick)
+                self.warming_ns.setdefault(place, []).append(took)
                 if clock() - entered >= warm_ns:
                     break
         decided = self.runs_per_visit
@@ -116,6 +127,11 @@ class Samples:
                 self.runs_per_visit = count
                 if count * self.fastest_ns >= visit_ns:
                     break
+        if long and clock() - entered < warm_ns:
+            for _ in range(_LONG_RUNS):
+                self._uncounted(run, clock, tick)
+            warm = [self._uncounted(run, clock, tick) for _ in range(_LONG_COUNTED)]
+            self.warm_ns.append(round(sum(warm) / len(warm)))
 
     def _counted(self, run: Run, clock: Clock, tick: Tick) -> None:
         start = clock()
@@ -127,12 +143,13 @@ class Samples:
         self.latency_ns.append(max(took, 1))
         self.start_ns.append(start)
 
-    def _uncounted(self, run: Run, clock: Clock, tick: Tick) -> None:
+    def _uncounted(self, run: Run, clock: Clock, tick: Tick) -> int:
         start = clock()
         run()
         took = clock() - start
         tick()
         self._add(took)
+        return max(took, 1)
 
     def _add(self, took: int) -> None:
         self.running_ns += took
@@ -150,6 +167,10 @@ class Samples:
             first_run_ns=first_run_ns,
             runs_per_visit=self.runs_per_visit,
             session_runs=self.session_runs(),
+            warming_ns=tuple(
+                trimmed_mean(np.array(taken), _WARMING_TRIM) for taken in self.warming_ns.values()
+            ),
+            warm_ns=np.array(self.warm_ns, dtype=np.int64),
         )
 
     def as_runs(self, weight_bytes: int = 0, name: str = "") -> Runs:
@@ -302,8 +323,9 @@ def interleaved(
             # Alone, a model finds the caches as it left them.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
             most = min(spec.runs_per_visit, spec.runs - len(samples[index].latency_ns))
+            long = bool(spec.long_visits) and rounds % spec.long_visits == spec.long_visits // 2
             try:
-                samples[index].visit(runs[index], warmup, most, clock, tick)
+                samples[index].visit(runs[index], warmup, most, clock, tick, long=long)
             except Exception as error:
                 del samples[index]
                 failed(index, error)
