@@ -1,12 +1,16 @@
-"""Does a measurement repeat, and what does it cost: our protocol beside the paper's.
+"""Does a measurement repeat, what does it cost, and is it what runs in a row say.
 
-    python -m benchmarks.repeatability [--passes 8] [--json FILE]
+    python -m benchmarks.repeatability [--passes 10] [--every 360] [--resolution 64] [--json FILE]
 
-Measures the same 24 ResNet subnets (64 px, width x0.25) pass after pass, at least 20 seconds
-apart, in every pass by each protocol in turn (the order rotates): interleaved with references
-until every interval is within 2 %; interleaved, exactly 150 runs; 150 runs in a row (the
-paper's); and in a row with as many runs as take the device as long as the first. Repeatability is
-the standard deviation of the log latency between passes, averaged over the models.
+Measures the same 24 ResNet subnets (width x0.25) pass after pass, in every pass by each protocol in
+turn (the order rotates): as a campaign does, until every interval is within 2 %; 150 runs in a row
+(the ESM paper's); and in a row with as many runs as take the device as long as the first.
+Repeatability is the standard deviation of the log latency between passes, averaged over the models.
+
+The first is evaluated in several ways, from the same samples: at the device's usual pace as we
+report it; with one pace for all models of a block, which the campaign's own references tell (what
+versions before did); and with a low-rank factor model whose loadings are fitted to each model's
+other passes, which a campaign that measures every model once could not do.
 """
 
 from __future__ import annotations
@@ -17,171 +21,226 @@ import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins
 from esm_host.evaluation.quality import judge
+from esm_host.evaluation.warm import Warming, warm_ratios
 from esm_host.sampling import BalancedSampler, RandomSampler
 from esm_host.transport.local import LocalProfiler
+from esm_models.architecture import Architecture
 from esm_models.spaces import load_space
+from esm_protos.estimates import estimate_measured
 from esm_protos.messages import Block, BlockResult, MeasureSpec, Model, Protocol
-from esm_protos.statistics import estimate_block
+from esm_protos.statistics import trimmed_mean
 
-MODELS, REFERENCES, APART_S = 24, 4, 20.0
-ADAPTIVE, FIXED = "until 2 %", "150 runs, interleaved"
-IN_A_ROW, MATCHED = "150 in a row", "in a row, same time"
+MODELS, REFERENCES, BINS = 24, 4, 4
+LARGE_BYTES = 10_000_000
+CAMPAIGN, IN_A_ROW, MATCHED = "campaign", "150 in a row", "in a row, same time"
+CAMPAIGN_SPEC = MeasureSpec(precision=0.02, references=True, long_visits=20)
+_SPECS = {
+    CAMPAIGN: CAMPAIGN_SPEC,
+    IN_A_ROW: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
+    MATCHED: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
+}
 
 Logs = NDArray[np.float64]
 
 
+class Repeatability:
+    """Passes over the same models, by every protocol."""
+
+    def __init__(self, resolution: int = 64, width_mult: float = 0.25) -> None:
+        space = load_space("resnet", resolution=resolution, width_mult=width_mult)
+        chosen = architectures(resolution, width_mult)
+        self.models = [Model(a.key, space.build(a)) for a in chosen]
+        bins = DepthBins(space.min_depth, space.max_depth, BINS)
+        self.bins = bins.of(np.array([a.depth for a in chosen[REFERENCES:]]))
+        self.results: dict[str, list[BlockResult]] = {name: [] for name in _SPECS}
+
+    def one_pass(self, number: int) -> None:
+        """Measure all models once by each protocol, with an agent of the pass's own."""
+        with LocalProfiler() as profiler:
+            profiler.measure(Block("warm up", MeasureSpec(runs=30), tuple(self.models)))
+            order = [IN_A_ROW]
+            order.insert(number % 2, CAMPAIGN)
+            for name in [*order, MATCHED]:  # how long the campaign's block took is known then
+                spec = replace(_SPECS[name], seed=number)
+                if name == MATCHED:
+                    ratio = self._seconds(CAMPAIGN) / self._seconds(IN_A_ROW)
+                    spec = replace(spec, runs=max(round(150 * ratio), 10))
+                row = spec.protocol is Protocol.SEQUENTIAL
+                models = tuple(self.models[REFERENCES if row else 0 :])
+                block = Block(uuid.uuid4().hex, spec, models)
+                self.results[name].append(profiler.measure(block))
+
+    def _seconds(self, name: str) -> float:
+        return self.results[name][-1].running_ns / 1e9
+
+    def logs(self) -> dict[str, Logs]:
+        """Log latencies by protocol and way to evaluate it, ``(passes, models)``."""
+        campaign = self.results[CAMPAIGN]
+        usual = next((r.usual for r in reversed(campaign) if r.usual is not None), None)
+        alone = [
+            estimate_measured(r.measurements, CAMPAIGN_SPEC, r.references, usual) for r in campaign
+        ]
+        first = np.log([[m.latency_ns for m in e.models] for e in alone])
+        base = np.median(first[:, :REFERENCES], axis=0)
+        error = 1.25 * first[:, :REFERENCES].std(axis=0, ddof=1) / len(campaign) ** 0.5
+        known = {
+            model.model_id: (float(np.exp(b)), float(e))
+            for model, b, e in zip(self.models[:REFERENCES], base, error, strict=True)
+        }
+        ours = [
+            estimate_measured(r.measurements, CAMPAIGN_SPEC, r.references, usual, known)
+            for r in campaign
+        ]
+        paced = [estimate_measured(r.measurements, CAMPAIGN_SPEC) for r in campaign]
+        single = np.log([[m.latency_ns for m in e.models] for e in paced])
+        factors = judge(np.exp(single[:, :REFERENCES]), common_pace=True).factors
+        told = np.log([[trimmed_mean(m.latency_ns, 0.2) for m in r.references] for r in campaign])
+        warm = np.log(self._warm())
+        return {
+            "ours, at the usual pace": np.log([[m.latency_ns for m in e.models] for e in ours])[
+                :, REFERENCES:
+            ]
+            + warm,
+            "   the agent's references alone": first[:, REFERENCES:] + warm,
+            "   one pace for all": (single - np.log(factors)[:, None])[:, REFERENCES:],
+            "   low rank, two factors": _low_rank(single, told)[:, REFERENCES:],
+            "   as measured": np.log([[m.raw_ns for m in e.models] for e in ours])[:, REFERENCES:],
+            IN_A_ROW: _rows(self.results[IN_A_ROW]),
+            MATCHED: _rows(self.results[MATCHED]),
+        }
+
+    def _warm(self) -> NDArray[np.float64]:
+        """How many times as long each model takes when it is warm, ``(models,)``."""
+        campaign = self.results[CAMPAIGN]
+        found = []
+        for index in range(REFERENCES, len(self.models)):
+            taken = [result.measurements[index] for result in campaign]
+            places = min(len(m.warming_ns) for m in taken)
+            found.append(
+                Warming(
+                    float(np.mean([trimmed_mean(m.latency_ns, 0.2) for m in taken])),
+                    tuple(np.mean([m.warming_ns[:places] for m in taken], axis=0).tolist()),
+                    np.concatenate([m.warm_ns for m in taken]),
+                )
+            )
+        ratios, _ = warm_ratios(found)
+        return ratios
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per protocol and way to evaluate it."""
+        logs = self.logs()
+        large = self._large()
+        rows = []
+        for text, values in logs.items():
+            name = text if text in self.results else CAMPAIGN
+            # Against the row in the same pass: both met the same noise, more or less.
+            bias = (values - logs[IN_A_ROW]).mean(axis=0)
+            by_pass = (values - logs[IN_A_ROW]).mean(axis=1)
+            runs = [len(m.latency_ns) for r in self.results[name] for m in r.measurements]
+            rows.append(
+                {
+                    "protocol": text,
+                    "sd_percent": _spread_percent(values),
+                    "sd_large_percent": _spread_percent(values[:, large]),
+                    "sd_others_percent": _spread_percent(values[:, ~large]),
+                    "device_s_per_pass": float(
+                        np.mean([r.busy_ns for r in self.results[name]]) / 1e9
+                    ),
+                    "counted_runs_per_model": float(np.mean(runs)),
+                    "mean_against_row_percent": float(100 * bias.mean()),
+                    "mean_against_row_se_percent": float(
+                        100 * by_pass.std(ddof=1) / len(by_pass) ** 0.5
+                    ),
+                    "bins_against_row_percent": [
+                        float(100 * bias[self.bins == b].mean()) for b in range(BINS)
+                    ],
+                }
+            )
+        return rows
+
+    def _large(self) -> NDArray[np.bool_]:
+        taken = self.results[CAMPAIGN][0].measurements[REFERENCES:]
+        return np.array([m.weight_bytes > LARGE_BYTES for m in taken])
+
+
+def architectures(resolution: int, width_mult: float) -> list[Architecture]:
+    """References first, then models balanced over depth."""
+    space = load_space("resnet", resolution=resolution, width_mult=width_mult)
+    bins = DepthBins(space.min_depth, space.max_depth, BINS)
+    rng = np.random.default_rng(5)
+    sampler = BalancedSampler(space, bins)
+    chosen = RandomSampler(space, bins).sample(REFERENCES, rng)
+    for index, quota in enumerate(sampler.quotas(MODELS)):
+        chosen += sampler.sample(quota, rng, index)
+    return chosen
+
+
+def _rows(results: list[BlockResult]) -> Logs:
+    return np.log([[trimmed_mean(m.latency_ns, 0.2) for m in r.measurements] for r in results])
+
+
+def _low_rank(values: Logs, references: Logs, rank: int = 2) -> Logs:
+    """What is left of each pass when factors of the references are taken out.
+
+    Factors are principal components of the references' logs; loadings are fitted to the other
+    passes.
+    """
+    centred = references - references.mean(axis=0)
+    scores = np.linalg.svd(centred, full_matrices=False)[0][:, :rank]
+    left = np.empty_like(values)
+    for row in range(len(values)):
+        others = np.arange(len(values)) != row
+        design = np.column_stack([np.ones(others.sum()), scores[others]])
+        beta = np.linalg.lstsq(design, values[others], rcond=None)[0]
+        left[row] = values[row] - scores[row] @ beta[1:]
+    return left
+
+
+def _spread_percent(table: Logs) -> float:
+    return float(100 * table.std(axis=0, ddof=1).mean()) if table.size else float("nan")
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"\n{'protocol':34}{'SD':>7}{'> 10 MB':>9}{'others':>8}{'device':>9}{'runs':>6}"
+        f"{'mean against the row':>22}  by depth bin"
+    )
+    for row in rows:
+        bins = " ".join(f"{value:+.1f}" for value in row["bins_against_row_percent"])
+        print(
+            f"{row['protocol']:34}{row['sd_percent']:5.1f} %{row['sd_large_percent']:7.1f} %"
+            f"{row['sd_others_percent']:6.1f} %{row['device_s_per_pass']:7.1f} s"
+            f"{row['counted_runs_per_model']:6.0f}{row['mean_against_row_percent']:+11.1f} % "
+            f"+- {row['mean_against_row_se_percent']:.1f}   {bins}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--passes", type=int, default=10)
+    parser.add_argument("--every", type=float, default=360.0, help="seconds between passes")
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--width-mult", type=float, default=0.25)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-
-    models = chosen(args.resolution, args.width_mult)
-    results = measure(models, args.passes)
-    rows = table(results)
+    study = Repeatability(args.resolution, args.width_mult)
+    for number in range(args.passes):
+        began = time.monotonic()
+        study.one_pass(number)
+        print(f"pass {number + 1} of {args.passes}: {time.monotonic() - began:.0f} s", flush=True)
+        if number + 1 < args.passes:
+            time.sleep(max(0.0, args.every - (time.monotonic() - began)))
+    rows = study.rows()
     report(rows)
-    found = drift(results, models)
-    for name, value in found.items():
-        print(f"{name}: {value:.2f} %")
     if args.json:
-        args.json.write_text(json.dumps({"protocols": rows, "drift": found}, indent=2) + "\n")
-
-
-def chosen(resolution: int, width_mult: float) -> list[Model]:
-    """References first, then models balanced over depth."""
-    space = load_space("resnet", resolution=resolution, width_mult=width_mult)
-    bins = DepthBins(space.min_depth, space.max_depth, 4)
-    rng = np.random.default_rng(5)
-    sampler = BalancedSampler(space, bins)
-    architectures = RandomSampler(space, bins).sample(REFERENCES, rng)
-    for index, quota in enumerate(sampler.quotas(MODELS)):
-        architectures += sampler.sample(quota, rng, index)
-    return [Model(a.key, space.build(a)) for a in architectures]
-
-
-def measure(models: list[Model], passes: int) -> dict[str, list[BlockResult]]:
-    specs = {
-        ADAPTIVE: MeasureSpec(precision=0.02),
-        FIXED: MeasureSpec(),
-        IN_A_ROW: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
-        MATCHED: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
-    }
-    results: dict[str, list[BlockResult]] = {name: [] for name in specs}
-    with LocalProfiler() as profiler:
-        profiler.measure(Block("warm up", MeasureSpec(runs=30), tuple(models)))
-        for number in range(passes):
-            began = time.monotonic()
-            # The matched row needs to know how long the adaptive block took.
-            order = [FIXED, IN_A_ROW]
-            order.insert(number % 3, ADAPTIVE)
-            for name in [*order, MATCHED]:
-                spec = replace(specs[name], seed=number)
-                if name == MATCHED:
-                    ratio = results[ADAPTIVE][-1].running_ns / results[IN_A_ROW][-1].running_ns
-                    spec = replace(spec, runs=max(round(150 * ratio), 10))
-                row = spec.protocol is Protocol.SEQUENTIAL
-                block = Block(uuid.uuid4().hex, spec, tuple(models[REFERENCES if row else 0 :]))
-                results[name].append(profiler.measure(block))
-            took = {name: f"{found[-1].running_ns / 1e9:.1f} s" for name, found in results.items()}
-            print(f"pass {number + 1} of {passes}: {took}", flush=True)
-            time.sleep(max(0.0, APART_S - (time.monotonic() - began)))
-    return results
-
-
-def logs(results: list[BlockResult], interleaved: bool, pace: bool, factor: bool) -> Logs:
-    """Log latencies, ``(passes, models)``, with what drift is divided out."""
-    found = []
-    for result in results:
-        block = estimate_block(
-            [m.latency_ns for m in result.measurements],
-            [m.start_ns for m in result.measurements],
-            runs_per_visit=1,
-            trim=0.2,
-            common_pace=interleaved,
-        )
-        found.append([np.log(m.latency_ns if pace else m.raw_ns) for m in block.models])
-    table = np.array(found)
-    if not interleaved:
-        return table
-    if factor:
-        table -= np.log(judge(np.exp(table[:, :REFERENCES]), common_pace=True).factors)[:, None]
-    return table[:, REFERENCES:]
-
-
-def spread_percent(table: Logs) -> float:
-    return float(100 * table.std(axis=0, ddof=1).mean())
-
-
-def table(results: dict[str, list[BlockResult]]) -> list[dict[str, object]]:
-    """One row per protocol and drift model."""
-    variants = [
-        ("ours: until 2 %, pace and block factor", ADAPTIVE, True, True),
-        ("   the same, block factor from references only", ADAPTIVE, False, True),
-        ("   the same, nothing divided out", ADAPTIVE, False, False),
-        ("interleaved 150, pace and block factor", FIXED, True, True),
-        ("   the same, block factor from references only", FIXED, False, True),
-        ("150 in a row (the paper's)", IN_A_ROW, False, False),
-        ("in a row, as long as ours", MATCHED, False, False),
-    ]
-    row_logs = logs(results[IN_A_ROW], False, False, False)
-    rows: list[dict[str, object]] = []
-    for text, name, pace, factor in variants:
-        values = logs(results[name], name in (ADAPTIVE, FIXED), pace, factor)
-        # Against the row in the same pass: both met the same noise, more or less.
-        bias = (values - row_logs).mean(axis=1)
-        runs = [len(m.latency_ns) for result in results[name] for m in result.measurements]
-        rows.append(
-            {
-                "protocol": text,
-                "sd_percent": spread_percent(values),
-                "device_s_per_pass": float(np.mean([r.busy_ns for r in results[name]]) / 1e9),
-                "counted_runs_per_model": float(np.mean(runs)),
-                "mean_against_row_percent": float(100 * bias.mean()),
-                "mean_against_row_se_percent": float(100 * bias.std(ddof=1) / len(bias) ** 0.5),
-            }
-        )
-    return rows
-
-
-def drift(results: dict[str, list[BlockResult]], models: list[Model]) -> dict[str, float]:
-    """Whether models limited by memory drift like those limited by the clock."""
-    values = logs(results[FIXED], True, True, True)
-    mean_latency = values.mean(axis=0)
-    sizes = [
-        sum(4 * int(np.prod(tensor.dims)) for tensor in graph.initializer)
-        for graph in (onnx.ModelProto.FromString(m.data).graph for m in models[REFERENCES:])
-    ]
-    order = np.argsort(np.log(sizes) - mean_latency)  # bytes of weights per millisecond
-    light, heavy = order[: MODELS // 2], order[MODELS // 2 :]
-    left = values - mean_latency
-    apart = left[:, heavy].mean(axis=1) - left[:, light].mean(axis=1)
-    own = left - np.where(np.isin(np.arange(MODELS), heavy)[None, :], apart[:, None] / 2, 0)
-    own += np.where(np.isin(np.arange(MODELS), light)[None, :], apart[:, None] / 2, 0)
-    return {
-        "between passes, the memory-heavier half drifts apart from the lighter by": float(
-            100 * apart.std(ddof=1)
-        ),
-        "SD that would be left with that divided out as well": spread_percent(own),
-    }
-
-
-def report(rows: list[dict[str, object]]) -> None:
-    print(f"\n{'protocol':50}{'SD':>8}{'device':>10}{'runs':>7}{'mean against the row':>24}")
-    for row in rows:
-        print(
-            f"{row['protocol']:50}{row['sd_percent']:6.1f} %{row['device_s_per_pass']:8.1f} s"
-            f"{row['counted_runs_per_model']:7.0f}{row['mean_against_row_percent']:+13.1f} % "
-            f"+- {row['mean_against_row_se_percent']:.1f}"
-        )
+        args.json.write_text(json.dumps({"protocols": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

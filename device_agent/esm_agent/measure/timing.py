@@ -39,8 +39,8 @@ _SLOW_NS = 200_000_000
 _VISIT_NS = 100_000_000
 """A short visit ends once it has lasted so long."""
 _LONG_RUNS, _LONG_COUNTED = 5, 3
-"""Runs of a long visit after its counted ones: as many as make a model warm, and those that tell how
-long it takes then."""
+"""Runs of a long visit after its counted ones: as many as make a model warm, and those that tell
+how long it takes then."""
 _WARMING_TRIM = 0.2
 FIRST_LOOK = 10
 """Rounds before which no interval is looked at: with fewer, too many are narrow by chance."""
