@@ -82,7 +82,7 @@ class Estimate:
         interval: half-width of the 95 % interval of ``latency_ns`` for this device at any time, as
             a share of it; infinite with fewer than ``MIN_ROUNDS`` rounds.
         within: half-width of the 95 % interval within this block, as a share; likewise.
-        least: what ``interval`` would be after endless runs.
+        passing: the part of ``interval`` that a longer block would reduce, in quadrature.
         shift: how far the block was from what is usual; None without reference models.
     """
 
@@ -90,7 +90,7 @@ class Estimate:
     raw_ns: float
     interval: float
     within: float
-    least: float = 0.0
+    passing: float = 0.0
     shift: Shift | None = None
 
 
@@ -198,6 +198,7 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
         raw_ns=trimmed_mean(runs.latency_ns, trim),
         interval=interval,
         within=interval,
+        passing=interval,
     )
 
 
@@ -214,7 +215,7 @@ def _at_usual(
         raw_ns=alone.raw_ns,
         interval=math.hypot(within, _t(freedom) * shift.error),
         within=within,
-        least=math.hypot(sessions, _t(freedom) * shift.unknown),
+        passing=math.hypot(alone.within, _t(freedom) * shift.passing),
         shift=shift,
     )
 

@@ -68,13 +68,13 @@ class Shift:
     Attributes:
         value: expected; positive when the device is slower than usual.
         error: standard error of ``value``, from what is not known of the paces.
-        unknown: the part of ``error`` that a longer block would not reduce.
+        passing: the part of ``error`` that a longer block would reduce, in quadrature.
         memory: the part of ``value`` that memory makes.
     """
 
     value: float
     error: float
-    unknown: float
+    passing: float
     memory: float
 
 
@@ -190,9 +190,9 @@ class Paces:
         memory[0] -= 1
         by_memory = float(memory @ self.values)
         own = self._own(feels) ** 2 + (_SENSITIVITY_ERROR * by_memory) ** 2
-        unknown = math.sqrt(max(float(feels @ self._unknown @ feels), 0.0) + own)
+        passing = max(float(feels @ (self._error - self._unknown) @ feels), 0.0)
         error = math.sqrt(max(float(feels @ self._error @ feels), 0.0) + own)
-        return Shift(float(feels @ self.values), error, unknown, by_memory)
+        return Shift(float(feels @ self.values), error, math.sqrt(passing), by_memory)
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
         """Return the standard deviation between sessions that is reckoned with, as a share."""

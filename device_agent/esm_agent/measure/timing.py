@@ -49,8 +49,8 @@ _ROUND_VARIES = 1.5
 _LOOK_AGAIN = 1.2
 """Intervals are looked at each time the rounds have grown by this factor: looking after every
 round would stop too many models at a lucky moment."""
-_HARDLY = 1.1
-"""An interval so many times what endless runs would leave is hardly narrowed by more of them."""
+_HALF = 0.5
+"""Where a longer block would reduce less than half of an interval, it is hardly worth its time."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
@@ -280,8 +280,8 @@ def interleaved(
     there. Here it touches a few samples of every model instead, and the models visited before
     and after tell by how much.
 
-    With a precision, a model leaves while its interval is tight, or while further rounds would
-    hardly narrow it, unless fewer than ``PACE_MODELS`` would stay: those that are left need others
+    With a precision, a model leaves while its interval is tight, or while its runs are and more of
+    them would hardly narrow the interval, unless fewer than ``PACE_MODELS`` would stay: those that are left need others
     to tell the device's pace.
 
     Args:
@@ -374,7 +374,8 @@ def _staying(
     loose = {
         index
         for index in open_
-        if found[index].interval >= max(spec.precision, _HARDLY * found[index].least)
+        if found[index].interval >= spec.precision
+        and found[index].passing >= min(spec.precision, _HALF * found[index].interval)
     }
     if not loose:
         return []
