@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,25 +73,44 @@ class Runs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A model's latency.
+    """A model's latency, and how well it is known.
+
+    The last four are half-widths of 95 % intervals, as shares of the latency; independent of each
+    other, they add in quadrature.
 
     Attributes:
         latency_ns: trimmed mean of its runs at the device's usual pace; at the block's, where
             nobody remembers what is usual.
         raw_ns: trimmed mean of its runs as they were.
-        interval: half-width of the 95 % interval of ``latency_ns`` for this device at any time, as
-            a share of it; infinite with fewer than ``MIN_ROUNDS`` rounds.
-        within: half-width of the 95 % interval within this block, as a share; likewise.
-        passing: the part of ``interval`` that a longer block would reduce, in quadrature.
         shift: how far the block was from what is usual; None without reference models.
+        runs: what its runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
+        readings: what the reference models' runs leave open of the device's pace.
+        sessions: by how much sessions differ.
+        moments: what is not known of the device's usual pace, or varies for this model alone.
     """
 
     latency_ns: float
     raw_ns: float
-    interval: float
-    within: float
-    passing: float = 0.0
     shift: Shift | None = None
+    runs: float = 0.0
+    readings: float = 0.0
+    sessions: float = 0.0
+    moments: float = 0.0
+
+    @property
+    def interval(self) -> float:
+        """Half-width of the 95 % interval for this device at any time, as a share."""
+        return math.hypot(self.runs, self.readings, self.sessions, self.moments)
+
+    @property
+    def within(self) -> float:
+        """Half-width of the 95 % interval within this block, as a share."""
+        return math.hypot(self.runs, self.sessions)
+
+    @property
+    def passing(self) -> float:
+        """The part of the interval that a longer block reduces."""
+        return math.hypot(self.runs, self.readings)
 
 
 @dataclass(frozen=True)
@@ -192,13 +211,10 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
     # A last visit that is not full counts for the mean, at the pace of the one before.
     of_runs = np.repeat(factors, visited.shape[1])
     of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
-    interval = relative_interval(visited / factors[:, None], trim)
     return Estimate(
         latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
         raw_ns=trimmed_mean(runs.latency_ns, trim),
-        interval=interval,
-        within=interval,
-        passing=interval,
+        runs=relative_interval(visited / factors[:, None], trim),
     )
 
 
@@ -207,16 +223,14 @@ def _at_usual(
 ) -> Estimate:
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
-    sessions = _t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected)
     freedom = min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
-    within = math.hypot(alone.within, sessions)
-    return Estimate(
+    return replace(
+        alone,
         latency_ns=alone.latency_ns * math.exp(-shift.value),
-        raw_ns=alone.raw_ns,
-        interval=math.hypot(within, _t(freedom) * shift.error),
-        within=within,
-        passing=math.hypot(alone.within, _t(freedom) * shift.passing),
         shift=shift,
+        readings=_t(_FAR) * shift.passing,
+        sessions=_t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected),
+        moments=_t(freedom) * shift.lasting,
     )
 
 
@@ -246,8 +260,8 @@ def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float
 
 def _error(estimate: Estimate, visited: Floats) -> float:
     """Standard error of a reference's latency, as a share."""
-    if math.isfinite(estimate.interval):
-        return estimate.interval / 2
+    if math.isfinite(estimate.runs):
+        return estimate.runs / 2
     return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
 
 

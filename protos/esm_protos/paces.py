@@ -67,14 +67,15 @@ class Shift:
 
     Attributes:
         value: expected; positive when the device is slower than usual.
-        error: standard error of ``value``, from what is not known of the paces.
-        passing: the part of ``error`` that a longer block would reduce, in quadrature.
+        passing: standard error of ``value`` by what a longer block would tell.
+        lasting: standard error by what it would not: what is usual, and what varies for the
+            model alone.
         memory: the part of ``value`` that memory makes.
     """
 
     value: float
-    error: float
     passing: float
+    lasting: float
     memory: float
 
 
@@ -191,8 +192,8 @@ class Paces:
         by_memory = float(memory @ self.values)
         own = self._own(feels) ** 2 + (_SENSITIVITY_ERROR * by_memory) ** 2
         passing = max(float(feels @ (self._error - self._unknown) @ feels), 0.0)
-        error = math.sqrt(max(float(feels @ self._error @ feels), 0.0) + own)
-        return Shift(float(feels @ self.values), error, math.sqrt(passing), by_memory)
+        lasting = max(float(feels @ self._unknown @ feels), 0.0) + own
+        return Shift(float(feels @ self.values), math.sqrt(passing), math.sqrt(lasting), by_memory)
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
         """Return the standard deviation between sessions that is reckoned with, as a share."""

@@ -49,8 +49,8 @@ _ROUND_VARIES = 1.5
 _LOOK_AGAIN = 1.2
 """Intervals are looked at each time the rounds have grown by this factor: looking after every
 round would stop too many models at a lucky moment."""
-_HALF = 0.5
-"""Where a longer block would reduce less than half of an interval, it is hardly worth its time."""
+_MOST_PASSING = 0.7
+"""With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
@@ -280,9 +280,9 @@ def interleaved(
     there. Here it touches a few samples of every model instead, and the models visited before
     and after tell by how much.
 
-    With a precision, a model leaves while its interval is tight, or while its runs are and more of
-    them would hardly narrow the interval, unless fewer than ``PACE_MODELS`` would stay: those that are left need others
-    to tell the device's pace.
+    With a precision, a model leaves while its interval is tight, or while its runs are and a longer
+    block would hardly narrow the interval; unless fewer than ``PACE_MODELS`` would stay: those that
+    are left need others to tell the device's pace.
 
     Args:
         runs: by the model's index in its block.
@@ -371,13 +371,14 @@ def _staying(
     interval again.
     """
     open_ = [index for index, s in samples.items() if len(s.latency_ns) < spec.runs]
-    loose = {
-        index
-        for index in open_
-        if found[index].interval >= spec.precision
-        and found[index].passing >= min(spec.precision, _HALF * found[index].interval)
-    }
+    loose = {index for index in open_ if _needs_more(found[index], spec.precision)}
     if not loose:
         return []
     wanted = sorted(open_, key=lambda i: (i not in loose, i not in active, -found[i].interval))
     return wanted[: max(len(loose), PACE_MODELS)]
+
+
+def _needs_more(found: Estimate, precision: float) -> bool:
+    if found.interval < precision:
+        return False
+    return found.runs >= precision or found.passing >= _MOST_PASSING * found.interval
