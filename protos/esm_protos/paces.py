@@ -22,7 +22,7 @@ from esm_protos.statistics import trimmed_mean
 
 Floats = NDArray[np.float64]
 
-_HALF_MEMORY = 0.15
+_HALF_MEMORY = 0.07
 """Share of an inference that streaming its weights from memory would take at which half of what
 slows memory down reaches it."""
 _MOST = 1.3
