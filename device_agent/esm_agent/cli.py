@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_agent import __version__
+from esm_agent.device.history_cli import History, show_history
 from esm_agent.door.access_cli import Config, pair, tokens
 from esm_agent.one_line import fail, one_line_errors
 from esm_protos.addresses import check_host, join
@@ -157,13 +158,7 @@ def serve(
             show_default="half of what is free there, up to 32G",
         ),
     ] = None,
-    history: Annotated[
-        Path | None,
-        typer.Option(
-            help="File in which the latencies of the agent's reference models are remembered.",
-            show_default="~/.local/state/esm-agent/history.jsonl",
-        ),
-    ] = None,
+    history: History = None,
     max_block_time: Annotated[
         float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
     ] = 3600.0,
@@ -297,6 +292,7 @@ def doctor(
     seconds: Annotated[
         float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
     ] = 10.0,
+    history: History = None,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
@@ -307,7 +303,7 @@ def doctor(
 
     try:
         typer.echo(f"timing built-in models for {seconds:g} s", err=True)
-        diagnosis = _examined(seconds)
+        diagnosis = _examined(seconds, history or _own_history())
         if output is None:
             print("\n".join(lines(diagnosis)))
         else:
@@ -326,14 +322,15 @@ def doctor(
         raise typer.Exit(NOT_FIT)
 
 
-def _examined(seconds: float) -> Diagnosis:
+def _examined(seconds: float, history: Path | None) -> Diagnosis:
     from esm_agent.device.doctor import examine
+    from esm_agent.device.history import HistoryFile
     from esm_agent.device.telemetry import Telemetry
     from esm_agent.measure.block import UploadedBlock
     from esm_agent.measure.worker import Worker
     from esm_protos.messages import BlockResult
 
-    worker = Worker()
+    worker = Worker(history=HistoryFile(history) if history else None)
 
     def measure(block: UploadedBlock) -> BlockResult:
         return worker.measure(block, lambda progress: None, lambda: False)
@@ -347,6 +344,7 @@ def _examined(seconds: float) -> Diagnosis:
 
 app.command()(pair)
 app.add_typer(tokens, name="tokens")
+app.command("history")(show_history)
 
 
 @app.command("cache")

@@ -114,6 +114,10 @@ class Paces:
         usual: Usual | None,
         known: Sequence[KnownModel] = (),
     ) -> None:
+        if usual is not None and (
+            usual.moments < 1 or not any(each.name in usual.references for each in readings)
+        ):
+            usual = None
         names = () if usual is None else usual.references
         if usual is not None:
             readings = [reading for reading in readings if reading.name in names]
@@ -174,7 +178,7 @@ class Paces:
             if rung:
                 own = self._rungs[rung]
                 least = self._memory_share(own.weight_bytes, own.latency_ns)
-                found[rung] = weight * min(feels / least, _MOST)
+                found[rung] = weight * (min(feels / least, _MOST) if least else _MOST)
         found[0] = 1 - found[1:].sum()
         return found
 
@@ -224,8 +228,12 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
 
     Args:
         at_unix_s: of the moments, in order, ``(n,)``.
-        latency_ns: of each reference, ``(n, r)``; rows with NaN are left out.
+        latency_ns: of each reference, ``(n, r)``, NaN where it is not known. References that more
+            than half of the moments lack are left out, and then moments that lack another.
     """
+    often = np.isnan(latency_ns).sum(axis=0) <= len(latency_ns) / 2
+    references = [name for name, is_often in zip(references, often, strict=True) if is_often]
+    latency_ns = latency_ns[:, often]
     whole = ~np.isnan(latency_ns).any(axis=1)
     at_unix_s, latency_ns = at_unix_s[whole], latency_ns[whole]
     if not len(latency_ns) or not latency_ns.shape[1]:

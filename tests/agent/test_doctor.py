@@ -18,6 +18,7 @@ from esm_protos.messages import (
     GpuState,
     Measurement,
     Severity,
+    Usual,
 )
 from tests.agent.fake_roots import laptop, pi4
 
@@ -52,8 +53,17 @@ GOOD = DeviceState(
 LATER = replace(GOOD, at_ns=10 * 10**9, busy_s=110.2, own_s=20.0)
 
 
+REFERENCES = ("arithmetic", "middle", "large", "beyond")
+USUAL = Usual(REFERENCES, np.full(4, 1e6), np.full((4, 4), 0.02), 200, 1e6)
+
+
 def probe(
-    *states: DeviceState, relative: float = 0.0, runs: int = 600, failure: str = ""
+    *states: DeviceState,
+    relative: float = 0.0,
+    runs: int = 600,
+    failure: str = "",
+    references_ms: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    usual: Usual | None = USUAL,
 ) -> BlockResult:
     """Ten seconds of four models whose pace is ``relative`` slower in every other second."""
     start = np.arange(runs, dtype=np.int64) * (10 * 10**9 // runs)
@@ -63,7 +73,17 @@ def probe(
     ]
     if failure:
         measurements[1] = Measurement.failed("m1", FailureKind.CRASH, failure)
-    return BlockResult("b", tuple(measurements), 1, 1, states)
+    references = tuple(
+        Measurement(
+            name,
+            np.full(80, round(1e6 * ms)),
+            start[:80],
+            runs_per_visit=8,
+            weight_bytes=5**n * 400_000,
+        )
+        for n, (name, ms) in enumerate(zip(REFERENCES, references_ms, strict=False))
+    )
+    return BlockResult("b", tuple(measurements), 1, 1, states, references, usual)
 
 
 def find(diagnosis: Diagnosis, check: str) -> Finding:
@@ -90,7 +110,7 @@ def test_on_a_healthy_device_everything_is_well() -> None:
 
 def test_a_device_that_tells_nothing_is_not_unfit() -> None:
     bare = Machine(memory_bytes=10**9, online=(0,), usable=(0,))
-    diagnosis = diagnose(bare, DeviceState(at_ns=0), probe())
+    diagnosis = diagnose(bare, DeviceState(at_ns=0), probe(usual=None))
     told = {f.check for f in diagnosis.findings if f.severity is OK}
     assert told == {"affinity", "smt", "quota", "memory limit", "gpu", "clock", "pace", "noise"}
     assert {f.severity for f in diagnosis.findings} == {OK, UNKNOWN}
@@ -265,3 +285,24 @@ def test_whatever_is_wrong_comes_with_its_cure(tmp_path: Path) -> None:
     ):
         for finding in diagnosis.findings:
             assert bool(finding.fix) >= (finding.severity in (ADVICE, UNFIT)), finding
+
+
+@pytest.mark.parametrize(
+    ("references_ms", "usual", "severity", "words"),
+    [
+        ((1.0, 1.0, 1.0, 1.0), USUAL, OK, "200 moments"),
+        ((1.0, 1.1, 1.2, 1.2), USUAL, ADVICE, "memory is"),
+        ((1.2, 1.2, 1.2, 1.2), USUAL, ADVICE, "arithmetic is"),
+        ((0.8, 0.8, 0.8, 0.8), USUAL, ADVICE, "faster than usual"),
+        ((1.0, 1.0, 1.0, 1.0), None, UNKNOWN, "nothing is remembered yet"),
+        ((), USUAL, UNKNOWN, "no reference models"),
+        ((1.2,), USUAL, ADVICE, "arithmetic is"),
+    ],
+)
+def test_tells_how_the_moment_compares_with_what_is_usual(
+    references_ms: tuple[float, ...], usual: Usual | None, severity: Severity, words: str
+) -> None:
+    told = probe(GOOD, LATER, references_ms=references_ms, usual=usual)
+    finding = find(diagnose(HEALTHY, GOOD, told), "usual pace")
+    assert finding.severity is severity
+    assert words in finding.text

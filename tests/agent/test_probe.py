@@ -5,6 +5,7 @@ import pytest
 
 from esm_agent.device.probe import check_probe_s, noise, run_probe
 from esm_agent.measure.block import UploadedBlock
+from esm_agent.measure.timing import interleaved
 from esm_models.reference_models import stale_models
 from esm_protos.messages import BlockResult, FailureKind, Measurement
 
@@ -19,20 +20,19 @@ class Device:
 
     def measure(self, block: UploadedBlock) -> BlockResult:
         self.blocks.append(block)
-        runs: dict[str, list[tuple[int, int]]] = {model.model_id: [] for model in block.models}
         now = 0
-        while now <= block.spec.max_block_s * 1e9:
-            for name in runs:
-                for counted in [False] * block.spec.warmup + [True] * block.spec.runs_per_visit:
-                    took = int(self.latency_ns(now))
-                    if counted:
-                        runs[name].append((took, now))
-                    now += took
+
+        def run() -> None:
+            nonlocal now
+            now += int(self.latency_ns(now))
+
+        runs = dict.fromkeys(range(len(block.models)), run)
+        samples = interleaved(runs, block.spec, clock=lambda: now)
         measurements = tuple(
-            Measurement.failed(name, FailureKind.CRASH, "scripted")
+            Measurement.failed(model.model_id, FailureKind.CRASH, "scripted")
             if self.fails
-            else Measurement(name, *np.array(values, dtype=np.int64).T)
-            for name, values in runs.items()
+            else samples[index].measurement(model.model_id, 0, 0, 0)
+            for index, model in enumerate(block.models)
         )
         return BlockResult(block.block_id, measurements, now, now)
 

@@ -11,13 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_agent.measure.timing import FIRST_LOOK, copies, interleaved, sequential, settle
+from esm_protos.estimates import estimate_block
 from esm_protos.messages import MeasureSpec
-from esm_protos.statistics import (
-    MIN_ROUNDS,
-    PACE_MODELS,
-    estimate_block,
-    relative_interval,
-)
+from esm_protos.statistics import MIN_ROUNDS, PACE_MODELS, relative_interval
 
 
 class Device:
@@ -206,13 +202,7 @@ def test_who_has_fewer_runs_than_the_cap_is_tight_in_the_end(seed: int) -> None:
         device.runs[model] = run
     spec = MeasureSpec(precision=0.02, warmup=0, seed=seed)
     samples = interleaved(device.runs, spec, clock=device.clock)
-    block = estimate_block(
-        [np.array(s.latency_ns) for s in samples.values()],
-        [np.array(s.start_ns) for s in samples.values()],
-        spec.runs_per_visit,
-        spec.trim,
-        common_pace=True,
-    )
+    block = estimate_block([s.as_runs() for s in samples.values()], spec.trim, common_pace=True)
     counts = [len(s.latency_ns) for s in samples.values()]
     assert min(counts) < max(counts), "some left early"
     for count, estimate in zip(counts, block.models, strict=True):
@@ -266,13 +256,7 @@ def test_slow_models_have_an_interval_by_default(costs_s: list[float], runs: int
     samples = interleaved(device.runs, DEFAULT, clock=device.clock, first_run_ns=first_ns)
     assert {len(s.latency_ns) for s in samples.values()} == {runs}
     assert len(device.log) == runs * len(costs_s), "no uncounted run"
-    block = estimate_block(
-        [np.array(s.latency_ns) for s in samples.values()],
-        [np.array(s.start_ns) for s in samples.values()],
-        [s.runs_per_visit for s in samples.values()],
-        DEFAULT.trim,
-        common_pace=True,
-    )
+    block = estimate_block([s.as_runs() for s in samples.values()], DEFAULT.trim, common_pace=True)
     assert all(model.interval < DEFAULT.precision for model in block.models)
 
 
@@ -386,13 +370,7 @@ def test_a_clock_that_jumps_spoils_one_run_and_no_figure() -> None:
     device.runs[0] = jump
     samples = interleaved(device.runs, MeasureSpec(runs=30, warmup=0), clock=device.clock)
     assert max(samples[0].latency_ns) > 3000 * 10**9
-    estimate = estimate_block(
-        [np.array(s.latency_ns) for s in samples.values()],
-        [np.array(s.start_ns) for s in samples.values()],
-        runs_per_visit=1,
-        trim=0.2,
-        common_pace=True,
-    )
+    estimate = estimate_block([s.as_runs() for s in samples.values()], 0.2, common_pace=True)
     for model in estimate.models:
         assert model.latency_ns == pytest.approx(1_000_000, rel=1e-6)
         assert model.interval < 1e-6
@@ -417,13 +395,7 @@ def test_a_device_that_throttles_half_way_is_seen_and_divided_out() -> None:
 
     device.runs = {index: model(index) for index in cost}
     samples = interleaved(device.runs, MeasureSpec(runs=60), clock=device.clock)
-    estimate = estimate_block(
-        [np.array(samples[i].latency_ns) for i in cost],
-        [np.array(samples[i].start_ns) for i in cost],
-        runs_per_visit=1,
-        trim=0.2,
-        common_pace=True,
-    )
+    estimate = estimate_block([samples[i].as_runs() for i in cost], 0.2, common_pace=True)
     assert estimate.slowdown == pytest.approx(1.0)
     found = np.array([m.latency_ns for m in estimate.models]) / list(cost.values())
     assert found == pytest.approx(found.mean(), rel=0.01)

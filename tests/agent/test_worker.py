@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.process import Witness
 from esm_agent.measure.worker import CancelledError, Worker, WorkerUnavailableError
+from esm_protos.estimates import estimate_measured
 from esm_protos.messages import (
     BlockResult,
     Case,
@@ -238,8 +239,6 @@ def test_the_device_is_watched_before_during_and_after(measure: Measure) -> None
 
 
 def test_a_board_that_throttles_half_way_is_caught_in_the_act(tmp_path: Path) -> None:
-    from esm_protos.statistics import estimate_block
-
     worker = Worker(ThrottlingBackend, ThrottlingTelemetry)
     models = []
     for index in range(4):
@@ -255,13 +254,7 @@ def test_a_board_that_throttles_half_way_is_caught_in_the_act(tmp_path: Path) ->
         worker.stop()
     clocks = [state.clock_mhz for state in result.states[1:-1]]
     assert {(1500.0,), (940.0,)} == set(clocks)
-    block = estimate_block(
-        [m.latency_ns for m in result.measurements],
-        [m.start_ns for m in result.measurements],
-        runs_per_visit=1,
-        trim=0.2,
-        common_pace=True,
-    )
+    block = estimate_measured(result.measurements, spec)
     assert block.slowdown > 0.3
 
 

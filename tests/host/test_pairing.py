@@ -97,7 +97,7 @@ def test_pair_paste_time_revoke(config: Path, agent_folder: Path, port: int) -> 
     assert "onnxruntime" in added.stdout
     timed = esm_host("time", MODEL, "--device", "pi4", "--runs", 5)
     assert timed.exit_code == 0, timed.output
-    assert "pointwise" in timed.stdout
+    assert "arithmetic" in timed.stdout
     (row,) = json.loads(esm_host("devices", "list", "--json", "-").stdout)["devices"]
     assert (row["name"], row["state"], row["waiting"]) == ("pi4", "free", 0)
 

@@ -55,9 +55,9 @@ def check_valid(value: Any) -> None:
         for each in value:
             check_valid(each)
     elif isinstance(value, np.ndarray):
-        assert value.dtype == np.int64
+        assert np.isfinite(value).all()
         assert (value >= 0).all()
-        assert (value <= 2**53).all()
+        assert value.dtype == np.float64 or (value <= 2**53).all()
     elif isinstance(value, str):
         assert value.isprintable()
         assert len(value) <= LONGEST_TEXT

@@ -8,16 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from esm_protos.estimates import BlockEstimate, Runs, estimate_block
 from esm_protos.statistics import (
     MIN_ROUNDS,
     PACE_MODELS,
-    estimate_block,
     pace,
     relative_interval,
     trimmed_mean,
 )
 
 TRIM = 0.2
+
+
+def estimated(latency, start, common_pace: bool = True, runs_per_visit: int = 1) -> BlockEstimate:
+    """Estimates of models from their runs alone."""
+    runs = [Runs(*each, runs_per_visit) for each in zip(latency, start, strict=True)]
+    return estimate_block(runs, TRIM, common_pace)
 
 
 def block(pace_of, noise, truth_ns, rounds, rng, cost_ns=1_000_000):
@@ -85,11 +91,11 @@ def test_a_pace_that_wanders_is_found_and_divided_out() -> None:
         return 1 + 0.3 * math.sin(now / 4e7) + (0.5 if now % 90_000_000 > 80_000_000 else 0)
 
     latency, start = block(wander, 0.01, truth, 60, rng)
-    estimate = estimate_block(latency, start, 1, TRIM, common_pace=True)
+    estimate = estimated(latency, start)
     found = np.array([model.latency_ns for model in estimate.models]) / truth
     assert found / np.median(found) == pytest.approx(1, abs=0.02)
     assert all(model.interval < 0.02 for model in estimate.models)
-    raw = estimate_block(latency, start, 1, TRIM, common_pace=False)
+    raw = estimated(latency, start, common_pace=False)
     assert all(model.interval > 0.02 for model in raw.models), "without it nothing is resolved"
     assert [m.raw_ns for m in raw.models] == [m.raw_ns for m in estimate.models]
 
@@ -99,7 +105,7 @@ def test_a_models_own_noise_is_not_taken_for_the_devices() -> None:
     rng = np.random.default_rng(2)
     latency, start = block(lambda now: 1.0, 0.003, [1e6] * 6, 50, rng)
     latency[0] = (latency[0] * rng.choice([0.8, 1.2], 50)).astype(np.int64)
-    first, *others = estimate_block(latency, start, 1, TRIM, common_pace=True).models
+    first, *others = estimated(latency, start).models
     assert first.interval > 0.03
     assert all(other.interval < 0.01 for other in others)
 
@@ -125,7 +131,7 @@ def test_a_model_that_left_early_is_judged_by_the_pace_it_met() -> None:
     latency, start = block(lambda now: 1 + (now >= change), 0.005, [1e6] * models, rounds, rng)
     for model in range(4):  # gone after a third
         latency[model], start[model] = latency[model][:20], start[model][:20]
-    estimate = estimate_block(latency, start, 1, TRIM, common_pace=True)
+    estimate = estimated(latency, start)
     found = np.array([model.latency_ns for model in estimate.models])
     assert found / found.mean() == pytest.approx(1, abs=0.02)
     assert estimate.slowdown == pytest.approx(1, abs=0.1)
@@ -140,7 +146,7 @@ def test_a_model_that_left_early_is_judged_by_the_pace_it_met() -> None:
 def test_any_runs_give_finite_latencies(runs, runs_per_visit, common_pace) -> None:
     latency = [np.array(values) for values in runs]
     start = [np.arange(len(values)) * 7 + index for index, values in enumerate(runs)]
-    estimate = estimate_block(latency, start, runs_per_visit, TRIM, common_pace)
+    estimate = estimated(latency, start, common_pace, runs_per_visit)
     for values, model in zip(latency, estimate.models, strict=True):
         assert 0 < model.latency_ns < math.inf
         assert values.min() <= model.raw_ns <= values.max()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from esm_agent.device.machine import Machine, read_machine
-from esm_agent.device.probe import Measure, Noise, noise, run_probe
+from esm_agent.device.probe import Measure, Noise, noise, paces, run_probe
 from esm_agent.device.telemetry import Telemetry
 from esm_protos.messages import (
     PI_THROTTLED_BITS,
@@ -23,6 +23,7 @@ from esm_protos.messages import (
     Finding,
     Severity,
 )
+from esm_protos.paces import Paces
 
 # pyperf (`pyperf check`) calls a result unstable from a standard deviation of 10 % of the mean.
 # The same share of a processor taken away, or of time spent waiting, moves a mean as much.
@@ -52,12 +53,14 @@ class _Case:
         now: state after the probe, as the agent reads it.
         during: states before, during and after the probe, as the measuring process read them.
         noise: None where a model of the probe failed.
+        paces: against what is usual; None where the probe does not tell.
     """
 
     machine: Machine
     now: DeviceState
     during: tuple[DeviceState, ...]
     noise: Noise | None
+    paces: Paces | None = None
 
     @property
     def seconds(self) -> float:
@@ -95,7 +98,7 @@ def diagnose(machine: Machine, now: DeviceState, probe: BlockResult) -> Diagnosi
         probe: its states come from the measuring process.
     """
     failures = [(m.model_id, m.failure.message) for m in probe.measurements if m.failure]
-    case = _Case(machine, now, probe.states, None if failures else noise(probe))
+    case = _Case(machine, now, probe.states, None if failures else noise(probe), paces(probe))
     findings = [check(case) for check in _CHECKS]
     findings += [
         Finding(
@@ -384,6 +387,40 @@ def _pace(case: _Case) -> Finding:
     return Finding("pace", Severity.UNFIT, text, "see to the findings above, then ask again")
 
 
+def _usual_pace(case: _Case) -> Finding:
+    """How this moment compares with what the agent remembers of this device."""
+    paces = case.paces
+    if paces is None:
+        return Finding("usual pace", Severity.UNKNOWN, "no reference models were timed along")
+    if not paces.known:
+        return Finding(
+            "usual pace",
+            Severity.UNKNOWN,
+            "nothing is remembered yet of this device as it is set up now",
+            "nothing needed: every block is remembered, and intervals narrow with time",
+        )
+    arithmetic, *memory = (math.expm1(value) for value in paces.values)
+    parts = {"arithmetic": arithmetic}
+    if memory:
+        parts["memory"] = max(memory, key=abs)
+    off = {name: value for name, value in parts.items() if abs(value) > _REFERENCE_TOLERANCE}
+    of = f"of {paces.moments} moment" + ("s" if paces.moments != 1 else "")
+    if not off:
+        most = max(parts.values(), key=abs)
+        return Finding("usual pace", Severity.OK, f"{_against_usual(most)} at most, {of}")
+    text = " and ".join(f"{name} is {_against_usual(value)}" for name, value in off.items())
+    return Finding(
+        "usual pace",
+        Severity.ADVICE,
+        f"{text}, {of}",
+        "nothing needed: latencies are reported at the usual pace, with a wider interval",
+    )
+
+
+def _against_usual(share: float) -> str:
+    return f"{abs(share):.1%} {'slower' if share > 0 else 'faster'} than usual"
+
+
 def _interval(case: _Case) -> Finding:
     """How well a latency is known after the probe, the pace that all models share divided out."""
     worst, interval = "", math.inf
@@ -419,6 +456,7 @@ _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
     _gpu,
     _clock,
     _pace,
+    _usual_pace,
     _interval,
 )
 

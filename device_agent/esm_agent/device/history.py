@@ -1,4 +1,4 @@
-"""What the agent remembers of its reference models: how fast this device usually is.
+"""Memory of what the agent's reference models took: how fast this device usually is.
 
 A file of lines, one per block: when, under which conditions, and what each reference took. Two
 agents of one user may share it. A block is never lost for it: lines that cannot be read are
@@ -8,25 +8,32 @@ skipped, and a file that cannot be written is left as it is.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_agent.device import sysfs
-from esm_agent.device.facts import cpu_model
+from esm_agent.device.facts import cpu_model, usable_cpus
 from esm_agent.device.machine import read_turbo
+from esm_agent.measure.references import reference_models
 from esm_protos.locks import lock
 from esm_protos.messages import MeasureSpec, Usual
 from esm_protos.paces import usual_of
 from esm_protos.private_files import write_private
 from esm_protos.user_folders import user_folder
+
+Floats = NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +43,41 @@ KEPT_S = 90 * 86_400.0
 MOMENT_S = 300.0
 """Blocks of so many seconds are one moment: else a busy hour would outweigh a quiet month."""
 _MOST_MOMENTS = 1000
-_MOST_BYTES = 8 << 20  # then the file is written anew, with what is still remembered
+_MOST_BYTES = 2 << 20  # then the file is written anew, with a line for each moment
+_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 Conditions = Mapping[str, str]
 """What must be equal for two moments to be of the same device in the same setting."""
 
 
-def conditions(runtime: str, spec: MeasureSpec, root: Path = Path("/")) -> dict[str, str]:
+@dataclass(frozen=True)
+class Remembered:
+    """What is remembered under some conditions.
+
+    Attributes:
+        conditions: in which the lines agree.
+        since_unix_s: time of the first line.
+        usual: None where no moment has latencies of enough references.
+    """
+
+    conditions: Conditions
+    since_unix_s: float
+    usual: Usual | None
+
+
+def conditions(
+    runtime: str,
+    spec: MeasureSpec,
+    gpu: str = "",
+    cpus: Sequence[int] = (),
+    root: Path = Path("/"),
+) -> dict[str, str]:
     """Return the conditions of a block on this device as it is set up now.
 
     Args:
         runtime: its name and version.
+        gpu: name of the GPU that is measured on.
+        cpus: processors that are measured on; empty: all that this process may use.
         root: where ``proc`` and ``sys`` are; for tests.
     """
     folders = sysfs.cpu_folders(root)
@@ -58,7 +89,10 @@ def conditions(runtime: str, spec: MeasureSpec, root: Path = Path("/")) -> dict[
     return {
         "runtime": runtime,
         "provider": spec.provider,
+        "gpu": gpu,
         "threads": str(spec.threads),
+        "cpus": ",".join(map(str, sorted(cpus or usable_cpus()))),
+        "references": _references_digest(),
         "cpu": cpu_model(root),
         "governor": " ".join(read["scaling_governor"]),
         "max_khz": " ".join(read["scaling_max_freq"]),
@@ -95,18 +129,15 @@ class HistoryFile:
             "latency_ns": {name: round(value, 1) for name, value in latency_ns.items()},
         }
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                lock(file, wait=True)
-                # A line that another program could not finish ends here.
-                file.write(
-                    b"\n" + json.dumps(line).encode() if file.tell() else json.dumps(line).encode()
-                )
-            if self.path.stat().st_size > _MOST_BYTES:
-                self._shorten()
+            with self._locked() as file:
+                # First the end of a line that another program could not finish.
+                file.write(b"\n" + json.dumps(line).encode())
+                file.flush()
+                if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                    self._shorten()
         except OSError as error:
             if not self._told:  # once, and not after every block
-                log.warning("no history in %s: %s", self.path, error.strerror)
+                log.warning("nothing is remembered in %s: %s", self.path, error.strerror)
                 self._told = True
 
     def usual(self, conditions: Conditions, references: Sequence[str]) -> Usual | None:
@@ -115,45 +146,115 @@ class HistoryFile:
         Args:
             references: names of the models, in the order of the result's columns.
         """
-        moments: defaultdict[int, list[list[float]]] = defaultdict(list)
-        for line in self._lines():
-            if line["conditions"] == conditions:
-                taken = [line["latency_ns"].get(name, np.nan) for name in references]
-                moments[int(line["at_unix_s"] // MOMENT_S)].append(taken)
-        kept = sorted(moments)[-_MOST_MOMENTS:]
-        rows = [_medians(np.array(moments[number], dtype=np.float64)) for number in kept]
-        return usual_of(
-            references,
-            MOMENT_S * (np.array(kept, dtype=np.float64) + 0.5),
-            np.array(rows, dtype=np.float64).reshape(len(kept), len(references)),
-        )
+        own = [line for line in self._lines() if line["conditions"] == conditions]
+        return _usual(own, references)
+
+    def remembered(self) -> list[Remembered]:
+        """Return what is remembered, by conditions, the latest ones last."""
+        found = []
+        for lines in _by_conditions(self._lines()):
+            names = sorted({name for line in lines for name in line["latency_ns"]})
+            since_unix_s = min(line["at_unix_s"] for line in lines)
+            found.append(Remembered(lines[0]["conditions"], since_unix_s, _usual(lines, names)))
+        return found
 
     def forget(self) -> None:
         """Remove the file; raises OSError if it cannot."""
         self.path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[IO[bytes]]:
+        """Open the file to append to it, locked against other agents."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(handle, "ab") as file:
+                lock(file, wait=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(handle), self.path.stat()):
+                        yield file
+                        return
+                # Another agent has put a new file in its place.
+
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that are still remembered and make sense."""
-        oldest = self._now() - KEPT_S
+        """Yield the lines that are still remembered and make sense, in the order of writing.
+
+        Times from further away, past or future, were told by a clock that was wrong.
+        """
+        now = self._now()
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             for text in file:
-                with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+                with contextlib.suppress(*_NONSENSE):
                     line = json.loads(text)
                     values = line["latency_ns"].values()
-                    sound = all(0 < float(value) < 1e18 for value in values)
-                    if line["format"] == FORMAT and sound and line["at_unix_s"] > oldest:
+                    sound = all(0 < value < 1e18 for value in values)
+                    sound = sound and isinstance(line["conditions"], dict)
+                    if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
                         yield line
 
     def _shorten(self) -> None:
-        """Leave the newer half of what is remembered."""
-        lines = [json.dumps(line) for line in self._lines()]
-        write_private(self.path, "\n".join(lines[len(lines) // 2 :]).encode())
+        """Leave one line for each of the newest moments: the medians of its lines."""
+        lines = []
+        for own in _by_conditions(self._lines()):
+            for moment in _moments(own):
+                names = sorted({name for line in moment for name in line["latency_ns"]})
+                medians = _medians(_table(moment, names))
+                taken = dict(zip(names, medians, strict=True))
+                lines.append({**moment[-1], "latency_ns": taken})
+        lines.sort(key=lambda line: float(line["at_unix_s"]))
+        texts = [json.dumps(line) for line in lines]
+        while sum(map(len, texts)) > _MOST_BYTES / 2:
+            del texts[: len(texts) // 2 + 1]
+        write_private(self.path, "\n".join(texts).encode())
 
 
-def _medians(rows: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """Of each column, without NaN."""
+def _by_conditions(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the lines under the same conditions together, the latest conditions last."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        found[json.dumps(line["conditions"], sort_keys=True)].append(line)
+    return sorted(found.values(), key=lambda own: float(own[-1]["at_unix_s"]))
+
+
+def _moments(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the lines of each of the newest moments, in the order of time."""
+    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        found[int(line["at_unix_s"] // MOMENT_S)].append(line)
+    return [found[number] for number in sorted(found)[-_MOST_MOMENTS:]]
+
+
+def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
+    """Return what is usual over the moments of lines under the same conditions."""
+    moments = _moments(lines)
+    starts = [moment[0]["at_unix_s"] // MOMENT_S for moment in moments]
+    rows = [_medians(_table(moment, references)) for moment in moments]
+    return usual_of(
+        references,
+        MOMENT_S * (np.array(starts, dtype=np.float64) + 0.5),
+        np.array(rows, dtype=np.float64).reshape(len(rows), len(references)),
+    )
+
+
+def _table(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> Floats:
+    """Return the latencies of lines, ``(lines, names)``, NaN where one lacks them."""
+    rows = [[line["latency_ns"].get(name, np.nan) for name in names] for line in lines]
+    return np.array(rows, dtype=np.float64).reshape(len(lines), len(names))
+
+
+def _medians(rows: Floats) -> list[float]:
+    """Return the median of each column, without NaN."""
     found = []
     for column in rows.T:
         known = column[~np.isnan(column)]
         found.append(float(np.median(known)) if known.size else np.nan)
     return found
+
+
+@cache
+def _references_digest() -> str:
+    """Return what tells reference models of other releases apart."""
+    digest = hashlib.sha256()
+    for model in reference_models():
+        digest.update(model.path.read_bytes())
+    return digest.hexdigest()[:12]

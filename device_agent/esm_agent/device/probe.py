@@ -13,6 +13,7 @@ from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.references import reference_models
 from esm_protos.estimates import estimate_measured
 from esm_protos.messages import BlockResult, Measurement, MeasureSpec
+from esm_protos.paces import Paces
 
 Measure = Callable[[UploadedBlock], BlockResult]
 """Has a block measured, and waits for it."""
@@ -21,7 +22,8 @@ MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
 
 _WINDOW_NS = 500_000_000
 _MIN_WINDOWS = 3
-_SPEC = MeasureSpec(runs=999_999, runs_per_visit=4, warmup=6)  # time ends it first
+# Time ends it first. The reference models are timed along as in every block, and so remembered.
+_SPEC = MeasureSpec(runs=999_999, runs_per_visit=4, warmup=6, references=True)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ def noise(result: BlockResult) -> Noise:
         },
         intervals=_intervals(result.measurements),
     )
+
+
+def paces(result: BlockResult) -> Paces | None:
+    """Return what a probe tells of the device's paces; None without reference models."""
+    return estimate_measured((), _SPEC, result.references, result.usual).paces
 
 
 def _windows(starts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:

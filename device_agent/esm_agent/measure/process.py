@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,6 @@ from esm_protos.messages import (
     DeviceState,
     Failure,
     Measurement,
-    MeasureSpec,
     Profile,
     Protocol,
     State,
@@ -40,8 +40,10 @@ STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
-_KEPT_LOAD_NS = 500_000_000
-"""A session that takes longer to make is not made again within a block."""
+_KEPT_NS = 500_000_000
+"""A session that takes longer to make and to run once is not made again within a block."""
+REFERENCES = -1
+"""Index that stands for the reference models where the board says which model runs."""
 
 BackendFactory = Callable[[], Any]
 """Makes the :class:`esm_agent.measure.backends.Backend` inside the process; must be importable."""
@@ -69,12 +71,14 @@ class Hello(NamedTuple):
     Attributes:
         isolation: what confines it.
         missing: why providers are not there.
+        gpu: name of the GPU that it measures on; empty where none tells.
     """
 
     runtime: str
     providers: tuple[str, ...]
     isolation: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    gpu: str = ""
 
 
 class JobResult(NamedTuple):
@@ -112,6 +116,18 @@ class Board:
 
     def write_profiling(self, model: int, fraction: float) -> None:
         self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
+
+    @contextmanager
+    def references(self) -> Iterator[None]:
+        """Say that what happens within is not for any model of the block."""
+        model = self.cells[1]
+        self.cells[1] = REFERENCES
+        self.tick()
+        try:
+            yield
+        finally:
+            self.cells[1] = model
+            self.tick()
 
     def tick(self) -> None:
         """Show that something was finished: the time-out begins anew."""
@@ -182,7 +198,9 @@ def main(
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    connection.send(Hello(runtime, tuple(backends), isolation, missing))
+    gpus = telemetry.state(0, quick=True).gpus if "cuda" in backends else ()
+    gpu = ", ".join(each.name for each in gpus)
+    connection.send(Hello(runtime, tuple(backends), isolation, missing, gpu))
     while True:
         try:
             job: Job = connection.recv()
@@ -257,40 +275,58 @@ def _interleaved(
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
     )
-    references = sessions.references(job)
+    with board.references():
+        references = sessions.references(job)
 
     def failed(index: int, error: Exception) -> None:
         failures[index] = failure_of_later_run(error)
         loaded.pop(index, None)
 
+    def between(index: int, share: float) -> bool:
+        board.write(State.MEASURING, index, share)
+        witness.look()
+        with board.references():
+            return company.visit()
+
+    def renew(samples: dict[int, timing.Samples], share: float) -> None:
+        for index in list(samples):
+            board.write(State.MEASURING, index, share)
+            if loaded[index].load_ns + loaded[index].first_run_ns > _KEPT_NS:
+                continue
+            del runs[index]
+            failure = sessions.renew(job, index, loaded)
+            if failure is None:
+                runs[index] = loaded[index].run
+                samples[index].renewed()
+            else:
+                failures[index] = failure
+                del samples[index]
+
     _settle(loaded, witness, board, clock, failed)
     witness.note()
     origin = clock()
-    company = Company({name: each.run for name, each in references.items()}, clock, board.tick)
-    first_ns = {index: model.first_run_ns for index, model in loaded.items()}
-    samples = timing.new_samples(loaded, job.spec, first_ns)
-    for part in range(job.spec.sessions):
-
-        def between(index: int, share: float, part: int = part) -> bool:
-            board.write(State.MEASURING, index, (part + share) / job.spec.sessions)
-            witness.look()
-            return company.visit()
-
-        if part:
-            _reopen(sessions, job, loaded, failures, samples, board)
-        timing.interleaved(
-            {index: model.run for index, model in loaded.items()},
-            _part_of(job.spec, part),
-            between,
-            clock,
-            board.tick,
-            first_ns,
-            job.limit_s - (clock() - entered) / 1e9,
-            failed,
-            lambda taken: _estimates(taken, loaded, company, references, job),
-            samples,
-        )
-    company.complete()
+    company = Company(
+        {name: each.run for name, each in references.items()},
+        clock,
+        board.tick,
+        {name: each.first_run_ns for name, each in references.items()},
+        job.spec.seed,
+    )
+    runs = {index: model.run for index, model in loaded.items()}
+    samples = timing.interleaved(
+        runs,
+        job.spec,
+        between,
+        clock,
+        board.tick,
+        {index: model.first_run_ns for index, model in loaded.items()},
+        job.limit_s - (clock() - entered) / 1e9,
+        failed,
+        lambda taken: _estimates(taken, loaded, company, references, job),
+        renew,
+    )
+    with board.references():
+        company.complete(job.limit_s - (clock() - entered) / 1e9)
     measurements = {}
     for index, model in list(loaded.items()):
         board.write(State.MEASURING, index, 1.0)
@@ -306,59 +342,21 @@ def _interleaved(
         measurements,
         sum(each.running_ns for each in taken),
         origin,
-        tuple(
-            replace(
-                each.measurement(
-                    name, references[name].load_ns, references[name].first_run_ns, origin
-                ),
-                weight_bytes=references[name].weight_bytes,
-            )
-            for name, each in company.samples.items()
-            if each.latency_ns
-        ),
+        _company(company, references, origin),
     )
 
 
-def _part_of(spec: MeasureSpec, part: int) -> MeasureSpec:
-    """Return the settings of a block's sessions number ``part``.
-
-    Sessions share the runs; with a precision, the time that the block takes at least. The last
-    ones go on until the precision is reached.
-    """
-    if part == spec.sessions - 1:
-        return spec
-    until = max(spec.runs * (part + 1) // spec.sessions, 1)
-    if not spec.precision:
-        return replace(spec, runs=until)
-    seconds = (spec.min_block_s or 0.1) / spec.sessions
-    return replace(spec, runs=until, precision=0.0, max_block_s=seconds, min_rounds=2)
-
-
-def _reopen(
-    sessions: Sessions,
-    job: Job,
-    loaded: dict[int, Loaded],
-    failures: dict[int, Failure],
-    samples: dict[int, timing.Samples],
-    board: Board,
-) -> None:
-    """Make new sessions of the models, in place of theirs."""
-    for index, model in list(loaded.items()):
-        if model.load_ns > _KEPT_LOAD_NS:
-            continue
-        board.write(State.MEASURING, index, 0.0)
-        del loaded[index]  # makes room
-        again = sessions.again(job, index)
-        if isinstance(again, Failure):
-            failures[index] = again
-            del samples[index]
-        else:
-            loaded[index] = again._replace(
-                load_ns=model.load_ns,
-                first_run_ns=model.first_run_ns,
-                peak_rss_bytes=model.peak_rss_bytes,
-            )
-            samples[index].session_began.append(len(samples[index].latency_ns))
+def _company(
+    company: Company, references: Mapping[str, Loaded], origin: int
+) -> tuple[Measurement, ...]:
+    """Return what was measured of the reference models."""
+    found = []
+    for name, samples in company.samples.items():
+        model = references[name]
+        if samples.latency_ns:
+            measured = samples.measurement(name, model.load_ns, model.first_run_ns, origin)
+            found.append(replace(measured, weight_bytes=model.weight_bytes))
+    return tuple(found)
 
 
 def _estimates(

@@ -6,6 +6,7 @@ or do not hold. What they take now, against what they usually take, tells the de
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ _COUNTED, _COUNTED_NS = 16, 5_000_000
 """Counted runs of a visit end with either: warming up costs as much as they do."""
 _FEWEST_VISITS = 5
 """Made even if they take more than their share: fewer have no interval."""
+_COMPLETED, _COMPLETED_NS = 0.25, 2_000_000_000
+"""Time for these visits at most, once a block is over: the larger one of a share of the block's,
+and of 2 s."""
 _OFTEN = {"large": 3}
 """Visits in each turn of all. What this one tells varies most from visit to visit."""
 
@@ -37,6 +41,7 @@ class Company:
 
     Args:
         runs: by their names.
+        first_run_ns: how long their first runs took; a slow one then needs no uncounted run.
         share: of the time from the first call of :meth:`visit` on.
 
     Attributes:
@@ -44,9 +49,16 @@ class Company:
     """
 
     def __init__(
-        self, runs: Mapping[str, Run], clock: Clock, tick: Tick, seed: int = 0, share: float = SHARE
+        self,
+        runs: Mapping[str, Run],
+        clock: Clock,
+        tick: Tick,
+        first_run_ns: Mapping[str, int] | None = None,
+        seed: int = 0,
+        share: float = SHARE,
     ) -> None:
-        self.samples = {name: Samples() for name in runs}
+        first = first_run_ns or {}
+        self.samples = {name: Samples(fastest_ns=first.get(name, 0)) for name in runs}
         self._runs = dict(runs)
         self._clock = clock
         self._tick = tick
@@ -68,19 +80,31 @@ class Company:
             visited = True
         return visited
 
-    def complete(self) -> None:
-        """Visit every reference as often as an interval takes."""
-        while any(
-            len(s.latency_ns) < _FEWEST_VISITS * max(s.runs_per_visit, 1)
-            for s in self.samples.values()
-        ):
-            self._visit_next()
+    def complete(self, limit_s: float = math.inf) -> None:
+        """Visit every reference as often as an interval takes, if that does not take too long.
+
+        Args:
+            limit_s: time that is left.
+        """
+        entered = self._clock()
+        allowed = min(max(_COMPLETED * (entered - self._began), _COMPLETED_NS), limit_s * 1e9)
+        while lacking := [
+            name
+            for name, samples in self.samples.items()
+            if len(samples.latency_ns) < _FEWEST_VISITS * max(samples.runs_per_visit, 1)
+        ]:
+            for name in lacking:
+                if self._clock() - entered >= allowed:
+                    return
+                self._visit(name)
 
     def _visit_next(self) -> None:
         if not self._next:  # a new turn
             self._next = [name for name in self._runs for _ in range(_OFTEN.get(name, 1))]
             self._shuffle(self._next)
-        name = self._next.pop()
+        self._visit(self._next.pop())
+
+    def _visit(self, name: str) -> None:
         entered = self._clock()
         try:
             self.samples[name].visit(

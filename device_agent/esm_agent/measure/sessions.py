@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from esm_agent.measure.backends import Backend, DeviceModel, LoadedModel
 
 _LARGE_BYTES = 64 << 20
+_SLOW_REFERENCE_NS = 1_000_000_000
+"""A reference model that runs longer would take more time than it is worth."""
 
 T = TypeVar("T")
 
@@ -100,7 +102,8 @@ class Sessions:
         self._tick = tick
         self._kept: dict[tuple[object, ...], Loaded] = {}
         self._last: set[tuple[object, ...]] = set()
-        self._references: tuple[object, dict[str, Loaded]] = (None, {})
+        self._setting: object = None
+        self._references: dict[str, Loaded | None] = {}
 
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
@@ -133,12 +136,25 @@ class Sessions:
                 failures[index] = started
             else:
                 loaded[index] = started
+        self._make_room(job, loaded, failures)
         now = {keys[index] for index in loaded}
         shared = now & self._last
         if shared != now:  # else the same was asked again, and is to be measured afresh
             self._kept = {keys[i]: model for i, model in loaded.items() if keys[i] in shared}
         self._last = now
         return {index: loaded[index] for index in keys if index in loaded}, failures
+
+    def _make_room(self, job: Job, loaded: dict[int, Loaded], failures: dict[int, Failure]) -> None:
+        """Load models that lacked memory once more, without the references of earlier blocks."""
+        lacking = [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]
+        if not lacking or not self._references:
+            return
+        self._references.clear()
+        for index in lacking:
+            again = self.load_one(job, index)
+            if not isinstance(again, Failure):
+                del failures[index]
+                loaded[index] = again
 
     def _fresh(
         self, job: Job, indices: Sequence[int], on_model: Callable[[int, float], None]
@@ -163,25 +179,45 @@ class Sessions:
         session = self._session(job, index)
         return session if isinstance(session, Failure) else self._first_run(session)
 
-    def again(self, job: Job, index: int) -> Loaded | Failure:
-        """A new session of a model that was loaded before, run once."""
-        session = self._made(job, index)
-        return session if isinstance(session, Failure) else self._first_run(session)
+    def renew(self, job: Job, index: int, loaded: dict[int, Loaded]) -> Failure | None:
+        """Replace a model's session by a new one, run once; if that fails, the model is gone."""
+        old = loaded.pop(index)
+        keys = [key for key, kept in self._kept.items() if kept is old]
+        for key in keys:
+            del self._kept[key]
+        as_before = old._asdict()
+        del old, as_before["model"]  # makes room
+        made = self._made(job, index)
+        model = made if isinstance(made, Failure) else self._first_run(made)
+        if isinstance(model, Failure):
+            return model
+        loaded[index] = model._replace(**as_before)
+        self._kept |= dict.fromkeys(keys, loaded[index])
+        return None
 
     def references(self, job: Job) -> dict[str, Loaded]:
-        """The job's reference models that this device can run; they stay loaded."""
+        """Return the job's reference models that this device can run; they stay loaded.
+
+        What lacks memory now may fit beside the next block. What fails otherwise, or is slow, is
+        not tried again.
+        """
+        if not job.references:
+            return {}
         spec = replace(job.spec, seed=0)
         setting = (spec.threads, spec.provider, spec.tf32, spec.cuda_graph)
-        if job.references and self._references[0] != setting:
-            self._references = (None, {})  # first makes room
-            own = job._replace(spec=spec, models=dict(enumerate(job.references)), peak_memory=False)
-            found = {}
-            for index, session in self._fresh(own, list(own.models), lambda index, share: None):
-                loaded = session if isinstance(session, Failure) else self._first_run(session)
-                if not isinstance(loaded, Failure):
-                    found[own.models[index].model_id] = loaded
-            self._references = (setting, found)
-        return self._references[1] if job.references else {}
+        if self._setting != setting:
+            self._setting = setting
+            self._references.clear()
+        missing = [each for each in job.references if each.model_id not in self._references]
+        own = job._replace(spec=spec, models=dict(enumerate(missing)), peak_memory=False)
+        for index, session in self._fresh(own, list(own.models), lambda index, share: None):
+            model = session if isinstance(session, Failure) else self._first_run(session)
+            if not isinstance(model, Failure):
+                slow = model.first_run_ns > _SLOW_REFERENCE_NS
+                self._references[missing[index].model_id] = None if slow else model
+            elif model.kind is not FailureKind.OUT_OF_MEMORY:
+                self._references[missing[index].model_id] = None
+        return {name: model for name, model in self._references.items() if model is not None}
 
     def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
         """Where the time of a model goes; None if that cannot be told."""
@@ -193,18 +229,30 @@ class Sessions:
 
     def _measured(self, job: Job, index: int) -> Loaded | Failure:
         """Loaded and run once, with nothing beside it, so that its memory is known."""
-        refusal = self._refusal(job, index)
-        if refusal is not None:
-            return refusal
+        weights = self._weights(job, index)
+        if isinstance(weights, Failure):
+            return weights
         self._memory.begin()
         session = self._made(job, index)
         model = session if isinstance(session, Failure) else self._first_run(session)
         if isinstance(model, Failure):
             return model
-        return model._replace(peak_rss_bytes=self._memory.peak_bytes())
+        return model._replace(peak_rss_bytes=self._memory.peak_bytes(), weight_bytes=weights)
 
     def _session(self, job: Job, index: int) -> Loaded | Failure:
-        return self._refusal(job, index) or self._made(job, index)
+        weights = self._weights(job, index)
+        if isinstance(weights, Failure):
+            return weights
+        made = self._made(job, index)
+        return made if isinstance(made, Failure) else made._replace(weight_bytes=weights)
+
+    def _weights(self, job: Job, index: int) -> int | Failure:
+        """Return the bytes of its weights, or why the runtime is not to see the model."""
+        # Counted before the model is loaded: the file is read for it.
+        refusal = self._refusal(job, index)
+        if refusal is not None:
+            return refusal
+        return _attempted(lambda: weight_bytes(job.models[index].path))
 
     def _refusal(self, job: Job, index: int) -> Failure | None:
         """Why the runtime is not to see the model."""
@@ -230,7 +278,7 @@ class Sessions:
         self._tick()
         if isinstance(made, Failure):
             return made
-        return Loaded(made, took, weight_bytes=weight_bytes(model.path))
+        return Loaded(made, took)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:
         from esm_agent.measure.backends import first_run

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,6 +51,8 @@ _LOOK_AGAIN = 1.2
 round would stop too many models at a lucky moment."""
 _MOST_PASSING = 0.7
 """With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
+_SESSION_ROUNDS, _LEAST_S = 2, 0.1
+"""Rounds of a session at least; and what the sessions share where no least time is given."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
@@ -60,6 +62,9 @@ _COPIES, _COPY_WARMUP = 10, 2
 
 Estimates = Callable[[Mapping[int, "Samples"]], Mapping[int, Estimate]]
 """Makes estimates of models from what was taken of them so far."""
+Renew = Callable[[dict[int, "Samples"], float], None]
+"""Opens models' sessions anew, and puts the new runs in place of the old ones; a model that fails
+leaves the samples. Told the share of the visits already made."""
 
 
 @dataclass
@@ -173,6 +178,10 @@ class Samples:
             warm_ns=np.array(self.warm_ns, dtype=np.int64),
         )
 
+    def renewed(self) -> None:
+        """Begin a new session."""
+        self.session_began.append(len(self.latency_ns))
+
     def as_runs(self, weight_bytes: int = 0, name: str = "") -> Runs:
         """These samples as estimates take them."""
         return Runs(
@@ -272,7 +281,7 @@ def interleaved(
     limit_s: float = math.inf,
     failed: Failed = raised,
     estimates: Estimates | None = None,
-    samples: dict[int, Samples] | None = None,
+    renew: Renew = lambda samples, share: None,
 ) -> dict[int, Samples]:
     """Rounds over all models, each round in another random order, a few runs per visit.
 
@@ -284,14 +293,17 @@ def interleaved(
     block would hardly narrow the interval; unless fewer than ``PACE_MODELS`` would stay: those that
     are left need others to tell the device's pace.
 
+    With several sessions, models are opened anew between rounds: after equal shares of the runs,
+    or, with a precision, of the time that the block takes at least.
+
     Args:
-        runs: by the model's index in its block.
+        runs: by the model's index in its block; looked up at every visit.
         first_run_ns: how long the models' first runs took; a slow one then needs no uncounted run.
         limit_s: time after which the block is broken off: with a precision, no round begins that
             would reach it.
         failed: a model leaves when its run raises an exception; by default that is raised here.
         estimates: what a precision is held against; by default, of the block's models alone.
-        samples: those of earlier sessions, to go on with.
+        renew: called before each session but the first; the time that it takes does not count.
 
     Returns:
         Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
@@ -299,13 +311,14 @@ def interleaved(
         ``spec.max_block_s`` ended the block.
     """
     first = first_run_ns or {}
-    if samples is None:
-        samples = new_samples(runs, spec, first)
+    per_visit = 0 if spec.short_visits else spec.runs_per_visit
+    samples = {i: Samples(fastest_ns=first.get(i, 0), runs_per_visit=per_visit) for i in runs}
     active = list(runs)
     shuffle = random.Random(spec.seed).shuffle
     began = clock()
     look_at = FIRST_LOOK
-    rounds = 0
+    rounds, session = 0, 1
+    ends = began + limit_s * 1e9
     share = lasted_s = longest_s = 0.0
     round_s = sum(first.values()) / 1e9
     last = None
@@ -336,8 +349,20 @@ def interleaved(
         active = [i for i in active if i in samples and len(samples[i].latency_ns) < spec.runs]
         if spec.max_block_s and lasted_s > spec.max_block_s and rounds >= spec.min_rounds:
             break
-        if spec.precision and lasted_s + _ROUND_VARIES * longest_s > limit_s:
+        if spec.precision and clock() + _ROUND_VARIES * longest_s * 1e9 > ends:
             break
+        if (
+            active
+            and session < spec.sessions
+            and _session_ends(
+                spec, session, max(len(samples[i].latency_ns) for i in active), rounds, lasted_s
+            )
+        ):
+            before = clock()
+            renew(samples, share)
+            session, last = session + 1, None
+            active = [i for i in active if i in samples]
+            began += clock() - before
         if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
             found = (estimates or partial(of_block, trim=spec.trim))(samples)
             active = _staying(samples, active, spec, found)
@@ -345,12 +370,16 @@ def interleaved(
     return samples
 
 
-def new_samples(
-    runs: Iterable[int], spec: MeasureSpec, first_run_ns: Mapping[int, int]
-) -> dict[int, Samples]:
-    """Return samples of models that nothing was taken of yet."""
-    per_visit = 0 if spec.short_visits else spec.runs_per_visit
-    return {i: Samples(fastest_ns=first_run_ns.get(i, 0), runs_per_visit=per_visit) for i in runs}
+def _session_ends(spec: MeasureSpec, session: int, runs: int, rounds: int, lasted_s: float) -> bool:
+    """Return whether session number ``session``, from 1 on, has had its share.
+
+    Args:
+        runs: counted runs of a model so far.
+    """
+    if not spec.precision:
+        return runs >= spec.runs * session / spec.sessions
+    least_s = spec.min_block_s or _LEAST_S
+    return rounds >= _SESSION_ROUNDS * session and lasted_s >= least_s * session / spec.sessions
 
 
 def of_block(samples: Mapping[int, Samples], trim: float) -> dict[int, Estimate]:

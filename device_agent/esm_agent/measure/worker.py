@@ -27,6 +27,7 @@ from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.cells import Cells
 from esm_agent.measure.process import (
+    REFERENCES,
     STATES,
     BackendFactory,
     Hello,
@@ -119,7 +120,7 @@ class Worker:
         history: HistoryFile | None = None,
     ) -> None:
         self._history = history
-        self._runtime = ""
+        self._runtime = self._gpu = ""
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._confinement = confinement or Confinement()
@@ -148,7 +149,7 @@ class Worker:
             try:
                 if current.connection.poll(_START_TIMEOUT_S):
                     hello: Hello = current.connection.recv()
-                    self._runtime = hello.runtime
+                    self._runtime, self._gpu = hello.runtime, hello.gpu
                     return hello
             except (EOFError, ConnectionResetError):
                 current.process.join()
@@ -205,14 +206,16 @@ class Worker:
         may have come from outside; at the second one on the same model, that model is left out
         with outcome CRASH, or OUT_OF_MEMORY if the kernel says so. A model that takes longer than
         ``model_timeout_s`` to load, or for one inference, is left out at once with outcome
-        TIMEOUT; when the block exceeds its limit, so are all of them. Once they are timed nothing
-        takes that away: what goes wrong from then on costs profiles.
+        TIMEOUT; when the block exceeds its limit, so are all of them. Reference models that do any
+        of this are left out together. Once models are timed nothing takes that away: what goes
+        wrong from then on costs profiles.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
             WorkerUnavailableError: the process cannot be started.
         """
         left_out: dict[int, Measurement] = {}
+        references = reference_models() if block.spec.references else ()
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
@@ -229,7 +232,7 @@ class Worker:
                 block.peak_memory,
                 block.profile_runs,
                 ends - time.monotonic(),
-                reference_models() if block.spec.references else (),
+                references,
                 usual,
             )
             attempt = self._attempt(job, ends, on_progress, cancelled)
@@ -263,11 +266,15 @@ class Worker:
                 return BlockResult(
                     block.block_id, ordered, round((time.monotonic() - began) * 1e9), 0
                 )
-            if state is State.PREPARING and loaders > 1:
+            if state is State.PREPARING and loaders > 1 and index != REFERENCES:
                 loaders = 1  # it may have been any of those that were loading
                 continue
             deaths[index] += 1
-            if failure.kind is FailureKind.TIMEOUT or deaths[index] == 2:
+            if failure.kind is not FailureKind.TIMEOUT and deaths[index] < 2:
+                continue
+            if index == REFERENCES:
+                references = ()
+            else:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message
                 )
@@ -277,7 +284,7 @@ class Worker:
         if self._history is None or not spec.references:
             return None
         names = [model.model_id for model in reference_models()]
-        return self._history.usual(conditions(self._runtime, spec), names)
+        return self._history.usual(self._conditions(spec), names)
 
     def _remember(self, spec: MeasureSpec, result: JobResult) -> None:
         if self._history is not None and result.references:
@@ -285,8 +292,13 @@ class Worker:
             latency_ns = {
                 reference.model_id: estimate.latency_ns
                 for reference, estimate in zip(result.references, taken, strict=True)
+                if math.isfinite(estimate.interval)
             }
-            self._history.add(conditions(self._runtime, spec), latency_ns)
+            self._history.add(self._conditions(spec), latency_ns)
+
+    def _conditions(self, spec: MeasureSpec) -> dict[str, str]:
+        gpu = self._gpu if spec.provider == "cuda" else ""
+        return conditions(self._runtime, spec, gpu, self._confinement.cpus)
 
     def _attempt(
         self,

@@ -109,6 +109,7 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         "KillMode=mixed",
         f"TimeoutStopSec={drain_s + _STOP_MARGIN_S:g}",
         "StateDirectory=esm-agent",
+        "StateDirectoryMode=0700",
         "CacheDirectory=esm-agent",
         "CacheDirectoryMode=0700",
         "ConfigurationDirectory=esm-agent",

@@ -1,0 +1,113 @@
+"""A block's latencies at the device's usual pace, and how far they are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm_protos.estimates import Runs, estimate_block, estimate_measured
+from esm_protos.messages import Measurement, MeasureSpec, Usual
+from tests.protos.test_paces import BYTES, NAMES, USUAL, USUAL_NS, usuals
+
+TRIM = 0.2
+
+
+def runs(
+    latency_ns: float,
+    seed: int = 0,
+    *,
+    noise: float = 0.005,
+    weight_bytes: int = 0,
+    session_runs: tuple[int, ...] = (),
+    name: str = "",
+) -> Runs:
+    rng = np.random.default_rng(seed)
+    taken = np.round(latency_ns * np.exp(rng.normal(0, noise, 80))).astype(np.int64)
+    return Runs(taken, np.arange(80) * 10**7 + seed, 4, weight_bytes, session_runs, name)
+
+
+def references(*slower: float) -> list[Runs]:
+    return [
+        runs(latency * math.exp(by), 10 + seed, weight_bytes=size, name=name)
+        for seed, (name, size, latency, by) in enumerate(
+            zip(NAMES, BYTES, USUAL_NS, slower, strict=True)
+        )
+    ]
+
+
+def test_a_slow_moment_is_taken_out_and_the_raw_latency_kept() -> None:
+    models = [runs(5e6 * math.exp(0.2)), runs(5e6 * math.exp(0.2), 1, weight_bytes=30_000_000)]
+    block = estimate_block(models, TRIM, True, references(0.2, 0.2, 0.2, 0.2), USUAL)
+    for model in block.models:
+        assert model.latency_ns == pytest.approx(5e6, rel=0.03)
+        assert abs(model.latency_ns / 5e6 - 1) < model.interval
+        assert model.raw_ns == pytest.approx(5e6 * math.exp(0.2), rel=0.01)
+        assert 0 < model.within < model.interval
+        assert 0 < model.least < model.interval
+
+
+def test_the_first_block_on_a_device_is_not_corrected_and_has_a_wide_interval() -> None:
+    model = runs(5e6)
+    (first,) = estimate_block([model], TRIM, True, references(0, 0, 0, 0)).models
+    (later,) = estimate_block([model], TRIM, True, references(0, 0, 0, 0), USUAL).models
+    assert first.latency_ns == first.raw_ns
+    assert first.shift is not None
+    assert first.shift.value == 0
+    assert first.interval > 2 * later.interval
+    assert first.within == pytest.approx(later.within, rel=0.5)
+
+
+def test_sessions_that_differ_widen_the_interval() -> None:
+    alike = runs(5e6, session_runs=(40, 40))
+    latency = alike.latency_ns.copy()
+    latency[40:] = latency[40:] * 12 // 10
+    differ = Runs(latency, alike.start_ns, 4, 0, (40, 40))
+    block = estimate_block([alike, differ], TRIM, False, references(0, 0, 0, 0), USUAL)
+    assert block.models[1].least > 2 * block.models[0].least
+
+
+def test_an_old_agents_result_has_the_interval_of_its_block() -> None:
+    """It tells no references, sessions or weights."""
+    spec = MeasureSpec(runs_per_visit=4, references=True, sessions=3)
+    own = runs(5e6)
+    (model,) = estimate_measured([Measurement("m", own.latency_ns, own.start_ns)], spec).models
+    assert model.shift is None
+    assert model.interval == model.within
+    assert model.latency_ns == model.raw_ns
+
+
+arrays = st.lists(st.integers(1, 10**12), min_size=1, max_size=12)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(arrays, st.integers(0, 10**9)), max_size=5),
+    st.lists(st.tuples(arrays, st.sampled_from([*NAMES, "other"])), max_size=5),
+    usuals(),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_any_runs_give_finite_latencies(
+    models, company, usual: Usual | None, per_visit: int, common: bool
+) -> None:
+    def drawn(values, weights: int, name: str = "") -> Runs:
+        first = len(values) // 2
+        sessions = (first, len(values) - first) if first else ()
+        taken = np.array(values, dtype=np.int64)
+        return Runs(taken, np.arange(len(values)) * 7, per_visit, weights, sessions, name)
+
+    block = estimate_block(
+        [drawn(values, weights, f"m{n}") for n, (values, weights) in enumerate(models)],
+        TRIM,
+        common,
+        [drawn(values, len(name) * 10**6, name) for values, name in company],
+        usual,
+        {"m0": (1e6, 0.01)},
+    )
+    assert len(block.models) == len(models)
+    for model in block.models:
+        assert 0 < model.latency_ns < math.inf
+        assert model.interval >= model.within >= 0
+        assert not math.isnan(model.least)
