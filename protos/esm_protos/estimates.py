@@ -72,6 +72,28 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What an interval is made of, as half-widths of 95 % intervals, shares of the latency.
+
+    Attributes:
+        runs: runs and visits of the block.
+        sessions: sessions of the model.
+        pace: how far the block is from what is usual.
+        history: the part of ``pace`` that blocks at other moments have in common.
+        moments: that the device remembers of its reference models.
+        blocks: what blocks at several moments differ by; it holds what ``runs``, ``sessions`` and
+            ``pace`` say of one.
+    """
+
+    runs: float
+    sessions: float = 0.0
+    pace: float = 0.0
+    history: float = 0.0
+    moments: int = 0
+    blocks: float = 0.0
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A model's latency.
 
@@ -84,6 +106,7 @@ class Estimate:
         within: half-width of the 95 % interval within this block, as a share; likewise.
         least: what ``interval`` would be after endless runs.
         shift: how far the block was from what is usual; None without reference models.
+        parts: what ``interval`` is made of; likewise.
     """
 
     latency_ns: float
@@ -92,6 +115,7 @@ class Estimate:
     within: float
     least: float = 0.0
     shift: Shift | None = None
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,39 @@ class BlockEstimate:
     models: list[Estimate]
     slowdown: float
     paces: Paces | None = None
+
+
+@dataclass(frozen=True)
+class RatioShift:
+    """How far two models' ratio in a block is from the usual one.
+
+    Attributes:
+        value: logarithm of the ratio less that of the usual one.
+        half: half-width of the 95 % interval that pace and sessions leave, a logarithm.
+        shared: the part of ``half`` that blocks at other moments have in common.
+    """
+
+    value: float
+    half: float
+    shared: float
+
+
+def ratio_shift(paces: Paces, one: tuple[int, Estimate], other: tuple[int, Estimate]) -> RatioShift:
+    """Return how far two models' ratio in a block is from the usual one.
+
+    Args:
+        paces: of the block.
+        one, other: weight in bytes, and what is known of the model.
+    """
+    shift = paces.difference(_in_block(*one), _in_block(*other))
+    sessions = [each.parts.sessions for _, each in (one, other) if each.parts]
+    t = _t(_freedom(paces))
+    return RatioShift(shift.value, math.hypot(t * shift.error, *sessions), t * shift.shared)
+
+
+def _in_block(weight_bytes: int, estimate: Estimate) -> tuple[int, float]:
+    slower = estimate.shift.value if estimate.shift else 0.0
+    return weight_bytes, estimate.latency_ns * math.exp(slower)
 
 
 def estimate_measured(
@@ -207,7 +264,7 @@ def _at_usual(
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
     sessions = _t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected)
-    freedom = min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
+    freedom = _freedom(paces)
     within = math.hypot(alone.within, sessions)
     return Estimate(
         latency_ns=alone.latency_ns * math.exp(-shift.value),
@@ -216,6 +273,13 @@ def _at_usual(
         within=within,
         least=math.hypot(sessions, _t(freedom) * shift.unknown),
         shift=shift,
+        parts=Parts(
+            runs=alone.within,
+            sessions=sessions,
+            pace=_t(freedom) * shift.error,
+            history=_t(freedom) * shift.shared,
+            moments=paces.moments,
+        ),
     )
 
 
@@ -248,6 +312,11 @@ def _error(estimate: Estimate, visited: Floats) -> float:
     if math.isfinite(estimate.interval):
         return estimate.interval / 2
     return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
+
+
+def _freedom(paces: Paces) -> float:
+    """Degrees of freedom of what is known of a device's paces."""
+    return min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
 
 
 def _t(freedom: float) -> float:

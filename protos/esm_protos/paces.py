@@ -67,12 +67,15 @@ class Shift:
         error: standard error of ``value``, from what is not known of the paces.
         unknown: the part of ``error`` that a longer block would not reduce.
         memory: the part of ``value`` that memory makes.
+        shared: the part of ``error`` that blocks at other moments have in common: what is not
+            known of the usual.
     """
 
     value: float
     error: float
     unknown: float
     memory: float
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Paces:
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
         """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
-        self._unknown = self._error = self._covariance
+        self._unknown = self._error = self._shared = self._covariance
         if usual is None or not count:
             return
         rows = [names.index(rung.name) for rung in self._rungs]
@@ -147,6 +150,7 @@ class Paces:
         self.values = gain @ deviations
         left = np.eye(count) - gain @ feels
         self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
+        self._shared = gain @ feels @ usual_error @ feels.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
     @property
@@ -184,13 +188,42 @@ class Paces:
         if not self._rungs:
             return Shift(0.0, 0.0, 0.0, 0.0)
         feels = self.sensitivities(weight_bytes, latency_ns)
-        memory = feels.copy()
-        memory[0] -= 1
-        by_memory = float(memory @ self.values)
-        own = self._own(feels) ** 2 + (_SENSITIVITY_ERROR * by_memory) ** 2
-        unknown = math.sqrt(max(float(feels @ self._unknown @ feels), 0.0) + own)
-        error = math.sqrt(max(float(feels @ self._error @ feels), 0.0) + own)
-        return Shift(float(feels @ self.values), error, unknown, by_memory)
+        by_memory = float(feels @ self.values - self.values[0])
+        return self._shift(feels, by_memory, self._own(feels) ** 2)
+
+    def difference(self, one: tuple[int, float], other: tuple[int, float]) -> Shift:
+        """Return how far the logarithm of two models' ratio is from the usual one.
+
+        Both feel the same paces, so what is not known of these cancels as far as they feel them
+        alike.
+
+        Args:
+            one, other: weight in bytes, and latency in nanoseconds in the block.
+        """
+        if not self._rungs:
+            return Shift(0.0, 0.0, 0.0, 0.0)
+        a, b = (self.sensitivities(*model) for model in (one, other))
+        own = self._own(a) ** 2 + self._own(b) ** 2
+        return self._shift(a - b, float((a - b) @ self.values), own)
+
+    def _shift(self, feels: Floats, by_memory: float, own: float) -> Shift:
+        """Shift of what feels the paces so.
+
+        Args:
+            own: variance that is no pace's.
+        """
+        by_sensitivity = (_SENSITIVITY_ERROR * by_memory) ** 2
+
+        def error(covariance: Floats, more: float) -> float:
+            return math.sqrt(max(float(feels @ covariance @ feels), 0.0) + by_sensitivity + more)
+
+        return Shift(
+            float(feels @ self.values),
+            error(self._error, own),
+            error(self._unknown, own),
+            by_memory,
+            error(self._shared, 0.0),
+        )
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
         """Return the standard deviation between sessions that is reckoned with, as a share."""
