@@ -18,7 +18,7 @@ from esm_host.run import STATE_COLUMNS, state_row
 from esm_protos.messages import DeviceState
 
 READ = (2, 3)
-"""Schema versions. Latencies of version 2 are as measured, those of 3 at the device's usual pace."""
+"""Schema versions: latencies of 2 are as measured, those of 3 at the device's usual pace."""
 
 _NUMBERS = (
     *("trimmed_mean_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),

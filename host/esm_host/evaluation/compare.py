@@ -196,9 +196,10 @@ def check_timing(data: Any, name: str) -> Json:
     if not isinstance(data, Mapping) or data.get("kind") != "timing":
         raise UsageError(f"{name} is no timing: give a file that esm-host time --json FILE wrote")
     if data.get("schema_version") not in READ:
+        understood = " and ".join(map(str, READ))
         raise UsageError(
-            f"{name} has schema version {data.get('schema_version')}, {' and '.join(map(str, READ))} "
-            "are understood: write it again with this version of esm-host time"
+            f"{name} has schema version {data.get('schema_version')}, {understood} are understood: "
+            "write it again with this version of esm-host time"
         )
     return data
 
@@ -351,7 +352,11 @@ def _differences(
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     if (raw := _raw(base.data)) != _raw(new.data):
         which = base.name if raw else new.name
-        yield RAW, f"only the {which} has latencies as measured: time both alike"
+        yield (
+            RAW,
+            f"only the {which} has latencies as measured, as --raw and older versions give them; "
+            "time both alike",
+        )
     for theirs_name, name in names.items():
         before = base.data["context"]["devices"][name]
         after = new.data["context"]["devices"][theirs_name]

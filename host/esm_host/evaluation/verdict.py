@@ -51,6 +51,7 @@ _OTHERS_CORES = 0.5
 _SLOWED = 0.25
 _QUOTA_STOPS = 0.02  # of the periods
 _UNUSUAL = 0.05
+_FEW_MOMENTS = 6  # half an hour: below, a device's history is what to wait for
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are somebody's choice and keep it steady."""
 
@@ -79,14 +80,31 @@ def judge_number(
         found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
-        text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
-        if parts is not None:
-            text += f"; {_unresolved(parts, shift, exact=not precision)}"
+        if parts is not None and (lacking := _history_lacks(parts)):
+            # The same for all models of a block: said once.
+            text = f"interval too wide, {held}: {lacking}"
+        else:
+            text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
+            text += "" if parts is None else f"; {_unresolved(parts, shift, exact=not precision)}"
         found.append((Verdict.UNRESOLVED, text))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
     verdict = worst_first[0][0] if worst_first else Verdict.STABLE
     disturbed = any(each in (Verdict.THROTTLED, Verdict.NOISY) for each, _ in found)
     return Judgement(verdict, tuple(reason for _, reason in worst_first), disturbed)
+
+
+def _history_lacks(parts: Parts) -> str:
+    """Return what a device remembers, where an interval is wide for want of it; else nothing."""
+    if max(parts.pace, parts.history) < max(parts.runs, parts.sessions, parts.blocks):
+        return ""
+    # What blocks have in common is a part of the pace.
+    if parts.moments >= _FEW_MOMENTS and parts.history**2 < parts.pace**2 / 2:
+        return ""
+    cure = f"time again later, or give {argument('spread')} 1h"
+    if not parts.moments:
+        return f"this device has no history yet; {cure}"
+    moments = f"{parts.moments} moment{'s' * (parts.moments != 1)}"
+    return f"this device remembers only {moments}; {cure}"
 
 
 def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
@@ -95,30 +113,21 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
     Args:
         exact: whether a number of runs was asked for, and no precision.
     """
-    spread = f"give {argument('spread')} 10m"
-    widest = max(parts.runs, parts.sessions, parts.pace, parts.history, parts.blocks)
-    # What blocks have in common is a part of the pace: history, where it is most of it.
-    if parts.history == widest or (parts.pace == widest and parts.history**2 > parts.pace**2 / 2):
-        if not parts.moments:
-            return f"this device has no history yet: time again later, or {spread}"
-        moments = f"{parts.moments} moment{'s' * (parts.moments != 1)}"
-        return f"this device remembers only {moments}: time again later, or {spread}"
+    widest = max(parts.runs, parts.sessions, parts.pace, parts.blocks)
+    left = f"±{100 * widest:.1f} %"
     if parts.blocks == widest:
-        percent = 100 * parts.blocks
-        return f"blocks differ, which leaves ±{percent:.1f} %: give a longer {argument('spread')}"
-    if parts.sessions == widest:
-        percent = 100 * parts.sessions
-        return f"sessions differ, which leaves ±{percent:.1f} %: give more {argument('sessions')}"
+        return f"blocks differ, which leaves {left}: give a longer {argument('spread')}"
     if parts.pace == widest:
-        unusual = shift and describe_shift(shift)
-        known = f"±{100 * parts.pace:.1f} %"
-        if unusual:
-            return f"{unusual}, and corrected to {known}: time again later, or {spread}"
-        return f"how fast the device is now is known to {known}: {spread}"
+        cure = f"time again later, or give {argument('spread')} 10m"
+        if unusual := shift and describe_shift(shift):
+            return f"{unusual}, and corrected to {left}: {cure}"
+        return f"how fast the device is now is known to {left}: {cure}"
+    if parts.sessions == widest:
+        return f"sessions differ, which leaves {left}: give more {argument('sessions')}"
     if exact:
         return f"more runs would help: give more {argument('runs')}"
     return (
-        f"more rounds would help: give a longer {argument('max_time_s')}, or more "
+        f"more rounds would help: give a longer {argument('max_time_s')} or more "
         f"{argument('max_runs')}"
     )
 
