@@ -21,7 +21,7 @@ from esm_host.folder import RunFolder
 from esm_host.given import FROM_MEMORY
 from esm_host.model_file import ModelFile, read_model_file
 from esm_host.run import Run, load_run
-from esm_host.timing import read_request, time_models, timing_spec
+from esm_host.timing import parse_duration, read_request, time_models, timing_spec
 from esm_host.timing.spec import WARMUP
 from esm_host.timing_file import TimingFile, load_timing
 from esm_host.transport import devices
@@ -68,6 +68,9 @@ def time(
     precision_percent: float | None = None,
     max_runs: int | None = None,
     max_time_s: float | None = None,
+    sessions: int | None = None,
+    spread: str | float | None = None,
+    raw: bool = False,
     protocol: Literal["interleaved", "sequential"] = "interleaved",
     warmup: int = WARMUP,
     trim: float = 0.2,
@@ -101,6 +104,10 @@ def time(
         precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
         max_runs: of one model; 100,000 by default.
         max_time_s: seconds of measuring, all models together; 60 by default.
+        sessions: of each model in a block; 2 by default.
+        spread: spread 3 to 10 blocks evenly over this time, ``"10m"`` or seconds; others can use
+            the device between them.
+        raw: report latencies and intervals as measured, not at the device's usual pace.
         protocol: ``"interleaved"``, or ``"sequential"``: all runs of a model in a row.
         warmup: uncounted runs before each visit, at most.
         trim: share of the runs dropped at each end.
@@ -141,6 +148,7 @@ def time(
         precision_percent,
         max_runs,
         max_time_s,
+        sessions,
         protocol=Protocol(protocol),
         warmup=warmup,
         trim=trim,
@@ -152,6 +160,7 @@ def time(
         model_timeout_s=timeout_s,
         seed=seed,
     )
+    spread_s = 0.0 if spread is None else parse_duration(spread)
     with TemporaryDirectory(prefix="esm-") as text:
         folder = Path(text)
         request = read_request(
@@ -173,6 +182,8 @@ def time(
             profile_runs=profile_runs,
             wait=wait,
             on_progress=on_progress or _ignore,
+            raw=raw,
+            spread_s=spread_s,
         )
     return TimingFile.of(timing.to_json())
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from esm_host.errors import NotATimingError, UsageError
@@ -16,13 +17,17 @@ from esm_host.fed import fed_text
 from esm_host.run import STATE_COLUMNS, state_row
 from esm_protos.messages import DeviceState
 
-SCHEMA_VERSION = 2
+READ = (2, 3)
+"""Schema versions: latencies of 2 are as measured, those of 3 at the device's usual pace."""
 
 _NUMBERS = (
     *("trimmed_mean_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
+    *("raw_ms", "block_ci95_percent", "shift_percent"),
     *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "load_ms", "first_run_ms"),
     *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
 )
+_NEW = ("raw_ms", "block_ci95_percent", "shift_percent")
+"""Files of version 2 lack them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,7 @@ class TimingFile:
 
     @property
     def devices(self) -> dict[str, Any]:
-        """By name: ``info``, ``states``, ``busy_s``, ``error``."""
+        """By name: ``info``, ``states``, ``references``, ``usual``, ``busy_s``, ``error``..."""
         devices: dict[str, Any] = self.context["devices"]
         return devices
 
@@ -96,7 +101,8 @@ class TimingFile:
                     "fed": fed_text((i["name"], i["type"], i["dims"]) for i in result["inputs"]),
                     "status": result["status"],
                     "failure": failure and f"{failure['kind']}: {failure['message']}",
-                    **{name: result[name] for name in _NUMBERS},
+                    **{name: result[name] for name in _NUMBERS if name not in _NEW},
+                    **{name: result.get(name) for name in _NEW},
                     "low_ms": interval[0],
                     "high_ms": interval[1],
                     "provider": result["provider"],
@@ -166,6 +172,34 @@ class TimingFile:
                 rows.append({"device": device, "part": part, **state_row(state)})
         return pd.DataFrame(rows, columns=["device", "part", *STATE_COLUMNS])
 
+    def paces(self) -> pd.DataFrame:
+        """How fast the devices were, as their reference models tell: a row per visit of one.
+
+        Columns: ``device``, ``block``, ``reference``, ``at_s``, ``slower_percent`` (than usual;
+        than in this timing where the device remembers nothing), ``usual`` (whether it does).
+        Empty for files of version 2.
+        """
+        rows = []
+        for device, entry in self.devices.items():
+            usual_ms = _usual_ms(entry)
+            for reference in entry.get("references", ()):
+                at_s, latency_ms = _visits(reference)
+                base_ms = usual_ms.get(reference["name"])
+                slower = latency_ms / (base_ms or _median_ms(entry, reference["name"])) - 1
+                rows += [
+                    {
+                        "device": device,
+                        "block": reference["block"],
+                        "reference": reference["name"],
+                        "at_s": at,
+                        "slower_percent": 100 * value,
+                        "usual": base_ms is not None,
+                    }
+                    for at, value in zip(at_s, slower, strict=True)
+                ]
+        columns = ["device", "block", "reference", "at_s", "slower_percent", "usual"]
+        return pd.DataFrame(rows, columns=columns)
+
     @cached_property
     def names(self) -> list[str]:
         """Of each result, what tells it from the others of its device: the file, and of the case
@@ -213,6 +247,26 @@ _PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
 )
 
 
+def _usual_ms(device: Mapping[str, Any]) -> dict[str, float]:
+    usual = device.get("usual")
+    return dict(zip(usual["references"], usual["latency_ms"], strict=True)) if usual else {}
+
+
+def _visits(reference: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return when each visit began, in seconds, and its median in milliseconds."""
+    samples_ms, starts_ms = (np.array(reference[name]) for name in ("samples_ms", "starts_ms"))
+    per_visit = min(reference["runs_per_visit"], len(samples_ms))
+    full = len(samples_ms) // per_visit
+    visits = samples_ms[: full * per_visit].reshape(full, per_visit)
+    return starts_ms[::per_visit][:full] / 1e3, np.median(visits, axis=1)
+
+
+def _median_ms(device: Mapping[str, Any], reference: str) -> float:
+    """Return the median over the visits of a reference model in all blocks."""
+    visits = [_visits(entry)[1] for entry in device["references"] if entry["name"] == reference]
+    return float(np.median(np.concatenate(visits)))
+
+
 def _threads(threads: int | None) -> str:
     return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
 
@@ -258,10 +312,11 @@ def load_timing(path: str | Path) -> TimingFile:
             f"{path} is no timing: give a file that esm-host time --json FILE wrote"
         )
     found = data["schema_version"]
-    if found != SCHEMA_VERSION or data.get("kind") != "timing":
+    if found not in READ or data.get("kind") != "timing":
         raise NotATimingError(
             f"{path} has schema version {found}, kind {data.get('kind', 'unknown')}; this program "
-            f"reads timings of version {SCHEMA_VERSION}: time again with esm-host time --json"
+            f"reads timings of version {' and '.join(map(str, READ))}: time again with esm-host "
+            "time --json"
         )
     timing = TimingFile(path, data)
     try:
@@ -269,6 +324,7 @@ def load_timing(path: str | Path) -> TimingFile:
             frame()
         timing.comparisons()
         timing.states()
+        timing.paces()
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise NotATimingError(
             f"{path} lacks what a timing has ({type(error).__name__}: {error}): time again with "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,45 +72,71 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What an interval is made of: half-widths of 95 % intervals, as shares of the latency.
+
+    Attributes:
+        runs: what the model's runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
+        readings: what the reference models' runs leave open of the device's paces.
+        sessions: by how much sessions differ.
+        pace: what is not known of the usual paces, or varies between moments for this model alone.
+        history: the part of ``pace`` that blocks at other moments have in common.
+        moments: that the device remembers of its reference models.
+        blocks: what blocks at several moments differ by; it holds what the first four say of one.
+    """
+
+    runs: float
+    readings: float = 0.0
+    sessions: float = 0.0
+    pace: float = 0.0
+    history: float = 0.0
+    moments: int = 0
+    blocks: float = 0.0
+
+    @property
+    def interval(self) -> float:
+        """For this device at any time."""
+        if self.blocks:
+            return math.hypot(self.blocks, self.history)
+        return math.hypot(self.runs, self.readings, self.sessions, self.pace)
+
+    @property
+    def within(self) -> float:
+        """Within the block."""
+        return math.hypot(self.runs, self.sessions)
+
+    @property
+    def passing(self) -> float:
+        """What a longer block reduces."""
+        return math.hypot(self.runs, self.readings)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A model's latency, and how well it is known.
-
-    The last four are half-widths of 95 % intervals, as shares of the latency; independent of each
-    other, they add in quadrature.
 
     Attributes:
         latency_ns: trimmed mean of its runs at the device's usual pace; at the block's, where
             nobody remembers what is usual.
         raw_ns: trimmed mean of its runs as they were.
+        parts: of its interval.
         shift: how far the block was from what is usual; None without reference models.
-        runs: what its runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
-        readings: what the reference models' runs leave open of the device's pace.
-        sessions: by how much sessions differ.
-        moments: what is not known of the device's usual pace, or varies for this model alone.
     """
 
     latency_ns: float
     raw_ns: float
+    parts: Parts
     shift: Shift | None = None
-    runs: float = 0.0
-    readings: float = 0.0
-    sessions: float = 0.0
-    moments: float = 0.0
 
     @property
     def interval(self) -> float:
-        """Half-width of the 95 % interval for this device at any time, as a share."""
-        return math.hypot(self.runs, self.readings, self.sessions, self.moments)
+        """Half-width of the 95 % interval for this device at any time, as a share of the latency."""
+        return self.parts.interval
 
     @property
     def within(self) -> float:
-        """Half-width of the 95 % interval within this block, as a share."""
-        return math.hypot(self.runs, self.sessions)
-
-    @property
-    def passing(self) -> float:
-        """The part of the interval that a longer block reduces."""
-        return math.hypot(self.runs, self.readings)
+        """Half-width of the 95 % interval within this block, as a share of the latency."""
+        return self.parts.within
 
 
 @dataclass(frozen=True)
@@ -126,6 +152,39 @@ class BlockEstimate:
     models: list[Estimate]
     slowdown: float
     paces: Paces | None = None
+
+
+@dataclass(frozen=True)
+class RatioShift:
+    """How far two models' ratio in a block is from the usual one.
+
+    Attributes:
+        value: logarithm of the ratio less that of the usual one.
+        half: half-width of the 95 % interval that pace and sessions leave, a logarithm.
+        shared: the part of ``half`` that blocks at other moments have in common.
+    """
+
+    value: float
+    half: float
+    shared: float
+
+
+def ratio_shift(paces: Paces, one: tuple[int, Estimate], other: tuple[int, Estimate]) -> RatioShift:
+    """Return how far two models' ratio in a block is from the usual one.
+
+    Args:
+        paces: of the block.
+        one, other: weight in bytes, and what is known of the model.
+    """
+    shift = paces.difference(_in_block(*one), _in_block(*other))
+    sessions = [each.parts.sessions for _, each in (one, other)]
+    t = _t(_freedom(paces))
+    return RatioShift(shift.value, math.hypot(t * shift.error, *sessions), t * shift.shared)
+
+
+def _in_block(weight_bytes: int, estimate: Estimate) -> tuple[int, float]:
+    slower = estimate.shift.value if estimate.shift else 0.0
+    return weight_bytes, estimate.latency_ns * math.exp(slower)
 
 
 def estimate_measured(
@@ -214,7 +273,7 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
     return Estimate(
         latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
         raw_ns=trimmed_mean(runs.latency_ns, trim),
-        runs=relative_interval(visited / factors[:, None], trim),
+        parts=Parts(runs=relative_interval(visited / factors[:, None], trim)),
     )
 
 
@@ -223,15 +282,16 @@ def _at_usual(
 ) -> Estimate:
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
-    freedom = min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
-    return replace(
-        alone,
-        latency_ns=alone.latency_ns * math.exp(-shift.value),
-        shift=shift,
+    t = _t(_freedom(paces))
+    parts = Parts(
+        runs=alone.parts.runs,
         readings=_t(_FAR) * shift.passing,
         sessions=_t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected),
-        moments=_t(freedom) * shift.lasting,
+        pace=t * shift.lasting,
+        history=t * shift.shared,
+        moments=paces.moments,
     )
+    return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
 
 def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:
@@ -260,9 +320,14 @@ def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float
 
 def _error(estimate: Estimate, visited: Floats) -> float:
     """Standard error of a reference's latency, as a share."""
-    if math.isfinite(estimate.runs):
-        return estimate.runs / 2
+    if math.isfinite(estimate.parts.runs):
+        return estimate.parts.runs / 2
     return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
+
+
+def _freedom(paces: Paces) -> float:
+    """Degrees of freedom of what is known of a device's paces."""
+    return min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
 
 
 def _t(freedom: float) -> float:

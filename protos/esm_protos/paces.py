@@ -71,12 +71,19 @@ class Shift:
         lasting: standard error by what it would not: what is usual, and what varies for the
             model alone.
         memory: the part of ``value`` that memory makes.
+        shared: the part of ``lasting`` that blocks at other moments have in common.
     """
 
     value: float
     passing: float
     lasting: float
     memory: float
+    shared: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of ``value``."""
+        return math.hypot(self.passing, self.lasting)
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Paces:
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
         """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
-        self._unknown = self._error = self._covariance
+        self._unknown = self._error = self._shared = self._covariance
         if usual is None or not count:
             return
         rows = [names.index(rung.name) for rung in self._rungs]
@@ -154,6 +161,7 @@ class Paces:
         self.values = gain @ deviations
         left = np.eye(count) - gain @ feels
         self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
+        self._shared = gain @ feels @ usual_error @ feels.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
     @property
@@ -191,13 +199,42 @@ class Paces:
         if not self._rungs:
             return Shift(0.0, 0.0, 0.0, 0.0)
         feels = self.sensitivities(weight_bytes, latency_ns)
-        memory = feels.copy()
-        memory[0] -= 1
-        by_memory = float(memory @ self.values)
-        own = self._own(feels) ** 2 + (_SENSITIVITY_ERROR * by_memory) ** 2
-        passing = max(float(feels @ (self._error - self._unknown) @ feels), 0.0)
-        lasting = max(float(feels @ self._unknown @ feels), 0.0) + own
-        return Shift(float(feels @ self.values), math.sqrt(passing), math.sqrt(lasting), by_memory)
+        by_memory = float(feels @ self.values - self.values[0])
+        return self._shift(feels, by_memory, self._own(feels) ** 2)
+
+    def difference(self, one: tuple[int, float], other: tuple[int, float]) -> Shift:
+        """Return how far the logarithm of two models' ratio is from the usual one.
+
+        Both feel the same paces, so what is not known of these cancels as far as they feel them
+        alike.
+
+        Args:
+            one, other: weight in bytes, and latency in nanoseconds in the block.
+        """
+        if not self._rungs:
+            return Shift(0.0, 0.0, 0.0, 0.0)
+        a, b = (self.sensitivities(*model) for model in (one, other))
+        own = self._own(a) ** 2 + self._own(b) ** 2
+        return self._shift(a - b, float((a - b) @ self.values), own)
+
+    def _shift(self, feels: Floats, by_memory: float, own: float) -> Shift:
+        """Shift of what feels the paces so.
+
+        Args:
+            own: variance that is no pace's.
+        """
+        own += (_SENSITIVITY_ERROR * by_memory) ** 2
+
+        def variance(covariance: Floats) -> float:
+            return max(float(feels @ covariance @ feels), 0.0)
+
+        return Shift(
+            float(feels @ self.values),
+            math.sqrt(variance(self._error - self._unknown)),
+            math.sqrt(variance(self._unknown) + own),
+            by_memory,
+            math.sqrt(variance(self._shared)),
+        )
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
         """Return the standard deviation between sessions that is reckoned with, as a share."""

@@ -455,3 +455,77 @@ def test_the_same_inputs_compare_however_they_were_asked_for(
     for entry in new["results"]:
         entry["inputs"][0]["dims"][0] += 100
     assert_refused(compare(timing, new), "no model was timed in the same case", "batch 1, ")
+
+
+# Files of older versions, and raw ones
+
+
+def older(timing: Json) -> Json:
+    """Return what a version wrote that knew nothing of a usual pace."""
+    old = copy.deepcopy(timing)
+    old["schema_version"] = 2
+    for name in ("raw", "spread_s"):
+        del old["context"][name]
+    for name in ("references", "sessions"):
+        del old["context"]["spec"][name]
+    for result in old["results"]:
+        for name in ("raw_ms", "block_ci95_percent", "shift_percent", "weight_bytes", "blocks"):
+            del result[name]
+        del result["session_runs"]
+    return old
+
+
+def raw(timing: Json) -> Json:
+    return {**timing, "context": {**timing["context"], "raw": True}}
+
+
+def test_files_of_the_version_before_still_compare(compare: Invoke, timing: Json) -> None:
+    base, new = (older(data) for data in timed(timing, 1.0, 1.5))
+    result = compare(base, new, "--json", "-")
+    assert result.exit_code == 3
+    assert outcomes(result) == ["slower", "same", "same", "same"]
+    several = compare(base, new, "--json", "-", bases=[older(timed(timing, 1.01)[0])])
+    assert outcomes(several)[1:] == ["same"] * 3
+
+
+def test_raw_latencies_compare_with_raw_ones_alone(compare: Invoke, timing: Json) -> None:
+    for base, new, name in (
+        (raw(timing), timing, "base"),
+        (timing, raw(timing), "new"),
+        (older(timing), timing, "base"),
+    ):
+        refused = compare(base, new)
+        assert_refused(refused, f"only the {name} timing has latencies as measured", "time both")
+        assert "--allow raw compares anyhow" in refused.stderr
+        allowed = compare(base, new, "--allow", "raw")
+        assert allowed.exit_code == 0
+        assert "has latencies as measured" in allowed.stderr
+    assert compare(raw(timing), raw(timing)).exit_code == 0
+    assert compare(older(timing), raw(timing)).exit_code == 0, "older files are as measured"
+
+
+def test_one_timing_per_side_is_compared_by_intervals_at_any_time(
+    compare: Invoke, timing: Json
+) -> None:
+    """Of several, the spread between them counts, and what runs and sessions leave."""
+    wide = copy.deepcopy(timing)
+    for result in wide["results"]:
+        result["ci95_percent"] = 10.0
+    (new,) = timed(wide, 1.05)
+    assert outcomes(compare(wide, new, "--json", "-"))[0] == "same"
+    more = {"bases": timed(wide, 1.001, 0.999), "news": timed(wide, 1.051, 1.049)}
+    assert outcomes(compare(wide, new, "--json", "-", **more))[0] == "slower"
+
+
+def test_blocks_tell_how_well_an_interval_is_known(compare: Invoke, timing: Json) -> None:
+    """Few blocks have few degrees of freedom: at 99 % their interval grows by more."""
+
+    def width(data: Json) -> float:
+        result = compare(data, copy.deepcopy(data), "--confidence", "99", "--json", "-")
+        low, high = json.loads(result.stdout)["results"][0]["interval_percent"]
+        return float(high - low)
+
+    spread = copy.deepcopy(timing)
+    for result in spread["results"]:
+        result["blocks"] = result["blocks"] * 3
+    assert width(spread) > 1.2 * width(timing)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from esm_host.evaluation.difference import Ratio, Runs, paired_ratio, unpaired_ratio
+from esm_protos.estimates import estimate_measured, ratio_shift
+from esm_protos.messages import Block, MeasureSpec, Model
+from esm_protos.paces import Paces, Reading
 from esm_protos.statistics import relative_interval, trimmed_mean
+from tests.host.paced import BIG_MS, LADDER, SMALL_MS, PacedProfiler
 
 TRIM, PER_VISIT = 0.2, 4
 RATIO = 1.05
@@ -113,3 +117,71 @@ def test_numbers_measured_apart() -> None:
     assert ratio.interval == pytest.approx((1.5 * math.exp(-0.05), 1.5 * math.exp(0.05)))
     assert ratio.different
     assert not unpaired_ratio(2.09, 0.03, 2.0, 0.04).different
+
+
+def paces(memory: float, moments: int = 50) -> Paces:
+    """Of a block in which memory is slower by some logarithm."""
+    readings = [
+        Reading(
+            name,
+            weight_bytes,
+            1e6 * usual_ms * (math.exp(memory) if name in ("large", "beyond") else 1),
+            0.002,
+        )
+        for name, (weight_bytes, usual_ms) in LADDER.items()
+    ]
+    return Paces(readings, PacedProfiler(moments=moments).usual())
+
+
+BIG, SMALL = (LADDER["large"][0], 1e6 * BIG_MS), (0, 1e6 * SMALL_MS)
+
+
+def test_models_that_feel_the_device_alike_differ_by_little() -> None:
+    """What is not known of the paces cancels, as far as both feel it."""
+    slow = paces(math.log(1.14))
+    alone = slow.shift(*BIG)
+    alike, unlike = slow.difference(BIG, BIG), slow.difference(BIG, SMALL)
+    assert alike.value == 0
+    assert unlike.value == pytest.approx(alone.value - slow.shift(*SMALL).value)
+    assert unlike.value > 0.5 * math.log(1.14)
+    assert alike.error < alone.error
+    assert alike.error < unlike.error
+    assert 0 <= unlike.shared <= unlike.unknown <= unlike.error
+    there, back = slow.difference(BIG, SMALL), slow.difference(SMALL, BIG)
+    assert there.value == -back.value
+    assert there.error == pytest.approx(back.error)
+
+
+def test_without_references_nothing_is_known_of_a_difference() -> None:
+    assert Paces([], None).difference(BIG, SMALL).value == 0
+    unknown = paces(math.log(1.14), moments=0)
+    new = Paces(unknown._rungs, None).difference(BIG, SMALL)
+    assert new.value == 0
+    assert new.error > unknown.difference(BIG, BIG).error
+
+
+def test_a_ratio_of_a_block_is_brought_to_the_usual_pace() -> None:
+    """Memory is slower by 14 % in one block, and as usual in the other."""
+    device = PacedProfiler(lambda number: math.log(1.14) * number)
+    spec = MeasureSpec(runs=200, runs_per_visit=4, references=True)
+    models = tuple(Model(name, b"") for name in ("big", "small"))
+    ratios = []
+    for number in range(2):
+        result = device.measure(Block(str(number), spec, models))
+        estimate = estimate_measured(result.measurements, spec, result.references, result.usual)
+        raw = paired_ratio(*(Runs.of(m, spec) for m in result.measurements), TRIM)
+        known = zip((m.weight_bytes for m in result.measurements), estimate.models, strict=True)
+        shift = ratio_shift(estimate.paces, *known)
+        ratio = raw.at_usual(shift.value, shift.half)
+        ratios.append(ratio.value)
+        truth = BIG_MS / SMALL_MS
+        assert ratio.interval[0] < truth < ratio.interval[1]
+        assert ratio.half_width > raw.half_width
+        assert raw.value == pytest.approx(truth * (1.14 if number else 1), rel=0.01)
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.05)
+
+
+def test_a_ratio_without_an_interval_stays_without_one() -> None:
+    ratio = Ratio(2.0, None, True).at_usual(math.log(2), 0.1)
+    assert ratio.value == pytest.approx(1.0)
+    assert ratio.interval is None

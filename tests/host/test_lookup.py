@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from esm_host.predictors.lookup import LookupBiasPredictor, LookupPredictor, nei
 from esm_host.timing import timing_spec
 from esm_host.timing.parts import BLOCK_PARTS, time_parts
 from esm_host.transport import devices
+from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
 from esm_models.spaces import SPACES, load_space
-from esm_protos.messages import Failure, FailureKind, Holder, MeasureSpec, Model
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    Failure,
+    FailureKind,
+    Holder,
+    MeasureSpec,
+    Model,
+)
 from tests.host.own_spaces import Scoped
+from tests.host.paced import SMALL_MS, PacedProfiler
 
 ROOT = Path(__file__).parents[2]
 SCOPED = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:Scoped"
@@ -134,6 +145,29 @@ def test_blocks_of_another_pace_are_brought_to_one() -> None:
     assert told[-1] == (len(parts), len(parts))
 
 
+def test_a_device_that_knows_its_usual_pace_needs_no_common_parts() -> None:
+    """Blocks are slower by turns, all references with them; latencies are those of usual blocks."""
+    parts = PartsEncoder(load_space("resnet", resolution=32, width_mult=0.25)).parts
+
+    class Slower(PacedProfiler):
+        def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+            factor = 1.0 + 0.06 * (len(self.blocks) % 2)
+            result = super().answer(block, on_progress)
+            taken = [
+                tuple(replace(m, latency_ns=(m.latency_ns * factor).astype(np.int64)) for m in each)
+                for each in (result.measurements, result.references)
+            ]
+            assert result.usual is not None
+            usual = replace(result.usual, spread=0.05 * np.eye(4))
+            return replace(result, measurements=taken[0], references=taken[1], usual=usual)
+
+    spec = replace(SPEC, references=True)
+    times = time_parts(Slower(), parts, spec)
+    latency = np.array([time.latency_ms for time in times])
+    np.testing.assert_allclose(latency, SMALL_MS, rtol=0.02)
+    assert all(time.interval > 0 for time in times)
+
+
 def test_a_part_that_fails_ends_it() -> None:
     device = FakeProfiler(lambda model: Failure(FailureKind.UNSUPPORTED_OP, "no such operator"))
     with pytest.raises(DeviceError, match=r"part \S+ failed with unsupported_op: no such"):
@@ -169,6 +203,7 @@ def test_the_file_is_as_documented(table: Path) -> None:
     context = data["context"]
     assert context["space"] == Scoped(resolution=32).settings()
     assert context["spec"] == timing_spec(runs=41).to_json()
+    assert context["spec"]["references"] is True
     assert context["device"]["name"] == "local"
     assert all(entry["latency_ms"] > 0 and entry["runs"] >= 41 for entry in data["parts"])
 

@@ -139,20 +139,31 @@ def test_json_has_the_documented_shape(files: list[Path], tmp_path: Path) -> Non
     assert f"all samples are in {out}" in result.stderr.splitlines()
 
     data = json.loads(out.read_text())
-    assert (data["schema_version"], data["kind"]) == (2, "timing")
+    assert (data["schema_version"], data["kind"]) == (3, "timing")
+    assert (data["context"]["raw"], data["context"]["spread_s"]) == (False, 0)
     context = data["context"]
     assert context["spec"] == timing_spec(runs=41).to_json()
     assert context["created_at"].endswith("+00:00")
     device = context["devices"]["local"]
     assert device["info"]["runtime"].startswith("onnxruntime")
     assert device["busy_s"] > 0
+    assert device["block_starts_s"] == [0]
+    assert len(device["references"]) > 2
+    for reference in device["references"]:
+        assert len(reference["samples_ms"]) == len(reference["starts_ms"]) > 0
+        assert min(reference["latency_ms"], reference["weight_bytes"]) > 0
     assert device["error"] is None
     audio, weightless, broken = data["results"]
     for entry in (audio, weightless):
         samples = np.array(entry["samples_ms"])
         assert len(samples) == len(entry["starts_ms"]) == entry["runs"] == 41
         latency_ms = entry["trimmed_mean_ms"]
-        assert latency_ms == pytest.approx(trimmed_mean(samples, 0.2))
+        assert entry["raw_ms"] == pytest.approx(trimmed_mean(samples, 0.2))
+        assert 0 < entry["block_ci95_percent"] < entry["ci95_percent"]
+        assert sum(entry["session_runs"]) == 41
+        assert entry["weight_bytes"] > 0
+        (block,) = entry["blocks"]
+        assert block.items() <= entry.items()
         assert entry["throughput_per_s"] == pytest.approx(1e3 / latency_ms)
         order = ("min_ms", "median_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
         assert [entry[name] for name in order] == sorted(entry[name] for name in order)
@@ -176,6 +187,7 @@ def test_json_has_the_documented_shape(files: list[Path], tmp_path: Path) -> Non
     assert data.keys() == documented("The whole")
     assert context.keys() == documented("`context`")
     assert device.keys() == documented("`context.devices`, by name")
+    assert broken["blocks"] == []
     assert audio.keys() == broken.keys() == documented("`results`, one each")
     assert comparison.keys() == documented("`comparisons`, one each")
 
@@ -200,6 +212,8 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
         max_block_s=60.0,
         min_rounds=5,
         short_visits=True,
+        references=True,
+        sessions=2,
     )
 
 
@@ -219,13 +233,20 @@ def test_options_reach_the_device(fake: FakeProfiler, model: Path) -> None:
     limits = ["--precision", 5, "--max-runs", 500, "--max-time", 3]
     assert esm_host_time(model, *limits).exit_code == 0
     assert fake.blocks[-1].spec == timing_spec(None, 5, 500, 3)
+    assert esm_host_time(model, "--sessions", 5).exit_code == 0
+    assert fake.blocks[-1].spec == timing_spec(sessions=5)
+    sequential = ("--protocol", "sequential", "--runs", 40, "--sessions")
+    assert_refused(esm_host_time(model, *sequential, 2), 2, "sequential", "leave --sessions out")
+    assert_refused(esm_host_time(model, "--runs", 4, "--sessions", 5), 2, "--sessions 5", "4 runs")
+    assert_refused(esm_host_time(model, "--sessions", 101), 2, "--sessions 101", "1 to 100")
+    assert esm_host_time(model, *sequential, 1).exit_code == 0
 
 
 def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) -> None:
     result = esm_host_time(model, "--precision", 0.001, "--max-runs", 60, "--json", "-")
     assert result.exit_code == 3
     assert f"{model}: unresolved: interval too wide" in result.stderr
-    assert "asked ±0.001 %" in result.stderr
+    assert "asked ±0.001 %; more rounds would help: give a longer --max-time" in result.stderr
     (entry,) = json.loads(result.stdout)["results"]
     assert entry["verdict"] == "unresolved"
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
@@ -618,7 +639,9 @@ def test_a_device_that_fails_does_not_lose_the_others(
     data = json.loads(result.stdout)
     assert [entry["device"] for entry in data["results"]] == ["slow", "fast"]
     gone = data["context"]["devices"]["gone"]
-    assert gone == {"info": None, "states": [], "busy_s": None, "error": "no agent answers at gone"}
+    assert {name: value for name, value in gone.items() if value} == {
+        "error": "no agent answers at gone"
+    }
     assert_refused(esm_host_time(model, "--device", "gone"), 69, "no agent answers")
     assert_refused(esm_host_time(model, "--device", "slow,slow"), 2, "give each device once")
 

@@ -4,14 +4,18 @@ import math
 
 import pytest
 
+from esm_host.arguments import on_command_line
 from esm_host.evaluation.verdict import (
     Verdict,
     block_evidence,
+    describe_shift,
     judge_number,
     reference_evidence,
     threads_evidence,
 )
+from esm_protos.estimates import Parts
 from esm_protos.messages import DeviceState, GpuState
+from esm_protos.paces import Shift
 
 
 def states(*changes: dict, seconds: float = 10.0) -> list[DeviceState]:
@@ -167,3 +171,88 @@ def test_more_threads_than_processors_warn(
     judgement = judge_number(0.01, 0.02, threads_evidence(threads, processors))
     assert judgement.verdict is Verdict.STABLE
     assert judgement.reasons == (() if text is None else (text,))
+
+
+SLOW = Shift(value=math.log(1.14), error=0.015, unknown=0.01, memory=math.log(1.13))
+
+
+@pytest.mark.parametrize(
+    ("parts", "shift", "text"),
+    [
+        (
+            Parts(runs=0.03, sessions=0.01, pace=0.02, moments=50),
+            None,
+            "±3.1 %, asked ±2 %; more rounds would help: give a longer --max-time or more "
+            "--max-runs",
+        ),
+        (
+            Parts(runs=0.01, sessions=0.018, pace=0.01, moments=50),
+            None,
+            "±3.1 %, asked ±2 %; sessions differ, which leaves ±1.8 %: give more --sessions",
+        ),
+        (
+            Parts(runs=0.01, sessions=0.01, pace=0.03, history=0.01, moments=50),
+            SLOW,
+            "±3.1 %, asked ±2 %; memory is 13 % slower than usual here, and corrected to ±3.0 %: "
+            "time again later, or give --spread 10m",
+        ),
+        (
+            Parts(runs=0.01, sessions=0.01, pace=0.03, moments=50),
+            Shift(0.01, 0.015, 0.01, 0.0),
+            "±3.1 %, asked ±2 %; how fast the device is now is known to ±3.0 %: time again later, "
+            "or give --spread 10m",
+        ),
+        (
+            Parts(runs=0.01, pace=0.03, history=0.03),
+            None,
+            ", asked ±2 %: this device has no history yet; time again later, or give --spread 1h",
+        ),
+        (
+            Parts(runs=0.01, pace=0.03, history=0.01, moments=1),
+            SLOW,
+            ", asked ±2 %: this device remembers only 1 moment; time again later, or give "
+            "--spread 1h",
+        ),
+        (
+            Parts(runs=0.0, blocks=0.03, history=0.01, moments=9),
+            SLOW,
+            "±3.1 %, asked ±2 %; blocks differ, which leaves ±3.0 %: give a longer --spread",
+        ),
+        (
+            Parts(runs=0.0, blocks=0.01, history=0.03, moments=9),
+            None,
+            ", asked ±2 %: this device remembers only 9 moments; time again later, or give "
+            "--spread 1h",
+        ),
+    ],
+)
+def test_a_reason_names_what_makes_an_interval_wide(
+    parts: Parts, shift: Shift | None, text: str
+) -> None:
+    judgement = judge_number(0.031, 0.02, [], parts, shift)
+    assert judgement.verdict is Verdict.UNRESOLVED
+    (reason,) = judgement.reasons
+    told = on_command_line(reason)
+    assert told.startswith("interval too wide")
+    assert told.endswith(text)
+    assert judge_number(0.019, 0.02, [], parts, shift).verdict is Verdict.STABLE
+
+
+def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
+    (reason,) = judge_number(0.031, 0.0, [], Parts(runs=0.031)).reasons
+    assert on_command_line(reason).endswith(
+        "held against ±2 %; more runs would help: give more --runs"
+    )
+
+
+def test_what_is_unusual_is_told_in_words() -> None:
+    assert describe_shift(SLOW) == "memory is 13 % slower than usual here"
+    fast = Shift(-0.11, 0.01, 0.01, 0.0)
+    assert describe_shift(fast) == "the device is 10 % faster than usual here"
+    for value, error in ((0.04, 0.001), (0.09, 0.05), (0.0, 0.0)):
+        assert describe_shift(Shift(value, error, 0.0, 0.0)) is None
+
+
+def test_what_disturbed_a_device_is_told_from_what_is_merely_not_known() -> None:
+    assert not judge_number(0.031, 0.02, []).disturbed
+    assert judge_number(0.031, 0.02, [(Verdict.NOISY, "noise")]).disturbed

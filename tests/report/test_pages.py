@@ -14,7 +14,14 @@ CAMPAIGN = ["predicted", "residuals-0", "residuals-1", "residuals-2", "rounds", 
 CAMPAIGN += ["deviations"]
 TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribution")]
 TIMING.insert(0, "latencies")
-TIMING += ["operators-2", "states-clock-mhz", "states-temperature-c", "states-gpu-clock-mhz"]
+TIMING += [
+    "operators-2",
+    "paces-0",
+    "paces-1",
+    "states-clock-mhz",
+    "states-temperature-c",
+    "states-gpu-clock-mhz",
+]
 TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:]]
 SEARCH = ["front-0", "hypervolume", "off"]
 PAGES = [

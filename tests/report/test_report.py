@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from esm_host.report import plots, timing_plots
 from esm_host.report.page import bytes_text, fixed, significant
 from tests.host.test_group import rack
 from tests.report.conftest import finished, written
-from tests.report.timings import timing
+from tests.report.timings import older, timing
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty", "folder"])
@@ -149,3 +150,30 @@ def test_a_timing_says_what_was_fed_and_what_was_assumed(tmp_path: Path) -> None
     assert "x 1x3x224x224 float32" in text
     assert warning in text
     assert "1 result has sizes taken as 1." in text
+
+
+def test_a_timing_shows_how_fast_the_device_was(tmp_path: Path) -> None:
+    path = tmp_path / "timing.json"
+    data = timing()
+    path.write_text(json.dumps(data))
+    text = written(path, tmp_path / "report.html").read_text()
+    assert "Reference models over time" in text
+    assert re.search(
+        r"against what the device remembers: arithmetic [78]\.\d % slower, large", text
+    )
+    assert "Latencies are at the device's usual pace." in html.unescape(text)
+    data["context"]["devices"]["pi4"]["usual"] = None
+    data["context"]["raw"] = True
+    path.write_text(json.dumps(data))
+    text = written(path, tmp_path / "report.html").read_text()
+    assert "The device remembers nothing yet" in text
+    assert "Latencies are as measured." in text
+
+
+def test_a_timing_of_the_version_before_has_a_report(tmp_path: Path) -> None:
+    path = tmp_path / "timing.json"
+    path.write_text(json.dumps(older(timing())))
+    text = written(path, tmp_path / "report.html").read_text()
+    assert "Latency of every result" in text
+    assert "Reference models over time" not in text
+    assert "usual pace" not in text

@@ -15,9 +15,10 @@ from esm_host import load_run, load_timing
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.run import readable
+from esm_host.timing_file import TimingFile
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
-from tests.report.timings import timing
+from tests.report.timings import older, reference, timing
 
 
 def test_measurements_of_a_campaign(campaign: Path) -> None:
@@ -110,6 +111,33 @@ def test_frames_of_a_timing(timings: Path) -> None:
     assert set(read.nodes()["result"]) == {2}
     assert read.comparisons()["ratio"].tolist() == [2.01, 1.01, 3.3]
     assert set(read.states()["device"]) == {"pi4", "rack-1"}
+
+
+def test_paces_are_those_of_the_reference_models() -> None:
+    data = timing()
+    places = data["context"]["devices"]
+    again = reference("large", 1.0, block=1)
+    places["pi4"]["references"].append(again)
+    places["rack-1"]["usual"] = None
+    paces = TimingFile.of(data).paces()
+    assert len(paces) == 2 * 20 + 10
+    middle = paces.groupby(["device", "block", "reference"])["slower_percent"].median()
+    assert middle["pi4", 0, "arithmetic"] == pytest.approx(8, abs=1)
+    assert middle["pi4", 1, "large"] == pytest.approx(116, abs=2)
+    assert middle["rack-1", 0, "large"] == pytest.approx(0, abs=1e-9), "nothing is remembered"
+    assert set(paces[paces["usual"]]["device"]) == {"pi4"}
+    own = paces[(paces["device"] == "pi4") & (paces["reference"] == "arithmetic")]
+    assert own["at_s"].tolist() == pytest.approx(range(10))
+
+
+def test_files_of_the_version_before_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(older(timing())))
+    read = load_timing(path)
+    results = read.results()
+    assert results["trimmed_mean_ms"].notna().sum() == 7
+    assert results[["raw_ms", "block_ci95_percent", "shift_percent"]].isna().all(axis=None)
+    assert read.paces().empty
 
 
 def test_labels_say_as_little_as_tells_results_apart(tmp_path: Path) -> None:

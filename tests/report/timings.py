@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,26 @@ def timing(models: tuple[str, ...] = ("nets/small.onnx", "nets/large.onnx")) -> 
     results[1]["verdict"] = "noisy"
     results[1]["warnings"] = ["other programs used 1.2 processors"]
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "kind": "timing",
         "context": {
             "esm_profiler": "0.1.0",
             "created_at": "2026-11-22T09:00:00+00:00",
-            "spec": MeasureSpec(precision=0.02).to_json(),
+            "spec": MeasureSpec(precision=0.02, references=True, sessions=2).to_json(),
+            "raw": False,
+            "spread_s": 0,
             "devices": {
                 "pi4": known("raspberrypi", "Cortex-A72", 1500.0, 55.0),
                 "rack-1": known("rack-1", "Xeon", 2900.0, 48.0, GpuState("NVIDIA T4", 1590.0)),
-                "rack-2": {"info": None, "states": [], "busy_s": 0.0, "error": "nobody answers"},
+                "rack-2": {
+                    "info": None,
+                    "block_starts_s": [],
+                    "states": [],
+                    "references": [],
+                    "usual": None,
+                    "busy_s": 0.0,
+                    "error": "nobody answers",
+                },
             },
         },
         "results": results,
@@ -46,6 +57,38 @@ def timing(models: tuple[str, ...] = ("nets/small.onnx", "nets/large.onnx")) -> 
             compared("device", "rack-1", 6, 4, 1.01, different=False),
             compared("devices", "pi4", 0, 4, 3.3, paired=False),
         ],
+    }
+
+
+def older(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the same as a version wrote it that knew nothing of a usual pace."""
+    data = copy.deepcopy(data)
+    data["schema_version"] = 2
+    context = data["context"]
+    for entry, names in (
+        (context, ("raw", "spread_s")),
+        (context["spec"], ("references", "sessions")),
+        *(
+            (each, ("block_starts_s", "references", "usual"))
+            for each in context["devices"].values()
+        ),
+        *((each, tuple(_of_usual())) for each in data["results"]),
+    ):
+        for name in names:
+            del entry[name]
+    return data
+
+
+def _of_usual(latency_ms: float | None = None, runs: int = 0) -> dict[str, Any]:
+    """Keys of a result that older versions lack."""
+    told = latency_ms is not None
+    return {
+        "raw_ms": latency_ms and latency_ms * 1.08,
+        "block_ci95_percent": 0.6 if told else None,
+        "shift_percent": 8.0 if told else None,
+        "weight_bytes": 4_000_000 if told else None,
+        "session_runs": [runs // 2, runs - runs // 2] if told else None,
+        "blocks": [],
     }
 
 
@@ -64,6 +107,7 @@ def succeeded(
         "trimmed_mean_ms": mean,
         "ci95_ms": [mean * 0.99, mean * 1.01],
         "ci95_percent": 1.0,
+        **_of_usual(mean, runs),
         "median_ms": float(np.median(samples)),
         "min_ms": float(samples.min()),
         "max_ms": float(samples.max()),
@@ -93,6 +137,7 @@ def failed(model: str, device: str, batch: int) -> dict[str, Any]:
         "failure": {"kind": "out_of_memory", "message": "needs 9 GB, 4 are free"},
         **{f"{name}_ms": None for name in (*names, "copy_in", "copy_out", "ci95")},
         "ci95_percent": None,
+        **_of_usual(),
         "samples_ms": [],
         "starts_ms": [],
         "runs": 0,
@@ -170,7 +215,41 @@ def known(
         "occupancy": {},
         "isolation": ["bubblewrap"],
     }
-    return {"info": info, "states": states, "busy_s": 12.3, "error": None}
+    return {
+        "info": info,
+        "block_starts_s": [0],
+        "states": states,
+        "references": [reference(name, usual_ms) for name, usual_ms in REFERENCES.items()],
+        "usual": {
+            "references": list(REFERENCES),
+            "latency_ms": list(REFERENCES.values()),
+            "spread": [[0.02, 0.05], [0.05, 0.06]],
+            "moments": 40,
+            "span_s": 86_400.0,
+        },
+        "busy_s": 12.3,
+        "error": None,
+    }
+
+
+REFERENCES = {"arithmetic": 0.1, "large": 0.5}
+"""Names, and usual latencies in milliseconds."""
+
+
+def reference(name: str, usual_ms: float, block: int = 0) -> dict[str, Any]:
+    """Reference model that is 8 % slower than usual, in 10 visits of 4 runs."""
+    rng = np.random.default_rng(len(name))
+    samples = 1.08 * usual_ms * rng.lognormal(0, 0.01, 40)
+    starts = 1e3 * np.repeat(np.arange(10.0), 4) + np.tile(np.arange(4.0), 10)
+    return {
+        "block": block,
+        "name": name,
+        "weight_bytes": 400_000,
+        "latency_ms": float(samples.mean()),
+        "runs_per_visit": 4,
+        "samples_ms": samples.tolist(),
+        "starts_ms": starts.tolist(),
+    }
 
 
 def compared(

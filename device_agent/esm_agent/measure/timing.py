@@ -408,6 +408,7 @@ def _staying(
 
 
 def _needs_more(found: Estimate, precision: float) -> bool:
-    if found.interval < precision:
+    parts = found.parts
+    if parts.interval < precision:
         return False
-    return found.runs >= precision or found.passing >= _MOST_PASSING * found.interval
+    return parts.runs >= precision or parts.passing >= _MOST_PASSING * parts.interval

@@ -87,7 +87,7 @@ def print_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[str]],
     right: Container[int] = (),
-    notes: Mapping[int, str] | None = None,
+    notes: Mapping[int, Sequence[str]] | None = None,
 ) -> None:
     """Print columns as wide as their longest cell. Cells may be others' words.
 
@@ -96,7 +96,7 @@ def print_table(
         right: numbers of the columns that are set to the right.
         notes: lines under rows, by the row's number from 0; neighbours share an equal one.
     """
-    under = {number + 1: text for number, text in (notes or {}).items()}
+    under = {number + 1: tuple(lines) for number, lines in (notes or {}).items()}
     table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
     full = [cells for cells in table if len(cells) == len(headings)]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
@@ -108,4 +108,5 @@ def print_table(
         )
         print("  ".join(padded).rstrip())
         if row in under and under.get(row + 1) != under[row]:
-            print(f"  {printable(under[row])}")
+            for line in under[row]:
+                print(f"  {printable(line)}")

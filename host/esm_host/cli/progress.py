@@ -77,6 +77,17 @@ class DeviceLines:
                 self._write(f"{device}: {state}")
             self._states[device] = state
 
+    def wait(self, device: str, done: int, total: int, seconds: float) -> None:
+        """Say when a device's next block begins; called from the devices' threads."""
+        if self._quiet:
+            return
+        line = f"{done} of {total} blocks done, the next one in {duration(seconds)}"
+        with self._lock:
+            self._lines[device] = line
+            self._states.pop(device, None)
+            if self._live is None:
+                self._write(f"{device}: {line}")
+
     def _write(self, line: str) -> None:
         # Whole lines, so that those of several devices do not mix.
         sys.stderr.write(f"{line}\n")

@@ -116,6 +116,30 @@ def time(
             show_default="60",
         ),
     ] = None,
+    sessions: Annotated[
+        int | None,
+        typer.Option(
+            help="Sessions of each model in a block, in turn. A session's place in memory changes "
+            "its latency.",
+            show_default="2",
+        ),
+    ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h, for an "
+            "interval that holds what the device does meanwhile. Each block takes the runs and "
+            "the time that other options say. Others can use the device between blocks.",
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Report latencies and intervals as measured, not at the device's usual pace.",
+        ),
+    ] = False,
     protocol: Annotated[
         ProtocolName,
         typer.Option(help="Models in turn, or all runs of a model in a row (needs --runs)."),
@@ -152,8 +176,8 @@ def time(
     """Time ONNX models on devices.
 
     All models, in all cases, are measured together, in turn, until each is known to the
-    precision. Inputs are random unless given. A free dimension that no option sets is taken as 1,
-    with a warning.
+    precision. Latencies are at the device's usual pace, and intervals hold at any time. Inputs are
+    random unless given. A free dimension that no option sets is taken as 1, with a warning.
 
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
     precision, or the device throttled.
@@ -162,7 +186,7 @@ def time(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
-    from esm_host.timing import read_request, time_models, timing_spec
+    from esm_host.timing import parse_duration, read_request, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
 
@@ -173,6 +197,7 @@ def time(
         precision,
         max_runs,
         max_time,
+        sessions,
         protocol=Protocol(protocol.value),
         warmup=warmup,
         trim=trim,
@@ -184,6 +209,7 @@ def time(
         model_timeout_s=timeout,
         seed=seed,
     )
+    spread_s = 0.0 if spread is None else parse_duration(spread)
     values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
     read = [*models, *values]
     check_output(output, inputs=read)
@@ -211,6 +237,9 @@ def time(
             profile_runs=profile_runs if profile else 0,
             wait=not no_wait,
             on_progress=on_progress,
+            raw=raw,
+            spread_s=spread_s,
+            on_wait=on_progress.wait,
         )
     texts = []
     if output is not None:
@@ -239,7 +268,7 @@ def _exit_code(timing: Timing) -> int:
     from esm_host.evaluation.verdict import Verdict
 
     several = len(timing.devices) > 1
-    failed = unsure = False
+    failed = unsure = disturbed = False
     doubts: dict[tuple[str, str], list[str]] = {}
     assumed: dict[tuple[str, str], None] = {}
     for device in timing.devices:
@@ -257,22 +286,21 @@ def _exit_code(timing: Timing) -> int:
         if result.judgement is None or not result.warnings:
             continue
         verdict = result.judgement.verdict
-        why = f"{verdict}: {'; '.join(result.warnings)}"
+        why = on_command_line(f"{verdict}: {'; '.join(result.warnings)}")
         doubts.setdefault((result.device, why), []).append(name)
         # With --runs nobody asked for a precision.
         unsure |= verdict is Verdict.THROTTLED or (
             verdict is Verdict.UNRESOLVED and timing.spec.precision > 0
         )
+        disturbed |= result.judgement.disturbed
     for (_, why), names in doubts.items():
         # What disturbs a device disturbs all models of a block.
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         typer.echo(f"warning: {names[0]}{more}: {why}", err=True)
     for path, text in assumed:
         typer.echo(f"warning: {path}: {text}", err=True)
-    if unsure:
+    if unsure and disturbed:
         typer.echo(
-            "a quieter or cooler device, a longer --max-time or more --max-runs helps; "
-            "esm-host devices doctor says what is wrong",
-            err=True,
+            "a quieter or cooler device helps; esm-host devices doctor says what is wrong", err=True
         )
     return FAILED if failed else UNSURE if unsure else 0

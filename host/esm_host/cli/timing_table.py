@@ -99,8 +99,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "trimmed_mean_ms": row["trimmed_mean_ms"],
         "ci95_low_ms": low,
         "ci95_high_ms": high,
+        **{name: row[name] for name in ("raw_ms", "block_ci95_percent", "shift_percent")},
         **{name: row[name] for name in (*numbers, *others)},
         "peak_rss_bytes": row["peak_rss_bytes"],
+        "weight_bytes": row["weight_bytes"],
         "provider": row["provider"],
         "verdict": row["verdict"],
         "model_sha256": row["model_sha256"],
@@ -126,6 +128,7 @@ _COLUMNS: tuple[Column, ...] = (
 )
 _WIDE_COLUMNS: tuple[Column, ...] = (
     _COLUMNS[0],
+    ("raw_ms", lambda r: _number(r.numbers["raw_ms"])),
     *(
         (name, lambda r, name=name: _number(r.numbers[name]))
         for name in ("median_ms", "min_ms", "max_ms", "p90_ms", "p95_ms", "p99_ms")
@@ -165,8 +168,13 @@ def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) ->
         else:
             case = result.name.removeprefix(result.entry.path).removeprefix(", ")
             rows.append((name, _GAP.join(filter(None, (case, result.failure.kind.value)))))
-    under = {n: r.conditions for n, r in enumerate(results) if r.failure is None or r.fed}
+    under = {n: _under(r) for n, r in enumerate(results) if r.failure is None or r.fed}
     _print_rows(("model", *(headings or ["outcome"])), rows, under)
+
+
+def _under(result: Result) -> tuple[str, ...]:
+    """Lines under a result."""
+    return tuple(filter(None, (result.conditions, result.unusual)))
 
 
 def _width() -> int:
@@ -204,7 +212,9 @@ def _print_devices(timing: Timing) -> None:
 
 
 def _print_rows(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[int, str] | None = None
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Mapping[int, tuple[str, ...]] | None = None,
 ) -> None:
     print_table(headings, rows, range(1, len(headings)), notes)
 

@@ -1,7 +1,8 @@
 """Whether models became slower between timings: a regression check, from their JSON.
 
-With one timing per side the interval is that of runs within each, and how a device drifts between
-the two is not in it. Several per side tell what timings of one model vary by (docs/compare.md).
+With one timing per side the interval is made of theirs, which hold for the device at any time;
+files of schema version 2 know only the runs within each. Several per side tell what timings of one
+model vary by (docs/compare.md).
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from esm_host.errors import EsmError, UsageError
 from esm_host.fed import fed_text
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
-SCHEMA_VERSION = 2
-"""Of the timings that are understood."""
+READ = (2, 3)
+"""Schema versions of timings that are understood."""
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
-CASES, INPUTS = "cases", "inputs"
-_LENGTH = ("min_rounds", "short_visits")
+CASES, INPUTS, RAW = "cases", "inputs", "raw"
+_LACKED = ("min_rounds", "short_visits", "references", "sessions")
+"""Settings that older files lack; what follows from them is in the intervals."""
 
 _WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
 
@@ -193,10 +195,11 @@ def check_timing(data: Any, name: str) -> Json:
     """The data, if it is the JSON of a timing that is understood; else raises UsageError."""
     if not isinstance(data, Mapping) or data.get("kind") != "timing":
         raise UsageError(f"{name} is no timing: give a file that esm-host time --json FILE wrote")
-    if data.get("schema_version") != SCHEMA_VERSION:
+    if data.get("schema_version") not in READ:
+        understood = " and ".join(map(str, READ))
         raise UsageError(
-            f"{name} has schema version {data.get('schema_version')}, {SCHEMA_VERSION} is "
-            "understood: write it again with this version of esm-host time"
+            f"{name} has schema version {data.get('schema_version')}, {understood} are understood: "
+            "write it again with this version of esm-host time"
         )
     return data
 
@@ -245,32 +248,42 @@ class _Judge:
 
         Of several timings that of Student's two-sample t: the variance between timings is taken
         to be that of either side, which has few to tell it by. The standard error is no less than
-        what the runs within the timings leave, however well these agree by chance.
+        what runs and sessions within the timings leave, however well these agree by chance.
         """
         freedom = len(base) + len(new) - 2
         if freedom == 0:
             ends = [
-                self._error(r) * t_quantile(self._freedom(r), self.confidence)
+                self._error(r, "ci95_percent") * t_quantile(self._freedom(r), self.confidence)
                 for r in (*base, *new)
             ]
             return math.hypot(*ends)
         squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
         between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
         within = math.hypot(
-            *(self._error(result) / len(side) for side in (base, new) for result in side)
+            *(
+                self._error(result, _within(result)) / len(side)
+                for side in (base, new)
+                for result in side
+            )
         )
         return min(t_quantile(freedom, self.confidence) * max(between, within), _WIDEST)
 
-    def _error(self, result: Json) -> float:
-        """Standard error that runs within the timing tell, as a share."""
-        if result["ci95_percent"] is None:
+    def _error(self, result: Json, name: str) -> float:
+        """Return the standard error of which an interval is, as a share.
+
+        Args:
+            name: of half the interval's width, in percent.
+        """
+        if result[name] is None:
             raise DifferentError(
                 f"{_called(result)} has too few runs for an interval: measure more, "
                 f"{argument('runs')}"
             )
-        return float(result["ci95_percent"]) / 100 / t_quantile(self._freedom(result))
+        return float(result[name]) / 100 / t_quantile(self._freedom(result))
 
     def _freedom(self, result: Json) -> int:
+        if (blocks := len(result.get("blocks", ()))) > 1:
+            return blocks - 1
         # Files from before visits could differ by model do not say it of each.
         per_visit = result.get("runs_per_visit") or self.runs_per_visit
         return degrees_of_freedom(result["runs"] // per_visit, self.trim)
@@ -307,7 +320,7 @@ def _check_arguments(
         raise UsageError(
             f"{argument('tolerance_percent')} {tolerance_percent:g}: give percent, 0 or more"
         )
-    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS)
+    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS, RAW)
     for name in allow:
         if name not in known:
             raise UsageError(
@@ -333,11 +346,17 @@ def _differences(
     """What differs, by name, and both values in words."""
     ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
     for name in (*ours, *(name for name in theirs if name not in ours)):
-        # Older files lack them, and how long a model is measured does not change what is measured.
-        if name in _LENGTH and (name not in ours or name not in theirs):
+        if name in _LACKED and (name not in ours or name not in theirs):
             continue
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
+    if (raw := _raw(base.data)) != _raw(new.data):
+        which = base.name if raw else new.name
+        yield (
+            RAW,
+            f"only the {which} has latencies as measured, as --raw and older versions give them; "
+            "time both alike",
+        )
     for theirs_name, name in names.items():
         before = base.data["context"]["devices"][name]
         after = new.data["context"]["devices"][theirs_name]
@@ -348,6 +367,11 @@ def _differences(
             one, other = (_fact(d["info"], fact, ours["provider"]) for d in (before, after))
             if one != other:
                 yield fact, f"{fact} of {name} differs: {one} and {other}"
+
+
+def _raw(data: Json) -> bool:
+    """Whether latencies are as measured, not at the device's usual pace."""
+    return bool(data["context"].get("raw", data["schema_version"] < 3))
 
 
 def _fact(info: Json, name: str, provider: str) -> Any:
@@ -476,6 +500,11 @@ def _called(result: Json) -> str:
 
 def _content(result: Json) -> tuple[Any, Any]:
     return result["model_sha256"], result["external"]
+
+
+def _within(result: Json) -> str:
+    """Name of the interval that runs and sessions of a timing leave."""
+    return "block_ci95_percent" if "block_ci95_percent" in result else "ci95_percent"
 
 
 def _stable(*results: Json) -> bool:

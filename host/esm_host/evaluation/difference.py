@@ -37,9 +37,28 @@ class Ratio:
     def half_width(self) -> float | None:
         return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
+    @property
+    def log_half_width(self) -> float:
+        """Half-width of the interval of the ratio's logarithm; infinite with too few runs."""
+        return math.inf if self.interval is None else math.log(self.interval[1] / self.value)
+
+    def at_usual(self, shift: float, half: float) -> Ratio:
+        """Return the ratio at the device's usual pace, from that in a block.
+
+        Args:
+            shift: logarithm of the block's ratio less that of the usual one.
+            half: half-width of the 95 % interval of what the block leaves open, a logarithm.
+        """
+        middle = math.log(self.value) - shift
+        return Ratio(
+            math.exp(middle), _around(middle, math.hypot(self.log_half_width, half)), self.paired
+        )
+
 
 def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
-    """Of two models of one interleaved block: what the device's ups and downs do to both cancels.
+    """Return the ratio of two models in their interleaved block.
+
+    What the device's ups and downs do to both cancels.
 
     Where a visit of one model is followed by one of the other, whatever lies between, the two are
     a pair, and each visit is in one pair at most. The ratio is the trimmed mean of the logarithms
@@ -71,7 +90,11 @@ def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
 def unpaired_ratio(
     one_ns: float, one_interval: float, other_ns: float, other_interval: float
 ) -> Ratio:
-    """Of two numbers that were measured apart; intervals are half-widths as shares."""
+    """Return the ratio of two numbers that were measured apart.
+
+    Args:
+        one_interval, other_interval: half-widths, as shares.
+    """
     middle = math.log(one_ns / other_ns)
     return Ratio(
         math.exp(middle), _around(middle, math.hypot(one_interval, other_interval)), paired=False

@@ -7,10 +7,14 @@ not tell counts neither for it nor against it.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from esm_host.arguments import argument
+from esm_protos.estimates import Parts
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
+from esm_protos.paces import Shift
 from esm_protos.statistics import MIN_ROUNDS
 
 
@@ -18,6 +22,7 @@ class Verdict(enum.StrEnum):
     """From best to worst."""
 
     STABLE = "stable"
+    """A repeat at another time agrees within the interval 95 times of 100."""
     NOISY = "noisy"
     """Something disturbed the device, or references strayed."""
     UNRESOLVED = "unresolved"
@@ -32,6 +37,8 @@ class Judgement:
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    disturbed: bool = field(default=False, compare=False)
+    """Whether the device throttled, or something disturbed it."""
 
 
 DEFAULT_PRECISION = 0.02
@@ -43,19 +50,28 @@ _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
 _QUOTA_STOPS = 0.02  # of the periods
+_UNUSUAL = 0.05
+_FEW_MOMENTS = 6  # half an hour: below, a device's history is what to wait for
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are somebody's choice and keep it steady."""
 
 
 def judge_number(
-    interval: float, precision: float, evidence: Sequence[tuple[Verdict, str]]
+    interval: float,
+    precision: float,
+    evidence: Sequence[tuple[Verdict, str]],
+    parts: Parts | None = None,
+    shift: Shift | None = None,
 ) -> Judgement:
-    """The verdict on one model's latency.
+    """Return the verdict on one model's latency.
 
     Args:
         interval: half-width of the 95 % interval, as a share.
         precision: what was asked for, as a share; 0 stands for the default.
         evidence: of the block, from :func:`block_evidence` and quality control.
+        parts: what ``interval`` is made of. A reason then names the widest part and its cure, with
+            marked names of arguments.
+        shift: how far the block is from what is usual.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
@@ -64,10 +80,67 @@ def judge_number(
         found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
-        found.append((Verdict.UNRESOLVED, f"interval too wide: ±{100 * interval:.1f} %, {held}"))
+        if parts is not None and (lacking := _history_lacks(parts)):
+            # The same for all models of a block: said once.
+            text = f"interval too wide, {held}: {lacking}"
+        else:
+            text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
+            text += "" if parts is None else f"; {_unresolved(parts, shift, exact=not precision)}"
+        found.append((Verdict.UNRESOLVED, text))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
     verdict = worst_first[0][0] if worst_first else Verdict.STABLE
-    return Judgement(verdict, tuple(reason for _, reason in worst_first))
+    disturbed = any(each in (Verdict.THROTTLED, Verdict.NOISY) for each, _ in found)
+    return Judgement(verdict, tuple(reason for _, reason in worst_first), disturbed)
+
+
+def _history_lacks(parts: Parts) -> str:
+    """Return what a device remembers, where an interval is wide for want of it; else nothing."""
+    if max(parts.pace, parts.history) < max(parts.passing, parts.sessions, parts.blocks):
+        return ""
+    # What blocks have in common is a part of the pace.
+    if parts.moments >= _FEW_MOMENTS and parts.history**2 < parts.pace**2 / 2:
+        return ""
+    cure = f"time again later, or give {argument('spread')} 1h"
+    if not parts.moments:
+        return f"this device has no history yet; {cure}"
+    moments = f"{parts.moments} moment{'s' * (parts.moments != 1)}"
+    return f"this device remembers only {moments}; {cure}"
+
+
+def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
+    """Name the widest part of an interval, and what makes it narrower.
+
+    Args:
+        exact: whether a number of runs was asked for, and no precision.
+    """
+    widest = max(parts.passing, parts.sessions, parts.pace, parts.blocks)
+    left = f"±{100 * widest:.1f} %"
+    if parts.blocks == widest:
+        return f"blocks differ, which leaves {left}: give a longer {argument('spread')}"
+    if parts.pace == widest:
+        cure = f"time again later, or give {argument('spread')} 10m"
+        if unusual := shift and describe_shift(shift):
+            return f"{unusual}, and corrected to {left}: {cure}"
+        return f"how fast the device is now is known to {left}: {cure}"
+    if parts.sessions == widest:
+        return f"sessions differ, which leaves {left}: give more {argument('sessions')}"
+    if exact:
+        return f"more runs would help: give more {argument('runs')}"
+    return (
+        f"more rounds would help: give a longer {argument('max_time_s')} or more "
+        f"{argument('max_runs')}"
+    )
+
+
+def describe_shift(shift: Shift) -> str | None:
+    """Return what was unusual in a block for a model, in words; None if nothing was."""
+    if not abs(shift.value) > max(_UNUSUAL, 2 * shift.error):
+        return None
+    # Memory, where it makes most of it.
+    by_memory = shift.memory / shift.value > 0.5
+    what, value = ("memory", shift.memory) if by_memory else ("the device", shift.value)
+    percent = 100 * abs(math.expm1(value))
+    return f"{what} is {percent:.0f} % {'slower' if value > 0 else 'faster'} than usual here"
 
 
 def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple[Verdict, str]]:

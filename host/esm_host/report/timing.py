@@ -39,7 +39,9 @@ def timing_page(timing: TimingFile) -> Page:
         return Page("Timing", "no models", "Nothing was timed.", ("bad", "no results"), [])
     done = results[results["status"] == "success"]
     sections = [
-        Section("results", "Results", _results_lead(results), _results(timing, results, done)),
+        Section(
+            "results", "Results", _results_lead(timing, results), _results(timing, results, done)
+        ),
         *_comparisons(timing),
         *_runs(timing, done),
         *_profiles(timing, done),
@@ -48,7 +50,7 @@ def timing_page(timing: TimingFile) -> Page:
             "how",
             "How it was measured",
             "Numbers taken with different settings are not comparable.",
-            [setting_facts(timing.context["spec"])],
+            [setting_facts(_settings(timing))],
         ),
     ]
     models, devices = results["model"].nunique(), results["device"].nunique()
@@ -60,6 +62,13 @@ def timing_page(timing: TimingFile) -> Page:
         facts=list(_key_numbers(timing, results, done, devices)),
         sections=sections,
     )
+
+
+def _settings(timing: TimingFile) -> dict[str, Any]:
+    """Settings by name; files of older versions have fewer."""
+    context = timing.context
+    more = {name: context[name] for name in ("raw", "spread_s") if name in context}
+    return {**context["spec"], **more}
 
 
 # The summary
@@ -119,8 +128,12 @@ def _key_numbers(
 # Results
 
 
-def _results_lead(results: pd.DataFrame) -> str:
+def _results_lead(timing: TimingFile, results: pd.DataFrame) -> str:
     text = "Trimmed means of the counted runs with their 95 % intervals."
+    if timing.context.get("raw"):
+        text += " Latencies are as measured."
+    elif results["shift_percent"].notna().any():
+        text += " Latencies are at the device's usual pace."
     if failed := int((results["status"] != "success").sum()):
         text += f" {plural(failed, 'result')} failed."
     if assumed := int((results["assumed"] > 0).sum()):
@@ -181,6 +194,8 @@ def _results_table(results: pd.DataFrame) -> Table:
         "device": [Cell(device) for device in results["device"]],
         "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
         "#± (%)": [fixed(v) for v in results["ci95_percent"]],
+        "#as measured (ms)": [number(v) for v in results["raw_ms"]],
+        "#slower than usual (%)": [fixed(v) for v in results["shift_percent"]],
         "#median (ms)": [number(v) for v in results["median_ms"]],
         "#p95 (ms)": [number(v) for v in results["p95_ms"]],
         "#p99 (ms)": [number(v) for v in results["p99_ms"]],
@@ -280,8 +295,8 @@ def _runs(timing: TimingFile, done: pd.DataFrame) -> Iterator[Section]:
         yield Section(
             "runs",
             "Runs",
-            "Every counted run. The line is the trimmed mean, the band around it its 95 % "
-            "interval.",
+            "Every counted run, as measured. The line is the latency of the results, the band "
+            "around it its 95 % interval.",
             groups,
         )
 
@@ -401,6 +416,7 @@ def _devices(timing: TimingFile) -> Iterator[Any]:
         if entry["info"]:
             parts.append(device_facts(entry["info"]))
         yield Group(f"device-{index}", name, parts)
+    yield from _paces(timing)
     states = timing.states()
     for column, title in (
         ("clock_mhz", "Clock of the fastest core (MHz)"),
@@ -421,6 +437,36 @@ def _devices(timing: TimingFile) -> Iterator[Any]:
                 Column("device", "device"),
                 Column("at_s", "at (s)", 1),
                 Column("value", title, 1),
+            ],
+            half=True,
+        )
+
+
+def _paces(timing: TimingFile) -> Iterator[Figure]:
+    """Figure per device that timed reference models along."""
+    paces = timing.paces()
+    for index, (device, own) in enumerate(paces.groupby("device", sort=False)):
+        middle = own.groupby("reference", sort=False)["slower_percent"].median()
+        if own["usual"].all():
+            told = ", ".join(
+                f"{name} {abs(value):.1f} % {'slower' if value > 0 else 'faster'}"
+                for name, value in middle.items()
+            )
+            summary = f"Medians, against what the device remembers: {told}."
+        else:
+            summary = (
+                "The device remembers nothing yet: zero is the median of each model in this timing."
+            )
+        several = paces["device"].nunique() > 1
+        yield Figure(
+            f"paces-{index}",
+            "Reference models over time" + (f", {device}" if several else ""),
+            summary,
+            plots.paces(own),
+            [
+                Column("reference", "reference model"),
+                Column("at_s", "at (s)", 2),
+                Column("slower_percent", "slower than usual (%)", 1),
             ],
             half=True,
         )

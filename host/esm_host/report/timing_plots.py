@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from esm_host.report.plots import compact, layered, styled
+from esm_host.report.plots import compact, layered, level, styled
 from esm_host.report.theme import SHAPES
 
 MOST_SAMPLES = 1200
@@ -174,6 +174,34 @@ def telemetry(states: pd.DataFrame, column: str, title: str) -> alt.Chart:
     if frame["device"].nunique() > 1:
         chart = chart.encode(alt.Color("device:N"), alt.StrokeDash("device:N"))
     return styled(chart, height=190)
+
+
+def paces(paces: pd.DataFrame) -> alt.LayerChart:
+    """How much slower than usual a device's reference models were, visit by visit.
+
+    Args:
+        paces: of one device, of :meth:`TimingFile.paces`.
+    """
+    frame = compact(paces[["block", "reference", "at_s", "slower_percent"]])
+    title = "slower than usual (%)" if paces["usual"].all() else "slower than its median (%)"
+    domain = frame["reference"].unique().tolist()
+    chart = (
+        alt.Chart(frame)
+        .mark_line(point=alt.OverlayMarkDef(size=30, opacity=1))
+        .encode(
+            alt.X("at_s:Q", title="time since the first run (s)"),
+            alt.Y("slower_percent:Q", title=title),
+            alt.Detail("block:N"),
+            alt.Color("reference:N", title="reference model", scale=alt.Scale(domain=domain)),
+            alt.StrokeDash("reference:N", scale=alt.Scale(domain=domain)),
+            tooltip=[
+                alt.Tooltip("reference:N", title="reference model"),
+                alt.Tooltip("slower_percent:Q", title=title, format=".1f"),
+                alt.Tooltip("at_s:Q", title="at (s)", format=".1f"),
+            ],
+        )
+    )
+    return layered(level(0.0), chart, height=190)
 
 
 def thinned(samples: pd.DataFrame, most: int = MOST_SAMPLES) -> pd.DataFrame:

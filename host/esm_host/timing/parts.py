@@ -12,12 +12,16 @@ import numpy as np
 
 from esm_host.errors import DeviceError
 from esm_host.limits import check_models, check_spec
+from esm_host.timing.spread import common_usual
 from esm_host.transport.base import OnProgress, Profiler, ignore
 from esm_models.parts import Part
 from esm_protos.estimates import estimate_measured
 from esm_protos.messages import Block, MeasureSpec, Model
 
 BLOCK_PARTS = 20
+_KNOWN_MOMENTS = 10
+"""Moments of history from which on blocks are at the device's usual pace; with fewer, what differs
+between them is corrected in part only."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class PartTime:
     """How long a part takes alone.
 
     Attributes:
-        latency_ms: at the pace that the references had over all blocks.
-        interval: half-width of the 95 % interval within its block, as a share; infinite with too
-            few runs to tell.
+        latency_ms: at the device's usual pace; at that of all blocks together where the device
+            hardly knows it.
+        interval: half-width of the 95 % interval, as a share; infinite with too few runs to tell.
         runs: counted ones.
     """
 
@@ -58,10 +62,11 @@ def time_parts(
     on_progress: OnProgress = ignore,
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PartTime]:
-    """Times every part as a graph without weights, in blocks of :data:`BLOCK_PARTS`.
+    """Time every part as a graph without weights, in blocks of :data:`BLOCK_PARTS`.
 
-    Two parts, those a third and two thirds up the order of work, are in every block: what they
-    are faster or slower than on average is divided out of the others.
+    Two parts, those a third and two thirds up the order of work, are in every block. Where the
+    device hardly knows its usual pace, they bring blocks to one: what they are faster or slower
+    than on average is divided out of the others. Elsewhere that would only add their noise.
 
     Args:
         on_progress: of the block that is being measured.
@@ -81,9 +86,9 @@ def time_parts(
     references = sorted({by_work[len(parts) // 3], by_work[2 * len(parts) // 3]})
     others = [number for number in range(len(parts)) if number not in references]
     blocks = [references + others[i : i + BLOCK_PARTS] for i in range(0, len(others), BLOCK_PARTS)]
-    latency_ms = np.full((len(blocks) or 1, len(parts)), np.nan)
-    interval, runs = np.full(latency_ms.shape, np.nan), np.zeros(latency_ms.shape, dtype=int)
-    for row, numbers in enumerate(blocks or [references]):
+    blocks = blocks or [references]
+    results = []
+    for row, numbers in enumerate(blocks):
         chosen = [models[number] for number in numbers]
         check_models(info.limits, chosen)
         result = profiler.measure(Block(uuid.uuid4().hex, spec, tuple(chosen)), on_progress)
@@ -92,15 +97,22 @@ def time_parts(
                 raise DeviceError(
                     f"part {parts[number].name} failed with {failure.kind.value}: {failure.message}"
                 )
-            runs[row, number] = len(measurement.latency_ns)
-        estimates = estimate_measured(
-            result.measurements, spec, result.references, result.usual
-        ).models
-        latency_ms[row, numbers] = [estimate.latency_ns / 1e6 for estimate in estimates]
-        interval[row, numbers] = [estimate.interval for estimate in estimates]
+        results.append(result)
         on_block(len(references) + len(others[: (row + 1) * BLOCK_PARTS]), len(parts))
-    logs = np.log(latency_ms[:, references])
-    pace = np.exp((logs - logs.mean(axis=0)).mean(axis=1))
+    usual = common_usual(results)
+    latency_ms = np.full((len(blocks), len(parts)), np.nan)
+    interval, runs = np.full(latency_ms.shape, np.nan), np.zeros(latency_ms.shape, dtype=int)
+    at_usual = True
+    for row, (numbers, result) in enumerate(zip(blocks, results, strict=True)):
+        estimate = estimate_measured(result.measurements, spec, result.references, usual)
+        latency_ms[row, numbers] = [model.latency_ns / 1e6 for model in estimate.models]
+        interval[row, numbers] = [model.interval for model in estimate.models]
+        runs[row, numbers] = [len(m.latency_ns) for m in result.measurements]
+        at_usual &= estimate.paces is not None and estimate.paces.moments >= _KNOWN_MOMENTS
+    pace = np.ones(len(blocks))
+    if not at_usual:
+        logs = np.log(latency_ms[:, references])
+        pace = np.exp((logs - logs.mean(axis=0)).mean(axis=1))
     means = np.nanmean(latency_ms / pace[:, None], axis=0)
     return [
         PartTime(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
@@ -14,14 +14,16 @@ from esm_host.amounts import drawn_amounts
 from esm_host.arguments import in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, paired_ratio, unpaired_ratio
-from esm_host.evaluation.verdict import Judgement
+from esm_host.evaluation.verdict import Judgement, describe_shift
 from esm_host.fed import fed_text
 from esm_host.inputs import assumption
 from esm_host.timing.request import Entry
-from esm_protos.estimates import Estimate, Runs
+from esm_host.timing.spread import common_usual, pool_ratios
+from esm_protos.estimates import Estimate, Runs, ratio_shift
 from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
+    DeviceState,
     Failure,
     Measurement,
     MeasureSpec,
@@ -29,17 +31,46 @@ from esm_protos.messages import (
     Profile,
     Protocol,
 )
+from esm_protos.paces import Paces
+from esm_protos.statistics import trimmed_mean
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Words: TypeAlias = Callable[[str], str]
 """Renders a message's marked names of arguments."""
 
 _NUMBERS = (
-    *("trimmed_mean_ms", "ci95_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
+    *("trimmed_mean_ms", "ci95_ms", "ci95_percent", "raw_ms", "block_ci95_percent"),
+    *("shift_percent", "median_ms", "min_ms", "max_ms"),
     *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "first_run_ms", "load_ms"),
     *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
 )
+
+
+@dataclass(frozen=True)
+class BlockLatency:
+    """One model in one block.
+
+    Attributes:
+        estimate: as it is reported: raw, or at the device's usual pace.
+        paces: of the block; None without reference models.
+    """
+
+    measurement: Measurement
+    estimate: Estimate
+    paces: Paces | None
+
+    def to_json(self, spec: MeasureSpec) -> dict[str, Any]:
+        return {
+            "runs": len(self.measurement.latency_ns),
+            "runs_per_visit": self.measurement.visit_runs(spec),
+            "session_runs": _session_runs(self.measurement),
+            "trimmed_mean_ms": self.estimate.latency_ns / 1e6,
+            "raw_ms": self.estimate.raw_ns / 1e6,
+            "ci95_percent": _percent(self.estimate.interval),
+            "block_ci95_percent": _percent(self.estimate.within),
+            "shift_percent": _shift_percent(self.estimate),
+        }
 
 
 @dataclass(frozen=True)
@@ -47,8 +78,10 @@ class Result:
     """One model in one case on one device.
 
     Attributes:
-        estimate: None if the model failed.
+        measurement: of all blocks; a failure if the model failed in any.
+        estimate: of all blocks; None if the model failed.
         judgement: likewise.
+        blocks: the model in each block, in the order of time; empty if it failed.
     """
 
     device: str
@@ -57,6 +90,7 @@ class Result:
     measurement: Measurement
     estimate: Estimate | None
     judgement: Judgement | None
+    blocks: tuple[BlockLatency, ...] = ()
 
     @property
     def failure(self) -> Failure | None:
@@ -92,6 +126,12 @@ class Result:
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property
+    def unusual(self) -> str | None:
+        """What was unusual of the device for this model; None if nothing was."""
+        told = self.estimate and self.estimate.shift
+        return describe_shift(told) if told else None
+
+    @property
     def assumptions(self) -> list[str]:
         """Warnings of sizes and amounts that were not given, with marked names of arguments."""
         assumed, amounts = self.entry.assumed, self.entry.amounts
@@ -110,6 +150,9 @@ class Result:
         p90, p95, p99 = (float(value) for value in np.percentile(samples_ms, (90, 95, 99)))
         numbers |= {
             "trimmed_mean_ms": latency_ms,
+            "raw_ms": self.estimate.raw_ns / 1e6,
+            "block_ci95_percent": _percent(self.estimate.within),
+            "shift_percent": _shift_percent(self.estimate),
             "median_ms": float(np.median(samples_ms)),
             "min_ms": float(samples_ms.min()),
             "max_ms": float(samples_ms.max()),
@@ -125,7 +168,7 @@ class Result:
         }
         if np.isfinite(share):  # JSON has no infinity
             numbers["ci95_ms"] = [latency_ms * (1 - share), latency_ms * (1 + share)]
-            numbers["ci95_percent"] = 100 * share
+            numbers["ci95_percent"] = _percent(share)
         return numbers
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
@@ -153,40 +196,61 @@ class Result:
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **self.numbers,
             "runs_per_visit": None if failure else measured.visit_runs(self.spec),
+            "session_runs": None if failure else _session_runs(measured),
+            "weight_bytes": measured.weight_bytes or None,
+            "blocks": [block.to_json(self.spec) for block in self.blocks],
             "samples_ms": (measured.latency_ns / 1e6).tolist(),
             "starts_ms": (measured.start_ns / 1e6).tolist(),
             "provider": self.spec.provider,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
             "verdict": self.judgement and self.judgement.verdict.value,
-            "warnings": [*self.warnings, *map(words, self.assumptions)],
+            "warnings": [*map(words, (*self.warnings, *self.assumptions))],
             "profile": measured.profile and _profile(measured.profile),
         }
 
 
 @dataclass(frozen=True)
 class DeviceTiming:
-    """What became of the block on one device.
+    """What became of the timing on one device.
 
     Attributes:
         info: None where the device did not even tell what it is.
-        block: None where it was not measured; ``error`` says why.
+        blocks: in the order of time; empty where nothing was measured; ``error`` says why.
+        starts_s: when each block began, since the first one; by the host's clock.
     """
 
     name: str
     results: tuple[Result, ...] = ()
     info: DeviceInfo | None = None
-    block: BlockResult | None = None
+    blocks: tuple[BlockResult, ...] = ()
+    starts_s: tuple[float, ...] = ()
     error: EsmError | None = None
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
-        info, block = self.info, self.block
+        info, blocks = self.info, self.blocks
+        usual = common_usual(blocks)
+        trim = self.results[0].spec.trim if self.results else 0.0
         return {
             "info": info and {**asdict(info), "state": info.state.to_json()},
-            "states": [state.to_json() for state in block.states] if block else [],
-            "busy_s": block and block.busy_ns / 1e9,
+            "block_starts_s": list(self.starts_s),
+            "states": [state.to_json() for state in self._states()],
+            "references": [
+                {"block": number, **_reference(reference, start_s, trim)}
+                for number, (block, start_s) in enumerate(zip(blocks, self.starts_s, strict=True))
+                for reference in block.references
+                if reference.failure is None
+            ],
+            "usual": usual and usual.to_json(),
+            "busy_s": sum(block.busy_ns for block in blocks) / 1e9 if blocks else None,
             "error": None if self.error is None else words(self.error.marked),
         }
+
+    def _states(self) -> Iterator[DeviceState]:
+        """All on one clock, which begins with the first block's first run."""
+        for block, start_s in zip(self.blocks, self.starts_s, strict=True):
+            for state in block.states:
+                yield replace(state, at_ns=state.at_ns + round(start_s * 1e9))
 
 
 @dataclass(frozen=True)
@@ -224,11 +288,15 @@ class Timing:
 
     Attributes:
         created_at: ISO 8601, UTC.
+        raw: whether latencies are as measured, and not at the device's usual pace.
+        spread_s: time that blocks are spread over; 0: there is one.
     """
 
     created_at: str
     spec: MeasureSpec
     devices: tuple[DeviceTiming, ...]
+    raw: bool = False
+    spread_s: float = 0.0
 
     @cached_property
     def results(self) -> tuple[Result, ...]:
@@ -236,7 +304,8 @@ class Timing:
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        return (*_within_devices(self.results), *_between_devices(self.results))
+        within = _within_devices(self.results, self.raw)
+        return (*within, *_between_devices(self.results))
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         """Return plain values, as docs/timing.md describes them.
@@ -251,6 +320,8 @@ class Timing:
                 "esm_profiler": version("esm-profiler"),
                 "created_at": self.created_at,
                 "spec": self.spec.to_json(),
+                "raw": self.raw,
+                "spread_s": self.spread_s,
                 "devices": {device.name: device.to_json(words) for device in self.devices},
             },
             "results": [result.to_json(words) for result in self.results],
@@ -258,11 +329,11 @@ class Timing:
         }
 
 
-def _within_devices(results: Sequence[Result]) -> Iterator[Comparison]:
+def _within_devices(results: Sequence[Result], raw: bool) -> Iterator[Comparison]:
     for device in dict.fromkeys(result.device for result in results):
         numbers = [n for n, r in enumerate(results) if r.device == device and r.estimate]
         for of, to in _against_fastest(results, numbers):
-            yield Comparison("device", device, of, to, _ratio(results[of], results[to]))
+            yield Comparison("device", device, of, to, _ratio(results[of], results[to], raw))
 
 
 def _between_devices(results: Sequence[Result]) -> Iterator[Comparison]:
@@ -283,13 +354,20 @@ def _against_fastest(
     yield from ((number, fastest) for number in numbers if number != fastest)
 
 
-def _ratio(one: Result, other: Result) -> Ratio:
-    """Of two results of one device."""
-    spec = one.spec
-    if spec.protocol is not Protocol.INTERLEAVED:
+def _ratio(one: Result, other: Result, raw: bool) -> Ratio:
+    """Return the ratio of two results of one device."""
+    if one.spec.protocol is not Protocol.INTERLEAVED:
         return _unpaired(one, other)
-    a, b = (Runs.of(each.measurement, spec) for each in (one, other))
-    return paired_ratio(a, b, spec.trim)
+    found, shared = [], 0.0
+    for a, b in zip(one.blocks, other.blocks, strict=True):
+        runs_a, runs_b = (Runs.of(each.measurement, one.spec) for each in (a, b))
+        ratio = paired_ratio(runs_a, runs_b, one.spec.trim)
+        if a.paces is not None and not raw:
+            known_a, known_b = ((each.measurement.weight_bytes, each.estimate) for each in (a, b))
+            shift = ratio_shift(a.paces, known_a, known_b)
+            ratio, shared = ratio.at_usual(shift.value, shift.half), max(shared, shift.shared)
+        found.append(ratio)
+    return found[0] if len(found) == 1 else pool_ratios(found, shared)
 
 
 def _unpaired(one: Result, other: Result) -> Ratio:
@@ -306,6 +384,38 @@ def _unpaired(one: Result, other: Result) -> Ratio:
 def _latency_ns(result: Result) -> float:
     assert result.estimate is not None
     return result.estimate.latency_ns
+
+
+def _percent(share: float) -> float | None:
+    """None for infinity, which JSON does not have."""
+    return 100 * share if np.isfinite(share) else None
+
+
+def _shift_percent(estimate: Estimate) -> float | None:
+    """Percent by which the device was slower than usual; None where it remembers nothing."""
+    if estimate.shift is None or not estimate.parts.moments:
+        return None
+    return 100 * float(np.expm1(estimate.shift.value))
+
+
+def _session_runs(measured: Measurement) -> list[int]:
+    return list(measured.session_runs or (len(measured.latency_ns),))
+
+
+def _reference(measured: Measurement, start_s: float, trim: float) -> dict[str, Any]:
+    """JSON of a reference model in a block.
+
+    Args:
+        start_s: of the block, since the first one.
+    """
+    return {
+        "name": measured.model_id,
+        "weight_bytes": measured.weight_bytes,
+        "latency_ms": trimmed_mean(measured.latency_ns, trim) / 1e6,
+        "runs_per_visit": measured.runs_per_visit or 1,
+        "samples_ms": (measured.latency_ns / 1e6).tolist(),
+        "starts_ms": (measured.start_ns / 1e6 + 1e3 * start_s).tolist(),
+    }
 
 
 def _median_ms(samples: Nanoseconds) -> float | None:

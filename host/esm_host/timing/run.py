@@ -1,28 +1,42 @@
-"""Measuring a request: one interleaved block on each device, all devices at the same time."""
+"""Measuring a request in blocks on each device, all devices at the same time."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from esm_host.arguments import argument
-from esm_host.errors import EsmError, UsageError
+from esm_host.errors import DeviceError, EsmError, UsageError
 from esm_host.evaluation.verdict import block_evidence, judge_number, threads_evidence
 from esm_host.limits import check_models, check_spec
 from esm_host.timing.request import Entry
-from esm_host.timing.result import DeviceTiming, Result, Timing
+from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
+from esm_host.timing.spread import block_starts, common_usual, join, pool
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
-from esm_protos.estimates import estimate_measured
-from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Progress
+from esm_protos.estimates import BlockEstimate, Estimate, Parts, estimate_measured
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    DeviceInfo,
+    Measurement,
+    MeasureSpec,
+    Progress,
+    State,
+)
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
 """Told the device's name; called from threads of the devices'."""
+OnWait = Callable[[str, int, int, float], None]
+"""Told the device's name, how many blocks are done, of how many, and when the next one begins, in
+seconds from now on; called likewise."""
 
 _LET_GO_S = 5.0
 
@@ -36,8 +50,11 @@ def time_models(
     profile_runs: int = 0,
     wait: bool = True,
     on_progress: OnDeviceProgress = lambda device, progress: None,
+    raw: bool = False,
+    spread_s: float = 0.0,
+    on_wait: OnWait = lambda device, done, total, seconds: None,
 ) -> Timing:
-    """Measures the request on every device; one that fails does not lose the others' results.
+    """Measure the request on every device; if one fails, the others' results are kept.
 
     Args:
         connect: makes a device's profiler, which is used from one thread.
@@ -45,6 +62,8 @@ def time_models(
         peak_memory: ask how much memory every model takes.
         profile_runs: profile every model for so many runs.
         wait: False gives up on a device that somebody else uses.
+        raw: report latencies as measured, not at the device's usual pace.
+        spread_s: spread several blocks over so many seconds; nobody holds the device between them.
 
     Raises:
         UsageError: a device is given twice, or two names lead to one agent.
@@ -53,16 +72,36 @@ def time_models(
     if len(set(devices)) < len(devices):
         raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-
     met = _Meeting(len(devices))
+    count = len(request)
 
-    def measure(profiler: Profiler, name: str, **others: Any) -> DeviceTiming:
-        count = len(request)
+    def measure(turn: _Turn, name: str, profiler: Profiler, first: bool) -> _Measured:
         profiler.reserve(f"time {count} model{'s' * (count != 1)}", wait)
-        told = partial(on_progress, name)
-        return time_block(profiler, request, spec, name, peak_memory, profile_runs, told, **others)
+        return _measure(
+            profiler,
+            request,
+            spec,
+            peak_memory and first,
+            profile_runs if first else 0,
+            partial(on_progress, name),
+            turn.submitted,
+        )
 
-    turns = [_Turn(name, connect, measure, met) for name in devices]
+    def timed(turn: _Turn, name: str) -> DeviceTiming:
+        measured: list[_Measured] = []
+        starts = block_starts(spread_s)
+        began = time.monotonic()
+        for number, start in enumerate(starts):
+            if number and (left_s := began + start - time.monotonic()) > 0:
+                on_wait(name, number, len(starts), left_s)
+                turn.sleep(left_s)
+            with turn.connected() as profiler:
+                if not number:
+                    met.arrive(name, profiler)
+                measured.append(measure(turn, name, profiler, first=not number))
+        return _device_timing(name, request, spec, measured, raw)
+
+    turns = [_Turn(name, connect, timed, met) for name in devices]
     if len(turns) == 1:
         turns[0].measure()
     else:
@@ -71,7 +110,7 @@ def time_models(
     timings = tuple(turn.timing for turn in turns)
     if len(timings) == 1 and timings[0].error is not None:
         raise timings[0].error
-    return Timing(created_at, spec, timings)
+    return Timing(created_at, spec, timings, raw, spread_s)
 
 
 def time_block(
@@ -84,7 +123,7 @@ def time_block(
     on_progress: OnProgress = ignore,
     on_submit: Callable[[Pending], None] = lambda pending: None,
 ) -> DeviceTiming:
-    """Measures the request on a device that one is connected to.
+    """Measure the request in one block on a connected device.
 
     Args:
         name: of the device, in the results.
@@ -94,18 +133,50 @@ def time_block(
         UsageError: the device cannot do what is asked.
         DeviceError: it is gone or refuses.
     """
+    measured = _measure(profiler, request, spec, peak_memory, profile_runs, on_progress, on_submit)
+    return _device_timing(name, request, spec, [measured], raw=False)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A block that was measured.
+
+    Attributes:
+        began: about when its first run was, by the host's monotonic clock.
+    """
+
+    info: DeviceInfo
+    block: BlockResult
+    began: float
+
+
+def _measure(
+    profiler: Profiler,
+    request: Sequence[Entry],
+    spec: MeasureSpec,
+    peak_memory: bool,
+    profile_runs: int,
+    on_progress: OnProgress,
+    on_submit: Callable[[Pending], None],
+) -> _Measured:
     info = profiler.device_info()
     models = tuple(entry.model for entry in request)
     check_spec(info, spec)
     check_models(info.limits, models, {entry.model.sha256: entry.file.outline for entry in request})
     pending = profiler.submit(Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs))
+    began: list[float] = []
+
+    def told(progress: Progress) -> None:
+        if progress.state is State.MEASURING and not began:
+            began.append(time.monotonic())
+        on_progress(progress)
+
     try:
         on_submit(pending)
-        result = pending.result(on_progress)
+        result = pending.result(told)
     finally:
         pending.cancel()
-    results = _results(name, request, spec, result, info.processors)
-    return DeviceTiming(name, results, info, result)
+    return _Measured(info, result, began[0] if began else time.monotonic())
 
 
 class _Meeting:
@@ -139,31 +210,41 @@ class _Turn:
         self,
         name: str,
         connect: Connect,
-        measure: Callable[..., DeviceTiming],
+        timed: Callable[[_Turn, str], DeviceTiming],
         meeting: _Meeting,
     ) -> None:
         self._name = name
         self._connect = connect
-        self._measure = measure
+        self._timed = timed
         self._meeting = meeting
+        self._met = False
         self._pending: Pending | None = None
-        self._unwanted = False
+        self._unwanted = threading.Event()
         self.timing = DeviceTiming(name)
         self.bug: BaseException | None = None
 
     def measure(self) -> None:
-        """Catches what a device or its user is to blame for."""
+        """Catch what a device or its user is to blame for."""
         try:
-            try:
-                connected = self._connect(self._name)
-            except BaseException:
-                self._meeting.miss()
-                raise
-            with connected as profiler:
-                self._meeting.arrive(self._name, profiler)
-                self.timing = self._measure(profiler, name=self._name, on_submit=self._submitted)
+            self.timing = self._timed(self, self._name)
         except EsmError as error:
             self.timing = DeviceTiming(self._name, error=error)
+
+    def connected(self) -> Profiler:
+        """Connect to the device; the others go on without one that cannot be connected to."""
+        try:
+            profiler = self._connect(self._name)
+        except BaseException:
+            if not self._met:
+                self._meeting.miss()
+            raise
+        self._met = True
+        return profiler
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; raise DeviceError if the turn is cancelled meanwhile."""
+        if self._unwanted.wait(seconds):
+            raise DeviceError("the timing was cancelled")
 
     def run(self) -> None:
         """As the body of a thread."""
@@ -174,13 +255,14 @@ class _Turn:
 
     def cancel(self) -> None:
         """From another thread."""
-        self._unwanted = True
+        self._unwanted.set()
         if self._pending is not None:
             self._pending.cancel()
 
-    def _submitted(self, pending: Pending) -> None:
+    def submitted(self, pending: Pending) -> None:
+        """Take what cancels the block."""
         self._pending = pending
-        if self._unwanted:
+        if self._unwanted.is_set():
             pending.cancel()
 
 
@@ -202,24 +284,76 @@ def _together(turns: Sequence[_Turn]) -> None:
             raise turn.bug
 
 
+def _device_timing(
+    name: str,
+    request: Sequence[Entry],
+    spec: MeasureSpec,
+    measured: Sequence[_Measured],
+    raw: bool,
+) -> DeviceTiming:
+    info, blocks = measured[0].info, tuple(each.block for each in measured)
+    starts_s = tuple(each.began - measured[0].began for each in measured)
+    results = _results(name, request, spec, blocks, starts_s, info.processors, raw)
+    return DeviceTiming(name, results, info, blocks, starts_s)
+
+
 def _results(
     name: str,
     request: Sequence[Entry],
     spec: MeasureSpec,
-    result: BlockResult,
+    blocks: Sequence[BlockResult],
+    starts_s: Sequence[float],
     processors: float,
+    raw: bool,
 ) -> tuple[Result, ...]:
-    measured = [m for m in result.measurements if m.failure is None]
-    block = estimate_measured(measured, spec, result.references, result.usual)
-    estimates = dict(zip((m.model_id for m in measured), block.models, strict=True))
-    evidence = block_evidence(result.states, block.slowdown)
+    usual = common_usual(blocks)
+    estimated = []
+    evidence = []
+    for block in blocks:
+        measured = [m for m in block.measurements if m.failure is None]
+        estimate = estimate_measured(measured, spec, block.references, usual)
+        ids = (m.model_id for m in measured)
+        estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
+        evidence += block_evidence(block.states, estimate.slowdown)
+    evidence = list(dict.fromkeys(evidence))
+    starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
-    for entry, measurement in zip(request, result.measurements, strict=True):
-        estimate = estimates.get(measurement.model_id)
-        judgement = None
-        if estimate is not None:
-            threads = entry.model.case.threads or spec.threads
-            found = [*evidence, *threads_evidence(threads, processors)]
-            judgement = judge_number(estimate.interval, spec.precision, found)
-        results.append(Result(name, spec, entry, measurement, estimate, judgement))
+    for number, entry in enumerate(request):
+        measurements = [block.measurements[number] for block in blocks]
+        measurement = join(measurements, starts_ns)
+        if measurement.failure is not None:
+            results.append(Result(name, spec, entry, measurement, None, None))
+            continue
+        latencies = tuple(
+            _latency(measured, *each, raw)
+            for measured, each in zip(measurements, estimated, strict=True)
+        )
+        pooled = pool([each.estimate for each in latencies])
+        threads = entry.model.case.threads or spec.threads
+        judgement = judge_number(
+            pooled.interval,
+            spec.precision,
+            [*evidence, *threads_evidence(threads, processors)],
+            pooled.parts,
+            pooled.shift,
+        )
+        results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)
+
+
+def _latency(
+    measured: Measurement, block: BlockEstimate, models: Mapping[str, Estimate], raw: bool
+) -> BlockLatency:
+    estimate = models[measured.model_id]
+    return BlockLatency(measured, _raw(estimate) if raw else estimate, block.paces)
+
+
+def _raw(estimate: Estimate) -> Estimate:
+    """Return a latency as it was in its block."""
+    slower = estimate.shift.value if estimate.shift else 0.0
+    parts = estimate.parts
+    return replace(
+        estimate,
+        latency_ns=estimate.latency_ns * math.exp(slower),
+        parts=Parts(parts.runs, sessions=parts.sessions, moments=parts.moments),
+    )

@@ -20,6 +20,7 @@ WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
 SESSIONS = 2
+"""Of each model in a block."""
 _VISITS = 2 * MIN_ROUNDS
 """Visits that few runs are spread over, before there are several in one."""
 
@@ -31,6 +32,7 @@ def timing_spec(
     precision_percent: float | None = None,
     max_runs: int | None = None,
     max_time_s: float | None = None,
+    sessions: int | None = None,
     **others: Any,
 ) -> MeasureSpec:
     """Return the settings for exactly ``runs``, or for a precision within limits.
@@ -40,6 +42,7 @@ def timing_spec(
         max_runs: counted runs of one model at most.
         max_time_s: no new round after so many seconds; None: 60, or as long as the rounds take
             without which there is no interval.
+        sessions: of each model in a block; None: 2, or 1 where the runs are few.
         others: further fields of :class:`MeasureSpec`, whose defaults hold.
 
     Raises:
@@ -48,11 +51,22 @@ def timing_spec(
     most = runs or max_runs or MAX_RUNS
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
     together = others.get("protocol") is not Protocol.SEQUENTIAL
+    if sessions is None:
+        sessions = SESSIONS if together and most >= _VISITS * SESSIONS else 1
+    elif sessions > 1 and not together:
+        raise UsageError(
+            f"{argument('protocol')} sequential has one session of each model: leave "
+            f"{argument('sessions')} out"
+        )
+    elif sessions > most:
+        raise UsageError(
+            f"{argument('sessions')} {sessions} is more than the {most} runs of each model"
+        )
     others = {
         "warmup": WARMUP,
         "runs_per_visit": per_visit,
         "references": together,
-        "sessions": SESSIONS if together and most >= _VISITS * SESSIONS else 1,
+        "sessions": sessions,
         **others,
     }
     if runs is not None:

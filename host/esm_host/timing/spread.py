@@ -1,0 +1,137 @@
+"""A timing spread over minutes: blocks at several moments, and one number of all of them.
+
+Runs of one block say nothing of what the device does minutes later. Blocks at several moments do:
+their spread is that of the moments.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
+from esm_host.evaluation.difference import Ratio
+from esm_protos.estimates import Estimate, Parts
+from esm_protos.messages import BlockResult, Measurement, Usual
+from esm_protos.paces import Shift
+from esm_protos.statistics import t_quantile
+
+FEWEST, MOST = 3, 10
+"""Blocks."""
+_GAP_S = 60.0
+"""Between the beginnings of blocks, where there are neither too few nor too many."""
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_S = 7 * 86_400.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
+
+
+def parse_duration(given: str | float) -> float:
+    """Return seconds from a text such as ``"30s"``, ``"10m"`` or ``"1h"``, or from a number.
+
+    Raises:
+        UsageError: it is no duration, or not above 0 and up to a week.
+    """
+    seconds = math.nan
+    if not isinstance(given, str):
+        seconds = float(given)
+    elif found := _DURATION.fullmatch(given.strip().lower()):
+        seconds = float(found[1]) * _SECONDS[found[2]]
+    if not 0 < seconds <= _LONGEST_S:
+        raise UsageError(
+            f"{argument('spread')} {given}: give a duration up to 168h, such as 30s, 10m or 1h"
+        )
+    return seconds
+
+
+def block_starts(spread_s: float) -> list[float]:
+    """Return when blocks begin that are spread evenly over a time, in seconds from now on."""
+    if not spread_s:
+        return [0.0]
+    count = min(max(round(spread_s / _GAP_S), FEWEST), MOST)
+    return [number * spread_s / count for number in range(count)]
+
+
+def common_usual(blocks: Sequence[BlockResult]) -> Usual | None:
+    """Return what the device remembers best in any block: all blocks are held against it."""
+    told = [block.usual for block in blocks if block.usual is not None]
+    return max(told, key=lambda usual: usual.moments, default=None)
+
+
+def pool(estimates: Sequence[Estimate]) -> Estimate:
+    """Return one estimate from a model's estimates in several blocks.
+
+    The latency is the geometric mean. Its interval is Student's over the blocks; what the blocks
+    have in common, their spread does not tell, so that is added.
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    mean, between = _mean([estimate.latency_ns for estimate in estimates])
+    raw, _ = _mean([estimate.raw_ns for estimate in estimates])
+    told = [estimate.parts for estimate in estimates]
+    if any(math.isinf(estimate.within) for estimate in estimates):  # too few runs
+        between = math.inf
+    parts = Parts(
+        runs=float(np.sqrt(np.mean([parts.within**2 for parts in told]) / len(told))),
+        history=max(parts.history for parts in told),
+        moments=max(parts.moments for parts in told),
+        blocks=between,
+    )
+    shifts = [estimate.shift for estimate in estimates if estimate.shift is not None]
+    return Estimate(mean, raw, parts, _mean_shift(shifts))
+
+
+def pool_ratios(ratios: Sequence[Ratio], shared: float) -> Ratio:
+    """Return one ratio from those of the same two models in several blocks.
+
+    Args:
+        shared: half-width of the 95 % interval of what all blocks have in common, a logarithm.
+    """
+    mean, between = _mean([ratio.value for ratio in ratios])
+    half = math.hypot(between, shared)
+    known = all(ratio.interval is not None for ratio in ratios)
+    interval = (mean * math.exp(-half), mean * math.exp(half)) if known else None
+    return Ratio(mean, interval, all(ratio.paired for ratio in ratios))
+
+
+def join(measurements: Sequence[Measurement], starts_ns: Sequence[int]) -> Measurement:
+    """Return a model's measurements in several blocks as one, in the order of time.
+
+    Args:
+        starts_ns: when each block began, since the first one.
+    """
+    first = measurements[0]
+    for measurement in measurements:
+        if measurement.failure is not None:
+            return measurement
+    if len(measurements) == 1:
+        return first
+    return replace(
+        first,
+        latency_ns=np.concatenate([m.latency_ns for m in measurements]),
+        start_ns=np.concatenate(
+            [m.start_ns + start for m, start in zip(measurements, starts_ns, strict=True)]
+        ),
+        session_runs=tuple(
+            runs for m in measurements for runs in (m.session_runs or (len(m.latency_ns),))
+        ),
+    )
+
+
+def _mean_shift(shifts: Sequence[Shift]) -> Shift | None:
+    if not shifts:
+        return None
+    return Shift(*np.mean([astuple(shift) for shift in shifts], axis=0).tolist())
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Geometric mean, and the half-width of its logarithm's 95 % interval."""
+    logs: NDArray[np.float64] = np.log(values)
+    count = len(logs)
+    error = float(logs.std(ddof=1)) / math.sqrt(count)
+    return math.exp(float(logs.mean())), t_quantile(count - 1) * error
