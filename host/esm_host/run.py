@@ -334,7 +334,7 @@ class Run:
     def _records(self) -> _Records:
         store = self._folder.open_store()
         try:
-            measurements = Measurements(store, self.settings.spec)
+            measurements = Measurements(store, self.settings.spec, self.settings.raw)
             table = measurements.table()
             planned = {
                 a.key: number
