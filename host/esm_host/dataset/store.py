@@ -683,10 +683,12 @@ def _failure(row: sa.RowMapping) -> Failure | None:
 
 def _failure_of(measurement: Measurement) -> dict[str, str | None]:
     failure = measurement.failure
+    if failure is None:
+        return {"failure_kind": None, "failure_message": None}
+    # PostgreSQL's text has no NUL.
     return {
-        "failure_kind": failure and failure.kind.value,
-        # PostgreSQL's text has no NUL.
-        "failure_message": failure and failure.message.replace("\0", ""),
+        "failure_kind": failure.kind.value,
+        "failure_message": failure.message.replace("\0", ""),
     }
 
 

@@ -21,7 +21,7 @@ from esm_host.dataset.store import (
     Store,
     StoredBlock,
 )
-from esm_host.dataset.usual_pace import AgentReading, Block, DevicePaces, explained
+from esm_host.dataset.usual_pace import FEWEST_TOLD, AgentReading, Block, DevicePaces, explained
 from esm_host.evaluation.alike import Readings
 from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
 from esm_host.evaluation.verdict import Judgement, Verdict
@@ -33,8 +33,6 @@ _LEAST_ERROR = 0.02
 WIDEST = 0.5
 """Interval, as a share, that is reckoned with at most; also where there were too few rounds for
 one."""
-FEWEST_ANCHORS = 3
-"""That are believed: one alone may stray."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +270,7 @@ class Measurements:
         derived = self._derived
         table = self._without_anchors(blocks, derived)
         if derived.paces:
-            table = self._by_anchors(table, derived)
-            return replace(table, quality=self._quality_at_usual(table, derived))
+            return self._by_anchors(table, derived)
         factors = anchored(table)
         return replace(table, quality=replace(table.quality, factors=factors), divisors=factors)
 
@@ -301,12 +298,11 @@ class Measurements:
             [derived.agent.get(block.block_id, []) for block in blocks],
         )
         if derived.paces:
-            quality = self._quality_at_usual(table, derived)
+            quality = self._quality_at_usual(blocks)
             table = replace(table, quality=quality, divisors=quality.levels)
         return table
 
-    def _quality_at_usual(self, table: BlockTable, derived: _Derived) -> Quality:
-        blocks = table.blocks
+    def _quality_at_usual(self, blocks: Sequence[StoredBlock]) -> Quality:
         usual_ms = self._of_references(blocks, lambda model: model.latency_ns) / 1e6
         slower = median(self._of_references(blocks, _slower), axis=1)
         return judge_at_usual(
@@ -322,16 +318,21 @@ class Measurements:
         known from their own blocks."""
         best = best_attempts(table)
         models, anchors = list(table.models), list(table.anchors)
+        factors = table.quality.factors.copy()
         for index, block in enumerate(table.blocks):
             known: dict[str, tuple[float, float]] = {}
             for key in table.anchors[index].keys() & best.keys():
                 estimate = table.models[best[key]][key].estimate
                 known[key] = estimate.latency_ns, min(estimate.interval, WIDEST) / 1.96
-            if known:
+            if len(known) >= FEWEST_TOLD:
+                there = {key: table.anchors[index][key].estimate for key in known}
+                slower = [_at_blocks_pace(e) / known[key][0] for key, e in there.items()]
+                factors[index] = np.median(slower)
                 _, found = derived.paces[block.block_id].by(block.block_id, known)
                 models[index] = {key: Measured(found[key]) for key in models[index]}
                 anchors[index] = {key: Measured(found[key]) for key in anchors[index]}
-        return replace(table, models=models, anchors=anchors)
+        quality = replace(table.quality, factors=factors)
+        return replace(table, models=models, anchors=anchors, quality=quality)
 
     @property
     def _common_pace(self) -> bool:
@@ -346,7 +347,7 @@ class Measurements:
         counted = {block.device for block in blocks if block.round != REFERENCE_ROUND}
         return [block for block in blocks if block.device in counted]
 
-    def _devices(self, blocks: list[StoredBlock]) -> NDArray[np.int64]:
+    def _devices(self, blocks: Sequence[StoredBlock]) -> NDArray[np.int64]:
         """Numbers of the blocks' devices; of no group there is one, by whatever name."""
         if self._store.fact(GROUP_FACT) is None:
             return np.zeros(len(blocks), dtype=np.int64)
@@ -471,7 +472,7 @@ def anchored(table: BlockTable) -> NDArray[np.float64]:
     }
     for index, anchors in enumerate(table.anchors):
         paces = [a.latency_ms / known_ms[key] for key, a in anchors.items() if key in known_ms]
-        if len(paces) >= FEWEST_ANCHORS:
+        if len(paces) >= FEWEST_TOLD:
             factors[index] = np.median(paces)
     return factors
 

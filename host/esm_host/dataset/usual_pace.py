@@ -9,7 +9,7 @@ then they tell the paces of each block as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -29,8 +29,9 @@ that the agent's reference models do not."""
 FEWEST_TOLD = 3
 """Known models of a block that are believed: one alone may stray."""
 _STRAY = 0.03
-_MEMORY_DOUBT = 0.6
-"""What memory makes of a latency is known to within this share of it, 95 times of 100."""
+_MOST_EXPLAINED = 0.1
+"""So much of a deviation an interval explains at most: where little is remembered of the device it
+is wide, but what is not known of the usual pace is the same in all blocks."""
 _MOMENT_S = 300.0
 """Blocks of so many seconds are one moment, as for the agent."""
 
@@ -69,14 +70,8 @@ class AgentReading:
 
 
 def explained(estimate: Estimate) -> float:
-    """Return by how much latencies of one model at the usual pace may differ between blocks of a
-    device, as a share, 95 times of 100.
-
-    What is not known of the usual pace itself is the same in all blocks.
-    """
-    within = estimate.within if math.isfinite(estimate.within) else 0.0
-    memory = 0.0 if estimate.shift is None else estimate.shift.memory
-    return math.hypot(within, _MEMORY_DOUBT * memory)
+    """Return the deviation of a latency at the usual pace that its interval explains, as a share."""
+    return min(estimate.interval, _MOST_EXPLAINED) if math.isfinite(estimate.interval) else 0.0
 
 
 class DevicePaces:
@@ -98,7 +93,12 @@ class DevicePaces:
         self._blocks = {block.stored.block_id: block for block in blocks}
         self._spec = spec
         remembered = [block.company.usual for block in blocks if block.company.usual is not None]
-        self.usual = remembered[-1] if remembered else _own_usual(blocks, spec)
+        # The newest one, unless the agent has lost its memory since.
+        self.usual = (
+            max(reversed(remembered), key=lambda usual: usual.moments)
+            if remembered
+            else _own_usual(blocks, spec)
+        )
         alone = {id: self._estimated(id, {}) for id in self._blocks}
         self._known = self._usual_latencies(alone, references, typical)
         self.estimates = {id: self.by(id, {}, alone[id]) for id in self._blocks}
@@ -118,14 +118,18 @@ class DevicePaces:
         """
         block, found = alone or self._estimated(block_id, {})
         told = _agreeing(found, {**self._known, **anchors})
-        if not told:
-            return block, found
+        if told:
+            block, found = self._by_known(block_id, block, found, told)
+        left = _left(found, anchors)
+        own = found.keys() - self._known.keys()
+        return block, found if not left else {**found, **_divided(found, own, math.exp(left))}
+
+    def _by_known(
+        self, block_id: str, block: BlockEstimate, found: dict[str, Estimate], told: Known
+    ) -> tuple[BlockEstimate, dict[str, Estimate]]:
         if block.paces is None:  # the agent's reference models failed
             factor = float(np.median([found[key].latency_ns / told[key][0] for key in told]))
-            return block, {
-                key: replace(each, latency_ns=each.latency_ns / factor)
-                for key, each in found.items()
-            }
+            return block, _divided(found, found, factor)
         return self._estimated(block_id, told)
 
     def readings(self, block_id: str) -> list[AgentReading]:
@@ -180,6 +184,22 @@ def _agreeing(found: Mapping[str, Estimate], known: Known) -> dict[str, tuple[fl
         key: known[key]
         for key, value in off.items()
         if abs(value - middle) <= max(_STRAY, explained(found[key]))
+    }
+
+
+def _left(found: Mapping[str, Estimate], anchors: Known) -> float:
+    """What anchors are still off together, a logarithm: a device may slow networks of one kind
+    down and no reference model. 0 where it is little or they are too few."""
+    off = [math.log(found[key].latency_ns / anchors[key][0]) for key in anchors if key in found]
+    left = float(np.median(off)) if len(off) >= FEWEST_TOLD else 0.0
+    return left if abs(left) > _STRAY else 0.0
+
+
+def _divided(
+    found: Mapping[str, Estimate], keys: Iterable[str], factor: float
+) -> dict[str, Estimate]:
+    return {
+        key: replace(found[key], latency_ns=found[key].latency_ns / factor) for key in keys
     }
 
 

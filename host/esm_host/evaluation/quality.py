@@ -49,8 +49,8 @@ class Quality:
         explained; 0 where there is none, infinite where a reference failed, ``(blocks,)``."""
         deviations = np.nan_to_num(self.deviations, nan=np.inf)
         limit = np.maximum(np.nan_to_num(self.explained), tolerance)
-        straying: NDArray[np.float64] = np.where(deviations > limit, deviations, 0.0)
-        return straying.max(axis=1, initial=0.0)
+        straying = np.where(deviations > limit, deviations, 0.0)
+        return np.asarray(straying.max(axis=1, initial=0.0), dtype=np.float64)
 
 
 def judge(
@@ -129,7 +129,7 @@ def judge_at_usual(
 def _levels(bases: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logarithms of how much slower each device is than the median one, ``(devices,)``."""
     levels, _ = _polish(bases, True, np.ones(len(bases), dtype=bool))
-    return levels - levels[median_of(levels)]
+    return np.asarray(levels - levels[median_of(levels)])
 
 
 def median_of(levels: NDArray[np.float64]) -> int:
