@@ -15,7 +15,7 @@ CAMPAIGN += ["deviations"]
 TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribution")]
 TIMING.insert(0, "latencies")
 TIMING += ["operators-2", "states-clock-mhz", "states-temperature-c", "states-gpu-clock-mhz"]
-TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:]]
+TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:-1], "paces", "deviations"]
 SEARCH = ["front-0", "hypervolume", "off"]
 PAGES = [
     ("campaign_report", CAMPAIGN),

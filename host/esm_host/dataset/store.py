@@ -402,7 +402,7 @@ class Store:
             {
                 "block_id": block_id,
                 "position": position,
-                "name": reference.model_id,
+                "name": reference.model_id.replace("\0", ""),
                 "latency_ns": _pack(reference.latency_ns),
                 "start_ns": _pack(reference.start_ns),
                 "load_ns": reference.load_ns,

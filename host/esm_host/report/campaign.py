@@ -314,7 +314,6 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
         f"The same {plural(run.settings.references, 'reference model')} in every block "
         f"{'and those of the agent ' * (not paces.empty)}tell how fast the device was.",
         [
-            *_paces(paces),
             Figure(
                 "pace",
                 "Pace of the device, block by block",
@@ -326,6 +325,7 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
                     Column("slower_percent", "slower than usual (%)", 1),
                 ],
             ),
+            *_paces(paces),
             Figure(
                 "deviations",
                 "What is left of each reference's deviation",

@@ -151,25 +151,23 @@ def paces(paces: pd.DataFrame) -> alt.LayerChart:
     legend = alt.Legend(columns=_COLUMNS)
     several = frame["device"].nunique() > 1
     dash = [alt.StrokeDash("device:N", legend=legend)] if several else []
-    lines = (
-        alt.Chart(frame)
-        .mark_line(point=alt.OverlayMarkDef(size=30, opacity=1))
-        .encode(
-            alt.X("minutes:Q", title="minutes since the first block", axis=alt.Axis(tickCount=8)),
-            alt.Y("slower_percent:Q", title="slower than usual (%)"),
-            alt.Color("name:N", scale=alt.Scale(domain=names), legend=legend),
-            alt.Detail("device:N"),
-            *dash,
-            tooltip=[
-                "block:Q",
-                "device:N",
-                alt.Tooltip("name:N", title="reference model (weights)"),
-                alt.Tooltip("minutes:Q", format=".1f"),
-                alt.Tooltip("slower_percent:Q", title="slower by (%)", format="+.1f"),
-            ],
-        )
+    base = alt.Chart(frame).encode(
+        alt.X("minutes:Q", title="minutes since the first block", axis=alt.Axis(tickCount=8)),
+        alt.Y("slower_percent:Q", title="slower than usual (%)"),
+        alt.Color("name:N", scale=alt.Scale(domain=names), legend=legend),
+        alt.Detail("device:N"),
+        tooltip=[
+            "block:Q",
+            "device:N",
+            alt.Tooltip("name:N", title="reference model (weights)"),
+            alt.Tooltip("minutes:Q", format=".1f"),
+            alt.Tooltip("slower_percent:Q", title="slower by (%)", format="+.1f"),
+        ],
     )
-    return layered(level(0.0), lines, height=240)
+    shape = alt.Shape("name:N", scale=alt.Scale(domain=names, range=SHAPES), legend=legend)
+    lines = base.mark_line().encode(*dash)
+    points = base.mark_point(size=40, opacity=1).encode(shape)
+    return layered(level(0.0), lines, points, height=240)
 
 
 def deviations(
