@@ -278,6 +278,7 @@ def resume(
     predictor: str | None = None,
     encoding: str | None = None,
     group_tolerance_percent: float | None = None,
+    raw: bool | None = None,
     patience_s: float = 60.0,
     wait: bool = True,
     watcher: CampaignWatcher | None = None,
@@ -288,7 +289,7 @@ def resume(
         run: or its folder.
         device: another name of the same device.
         target_accuracy_percent, max_models, train_on, weights, predictor, encoding,
-            group_tolerance_percent: in place of those that it has, as :class:`Settings` describes
+            group_tolerance_percent, raw: in place of those that it has, as :class:`Settings` describes
             them.
         patience_s, wait, watcher: as in :func:`profile`.
 
@@ -313,6 +314,7 @@ def resume(
         "predictor": predictor,
         "encoding": encoding,
         "group_tolerance_percent": group_tolerance_percent,
+        "raw": raw,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     folder.refresh()

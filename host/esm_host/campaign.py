@@ -32,7 +32,7 @@ from esm_models.space import SearchSpace
 RESUMABLE = frozenset(
     {
         *("device", "target_accuracy_percent", "max_models", "train_on", "weights"),
-        *("predictor", "encoding", "group_tolerance_percent"),
+        *("predictor", "encoding", "group_tolerance_percent", "raw"),
     }
 )
 """Settings that a resumed campaign may change: they alter nothing that was measured."""

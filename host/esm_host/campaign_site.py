@@ -127,11 +127,20 @@ class CampaignSite:
         paces = table.quality.factors[[block.number > before for block in table.blocks]]
         now = float(np.median(paces)) if len(paces) else 1.0
         if not 1 / _OTHER_PACE < now < _OTHER_PACE:
-            self._watcher.warn(
-                f"{self._settings.device} takes {now:.2f} times as long as in most of the campaign "
-                f"{self._run.path}: that is divided out, figures are at the campaign's pace; if "
-                "that was not the usual one, profile again"
-            )
+            takes = f"{self._settings.device} takes {now:.2f} times as long as"
+            if any(table.agent):
+                self._watcher.warn(f"{takes} usual: {self._what_becomes_of_it()}")
+            else:
+                self._watcher.warn(
+                    f"{takes} in most of the campaign {self._run.path}: that is divided out, "
+                    "figures are at the campaign's pace; if that was not the usual one, profile "
+                    "again"
+                )
+
+    def _what_becomes_of_it(self) -> str:
+        if self._settings.raw:
+            return "figures are as measured"
+        return "figures are at its usual pace"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def measuring(
             rng = np.random.default_rng([settings.seed, 2**32])
             sampler = RandomSampler(space, settings.depth_bins(space))
             store.add_plan(REFERENCE_ROUND, sampler.sample(settings.references, rng))
-        measurements = Measurements(store, settings.spec)
+        measurements = Measurements(store, settings.spec, settings.raw)
         collector = Collector(
             store,
             measurements,
@@ -172,7 +173,7 @@ def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: R
     """Raises MismatchError unless the store was made by the same space and settings."""
     identity = {
         **space.settings(),
-        **settings.spec.to_json(),
+        **_spec_facts(settings.spec),
         "references": settings.references,
         # Notices a user's own space that was edited since.
         "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
@@ -182,10 +183,17 @@ def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: R
         store.add_fact("campaign", identity)
         return
     # What its version did not know yet was as it is by default now.
-    known = {**MeasureSpec().to_json(), **known}
+    known = {**_spec_facts(MeasureSpec()), **known}
     if known != identity:
         differs = [name for name, value in identity.items() if known.get(name) != value]
         raise MismatchError(
             f"{folder.path} was measured with other settings ({', '.join(differs)}): restore "
             f"them, or give another {argument('run')}"
         )
+
+
+def _spec_facts(spec: MeasureSpec) -> dict[str, Any]:
+    """A spec by its fields. ``references`` has another name here: that one is taken by the number
+    of the campaign's own reference models."""
+    facts = spec.to_json()
+    return {**facts, "agent_references": facts.pop("references")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -69,8 +70,9 @@ class Run:
         Columns: ``architecture_key``, ``architecture`` (as text), ``round``, ``block``, ``depth``,
         ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ..., or
         ``FEATURE_WORD`` (how many blocks have it) where a feature's values are words,
-        ``resolution`` (pixels) where architectures have their own, ``latency_ms``,
-        ``interval_percent`` (half-width of the 95 % interval), ``verdict``,
+        ``resolution`` (pixels) where architectures have their own, ``latency_ms`` (at the device's
+        usual pace, unless the campaign is raw), ``interval_percent`` (half-width of the 95 %
+        interval for the device at any time), ``raw_ms`` (as measured), ``verdict``,
         ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
         campaign has come to an end), ``error_percent`` (of the prediction).
         """
@@ -91,6 +93,7 @@ class Run:
                 **self._features(dataset.architectures),
                 "latency_ms": dataset.latency_ms,
                 "interval_percent": 100 * dataset.interval,
+                "raw_ms": dataset.raw_ms,
                 "verdict": [judgement.verdict.value for judgement in dataset.judgements],
                 "reasons": [judgement.reasons for judgement in dataset.judgements],
                 "predicted_ms": predicted_ms,
@@ -115,9 +118,9 @@ class Run:
         """A row per measured block, in the order of time.
 
         Columns: ``block`` (from 1), ``block_id``, ``round``, ``device``, ``pace`` (1 at the
-        device's median, 1.1 a tenth slower), ``worst_deviation_percent`` (of a reference,
-        when the block was judged), ``passed`` (None where it is not judged yet), ``models``,
-        ``busy_s``, ``wall_s``.
+        device's usual pace, 1.1 a tenth slower; without the agent's reference models 1 at the
+        median of the campaign), ``worst_deviation_percent`` (of a reference, when the block was
+        judged), ``passed`` (None where it is not judged yet), ``models``, ``busy_s``, ``wall_s``.
         """
         table = self._records.table
         worst = [block.worst_deviation for block in table.blocks]
@@ -140,8 +143,8 @@ class Run:
 
     def references(self) -> pd.DataFrame:
         """A row per block and reference model: ``block``, ``device``, ``reference`` (from 1),
-        ``latency_ms`` as measured, ``deviation_percent`` once the device's pace is divided out;
-        NaN where it failed."""
+        ``latency_ms`` as measured, ``deviation_percent`` once the device's pace is taken out; NaN
+        where it failed."""
         table = self._records.table
         blocks, references = table.references_ms.shape
         return pd.DataFrame(
@@ -153,6 +156,32 @@ class Run:
                 "deviation_percent": 100 * table.quality.deviations.ravel(),
             }
         )
+
+    def paces(self) -> pd.DataFrame:
+        """A row per block and reference model of the agent, smallest weights first: ``block``,
+        ``device``, ``at_s`` (when the block ended, since the first one did), ``reference`` (its
+        name), ``weight_mb``, ``latency_ms``, ``usual_ms`` and ``slower_percent`` (than usual; NaN
+        where that is not known). Empty for a campaign without them."""
+        table = self._records.table
+        ends = [datetime.fromisoformat(block.measured_at) for block in table.blocks]
+        rows = [
+            {
+                "block": number,
+                "device": device,
+                "at_s": (ended - ends[0]).total_seconds(),
+                "reference": reading.name,
+                "weight_mb": reading.weight_bytes / 1e6,
+                "latency_ms": reading.latency_ms,
+                "usual_ms": reading.usual_ms,
+                "slower_percent": 100 * (reading.latency_ms / reading.usual_ms - 1),
+            }
+            for number, (device, ended, readings) in enumerate(
+                zip(self._devices, ends, table.agent, strict=True), start=1
+            )
+            for reading in readings
+        ]
+        names = ["block", "device", "at_s", "reference", "weight_mb", "latency_ms", "usual_ms"]
+        return pd.DataFrame(rows, columns=[*names, "slower_percent"])
 
     def rounds(self) -> pd.DataFrame:
         """A row per finished round: ``round``, models ``measured``, ``trusted`` and ``failed`` so
@@ -334,7 +363,7 @@ class Run:
     def _records(self) -> _Records:
         store = self._folder.open_store()
         try:
-            measurements = Measurements(store, self.settings.spec)
+            measurements = Measurements(store, self.settings.spec, self.settings.raw)
             table = measurements.table()
             planned = {
                 a.key: number

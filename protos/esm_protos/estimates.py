@@ -130,12 +130,12 @@ class Estimate:
 
     @property
     def interval(self) -> float:
-        """Half-width of the 95 % interval for this device at any time, as a share of the latency."""
+        """Half-width of the 95 % interval for this device at any time, as a share."""
         return self.parts.interval
 
     @property
     def within(self) -> float:
-        """Half-width of the 95 % interval within this block, as a share of the latency."""
+        """Half-width of the 95 % interval within this block, as a share."""
         return self.parts.within
 
 

@@ -1,6 +1,7 @@
 """The store keeps what it is given, once, and says so when it cannot, whatever it is kept in."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ from esm_host.errors import DatasetError
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
-from esm_protos.messages import Block, BlockResult, FailureKind, Measurement, MeasureSpec, Model
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    FailureKind,
+    Measurement,
+    MeasureSpec,
+    Model,
+    Usual,
+)
 
 PLAN = [Architecture("s", (("a",), ("b",) * n)) for n in range(1, 6)]
 DEVICE = FakeProfiler(lambda model: 1.0).device_info()
@@ -78,6 +87,42 @@ def test_what_goes_in_comes_out(store: Store) -> None:
         Attempt(PLAN[2].key, "one", FailureKind.CRASH),
     ]
     assert again.attempts(1) == []
+
+
+def test_the_agents_reference_models_are_kept_beside_a_block(store: Store) -> None:
+    add(store, "one", [samples(PLAN[1])])
+    assert store.companies() == {}
+    own = replace(samples(PLAN[2]), runs_per_visit=3, weight_bytes=2**40, session_runs=(1, 2))
+    large = replace(own, model_id="large", copy_in_ns=np.zeros(0), copy_out_ns=np.zeros(0))
+    failed = Measurement.failed("beyond", FailureKind.OUT_OF_MEMORY, "no\0 room")
+    usual = Usual(("large", "beyond"), np.array([1e6, 2.5e6]), np.array([[0, 1], [1, 0.5]]), 7, 9.5)
+    block = Block("two", MeasureSpec(), (Model(own.model_id, b""),))
+    done = BlockResult("two", (own,), 9, 7, references=(large, failed), usual=usual)
+    store.add_block(0, block, done, DEVICE, 11, 1.5)
+    store.close()
+    again = Store(store.database)
+    (company,) = again.companies().values()
+    assert again.companies(after=again.blocks()[0].number).keys() == {"two"}
+    assert again.companies(after=again.blocks()[1].number) == {}
+    assert company.usual is not None
+    assert company.usual.to_json() == usual.to_json()
+    first, second = company.references
+    np.testing.assert_array_equal(first.latency_ns, large.latency_ns)
+    np.testing.assert_array_equal(first.start_ns, large.start_ns)
+    assert (first.model_id, first.load_ns, first.first_run_ns) == ("large", 4, 6)
+    assert (first.runs_per_visit, first.weight_bytes, first.session_runs) == (3, 2**40, (1, 2))
+    assert second.failure is not None
+    assert (second.model_id, second.failure.message) == ("beyond", "no room")
+    before, kept = (stored.measurement for stored in again.measurements())
+    assert (before.runs_per_visit, before.weight_bytes, before.session_runs) == (0, 0, ())
+    assert (kept.runs_per_visit, kept.weight_bytes, kept.session_runs) == (3, 2**40, (1, 2))
+
+
+def test_a_store_without_them_has_no_tables_for_them(store: Store) -> None:
+    """Programs that do not know these tables read what they know."""
+    add(store, "one", [samples(PLAN[1])])
+    tables = sa.inspect(store._engine).get_table_names(store.database.schema)
+    assert not {"agent_references", "usual", "visits"} & set(tables)
 
 
 def test_judgements_and_rounds(store: Store) -> None:

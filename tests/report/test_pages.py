@@ -22,7 +22,7 @@ TIMING += [
     "states-temperature-c",
     "states-gpu-clock-mhz",
 ]
-TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:]]
+TRANSFER = [*CAMPAIGN[:-3], "held-out", *CAMPAIGN[-3:-1], "paces", "deviations"]
 SEARCH = ["front-0", "hypervolume", "off"]
 PAGES = [
     ("campaign_report", CAMPAIGN),

@@ -188,6 +188,14 @@ Precision = Annotated[
         rich_help_panel=TIMING,
     ),
 ]
+AsMeasured = Annotated[
+    bool,
+    typer.Option(
+        "--raw/--no-raw",
+        help="Report latencies as measured, not at the device's usual pace.",
+        rich_help_panel=TIMING,
+    ),
+]
 MaxRuns = Annotated[
     int, typer.Option(help="Counted runs per model at most.", rich_help_panel=TIMING)
 ]

@@ -14,6 +14,7 @@ from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     TIMING,
     AllowFallback,
+    AsMeasured,
     Batch,
     CudaGraph,
     DeviceOrGroup,
@@ -219,7 +220,10 @@ def profile(
         int, typer.Option(help="Models measured together.", rich_help_panel=TIMING)
     ] = 20,
     references: Annotated[
-        int, typer.Option(help="Reference models in every block.", rich_help_panel=TIMING)
+        int,
+        typer.Option(
+            help="The campaign's own reference models in every block.", rich_help_panel=TIMING
+        ),
     ] = 4,
     reference_tolerance: Annotated[
         float,
@@ -236,6 +240,7 @@ def profile(
             rich_help_panel=TIMING,
         ),
     ] = 10.0,
+    raw: AsMeasured = False,
     patience: Patience = 60.0,
     no_wait: NoWait = False,
     seed: Seed = 0,
@@ -285,6 +290,7 @@ def profile(
         "max_models": max_models,
         "seed": seed,
         "warm_start": warm_start,
+        "raw": raw,
     }
     asked = {name for name in ("precision", "max_runs") if was_given(ctx, name)}
     if runs is not None and asked:
@@ -314,6 +320,8 @@ def profile(
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
+        # Not on a resumed one, which is measured as it was begun.
+        spec["references"] = protocol is ProtocolName.interleaved
         settings = new_settings(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))

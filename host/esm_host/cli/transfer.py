@@ -10,6 +10,7 @@ import typer
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
+    AsMeasured,
     Batch,
     CudaGraph,
     DeviceOrGroup,
@@ -72,6 +73,7 @@ def transfer(
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
+    raw: AsMeasured = False,
     patience: Patience = 60.0,
     no_wait: NoWait = False,
     seed: Seed = 0,
@@ -116,8 +118,10 @@ def transfer(
         "held_out": held_out,
         "block_size": min(20, -(-(samples + held_out) // 3)),  # that there are three to compare
         "seed": seed,
+        "raw": raw,
     }
     spec = {
+        "references": True,
         "runs": max_runs,
         "precision": share,
         "threads": threads,

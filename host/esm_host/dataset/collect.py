@@ -181,15 +181,16 @@ class Collector:
         """Judges the round's blocks that have no judgement yet; returns how many failed."""
         table = self._measurements.table()
         failed = 0
+        straying = table.quality.straying(self._tolerance).tolist()
         for index, (block, worst) in enumerate(
             zip(table.blocks, table.quality.worst.tolist(), strict=True)
         ):
             if block.round != round_number or block.passed is not None:
                 continue
-            passed = worst <= self._tolerance
+            passed = not straying[index]
             evidence = [
                 *block_evidence(self._store.states(block.block_id), table.slowdown[index]),
-                *reference_evidence(worst, self._tolerance),
+                *reference_evidence(straying[index], self._tolerance),
                 *threads_evidence(self._spec.threads, self._store.processors(block.block_id)),
             ]
             verdicts = {

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from esm_protos.messages import (
     FailureKind,
     Measurement,
     Nanoseconds,
+    Usual,
 )
 
 SCHEMA_VERSION = 3
@@ -121,6 +122,40 @@ _departures = sa.Table(
     sa.Column("left_at", sa.String, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
 )
+_company = sa.MetaData()
+"""Tables made when the first block with the agent's reference models is stored. Other stores have
+none of them, and programs that do not know them read the rest."""
+_agent_references = sa.Table(
+    "agent_references",
+    _company,
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("latency_ns", sa.LargeBinary, nullable=False),
+    sa.Column("start_ns", sa.LargeBinary, nullable=False),
+    sa.Column("load_ns", sa.BigInteger, nullable=False),
+    sa.Column("first_run_ns", sa.BigInteger, nullable=False),
+    sa.Column("runs_per_visit", sa.Integer, nullable=False),
+    sa.Column("weight_bytes", sa.BigInteger, nullable=False),
+    sa.Column("session_runs", sa.JSON, nullable=False),
+    sa.Column("failure_kind", sa.String),
+    sa.Column("failure_message", sa.String),
+)
+_usual = sa.Table(
+    "usual",
+    _company,
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("usual", sa.JSON, nullable=False),
+)
+_visits = sa.Table(
+    "visits",
+    _company,
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("runs_per_visit", sa.Integer, nullable=False),
+    sa.Column("weight_bytes", sa.BigInteger, nullable=False),
+    sa.Column("session_runs", sa.JSON, nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -186,6 +221,19 @@ class StoredMeasurement:
 
     block_id: str
     measurement: Measurement
+
+
+@dataclass(frozen=True, eq=False)
+class Company:
+    """The agent's reference models in a block.
+
+    Attributes:
+        references: their measurements, by the agent's names for them.
+        usual: what the agent remembered of them before the block; None where that was nothing.
+    """
+
+    references: tuple[Measurement, ...] = ()
+    usual: Usual | None = None
 
 
 class Store:
@@ -323,10 +371,7 @@ class Store:
                 "copy_out_ns": _pack(measurement.copy_out_ns),
                 "ran_on": measurement.ran_on,
                 "fallback": measurement.fallback,
-                "failure_kind": measurement.failure and measurement.failure.kind.value,
-                # PostgreSQL's text has no NUL.
-                "failure_message": measurement.failure
-                and measurement.failure.message.replace("\0", ""),
+                **_failure_of(measurement),
             }
             for position, measurement in enumerate(result.measurements)
         ]
@@ -347,6 +392,40 @@ class Store:
                 },
             )
             connection.execute(_measurements.insert(), rows)
+            if result.references or result.usual is not None:
+                self._add_company(connection, result)
+
+    def _add_company(self, connection: sa.Connection, result: BlockResult) -> None:
+        _company.create_all(connection)
+        block_id = result.block_id
+        references = [
+            {
+                "block_id": block_id,
+                "position": position,
+                "name": reference.model_id.replace("\0", ""),
+                "latency_ns": _pack(reference.latency_ns),
+                "start_ns": _pack(reference.start_ns),
+                "load_ns": reference.load_ns,
+                "first_run_ns": reference.first_run_ns,
+                **_visits_of(reference),
+                **_failure_of(reference),
+            }
+            for position, reference in enumerate(result.references)
+        ]
+        visits = [
+            {"block_id": block_id, "position": position, **_visits_of(measurement)}
+            for position, measurement in enumerate(result.measurements)
+        ]
+        if references:
+            connection.execute(_agent_references.insert(), references)
+        if visits:
+            connection.execute(_visits.insert(), visits)
+        if result.usual is not None:
+            usual = {"block_id": block_id, "usual": result.usual.to_json()}
+            connection.execute(_usual.insert(), usual)
+
+    def _has(self, connection: sa.Connection, table: sa.Table) -> bool:
+        return sa.inspect(connection).has_table(table.name, self.database.schema)
 
     def blocks(self) -> list[StoredBlock]:
         """All blocks in the order in which they were measured."""
@@ -412,7 +491,48 @@ class Store:
             .order_by(_blocks.c.number, _measurements.c.position)
         )
         with self._reading() as connection:
-            return [_stored(row) for row in connection.execute(query).mappings()]
+            visits = {
+                (row["block_id"], row["position"]): row
+                for row in self._since(connection, _visits, after)
+            }
+            return [
+                StoredMeasurement(
+                    row["block_id"],
+                    _measurement(row, visits.get((row["block_id"], row["position"]))),
+                )
+                for row in connection.execute(query).mappings()
+            ]
+
+    def companies(self, after: int = 0) -> dict[str, Company]:
+        """Return the agent's reference models by block id, of the blocks whose number exceeds
+        ``after``; blocks without any are absent."""
+        references: dict[str, list[Measurement]] = {}
+        with self._reading() as connection:
+            for row in self._since(connection, _agent_references, after):
+                references.setdefault(row["block_id"], []).append(_reference(row))
+            usual = {
+                row["block_id"]: Usual.from_json(row["usual"])
+                for row in self._since(connection, _usual, after)
+            }
+        return {
+            block_id: Company(tuple(references.get(block_id, ())), usual.get(block_id))
+            for block_id in references.keys() | usual.keys()
+        }
+
+    def _since(
+        self, connection: sa.Connection, table: sa.Table, after: int
+    ) -> Sequence[sa.RowMapping]:
+        """Rows of the blocks whose number exceeds ``after``; none where there is no such table."""
+        if not self._has(connection, table):
+            return []
+        query = (
+            sa.select(table)
+            .join(_blocks, _blocks.c.block_id == table.c.block_id)
+            .where(_blocks.c.number > after)
+        )
+        if "position" in table.c:
+            query = query.order_by(_blocks.c.number, table.c.position)
+        return connection.execute(query).mappings().all()
 
     def states(self, block_id: str) -> tuple[DeviceState, ...]:
         """Of the device before, during and after a block."""
@@ -475,7 +595,7 @@ class Store:
         """Of devices of a group, in order; a device that came back may be among them."""
         query = sa.select(_departures.c.device, _departures.c.left_at, _departures.c.reason)
         with self._reading() as connection:
-            if not sa.inspect(connection).has_table(_departures.name, self.database.schema):
+            if not self._has(connection, _departures):
                 return []
             return [Departure(*row) for row in connection.execute(query.order_by("number"))]
 
@@ -506,22 +626,70 @@ _BLOCK_COLUMNS = (
 )
 
 
-def _stored(row: sa.RowMapping) -> StoredMeasurement:
-    kind = row["failure_kind"]
-    failure = Failure(FailureKind(kind), row["failure_message"]) if kind else None
+def _measurement(row: sa.RowMapping, visits: sa.RowMapping | None) -> Measurement:
+    """A measurement of a block's own model.
+
+    Args:
+        visits: of blocks with the agent's reference models.
+    """
     measurement = Measurement(
         row["architecture_key"],
         _unpack(row["latency_ns"]),
         _unpack(row["start_ns"]),
         row["load_ns"],
         row["first_run_ns"],
-        failure,
+        _failure(row),
         _unpack(row["copy_in_ns"]),
         _unpack(row["copy_out_ns"]),
         tuple((provider, nodes) for provider, nodes in row["ran_on"]),
         tuple(row["fallback"]),
     )
-    return StoredMeasurement(row["block_id"], measurement)
+    return measurement if visits is None else _with_visits(measurement, visits)
+
+
+def _reference(row: sa.RowMapping) -> Measurement:
+    measurement = Measurement(
+        row["name"],
+        _unpack(row["latency_ns"]),
+        _unpack(row["start_ns"]),
+        row["load_ns"],
+        row["first_run_ns"],
+        _failure(row),
+    )
+    return _with_visits(measurement, row)
+
+
+def _with_visits(measurement: Measurement, row: sa.RowMapping) -> Measurement:
+    return replace(
+        measurement,
+        runs_per_visit=row["runs_per_visit"],
+        weight_bytes=row["weight_bytes"],
+        session_runs=tuple(row["session_runs"]),
+    )
+
+
+def _visits_of(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "runs_per_visit": measurement.runs_per_visit,
+        "weight_bytes": measurement.weight_bytes,
+        "session_runs": list(measurement.session_runs),
+    }
+
+
+def _failure(row: sa.RowMapping) -> Failure | None:
+    kind = row["failure_kind"]
+    return Failure(FailureKind(kind), row["failure_message"]) if kind else None
+
+
+def _failure_of(measurement: Measurement) -> dict[str, str | None]:
+    failure = measurement.failure
+    if failure is None:
+        return {"failure_kind": None, "failure_message": None}
+    # PostgreSQL's text has no NUL.
+    return {
+        "failure_kind": failure.kind.value,
+        "failure_message": failure.message.replace("\0", ""),
+    }
 
 
 def _pack(samples: Nanoseconds) -> bytes:

@@ -1,9 +1,14 @@
-"""From stored blocks to a data set: one latency per architecture, drift removed."""
+"""From stored blocks to a data set: one latency per architecture, drift removed.
+
+Where the agent timed reference models of its own along, latencies are at the device's usual pace
+(:mod:`esm_host.dataset.usual_pace`). Blocks of older campaigns have none; the block's factor, which
+the campaign's own reference models tell, is divided out then.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,23 +17,22 @@ from numpy.typing import NDArray
 from esm_host.dataset.store import (
     GROUP_FACT,
     REFERENCE_ROUND,
+    Company,
     Store,
     StoredBlock,
-    StoredMeasurement,
 )
+from esm_host.dataset.usual_pace import FEWEST_TOLD, AgentReading, Block, DevicePaces, explained
 from esm_host.evaluation.alike import Readings
-from esm_host.evaluation.quality import Quality, judge, median
+from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
-from esm_protos.estimates import estimate_measured
-from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
+from esm_protos.messages import Measurement, MeasureSpec, Protocol
 
 _LEAST_ERROR = 0.02
 WIDEST = 0.5
 """Interval, as a share, that is reckoned with at most; also where there were too few rounds for
 one."""
-FEWEST_ANCHORS = 3
-"""That are believed: one alone may stray."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +40,20 @@ class Dataset:
     """Architectures with their latencies, in the order of the plan.
 
     Attributes:
-        latency_ms: trimmed mean, the device's pace and its block's factor divided out, ``(n,)``.
-            Of a group, on the scale of its median device.
-        interval: half-width of the 95 % interval, as a share of the latency, ``(n,)``.
+        latency_ms: trimmed mean at the device's usual pace, ``(n,)``; of a campaign without the
+            agent's reference models with the pace and the block's factor divided out; of a raw one
+            as measured. Of a group, on the scale of its median device.
+        interval: half-width of the 95 % interval for the device at any time, as a share of the
+            latency, ``(n,)``.
         judgements: verdict and reasons of each, ``(n,)``.
+        raw_ms: trimmed mean as measured, ``(n,)``.
     """
 
     architectures: list[Architecture]
     latency_ms: NDArray[np.float64]
     interval: NDArray[np.float64]
     judgements: list[Judgement]
+    raw_ms: NDArray[np.float64]
 
     @property
     def depth(self) -> NDArray[np.int64]:
@@ -63,6 +71,7 @@ class Dataset:
             self.latency_ms[rows],
             self.interval[rows],
             [self.judgements[i] for i in rows],
+            self.raw_ms[rows],
         )
 
     def weights(self, kind: str = "interval") -> NDArray[np.float64]:
@@ -85,11 +94,24 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's latency in one block, the pace within the block divided out."""
+    """One model in one block."""
 
-    latency_ms: float
-    raw_ms: float
-    interval: float
+    estimate: Estimate
+
+    @property
+    def latency_ms(self) -> float:
+        """At the device's usual pace; without the agent's reference models at the block's."""
+        return self.estimate.latency_ns / 1e6
+
+    @property
+    def raw_ms(self) -> float:
+        """As measured."""
+        return self.estimate.raw_ns / 1e6
+
+    @property
+    def interval(self) -> float:
+        """Half-width of the 95 % interval for the device at any time, as a share."""
+        return self.estimate.interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +127,11 @@ class BlockTable:
         anchors: per block, models of other rounds that were measured along.
         slowdown: per block, from its first third to its last, as a share.
         failures: architecture key -> message, of models that were never measured.
-        references_ms: ``(blocks, references)``, NaN where a reference failed.
+        references_ms: the campaign's reference models in each block, with no more than the pace
+            within it divided out, ``(blocks, references)``, NaN where a reference failed.
+        divisors: by what ``latency_ms`` of a block's models is divided for the data set,
+            ``(blocks,)``.
+        agent: per block, the agent's reference models, smallest weights first.
     """
 
     blocks: list[StoredBlock]
@@ -115,6 +141,8 @@ class BlockTable:
     failures: dict[str, str]
     references_ms: NDArray[np.float64]
     quality: Quality
+    divisors: NDArray[np.float64]
+    agent: list[list[AgentReading]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +166,21 @@ class Figures:
 
 
 class Measurements:
-    """What a store's blocks say. Blocks are never changed, so each is read and derived once."""
+    """What a store's blocks say. Blocks are never changed, so each is read once.
 
-    def __init__(self, store: Store, spec: MeasureSpec) -> None:
+    Args:
+        raw: latencies of the data set are as measured, the devices of a group apart.
+    """
+
+    def __init__(self, store: Store, spec: MeasureSpec, raw: bool = False) -> None:
         self._store = store
         self._spec = spec
+        self._raw = raw
         self._read_up_to = 0
-        self._models: dict[str, dict[str, Measured]] = {}
-        self._slowdown: dict[str, float] = {}
+        self._blocks_read: dict[str, Block] = {}
         self._failures: dict[str, str] = {}
+        self._old_way: dict[str, tuple[BlockEstimate, dict[str, Estimate]]] = {}
+        self._derived: _Derived | None = None
         self._table: BlockTable | None = None
 
     def table(self) -> BlockTable:
@@ -163,8 +197,9 @@ class Measurements:
             by_device.setdefault(block.device, []).append(block)
         return {
             name: Readings(
-                self._of_references(blocks, lambda model: model.latency_ms),
-                self._of_references(blocks, lambda model: model.interval),
+                self._of_references(blocks, lambda model: model.latency_ns),
+                # Devices are compared as they are now.
+                self._of_references(blocks, lambda model: model.within),
             )
             for name, blocks in by_device.items()
         }
@@ -183,21 +218,35 @@ class Measurements:
         used = np.array([best[a.key] for a in architectures], dtype=int)
         found = [table.models[index][a.key] for a, index in zip(architectures, used, strict=True)]
         verdicts = self._store.verdicts()
+        raw_ms = np.array([model.raw_ms for model in found], dtype=float)
+        if self._raw:
+            latency_ms = raw_ms / table.quality.levels[used]
+            intervals = [model.estimate.within for model in found]
+        else:
+            latency_ms = np.array([model.latency_ms for model in found]) / table.divisors[used]
+            intervals = [model.interval for model in found]
         return Dataset(
             architectures,
-            np.array([model.latency_ms for model in found]) / table.quality.factors[used],
-            np.array([model.interval for model in found]),
+            latency_ms,
+            np.array(intervals, dtype=float),
             [
                 verdicts[table.blocks[index].block_id, a.key]
                 for a, index in zip(architectures, used, strict=True)
             ],
+            raw_ms,
         )
 
     def figures(self) -> Figures:
         """Of everything that is planned."""
         table, dataset = self.table(), self.dataset()
         own = [block.round >= REFERENCE_ROUND for block in table.blocks]
-        paced_ms = (table.references_ms / table.quality.factors[:, None])[own]
+        if self._raw:
+            every_ms = self._of_references(table.blocks, lambda model: model.raw_ns) / 1e6
+            divisors = table.quality.levels
+        else:
+            every_ms = self._of_references(table.blocks, lambda model: model.latency_ns) / 1e6
+            divisors = table.divisors
+        paced_ms = (every_ms / divisors[:, None])[own]
         plan = self._store.plan()
         references = zip(plan.get(REFERENCE_ROUND, []), median(paced_ms, axis=0), strict=True)
         found = {a.key: (latency_ms, 0.0, "reference") for a, latency_ms in references}
@@ -216,33 +265,74 @@ class Measurements:
         )
 
     def _made(self, blocks: list[StoredBlock]) -> BlockTable:
+        if self._derived is None:
+            self._derived = self._derive()
+        derived = self._derived
+        table = self._without_anchors(blocks, derived)
+        if derived.paces:
+            return self._by_anchors(table, derived)
+        factors = anchored(table)
+        return replace(table, quality=replace(table.quality, factors=factors), divisors=factors)
+
+    def _without_anchors(self, blocks: list[StoredBlock], derived: _Derived) -> BlockTable:
         rounds = {a.key: number for number, each in self._store.plan().items() for a in each}
         models: list[dict[str, Measured]] = []
         anchors: list[dict[str, Measured]] = []
         for block in blocks:
             own = (block.round, REFERENCE_ROUND)
-            found = self._models[block.block_id].items()
-            models.append({key: each for key, each in found if rounds[key] in own})
-            anchors.append({key: each for key, each in found if rounds[key] not in own})
-        references_ms = self._of_references(blocks, lambda model: model.latency_ms)
+            found = derived.models[block.block_id].items()
+            models.append({key: Measured(each) for key, each in found if rounds[key] in own})
+            anchors.append({key: Measured(each) for key, each in found if rounds[key] not in own})
         measured = {key for found in models for key in found}
-        quality = judge(
-            references_ms,
-            self._common_pace,
-            self._devices(blocks),
-            # What a search measured later must not shift the campaign's scale.
-            np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool),
-        )
+        in_blocks_ms = self._of_references(blocks, _at_blocks_pace) / 1e6
+        quality = judge(in_blocks_ms, self._common_pace, self._devices(blocks), _typical(blocks))
         table = BlockTable(
             blocks,
             models,
             anchors,
-            [self._slowdown[block.block_id] for block in blocks],
+            [derived.slowdown[block.block_id] for block in blocks],
             {key: text for key, text in self._failures.items() if key not in measured},
-            references_ms,
+            in_blocks_ms,
             quality,
+            quality.factors,
+            [derived.agent.get(block.block_id, []) for block in blocks],
         )
-        return replace(table, quality=replace(quality, factors=anchored(table)))
+        if derived.paces:
+            quality = self._quality_at_usual(blocks)
+            table = replace(table, quality=quality, divisors=quality.levels)
+        return table
+
+    def _quality_at_usual(self, blocks: Sequence[StoredBlock]) -> Quality:
+        usual_ms = self._of_references(blocks, lambda model: model.latency_ns) / 1e6
+        slower = median(self._of_references(blocks, _slower), axis=1)
+        return judge_at_usual(
+            usual_ms,
+            self._of_references(blocks, explained),
+            np.exp(np.nan_to_num(slower)),
+            self._devices(blocks),
+            _typical(blocks),
+        )
+
+    def _by_anchors(self, table: BlockTable, derived: _Derived) -> BlockTable:
+        """The table, blocks with anchors estimated again: what these take at the usual pace is
+        known from their own blocks."""
+        best = best_attempts(table)
+        models, anchors = list(table.models), list(table.anchors)
+        factors = table.quality.factors.copy()
+        for index, block in enumerate(table.blocks):
+            known: dict[str, tuple[float, float]] = {}
+            for key in table.anchors[index].keys() & best.keys():
+                estimate = table.models[best[key]][key].estimate
+                known[key] = estimate.latency_ns, min(estimate.interval, WIDEST) / 1.96
+            if len(known) >= FEWEST_TOLD:
+                there = {key: table.anchors[index][key].estimate for key in known}
+                slower = [_at_blocks_pace(e) / known[key][0] for key, e in there.items()]
+                factors[index] = np.median(slower)
+                _, found = derived.paces[block.block_id].by(block.block_id, known)
+                models[index] = {key: Measured(found[key]) for key in models[index]}
+                anchors[index] = {key: Measured(found[key]) for key in anchors[index]}
+        quality = replace(table.quality, factors=factors)
+        return replace(table, models=models, anchors=anchors, quality=quality)
 
     @property
     def _common_pace(self) -> bool:
@@ -257,7 +347,7 @@ class Measurements:
         counted = {block.device for block in blocks if block.round != REFERENCE_ROUND}
         return [block for block in blocks if block.device in counted]
 
-    def _devices(self, blocks: list[StoredBlock]) -> NDArray[np.int64]:
+    def _devices(self, blocks: Sequence[StoredBlock]) -> NDArray[np.int64]:
         """Numbers of the blocks' devices; of no group there is one, by whatever name."""
         if self._store.fact(GROUP_FACT) is None:
             return np.zeros(len(blocks), dtype=np.int64)
@@ -265,44 +355,110 @@ class Measurements:
         return np.array([names.index(block.device) for block in blocks], dtype=np.int64)
 
     def _of_references(
-        self, blocks: list[StoredBlock], figure: Callable[[Measured], float]
+        self, blocks: Sequence[StoredBlock], figure: Callable[[Estimate], float]
     ) -> NDArray[np.float64]:
-        """A figure of every reference in each block, ``(blocks, references)``."""
+        """A figure of every reference in each block, ``(blocks, references)``, NaN where it
+        failed."""
+        if self._derived is None:
+            self._derived = self._derive()
+        models = self._derived.models
         references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
-        nothing = Measured(np.nan, np.nan, np.inf)
         return np.array(
             [
-                [figure(self._models[block.block_id].get(key, nothing)) for key in references]
+                [
+                    figure(models[block.block_id][key]) if key in models[block.block_id] else np.nan
+                    for key in references
+                ]
                 for block in blocks
             ],
             dtype=float,
         ).reshape(len(blocks), len(references))
 
     def _read(self, blocks: list[StoredBlock]) -> None:
-        fresh: dict[str, list[StoredMeasurement]] = {
-            block.block_id: [] for block in blocks if block.number > self._read_up_to
-        }
+        fresh = {block.block_id: block for block in blocks if block.number > self._read_up_to}
+        if not fresh:
+            return
+        self._table = self._derived = None
+        companies = self._store.companies(after=self._read_up_to)
+        measured: dict[str, list[Measurement]] = {block_id: [] for block_id in fresh}
         for stored in self._store.measurements(after=self._read_up_to):
-            if stored.block_id in fresh:
-                fresh[stored.block_id].append(stored)
-        if fresh:
-            self._table = None
-        for block_id, group in fresh.items():
-            self._derive(block_id, group)
-        self._read_up_to = max((block.number for block in blocks), default=0)
-
-    def _derive(self, block_id: str, group: list[StoredMeasurement]) -> None:
-        for stored in group:
-            if failure := stored.measurement.failure:
+            measurement = stored.measurement
+            if stored.block_id not in fresh:
+                continue
+            if failure := measurement.failure:
                 text = f"{failure.kind.value}: {failure.message}"
-                self._failures[stored.measurement.model_id] = text
-        measured = [s.measurement for s in group if s.measurement.failure is None]
-        estimate = estimate_measured(measured, self._spec)
-        self._slowdown[block_id] = estimate.slowdown
-        self._models[block_id] = {
-            m.model_id: Measured(e.latency_ns / 1e6, e.raw_ns / 1e6, e.interval)
-            for m, e in zip(measured, estimate.models, strict=True)
-        }
+                self._failures[measurement.model_id] = text
+            else:
+                measured[stored.block_id].append(measurement)
+        for block_id, block in fresh.items():
+            company = companies.get(block_id, Company())
+            self._blocks_read[block_id] = Block(block, measured[block_id], company)
+        self._read_up_to = max(block.number for block in blocks)
+
+    def _derive(self) -> _Derived:
+        derived = _Derived({}, {}, {}, {})
+        blocks = list(self._blocks_read.values())
+        if not any(block.references for block in blocks):
+            for block in blocks:
+                derived.add(block, *self._alone(block))
+            return derived
+        references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
+        numbers = self._devices([block.stored for block in blocks])
+        for number in np.unique(numbers):
+            own = [block for block, of in zip(blocks, numbers, strict=True) if of == number]
+            stored = [block.stored for block in own]
+            typical = [b.block_id for b in stored if b.round >= REFERENCE_ROUND]
+            paces = DevicePaces(own, self._spec, references, typical)
+            for block in own:
+                block_id = block.stored.block_id
+                derived.add(block, *paces.estimates[block_id])
+                derived.paces[block_id] = paces
+                derived.agent[block_id] = paces.readings(block_id)
+        return derived
+
+    def _alone(self, block: Block) -> tuple[BlockEstimate, dict[str, Estimate]]:
+        """A block's estimates without the agent's reference models; each is made once."""
+        block_id = block.stored.block_id
+        if block_id not in self._old_way:
+            keys = [measurement.model_id for measurement in block.measurements]
+            found = estimate_measured(block.measurements, self._spec)
+            self._old_way[block_id] = found, dict(zip(keys, found.models, strict=True))
+        return self._old_way[block_id]
+
+
+@dataclass(frozen=True, eq=False)
+class _Derived:
+    """What blocks come to, by their ids.
+
+    Attributes:
+        models: estimates by architecture key.
+        paces: those of the block's device; none of a store without the agent's reference models.
+        agent: the agent's reference models.
+    """
+
+    models: dict[str, Mapping[str, Estimate]]
+    slowdown: dict[str, float]
+    paces: dict[str, DevicePaces]
+    agent: dict[str, list[AgentReading]]
+
+    def add(self, block: Block, found: BlockEstimate, models: Mapping[str, Estimate]) -> None:
+        self.models[block.stored.block_id] = models
+        self.slowdown[block.stored.block_id] = found.slowdown
+
+
+def _at_blocks_pace(model: Estimate) -> float:
+    """A latency with no more than the pace within the block divided out, nanoseconds."""
+    return model.latency_ns * float(np.exp(_slower(model)))
+
+
+def _slower(model: Estimate) -> float:
+    return 0.0 if model.shift is None else model.shift.value
+
+
+def _typical(blocks: Sequence[StoredBlock]) -> NDArray[np.bool_]:
+    """Blocks that tell a campaign's scale, ``(blocks,)``: what a search measured later must not
+    shift it."""
+    return np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool)
 
 
 def anchored(table: BlockTable) -> NDArray[np.float64]:
@@ -316,7 +472,7 @@ def anchored(table: BlockTable) -> NDArray[np.float64]:
     }
     for index, anchors in enumerate(table.anchors):
         paces = [a.latency_ms / known_ms[key] for key, a in anchors.items() if key in known_ms]
-        if len(paces) >= FEWEST_ANCHORS:
+        if len(paces) >= FEWEST_TOLD:
             factors[index] = np.median(paces)
     return factors
 

@@ -2,7 +2,9 @@
 
 Every block holds the same few reference models. What they have in common in a block is the
 device's pace at that time, the block's factor; what is left, per reference, is how far it strays.
-Where several devices of one kind measured, factors carry every block to the scale of one of them.
+Where the agent timed reference models of its own along, latencies are at the device's usual pace
+already, and a reference strays by what it then takes more or less than in the other blocks.
+Where several devices of one kind measured, levels carry every block to the scale of one of them.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ class Quality:
 
     Attributes:
         factors: the pace in each block: 1 at the device's median, 1.1 when a tenth slower. Of
-            several devices, 1 at the median of the median one (:func:`median_of`).
+            several devices, 1 at the median of the median one (:func:`median_of`). With the
+            agent's reference models 1 at the usual pace of the block's device.
         deviations: by how much each reference strays from what it is on the block's device,
             ``(blocks, references)``, as a share.
+        levels: how much slower the block's device is than the median one, ``(blocks,)``: 1.1 when
+            a tenth slower.
+        explained: by how much references stray of their own, ``(blocks, references)``, as a share.
     """
 
     factors: NDArray[np.float64]
     deviations: NDArray[np.float64]
+    levels: NDArray[np.float64]
+    explained: NDArray[np.float64]
 
     @property
     def worst(self) -> NDArray[np.float64]:
@@ -35,6 +43,14 @@ class Quality:
             axis=1, initial=0.0
         )
         return worst
+
+    def straying(self, tolerance: float) -> NDArray[np.float64]:
+        """Return the largest deviation in each block above the tolerance and above what is
+        explained; 0 where there is none, infinite where a reference failed, ``(blocks,)``."""
+        deviations = np.nan_to_num(self.deviations, nan=np.inf)
+        limit = np.maximum(np.nan_to_num(self.explained), tolerance)
+        straying = np.where(deviations > limit, deviations, 0.0)
+        return np.asarray(straying.max(axis=1, initial=0.0), dtype=np.float64)
 
 
 def judge(
@@ -63,7 +79,7 @@ def judge(
     blocks = len(logs)
     pace = np.zeros(blocks)
     if logs.size == 0:
-        return Quality(np.exp(pace), np.zeros((blocks, 0)))
+        return Quality(np.exp(pace), logs, np.exp(pace), logs)
     of = np.zeros(blocks, dtype=np.int64) if devices is None else devices
     typical = np.ones(blocks, dtype=bool) if typical is None else typical
     names = np.unique(of)
@@ -73,9 +89,47 @@ def judge(
         own = of == name
         pace[own], bases[row] = _polish(logs[own], common_pace, typical[own])
         deviations[own] = np.abs(np.expm1(logs[own] - pace[own, None] - bases[row]))
+    levels = _levels(bases)[np.searchsorted(names, of)]
+    return Quality(np.exp(pace + levels), deviations, np.exp(levels), np.zeros_like(deviations))
+
+
+def judge_at_usual(
+    references_ms: NDArray[np.float64],
+    explained: NDArray[np.float64],
+    factors: NDArray[np.float64],
+    devices: NDArray[np.int64],
+    typical: NDArray[np.bool_],
+) -> Quality:
+    """Return the quality of blocks whose latencies are at the usual pace of their device.
+
+    Args:
+        references_ms: at the usual pace, ``(blocks, references)``, NaN where a reference failed.
+        explained: by how much each may differ between blocks, likewise, as a share.
+        factors: the pace in each block, ``(blocks,)``.
+        devices: number of the device of each block, ``(blocks,)``.
+        typical: blocks that tell what a reference is on their device, ``(blocks,)``; all do on a
+            device that has none of them.
+    """
+    with np.errstate(invalid="ignore"):
+        logs = np.log(references_ms)
+    if logs.size == 0:
+        return Quality(factors, logs, np.ones(len(logs)), logs)
+    names = np.unique(devices)
+    bases = np.full((len(names), logs.shape[1]), np.nan)
+    deviations = np.empty_like(logs)
+    for row, name in enumerate(names):
+        own = devices == name
+        counted = own & typical if (own & typical).any() else own
+        bases[row] = median(logs[counted], axis=0)
+        deviations[own] = np.abs(np.expm1(logs[own] - bases[row]))
+    levels = _levels(bases)[np.searchsorted(names, devices)]
+    return Quality(factors, deviations, np.exp(levels), explained)
+
+
+def _levels(bases: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of how much slower each device is than the median one, ``(devices,)``."""
     levels, _ = _polish(bases, True, np.ones(len(bases), dtype=bool))
-    levels -= levels[median_of(levels)]
-    return Quality(np.exp(pace + levels[np.searchsorted(names, of)]), deviations)
+    return np.asarray(levels - levels[median_of(levels)])
 
 
 def median_of(levels: NDArray[np.float64]) -> int:

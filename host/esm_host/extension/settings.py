@@ -51,7 +51,8 @@ class Settings:
             of, models by how unsure the predictor is of them per second of device time.
         train_on: verdicts of the numbers that predictors are trained and judged on, by commas.
         weights: ``"interval"``: uncertain numbers count less in training; or ``"equal"``.
-        references: reference models in every block.
+        references: number of the campaign's own reference models, which every block holds. Whether
+            the agent's reference models are timed along is ``spec.references``.
         reference_tolerance_percent: by which one may stray before its block fails.
         max_remeasurements: of a block that failed.
         group_tolerance_percent: by which the pace of one of several devices may differ.
@@ -62,7 +63,9 @@ class Settings:
             The first architectures are then those that tell most, not those that chance draws.
         held_out: of the first architectures, with a warm start, so many are drawn by chance: they
             tell how good predictions from the others are.
-        spec: how; by default to 2 % of the latency, in 150 runs of a model at most.
+        raw: latencies are as measured, not at the device's usual pace.
+        spec: settings of a measurement; by default 150 runs of a model at most, fewer where 2 % of
+            the latency are reached earlier, with the agent's reference models timed along.
 
     Raises:
         UsageError: a value is out of range.
@@ -97,7 +100,10 @@ class Settings:
     seed: int = 0
     warm_start: str = ""
     held_out: int = 0
-    spec: MeasureSpec = field(default_factory=lambda: MeasureSpec(precision=PRECISION))
+    raw: bool = False
+    spec: MeasureSpec = field(
+        default_factory=lambda: MeasureSpec(precision=PRECISION, references=True)
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -291,17 +291,18 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
         return
     tolerance = run.settings.reference_tolerance_percent
     devices = blocks["device"].nunique()
+    paces = run.paces().dropna(subset="slower_percent")
     low, high = 100 * (blocks["pace"].min() - 1), 100 * (blocks["pace"].max() - 1)
     failed = int(blocks["passed"].eq(False).sum())
     of = f" of {devices} devices" if devices > 1 else ""
     pace = (
-        f"Over {plural(len(blocks), 'block')}{of} the pace went from {abs(low):.0f} % faster than "
-        f"usual to {high:.0f} % slower. This is divided out of every latency."
+        f"Over {plural(len(blocks), 'block')}{of} the pace went from {_slower(low)} than usual to "
+        f"{_slower(high)}. {_what_becomes_of_it(run, paces)}"
     )
     references = run.references()
     left = references["deviation_percent"].dropna()
     remaining = (
-        f"With the pace divided out, half of the references' deviations are below "
+        f"With the pace taken out, half of the references' deviations are below "
         f"{left.median() if len(left) else 0:.1f} %, nine in ten below "
         f"{left.quantile(0.9) if len(left) else 0:.1f} %. {plural(failed, 'block')} of "
         f"{len(blocks)} exceeded {tolerance:g} % when judged"
@@ -311,7 +312,7 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
         "drift",
         "Drift of the device",
         f"The same {plural(run.settings.references, 'reference model')} in every block "
-        "tell how fast the device was.",
+        f"{'and those of the agent ' * (not paces.empty)}tell how fast the device was.",
         [
             Figure(
                 "pace",
@@ -324,6 +325,7 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
                     Column("slower_percent", "slower than usual (%)", 1),
                 ],
             ),
+            *_paces(paces),
             Figure(
                 "deviations",
                 "What is left of each reference's deviation",
@@ -336,6 +338,43 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
                     Column("deviation_percent", "deviation (%)", 2),
                 ],
             ),
+        ],
+    )
+
+
+def _slower(percent: float) -> str:
+    return f"{abs(percent):.0f} % {'slower' if percent > 0 else 'faster'}"
+
+
+def _what_becomes_of_it(run: Run, paces: pd.DataFrame) -> str:
+    if run.settings.raw:
+        return "Latencies are as measured: the campaign is raw."
+    if paces.empty:
+        return "This is divided out of every latency."
+    return "Latencies are at the usual pace."
+
+
+def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
+    """The agent's reference models over time; older campaigns have none."""
+    if paces.empty:
+        return
+    groups = paces.groupby("reference", sort=False)["slower_percent"]
+    ends = [
+        f"{name} from {low:+.0f} to {high:+.0f} %"
+        for name, low, high in zip(groups.min().index, groups.min(), groups.max(), strict=True)
+    ]
+    yield Figure(
+        "paces",
+        "The agent's reference models against what is usual, over time",
+        "Arithmetic and memory have paces of their own: the more weights a model has, the more it "
+        f"feels memory's. Against what the agent remembers of this device: {', '.join(ends)}.",
+        plots.paces(paces),
+        [
+            Column("block", "block", 0),
+            Column("device", "device"),
+            Column("minutes", "minutes", 1),
+            Column("name", "reference model (weights)"),
+            Column("slower_percent", "slower than usual (%)", 1),
         ],
     )
 
@@ -498,6 +537,7 @@ def _device_and_settings(run: Run) -> list[Any]:
         parts += [Text(f"{which}, as its agent saw it:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
+    spec["agent's references"] = spec.pop("references")
     parts += [Text("What the campaign was asked for:"), setting_facts(settings)]
     return [*parts, Text("How every model was measured:"), setting_facts(spec)]
 

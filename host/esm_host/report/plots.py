@@ -132,10 +132,48 @@ def pace(blocks: pd.DataFrame) -> alt.LayerChart:
     return layered(level(0.0), lines, height=220)
 
 
+def paces(paces: pd.DataFrame) -> alt.LayerChart:
+    """How much slower than usual each of the agent's reference models was, over time.
+
+    Args:
+        paces: :meth:`Run.paces`.
+    """
+    columns = ["block", "device", "at_s", "reference", "weight_mb", "slower_percent"]
+    frame = compact(paces.dropna(subset="slower_percent")[columns])
+    frame = frame.assign(minutes=(frame["at_s"] / 60).round(2)).drop(columns="at_s")
+    frame = frame.assign(
+        name=[
+            f"{name} ({weight_mb:.2g} MB)"
+            for name, weight_mb in zip(frame["reference"], frame["weight_mb"], strict=True)
+        ]
+    ).drop(columns=["reference", "weight_mb"])
+    names = frame["name"].drop_duplicates().tolist()
+    legend = alt.Legend(columns=_COLUMNS)
+    several = frame["device"].nunique() > 1
+    dash = [alt.StrokeDash("device:N", legend=legend)] if several else []
+    base = alt.Chart(frame).encode(
+        alt.X("minutes:Q", title="minutes since the first block", axis=alt.Axis(tickCount=8)),
+        alt.Y("slower_percent:Q", title="slower than usual (%)"),
+        alt.Color("name:N", scale=alt.Scale(domain=names), legend=legend),
+        alt.Detail("device:N"),
+        tooltip=[
+            "block:Q",
+            "device:N",
+            alt.Tooltip("name:N", title="reference model (weights)"),
+            alt.Tooltip("minutes:Q", format=".1f"),
+            alt.Tooltip("slower_percent:Q", title="slower by (%)", format="+.1f"),
+        ],
+    )
+    shape = alt.Shape("name:N", scale=alt.Scale(domain=names, range=SHAPES), legend=legend)
+    lines = base.mark_line().encode(*dash)
+    points = base.mark_point(size=40, opacity=1).encode(shape)
+    return layered(level(0.0), lines, points, height=240)
+
+
 def deviations(
     references: pd.DataFrame, blocks: pd.DataFrame, tolerance_percent: float
 ) -> alt.LayerChart:
-    """How far each reference model strays once the device's pace is divided out.
+    """How far each reference model strays once the device's pace is taken out.
 
     Args:
         references: :meth:`Run.references`.

@@ -1,13 +1,18 @@
-"""A device that measures nothing: latencies come from a function. For tests and dry runs."""
+"""A device that measures nothing: latencies come from a function. For tests and dry runs.
+
+It has a known truth: latencies at its usual pace are what the function says. Its paces, memory and
+sessions may vary around that as those of real devices do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_host.errors import DeviceError
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
@@ -34,10 +39,36 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
+    Usual,
 )
+from esm_protos.paces import usual_of
 
 Latency = Callable[[Model], float | Failure]
 """Milliseconds of a model, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of the agent's reference models, as a virtual machine times it."""
+
+    name: str
+    weight_bytes: int
+    latency_ms: float
+
+
+REFERENCES = (
+    Reference("arithmetic", 443_136, 1.49),
+    Reference("beyond", 67_125_248, 2.98),
+    Reference("large", 16_785_408, 0.273),
+    Reference("middle", 7_080_960, 0.467),
+)
+_REFERENCE_RUNS, _REFERENCE_RUNS_PER_VISIT = 32, 4
+_MOMENT_S = 300.0
+_CACHED_BYTES, _UNCACHED_BYTES = 1e6, 64e6
+"""Memory does not slow down weights below the one, and fully those above the other."""
+_BYTES_PER_NS = 20.0
+_HALF = 0.2
+"""Share of an inference that reading the weights takes at which memory's pace is felt by half."""
 
 _HEALTHY = Diagnosis((Finding("pace", Severity.OK, "a fake device never varies"),))
 
@@ -48,7 +79,12 @@ class FakeProfiler(Profiler):
     Args:
         latency: of each model.
         pace: factor common to a block, by the number of blocks measured before it.
+        memory_pace: factor of memory in a block, likewise; models feel it by their weights.
+        weight_bytes: size of a model's weights.
+        past: blocks with the agent's reference models that it remembers from before the first;
+            they are numbered -past to -1.
         noise: standard deviation of every run's relative error.
+        session_spread: standard deviation between the sessions of a model, as a share.
         memory_bytes: what it says it has free; None does not tell.
         diagnosis: what the doctor finds.
         holder: somebody else who has the device.
@@ -67,6 +103,10 @@ class FakeProfiler(Profiler):
         holder: Holder | None = None,
         gpu: str | None = None,
         cache_bytes: int = 1 << 40,
+        memory_pace: Callable[[int], float] = lambda number: 1.0,
+        weight_bytes: Callable[[Model], int] = lambda model: 0,
+        past: int = 0,
+        session_spread: float = 0.0,
     ) -> None:
         self._latency = latency
         self._pace = pace
@@ -78,6 +118,16 @@ class FakeProfiler(Profiler):
         self._gpu = gpu
         self._cache_bytes = cache_bytes
         self._cached: set[bytes] = set()
+        self._memory_pace = memory_pace
+        self._weight_bytes = weight_bytes
+        self._session_spread = session_spread
+        self._past = [
+            [
+                each.latency_ms * self._slowed(each.weight_bytes, each.latency_ms, number) * 1e6
+                for each in REFERENCES
+            ]
+            for number in range(-past, 0)
+        ]
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -119,13 +169,20 @@ class FakeProfiler(Profiler):
             raise DeviceError(f"this device has no provider '{block.spec.provider}': it has cpu")
         self._receive(block, on_progress)
         on_progress(Progress(State.MEASURING, 0.0))
-        pace = self._pace(len(self.blocks))
+        number = len(self.blocks)
         self.blocks.append(block)
-        measurements = tuple(self._measurement(model, block, pace) for model in block.models)
+        measurements = tuple(self._measurement(model, block, number) for model in block.models)
         if block.spec.protocol is Protocol.INTERLEAVED:
             measurements = _in_turn(measurements, block.spec.runs_per_visit)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
-        return BlockResult(block.block_id, measurements, busy, busy)
+        if not block.spec.references:
+            return BlockResult(block.block_id, measurements, busy, busy)
+        usual = self._usual()
+        references = tuple(self._reference(each, block, number, busy) for each in REFERENCES)
+        self._past.append([float(np.median(each.latency_ns)) for each in references])
+        return BlockResult(
+            block.block_id, measurements, busy, busy, references=references, usual=usual
+        )
 
     def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
         if not 0.1 <= probe_s <= 600:
@@ -150,17 +207,49 @@ class FakeProfiler(Profiler):
     def _providers(self) -> tuple[str, ...]:
         return ("cpu",) if self._gpu is None else ("cpu", "cuda")
 
-    def _measurement(self, model: Model, block: Block, pace: float) -> Measurement:
+    def _slowed(self, weight_bytes: int, latency_ms: float, number: int) -> float:
+        """By how much a block's paces slow a model down."""
+        streamed = weight_bytes / (latency_ms * 1e6) / _BYTES_PER_NS
+        low, high = math.log(_CACHED_BYTES), math.log(_UNCACHED_BYTES)
+        reached = min(max((math.log(max(weight_bytes, 1)) - low) / (high - low), 0.0), 1.0)
+        feels = reached * streamed / (streamed + _HALF)
+        return float(self._pace(number) * self._memory_pace(number) ** feels)
+
+    def _usual(self) -> Usual | None:
+        names = [each.name for each in REFERENCES]
+        moments = _MOMENT_S * np.arange(len(self._past), dtype=np.float64)
+        rows = np.array(self._past, dtype=np.float64).reshape(-1, len(names))
+        return usual_of(names, moments, rows)
+
+    def _reference(self, reference: Reference, block: Block, number: int, busy: int) -> Measurement:
+        slowed = self._slowed(reference.weight_bytes, reference.latency_ms, number)
+        mean_ns = reference.latency_ms * 1e6 * slowed
+        rng = _rng(block.block_id, reference.name)
+        return Measurement(
+            reference.name,
+            _runs(mean_ns * rng.normal(1, self._noise, _REFERENCE_RUNS)),
+            np.linspace(0, busy, _REFERENCE_RUNS, dtype=np.int64),
+            runs_per_visit=_REFERENCE_RUNS_PER_VISIT,
+            weight_bytes=reference.weight_bytes,
+        )
+
+    def _measurement(self, model: Model, block: Block, number: int) -> Measurement:
         latency = self._latency(model)
         if isinstance(latency, Failure):
             return Measurement.failed(model.model_id, latency.kind, latency.message)
-        seed = hashlib.sha256(f"{block.block_id}{model.model_id}".encode()).digest()
-        error = np.random.default_rng(list(seed)).normal(1, self._noise, block.spec.runs)
-        runs = np.maximum(np.round(latency * pace * 1e6 * error), 1).astype(np.int64)
+        weight_bytes = self._weight_bytes(model)
+        rng = _rng(block.block_id, model.model_id)
+        error = rng.normal(1, self._noise, block.spec.runs)
+        sessions = np.array_split(np.arange(block.spec.runs), block.spec.sessions)
+        for own in sessions:
+            error[own] *= rng.normal(1, self._session_spread)
+        runs = _runs(latency * self._slowed(weight_bytes, latency, number) * 1e6 * error)
         measurement = Measurement(
             model.model_id,
             runs,
             np.cumsum(runs) - runs,
+            weight_bytes=weight_bytes,
+            session_runs=tuple(map(len, sessions)) if len(sessions) > 1 else (),
             inputs=tuple(Input(name, "float32", dims) for name, dims in model.case.shapes),
             peak_rss_bytes=_memory(model) if block.peak_memory else None,
             profile=_profile(latency * 1e6, block),
@@ -187,6 +276,14 @@ class _Pending(Pending):
 
     def cancel(self) -> None:
         pass
+
+
+def _rng(block_id: str, name: str) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(f"{block_id}{name}".encode()).digest()))
+
+
+def _runs(latency_ns: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.maximum(np.round(latency_ns), 1).astype(np.int64)
 
 
 def _in_turn(measured: Sequence[Measurement], per_visit: int) -> tuple[Measurement, ...]:
