@@ -82,7 +82,8 @@ class Parts:
         pace: what is not known of the usual paces, or varies between moments for this model alone.
         history: the part of ``pace`` that blocks at other moments have in common.
         moments: that the device remembers of its reference models.
-        blocks: what blocks at several moments differ by; it holds what the first four say of one.
+        blocks: what blocks at several moments differ by, which holds what the first four say of
+            one; None for one block.
     """
 
     runs: float
@@ -91,12 +92,12 @@ class Parts:
     pace: float = 0.0
     history: float = 0.0
     moments: int = 0
-    blocks: float = 0.0
+    blocks: float | None = None
 
     @property
     def interval(self) -> float:
         """For this device at any time."""
-        if self.blocks:
+        if self.blocks is not None:
             return math.hypot(self.blocks, self.history)
         return math.hypot(self.runs, self.readings, self.sessions, self.pace)
 

@@ -82,10 +82,10 @@ class PacedProfiler(FakeProfiler):
             result,
             measurements=measurements,
             references=tuple(references),
-            usual=self.usual() if self._moments else None,
+            usual=self._remembered() if self._moments else None,
         )
 
-    def _usual(self) -> Usual:
+    def _remembered(self) -> Usual:
         memory = np.array([0.0, 0.0, 1.0, 1.0]) * self._spread
         spread = np.abs(memory[:, None] - memory[None, :])
         np.fill_diagonal(spread, memory)

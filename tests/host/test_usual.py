@@ -256,11 +256,11 @@ def test_an_interrupt_ends_the_waiting_at_once(
 
 
 def test_pooling_shares_what_blocks_have_in_common() -> None:
-    alike = [Estimate(1e6, 1e6, 0.05, 0.01, parts=Parts(0.01, history=0.03, moments=9))] * 4
+    alike = [Estimate(1e6, 1e6, Parts(0.01, pace=0.05, history=0.03, moments=9))] * 4
     pooled = pool(alike)
     assert pooled.latency_ns == pytest.approx(1e6)
     assert pooled.interval == pytest.approx(0.03), "equal blocks do not make history better known"
-    few = pool([*alike[:3], Estimate(1e6, 1e6, math.inf, math.inf)])
+    few = pool([*alike[:3], Estimate(1e6, 1e6, Parts(math.inf))])
     assert math.isinf(few.interval)
     ratios = [Ratio(2.0, (1.9, 2.1), True)] * 3
     assert pool_ratios(ratios, 0.01).interval == pytest.approx(
@@ -274,7 +274,9 @@ def test_intervals_of_blocks_hold_the_truth() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
-        taken = [Estimate(1e6 * math.exp(0.05 * each), 1e6, 1, 1) for each in rng.normal(size=5)]
+        taken = [
+            Estimate(1e6 * math.exp(0.05 * each), 1e6, Parts(0.01)) for each in rng.normal(size=5)
+        ]
         pooled = pool(taken)
         held += abs(math.log(pooled.latency_ns / 1e6)) < pooled.interval
     assert 0.91 <= held / 400 <= 0.99

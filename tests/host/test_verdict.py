@@ -173,7 +173,7 @@ def test_more_threads_than_processors_warn(
     assert judgement.reasons == (() if text is None else (text,))
 
 
-SLOW = Shift(value=math.log(1.14), error=0.015, unknown=0.01, memory=math.log(1.13))
+SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1.13))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ SLOW = Shift(value=math.log(1.14), error=0.015, unknown=0.01, memory=math.log(1.
         ),
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, moments=50),
-            Shift(0.01, 0.015, 0.01, 0.0),
+            Shift(0.01, 0.01, 0.01, 0.0),
             "±3.1 %, asked ±2 %; how fast the device is now is known to ±3.0 %: time again later, "
             "or give --spread 10m",
         ),
@@ -247,7 +247,7 @@ def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
 
 def test_what_is_unusual_is_told_in_words() -> None:
     assert describe_shift(SLOW) == "memory is 13 % slower than usual here"
-    fast = Shift(-0.11, 0.01, 0.01, 0.0)
+    fast = Shift(-0.11, 0.01, 0.0, 0.0)
     assert describe_shift(fast) == "the device is 10 % faster than usual here"
     for value, error in ((0.04, 0.001), (0.09, 0.05), (0.0, 0.0)):
         assert describe_shift(Shift(value, error, 0.0, 0.0)) is None

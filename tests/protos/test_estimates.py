@@ -45,7 +45,7 @@ def test_a_slow_moment_is_taken_out_and_the_raw_latency_kept() -> None:
         assert abs(model.latency_ns / 5e6 - 1) < model.interval
         assert model.raw_ns == pytest.approx(5e6 * math.exp(0.2), rel=0.01)
         assert 0 < model.within < model.interval
-        assert 0 < model.least < model.interval
+        assert 0 < model.parts.pace < model.interval
 
 
 def test_the_first_block_on_a_device_is_not_corrected_and_has_a_wide_interval() -> None:
@@ -65,7 +65,7 @@ def test_sessions_that_differ_widen_the_interval() -> None:
     latency[40:] = latency[40:] * 12 // 10
     differ = Runs(latency, alike.start_ns, 4, 0, (40, 40))
     block = estimate_block([alike, differ], TRIM, False, references(0, 0, 0, 0), USUAL)
-    assert block.models[1].least > 2 * block.models[0].least
+    assert block.models[1].parts.sessions > 2 * block.models[0].parts.sessions
 
 
 def test_an_old_agents_result_has_the_interval_of_its_block() -> None:
@@ -110,4 +110,4 @@ def test_any_runs_give_finite_latencies(
     for model in block.models:
         assert 0 < model.latency_ns < math.inf
         assert model.interval >= model.within >= 0
-        assert not math.isnan(model.least)
+        assert not math.isnan(model.interval)

@@ -66,9 +66,9 @@ def test_whatever_is_known_the_figures_are_finite(told, usual, known, size, late
     if len(feels):
         assert feels.sum() == pytest.approx(1)
     shift = paces.shift(size, latency)
-    assert all(map(math.isfinite, (shift.value, shift.error, shift.unknown, shift.memory)))
+    assert all(map(math.isfinite, (shift.value, shift.error, shift.lasting, shift.memory)))
     assert shift.error >= 0
-    assert shift.unknown >= 0
+    assert shift.lasting >= 0
     assert 0 < latency * math.exp(-shift.value) < math.inf
     assert math.isfinite(paces.session_error(size, latency))
 

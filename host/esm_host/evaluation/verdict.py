@@ -95,7 +95,7 @@ def judge_number(
 
 def _history_lacks(parts: Parts) -> str:
     """Return what a device remembers, where an interval is wide for want of it; else nothing."""
-    if max(parts.pace, parts.history) < max(parts.passing, parts.sessions, parts.blocks):
+    if max(parts.pace, parts.history) < max(parts.passing, parts.sessions, parts.blocks or 0.0):
         return ""
     # What blocks have in common is a part of the pace.
     if parts.moments >= _FEW_MOMENTS and parts.history**2 < parts.pace**2 / 2:
@@ -113,7 +113,7 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
     Args:
         exact: whether a number of runs was asked for, and no precision.
     """
-    widest = max(parts.passing, parts.sessions, parts.pace, parts.blocks)
+    widest = max(parts.passing, parts.sessions, parts.pace, parts.blocks or 0.0)
     left = f"±{100 * widest:.1f} %"
     if parts.blocks == widest:
         return f"blocks differ, which leaves {left}: give a longer {argument('spread')}"
