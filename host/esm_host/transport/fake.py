@@ -64,6 +64,7 @@ REFERENCES = (
 )
 _REFERENCE_RUNS, _REFERENCE_RUNS_PER_VISIT = 32, 4
 _MOMENT_S = 300.0
+_LONG_PAST = 1000
 _CACHED_BYTES, _UNCACHED_BYTES = 1e6, 64e6
 """Memory does not slow down weights below the one, and fully those above the other."""
 _BYTES_PER_NS = 20.0
@@ -82,7 +83,7 @@ class FakeProfiler(Profiler):
         memory_pace: factor of memory in a block, likewise; models feel it by their weights.
         weight_bytes: size of a model's weights.
         past: blocks with the agent's reference models that it remembers from before the first;
-            they are numbered -past to -1.
+            they are numbered -past to -1. None: many, all at its usual pace.
         noise: standard deviation of every run's relative error.
         session_spread: standard deviation between the sessions of a model, as a share.
         memory_bytes: what it says it has free; None does not tell.
@@ -105,7 +106,7 @@ class FakeProfiler(Profiler):
         cache_bytes: int = 1 << 40,
         memory_pace: Callable[[int], float] = lambda number: 1.0,
         weight_bytes: Callable[[Model], int] = lambda model: 0,
-        past: int = 0,
+        past: int | None = None,
         session_spread: float = 0.0,
     ) -> None:
         self._latency = latency
@@ -126,8 +127,10 @@ class FakeProfiler(Profiler):
                 each.latency_ms * self._slowed(each.weight_bytes, each.latency_ms, number) * 1e6
                 for each in REFERENCES
             ]
-            for number in range(-past, 0)
+            for number in range(-(past or 0), 0)
         ]
+        if past is None:
+            self._past = [[each.latency_ms * 1e6 for each in REFERENCES]] * _LONG_PAST
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
