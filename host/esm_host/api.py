@@ -278,8 +278,8 @@ def resume(
         run: or its folder.
         device: another name of the same device.
         target_accuracy_percent, max_models, train_on, weights, predictor, encoding,
-            group_tolerance_percent, raw: in place of those that it has, as :class:`Settings` describes
-            them.
+            group_tolerance_percent, raw: in place of those that it has, as :class:`Settings`
+            describes them.
         patience_s, wait, watcher: as in :func:`profile`.
 
     Raises:

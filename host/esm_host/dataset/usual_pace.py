@@ -70,7 +70,7 @@ class AgentReading:
 
 
 def explained(estimate: Estimate) -> float:
-    """Return the deviation of a latency at the usual pace that its interval explains, as a share."""
+    """Return the deviation of a latency that its interval explains, as a share."""
     return min(estimate.interval, _MOST_EXPLAINED) if math.isfinite(estimate.interval) else 0.0
 
 
@@ -198,9 +198,7 @@ def _left(found: Mapping[str, Estimate], anchors: Known) -> float:
 def _divided(
     found: Mapping[str, Estimate], keys: Iterable[str], factor: float
 ) -> dict[str, Estimate]:
-    return {
-        key: replace(found[key], latency_ns=found[key].latency_ns / factor) for key in keys
-    }
+    return {key: replace(found[key], latency_ns=found[key].latency_ns / factor) for key in keys}
 
 
 def _own_usual(blocks: Sequence[Block], spec: MeasureSpec) -> Usual | None:
@@ -224,5 +222,3 @@ def _latencies(block: Block, spec: MeasureSpec) -> dict[str, float]:
     references = block.references
     models: Sequence[Estimate] = estimate_measured(references, spec).models
     return {m.model_id: e.latency_ns for m, e in zip(references, models, strict=True)}
-
-

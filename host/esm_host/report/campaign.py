@@ -359,9 +359,10 @@ def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
     if paces.empty:
         return
     groups = paces.groupby("reference", sort=False)["slower_percent"]
-    ends = [f"{name} from {low:+.0f} to {high:+.0f} %" for name, low, high in zip(
-        groups.min().index, groups.min(), groups.max(), strict=True
-    )]
+    ends = [
+        f"{name} from {low:+.0f} to {high:+.0f} %"
+        for name, low, high in zip(groups.min().index, groups.min(), groups.max(), strict=True)
+    ]
     yield Figure(
         "paces",
         "The agent's reference models against what is usual, over time",

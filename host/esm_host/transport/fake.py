@@ -122,8 +122,10 @@ class FakeProfiler(Profiler):
         self._weight_bytes = weight_bytes
         self._session_spread = session_spread
         self._past = [
-            [each.latency_ms * self._slowed(each.weight_bytes, each.latency_ms, number) * 1e6
-             for each in REFERENCES]
+            [
+                each.latency_ms * self._slowed(each.weight_bytes, each.latency_ms, number) * 1e6
+                for each in REFERENCES
+            ]
             for number in range(-past, 0)
         ]
         self.blocks: list[Block] = []
