@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esm_host.evaluation.quality import judge
+from esm_host.evaluation.quality import judge, judge_at_usual
 
 BASE = np.array([1.0, 2.0, 5.0, 0.3])
 
@@ -55,3 +55,22 @@ def test_later_blocks_do_not_shift_the_scale() -> None:
     np.testing.assert_allclose(quality.factors, pace, rtol=1e-9)
     nothing = judge(pace[:, None] * BASE, common_pace=True, typical=typical & False)
     np.testing.assert_allclose(nothing.factors, pace / 1.3, rtol=1e-9)
+
+
+def test_at_the_usual_pace_a_reference_is_held_against_its_own_blocks() -> None:
+    """Of a device; how much slower it is than another is its level, and no deviation."""
+    slow = np.array([1.0, 1.0, 1.0, 1.1, 1.1])
+    references = slow[:, None] * BASE
+    references[1, 2] *= 1.05
+    references[4, 0] = np.nan
+    explained = np.full_like(references, 0.01)
+    devices = np.array([0, 0, 0, 1, 1])
+    typical = np.ones(5, dtype=bool)
+    quality = judge_at_usual(references, explained, np.ones(5), devices, typical)
+    np.testing.assert_allclose(quality.levels, slow)
+    assert quality.deviations[1, 2] == pytest.approx(0.05)
+    assert quality.straying(0.03).tolist() == [0, pytest.approx(0.05), 0, 0, np.inf]
+    assert quality.straying(0.06).tolist() == [0, 0, 0, 0, np.inf]
+    explained[1, 2] = 0.08
+    quality = judge_at_usual(references, explained, np.ones(5), devices, typical)
+    assert quality.straying(0.03).tolist() == [0, 0, 0, 0, np.inf]

@@ -70,7 +70,7 @@ class AgentReading:
 
 
 def explained(estimate: Estimate) -> float:
-    """Return the deviation that a latency's interval explains, as a share."""
+    """Return the deviation of a latency that its interval explains, as a share."""
     return min(estimate.interval, _MOST_EXPLAINED) if math.isfinite(estimate.interval) else 0.0
 
 
