@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from esm_host.bins import DepthBins
 from esm_host.evaluation.quality import judge
-from esm_host.evaluation.warm import Warming, warm_ratios
+from esm_host.evaluation.warm import warm_ratios, warming
 from esm_host.sampling import BalancedSampler, RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
@@ -118,18 +118,10 @@ class Repeatability:
 
     def _warm(self) -> NDArray[np.float64]:
         """How many times as long each model takes when it is warm, ``(models,)``."""
-        campaign = self.results[CAMPAIGN]
-        found = []
-        for index in range(REFERENCES, len(self.models)):
-            taken = [result.measurements[index] for result in campaign]
-            places = min(len(m.warming_ns) for m in taken)
-            found.append(
-                Warming(
-                    float(np.mean([trimmed_mean(m.latency_ns, 0.2) for m in taken])),
-                    tuple(np.mean([m.warming_ns[:places] for m in taken], axis=0).tolist()),
-                    np.concatenate([m.warm_ns for m in taken]),
-                )
-            )
+        found = [
+            warming([result.measurements[index] for result in self.results[CAMPAIGN]], 0.2)
+            for index in range(REFERENCES, len(self.models))
+        ]
         ratios, _ = warm_ratios(found)
         return ratios
 

@@ -64,12 +64,17 @@ class ProtocolName(enum.StrEnum):
     sequential = "sequential"
 
 
+class CacheName(enum.StrEnum):
+    warm = "warm"
+    cold = "cold"
+
+
 class JudgeName(enum.StrEnum):
     bins = "bins"
     overall = "overall"
 
 
-_ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",)}
+_ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",), "long_visits": ("cache",)}
 
 _SAMPLES = "Sampling and stopping"
 
@@ -241,6 +246,13 @@ def profile(
         ),
     ] = 10.0,
     raw: AsMeasured = False,
+    cache: Annotated[
+        CacheName,
+        typer.Option(
+            help="Latencies of a model that has just run, or of one that follows another.",
+            rich_help_panel=TIMING,
+        ),
+    ] = CacheName.warm,
     patience: Patience = 60.0,
     no_wait: NoWait = False,
     seed: Seed = 0,
@@ -259,6 +271,7 @@ def profile(
     from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
+    from esm_host.extension.settings import LONG_VISITS
     from esm_host.folder import RunFolder
     from esm_protos.messages import Protocol
 
@@ -296,6 +309,7 @@ def profile(
     if runs is not None and asked:
         raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
     share = as_share("--precision", precision)
+    together = protocol is ProtocolName.interleaved
     fixed = runs is not None or protocol is ProtocolName.sequential
     spec = {
         "protocol": Protocol(protocol.value),
@@ -311,6 +325,8 @@ def profile(
         "tf32": tf32,
         "cuda_graph": cuda_graph,
         "allow_fallback": allow_fallback,
+        # In a row, all models are warm.
+        "long_visits": LONG_VISITS if together and cache is CacheName.warm else 0,
     }
     path = run or Path("runs") / f"{safe(device)}-{safe(space)}"
     folder = RunFolder(path, "" if resume else store)
@@ -321,7 +337,7 @@ def profile(
         settings = _resumed(ctx, folder, given, spec)
     else:
         # Not on a resumed one, which is measured as it was begun.
-        spec["references"] = protocol is ProtocolName.interleaved
+        spec["references"] = together
         settings = new_settings(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
@@ -366,6 +382,8 @@ def _written(name: str, settings: Mapping[str, Any]) -> str:
         if not precision:
             return f"--runs {runs}"
         return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
+    if name == "long_visits":
+        return f"--cache {'warm' if settings[name] else 'cold'}"
     value = getattr(settings[name], "value", settings[name])
     if isinstance(value, bool):
         value = "on" if value else "off"

@@ -155,6 +155,8 @@ _visits = sa.Table(
     sa.Column("runs_per_visit", sa.Integer, nullable=False),
     sa.Column("weight_bytes", sa.BigInteger, nullable=False),
     sa.Column("session_runs", sa.JSON, nullable=False),
+    sa.Column("warming_ns", sa.JSON, nullable=False),
+    sa.Column("warm_ns", sa.LargeBinary, nullable=False),
 )
 
 
@@ -413,7 +415,13 @@ class Store:
             for position, reference in enumerate(result.references)
         ]
         visits = [
-            {"block_id": block_id, "position": position, **_visits_of(measurement)}
+            {
+                "block_id": block_id,
+                "position": position,
+                "warming_ns": list(measurement.warming_ns),
+                "warm_ns": _pack(measurement.warm_ns),
+                **_visits_of(measurement),
+            }
             for position, measurement in enumerate(result.measurements)
         ]
         if references:
@@ -665,6 +673,8 @@ def _with_visits(measurement: Measurement, row: sa.RowMapping) -> Measurement:
         runs_per_visit=row["runs_per_visit"],
         weight_bytes=row["weight_bytes"],
         session_runs=tuple(row["session_runs"]),
+        warming_ns=tuple(row.get("warming_ns", ())),
+        warm_ns=_unpack(row["warm_ns"]) if "warm_ns" in row else measurement.warm_ns,
     )
 
 

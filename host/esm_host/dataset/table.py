@@ -8,7 +8,7 @@ the campaign's own reference models tell, is divided out then.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from esm_host.dataset.usual_pace import FEWEST_TOLD, AgentReading, Block, Device
 from esm_host.evaluation.alike import Readings
 from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
 from esm_host.evaluation.verdict import Judgement, Verdict
+from esm_host.evaluation.warm import warm_ratios, warming
 from esm_models.architecture import Architecture
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
 from esm_protos.messages import Measurement, MeasureSpec, Protocol
@@ -223,8 +224,15 @@ class Measurements:
             latency_ms = raw_ms / table.quality.levels[used]
             intervals = [model.estimate.within for model in found]
         else:
+            warm = [
+                self._warm(table.blocks[i])[a.key] for i, a in zip(used, architectures, strict=True)
+            ]
             latency_ms = np.array([model.latency_ms for model in found]) / table.divisors[used]
-            intervals = [model.interval for model in found]
+            latency_ms *= [ratio for ratio, _ in warm]
+            intervals = [
+                float(np.hypot(model.interval, 1.96 * error))
+                for model, (_, error) in zip(found, warm, strict=True)
+            ]
         return Dataset(
             architectures,
             latency_ms,
@@ -246,6 +254,7 @@ class Measurements:
         else:
             every_ms = self._of_references(table.blocks, lambda model: model.latency_ns) / 1e6
             divisors = table.divisors
+            every_ms *= self._warm_references(table.blocks)
         paced_ms = (every_ms / divisors[:, None])[own]
         plan = self._store.plan()
         references = zip(plan.get(REFERENCE_ROUND, []), median(paced_ms, axis=0), strict=True)
@@ -263,6 +272,19 @@ class Measurements:
             np.array([row[1] for row in rows], dtype=float),
             [row[2] for row in rows],
         )
+
+    def _warm(self, block: StoredBlock) -> Mapping[str, tuple[float, float]]:
+        """How many times as long models take when they are warm, and the standard errors, by their
+        keys; of the block's device."""
+        if self._derived is None:
+            self._derived = self._derive()
+        return self._derived.warm[block.block_id]
+
+    def _warm_references(self, blocks: Sequence[StoredBlock]) -> NDArray[np.float64]:
+        """``(blocks, references)``; 1 where a reference failed."""
+        references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
+        ratios = [[self._warm(b).get(key, (1.0, 0.0))[0] for key in references] for b in blocks]
+        return np.array(ratios, dtype=float).reshape(len(blocks), len(references))
 
     def _made(self, blocks: list[StoredBlock]) -> BlockTable:
         if self._derived is None:
@@ -396,16 +418,17 @@ class Measurements:
         self._read_up_to = max(block.number for block in blocks)
 
     def _derive(self) -> _Derived:
-        derived = _Derived({}, {}, {}, {})
+        derived = _Derived({}, {}, {}, {}, {})
         blocks = list(self._blocks_read.values())
+        for own in self._by_device(blocks):
+            warm = _warm_models(own, self._spec)
+            derived.warm.update((block.stored.block_id, warm) for block in own)
         if not any(block.references for block in blocks):
             for block in blocks:
                 derived.add(block, *self._alone(block))
             return derived
         references = [a.key for a in self._store.plan().get(REFERENCE_ROUND, [])]
-        numbers = self._devices([block.stored for block in blocks])
-        for number in np.unique(numbers):
-            own = [block for block, of in zip(blocks, numbers, strict=True) if of == number]
+        for own in self._by_device(blocks):
             stored = [block.stored for block in own]
             typical = [b.block_id for b in stored if b.round >= REFERENCE_ROUND]
             paces = DevicePaces(own, self._spec, references, typical)
@@ -415,6 +438,11 @@ class Measurements:
                 derived.paces[block_id] = paces
                 derived.agent[block_id] = paces.readings(block_id)
         return derived
+
+    def _by_device(self, blocks: Sequence[Block]) -> Iterator[list[Block]]:
+        numbers = self._devices([block.stored for block in blocks])
+        for number in np.unique(numbers):
+            yield [block for block, of in zip(blocks, numbers, strict=True) if of == number]
 
     def _alone(self, block: Block) -> tuple[BlockEstimate, dict[str, Estimate]]:
         """A block's estimates without the agent's reference models; each is made once."""
@@ -434,16 +462,32 @@ class _Derived:
         models: estimates by architecture key.
         paces: those of the block's device; none of a store without the agent's reference models.
         agent: the agent's reference models.
+        warm: how many times as long the models of the block's device take when they are warm, and
+            the standard errors, by their keys.
     """
 
     models: dict[str, Mapping[str, Estimate]]
     slowdown: dict[str, float]
     paces: dict[str, DevicePaces]
     agent: dict[str, list[AgentReading]]
+    warm: dict[str, Mapping[str, tuple[float, float]]]
 
     def add(self, block: Block, found: BlockEstimate, models: Mapping[str, Estimate]) -> None:
         self.models[block.stored.block_id] = models
         self.slowdown[block.stored.block_id] = found.slowdown
+
+
+def _warm_models(blocks: Sequence[Block], spec: MeasureSpec) -> dict[str, tuple[float, float]]:
+    """How many times as long a device's models take when they are warm, and the standard errors;
+    1 and 0 where latencies are as measured, without long visits."""
+    taken: dict[str, list[Measurement]] = {}
+    for block in blocks:
+        for measurement in block.measurements:
+            taken.setdefault(measurement.model_id, []).append(measurement)
+    if not spec.long_visits:
+        return dict.fromkeys(taken, (1.0, 0.0))
+    ratios, errors = warm_ratios([warming(each, spec.trim) for each in taken.values()])
+    return dict(zip(taken, zip(ratios.tolist(), errors.tolist(), strict=True), strict=True))
 
 
 def _at_blocks_pace(model: Estimate) -> float:

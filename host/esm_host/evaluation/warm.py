@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_protos.messages import Measurement
+from esm_protos.statistics import trimmed_mean
+
 Floats = NDArray[np.float64]
 
 _FEWEST_VISITS = 20
@@ -36,6 +39,22 @@ class Warming:
     counted_ns: float
     uncounted_ns: tuple[float, ...]
     warm_ns: NDArray[np.int64]
+
+
+def warming(measurements: Sequence[Measurement], trim: float) -> Warming:
+    """Return how a model warmed up in the blocks that it was part of.
+
+    Args:
+        measurements: of the model, in one block or several.
+        trim: share of the counted runs dropped at each end.
+    """
+    places = min(len(each.warming_ns) for each in measurements)
+    uncounted = np.mean([each.warming_ns[:places] for each in measurements], axis=0)
+    return Warming(
+        float(np.mean([trimmed_mean(each.latency_ns, trim) for each in measurements])),
+        tuple(uncounted.tolist()),
+        np.concatenate([each.warm_ns for each in measurements]),
+    )
 
 
 def warm_ratios(models: Sequence[Warming]) -> tuple[Floats, Floats]:

@@ -24,6 +24,9 @@ PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
 
+LONG_VISITS = 20
+"""Of so many rounds of a campaign, the visits of one are long: these tell how long warm models
+take."""
 LEAST_SAMPLES = 5
 """That a predictor with a warm start learns from."""
 
@@ -102,7 +105,9 @@ class Settings:
     held_out: int = 0
     raw: bool = False
     spec: MeasureSpec = field(
-        default_factory=lambda: MeasureSpec(precision=PRECISION, references=True)
+        default_factory=lambda: MeasureSpec(
+            precision=PRECISION, references=True, long_visits=LONG_VISITS
+        )
     )
 
     def __post_init__(self) -> None:
