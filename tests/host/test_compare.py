@@ -35,7 +35,9 @@ def timing(tmp_path_factory: pytest.TempPathFactory) -> Json:
         return (1.0 if "a.onnx" in model.model_id else 2.0) * model.case.shapes[0][1][0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01))
+        patch.setattr(
+            devices, "connect", lambda device: FakeProfiler(latency, noise=0.01, references=())
+        )
         patch.chdir(folder)
         options = ["a.onnx", "b.onnx", "--batch", "1,8", "--runs", "80", "--json", "-"]
         done = CliRunner().invoke(app, ["time", *options, "--device", "pi4"])

@@ -80,7 +80,7 @@ def fake_latency(model: Model) -> float | Failure:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
     """Every device is this one."""
-    profiler = FakeProfiler(fake_latency, noise=0.02)
+    profiler = FakeProfiler(fake_latency, noise=0.02, references=())
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
     monkeypatch.delenv("ESM_DEVICE", raising=False)
     return profiler
@@ -577,8 +577,10 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeProfiler]:
             raise UnreachableError("no agent answers at gone")
 
     fleet = {
-        "slow": FakeProfiler(lambda model: 3 * LATENCY_MS, noise=0.01, hostname="slow"),
-        "fast": FakeProfiler(lambda model: LATENCY_MS, noise=0.01, hostname="fast"),
+        "slow": FakeProfiler(
+            lambda model: 3 * LATENCY_MS, noise=0.01, hostname="slow", references=()
+        ),
+        "fast": FakeProfiler(lambda model: LATENCY_MS, noise=0.01, hostname="fast", references=()),
         "gone": Gone(fake_latency),
     }
     monkeypatch.setattr(devices, "connect", fleet.__getitem__)

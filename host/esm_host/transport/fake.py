@@ -86,6 +86,7 @@ class FakeProfiler(Profiler):
             they are numbered -past to -1. None: many, all at its usual pace.
         noise: standard deviation of every run's relative error.
         session_spread: standard deviation between the sessions of a model, as a share.
+        references: that its agent has; an agent of an older version has none.
         memory_bytes: what it says it has free; None does not tell.
         diagnosis: what the doctor finds.
         holder: somebody else who has the device.
@@ -108,7 +109,9 @@ class FakeProfiler(Profiler):
         weight_bytes: Callable[[Model], int] = lambda model: 0,
         past: int | None = None,
         session_spread: float = 0.0,
+        references: Sequence[Reference] = REFERENCES,
     ) -> None:
+        self._references = references
         self._latency = latency
         self._pace = pace
         self._noise = noise
@@ -125,12 +128,12 @@ class FakeProfiler(Profiler):
         self._past = [
             [
                 each.latency_ms * self._slowed(each.weight_bytes, each.latency_ms, number) * 1e6
-                for each in REFERENCES
+                for each in self._references
             ]
             for number in range(-(past or 0), 0)
         ]
         if past is None:
-            self._past = [[each.latency_ms * 1e6 for each in REFERENCES]] * _LONG_PAST
+            self._past = [[each.latency_ms * 1e6 for each in self._references]] * _LONG_PAST
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -178,10 +181,10 @@ class FakeProfiler(Profiler):
         if block.spec.protocol is Protocol.INTERLEAVED:
             measurements = _in_turn(measurements, block.spec.runs_per_visit)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
-        if not block.spec.references:
+        if not (block.spec.references and self._references):
             return BlockResult(block.block_id, measurements, busy, busy)
         usual = self._usual()
-        references = tuple(self._reference(each, block, number, busy) for each in REFERENCES)
+        references = tuple(self._reference(each, block, number, busy) for each in self._references)
         self._past.append([float(np.median(each.latency_ns)) for each in references])
         return BlockResult(
             block.block_id, measurements, busy, busy, references=references, usual=usual
@@ -219,7 +222,7 @@ class FakeProfiler(Profiler):
         return float(self._pace(number) * self._memory_pace(number) ** feels)
 
     def _usual(self) -> Usual | None:
-        names = [each.name for each in REFERENCES]
+        names = [each.name for each in self._references]
         moments = _MOMENT_S * np.arange(len(self._past), dtype=np.float64)
         rows = np.array(self._past, dtype=np.float64).reshape(-1, len(names))
         return usual_of(names, moments, rows)
