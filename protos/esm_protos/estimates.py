@@ -20,8 +20,9 @@ from esm_protos.statistics import PACE_MODELS, pace, relative_interval, t_quanti
 
 Floats = NDArray[np.float64]
 
-_SESSIONS_BELIEVED = 10
-"""So many degrees of freedom has what is reckoned with of sessions before any is seen."""
+_SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
+"""Sessions that what is reckoned with before any is seen counts for; degrees of freedom of what is
+then known of their spread."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -287,7 +288,7 @@ def _at_usual(
     parts = Parts(
         runs=alone.parts.runs,
         readings=_t(_FAR) * shift.passing,
-        sessions=_t(_SESSIONS_BELIEVED) * _session_error(runs, visited, factors, expected),
+        sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
         pace=t * shift.lasting,
         history=t * shift.shared,
         moments=paces.moments,

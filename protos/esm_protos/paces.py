@@ -39,7 +39,7 @@ _OWN_MEMORY = 0.12
 its memory varies by."""
 _USUAL_VARIANCE = 1.2
 """Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
-_SESSION_SPREAD = 0.003
+_SESSION_SPREAD = 0.005
 _SESSION_MEMORY = 0.03
 """Standard deviation between sessions: of any model, and more the less of its weights the caches
 hold (where its pages lie in memory then decides how fast they are read)."""
