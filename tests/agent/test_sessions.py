@@ -1,6 +1,7 @@
 """Sessions of a model within a block: how many there are, and what they leave as it was."""
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,10 @@ import pytest
 
 from esm_agent.measure.backends import LoadedModel
 from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.outcomes import ModelError
-from esm_agent.measure.references import FOLDER
+from esm_agent.measure.references import FOLDER, reference_models
+from esm_agent.measure.sessions import Job, Sessions
 from esm_agent.measure.timing import Samples, interleaved
 from esm_agent.measure.worker import Worker
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Progress
@@ -193,3 +196,57 @@ def test_memory_is_that_of_one_session_and_no_reference() -> None:
     if plain is None or company is None:
         pytest.skip("this system tells no peak of memory")
     assert abs(company - plain) < 12e6
+
+
+class Small:
+    """A device with room for so many models at a time."""
+
+    provider = "cpu"
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.loaded: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        if len(self.loaded) >= self.room:
+            raise MemoryError
+
+        class Run:
+            def __call__(self) -> None:
+                return
+
+        run = Run()
+        self.loaded.add(run)
+        return LoadedModel(run)
+
+
+def test_references_of_earlier_blocks_make_room_for_models(tmp_path: Path) -> None:
+    """And models that left make room for references again."""
+    models = []
+    for index in range(3):
+        path = tmp_path / f"{index}.onnx"
+        path.write_text(str(index))
+        models.append(UploadedModel(f"m{index}", path))
+    backend = Small(room=4)
+    sessions = Sessions({"cpu": backend}, time.perf_counter_ns, PeakMemory())
+
+    def job(count: int) -> Job:
+        asked = dict(enumerate(models[:count]))
+        return Job(MeasureSpec(references=True), asked, references=reference_models())
+
+    for count, room in ((1, 3), (3, 1), (1, 3)):
+        loaded, failures = sessions.load(job(count), lambda index, share: None)
+        assert (len(loaded), failures) == (count, {})
+        assert len(sessions.references(job(count))) == room
+        del loaded
+
+
+def test_a_new_session_finds_the_old_one_gone(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_text("model")
+    sessions = Sessions({"cpu": Small(room=1)}, time.perf_counter_ns, PeakMemory())
+    job = Job(MeasureSpec(sessions=2), {0: UploadedModel("m", path)})
+    loaded, _ = sessions.load(job, lambda index, share: None)
+    before = loaded[0].load_ns, loaded[0].first_run_ns
+    assert sessions.renew(job, 0, loaded) is None
+    assert (loaded[0].load_ns, loaded[0].first_run_ns) == before

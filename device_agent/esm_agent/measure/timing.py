@@ -174,10 +174,9 @@ class Samples:
 
     def session_runs(self) -> tuple[int, ...]:
         """Counted runs of each session; empty where there was one."""
-        if not self.session_began:
-            return ()
-        ends = [*self.session_began, len(self.latency_ns)]
-        return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
+        ends = [0, *self.session_began, len(self.latency_ns)]
+        counts = tuple(end - start for start, end in itertools.pairwise(ends) if end > start)
+        return counts if len(counts) > 1 else ()
 
 
 def raised(index: int, error: Exception) -> None:
