@@ -49,6 +49,8 @@ _HARDLY = 1.1
 """An interval so many times what endless runs would leave is hardly narrowed by more of them."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Rounds of a session at least; and what the sessions share where no least time is given."""
+_RESULT_SHARE, _RESULT_S = 0.1, 5.0
+"""Of a block's limit, a share up to some seconds is left for what comes after the rounds."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
@@ -296,7 +298,7 @@ def interleaved(
     began = clock()
     look_at = FIRST_LOOK
     rounds, session = 0, 1
-    ends = began + limit_s * 1e9
+    ends = began + (limit_s - min(_RESULT_SHARE * limit_s, _RESULT_S)) * 1e9
     share = lasted_s = longest_s = 0.0
     round_s = sum(first.values()) / 1e9
     last = None
