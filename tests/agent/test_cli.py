@@ -137,6 +137,17 @@ def test_the_doctor_writes_json(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: cannot write")
 
 
+def test_the_doctor_remembers_and_compares(tmp_path: Path) -> None:
+    arguments = ("--seconds", 0.3, "--history", tmp_path / "history.jsonl", "--json", "-")
+
+    def usual_pace() -> str:
+        findings = json.loads(doctor(*arguments).stdout)["findings"]
+        return next(each["text"] for each in findings if each["check"] == "usual pace")
+
+    assert "nothing is remembered yet" in usual_pace()
+    assert "of 1 moment" in usual_pace()
+
+
 def test_the_doctor_refuses_nonsense() -> None:
     assert doctor("--seconds", 0).returncode == 2
 

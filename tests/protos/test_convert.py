@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from esm_protos import convert
 from esm_protos.messages import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
     Block,
+    BlockResult,
     DeviceInfo,
     DeviceState,
     Diagnosis,
@@ -32,9 +34,14 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
+    Usual,
 )
 from esm_protos.received import received
 from esm_protos.v1 import profiler_pb2 as pb
+
+OLD_SPEC = convert.spec_to_pb(MeasureSpec())
+OLD_SPEC.ClearField("references")
+OLD_SPEC.ClearField("sessions")
 
 counts = st.integers(1, 10_000)
 nanoseconds = st.lists(st.integers(1, 2**53), min_size=1, max_size=50)
@@ -58,6 +65,8 @@ specs = st.builds(
     allow_fallback=st.booleans(),
     min_rounds=st.integers(0, 1000),
     short_visits=st.booleans(),
+    references=st.booleans(),
+    sessions=st.integers(1, 100),
 )
 seconds = st.floats(0, 1e6)
 holders = st.none() | st.builds(Holder, owner=texts, purpose=texts, client=texts, held_s=seconds)
@@ -190,6 +199,8 @@ def test_measurement_round_trip(
         copy_out_ns=np.array(latencies[:2]),
         ran_on=(("CUDAExecutionProvider", 7), ("CPUExecutionProvider", 1)),
         fallback=("Resize_3",),
+        weight_bytes=first_ns,
+        session_runs=(1, len(latencies) - 1),
     )
     wire = convert.measurement_to_pb(sent, 0.2)
     got = convert.measurement_from_pb(received(pb.ModelResult, wire.SerializeToString()))
@@ -205,6 +216,64 @@ def test_measurement_round_trip(
     np.testing.assert_array_equal(got.copy_in_ns, sent.copy_in_ns)
     np.testing.assert_array_equal(got.copy_out_ns, sent.copy_out_ns)
     assert (got.ran_on, got.fallback) == (sent.ran_on, sent.fallback)
+    assert (got.weight_bytes, got.session_runs) == (sent.weight_bytes, sent.session_runs)
+
+
+def usual_of(count: int) -> st.SearchStrategy[Usual]:
+    return st.builds(
+        Usual,
+        st.just(tuple(f"r{index}" for index in range(count))),
+        hnp.arrays(np.float64, count, elements=st.floats(1, 1e15)),
+        hnp.arrays(np.float64, (count, count), elements=st.floats(0, 10)),
+        st.integers(0, 10_000),
+        st.floats(0, 1e9),
+    )
+
+
+@given(st.none() | st.integers(0, 5).flatmap(usual_of), st.integers(0, 3))
+def test_result_round_trip(usual: Usual | None, count: int) -> None:
+    references = tuple(
+        Measurement(f"r{n}", np.arange(1, 5), np.arange(4), runs_per_visit=2, weight_bytes=n)
+        for n in range(count)
+    )
+    sent = BlockResult("b", (), 5, 4, (), references, usual)
+    wire = convert.done_to_pb(sent, 0.2).SerializeToString()
+    got = convert.result_from_pb(received(pb.BlockDone, wire), ())
+    assert [m.model_id for m in got.references] == [m.model_id for m in references]
+    assert [m.weight_bytes for m in got.references] == [m.weight_bytes for m in references]
+    if usual is None:
+        assert got.usual is None
+        return
+    assert got.usual is not None
+    assert got.usual.to_json() == usual.to_json()
+    assert Usual.from_json(json.loads(json.dumps(usual.to_json()))).references == usual.references
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"references": ["a"], "latency_ns": [1.0], "spread": []},
+        {"references": ["a"], "latency_ns": [], "spread": [0.1]},
+        {"references": ["a"], "latency_ns": [0.0], "spread": [0.1]},
+        {"references": ["a"], "latency_ns": [float("nan")], "spread": [0.1]},
+        {"references": ["a"], "latency_ns": [1.0], "spread": [-0.1]},
+        {"references": ["a"], "latency_ns": [1.0], "spread": [float("inf")]},
+    ],
+)
+def test_nonsense_of_what_is_usual_is_refused(fields: dict[str, list[float]]) -> None:
+    done = pb.BlockDone(block_id="b", usual=pb.Usual(moments=1, **fields))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"latenc|spread"):
+        convert.result_from_pb(received(pb.BlockDone, done.SerializeToString()), ())
+
+
+def test_an_old_host_asks_for_no_references_and_an_old_agent_sends_none() -> None:
+    spec = convert.spec_from_pb(received(pb.MeasureSpec, OLD_SPEC.SerializeToString()))
+    assert (spec.references, spec.sessions) == (False, 1)
+    result = convert.result_from_pb(received(pb.BlockDone, b""), ())
+    assert (result.references, result.usual) == ((), None)
+    wire = pb.ModelResult(model_id="m", latency_ns=[1], start_ns=[0])
+    measurement = convert.measurement_from_pb(received(pb.ModelResult, wire.SerializeToString()))
+    assert (measurement.weight_bytes, measurement.session_runs) == (0, ())
 
 
 @given(st.sampled_from(FailureKind), texts)

@@ -44,6 +44,7 @@ MOMENT_S = 300.0
 """Blocks of so many seconds are one moment: else a busy hour would outweigh a quiet month."""
 _MOST_MOMENTS = 1000
 _MOST_BYTES = 2 << 20  # then the file is written anew, with a line for each moment
+_MOST_READ_BYTES = 2 * _MOST_BYTES
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 Conditions = Mapping[str, str]
@@ -183,7 +184,10 @@ class HistoryFile:
         """
         now = self._now()
         with contextlib.suppress(OSError), self.path.open("rb") as file:
-            for text in file:
+            # The end, and no device that never ends.
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - _MOST_READ_BYTES, 0))
+            for text in file.read(min(size, _MOST_READ_BYTES)).splitlines():
                 with contextlib.suppress(*_NONSENSE):
                     line = json.loads(text)
                     values = line["latency_ns"].values()

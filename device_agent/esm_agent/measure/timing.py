@@ -53,6 +53,8 @@ _MOST_PASSING = 0.7
 """With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Rounds of a session at least; and what the sessions share where no least time is given."""
+_RESULT_SHARE, _RESULT_S = 0.1, 5.0
+"""Of a block's limit, a share up to some seconds is left for what comes after the rounds."""
 SETTLE_NS = 5_000_000_000
 """No waiting for a clock that never stays."""
 _SETTLE_WINDOW_NS = 250_000_000
@@ -195,10 +197,9 @@ class Samples:
 
     def session_runs(self) -> tuple[int, ...]:
         """Counted runs of each session; empty where there was one."""
-        if not self.session_began:
-            return ()
-        ends = [*self.session_began, len(self.latency_ns)]
-        return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
+        ends = [0, *self.session_began, len(self.latency_ns)]
+        counts = tuple(end - start for start, end in itertools.pairwise(ends) if end > start)
+        return counts if len(counts) > 1 else ()
 
 
 def raised(index: int, error: Exception) -> None:
@@ -318,7 +319,7 @@ def interleaved(
     began = clock()
     look_at = FIRST_LOOK
     rounds, session = 0, 1
-    ends = began + limit_s * 1e9
+    ends = began + (limit_s - min(_RESULT_SHARE * limit_s, _RESULT_S)) * 1e9
     share = lasted_s = longest_s = 0.0
     round_s = sum(first.values()) / 1e9
     last = None

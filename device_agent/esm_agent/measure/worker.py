@@ -231,9 +231,8 @@ class Worker:
                 self._limits,
                 block.peak_memory,
                 block.profile_runs,
-                ends - time.monotonic(),
-                references,
-                usual,
+                references=references,
+                usual=usual,
             )
             attempt = self._attempt(job, ends, on_progress, cancelled)
             if isinstance(attempt, JobResult):
@@ -319,7 +318,8 @@ class Worker:
         current.cells[:] = [0, first, 0, 0]
         current.oom_kills = oom_kills()
         try:
-            current.connection.send(job)
+            # Only now: starting the process may have taken a second.
+            current.connection.send(job._replace(limit_s=ends - time.monotonic()))
         except (ConnectionResetError, BrokenPipeError):
             return self._death(current)
         answer = self._answer(job, ends, on_progress, cancelled)
