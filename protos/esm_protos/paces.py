@@ -40,9 +40,10 @@ its memory varies by."""
 _USUAL_VARIANCE = 1.2
 """Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
 _SESSION_SPREAD = 0.005
-_SESSION_MEMORY = 0.03
-"""Standard deviation between sessions: of any model, and more the less of its weights the caches
-hold (where its pages lie in memory then decides how fast they are read)."""
+_SESSION_MEMORY = (0.01, 0.03)
+"""Standard deviations between sessions: of any model; and more of those whose weights fill the
+caches, and of those that they do not hold. Where pages lie in memory decides how fast they are
+read."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Paces:
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
         usual_error = self._covariance * _USUAL_VARIANCE / self.moments
-        lasting = np.array([_session_error(i, count) ** 2 for i in range(count)])
+        lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
         feels = np.eye(count)
         if known:
@@ -238,9 +239,7 @@ class Paces:
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
         """Return the standard deviation between sessions that is reckoned with, as a share."""
-        feels = self.sensitivities(weight_bytes, latency_ns)
-        beyond = float(feels[-1]) if len(feels) > 1 else 0.0
-        return math.hypot(_SESSION_SPREAD, _SESSION_MEMORY * beyond)
+        return _session_error(self.sensitivities(weight_bytes, latency_ns))
 
     def _own(self, feels: Floats) -> float:
         """Standard deviation of what varies between moments for one model alone."""
@@ -277,7 +276,7 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
         return None
     logs = np.log(latency_ns)
     count = logs.shape[1]
-    spread = np.array([[_spread(_pair(logs, i, j)) for j in range(count)] for i in range(count)])
+    spread = np.array([[_pair(logs, i, j).std() for j in range(count)] for i in range(count)])
     return Usual(
         tuple(references),
         np.exp([trimmed_mean(column, 0.25) for column in logs.T]),
@@ -289,13 +288,6 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
 
 def _pair(logs: Floats, one: int, other: int) -> Floats:
     return logs[:, one] if one == other else logs[:, one] - logs[:, other]
-
-
-def _spread(values: Floats) -> float:
-    """Standard deviation about the median, single moments far out pulled in (Huber)."""
-    off = np.abs(values - np.median(values))
-    limit = 3 * 1.4826 * float(np.median(off))
-    return float(np.sqrt(np.mean(np.minimum(off, limit) ** 2))) if limit else float(off.std())
 
 
 def _covariance(spread: Floats) -> Floats:
@@ -317,6 +309,9 @@ def _prior(count: int) -> Floats:
     return np.asarray(_BASE_SPREAD**2 + np.outer(memory, memory))
 
 
-def _session_error(rung: int, count: int) -> float:
-    last = count > 1 and rung == count - 1
-    return math.hypot(_SESSION_SPREAD, _SESSION_MEMORY * last)
+def _session_error(feels: Floats) -> float:
+    """Standard deviation between sessions of what feels the rungs so."""
+    if len(feels) < 2:
+        return _SESSION_SPREAD
+    held, beyond = _SESSION_MEMORY
+    return math.hypot(_SESSION_SPREAD, held * float(feels[1:-1].sum()), beyond * float(feels[-1]))
