@@ -81,7 +81,7 @@ class Parts:
         readings: what the reference models' runs leave open of the device's paces.
         sessions: by how much sessions differ.
         pace: what is not known of the usual paces, or varies between moments for this model alone.
-        history: the part of ``pace`` that blocks at other moments have in common.
+        history: the part of ``pace`` that blocks minutes apart have in common.
         moments: that the device remembers of its reference models.
         blocks: what blocks at several moments differ by, which holds what the first four say of
             one; None for one block.
@@ -163,7 +163,7 @@ class RatioShift:
     Attributes:
         value: logarithm of the ratio less that of the usual one.
         half: half-width of the 95 % interval that pace and sessions leave, a logarithm.
-        shared: the part of ``half`` that blocks at other moments have in common.
+        shared: the part of ``half`` that blocks minutes apart have in common.
     """
 
     value: float

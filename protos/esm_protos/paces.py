@@ -72,7 +72,8 @@ class Shift:
         lasting: standard error by what it would not: what is usual, and what varies for the
             model alone.
         memory: the part of ``value`` that memory makes.
-        shared: the part of ``lasting`` that blocks at other moments have in common.
+        shared: the part of ``lasting`` that blocks minutes apart have in common: what is not known of
+            the usual, and what is therefore not corrected.
     """
 
     value: float
@@ -162,7 +163,8 @@ class Paces:
         self.values = gain @ deviations
         left = np.eye(count) - gain @ feels
         self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
-        self._shared = gain @ feels @ usual_error @ feels.T @ gain.T
+        self._shared = left @ self._covariance @ left.T
+        self._shared = self._shared + gain @ feels @ usual_error @ feels.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
     @property

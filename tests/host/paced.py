@@ -82,10 +82,11 @@ class PacedProfiler(FakeProfiler):
             result,
             measurements=measurements,
             references=tuple(references),
-            usual=self._remembered() if self._moments else None,
+            usual=self.usual() if self._moments else None,
         )
 
-    def _remembered(self) -> Usual:
+    def usual(self) -> Usual:
+        """Return what it remembers."""
         memory = np.array([0.0, 0.0, 1.0, 1.0]) * self._spread
         spread = np.abs(memory[:, None] - memory[None, :])
         np.fill_diagonal(spread, memory)

@@ -56,8 +56,8 @@ def esm_host_time(*arguments: object) -> Result:
 
 
 def rows_of(stdout: str) -> list[str]:
-    """Without the lines under them that say what was fed."""
-    return [line for line in stdout.splitlines() if not line.startswith("  fed ")]
+    """Without the lines under them: what was fed, and what was unusual."""
+    return [line for line in stdout.splitlines() if not line.startswith("  ")]
 
 
 def assert_refused(result: Result, code: int, *words: str) -> None:

@@ -18,9 +18,17 @@ from typer.testing import CliRunner, Result
 
 import esm_host
 from esm_host.cli.app import app
-from esm_host.errors import UsageError
+from esm_host.cli.progress import DeviceLines
+from esm_host.errors import UnreachableError, UsageError
 from esm_host.evaluation.difference import Ratio
-from esm_host.timing.spread import block_starts, parse_duration, pool, pool_ratios
+from esm_host.evaluation.verdict import Verdict
+from esm_host.timing.spread import (
+    block_starts,
+    parse_duration,
+    pool,
+    pool_evidence,
+    pool_ratios,
+)
 from esm_host.transport import devices
 from esm_protos.estimates import Estimate, Parts
 from tests.host.paced import BIG_MS, SMALL_MS, PacedProfiler
@@ -235,24 +243,49 @@ def test_a_model_that_fails_in_one_block_has_failed(
     assert fine["trimmed_mean_ms"] > 0
 
 
+@pytest.mark.parametrize(("blocks", "code"), [(2, 69), (3, 1)])
+def test_blocks_before_a_device_is_gone_are_kept(
+    monkeypatch: pytest.MonkeyPatch, models: list[Path], blocks: int, code: int
+) -> None:
+    device = PacedProfiler()
+    answer = device.answer
+
+    def gone(*arguments: Any) -> Any:
+        if len(device.blocks) == blocks:
+            raise UnreachableError("no agent answers")
+        return answer(*arguments)
+
+    monkeypatch.setattr(device, "answer", gone)
+    monkeypatch.setattr("esm_host.timing.spread._GAP_S", 0.1)
+    result = timed(monkeypatch, device, models, "--spread", "0.5s", "--json", "-")
+    assert result.exit_code == code
+    assert "no agent answers" in result.stderr
+    if code == 1:
+        data = json.loads(result.stdout)
+        assert [len(entry["blocks"]) for entry in data["results"]] == [3, 3]
+        assert data["context"]["devices"]["local"]["error"] == "no agent answers"
+
+
 @pytest.mark.parametrize("names", [["a"], ["a", "b"]])
 def test_an_interrupt_ends_the_waiting_at_once(
     monkeypatch: pytest.MonkeyPatch, models: list[Path], names: list[str]
 ) -> None:
-    class Waited(PacedProfiler):
-        def close(self) -> None:
+    def wait(lines: DeviceLines, device: str, *arguments: object) -> None:
+        if device == "a":
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    profilers = {name: (Waited if name == "a" else PacedProfiler)() for name in names}
-    monkeypatch.setattr(devices, "connect", profilers.__getitem__)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(DeviceLines, "wait", wait)
+    monkeypatch.setattr(devices, "connect", {n: PacedProfiler() for n in names}.__getitem__)
     monkeypatch.setattr("esm_host.timing.run.check_distinct", lambda devices: None)
     chosen = [word for name in names for word in ("--device", name)]
     began = time.monotonic()
     result = CliRunner().invoke(
-        app, ["time", str(models[0]), *chosen, "--runs", "20", "--spread", "1h"]
+        app, ["time", str(models[0]), *chosen, "--runs", "20", "--spread", "1m"]
     )
+    signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 15
 
 
 def test_pooling_shares_what_blocks_have_in_common() -> None:
@@ -267,6 +300,18 @@ def test_pooling_shares_what_blocks_have_in_common() -> None:
         (2 * math.exp(-0.01), 2 * math.exp(0.01))
     )
     assert pool_ratios([*ratios, Ratio(2.0, None, True)], 0.01).interval is None
+
+
+def test_what_disturbed_several_blocks_is_said_once() -> None:
+    def busy(processors: float) -> tuple[Verdict, str]:
+        return Verdict.NOISY, f"other programs used {processors} processors"
+
+    swapped = (Verdict.NOISY, "3 pages swapped")
+    assert pool_evidence([[busy(1.5), swapped]]) == [busy(1.5), swapped]
+    assert pool_evidence([[busy(1.5)], [], [busy(0.7), swapped]]) == [
+        (Verdict.NOISY, "other programs used 1.5 processors (in 2 of 3 blocks)"),
+        (Verdict.NOISY, "3 pages swapped (in 1 of 3 blocks)"),
+    ]
 
 
 def test_intervals_of_blocks_hold_the_truth() -> None:
@@ -288,7 +333,7 @@ def test_from_python_with_a_real_agent(tmp_path: Path) -> None:
 
     space = load_space("resnet", resolution=32, width_mult=0.25)
     model = {"net": space.build(smallest(space))}
-    timing = esm_host.time(model, runs=40, sessions=3, spread="1s")
+    timing = esm_host.time(model, runs=40, sessions=3, spread="0.1s")
     (entry,) = timing.data["results"]
     assert [len(block["session_runs"]) for block in entry["blocks"]] == [3, 3, 3]
     paces = timing.paces()

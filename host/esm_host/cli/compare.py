@@ -46,7 +46,8 @@ def compare(
         list[str] | None,
         typer.Option(
             help="What may differ besides the models, such as runtime,hostname: settings, facts "
-            "of the device, cases, inputs (what was fed other shapes or types)."
+            "of the device, cases, inputs (what was fed other shapes or types), raw (latencies as "
+            "measured beside others)."
         ),
     ] = None,
     strict: Annotated[

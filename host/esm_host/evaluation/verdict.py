@@ -51,7 +51,7 @@ _OTHERS_CORES = 0.5
 _SLOWED = 0.25
 _QUOTA_STOPS = 0.02  # of the periods
 _UNUSUAL = 0.05
-_FEW_MOMENTS = 6  # half an hour: below, a device's history is what to wait for
+_FEW_MOMENTS = 12  # an hour: with fewer, a longer history helps most
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are somebody's choice and keep it steady."""
 
@@ -95,10 +95,9 @@ def judge_number(
 
 def _history_lacks(parts: Parts) -> str:
     """Return what a device remembers, where an interval is wide for want of it; else nothing."""
-    if max(parts.pace, parts.history) < max(parts.passing, parts.sessions, parts.blocks or 0.0):
-        return ""
-    # What blocks have in common is a part of the pace.
-    if parts.moments >= _FEW_MOMENTS and parts.history**2 < parts.pace**2 / 2:
+    known_badly = max(parts.pace, parts.history)
+    others = max(parts.passing, parts.sessions, parts.blocks or 0.0)
+    if parts.moments >= _FEW_MOMENTS or known_badly < others:
         return ""
     cure = f"time again later, or give {argument('spread')} 1h"
     if not parts.moments:
@@ -113,11 +112,12 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
     Args:
         exact: whether a number of runs was asked for, and no precision.
     """
-    widest = max(parts.passing, parts.sessions, parts.pace, parts.blocks or 0.0)
+    pace = max(parts.pace, parts.history)
+    widest = max(parts.passing, parts.sessions, pace, parts.blocks or 0.0)
     left = f"±{100 * widest:.1f} %"
     if parts.blocks == widest:
         return f"blocks differ, which leaves {left}: give a longer {argument('spread')}"
-    if parts.pace == widest:
+    if pace == widest:
         cure = f"time again later, or give {argument('spread')} 10m"
         if unusual := shift and describe_shift(shift):
             return f"{unusual}, and corrected to {left}: {cure}"

@@ -412,7 +412,8 @@ def _devices(timing: TimingFile) -> Iterator[Any]:
     for index, (name, entry) in enumerate(timing.devices.items()):
         parts: list[Any] = []
         if entry["error"]:
-            parts.append(Text(f"Nothing was measured on it: {entry['error']}"))
+            what = "A later block failed" if entry.get("block_starts_s") else "Nothing was measured"
+            parts.append(Text(f"{what} on it: {entry['error']}"))
         if entry["info"]:
             parts.append(device_facts(entry["info"]))
         yield Group(f"device-{index}", name, parts)

@@ -216,7 +216,8 @@ class DeviceTiming:
 
     Attributes:
         info: None where the device did not even tell what it is.
-        blocks: in the order of time; empty where nothing was measured; ``error`` says why.
+        blocks: in the order of time; empty where nothing was measured.
+        error: why nothing was measured, or no further block.
         starts_s: when each block began, since the first one; by the host's clock.
     """
 

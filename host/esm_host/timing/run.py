@@ -13,11 +13,11 @@ from functools import partial
 
 from esm_host.arguments import argument
 from esm_host.errors import DeviceError, EsmError, UsageError
-from esm_host.evaluation.verdict import block_evidence, judge_number, threads_evidence
+from esm_host.evaluation.verdict import Verdict, block_evidence, judge_number, threads_evidence
 from esm_host.limits import check_models, check_spec
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
-from esm_host.timing.spread import block_starts, common_usual, join, pool
+from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
 from esm_protos.estimates import BlockEstimate, Estimate, Parts, estimate_measured
@@ -91,15 +91,22 @@ def time_models(
         measured: list[_Measured] = []
         starts = block_starts(spread_s)
         began = time.monotonic()
+        error: EsmError | None = None
         for number, start in enumerate(starts):
             if number and (left_s := began + start - time.monotonic()) > 0:
                 on_wait(name, number, len(starts), left_s)
                 turn.sleep(left_s)
-            with turn.connected() as profiler:
-                if not number:
-                    met.arrive(name, profiler)
-                measured.append(measure(turn, name, profiler, first=not number))
-        return _device_timing(name, request, spec, measured, raw)
+            try:
+                with turn.connected() as profiler:
+                    if not number:
+                        met.arrive(name, profiler)
+                    measured.append(measure(turn, name, profiler, first=not number))
+            except EsmError as caught:
+                if number < FEWEST:
+                    raise
+                error = caught  # an hour's blocks are not lost for the last one
+                break
+        return replace(_device_timing(name, request, spec, measured, raw), error=error)
 
     turns = [_Turn(name, connect, timed, met) for name in devices]
     if len(turns) == 1:
@@ -108,7 +115,7 @@ def time_models(
         _together(turns)
         check_distinct({name: met.devices[name] for name in devices if name in met.devices})
     timings = tuple(turn.timing for turn in turns)
-    if len(timings) == 1 and timings[0].error is not None:
+    if len(timings) == 1 and timings[0].error is not None and not timings[0].blocks:
         raise timings[0].error
     return Timing(created_at, spec, timings, raw, spread_s)
 
@@ -308,14 +315,13 @@ def _results(
 ) -> tuple[Result, ...]:
     usual = common_usual(blocks)
     estimated = []
-    evidence = []
+    evidence: list[list[tuple[Verdict, str]]] = []
     for block in blocks:
         measured = [m for m in block.measurements if m.failure is None]
         estimate = estimate_measured(measured, spec, block.references, usual)
         ids = (m.model_id for m in measured)
         estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
-        evidence += block_evidence(block.states, estimate.slowdown)
-    evidence = list(dict.fromkeys(evidence))
+        evidence.append(block_evidence(block.states, estimate.slowdown))
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
     for number, entry in enumerate(request):
@@ -333,7 +339,7 @@ def _results(
         judgement = judge_number(
             pooled.interval,
             spec.precision,
-            [*evidence, *threads_evidence(threads, processors)],
+            [*pool_evidence(evidence), *threads_evidence(threads, processors)],
             pooled.parts,
             pooled.shift,
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.evaluation.difference import Ratio
+from esm_host.evaluation.verdict import Verdict
 from esm_protos.estimates import Estimate, Parts
 from esm_protos.messages import BlockResult, Measurement, Usual
 from esm_protos.paces import Shift
@@ -28,6 +29,7 @@ _GAP_S = 60.0
 """Between the beginnings of blocks, where there are neither too few nor too many."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_S = 7 * 86_400.0
+_NUMBER = re.compile(r"[\d.,]+")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
 
 
@@ -97,6 +99,26 @@ def pool_ratios(ratios: Sequence[Ratio], shared: float) -> Ratio:
     known = all(ratio.interval is not None for ratio in ratios)
     interval = (mean * math.exp(-half), mean * math.exp(half)) if known else None
     return Ratio(mean, interval, all(ratio.paired for ratio in ratios))
+
+
+def pool_evidence(
+    blocks: Sequence[Sequence[tuple[Verdict, str]]],
+) -> list[tuple[Verdict, str]]:
+    """Return what speaks against the numbers of several blocks, each kind once.
+
+    Args:
+        blocks: evidence of each, in words that differ in their numbers alone.
+    """
+    if len(blocks) == 1:
+        return list(blocks[0])
+    kinds: dict[tuple[Verdict, str], list[str]] = {}
+    for evidence in blocks:
+        for verdict, text in evidence:
+            kinds.setdefault((verdict, _NUMBER.sub("", text)), []).append(text)
+    return [
+        (verdict, f"{texts[0]} (in {len(texts)} of {len(blocks)} blocks)")
+        for (verdict, _), texts in kinds.items()
+    ]
 
 
 def join(measurements: Sequence[Measurement], starts_ns: Sequence[int]) -> Measurement:
