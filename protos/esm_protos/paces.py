@@ -72,8 +72,8 @@ class Shift:
         lasting: standard error by what it would not: what is usual, and what varies for the
             model alone.
         memory: the part of ``value`` that memory makes.
-        shared: the part of ``lasting`` that blocks minutes apart have in common: what is not known of
-            the usual, and what is therefore not corrected.
+        shared: the part of ``lasting`` that blocks minutes apart have in common: what is not known
+            of the usual, and is therefore not corrected.
     """
 
     value: float

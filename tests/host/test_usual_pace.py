@@ -219,7 +219,8 @@ def test_anchors_tell_what_no_reference_model_feels(tmp_path: Path) -> None:
 
 
 def begun(path: Path, *options: str) -> None:
-    result = esm_host("profile", *SMALL, "--run", path, "--target-accuracy", 1, *options)
+    given = ("--target-accuracy", 1, "--predictor", "ridge", *options)
+    result = esm_host("profile", *SMALL, "--run", path, *given)
     assert result.exit_code == 0, result.output
 
 

@@ -198,8 +198,9 @@ class Measurements:
             by_device.setdefault(block.device, []).append(block)
         return {
             name: Readings(
-                self._of_references(blocks, lambda model: model.latency_ns),
-                # Devices are compared as they are now.
+                self._of_references(blocks, lambda model: model.latency_ns) / 1e6,
+                # What is not known of the usual paces decides nothing: devices whose agents
+                # remember nothing yet are compared as they are now.
                 self._of_references(blocks, lambda model: model.within),
             )
             for name, blocks in by_device.items()
@@ -307,8 +308,12 @@ class Measurements:
             anchors.append({key: Measured(each) for key, each in found if rounds[key] not in own})
         measured = {key for found in models for key in found}
         in_blocks_ms = self._of_references(blocks, _at_blocks_pace) / 1e6
-        quality = judge(in_blocks_ms, self._common_pace, self._devices(blocks), _typical(blocks))
-        table = BlockTable(
+        if derived.paces:
+            quality = self._quality_at_usual(blocks)
+        else:
+            devices = self._devices(blocks)
+            quality = judge(in_blocks_ms, self._common_pace, devices, _typical(blocks))
+        return BlockTable(
             blocks,
             models,
             anchors,
@@ -316,13 +321,9 @@ class Measurements:
             {key: text for key, text in self._failures.items() if key not in measured},
             in_blocks_ms,
             quality,
-            quality.factors,
+            quality.levels if derived.paces else quality.factors,
             [derived.agent.get(block.block_id, []) for block in blocks],
         )
-        if derived.paces:
-            quality = self._quality_at_usual(blocks)
-            table = replace(table, quality=quality, divisors=quality.levels)
-        return table
 
     def _quality_at_usual(self, blocks: Sequence[StoredBlock]) -> Quality:
         usual_ms = self._of_references(blocks, lambda model: model.latency_ns) / 1e6
@@ -345,7 +346,9 @@ class Measurements:
             known: dict[str, tuple[float, float]] = {}
             for key in table.anchors[index].keys() & best.keys():
                 estimate = table.models[best[key]][key].estimate
-                known[key] = estimate.latency_ns, min(estimate.interval, WIDEST) / 1.96
+                level = table.divisors[index] / table.divisors[best[key]]
+                error = min(estimate.interval, WIDEST) / 1.96
+                known[key] = level * estimate.latency_ns, error
             if len(known) >= FEWEST_TOLD:
                 there = {key: table.anchors[index][key].estimate for key in known}
                 slower = [_at_blocks_pace(e) / known[key][0] for key, e in there.items()]

@@ -32,8 +32,6 @@ _STRAY = 0.03
 _MOST_EXPLAINED = 0.1
 """So much of a deviation an interval explains at most: where little is remembered of the device it
 is wide, but what is not known of the usual pace is the same in all blocks."""
-_MOMENT_S = 300.0
-"""Blocks of so many seconds are one moment, as for the agent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +92,9 @@ class DevicePaces:
         self._spec = spec
         remembered = [block.company.usual for block in blocks if block.company.usual is not None]
         # The newest one, unless the agent has lost its memory since.
-        self.usual = (
-            max(reversed(remembered), key=lambda usual: usual.moments)
-            if remembered
-            else _own_usual(blocks, spec)
-        )
+        self.usual = max(reversed(remembered), key=lambda usual: usual.moments, default=None)
+        if self.usual is None or self.usual.moments < len(blocks):
+            self.usual = _own_usual(blocks, spec) or self.usual
         alone = {id: self._estimated(id, {}) for id in self._blocks}
         self._known = self._usual_latencies(alone, references, typical)
         self.estimates = {id: self.by(id, {}, alone[id]) for id in self._blocks}
@@ -202,19 +198,13 @@ def _divided(
 
 
 def _own_usual(blocks: Sequence[Block], spec: MeasureSpec) -> Usual | None:
-    """What is usual, by the campaign's own blocks; None where they have no such models."""
+    """What is usual, by the campaign's own blocks, each a moment; None where they have no such
+    models."""
     latencies = [_latencies(block, spec) for block in blocks]
     names = sorted({name for each in latencies for name in each})
-    moments: dict[int, list[list[float]]] = {}
-    for block, each in zip(blocks, latencies, strict=True):
-        at_s = datetime.fromisoformat(block.stored.measured_at).timestamp()
-        row = [each.get(name, math.nan) for name in names]
-        moments.setdefault(int(at_s // _MOMENT_S), []).append(row)
-    if not names:
-        return None
-    numbers = sorted(moments)
-    rows = [np.median(moments[number], axis=0) for number in numbers]
-    return usual_of(names, _MOMENT_S * np.array(numbers, dtype=np.float64), np.array(rows))
+    rows = [[each.get(name, math.nan) for name in names] for each in latencies]
+    at_s = [datetime.fromisoformat(block.stored.measured_at).timestamp() for block in blocks]
+    return usual_of(names, np.array(at_s), np.array(rows).reshape(len(rows), len(names)))
 
 
 def _latencies(block: Block, spec: MeasureSpec) -> dict[str, float]:
