@@ -868,7 +868,7 @@ def test_other_formats_are_told_how_to_become_onnx(
             "is a PyTorch file: export it with torch.onnx.export(",
         ),
         (b"\x80\x02\x8a\nl\xfc", "is a Python pickle: export it with"),
-        (gzip.compress(BARE), "is compressed with gzip: unpack it with gunzip -k"),
+        (gzip.compress(BARE, mtime=0), "is compressed with gzip: unpack it with gunzip -k"),
         (lzma.compress(BARE), "is compressed with xz: unpack it with unxz -k"),
         (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd: unpack it with unzstd"),
         (b"PK\x03\x04" + bytes(26) + b"model.onnx", "is a zip archive: unpack it with unzip"),
