@@ -37,6 +37,7 @@ _OWN_SPREAD = 0.003
 _OWN_MEMORY = 0.12
 """What varies between moments for one model alone: a share of the latency, and a share of what
 its memory varies by."""
+_FEW_MOMENTS = 8
 _USUAL_VARIANCE = 1.2
 """Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
 _SESSION_SPREAD = 0.005
@@ -281,7 +282,7 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
     spread = np.array([[_pair(logs, i, j).std() for j in range(count)] for i in range(count)])
     return Usual(
         tuple(references),
-        np.exp([trimmed_mean(column, 0.25) for column in logs.T]),
+        np.exp([_middle(column) for column in logs.T]),
         spread,
         len(logs),
         float(at_unix_s[-1] - at_unix_s[0]),
@@ -290,6 +291,12 @@ def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -
 
 def _pair(logs: Floats, one: int, other: int) -> Floats:
     return logs[:, one] if one == other else logs[:, one] - logs[:, other]
+
+
+def _middle(values: Floats) -> float:
+    """Mean of the middle half; of few values the median, which one of them cannot move far."""
+    few = len(values) < _FEW_MOMENTS
+    return float(np.median(values)) if few else trimmed_mean(values, 0.25)
 
 
 def _covariance(spread: Floats) -> Floats:

@@ -146,7 +146,7 @@ def test_models_that_feel_the_device_alike_differ_by_little() -> None:
     assert unlike.value > 0.5 * math.log(1.14)
     assert alike.error < alone.error
     assert alike.error < unlike.error
-    assert 0 <= unlike.shared <= unlike.unknown <= unlike.error
+    assert 0 <= unlike.shared <= unlike.lasting <= unlike.error
     there, back = slow.difference(BIG, SMALL), slow.difference(SMALL, BIG)
     assert there.value == -back.value
     assert there.error == pytest.approx(back.error)

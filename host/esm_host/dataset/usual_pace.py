@@ -28,6 +28,8 @@ FEWEST_BLOCKS = 3
 that the agent's reference models do not."""
 FEWEST_TOLD = 3
 """Known models of a block that are believed: one alone may stray."""
+_FEW_MOMENTS = 12
+"""With fewer, the campaign's own blocks tell better what is usual, if there are more of them."""
 _STRAY = 0.03
 _MOST_EXPLAINED = 0.1
 """So much of a deviation an interval explains at most: where little is remembered of the device it
@@ -93,7 +95,8 @@ class DevicePaces:
         remembered = [block.company.usual for block in blocks if block.company.usual is not None]
         # The newest one, unless the agent has lost its memory since.
         self.usual = max(reversed(remembered), key=lambda usual: usual.moments, default=None)
-        if self.usual is None or self.usual.moments < len(blocks):
+        moments = 0 if self.usual is None else self.usual.moments
+        if moments < min(len(blocks), _FEW_MOMENTS):
             self.usual = _own_usual(blocks, spec) or self.usual
         alone = {id: self._estimated(id, {}) for id in self._blocks}
         self._known = self._usual_latencies(alone, references, typical)
