@@ -41,6 +41,7 @@ from esm_protos.statistics import t_quantile
 
 DEPTHS = (8, 12, 19, 27)
 CAMPAIGN_EVERY = 2
+_PROGRAM = str(Path(sys.executable).with_name("esm-host"))
 
 
 class Coverage:
@@ -88,7 +89,7 @@ class Coverage:
             self._campaign(number)
 
     def _time(self, paths: list[Path], out: Path) -> None:
-        command = [sys.executable, "-m", "esm_host.cli.app", "time", *map(str, paths)]
+        command = [_PROGRAM, "time", *map(str, paths)]
         done = subprocess.run(
             [*command, "--json", str(out)], capture_output=True, text=True, check=False
         )
@@ -97,7 +98,7 @@ class Coverage:
 
     def _campaign(self, number: int) -> None:
         run = self._folder / f"campaign-{number}"
-        command = [sys.executable, "-m", "esm_host.cli.app", "profile", "--run", str(run)]
+        command = [_PROGRAM, "profile", "--run", str(run)]
         options = "--space resnet --resolution 64 --width-mult 0.25 --initial 24 --max-models 24"
         done = subprocess.run(
             [*command, *options.split(), "--predictor", "ridge", "-q"],
