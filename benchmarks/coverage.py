@@ -32,8 +32,8 @@ import numpy as np
 
 from benchmarks.public_models import write_models
 from benchmarks.repeatability import BINS, REFERENCES, architectures
+from esm_host import load_run
 from esm_host.bins import DepthBins
-from esm_host.run import Run
 from esm_host.sampling import RandomSampler
 from esm_models.architecture import Architecture
 from esm_models.spaces import load_space
@@ -107,7 +107,7 @@ class Coverage:
             check=False,
         )
         try:
-            frame = Run(run).measurements()
+            frame = load_run(run).measurements()
         except Exception as error:
             raise SystemExit(f"the campaign failed ({error}): {done.stderr}") from error
         for row in frame.to_dict("records"):
