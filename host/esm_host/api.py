@@ -21,7 +21,7 @@ from esm_host.folder import RunFolder
 from esm_host.given import FROM_MEMORY
 from esm_host.model_file import ModelFile, read_model_file
 from esm_host.run import Run, load_run
-from esm_host.timing import parse_duration, read_request, time_models, timing_spec
+from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
 from esm_host.timing.spec import WARMUP
 from esm_host.timing_file import TimingFile, load_timing
 from esm_host.transport import devices
@@ -174,6 +174,7 @@ def time(
         )
         if not request:
             raise UsageError("an empty list of models measures nothing: give one")
+        spec = for_models(spec, len(request), max_time_s)
         timing = time_models(
             devices.connect,
             names,

@@ -16,13 +16,21 @@ from numpy.typing import NDArray
 
 from esm_protos.messages import Measurement, MeasureSpec, Protocol, Usual
 from esm_protos.paces import KnownModel, Paces, Reading, Shift
-from esm_protos.statistics import PACE_MODELS, pace, relative_interval, t_quantile, trimmed_mean
+from esm_protos.statistics import (
+    BATCHES,
+    PACE_MODELS,
+    pace,
+    relative_interval,
+    t_quantile,
+    trimmed_mean,
+)
 
 Floats = NDArray[np.float64]
 
 _SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
 """Sessions that what is reckoned with before any is seen counts for; degrees of freedom of what is
 then known of their spread."""
+_SESSION_BATCHES = 5
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -309,15 +317,24 @@ def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float
         for start, end in itertools.pairwise([0, *ends.tolist()])
         if end - start > 1
     ]
-    if len(parts) < 2:
-        return expected / math.sqrt(count)
-    means = np.array([np.median(part) for part in parts])
-    # Means of runs differ anyway; a median's variance is pi/2 of a mean's.
-    by_runs = np.mean([math.pi / 2 * part.var(ddof=1) / len(part) for part in parts])
-    freedom = len(parts) - 1
-    seen = max(float(means.var(ddof=1) - by_runs), 0.0)
-    variance = (_SESSIONS_BELIEVED * expected**2 + freedom * seen) / (_SESSIONS_BELIEVED + freedom)
-    return math.sqrt(variance / len(parts))
+    variance = expected**2
+    if len(parts) > 1:
+        means = np.array([np.median(part) for part in parts])
+        by_runs = np.mean([_median_error(part) ** 2 for part in parts])
+        freedom = len(parts) - 1
+        seen = max(float(means.var(ddof=1) - by_runs), 0.0)
+        variance = _SESSIONS_BELIEVED * variance + freedom * seen
+        variance /= _SESSIONS_BELIEVED + freedom
+    # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
+    return math.sqrt(variance * max(1 / count - 1 / BATCHES, 0.0))
+
+
+def _median_error(values: Floats) -> float:
+    """Standard error of the median of visits that follow one another, by batches of them."""
+    count = min(len(values), _SESSION_BATCHES)
+    batches = [np.median(part) for part in np.array_split(values, count)]
+    widened = math.pi / 2 if len(values) < 2 * count else 1.0  # medians of one value are no medians
+    return math.sqrt(widened * float(np.var(batches, ddof=1)) / count)
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:

@@ -90,7 +90,8 @@ class MeasureSpec:
         min_rounds: rounds that are made even after ``max_block_s``.
         references: time the agent's own reference models along, which tell how the device fares
             now and how it usually does; ``interleaved`` only.
-        sessions: sessions of each model in turn, each opened anew; ``interleaved`` only.
+        sessions: sessions of each model in turn, each opened anew; with a precision, more follow
+            while the block goes on, unless it is 1. ``interleaved`` only.
         long_visits: in every so many rounds visits go on, uncounted, until models are warm; 0:
             never; ``interleaved`` only.
         short_visits: visits of slow models have fewer runs, down to one: several in a row only

@@ -18,7 +18,7 @@ MIN_ROUNDS = 5
 (93 % of simulated cases, 87 % where rounds are correlated by 0.3), and is about twice as wide."""
 
 _NEIGHBOURS = 3  # visits on either side that tell the pace at a visit
-_BATCHES = 20  # Schmeiser (1982): more than 30 batches tell hardly more, and are less independent
+BATCHES = 20  # Schmeiser (1982): more than 30 batches tell hardly more, and are less independent
 _Z = 1.959963984540054  # of the standard normal distribution, 95 % on both sides
 
 
@@ -58,7 +58,7 @@ def relative_interval(rounds: Floats, trim: float) -> float:
     ordered = np.sort(rounds, axis=None)
     winsorised = np.clip(rounds, ordered[drop], ordered[rounds.size - drop - 1])
     influence = (winsorised - winsorised.mean()) / (1 - 2 * drop / rounds.size)
-    batches = min(count, _BATCHES)
+    batches = min(count, BATCHES)
     starts = np.arange(batches) * count // batches
     sums = np.add.reduceat(influence.sum(axis=1), starts)
     error = math.sqrt(batches / (batches - 1) * float(sums @ sums)) / rounds.size
@@ -139,5 +139,5 @@ def t_quantile(freedom: int, confidence: float = 0.95) -> float:
 
 def degrees_of_freedom(rounds: int, trim: float) -> int:
     """Of :func:`relative_interval`; 1 or more."""
-    batches = min(rounds, _BATCHES)
+    batches = min(rounds, BATCHES)
     return max(batches - 2 * _dropped(batches, trim) - 1, 1)

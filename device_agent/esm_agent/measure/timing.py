@@ -51,8 +51,12 @@ _LOOK_AGAIN = 1.2
 round would stop too many models at a lucky moment."""
 _MOST_PASSING = 0.7
 """With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
+_HARDLY_PASSING = 0.2
+"""With a smaller one, a longer block is not worth its time however far its runs are from precise."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Rounds of a session at least; and what the sessions share where no least time is given."""
+_SESSION_WORTH = 20
+"""How many times as long as it takes to open them sessions last at least, after the first ones."""
 _RESULT_SHARE, _RESULT_S = 0.1, 5.0
 """Of a block's limit, a share up to some seconds is left for what comes after the rounds."""
 SETTLE_NS = 5_000_000_000
@@ -318,7 +322,7 @@ def interleaved(
     shuffle = random.Random(spec.seed).shuffle
     began = clock()
     look_at = FIRST_LOOK
-    rounds, session = 0, 1
+    rounds, session, opening_s = 0, 1, 0.0
     ends = began + (limit_s - min(_RESULT_SHARE * limit_s, _RESULT_S)) * 1e9
     share = lasted_s = longest_s = 0.0
     round_s = sum(first.values()) / 1e9
@@ -352,18 +356,20 @@ def interleaved(
             break
         if spec.precision and clock() + _ROUND_VARIES * longest_s * 1e9 > ends:
             break
-        if (
-            active
-            and session < spec.sessions
-            and _session_ends(
-                spec, session, max(len(samples[i].latency_ns) for i in active), rounds, lasted_s
-            )
+        if active and _session_ends(
+            spec,
+            session,
+            max(len(samples[i].latency_ns) for i in active),
+            rounds,
+            lasted_s,
+            opening_s,
         ):
             before = clock()
             renew(samples, share)
             session, last = session + 1, None
             active = [i for i in active if i in samples]
-            began += clock() - before
+            began += (took := clock() - before)
+            opening_s += took / 1e9
         if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
             found = (estimates or partial(of_block, trim=spec.trim))(samples)
             active = _staying(samples, active, spec, found)
@@ -371,14 +377,23 @@ def interleaved(
     return samples
 
 
-def _session_ends(spec: MeasureSpec, session: int, runs: int, rounds: int, lasted_s: float) -> bool:
+def _session_ends(
+    spec: MeasureSpec, session: int, runs: int, rounds: int, lasted_s: float, opening_s: float
+) -> bool:
     """Return whether session number ``session``, from 1 on, has had its share.
+
+    With a precision, more sessions than ``spec.sessions`` are opened while the block goes on.
 
     Args:
         runs: counted runs of a model so far.
+        opening_s: what opening the sessions after the first has taken.
     """
+    if spec.sessions == 1:
+        return False
     if not spec.precision:
-        return runs >= spec.runs * session / spec.sessions
+        return session < spec.sessions and runs >= spec.runs * session / spec.sessions
+    if session >= spec.sessions and lasted_s < _SESSION_WORTH * opening_s:
+        return False
     least_s = spec.min_block_s or _LEAST_S
     return rounds >= _SESSION_ROUNDS * session and lasted_s >= least_s * session / spec.sessions
 
@@ -412,4 +427,5 @@ def _needs_more(found: Estimate, precision: float) -> bool:
     parts = found.parts
     if parts.interval < precision:
         return False
-    return parts.runs >= precision or parts.passing >= _MOST_PASSING * parts.interval
+    worth = _HARDLY_PASSING if parts.runs >= precision else _MOST_PASSING
+    return parts.passing >= worth * parts.interval

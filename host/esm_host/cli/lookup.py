@@ -56,7 +56,7 @@ def lookup(
         float | None,
         typer.Option(
             help="Seconds of measuring at most, for 22 parts together.",
-            show_default="60",
+            show_default="62",
             rich_help_panel=TIMING,
         ),
     ] = None,
@@ -85,8 +85,8 @@ def lookup(
     from esm_host.encoding.cost import PartsEncoder
     from esm_host.extension.settings import Settings
     from esm_host.lookup_file import table_json
-    from esm_host.timing import timing_spec
-    from esm_host.timing.parts import time_parts
+    from esm_host.timing import for_models, timing_spec
+    from esm_host.timing.parts import PARTS, time_parts
     from esm_host.transport import devices
 
     spec = timing_spec(
@@ -102,6 +102,7 @@ def lookup(
         model_timeout_s=timeout,
         seed=seed,
     )
+    spec = for_models(spec, PARTS, max_time)
     check_output(output, inputs=[Path(space.rpartition(":")[0])] if ":" in space else [])
     searched = Settings(
         device, space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype

@@ -113,14 +113,14 @@ def time(
         typer.Option(
             help="Seconds of measuring, all models together, after which no new round of runs "
             "begins. By default slow models go on until they have 5 runs, which an interval takes.",
-            show_default="60",
+            show_default="20, and 2 per further model",
         ),
     ] = None,
     sessions: Annotated[
         int | None,
         typer.Option(
-            help="Sessions of each model in a block, in turn. A session's place in memory changes "
-            "its latency.",
+            help="Sessions of each model in a block, in turn; with a precision at least so many. "
+            "A session's place in memory changes its latency.",
             show_default="2",
         ),
     ] = None,
@@ -186,7 +186,7 @@ def time(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
-    from esm_host.timing import parse_duration, read_request, time_models, timing_spec
+    from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
 
@@ -228,6 +228,7 @@ def time(
     beside = [file.path for entry in request for _, file in entry.model.external]
     check_output(output, inputs=beside)
     check_output(csv, "--csv", beside)
+    spec = for_models(spec, len(request), max_time)
     with DeviceLines(names, quiet) as on_progress:
         timing = time_models(
             devices.connect,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from esm_host.arguments import argument
@@ -14,8 +15,9 @@ PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Long enough to meet a device's ups and downs, short enough to wait for."""
-MAX_TIME_S = 60.0
-"""Slow models take longer by default: ``MIN_ROUNDS`` rounds."""
+MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
+"""For one model, and for each beside it. Slow models take longer by default: ``MIN_ROUNDS``
+rounds."""
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
@@ -40,9 +42,10 @@ def timing_spec(
     Args:
         precision_percent: half-width of the 95 % interval, percent of the latency.
         max_runs: counted runs of one model at most.
-        max_time_s: no new round after so many seconds; None: 60, or as long as the rounds take
-            without which there is no interval.
-        sessions: of each model in a block; None: 2, or 1 where the runs are few.
+        max_time_s: no new round after so many seconds; None: 20, and 2 for each further model, or
+            as long as the rounds take without which there is no interval.
+        sessions: of each model in a block; None: 2, or 1 where the runs are few. With a precision,
+            at least.
         others: further fields of :class:`MeasureSpec`, whose defaults hold.
 
     Raises:
@@ -100,6 +103,13 @@ def timing_spec(
         short_visits=True,
         **others,
     )
+
+
+def for_models(spec: MeasureSpec, models: int, max_time_s: float | None) -> MeasureSpec:
+    """Return the settings for a block of so many models; a time that was given stays."""
+    if not spec.precision or max_time_s is not None:
+        return spec
+    return replace(spec, max_block_s=MAX_TIME_S + (models - 1) * MAX_TIME_MORE_S)
 
 
 def _spec(runs_name: str, **fields: Any) -> MeasureSpec:
