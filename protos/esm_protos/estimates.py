@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from esm_protos.paces import KnownModel, Paces, Reading, Shift
 from esm_protos.statistics import (
     BATCHES,
     PACE_MODELS,
+    degrees_of_freedom,
+    half_width,
+    influence,
     pace,
     relative_interval,
     t_quantile,
@@ -31,6 +35,9 @@ _SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
 """Sessions that what is reckoned with before any is seen counts for; degrees of freedom of what is
 then known of their spread."""
 _SESSION_BATCHES = 5
+_LEAST_BATCHES = 10
+_HARDLY = 0.02
+"""What counts for less of a reference model is left out."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -86,7 +93,11 @@ class Parts:
 
     Attributes:
         runs: what the model's runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
-        readings: what the reference models' runs leave open of the device's paces.
+            What they share with the reference models' runs, as these tell the device's paces, is
+            not in it.
+        own_runs: what the model's runs leave open of its latency in the block; None: as ``runs``.
+        readings: what the reference models' runs leave open of the device's paces, where that is
+            not in ``runs``.
         sessions: by how much sessions differ.
         pace: what is not known of the usual paces, or varies between moments for this model alone.
         history: the part of ``pace`` that blocks minutes apart have in common.
@@ -96,6 +107,7 @@ class Parts:
     """
 
     runs: float
+    own_runs: float | None = None
     readings: float = 0.0
     sessions: float = 0.0
     pace: float = 0.0
@@ -113,7 +125,13 @@ class Parts:
     @property
     def within(self) -> float:
         """Within the block."""
-        return math.hypot(self.runs, self.sessions)
+        return self.raw.interval
+
+    @property
+    def raw(self) -> Parts:
+        """Of the latency as it was in the block."""
+        runs = self.runs if self.own_runs is None else self.own_runs
+        return Parts(runs, sessions=self.sessions, moments=self.moments)
 
     @property
     def passing(self) -> float:
@@ -268,11 +286,57 @@ def estimate_block(
         if known and runs.name in known
     ]
     paces = Paces(readings, usual, told)
+    series = [
+        _Series(runs.name, runs.visit_starts_ns, influence(visited / own[:, None], trim))
+        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
+    ]
+    company = series[len(models) :]
     estimates = [
-        _at_usual(runs, visited, own, each, paces)
-        for runs, visited, own, each in zip(models, visits, factors, found, strict=False)
+        _at_usual(runs, visited, own, each, paces, _together(one, company, paces, runs, each, trim))
+        for runs, visited, own, each, one in zip(
+            models, visits, factors, found, series, strict=False
+        )
     ]
     return BlockEstimate(estimates, slowdown, paces)
+
+
+class _Series(NamedTuple):
+    """What each visit adds to the error of a mean; see :func:`influence`."""
+
+    name: str
+    start_ns: NDArray[np.int64]
+    influence: Floats
+
+
+def _together(
+    model: _Series,
+    company: Sequence[_Series],
+    paces: Paces,
+    runs: Runs,
+    alone: Estimate,
+    trim: float,
+) -> float | None:
+    """Return the half-width of what runs leave open of a latency once the paces are taken out of it.
+
+    What slows down a model for a second slows down its company as well. Batches are of time, so
+    that a batch has what is left when one is taken out of the other.
+
+    Returns:
+        None where a reference model was visited too seldom.
+    """
+    weights = paces.weights(runs.weight_bytes, alone.latency_ns)
+    used = [each for each in company if abs(weights.get(each.name, 0.0)) > _HARDLY]
+    count = min(BATCHES, *(len(each.start_ns) for each in [model, *used]))
+    if count < _LEAST_BATCHES:
+        return None
+    began = min(int(each.start_ns[0]) for each in [model, *used])
+    ended = max(int(each.start_ns[-1]) for each in [model, *used]) + 1
+    sums = np.zeros(count)
+    for each in [model, *used]:
+        weight = 1.0 if each is model else -weights[each.name]
+        batch = (each.start_ns - began) * count // (ended - began)
+        sums += weight * np.bincount(batch, each.influence, count)
+    return half_width(sums, degrees_of_freedom(count, trim))
 
 
 def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimate:
@@ -288,14 +352,25 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
 
 
 def _at_usual(
-    runs: Runs, visited: Floats, factors: Floats, alone: Estimate, paces: Paces
+    runs: Runs,
+    visited: Floats,
+    factors: Floats,
+    alone: Estimate,
+    paces: Paces,
+    together: float | None,
 ) -> Estimate:
+    """Return a model's latency at the device's usual pace.
+
+    Args:
+        together: see :func:`_together`.
+    """
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
     t = _t(_freedom(paces))
     parts = Parts(
-        runs=alone.parts.runs,
-        readings=_t(_FAR) * shift.passing,
+        runs=alone.parts.runs if together is None else together,
+        own_runs=alone.parts.runs,
+        readings=_t(_FAR) * shift.passing if together is None else 0.0,
         sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
         pace=t * shift.lasting,
         history=t * shift.shared,

@@ -137,6 +137,7 @@ class Paces:
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
         """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
+        self._gain: Floats = np.zeros((count, count))
         self._unknown = self._error = self._shared = self._covariance
         if usual is None or not count:
             return
@@ -161,6 +162,7 @@ class Paces:
         gain = (
             self._covariance @ feels.T @ np.linalg.pinv(feels @ self._covariance @ feels.T + both)
         )
+        self._gain = gain[:, :count]
         self.values = gain @ deviations
         left = np.eye(count) - gain @ feels
         self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
@@ -193,6 +195,11 @@ class Paces:
                 found[rung] = weight * (min(feels / least, _MOST) if least else _MOST)
         found[0] = 1 - found[1:].sum()
         return found
+
+    def weights(self, weight_bytes: int, latency_ns: float) -> dict[str, float]:
+        """Return how much of each reference model's deviation is taken out of a model's latency."""
+        weights = self.sensitivities(weight_bytes, latency_ns) @ self._gain
+        return {rung.name: float(w) for rung, w in zip(self._rungs, weights, strict=True)}
 
     def shift(self, weight_bytes: int, latency_ns: float) -> Shift:
         """Return how far a model is from what is usual for it.

@@ -54,16 +54,25 @@ def relative_interval(rounds: Floats, trim: float) -> float:
     count = len(rounds)
     if count < MIN_ROUNDS:
         return math.inf
+    batches = min(count, BATCHES)
+    starts = np.arange(batches) * count // batches
+    sums = np.add.reduceat(influence(rounds, trim), starts)
+    return half_width(sums, degrees_of_freedom(count, trim))
+
+
+def influence(rounds: Floats, trim: float) -> Floats:
+    """What each round adds to the error of the trimmed mean, as a share of it, ``(rounds,)``."""
     drop = _dropped(rounds.size, trim)
     ordered = np.sort(rounds, axis=None)
     winsorised = np.clip(rounds, ordered[drop], ordered[rounds.size - drop - 1])
-    influence = (winsorised - winsorised.mean()) / (1 - 2 * drop / rounds.size)
-    batches = min(count, BATCHES)
-    starts = np.arange(batches) * count // batches
-    sums = np.add.reduceat(influence.sum(axis=1), starts)
-    error = math.sqrt(batches / (batches - 1) * float(sums @ sums)) / rounds.size
-    freedom = degrees_of_freedom(count, trim)
-    return t_quantile(freedom) * error / trimmed_mean(rounds.ravel(), trim)
+    values = (winsorised - winsorised.mean()) / (1 - 2 * drop / rounds.size)
+    return np.asarray(values.sum(axis=1) / rounds.size / trimmed_mean(rounds.ravel(), trim))
+
+
+def half_width(sums: Floats, freedom: int) -> float:
+    """Half-width of the 95 % interval, from influence values summed by batch."""
+    count = len(sums)
+    return t_quantile(freedom) * math.sqrt(count / (count - 1) * float(sums @ sums))
 
 
 def pace(visits: Sequence[Floats], starts: Sequence[NDArray[np.int64]]) -> list[Floats]:

@@ -52,7 +52,7 @@ round would stop too many models at a lucky moment."""
 _MOST_PASSING = 0.7
 """With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
 _HARDLY_PASSING = 0.2
-"""With a smaller one, a longer block is not worth its time however far its runs are from precise."""
+"""With a smaller one, a longer block is not worth its time, whatever the precision of its runs."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Rounds of a session at least; and what the sessions share where no least time is given."""
 _SESSION_WORTH = 20

@@ -20,7 +20,7 @@ from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
 from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
-from esm_protos.estimates import BlockEstimate, Estimate, Parts, estimate_measured
+from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
 from esm_protos.messages import (
     Block,
     BlockResult,
@@ -357,9 +357,5 @@ def _latency(
 def _raw(estimate: Estimate) -> Estimate:
     """Return a latency as it was in its block."""
     slower = estimate.shift.value if estimate.shift else 0.0
-    parts = estimate.parts
-    return replace(
-        estimate,
-        latency_ns=estimate.latency_ns * math.exp(slower),
-        parts=Parts(parts.runs, sessions=parts.sessions, moments=parts.moments),
-    )
+    latency_ns = estimate.latency_ns * math.exp(slower)
+    return replace(estimate, latency_ns=latency_ns, parts=estimate.parts.raw)
