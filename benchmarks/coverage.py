@@ -1,10 +1,10 @@
 """Whether stated intervals hold: timings of the same models in processes of their own.
 
-    python -m benchmarks.coverage [--passes 10] [--every 360] [--json FILE]
+    python -m benchmarks.coverage [--passes 10] [--every 360] [--max-time 6] [--json FILE]
 
 Four ResNet subnets of 8 to 27 blocks, the 24 of benchmarks.repeatability (64 px, width x0.25) and
 the ten of benchmarks.agreement, each timed by `esm-host time` in a process of its own, alone and
-in three blocks, in every pass; passes begin at least --every seconds apart. In every second pass a
+in three blocks, in every pass; alone for --max-time seconds at most. Passes begin at least --every seconds apart. In every second pass a
 campaign measures the 24 as well. An interval holds when it contains the mean of the other passes.
 What the spread asks for is the half-width that would hold 95 times of 100: Student's t times the
 standard deviation between passes times sqrt(1 + 1 / (passes - 1)).
@@ -47,8 +47,9 @@ _PROGRAM = str(Path(sys.executable).with_name("esm-host"))
 class Coverage:
     """The models in a folder, and what was measured of them so far."""
 
-    def __init__(self, folder: Path, seed: int = 1) -> None:
+    def __init__(self, folder: Path, alone_s: float, seed: int = 1) -> None:
         self._folder = folder
+        self._alone = ["--max-time", f"{alone_s:g}"]
         self._random = random.Random(seed)
         self.taken: defaultdict[str, dict[str, list[dict[str, Any]]]] = defaultdict(
             lambda: defaultdict(list)
@@ -77,7 +78,7 @@ class Coverage:
         self._random.shuffle(todo)
         for index, (paths, kind) in enumerate(todo):
             out = self._folder / f"{number}-{index}.json"
-            self._time(paths, out)
+            self._time(paths, out, self._alone if kind == "alone" else [])
             found = json.loads(out.read_text())
             for result in found["results"]:
                 name = Path(result["model"]).stem
@@ -88,8 +89,8 @@ class Coverage:
         if number % CAMPAIGN_EVERY == 0:
             self._campaign(number)
 
-    def _time(self, paths: list[Path], out: Path) -> None:
-        command = [_PROGRAM, "time", *map(str, paths)]
+    def _time(self, paths: list[Path], out: Path, options: list[str]) -> None:
+        command = [_PROGRAM, "time", *map(str, paths), *options]
         done = subprocess.run(
             [*command, "--json", str(out)], capture_output=True, text=True, check=False
         )
@@ -248,10 +249,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--every", type=float, default=360.0, help="seconds between passes")
+    parser.add_argument("--max-time", type=float, default=6.0, help="seconds of a model alone")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        study = Coverage(Path(folder))
+        study = Coverage(Path(folder), args.max_time)
         for number in range(args.passes):
             began = time.monotonic()
             study.one_pass(number)

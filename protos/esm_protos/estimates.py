@@ -316,7 +316,7 @@ def _together(
     alone: Estimate,
     trim: float,
 ) -> float | None:
-    """Return the half-width of what runs leave open of a latency once the paces are taken out of it.
+    """Return the half-width of what runs leave open of a latency once paces are taken out.
 
     What slows down a model for a second slows down its company as well. Batches are of time, so
     that a batch has what is left when one is taken out of the other.
