@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy --run runs/accuracy [--json FILE]
 
 Measures the same ResNet subnets (64 px, width x0.25) on this machine under both protocols, in
-turn, a hundred models at a time: interleaved with references until every interval is tight, and
-all runs in a row as in the paper. Then trains the paper's MLP on 800 of them and tests it on the
-other 400, for every encoding and five seeds (a seed draws the split and the initial weights).
+turn, a hundred models at a time: interleaved with references until every interval is tight, as
+`esm-host profile` does, and all runs in a row as in the paper. Then trains the paper's MLP on 800
+of them and tests it on the other 400, for every encoding and five seeds (a seed draws the split and
+the initial weights).
 Resumes where it was broken off; with everything measured it only trains.
 """
 
@@ -27,6 +28,7 @@ from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements, best_attempts
 from esm_host.encoding import ENCODERS, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
+from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import BalancedSampler, RandomSampler
 from esm_host.transport.local import LocalProfiler
@@ -36,7 +38,7 @@ from esm_protos.messages import MeasureSpec, Protocol
 
 ROUND = 100
 SPECS = {
-    "interleaved": MeasureSpec(protocol=Protocol.INTERLEAVED, precision=0.02),
+    "interleaved": Settings("local").spec,
     "in a row": MeasureSpec(protocol=Protocol.SEQUENTIAL),
 }
 
@@ -62,8 +64,8 @@ def main() -> None:
     measured = {name: Measurements(store, specs[name]) for name, store in stores.items()}
     interleaved = measured["interleaved"].dataset()
     datasets = {
-        "interleaved / factor": interleaved,
-        "interleaved": as_measured(measured["interleaved"], interleaved),
+        "at the usual pace": interleaved,
+        "as measured": as_measured(measured["interleaved"], interleaved),
         "in a row": measured["in a row"].dataset(),
     }
     table = {
@@ -124,7 +126,7 @@ def measure(
 
 
 def as_measured(measurements: Measurements, dataset: Dataset) -> Dataset:
-    """The same measurements with the device's pace left in."""
+    """Return the same measurements with the device's paces left in, and of cold models."""
     table = measurements.table()
     best = best_attempts(table)
     latency_ms = np.array([table.models[best[a.key]][a.key].raw_ms for a in dataset.architectures])
@@ -166,7 +168,7 @@ def report(
         print(
             f"{name}: {len(blocks.blocks)} blocks, device busy "
             f"{sum(b.busy_ns for b in blocks.blocks) / 60e9:.1f} min; references vary by "
-            f"{100 * spread:.1f} % between blocks, {100 * left:.1f} % after the block factor"
+            f"{100 * spread:.1f} % between blocks, {100 * left:.1f} % at the usual pace"
         )
 
 

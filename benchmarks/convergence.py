@@ -41,17 +41,17 @@ from esm_host.encoding.base import Encoding
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose, cross_validate
+from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import BalancedSampler, RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces.resnet import ResNetSpace
-from esm_protos.messages import MeasureSpec
 
 SPACE = ResNetSpace(resolution=64, width_mult=0.25)
 BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 5)
-SPEC = MeasureSpec(precision=0.02)
+SPEC = Settings("local").spec
 ROUND = 200  # planned at a time; judging reads the whole store, so not too few
 
 # The same for all that are compared. The paper begins with 300 and adds 100; where balanced

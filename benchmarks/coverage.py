@@ -4,8 +4,9 @@
 
 Four ResNet subnets of 8 to 27 blocks, the 24 of benchmarks.repeatability (64 px, width x0.25) and
 the ten of benchmarks.agreement, each timed by `esm-host time` in a process of its own, alone and
-in three blocks, in every pass; alone for --max-time seconds at most. Passes begin at least --every seconds apart. In every second pass a
-campaign measures the 24 as well. An interval holds when it contains the mean of the other passes.
+in three blocks, in every pass; alone for --max-time seconds at most. Passes begin at least --every
+seconds apart. In every second pass a campaign measures the 24 as well. An interval holds when it
+contains the mean of the other passes.
 What the spread asks for is the half-width that would hold 95 times of 100: Student's t times the
 standard deviation between passes times sqrt(1 + 1 / (passes - 1)).
 

@@ -23,7 +23,6 @@ from esm_host.cli.live import Live
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
-from esm_protos.messages import MeasureSpec
 from esm_protos.weights import draw_weights
 
 
@@ -67,7 +66,6 @@ def campaign(case: Case, folder: Path) -> dict[str, float | str]:
         step=case.models // 4,
         max_models=case.models,
         target_accuracy_percent=100,  # to the end, whatever it learns
-        spec=MeasureSpec(precision=0.02),
     )
     run = RunFolder(folder)
     began = time.monotonic()

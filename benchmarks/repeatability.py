@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from esm_host.bins import DepthBins
 from esm_host.evaluation.quality import judge
 from esm_host.evaluation.warm import warm_ratios, warming
+from esm_host.extension.settings import Settings
 from esm_host.sampling import BalancedSampler, RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
@@ -40,7 +41,7 @@ from esm_protos.statistics import trimmed_mean
 MODELS, REFERENCES, BINS = 24, 4, 4
 LARGE_BYTES = 10_000_000
 CAMPAIGN, IN_A_ROW, MATCHED = "campaign", "150 in a row", "in a row, same time"
-CAMPAIGN_SPEC = MeasureSpec(precision=0.02, references=True, long_visits=20)
+CAMPAIGN_SPEC = Settings("local").spec
 _SPECS = {
     CAMPAIGN: CAMPAIGN_SPEC,
     IN_A_ROW: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),

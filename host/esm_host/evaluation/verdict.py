@@ -171,6 +171,17 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 
 
+def company_evidence(missing: bool) -> list[tuple[Verdict, str]]:
+    """Return a warning where reference models were asked for and the agent timed none."""
+    if not missing:
+        return []
+    text = (
+        "the agent timed no reference models, so the interval is of this block alone: update it, "
+        "or see esm-agent doctor"
+    )
+    return [(Verdict.STABLE, text)]
+
+
 def reference_evidence(worst: float, tolerance: float) -> list[tuple[Verdict, str]]:
     """What quality control says: the reference that strays most, and by what it may, as shares."""
     if worst <= tolerance:

@@ -13,7 +13,13 @@ from functools import partial
 
 from esm_host.arguments import argument
 from esm_host.errors import DeviceError, EsmError, UsageError
-from esm_host.evaluation.verdict import Verdict, block_evidence, judge_number, threads_evidence
+from esm_host.evaluation.verdict import (
+    Verdict,
+    block_evidence,
+    company_evidence,
+    judge_number,
+    threads_evidence,
+)
 from esm_host.limits import check_models, check_spec
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
@@ -321,7 +327,10 @@ def _results(
         estimate = estimate_measured(measured, spec, block.references, usual)
         ids = (m.model_id for m in measured)
         estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
-        evidence.append(block_evidence(block.states, estimate.slowdown))
+        missing = spec.references and not (block.references or raw)
+        evidence.append(
+            [*block_evidence(block.states, estimate.slowdown), *company_evidence(missing)]
+        )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
     for number, entry in enumerate(request):
