@@ -4,7 +4,7 @@
 
 What differs from hour to hour of the device then meets both alike. Passes begin at least --every
 seconds apart; the results of benchmarks.coverage and benchmarks.repeatability go to a folder after
-every pass.
+every pass. At the end, `paces.png` shows what the device's reference models took meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,35 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks import coverage, repeatability
+from esm_agent.device.history import history_file
+from esm_agent.measure.references import reference_models
+from esm_host.report import plots
+from esm_protos.graphs import weight_bytes
+
+
+def paces(since_unix_s: float) -> pd.DataFrame:
+    """Return how much slower than usual the reference models were since then, from the history."""
+    lines = [json.loads(line) for line in history_file().read_text().split("\n") if line]
+    lines = [line for line in lines if line["at_unix_s"] >= since_unix_s]
+    weight_mb = {model.model_id: weight_bytes(model.path) / 1e6 for model in reference_models()}
+    rows = [
+        {
+            "block": number,
+            "device": "local",
+            "at_s": line["at_unix_s"] - since_unix_s,
+            "reference": name,
+            "weight_mb": weight_mb[name],
+            "latency_ns": latency_ns,
+        }
+        for number, line in enumerate(lines)
+        for name, latency_ns in sorted(line["latency_ns"].items(), key=lambda e: weight_mb[e[0]])
+    ]
+    frame = pd.DataFrame(rows)
+    usual_ns = frame.groupby("reference")["latency_ns"].transform("median")
+    return frame.assign(slower_percent=100 * (frame["latency_ns"] / usual_ns - 1))
 
 
 def main() -> None:
@@ -26,6 +54,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     args.json.mkdir(parents=True, exist_ok=True)
+    began_unix_s = time.time()
     with tempfile.TemporaryDirectory() as folder:
         intervals = coverage.Coverage(Path(folder), args.max_time)
         repeats = repeatability.Repeatability()
@@ -44,6 +73,7 @@ def main() -> None:
                 time.sleep(max(0.0, args.every - took_s))
         coverage.report([*intervals.rows(), *intervals.ratio_rows()])
         repeatability.report(repeats.rows())
+    plots.save(plots.paces(paces(began_unix_s)), args.json / "paces.png")
 
 
 if __name__ == "__main__":

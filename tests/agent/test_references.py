@@ -220,8 +220,8 @@ def test_a_block_has_references_if_they_are_asked_for(worker: Worker, tmp_path: 
         ("fails", ("beyond",), {"arithmetic", "middle", "large"}),
         ("slow", ("beyond",), {"arithmetic", "middle", "large"}),
         ("dies", ("beyond",), set()),
-        ("dies loading", ("beyond",), set()),
-        ("hang", ("middle",), set()),
+        pytest.param("dies loading", ("beyond",), set(), marks=pytest.mark.faults),
+        pytest.param("hang", ("middle",), set(), marks=pytest.mark.faults),
     ],
 )
 def test_what_references_do_costs_no_model(
@@ -251,7 +251,7 @@ def test_the_blocks_limit_holds_with_references_and_sessions(tmp_path: Path) -> 
     result = measured(Worker(limits=limits), block(tmp_path, spec))
     assert time.monotonic() - began < 15
     assert [m.failure for m in result.measurements] == [None, None]
-    assert {len(m.session_runs) for m in result.measurements} == {3}
+    assert all(len(m.session_runs) > 3 for m in result.measurements)
     assert result.references
 
 

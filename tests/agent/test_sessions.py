@@ -84,6 +84,23 @@ def test_with_a_precision_sessions_share_the_least_time() -> None:
     assert device.shares == sorted(device.shares)
 
 
+def test_more_sessions_follow_while_a_block_goes_on_as_far_as_they_are_cheap() -> None:
+    device = Device(1)
+    steady = device.runs[0]
+
+    def uneven() -> None:
+        steady()
+        device.now += 10**5 * (device.counts[0] % 7)
+
+    device.runs[0] = uneven
+    spec = MeasureSpec(
+        runs=10**6, precision=1e-6, max_block_s=100, min_block_s=1, sessions=2, warmup=0
+    )
+    counts = device.measured(spec)[0].session_runs()
+    assert len(counts) == 2 + 4, "each takes 1 s to make, and is worth 20"
+    assert device.measured(replace(spec, sessions=1))[0].session_runs() == ()
+
+
 def test_sessions_cost_a_slow_model_no_round() -> None:
     """It has as many as without sessions: 5 of 20 s each."""
     spec = MeasureSpec(
