@@ -562,12 +562,14 @@ def _usual_to_pb(usual: Usual) -> pb.Usual:
         spread=usual.spread.ravel().tolist(),
         moments=usual.moments,
         span_s=usual.span_s,
+        block_spread=() if usual.block_spread is None else usual.block_spread.ravel().tolist(),
     )
 
 
 def _usual_from_pb(message: pb.Usual) -> Usual:
     count = len(message.references)
-    if len(message.latency_ns) != count or len(message.spread) != count**2:
+    sizes = len(message.spread), len(message.block_spread) or count**2
+    if len(message.latency_ns) != count or set(sizes) != {count**2}:
         raise NonsenseError(f"no latencies or spreads of {count} references")
     if not all(message.latency_ns):
         raise nonsense("latency_ns", 0)
@@ -577,6 +579,9 @@ def _usual_from_pb(message: pb.Usual) -> Usual:
         np.array(message.spread, dtype=np.float64).reshape(count, count),
         message.moments,
         message.span_s,
+        np.array(message.block_spread, dtype=np.float64).reshape(count, count)
+        if message.block_spread
+        else None,
     )
 
 

@@ -395,9 +395,10 @@ def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float
     variance = expected**2
     if len(parts) > 1:
         means = np.array([np.median(part) for part in parts])
-        by_runs = np.mean([_median_error(part) ** 2 for part in parts])
-        freedom = len(parts) - 1
-        seen = max(float(means.var(ddof=1) - by_runs), 0.0)
+        by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
+        # What runs make sessions differ by hides what sessions do.
+        freedom = (len(parts) - 1) * (variance / (variance + by_runs)) ** 2
+        seen = max(float(means.var(ddof=1)) - by_runs, 0.0)
         variance = _SESSIONS_BELIEVED * variance + freedom * seen
         variance /= _SESSIONS_BELIEVED + freedom
     # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.

@@ -572,6 +572,8 @@ class Usual:
             the diagonal, of the difference of two logarithms elsewhere.
         moments: number of moments of five minutes.
         span_s: from the first moment to the last.
+        block_spread: as ``spread``, of single blocks against what is usual; None where that is not
+            known.
     """
 
     references: tuple[str, ...]
@@ -579,6 +581,7 @@ class Usual:
     spread: NDArray[np.float64]
     moments: int
     span_s: float
+    block_spread: NDArray[np.float64] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -587,17 +590,20 @@ class Usual:
             "spread": self.spread.tolist(),
             "moments": self.moments,
             "span_s": self.span_s,
+            "block_spread": None if self.block_spread is None else self.block_spread.tolist(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usual:
-        """Inverse of :meth:`to_json`."""
+        """Inverse of :meth:`to_json`, of older versions too."""
+        of_blocks = data.get("block_spread")
         return cls(
             tuple(data["references"]),
             1e6 * np.array(data["latency_ms"], dtype=np.float64),
             np.array(data["spread"], dtype=np.float64),
             data["moments"],
             data["span_s"],
+            None if of_blocks is None else np.array(of_blocks, dtype=np.float64),
         )
 
 

@@ -108,9 +108,9 @@ class Paces:
     """A block's paces, as its reference models tell them.
 
     Fits ``d = p + e`` with ``d`` the references' deviations from their usual logarithmic
-    latencies, ``p`` the device's paces, ``(r,)``, normal with the covariance that they have over
-    time, and ``e`` the error of a reading: what ``p`` is expected to be given ``d`` (kriging).
-    The less is known, of the block or of the past, the less is corrected.
+    latencies, ``p`` the device's paces, ``(r,)``, normal with the covariance that they have from
+    block to block, and ``e`` the error of a reading: what ``p`` is expected to be given ``d``
+    (kriging). The less is known, of the block or of the past, the less is corrected.
 
     Args:
         readings: of the block; those that ``usual`` does not know are left out.
@@ -143,10 +143,13 @@ class Paces:
             return
         rows = [names.index(rung.name) for rung in self._rungs]
         seen = _covariance(usual.spread[np.ix_(rows, rows)])
+        between_moments = (self._covariance + self.moments * seen) / (1 + self.moments)
+        if usual.block_spread is not None:
+            seen = _covariance(usual.block_spread[np.ix_(rows, rows)])
         self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
-        usual_error = self._covariance * _USUAL_VARIANCE / self.moments
+        usual_error = between_moments * _USUAL_VARIANCE / self.moments
         lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
         feels = np.eye(count)
@@ -269,35 +272,50 @@ def _size(reading: Reading) -> int:
     return reading.weight_bytes
 
 
-def usual_of(references: Sequence[str], at_unix_s: Floats, latency_ns: Floats) -> Usual | None:
+def usual_of(
+    references: Sequence[str],
+    at_unix_s: Floats,
+    latency_ns: Floats,
+    moment: NDArray[np.int64] | None = None,
+) -> Usual | None:
     """Return what is usual over moments; None where there are none.
 
+    A moment has the median of its blocks.
+
     Args:
-        at_unix_s: of the moments, in order, ``(n,)``.
+        at_unix_s: of the blocks, in order, ``(n,)``.
         latency_ns: of each reference, ``(n, r)``, NaN where it is not known. References that more
-            than half of the moments lack are left out, and then moments that lack another.
+            than half of the blocks lack are left out, and then blocks that lack another.
+        moment: number of the moment that each block belongs to, ``(n,)``; by default each is one.
     """
+    moment = np.arange(len(at_unix_s)) if moment is None else moment
     often = np.isnan(latency_ns).sum(axis=0) <= len(latency_ns) / 2
     references = [name for name, is_often in zip(references, often, strict=True) if is_often]
     latency_ns = latency_ns[:, often]
     whole = ~np.isnan(latency_ns).any(axis=1)
-    at_unix_s, latency_ns = at_unix_s[whole], latency_ns[whole]
+    at_unix_s, latency_ns, moment = at_unix_s[whole], latency_ns[whole], moment[whole]
     if not len(latency_ns) or not latency_ns.shape[1]:
         return None
-    logs = np.log(latency_ns)
-    count = logs.shape[1]
-    spread = np.array([[_pair(logs, i, j).std() for j in range(count)] for i in range(count)])
+    blocks = np.log(latency_ns)
+    of_moments = [np.flatnonzero(moment == number) for number in np.unique(moment)]
+    logs = np.array([np.median(blocks[own], axis=0) for own in of_moments])
+    middle = np.array([_middle(column) for column in logs.T])
+    squares = [_products(blocks[own] - middle) for own in of_moments]
     return Usual(
         tuple(references),
-        np.exp([_middle(column) for column in logs.T]),
-        spread,
+        np.exp(middle),
+        _products(logs - logs.mean(axis=0)) ** 0.5,
         len(logs),
         float(at_unix_s[-1] - at_unix_s[0]),
+        np.mean(squares, axis=0) ** 0.5,
     )
 
 
-def _pair(logs: Floats, one: int, other: int) -> Floats:
-    return logs[:, one] if one == other else logs[:, one] - logs[:, other]
+def _products(deviations: Floats) -> Floats:
+    """Mean squares of deviations on the diagonal, of differences of two elsewhere, ``(r, r)``."""
+    differences = deviations[:, :, None] - deviations[:, None, :]
+    diagonal = np.eye(deviations.shape[1]) * deviations[:, :, None]
+    return np.asarray(np.square(differences + diagonal).mean(axis=0))
 
 
 def _middle(values: Floats) -> float:

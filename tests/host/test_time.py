@@ -209,7 +209,7 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
         warmup=10,
         precision=0.02,
         min_block_s=1.5,
-        max_block_s=60.0,
+        max_block_s=20.0,
         min_rounds=5,
         short_visits=True,
         references=True,

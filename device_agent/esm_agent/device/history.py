@@ -43,7 +43,9 @@ KEPT_S = 90 * 86_400.0
 MOMENT_S = 300.0
 """Blocks of so many seconds are one moment: else a busy hour would outweigh a quiet month."""
 _MOST_MOMENTS = 1000
-_MOST_BYTES = 2 << 20  # then the file is written anew, with a line for each moment
+_KEPT_LINES = 3
+"""Of a moment: how blocks differ within one is told as well."""
+_MOST_BYTES = 3 << 20  # then the file is written anew, with a few lines for each moment
 _MOST_READ_BYTES = 2 * _MOST_BYTES
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
@@ -197,14 +199,12 @@ class HistoryFile:
                         yield line
 
     def _shorten(self) -> None:
-        """Leave one line for each of the newest moments: the medians of its lines."""
+        """Leave a few lines of each of the newest moments."""
         lines = []
         for own in _by_conditions(self._lines()):
             for moment in _moments(own):
-                names = sorted({name for line in moment for name in line["latency_ns"]})
-                medians = _medians(_table(moment, names))
-                taken = dict(zip(names, medians, strict=True))
-                lines.append({**moment[-1], "latency_ns": taken})
+                count = min(len(moment), _KEPT_LINES)
+                lines += [moment[i * len(moment) // count] for i in range(count)]
         lines.sort(key=lambda line: float(line["at_unix_s"]))
         texts = [json.dumps(line) for line in lines]
         while sum(map(len, texts)) > _MOST_BYTES / 2:
@@ -230,29 +230,15 @@ def _moments(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
     """Return what is usual over the moments of lines under the same conditions."""
-    moments = _moments(lines)
-    starts = [moment[0]["at_unix_s"] // MOMENT_S for moment in moments]
-    rows = [_medians(_table(moment, references)) for moment in moments]
+    kept = [line for moment in _moments(lines) for line in moment]
+    rows = [[line["latency_ns"].get(name, np.nan) for name in references] for line in kept]
+    moment = np.array([int(line["at_unix_s"] // MOMENT_S) for line in kept], dtype=np.int64)
     return usual_of(
         references,
-        MOMENT_S * (np.array(starts, dtype=np.float64) + 0.5),
-        np.array(rows, dtype=np.float64).reshape(len(rows), len(references)),
+        MOMENT_S * (moment.astype(np.float64) + 0.5),
+        np.array(rows, dtype=np.float64).reshape(len(kept), len(references)),
+        moment,
     )
-
-
-def _table(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> Floats:
-    """Return the latencies of lines, ``(lines, names)``, NaN where one lacks them."""
-    rows = [[line["latency_ns"].get(name, np.nan) for name in names] for line in lines]
-    return np.array(rows, dtype=np.float64).reshape(len(lines), len(names))
-
-
-def _medians(rows: Floats) -> list[float]:
-    """Return the median of each column, without NaN."""
-    found = []
-    for column in rows.T:
-        known = column[~np.isnan(column)]
-        found.append(float(np.median(known)) if known.size else np.nan)
-    return found
 
 
 @cache

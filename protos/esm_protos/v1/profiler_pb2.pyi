@@ -565,18 +565,20 @@ class BlockDone(_message.Message):
     def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[ModelResult, _Mapping]]] = ..., usual: _Optional[_Union[Usual, _Mapping]] = ...) -> None: ...
 
 class Usual(_message.Message):
-    __slots__ = ("references", "latency_ns", "spread", "moments", "span_s")
+    __slots__ = ("references", "latency_ns", "spread", "moments", "span_s", "block_spread")
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
     SPREAD_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     SPAN_S_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SPREAD_FIELD_NUMBER: _ClassVar[int]
     references: _containers.RepeatedScalarFieldContainer[str]
     latency_ns: _containers.RepeatedScalarFieldContainer[float]
     spread: _containers.RepeatedScalarFieldContainer[float]
     moments: int
     span_s: float
-    def __init__(self, references: _Optional[_Iterable[str]] = ..., latency_ns: _Optional[_Iterable[float]] = ..., spread: _Optional[_Iterable[float]] = ..., moments: _Optional[int] = ..., span_s: _Optional[float] = ...) -> None: ...
+    block_spread: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, references: _Optional[_Iterable[str]] = ..., latency_ns: _Optional[_Iterable[float]] = ..., spread: _Optional[_Iterable[float]] = ..., moments: _Optional[int] = ..., span_s: _Optional[float] = ..., block_spread: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class MeasureBlockEvent(_message.Message):
     __slots__ = ("progress", "result", "done", "result_part", "done_part")
