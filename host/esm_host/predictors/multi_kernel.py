@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
@@ -27,6 +27,8 @@ from esm_host.predictors.base import Floats, Predictor
 SEARCHED = 300
 """Samples, at most, on which the kernel's parameters are found; all are learned from then."""
 _LEAST_NOISE = 1e-7
+_NO_LIKELIHOOD = 1e9
+"""Above any loss of the search."""
 OFFSET = 1.0
 """Variance of the constant, in units of the targets' variance."""
 _PRIOR_SD = 2.0
@@ -95,9 +97,20 @@ class MultiKernelGP(Predictor):
         self._fit_parameters(encodings, latency_ms, weights)
         kernel = self._kernel(self.inputs_, self.inputs_)
         self.jitter_ = _jitter(np.diagonal(kernel))
-        kernel[np.diag_indices_from(kernel)] += self._noise()
-        self.factor_ = cholesky(kernel, lower=True)
+        self.factor_ = self._factor(kernel)
         self.dual_ = cho_solve((self.factor_, True), self.targets_)
+
+    def _factor(self, kernel: Floats) -> Floats:
+        """Return the Cholesky factor of the kernel with its noise.
+
+        The jitter grows until there is one: parameters that were found on some of the samples may
+        leave the kernel of all of them with a negative eigenvalue.
+        """
+        while True:
+            try:
+                return np.asarray(cholesky(kernel + np.diag(self._noise()), lower=True))
+            except LinAlgError:
+                self.jitter_ *= 10
 
     def fit_linear(
         self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
@@ -255,7 +268,11 @@ class MultiKernelGP(Predictor):
             kernel += sum(smooth)
             noise = np.exp(p.noise) * variance
             kernel[diagonal] += noise + _jitter(np.diagonal(kernel))
-            factor = cholesky(kernel, lower=True, check_finite=False)
+            astray = (vector - default.vector) / _PRIOR_SD
+            try:
+                factor = cholesky(kernel, lower=True, check_finite=False)
+            except LinAlgError:  # rounding has left no likelihood here: back to the default
+                return _NO_LIKELIHOOD * (1 + astray @ astray), 2 * _NO_LIKELIHOOD * astray
             dual = cho_solve((factor, True), targets, check_finite=False)
             # Of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
             slope = cho_solve((factor, True), np.eye(len(rows)), check_finite=False)
@@ -269,11 +286,9 @@ class MultiKernelGP(Predictor):
                 ),
                 np.vdot(slope[diagonal], noise),
             ]
-            astray = (vector - default.vector) / _PRIOR_SD
             value = targets @ dual / 2 + np.log(factor[diagonal]).sum() + astray @ astray / 2
             return float(value), np.array(gradient) / 2 + astray / _PRIOR_SD
 
-        # Bounds keep the kernel positive definite in double precision.
         bounds = [(value - 12, value + 12) for value in default.vector]
         with threadpool_limits(1):  # matrices this small only lose by being shared among threads
             found = minimize(
@@ -288,8 +303,8 @@ class MultiKernelGP(Predictor):
 
 
 def _jitter(diagonal: Floats) -> float:
-    """What keeps a kernel of such a diagonal positive definite in double precision, however strong
-    it is."""
+    """What nearly always keeps a kernel of such a diagonal positive definite in double precision,
+    however strong it is."""
     return _LEAST_NOISE + 1e-9 * float(np.mean(diagonal))
 
 
