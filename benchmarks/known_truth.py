@@ -276,7 +276,9 @@ def simulate(
     """Return for each size of a model log error, half-width and shift, ``(draws, 3)``."""
     found: dict[str, list[tuple[float, float, float]]] = {f"{mb:g} MB": [] for mb in SIZES_MB}
     for draw in range(draws):
-        device = Device(setting, np.random.default_rng((seed, SETTINGS.index(setting), moments, draw)))
+        device = Device(
+            setting, np.random.default_rng((seed, SETTINGS.index(setting), moments, draw))
+        )
         models, references = device.block(seconds, sessions=2)
         block = estimate_block(models, TRIM, True, references, device.usual(moments))
         for model, estimate in zip(device.models, block.models, strict=True):

@@ -19,11 +19,13 @@ from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
+from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
 from esm_host.folder import RunFolder
 from esm_host.latency import Latency
-from esm_host.predictors import make_predictor
+from esm_host.predictors import make_predictor, predictor_class
+from esm_host.predictors.base import IntervalPredictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
@@ -279,23 +281,32 @@ class Run:
         """Lower and upper ends, milliseconds, ``(n,)``, of intervals that hold a share
         ``coverage`` of the latencies.
 
+        ``auto`` knows how unsure it is of each architecture. With any other predictor all intervals
+        are as wide, in proportion, as its errors at models that it had not seen ask for.
+
         Raises:
-            UsageError: the campaign's predictor gives no intervals, or the coverage makes no sense.
-            DatasetError: there is no predictor yet.
+            UsageError: the coverage makes no sense.
+            DatasetError: there is no predictor yet, or it was judged by too few models.
             InvalidArchitectureError: one is not in the search space.
         """
-        from esm_host.predictors.auto import AutoPredictor
-
-        predictor = self.predictor
-        if not isinstance(predictor, AutoPredictor):
-            raise UsageError(
-                f"predictor '{self.settings.predictor}' gives no intervals: esm-host profile "
-                f"--run {self.path} --resume --predictor auto makes one that does"
-            )
-        try:
+        if not 0 < coverage < 1:
+            raise UsageError(f"coverage {coverage:g}: give a share above 0 and below 1")
+        if issubclass(predictor_class(self.settings.predictor), IntervalPredictor):
+            predictor = self.predictor
+            assert isinstance(predictor, IntervalPredictor)
             return predictor.predict_interval(self._encode(architectures), coverage)
+        latency_ms = self.predict(architectures)
+        judged = self.measurements()
+        try:
+            errors = LeftOutErrors(
+                judged["latency_ms"].to_numpy(), judged["predicted_ms"].to_numpy()
+            )
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise DatasetError(
+                f"{self.path} has {error}: measure more, or train --predictor auto"
+            ) from error
+        factor = errors.within(coverage)
+        return latency_ms / factor, latency_ms * factor
 
     @cached_property
     def predictor(self) -> Predictor:

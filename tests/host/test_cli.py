@@ -141,8 +141,12 @@ def test_another_predictor_learns_from_what_was_measured(
     assert (run / "predictor.onnx").exists() == (name == "mlp")  # a ridge has no such form here
     lines = esm_host("predict", run, "--sample", 2).stdout.splitlines()
     assert all(float(line.split()[0]) > 0 for line in lines[1:])
-    refused = esm_host("predict", run, "--sample", 2, "--interval", 90)
-    assert_refused(refused, 2, f"'{name}' gives no intervals", "--predictor auto")
+    asked = esm_host("predict", run, "--sample", 2, "--interval", 90)
+    for line in asked.stdout.splitlines()[1:]:
+        latency_ms, from_ms, to_ms = map(float, line.split()[:3])
+        assert from_ms < latency_ms < to_ms
+        assert to_ms / latency_ms == pytest.approx(latency_ms / from_ms, rel=0.01)
+    assert_refused(esm_host("predict", run, "--sample", 2, "--interval", 100), 2, "--interval")
 
 
 def test_resuming_a_finished_campaign_measures_nothing(finished: Path) -> None:

@@ -37,8 +37,8 @@ def predict(
     interval: Annotated[
         float | None,
         typer.Option(
-            help="Also intervals that hold so many percent of the latencies; takes some seconds, "
-            "and the predictor auto.",
+            help="Also intervals that hold so many percent of the latencies. The predictor auto "
+            "knows how unsure it is of each; of others all are as wide, in proportion.",
         ),
     ] = None,
     output: Json = None,

@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.conformal import quantile
-from esm_host.predictors.base import Floats, Predictor
+from esm_host.predictors.base import Floats, IntervalPredictor
 from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
 from esm_host.predictors.multi_kernel import MultiKernelGP
 
@@ -23,7 +23,7 @@ _INTERACTING = ("operations", "counts")
 """Groups whose columns may matter together; the others are sums already."""
 
 
-class AutoPredictor(Predictor):
+class AutoPredictor(IntervalPredictor):
     """Candidates on log latency, weighted by how likely they find what they have not seen.
 
     Every candidate predicts each sample from the others, and weighs by its errors
@@ -109,11 +109,6 @@ class AutoPredictor(Predictor):
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9
     ) -> tuple[Floats, Floats]:
-        """Lower and upper ends, ms, of intervals that hold a share ``coverage`` of latencies.
-
-        Raises:
-            ValueError: as :meth:`predict`, or the coverage is not between 0 and 1.
-        """
         if not 0 < coverage < 1:
             raise ValueError(f"coverage {coverage:g}: give a share above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))
@@ -123,11 +118,6 @@ class AutoPredictor(Predictor):
     def predict_at_most(
         self, encodings: ArrayLike, probability: float = 0.9
     ) -> tuple[Floats, Floats]:
-        """Latencies, ms, ``(n,)``, and what they are at most with that probability, ``(n,)``.
-
-        Raises:
-            ValueError: as :meth:`predict`, or the probability is not between 0 and 1.
-        """
         if not 0 < probability < 1:
             raise ValueError(f"probability {probability:g}: give one above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))

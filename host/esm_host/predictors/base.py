@@ -161,3 +161,27 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         if not np.isfinite(x).all():
             raise ValueError("encodings must be finite")
         return x
+
+
+class IntervalPredictor(Predictor):
+    """A predictor that tells, by itself, how far each latency may be off."""
+
+    @abstractmethod
+    def predict_interval(
+        self, encodings: ArrayLike, coverage: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """Return lower and upper ends, ms, ``(n,)``, that hold a share ``coverage`` of latencies.
+
+        Raises:
+            ValueError: as :meth:`predict`, or the coverage is not between 0 and 1.
+        """
+
+    @abstractmethod
+    def predict_at_most(
+        self, encodings: ArrayLike, probability: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """Return latencies, ms, and what they are at most with that probability, both ``(n,)``.
+
+        Raises:
+            ValueError: as :meth:`predict`, or the probability is not between 0 and 1.
+        """

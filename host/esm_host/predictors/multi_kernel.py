@@ -272,7 +272,8 @@ class MultiKernelGP(Predictor):
             try:
                 factor = cholesky(kernel, lower=True, check_finite=False)
             except LinAlgError:  # rounding has left no likelihood here: back to the default
-                return _NO_LIKELIHOOD * (1 + astray @ astray), 2 * _NO_LIKELIHOOD * astray
+                far = float(astray @ astray)
+                return _NO_LIKELIHOOD * (1 + far), 2 * _NO_LIKELIHOOD * astray / _PRIOR_SD
             dual = cho_solve((factor, True), targets, check_finite=False)
             # Of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
             slope = cho_solve((factor, True), np.eye(len(rows)), check_finite=False)

@@ -6,14 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
-from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.base import Encoder
-from esm_host.evaluation.conformal import quantile
+from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.extension.committee import FASTEST_MS
-from esm_host.predictors.auto import AutoPredictor
-from esm_host.predictors.base import Predictor
+from esm_host.predictors.base import IntervalPredictor, Predictor
 from esm_host.search.front import Floats
 from esm_models.space import Codes
 
@@ -23,13 +21,13 @@ _AT_ONCE = 1_000
 class Promise:
     """Latencies of codes, and what they are at most with a probability.
 
-    ``auto`` knows how unsure it is of each architecture; of any other predictor all are as far off
-    as those that it was judged by.
+    A predictor may know how unsure it is of each architecture; of any other all are as far off as
+    those that it was judged by.
 
     Args:
         predictor: fitted to encodings of ``encoder``.
         latency_ms, predicted_ms: what was measured, and predicted by a predictor that had not seen
-            it, ``(n,)``; of ``auto`` not needed.
+            it, ``(n,)``; not needed of one that knows.
     """
 
     def __init__(
@@ -37,8 +35,11 @@ class Promise:
     ) -> None:
         self._predictor = predictor
         self._encoder = encoder
-        there = np.isfinite(predicted_ms) & (predicted_ms > 0)
-        self._off = np.sort(np.log(latency_ms[there] / predicted_ms[there]))
+        self._errors = (
+            None
+            if isinstance(predictor, IntervalPredictor)
+            else LeftOutErrors(latency_ms, predicted_ms)
+        )
 
     def __call__(self, codes: Codes, probability: float) -> tuple[Floats, Floats]:
         starts = range(0, max(len(codes), 1), _AT_ONCE)
@@ -53,8 +54,8 @@ class Promise:
 
     def _some(self, codes: Codes, probability: float) -> tuple[Floats, Floats]:
         encodings = self._encoder.encode_codes(codes)
-        if isinstance(self._predictor, AutoPredictor):
+        if isinstance(self._predictor, IntervalPredictor):
             return self._predictor.predict_at_most(encodings, probability)
+        assert self._errors is not None
         latency_ms = np.maximum(self._predictor.predict(encodings), FASTEST_MS)
-        normal = float(norm.ppf(probability)) * float(self._off.std())
-        return latency_ms, latency_ms * np.exp(quantile(self._off, probability, normal))
+        return latency_ms, latency_ms * self._errors.at_most(probability)
