@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
-from esm_host.transfer.methods.adaproxy import AdaProxy, _solve
+from esm_host.transfer.methods.adaproxy import AdaProxy, _short, _sparse
 
 
 def blocks(n: int, seed: int = 0, layers: int = 8, options: int = 4) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_it_solves_the_equation() -> None:
             bounds=[(None, None)] + [(0, None)] * 26,
             options={"maxiter": 5000, "maxfun": 500_000},
         )
-        (scales,) = _solve(parts, latency_ms, np.array([share]))
+        (scales,), _ = _sparse(parts, latency_ms, np.array([share]))
         alpha = float(np.median(scales))
         found = min(
             objective(np.r_[a, np.maximum(scales - a, 0), np.maximum(a - scales, 0)], penalty)
@@ -51,7 +51,7 @@ def test_it_solves_the_equation() -> None:
 
 def test_the_largest_penalty_leaves_a_scale() -> None:
     parts = blocks(30) * np.random.default_rng(0).uniform(1, 2, 33)
-    (scales,) = _solve(parts, 3 * parts.sum(axis=1) + np.arange(30) % 3, np.ones(1))
+    (scales,), _ = _sparse(parts, 3 * parts.sum(axis=1) + np.arange(30) % 3, np.ones(1))
     assert np.ptp(scales) == pytest.approx(0, abs=1e-9)
 
 
@@ -108,3 +108,17 @@ def test_what_cannot_be_learned_from_is_refused(
 def test_constant_latencies_are_learned() -> None:
     adapted = AdaProxy(np.ones(33)).fit(blocks(20), np.full(20, 2.0))
     assert adapted.predict(blocks(5, 1)) == pytest.approx(2.0, rel=0.1)
+
+
+def test_the_authors_norm_leaves_a_scale_and_a_constant_or_fits() -> None:
+    rng = np.random.default_rng(0)
+    parts = blocks(30, 1, 2) * rng.uniform(1, 2, 9)
+    latency_ms = 3 * parts.sum(axis=1) + 5
+    for scales, constant_ms in zip(*_short(parts, latency_ms, np.array([1e3, 1e-3])), strict=True):
+        assert np.ptp(scales) == pytest.approx(0, abs=1e-6)
+        assert parts @ scales + constant_ms == pytest.approx(latency_ms)
+    other = parts @ rng.uniform(1, 3, 9)
+    (scales,), (constant_ms,) = _short(parts, other, np.array([1e-9]))
+    assert parts @ scales + constant_ms == pytest.approx(other, rel=1e-4)
+    with pytest.raises(ValueError, match="l1 or l2"):
+        AdaProxy(np.ones(3), norm="l3")

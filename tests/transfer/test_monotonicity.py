@@ -140,4 +140,7 @@ def test_the_proxy_serves_most_targets() -> None:
 def test_a_proxy_is_decided_on_only_where_the_samples_can_tell(
     low: float, high: float, decision: Decision
 ) -> None:
-    assert decide(RankCorrelation((low + high) / 2, low, high, 30)) is decision
+    correlation = RankCorrelation((low + high) / 2, low, high, 30)
+    assert decide(correlation) is decision
+    papers = Decision.REUSE if correlation.value >= 0.9 else Decision.ADAPT
+    assert decide(correlation, by_interval=False) is papers

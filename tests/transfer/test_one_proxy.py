@@ -9,6 +9,7 @@ from esm_host.sampling.random import RandomSampler
 from esm_host.sources.source import Source
 from esm_host.transfer.devices.monotonicity import Decision
 from esm_host.transfer.methods.one_proxy import one_proxy
+from esm_host.transfer.methods.proxy import AdaProxyPredictor, ProxyPredictor
 from esm_models.spaces import load_space
 from tests.helpers import depth_bins
 
@@ -77,3 +78,37 @@ def test_what_could_not_be_measured_is_left_out(codes):
     found = run(codes, measure)
     assert found.decision is Decision.REUSE
     assert found.proxy.samples == 24
+
+
+def test_weights_do_not_depend_on_the_order_of_rows_or_options(codes):
+    """One-hot columns of a block add up to the constant: the data leave their level open."""
+    latency_ms = latency(codes, 3, noise=0.2)
+    order = np.random.default_rng(2).permutation(len(codes))
+    one, other = (
+        ProxyPredictor().learn([Source("proxy", SPACE, codes[rows], latency_ms[rows])])
+        for rows in (np.arange(len(codes)), order)
+    )
+    weights = one.models_["proxy"].weights
+    assert other.models_["proxy"].weights == pytest.approx(weights, rel=1e-6, abs=1e-9)
+    assert np.abs(weights).max() < 10 * latency_ms.max(), "no weight is rounding noise"
+    target_ms = latency(codes, 4)
+    adapted = [
+        AdaProxyPredictor(norm=norm)
+        .learn([Source("proxy", SPACE, codes[rows], latency_ms[rows])])
+        .adapt(codes[:60], target_ms[:60])
+        .predict(codes[60:])
+        for norm in ("l1", "l2")
+        for rows in (np.arange(len(codes)), order)
+    ]
+    assert adapted[0] == pytest.approx(adapted[1], rel=1e-3)
+    assert adapted[2] == pytest.approx(adapted[3], rel=1e-3)
+
+
+def test_the_papers_rule_goes_by_the_estimate(codes):
+    def measure(some):
+        return 2 * latency(some, 3, noise=0.3)
+
+    papers, ours = (run(codes, measure, by_interval=rule) for rule in (False, True))
+    assert (papers.decision, papers.samples) == (Decision.REUSE, 30)
+    assert papers.proxy.low < 0.9 < papers.proxy.value
+    assert ours.samples > 30

@@ -306,11 +306,12 @@ def _print_matrix(compared: Comparison, labels: Sequence[str]) -> None:
 def _print_intervals(
     what: str, labels: Sequence[str], values: Mapping[int, RankCorrelation], threshold: float
 ) -> None:
-    """One side's correlations with the other, and what Algorithm 1 of One Proxy does."""
+    """Print one side's correlations with the other, and what Algorithm 1 of One Proxy does: with
+    the interval of a correlation, and with its estimate alone, as in the paper."""
     from esm_host.transfer.devices.monotonicity import decide
 
     print_table(
-        (what, "correlation", "95 % interval", "architectures", "Algorithm 1"),
+        (what, "correlation", "95 % interval", "architectures", "by interval", "Algorithm 1"),
         [
             (
                 labels[number],
@@ -318,6 +319,7 @@ def _print_intervals(
                 f"{value.low:.3f} to {value.high:.3f}",
                 str(value.samples),
                 decide(value, threshold).value,
+                decide(value, threshold, by_interval=False).value,
             )
             for number, value in values.items()
         ],
@@ -353,6 +355,7 @@ def _correlation_json(
                         "interval": [value.low, value.high],
                         "architectures": value.samples,
                         "decision": decide(value, threshold).value,
+                        "decision_by_estimate": decide(value, threshold, by_interval=False).value,
                     }
                     for number, value in found.items()
                 ],

@@ -130,9 +130,17 @@ def best_proxy(
     return max(candidates, key=merit)
 
 
-def decide(correlation: RankCorrelation, threshold: float = THRESHOLD) -> Decision:
-    """What Algorithm 1 does with a proxy that correlates so with the target: its line 4, where the
-    samples are enough to say on which side of the threshold the correlation is."""
+def decide(
+    correlation: RankCorrelation, threshold: float = THRESHOLD, by_interval: bool = True
+) -> Decision:
+    """What Algorithm 1 does with a proxy that correlates so with the target (its line 4).
+
+    Args:
+        by_interval: measure more until the samples are enough to say on which side of the threshold
+            the correlation is; False takes the estimate as it is, as the paper does.
+    """
+    if not by_interval:
+        return Decision.REUSE if correlation.value >= threshold else Decision.ADAPT
     if correlation.low >= threshold:
         return Decision.REUSE
     if correlation.high < threshold:

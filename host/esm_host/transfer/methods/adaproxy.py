@@ -23,10 +23,14 @@ class AdaProxy:
     Its weights are multiplied by ``alpha + b``, feature by feature: one scale for all, and
     corrections ``b`` that a penalty lambda keeps sparse,
 
-        min over alpha, b:  mean of squared errors + lambda |b|_1.
+        min over alpha, b:  mean of squared errors + lambda |b|.
 
-    (The paper writes a norm of ``b`` and calls it sparse: the sum of absolute values.) Lambda is
-    chosen by the rank correlation on a part of the samples that is not fitted to; then all are.
+    The paper writes a norm of ``b`` and calls it sparse: the sum of absolute values. Its authors'
+    program takes the Euclidean norm, and a constant that is free. Lambda is chosen by the rank
+    correlation on a part of the samples that is not fitted to; then all are.
+
+    Weights are multiplied one by one, so the data must determine each of them, or they must be the
+    smallest that fit (:func:`scipy.linalg.lstsq` with a cutoff well above rounding).
 
     Args:
         weights: of the proxy's predictor, ``(features,)``: one-hot operations and a constant, or
@@ -34,12 +38,26 @@ class AdaProxy:
         validation: samples to choose lambda on (20 in the paper); with fewer than twice as many
             samples, half of them.
         seed: of the split.
+        norm: ``"l1"``, as the paper describes it, or ``"l2"``, with a free constant, as its authors
+            computed it.
+
+    Raises:
+        ValueError: there is no such norm.
     """
 
-    def __init__(self, weights: ArrayLike, validation: int = VALIDATION, seed: int = 0) -> None:
+    def __init__(
+        self,
+        weights: ArrayLike,
+        validation: int = VALIDATION,
+        seed: int = 0,
+        norm: str = "l1",
+    ) -> None:
+        if norm not in _SOLVERS:
+            raise ValueError(f"norm '{norm}': choose {' or '.join(_SOLVERS)}")
         self.weights = np.asarray(weights, dtype=float)
         self.validation = validation
         self.seed = seed
+        self.norm = norm
 
     def fit(self, features: ArrayLike, latency_ms: ArrayLike) -> Self:
         """Learns from ``(n, features)`` and ``(n,)`` of the target device.
@@ -58,15 +76,18 @@ class AdaProxy:
         held = min(self.validation, len(parts) // 2)
         order = np.random.default_rng(self.seed).permutation(len(parts))
         judge, learn = order[:held], order[held:]
-        found = _solve(parts[learn], latency_ms[learn], _PENALTIES)
+        solve = _SOLVERS[self.norm]
+        found, _ = solve(parts[learn], latency_ms[learn], _PENALTIES)
         merit = [_merit(parts[judge] @ scales, latency_ms[judge]) for scales in found]
         self.penalty_share_ = float(_PENALTIES[int(np.argmax(merit))])
-        (self.scales_,) = _solve(parts, latency_ms, np.array([self.penalty_share_]))
+        (self.scales_,), (self.constant_ms_,) = solve(
+            parts, latency_ms, np.array([self.penalty_share_])
+        )
         return self
 
     def predict(self, features: ArrayLike) -> Floats:
         """Latencies on the target, ms, ``(n,)``; meant for ranking."""
-        return np.asarray(self._parts(features) @ self.scales_)
+        return np.asarray(self._parts(features) @ self.scales_ + self.constant_ms_)
 
     def _parts(self, features: ArrayLike) -> Floats:
         values = np.asarray(features, dtype=float)
@@ -75,12 +96,15 @@ class AdaProxy:
         return np.asarray(values * self.weights)
 
 
-def _solve(parts: Floats, latency_ms: Floats, shares: Floats) -> Floats:
-    """``alpha + b``, ``(penalties, features)``, for penalties that are shares of the smallest that
-    makes ``b`` nothing."""
+def _sparse(parts: Floats, latency_ms: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """Return ``alpha + b``, ``(penalties, features)``, and no constants, ``(penalties,)``.
+
+    Args:
+        shares: of the smallest penalty that makes ``b`` nothing.
+    """
     unit, unit_ms = float(np.abs(parts).max()), float(np.abs(latency_ms).max())
     if unit == 0:
-        return np.zeros((len(shares), parts.shape[1]))
+        return np.zeros((len(shares), parts.shape[1])), np.zeros(len(shares))
     parts, latency_ms = parts / unit, latency_ms / (unit_ms or 1)  # the path is found in absolutes
     whole = parts.sum(axis=1)
     size = whole @ whole
@@ -94,7 +118,32 @@ def _solve(parts: Floats, latency_ms: Floats, shares: Floats) -> Floats:
     wanted = shares * penalties[0]
     b = np.stack([np.interp(-wanted, -penalties, one) for one in path], axis=1)
     alpha = (whole @ latency_ms - b @ (parts.T @ whole)) / size
-    return np.asarray((alpha[:, None] + b) * unit_ms / unit)
+    return np.asarray((alpha[:, None] + b) * unit_ms / unit), np.zeros(len(shares))
+
+
+def _short(parts: Floats, latency_ms: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """Return ``alpha + b``, ``(penalties, features)``, and free constants, ``(penalties,)``.
+
+    For every penalty on the norm of ``b`` there is one on its square with the same solution, which
+    a singular value decomposition gives.
+
+    Args:
+        shares: of the largest eigenvalue of the features' products, as penalties on the square.
+    """
+    centre, centre_ms = parts.mean(axis=0), latency_ms.mean()
+    inner, rest = parts - centre, latency_ms - centre_ms
+    whole = inner.sum(axis=1)
+    size = float(whole @ whole) or 1.0
+    left = rest - whole * (whole @ rest / size)
+    u, s, vt = np.linalg.svd(inner - np.outer(whole, inner.T @ whole / size), full_matrices=False)
+    penalty = shares[:, None] * (s[0] ** 2 or 1.0)
+    b = (s * (u.T @ left) / (s**2 + penalty)) @ vt
+    alpha = (whole @ rest - b @ (inner.T @ whole)) / size
+    scales = alpha[:, None] + b
+    return scales, centre_ms - scales @ centre
+
+
+_SOLVERS = {"l1": _sparse, "l2": _short}
 
 
 def _merit(predicted_ms: Floats, latency_ms: Floats) -> float:

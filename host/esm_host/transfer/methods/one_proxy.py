@@ -51,6 +51,7 @@ def one_proxy(
     step: int = 20,
     model: str = "linear",
     seed: int = 0,
+    by_interval: bool = True,
 ) -> OneProxy:
     """Algorithm 1 of Lu et al. 2021 and the incremental adaptation of its section 5.4.
 
@@ -64,6 +65,8 @@ def one_proxy(
             failed.
         pool: architectures to measure, in that order; its length is the most that it may cost.
         model: as of :class:`~esm_host.transfer.methods.proxy.ProxyPredictor`.
+        by_interval: as of :func:`~esm_host.transfer.devices.monotonicity.decide`; False is the
+            paper's rule.
 
     Raises:
         ValueError: there are no sources, or ``pool``, ``first`` or ``step`` have fewer than four.
@@ -93,7 +96,7 @@ def one_proxy(
     while True:
         codes = pool[: len(latency_ms)]
         correlation = rank_correlation(learn(predictor).predict(codes), latency_ms)
-        decision = decide(correlation, threshold)
+        decision = decide(correlation, threshold, by_interval)
         if decision is not Decision.MEASURE or not more():
             break
     if decision is not Decision.ADAPT:

@@ -17,6 +17,8 @@ from esm_host.transfer.methods.adaproxy import VALIDATION, AdaProxy
 from esm_models.space import Codes
 
 _LEAST = 4  # samples, for a rank correlation
+_CUTOFF = 1e-8
+"""Of singular values, as a share of the largest one."""
 
 
 class _Model(ABC):
@@ -29,11 +31,16 @@ class _Model(ABC):
 
 
 class _Linear(_Model):
-    """One-hot operations and a constant, by least squares."""
+    """One-hot operations and a constant, by least squares.
+
+    Columns of one block add up to the constant, so many weights fit alike; these are the smallest.
+    """
 
     def __init__(self, source: Source) -> None:
         self._encoder = OperationOneHotEncoder(source.space)
-        self.weights = np.asarray(lstsq(self.features(source.codes), source.latency_ms)[0])
+        # SciPy's own cutoff keeps directions that rounding alone tells from nothing.
+        found = lstsq(self.features(source.codes), source.latency_ms, cond=_CUTOFF)
+        self.weights = np.asarray(found[0])
 
     def features(self, codes: Codes) -> Floats:
         encoded = self._encoder.encode_codes(codes).astype(np.float64)
@@ -103,6 +110,7 @@ class AdaProxyPredictor(ProxyPredictor):
         proxy, model: as of :class:`ProxyPredictor`.
         validation: samples that the penalty is chosen on.
         seed: of the split, and of the networks.
+        norm: ``"l1"``, the paper's, or ``"l2"``, its authors' program's, of the corrections.
     """
 
     def __init__(
@@ -111,14 +119,16 @@ class AdaProxyPredictor(ProxyPredictor):
         model: str = "linear",
         validation: int = VALIDATION,
         seed: int = 0,
+        norm: str = "l1",
     ) -> None:
         super().__init__(proxy, model, seed)
         self.validation = validation
+        self.norm = norm
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         super()._adapt(codes, latency_ms)
         model = self.models_[self.proxy_]
-        self.adapted_proxy_ = AdaProxy(model.weights, self.validation, self.seed)
+        self.adapted_proxy_ = AdaProxy(model.weights, self.validation, self.seed, self.norm)
         self.adapted_proxy_.fit(model.features(codes), latency_ms)
 
     def _predict(self, codes: Codes) -> Floats:
