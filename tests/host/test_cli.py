@@ -21,7 +21,10 @@ from typer.testing import CliRunner, Result
 from esm_agent.cli import app as agent_app
 from esm_host.cli import options as shared
 from esm_host.cli.app import COMMANDS, app, load
+from esm_host.dataset.database import SqliteFile
+from esm_host.dataset.store import Store
 from esm_host.encoding import ENCODERS, make_encoder
+from esm_host.errors import DatasetError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -31,7 +34,7 @@ from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
 from esm_protos.v1 import profiler_pb2_grpc
-from tests.helpers import smallest
+from tests.helpers import read_only, smallest
 from tests.host.campaign import SPACE, latency
 
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
@@ -63,6 +66,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # A campaign that works
+
+
+@pytest.mark.parametrize("name", ["what?1", "a%2Fb", "100%", "a b#c", "mode=ro&x", "it's"])
+def test_a_campaigns_folder_may_have_any_name(finished: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(finished, tmp_path / name)
+    before = {path.name for path in run.iterdir()}
+    assert esm_host("predict", run, "--sample", 2).exit_code == 0
+    result = esm_host("profile", "--run", run, "--resume", "--predictor", "ridge")
+    assert result.exit_code == 0, result.output
+    left = {path.name for path in run.iterdir()}
+    assert before - {"predictor.onnx"} <= left <= before
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_campaign_that_may_only_be_read_is_read(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    expected = esm_host("predict", finished, "--sample", 3).stdout
+    with read_only(run):
+        assert esm_host("predict", run, "--sample", 3).stdout == expected
+        assert esm_host("predict", run, "--sample", 3, "--interval", 90).exit_code == 0
+        page = tmp_path / "report.html"
+        assert esm_host("report", run, "-o", page).exit_code == 0
+        assert page.exists()
+        found = esm_host("search", run, "-o", tmp_path / "search", "--measure", 0)
+        assert found.exit_code == 0, found.output
+        refused = esm_host("profile", "--run", run, "--resume", "--predictor", "ridge")
+        assert refused.exit_code == 1
+        assert len([line for line in refused.stderr.splitlines() if "error: " in line]) == 1
+
+
+def test_what_is_in_the_write_ahead_log_alone_is_read_as_well(
+    finished: Path, tmp_path: Path
+) -> None:
+    """As of a colleague's campaign that was killed, or that goes on."""
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    with closing(sqlite3.connect(copy / "store.sqlite")) as connection:
+        connection.execute("INSERT INTO facts (key, value) VALUES ('late', '7')")
+        connection.commit()
+        run = shutil.copytree(copy, tmp_path / "run")
+    assert (run / "store.sqlite-wal").stat().st_size
+    with read_only(run), closing(Store(SqliteFile(run / "store.sqlite"))) as store:
+        assert store.fact("late") == 7
+        with pytest.raises(DatasetError):
+            store.add_fact("later", 8)
 
 
 def test_leaves_everything_in_its_folder(finished: Path) -> None:

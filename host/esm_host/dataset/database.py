@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
+import sqlite3
+import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -90,18 +94,39 @@ class Database(ABC):
 
 
 class SqliteFile(Database):
-    """A file of its own."""
+    """A file of its own. One that may not be written, or whose folder may not, is read."""
 
     def __init__(self, path: Path) -> None:
-        self.engine = sa.create_engine(f"sqlite:///{path}")
+        # A path is no part of a URL: it may have a "?" or a "%".
+        url = sa.URL.create("sqlite", database=str(path))
+        self.engine = sa.create_engine(url, creator=self._connect)
         sa.event.listen(self.engine, "connect", _check_foreign_keys)
         self.location = str(path)
         self.campaign = str(path.parent)
         self.facts = {}
         self._path = path
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
 
     def exists(self) -> bool:
         return self._path.exists()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Connect; a connection may be used in any thread, by one at a time."""
+        path = self._path
+        if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            return sqlite3.connect(path, check_same_thread=False)
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            # What is in the log alone is read by writing an index beside it.
+            if self._copy is None:
+                self._copy = tempfile.TemporaryDirectory(prefix="esm-")
+                for file in (path, log):
+                    shutil.copyfile(file, Path(self._copy.name) / file.name)
+            found = sqlite3.connect(Path(self._copy.name) / path.name, check_same_thread=False)
+            found.execute("PRAGMA query_only = ON")
+            return found
+        uri = f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
     @contextmanager
     def making(self) -> Iterator[sa.Connection]:
@@ -131,6 +156,9 @@ class SqliteFile(Database):
 
     def close(self) -> None:
         self.engine.dispose()
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
 
 
 class PostgresSchema(Database):
