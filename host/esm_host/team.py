@@ -28,7 +28,7 @@ class Campaign:
         last_measured_at: ISO 8601, UTC; None likewise.
         running: a host runs it now.
         finished: it has come to an end, and nothing was measured since.
-        converged: whether it then had reached its target; None unless it is finished.
+        converged: whether it then had reached its target; None unless it is finished and has one.
     """
 
     name: str
@@ -105,5 +105,5 @@ def _campaign(place: PostgresSchema, running: bool) -> Campaign:
         extent.measured_at,
         running,
         finished,
-        bool(result["converged"]) if finished else None,
+        bool(result["converged"]) if finished and settings.has_target else None,
     )

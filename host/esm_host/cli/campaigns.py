@@ -112,4 +112,6 @@ def _state(campaign: Campaign) -> str:
         return "running"
     if not campaign.finished:
         return "unfinished"
+    if campaign.converged is None:
+        return "transferred"
     return "converged" if campaign.converged else "not converged"

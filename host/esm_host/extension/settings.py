@@ -184,6 +184,11 @@ class Settings:
             )
 
     @property
+    def has_target(self) -> bool:
+        """Whether the campaign is to reach an accuracy. A transfer measures so many, and ends."""
+        return not self.warm_start or self.initial < self.max_models
+
+    @property
     def trusted_verdicts(self) -> frozenset[Verdict]:
         """``train_on`` as a set.
 

@@ -66,7 +66,7 @@ def campaign_page(run: Run) -> Page:
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
             *_predictions(measurements, run.space),
             *transfer_section(run, measurements),
-            *_accuracy(accuracy, settings.target_accuracy_percent),
+            *(_accuracy(accuracy, settings.target_accuracy_percent) if settings.has_target else ()),
             *_drift(run, blocks),
             *_group(run),
             Section(
@@ -87,6 +87,8 @@ def campaign_page(run: Run) -> Page:
 def _status(run: Run) -> tuple[str, str]:
     if run.result is None:
         return "open", "not finished"
+    if not run.settings.has_target:
+        return "good", "transferred"
     target = f"{run.settings.target_accuracy_percent:g} %"
     if run.result["converged"]:
         return "good", f"converged: target of {target} reached"
@@ -113,7 +115,8 @@ def _key_numbers(
     last = _last_round(accuracy)
     if not last.empty:
         overall = last.loc[last["bin"] == "all"].iloc[0]
-        yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", f"target {target:g} %")
+        wanted = f"target {target:g} %" if run.settings.has_target else "of models not seen"
+        yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", wanted)
         bins = last[(last["bin"] != "all") & last["accuracy_percent"].notna()]
         worst = bins.loc[bins["accuracy_percent"].idxmin()]
         yield Fact(
@@ -141,7 +144,7 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
         )
     elif measurements["predicted_ms"].isna().all():
         yield Step("The folder lacks the predictions of each model unseen. Write them:", resume)
-    if run.result is not None and not run.result["converged"]:
+    if run.result is not None and run.settings.has_target and not run.result["converged"]:
         more = -(-settings.max_models * 3 // 2)
         yield Step(
             "The target is missed. Let the campaign measure more where it is inaccurate:",
