@@ -280,6 +280,7 @@ def resume(
     encoding: str | None = None,
     group_tolerance_percent: float | None = None,
     raw: bool | None = None,
+    finish: bool = False,
     patience_s: float = 60.0,
     wait: bool = True,
     watcher: CampaignWatcher | None = None,
@@ -292,6 +293,8 @@ def resume(
         target_accuracy_percent, max_models, train_on, weights, predictor, encoding,
             group_tolerance_percent, raw: in place of those that it has, as :class:`Settings`
             describes them.
+        finish: measure no more, and train on what is there; no device is needed, and the campaign
+            can go on later.
         patience_s, wait, watcher: as in :func:`profile`.
 
     Raises:
@@ -303,7 +306,7 @@ def resume(
 
         run = esm_host.resume("runs/pi4", target_accuracy_percent=97)
     """
-    from esm_host.campaign import run_campaign
+    from esm_host.campaign import finish_campaign, run_campaign
 
     folder = RunFolder(run.path if isinstance(run, Run) else Path(run))
     changes: dict[str, Any] = {
@@ -320,7 +323,10 @@ def resume(
     given = {name: value for name, value in changes.items() if value is not None}
     folder.refresh()
     settings = replace(folder.read_settings(), **given)
-    run_campaign(settings, folder, True, patience_s, wait, watcher)
+    if finish:
+        finish_campaign(settings, folder, watcher)
+    else:
+        run_campaign(settings, folder, True, patience_s, wait, watcher)
     return load_run(folder.path)
 
 

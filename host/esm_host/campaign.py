@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.bins import DepthBins
-from esm_host.dataset.table import Dataset
+from esm_host.dataset.store import Store
+from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding import Encoder
 from esm_host.encoding.sources import SourcesEncoder
-from esm_host.errors import UsageError
+from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
@@ -168,12 +170,74 @@ def _run(
             else None,
         )
         outcome = loop.run()
-        result = campaign_result(store, measurements, settings, found.first, outcome.converged)
-        dataset, failures = measurements.dataset(), measurements.table().failures
-        if isinstance(encoder, SourcesEncoder):
-            trusted = dataset.only(settings.trusted_verdicts)
-            held_out = store.fact(HELD_OUT_FACT) or ()
-            result["transfer"] = judge(trusted, held_out, encoder, settings)
+        device = asdict(found.first)
+        return _ended(folder, settings, store, measurements, encoder, outcome, device)
+
+
+def finish_campaign(
+    settings: Settings, folder: RunFolder, watcher: CampaignWatcher | None = None
+) -> Ended:
+    """Train on what a campaign has measured so far; no device is needed, and it can go on later.
+
+    Raises:
+        UsageError: there is no campaign.
+        DatasetError: the folder is unusable, or nothing was measured.
+        BusyError: somebody else uses the folder.
+        DeviceError: what was measured is too little to learn from.
+    """
+    folder.prepare(resume=True)
+    space = settings.search_space()
+    bins = settings.depth_bins(space)
+    encoder = folder.encoder(settings, space)
+    with folder.locked(), closing(folder.open_store()) as store:
+        if not store.blocks():
+            raise DatasetError(
+                f"{folder.path} has measured nothing yet: leave {argument('finish')} out"
+            )
+        write_json(folder.settings, settings.to_json())  # another predictor, say
+        measurements = Measurements(store, settings.spec, settings.raw)
+        loop = Loop(
+            settings,
+            store,
+            measurements,
+            None,
+            SAMPLERS[settings.sampling](space, bins),
+            encoder,
+            bins,
+            lambda member: make_predictor(settings.predictor, encoder, settings.seed + member),
+            watcher or Watcher(),
+        )
+        outcome, last = loop.finish()
+        complete = len(store.rounds()) > max(store.plan())
+        return _ended(
+            folder,
+            settings,
+            store,
+            measurements,
+            encoder,
+            outcome,
+            store.last_device(),
+            None if complete else last,
+        )
+
+
+def _ended(
+    folder: RunFolder,
+    settings: Settings,
+    store: Store,
+    measurements: Measurements,
+    encoder: Encoder,
+    outcome: Outcome,
+    device: Mapping[str, Any],
+    unfinished: Mapping[str, Any] | None = None,
+) -> Ended:
+    """Write what a campaign came to."""
+    result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
+    dataset, failures = measurements.dataset(), measurements.table().failures
+    if isinstance(encoder, SourcesEncoder):
+        trusted = dataset.only(settings.trusted_verdicts)
+        held_out = store.fact(HELD_OUT_FACT) or ()
+        result["transfer"] = judge(trusted, held_out, encoder, settings)
     _write(folder, settings, outcome, result)
     folder.share()
     return Ended(outcome.converged, outcome.reason, result, dataset, failures)

@@ -384,7 +384,9 @@ class Run:
             }
             states = [store.states(block.block_id) for block in table.blocks]
             dataset, figures = measurements.dataset(), measurements.figures()
-            return _Records(planned, table, dataset, figures, store.rounds(), states)
+            # One more, where the campaign was finished in the middle of a round.
+            rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
+            return _Records(planned, table, dataset, figures, rounds, states)
         finally:
             store.close()
 

@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from esm_agent.cli import app as agent_app
+from esm_host import load_run
 from esm_host.cli import options as shared
 from esm_host.cli.app import COMMANDS, app, load
 from esm_host.dataset.database import SqliteFile
@@ -270,10 +271,28 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
     monkeypatch.setattr(fake, "answer", interrupted)
     result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
     assert result.exit_code == 130
-    assert "--resume" in result.stderr
+    assert "--resume --finish" in result.stderr
+    frame = load_run(run).measurements()
+    assert len(frame) == 10
+    assert set(frame["verdict"]) <= set(Verdict)
+    page = tmp_path / "report.html"
+    assert esm_host("report", run, "-o", page).exit_code == 0
+    assert "10 architectures of" in page.read_text()
+
+    def nobody(device: str) -> FakeProfiler:
+        raise AssertionError("no device is needed")
+
+    monkeypatch.setattr(devices, "connect", nobody)
+    assert esm_host("profile", "--run", run, "--finish").exit_code == 2
+    result = esm_host("profile", "--run", run, "--resume", "--finish", "--target-accuracy", 100)
+    assert result.exit_code == 3, result.output
+    assert "finished with 10 of 20 planned" in result.output
+    assert json.loads((run / "result.json").read_text())["measured_models"] == 10
+    assert esm_host("predict", run, "--sample", 2, "--interval", 90).exit_code == 0
     monkeypatch.undo()
     monkeypatch.setattr(devices, "connect", lambda device: fake)
-    assert esm_host("profile", "--run", run, "--resume").exit_code == 0
+    assert esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1).exit_code == 0
+    assert json.loads((run / "result.json").read_text())["measured_models"] == 20
     keys = [model.model_id for block in fake.blocks for model in block.models]
     assert len(keys) == 28
     assert len(set(keys)) == 24, "twenty models once, four references twice"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def finished(path: Path, device: str, profilers: Mapping[str, Profiler]) -> Path
     write_json(folder.settings, settings.to_json())
     measurements = Measurements(store, settings.spec)
     info = next(iter(profilers.values())).device_info()
-    result = campaign_result(store, measurements, settings, info, outcome.converged)
+    result = campaign_result(store, measurements, settings, asdict(info), outcome.converged)
     write_json(folder.result, result)
     store.close()
     keys = [a.key for a in outcome.dataset.architectures]

@@ -45,14 +45,21 @@ def run_campaign(
     live: Live,
     wait: bool = True,
     show: Callable[[Ended, Settings], int] | None = None,
+    finish: bool = False,
 ) -> int:
     """As :func:`esm_host.campaign.run_campaign`; shows what came of it by ``show``, by default as
     a campaign that was to reach a target, and returns its exit code."""
     path = shlex.quote(str(folder.path))
     try:
-        ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
+        if finish:
+            ended = campaign.finish_campaign(settings, folder, live)
+        else:
+            ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
     except KeyboardInterrupt:
-        kept = f"what was measured is kept: esm-host profile --run {path} --resume"
+        kept = (
+            f"what was measured is kept: esm-host profile --run {path} --resume goes on, "
+            "--resume --finish trains on it"
+        )
         live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
         return INTERRUPTED
     live.stop()

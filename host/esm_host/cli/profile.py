@@ -89,6 +89,14 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the folder's campaign.")
     ] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish",
+            help="With --resume: measure no more, and train on what is there. The campaign can go "
+            "on later.",
+        ),
+    ] = False,
     store: SharedStore = "",
     space: Space = "resnet",
     resolution: Resolution = None,
@@ -328,6 +336,8 @@ def profile(
         # In a row, all models are warm.
         "long_visits": LONG_VISITS if together and cache is CacheName.warm else 0,
     }
+    if finish and not resume:
+        raise UsageError("--finish trains on what a campaign has measured: give --resume as well")
     path = run or Path("runs") / f"{safe(device)}-{safe(space)}"
     folder = RunFolder(path, "" if resume else store)
     if resume:
@@ -340,7 +350,9 @@ def profile(
         spec["references"] = together
         settings = new_settings(given, spec)
     with Live(quiet) as live:
-        raise typer.Exit(run_campaign(settings, folder, resume, patience, live, not no_wait))
+        raise typer.Exit(
+            run_campaign(settings, folder, resume, patience, live, wait=not no_wait, finish=finish)
+        )
 
 
 def _on_the_command_line(ctx: typer.Context, name: str) -> bool:

@@ -17,12 +17,7 @@ from esm_host.dataset.lanes import Batch, Member
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Measurements, best_attempts
 from esm_host.errors import DeviceError, EsmError
-from esm_host.evaluation.verdict import (
-    block_evidence,
-    judge_number,
-    reference_evidence,
-    threads_evidence,
-)
+from esm_host.evaluation.verdict import reference_evidence
 from esm_models.architecture import Architecture
 from esm_models.cost import memory_bytes
 from esm_models.space import SearchSpace
@@ -188,15 +183,8 @@ class Collector:
             if block.round != round_number or block.passed is not None:
                 continue
             passed = not straying[index]
-            evidence = [
-                *block_evidence(self._store.states(block.block_id), table.slowdown[index]),
-                *reference_evidence(straying[index], self._tolerance),
-                *threads_evidence(self._spec.threads, self._store.processors(block.block_id)),
-            ]
-            verdicts = {
-                key: judge_number(model.interval, self._spec.precision, evidence)
-                for key, model in table.models[index].items()
-            }
+            evidence = reference_evidence(straying[index], self._tolerance)
+            verdicts = self._measurements.judgements(index, evidence)
             # A reference that failed strays infinitely, which JSON has no word for.
             self._store.add_judgement(block.block_id, passed, min(worst, 10.0), verdicts)
             failed += not passed

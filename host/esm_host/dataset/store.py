@@ -549,6 +549,14 @@ class Store:
             states = connection.execute(query).scalar_one()
             return tuple(DeviceState.from_json(state) for state in states)
 
+    def last_device(self) -> dict[str, Any]:
+        """Return the device that measured the last block, as it told of itself; the store has
+        one."""
+        query = sa.select(_blocks.c.device).order_by(_blocks.c.number.desc()).limit(1)
+        with self._reading() as connection:
+            device: dict[str, Any] = connection.execute(query).scalar_one()
+        return {key: value for key, value in device.items() if key != "name"}
+
     def processors(self, block_id: str) -> float:
         """Return the processors that a block's models could use at a time."""
         query = sa.select(_blocks.c.device).where(_blocks.c.block_id == block_id)

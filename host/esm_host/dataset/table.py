@@ -24,7 +24,13 @@ from esm_host.dataset.store import (
 from esm_host.dataset.usual_pace import FEWEST_TOLD, AgentReading, Block, DevicePaces, explained
 from esm_host.evaluation.alike import Readings
 from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
-from esm_host.evaluation.verdict import Judgement, Verdict
+from esm_host.evaluation.verdict import (
+    Judgement,
+    Verdict,
+    block_evidence,
+    judge_number,
+    threads_evidence,
+)
 from esm_host.evaluation.warm import warm_ratios, warming
 from esm_models.architecture import Architecture
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
@@ -220,6 +226,10 @@ class Measurements:
         used = np.array([best[a.key] for a in architectures], dtype=int)
         found = [table.models[index][a.key] for a, index in zip(architectures, used, strict=True)]
         verdicts = self._store.verdicts()
+        for index, block in enumerate(table.blocks):
+            if block.passed is None:  # of a round that is not complete
+                for key, judgement in self.judgements(index).items():
+                    verdicts[block.block_id, key] = judgement
         raw_ms = np.array([model.raw_ms for model in found], dtype=float)
         if self._raw:
             latency_ms = raw_ms / table.quality.levels[used]
@@ -244,6 +254,28 @@ class Measurements:
             ],
             raw_ms,
         )
+
+    def judgements(
+        self, index: int, by_references: Sequence[tuple[Verdict, str]] = ()
+    ) -> dict[str, Judgement]:
+        """Return the verdicts on the models of a block, by their keys.
+
+        Args:
+            index: of the block in the table.
+            by_references: what quality control says of the block; nothing before all blocks of
+                its round are there.
+        """
+        table = self.table()
+        block_id = table.blocks[index].block_id
+        evidence = [
+            *block_evidence(self._store.states(block_id), table.slowdown[index]),
+            *by_references,
+            *threads_evidence(self._spec.threads, self._store.processors(block_id)),
+        ]
+        return {
+            key: judge_number(model.interval, self._spec.precision, evidence)
+            for key, model in table.models[index].items()
+        }
 
     def figures(self) -> Figures:
         """Of everything that is planned."""
@@ -525,17 +557,16 @@ def anchored(table: BlockTable) -> NDArray[np.float64]:
 
 
 def best_attempts(table: BlockTable) -> dict[str, int]:
-    """Per architecture key, the index of the block to believe: passed before failed, then the
-    one whose references strayed least. Blocks that are not judged yet do not count."""
+    """Per architecture key, the index of the block to believe: passed before not judged yet before
+    failed, then the one whose references strayed least."""
     best: dict[str, int] = {}
     for index, block in enumerate(table.blocks):
-        if block.passed is None:
-            continue  # broken off before it was judged: it will be, on resuming
         for key in table.models[index]:
             if key not in best or _rank(block) > _rank(table.blocks[best[key]]):
                 best[key] = index
     return best
 
 
-def _rank(block: StoredBlock) -> tuple[bool, float]:
-    return bool(block.passed), -(block.worst_deviation or 0.0)
+def _rank(block: StoredBlock) -> tuple[float, float]:
+    judged = 0.5 if block.passed is None else float(block.passed)
+    return judged, -(block.worst_deviation or 0.0)

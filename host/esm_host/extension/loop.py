@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.bins import DepthBins
-from esm_host.dataset.collect import Collector
+from esm_host.dataset.collect import RoundQuality
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
@@ -32,8 +32,16 @@ from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
 from esm_models.architecture import Architecture
 
+_MOST_WORST = 10.0  # a reference that failed deviates infinitely, which JSON has no word for
 CANDIDATES = 30
 """Architectures that the cost-aware extension looks at for each that it plans."""
+
+
+class Collects(Role):
+    """Measures what is planned."""
+
+    def collect(self, number: int) -> RoundQuality:
+        """Measure what is missing of a round."""
 
 
 class LoopWatcher(Role):
@@ -87,6 +95,7 @@ class Loop:
     Args:
         make_predictor: a fresh, unfitted predictor; the number tells the members of a
             cross-validation apart, which are to start from different weights.
+        collector: not needed to :meth:`finish`.
         draw_first: the first round's, from the whole space; the sampler's, bin by bin, if None.
     """
 
@@ -95,7 +104,7 @@ class Loop:
         settings: Settings,
         store: Store,
         measurements: Measurements,
-        collector: Collector,
+        collector: Collects | None,
         sampler: Sampler,
         encoder: Encoder,
         bins: DepthBins,
@@ -135,11 +144,28 @@ class Loop:
             if not self._extend(number):
                 return self._finish(False, "the search space has no more architectures")
 
+    def finish(self) -> tuple[Outcome, dict[str, Any]]:
+        """Learn from what is there, whatever is planned; nothing is measured or kept.
+
+        Returns:
+            The end, and what a round of it would be in result.json.
+
+        Raises:
+            DeviceError: it is too little to learn from.
+        """
+        planned = sum(map(len, self._samples().values()))
+        worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
+        qc = {"passed": False, "worst_reference_deviation_percent": 100 * min(worst, _MOST_WORST)}
+        result = self._judged({**qc, "remeasured_blocks": 0})
+        reason = f"finished with {result['measured_models']} of {planned} planned architectures"
+        return self._finish(self._converged(result), reason), result
+
     # Rounds
 
     def _round(self, number: int) -> dict[str, Any]:
         planned = self._store.plan()[number]
         self._watcher.on_round(number, len(planned))
+        assert self._collector is not None
         quality = self._collector.collect(number)
         qc = {
             "passed": quality.passed,
@@ -150,6 +176,13 @@ class Loop:
 
     def _judge(self, number: int, qc: dict[str, Any]) -> dict[str, Any]:
         """Trains and evaluates on all that was measured up to a round, and keeps the result."""
+        result = self._judged(qc)
+        self._store.keep_round(number, result)
+        self._watcher.on_evaluated(result)
+        return result
+
+    def _judged(self, qc: dict[str, Any]) -> dict[str, Any]:
+        """Train and evaluate on all that was measured so far."""
         self._watcher.on_training()
         start = time.monotonic()
         measured = self._measurements.dataset()
@@ -157,7 +190,7 @@ class Loop:
         self._last = self._evaluate(dataset)
         predicted = self._last.predicted_ms
         bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
-        result = {
+        return {
             "measured_models": len(measured),
             "failed_models": sum(map(len, self._samples().values())) - len(measured),
             "trusted_models": len(dataset),
@@ -167,9 +200,6 @@ class Loop:
             "verdicts": measured.verdict_counts(),
             "training_seconds": time.monotonic() - start,
         }
-        self._store.keep_round(number, result)
-        self._watcher.on_evaluated(result)
-        return result
 
     def _outcome(self, result: dict[str, Any]) -> Outcome | None:
         """The end, if the last round was good enough or the budget is spent."""

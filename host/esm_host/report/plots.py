@@ -383,5 +383,5 @@ def level(value: float) -> alt.Chart:
 
 
 def _some(values: list[int], most: int = 10) -> list[int]:
-    step = -(-len(values) // most)
+    step = max(-(-len(values) // most), 1)
     return values[::step]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import Measurements
 from esm_host.evaluation.alike import Pace, compare
 from esm_host.extension.settings import Settings
-from esm_protos.messages import DeviceInfo
 
 SCHEMA_VERSION = 1
 
@@ -21,13 +20,19 @@ def campaign_result(
     store: Store,
     measurements: Measurements,
     settings: Settings,
-    device: DeviceInfo,
+    device: Mapping[str, Any],
     converged: bool,
+    unfinished: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole result, derived from the store. Times cover all sessions of the campaign; of a
-    group, device time is that of all devices together."""
+    group, device time is that of all devices together.
+
+    Args:
+        device: what it told of itself.
+        unfinished: what a round came to that is not complete.
+    """
     blocks = store.blocks()
-    rounds = store.rounds()
+    rounds = store.rounds() + ([] if unfinished is None else [dict(unfinished)])
     busy = sum(block.busy_ns for block in blocks) / 1e9
     wall = sum(b.wall_seconds for b in blocks) + sum(r["training_seconds"] for r in rounds)
     return {
@@ -38,7 +43,7 @@ def campaign_result(
         "wall_seconds": wall,
         "device_busy_seconds": busy,
         "bytes_sent": sum(block.bytes_sent for block in blocks),
-        "device": asdict(device),
+        "device": dict(device),
         "devices": devices(store, measurements),
         "settings": settings.to_json(),
     }
