@@ -38,10 +38,36 @@ def with_read_only_shm(module: str, *arguments: object) -> subprocess.CompletedP
     return _run(_READ_ONLY_SHM, module, arguments, dict(os.environ))
 
 
-def _run(
-    prefix: Sequence[str], module: str, arguments: Sequence[object], env: dict[str, str]
+_HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {hidden}
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+
+
+def without(
+    modules: Sequence[str], module: str, *arguments: object, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    program = f"from {module} import main; main()"
+    """Run a module's ``main`` where others are not installed."""
+    hiding = _HIDING.replace("{hidden}", repr(list(modules)))
+    return _run((), module, arguments, {**os.environ, **environment}, hiding)
+
+
+def _run(
+    prefix: Sequence[str],
+    module: str,
+    arguments: Sequence[object],
+    env: dict[str, str],
+    first: str = "",
+) -> subprocess.CompletedProcess[str]:
+    program = f"{first}\nfrom {module} import main; main()"
     command = [*prefix, sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120

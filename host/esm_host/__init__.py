@@ -73,6 +73,8 @@ _NAMES = {
     "esm_models.spaces": ("load_space",),
     "esm_protos.messages": ("MeasureSpec",),
 }
+__version__: str
+
 _LAZY = {name: module for module, names in _NAMES.items() for name in names}
 
 _MODULES = ("devices", "team")
@@ -83,6 +85,10 @@ __all__ = sorted([*_MODULES, *_LAZY])
 if not TYPE_CHECKING:  # to which a name that is not there is a mistake
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("esm-profiler")
         if name in _MODULES:
             return import_module(f"esm_host.{name}")
         if name not in _LAZY:

@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from esm_host.errors import ClusterError, EsmError, UsageError
 from esm_models.spaces import OWN_SPACES
+from esm_protos.text import install
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -250,9 +251,7 @@ def _connected(scheduler: str) -> Iterator[Client]:
         import dask
         import distributed  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"a cluster needs {error.name}: pip install 'esm-profiler[cluster]'"
-        ) from error
+        raise UsageError(f"a cluster needs {error.name}: {install('cluster')}") from error
     # Dask tells of trouble in many lines; ours is one.
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     levels = [logger.level for logger in loggers]

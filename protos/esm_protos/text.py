@@ -19,3 +19,8 @@ def printable(text: str) -> str:
 def foreign(text: str, longest: int = LONGEST_TEXT) -> str:
     """Return a peer's text printable, and cut to ``longest`` letters."""
     return printable(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def install(extra: str) -> str:
+    """Return how to install what an extra brings: the project is on no index."""
+    return f"pip install '.[{extra}]' in a clone of esm-profiler"

@@ -346,7 +346,7 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError) as caught:
         predictor_class(name)
     assert str(caught.value) == (
-        f"predictor '{name}' needs {LIBRARY[name]}: pip install 'esm-profiler[predictors]'"
+        f"predictor '{name}' needs {LIBRARY[name]}: pip install '.[predictors]'"
     )
 
 

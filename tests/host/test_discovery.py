@@ -211,4 +211,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--host", "0.0.0.0", "--announce"]
     result = CliRunner().invoke(agent_app, ["install-service", "--dry-run", "--", *options])
     assert result.exit_code == 2
-    assert "pip install 'esm-profiler[mdns]'" in result.stderr
+    assert "pip install '.[mdns]'" in result.stderr

@@ -13,7 +13,7 @@ from esm_host.cli.app import app
 from esm_host.errors import DatasetError
 from esm_host.folder import RunFolder
 from esm_host.transport.devices import configured, groups
-from tests.environments import as_nobody, needs_nameless
+from tests.environments import as_nobody, needs_nameless, without
 
 MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BOM = b"\xef\xbb\xbf"
@@ -90,3 +90,50 @@ def test_a_campaign_wants_a_file_system_with_locks(
         RunFolder(tmp_path).locked(),
     ):
         pass
+
+
+# Less than all is installed
+
+SMALL_LACKS = (
+    *("altair", "cloudpickle", "jinja2", "joblib", "networkx", "onnx", "pandas", "pyarrow"),
+    *("pymoo", "sklearn", "scipy", "sqlalchemy", "threadpoolctl", "torch", "vl_convert"),
+)
+
+
+def test_the_small_install_times_compares_and_knows_devices(tmp_path: Path) -> None:
+    def esm_host(*arguments: object) -> str:
+        config = {"ESM_CONFIG": str(tmp_path / "devices.toml")}
+        done = without(SMALL_LACKS, "esm_host.cli", *arguments, **config)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "devices.toml").write_text('[devices.pi4]\naddress = "127.0.0.1:1"\n')
+    assert "pi4" in esm_host("devices", "list")
+    esm_host("devices", "remove", "pi4")  # the file is written
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    for path in (before, after):
+        esm_host("time", MODEL, "--runs", 30, "--json", path)
+    assert "arithmetic" in esm_host("compare", before, after)
+    done = without(SMALL_LACKS, "esm_host.cli", "predict", tmp_path, "--sample", 1)
+    assert done.returncode == 1
+    assert "pip install '.[workstation]' in a clone" in done.stderr.splitlines()[-1]
+
+
+def test_without_torch_all_but_networks_works(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def esm_host(*arguments: object) -> None:
+        done = without(["torch"], "esm_host.cli", *arguments)
+        assert done.returncode == 0, done.stderr
+
+    small = "--resolution 32 --width-mult 0.25 --initial 20 --max-models 20 --bins 2 --runs 3"
+    esm_host("profile", "--run", run, *small.split(), "--target-accuracy", 1)
+    esm_host("predict", run, "--sample", 2, "--interval", 90)
+    esm_host("report", run, "-o", tmp_path / "report.html")
+    esm_host("search", run, "-o", tmp_path / "search", "--measure", 0)
+    done = without(["torch"], "esm_host.cli", "profile", "--run", run, *RESUME_MLP)
+    assert done.returncode == 2
+    assert "'mlp' needs torch: pip install '.[host]'" in done.stderr.splitlines()[-1]
+
+
+RESUME_MLP = ("--resume", "--predictor", "mlp")

@@ -328,7 +328,7 @@ def test_without_the_driver_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     result = esm("profile", *SMALL, "--run", "r", "--store", "postgresql://ada@db/esm")
-    refused(result, 1, "pip install 'esm-profiler[postgres]'")
+    refused(result, 1, "pip install '.[postgres]'")
     assert not Path("r").exists()
 
 

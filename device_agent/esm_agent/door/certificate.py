@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from esm_agent.door.tokens import AccessError, make_private_folder, write_private
+from esm_protos.text import install
 
 SERVER_NAME = "esm-agent"
 """What every agent's own certificate is issued to: the fingerprint tells agents apart, and an
@@ -122,9 +123,7 @@ def _require_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ModuleNotFoundError as error:
-        raise AccessError(
-            "TLS needs the package cryptography: pip install 'esm-profiler[agent]'"
-        ) from error
+        raise AccessError(f"TLS needs the package cryptography: {install('agent')}") from error
 
 
 def _path(folder: Path) -> Path:

@@ -36,6 +36,7 @@ from esm_agent.measure.feeds import Feed
 from esm_agent.measure.onnx_values import packed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_protos.messages import FailureKind, MeasureSpec, Profile
+from esm_protos.text import install
 from esm_protos.value_types import BY_NUMBER
 
 PROVIDER = "CUDAExecutionProvider"
@@ -89,7 +90,7 @@ class Cuda:
         if PROVIDER not in runtime.get_available_providers():
             raise ProviderMissingError(
                 "no provider cuda: this onnxruntime has none (in an environment of its own, "
-                "pip install 'esm-profiler[agent-cuda]')"
+                f"{install('agent-cuda')})"
             )
         # As nvidia-smi and NVML count; by itself CUDA begins with the fastest.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
@@ -167,8 +168,7 @@ class Cuda:
             raise ModelError(
                 FailureKind.CRASH,
                 "the CUDA provider did not load, the agent's log says why: most often libraries of "
-                "CUDA or cuDNN are missing (pip install 'esm-profiler[agent-cuda]'), or nvidia-smi "
-                "shows no GPU",
+                f"CUDA or cuDNN are missing ({install('agent-cuda')}), or nvidia-smi shows no GPU",
             )
         return session
 

@@ -51,6 +51,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.text import install
 
 _POLL_S = 0.25
 _START_TIMEOUT_S = 120.0
@@ -159,7 +160,7 @@ class Worker:
                 break
         raise WorkerUnavailableError(
             f"the measuring process did not start ({text}): is onnxruntime installed? "
-            "pip install 'esm-profiler[agent]'"
+            f"{install('agent')}"
         )
 
     def _spawn(self) -> _Process:

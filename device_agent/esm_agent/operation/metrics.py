@@ -10,6 +10,7 @@ from typing import Any
 
 from esm_protos.addresses import join
 from esm_protos.messages import FailureKind
+from esm_protos.text import install
 
 
 class MetricsError(Exception):
@@ -63,7 +64,7 @@ class PrometheusMetrics(Metrics):
             import prometheus_client as prometheus
         except ImportError as error:
             raise MetricsError(
-                "--metrics-port needs prometheus_client: pip install 'esm-profiler[metrics]'"
+                f"--metrics-port needs prometheus_client: {install('metrics')}"
             ) from error
         self._read: Callable[[], Readings] | None = None
         registry = prometheus.CollectorRegistry()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from esm_agent import __version__
 from esm_agent.operation.logs import event
 from esm_protos.messages import ANNOUNCED_AS, PROTOCOL_VERSION
+from esm_protos.text import install
 
 if TYPE_CHECKING:
     from zeroconf import Zeroconf
@@ -44,9 +45,7 @@ def check(host: str) -> None:
                 "give --host 0.0.0.0 as well"
             )
     if importlib.util.find_spec("zeroconf") is None:
-        raise AnnounceError(
-            "--announce needs zeroconf: pip install 'esm-profiler[mdns]', or leave it out"
-        )
+        raise AnnounceError(f"--announce needs zeroconf: {install('mdns')}, or leave it out")
 
 
 class Announcement:

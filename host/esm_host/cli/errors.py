@@ -10,12 +10,20 @@ import typer
 
 from esm_host.errors import EsmError, UsageError
 from esm_models.errors import InvalidSpaceError, ModelsError
-from esm_protos.text import printable
+from esm_protos.text import install, printable
 
 INTERRUPTED = 130
 
+_NETWORKS = ("torch", "gpytorch")
+"""What predictors that are networks need, and nothing else."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _extra(module: str | None) -> str:
+    """Return the extra that brings a module."""
+    return "host" if module in _NETWORKS else "workstation"
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -48,7 +56,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(INTERRUPTED) from None
         except ModuleNotFoundError as error:
             typer.echo(
-                f"error: {error.name} is not installed: pip install 'esm-profiler[host]'", err=True
+                f"error: {error.name} is not installed: {install(_extra(error.name))}", err=True
             )
             raise typer.Exit(1) from None
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from esm_host.arguments import argument
 from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
+from esm_protos.text import install
 
 STORE_VARIABLE = "ESM_STORE"
 """The environment's variable with the URL of a shared store."""
@@ -408,8 +409,7 @@ def _engine(url: str, **options: Any) -> sa.Engine:
         )
     except ImportError as error:
         raise DatasetError(
-            f"a store in PostgreSQL needs its driver ({error}): pip install "
-            "'esm-profiler[postgres]'"
+            f"a store in PostgreSQL needs its driver ({error}): {install('postgres')}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
+from esm_protos.text import install
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -124,9 +125,8 @@ def predictor_class(name: str) -> type[Predictor]:
     try:
         found: type[Predictor] = getattr(import_module(f"{__name__}.{module}"), cls)
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"predictor '{name}' needs {error.name}: pip install 'esm-profiler[predictors]'"
-        ) from error
+        extra = "host" if error.name == "torch" else "predictors"
+        raise UsageError(f"predictor '{name}' needs {error.name}: {install(extra)}") from error
     return found
 
 

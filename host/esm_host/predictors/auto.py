@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
@@ -35,7 +37,7 @@ class AutoPredictor(IntervalPredictor):
     Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
     latency and on latency itself with errors in proportion, additive and with smooth interactions;
     where a group says what other devices would take (:data:`SOURCES`), one that does not know it;
-    and, from :data:`NETWORKS_FROM` samples on, perceptrons.
+    and, from :data:`NETWORKS_FROM` samples on and where torch is installed, perceptrons.
 
     Args:
         layout: groups of columns; None makes all columns one group.
@@ -60,7 +62,7 @@ class AutoPredictor(IntervalPredictor):
         if SOURCES in groups:  # which may be of no use here
             own = Layout({name: at for name, at in ends.items() if name != SOURCES})
             candidates[WITHOUT_SOURCES] = Process(MultiKernelGP(own, (), "log", self.seed))
-        if samples >= NETWORKS_FROM:
+        if samples >= NETWORKS_FROM and find_spec("torch") is not None:
             candidates["networks"] = FoldNetworks(self.seed)
         return candidates
 

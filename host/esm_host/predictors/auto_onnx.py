@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from torch import nn
 
 from esm_host.predictors.base import Floats
 from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
-from esm_host.predictors.mlp import MLPPredictor
 from esm_host.predictors.multi_kernel import OFFSET, MultiKernelGP
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from esm_host.predictors.mlp import MLPPredictor
 
 _OPSET, _IR_VERSION = 17, 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from typing import Protocol as Role
 
 import numpy as np
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 
 from esm_host.evaluation.accuracy import assign_folds
 from esm_host.predictors.base import Floats
-from esm_host.predictors.mlp import MLPPredictor
 from esm_host.predictors.multi_kernel import MultiKernelGP
+
+if TYPE_CHECKING:
+    from esm_host.predictors.mlp import MLPPredictor
 
 CROSS_VALIDATED = 150
 """Samples up to which a process is fitted anew without each fold; above, the few parameters of
@@ -80,6 +83,8 @@ class FoldNetworks:
         self.seed = seed
 
     def fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
+        from esm_host.predictors.mlp import MLPPredictor  # torch is slow to load
+
         fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), NETWORKS, self.seed)
         self.members_ = [
             MLPPredictor(
