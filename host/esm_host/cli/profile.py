@@ -97,6 +97,14 @@ def profile(
             "on later.",
         ),
     ] = False,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Begin with a published system's settings: esm (150 runs in a row, the paper's "
+            "perceptron on plain inputs, equal weights, 300 and 100 models). Other options change "
+            "single ones."
+        ),
+    ] = "",
     store: SharedStore = "",
     space: Space = "resnet",
     resolution: Resolution = None,
@@ -338,6 +346,8 @@ def profile(
     }
     if finish and not resume:
         raise UsageError("--finish trains on what a campaign has measured: give --resume as well")
+    if preset and resume:
+        raise UsageError("--preset is for a new campaign: leave it out, or --resume")
     path = run or Path("runs") / f"{safe(device)}-{safe(space)}"
     folder = RunFolder(path, "" if resume else store)
     if resume:
@@ -348,11 +358,36 @@ def profile(
     else:
         # Not on a resumed one, which is measured as it was begun.
         spec["references"] = together
+        if preset:
+            given["preset"] = preset
+            _begin_with(preset, ctx, given, spec)
         settings = new_settings(given, spec)
     with Live(quiet) as live:
         raise typer.Exit(
             run_campaign(settings, folder, resume, patience, live, wait=not no_wait, finish=finish)
         )
+
+
+def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Put a preset's values in place of those that nobody gave."""
+    from esm_host.extension.presets import preset
+    from esm_protos.messages import Protocol
+
+    found = preset(name)
+    for values, asked in ((found.settings, given), (found.spec, spec)):
+        for setting, value in values.items():
+            if not any(was_given(ctx, option) for option in _options(setting)):
+                asked[setting] = value
+    if spec["protocol"] is Protocol.SEQUENTIAL:
+        spec |= {"references": False, "long_visits": 0}
+
+
+def _options(setting: str) -> tuple[str, ...]:
+    """Return the parameters that say a setting."""
+    from esm_host.arguments import flag
+
+    option = flag(setting).removeprefix("--").replace("-", "_")
+    return (option, *_ALSO_SET_BY.get(setting, ()))
 
 
 def _on_the_command_line(ctx: typer.Context, name: str) -> bool:
@@ -364,7 +399,6 @@ def _resumed(
     ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
-    from esm_host.arguments import flag
     from esm_host.campaign import RESUMABLE
     from esm_host.errors import MismatchError
 
@@ -372,9 +406,9 @@ def _resumed(
     changes = {}
     for owner, asked in ((vars(stored), given), (vars(stored.spec), spec)):
         for name, value in asked.items():
-            option = flag(name).removeprefix("--").replace("-", "_")
-            options = {option, *_ALSO_SET_BY.get(name, ())}
-            if value == owner[name] or not any(was_given(ctx, option) for option in options):
+            if value == owner[name]:
+                continue
+            if not any(was_given(ctx, option) for option in _options(name)):
                 continue
             if name not in RESUMABLE:
                 raise MismatchError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from esm_host.arguments import argument
 from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
+from esm_host.extension.presets import preset
 from esm_host.predictors import encoding_for, entry
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
@@ -67,6 +68,8 @@ class Settings:
         held_out: of the first architectures, with a warm start, so many are drawn by chance: they
             tell how good predictions from the others are.
         raw: latencies are as measured, not at the device's usual pace.
+        preset: name in :data:`esm_host.extension.presets.PRESETS`, whose values these settings
+            began with; it changes nothing by itself.
         spec: settings of a measurement; by default 150 runs of a model at most, fewer where 2 % of
             the latency are reached earlier, with the agent's reference models timed along.
 
@@ -104,6 +107,7 @@ class Settings:
     warm_start: str = ""
     held_out: int = 0
     raw: bool = False
+    preset: str = ""
     spec: MeasureSpec = field(
         default_factory=lambda: MeasureSpec(
             precision=PRECISION, references=True, long_visits=LONG_VISITS
@@ -182,6 +186,20 @@ class Settings:
             raise UsageError(
                 f"{argument('bins')} {most} exceeds {argument('initial')} {self.initial}"
             )
+
+    @classmethod
+    def of_preset(cls, name: str, device: str, **changes: Any) -> Self:
+        """Return the settings of a published system, on a device.
+
+        Args:
+            changes: further settings, in place of the preset's.
+
+        Raises:
+            UsageError: there is no such preset, or a value is out of range.
+        """
+        found = preset(name)
+        spec = changes.pop("spec", None) or MeasureSpec(**found.spec)
+        return cls(device, **{**found.settings, **changes}, preset=name, spec=spec)
 
     @property
     def has_target(self) -> bool:

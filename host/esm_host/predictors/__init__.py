@@ -57,6 +57,12 @@ PREDICTORS: dict[str, Entry] = {
         "auto:AutoPredictor", "views", "several, cross-validated and weighted; the default"
     ),
     "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+    "mlp-esm": Entry(
+        "mlp:MLPPredictor",
+        "fcc",
+        "the same on plain inputs, at one learning rate: what ESM's paper says, and no more",
+        {"standardise": False, "cosine": False},
+    ),
     "lookup": Entry(
         "lookup:LookupPredictor", "operation-one-hot", "a latency per operation, added up"
     ),

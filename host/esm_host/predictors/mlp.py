@@ -35,6 +35,8 @@ class MLPPredictor(Predictor):
         gain: hidden weights begin with a standard deviation of ``gain / sqrt(inputs)``. The more
             layers, the nearer it must be to the square root of 2 for signals to get through ReLU
             (He et al. 2015, "Delving Deep into Rectifiers"); the default is PyTorch's.
+        standardise: inputs have mean 0 and standard deviation 1; else they are as encoded.
+        cosine: the learning rate falls to zero; else it stays.
         seed: of the initial weights and the batches.
     """
 
@@ -48,6 +50,8 @@ class MLPPredictor(Predictor):
         min_steps: int = 1000,
         batch_size: int = 64,
         gain: float = 3**-0.5,
+        standardise: bool = True,
+        cosine: bool = True,
         seed: int = 0,
     ) -> None:
         self.hidden = hidden
@@ -58,6 +62,8 @@ class MLPPredictor(Predictor):
         self.min_steps = min_steps
         self.batch_size = batch_size
         self.gain = gain
+        self.standardise = standardise
+        self.cosine = cosine
         self.seed = seed
 
     def _fit(
@@ -84,9 +90,12 @@ class MLPPredictor(Predictor):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network_ = self._network(encodings.shape[1])
-        self.mean_ = encodings.mean(axis=0)
-        sd = encodings.std(axis=0)
-        self.scale_ = np.where(sd > 0, sd, 1).astype(np.float32)
+        self.mean_ = np.zeros(encodings.shape[1], dtype=np.float32)
+        self.scale_ = np.ones(encodings.shape[1], dtype=np.float32)
+        if self.standardise:
+            self.mean_ = encodings.mean(axis=0)
+            sd = encodings.std(axis=0)
+            self.scale_ = np.where(sd > 0, sd, 1).astype(np.float32)
         self.unit_ms_ = float(np.average(latency_ms, weights=weights))
         *hidden, output = self.linears()
         with torch.no_grad():
@@ -189,7 +198,11 @@ def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
     )
     steps = -(-max(sizes) // first.batch_size)
     epochs = max(first.epochs, -(-first.min_steps // steps))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    schedule = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+        if first.cosine
+        else None
+    )
     for rows in batches(sizes, [member.seed for member in members], first.batch_size, epochs):
         optimizer.zero_grad()
         out = x[rows]
@@ -199,7 +212,8 @@ def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
         # The sum over members: each one's gradient is that of its own mean.
         (w[rows] * error * error).mean(dim=1).sum().backward()
         optimizer.step()
-        schedule.step()
+        if schedule is not None:
+            schedule.step()
     with torch.no_grad():
         for layer, weight, bias in zip(layers, weights, biases, strict=True):
             for number, each in enumerate(layer):

@@ -1,0 +1,64 @@
+"""Settings of published systems, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
+from esm_protos.messages import Protocol
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What differs from the defaults.
+
+    Attributes:
+        about: a line for help and documentation.
+        settings: of the campaign, by their names in
+            :class:`~esm_host.extension.settings.Settings`.
+        spec: of its measurements, by their names in
+            :class:`~esm_protos.messages.MeasureSpec`.
+    """
+
+    about: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    "esm": Preset(
+        "ESM's own protocol: 150 runs in a row, its perceptron, equal weights, 300 and 100 models",
+        {
+            "predictor": "mlp-esm",
+            "encoding": "fcc",
+            "sampling": "balanced",
+            "extension": "balanced",
+            "weights": "equal",
+            "initial": 300,
+            "step": 100,
+            "raw": True,
+        },
+        {
+            "protocol": Protocol.SEQUENTIAL,
+            "runs": 150,
+            "precision": 0.0,
+            "trim": 0.2,
+            "references": False,
+            "long_visits": 0,
+        },
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """Return a preset by its name.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"{argument('preset')} '{name}': choose {' or '.join(PRESETS)}")
+    return PRESETS[name]
