@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+
 from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.bins import DepthBins
@@ -264,6 +266,7 @@ def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict
             blocks, run.references(), settings.reference_tolerance_percent
         ),
     }
+    title = alt.TitleParams(f"{run.space.name} on {settings.device}", anchor="start")
     for name, chart in charts.items():
-        plots.save(chart, folder.plots[name])
+        plots.save(chart.properties(title=title), folder.plots[name])
     write_json(folder.result, result)

@@ -96,7 +96,7 @@ def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.Laye
     )
     rule = (
         alt.Chart(pd.DataFrame({"accuracy_percent": [target_percent], "line": [target]}))
-        .mark_rule(style="target")
+        .mark_rule(style="overall")  # one legend, so one colour
         .encode(y=y, strokeDash=dash)
     )
     return layered(rule, overall, lines, points)
