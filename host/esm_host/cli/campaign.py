@@ -82,6 +82,8 @@ def _show_target(ended: Ended, settings: Settings) -> int:
     typer.echo(
         f"{'converged' if ended.converged else 'not converged'}: {ended.reason} {_times(result)}"
     )
+    for signature in result["signatures"]:
+        typer.echo(signature["text"])
     return 0 if ended.converged else TARGET_NOT_REACHED
 
 

@@ -150,6 +150,8 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
             "The target is missed. Let the campaign measure more where it is inaccurate:",
             f"{resume} --max-models {more}",
         )
+        for signature in run.result.get("signatures", ()):
+            yield Step(f"{signature['text'][:1].upper()}{signature['text'][1:]}.")
     trusted = measurements["verdict"].isin(["stable"]).mean() if len(measurements) else 1.0
     if trusted < 0.75:
         reasons = _reasons(measurements)

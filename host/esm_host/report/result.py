@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from esm_host.arguments import on_command_line
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import Measurements
 from esm_host.evaluation.alike import Pace, compare
 from esm_host.extension.settings import Settings
+from esm_host.extension.signatures import signatures
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +40,10 @@ def campaign_result(
     return {
         "schema_version": SCHEMA_VERSION,
         "converged": converged,
+        "signatures": [
+            {"name": each.name, "text": on_command_line(each.text)}
+            for each in ([] if converged or not rounds else signatures(rounds, settings))
+        ],
         "measured_models": rounds[-1]["measured_models"] if rounds else 0,
         "rounds": rounds,
         "wall_seconds": wall,

@@ -1,0 +1,106 @@
+"""Why a campaign does not reach its target: the failure signatures of ESM's authors, and cures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from esm_host.arguments import argument
+from esm_host.bins import depth_range
+from esm_host.extension.settings import Settings
+
+_LOOKED_AT = 3
+"""Rounds that a signature is seen in: the last ones."""
+_GAINED_PERCENT = 0.5
+"""Accuracy gained over them that still is progress."""
+_FAILED_SHARE = 0.3
+"""Of a round's blocks."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What is seen at the end of a campaign, and what to try.
+
+    Attributes:
+        name: ``"plateau"``, ``"bin"`` or ``"quality control"``.
+        text: one line, with marked names of arguments.
+    """
+
+    name: str
+    text: str
+
+
+def signatures(rounds: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+    """Return the signatures of a campaign that has missed its target.
+
+    Args:
+        rounds: as ``result.json`` has them.
+    """
+    last = list(rounds[-_LOOKED_AT:])
+    found = []
+    if len(last) == _LOOKED_AT:
+        found += _of_a_bin(last, settings) or _of_a_plateau(last, settings)
+    return [*found, *_of_quality_control(last, settings)]
+
+
+def _of_a_plateau(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+    gained = last[-1]["accuracy_percent"] - last[0]["accuracy_percent"]
+    more = last[-1]["measured_models"] - last[0]["measured_models"]
+    if gained >= _GAINED_PERCENT:
+        return []
+    text = (
+        f"plateau: {more} more models have brought {gained:+.1f} points. The encoding may not tell "
+        f"architectures apart: try {argument('encoding')} views or {argument('predictor')} auto"
+    )
+    if settings.predictor == "auto" and settings.encoding in (None, "views"):
+        text = (
+            f"plateau: {more} more models have brought {gained:+.1f} points. What is left may be "
+            f"noise: try a narrower {argument('precision')} on a new campaign, or {_QUIETER}"
+        )
+    return [Signature("plateau", text)]
+
+
+def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+    """One bin is below the target in all of the rounds, and all others above in the last one."""
+    target = settings.target_accuracy_percent
+    below = [
+        {n for n, entry in enumerate(each["bins"]) if entry["samples"] and _misses(entry, target)}
+        for each in last
+    ]
+    if len(below[-1]) != 1 or not all(below[-1] <= each for each in below):
+        return []
+    entry = last[-1]["bins"][below[-1].pop()]
+    blocks = depth_range(entry["depth_min"], entry["depth_max"])
+    cure = f"try {argument('sampling')} balanced"
+    if settings.sampling == "balanced":
+        cure = (
+            f"give it more of each step, by {argument('extension')} cost-aware or a larger "
+            f"{argument('weight_below')} ({settings.weight_below:g})"
+        )
+    text = (
+        f"one bin stays behind: architectures of {blocks} blocks, {entry['accuracy_percent']:.1f} "
+        f"% from {entry['samples']} models; {cure}"
+    )
+    return [Signature("bin", text)]
+
+
+def _of_quality_control(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+    again = sum(each["qc"]["remeasured_blocks"] for each in last)
+    models = last[-1]["measured_models"] - (last[0]["measured_models"] if len(last) > 1 else 0)
+    blocks = max(models / settings.block_size, 1)
+    steady = again / blocks < _FAILED_SHARE and last[-1]["qc"]["passed"]
+    if steady or not again:
+        return []
+    text = (
+        f"quality control keeps failing: {again} blocks of the last rounds were measured again. "
+        f"The device is not steady: {_QUIETER}, or give more {argument('runs')}"
+    )
+    return [Signature("quality control", text)]
+
+
+_QUIETER = "ask `esm-host devices doctor` what disturbs it"
+
+
+def _misses(entry: Mapping[str, Any], target: float) -> bool:
+    return entry["accuracy_percent"] is None or entry["accuracy_percent"] < target
