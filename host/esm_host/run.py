@@ -19,6 +19,7 @@ from esm_host.bins import DepthBins, depth_range
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
+from esm_host.evaluation.against import Against, hold_against
 from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
@@ -307,6 +308,32 @@ class Run:
             ) from error
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
+
+    def against(self, other: Run) -> Against:
+        """Hold the campaign's predictor against what another campaign measured, say on another
+        device.
+
+        Raises:
+            UsageError: the other one is of another search space.
+            DatasetError: there is no predictor yet, or the other one has measured nothing.
+            InvalidArchitectureError: the spaces' options differ.
+        """
+        if other.space.name != self.space.name:
+            raise UsageError(
+                f"{other.path} is of the space {other.space.name}, {self.path} of "
+                f"{self.space.name}: give one of the same"
+            )
+        theirs, own = other.dataset(), self.dataset()
+        if not len(theirs):
+            raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
+        known = {a.key for a in own.architectures}
+        return hold_against(
+            theirs.latency_ms,
+            self.predict(theirs.architectures),
+            theirs.depth,
+            np.array([a.key in known for a in theirs.architectures]),
+            self._bins,
+        )
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -176,6 +176,27 @@ def test_intervals_of_predictions(finished: Path) -> None:
     assert_refused(refused, 2, "--interval 100", "below 100")
 
 
+def test_a_predictor_is_tried_on_another_device(
+    finished: Path, fake: FakeProfiler, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    small = [*SMALL, "--device", "pi4", "--seed", 7, "--target-accuracy", 1]
+    assert esm_host("profile", *small, "--run", other).exit_code == 0
+    shown = esm_host("predict", finished, "--against", other)
+    assert shown.exit_code == 0, shown.output
+    assert "rank correlation" in shown.stdout
+    esm_host("predict", finished, "--against", other, "--json", tmp_path / "against.json")
+    found = json.loads((tmp_path / "against.json").read_text())
+    assert found["samples"] == 20
+    assert found["scaled_percent"] >= found["accuracy_percent"]
+    assert sum(entry["samples"] for entry in found["bins"]) == 20
+    own = load_run(finished).against(load_run(finished))
+    assert (own.samples, own.seen) == (20, 20)
+    assert own.spearman > 0.9
+    both = esm_host("predict", finished, "--against", other, "--sample", 3)
+    assert_refused(both, 2, "give one of")
+
+
 @pytest.mark.parametrize("name", ["ridge", "mlp"])
 def test_another_predictor_learns_from_what_was_measured(
     finished: Path, name: str, tmp_path: Path

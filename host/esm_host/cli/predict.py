@@ -5,14 +5,18 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esm_host.bins import depth_range
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, as_share
-from esm_host.cli.output import check_output, write_output
+from esm_host.cli.output import check_output, print_table, write_output
+
+if TYPE_CHECKING:
+    from esm_host.evaluation.against import Against
 
 SCHEMA_VERSION = 1
 
@@ -41,9 +45,16 @@ def predict(
             "knows how unsure it is of each; of others all are as wide, in proportion.",
         ),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Hold the predictor against what this campaign measured, say on another device.",
+        ),
+    ] = None,
     output: Json = None,
 ) -> None:
-    """Predict latencies of given or sampled architectures.
+    """Predict latencies of given or sampled architectures, or of another campaign's.
 
     An architecture is written {"space": "resnet", "units": [["k3e1/2", "k5e1"], ["k3e1"], ...]}:
     per unit, the option of every block; where resolutions are free, "resolution": 160 as well.
@@ -53,10 +64,13 @@ def predict(
     from esm_host.errors import UsageError
     from esm_host.run import load_run
 
-    if (architectures is None) == (sample == 0):
-        raise UsageError("give either --architectures FILE or --sample N")
+    if (architectures is not None) + (sample > 0) + (against is not None) != 1:
+        raise UsageError("give one of --architectures FILE, --sample N and --against DIR")
     check_output(output, inputs=[architectures])
     campaign = load_run(run)
+    if against is not None:
+        _show_against(campaign.against(load_run(against)), output)
+        return
     if architectures is not None:
         chosen = read_architectures(architectures)
     else:
@@ -84,3 +98,29 @@ def predict(
         ends = "".join(f"{end_ms:10.4f}  " for end_ms in result.get("interval_ms", ()))
         units = json.dumps(a.to_json()["units"])
         print(f"{result['latency_ms']:10.4f}  {ends}{a.depth:6}  {side}{units}")
+
+
+def _show_against(found: Against, output: Path | None) -> None:
+    if output is not None:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)
+        write_output(output, text, f"{found.samples} predictions are judged in {output}")
+        return
+    seen = f", {found.seen} of which it has learnt from on its own device" if found.seen else ""
+    print(f"{found.samples} architectures{seen}")
+    print(
+        f"rank correlation {found.spearman:.3f} (Spearman), {found.tau:.3f} (Kendall's tau)\n"
+        f"accuracy {found.accuracy_percent:.1f} %; {found.scaled_percent:.1f} % once all are "
+        f"multiplied by {found.pace:.3g}"
+    )
+    print_table(
+        ("blocks", "architectures", "accuracy"),
+        [
+            (
+                depth_range(entry.depth_min, entry.depth_max),
+                str(entry.samples),
+                f"{entry.accuracy_percent:.1f} %" if entry.samples else "-",
+            )
+            for entry in found.bins
+        ],
+        right=(1, 2),
+    )
