@@ -16,6 +16,8 @@ from esm_host.transfer.devices.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"
 """Under which a campaign's store has the keys of what is held out."""
+ENOUGH = 20
+"""Samples from which on left-out errors tell whether sources help."""
 _COVERAGE = 0.9
 _LITTLE = 0.1
 """Share by which errors of a few samples may differ for no reason."""
@@ -76,11 +78,15 @@ def judge(
 
 
 def use_of_sources(figures: Mapping[str, Any]) -> str:
-    """What the sources did, in a word or two that follow them.
+    """Return what the sources did, in words that follow them.
+
+    Below :data:`ENOUGH` samples left-out errors say "helped" where nothing was gained.
 
     Args:
         figures: of :func:`judge`, with the errors of left-out samples.
     """
+    if figures["samples"] < ENOUGH:
+        return f"may have helped or not: {figures['samples']} samples are too few to tell"
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     if error < (1 - _LITTLE) * without:
         return "helped"
