@@ -196,6 +196,8 @@ def compare(
     confidence: float = 0.95,
     tolerance_percent: float = 2.0,
     allow: Sequence[str] = (),
+    match: Mapping[str, str] | None = None,
+    max_latency_ms: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Whether models became slower between timings, or fail now.
 
@@ -206,6 +208,8 @@ def compare(
         tolerance_percent: a model is slower when even its interval's lower end is above this.
         allow: names of settings and facts of devices that may differ, ``["hostname"]``;
             ``"cases"`` compares what all have.
+        match: models that have another name in the new timings, ``{"v1.onnx": "v2.onnx"}``.
+        max_latency_ms: that a model may take in the new timings, by its name.
 
     Raises:
         UsageError: an argument makes no sense, or there is no such file.
@@ -221,7 +225,9 @@ def compare(
         [check_timing(_timing(source).data, "the timing") for source in _timings(given)]
         for given in (base, new)
     ]
-    return compare_timings(sides[0], sides[1], confidence, tolerance_percent, allow)
+    return compare_timings(
+        sides[0], sides[1], confidence, tolerance_percent, allow, match, max_latency_ms
+    )
 
 
 def profile(

@@ -102,6 +102,45 @@ def test_the_same_is_the_same(compare: Invoke, timing: Json) -> None:
     assert all(row.endswith("same within noise") for row in rows)
 
 
+def test_models_of_other_names_are_matched(compare: Invoke, timing: Json, new: Json) -> None:
+    for result in new["results"]:
+        result["model"] = result["model"].replace("a.onnx", "exports/a-v2.onnx")
+    assert compare(timing, new).exit_code == 2
+    for theirs in ("exports/a-v2.onnx", "a-v2.onnx"):
+        result = compare(timing, new, "--match", f"a.onnx={theirs}")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("a.onnx") == 2
+    assert_refused(compare(timing, new, "--match", "a.onnx=c.onnx"), "--match a.onnx=c.onnx")
+    assert_refused(compare(timing, new, "--match", "a.onnx"), "OLD=NEW")
+
+
+@pytest.mark.parametrize("name", ["a", "a.onnx"])
+def test_a_latency_over_its_limit_is_a_regression(compare: Invoke, timing: Json, name: str) -> None:
+    assert compare(timing, timing, "--max-latency", f"{name}=1s").exit_code == 0
+    result = compare(timing, timing, "--max-latency", f"{name}=4ms", "--json", "-")
+    assert result.exit_code == 3
+    over = [entry["over_limit"] for entry in json.loads(result.stdout)["results"]]
+    assert over == [False, True, False, False], "with a batch of 8 it takes 8 ms"
+    shown = compare(timing, timing, "--max-latency", f"{name}=4000us")
+    assert "over its limit of 4 ms" in shown.stdout
+    assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "no model of this name")
+    assert_refused(compare(timing, timing, "--max-latency", "a=4min"), "MODEL=LIMIT")
+
+
+def test_tables_for_pull_requests(compare: Invoke, timing: Json, new: Json) -> None:
+    new["results"][0]["trimmed_mean_ms"] *= 2
+    for result in (*timing["results"], *new["results"]):
+        result["verdict"] = "stable"
+    lines = compare(timing, new, "--format", "markdown").stdout.splitlines()
+    assert lines[0] == "| model | base_ms | new_ms | change | 95% interval |  |"
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | --- |"
+    assert len(lines) == 6
+    annotated = compare(timing, new, "--format", "github").stdout.splitlines()
+    assert annotated[:6] == lines
+    assert annotated[6].startswith("::error title=esm-host compare::a.onnx, batch 1: slower")
+    assert len(annotated) == 7
+
+
 def test_what_was_fed_otherwise_is_not_compared(compare: Invoke, timing: Json, new: Json) -> None:
     """The same command, another export: a free dimension that was taken as 1 is now fixed."""
     new["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 640, 640]}]

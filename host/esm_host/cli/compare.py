@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -12,13 +13,20 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json
-from esm_host.cli.output import check_output, print_table, results_first
+from esm_host.cli.output import check_output, print_markdown, print_table, results_first
 from esm_host.errors import UsageError
+from esm_protos.text import printable
 
 if TYPE_CHECKING:
     from esm_host.evaluation.compare import Change, Comparison
 
 SLOWER = 3
+
+
+class Format(enum.StrEnum):
+    text = "text"
+    markdown = "markdown"
+    github = "github"
 
 
 @one_line_errors
@@ -50,6 +58,24 @@ def compare(
             "measured beside others)."
         ),
     ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="A model of the base that has another name in the new timings; may be repeated.",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=LIMIT",
+            help="What a model may take in the new timings, such as model.onnx=5ms; may be "
+            "repeated.",
+        ),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Of what is printed; github adds annotations of its workflows.")
+    ] = Format.text,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 where a change is undecided, too.")
     ] = False,
@@ -72,14 +98,22 @@ def compare(
     _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
-    comparison = compared(sides[0], sides[1], confidence / 100, tolerance, names)
+    comparison = compared(
+        sides[0],
+        sides[1],
+        confidence / 100,
+        tolerance,
+        names,
+        dict(_pair("--match", text, "OLD=NEW") for text in match or ()),
+        dict(_limit(text) for text in max_latency or ()),
+    )
     outputs = []
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
         outputs.append((output, text, f"the comparison is in {output}"))
     with results_first(outputs):
         if str(output) != "-":
-            _print_table(comparison)
+            _print_table(comparison, format)
     for text in comparison.allowed:
         typer.echo(f"warning: {text}", err=True)
     alone = comparison.degrees_of_freedom == 0
@@ -88,7 +122,10 @@ def compare(
             _warn_of_verdicts(path, timing, alone)
     _say_what_is_known(comparison)
     if slower := comparison.regressions:
-        typer.echo(f"{len(slower)} of {len(comparison.changes)} became slower or fail", err=True)
+        limited = ", or are over their limit" if any(c.over_limit for c in slower) else ""
+        typer.echo(
+            f"{len(slower)} of {len(comparison.changes)} became slower or fail{limited}", err=True
+        )
     if slower or (strict and comparison.undecided):
         raise typer.Exit(SLOWER)
 
@@ -146,7 +183,29 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _print_table(comparison: Comparison) -> None:
+def _pair(option: str, text: str, wanted: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{option} {text}: give {wanted}")
+    return name, value
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """Return the model and its limit, ms."""
+    wanted = "MODEL=LIMIT, such as model.onnx=5ms"
+    name, value = _pair("--max-latency", text, wanted)
+    units = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
+    try:
+        limit_ms = float(number) * units[value[len(number) :] or "ms"]
+    except (KeyError, ValueError):
+        raise UsageError(f"--max-latency {text}: give {wanted}") from None
+    if not 0 < limit_ms < float("inf"):
+        raise UsageError(f"--max-latency {text}: give more than 0")
+    return name, limit_ms
+
+
+def _print_table(comparison: Comparison, format: Format) -> None:
     several = len({change.device for change in comparison.changes}) > 1
     percent = f"{100 * comparison.confidence:g}%"
     headings = ("model", "base_ms", "new_ms", "change", f"{percent} interval", "")
@@ -163,7 +222,14 @@ def _print_table(comparison: Comparison) -> None:
         )
         for change in comparison.changes
     ]
-    print_table(headings, rows, right=range(1, 5))
+    if format is Format.text:
+        print_table(headings, rows, right=range(1, 5))
+        return
+    print_markdown(headings, rows, right=range(1, 5))
+    if format is Format.github:
+        for change, row in zip(comparison.changes, rows, strict=True):
+            if change.is_regression:
+                print(f"::error title=esm-host compare::{printable(f'{row[0]}: {row[-1]}')}")
 
 
 def _name(change: Change, several: bool) -> str:
@@ -187,8 +253,9 @@ def _verdict(change: Change, tolerance_percent: float) -> str:
         "mended": "failed before",
         "never_ran": "fails in both",
     }
+    over = f", over its limit of {change.limit_ms:g} ms" if change.over_limit else ""
     changed = " (another file)" if change.model_changed else ""
-    return words[change.outcome.value] + changed
+    return words[change.outcome.value] + over + changed
 
 
 def _ms(value: float | None) -> str:

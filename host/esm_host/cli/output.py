@@ -83,6 +83,22 @@ def results_first(outputs: Sequence[tuple[Path, str, str]]) -> Iterator[None]:
         raise failed
 
 
+def print_markdown(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
+) -> None:
+    """Print a table as GitHub and most wikis read it. Cells may be others' words."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(printable(cell).replace('|', bar) for cell in cells)} |"
+
+    bar = r"\|"
+
+    print(line(headings))
+    print(line("---:" if column in right else "---" for column in range(len(headings))))
+    for row in rows:
+        print(line(row))
+
+
 def print_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[str]],

@@ -72,6 +72,8 @@ class Change:
         change_percent: None unless all ran, as the one below.
         interval_percent: low and high, at the confidence asked for.
         model_changed: the files differ, which may be the point.
+        limit_ms: that the new latency is to keep; None where nobody gave one.
+        over_limit: it lies above, even at its interval's lower end.
     """
 
     model: str
@@ -83,6 +85,12 @@ class Change:
     change_percent: float | None
     interval_percent: tuple[float, float] | None
     model_changed: bool
+    limit_ms: float | None = None
+    over_limit: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        return self.outcome.is_regression or self.over_limit
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Change]:
-        return [change for change in self.changes if change.outcome.is_regression]
+        return [change for change in self.changes if change.is_regression]
 
     @property
     def undecided(self) -> list[Change]:
@@ -133,6 +141,8 @@ def compare(
     confidence: float = 0.95,
     tolerance_percent: float = 2.0,
     allow: Sequence[str] = (),
+    match: Mapping[str, str] | None = None,
+    limits_ms: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Compares the timings of two sides, result by result: by model, case and device.
 
@@ -146,12 +156,18 @@ def compare(
         allow: names of settings and facts of devices that may differ; ``cases`` compares what
             all have, ``inputs`` also what was fed other shapes or types, ``raw`` latencies as
             measured with those at the device's usual pace.
+        match: models of the base that have another name in the new timings, ``{"v1.onnx":
+            "v2.onnx"}``: paths, or names of files.
+        limits_ms: latencies, by the models' names in the base, that a new one must keep: it is a
+            regression where even its interval's lower end is above.
 
     Raises:
         UsageError: an argument makes no sense, or one is not the JSON of a timing.
         DifferentError: something else than the models differs.
     """
     sides = [_side(name, given) for name, given in (("base", base), ("new", new))]
+    for old, theirs in (match or {}).items():
+        sides[1] = [_renamed(timing, old, theirs) for timing in sides[1]]
     timings = [timing for side in sides for timing in side]
     first = timings[0]
     _check_arguments(first.data, confidence, tolerance_percent, allow)
@@ -178,7 +194,8 @@ def compare(
                 raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares anyhow")
             allowed.append(text)
         spec = first.data["context"]["spec"]
-        judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"])
+        limits = _Limits(limits_ms or {})
+        judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"], limits)
         count = len(sides[0])
         results = [
             [each[key] for each in found] for key in found[0] if all(key in each for each in found)
@@ -188,6 +205,7 @@ def compare(
         raise UsageError(
             f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
         ) from error
+    limits.check()
     counts = len(sides[0]), len(sides[1])
     return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
 
@@ -211,6 +229,7 @@ class _Judge:
     tolerance_percent: float
     trim: float
     runs_per_visit: int
+    limits: _Limits
 
     def change(self, base: Sequence[Json], new: Sequence[Json]) -> Change:
         """From a model's results in all timings of each side."""
@@ -225,6 +244,10 @@ class _Judge:
             several = len(base) + len(new) > 2
             if outcome is Outcome.SLOWER and not several and not _stable(base[0], new[0]):
                 outcome = Outcome.UNDECIDED
+        limit_ms = self.limits.of(base[0]["model"])
+        over = False
+        if limit_ms is not None and (after_ms := _latency_ms(new)) is not None:
+            over = math.log(after_ms) - self._half_of(new) > math.log(limit_ms)
         return Change(
             base[0]["model"],
             base[0]["device"],
@@ -235,6 +258,8 @@ class _Judge:
             value,
             interval,
             any(_content(result) != _content(base[0]) for result in new),
+            limit_ms,
+            over,
         )
 
     def _outcome(self, low: float, high: float) -> Outcome:
@@ -269,6 +294,15 @@ class _Judge:
         )
         return min(t_quantile(freedom, self.confidence) * max(between, within), _WIDEST)
 
+    def _half_of(self, results: Sequence[Json]) -> float:
+        """Half-width of the interval of one side's latency, in logarithms."""
+        ran = [result for result in results if result["trimmed_mean_ms"] is not None]
+        if len(ran) > 1:
+            error = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
+            return t_quantile(len(ran) - 1, self.confidence) * error
+        freedom = self._freedom(ran[0])
+        return self._error(ran[0], "ci95_percent") * t_quantile(freedom, self.confidence)
+
     def _error(self, result: Json, name: str) -> float:
         """Return the standard error of which an interval is, as a share.
 
@@ -290,6 +324,29 @@ class _Judge:
         return degrees_of_freedom(result["runs"] // per_visit, self.trim)
 
 
+class _Limits:
+    """Limits of latencies, by models' paths, names of files, or these without an ending."""
+
+    def __init__(self, limits_ms: Mapping[str, float]) -> None:
+        self._limits_ms = limits_ms
+        self._used: set[str] = set()
+
+    def of(self, model: str) -> float | None:
+        """Return the limit of a model, ms, or None."""
+        for name in (model, PurePath(model).name, PurePath(model).stem):
+            if name in self._limits_ms:
+                self._used.add(name)
+                return self._limits_ms[name]
+        return None
+
+    def check(self) -> None:
+        """Raise UsageError for a limit of a model that is not there."""
+        for name in self._limits_ms.keys() - self._used:
+            raise UsageError(
+                f"{argument('max_latency')} {name}: the timings have no model of this name"
+            )
+
+
 @dataclass(frozen=True)
 class _Timing:
     """Name: what messages call it."""
@@ -308,6 +365,16 @@ def _side(name: str, given: Json | Sequence[Json]) -> list[_Timing]:
     if len(several) == 1:
         return [_Timing(f"{name} timing", several[0])]
     return [_Timing(f"{name} timing {n}", data) for n, data in enumerate(several, start=1)]
+
+
+def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
+    """Return a timing in which a model has the name that it has in the base."""
+    results = timing.data.get("results", ())
+    own = [r for r in results if new in (r.get("model"), PurePath(str(r.get("model"))).name)]
+    if not own:
+        raise UsageError(f"{argument('match')} {old}={new}: the {timing.name} has no model {new}")
+    renamed = [{**r, "model": old} if any(r is each for each in own) else r for r in results]
+    return _Timing(timing.name, {**timing.data, "results": renamed})
 
 
 def _check_arguments(
