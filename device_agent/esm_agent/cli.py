@@ -41,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     cls=Commands,
     rich_markup_mode=None,
-    context_settings={"max_content_width": 100},
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 
 

@@ -82,7 +82,7 @@ class Campaign:
         return self.faults[kind](rng)
 
     def blocks_stored(self) -> int:
-        return self.log.read_text(errors="replace").count(" stored")
+        return self.log.read_text(errors="replace").count(" models measured, ")
 
     def story(self) -> str:
         """Tell what happened last."""

@@ -453,7 +453,7 @@ def test_a_host_that_is_killed_loses_nothing(shared_store: str) -> None:
     command = [sys.executable, "-c", "from esm_host.cli import main; main()", *begin]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as host:
         assert host.stderr is not None
-        said = next((line for line in host.stderr if " stored: " in line), None)
+        said = next((line for line in host.stderr if " models measured, " in line), None)
         host.kill()
     assert said is not None
     (campaign,) = listed(shared_store).values()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from esm_host.bins import depth_range
@@ -31,19 +31,22 @@ class Live:
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:g}/{task.total:g}"),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
             refresh_per_second=2,  # drawing costs time where this is the device
             disable=quiet or not sys.stderr.isatty(),
         )
-        self._models = self._bars.add_task("models", total=1, note="")
-        self._blocks = {"": self._bars.add_task("block", total=100, note="")}
+        self._models = self._bars.add_task("models", total=1, count="", note="")
+        self._blocks = {"": self._block("block")}
         self._total = 0
         self._pending = 0
         self._seconds: list[tuple[int, float]] = []
         self._block_began = time.monotonic()
+
+    def _block(self, name: str) -> TaskID:
+        return self._bars.add_task(name, total=100, count="", note="")
 
     def __enter__(self) -> Live:
         self._bars.start()
@@ -70,8 +73,9 @@ class Live:
                 self.say(f"{device}: {note}" if device else note)
         if device not in self._blocks:
             self._bars.update(self._blocks[""], visible=False)
-            self._blocks[device] = self._bars.add_task(f"block on {device}", total=100, note="")
-        self._bars.update(self._blocks[device], completed=round(100 * progress.fraction), note=note)
+            self._blocks[device] = self._block(f"block on {device}")
+        done = round(100 * progress.fraction)
+        self._bars.update(self._blocks[device], completed=done, count=f"{done} %", note=note)
 
     def on_compare(self, begins: bool) -> None:
         if begins:
@@ -87,9 +91,10 @@ class Live:
         per_model = sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
         left = f"{duration(per_model * pending)} left" if pending else "round measured"
         done = self._total - pending
-        self._bars.update(self._models, completed=done, note=left)
+        count = f"{done}/{self._total}"
+        self._bars.update(self._models, completed=done, count=count, note=left)
         if self._bars.disable:
-            self.say(f"block {block_id} stored: {done}/{self._total} models, {left}")
+            self.say(f"{count} models measured, {left}")
 
     def on_remeasure(self, blocks: int) -> None:
         self.say(
@@ -103,12 +108,13 @@ class Live:
     def on_round(self, number: int, architectures: int) -> None:
         self._total = self._pending = architectures
         self._block_began = time.monotonic()
-        self._bars.update(self._models, total=architectures, completed=0, note="")
+        count = f"0/{architectures}"
+        self._bars.update(self._models, total=architectures, completed=0, count=count, note="")
         self.say(f"round {number}: {architectures} architectures")
 
     def on_training(self) -> None:
         for block in self._blocks.values():
-            self._bars.update(block, completed=100, note="training")
+            self._bars.update(block, completed=100, count="", note="training")
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
         parts = [
