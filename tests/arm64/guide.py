@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 GUIDE = Path(__file__).parents[2] / "docs" / "raspberry-pi.md"
-PI, WORKSTATION = "sh pi", "sh workstation"
+PI, WORKSTATION = 'sh title="on the Pi"', 'sh title="on the workstation"'
 
 _FENCED = re.compile(r"^```(?P<where>.*)\n(?P<lines>(?:(?!```).*\n)*)```$", re.MULTILINE)
 

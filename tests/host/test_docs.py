@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import markdown
 import pytest
+from mkdocs.config import load_config
 
 from esm_host import Settings, profile
 from esm_host.exporting.torch_source import torch_source
@@ -16,6 +18,22 @@ from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_no_page_shows_a_fence() -> None:
+    """A fence that the site does not understand is text, and swallows what follows."""
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    site = markdown.Markdown(
+        extensions=config.markdown_extensions, extension_configs=config.mdx_configs
+    )
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    assert len(pages) > 20
+    strayed = []
+    for page in pages:
+        html = site.reset().convert(page.read_text())
+        if "```" in re.sub(r"<pre>.*?</pre>", "", html, flags=re.S) or "~~~" in html:
+            strayed.append(page.name)
+    assert strayed == []
 
 
 def test_the_own_space_shown_is_the_one_in_the_file() -> None:
