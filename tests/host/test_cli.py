@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from esm_agent.cli import app as agent_app
 from esm_host import load_run
+from esm_host.cli import errors
 from esm_host.cli import options as shared
 from esm_host.cli.app import COMMANDS, app, load
 from esm_host.dataset.database import SqliteFile
@@ -328,6 +329,20 @@ def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
 
 
 # Wrong input
+
+
+def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("import esm_models\n\nwidth = 1 / 0\n")
+    asked = ("profile", "--run", tmp_path / "r", "--space")
+    assert_refused(esm_host(*asked, f"{path}:Own"), 2, "ZeroDivisionError", f"line 3 of {path}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "_debug", False)
+        shown = esm_host("--debug", *asked, f"{path}:Own")
+    assert "width = 1 / 0" in shown.stderr
+    assert shown.stderr.splitlines()[-1].startswith("error: ")
+    path = Path(__file__).parent / "own_spaces.py"
+    assert_refused(esm_host(*asked, path), 2, "say which class", f"{path}:Tiny")
 
 
 @pytest.mark.parametrize(

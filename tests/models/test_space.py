@@ -457,7 +457,7 @@ def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
         assert known in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["", "xyz", "space.py", "resnet:ResNetSpace"])
+@pytest.mark.parametrize("name", ["", "xyz", "resnet:ResNetSpace"])
 def test_unknown_name_lists_the_spaces_and_the_file_form(name: str) -> None:
     with pytest.raises(UnknownSpaceError, match=", ".join(NAMES) + r".*file\.py:Class"):
         load_space(name)
@@ -621,11 +621,18 @@ def test_own_space_file_that_does_not_import(tmp_path: Path) -> None:
         load_space(f"{path}:TinySpace")
 
 
-@pytest.mark.parametrize("name", ["TinySpce", "Feature", ""])
+@pytest.mark.parametrize("name", ["TinySpce", "Feature"])
 def test_own_space_class_missing_lists_those_in_the_file(tmp_path: Path, name: str) -> None:
     path = write_space(tmp_path, OWN_SPACE)
     with pytest.raises(UnknownSpaceError, match=f"no .* class '{name}': it has TinySpace"):
         load_space(f"{path}:{name}")
+
+
+@pytest.mark.parametrize("colon", ["", ":"])
+def test_own_space_without_a_class_lists_those_in_the_file(tmp_path: Path, colon: str) -> None:
+    path = write_space(tmp_path, OWN_SPACE)
+    with pytest.raises(UnknownSpaceError, match=f"say which class of it: {path}:TinySpace"):
+        load_space(f"{path}{colon}")
 
 
 def test_own_space_class_missing_from_a_file_without_any(tmp_path: Path) -> None:

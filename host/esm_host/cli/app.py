@@ -104,5 +104,11 @@ def _options(
             "--version", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from, before its one line.")
+    ] = False,
 ) -> None:
-    pass
+    if debug:
+        from esm_host.cli import errors
+
+        errors.debug()

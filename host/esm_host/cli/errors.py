@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -26,13 +27,31 @@ def _extra(module: str | None) -> str:
     return "host" if module in _NETWORKS else "workstation"
 
 
+_debug = False
+
+
+def debug() -> None:
+    """From now on errors show where they come from."""
+    global _debug
+    _debug = True
+
+
+def _traced(command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return command(*args, **kwargs)
+    except Exception as error:
+        if _debug and not isinstance(error, typer.Exit):
+            traceback.print_exc()
+        raise
+
+
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Prints known errors and turns them into exit codes; bugs keep their traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            return _traced(command, *args, **kwargs)
         except EsmError as error:
             typer.echo(f"error: {printable(error.for_command())}", err=True)
             raise typer.Exit(error.exit_code) from None

@@ -54,7 +54,7 @@ def predict(
     ] = None,
     output: Json = None,
 ) -> None:
-    """Predict latencies of given or sampled architectures, or of another campaign's.
+    """Predict latencies of given or sampled architectures.
 
     An architecture is written {"space": "resnet", "units": [["k3e1/2", "k5e1"], ["k3e1"], ...]}:
     per unit, the option of every block; where resolutions are free, "resolution": 160 as well.

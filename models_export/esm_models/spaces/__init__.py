@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
         UnknownSpaceError: no such name, file or class.
         InvalidSpaceError: the class cannot be built with these settings.
     """
-    path, _, class_name = name.rpartition(":")
+    path, _, class_name = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     if path.endswith(".py"):
         cls = _class_from_file(Path(path), class_name)
     elif name in SPACES:
@@ -57,9 +58,22 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     except InvalidSpaceError:
         raise
     except Exception as error:  # a user's constructor may fail in any way
-        text = f"{name} cannot be built: {type(error).__name__}: {error}"
+        text = f"{name} cannot be built: {_told(error, path)}"
         raise InvalidSpaceError(text) from error
     return space
+
+
+def _told(error: Exception, path: str) -> str:
+    """Return an error with the line of a user's file that it comes from."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if path and Path(frame.filename).resolve() == Path(path).resolve()
+    ]
+    if isinstance(error, SyntaxError):  # says its own
+        lines = []
+    at = f" (line {lines[-1]} of {path})" if lines else ""
+    return f"{type(error).__name__}: {error}{at}"
 
 
 def _class_from_file(path: Path, class_name: str) -> type[SearchSpace]:
@@ -74,9 +88,9 @@ def _class_from_file(path: Path, class_name: str) -> type[SearchSpace]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UnknownSpaceError(
-            f"'{path}' cannot be imported: {type(error).__name__}: {error}"
+            f"'{path}' cannot be imported: {_told(error, str(path))}"
         ) from error
-    cls = getattr(module, class_name, None)
+    cls = getattr(module, class_name, None) if class_name else None
     if not (isinstance(cls, type) and issubclass(cls, SearchSpace)):
         found = [
             key
@@ -85,8 +99,12 @@ def _class_from_file(path: Path, class_name: str) -> type[SearchSpace]:
             and issubclass(value, SearchSpace)
             and value is not SearchSpace
         ]
+        if found and not class_name:
+            which = " or ".join(f"{path}:{key}" for key in found)
+            raise UnknownSpaceError(f"'{path}' is a file, say which class of it: {which}")
+        what = f" '{class_name}'" if class_name else ""
         raise UnknownSpaceError(
-            f"'{path}' has no search space class '{class_name}'"
+            f"'{path}' has no search space class{what}"
             + (f": it has {', '.join(found)}" if found else ": derive one from SearchSpace")
         )
     missing = [part for part in ("name", "depths", "features") if not hasattr(cls, part)]
