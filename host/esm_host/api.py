@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from esm_host.search.record import SearchRecord
     from esm_host.watcher import CampaignWatcher
 
-    Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto
-    """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it."""
+    Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
+    """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it; or a torch module."""
 
     Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
     Inputs: TypeAlias = (
@@ -59,6 +60,7 @@ def time(
     models: Model | Sequence[Model] | Mapping[str, Model],
     device: str | Sequence[str] = "local",
     *,
+    example_inputs: Any = None,
     batch: int | Sequence[int] = (),
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     dims: Mapping[str, int | Sequence[int]] | None = None,
@@ -90,7 +92,9 @@ def time(
 
     Args:
         models: one or several, or several by names of your own. Those from memory that have no
-            name are called ``model-1``, ``model-2``...
+            name are called ``model-1``, ``model-2``... A ``torch.nn.Module`` is exported first,
+            with ``example_inputs``.
+        example_inputs: of torch modules: a tensor, or a tuple of what ``forward`` takes.
         device: ``"local"``, ``"host:port"`` or a name; or several.
         batch: sizes of the first dimension of inputs that leave it free.
         shapes: dimensions of inputs by name; None for one left free.
@@ -103,7 +107,8 @@ def time(
         runs: exactly so many counted runs of every model and case.
         precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
         max_runs: of one model; 100,000 by default.
-        max_time_s: seconds of measuring, all models together; 60 by default.
+        max_time_s: seconds of measuring, all models together; by default 20, and 2 for each
+            further model.
         sessions: of each model in a block; 2 by default.
         spread: spread 3 to 10 blocks evenly over this time, ``"10m"`` or seconds; others can use
             the device between them.
@@ -164,7 +169,7 @@ def time(
     with TemporaryDirectory(prefix="esm-") as text:
         folder = Path(text)
         request = read_request(
-            _files(models, folder),
+            _files(models, folder, example_inputs),
             _several(batch),
             _shapes(shapes),
             counts,
@@ -530,27 +535,39 @@ def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
 
 
 def _files(
-    models: Model | Sequence[Model] | Mapping[str, Model], folder: Path
+    models: Model | Sequence[Model] | Mapping[str, Model], folder: Path, example_inputs: Any
 ) -> list[Path | ModelFile]:
     """As a request takes them; those from memory are written to the folder."""
     if isinstance(models, Mapping):
         named = enumerate(models.items())
-        return [_file(model, name, folder / f"{n}.onnx") for n, (name, model) in named]
+        return [
+            _file(model, name, folder / f"{n}.onnx", example_inputs) for n, (name, model) in named
+        ]
     alone = not isinstance(models, Sequence) or isinstance(models, str | bytes)
     given = cast("Sequence[Model]", [models] if alone else models)
     return [
         Path(model)
         if isinstance(model, str | os.PathLike)
-        else _file(model, f"model-{n}", folder / f"{n}.onnx")
+        else _file(model, f"model-{n}", folder / f"{n}.onnx", example_inputs)
         for n, model in enumerate(given, start=1)
     ]
 
 
-def _file(model: Model, name: str, written: Path) -> ModelFile:
+def _file(model: Model, name: str, written: Path, example_inputs: Any) -> ModelFile:
     if isinstance(model, str | os.PathLike):
         return replace(read_model_file(Path(model)), path=name)
+    torch = sys.modules.get("torch")  # who has a module has imported it
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from esm_host.exporting.from_torch import onnx_of
+
+        if example_inputs is None:
+            raise UsageError(
+                f"{name} is a torch module: give example_inputs, a tensor or a tuple of what its "
+                "forward takes"
+            )
+        model = onnx_of(model, example_inputs, name)
     try:
-        data = model if isinstance(model, bytes) else model.SerializeToString()
+        data = model if isinstance(model, bytes) else cast("ModelProto", model).SerializeToString()
     except ValueError as error:  # protobuf's limit is 2 GB
         raise UsageError(
             f"{name} is too large ({error}): save it with save_as_external_data=True, and give "

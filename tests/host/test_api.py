@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
@@ -133,6 +134,24 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 # Timing
+
+
+def test_torch_modules_are_exported_and_timed() -> None:
+    """Through a real agent: what torch writes runs, in evaluation mode."""
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Dropout(0.5), torch.nn.ReLU()
+    )
+    timing = esm_host.time(
+        {"mine": module}, "local", example_inputs=torch.zeros(2, 3, 16, 16), runs=10
+    )
+    (row,) = timing.results().to_dict("records")
+    assert (row["model"], row["status"]) == ("mine", "success")
+    assert "2x3x16x16" in str(row["fed"])
+    assert module.training, "left as it was"
+    with pytest.raises(esm_host.UsageError, match="model-1 is a torch module: give example_inputs"):
+        esm_host.time(module)
+    with pytest.raises(esm_host.UsageError, match="model-1 cannot be exported"):
+        esm_host.time(module, example_inputs=torch.zeros(3))
 
 
 def test_models_from_memory_are_timed_as_their_files_are(fake: FakeProfiler, folder: Path) -> None:

@@ -1,0 +1,45 @@
+"""A user's torch module as ONNX, so that it can be timed."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from esm_host.errors import UsageError
+
+
+def onnx_of(module: nn.Module, example_inputs: Any, name: str) -> bytes:
+    """Return a module as ONNX, in evaluation mode, by torch's own exporter.
+
+    Args:
+        example_inputs: a tensor, or a tuple of what ``forward`` takes; their shapes are the
+            graph's.
+        name: that a message calls it.
+
+    Raises:
+        UsageError: torch cannot export it.
+    """
+    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    training = module.training
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the exporter's future
+            module.eval()
+            # The newer exporter needs a package that torch does not bring.
+            newer = find_spec("onnxscript") is not None
+            torch.onnx.export(module, given, file, dynamo=newer)
+    except Exception as error:  # whatever a user's forward raises
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UsageError(
+            f"{name} cannot be exported by torch ({type(error).__name__}: {first}): export it "
+            "yourself, and give the ONNX file"
+        ) from error
+    finally:
+        module.train(training)
+    return file.getvalue()
