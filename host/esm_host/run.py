@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,20 @@ class Run:
     def converged(self) -> bool:
         """Whether it has come to an end, and reached its target."""
         return self.result is not None and bool(self.result["converged"])
+
+    def _repr_html_(self) -> str:
+        """Show a notebook how far the campaign is, and its accuracy by depth."""
+        frame = self.measurements()
+        state = "not finished" if self.result is None else "finished"
+        if self.result is not None and self.settings.has_target:
+            state = "converged" if self.converged else "not converged"
+        title = f"{self.space.name} on {self.settings.device}: {len(frame)} measured, {state}"
+        last = self.accuracy()
+        last = last[last["round"] == last["round"].max()]
+        table: str = last[["bin", "samples", "accuracy_percent"]].to_html(
+            index=False, na_rep="-", border=0, float_format="{:.1f}".format
+        )
+        return f"<p>{escape(title)}</p>{table if len(last) else ''}"
 
     def measurements(self) -> pd.DataFrame:
         """A row per architecture that was measured, in the order of the plan.

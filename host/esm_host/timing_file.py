@@ -121,6 +121,14 @@ class TimingFile:
         }
         return frame.astype(dict.fromkeys(numbers, float)).assign(**texts)
 
+    def _repr_html_(self) -> str:
+        """Show a notebook what matters of each result."""
+        frame = self.results()
+        columns = ["label", "trimmed_mean_ms", "ci95_percent", "verdict", "failure"]
+        shown = [name for name in columns if name in frame and frame[name].notna().any()]
+        html: str = frame[shown].to_html(index=False, na_rep="", border=0)
+        return html
+
     def samples(self) -> pd.DataFrame:
         """A row per counted run, in the order of time: ``result``, ``start_s``, ``latency_ms``."""
         frames = [

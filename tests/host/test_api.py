@@ -154,6 +154,16 @@ def test_torch_modules_are_exported_and_timed() -> None:
         esm_host.time(module, example_inputs=torch.zeros(3))
 
 
+def test_a_notebook_shows_timings_and_campaigns(
+    fake: FakeProfiler, folder: Path, tmp_path: Path
+) -> None:
+    html = esm_host.time({"<b>": folder / "small.onnx"}, "any", runs=8)._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "verdict" in html
+    run = esm_host.profile(replace(SMALL, device="a<b"), tmp_path / "run")
+    assert "a&lt;b: 20 measured, converged" in run._repr_html_()
+
+
 def test_models_from_memory_are_timed_as_their_files_are(fake: FakeProfiler, folder: Path) -> None:
     path = folder / "small.onnx"
     models = [path, path.read_bytes(), onnx.load(path), scaled(1)]
