@@ -77,6 +77,12 @@ class Database(ABC):
     def making(self) -> AbstractContextManager[sa.Connection]:
         """A transaction in which the store's tables are made."""
 
+    @contextmanager
+    def migrating(self) -> Iterator[sa.Connection]:
+        """A transaction in which an older store's tables are brought up to date."""
+        with self.engine.begin() as connection:
+            yield connection
+
     @abstractmethod
     def check(self) -> None:
         """Raises DatasetError where it is damaged."""
@@ -107,6 +113,7 @@ class SqliteFile(Database):
         self.facts = {}
         self._path = path
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._migrating = False
 
     def exists(self) -> bool:
         return self._path.exists()
@@ -114,20 +121,46 @@ class SqliteFile(Database):
     def _connect(self) -> sqlite3.Connection:
         """Connect; a connection may be used in any thread, by one at a time."""
         path = self._path
-        if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        if self._may_be_written():
             return sqlite3.connect(path, check_same_thread=False)
-        log = path.with_name(f"{path.name}-wal")
-        if log.exists() and log.stat().st_size:
-            # What is in the log alone is read by writing an index beside it.
-            if self._copy is None:
-                self._copy = tempfile.TemporaryDirectory(prefix="esm-")
-                for file in (path, log):
-                    shutil.copyfile(file, Path(self._copy.name) / file.name)
+        # What is in the log alone is read by writing an index beside it.
+        if self._copy is None and self._log.exists() and self._log.stat().st_size:
+            self._copy = self._copied()
+        if self._copy is not None:
             found = sqlite3.connect(Path(self._copy.name) / path.name, check_same_thread=False)
-            found.execute("PRAGMA query_only = ON")
+            if not self._migrating:
+                found.execute("PRAGMA query_only = ON")
             return found
         uri = f"file:{quote(os.path.abspath(path))}?mode=ro&immutable=1"
         return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
+
+    def _may_be_written(self) -> bool:
+        path = self._path
+        return not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+    def _copied(self) -> tempfile.TemporaryDirectory[str]:
+        folder = tempfile.TemporaryDirectory(prefix="esm-")
+        for file in (self._path, self._log):
+            if file.exists():
+                shutil.copyfile(file, Path(folder.name) / file.name)
+        return folder
+
+    @contextmanager
+    def migrating(self) -> Iterator[sa.Connection]:
+        if not self._may_be_written() and self._copy is None:
+            self._copy = self._copied()
+        self._migrating = True
+        self.engine.dispose()
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        finally:
+            self._migrating = False
+            self.engine.dispose()
 
     @contextmanager
     def making(self) -> Iterator[sa.Connection]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from esm_host.arguments import argument
 from esm_host.dataset.database import Database, SqliteFile, detail_of
+from esm_host.dataset.migrations import migrate
 from esm_host.errors import DatasetError, MismatchError
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
@@ -270,11 +271,14 @@ class Store:
                 connection.execute(_facts.insert(), rows)
         database.check()
         found = self.fact("schema_version")
-        if found != SCHEMA_VERSION:
+        if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
             raise DatasetError(
-                f"{database.location} has schema version {found}, this program reads "
+                f"{database.location} has schema version {found}, this program reads up to "
                 f"{SCHEMA_VERSION}: use the esm-profiler that wrote it"
             )
+        if found < SCHEMA_VERSION:
+            with database.migrating() as connection:
+                migrate(connection, found, SCHEMA_VERSION)
         if any(self.fact(key) != value for key, value in database.facts.items()):
             raise MismatchError(
                 f"{database.location} is not the one that this folder is of, but another of its "

@@ -227,9 +227,10 @@ class Measurements:
         found = [table.models[index][a.key] for a, index in zip(architectures, used, strict=True)]
         verdicts = self._store.verdicts()
         for index, block in enumerate(table.blocks):
-            if block.passed is None:  # of a round that is not complete
+            # Of a round that is not complete, or of a version that gave none.
+            if any((block.block_id, key) not in verdicts for key in table.models[index]):
                 for key, judgement in self.judgements(index).items():
-                    verdicts[block.block_id, key] = judgement
+                    verdicts.setdefault((block.block_id, key), judgement)
         raw_ms = np.array([model.raw_ms for model in found], dtype=float)
         if self._raw:
             latency_ms = raw_ms / table.quality.levels[used]
