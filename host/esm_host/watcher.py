@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 from typing import Protocol as Role
 
+from esm_host.arguments import in_python
 from esm_host.dataset import collect
 from esm_host.extension.loop import LoopWatcher
 from esm_protos.messages import Progress
@@ -41,4 +42,4 @@ class Watcher:
 
     def warn(self, text: str) -> None:
         """Something speaks against the result, or a device went away; a warning of Python's."""
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(in_python(text), stacklevel=2)

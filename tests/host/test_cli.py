@@ -270,6 +270,12 @@ def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
         assert_refused(esm_host(*again, *options), 2, f"measured with {words}")
 
 
+def test_a_warning_names_its_option_as_it_is_typed(fake: FakeProfiler, tmp_path: Path) -> None:
+    shown = esm_host("profile", *SMALL, "--run", tmp_path / "r", "--target-accuracy", 1)
+    assert "a smaller --block-size helps" in shown.stderr
+    assert "\0" not in shown.output
+
+
 def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path) -> None:
     asked = ("profile", *SMALL, "--run", tmp_path / "r", "--extension", "cost-aware")
     assert_refused(esm_host(*asked, "--sampling", "random"), 2, "--sampling balanced")

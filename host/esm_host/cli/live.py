@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from esm_host.arguments import on_command_line
 from esm_host.bins import depth_range
 from esm_host.cli.progress import duration, waiting
 from esm_host.dataset.table import Dataset
@@ -61,7 +62,7 @@ class Live:
 
     def warn(self, text: str) -> None:
         """Always shown, quiet or not."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {on_command_line(text)}", file=sys.stderr, flush=True)
 
     # The collector
 
