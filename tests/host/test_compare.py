@@ -93,6 +93,15 @@ def outcomes(result: Result) -> list[str]:
     return [entry["outcome"] for entry in json.loads(result.stdout)["results"]]
 
 
+def test_a_timing_compares_models_in_the_same_case(timing: Json) -> None:
+    results = timing["results"]
+    pairs = {(c["of"], c["to"]) for c in timing["comparisons"] if c["scope"] == "device"}
+    named = {
+        tuple((results[n]["model"], results[n]["case"]["batch"]) for n in pair) for pair in pairs
+    }
+    assert named == {(("b.onnx", batch), ("a.onnx", batch)) for batch in (1, 8)}
+
+
 def test_the_same_is_the_same(compare: Invoke, timing: Json) -> None:
     result = compare(timing, timing)
     assert result.exit_code == 0

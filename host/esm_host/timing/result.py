@@ -256,7 +256,8 @@ class DeviceTiming:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result against the fastest: of its device, or with ``devices`` of all devices.
+    """A result against the fastest: of its device in the same case, or with ``devices`` of all
+    devices.
 
     Attributes:
         of: number of the result.
@@ -333,8 +334,21 @@ class Timing:
 def _within_devices(results: Sequence[Result], raw: bool) -> Iterator[Comparison]:
     for device in dict.fromkeys(result.device for result in results):
         numbers = [n for n, r in enumerate(results) if r.device == device and r.estimate]
-        for of, to in _against_fastest(results, numbers):
-            yield Comparison("device", device, of, to, _ratio(results[of], results[to], raw))
+        for alike in _alike(results, numbers):
+            for of, to in _against_fastest(results, alike):
+                yield Comparison("device", device, of, to, _ratio(results[of], results[to], raw))
+
+
+def _alike(results: Sequence[Result], numbers: Sequence[int]) -> list[list[int]]:
+    """Return results that are worth comparing together: models in the same case (batch, sizes,
+    threads). Where no case has two models, they are one model's cases, and compared."""
+    by_case: dict[object, list[int]] = {}
+    for number in numbers:
+        entry = results[number].entry
+        case = (entry.batch, entry.dims, entry.model.case.threads)
+        by_case.setdefault(case, []).append(number)
+    groups = list(by_case.values())
+    return groups if any(len(group) > 1 for group in groups) else [list(numbers)]
 
 
 def _between_devices(results: Sequence[Result]) -> Iterator[Comparison]:
