@@ -366,17 +366,19 @@ def write_report(
     from esm_host.report.search import search_page
     from esm_host.report.timing import timing_page
 
-    output = Path(output)
+    output, path = Path(output), None
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{argument('output')} {output}: give a file in a folder that exists")
     if isinstance(source, str | os.PathLike):
-        source = _opened(Path(source))
+        path = Path(source)
+        source = _opened(path)
     if isinstance(source, Run):
         page = campaign_page(source)
     else:
         page = timing_page(source) if isinstance(source, TimingFile) else search_page(source)
     try:
-        output.write_text(render(page, version("esm-profiler")), encoding="utf-8")
+        html = render(page, version("esm-profiler"), path)
+        output.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
     return output

@@ -177,6 +177,20 @@ def test_intervals_of_predictions(finished: Path) -> None:
     assert_refused(refused, 2, "--interval 100", "below 100")
 
 
+def test_no_report_of_another_source_is_overwritten(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert esm_host("report", finished).exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert str(finished.parent) not in page.partition("</head>")[0], "no folder of its writer"
+    other = shutil.copytree(finished, tmp_path / "other")
+    assert_refused(esm_host("report", other), 2, "report.html is there already", "--output")
+    assert (tmp_path / "report.html").read_text() == page
+    assert esm_host("report", other, "-o", "report.html").exit_code == 0
+
+
 def test_a_predictor_is_tried_on_another_device(
     finished: Path, fake: FakeProfiler, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.output import check_output
+from esm_host.errors import UsageError
 
 
 @one_line_errors
@@ -20,16 +21,22 @@ def report(
             metavar="DIR|TIMING.json",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file to write.", show_default="report.html"),
+    ] = None,
 ) -> None:
     """Write a report that opens in any browser, without a network.
 
     Example: esm-host report runs/pi4 --output pi4.html
     """
     from esm_host.api import write_report
+    from esm_host.report.page import mark_of, marked
 
+    if output is None:
+        output = Path("report.html")
+        if output.exists() and marked(output) != mark_of(source):
+            raise UsageError(f"{output} is there already, and not of {source}: give --output FILE")
     # A report may lie in the folder, and is written anew.
     kept = [path for path in source.rglob("*") if path.suffix != ".html"]
     check_output(output, "--output", [source, *kept])

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -150,8 +151,32 @@ class Page:
     sections: Sequence[Section] = field(default=())
 
 
-def render(page: Page, version: str) -> str:
-    """The page as HTML."""
+SOURCE = "esm-source"
+"""Name of the page's metadata that tells pages of different sources apart."""
+
+
+def mark_of(source: Path) -> str:
+    """Return what marks pages of a source; it says nothing of where the source lies."""
+    return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+
+
+def marked(page: Path) -> str | None:
+    """Return the mark of a page that was written before; None where it has none."""
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(4096)
+    except OSError:
+        return None
+    found = re.search(rf'<meta name="{SOURCE}" content="(\w+)">', head)
+    return found[1] if found else None
+
+
+def render(page: Page, version: str, source: Path | None = None) -> str:
+    """Return the page as HTML.
+
+    Args:
+        source: that it is of, where that is a file or folder.
+    """
     import jinja2
 
     figures = [f for section in page.sections for f in _figures(section.parts)]
@@ -176,6 +201,7 @@ def render(page: Page, version: str) -> str:
         hashes=" ".join(f"'sha256-{_hash(script)}'" for script in scripts.values()),
         made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         version=version,
+        mark=None if source is None else mark_of(source),
         **scripts,
     )
 
