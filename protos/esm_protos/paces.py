@@ -33,6 +33,10 @@ _BASE_SPREAD = 0.03
 _MEMORY_SPREAD = (0.03, 0.09)
 """Standard deviations between moments that are reckoned with before anything is known: of the
 first rung, and, beyond it, of the second and the last one."""
+_KIND_SPREAD = 0.1
+"""Standard deviation, from block to block, of what models that belong together share beyond the
+paces: the networks of a campaign, which follow one another with cold caches, feel more of a busy
+memory than the reference models, which are warm."""
 _OWN_SPREAD = 0.003
 _OWN_MEMORY = 0.12
 """What varies between moments for one model alone: a share of the latency, and a share of what
@@ -137,8 +141,11 @@ class Paces:
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
         """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
-        self._gain: Floats = np.zeros((count, count))
-        self._unknown = self._error = self._shared = self._covariance
+        self.kind = 0.0
+        """By how much more models of the block are slower, as the known ones tell."""
+        self._gain: Floats = np.zeros((count + 1, count))
+        # Paces and, last, the kind.
+        self._unknown = self._error = self._shared = _with_kind(self._covariance, 0.0)
         if usual is None or not count:
             return
         rows = [names.index(rung.name) for rung in self._rungs]
@@ -149,27 +156,27 @@ class Paces:
         self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
-        usual_error = between_moments * _USUAL_VARIANCE / self.moments
+        covariance = _with_kind(self._covariance, _KIND_SPREAD**2 if known else 0.0)
+        usual_error = _with_kind(between_moments * _USUAL_VARIANCE / self.moments, 0.0)
         lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
-        feels = np.eye(count)
+        feels = np.eye(count, count + 1)
         if known:
             told = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
-            feels = np.vstack([feels, *told])
+            feels = np.vstack([feels, *(np.append(row, 1.0) for row in told)])
             deviations = np.append(deviations, [w.deviation for w in known])
             passing = np.append(passing, [w.error**2 for w in known])
             owns = [self._own(row) ** 2 for row in told]
             lasting = np.append(lasting, owns)
         noise = np.diag(lasting) + feels @ usual_error @ feels.T
         both = noise + np.diag(passing)
-        gain = (
-            self._covariance @ feels.T @ np.linalg.pinv(feels @ self._covariance @ feels.T + both)
-        )
+        gain = covariance @ feels.T @ np.linalg.pinv(feels @ covariance @ feels.T + both)
         self._gain = gain[:, :count]
-        self.values = gain @ deviations
-        left = np.eye(count) - gain @ feels
-        self._unknown = left @ self._covariance @ left.T + gain @ noise @ gain.T
-        self._shared = left @ self._covariance @ left.T
+        found = gain @ deviations
+        self.values, self.kind = found[:count], float(found[count])
+        left = np.eye(count + 1) - gain @ feels
+        self._unknown = left @ covariance @ left.T + gain @ noise @ gain.T
+        self._shared = left @ covariance @ left.T
         self._shared = self._shared + gain @ feels @ usual_error @ feels.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
@@ -201,7 +208,8 @@ class Paces:
 
     def weights(self, weight_bytes: int, latency_ns: float) -> dict[str, float]:
         """Return how much of each reference model's deviation is taken out of a model's latency."""
-        weights = self.sensitivities(weight_bytes, latency_ns) @ self._gain
+        feels = np.append(self.sensitivities(weight_bytes, latency_ns), 1.0)
+        weights = feels @ self._gain
         return {rung.name: float(w) for rung, w in zip(self._rungs, weights, strict=True)}
 
     def shift(self, weight_bytes: int, latency_ns: float) -> Shift:
@@ -214,7 +222,7 @@ class Paces:
             return Shift(0.0, 0.0, 0.0, 0.0)
         feels = self.sensitivities(weight_bytes, latency_ns)
         by_memory = float(feels @ self.values - self.values[0])
-        return self._shift(feels, by_memory, self._own(feels) ** 2)
+        return self._shift(np.append(feels, 1.0), by_memory, self._own(feels) ** 2)
 
     def difference(self, one: tuple[int, float], other: tuple[int, float]) -> Shift:
         """Return how far the logarithm of two models' ratio is from the usual one.
@@ -229,10 +237,11 @@ class Paces:
             return Shift(0.0, 0.0, 0.0, 0.0)
         a, b = (self.sensitivities(*model) for model in (one, other))
         own = self._own(a) ** 2 + self._own(b) ** 2
-        return self._shift(a - b, float((a - b) @ self.values), own)
+        # Whatever the kind, both are of it.
+        return self._shift(np.append(a - b, 0.0), float((a - b) @ self.values), own)
 
     def _shift(self, feels: Floats, by_memory: float, own: float) -> Shift:
-        """Shift of what feels the paces so.
+        """Shift of what feels the paces, and the kind, so.
 
         Args:
             own: variance that is no pace's.
@@ -243,7 +252,7 @@ class Paces:
             return max(float(feels @ covariance @ feels), 0.0)
 
         return Shift(
-            float(feels @ self.values),
+            float(feels[:-1] @ self.values + feels[-1] * self.kind),
             math.sqrt(variance(self._error - self._unknown)),
             math.sqrt(variance(self._unknown) + own),
             by_memory,
@@ -331,6 +340,11 @@ def _covariance(spread: Floats) -> Floats:
     np.fill_diagonal(found, variance)
     values, vectors = np.linalg.eigh(found)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+
+
+def _with_kind(covariance: Floats, variance: float) -> Floats:
+    """The covariance with one more component, which is independent of the others."""
+    return np.pad(covariance, (0, 1)) + np.diag(np.append(np.zeros(len(covariance)), variance))
 
 
 def _prior(count: int) -> Floats:

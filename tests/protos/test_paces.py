@@ -126,6 +126,15 @@ def test_models_of_known_latency_tell_more_of_the_paces() -> None:
         assert off < abs(alone.shift(size, 5e6).value - 0.1)
 
 
+def test_what_known_models_share_beyond_the_paces_is_taken_out_of_others() -> None:
+    """A campaign's networks follow one another with cold caches, the references are warm."""
+    calm = readings(0, 0, 0, 0)
+    known = [KnownModel(size, 5e6, 0.06, 0.005) for size in (0, 5_000_000, 12_000_000, 20_000_000)]
+    for size in (0, 9_000_000, 30_000_000):
+        assert Paces(calm, USUAL, known).shift(size, 5e6).value == pytest.approx(0.06, abs=0.015)
+        assert Paces(calm, USUAL).shift(size, 5e6).value == pytest.approx(0, abs=0.005)
+
+
 def test_a_reference_that_one_device_cannot_run_leaves_the_others_a_history() -> None:
     taken = np.tile(USUAL_NS, (10, 1))
     taken[:, 3] = np.nan
