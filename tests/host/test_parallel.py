@@ -303,9 +303,7 @@ def test_a_worker_of_other_code(cluster: Cluster, tmp_path: Path) -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
-        pytest.raises(
-            UsageError, match=r"needs distributed: pip install 'esm-profiler\[cluster\]'"
-        ),
+        pytest.raises(UsageError, match=r"needs distributed: pip install '\.\[cluster\]'"),
         parallel("dask://there"),
     ):
         pass

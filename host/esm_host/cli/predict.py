@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esm_host.bins import depth_range
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, as_share
@@ -101,6 +100,8 @@ def predict(
 
 
 def _show_against(found: Against, output: Path | None) -> None:
+    from esm_host.bins import depth_range
+
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)
         write_output(output, text, f"{found.samples} predictions are judged in {output}")
