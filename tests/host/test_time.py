@@ -278,7 +278,7 @@ def test_more_threads_than_processors_are_a_warning_of_every_number(
     result = esm_host_time(model, "--threads", "1,2", "--json", "-")
     one, two = json.loads(result.stdout)["results"]
     assert one["warnings"] == [ALONE]
-    assert two["warnings"] == ["2 threads on 1 processor: give --threads 1", ALONE]
+    assert two["warnings"] == [ALONE, "2 threads on 1 processor: give --threads 1"]
     assert two["verdict"] == "stable"
     assert "2 threads on 1 processor" in result.stderr
     assert result.exit_code == 0
@@ -377,11 +377,11 @@ def test_models_enough_tell_the_pace_and_it_is_divided_out(
         assert entry["verdict"] == "noisy"
         assert entry["warnings"] == ["the device became 200 % slower during the block", ALONE]
     said = esm_host_time(*paths, "--runs", 90, "--quiet").stderr
-    first, second = said.splitlines()
-    assert first == (
+    (line,) = said.splitlines()
+    assert line.startswith(
         f"warning: {paths[0]} and 4 more: noisy: the device became 200 % slower during the block"
     ), "what is true of all models is said once"
-    assert ALONE in second
+    assert ALONE in line
 
 
 # Cases
