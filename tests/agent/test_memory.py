@@ -65,15 +65,9 @@ def test_a_model_takes_its_weights_and_not_its_neighbours(
     small, large, other, again = peaks(measured(worker, *models, protocol=protocol))
     assert small > 10 * MB, "the runtime itself counts"
     assert other < small + 32 * MB
+    # Whoever comes first brings in some MB of the runtime's own code.
     for peak in (large, again):
         assert 54 * MB < peak - small < 4 * 64 * MB
-
-
-@linux
-def test_whoever_comes_first_takes_no_more_than_those_after(worker: Worker, tmp_path: Path) -> None:
-    models = [UploadedModel(str(i), gemm(tmp_path / f"{i}.onnx", 16).path) for i in range(4)]
-    first, *others = peaks(measured(worker, *models))
-    assert abs(first - max(others)) < 4 * MB
 
 
 @linux
@@ -91,15 +85,6 @@ def test_it_is_told_only_where_it_was_asked_for(worker: Worker, tmp_path: Path) 
     model = gemm(tmp_path / "model.onnx", 1)
     assert peaks(measured(worker, model, peak_memory=False)) == [0]
     assert peaks(measured(worker, model)) != [0], "also of what is loaded already"
-
-
-def test_what_settles_counts_for_every_model(tmp_path: Path) -> None:
-    memory = PeakMemory(folder(tmp_path, 10_000, 20_000))
-    memory.settle(lambda: folder(tmp_path, 13_000, 20_000))
-    folder(tmp_path, 50_000, 50_000)
-    memory.begin()
-    folder(tmp_path, 60_000, 80_000)
-    assert memory.peak_bytes() == (80_000 - 50_000 + 13_000) * 1024
 
 
 def folder(tmp_path: Path, rss: int, hwm: int, clear_refs: bool = True) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 _SELF = Path("/proc/self")
@@ -26,17 +25,6 @@ class PeakMemory:
         self._folder = folder
         self._bare = _kib(folder, "VmRSS")
         self._before: int | None = None
-
-    def settle(self, run: Callable[[], object]) -> None:
-        """Run something whose leavings are every model's: code of the runtime that it brings in."""
-        _give_back()
-        before = _kib(self._folder, "VmRSS")
-        run()
-        gc.collect()
-        _give_back()
-        after = _kib(self._folder, "VmRSS")
-        if before is not None and after is not None and self._bare is not None:
-            self._bare += max(after - before, 0)
 
     def begin(self) -> None:
         """From here on counts; memory that models left behind is given back first."""

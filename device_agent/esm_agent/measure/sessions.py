@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from esm_agent.measure import preflight, timing
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.memory import PeakMemory
-from esm_agent.measure.references import FOLDER
 from esm_protos.graphs import mapped, weight_bytes
 from esm_protos.messages import Failure, FailureKind, Limits, MeasureSpec, Profile, Usual
 
@@ -105,7 +104,6 @@ class Sessions:
         self._last: set[tuple[object, ...]] = set()
         self._setting: object = None
         self._references: dict[str, Loaded | None] = {}
-        self._settled: set[str] = set()
 
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
@@ -231,9 +229,6 @@ class Sessions:
 
     def _measured(self, job: Job, index: int) -> Loaded | Failure:
         """Loaded and run once, with nothing beside it, so that its memory is known."""
-        if job.spec.provider not in self._settled:
-            self._settled.add(job.spec.provider)
-            self._memory.settle(lambda: self._first_of_all(job))
         weights = self._weights(job, index)
         if isinstance(weights, Failure):
             return weights
@@ -243,14 +238,6 @@ class Sessions:
         if isinstance(model, Failure):
             return model
         return model._replace(peak_rss_bytes=self._memory.peak_bytes(), weight_bytes=weights)
-
-    def _first_of_all(self, job: Job) -> None:
-        """Run a small model, so that no user's model is the first to need the runtime's code."""
-        small = UploadedModel("settle", FOLDER / "arithmetic.onnx")
-        own = job._replace(spec=replace(job.spec, seed=0), models={0: small}, limits=None)
-        made = self._made(own, 0)
-        if not isinstance(made, Failure):
-            self._first_run(made)
 
     def _session(self, job: Job, index: int) -> Loaded | Failure:
         weights = self._weights(job, index)
