@@ -239,7 +239,7 @@ def test_a_profile_is_read_for_nodes_alone() -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"built": False}, r"pip install 'esm-profiler\[agent-cuda\]'"),
+        ({"built": False}, r"pip install '\.\[agent-cuda\]'"),
         ({"loads": False}, "GPU 0: the CUDA provider did not load"),
         ({"error": "CUDA failure 101: invalid device ordinal"}, "invalid device ordinal"),
         ({"error": "CUDA failure 719: unspecified launch failure"}, "unspecified launch"),

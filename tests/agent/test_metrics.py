@@ -141,7 +141,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MetricsError, match=r"pip install 'esm-profiler\[metrics\]'"):
+    with pytest.raises(MetricsError, match=r"pip install '\.\[metrics\]'"):
         PrometheusMetrics("127.0.0.1", 0)
 
 

@@ -251,7 +251,7 @@ def test_the_blocks_limit_holds_with_references_and_sessions(tmp_path: Path) -> 
     result = measured(Worker(limits=limits), block(tmp_path, spec))
     assert time.monotonic() - began < 15
     assert [m.failure for m in result.measurements] == [None, None]
-    assert all(len(m.session_runs) > 3 for m in result.measurements)
+    assert all(len(m.session_runs) >= 3 for m in result.measurements)
     assert result.references
 
 

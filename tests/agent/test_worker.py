@@ -278,7 +278,7 @@ def test_a_day_of_watching_is_still_a_small_message() -> None:
 
 
 def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:
-    with pytest.raises(WorkerUnavailableError, match=r"pip install 'esm-profiler\[agent\]'"):
+    with pytest.raises(WorkerUnavailableError, match=r"pip install '\.\[agent\]'"):
         Worker(BrokenBackend).start()
 
 

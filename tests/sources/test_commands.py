@@ -233,8 +233,8 @@ def test_a_target_its_proxies_and_what_algorithm_1_does() -> None:
     assert lines[0] == "rank correlation with a"
     assert lines[1].split()[:2] == ["proxy", "correlation"]
     best, worst = (line.split() for line in lines[2:4])
-    assert (best[0], best[-2], best[-1]) == ("b", "60", "reuse")
-    assert (worst[0], worst[-2], worst[-1]) == ("c", "50", "adapt")
+    assert (best[0], best[-3], best[-2], best[-1]) == ("b", "60", "reuse", "reuse")
+    assert (worst[0], worst[-3], worst[-2], worst[-1]) == ("c", "50", "adapt", "adapt")
     assert lines[4:] == ["best proxy: b"]
     data = json.loads(works("sources", "correlation", "--target", "boards/a", "--json", "-"))
     assert data["best_proxy"] == "boards/b"
@@ -242,6 +242,7 @@ def test_a_target_its_proxies_and_what_algorithm_1_does() -> None:
     low, high = first["interval"]
     assert low <= first["correlation"] <= high
     assert (first["source"], first["decision"]) == ("boards/b", "reuse")
+    assert first["decision_by_estimate"] == "reuse"
     lines = works("sources", "correlation", "--target", "a", "--threshold", 1).splitlines()
     assert lines[2].split()[-1] == "adapt"
 

@@ -199,14 +199,18 @@ class HistoryFile:
                         yield line
 
     def _shorten(self) -> None:
-        """Leave a few lines of each of the newest moments."""
-        lines = []
-        for own in _by_conditions(self._lines()):
-            for moment in _moments(own):
-                count = min(len(moment), _KEPT_LINES)
-                lines += [moment[i * len(moment) // count] for i in range(count)]
-        lines.sort(key=lambda line: float(line["at_unix_s"]))
-        texts = [json.dumps(line) for line in lines]
+        """Leave a few lines of each of the newest moments, one where that is too much."""
+        kept = [moment for own in _by_conditions(self._lines()) for moment in _moments(own)]
+        for most in (_KEPT_LINES, 1):
+            lines = [
+                moment[i * len(moment) // min(len(moment), most)]
+                for moment in kept
+                for i in range(min(len(moment), most))
+            ]
+            lines.sort(key=lambda line: float(line["at_unix_s"]))
+            texts = [json.dumps(line) for line in lines]
+            if sum(map(len, texts)) <= _MOST_BYTES / 2:
+                break
         while sum(map(len, texts)) > _MOST_BYTES / 2:
             del texts[: len(texts) // 2 + 1]
         write_private(self.path, "\n".join(texts).encode())
