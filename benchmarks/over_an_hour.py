@@ -25,7 +25,7 @@ from esm_protos.graphs import weight_bytes
 
 
 def paces(since_unix_s: float) -> pd.DataFrame:
-    """Return how much slower than usual the reference models were since then, from the history."""
+    """Return how much slower than usual the reference models were since then, by the minute."""
     lines = [json.loads(line) for line in history_file().read_text().split("\n") if line]
     lines = [line for line in lines if line["at_unix_s"] >= since_unix_s]
     weight_mb = {model.model_id: weight_bytes(model.path) / 1e6 for model in reference_models()}
@@ -42,6 +42,10 @@ def paces(since_unix_s: float) -> pd.DataFrame:
         for name, latency_ns in sorted(line["latency_ns"].items(), key=lambda e: weight_mb[e[0]])
     ]
     frame = pd.DataFrame(rows)
+    # One point a minute: single blocks vary more, and hide what lasts.
+    minute = (frame["at_s"] // 60).rename("minute")
+    frame = frame.groupby(["reference", "weight_mb", "device", minute], sort=False).median()
+    frame = frame.reset_index().sort_values(["weight_mb", "minute"])
     usual_ns = frame.groupby("reference")["latency_ns"].transform("median")
     return frame.assign(slower_percent=100 * (frame["latency_ns"] / usual_ns - 1))
 
