@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,14 +27,19 @@ def onnx_of(module: nn.Module, example_inputs: Any, name: str) -> bytes:
     """
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     training = module.training
-    file = io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with (
+            tempfile.TemporaryDirectory(prefix="esm-") as folder,
+            warnings.catch_warnings(),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")  # of the exporter's future
             module.eval()
             # The newer exporter needs a package that torch does not bring.
             newer = find_spec("onnxscript") is not None
-            torch.onnx.export(module, given, file, dynamo=newer)
+            path = Path(folder) / "module.onnx"
+            torch.onnx.export(module, given, path, dynamo=newer, external_data=False)
+            return path.read_bytes()
     except Exception as error:  # whatever a user's forward raises
         first = next(iter(str(error).strip().splitlines()), "")
         raise UsageError(
@@ -42,4 +48,3 @@ def onnx_of(module: nn.Module, example_inputs: Any, name: str) -> bytes:
         ) from error
     finally:
         module.train(training)
-    return file.getvalue()
