@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from esm_agent.cli import app as agent_app
+from esm_agent.operation import service
 from esm_host.cli.app import app
 from esm_host.transport.discovery import _described
 from esm_protos.messages import ANNOUNCED_AS, PROTOCOL_VERSION
@@ -200,7 +201,9 @@ def test_an_agent_for_this_machine_alone_has_nothing_to_announce() -> None:
         assert_refused(result.exit_code, result.stderr)
 
 
-def test_a_service_may_announce_itself() -> None:
+def test_a_service_may_announce_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the project lies, be the folder closed to others."""
+    monkeypatch.setattr(service, "_locked_folder", lambda path: None)
     options = ["--host", "0.0.0.0", "--announce"]
     result = CliRunner().invoke(agent_app, ["install-service", "--dry-run", "--", *options])
     assert "serve --host 0.0.0.0 --announce" in result.stdout, result.output

@@ -66,7 +66,7 @@ def campaign_page(run: Run) -> Page:
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
             *_predictions(measurements, run.space),
             *transfer_section(run, measurements),
-            *(_accuracy(accuracy, settings.target_accuracy_percent) if settings.has_target else ()),
+            *_accuracy(accuracy, settings.target_accuracy_percent),
             *_drift(run, blocks),
             *_group(run),
             Section(
