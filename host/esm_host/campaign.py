@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from esm_host.folder import RunFolder
 from esm_host.limits import check_gpu_options
 from esm_host.measuring import PATIENCE_S, Devices, connected, measuring
 from esm_host.predictors import make_predictor
+from esm_host.predictors.base import Predictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result
 from esm_host.run import Run
@@ -152,6 +153,16 @@ def _run(
         write_json(folder.settings, settings.to_json())  # a raised target, say
         folder.share()
         sampler = SAMPLERS[settings.sampling](space, bins)
+        draw_first = (
+            Informative(
+                encoder,
+                sampler,
+                settings.held_out,
+                lambda keys: store.add_fact(HELD_OUT_FACT, keys),
+            )
+            if isinstance(encoder, SourcesEncoder)
+            else None
+        )
         loop = Loop(
             settings,
             store,
@@ -160,20 +171,13 @@ def _run(
             sampler,
             encoder,
             bins,
-            lambda member: make_predictor(settings.predictor, encoder, settings.seed + member),
+            _make(settings, encoder),
             watcher,
-            Informative(
-                encoder,
-                sampler,
-                settings.held_out,
-                lambda keys: store.add_fact(HELD_OUT_FACT, keys),
-            )
-            if isinstance(encoder, SourcesEncoder)
-            else None,
+            draw_first,
         )
         outcome = loop.run()
         device = asdict(found.first)
-        return _ended(folder, settings, store, measurements, encoder, outcome, device)
+        return _conclude(folder, settings, store, measurements, encoder, outcome, device)
 
 
 def finish_campaign(
@@ -206,12 +210,12 @@ def finish_campaign(
             SAMPLERS[settings.sampling](space, bins),
             encoder,
             bins,
-            lambda member: make_predictor(settings.predictor, encoder, settings.seed + member),
+            _make(settings, encoder),
             watcher or Watcher(),
         )
         outcome, last = loop.finish()
         complete = len(store.rounds()) > max(store.plan())
-        return _ended(
+        return _conclude(
             folder,
             settings,
             store,
@@ -223,7 +227,12 @@ def finish_campaign(
         )
 
 
-def _ended(
+def _make(settings: Settings, encoder: Encoder) -> Callable[[int], Predictor]:
+    """Return what makes the campaign's predictor, untrained, by the number of the member."""
+    return lambda member: make_predictor(settings.predictor, encoder, settings.seed + member)
+
+
+def _conclude(
     folder: RunFolder,
     settings: Settings,
     store: Store,

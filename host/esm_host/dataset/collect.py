@@ -49,6 +49,9 @@ class RoundQuality:
     remeasured_blocks: int
 
 
+MOST_DEVIATION = 10.0
+"""Largest deviation of a reference that is stored, as a share: JSON has no word for infinity, which
+one that failed has."""
 # Outcomes that say something about the model and not about the moment.
 _LASTING = (FailureKind.INVALID_MODEL, FailureKind.INVALID_INPUT, FailureKind.UNSUPPORTED_OP)
 
@@ -185,8 +188,7 @@ class Collector:
             passed = not straying[index]
             evidence = reference_evidence(straying[index], self._tolerance)
             verdicts = self._measurements.judgements(index, evidence)
-            # A reference that failed strays infinitely, which JSON has no word for.
-            self._store.add_judgement(block.block_id, passed, min(worst, 10.0), verdicts)
+            self._store.add_judgement(block.block_id, passed, min(worst, MOST_DEVIATION), verdicts)
             failed += not passed
         return failed
 

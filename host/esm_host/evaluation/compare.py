@@ -278,11 +278,7 @@ class _Judge:
         """
         freedom = len(base) + len(new) - 2
         if freedom == 0:
-            ends = [
-                self._error(r, "ci95_percent") * t_quantile(self._freedom(r), self.confidence)
-                for r in (*base, *new)
-            ]
-            return math.hypot(*ends)
+            return math.hypot(self._half_of(base), self._half_of(new))
         squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
         between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
         within = math.hypot(

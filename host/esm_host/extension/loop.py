@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.bins import DepthBins
-from esm_host.dataset.collect import RoundQuality
+from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
@@ -32,7 +32,6 @@ from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
 from esm_models.architecture import Architecture
 
-_MOST_WORST = 10.0  # a reference that failed deviates infinitely, which JSON has no word for
 CANDIDATES = 30
 """Architectures that the cost-aware extension looks at for each that it plans."""
 
@@ -155,7 +154,8 @@ class Loop:
         """
         planned = sum(map(len, self._samples().values()))
         worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
-        qc = {"passed": False, "worst_reference_deviation_percent": 100 * min(worst, _MOST_WORST)}
+        worst = min(worst, MOST_DEVIATION)
+        qc = {"passed": False, "worst_reference_deviation_percent": 100 * worst}
         result = self._judged({**qc, "remeasured_blocks": 0})
         reason = f"finished with {result['measured_models']} of {planned} planned architectures"
         return self._finish(self._converged(result), reason), result

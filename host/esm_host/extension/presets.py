@@ -13,24 +13,21 @@ from esm_protos.messages import Protocol
 
 @dataclass(frozen=True)
 class Preset:
-    """What differs from the defaults.
+    """Differences from the defaults.
 
     Attributes:
-        about: a line for help and documentation.
         settings: of the campaign, by their names in
             :class:`~esm_host.extension.settings.Settings`.
         spec: of its measurements, by their names in
             :class:`~esm_protos.messages.MeasureSpec`.
     """
 
-    about: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 PRESETS = {
     "esm": Preset(
-        "ESM's own protocol: 150 runs in a row, its perceptron, equal weights, 300 and 100 models",
         {
             "predictor": "mlp-esm",
             "encoding": "fcc",

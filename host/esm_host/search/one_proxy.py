@@ -14,7 +14,7 @@ from esm_host.search.method import SearchMethod
 from esm_host.search.problem import Found, Measure, Problem
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.devices.monotonicity import THRESHOLD, Decision
+from esm_host.transfer.devices.monotonicity import THRESHOLD, Decision, decide
 from esm_host.transfer.methods.one_proxy import OneProxy, one_proxy
 from esm_host.transfer.methods.proxy import AdaProxyPredictor
 from esm_models.space import Codes
@@ -98,7 +98,7 @@ def search_by_proxy(
     )
     decision, predictor = check.decision, check.predictor
     if decision is Decision.MEASURE:  # there is no more to measure
-        decision = Decision.REUSE if check.proxy.value >= threshold else Decision.ADAPT
+        decision = decide(check.proxy, threshold, by_interval=False)
         if decision is Decision.ADAPT and not isinstance(predictor, AdaProxyPredictor):
             predictor = AdaProxyPredictor(model=model, seed=seed).learn([proxy])
             predictor.adapt(*target.samples())
