@@ -37,7 +37,7 @@ then known of their spread."""
 _SESSION_BATCHES = 5
 _LEAST_BATCHES = 10
 _HARDLY = 0.02
-"""What counts for less of a reference model is left out."""
+"""Smallest weight of a reference model that counts."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -129,7 +129,7 @@ class Parts:
 
     @property
     def raw(self) -> Parts:
-        """Of the latency as it was in the block."""
+        """Parts of the latency as it was in the block."""
         runs = self.runs if self.own_runs is None else self.own_runs
         return Parts(runs, sessions=self.sessions, moments=self.moments)
 
@@ -301,7 +301,7 @@ def estimate_block(
 
 
 class _Series(NamedTuple):
-    """What each visit adds to the error of a mean; see :func:`influence`."""
+    """Influence of each visit on a mean; see :func:`influence`."""
 
     name: str
     start_ns: NDArray[np.int64]

@@ -142,7 +142,7 @@ class Paces:
         self.values: Floats = np.zeros(count)
         """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
         self.kind = 0.0
-        """By how much more models of the block are slower, as the known ones tell."""
+        """Further slowdown of the block's models, from the known ones, as a logarithm."""
         self._gain: Floats = np.zeros((count + 1, count))
         # Paces and, last, the kind.
         self._unknown = self._error = self._shared = _with_kind(self._covariance, 0.0)

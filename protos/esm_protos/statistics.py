@@ -61,7 +61,7 @@ def relative_interval(rounds: Floats, trim: float) -> float:
 
 
 def influence(rounds: Floats, trim: float) -> Floats:
-    """What each round adds to the error of the trimmed mean, as a share of it, ``(rounds,)``."""
+    """Return the influence of each round on the trimmed mean, as a share of it, ``(rounds,)``."""
     drop = _dropped(rounds.size, trim)
     ordered = np.sort(rounds, axis=None)
     winsorised = np.clip(rounds, ordered[drop], ordered[rounds.size - drop - 1])

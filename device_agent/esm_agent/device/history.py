@@ -44,7 +44,7 @@ MOMENT_S = 300.0
 """Blocks of so many seconds are one moment: else a busy hour would outweigh a quiet month."""
 _MOST_MOMENTS = 1000
 _KEPT_LINES = 3
-"""Of a moment: how blocks differ within one is told as well."""
+"""Lines kept of a moment: they show how blocks differ within it."""
 _MOST_BYTES = 3 << 20  # then the file is written anew, with a few lines for each moment
 _MOST_READ_BYTES = 2 * _MOST_BYTES
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)

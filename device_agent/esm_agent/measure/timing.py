@@ -52,11 +52,11 @@ round would stop too many models at a lucky moment."""
 _MOST_PASSING = 0.7
 """With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
 _HARDLY_PASSING = 0.2
-"""With a smaller one, a longer block is not worth its time, whatever the precision of its runs."""
+"""Smallest such share that is worth a longer block, whatever the precision of the runs."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Rounds of a session at least; and what the sessions share where no least time is given."""
 _SESSION_WORTH = 20
-"""How many times as long as it takes to open them sessions last at least, after the first ones."""
+"""Shortest duration of later sessions, as a multiple of the time that opening them takes."""
 _RESULT_SHARE, _RESULT_S = 0.1, 5.0
 """Of a block's limit, a share up to some seconds is left for what comes after the rounds."""
 SETTLE_NS = 5_000_000_000

@@ -16,7 +16,7 @@ from esm_protos.text import install, printable
 INTERRUPTED = 130
 
 _NETWORKS = ("torch", "gpytorch")
-"""What predictors that are networks need, and nothing else."""
+"""Modules that only predictors that are networks need."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

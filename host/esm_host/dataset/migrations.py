@@ -14,7 +14,7 @@ _NOTHING = zlib.compress(b"").hex()
 
 
 def _to_2(connection: sa.Connection) -> None:
-    """What the device said of itself, and verdicts."""
+    """Add states of the device, and verdicts."""
     connection.exec_driver_sql("ALTER TABLE blocks ADD COLUMN states JSON NOT NULL DEFAULT '[]'")
     connection.exec_driver_sql(
         "CREATE TABLE verdicts (block_id VARCHAR NOT NULL REFERENCES blocks (block_id), "
@@ -25,7 +25,7 @@ def _to_2(connection: sa.Connection) -> None:
 
 
 def _to_3(connection: sa.Connection) -> None:
-    """Copies to and from a GPU, and what ran where."""
+    """Add copies to and from a GPU, and execution providers of nodes."""
     for name in ("copy_in_ns", "copy_out_ns"):
         connection.exec_driver_sql(
             f"ALTER TABLE measurements ADD COLUMN {name} BLOB NOT NULL DEFAULT x'{_NOTHING}'"

@@ -1,4 +1,4 @@
-"""How one device's predictor does on what was measured on another."""
+"""Accuracy of one device's predictor on measurements of another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Against:
     bins: tuple[BinAccuracy, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Without NaN, which JSON has no word for."""
+        """Return plain values; NaN is None."""
         data = asdict(self)
         for values in (data, *data["bins"]):
             for name, value in values.items():

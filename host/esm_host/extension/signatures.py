@@ -1,4 +1,4 @@
-"""Why a campaign does not reach its target: the failure signatures of ESM's authors, and cures."""
+"""Failure signatures of campaigns that miss their target (ESM), with cures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LOOKED_AT = 3
 _GAINED_PERCENT = 0.5
 """Accuracy gained over them that still is progress."""
 _FAILED_SHARE = 0.3
-"""Of a round's blocks."""
+"""Share of blocks measured again from which quality control counts as failing."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What is seen at the end of a campaign, and what to try.
+    """Failure signature at the end of a campaign, and its cure.
 
     Attributes:
         name: ``"plateau"``, ``"bin"`` or ``"quality control"``.

@@ -304,8 +304,8 @@ class MultiKernelGP(Predictor):
 
 
 def _jitter(diagonal: Floats) -> float:
-    """What nearly always keeps a kernel of such a diagonal positive definite in double precision,
-    however strong it is."""
+    """Return a variance that nearly always keeps a kernel of this diagonal positive definite in
+    double precision, however strong it is."""
     return _LEAST_NOISE + 1e-9 * float(np.mean(diagonal))
 
 

@@ -20,7 +20,7 @@ from esm_protos.messages import Block, MeasureSpec, Model
 
 BLOCK_PARTS = 20
 PARTS = BLOCK_PARTS + 2
-"""Of a block, with those that are in every block."""
+"""Parts of a block, including those in every block."""
 _KNOWN_MOMENTS = 10
 """Moments of history from which on blocks are at the device's usual pace; with fewer, what differs
 between them is corrected in part only."""

@@ -16,8 +16,8 @@ MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Long enough to meet a device's ups and downs, short enough to wait for."""
 MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
-"""For one model, and for each beside it. Slow models take longer by default: ``MIN_ROUNDS``
-rounds."""
+"""Default ``--max-time`` for one model, and for each further one. Slow models take longer by
+default: ``MIN_ROUNDS`` rounds."""
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, where models are compared: here the number itself is wanted, and
 beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""

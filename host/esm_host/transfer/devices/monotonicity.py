@@ -133,7 +133,7 @@ def best_proxy(
 def decide(
     correlation: RankCorrelation, threshold: float = THRESHOLD, by_interval: bool = True
 ) -> Decision:
-    """What Algorithm 1 does with a proxy that correlates so with the target (its line 4).
+    """Return what Algorithm 1 does with a proxy of this correlation with the target (line 4).
 
     Args:
         by_interval: measure more until the samples are enough to say on which side of the threshold

@@ -18,7 +18,7 @@ from esm_models.space import Codes
 
 _LEAST = 4  # samples, for a rank correlation
 _CUTOFF = 1e-8
-"""Of singular values, as a share of the largest one."""
+"""Smallest singular value that counts, as a share of the largest."""
 
 
 class _Model(ABC):
