@@ -386,7 +386,7 @@ def write_report(
 
 def export(
     source: Run | SearchSpace | str | os.PathLike[str],
-    architectures: Sequence[Architecture | Mapping[str, Any]],
+    architectures: Sequence[Architecture | Mapping[str, Any] | str],
     output: str | os.PathLike[str],
     *,
     formats: Sequence[str] | None = None,
@@ -396,7 +396,8 @@ def export(
 
     Args:
         source: a campaign or its folder, or a search space: what the architectures are of.
-        architectures: values or their JSON, or mappings that hold that as ``"architecture"``;
+        architectures: values, their JSON or short forms, or mappings that hold these as
+            ``"architecture"``;
             what else is in these goes into the list.
         output: folder, which is made. In it a folder per architecture, with ``model.onnx``,
             ``model.py`` and ``weights.pt``, and ``architectures.json``.
@@ -423,7 +424,7 @@ def export(
 
 def torch_module(
     source: Run | SearchSpace | str | os.PathLike[str],
-    architecture: Architecture | Mapping[str, Any],
+    architecture: Architecture | Mapping[str, Any] | str,
     *,
     seed: int | None = None,
 ) -> nn.Module:
@@ -431,7 +432,7 @@ def torch_module(
 
     Args:
         source: a campaign or its folder, or a search space: what the architecture is of.
-        architecture: a value, or its JSON.
+        architecture: a value, its JSON or its short form.
         seed: of the weights, those that :func:`export` writes; None leaves them as torch
             initialises them.
 
@@ -450,9 +451,9 @@ def torch_module(
     from esm_host.exporting.torch_source import torch_source
     from esm_protos.weights import draw_weights
 
-    if not isinstance(architecture, Architecture):
-        architecture = Architecture.from_json(architecture)
-    written = torch_source(_space(source), architecture)
+    space = _space(source)
+    architecture = space.read(architecture)
+    written = torch_source(space, architecture)
     network = build(written, f"esm_network_{architecture.key}")
     if seed is not None:
         network.load_state_dict(weights_of(written, partial(draw_weights, seed=seed)))

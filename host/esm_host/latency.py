@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Latency:
-    """What :meth:`esm_host.run.Run.latency` gives: call it with an architecture, or its JSON.
+    """What :meth:`esm_host.run.Run.latency` gives: call it with an architecture, its JSON or its
+    short form.
 
     It needs the campaign's folder no more, and can be pickled: other processes predict the same.
 
@@ -48,7 +49,7 @@ class Latency:
         self._model = model
         self._predict  # noqa: B018  # a damaged model is told now
 
-    def __call__(self, architecture: Architecture | Mapping[str, Any]) -> float:
+    def __call__(self, architecture: Architecture | Mapping[str, Any] | str) -> float:
         """Milliseconds.
 
         Raises:
@@ -57,16 +58,11 @@ class Latency:
         return float(self.many([architecture])[0])
 
     def many(
-        self, architectures: Sequence[Architecture | Mapping[str, Any]]
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
         """The same of several at once, ``(n,)``, which takes less time than one by one."""
         return self._predict(
-            self._encoder.encode(
-                [
-                    a if isinstance(a, Architecture) else Architecture.from_json(a)
-                    for a in architectures
-                ]
-            )
+            self._encoder.encode([self._encoder.space.read(given) for given in architectures])
         )
 
     def __repr__(self) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,7 @@ class Run:
         return pd.DataFrame(
             {
                 "architecture_key": pd.Series(keys, dtype=object),
-                "architecture": [readable(a) for a in dataset.architectures],
+                "architecture": [a.to_text() for a in dataset.architectures],
                 "round": [records.planned[key] for key in keys],
                 "block": [used[key] + 1 for key in keys],
                 "depth": dataset.depth,
@@ -263,10 +262,10 @@ class Run:
         return pd.DataFrame(rows, columns=["block", "device", *STATE_COLUMNS])
 
     def predict(
-        self, architectures: Sequence[Architecture | Mapping[str, Any]]
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
-        """Latencies of architectures (values, or their JSON) by the campaign's predictor, in
-        milliseconds, ``(n,)``.
+        """Latencies of architectures (values, their JSON or short forms) by the campaign's
+        predictor, in milliseconds, ``(n,)``.
 
         Raises:
             DatasetError: there is no predictor yet, or it is damaged.
@@ -292,7 +291,7 @@ class Run:
         return Latency(self.path, self.settings, self.encoder, model)
 
     def predict_interval(
-        self, architectures: Sequence[Architecture | Mapping[str, Any]], coverage: float = 0.9
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str], coverage: float = 0.9
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper ends, milliseconds, ``(n,)``, of intervals that hold a share
         ``coverage`` of the latencies.
@@ -379,11 +378,9 @@ class Run:
         return self._folder.encoder(self.settings, self.space)
 
     def _encode(
-        self, architectures: Sequence[Architecture | Mapping[str, Any]]
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float32]:
-        return self.encoder.encode(
-            [a if isinstance(a, Architecture) else Architecture.from_json(a) for a in architectures]
-        )
+        return self.encoder.encode([self.space.read(given) for given in architectures])
 
     def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
         """``n`` different architectures of the search space; fewer where it is exhausted.
@@ -505,20 +502,6 @@ def state_row(state: DeviceState) -> dict[str, float | None]:
     for name in STATE_COLUMNS[7:]:
         row[name] = getattr(gpu, name.removeprefix("gpu_"), None)
     return row
-
-
-def readable(architecture: Architecture) -> str:
-    """An architecture on one line: units apart by ``|``, equal neighbours counted; first its
-    resolution, if it has one."""
-    units = (
-        " ".join(
-            label if (n := len(list(group))) == 1 else f"{n}*{label}"
-            for label, group in groupby(unit)
-        )
-        for unit in architecture.units
-    )
-    text = " | ".join(unit or "-" for unit in units)
-    return text if architecture.resolution is None else f"{architecture.resolution} px: {text}"
 
 
 def load_run(path: str | Path) -> Run:

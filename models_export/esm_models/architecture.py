@@ -1,15 +1,25 @@
-"""One point of a search space: frozen, hashable, written as JSON."""
+"""One point of a search space: frozen, hashable, written as JSON or in a short form."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from esm_models.errors import InvalidArchitectureError
+
+_PLAIN = re.compile(r'[^\s|":*]+')
+"""A label that the short form holds as it is; others are quoted."""
+_RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,5}) ?px:")
+_PART = re.compile(
+    rf"""\s*(?:(?P<bar>\|)|(?:(?P<count>[1-9][0-9]{{0,3}})\*)?"""
+    rf"""(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<plain>{_PLAIN.pattern})))"""
+)
 
 
 @dataclass(frozen=True)
@@ -67,3 +77,64 @@ class Architecture:
             'an architecture is written {"space": "resnet", "units": [["k3e1/2", ...], ...]}; '
             f"got {json.dumps(data, default=str)[:120]}"
         )
+
+    def to_text(self) -> str:
+        """Return the short form, such as ``"k3e1 | 2*k5e1"``.
+
+        Units are apart by ``|``, equal neighbours counted; a unit without blocks is ``-``. An
+        architecture with a resolution of its own begins with it: ``"160 px: k3e1 | 2*k5e1"``.
+        Labels that could be mistaken for something else are written as JSON strings.
+        """
+        units = (
+            " ".join(
+                _written(label) if (n := len(list(group))) == 1 else f"{n}*{_written(label)}"
+                for label, group in groupby(unit)
+            )
+            for unit in self.units
+        )
+        text = " | ".join(unit or "-" for unit in units)
+        return text if self.resolution is None else f"{self.resolution} px: {text}"
+
+    @classmethod
+    def from_text(cls, space: str, text: str) -> Architecture:
+        """Inverse of :meth:`to_text`.
+
+        Args:
+            space: name of the search space, which the short form lacks.
+
+        Raises:
+            InvalidArchitectureError: ``text`` is no short form.
+        """
+        side = _RESOLUTION.match(text)
+        at, text = (side.end() if side else 0), text.rstrip()
+        units: list[list[str]] = [[]]
+        while at < len(text):
+            part = _PART.match(text, at)
+            label = None if part is None else _label(part)
+            if part is None or label is None:
+                raise InvalidArchitectureError(
+                    "the short form of an architecture is written like 'k3e1/2 | 2*k5e1', units "
+                    f"apart by |; got {json.dumps(text[:120])}"
+                )
+            if part["bar"]:
+                units.append([])
+            elif label != "-" or part["quoted"]:
+                units[-1] += int(part["count"] or 1) * [label]
+            at = part.end()
+        return cls(space, tuple(map(tuple, units)), int(side[1]) if side else None)
+
+
+def _written(label: str) -> str:
+    """Return a label as the short form holds it."""
+    plain = _PLAIN.fullmatch(label) and label != "-" and label.isprintable()
+    return label if plain else json.dumps(label)
+
+
+def _label(part: re.Match[str]) -> str | None:
+    """Return the label of a part, empty for a bar; None where its quotes hold no JSON string."""
+    if not part["quoted"]:
+        return part["plain"] or ""
+    try:
+        return str(json.loads(part["quoted"]))
+    except ValueError:
+        return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,6 +222,20 @@ class SearchSpace(ABC):
         return settings if self.dtype == FLOAT32 else {**settings, "dtype": self.dtype}
 
     # Architectures and codes
+
+    def read(self, given: Architecture | Mapping[str, Any] | str) -> Architecture:
+        """Return an architecture given as a value, as its JSON or in its short form.
+
+        Whether it is in the space is for :meth:`validate`.
+
+        Raises:
+            InvalidArchitectureError: it has another shape.
+        """
+        if isinstance(given, Architecture):
+            return given
+        if isinstance(given, str):
+            return Architecture.from_text(self.name, given)
+        return Architecture.from_json(given)
 
     def validate(self, architecture: Architecture) -> None:
         """Raises InvalidArchitectureError, saying what is wrong, unless it is in the space."""

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from esm_protos.nearest import nearest
+from esm_protos.terminal import styled
 
 _NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
 
@@ -102,5 +103,5 @@ def _write_sections(
         sections.setdefault(name, []).append(row)
     for name, records in sections.items():
         if records:
-            with formatter.section(typer.style(name, bold=True)):
+            with formatter.section(styled(name, "bold", sys.stdout)):
                 formatter.write_dl(records)

@@ -597,8 +597,16 @@ def test_a_space_that_no_runtime_takes_ends_with_the_runtimes_words(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ([], 2, ["give one of --architectures FILE, --sample N and --against DIR"]),
+        (
+            [],
+            2,
+            ["give one of ARCHITECTURE..., --architectures FILE, --sample N and --against DIR"],
+        ),
         (["--sample", "2", "-a", "x.json"], 2, ["give one of"]),
+        (["--sample", "2", "k3e1"], 2, ["give one of"]),
+        (["k3e1 | k5e1 | k3e1 | k4e1"], 2, ["unit 4 has a block 'k4e1'"]),
+        (["k3e1 | k5e1"], 2, ["4 units; the architecture has 2"]),
+        (["k3e1 |: k5e1"], 2, ["short form", "k3e1 |: k5e1"]),
         (["-a", "missing.json"], 2, ["cannot read missing.json"]),
     ],
 )
@@ -741,7 +749,7 @@ def test_without_arguments_it_shows_the_help() -> None:
         (["time"], ["missing argument 'MODEL.onnx'", "time --help"]),
         (["time", "a.onnx", "--runs", "many"], ["--runs", "time --help"]),
         (["time", "a.onnx", "--runs"], ["--runs", "requires an argument"]),
-        (["predict", "x", "y"], ["unexpected extra argument"]),
+        (["report", "x", "y"], ["unexpected extra argument"]),
         (["profile", "--train-on", "stabel"], ["--train-on", "did you mean 'stable'"]),
     ],
 )

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from esm_host import Settings, load_run, profile
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
-from esm_host.run import readable
 from esm_host.sources.registry import describe
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -69,20 +68,20 @@ def test_measurements_show_words_and_resolutions(finished: Path) -> None:
 def test_predictions_show_resolutions(finished: Path, tmp_path: Path) -> None:
     free = finished.name == "ofa"
     title, *lines = esm_host("predict", finished, "--sample", 3).splitlines()
-    assert title.split() == ["latency_ms", "blocks", *["resolution"] * free, "architecture"]
+    assert title.split() == ["latency_ms", "blocks", "architecture"]
     data = json.loads(esm_host("predict", finished, "--sample", 3, "--json", "-"))
     for line, result in zip(lines, data["results"], strict=True):
         architecture = Architecture.from_json(result["architecture"])
-        numbers, _, units = line.partition("[")
-        assert json.loads(f"[{units}") == result["architecture"]["units"]
-        assert numbers.split()[1:] == [
-            str(architecture.depth),
-            *[str(architecture.resolution)] * free,
-        ]
-    given = tmp_path / "given.json"
-    given.write_text(json.dumps(data))
-    again = json.loads(esm_host("predict", finished, "-a", given, "--json", "-"))
-    assert again["results"] == data["results"]
+        _, blocks, short = line.split(maxsplit=2)
+        assert int(blocks) == architecture.depth
+        assert short.startswith(f"{architecture.resolution} px: ") == free
+        assert Architecture.from_text(architecture.space, short) == architecture
+    shorts = [line.split(maxsplit=2)[2] for line in lines]
+    (tmp_path / "given.json").write_text(json.dumps(data))
+    (tmp_path / "given.txt").write_text("\n".join(shorts))
+    for given in (shorts, ["-a", tmp_path / "given.json"], ["-a", tmp_path / "given.txt"]):
+        again = json.loads(esm_host("predict", finished, *given, "--json", "-"))
+        assert again["results"] == data["results"]
 
 
 def test_the_report_shows_words_and_resolutions(finished: Path, tmp_path: Path) -> None:
@@ -151,9 +150,7 @@ def test_more_bins_than_depths_are_refused_where_asked_for() -> None:
 
 
 def test_an_architecture_on_one_line_begins_with_its_resolution() -> None:
-    assert readable(Architecture("ofa", (("k3e3", "k3e3"), ("k7e6",)), 160)) == (
-        "160 px: 2*k3e3 | k7e6"
-    )
-    assert readable(Architecture("nasbench201", (("none", "none", "skip_connect"),))) == (
-        "2*none skip_connect"
-    )
+    ofa = Architecture("ofa", (("k3e3", "k3e3"), ("k7e6",)), 160)
+    assert ofa.to_text() == "160 px: 2*k3e3 | k7e6"
+    cell = Architecture("nasbench201", (("none", "none", "skip_connect"),))
+    assert cell.to_text() == "2*none skip_connect"

@@ -53,6 +53,13 @@ def architectures(draw: st.DrawFn, space: SearchSpace) -> Architecture:
     return Architecture(space.name, tuple(units), side)
 
 
+labels = st.text(min_size=1) | st.sampled_from(["-", "2*k3e1", "160", "px:", "a b", "|", '"'])
+any_architecture = st.builds(
+    Architecture,
+    st.just("own"),
+    st.lists(st.lists(labels | st.just("k3e1"), max_size=6).map(tuple), min_size=1).map(tuple),
+    st.none() | st.integers(1, 9999),
+)
 any_space = st.sampled_from(list(SPACES.values()))
 space_and_architectures = any_space.flatmap(
     lambda space: st.tuples(st.just(space), st.lists(architectures(space), max_size=4))
@@ -158,6 +165,25 @@ def test_wiring_of_nasbench201_is_the_cell_of_four_nodes() -> None:
     wiring = SPACES["nasbench201"].wiring
     assert set(wiring) == follows | first | last
     assert len(set(wiring)) == len(wiring)
+
+
+@untimed
+@given(any_architecture | any_space.flatmap(architectures))
+def test_the_short_form_is_read_as_it_is_written(architecture: Architecture) -> None:
+    text = architecture.to_text()
+    assert text.isprintable()
+    assert Architecture.from_text(architecture.space, text) == architecture
+
+
+@pytest.mark.parametrize("text", ["k3e1 | :", 'k3e1 "k5', "10000*k3e1", "0*k3e1", "k3e1: k5e1"])
+def test_what_is_no_short_form_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArchitectureError, match="short form"):
+        Architecture.from_text("resnet", text)
+
+
+def test_the_short_form_may_be_typed_loosely() -> None:
+    typed = Architecture.from_text("ofa", " 160px:2*k3e3|k7e6 | - ")
+    assert typed == Architecture("ofa", (("k3e3", "k3e3"), ("k7e6",), ()), 160)
 
 
 @untimed

@@ -14,7 +14,6 @@ import esm_host
 from esm_host import load_run, load_timing
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.run import readable
 from esm_host.timing_file import TimingFile
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
@@ -93,7 +92,7 @@ def test_predicts_values_and_json_alike(campaign: Path) -> None:
 
 def test_an_architecture_on_one_line() -> None:
     units = (("k3e1", "k3e1", "k5e1"), ("k7e1",), ())
-    assert readable(Architecture("resnet", units)) == "2*k3e1 k5e1 | k7e1 | -"
+    assert Architecture("resnet", units).to_text() == "2*k3e1 k5e1 | k7e1 | -"
 
 
 def test_frames_of_a_timing(timings: Path) -> None:

@@ -11,22 +11,31 @@ from esm_host.errors import UsageError
 
 if TYPE_CHECKING:
     from esm_models.architecture import Architecture
+    from esm_models.space import SearchSpace
 
 
 def read_entries(path: Path) -> list[Any]:
-    """What a file says of each architecture: its JSON, or an object with that and more, as
-    ``predict --json`` writes them. One alone needs no list; - is stdin.
+    """Return what a file says of each architecture.
+
+    The file is JSON or has a short form on every line. In JSON an architecture is its JSON, its
+    short form, or an object with one of these and more, as ``predict --json`` writes them; one
+    alone needs no list. - is stdin.
 
     Raises:
-        UsageError: there is no such file, it is not JSON, or an empty list.
+        UsageError: the file cannot be read, looks like JSON and is none, or holds no architecture.
     """
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-        data = json.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text: give JSON, or a short form on every line") from error
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON") from error
+        if text.lstrip().startswith(("{", "[")):
+            raise UsageError(f"{path} is not JSON") from error
+        data = [line for line in text.splitlines() if line.strip()]
     data = data.get("results", data) if isinstance(data, dict) else data
     entries = data if isinstance(data, list) else [data]
     if not entries:
@@ -34,18 +43,14 @@ def read_entries(path: Path) -> list[Any]:
     return entries
 
 
-def read_architectures(path: Path) -> list[Architecture]:
-    """The architectures alone.
+def read_architectures(path: Path, space: SearchSpace) -> list[Architecture]:
+    """Return the architectures alone.
 
     Raises:
         UsageError: as :func:`read_entries`.
         InvalidArchitectureError: one of them is no architecture.
     """
-    from esm_models.architecture import Architecture
-
     return [
-        Architecture.from_json(
-            entry.get("architecture", entry) if isinstance(entry, dict) else entry
-        )
+        space.read(entry.get("architecture", entry) if isinstance(entry, dict) else entry)
         for entry in read_entries(path)
     ]

@@ -13,6 +13,7 @@ from esm_host.arguments import flag
 from esm_host.campaign import Ended
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
+from esm_host.cli.table import Verdict
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
@@ -79,9 +80,8 @@ def _show_target(ended: Ended, settings: Settings) -> int:
         typer.echo(line)
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
-    typer.echo(
-        f"{'converged' if ended.converged else 'not converged'}: {ended.reason} {_times(result)}"
-    )
+    verdict = Verdict("converged" if ended.converged else "not converged").shown()
+    typer.echo(f"{verdict}: {ended.reason} {_times(result)}")
     for signature in result["signatures"]:
         typer.echo(signature["text"])
     return 0 if ended.converged else TARGET_NOT_REACHED
@@ -92,7 +92,7 @@ def show_transfer(ended: Ended, settings: Settings) -> int:
     print_verdicts(ended.dataset)
     for line in said_of_transfer(ended.result["transfer"]):
         typer.echo(line)
-    typer.echo(f"done {_times(ended.result)}")
+    typer.echo(f"{Verdict('done').shown()} {_times(ended.result)}")
     return 0
 
 

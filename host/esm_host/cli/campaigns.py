@@ -11,7 +11,8 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, SharedStore
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import Verdict, print_table
 from esm_host.errors import UsageError
 from esm_protos.commands import Commands
 from esm_protos.text import printable
@@ -55,7 +56,7 @@ def list_campaigns(store: SharedStore = "", output: Json = None) -> None:
                     each.space,
                     str(each.measured_models),
                     (each.last_measured_at or "-").removesuffix("+00:00"),
-                    _state(each),
+                    Verdict(_state(each)),
                 )
                 for each in found
             ],

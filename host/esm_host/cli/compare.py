@@ -13,7 +13,8 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json
-from esm_host.cli.output import check_output, print_markdown, print_table, results_first
+from esm_host.cli.output import check_output, results_first
+from esm_host.cli.table import Verdict, print_markdown, print_table
 from esm_host.errors import UsageError
 from esm_protos.text import printable
 
@@ -218,7 +219,10 @@ def _print_table(comparison: Comparison, format: Format) -> None:
             ""
             if change.interval_percent is None
             else "{:+.1f} to {:+.1f} %".format(*change.interval_percent),
-            _verdict(change, comparison.tolerance_percent),
+            Verdict(
+                _verdict(change, comparison.tolerance_percent),
+                "slower" if change.over_limit else change.outcome.value,
+            ),
         )
         for change in comparison.changes
     ]

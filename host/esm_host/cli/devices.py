@@ -18,7 +18,8 @@ from esm_host.cli.options import (
     names_of_all,
     names_of_devices,
 )
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import Verdict, print_table
 from esm_protos.commands import Commands
 from esm_protos.text import printable
 
@@ -155,7 +156,9 @@ def list_devices(output: Json = None) -> None:
             (
                 row.name,
                 row.address,
-                row.state + (f" by {row.owner} ({row.purpose})" if row.owner else ""),
+                Verdict(
+                    row.state + (f" by {row.owner} ({row.purpose})" if row.owner else ""), row.state
+                ),
                 "-" if row.waiting is None else str(row.waiting),
                 row.agent_version or "-",
                 row.runtime or "-",

@@ -11,7 +11,7 @@ import typer
 from esm_host.cli.architectures import read_entries
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import SPACES, Resolution, dtype_names
-from esm_host.cli.output import print_table
+from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
 
@@ -37,8 +37,8 @@ def export(
             "--architectures",
             "-a",
             metavar="FILE",
-            help="JSON file with one architecture or a list, or of esm-host predict --json; - is "
-            "stdin.",
+            help="File with the short form of an architecture on every line, or JSON, as esm-host "
+            "predict --json writes it; - is stdin.",
         ),
     ],
     output: Annotated[

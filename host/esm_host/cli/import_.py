@@ -12,7 +12,8 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_host.sources.formats import Format, format_of
 from esm_protos.text import printable

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from esm_host.arguments import on_command_line
 from esm_host.bins import depth_range
 from esm_host.cli.progress import duration, waiting
+from esm_host.cli.table import Verdict, print_table
 from esm_host.dataset.table import Dataset
 from esm_protos import messages
+from esm_protos.terminal import shows_escapes
 
 
 class Live:
@@ -37,7 +38,7 @@ class Live:
             console=self._console,
             transient=True,
             refresh_per_second=2,  # drawing costs time where this is the device
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or not shows_escapes(sys.stderr),
         )
         self._models = self._bars.add_task("models", total=1, count="", note="")
         self._blocks = {"": self._block("block")}
@@ -129,7 +130,7 @@ class Live:
         )
 
     def say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=True, markup=False)
 
 
 def percent(value: float | None) -> str:
@@ -138,45 +139,45 @@ def percent(value: float | None) -> str:
 
 
 def print_bins(result: dict[str, Any], target_percent: float) -> None:
-    """The last round's accuracy of every bin, on stdout."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("blocks", "models", "accuracy", ""):
-        table.add_column(name, justify="left" if name in ("blocks", "") else "right")
+    """Print the last round's accuracy of every bin."""
+    rows = []
     for entry in result["bins"]:
         accuracy = entry["accuracy_percent"]
-        table.add_row(
-            depth_range(entry["depth_min"], entry["depth_max"]),
-            str(entry["samples"]),
-            percent(accuracy),
-            "" if accuracy is not None and accuracy >= target_percent else "below target",
+        reached = accuracy is not None and accuracy >= target_percent
+        rows.append(
+            (
+                depth_range(entry["depth_min"], entry["depth_max"]),
+                str(entry["samples"]),
+                percent(accuracy),
+                Verdict("" if reached else "below target"),
+            )
         )
-    table.add_row("all", str(result["trusted_models"]), percent(result["accuracy_percent"]), "")
-    Console(highlight=False).print(table)
+    rows.append(("all", str(result["trusted_models"]), percent(result["accuracy_percent"]), ""))
+    print_table(("blocks", "models", "accuracy", ""), rows, right=(1, 2))
 
 
 def print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
-    """Who of a group measured how much, at which pace, on stdout."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("device", "hostname", "blocks", "models", "pace", ""):
-        left = name in ("device", "hostname", "")
-        table.add_column(name, justify="left" if left else "right")
+    """Print which device of a group measured how much, and at which pace."""
+    rows = []
     for device in devices:
         pace, interval = device["pace"], device["pace_interval"]
-        table.add_row(
-            device["name"],
-            device["hostname"] or "-",
-            str(device["blocks"]),
-            str(device["models"]),
-            "-" if pace is None else f"{pace:.3f}" + (f" ± {interval:.3f}" if interval else ""),
-            f"left {device['left_at']}" if device["left_at"] else "",
+        rows.append(
+            (
+                device["name"],
+                device["hostname"] or "-",
+                str(device["blocks"]),
+                str(device["models"]),
+                "-" if pace is None else f"{pace:.3f}" + (f" ± {interval:.3f}" if interval else ""),
+                f"left {device['left_at']}" if device["left_at"] else "",
+            )
         )
-    Console(highlight=False).print(table)
+    print_table(("device", "hostname", "blocks", "models", "pace", ""), rows, right=(2, 3, 4))
 
 
 def print_verdicts(dataset: Dataset) -> None:
     """How many numbers have which verdict, and the commonest reason, on stdout."""
     counts = dataset.verdict_counts()
-    shares = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    shares = ", ".join(f"{n} {Verdict(name).shown()}" for name, n in counts.items() if n)
     print(f"verdicts: {shares}; median interval ±{100 * np.median(dataset.interval):.1f} %")
     # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
     kinds: dict[str, list[str]] = {}

@@ -26,7 +26,8 @@ from esm_host.cli.options import (
     Threads,
     WidthMult,
 )
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import print_table
 
 
 @one_line_errors

@@ -1,16 +1,15 @@
-"""``--json``: looked at before the measuring begins, written when it is over. And tables."""
+"""``--json``: looked at before the measuring begins, written when it is over."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from esm_host.errors import UsageError
-from esm_protos.text import printable
 
 
 def check_output(
@@ -81,48 +80,3 @@ def results_first(outputs: Sequence[tuple[Path, str, str]]) -> Iterator[None]:
         typer.echo(said, err=True)
     if failed is not None:
         raise failed
-
-
-def print_markdown(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
-) -> None:
-    """Print a table as GitHub and most wikis read it. Cells may be others' words."""
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(printable(cell).replace('|', bar) for cell in cells)} |"
-
-    bar = r"\|"
-
-    print(line(headings))
-    print(line("---:" if column in right else "---" for column in range(len(headings))))
-    for row in rows:
-        print(line(row))
-
-
-def print_table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    right: Container[int] = (),
-    notes: Mapping[int, Sequence[str]] | None = None,
-) -> None:
-    """Print columns as wide as their longest cell. Cells may be others' words.
-
-    Args:
-        rows: those that end early widen the first column only.
-        right: numbers of the columns that are set to the right.
-        notes: lines under rows, by the row's number from 0; neighbours share an equal one.
-    """
-    under = {number + 1: tuple(lines) for number, lines in (notes or {}).items()}
-    table = [tuple(map(printable, cells)) for cells in (headings, *rows)]
-    full = [cells for cells in table if len(cells) == len(headings)]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    widths[0] = max(len(cells[0]) for cells in table)
-    for row, cells in enumerate(table):
-        padded = (
-            f"{cell:{'>' if number in right else '<'}{width}}"
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=False))
-        )
-        print("  ".join(padded).rstrip())
-        if row in under and under.get(row + 1) != under[row]:
-            for line in under[row]:
-                print(f"  {printable(line)}")

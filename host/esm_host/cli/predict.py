@@ -12,7 +12,8 @@ import typer
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, as_share
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import print_table
 
 if TYPE_CHECKING:
     from esm_host.evaluation.against import Against
@@ -28,10 +29,21 @@ class Drawn(enum.StrEnum):
 @one_line_errors
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a campaign.", metavar="DIR")],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Architectures in their short form.",
+            metavar="ARCHITECTURE",
+            show_default=False,
+        ),
+    ] = None,
     architectures: Annotated[
         Path | None,
         typer.Option(
-            "--architectures", "-a", help="JSON file with one architecture or a list; - is stdin."
+            "--architectures",
+            "-a",
+            metavar="FILE",
+            help="File with a short form on every line, or JSON; - is stdin.",
         ),
     ] = None,
     sample: Annotated[int, typer.Option(help="Draw so many from the search space.", min=0)] = 0,
@@ -55,23 +67,29 @@ def predict(
 ) -> None:
     """Predict latencies of given or sampled architectures.
 
-    An architecture is written {"space": "resnet", "units": [["k3e1/2", "k5e1"], ["k3e1"], ...]}:
-    per unit, the option of every block; where resolutions are free, "resolution": 160 as well.
+    The short form of an architecture is what the tables print: the option of every block, units
+    apart by |, equal neighbours counted, as in 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'. Where resolutions
+    are free, it begins with one: '160 px: ...'. In JSON an architecture is
+    {"space": "resnet", "units": [["k3e1/2"], ["k5e1", "k5e1"], ...], "resolution": 160}.
 
-    Example: esm-host predict runs/pi4 --sample 5
+    Example: esm-host predict runs/pi4 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'
     """
     from esm_host.errors import UsageError
     from esm_host.run import load_run
 
-    if (architectures is not None) + (sample > 0) + (against is not None) != 1:
-        raise UsageError("give one of --architectures FILE, --sample N and --against DIR")
+    if bool(given) + (architectures is not None) + (sample > 0) + (against is not None) != 1:
+        raise UsageError(
+            "give one of ARCHITECTURE..., --architectures FILE, --sample N and --against DIR"
+        )
     check_output(output, inputs=[architectures])
     campaign = load_run(run)
     if against is not None:
         _show_against(campaign.against(load_run(against)), output)
         return
-    if architectures is not None:
-        chosen = read_architectures(architectures)
+    if given:
+        chosen = [campaign.space.read(text) for text in given]
+    elif architectures is not None:
+        chosen = read_architectures(architectures, campaign.space)
     else:
         chosen = campaign.sample(sample, sampling.value, seed)
     latency_ms = campaign.predict(chosen).tolist()
@@ -89,14 +107,17 @@ def predict(
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
         write_output(output, text, f"{len(results)} predictions in {output}")
         return
-    free = bool(campaign.space.resolutions)
-    ends = "" if interval is None else f"{'from_ms':>10}  {'to_ms':>10}  "
-    print(f"{'latency_ms':>10}  {ends}{'blocks':>6}  {'resolution  ' * free}architecture")
-    for a, result in zip(chosen, results, strict=True):
-        side = f"{a.resolution:10}  " if free else ""
-        ends = "".join(f"{end_ms:10.4f}  " for end_ms in result.get("interval_ms", ()))
-        units = json.dumps(a.to_json()["units"])
-        print(f"{result['latency_ms']:10.4f}  {ends}{a.depth:6}  {side}{units}")
+    ends = () if interval is None else ("from_ms", "to_ms")
+    headings = ("latency_ms", *ends, "blocks", "architecture")
+    rows = [
+        (
+            *(f"{ms:.4f}" for ms in (result["latency_ms"], *result.get("interval_ms", ()))),
+            str(architecture.depth),
+            architecture.to_text(),
+        )
+        for architecture, result in zip(chosen, results, strict=True)
+    ]
+    print_table(headings, rows, right=range(len(headings) - 1))
 
 
 def _show_against(found: Against, output: Path | None) -> None:

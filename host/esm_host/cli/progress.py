@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from esm_protos.messages import Progress, Standing, State
+from esm_protos.terminal import shows_escapes
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class DeviceLines:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and shows_escapes(sys.stderr):
             from rich.console import Console
             from rich.live import Live
 

@@ -199,8 +199,7 @@ def _said_of_round(rounds: Sequence[Round]) -> str:
 
 
 def _show(searched: Searched) -> None:
-    from esm_host.cli.output import print_table
-    from esm_host.run import readable
+    from esm_host.cli.table import print_table
 
     front, verified = searched.front, searched.verified
     if not len(front):
@@ -208,7 +207,7 @@ def _show(searched: Searched) -> None:
     else:
         names = _columns(searched)
         rows = [
-            (*(_text(front.values[name][row]) for name in names), readable(architecture))
+            (*(_text(front.values[name][row]) for name in names), architecture.to_text())
             for row, architecture in enumerate(searched.problem.space.decode(front.codes[:_SHOWN]))
         ]
         print_table((*names, "architecture"), rows, right=range(len(names)))

@@ -9,7 +9,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Parallel, computing, encoding_names
-from esm_host.cli.output import print_table
+from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 
 if TYPE_CHECKING:

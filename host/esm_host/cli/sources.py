@@ -12,7 +12,8 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, source_names, space_names
-from esm_host.cli.output import check_output, print_table, write_output
+from esm_host.cli.output import check_output, write_output
+from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_protos.commands import Commands
 from esm_protos.text import printable
@@ -294,13 +295,14 @@ def _print(
 def _print_matrix(compared: Comparison, labels: Sequence[str]) -> None:
     """Half of it, the other is the same."""
     order = compared.order
+    digits = len(str(len(order)))
     rows = []
     for place, number in enumerate(order):
         cells = [_number(100 * compared.matrix[number, other], 0) for other in order[:place]]
         rest = [""] * (len(order) - 1 - place)
-        rows.append((str(place + 1), labels[number], *cells, *rest))
-    headings = ("", "device", *(str(place) for place in range(1, len(order))))
-    print_table(headings, rows, right=(0, *range(2, len(headings))))
+        rows.append((f"{place + 1:{digits}}  {labels[number]}", *cells, *rest))
+    headings = (f"{'':{digits}}  device", *(str(place) for place in range(1, len(order))))
+    print_table(headings, rows, right=range(1, len(headings)))
 
 
 def _print_intervals(

@@ -66,7 +66,7 @@ def study(
 
 
 def _write(found: Study, folder: object) -> None:
-    from esm_host.cli.output import print_table
+    from esm_host.cli.table import print_table
     from esm_host.study.plots import write_plots
     from esm_host.study.results import StudyFolder, write_frame
     from esm_host.study.summary import tables

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from esm_host.cli.output import print_table
+from esm_host.cli.table import Verdict, print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
+from esm_protos.terminal import width_of
 from esm_protos.text import printable
 
-_PAGE = 100
 _TOP = 10
-_GAP = "  "
+_PAGE = 100
 
 Column = tuple[str, Callable[[Result], str]]
 
@@ -62,7 +61,7 @@ def print_profiles(timing: Timing) -> None:
         _print_rows(
             ("node", "operator", "ms", "share"),
             [
-                (_cut(n.name, 60), n.op_type, _number(n.ns / 1e6), f"{100 * n.ns / total_ns:.0f} %")
+                (n.name, n.op_type, _number(n.ns / 1e6), f"{100 * n.ns / total_ns:.0f} %")
                 for n in profile.nodes[:_TOP]
             ],
         )
@@ -124,7 +123,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("p95_ms", lambda r: _number(r.numbers["p95_ms"])),
     ("per_s", lambda r: _rate(r.numbers["throughput_per_s"])),
     ("memory", lambda r: _memory(r.numbers["peak_rss_bytes"])),
-    ("verdict", lambda r: r.judgement.verdict.value if r.judgement else ""),
+    ("verdict", lambda r: Verdict(r.judgement.verdict.value) if r.judgement else ""),
 )
 _WIDE_COLUMNS: tuple[Column, ...] = (
     _COLUMNS[0],
@@ -153,21 +152,23 @@ def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) ->
     # What no model has is no column.
     columns = [column for column in columns if any(column[1](r) for r in measured)]
     headings = [heading for heading, _ in columns] + (["against"] if any(notes) else [])
-    cells = {}
-    for number, (result, note) in enumerate(zip(results, notes, strict=True)):
+    cells = [
+        [*(text(result) for _, text in columns), *([note] if any(notes) else [])]
+        for result, note in zip(results, notes, strict=True)
+        if result.failure is None
+    ]
+    taken = sum(max(map(len, column)) + 2 for column in zip(headings, *cells, strict=True))
+    width = width_of(sys.stdout) or (None if wide else _PAGE)
+    names = _names(results, None if width is None else width - taken)
+    rows: list[Sequence[str]] = []
+    told = iter(cells)
+    for name, result in zip(names, results, strict=True):
         if result.failure is None:
-            texts = [text(result) for _, text in columns]
-            cells[number] = [*texts, note] if any(notes) else texts
-    taken = sum(max(map(len, column)) for column in zip(headings, *cells.values(), strict=True))
-    left = _width() - taken - len(_GAP) * len(headings)
-    names = _names(results, None if wide else max(left, 10))
-    rows = []
-    for number, (name, result) in enumerate(zip(names, results, strict=True)):
-        if result.failure is None:
-            rows.append((name, *cells[number]))
+            rows.append((name, *next(told)))
         else:
             case = result.name.removeprefix(result.entry.path).removeprefix(", ")
-            rows.append((name, _GAP.join(filter(None, (case, result.failure.kind.value)))))
+            outcome = "  ".join(filter(None, (case, result.failure.kind.value)))
+            rows.append((name, Verdict(outcome, "failed")))
     under = {n: _under(r) for n, r in enumerate(results) if r.failure is None or r.fed}
     _print_rows(("model", *(headings or ["outcome"])), rows, under)
 
@@ -177,27 +178,13 @@ def _under(result: Result) -> tuple[str, ...]:
     return tuple(filter(None, (result.conditions, result.unusual)))
 
 
-def _width() -> int:
-    """Of the terminal; elsewhere of a page."""
-    return shutil.get_terminal_size((_PAGE, 0)).columns if sys.stdout.isatty() else _PAGE
-
-
 def _names(results: Sequence[Result], width: int | None) -> list[str]:
-    """Of the models; without folders, and then cut, where they are too long."""
+    """Return the models' paths, without folders where they are too long with them."""
     paths = [printable(result.entry.path) for result in results]
     if width is None or max(map(len, paths)) <= width:
         return paths
     short = {path: PurePath(path).name for path in paths}
-    if len(set(short.values())) == len(short):
-        paths = [short[path] for path in paths]
-    cut = {path: _cut(path, width) for path in paths}
-    return [cut[path] for path in paths] if len(set(cut.values())) == len(cut) else paths
-
-
-def _cut(text: str, width: int) -> str:
-    """Its end, which tells most."""
-    text = printable(text)
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+    return [short[path] for path in paths] if len(set(short.values())) == len(short) else paths
 
 
 def _print_devices(timing: Timing) -> None:
@@ -205,7 +192,7 @@ def _print_devices(timing: Timing) -> None:
     rows = []
     for to in dict.fromkeys(c.to for c in between):
         fastest = timing.results[to]
-        rows.append((_cut(fastest.name, 50), fastest.device, "fastest"))
+        rows.append((fastest.name, fastest.device, "fastest"))
         rows += [("", c.device, _ratio(c.ratio)) for c in between if c.to == to]
     if rows:
         _print_rows(("model", "device", "against"), rows)

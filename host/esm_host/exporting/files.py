@@ -73,13 +73,13 @@ def check_folder(path: Path) -> None:
 
 
 def read_entries(
-    space: SearchSpace, entries: Sequence[Architecture | Mapping[str, Any]]
+    space: SearchSpace, entries: Sequence[Architecture | Mapping[str, Any] | str]
 ) -> list[tuple[Architecture, dict[str, Any]]]:
     """Architectures of the space, and what else is said of each.
 
     Args:
-        entries: architectures, their JSON, or mappings that hold that as ``"architecture"``, as in
-            ``results`` of ``esm-host predict --json``.
+        entries: architectures, their JSON or short forms, or mappings that hold these as
+            ``"architecture"``, as in ``results`` of ``esm-host predict --json``.
 
     Raises:
         UsageError: there is none.
@@ -94,8 +94,7 @@ def read_entries(
             if isinstance(entry, Mapping) and "architecture" in entry:
                 others = {k: v for k, v in entry.items() if k != "architecture"}
                 entry = entry["architecture"]
-            if not isinstance(entry, Architecture):
-                entry = Architecture.from_json(entry)
+            entry = space.read(entry)
             space.validate(entry)
         except InvalidArchitectureError as error:
             raise InvalidArchitectureError(f"architecture {number}: {error}") from error
@@ -105,7 +104,7 @@ def read_entries(
 
 def export_architectures(
     space: SearchSpace,
-    entries: Sequence[Architecture | Mapping[str, Any]],
+    entries: Sequence[Architecture | Mapping[str, Any] | str],
     output: Path,
     formats: Sequence[str] | None,
     seed: int,

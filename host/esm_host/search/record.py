@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.folder import RunFolder
-from esm_host.run import Run, load_run, readable
+from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
 from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
@@ -153,7 +153,7 @@ class SearchRecord:
         architectures = [by_key[key] for key in frame["key"]]
         codes = self.space.encode(architectures)
         frame = frame.assign(
-            architecture=[readable(a) for a in architectures],
+            architecture=[a.to_text() for a in architectures],
             depth=[a.depth for a in architectures],
             round=[rounds.get(key, 0) for key in frame["key"]],
             **NetworkCost(self.space)(codes),
@@ -199,7 +199,7 @@ class SearchRecord:
             {
                 "key": pd.Series([row["key"] for row in rows], dtype=object),
                 "architecture": pd.Series(
-                    [readable(Architecture.from_json(row["architecture"])) for row in rows],
+                    [Architecture.from_json(row["architecture"]).to_text() for row in rows],
                     dtype=object,
                 ),
                 "depth": pd.Series([row["depth"] for row in rows], dtype=int),

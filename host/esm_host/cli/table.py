@@ -1,0 +1,186 @@
+"""Tables on stdout: as wide as the terminal at most, and nothing left out."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from esm_protos.terminal import styled, width_of
+from esm_protos.text import printable
+
+_GAP = "  "
+_NARROWEST = 16
+"""Letters to which a column of text is narrowed before columns go below each other."""
+
+_STYLES = {
+    "green": ("stable", "converged", "transferred", "done", "free", "faster", "mended"),
+    "yellow": ("noisy", "unresolved", "undecided", "tolerated", "unfinished", "running", "busy"),
+    "red": (
+        *("throttled", "failed", "never_ran", "slower"),
+        *("not converged", "below target", "unreachable"),
+    ),
+}
+
+
+class Verdict(str):
+    """A cell that judges, in green, yellow or red on terminals that show colours."""
+
+    style: str | None
+
+    def __new__(cls, text: str, word: str | None = None) -> Verdict:
+        """Make a cell.
+
+        Args:
+            word: what decides the colour, by default the text; none where it is not known.
+        """
+        cell = super().__new__(cls, printable(text))
+        known = [style for style, words in _STYLES.items() if (word or text) in words]
+        cell.style = known[0] if known else None
+        return cell
+
+    def shown(self) -> str:
+        """Return the text as stdout shows it."""
+        return _in_style(self, self.style)
+
+
+def _in_style(text: str, style: str | None) -> str:
+    return text if style is None else styled(text, style, sys.stdout)
+
+
+def print_markdown(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
+) -> None:
+    """Print a table as GitHub and most wikis read it. Cells may be others' words."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(printable(cell).replace('|', bar) for cell in cells)} |"
+
+    bar = r"\|"
+
+    print(line(headings))
+    print(line("---:" if column in right else "---" for column in range(len(headings))))
+    for row in rows:
+        print(line(row))
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Container[int] = (),
+    notes: Mapping[int, Sequence[str]] | None = None,
+) -> None:
+    """Print columns as wide as their longest cell. Cells may be others' words.
+
+    In a terminal that is narrower, texts are broken into lines; columns for which there still is
+    no room come below the others, after the first column again. Elsewhere every row is one line.
+
+    Args:
+        rows: those that end early widen the first column only.
+        right: numbers of the columns that are set to the right.
+        notes: lines under rows, by the row's number from 0; neighbours share an equal one.
+    """
+    table = [
+        [cell if isinstance(cell, Verdict) else printable(cell) for cell in cells]
+        for cells in (headings, *rows)
+    ]
+    under = {number + 1: tuple(map(printable, lines)) for number, lines in (notes or {}).items()}
+    width = width_of(sys.stdout)
+    groups = [list(range(len(headings)))]
+    if width is not None:
+        least = _narrowest(table, right)
+        groups = _groups(least, width)
+        if len(groups) > 1:  # then the first column need not be broken as well
+            least[0] = max(least[0], min(_widths(table)[0], width // 2))
+            groups = _groups(least, width)
+    for number, columns in enumerate(groups):
+        shown = table
+        if number:
+            print()
+            shown = [cells for cells in table if len(cells) == len(headings)]
+        part = [[cells[column] for column in columns if column < len(cells)] for cells in shown]
+        aligned = {place for place, column in enumerate(columns) if column in right}
+        _print_part(part, aligned, {} if number else under, width)
+
+
+def _full(table: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Return columns without the rows that end early."""
+    return list(zip(*(cells for cells in table if len(cells) == len(table[0])), strict=True))
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of columns of which nothing is broken."""
+    widths = [max(map(len, column)) for column in _full(table)]
+    widths[0] = max(len(cells[0]) for cells in table)
+    return widths
+
+
+def _narrowest(table: Sequence[Sequence[str]], right: Container[int]) -> list[int]:
+    """Return the least widths: numbers and the words of headings are never broken."""
+    least = []
+    for number, ((heading, *cells), width) in enumerate(
+        zip(_full(table), _widths(table), strict=True)
+    ):
+        longest = max(map(len, cells), default=0) if number in right else min(width, _NARROWEST)
+        least.append(max(longest, *map(len, heading.split() or [""])))
+    return least
+
+
+def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Return the columns that fit beside each other; every group has the first one."""
+    groups, taken = [[0]], widths[0]
+    for column, own in enumerate(widths[1:], start=1):
+        if taken + len(_GAP) + own > width and len(groups[-1]) > 1:
+            groups.append([0])
+            taken = widths[0]
+        groups[-1].append(column)
+        taken += len(_GAP) + own
+    return groups
+
+
+def _print_part(
+    table: Sequence[Sequence[str]],
+    right: Container[int],
+    under: Mapping[int, tuple[str, ...]],
+    width: int | None,
+) -> None:
+    widths = _widths(table)
+    if width is not None:
+        least = _narrowest(table, right)
+        while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+            most = max(range(len(widths)), key=lambda n: (widths[n] > least[n], widths[n]))
+            if widths[most] <= least[most]:
+                break
+            widths[most] -= 1
+    for row, cells in enumerate(table):
+        room = widths[: len(cells)]
+        whole = len(cells) == len(table[0])
+        if not whole:  # its last cell has the room of those that are missing
+            room[-1] = max(sum(widths[len(room) - 1 :]), len(cells[-1]) if width is None else 0)
+        for line in _lines(cells, room, right if whole else ()):
+            print(line)
+        if row in under and under.get(row + 1) != under[row]:
+            for text in under[row]:
+                print(textwrap.indent("\n".join(_broken(text, (width or 2) - 2)), "  "))
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int], right: Container[int]) -> list[str]:
+    """Return the lines of a row."""
+    broken = [_broken(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    lines = []
+    for number in range(max(map(len, broken))):
+        pieces = []
+        for column, parts in enumerate(broken):
+            text = parts[number] if number < len(parts) else ""
+            space = " " * (widths[column] - len(text))
+            shown = _in_style(text, getattr(cells[column], "style", None)) if text else ""
+            pieces.append(space + shown if column in right else shown + space)
+        lines.append(_GAP.join(pieces).rstrip())
+    return lines
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Return the lines of a text; one where the width is 0."""
+    if not width or len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
