@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import sys
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from esm_host.arguments import argument
-from esm_host.errors import UsageError
+from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from esm_host.exporting.files import Exported
+    from esm_host.report.page import Page
     from esm_host.search.record import SearchRecord
+    from esm_host.study.results import Study
     from esm_host.watcher import CampaignWatcher
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
@@ -342,13 +345,14 @@ def resume(
 
 
 def write_report(
-    source: Run | TimingFile | SearchRecord | str | os.PathLike[str],
+    source: Run | TimingFile | SearchRecord | Study | Comparison | str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
 ) -> Path:
     """Writes one HTML file that opens in any browser, without a network.
 
     Args:
-        source: a campaign, a search or a timing, or the folder or file of one.
+        source: a campaign, a search, a timing, a study or a comparison, or the folder or file of
+            one.
 
     Returns:
         The file's path.
@@ -361,10 +365,7 @@ def write_report(
 
         esm_host.write_report(timing, "pi4.html")
     """
-    from esm_host.report.campaign import campaign_page
     from esm_host.report.page import render
-    from esm_host.report.search import search_page
-    from esm_host.report.timing import timing_page
 
     output, path = Path(output), None
     if output.is_dir() or not output.parent.is_dir():
@@ -372,16 +373,29 @@ def write_report(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         source = _opened(path)
-    if isinstance(source, Run):
-        page = campaign_page(source)
-    else:
-        page = timing_page(source) if isinstance(source, TimingFile) else search_page(source)
     try:
-        html = render(page, version("esm-profiler"), path)
+        html = render(_page(source), version("esm-profiler"), path)
         output.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
     return output
+
+
+def _page(source: Run | TimingFile | SearchRecord | Study | Comparison) -> Page:
+    from esm_host.report.campaign import campaign_page
+    from esm_host.report.comparison import comparison_page
+    from esm_host.report.search import search_page
+    from esm_host.report.timing import timing_page
+    from esm_host.study.page import study_page
+    from esm_host.study.results import Study
+
+    if isinstance(source, Run):
+        return campaign_page(source)
+    if isinstance(source, TimingFile):
+        return timing_page(source)
+    if isinstance(source, Comparison):
+        return comparison_page(source)
+    return study_page(source) if isinstance(source, Study) else search_page(source)
 
 
 def export(
@@ -466,17 +480,42 @@ def _space(source: Run | SearchSpace | str | os.PathLike[str]) -> SearchSpace:
     return (source if isinstance(source, Run) else load_run(Path(source))).space
 
 
-def _opened(path: Path) -> Run | TimingFile | SearchRecord:
+def _opened(path: Path) -> Run | TimingFile | SearchRecord | Study | Comparison:
     from esm_host.search.record import holds_search, load_search
+    from esm_host.study.results import StudyFolder, load_study
 
     if path.is_dir():
+        if StudyFolder(path).manifest.exists():
+            return load_study(path)
         return load_search(path) if holds_search(path) else load_run(path)
     if path.exists():
-        return load_timing(path)
+        return _comparison(path) or load_timing(path)
     raise UsageError(
-        f"there is no {path}: give the folder of a campaign (esm-host profile --run) or of a "
-        "search (esm-host search), or a file of esm-host time --json"
+        f"there is no {path}: give the folder of a campaign (esm-host profile --run), of a "
+        "search (esm-host search) or of a study (esm-host study --results), or a file of esm-host "
+        "time --json or compare --json"
     )
+
+
+def _comparison(path: Path) -> Comparison | None:
+    """Read a comparison; None where the file is something else.
+
+    Raises:
+        DatasetError: it is damaged, or of another version.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or data.get("kind") != "comparison":
+        return None
+    try:
+        return Comparison.from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is no comparison that this program reads ({error}): compare again with "
+            "esm-host compare --json"
+        ) from error
 
 
 def _timings(given: Timing | Sequence[Timing]) -> Sequence[Timing]:

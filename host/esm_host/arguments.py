@@ -25,6 +25,7 @@ _FLAGS = {
     "provider": "--ep",
     "reference_tolerance_percent": "--reference-tolerance",
     "shapes": "--shape",
+    "spread_s": "--spread",
     "target_accuracy_percent": "--target-accuracy",
     "timeout_s": "--timeout",
     "tolerance_percent": "--tolerance",

@@ -25,7 +25,6 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Failure, FailureKind, Model
 
-
 BARE = b"\x08\x08\x3a\x00"
 """A model without a node, to which anything unknown may be added."""
 OF_BAD = b"\x12\x03bad"

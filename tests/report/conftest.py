@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 from playwright import sync_api as playwright
@@ -25,6 +26,7 @@ from esm_host.folder import RunFolder
 from esm_host.report.result import campaign_result
 from esm_host.sampling import RandomSampler
 from esm_host.search.methods.with_pymoo import PymooSearch
+from esm_host.study.run import run_study
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
@@ -163,6 +165,55 @@ def timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def comparison(timings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What became of the timing: the same, slower, faster, and a model that still fails."""
+    folder = tmp_path_factory.mktemp("compared")
+    data = json.loads(timings.read_text())
+    del data["context"]["devices"]["rack-2"]  # which did not answer
+    (folder / "base.json").write_text(json.dumps(data))
+    for result, factor in zip(data["results"], (1.3, 1, 0.8, 1.021), strict=False):
+        result["trimmed_mean_ms"] *= factor
+    (folder / "new.json").write_text(json.dumps(data))
+    words = [
+        "compare",
+        folder / "base.json",
+        folder / "new.json",
+        "--json",
+        folder / "comparison.json",
+    ]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 3, result.output
+    return folder / "comparison.json"
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two predictors on two devices, one of which has a name that is code."""
+    folder = tmp_path_factory.mktemp("studied")
+    blocks = np.random.default_rng(0).integers(0, 9, (120, 22))
+    columns = {f"lat_ms_{name}": 5 + blocks @ np.linspace(0, top, 22) for name, top in _DEVICES}
+    arch = ["_".join(map(str, row)) for row in blocks.tolist()]
+    pd.DataFrame({"arch": arch, **columns}).to_parquet(folder / "fbnet.parquet")
+    (folder / "study.toml").write_text(
+        """
+[study]
+predictors = [{predictor = "ridge"}, {predictor = "xgboost", label = "boosted trees"}]
+sizes = [60, 20]
+seeds = 2
+test = 50
+metrics = ["tau", "accuracy_percent"]
+[[data]]
+table = "fbnet.parquet"
+"""
+    )
+    run_study(folder / "study.toml", folder / "results")
+    return folder / "results"
+
+
+_DEVICES = (("raspberry_pi_4", 0.5), (STRANGE, 2))
+
+
 @pytest.fixture(scope="module")
 def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
     return opened(browser, written(campaign, campaign.parent / "campaign.html"))
@@ -181,6 +232,16 @@ def search_report(browser: playwright.Browser, searched: Path) -> Opened:
 @pytest.fixture(scope="module")
 def timing_report(browser: playwright.Browser, timings: Path) -> Opened:
     return opened(browser, written(timings, timings.parent / "timing.html"))
+
+
+@pytest.fixture(scope="module")
+def comparison_report(browser: playwright.Browser, comparison: Path) -> Opened:
+    return opened(browser, written(comparison, comparison.parent / "comparison.html"))
+
+
+@pytest.fixture(scope="module")
+def study_report(browser: playwright.Browser, studied: Path) -> Opened:
+    return opened(browser, written(studied, studied.parent / "study.html"))
 
 
 def written(source: Path, output: Path) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from itertools import pairwise
 
 import pytest
+from playwright import sync_api as playwright
 
 from tests.report.conftest import Opened
 from tests.report.timings import STRANGE
@@ -29,10 +31,12 @@ PAGES = [
     ("timing_report", TIMING),
     ("transfer_report", TRANSFER),
     ("search_report", SEARCH),
+    ("comparison_report", ["change"]),
+    ("study_report", ["tau-0", "accuracy-percent-0"]),
 ]
 
 
-@pytest.fixture(params=PAGES, ids=["campaign", "timing", "transfer", "search"])
+@pytest.fixture(params=PAGES, ids=[name.removesuffix("_report") for name, _ in PAGES])
 def report(request: pytest.FixtureRequest) -> tuple[Opened, list[str]]:
     name, figures = request.param
     return request.getfixturevalue(name), figures
@@ -171,6 +175,80 @@ def test_nothing_is_cut_off_on_a_narrow_screen(report: tuple[Opened, list[str]])
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
+# Elements that reach beyond the page or hide a part of themselves; texts of charts beyond these.
+CUT = """width => [
+    ...[...document.body.querySelectorAll("header *, nav *, main *, footer *")].filter(element => {
+        if (element.closest("svg, .hidden") || !element.offsetParent) return false;
+        const hides = getComputedStyle(element).overflowX !== "visible";
+        return element.getBoundingClientRect().right > width + 1
+            || (hides && element.scrollWidth > element.clientWidth + 1);
+    }).map(element => element.outerHTML.slice(0, 120)),
+    ...[...document.querySelectorAll("figure svg text")].filter(text => {
+        const box = text.getBoundingClientRect();
+        const chart = text.closest(".chart").getBoundingClientRect();
+        return text.textContent.includes("\u2026") || box.width && (
+            box.left < chart.left - 1 || box.right > chart.right + 1
+            || box.top < chart.top - 1 || box.bottom > chart.bottom + 1);
+    }).map(text => text.textContent),
+]"""
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_everything_is_shown_whole(report: tuple[Opened, list[str]], width: int) -> None:
+    """On a phone, a laptop and a large screen."""
+    opened, _ = report
+    page = opened.page
+    page.set_viewport_size({"width": width, "height": 900})
+    with contextlib.suppress(playwright.TimeoutError):  # charts take a moment
+        page.wait_for_function(f"width => !({CUT})(width).length", arg=width, timeout=5_000)
+    assert page.evaluate(CUT, width) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width >= 1280:
+        assert page.locator(".cards").count() == 0, "tables are tables where there is room"
+    assert opened.complaints == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_cards_of_a_phone_have_headings_and_sort(timing_report: Opened) -> None:
+    page = timing_report.page
+    page.set_viewport_size({"width": 390, "height": 900})
+    table = page.locator(".cards #all-results")
+    verdict = table.locator("tbody tr").first.locator("td").last
+    assert verdict.get_attribute("data-label") == "verdict"
+    assert "verdict" in verdict.evaluate("td => getComputedStyle(td, '::before').content")
+    table.get_by_role("button", name="trimmed mean").click()
+    means = table.locator("tbody tr td:nth-child(3)").all_inner_texts()
+    assert float(means[0].split()[-1]) == 31.68
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_function("() => !document.querySelector('.cards')")
+
+
+def test_commands_are_copied(campaign_report: Opened) -> None:
+    page = campaign_report.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    command = page.locator(".command").first
+    command.get_by_role("button").click()
+    playwright.expect(command.get_by_role("button")).to_contain_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == command.locator("code").inner_text()
+    assert copied.startswith("esm-host predict ")
+
+
+def test_settings_are_options_with_values(campaign_report: Opened, timing_report: Opened) -> None:
+    for opened in (campaign_report, timing_report):
+        settings = opened.page.locator("#how .facts").last
+        for name, value in zip(
+            settings.locator("dt").all_inner_texts(),
+            settings.locator("dd").all_inner_texts(),
+            strict=True,
+        ):
+            assert re.fullmatch(r"--[a-z0-9-]+", name)
+            assert value not in ("None", "", "no")
+        assert "None" not in opened.page.locator("#how").inner_text().split()
+    told = campaign_report.page.locator("#how").inner_text()
+    assert re.search(r"--target-accuracy\s+95 %", told)
+
+
 def test_figures_and_tables_have_names(report: tuple[Opened, list[str]]) -> None:
     opened, figures = report
     page = opened.page
@@ -178,8 +256,8 @@ def test_figures_and_tables_have_names(report: tuple[Opened, list[str]]) -> None
     named = re.findall(r'^\s*- figure "(.+?)"', tree, flags=re.MULTILINE)
     assert len(named) == len(figures)
     main = page.locator("main").aria_snapshot()  # a tooltip is a table as well
-    tables = re.findall(r"^\s*- table( \".+?\")?", main, flags=re.MULTILINE)
-    assert tables
+    tables = re.findall(r"^\s*- '?table( \".+?\")?", main, flags=re.MULTILINE)
+    assert tables, main
     assert all(tables)
     for landmark in ("banner", "navigation", "main", "contentinfo"):
         assert re.search(rf"^\s*- {landmark}\b", tree, flags=re.MULTILINE), landmark

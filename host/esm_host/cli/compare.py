@@ -19,7 +19,7 @@ from esm_host.errors import UsageError
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
-    from esm_host.evaluation.compare import Change, Comparison
+    from esm_host.evaluation.compare import Comparison
 
 SLOWER = 3
 
@@ -207,12 +207,11 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _print_table(comparison: Comparison, format: Format) -> None:
-    several = len({change.device for change in comparison.changes}) > 1
     percent = f"{100 * comparison.confidence:g}%"
     headings = ("model", "base_ms", "new_ms", "change", f"{percent} interval", "")
     rows = [
         (
-            _name(change, several),
+            comparison.name(change),
             _ms(change.base_ms),
             _ms(change.new_ms),
             "" if change.change_percent is None else f"{change.change_percent:+.1f} %",
@@ -220,7 +219,7 @@ def _print_table(comparison: Comparison, format: Format) -> None:
             if change.interval_percent is None
             else "{:+.1f} to {:+.1f} %".format(*change.interval_percent),
             Verdict(
-                _verdict(change, comparison.tolerance_percent),
+                comparison.verdict(change),
                 "slower" if change.over_limit else change.outcome.value,
             ),
         )
@@ -234,32 +233,6 @@ def _print_table(comparison: Comparison, format: Format) -> None:
         for change, row in zip(comparison.changes, rows, strict=True):
             if change.is_regression:
                 print(f"::error title=esm-host compare::{printable(f'{row[0]}: {row[-1]}')}")
-
-
-def _name(change: Change, several: bool) -> str:
-    parts = [f"{change.device}: {change.model}" if several else change.model]
-    if change.case["batch"]:
-        parts.append(f"batch {change.case['batch']}")
-    parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
-    if change.case["threads"] > 1:
-        parts.append(f"{change.case['threads']} threads")
-    return ", ".join(parts)
-
-
-def _verdict(change: Change, tolerance_percent: float) -> str:
-    words = {
-        "slower": "slower",
-        "undecided": "undecided, not stable: time each side again",
-        "tolerated": f"slower, {tolerance_percent:g} % tolerated",
-        "same": "same within noise",
-        "faster": "faster",
-        "failed": "fails now",
-        "mended": "failed before",
-        "never_ran": "fails in both",
-    }
-    over = f", over its limit of {change.limit_ms:g} ms" if change.over_limit else ""
-    changed = " (another file)" if change.model_changed else ""
-    return words[change.outcome.value] + over + changed
 
 
 def _ms(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""``esm-host report``: one HTML file about a campaign, a search or timed models."""
+"""``esm-host report``: one HTML file about a campaign, a search, a timing and more."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a campaign or of a search, or JSON of esm-host time.",
-            metavar="DIR|TIMING.json",
+            help="Folder of a campaign, a search or a study, or JSON of esm-host time or compare.",
+            metavar="DIR|FILE.json",
         ),
     ],
     output: Annotated[

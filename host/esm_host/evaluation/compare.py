@@ -120,6 +120,56 @@ class Comparison:
         """Of the spread between timings; 0 with one per side, which tell none."""
         return sum(self.timings) - 2
 
+    def name(self, change: Change) -> str:
+        """Return a model with its case, and with its device where there are several."""
+        several = len({each.device for each in self.changes}) > 1
+        parts = [f"{change.device}: {change.model}" if several else change.model]
+        if change.case["batch"]:
+            parts.append(f"batch {change.case['batch']}")
+        parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
+        if change.case["threads"] > 1:
+            parts.append(f"{change.case['threads']} threads")
+        return ", ".join(parts)
+
+    def verdict(self, change: Change) -> str:
+        """Return what became of a model, in words."""
+        words = {
+            Outcome.SLOWER: "slower",
+            Outcome.UNDECIDED: "undecided, not stable: time each side again",
+            Outcome.TOLERATED: f"slower, {self.tolerance_percent:g} % tolerated",
+            Outcome.SAME: "same within noise",
+            Outcome.FASTER: "faster",
+            Outcome.FAILED: "fails now",
+            Outcome.MENDED: "failed before",
+            Outcome.NEVER_RAN: "fails in both",
+        }
+        over = f", over its limit of {change.limit_ms:g} ms" if change.over_limit else ""
+        changed = " (another file)" if change.model_changed else ""
+        return words[change.outcome] + over + changed
+
+    @classmethod
+    def from_json(cls, data: Json) -> Comparison:
+        """Return what :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it wrote something else.
+        """
+        if data["schema_version"] != 1 or data["kind"] != "comparison":
+            raise ValueError(f"kind {data['kind']}, schema version {data['schema_version']}")
+        changes = []
+        for result in data["results"]:
+            low_high = result["interval_percent"]
+            interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+            outcome = Outcome(result["outcome"])
+            changes.append(Change(**{**result, "outcome": outcome, "interval_percent": interval}))
+        return cls(
+            data["confidence_percent"] / 100,
+            data["tolerance_percent"],
+            tuple(changes),
+            tuple(data["allowed_differences"]),
+            (data["timings"]["base"], data["timings"]["new"]),
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": 1,

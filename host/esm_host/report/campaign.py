@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ from esm_host.report.page import (
     plural,
     significant,
 )
+from esm_host.report.settings import setting_facts
 from esm_host.report.transfer import transfer_section
 from esm_host.run import Run
 from esm_models.space import SearchSpace
+from esm_protos.messages import Protocol
 
 VERDICTS = {
     Verdict.STABLE: "nothing speaks against the number",
@@ -166,6 +168,7 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
             "Predict latencies of architectures, drawn or your own:",
             f"esm-host predict {folder} --sample 5",
         )
+        yield Step("Read the result in a program, as JSON:", str(run.path / "result.json"))
     yield Step(
         "Look into the numbers in a notebook:",
         f"esm_host.load_run({str(run.path)!r}).measurements()",
@@ -542,7 +545,10 @@ def _device_and_settings(run: Run) -> list[Any]:
         parts += [Text(f"{which}, as its agent saw it:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
-    spec["agent's references"] = spec.pop("references")
+    if spec["protocol"] == Protocol.INTERLEAVED.value:
+        spec["cache"] = "warm" if spec["long_visits"] else "cold"
+    for name in ("references", "seed"):  # of the agent, and the campaign's
+        del spec[name]
     parts += [Text("What the campaign was asked for:"), setting_facts(settings)]
     return [*parts, Text("How every model was measured:"), setting_facts(spec)]
 
@@ -565,21 +571,6 @@ def device_facts(info: Mapping[str, Any]) -> Facts:
         "Confined by": ", ".join(info.get("isolation", ())),
     }
     return Facts([Fact(name, str(value)) for name, value in facts.items() if value])
-
-
-def setting_facts(settings: Mapping[str, Any]) -> Facts:
-    """Settings by name."""
-    return Facts([Fact(name.replace("_", " "), _said(value)) for name, value in settings.items()])
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(str, value))
-    return str(value)
 
 
 def _last_round(accuracy: pd.DataFrame) -> pd.DataFrame:

@@ -297,10 +297,12 @@ def _figure_data(figure: Figure) -> dict[str, Any]:
 
 def _looks(theme: Theme) -> dict[str, Any]:
     """A theme for a page as narrow as it comes: legends below each other, which Vega knows and
-    Vega-Lite's schema does not."""
+    Vega-Lite's schema does not, and their names as long as a chart is wide."""
     looks = config(theme)
     below = {"direction": "vertical", "anchor": "start", "margin": 6}
-    return {**looks, "legend": {**looks["legend"], "layout": {"top": below}}}
+    room = {"expr": "max(120, width - 24)"}
+    legend = {**looks["legend"], "labelLimit": room, "layout": {"top": below}}
+    return {**looks, "legend": legend}
 
 
 def _inside_script(data: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +20,25 @@ WIDTH, HEIGHT = 560, 320
 C = TypeVar("C", alt.Chart, alt.LayerChart)
 
 _COLUMNS = alt.ExprRef(expr="max(1, floor(width / 105))")
-"""As many entries of a legend side by side as there is room for."""
+"""As many short entries of a legend side by side as there is room for."""
+
+LINE = 48
+"""Height of a line under a name of :data:`ABOVE`, pixels."""
+
+_FITS = "floor(width / 6.6)"  # letters that a line has room for
+
+ABOVE = alt.Axis(
+    grid=True,
+    labelAlign="left",
+    labelBaseline="bottom",
+    labelExpr=f"length(datum.label) <= {_FITS} ? datum.label : "
+    f"[substring(datum.label, 0, {_FITS}), substring(datum.label, {_FITS})]",
+    labelLimit=0,
+    labelOffset=-6,
+    labelPadding=0,
+    minExtent=0,
+)
+"""An axis of names that stand above their lines, where also a phone has room for them."""
 
 
 def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
@@ -125,9 +144,9 @@ def pace(blocks: pd.DataFrame) -> alt.LayerChart:
         )
     )
     if frame["device"].nunique() > 1:
+        legend = legend_of(frame["device"].unique())
         lines = lines.encode(
-            alt.Color("device:N", legend=alt.Legend(columns=_COLUMNS)),
-            alt.StrokeDash("device:N", legend=alt.Legend(columns=_COLUMNS)),
+            alt.Color("device:N", legend=legend), alt.StrokeDash("device:N", legend=legend)
         )
     return layered(level(0.0), lines, height=220)
 
@@ -148,9 +167,10 @@ def paces(paces: pd.DataFrame) -> alt.LayerChart:
         ]
     ).drop(columns=["reference", "weight_mb"])
     names = frame["name"].drop_duplicates().tolist()
-    legend = alt.Legend(columns=_COLUMNS)
+    legend = legend_of(names)
     several = frame["device"].nunique() > 1
-    dash = [alt.StrokeDash("device:N", legend=legend)] if several else []
+    devices = legend_of(frame["device"].unique())
+    dash = [alt.StrokeDash("device:N", legend=devices)] if several else []
     base = alt.Chart(frame).encode(
         alt.X("minutes:Q", title="minutes since the first block", axis=alt.Axis(tickCount=8)),
         alt.Y("slower_percent:Q", title="slower than usual (%)"),
@@ -307,6 +327,13 @@ def save(chart: Any, path: Path) -> None:
     else:
         data = vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[])
     write_bytes(path, data)
+
+
+def legend_of(names: Iterable[object], **looks: Any) -> alt.Legend:
+    """A legend with as many of these names side by side as there is room for."""
+    longest = max((len(str(name)) for name in names), default=1)
+    columns = alt.ExprRef(expr=f"max(1, floor(width / {40 + 7 * longest}))")
+    return alt.Legend(columns=columns, **looks)
 
 
 def layered(*layers: Any, height: int = HEIGHT) -> alt.LayerChart:

@@ -19,6 +19,12 @@
     place.querySelector("svg").setAttribute("aria-hidden", "true");
   }
 
+  // What is no table to look at is one to screen readers by these alone.
+  const ROLES = [
+    ["thead, tbody", "rowgroup"], ["tr", "row"], ["td", "cell"],
+    ["thead th", "columnheader"], ["tbody th", "rowheader"], ["caption", "caption"],
+  ];
+
   let turn = 0;
   async function drawAll() {
     const mine = ++turn;
@@ -67,6 +73,7 @@
     }
     region.append(table);
     details.append(region);
+    fit(region);
   }
 
   function make(name, attributes = {}, text = "") {
@@ -98,14 +105,48 @@
     table.tBodies[0].append(...rows.map(([, row]) => row));
   }
 
+  // Rows of a table that is too wide become cards, on which every number has its heading.
+  function fit(region) {
+    const table = region.querySelector("table");
+    const titles = [...table.tHead.rows[0].cells].map((th) => th.textContent);
+    for (const [selector, role] of ROLES) {
+      for (const element of table.querySelectorAll(selector)) element.setAttribute("role", role);
+    }
+    table.setAttribute("role", "table");
+    for (const row of table.tBodies[0].rows) {
+      for (const cell of row.cells) cell.dataset.label = titles[cell.cellIndex];
+    }
+    region.classList.remove("cards");
+    region.classList.toggle("cards", region.scrollWidth > region.clientWidth + 1);
+  }
+
+  const fitAll = () => document.querySelectorAll(".scroll").forEach(fit);
+
+  async function copy(button) {
+    const code = button.previousElementSibling;
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch { // not allowed here: as by hand
+      getSelection().selectAllChildren(code);
+      document.execCommand("copy");
+    }
+    const label = button.firstChild;
+    label.data = "Copied";
+    setTimeout(() => { label.data = "Copy"; }, 2000);
+  }
+
   document.addEventListener("click", (event) => {
     const th = event.target.closest("thead button")?.closest("th");
     if (th) sort(th);
+    const button = event.target.closest(".copy");
+    if (button) copy(button);
   });
   document.addEventListener("toggle", (event) => {
     const details = event.target;
     if (details.matches("details.data") && details.open && !details.querySelector("table")) fill(details);
   }, true);
   dark.addEventListener("change", drawAll);
+  addEventListener("resize", fitAll);
+  fitAll();
   drawAll();
 })();

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from esm_host.report import search_plots as plots
-from esm_host.report.campaign import setting_facts
 from esm_host.report.page import (
     DASH,
     Cell,
@@ -32,6 +31,7 @@ from esm_host.report.page import (
     significant,
 )
 from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
+from esm_host.report.settings import setting_facts
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.problem import Limit, asked_about
 from esm_host.search.record import INTERVAL, VERDICT, SearchRecord
@@ -165,6 +165,7 @@ def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
             )
         )
     if record.result is not None and len(front):
+        steps.append(Step("Read the front in a program, as JSON:", str(record.path / "front.json")))
         run, file = shlex.quote(str(record.runs[0].path)), shlex.quote(f"{record.path}/front.json")
         steps.append(
             Step(

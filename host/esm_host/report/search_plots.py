@@ -245,7 +245,8 @@ def _shape(*shown: str) -> alt.Shape:
 
 
 def _legend(shown: Sequence[str]) -> alt.Legend:
-    return alt.Legend(columns=2, symbolOpacity=1, values=list(shown or _SHAPES))
+    columns = alt.ExprRef(expr="width < 420 ? 1 : 2")
+    return alt.Legend(columns=columns, symbolOpacity=1, values=list(shown or _SHAPES))
 
 
 def _stairs(frame: pd.DataFrame, what: str, dash: list[int]) -> alt.Chart:

@@ -86,6 +86,7 @@ def config(theme: Theme) -> dict[str, Any]:
         # Hundreds of points read aloud help nobody: every chart has a text and a table.
         "mark": {"aria": False, "color": theme.accent},
         "axis": axis,
+        "axisX": {"labelFlush": 16},
         "legend": {
             "orient": "top",
             "title": None,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from esm_host.report import timing_plots as plots
-from esm_host.report.campaign import device_facts, setting_facts
+from esm_host.report.campaign import device_facts
 from esm_host.report.page import (
     DASH,
     Cell,
@@ -27,6 +27,7 @@ from esm_host.report.page import (
     plural,
     significant,
 )
+from esm_host.report.settings import setting_facts
 from esm_host.timing_file import TimingFile
 
 _NODES = 25
@@ -68,7 +69,8 @@ def _settings(timing: TimingFile) -> dict[str, Any]:
     """Settings by name; files of older versions have fewer."""
     context = timing.context
     more = {name: context[name] for name in ("raw", "spread_s") if name in context}
-    return {**context["spec"], **more}
+    spec = {name: value for name, value in context["spec"].items() if name != "references"}
+    return {**spec, **more}
 
 
 # The summary
@@ -161,7 +163,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         ]
         chart = plots.latencies(results)
         parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
-    parts += [_results_table(results), _fed_table(results)]
+    parts += [*_results_tables(results), _fed_table(results)]
     trouble = [
         [Cell(name), Cell(entry["error"])]
         for name, entry in timing.devices.items()
@@ -188,38 +190,46 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
     return parts
 
 
-def _results_table(results: pd.DataFrame) -> Table:
-    columns: dict[str, list[Cell]] = {
+def _results_tables(results: pd.DataFrame) -> Iterator[Table]:
+    """Yield what most look for first, with the verdict, and then the rest."""
+    names = {
         "result": [Cell(name) for name in results["name"]],
         "device": [Cell(device) for device in results["device"]],
+    }
+    first: dict[str, list[Cell]] = {
         "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
         "#± (%)": [fixed(v) for v in results["ci95_percent"]],
-        "#as measured (ms)": [number(v) for v in results["raw_ms"]],
-        "#slower than usual (%)": [fixed(v) for v in results["shift_percent"]],
         "#median (ms)": [number(v) for v in results["median_ms"]],
         "#p95 (ms)": [number(v) for v in results["p95_ms"]],
-        "#p99 (ms)": [number(v) for v in results["p99_ms"]],
         "#per second": [number(v) for v in results["throughput_per_s"]],
-        "#runs": [fixed(v, 0) for v in results["runs"]],
-        "#load (ms)": [number(v, 3) for v in results["load_ms"]],
-        "#first run (ms)": [number(v, 3) for v in results["first_run_ms"]],
-        "#copy in (ms)": [number(v, 3) for v in results["copy_in_ms"]],
-        "#copy out (ms)": [number(v, 3) for v in results["copy_out_ms"]],
         "#memory": [
             Cell(bytes_text(v), float(v) if np.isfinite(v) else None)
             for v in results["peak_rss_bytes"]
         ],
         "verdict": [Cell(row.verdict or row.status) for row in results.itertuples(index=False)],
     }
-    told = {
-        title: cells
-        for title, cells in columns.items()
-        if not title.startswith("#") or any(cell.value is not None for cell in cells)
+    others: dict[str, list[Cell]] = {
+        "#as measured (ms)": [number(v) for v in results["raw_ms"]],
+        "#slower than usual (%)": [fixed(v) for v in results["shift_percent"]],
+        "#p99 (ms)": [number(v) for v in results["p99_ms"]],
+        "#runs": [fixed(v, 0) for v in results["runs"]],
+        "#load (ms)": [number(v, 3) for v in results["load_ms"]],
+        "#first run (ms)": [number(v, 3) for v in results["first_run_ms"]],
+        "#copy in (ms)": [number(v, 3) for v in results["copy_in_ms"]],
+        "#copy out (ms)": [number(v, 3) for v in results["copy_out_ms"]],
     }
     if results["device"].nunique() == 1:
-        del told["device"]
-    rows = list(zip(*told.values(), strict=True))
-    return Table("all-results", "All results", list(told), rows)
+        del names["device"]
+    for name, caption, columns in (
+        ("all-results", "All results", first),
+        ("more", "More of each result", others),
+    ):
+        told = {
+            title: cells
+            for title, cells in (names | columns).items()
+            if not title.startswith("#") or any(cell.value is not None for cell in cells)
+        }
+        yield Table(name, caption, list(told), list(zip(*told.values(), strict=True)))
 
 
 def _fed_table(results: pd.DataFrame) -> Table:

@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from esm_host.report.plots import compact, layered, level, styled
+from esm_host.report.plots import ABOVE, LINE, compact, layered, legend_of, level, styled
 from esm_host.report.theme import SHAPES
 
 MOST_SAMPLES = 1200
@@ -28,9 +28,7 @@ def latencies(results: pd.DataFrame) -> alt.LayerChart:
     log = alt.Scale(type="log", nice=False, padding=24)
     scale = log if wide else alt.Scale(zero=True)
     axis = alt.Axis(tickCount=5)
-    y = alt.Y(
-        "label:N", title=None, sort=None, axis=alt.Axis(grid=True, labelLimit=_LABELS, minExtent=0)
-    )
+    y = alt.Y("label:N", title=None, sort=None, axis=ABOVE)
     tooltip = [
         alt.Tooltip("label:N", title="result"),
         alt.Tooltip("trimmed_mean_ms:Q", title="trimmed mean (ms)", format=".4~g"),
@@ -45,14 +43,12 @@ def latencies(results: pd.DataFrame) -> alt.LayerChart:
     points = base.mark_point(size=70, opacity=1).encode(alt.X("trimmed_mean_ms:Q", scale=scale))
     if frame["device"].nunique() > 1:
         domain = frame["device"].unique().tolist()
-        colour = alt.Color("device:N", scale=alt.Scale(domain=domain))
-        shape = alt.Shape("device:N", scale=alt.Scale(domain=domain, range=SHAPES))
+        legend = legend_of(domain)
+        colour = alt.Color("device:N", scale=alt.Scale(domain=domain), legend=legend)
+        shape = alt.Shape("device:N", scale=alt.Scale(domain=domain, range=SHAPES), legend=legend)
         rules = rules.encode(colour)
         points = points.encode(colour, shape)
-    return layered(rules, points, height=max(90, 30 * len(frame)))
-
-
-_LABELS = alt.ExprRef(expr="containerSize()[0] > 0 ? containerSize()[0] * 0.36 : 260")
+    return layered(rules, points, height=LINE * len(frame))
 
 
 def samples_over_time(samples: pd.DataFrame, result: pd.Series) -> alt.LayerChart:
@@ -172,7 +168,10 @@ def telemetry(states: pd.DataFrame, column: str, title: str) -> alt.Chart:
         )
     )
     if frame["device"].nunique() > 1:
-        chart = chart.encode(alt.Color("device:N"), alt.StrokeDash("device:N"))
+        legend = legend_of(frame["device"].unique())
+        chart = chart.encode(
+            alt.Color("device:N", legend=legend), alt.StrokeDash("device:N", legend=legend)
+        )
     return styled(chart, height=190)
 
 

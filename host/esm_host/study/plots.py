@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from esm_host.report.plots import HEIGHT, compact, save
+from esm_host.report.plots import HEIGHT, compact, legend_of, save
 from esm_host.report.theme import LIGHT, SHAPES, config
 from esm_host.study.results import Study
 from esm_host.study.settings import METRICS
@@ -51,19 +51,13 @@ def curves(results: pd.DataFrame, metric: str) -> alt.HConcatChart:
         results: rows of one data set. Predictors that sizes do not apply to are horizontal lines,
             and no part of the average.
     """
-    found = by_size(results, metric)
-    sizes = sorted(results.loc[~results["fixed_size"], "size"].unique().tolist())
+    found, sizes = by_size(results, metric), _sizes(results)
     labels = found["label"].unique().tolist()
     varying = found[~found["fixed_size"]]
-    level = (
-        found[found["fixed_size"]]
-        .drop(columns="size")
-        .merge(pd.DataFrame({"size": sizes}), "cross")
-    )
     average = varying.groupby("size")["mean"].transform("mean")
     name = METRICS[metric]
     charts = [
-        _lines(pd.concat([varying, level]), labels, sizes, name),
+        by_training_size(results, metric),
         _lines(
             varying.assign(mean=varying["mean"] - average),
             labels,
@@ -71,9 +65,31 @@ def curves(results: pd.DataFrame, metric: str) -> alt.HConcatChart:
             f"{name} minus that of the average predictor",
         ),
     ]
-    both: alt.HConcatChart = alt.hconcat(*charts)
+    both: alt.HConcatChart = alt.hconcat(
+        *(chart.properties(width=460, height=420) for chart in charts)
+    )
     both.config = config(LIGHT)
     return both
+
+
+def by_training_size(results: pd.DataFrame, metric: str) -> alt.LayerChart:
+    """A metric by training size, averaged over devices: as it is.
+
+    Args:
+        results: rows of one data set, as :func:`curves` takes them.
+    """
+    found, sizes = by_size(results, metric), _sizes(results)
+    level = (
+        found[found["fixed_size"]]
+        .drop(columns="size")
+        .merge(pd.DataFrame({"size": sizes}), "cross")
+    )
+    frame = pd.concat([found[~found["fixed_size"]], level])
+    return _lines(frame, found["label"].unique().tolist(), sizes, METRICS[metric])
+
+
+def _sizes(results: pd.DataFrame) -> list[int]:
+    return sorted(results.loc[~results["fixed_size"], "size"].unique().tolist())
 
 
 def _lines(
@@ -96,7 +112,7 @@ def _lines(
     )
     lines = base.mark_line().encode(y, colour, dash)
     points = base.mark_point(size=45, opacity=1).encode(y, colour, shape)
-    return alt.LayerChart(layer=[bands, lines, points]).properties(width=460, height=420)
+    return alt.LayerChart(layer=[bands, lines, points])
 
 
 def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
@@ -176,7 +192,7 @@ def _by_label(labels: Sequence[str]) -> tuple[alt.Color, alt.Shape, alt.StrokeDa
     """By colour, and where colours run out by shape and dashes as well."""
     families = [number // _COLOURS for number in range(len(labels))]
     domain = list(labels)
-    legend = alt.Legend(columns=6, symbolLimit=0, symbolOpacity=1)
+    legend = legend_of(labels, symbolLimit=0, symbolOpacity=1)
 
     def scale(among: Sequence[Any]) -> alt.Scale:
         return alt.Scale(domain=domain, range=[among[f % len(among)] for f in families])
