@@ -32,6 +32,19 @@ def test_wrong_usage_is_one_line(what: str, campaign: Path, tmp_path: Path) -> N
     assert not output.exists()
 
 
+def test_a_comparison_that_is_damaged_is_one_line(comparison: Path, tmp_path: Path) -> None:
+    data = json.loads(comparison.read_text())
+    path = tmp_path / "comparison.json"
+    for broken in ({**data, "schema_version": 9}, {**data, "results": [{"model": "a"}]}):
+        path.write_text(json.dumps(broken))
+        result = CliRunner().invoke(
+            app, ["report", str(path), "--output", str(tmp_path / "r.html")]
+        )
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "compare --json" in line
+
+
 def test_an_unfinished_campaign_has_a_report(campaign: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

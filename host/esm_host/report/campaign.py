@@ -368,7 +368,7 @@ def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
         return
     groups = paces.groupby("reference", sort=False)["slower_percent"]
     ends = [
-        f"{name} from {low:+.0f} to {high:+.0f} %"
+        f"{name} from {round(low):+d} to {round(high):+d} %"
         for name, low, high in zip(groups.min().index, groups.min(), groups.max(), strict=True)
     ]
     yield Figure(

@@ -57,7 +57,7 @@ def comparison_page(comparison: Comparison) -> Page:
                 [
                     Facts(
                         [
-                            Fact("Confidence", f"{100 * comparison.confidence:g} %"),
+                            Fact("--confidence", f"{100 * comparison.confidence:g} %"),
                             Fact("--tolerance", f"{comparison.tolerance_percent:g} %"),
                             Fact("Before", timings[0]),
                             Fact("After", timings[1]),
@@ -148,7 +148,7 @@ def _chart(frame: pd.DataFrame, tolerance_percent: float) -> alt.LayerChart:
         ],
     )
     x = alt.X("change_percent:Q", title="change (%)", axis=alt.Axis(tickCount=5))
-    whiskers = base.mark_rule(strokeWidth=2.5).encode(
+    whiskers = base.mark_rule(style="whisker", strokeWidth=2.5).encode(
         alt.X("low_percent:Q", title="change (%)"), x2="high_percent:Q"
     )
     points = base.mark_point(size=70, opacity=1).encode(x)

@@ -22,19 +22,22 @@ C = TypeVar("C", alt.Chart, alt.LayerChart)
 _COLUMNS = alt.ExprRef(expr="max(1, floor(width / 105))")
 """As many short entries of a legend side by side as there is room for."""
 
-LINE = 48
+LINE = 52
 """Height of a line under a name of :data:`ABOVE`, pixels."""
 
 _FITS = "floor(width / 6.6)"  # letters that a line has room for
+_SPACE = f"lastindexof(substring(datum.label, 0, {_FITS}), ' ')"
+_BREAK = f"({_SPACE} > 0 ? {_SPACE} : {_FITS})"
 
 ABOVE = alt.Axis(
     grid=True,
     labelAlign="left",
     labelBaseline="bottom",
-    labelExpr=f"length(datum.label) <= {_FITS} ? datum.label : "
-    f"[substring(datum.label, 0, {_FITS}), substring(datum.label, {_FITS})]",
+    # Always two lines, so that the lower one is as far above in every case.
+    labelExpr=f"length(datum.label) <= {_FITS} ? ['', datum.label] : "
+    f"[substring(datum.label, 0, {_BREAK}), substring(datum.label, {_BREAK})]",
     labelLimit=0,
-    labelOffset=-6,
+    labelOffset=-18,
     labelPadding=0,
     minExtent=0,
 )
@@ -379,7 +382,7 @@ def _block_axis(blocks: pd.DataFrame) -> alt.X:
         "block:Q",
         title="block",
         scale=alt.Scale(domain=[0.5, last + 0.5], nice=False, zero=False),
-        axis=alt.Axis(format="d", tickMinStep=1),
+        axis=alt.Axis(values=_some(list(range(1, last + 1))), format="d"),
     )
 
 

@@ -8,13 +8,15 @@
     const place = document.querySelector(`#${CSS.escape(id)} .chart`);
     views.get(id)?.finalize();
     // Expressions are interpreted (`ast`): the page's policy forbids making code of text.
-    views.set(id, await vegaEmbed(place, data.figures[id].spec, {
+    const view = await vegaEmbed(place, data.figures[id].spec, {
       actions: false,
       ast: true,
       config: data.themes[scheme],
       renderer: "svg",
       tooltip: { disableDefaultStyle: true },
-    }));
+    });
+    views.set(id, view);
+    await settle(view);
     // Read aloud are the chart's name and text, and its table; not the labels of its axes.
     place.querySelector("svg").setAttribute("aria-hidden", "true");
   }
@@ -24,6 +26,9 @@
     ["thead, tbody", "rowgroup"], ["tr", "row"], ["td", "cell"],
     ["thead th", "columnheader"], ["tbody th", "rowheader"], ["caption", "caption"],
   ];
+
+  // Legends have as many lines as the width asks for, which is known after the first layout alone.
+  const settle = ({ view }) => view.resize().runAsync();
 
   let turn = 0;
   async function drawAll() {
@@ -120,7 +125,12 @@
     region.classList.toggle("cards", region.scrollWidth > region.clientWidth + 1);
   }
 
-  const fitAll = () => document.querySelectorAll(".scroll").forEach(fit);
+  let resized;
+  function fitAll() {
+    document.querySelectorAll(".scroll").forEach(fit);
+    clearTimeout(resized);
+    resized = setTimeout(() => views.forEach(settle), 100); // after Vega's own
+  }
 
   async function copy(button) {
     const code = button.previousElementSibling;

@@ -16,6 +16,7 @@ from esm_host.report.page import (
     Page,
     Section,
     Table,
+    duration,
     fixed,
     plural,
 )
@@ -50,7 +51,7 @@ def study_page(study: Study) -> Page:
             Fact("Devices", str(devices)),
             Fact("Training sizes", str(results.loc[~results["fixed_size"], "size"].nunique())),
             Fact("Seeds", str(results["seed"].nunique())),
-            Fact("Time", f"{results['fit_s'].sum() / 60:.1f} min", "of training"),
+            Fact("Training", duration(results["fit_s"].sum()), "of all predictors"),
         ],
         sections=sections,
     )
