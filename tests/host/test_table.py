@@ -199,7 +199,7 @@ def test_texts_are_broken_before_columns_go_below_each_other() -> None:
     assert lines[0].split() == ["model", "ms", "architecture"]
     assert "".join(lines).count("k3e1") == 20
     assert {line.index("k3e1") for line in lines if "k3e1" in line} == {lines[0].index("archi")}
-    wide = printed((["model", *"abcdefgh"], [["a.onnx", *["123456"] * 8]], range(1, 9)), 40)
+    wide = printed((["model", *"abcdefgh"], [["a.onnx", *["123456"] * 8]], [*range(1, 9)]), 40)
     assert [line for line in wide if line.startswith("a.onnx")] == [
         "a.onnx  123456  123456  123456  123456",
         "a.onnx  123456  123456  123456  123456",

@@ -33,7 +33,7 @@ def read_entries(path: Path) -> list[Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith(("{", "[")):
+        if path.suffix == ".json" or text.lstrip().startswith(("{", "[")):
             raise UsageError(f"{path} is not JSON") from error
         data = [line for line in text.splitlines() if line.strip()]
     data = data.get("results", data) if isinstance(data, dict) else data

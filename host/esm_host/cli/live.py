@@ -140,7 +140,7 @@ def percent(value: float | None) -> str:
 
 def print_bins(result: dict[str, Any], target_percent: float) -> None:
     """Print the last round's accuracy of every bin."""
-    rows = []
+    rows: list[Sequence[str]] = []
     for entry in result["bins"]:
         accuracy = entry["accuracy_percent"]
         reached = accuracy is not None and accuracy >= target_percent

@@ -547,7 +547,7 @@ def _device_and_settings(run: Run) -> list[Any]:
     spec = settings.pop("spec")
     if spec["protocol"] == Protocol.INTERLEAVED.value:
         spec["cache"] = "warm" if spec["long_visits"] else "cold"
-    for name in ("references", "seed"):  # of the agent, and the campaign's
+    for name in ("references", "seed", "sessions"):  # which campaigns have no options for
         del spec[name]
     parts += [Text("What the campaign was asked for:"), setting_facts(settings)]
     return [*parts, Text("How every model was measured:"), setting_facts(spec)]

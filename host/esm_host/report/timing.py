@@ -69,7 +69,8 @@ def _settings(timing: TimingFile) -> dict[str, Any]:
     """Settings by name; files of older versions have fewer."""
     context = timing.context
     more = {name: context[name] for name in ("raw", "spread_s") if name in context}
-    spec = {name: value for name, value in context["spec"].items() if name != "references"}
+    without_option = ("references", "runs_per_visit")
+    spec = {name: v for name, v in context["spec"].items() if name not in without_option}
     return {**spec, **more}
 
 
