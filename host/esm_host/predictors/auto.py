@@ -14,6 +14,10 @@ from esm_host.predictors.readout import said
 from esm_host.predictors.regression import DRAWS
 
 MOST_EVIDENCE = 100
+_UNKNOWN = 50.0
+"""Of a log latency: 1e21 ms."""
+_FAR = 4
+"""Usual errors, beyond which a sample counts less: as the square of how far beyond."""
 _LEAST_SAY = 1e-3
 """Of a candidate's weight: with less it is left out."""
 _FINEST = 1e-5
@@ -28,6 +32,9 @@ class AutoPredictor(IntervalPredictor):
     intervals are conformal: the errors of the left-out predictions, relative to the standard
     deviations that candidates give, say how wide they must be (Papadopoulos 2008; Barber et al.
     2021).
+
+    Samples that the others predict far from what was measured count less (iteratively reweighted
+    once; Huber 1981): something else may have held the device up.
 
     Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`).
     Standard deviations are those of the best, and of how much candidates differ.
@@ -49,6 +56,13 @@ class AutoPredictor(IntervalPredictor):
         candidates = fit_candidates(samples, self.layout, self.seed)
         means, stds = left_out(candidates, samples, self.layout, self.seed)
         truth = np.log(samples[1])
+        astray = truth - weigh(truth, means) @ means
+        trust = (_FAR / np.maximum(np.abs(astray) / _usual_size(astray), _FAR)) ** 2
+        if trust.min() < 1:
+            trusted = samples[2] * trust
+            samples = *samples[:2], trusted / trusted.mean()
+            candidates = fit_candidates(samples, self.layout, self.seed, candidates)
+            means, stds = left_out(candidates, samples, self.layout, self.seed)
         errors = np.abs(truth - means).mean(axis=1)
         self.errors_ = dict(zip(candidates, errors.tolist(), strict=True))
         weights = weigh(truth, means)
@@ -100,7 +114,7 @@ class AutoPredictor(IntervalPredictor):
             raise ValueError(f"coverage {coverage:g}: give a share above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))
         half = np.maximum(std * self._width(coverage), _FINEST)
-        return np.exp(mean - half), np.exp(mean + half)
+        return _exp(mean - half), _exp(mean + half)
 
     def predict_at_most(
         self, encodings: ArrayLike, probability: float = 0.9
@@ -109,11 +123,21 @@ class AutoPredictor(IntervalPredictor):
             raise ValueError(f"probability {probability:g}: give one above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))
         bound = quantile(self.above_, probability, float(norm.ppf(probability)))
-        return np.exp(mean), np.exp(mean + std * bound)
+        return _exp(mean), _exp(mean + std * bound)
 
     def _width(self, coverage: float) -> float:
         """In standard deviations."""
         return quantile(self.scores_, coverage, float(norm.ppf((1 + coverage) / 2)))
+
+
+def _exp(logs: Floats) -> Floats:
+    """Latencies; of those that nobody can know, numbers that are finite."""
+    return np.asarray(np.exp(np.clip(logs, -_UNKNOWN, _UNKNOWN)))
+
+
+def _usual_size(errors: Floats) -> float:
+    """Standard deviation of errors, which a few large ones do not change."""
+    return max(float(np.median(np.abs(errors - np.median(errors)))) / norm.ppf(0.75), _FINEST)
 
 
 def weigh(truth: Floats, means: Floats) -> Floats:
