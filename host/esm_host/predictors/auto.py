@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
@@ -11,18 +9,19 @@ from scipy.stats import norm
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.conformal import quantile
 from esm_host.predictors.base import Floats, IntervalPredictor
-from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
-from esm_host.predictors.multi_kernel import MultiKernelGP
+from esm_host.predictors.candidates import fit_candidates, left_out
+from esm_host.predictors.readout import said
+from esm_host.predictors.regression import DRAWS
 
-NETWORKS_FROM = 1000
-"""Samples from which networks are tried as well; with fewer they have no say, and take longer to
-train than all the rest."""
 MOST_EVIDENCE = 100
-SOURCES = "sources"
-"""Group of columns that say what other devices would take."""
-WITH_SOURCES, WITHOUT_SOURCES = "log, additive", "log, additive, without sources"
-_INTERACTING = ("operations", "counts")
-"""Groups whose columns may matter together; the others are sums already."""
+_UNKNOWN = 50.0
+"""Of a log latency: 1e21 ms."""
+_FAR = 4
+"""Usual errors, beyond which a sample counts less: as the square of how far beyond."""
+_LEAST_SAY = 1e-3
+"""Of a candidate's weight: with less it is left out."""
+_FINEST = 1e-5
+"""Of a log latency: nobody measures finer, and rounding comes near it."""
 
 
 class AutoPredictor(IntervalPredictor):
@@ -34,14 +33,15 @@ class AutoPredictor(IntervalPredictor):
     deviations that candidates give, say how wide they must be (Papadopoulos 2008; Barber et al.
     2021).
 
-    Candidates are sums of kernels over the layout's groups (:class:`MultiKernelGP`), on log
-    latency and on latency itself with errors in proportion, additive and with smooth interactions;
-    where a group says what other devices would take (:data:`SOURCES`), one that does not know it;
-    and, from :data:`NETWORKS_FROM` samples on and where torch is installed, perceptrons.
+    Samples that the others predict far from what was measured count less (iteratively reweighted
+    once; Huber 1981): something else may have held the device up.
+
+    Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`).
+    Standard deviations are those of the best, and of how much candidates differ.
 
     Args:
         layout: groups of columns; None makes all columns one group.
-        seed: of folds and subsets.
+        seed: of folds, subsets and draws.
     """
 
     knows_std = True
@@ -50,52 +50,51 @@ class AutoPredictor(IntervalPredictor):
         self.layout = layout
         self.seed = seed
 
-    def _candidates(self, samples: int) -> dict[str, Candidate]:
-        ends = dict(self.layout.groups) if self.layout else {}
-        groups = list(ends) or ["all"]
-        smooth = [name for name in groups if name in _INTERACTING] or groups
-        candidates: dict[str, Candidate] = {
-            f"{target}, {kind}": Process(MultiKernelGP(self.layout, of, target, self.seed))
-            for target in ("log", "raw")
-            for kind, of in (("additive", []), ("smooth", smooth))
-        }
-        if SOURCES in groups:  # which may be of no use here
-            own = Layout({name: at for name, at in ends.items() if name != SOURCES})
-            candidates[WITHOUT_SOURCES] = Process(MultiKernelGP(own, (), "log", self.seed))
-        if samples >= NETWORKS_FROM and find_spec("torch") is not None:
-            candidates["networks"] = FoldNetworks(self.seed)
-        return candidates
-
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         counted = np.flatnonzero(weights > 0)
-        x, y, w = encodings[counted], latency_ms[counted], weights[counted]
-        self.candidates_ = self._candidates(len(counted))
-        for candidate in self.candidates_.values():
-            candidate.fit(x, y, w)
-        left_out = [candidate.left_out() for candidate in self.candidates_.values()]
-        means, stds = (np.stack(parts) for parts in zip(*left_out, strict=True))
-        truth = np.log(y)
-        self.weights_ = weigh(truth, means)
+        samples = encodings[counted], latency_ms[counted], weights[counted]
+        candidates = fit_candidates(samples, self.layout, self.seed)
+        means, stds = left_out(candidates, samples, self.layout, self.seed)
+        truth = np.log(samples[1])
+        astray = truth - weigh(truth, means) @ means
+        trust = (_FAR / np.maximum(np.abs(astray) / _usual_size(astray), _FAR)) ** 2
+        if trust.min() < 1:
+            trusted = samples[2] * trust
+            samples = *samples[:2], trusted / trusted.mean()
+            candidates = fit_candidates(samples, self.layout, self.seed, candidates)
+            means, stds = left_out(candidates, samples, self.layout, self.seed)
         errors = np.abs(truth - means).mean(axis=1)
-        self.errors_ = dict(zip(self.candidates_, errors.tolist(), strict=True))
-        mean, std = self._mixture(means, stds)
+        self.errors_ = dict(zip(candidates, errors.tolist(), strict=True))
+        weights = weigh(truth, means)
+        heard = np.flatnonzero(weights >= _LEAST_SAY)
+        self.weights_ = weights[heard] / weights[heard].sum()
+        processes = list(candidates.values())
+        self.heard_ = [processes[number] for number in heard]
+        self.best_ = int(np.argmax(self.weights_))
+        mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
 
-    def _mixture(self, means: Floats, stds: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``."""
+    def _mixture(self, means: Floats, std: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``.
+
+        Args:
+            std: of the best candidate, ``(n,)``.
+        """
         mean = self.weights_ @ means
-        variance = self.weights_ @ (stds**2 + (means - mean) ** 2)
-        return mean, np.sqrt(variance)
+        return mean, np.sqrt(std**2 + self.weights_ @ (means - mean) ** 2)
 
     def _in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        parts = [candidate.mean_and_std(encodings) for candidate in self.candidates_.values()]
-        means, stds = (np.stack(each) for each in zip(*parts, strict=True))
-        return self._mixture(means, stds)
+        columns = [1] * len(self.heard_)
+        columns[self.best_] = 1 + DRAWS
+        parts = said(self.heard_, columns, encodings)
+        logs = [each.in_log(part) for each, part in zip(self.heard_, parts, strict=True)]
+        return self._mixture(np.stack([mean for mean, _ in logs]), logs[self.best_][1])
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        parts = [candidate.mean(encodings) for candidate in self.candidates_.values()]
-        return np.asarray(np.exp(self.weights_ @ np.stack(parts)))
+        parts = said(self.heard_, [1] * len(self.heard_), encodings)
+        logs = [each.in_log(part)[0] for each, part in zip(self.heard_, parts, strict=True)]
+        return np.asarray(np.exp(self.weights_ @ np.stack(logs)))
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
         mean, std = self._in_log(encodings)
@@ -106,7 +105,7 @@ class AutoPredictor(IntervalPredictor):
         """``encoding`` (n, d) in, ``latency_ms`` (n,) out; without intervals."""
         from esm_host.predictors.auto_onnx import mixture_graph
 
-        return mixture_graph(self.n_features_in_, list(self.candidates_.values()), self.weights_)
+        return mixture_graph(self.n_features_in_, self.heard_, self.weights_)
 
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9
@@ -114,8 +113,8 @@ class AutoPredictor(IntervalPredictor):
         if not 0 < coverage < 1:
             raise ValueError(f"coverage {coverage:g}: give a share above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))
-        half = std * self._width(coverage)
-        return np.exp(mean - half), np.exp(mean + half)
+        half = np.maximum(std * self._width(coverage), _FINEST)
+        return _exp(mean - half), _exp(mean + half)
 
     def predict_at_most(
         self, encodings: ArrayLike, probability: float = 0.9
@@ -124,11 +123,21 @@ class AutoPredictor(IntervalPredictor):
             raise ValueError(f"probability {probability:g}: give one above 0 and below 1")
         mean, std = self._in_log(self._ready(encodings))
         bound = quantile(self.above_, probability, float(norm.ppf(probability)))
-        return np.exp(mean), np.exp(mean + std * bound)
+        return _exp(mean), _exp(mean + std * bound)
 
     def _width(self, coverage: float) -> float:
         """In standard deviations."""
         return quantile(self.scores_, coverage, float(norm.ppf((1 + coverage) / 2)))
+
+
+def _exp(logs: Floats) -> Floats:
+    """Latencies; of those that nobody can know, numbers that are finite."""
+    return np.asarray(np.exp(np.clip(logs, -_UNKNOWN, _UNKNOWN)))
+
+
+def _usual_size(errors: Floats) -> float:
+    """Standard deviation of errors, which a few large ones do not change."""
+    return max(float(np.median(np.abs(errors - np.median(errors)))) / norm.ppf(0.75), _FINEST)
 
 
 def weigh(truth: Floats, means: Floats) -> Floats:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from esm_host.predictors.base import Floats
-from esm_host.predictors.candidates import Candidate, FoldNetworks, Process
-from esm_host.predictors.multi_kernel import OFFSET, MultiKernelGP
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from esm_host.predictors.mlp import MLPPredictor
+from esm_host.predictors.process import Process
 
 _OPSET, _IR_VERSION = 17, 8
 
 
-def mixture_graph(width: int, members: Sequence[Candidate], weights: Floats) -> bytes:
+def mixture_graph(width: int, members: Sequence[Process], weights: Floats) -> bytes:
     """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
@@ -66,61 +60,26 @@ class _Graph:
         return data
 
 
-def _log_latency(graph: _Graph, x: str, width: int, candidate: Candidate) -> str:
-    if isinstance(candidate, Process):
-        return _of_process(graph, x, width, candidate.process)
-    assert isinstance(candidate, FoldNetworks)
-    logs = [_of_network(graph, x, member, candidate.least_ms_) for member in candidate.members_]
-    # ONNX Runtime has no Mean of doubles.
-    return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
-
-
-def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
-    value = graph.add("Sub", x, graph.constant(member.mean_))
-    value = graph.add("Div", value, graph.constant(member.scale_))
-    *hidden, last = member.linears()
-    for layer in hidden:
-        value = graph.add("Relu", _linear(graph, value, layer))
-    value = graph.add("Squeeze", _linear(graph, value, last), graph.constant(np.array([1])))
-    value = graph.add("Mul", value, graph.constant(member.unit_ms_))
-    return graph.add("Log", graph.add("Max", value, graph.constant(least_ms)))
-
-
-def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
-
-
-def _of_process(graph: _Graph, x: str, width: int, member: MultiKernelGP) -> str:
-    p, dual = member.parameters_, member.dual_
-    # Linear kernels end up as one weight per column.
-    slope, offset = np.zeros(width), OFFSET * dual.sum()
-    for columns, spread, inputs, log_variance in zip(
-        member.groups_, member.spread_, member.inputs_, p.linear, strict=True
-    ):
-        weight = np.exp(log_variance) * (inputs.T @ dual) / spread
-        np.add.at(slope, columns, weight)
-        offset -= member.centre_[columns] @ weight
+def _log_latency(graph: _Graph, x: str, width: int, process: Process) -> str:
+    design = process.design
+    slope = process.slopes_[:, 0] * design.scale
+    offset = process.constant_[0] - design.centre @ slope
     terms = [graph.add("MatMul", x, graph.constant(slope)), graph.constant(offset)]
-    for number, group in enumerate(member.smooth_):
-        columns, spread, known = (
-            member.groups_[group],
-            member.spread_[group],
-            member.inputs_[group],
-        )
-        own = graph.add("Gather", x, graph.constant(columns.astype(np.int64)), axis=1)
-        own = graph.add("Sub", own, graph.constant(member.centre_[columns]))
-        own = graph.add("Div", own, graph.constant(spread))
+    for kernel in process.smooth_:
+        at, points = design.groups[kernel.group], design.inducing[kernel.group]
+        columns = np.arange(at.start, at.stop, dtype=np.int64)
+        own = graph.add("Gather", x, graph.constant(columns), axis=1)
+        own = graph.add("Sub", own, graph.constant(design.centre[at]))
+        own = graph.add("Mul", own, graph.constant(design.scale[at]))
         # |a - b|^2 = |a|^2 + |b|^2 - 2ab
         squares = graph.add("ReduceSumSquare", own, axes=[1], keepdims=1)
-        product = graph.add("MatMul", own, graph.constant(-2 * known.T))
-        distance = graph.add("Sum", squares, product, graph.constant((known**2).sum(axis=1)))
-        scaled = graph.add("Mul", distance, graph.constant(-0.5 * np.exp(-2 * p.length[number])))
-        near = graph.add("Exp", scaled)
-        terms.append(graph.add("MatMul", near, graph.constant(np.exp(p.smooth[number]) * dual)))
-    target = graph.add("Sum", *terms)
-    scaled = graph.add("Mul", target, graph.constant(member.scale_))
-    value = graph.add("Add", scaled, graph.constant(member.mean_))
-    if member.log_:
+        product = graph.add("MatMul", own, graph.constant(-2 * points.T))
+        distance = graph.add("Sum", squares, product, graph.constant((points**2).sum(axis=1)))
+        scaled = graph.add("Mul", distance, graph.constant(-0.5 * np.exp(-2 * kernel.length)))
+        dual = np.exp(kernel.variance) * kernel.dual[:, 0]
+        terms.append(graph.add("MatMul", graph.add("Exp", scaled), graph.constant(dual)))
+    scaled = graph.add("Mul", graph.add("Sum", *terms), graph.constant(process.scale_))
+    value = graph.add("Add", scaled, graph.constant(process.mean_))
+    if process.log_:
         return value
-    return graph.add("Log", graph.add("Max", value, graph.constant(member.least_ms_)))
+    return graph.add("Log", graph.add("Max", value, graph.constant(process.least_ms_)))

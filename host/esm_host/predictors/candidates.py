@@ -1,126 +1,88 @@
-"""What the automatic predictor chooses from: each says what it expects of what it has not seen."""
+"""What the automatic predictor chooses from: processes, and what they say of samples left out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from typing import Protocol as Role
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import assign_folds
-from esm_host.predictors.base import Floats
-from esm_host.predictors.multi_kernel import MultiKernelGP
+from esm_host.predictors.base import Floats, Samples
+from esm_host.predictors.design import Design
+from esm_host.predictors.process import Process
+from esm_host.predictors.readout import said
+from esm_host.predictors.regression import DRAWS
 
-if TYPE_CHECKING:
-    from esm_host.predictors.mlp import MLPPredictor
-
+SOURCES = "sources"
+"""Group of columns that say what other devices would take."""
+WITH_SOURCES, WITHOUT_SOURCES = "log, additive", "log, additive, without sources"
 CROSS_VALIDATED = 150
-"""Samples up to which a process is fitted anew without each fold; above, the few parameters of
-its kernel know the sample that is left out, which no longer shows."""
+"""Samples up to which processes are fitted anew without each fold; above, the few parameters of
+their kernels know the sample that is left out, which no longer shows."""
 FOLDS = 10
-NETWORKS = 5
+_INTERACTING = ("operations", "counts")
+"""Groups whose columns may matter together; the others are sums already."""
 
 
-class Candidate(Role):
-    """Learns log latencies."""
-
-    def fit(
-        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
-    ) -> object: ...
-
-    def left_out(self) -> tuple[Floats, Floats]:
-        """Of each sample, by others: mean and standard deviation, ``(n,)``."""
-
-    def mean(self, encodings: NDArray[np.float32]) -> Floats:
-        """Of others, ``(n,)``."""
-
-    def mean_and_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """Of others, ``(n,)``."""
-
-
-class Process:
-    """A Gaussian process."""
-
-    def __init__(self, process: MultiKernelGP) -> None:
-        self.process = process
-
-    def fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
-        self.process.fit(encodings, latency_ms, weights)
-        if len(latency_ms) > CROSS_VALIDATED or len(latency_ms) < 3:
-            self._left_out = self.process.in_log(*self.process.left_out())
-            return
-        fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), FOLDS, self.process.seed)
-        mean, std = np.empty(len(fold)), np.empty(len(fold))
-        for number in range(int(fold.max()) + 1):
-            own, others = fold == number, fold != number
-            member = MultiKernelGP(**self.process.get_params(deep=False))
-            member.fit(encodings[others], latency_ms[others], weights[others])
-            mean[own], std[own] = member.in_log(*member.predict_target(encodings[own]))
-        self._left_out = mean, std
-
-    def left_out(self) -> tuple[Floats, Floats]:
-        return self._left_out
-
-    def mean(self, encodings: NDArray[np.float32]) -> Floats:
-        return np.log(self.process.predict(encodings))
-
-    def mean_and_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        return self.process.in_log(*self.process.predict_target(encodings))
-
-
-class FoldNetworks:
-    """Multilayer perceptrons, three wide layers, trained together.
-
-    Each has seen all folds but its own, of which it tells how far to trust them; their mean
-    predicts.
+def fit_candidates(
+    samples: Samples, layout: Layout | None, seed: int, like: Mapping[str, Process] | None = None
+) -> dict[str, Process]:
+    """Processes on log latency and on latency itself with errors in proportion, additive and with
+    smooth interactions; where a group says what other devices would take (:data:`SOURCES`), one
+    that does not know it.
 
     Args:
-        seed: of folds, initial weights and batches.
+        samples: all with positive weights.
+        like: candidates of much the same samples, where the search for parameters may begin.
     """
+    x, latency_ms, weights = samples
+    names = list(layout.groups) if layout else ["all"]
+    interacting = [name for name in names if name in _INTERACTING] or names
+    design = Design.of(x, layout, interacting, seed)
+    kinds: list[tuple[str, Sequence[str], Sequence[str], str]] = [
+        (f"{target}, {kind}", names, smooth, target)
+        for target in ("log", "raw")
+        for kind, smooth in (("additive", ()), ("smooth", interacting))
+    ]
+    if SOURCES in names:  # which may be of no use here
+        kinds.append((WITHOUT_SOURCES, [name for name in names if name != SOURCES], (), "log"))
+    fitted: dict[str, Process] = {}
+    for name, linear, smooth, target in kinds:
+        process = Process(linear, smooth, target, seed)
+        # Parameters of one are much like those of the next.
+        first = fitted.get("log, additive")
+        near = like[name] if like else fitted.get(name.replace("raw", "log"), first)
+        process.fit(design, x, latency_ms, weights, near)
+        fitted[name] = process
+    return fitted
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
 
-    def fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
-        from esm_host.predictors.mlp import MLPPredictor  # torch is slow to load
+def left_out(
+    candidates: Mapping[str, Process], samples: Samples, layout: Layout | None, seed: int
+) -> tuple[Floats, Floats]:
+    """Means and standard deviations of log latencies, of each sample by others, ``(candidates,
+    n)``.
 
-        fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), NETWORKS, self.seed)
-        self.members_ = [
-            MLPPredictor(
-                hidden=128,
-                layers=3,
-                learning_rate=0.003,
-                weight_decay=1e-3,
-                epochs=20,
-                min_steps=800,
-                batch_size=64,
-                seed=NETWORKS * self.seed + number,
-            )
-            for number in range(NETWORKS)
-        ]
-        seen = [np.flatnonzero(fold != number) for number in range(NETWORKS)]
-        MLPPredictor.fit_all(
-            self.members_, [(encodings[r], latency_ms[r], weights[r]) for r in seen]
+    Args:
+        candidates: fitted to these samples.
+    """
+    x, latency_ms, weights = samples
+    n = len(latency_ms)
+    if n > CROSS_VALIDATED or n < 3:
+        parts = [process.left_out_ for process in candidates.values()]
+        means, stds = zip(*parts, strict=True)
+        return np.stack(means), np.stack(stds)
+    mean, std = np.empty((2, len(candidates), n))
+    fold = assign_folds(np.zeros(n, dtype=np.int64), FOLDS, seed)
+    for number in range(int(fold.max()) + 1):
+        own, others = fold == number, fold != number
+        members = fit_candidates(
+            (x[others], latency_ms[others], weights[others]), layout, seed, candidates
         )
-        self.least_ms_ = float(latency_ms.min()) / 10  # a network may say anything
-        means = np.empty(len(fold))
-        for number, member in enumerate(self.members_):
-            own = fold == number
-            means[own] = self._log(member, encodings[own])
-        errors = np.log(latency_ms) - means
-        self.std_ = float(np.sqrt(np.average(errors**2, weights=weights)))
-        self._left_out = means, np.full(len(fold), self.std_)
-
-    def left_out(self) -> tuple[Floats, Floats]:
-        return self._left_out
-
-    def mean(self, encodings: NDArray[np.float32]) -> Floats:
-        return np.asarray(np.mean([self._log(m, encodings) for m in self.members_], axis=0))
-
-    def mean_and_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        means = self.mean(encodings)
-        return means, np.full(len(means), self.std_)
-
-    def _log(self, member: MLPPredictor, encodings: NDArray[np.float32]) -> Floats:
-        return np.log(np.maximum(member.predict(encodings), self.least_ms_))
+        processes = list(members.values())
+        parts = said(processes, [1 + DRAWS] * len(processes), x[own])
+        for row, (process, part) in enumerate(zip(processes, parts, strict=True)):
+            mean[row, own], std[row, own] = process.in_log(part)
+    return mean, std

@@ -11,7 +11,8 @@ from esm_host.dataset.table import Dataset
 from esm_host.encoding.sources import SourcesEncoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.settings import LEAST_SAMPLES, Settings
-from esm_host.predictors.auto import WITH_SOURCES, WITHOUT_SOURCES, AutoPredictor
+from esm_host.predictors.auto import AutoPredictor
+from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
 from esm_host.transfer.devices.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from esm_host.encoding.sources import SourceModels
 from esm_host.encoding.views import ViewsEncoder
-from esm_host.predictors.multi_kernel import MultiKernelGP
+from esm_host.predictors.design import Design
+from esm_host.predictors.process import Process
 from esm_host.sources.source import Source
 from esm_models.space import SearchSpace
 
@@ -27,7 +28,8 @@ def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:
     for number, source in enumerate(sources):
         if id(source.codes) not in encoded:  # devices of a table share their architectures
             encoded[id(source.codes)] = views.encode_codes(source.codes)
-        intercept[number], weights[:, number] = MultiKernelGP(views.layout).fit_linear(
-            encoded[id(source.codes)], source.latency_ms
-        )
+        x = encoded[id(source.codes)]
+        process = Process(list(views.layout.groups), (), "log")
+        process.fit(Design.of(x, views.layout), x, source.latency_ms, np.ones(len(x)))
+        intercept[number], weights[:, number] = process.linear_function()
     return SourceModels(tuple(source.name for source in sources), intercept, weights)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_host.encoding.sources import SourcesEncoder
-from esm_host.predictors.auto import WITH_SOURCES, WITHOUT_SOURCES, AutoPredictor
+from esm_host.predictors.auto import AutoPredictor
+from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
 from esm_host.sources.source import Source
 from esm_host.transfer import source_models
 from esm_host.transfer.base import FewShotPredictor, Floats

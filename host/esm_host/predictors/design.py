@@ -1,0 +1,79 @@
+"""What the kernels of one fit share: columns in groups, standardised, and inducing points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.encoding.base import Layout
+from esm_host.predictors.base import Floats
+
+INDUCING = 200
+"""Samples, at most, that smooth kernels compare others with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Columns of encodings in groups, standardised so that a kernel's variance is that of a
+    latency.
+
+    Attributes:
+        centre: of every column, ``(d,)``.
+        scale: what a centred column is multiplied by, ``(d,)``; 0 where none of the samples
+            differs.
+        groups: columns of every group in which samples differ.
+        inducing: of the groups that may be smooth, the inducing points, ``(m, columns)``.
+    """
+
+    centre: Floats
+    scale: Floats
+    groups: Mapping[str, slice]
+    inducing: Mapping[str, Floats]
+
+    @classmethod
+    def of(
+        cls,
+        encodings: NDArray[np.float32],
+        layout: Layout | None = None,
+        smooth: Collection[str] = (),
+        seed: int = 0,
+    ) -> Self:
+        """Design for samples ``(n, d)``.
+
+        Args:
+            layout: None makes all columns one group.
+            smooth: groups for which there are inducing points; those that the layout does not
+                have are left out.
+            seed: of the choice of inducing points.
+        """
+        width = encodings.shape[1]
+        centre = encodings.mean(axis=0, dtype=np.float64)
+        sd = encodings.std(axis=0, dtype=np.float64)
+        varies = sd > 1e-6 * np.maximum(np.abs(centre), 1e-6)
+        scale = np.zeros(width)
+        groups = {}
+        for name, (first, end) in (layout.groups if layout else {"all": (0, width)}).items():
+            columns = first + np.flatnonzero(varies[first:end])
+            if len(columns):
+                groups[name] = slice(first, end)
+                scale[columns] = 1 / (sd[columns] * math.sqrt(len(columns)))
+        design = cls(centre, scale, groups, {})
+        chosen = np.random.default_rng(seed).permutation(len(encodings))[:INDUCING]
+        points = design.inputs(encodings[chosen])
+        inducing = {name: points[:, at] for name, at in groups.items() if name in smooth}
+        return cls(centre, scale, groups, inducing)
+
+    def inputs(self, encodings: NDArray[np.float32]) -> Floats:
+        """Encodings, standardised, ``(n, d)``."""
+        return (encodings - self.centre) * self.scale
+
+
+def squared_distances(left: Floats, right: Floats) -> Floats:
+    """``(n, d)`` and ``(m, d)`` -> ``(n, m)``, by one product of matrices."""
+    squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
+    return np.asarray(np.maximum(squares - 2 * left @ right.T, 0))

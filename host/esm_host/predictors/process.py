@@ -1,0 +1,184 @@
+"""A Gaussian process with a kernel for every group of columns, weighted by what the data say.
+
+Latency is nearly a sum over operators, so a linear model on the right columns is hard to beat;
+which columns those are (single blocks, counts by unit, costs of the whole network) depends on the
+device and on how much was measured. Here every group has a linear kernel of its own and its weight
+is found by marginal likelihood, so that ten samples lean on what all blocks share and a thousand
+on the blocks themselves.
+
+Linear kernels are solved in their columns, smooth ones in what inducing points say of them
+(Quiñonero-Candela and Rasmussen 2005, the subset of regressors): with as many of these as samples
+that is the whole process, with fewer time and memory stay in proportion to the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+
+from esm_host.predictors.base import Floats
+from esm_host.predictors.design import Design, squared_distances
+from esm_host.predictors.evidence import OFFSET, Kernels, jitter, most_likely
+from esm_host.predictors.regression import regress
+
+SEARCHED = 300
+"""Samples, at most, on which the kernels' parameters are found; all are learned from then."""
+_SAME_PLACE = 1e-6
+"""Variance, in units of the kernel's, by which inducing points differ where they are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """A squared-exponential kernel, as a sum over inducing points.
+
+    Attributes:
+        group: of columns.
+        variance: logarithm.
+        length: logarithm.
+        dual: of every inducing point, the mean first, then draws, ``(m, 1 + DRAWS)``.
+    """
+
+    group: str
+    variance: float
+    length: float
+    dual: Floats
+
+
+class Process:
+    """Gaussian process on log latency (or latency), a sum of kernels over a design's groups.
+
+    After :meth:`fit`, ``left_out_`` has means and standard deviations of log latencies, each
+    ``(n,)``, of each sample by all others; the kernels' parameters know them all.
+
+    Args:
+        linear: groups that have a linear kernel; those in which samples do not differ are left
+            out.
+        smooth: groups that have a squared-exponential kernel as well, for what is no sum.
+        target: ``"log"``, or ``"raw"`` latencies with errors in proportion to them.
+        seed: of the choice of :data:`SEARCHED` samples, and of draws.
+    """
+
+    def __init__(
+        self, linear: Sequence[str], smooth: Sequence[str], target: str, seed: int = 0
+    ) -> None:
+        self.linear = linear
+        self.smooth = smooth
+        self.target = target
+        self.seed = seed
+
+    def fit(
+        self,
+        design: Design,
+        encodings: NDArray[np.float32],
+        latency_ms: Floats,
+        weights: Floats,
+        like: Process | None = None,
+    ) -> None:
+        """Learn samples, all with positive weights.
+
+        Args:
+            like: a fitted process that is much like this one: the search for parameters begins
+                where its search ended.
+        """
+        self.design = design
+        self._standardise(latency_ms, weights)
+        inputs = design.inputs(encodings)
+        linear = [name for name in self.linear if name in design.groups]
+        smooth = [name for name in self.smooth if name in design.inducing]
+        self.kernels_ = k = self._search(inputs, Kernels.default(linear, smooth), like)
+        deviation = np.zeros(len(design.centre))
+        for name, log_variance in k.linear.items():
+            deviation[design.groups[name]] = math.exp(log_variance / 2)
+        features = [inputs * deviation, np.full((len(inputs), 1), math.sqrt(OFFSET))]
+        roots = []
+        for name, (variance, length) in k.smooth.items():
+            points = design.inducing[name]
+            among = _near(squared_distances(points, points), variance, length)
+            among[np.diag_indices(len(points))] += _SAME_PLACE * math.exp(variance)
+            roots.append(cholesky(among, lower=True))
+            own = squared_distances(points, inputs[:, design.groups[name]])
+            features.append(
+                solve_triangular(roots[-1], _near(own, variance, length), lower=True).T
+            )
+        joined = np.concatenate(features, axis=1)
+        self.noise_ = math.exp(k.noise)
+        noise = self.noise_ * self.variance_ + jitter((joined**2).sum(axis=1))
+        posterior = regress(joined, self.targets_, noise, self.seed)
+        known = np.maximum(posterior.left_out_std**2 - noise, 0)
+        self.left_out_ = self._in_log(posterior.left_out_mean, known)
+        ends = np.cumsum([each.shape[1] for each in features])
+        slopes, constant, *smooths = np.split(posterior.weights, ends[:-1])
+        self.slopes_ = slopes * deviation[:, None]
+        self.constant_ = math.sqrt(OFFSET) * constant[0]
+        self.smooth_ = [
+            Smooth(name, variance, length, solve_triangular(root, dual, lower=True, trans=1))
+            for (name, (variance, length)), root, dual in zip(
+                k.smooth.items(), roots, smooths, strict=True
+            )
+        ]
+
+    def _standardise(self, latency_ms: Floats, weights: Floats) -> None:
+        self.log_ = self.target == "log"
+        targets = np.log(latency_ms) if self.log_ else latency_ms
+        self.usual_ms_ = float(np.average(latency_ms))
+        if not self.log_:
+            weights = weights * (self.usual_ms_ / latency_ms) ** 2
+        self.variance_ = 1 / weights
+        self.least_ms_ = float(latency_ms.min()) / 10  # a sum may come out at nothing
+        self.mean_ = float(np.average(targets, weights=weights))
+        self.scale_ = float(targets.std()) or abs(self.mean_) or 1.0
+        self.targets_ = (targets - self.mean_) / self.scale_
+
+    def _search(self, inputs: Floats, default: Kernels, like: Process | None) -> Kernels:
+        rows = np.arange(len(self.targets_))
+        if len(rows) > SEARCHED:
+            rows = np.random.default_rng(self.seed).choice(rows, SEARCHED, replace=False)
+        return most_likely(
+            default,
+            {name: inputs[rows, at] for name, at in self.design.groups.items()},
+            self.targets_[rows],
+            self.variance_[rows],
+            default.like(like.kernels_) if like else None,
+        )
+
+    def linear_function(self) -> tuple[float, Floats]:
+        """Log latency (or latency), where no kernel is smooth: the constant, and a weight of every
+        column, ``(d,)``.
+
+        Raises:
+            ValueError: a kernel is smooth.
+        """
+        if self.smooth_:
+            raise ValueError("a smooth kernel is no linear function")
+        weights = self.scale_ * self.design.scale * self.slopes_[:, 0]
+        constant = self.mean_ + self.scale_ * self.constant_[0]
+        return float(constant - self.design.centre @ weights), weights
+
+    def in_log(self, said: Floats) -> tuple[Floats, Floats]:
+        """Means and standard deviations of log latencies, ``(n,)``, from what
+        :func:`~esm_host.predictors.readout.said` gives of this process."""
+        return self._in_log(said[:, 0], (said[:, 1:] ** 2).sum(axis=1))
+
+    def _in_log(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
+        """From means and their variances, noise not included."""
+        if self.log_:
+            std = np.sqrt(variance + self.noise_)
+            return mean * self.scale_ + self.mean_, std * self.scale_
+        latency_ms = self._as_latency(mean)
+        share = (latency_ms / self.usual_ms_) ** 2
+        std = np.sqrt(variance + self.noise_ * share)
+        return np.log(latency_ms), std * self.scale_ / latency_ms
+
+    def _as_latency(self, targets: Floats) -> Floats:
+        values = targets * self.scale_ + self.mean_
+        return np.asarray(np.exp(values) if self.log_ else np.maximum(values, self.least_ms_))
+
+
+def _near(distances: Floats, variance: float, length: float) -> Floats:
+    """Covariance at squared distances."""
+    return np.asarray(np.exp(variance - distances / (2 * math.exp(2 * length))))
