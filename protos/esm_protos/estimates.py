@@ -38,6 +38,9 @@ _SESSION_BATCHES = 5
 _LEAST_BATCHES = 10
 _COMMON = 0.8
 """Share of the batches that every model must have a visit in."""
+_BY_MEMORY = 0.2
+"""How far a model's mean may lie above its quick runs, as a logarithm, where nothing else runs;
+with 15 to 25 MB of weights it did by 0.15 to 0.29."""
 _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
 _FAR = 100
@@ -407,16 +410,27 @@ def _at_usual(
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
     t = _t(_freedom(paces))
+    lasting = math.hypot(shift.lasting, _interruptions(visited / factors[:, None], alone))
     parts = Parts(
         runs=alone.parts.runs if together is None else together,
         own_runs=alone.parts.runs,
         readings=_t(_FAR) * shift.passing if together is None else 0.0,
         sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
-        pace=t * shift.lasting,
+        pace=t * lasting,
         history=t * shift.shared,
         moments=paces.moments,
     )
     return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
+
+
+def _interruptions(visited: Floats, alone: Estimate) -> float:
+    """Standard deviation between moments of what interrupts a model's runs, as a share.
+
+    Other programs that lengthen most runs, beyond what memory does to them, do so by another
+    amount at another time; half of it stands for that.
+    """
+    longer = math.log(alone.latency_ns / float(np.quantile(visited, 0.1)))
+    return max(longer - _BY_MEMORY, 0.0) / 2
 
 
 def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:

@@ -49,6 +49,8 @@ _RARE = 0.01
 """Probability of deviations that are taken for a disturbance, though there is none."""
 _MOST_APART = 5.0
 """Standard errors beyond which deviations are taken for one, however little is remembered."""
+_NOTHING = 1e-12
+"""Precision of what nothing is known of."""
 _FINEST = 1e-4
 """Standard deviation, of a logarithm, below which nothing is known."""
 _FEW_MOMENTS = 8
@@ -212,16 +214,17 @@ class Paces:
         more, disturbed = np.zeros((count, count)), np.zeros(count)
         for number in range(count):
             expected = self._covariance + more + noise + np.diag(disturbed)
-            precision = np.linalg.inv(expected + _FINEST**2 * np.eye(count))
+            precision = np.linalg.pinv(expected + _FINEST**2 * np.eye(count), hermitian=True)
             if not number:
-                together = precision.sum() ** -0.5
+                together = max(float(precision.sum()), _NOTHING) ** -0.5
                 common = precision.sum(axis=0) @ deviations * together**2
                 if abs(common) > most * together:
                     more += common**2
                     continue
             # Of each rung, less what the others say of it.
-            alone = precision @ deviations / np.diag(precision)
-            strange = np.abs(alone) * np.sqrt(np.diag(precision))
+            own = np.maximum(np.diag(precision), _NOTHING)
+            alone = precision @ deviations / own
+            strange = np.abs(alone) * np.sqrt(own)
             worst = int(np.argmax(strange))
             if strange[worst] <= most:
                 break
@@ -317,7 +320,7 @@ class Paces:
         rung tells where the ladder lacks the one next to it."""
         memory = feels.copy()
         memory[0] -= 1
-        varies = float(memory @ self._covariance @ memory)
+        varies = max(float(memory @ self._covariance @ memory), 0.0)
         ends = [rung.weight_bytes for rung in (self._rungs[0], self._rungs[-1])]
         untold = _memory_spread(weight_bytes) - np.clip(
             _memory_spread(weight_bytes), *(_memory_spread(end) for end in ends)
