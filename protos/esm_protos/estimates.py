@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_protos.messages import Measurement, MeasureSpec, Protocol, Usual
-from esm_protos.paces import KnownModel, Paces, Reading, Shift
+from esm_protos.paces import WEIGHTLESS, KnownModel, Paces, Reading, Shift
 from esm_protos.statistics import (
     BATCHES,
     PACE_MODELS,
@@ -36,6 +36,11 @@ _SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
 then known of their spread."""
 _SESSION_BATCHES = 5
 _LEAST_BATCHES = 10
+_COMMON = 0.8
+"""Share of the batches that every model must have a visit in."""
+_BY_MEMORY = 0.2
+"""How far a model's mean may lie above its quick runs, as a logarithm, where nothing else runs;
+with 15 to 25 MB of weights it did by 0.15 to 0.29."""
 _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
 _FAR = 100
@@ -80,6 +85,21 @@ class Runs:
         per_visit = min(self.runs_per_visit, len(self.latency_ns))
         full = len(self.latency_ns) // per_visit
         return self.latency_ns[: full * per_visit].reshape(full, per_visit).astype(np.float64)
+
+    @property
+    def quickest(self) -> Runs:
+        """The quickest run of each visit.
+
+        A slower clock slows down every run, whatever is in the way of some of them.
+        """
+        shortest = self.visits.min(axis=1).astype(np.int64)
+        return replace(
+            self,
+            latency_ns=shortest,
+            start_ns=self.visit_starts_ns,
+            runs_per_visit=1,
+            session_runs=(),
+        )
 
     @property
     def visit_starts_ns(self) -> NDArray[np.int64]:
@@ -215,6 +235,25 @@ def _in_block(weight_bytes: int, estimate: Estimate) -> tuple[int, float]:
     return weight_bytes, estimate.latency_ns * math.exp(slower)
 
 
+def estimate_references(
+    references: Sequence[Measurement], spec: MeasureSpec
+) -> dict[str, Estimate]:
+    """Return the estimates of reference models that did not fail, by their names, at the pace of
+    their block."""
+    runs = [_telling(Runs.of(m, spec)) for m in references if m.failure is None]
+    block = estimate_block(runs, spec.trim, spec.protocol is Protocol.INTERLEAVED)
+    return {each.name: estimate for each, estimate in zip(runs, block.models, strict=True)}
+
+
+def _telling(reference: Runs) -> Runs:
+    """What a reference model tells of the device's pace.
+
+    One without weights that count tells the processor's clock, by its quickest runs: what is in
+    the way of some runs, more often the longer they take, is no pace of all models.
+    """
+    return reference.quickest if reference.weight_bytes < WEIGHTLESS else reference
+
+
 def estimate_measured(
     measurements: Sequence[Measurement],
     spec: MeasureSpec,
@@ -255,6 +294,7 @@ def estimate_block(
         usual: what the device remembers of them.
         known: as in :func:`estimate_measured`, by the names of models.
     """
+    references = [_telling(each) for each in references]
     all_runs = [*models, *references]
     visits = [runs.visits for runs in all_runs]
     starts = [runs.visit_starts_ns for runs in all_runs]
@@ -322,7 +362,8 @@ def _together(
     that a batch has what is left when one is taken out of the other.
 
     Returns:
-        None where a reference model was visited too seldom.
+        None where a reference model was visited too seldom, or one of them in a part of the block
+        only.
     """
     weights = paces.weights(runs.weight_bytes, alone.latency_ns)
     used = [each for each in company if abs(weights.get(each.name, 0.0)) > _HARDLY]
@@ -335,6 +376,8 @@ def _together(
     for each in [model, *used]:
         weight = 1.0 if each is model else -weights[each.name]
         batch = (each.start_ns - began) * count // (ended - began)
+        if len(np.unique(batch)) < _COMMON * count:  # its mean is of another time
+            return None
         sums += weight * np.bincount(batch, each.influence, count)
     return half_width(sums, degrees_of_freedom(count, trim))
 
@@ -367,16 +410,27 @@ def _at_usual(
     shift = paces.shift(runs.weight_bytes, alone.latency_ns)
     expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
     t = _t(_freedom(paces))
+    lasting = math.hypot(shift.lasting, _interruptions(visited / factors[:, None], alone))
     parts = Parts(
         runs=alone.parts.runs if together is None else together,
         own_runs=alone.parts.runs,
         readings=_t(_FAR) * shift.passing if together is None else 0.0,
         sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
-        pace=t * shift.lasting,
+        pace=t * lasting,
         history=t * shift.shared,
         moments=paces.moments,
     )
     return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
+
+
+def _interruptions(visited: Floats, alone: Estimate) -> float:
+    """Standard deviation between moments of what interrupts a model's runs, as a share.
+
+    Other programs that lengthen most runs, beyond what memory does to them, do so by another
+    amount at another time; half of it stands for that.
+    """
+    longer = math.log(alone.latency_ns / float(np.quantile(visited, 0.1)))
+    return max(longer - _BY_MEMORY, 0.0) / 2
 
 
 def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:

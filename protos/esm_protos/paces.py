@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_protos.messages import Usual
-from esm_protos.statistics import trimmed_mean
+from esm_protos.statistics import t_quantile, trimmed_mean
 
 Floats = NDArray[np.float64]
 
+WEIGHTLESS = 1_000_000
+"""Bytes of weights, below which nothing waits for them."""
 _HALF_MEMORY = 0.07
 """Share of an inference that streaming its weights from memory would take at which half of what
 slows memory down reaches it."""
@@ -33,6 +35,8 @@ _BASE_SPREAD = 0.03
 _MEMORY_SPREAD = (0.03, 0.09)
 """Standard deviations between moments that are reckoned with before anything is known: of the
 first rung, and, beyond it, of the second and the last one."""
+_LADDER_BYTES = (7_000_000, 67_000_000)
+"""Weights of those rungs."""
 _KIND_SPREAD = 0.1
 """Standard deviation, from block to block, of what models that belong together share beyond the
 paces: the networks of a campaign, which follow one another with cold caches, feel more of a busy
@@ -41,6 +45,14 @@ _OWN_SPREAD = 0.003
 _OWN_MEMORY = 0.12
 """What varies between moments for one model alone: a share of the latency, and a share of what
 its memory varies by."""
+_RARE = 0.01
+"""Probability of deviations that are taken for a disturbance, though there is none."""
+_MOST_APART = 5.0
+"""Standard errors beyond which deviations are taken for one, however little is remembered."""
+_NOTHING = 1e-12
+"""Precision of what nothing is known of."""
+_FINEST = 1e-4
+"""Standard deviation, of a logarithm, below which nothing is known."""
 _FEW_MOMENTS = 8
 _USUAL_VARIANCE = 1.2
 """Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
@@ -156,17 +168,23 @@ class Paces:
         self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
-        covariance = _with_kind(self._covariance, _KIND_SPREAD**2 if known else 0.0)
         usual_error = _with_kind(between_moments * _USUAL_VARIANCE / self.moments, 0.0)
         lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
+        noise = usual_error[:count, :count] + np.diag(lasting + passing)
+        more, disturbed = self._surprise(deviations, noise)
+        self._covariance = self._covariance + more
+        lasting = lasting + disturbed
+        covariance = _with_kind(self._covariance, _KIND_SPREAD**2 if known else 0.0)
         feels = np.eye(count, count + 1)
         if known:
             told = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
             feels = np.vstack([feels, *(np.append(row, 1.0) for row in told)])
             deviations = np.append(deviations, [w.deviation for w in known])
             passing = np.append(passing, [w.error**2 for w in known])
-            owns = [self._own(row) ** 2 for row in told]
+            owns = [
+                self._own(row, w.weight_bytes) ** 2 for row, w in zip(told, known, strict=True)
+            ]
             lasting = np.append(lasting, owns)
         noise = np.diag(lasting) + feels @ usual_error @ feels.T
         both = noise + np.diag(passing)
@@ -179,6 +197,40 @@ class Paces:
         self._shared = left @ covariance @ left.T
         self._shared = self._shared + gain @ feels @ usual_error @ feels.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
+
+    def _surprise(self, deviations: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        """What to add to the paces' covariance, and to the variances of readings, where rungs
+        stray further than the past lets expect.
+
+        All may do so together, on a device that is slower than it ever was: that is believed. One
+        alone may be disturbed, or be as it never was: both are held possible.
+
+        Args:
+            noise: covariance of the readings' errors, ``(r, r)``.
+        """
+        count = len(deviations)
+        freedom = max(int(2 + self.moments / 2), 1)
+        most = min(t_quantile(freedom, 1 - _RARE / count), _MOST_APART)
+        more, disturbed = np.zeros((count, count)), np.zeros(count)
+        for number in range(count):
+            expected = self._covariance + more + noise + np.diag(disturbed)
+            precision = np.linalg.pinv(expected + _FINEST**2 * np.eye(count), hermitian=True)
+            if not number:
+                together = max(float(precision.sum()), _NOTHING) ** -0.5
+                common = precision.sum(axis=0) @ deviations * together**2
+                if abs(common) > most * together:
+                    more += common**2
+                    continue
+            # Of each rung, less what the others say of it.
+            own = np.maximum(np.diag(precision), _NOTHING)
+            alone = precision @ deviations / own
+            strange = np.abs(alone) * np.sqrt(own)
+            worst = int(np.argmax(strange))
+            if strange[worst] <= most:
+                break
+            more[worst, worst] += alone[worst] ** 2
+            disturbed[worst] += alone[worst] ** 2
+        return more, disturbed
 
     @property
     def known(self) -> bool:
@@ -222,7 +274,7 @@ class Paces:
             return Shift(0.0, 0.0, 0.0, 0.0)
         feels = self.sensitivities(weight_bytes, latency_ns)
         by_memory = float(feels @ self.values - self.values[0])
-        return self._shift(np.append(feels, 1.0), by_memory, self._own(feels) ** 2)
+        return self._shift(np.append(feels, 1.0), by_memory, self._own(feels, weight_bytes) ** 2)
 
     def difference(self, one: tuple[int, float], other: tuple[int, float]) -> Shift:
         """Return how far the logarithm of two models' ratio is from the usual one.
@@ -236,7 +288,7 @@ class Paces:
         if not self._rungs:
             return Shift(0.0, 0.0, 0.0, 0.0)
         a, b = (self.sensitivities(*model) for model in (one, other))
-        own = self._own(a) ** 2 + self._own(b) ** 2
+        own = self._own(a, one[0]) ** 2 + self._own(b, other[0]) ** 2
         # Whatever the kind, both are of it.
         return self._shift(np.append(a - b, 0.0), float((a - b) @ self.values), own)
 
@@ -263,18 +315,29 @@ class Paces:
         """Return the standard deviation between sessions that is reckoned with, as a share."""
         return _session_error(self.sensitivities(weight_bytes, latency_ns))
 
-    def _own(self, feels: Floats) -> float:
-        """Standard deviation of what varies between moments for one model alone."""
+    def _own(self, feels: Floats, weight_bytes: int) -> float:
+        """Standard deviation of what varies between moments for one model alone, and of what no
+        rung tells where the ladder lacks the one next to it."""
         memory = feels.copy()
         memory[0] -= 1
-        varies = float(memory @ self._covariance @ memory)
-        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies)
+        varies = max(float(memory @ self._covariance @ memory), 0.0)
+        ends = [rung.weight_bytes for rung in (self._rungs[0], self._rungs[-1])]
+        untold = _memory_spread(weight_bytes) - np.clip(
+            _memory_spread(weight_bytes), *(_memory_spread(end) for end in ends)
+        )
+        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies + float(untold) ** 2)
 
     def _memory_share(self, weight_bytes: float, latency_ns: float) -> float:
         """What slows memory down reaches so much of a model's time."""
         last = self._rungs[-1]
         streamed = weight_bytes / latency_ns * last.latency_ns / max(last.weight_bytes, 1)
         return streamed / (streamed + _HALF_MEMORY)
+
+
+def _memory_spread(weight_bytes: int) -> float:
+    """Standard deviation of what memory costs a model of such weights, before anything is known."""
+    sizes = np.log([WEIGHTLESS, *_LADDER_BYTES])
+    return float(np.interp(math.log(max(weight_bytes, 1)), sizes, [0.0, *_MEMORY_SPREAD]))
 
 
 def _size(reading: Reading) -> int:

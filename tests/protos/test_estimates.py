@@ -1,14 +1,15 @@
 """A block's latencies at the device's usual pace, and how far they are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_protos.estimates import Runs, estimate_block, estimate_measured
-from esm_protos.messages import Measurement, MeasureSpec, Usual
+from esm_protos.estimates import Runs, estimate_block, estimate_measured, estimate_references
+from esm_protos.messages import FailureKind, Measurement, MeasureSpec, Usual
 from tests.protos.test_paces import BYTES, NAMES, USUAL, USUAL_NS, usuals
 
 TRIM = 0.2
@@ -57,6 +58,50 @@ def test_the_first_block_on_a_device_is_not_corrected_and_has_a_wide_interval() 
     assert first.shift.value == 0
     assert first.interval > 2 * later.interval
     assert first.within == pytest.approx(later.within, rel=0.5)
+
+
+def interrupted(reference: Runs, rng: np.random.Generator) -> Runs:
+    """Another program is in the way of most runs, but not of the quickest of four."""
+    longer = np.where(rng.random(80) < 0.9, rng.uniform(1.2, 3, 80), 1.0)
+    longer[::4] = 1
+    return replace(reference, latency_ns=(reference.latency_ns * longer).astype(np.int64))
+
+
+def test_what_interrupts_a_reference_is_no_pace() -> None:
+    """A model whose runs are too short to be interrupted keeps its latency."""
+    rng = np.random.default_rng(3)
+    first, *others = references(0, 0, 0, 0)
+    model = runs(1e5)
+    (calm,) = estimate_block([model], TRIM, True, [first, *others], USUAL).models
+    (busy,) = estimate_block([model], TRIM, True, [interrupted(first, rng), *others], USUAL).models
+    assert busy.latency_ns == pytest.approx(calm.latency_ns, rel=0.01)
+
+
+def test_what_interrupts_a_model_is_in_its_interval() -> None:
+    """How much it is interrupted differs from one moment to the next."""
+    company = references(0, 0, 0, 0)
+    calm, busy = runs(1e7), interrupted(runs(1e7), np.random.default_rng(3))
+    (still,) = estimate_block([calm], TRIM, True, company, USUAL).models
+    (held_up,) = estimate_block([busy], TRIM, True, company, USUAL).models
+    assert held_up.parts.pace > max(3 * still.parts.pace, 0.05)
+
+
+def test_a_model_that_left_early_is_known_by_its_own_runs() -> None:
+    """Its visits, all in a tenth of the block, are of one batch, whose influences are nothing."""
+    whole = runs(5e6, noise=0.05)
+    early = replace(whole, start_ns=whole.start_ns // 10)
+    (found,) = estimate_block([early], TRIM, True, references(0, 0, 0, 0), USUAL).models
+    assert found.parts.own_runs is not None
+    assert found.parts.runs >= found.parts.own_runs
+
+
+def test_a_reference_that_failed_is_not_remembered() -> None:
+    spec = MeasureSpec(runs=80, runs_per_visit=4)
+    measured = Measurement(
+        "arithmetic", latency_ns=runs(1e6).latency_ns, start_ns=runs(1e6).start_ns
+    )
+    failed = Measurement.failed("beyond", FailureKind.OUT_OF_MEMORY, "too little")
+    assert list(estimate_references([failed, measured], spec)) == ["arithmetic"]
 
 
 def test_sessions_that_differ_widen_the_interval() -> None:

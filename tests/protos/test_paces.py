@@ -96,6 +96,32 @@ def test_what_slows_all_alike_is_corrected(slower: float, size: int) -> None:
     assert abs(shift.value - slower) < 2 * shift.error
 
 
+@pytest.mark.parametrize("disturbed", range(4))
+@pytest.mark.parametrize("by", [-0.3, 0.4, 1.1])
+def test_one_disturbed_reference_widens_the_interval_of_those_it_speaks_for(
+    disturbed: int, by: float
+) -> None:
+    slower = [0.0] * 4
+    slower[disturbed] = by
+    paces, calm = Paces(readings(*slower), USUAL), Paces(readings(0, 0, 0, 0), USUAL)
+    own = paces.shift(BYTES[disturbed], float(USUAL_NS[disturbed]))
+    assert abs(own.value) < 0.8 * abs(by)
+    assert abs(own.value) < 2 * own.error
+    for size in BYTES:
+        assert paces.shift(size, 5e6).error >= 0.9 * calm.shift(size, 5e6).error
+
+
+@pytest.mark.parametrize(
+    ("left", "size"),
+    [((0,), 67_000_000), ((0,), 17_000_000), ((3,), 0), ((3,), 2_000_000), ((0, 1), 67_000_000)],
+)
+def test_what_no_reference_tells_stays_in_the_interval(left: tuple[int, ...], size: int) -> None:
+    whole = readings(0, 0, 0, 0)
+    fewer = Paces([whole[number] for number in left], USUAL)
+    assert fewer.shift(size, 5e6).error > 0.03
+    assert fewer.shift(size, 5e6).error > 1.5 * Paces(whole, USUAL).shift(size, 5e6).error
+
+
 def test_memory_is_felt_the_more_the_more_weights_a_model_has() -> None:
     paces = Paces(readings(0, 0.05, 0.12, 0.15), USUAL)
     sizes = (0, 500_000, 2_000_000, 7_000_000, 17_000_000, 67_000_000, 200_000_000)

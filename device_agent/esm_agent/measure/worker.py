@@ -39,7 +39,7 @@ from esm_agent.measure.process import (
 from esm_agent.measure.references import reference_models
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.sessions import Job
-from esm_protos.estimates import estimate_measured
+from esm_protos.estimates import estimate_references
 from esm_protos.messages import (
     BlockResult,
     Failure,
@@ -288,10 +288,9 @@ class Worker:
 
     def _remember(self, spec: MeasureSpec, result: JobResult) -> None:
         if self._history is not None and result.references:
-            taken = estimate_measured(result.references, spec).models
             latency_ns = {
-                reference.model_id: estimate.latency_ns
-                for reference, estimate in zip(result.references, taken, strict=True)
+                name: estimate.latency_ns
+                for name, estimate in estimate_references(result.references, spec).items()
                 if math.isfinite(estimate.interval)
             }
             self._history.add(self._conditions(spec), latency_ns)

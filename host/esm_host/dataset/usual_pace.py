@@ -16,7 +16,7 @@ from datetime import datetime
 import numpy as np
 
 from esm_host.dataset.store import Company, StoredBlock
-from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
+from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured, estimate_references
 from esm_protos.messages import Measurement, MeasureSpec, Usual
 from esm_protos.paces import usual_of
 
@@ -212,6 +212,5 @@ def _own_usual(blocks: Sequence[Block], spec: MeasureSpec) -> Usual | None:
 
 def _latencies(block: Block, spec: MeasureSpec) -> dict[str, float]:
     """The agent's reference models, nanoseconds, by their names."""
-    references = block.references
-    models: Sequence[Estimate] = estimate_measured(references, spec).models
-    return {m.model_id: e.latency_ns for m, e in zip(references, models, strict=True)}
+    found = estimate_references(block.references, spec)
+    return {name: estimate.latency_ns for name, estimate in found.items()}
