@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from esm_host.errors import EsmError as EsmError
     from esm_host.errors import MismatchError as MismatchError
     from esm_host.errors import RunExistsError as RunExistsError
+    from esm_host.errors import TimingInterrupt as TimingInterrupt
     from esm_host.errors import UnreachableError as UnreachableError
     from esm_host.errors import UsageError as UsageError
     from esm_host.evaluation.compare import Comparison as Comparison
@@ -55,7 +56,7 @@ _NAMES = {
     ),
     "esm_host.errors": (
         *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
-        *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
+        *("MismatchError", "RunExistsError", "TimingInterrupt", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.extension.settings": ("Settings",),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.arguments import on_command_line
-from esm_host.cli.errors import one_line_errors
+from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
     CudaGraph,
@@ -177,10 +177,11 @@ def time(
 
     All models, in all cases, are measured together, in turn, until each is known to the
     precision. Latencies are at the device's usual pace, and intervals hold at any time. Inputs are
-    random unless given. A free dimension that no option sets is taken as 1, with a warning.
+    random unless given. A free dimension that no option sets is taken as 1, with a warning. Ctrl-C
+    ends the timing and keeps what was measured.
 
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
-    precision, or the device throttled.
+    precision, or the device throttled; 130 interrupted.
 
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
@@ -241,6 +242,7 @@ def time(
             raw=raw,
             spread_s=spread_s,
             on_wait=on_progress.wait,
+            on_interrupt=_say_interrupted,
         )
     texts = []
     if output is not None:
@@ -254,6 +256,10 @@ def time(
             print_tables(timing, wide)
             print_profiles(timing)
     raise typer.Exit(_exit_code(timing))
+
+
+def _say_interrupted() -> None:
+    typer.echo("interrupted: ending with what was measured; Ctrl-C again stops at once", err=True)
 
 
 def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
@@ -304,4 +310,6 @@ def _exit_code(timing: Timing) -> int:
         typer.echo(
             "a quieter or cooler device helps; esm-host devices doctor says what is wrong", err=True
         )
+    if timing.interrupted:
+        return INTERRUPTED
     return FAILED if failed else UNSURE if unsure else 0
