@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from esm_host.errors import UsageError as UsageError
     from esm_host.evaluation.compare import Comparison as Comparison
     from esm_host.evaluation.compare import DifferentError as DifferentError
+    from esm_host.examples import example_model as example_model
     from esm_host.extension.settings import Settings as Settings
     from esm_host.latency import Latency as Latency
     from esm_host.run import Run as Run
@@ -59,6 +60,7 @@ _NAMES = {
         *("MismatchError", "RunExistsError", "TimingInterrupt", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
+    "esm_host.examples": ("example_model",),
     "esm_host.extension.settings": ("Settings",),
     "esm_host.latency": ("Latency",),
     "esm_host.run": ("Run", "load_run"),

@@ -18,6 +18,7 @@ from esm_host.cli.options import (
     Quiet,
     Tf32,
     device_names,
+    examples,
 )
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
@@ -34,7 +35,18 @@ _CASES = "Cases"
 @one_line_errors
 def time(
     context: typer.Context,
-    models: Annotated[list[Path], typer.Argument(help="ONNX files.", metavar="MODEL.onnx")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(help="ONNX files.", metavar="MODEL.onnx")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A well-known network that comes with the program, such as mobilenetv3, resnet18 "
+            "or resnet50, with random weights; may be repeated.",
+            autocompletion=examples,
+        ),
+    ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -183,10 +195,11 @@ def time(
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
     precision, or the device throttled; 130 interrupted.
 
-    Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
+    Examples: esm-host time --example mobilenetv3; esm-host time a.onnx b.onnx --device pi4
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
+    from esm_host.examples import example_file
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
@@ -212,14 +225,17 @@ def time(
     )
     spread_s = 0.0 if spread is None else parse_duration(spread)
     values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
-    read = [*models, *values]
+    given = [*(models or ()), *map(example_file, example or ())]
+    if not given:
+        raise UsageError("nothing to time: give MODEL.onnx, or --example mobilenetv3")
+    read = [*(models or ()), *values]
     check_output(output, inputs=read)
     check_output(csv, "--csv", [*read, output])
     if str(output) == str(csv) == "-":
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = _numbers("--batch", batch or [])
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
-    request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
+    request = read_request(given, batches, shape or (), counts, feed or (), folder, dim or ())
     if batches:
         for path in dict.fromkeys(entry.path for entry in request if entry.batch is None):
             typer.echo(
