@@ -199,6 +199,7 @@ def main(
         # A hung native call must not outlive an agent that was killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     isolation = confine(confinement)
+    import numpy.random  # noqa: F401  else it would count for the first model's memory
     import onnxruntime
 
     board = Board(cells)
