@@ -195,7 +195,7 @@ def time(
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
     precision, or the device throttled; 130 interrupted.
 
-    Examples: esm-host time --example mobilenetv3; esm-host time a.onnx b.onnx --device pi4
+    Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
@@ -227,7 +227,10 @@ def time(
     values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
     given = [*(models or ()), *map(example_file, example or ())]
     if not given:
-        raise UsageError("nothing to time: give MODEL.onnx, or --example mobilenetv3")
+        raise UsageError(
+            "missing argument 'MODEL.onnx': give a file, or --example mobilenetv3; see esm-host "
+            "time --help"
+        )
     read = [*(models or ()), *values]
     check_output(output, inputs=read)
     check_output(csv, "--csv", [*read, output])
