@@ -59,8 +59,9 @@ docs: $(STAMP)  ## the documentation as a site, in build/site; fails on a broken
 protos: $(STAMP)  ## generate the stubs again
 	$(BIN)/python -m esm_protos.compile
 
-references: $(STAMP)  ## generate the reference models that come with the agent again
+references: $(STAMP)  ## generate again the reference models of the agent, and the examples of esm-host time
 	$(BIN)/python -m esm_models.reference_models
+	$(BIN)/python -m esm_models.examples
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esm-profiler needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -52,12 +52,33 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 
 
+_IN_TURN = """
+from esm_host.cli.app import app
+
+for command in {commands}:
+    if code := app(command, standalone_mode=False):
+        sys.exit(code)
+"""
+
+
+def all_without(
+    modules: Sequence[str], commands: Sequence[Sequence[object]]
+) -> subprocess.CompletedProcess[str]:
+    """Run commands of esm-host in one process, until one fails, where modules are missing."""
+    texts = [[str(word) for word in command] for command in commands]
+    program = _IN_TURN.replace("{commands}", repr(texts))
+    return _python((), f"{_hiding(modules)}\n{program}", (), dict(os.environ))
+
+
 def without(
     modules: Sequence[str], module: str, *arguments: object, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a module's ``main`` where others are not installed."""
-    hiding = _HIDING.replace("{hidden}", repr(list(modules)))
-    return _run((), module, arguments, {**os.environ, **environment}, hiding)
+    return _run((), module, arguments, {**os.environ, **environment}, _hiding(modules))
+
+
+def _hiding(modules: Sequence[str]) -> str:
+    return _HIDING.replace("{hidden}", repr(list(modules)))
 
 
 def _run(
@@ -67,7 +88,12 @@ def _run(
     env: dict[str, str],
     first: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    program = f"{first}\nfrom {module} import main; main()"
+    return _python(prefix, f"{first}\nfrom {module} import main; main()", arguments, env)
+
+
+def _python(
+    prefix: Sequence[str], program: str, arguments: Sequence[object], env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     command = [*prefix, sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120

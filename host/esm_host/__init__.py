@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from esm_host.errors import EsmError as EsmError
     from esm_host.errors import MismatchError as MismatchError
     from esm_host.errors import RunExistsError as RunExistsError
+    from esm_host.errors import TimingInterrupt as TimingInterrupt
     from esm_host.errors import UnreachableError as UnreachableError
     from esm_host.errors import UsageError as UsageError
     from esm_host.evaluation.compare import Comparison as Comparison
     from esm_host.evaluation.compare import DifferentError as DifferentError
+    from esm_host.examples import example_model as example_model
     from esm_host.extension.settings import Settings as Settings
     from esm_host.latency import Latency as Latency
     from esm_host.run import Run as Run
@@ -55,9 +57,10 @@ _NAMES = {
     ),
     "esm_host.errors": (
         *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
-        *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
+        *("MismatchError", "RunExistsError", "TimingInterrupt", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
+    "esm_host.examples": ("example_model",),
     "esm_host.extension.settings": ("Settings",),
     "esm_host.latency": ("Latency",),
     "esm_host.run": ("Run", "load_run"),

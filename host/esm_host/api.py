@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from esm_host.arguments import argument
-from esm_host.errors import DatasetError, UsageError
+from esm_host.errors import DatasetError, TimingInterrupt, UsageError
 from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
@@ -135,6 +135,7 @@ def time(
         UsageError: something that was asked for makes no sense.
         BusyError: the only device is somebody else's and ``wait`` is False.
         DeviceError: the only device is gone or refuses.
+        TimingInterrupt: a KeyboardInterrupt ended it early; it has what was measured.
 
     Example::
 
@@ -194,7 +195,10 @@ def time(
             raw=raw,
             spread_s=spread_s,
         )
-    return TimingFile.of(timing.to_json())
+    file = TimingFile.of(timing.to_json())
+    if timing.interrupted:
+        raise TimingInterrupt(file)
+    return file
 
 
 def compare(

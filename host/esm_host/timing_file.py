@@ -72,6 +72,11 @@ class TimingFile:
         devices: dict[str, Any] = self.context["devices"]
         return devices
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt ended it early on any device."""
+        return any(entry.get("interrupted", False) for entry in self.devices.values())
+
     def results(self) -> pd.DataFrame:
         """A row per result.
 

@@ -2,12 +2,14 @@
 
 A few architectures are traced for what each place of a graph may hold
 (:meth:`esm_models.space.SearchSpace.places`); all others are looked up. Every traced architecture
-is checked against what the table says; where they differ, as in a user's space whose blocks depend
-on each other, every architecture is traced on its own, once.
+is checked against what the table says. Where they differ, as in a user's space whose blocks choose
+their own widths, the option of a block and that of the block before it decide. Where they still
+differ, every architecture is traced on its own, once.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,8 +25,19 @@ from esm_models.space import Codes, SearchSpace
 Content = Mapping[tuple[str, int], int]
 """How often a place holds a part: by the region and the part's number."""
 
-_CHECKS = 4
+_CHECKS, _CHAIN_CHECKS = 4, 2
 _MOST_PIXELS = 2**16
+
+
+class Rule(enum.IntEnum):
+    """What decides the parts of a place."""
+
+    PLACE = 0
+    """Its own value alone (:meth:`esm_models.space.SearchSpace.places`)."""
+    CHAIN = 1
+    """The option of a block and of the block before it; of what is no block, the last block's."""
+    WHOLE = 2
+    """The whole architecture, which is one row."""
 
 
 class PartTable:
@@ -35,14 +48,14 @@ class PartTable:
         contents: of each row.
         kinds: regions and the kinds of operators there, of the architectures seen first: every
             option in every block is among them.
-        additive: whether places alone decide the parts; if not, an architecture is a row.
+        rule: what decides the parts, as far as is known. Rows lose their meaning when it changes.
     """
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self.parts: list[Part] = []
         self.contents: list[Content] = []
-        self.additive = True
+        self.rule = Rule.PLACE
         self._seen_all = False
         self._numbers: dict[str, int] = {}
         self._rows: dict[int, int] = {}
@@ -50,9 +63,14 @@ class PartTable:
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
             self._trace(blocks, space.resolution)
         self.kinds = frozenset((part.region, o.kind) for part in self.parts for o in part.operators)
-        if not self.additive:
-            self._rows.clear()
-            self.contents.clear()
+        if self.rule is Rule.CHAIN:
+            for blocks in _changed_blocks(space, _CHAIN_CHECKS):
+                self._trace(blocks, space.resolution)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the value of a place decides its parts."""
+        return self.rule is Rule.PLACE
 
     def rows(
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
@@ -67,7 +85,6 @@ class PartTable:
         if not pruned:
             self.complete()
         while True:
-            additive = self.additive
             keys = self._keys(blocks, resolution, pruned)
             found = np.empty(keys.shape, dtype=np.int64)
             candidates = set()
@@ -81,9 +98,6 @@ class PartTable:
             if not candidates:
                 return found
             self._trace_all(blocks, resolution, sorted(candidates))
-            if self.additive != additive:
-                self._rows.clear()
-                self.contents.clear()
 
     def complete(self) -> None:
         """Sees everything that the space may hold.
@@ -91,16 +105,18 @@ class PartTable:
         Raises:
             InvalidSpaceError: that would be every architecture.
         """
-        if self._seen_all and self.additive:
+        if self._seen_all and self.rule is not Rule.WHOLE:
             return
-        blocks = self.space.showcase()
-        for side in self.space.resolutions or (self.space.resolution,):
-            self.rows(blocks, np.full(len(blocks), side))
-        if not self.additive:
+        for rule in (Rule.PLACE, Rule.CHAIN):
+            if self.rule is rule:
+                blocks = self.space.showcase() if self.additive else _chains(self.space)
+                for side in self.space.resolutions or (self.space.resolution,):
+                    self.rows(blocks, np.full(len(blocks), side))
+        if self.rule is Rule.WHOLE:
             raise InvalidSpaceError(
-                f"the parts of {self.space.name} cannot be listed, for its blocks depend on each "
-                "other or stand outside net.scope('unit1.block1'): give it the methods place, "
-                "places and showcase"
+                f"the parts of {self.space.name} cannot be listed, for its blocks depend on more "
+                "than the block before, or stand outside net.scope('unit1.block1'): give it the "
+                "methods place, places and showcase"
             )
         self._seen_all = True
 
@@ -108,8 +124,10 @@ class PartTable:
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
     ) -> NDArray[np.int64]:
         """What decides rows, ``(n, places)``."""
-        if self.additive:
+        if self.rule is Rule.PLACE:
             places = self.space.places(blocks, pruned)
+        elif self.rule is Rule.CHAIN:
+            places = _chained_places(self.space, blocks)
         else:
             texts = [block.tobytes() for block in np.ascontiguousarray(blocks, dtype=np.int16)]
             ids = [self._whole.setdefault(text, len(self._whole)) for text in texts]
@@ -150,13 +168,16 @@ class PartTable:
             if number == len(self.parts):
                 label = labels[place] if place < len(labels) else ""
                 self.parts.append(replace(part, option=label))
-            held[place if self.additive else 0][part.region, number] += 1
+            held[0 if self.rule is Rule.WHOLE else place][part.region, number] += 1
         for key, content in zip(keys, held, strict=True):
             row = self._rows.setdefault(key, len(self.contents))
             if row == len(self.contents):
                 self.contents.append(content)
             elif self.contents[row] != content:
-                self.additive = False
+                self.rule = _next_rule(self.rule, space)
+                self._rows.clear()
+                self.contents.clear()
+                return
 
 
 @cache
@@ -176,6 +197,55 @@ def _uniform_blocks(space: SearchSpace) -> Codes:
     """Of every option the deepest architecture: all that blocks may be, where they are what their
     options say."""
     return SearchSpace.showcase(space)
+
+
+def _next_rule(rule: Rule, space: SearchSpace) -> Rule:
+    """Return the rule to try once one has failed."""
+    own = type(space)
+    plain = own.place is SearchSpace.place and own.places is SearchSpace.places
+    chained = plain and all(min(depths) > 0 for depths in space.depths)
+    return Rule.CHAIN if rule is Rule.PLACE and chained else Rule.WHOLE
+
+
+def _chained_places(space: SearchSpace, blocks: Codes) -> NDArray[np.int64]:
+    """As :meth:`esm_models.space.SearchSpace.places`, by the block before as well."""
+    flat = blocks.reshape(len(blocks), -1).astype(np.int64)
+    options = len(space.options)
+    before = np.full(len(flat), -1)
+    places = np.zeros((len(flat), 1 + flat.shape[1]), dtype=np.int64)
+    for place, own in enumerate(flat.T, start=1):
+        first = 2 + options + (place - 1) * options * (options + 1)
+        places[:, place] = np.where(own < 0, 1, first + own + options * (before + 1))
+        before = np.where(own < 0, before, own)
+    places[:, 0] = 2 + before
+    return places
+
+
+def _chains(space: SearchSpace) -> Codes:
+    """Return blocks of the deepest architectures in which two options alternate: every option
+    after every other."""
+    options = np.arange(len(space.options))
+    pairs = np.stack(np.meshgrid(options, options), axis=-1).reshape(-1, 2)
+    blocks = np.full((len(pairs), space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
+    count = 0
+    for unit, depths in enumerate(space.depths):
+        for block in range(max(depths)):
+            blocks[:, unit, block] = pairs[:, (unit if space.one_option_per_unit else count) % 2]
+            count += 1
+    return blocks
+
+
+def _changed_blocks(space: SearchSpace, n: int) -> list[Codes]:
+    """Return random architectures, each followed by those that differ from it in one block."""
+    found = []
+    for blocks in _random_blocks(space, n):
+        found.append(blocks)
+        for unit, block in np.argwhere(blocks >= 0):
+            changed = blocks.copy()
+            alike = blocks[unit] >= 0 if space.one_option_per_unit else block
+            changed[unit, alike] = (blocks[unit, block] + 1) % len(space.options)
+            found.append(changed)
+    return found
 
 
 def _random_blocks(space: SearchSpace, n: int) -> Codes:

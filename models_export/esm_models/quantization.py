@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from esm_models.errors import InvalidSpaceError
+
 Shape = tuple[int, ...]
 
 # Wide enough for a channel whose weights came out large, and for sums that are not quite normal.
@@ -167,7 +169,9 @@ class _Quantizer:
             return _Signal(widest.terms, all(i.unsigned for i in inputs))
         if kind in _COPIES:
             return _Signal(first.terms, first.unsigned, first.bound)
-        raise ValueError(f"operator {kind} has no int8 form: take float32")
+        raise InvalidSpaceError(
+            f"int8: operator {kind} ({node.name}) has no int8 form: take float32", "dtype"
+        )
 
     def _filled(self, node: NodeProto) -> float:
         """Share of a convolution's products whose pixel is in the image and not in the padding."""
@@ -193,7 +197,7 @@ def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
         shapes: of its tensors, by name; those of initializers may be left out.
 
     Raises:
-        ValueError: an operator has no int8 form.
+        InvalidSpaceError: an operator has no int8 form.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     work = _Quantizer({**shapes, **weights})

@@ -201,6 +201,14 @@ class SearchSpace(ABC):
             ),
         )
 
+    def uniform(self) -> list[Architecture]:
+        """Return of every option the deepest architecture, of the largest resolution."""
+        side = max(self.resolutions, default=None)
+        return [
+            Architecture(self.name, tuple((o.label,) * max(d) for d in self.depths), side)
+            for o in self.options
+        ]
+
     def unit_variants(self, unit_depth: int) -> int:
         """Number of different units of that many blocks."""
         options = len(self.options)
@@ -373,10 +381,7 @@ class SearchSpace(ABC):
 
     def showcase(self) -> Codes:
         """Blocks of architectures that together show everything that places may hold."""
-        codes = np.full((len(self.options), self.unit_count, self.max_unit_depth), -1, np.int16)
-        for unit, depths in enumerate(self.depths):
-            codes[:, unit, : max(depths)] = np.arange(len(self.options))[:, None]
-        return codes
+        return self.blocks_of(self.encode(self.uniform()))
 
     def channels(self, base: float) -> int:
         """``base`` channels times the width multiplier, rounded by :func:`round_channels`."""

@@ -71,6 +71,19 @@ def test_a_model_takes_its_weights_and_not_its_neighbours(
 
 
 @linux
+def test_the_runtimes_code_counts_for_whoever_comes_later_too(tmp_path: Path) -> None:
+    worker = Worker()  # no model has brought in code of the runtime yet
+    try:
+        first, second, third = peaks(
+            measured(worker, *(gemm(tmp_path / f"{i}.onnx", 1) for i in range(3)))
+        )
+    finally:
+        worker.stop()
+    assert abs(first - second) < 5 * MB
+    assert abs(first - third) < 5 * MB
+
+
+@linux
 def test_what_stays_loaded_keeps_its_figure(worker: Worker, tmp_path: Path) -> None:
     shared = gemm(tmp_path / "shared.onnx", 16)
     found = [
@@ -101,6 +114,22 @@ def test_the_peak_is_that_of_a_process_with_this_model_alone(tmp_path: Path) -> 
     assert (tmp_path / "clear_refs").read_text() == "5"
     folder(tmp_path, 60_000, 80_000)
     assert memory.peak_bytes() == (80_000 - 50_000 + 10_000) * 1024
+
+
+def test_code_that_earlier_models_brought_in_counts(tmp_path: Path) -> None:
+    def mapped(code_kib: int) -> None:
+        (tmp_path / "smaps").write_text(
+            f"7f00-7f10 r-xp 00000000 08:01 42    /lib/runtime.so.1\nRss:    {code_kib} kB\n"
+            "7f20-7f30 rw-p 00000000 00:00 0     [heap]\nRss:     9000 kB\n"
+        )
+
+    mapped(1_000)
+    memory = PeakMemory(folder(tmp_path, 10_000, 20_000))
+    mapped(4_000)
+    folder(tmp_path, 50_000, 50_000)
+    memory.begin()
+    folder(tmp_path, 60_000, 80_000)
+    assert memory.peak_bytes() == (80_000 - 50_000 + 10_000 + 3_000) * 1024
 
 
 def test_an_emulator_that_resets_nothing_tells_nothing(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from esm_agent.door.auth import LISTED
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import BusyError, NotNowError, UnreachableError
 from esm_host.transport.lease import Lease
@@ -44,6 +46,34 @@ def test_others_see_who_measures_and_give_up_if_they_will(address: str) -> None:
         assert first.device_info().occupancy.waiting == 1
     with RemoteProfiler(address) as third:
         assert third.reserve("time", wait=False).ahead == 0, "the others gave their leases back"
+
+
+def test_only_its_own_host_ends_a_block_early(address: str) -> None:
+    with (
+        RemoteProfiler(address) as host,
+        RemoteProfiler(address) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pending = host.submit(LONG)
+        result = pool.submit(pending.result)
+        wait_until_measuring(host)
+        other.submit(LONG).finish()
+        with pytest.raises(TimeoutError):
+            result.result(timeout=1)
+        pending.finish()
+        assert 0 < result.result().measurements[0].latency_ns.size < 1_000_000
+
+
+def test_an_agent_that_cannot_end_a_block_early_drops_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esm_agent.door.auth.LISTED", LISTED - {"/esm.v1.Profiler/FinishBlock"})
+    with RemoteProfiler(address) as host:
+        pending = host.submit(LONG)
+        wait_until_measuring(host)
+        pending.finish()
+        with pytest.raises(UnreachableError):
+            pending.result()
 
 
 def test_a_waiting_block_is_told_of_its_place(address: str) -> None:

@@ -32,6 +32,7 @@ CALLS: dict[str, Callable[[profiler_pb2_grpc.ProfilerStub, int], object]] = {
     "Lease": lambda stub, v: stub.Lease(pb.LeaseRequest(protocol_version=v, lease_id="lease")),
     "Release": lambda stub, v: stub.Release(pb.ReleaseRequest(protocol_version=v, lease_id="x")),
     "Diagnose": lambda stub, v: stub.Diagnose(pb.DiagnoseRequest(protocol_version=v, probe_s=1)),
+    "FinishBlock": lambda stub, v: stub.FinishBlock(pb.FinishRequest(protocol_version=v)),
     "MeasureBlock": lambda stub, v: list(stub.MeasureBlock(blocks(v))),
 }
 

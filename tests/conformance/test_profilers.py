@@ -18,6 +18,7 @@ from esm_protos.messages import (
     Model,
     Progress,
     Protocol,
+    State,
 )
 from tests.helpers import largest, smallest
 
@@ -116,6 +117,19 @@ def test_a_block_that_is_not_wanted_any_more_does_not_keep_the_next_waiting(
     unwanted = profiler.submit(block(GOOD, runs=100_000))
     unwanted.cancel()
     assert profiler.measure(block(GOOD)).measurements[0].failure is None
+
+
+def test_a_block_that_is_ended_early_has_what_was_measured(profiler: Profiler) -> None:
+    def told(progress: Progress) -> None:
+        if progress.state is State.MEASURING:
+            pending.finish()
+
+    pending = profiler.submit(block(GOOD, LARGE, runs=100_000))
+    for measurement in pending.result(told).measurements:
+        assert measurement.failure is None
+        assert measurement.latency_ns.size > 0
+        if isinstance(profiler, LocalProfiler):
+            assert measurement.latency_ns.size < 100_000
 
 
 def test_tells_of_progress(profiler: Profiler) -> None:

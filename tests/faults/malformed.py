@@ -64,6 +64,7 @@ def unary_request(rng: random.Random) -> tuple[str, bytes]:
             lease_id="fuzz",
             files=[pb.File(sha256=bytes(32), size_bytes=5)],
         ),
+        "FinishBlock": pb.FinishRequest(protocol_version=version, lease_id="fuzz", block_id="b"),
         # Of a lease that is not there: a mutated duration is not to be waited for.
         "Diagnose": pb.DiagnoseRequest(protocol_version=version, probe_s=0.1, lease_id="nobody"),
     }

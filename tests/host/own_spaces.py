@@ -59,3 +59,19 @@ class Scoped(SearchSpace):
                     x = net.relu(net.conv(x, channels, kernel=block["kernel"], stride=stride))
         with net.scope("head"):
             return net.linear(net.flatten(net.global_average_pool(x)), 10)
+
+
+class TwoBefore(SearchSpace):
+    """Blocks that add what the block before the one before gave."""
+
+    name = "two-before"
+    depths = ((1, 2, 3),) * 2
+    features = (Feature("width", "w", (8, 16)),)
+
+    def network(self, net, units):
+        old = x = net.input
+        for number, unit in enumerate(units, start=1):
+            for position, block in enumerate(unit, start=1):
+                with net.scope(f"unit{number}.block{position}"):
+                    old, x = x, net.conv(net.concat([old, x]), block["width"])
+        return net.linear(net.flatten(net.global_average_pool(x)), 10)

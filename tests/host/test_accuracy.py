@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from esm_host.bins import DepthBins
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent, assign_folds
+from esm_host.evaluation.against import hold_against
 
 
 def test_accuracy_is_100_minus_mape() -> None:
@@ -26,6 +27,16 @@ def test_bins_are_judged_apart_and_empty_ones_are_unknown() -> None:
     assert middle.samples == 0
     assert np.isnan(middle.accuracy_percent)
     assert high.accuracy_percent == pytest.approx(90)
+
+
+def test_predictions_for_another_device_rank_as_in_a_study() -> None:
+    """Predictions that are all the same tell nothing of the order; equal measurements have none."""
+    y, same = np.array([1.0, 2.0, 3.0]), np.full(3, 2.0)
+    depth, seen, bins = np.full(3, 4), np.zeros(3, dtype=bool), DepthBins(4, 4, 1)
+    told_nothing = hold_against(y, same, depth, seen, bins)
+    assert (told_nothing.tau, told_nothing.spearman) == (0, 0)
+    assert hold_against(y, 2 * y, depth, seen, bins).tau == pytest.approx(1)
+    assert hold_against(same, y, depth, seen, bins).to_json()["spearman"] is None
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 6))

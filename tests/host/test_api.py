@@ -39,6 +39,7 @@ SMALL = esm_host.Settings(
     bins=2,
     block_size=5,
     target_accuracy_percent=1,
+    predictor="ridge",
     spec=esm_host.MeasureSpec(runs=5),
 )
 

@@ -42,6 +42,8 @@ from tests.host.campaign import SPACE, latency
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
 OWN_SPACE = f"{Path(__file__).parent / 'own_spaces.py'}:Tiny"
 SMALL += ["--bins", "2", "--block-size", "10", "--runs", "5", "--max-models", "30"]
+QUICK = [*SMALL, "--predictor", "ridge"]
+"""For tests of something else than the predictor."""
 
 
 def esm_host(*arguments: object) -> Result:
@@ -70,9 +72,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # A campaign that works
 
 
-@pytest.mark.parametrize("name", ["what?1", "a%2Fb", "100%", "a b#c", "mode=ro&x", "it's"])
-def test_a_campaigns_folder_may_have_any_name(finished: Path, tmp_path: Path, name: str) -> None:
-    run = shutil.copytree(finished, tmp_path / name)
+def test_a_campaigns_folder_may_have_any_name(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "it's a%2Fb 100% c#d&mode=ro?x=1")
     before = {path.name for path in run.iterdir()}
     assert esm_host("predict", run, "--sample", 2).exit_code == 0
     result = esm_host("profile", "--run", run, "--resume", "--predictor", "ridge")
@@ -195,7 +196,7 @@ def test_a_predictor_is_tried_on_another_device(
     finished: Path, fake: FakeProfiler, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    small = [*SMALL, "--device", "pi4", "--seed", 7, "--target-accuracy", 1]
+    small = [*QUICK, "--device", "pi4", "--seed", 7, "--target-accuracy", 1]
     assert esm_host("profile", *small, "--run", other).exit_code == 0
     shown = esm_host("predict", finished, "--against", other)
     assert shown.exit_code == 0, shown.output
@@ -242,7 +243,7 @@ def test_resuming_a_finished_campaign_measures_nothing(finished: Path) -> None:
 
 
 def test_an_unreached_target_is_exit_code_3(fake: FakeProfiler, tmp_path: Path) -> None:
-    result = esm_host("profile", *SMALL, "--run", tmp_path / "r", "--target-accuracy", 100)
+    result = esm_host("profile", *QUICK, "--run", tmp_path / "r", "--target-accuracy", 100)
     assert result.exit_code == 3
     assert "not converged" in result.stdout
     assert json.loads((tmp_path / "r/result.json").read_text())["measured_models"] == 30
@@ -252,7 +253,7 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
     fake: FakeProfiler, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
-    assert esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1).exit_code == 0
+    assert esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1).exit_code == 0
     more = ("profile", "--run", run, "--resume", "--target-accuracy", 100)
     assert esm_host(*more).exit_code == 3
     assert json.loads((run / "result.json").read_text())["measured_models"] == 30
@@ -263,14 +264,14 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
 
 def test_an_exact_number_of_runs_and_a_precision_exclude_each_other(tmp_path: Path) -> None:
     for option in (("--precision", 1), ("--max-runs", 9)):
-        refused = esm_host("profile", *SMALL, "--run", tmp_path / "r", *option)
+        refused = esm_host("profile", *QUICK, "--run", tmp_path / "r", *option)
         assert_refused(refused, 2, "--runs takes exactly", "leave out")
 
 
 def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
     fake: FakeProfiler, tmp_path: Path
 ) -> None:
-    tight = [*SMALL, "--run", tmp_path / "r"]
+    tight = [*QUICK, "--run", tmp_path / "r"]
     tight[tight.index("--runs")] = "--max-runs"
     assert_refused(esm_host("profile", *tight, "--max-runs", 0), 2, "--max-runs 0 is outside")
     assert_refused(esm_host("profile", *tight, "--precision", 100), 2, "--precision 100:")
@@ -285,13 +286,13 @@ def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
 
 
 def test_a_warning_names_its_option_as_it_is_typed(fake: FakeProfiler, tmp_path: Path) -> None:
-    shown = esm_host("profile", *SMALL, "--run", tmp_path / "r", "--target-accuracy", 1)
+    shown = esm_host("profile", *QUICK, "--run", tmp_path / "r", "--target-accuracy", 1)
     assert "a smaller --block-size helps" in shown.stderr
     assert "\0" not in shown.output
 
 
 def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path) -> None:
-    asked = ("profile", *SMALL, "--run", tmp_path / "r", "--extension", "cost-aware")
+    asked = ("profile", *QUICK, "--run", tmp_path / "r", "--extension", "cost-aware")
     assert_refused(esm_host(*asked, "--sampling", "random"), 2, "--sampling balanced")
     assert esm_host(*asked, "--target-accuracy", 100).exit_code == 3
     result = json.loads((tmp_path / "r/result.json").read_text())
@@ -311,7 +312,7 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
         return answer(*arguments)
 
     monkeypatch.setattr(fake, "answer", interrupted)
-    result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    result = esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1)
     assert result.exit_code == 130
     assert "--resume --finish" in result.stderr
     frame = load_run(run).measurements()
@@ -343,7 +344,7 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
 def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
     path = Path(__file__).parents[2] / "docs" / "own_space.py"
     run = tmp_path / "r"
-    own = ["profile", "--space", f"{path}:PlainNet", "--run", run, *SMALL, "--target-accuracy", 1]
+    own = ["profile", "--space", f"{path}:PlainNet", "--run", run, *QUICK, "--target-accuracy", 1]
     assert esm_host(*own).exit_code == 0
     assert esm_host("predict", run, "--sample", 2).exit_code == 0
 
@@ -403,7 +404,7 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
 def test_impossible_requests_measure_nothing_and_make_no_folder(
     fake: FakeProfiler, tmp_path: Path, options: list[str], words: list[str]
 ) -> None:
-    result = esm_host("profile", *SMALL, *options, "--run", tmp_path / "r")
+    result = esm_host("profile", *QUICK, *options, "--run", tmp_path / "r")
     assert_refused(result, 2, *words)
     assert fake.blocks == []
     assert not (tmp_path / "r").exists()
@@ -469,9 +470,9 @@ def test_a_service_that_is_no_agent_is_named_so(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    assert esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1).exit_code == 0
+    assert esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1).exit_code == 0
     blocks = len(fake.blocks)
-    assert_refused(esm_host("profile", *SMALL, "--run", run), 2, "--resume")
+    assert_refused(esm_host("profile", *QUICK, "--run", run), 2, "--resume")
     from esm_host.folder import RunFolder
 
     with RunFolder(run).locked():
@@ -490,7 +491,7 @@ def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
     fake._gpu = "H100"
     run = tmp_path / "r"
     options = ["--ep", "cuda", "--tf32", "--target-accuracy", 1]
-    assert esm_host("profile", *SMALL, *options, "--run", run).exit_code == 0
+    assert esm_host("profile", *QUICK, *options, "--run", run).exit_code == 0
     assert {(b.spec.provider, b.spec.tf32, b.spec.cuda_graph) for b in fake.blocks} == {
         ("cuda", True, False)
     }
@@ -510,7 +511,7 @@ def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
 
 def test_a_campaign_from_before_visits_varied_goes_on(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    assert esm_host("profile", *SMALL, "--target-accuracy", 1, "--run", run).exit_code == 0
+    assert esm_host("profile", *QUICK, "--target-accuracy", 1, "--run", run).exit_code == 0
     settings = run / "settings.json"
     later = {"min_rounds", "short_visits"}
 
@@ -534,7 +535,7 @@ def test_a_campaign_from_before_visits_varied_goes_on(fake: FakeProfiler, tmp_pa
 def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
     options = ["--threads", 2, "--target-accuracy", 1, "--run", run]
-    assert esm_host("profile", *SMALL, *options).exit_code == 0
+    assert esm_host("profile", *QUICK, *options).exit_code == 0
     with closing(sqlite3.connect(run / "store.sqlite")) as store:
         reasons = {text for (text,) in store.execute("select reasons from verdicts")}
     assert reasons
@@ -555,7 +556,7 @@ def test_an_edited_own_space_is_noticed(fake: FakeProfiler, tmp_path: Path) -> N
 
 def test_a_refused_resume_changes_nothing(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1)
     before = (run / "settings.json").read_bytes()
     fake._hostname = "another"
     result = esm_host("profile", "--run", run, "--resume", "--device", "a:1", "--max-models", 40)
@@ -567,21 +568,21 @@ def test_a_missing_settings_file_does_not_open_the_store_to_others(
     fake: FakeProfiler, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
-    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1)
     (run / "settings.json").unlink()
-    assert_refused(esm_host("profile", *SMALL, "--run", run, "--resolution", 64), 2, "--run")
+    assert_refused(esm_host("profile", *QUICK, "--run", run, "--resolution", 64), 2, "--run")
 
 
 def test_a_raised_budget_alone_may_be_given(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 100)
+    esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 100)
     assert esm_host("profile", "--run", run, "--resume", "--max-models", 40).exit_code == 3
     assert json.loads((run / "result.json").read_text())["measured_models"] == 40
 
 
 def test_a_corrupt_store_is_named_and_left_as_it_is(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
-    esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1)
     (run / "store.sqlite").write_bytes(b"no database " * 1000)
     result = esm_host("profile", "--run", run, "--resume")
     assert_refused(result, 1, "not a usable store", "restore it from a copy")
@@ -590,7 +591,7 @@ def test_a_corrupt_store_is_named_and_left_as_it_is(fake: FakeProfiler, tmp_path
 
 def test_a_space_that_no_runtime_takes_ends_with_the_runtimes_words(tmp_path: Path) -> None:
     space = OWN_SPACE.replace("Tiny", "Unknown")
-    result = esm_host("profile", "--space", space, *SMALL, "--run", tmp_path / "r")
+    result = esm_host("profile", "--space", space, *QUICK, "--run", tmp_path / "r")
     assert_refused(result, 1, "unsupported_op", "NoSuchOperator")
 
 

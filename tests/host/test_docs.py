@@ -1,6 +1,7 @@
 """The documentation shows what the files hold, and its code runs."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from mkdocs.config import load_config
 
 from esm_host import Settings, profile
+from esm_host.cli.app import COMMANDS, load
 from esm_host.exporting.torch_source import torch_source
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -34,6 +36,22 @@ def test_no_page_shows_a_fence() -> None:
         if "```" in re.sub(r"<pre>.*?</pre>", "", html, flags=re.S) or "~~~" in html:
             strayed.append(page.name)
     assert strayed == []
+
+
+def options_of(command: Any) -> Iterator[str]:
+    """Return the options of a command and of those in it."""
+    for inner in getattr(command, "commands", {}).values():
+        yield from options_of(inner)
+    for parameter in command.params:
+        yield from (name for name in parameter.opts if name.startswith("--"))
+
+
+@pytest.mark.parametrize("name", ["--debug", *(name for name, *_ in COMMANDS)])
+def test_every_option_is_on_a_page(name: str) -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    text = "\n".join(page.read_text() for page in pages)
+    options = [name] if name.startswith("--") else options_of(load(name))
+    assert [o for o in options if not re.search(rf"{re.escape(o)}(?![\w-])", text)] == []
 
 
 def test_the_own_space_shown_is_the_one_in_the_file() -> None:

@@ -13,7 +13,7 @@ from esm_host.cli.app import app
 from esm_host.errors import DatasetError
 from esm_host.folder import RunFolder
 from esm_host.transport.devices import configured, groups
-from tests.environments import as_nobody, needs_nameless, without
+from tests.environments import all_without, as_nobody, needs_nameless, without
 
 MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BOM = b"\xef\xbb\xbf"
@@ -35,9 +35,13 @@ def test_times_for_a_user_without_a_home_folder() -> None:
     ("arguments", "words"),
     [
         (("time", MODEL, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
-        (("sources", "list"), "no home folder: set HOME or XDG_DATA_HOME"),
+        pytest.param(
+            ("sources", "list"),
+            "no home folder: set HOME or XDG_DATA_HOME",
+            marks=pytest.mark.faults,
+        ),
         (("devices", "list"), "no devices yet"),
-        (("report", "missing"), "no home folder: set HOME"),
+        pytest.param(("report", "missing"), "no home folder: set HOME", marks=pytest.mark.faults),
     ],
 )
 def test_says_where_a_home_folder_is_missing(arguments: tuple[object, ...], words: str) -> None:
@@ -121,19 +125,17 @@ def test_the_small_install_times_compares_and_knows_devices(tmp_path: Path) -> N
 
 def test_without_torch_all_but_networks_works(tmp_path: Path) -> None:
     run = tmp_path / "run"
-
-    def esm_host(*arguments: object) -> None:
-        done = without(["torch"], "esm_host.cli", *arguments)
-        assert done.returncode == 0, done.stderr
-
-    small = "--resolution 32 --width-mult 0.25 --initial 20 --max-models 20 --bins 2 --runs 3"
-    esm_host("profile", "--run", run, *small.split(), "--target-accuracy", 1)
-    esm_host("predict", run, "--sample", 2, "--interval", 90)
-    esm_host("report", run, "-o", tmp_path / "report.html")
-    esm_host("search", run, "-o", tmp_path / "search", "--measure", 0)
-    done = without(["torch"], "esm_host.cli", "profile", "--run", run, *RESUME_MLP)
+    small = "--resolution 32 --width-mult 0.25 --initial 10 --max-models 10 --bins 1 --runs 3"
+    done = all_without(
+        ["torch"],
+        [
+            ["profile", "--run", run, *small.split(), "--target-accuracy", 1],
+            ["predict", run, "--sample", 2, "--interval", 90],
+            ["report", run, "-o", tmp_path / "report.html"],
+            ["search", run, "-o", tmp_path / "search", "--measure", 0],
+            ["profile", "--run", run, "--resume", "--predictor", "mlp"],
+        ],
+    )
+    assert (tmp_path / "search" / "front.json").exists(), done.stderr
     assert done.returncode == 2
     assert "'mlp' needs torch: pip install '.[host]'" in done.stderr.splitlines()[-1]
-
-
-RESUME_MLP = ("--resume", "--predictor", "mlp")

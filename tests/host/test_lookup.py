@@ -252,7 +252,11 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
         (["--space", "resnet9"], 2, "unknown search space"),
         (["--dtype", "int4"], 2, "--dtype 'int4': choose float32 or int8"),
         (["--runs", 5, "--precision", 1], 2, "--runs"),
-        (["--space", f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"], 2, "cannot be listed"),
+        (
+            ["--space", f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:TwoBefore"],
+            2,
+            "cannot be listed",
+        ),
         (["--space", SCOPED, "--json", "/no/such/folder/t.json"], 2, "there is no folder"),
         (["--space", SCOPED, "--no-wait"], 75, "leave out --no-wait to wait"),
     ],
@@ -268,6 +272,18 @@ def test_wrong_usage_is_one_line(
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert word in line
+
+
+def test_the_space_of_the_docs_has_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "connect", lambda device: FakeProfiler(fake_latency))
+    space, out = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", tmp_path / "plain.json"
+    options = ["--space", space, "--resolution", 32, "--runs", 5, "--json", out]
+    result = esm_host_lookup(*options)
+    assert result.exit_code == 0, result.output
+    own = load_space(space, resolution=32)
+    encoder = make_encoder("parts", own)
+    latency_ms = encoder.encode(own.extremes()) @ load_lookup_table(out, encoder)
+    assert 0 < latency_ms[0] < latency_ms[1]
 
 
 def test_json_alone_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Model
 from tests.host.campaign import SPACE, latency
-from tests.host.test_cli import SMALL, assert_refused, esm_host
+from tests.host.test_cli import QUICK, assert_refused, esm_host
 
 SEARCH = ["--measure", "12", "--batch", "4"]
 
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("campaign") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01, past=60))
-        assert esm_host("profile", *SMALL, "--run", path, "--target-accuracy", 1).exit_code == 0
+        assert esm_host("profile", *QUICK, "--run", path, "--target-accuracy", 1).exit_code == 0
     return path
 
 
@@ -255,7 +255,7 @@ def test_two_devices_at_once(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(devices, "members", lambda name: [name])
     other = tmp_path / "slow"
     made = esm_host(
-        "profile", *SMALL, "--run", other, "--target-accuracy", 1, "--device", "slow", "--seed", 1
+        "profile", *QUICK, "--run", other, "--target-accuracy", 1, "--device", "slow", "--seed", 1
     )
     assert made.exit_code == 0, made.output
     limit_ms = budget(run)

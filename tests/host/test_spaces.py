@@ -18,7 +18,15 @@ from esm_models.errors import InvalidSpaceError
 from esm_protos.messages import MeasureSpec
 from tests.host.campaign import latency
 
-SMALL = Settings("any", initial=15, max_models=15, block_size=5, folds=2, spec=MeasureSpec(runs=5))
+SMALL = Settings(
+    "any",
+    initial=15,
+    max_models=15,
+    block_size=5,
+    folds=2,
+    predictor="ridge",
+    spec=MeasureSpec(runs=5),
+)
 
 
 def esm_host(*arguments: object) -> str:

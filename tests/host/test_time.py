@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
+import esm_host
 from benchmarks.public_models import build
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
@@ -938,10 +939,27 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
+def test_examples_need_no_file(fake: FakeProfiler) -> None:
+    result = esm_host_time("--example", "resnet18", "--example", "mobilenetv3", "--runs", 20)
+    assert result.exit_code == 0, result.output
+    assert [row.split()[0] for row in rows_of(result.stdout)[1:]] == ["resnet18", "mobilenetv3"]
+    assert_refused(esm_host_time("--example", "resnet19"), 2, "mobilenetv3, resnet18, resnet50")
+    assert_refused(esm_host_time(), 2, "--example")
+
+
+def test_examples_run_on_a_real_agent_from_python() -> None:
+    model = esm_host.example_model("mobilenetv3")
+    timing = esm_host.time({"example": model}, runs=5)
+    (fed,) = timing.data["results"][0]["inputs"]
+    assert fed["dims"] == [1, 3, 224, 224]
+    assert timing.results()["runs"].tolist() == [5]
+
+
 def test_timing_needs_neither_torch_nor_onnx(model: Path) -> None:
     program = (
         "import sys\n"
-        f"sys.argv = ['esm-host', 'time', {str(model)!r}, '--device', '127.0.0.1:1']\n"
+        f"sys.argv = ['esm-host', 'time', {str(model)!r}, '--example', 'resnet18']\n"
+        "sys.argv += ['--device', '127.0.0.1:1']\n"
         "from esm_host.cli.app import app\n"
         "try: app()\n"
         "except SystemExit as end: print(end.code)\n"

@@ -281,10 +281,13 @@ def test_an_interrupt_ends_the_waiting_at_once(
     chosen = [word for name in names for word in ("--device", name)]
     began = time.monotonic()
     result = CliRunner().invoke(
-        app, ["time", str(models[0]), *chosen, "--runs", "20", "--spread", "1m"]
+        app, ["time", str(models[0]), *chosen, "--runs", "20", "--spread", "1m", "--json", "-"]
     )
     signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
+    data = json.loads(result.stdout)
+    assert [len(entry["blocks"]) for entry in data["results"]] == [1] * len(names)
+    assert all(device["interrupted"] for device in data["context"]["devices"].values())
     assert time.monotonic() - began < 15
 
 

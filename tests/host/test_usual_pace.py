@@ -33,7 +33,7 @@ from esm_protos.messages import (
     Model,
 )
 from tests.host.campaign import SPACE, Log, assemble, latency
-from tests.host.test_cli import SMALL, esm_host
+from tests.host.test_cli import QUICK, esm_host
 from tests.host.test_collect import plan
 from tests.report.conftest import written
 
@@ -220,7 +220,7 @@ def test_anchors_tell_what_no_reference_model_feels(tmp_path: Path) -> None:
 
 def begun(path: Path, *options: str) -> None:
     given = ("--target-accuracy", 1, "--predictor", "ridge", *options)
-    result = esm_host("profile", *SMALL, "--run", path, *given)
+    result = esm_host("profile", *QUICK, "--run", path, *given)
     assert result.exit_code == 0, result.output
 
 

@@ -15,11 +15,11 @@ from onnx import TensorProto, numpy_helper
 from esm_models.cost import KINDS
 from esm_models.errors import InvalidSpaceError
 from esm_models.graph import Network
-from esm_models.part_table import PartTable, part_table
+from esm_models.part_table import PartTable, Rule, part_table
 from esm_models.parts import Part, parts_of, split
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
-from tests.host.own_spaces import Tiny
+from tests.host.own_spaces import Tiny, TwoBefore
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,13 +208,28 @@ def test_a_complete_table_has_all_parts() -> None:
         assert counter.keys() <= known
 
 
-def test_blocks_that_depend_on_each_other_are_traced_one_by_one() -> None:
+def test_blocks_that_depend_on_the_one_before_are_listed() -> None:
     space = load_space(f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", resolution=32)
     table = PartTable(space)
     codes = random_codes(space, 6)
     assert counts_of(table, codes) == traced(space, codes)
-    assert not table.additive
-    with pytest.raises(InvalidSpaceError, match="plainnet cannot be listed"):
+    assert table.rule is Rule.CHAIN
+    table.complete()
+    known = {part.key for part in table.parts}
+    for counter in traced(space, random_codes(space, 40, seed=2)):
+        assert counter.keys() <= known
+    # Per unit first or other block, options and widths before, of which the input has one;
+    # operators that stand alone, for the widths of the last block.
+    assert len(table.parts) == 9 + 3 * 9 * 3 + 2 * 9 * 3 + 3 * 3
+
+
+def test_blocks_that_depend_on_more_are_traced_one_by_one() -> None:
+    space = TwoBefore(resolution=32)
+    table = PartTable(space)
+    codes = random_codes(space, 6)
+    assert counts_of(table, codes) == traced(space, codes)
+    assert table.rule is Rule.WHOLE
+    with pytest.raises(InvalidSpaceError, match="two-before cannot be listed"):
         table.complete()
 
 

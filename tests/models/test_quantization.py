@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx import TensorProto
 
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidSpaceError
+from esm_models.graph import Network
 from esm_models.parts import parts_of
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
@@ -188,6 +190,53 @@ def test_parts_are_int8_as_well_and_cost_what_they_cost(name: str) -> None:
         assert all(len(np.unique(output)) > 3 for output in outputs)
 
 
+# Every operator
+
+OPERATORS: dict[str, Callable[[Network, str], str]] = {
+    "conv": lambda net, x: net.conv(x, 8, kernel=3, stride=2, groups=4),
+    "batch_norm": lambda net, x: net.batch_norm(x),
+    "relu": lambda net, x: net.relu(x),
+    "hard_swish": lambda net, x: net.hard_swish(x),
+    "hard_sigmoid": lambda net, x: net.hard_sigmoid(x),
+    "add": lambda net, x: net.add(x, x),
+    "multiply": lambda net, x: net.multiply(x, net.global_average_pool(x)),
+    "zeros_like": lambda net, x: net.add(x, net.zeros_like(x)),
+    "shuffle": lambda net, x: net.shuffle(x, 2),
+    "concat": lambda net, x: net.concat([x, net.relu(x)]),
+    "max_pool": lambda net, x: net.max_pool(x),
+    "average_pool": lambda net, x: net.average_pool(x),
+    "same_average_pool": lambda net, x: net.same_average_pool(x, 3),
+    "global_average_pool": lambda net, x: net.global_average_pool(x),
+    "flatten": lambda net, x: net.flatten(x),
+    "linear": lambda net, x: net.linear(net.flatten(x), 10),
+}
+
+
+def test_no_operator_is_forgotten() -> None:
+    public = {name for name in vars(Network) if not name.startswith("_")}
+    others = {"shape", "nodes", "initializers", "folded", "scope", "serialize"}
+    assert OPERATORS.keys() == public - others
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_is_int8_wherever_it_stands(operator: str, between: bool) -> None:
+    """Between the input and the output, and between others."""
+
+    def outcome(dtype: str) -> NDArray[np.float32]:
+        net = Network((2, 8, 16, 16), dtype=dtype)
+        x = net.conv(net.input, 8) if between else net.input
+        x = OPERATORS[operator](net, x)
+        if between:
+            x = net.linear(net.flatten(x) if len(net.shape(x)) > 2 else x, 10)
+        (output,) = runs(net.serialize("graph", x))
+        assert output.shape == net.shape(x)
+        return output
+
+    integer, plain = outcome("int8"), outcome("float32")
+    assert np.corrcoef(integer.ravel(), plain.ravel())[0, 1] > 0.95
+
+
 # The setting
 
 
@@ -211,10 +260,13 @@ def test_an_operator_without_int8_form_is_told(tmp_path: Path) -> None:
     path.write_text(
         "from esm_models.space import Feature, SearchSpace\n"
         "class Own(SearchSpace):\n"
-        "    name, depths, features = 'own', ((1,),), (Feature('kernel', 'k', (1, 3)),)\n"
+        "    name, depths, features = 'own', ((1,),), (Feature('kind', '', ('a', 'sin', 'b')),)\n"
         "    def network(self, net, units):\n"
-        "        return net._add('Sin', [net.conv(net.input, 8)], (1, 8, 32, 32))\n"
+        "        x = net.conv(net.input, 8)\n"
+        "        if units[0][0]['kind'] != 'sin':\n"
+        "            return x\n"
+        "        return net._add('Sin', [x], (1, 8, 32, 32))\n"
     )
     assert load_space(f"{path}:Own", resolution=32).name == "own"
-    with pytest.raises(InvalidSpaceError, match="Sin has no int8 form: take float32"):
+    with pytest.raises(InvalidSpaceError, match=r"^dtype int8: operator Sin \(sin1\) has no int8"):
         load_space(f"{path}:Own", resolution=32, dtype="int8")

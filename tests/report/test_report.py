@@ -157,12 +157,14 @@ def test_a_timing_says_what_was_fed_and_what_was_assumed(tmp_path: Path) -> None
     warning = "no size is given for H of x:Nx3xHx224: taken as 1; set H by --dim H=SIZE"
     first["assumed"] = [{"input": "x", "axis": 2, "symbol": "H"}]
     first["warnings"] = [warning]
+    data["context"]["devices"]["pi4"]["interrupted"] = True
     path = tmp_path / "timing.json"
     path.write_text(json.dumps(data))
     text = written(path, tmp_path / "report.html").read_text()
     assert "x 1x3x224x224 float32" in text
     assert warning in text
     assert "1 result has sizes taken as 1." in text
+    assert "The timing was cut short by an interrupt." in text
 
 
 def test_a_timing_shows_how_fast_the_device_was(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ LISTED = frozenset(
         "/esm.v1.Profiler/Offer",
         "/esm.v1.Profiler/Upload",
         "/esm.v1.Profiler/MeasureBlock",
+        "/esm.v1.Profiler/FinishBlock",
         "/esm.v1.Profiler/Diagnose",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",

@@ -10,12 +10,15 @@ from pathlib import Path
 _SELF = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
 _SLACK_KIB = 4096
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ .*$", re.MULTILINE)
+_RESIDENT = re.compile(r"^Rss:\s*(\d+) kB$", re.MULTILINE)
 
 
 class PeakMemory:
     """The peak that a process with one model alone would have, from a process with several.
 
-    Made while the process holds no model.
+    Made while the process holds no model. Code of the runtime that earlier models have brought into
+    memory counts for later ones too: alone, they would bring it in themselves.
 
     Args:
         folder: the process's in ``/proc``.
@@ -24,6 +27,8 @@ class PeakMemory:
     def __init__(self, folder: Path = _SELF) -> None:
         self._folder = folder
         self._bare = _kib(folder, "VmRSS")
+        self._bare_code = _code_kib(folder)
+        self._more_code = 0
         self._before: int | None = None
 
     def begin(self) -> None:
@@ -31,6 +36,7 @@ class PeakMemory:
         gc.collect()
         _give_back()
         self._before = _kib(self._folder, "VmRSS")
+        self._more_code = max(_code_kib(self._folder) - self._bare_code, 0)
         try:
             (self._folder / "clear_refs").write_text(_RESET_PEAK)
         except OSError:
@@ -45,7 +51,7 @@ class PeakMemory:
         peak = _kib(self._folder, "VmHWM")
         if peak is None or self._before is None or self._bare is None:
             return None
-        return max(peak - self._before, 0) * 1024 + self._bare * 1024
+        return (max(peak - self._before, 0) + self._bare + self._more_code) * 1024
 
 
 def _kib(folder: Path, what: str) -> int | None:
@@ -55,6 +61,17 @@ def _kib(folder: Path, what: str) -> int | None:
         return None
     found = re.search(rf"^{what}:\s*(\d+) kB$", status, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def _code_kib(folder: Path) -> int:
+    """Return how much of the shared libraries is in memory; 0 where the system does not tell."""
+    try:
+        text = (folder / "smaps").read_text()
+    except OSError:
+        return 0
+    mappings = _MAPPING.findall(text)
+    resident = map(int, _RESIDENT.findall(text))
+    return sum(kib for line, kib in zip(mappings, resident, strict=False) if ".so" in line)
 
 
 def _give_back() -> None:

@@ -42,6 +42,9 @@ _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
 """A session that takes longer to make and to run once is not made again within a block."""
+CELLS = 5
+FINISH = 4
+"""Cells of the shared page, and the one by which the agent asks for an early end."""
 REFERENCES = -1
 """Index that stands for the reference models where the board says which model runs."""
 
@@ -100,7 +103,8 @@ class Profiled(NamedTuple):
 
 
 class Board:
-    """The shared page: state, current model, share done (per million), signs of life so far."""
+    """The shared page: state, current model, share done (per million), signs of life so far, and
+    whether the agent wants an early end."""
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
@@ -132,6 +136,10 @@ class Board:
     def tick(self) -> None:
         """Show that something was finished: the time-out begins anew."""
         self.cells[3] += 1
+
+    def finished(self) -> bool:
+        """Return whether the job is to end with what it has."""
+        return bool(self.cells[FINISH])
 
     def _write(self, state: State, model: int, fraction: float) -> None:
         self.cells[0] = STATES.index(state)
@@ -191,6 +199,7 @@ def main(
         # A hung native call must not outlive an agent that was killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     isolation = confine(confinement)
+    import numpy.random  # noqa: F401  else it would count for the first model's memory
     import onnxruntime
 
     board = Board(cells)
@@ -265,7 +274,7 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
             board.write_profiling(index, (position + share) / len(todo))
 
         between(0)
-        yield Profiled(index, sessions.profile(job, index, between))
+        yield Profiled(index, None if board.finished() else sessions.profile(job, index, between))
 
 
 def _interleaved(
@@ -324,6 +333,7 @@ def _interleaved(
         failed,
         lambda taken: _estimates(taken, loaded, company, references, job),
         renew,
+        board.finished,
     )
     with board.references():  # half of the time that is left: results take some as well
         company.complete((job.limit_s - (clock() - entered) / 1e9) / 2)

@@ -287,6 +287,7 @@ def interleaved(
     failed: Failed = raised,
     estimates: Estimates | None = None,
     renew: Renew = lambda samples, share: None,
+    finished: Callable[[], bool] = lambda: False,
 ) -> dict[int, Samples]:
     """Rounds over all models, each round in another random order, a few runs per visit.
 
@@ -309,11 +310,12 @@ def interleaved(
         failed: a model leaves when its run raises an exception; by default that is raised here.
         estimates: what a precision is held against; by default, of the block's models alone.
         renew: called before each session but the first; the time that it takes does not count.
+        finished: once true, no visit begins after the first round.
 
     Returns:
         Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
         the last visit being shorter where ``runs_per_visit`` does not divide it; fewer where
-        ``spec.max_block_s`` ended the block.
+        ``spec.max_block_s`` or ``finished`` ended the block.
     """
     first = first_run_ns or {}
     per_visit = 0 if spec.short_visits else spec.runs_per_visit
@@ -331,6 +333,8 @@ def interleaved(
         done = max(len(samples[index].latency_ns) for index in active)
         shuffle(active)
         for position, index in enumerate(active):
+            if rounds and finished():
+                return samples
             count = min(spec.runs_per_visit, spec.runs - done)
             visited = (done + count * position / len(active)) / spec.runs
             whole_s = max(spec.max_block_s, spec.min_rounds * round_s)

@@ -27,6 +27,8 @@ from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.cells import Cells
 from esm_agent.measure.process import (
+    CELLS,
+    FINISH,
     REFERENCES,
     STATES,
     BackendFactory,
@@ -170,7 +172,7 @@ class Worker:
             os.chdir("/")
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        cells = Cells(4)
+        cells = Cells(CELLS)
         process = context.Process(
             target=measuring.main,
             args=(
@@ -199,6 +201,7 @@ class Worker:
         block: UploadedBlock,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
+        finished: Callable[[], bool] = lambda: False,
     ) -> BlockResult:
         """Measures all models of a block together; one that fails does not fail the others.
 
@@ -210,6 +213,9 @@ class Worker:
         TIMEOUT; when the block exceeds its limit, so are all of them. Reference models that do any
         of this are left out together. Once models are timed nothing takes that away: what goes
         wrong from then on costs profiles.
+
+        Once ``finished()`` is true, models in turn are not visited again after the first round, and
+        none is profiled.
 
         Raises:
             CancelledError: ``cancelled()`` became true; the process was killed.
@@ -235,10 +241,11 @@ class Worker:
                 references=references,
                 usual=usual,
             )
-            attempt = self._attempt(job, ends, on_progress, cancelled)
+            attempt = self._attempt(job, ends, on_progress, cancelled, finished)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
-                for index, profile in self._profiles(job, attempt, ends, on_progress, cancelled):
+                profiles = self._profiles(job, attempt, ends, on_progress, cancelled, finished)
+                for index, profile in profiles:
                     results[index] = replace(results[index], profile=profile)
                 if cancelled():  # the files go with the client: that one is missing means nothing
                     raise CancelledError
@@ -305,6 +312,7 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
+        finished: Callable[[], bool],
     ) -> JobResult | tuple[int, State, Failure]:
         """The result, or the model and the state at which it broke off, and why: at the latest
         when the monotonic clock says ``ends``."""
@@ -315,14 +323,14 @@ class Worker:
         current = self._current
         assert current is not None
         first = next(iter(job.models), 0)
-        current.cells[:] = [0, first, 0, 0]
+        current.cells[:] = [0, first, 0, 0, 0]
         current.oom_kills = oom_kills()
         try:
             # Only now: starting the process may have taken a second.
             current.connection.send(job._replace(limit_s=ends - time.monotonic()))
         except (ConnectionResetError, BrokenPipeError):
             return self._death(current)
-        answer = self._answer(job, ends, on_progress, cancelled)
+        answer = self._answer(job, ends, on_progress, cancelled, finished)
         assert not isinstance(answer, Profiled), "they come after the result"
         return answer
 
@@ -333,11 +341,12 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
+        finished: Callable[[], bool],
     ) -> Iterator[Profiled]:
         """What follows a result, as far as the process, the time and the runtime let it."""
         timed = [i for i in job.models if result.measurements[i].failure is None]
         for _ in timed if job.profile_runs else ():
-            answer = self._answer(job, ends, on_progress, cancelled)
+            answer = self._answer(job, ends, on_progress, cancelled, finished)
             if not isinstance(answer, Profiled):
                 return
             yield answer
@@ -348,6 +357,7 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
+        finished: Callable[[], bool],
     ) -> JobResult | Profiled | tuple[int, State, Failure]:
         """The next thing that the process says; or as :meth:`_attempt`, and it is dead."""
         current = self._current
@@ -358,7 +368,8 @@ class Worker:
                 if cancelled():
                     self.stop()
                     raise CancelledError
-                state, model, share, now_ticks = current.cells[:]
+                current.cells[FINISH] = finished()
+                state, model, share, now_ticks = current.cells[:FINISH]
                 on_progress(Progress(STATES[state], share / 1_000_000))
                 if time.monotonic() > ends:
                     self.stop()

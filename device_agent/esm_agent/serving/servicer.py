@@ -162,6 +162,14 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                 ticket, partial(_messages, block), _is_last, _status_of, stack.pop_all().close
             )
 
+    def FinishBlock(
+        self, request: pb.FinishRequest, context: grpc.ServicerContext
+    ) -> pb.FinishReply:
+        with self._refusals(context):
+            check_version(request.protocol_version)
+            self._slot.finish(request.block_id, request.lease_id, self._client_of(context))
+        return pb.FinishReply()
+
     def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.Diagnosis:
         def measure(block: UploadedBlock) -> BlockResult:
             *_, result = self._events(replace(block, lease_id=request.lease_id), context)

@@ -56,6 +56,7 @@ class Ticket:
         self.facts = facts
         self.reason: Exception | None = None
         self._cancelled = threading.Event()
+        self._finished = threading.Event()
         self._told = Progress(State.QUEUED, 0.0)
         self._events: deque[Event] = deque((self._told,))
         self._changed = threading.Condition()
@@ -69,6 +70,13 @@ class Ticket:
 
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+    def finish(self) -> None:
+        """End the measuring early, with the runs that were taken."""
+        self._finished.set()
+
+    def is_finished(self) -> bool:
+        return self._finished.is_set()
 
     def tell(self, event: Event) -> None:
         """Passes an event on; progress only where it moved by a percent or a place."""
@@ -248,6 +256,19 @@ class Slot:
             self._changed.notify_all()
             return ticket
 
+    def finish(self, block_id: str, lease_id: str, client: str) -> None:
+        """End the measuring of a block early; do nothing unless it is being measured.
+
+        Raises:
+            NoLeaseError: the lease is not alive, or not this client's.
+        """
+        with self._changed:
+            self._drop_expired()
+            self._leases.check(lease_id, client)
+            running = self._running
+            if running and (running.lease_id, running.block.block_id) == (lease_id, block_id):
+                running.finish()
+
     def close(self, ticket: Ticket) -> None:
         """The block's call is over: its client has the result, or has gone and wants none."""
         with self._changed:
@@ -331,7 +352,9 @@ class Slot:
             began = time.monotonic()
             try:
                 self._wake()
-                event: Event = self._worker.measure(block, ticket.tell, ticket.is_cancelled)
+                event: Event = self._worker.measure(
+                    block, ticket.tell, ticket.is_cancelled, ticket.is_finished
+                )
             except Exception as error:  # the slot must outlive any block
                 event = error
             with self._changed:

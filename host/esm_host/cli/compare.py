@@ -120,6 +120,7 @@ def compare(
     alone = comparison.degrees_of_freedom == 0
     for side, timings in zip(paths, sides, strict=True):
         for path, timing in zip(side, timings, strict=True):
+            _warn_of_interrupt(path, timing)
             _warn_of_verdicts(path, timing, alone)
     _say_what_is_known(comparison)
     if slower := comparison.regressions:
@@ -149,6 +150,12 @@ def _say_what_is_known(comparison: Comparison) -> None:
             "each side again, --base and --new take more timings",
             err=True,
         )
+
+
+def _warn_of_interrupt(path: Path, timing: Mapping[str, Any]) -> None:
+    devices = timing["context"]["devices"].values()
+    if any(device.get("interrupted", False) for device in devices):
+        typer.echo(f"warning: {path} was cut short by an interrupt", err=True)
 
 
 def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> None:

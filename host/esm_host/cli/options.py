@@ -65,6 +65,13 @@ def _named() -> tuple[Iterable[str], Iterable[str]]:
         return (), ()
 
 
+def examples(incomplete: str) -> list[str]:
+    """Examples of ``esm-host time``."""
+    from esm_host.examples import example_names
+
+    return _beginning(incomplete, example_names())
+
+
 def space_names(incomplete: str) -> list[str]:
     """Search spaces that come with the project."""
     return _beginning(incomplete, SPACES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.arguments import on_command_line
-from esm_host.cli.errors import one_line_errors
+from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
     CudaGraph,
@@ -18,6 +18,7 @@ from esm_host.cli.options import (
     Quiet,
     Tf32,
     device_names,
+    examples,
 )
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
@@ -34,7 +35,18 @@ _CASES = "Cases"
 @one_line_errors
 def time(
     context: typer.Context,
-    models: Annotated[list[Path], typer.Argument(help="ONNX files.", metavar="MODEL.onnx")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(help="ONNX files.", metavar="MODEL.onnx")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A well-known network that comes with the program, such as mobilenetv3, resnet18 "
+            "or resnet50, with random weights; may be repeated.",
+            autocompletion=examples,
+        ),
+    ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,15 +189,17 @@ def time(
 
     All models, in all cases, are measured together, in turn, until each is known to the
     precision. Latencies are at the device's usual pace, and intervals hold at any time. Inputs are
-    random unless given. A free dimension that no option sets is taken as 1, with a warning.
+    random unless given. A free dimension that no option sets is taken as 1, with a warning. Ctrl-C
+    ends the timing and keeps what was measured.
 
     Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
-    precision, or the device throttled.
+    precision, or the device throttled; 130 interrupted.
 
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
+    from esm_host.examples import example_file
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
@@ -211,14 +225,20 @@ def time(
     )
     spread_s = 0.0 if spread is None else parse_duration(spread)
     values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
-    read = [*models, *values]
+    given = [*(models or ()), *map(example_file, example or ())]
+    if not given:
+        raise UsageError(
+            "missing argument 'MODEL.onnx': give a file, or --example mobilenetv3; see esm-host "
+            "time --help"
+        )
+    read = [*(models or ()), *values]
     check_output(output, inputs=read)
     check_output(csv, "--csv", [*read, output])
     if str(output) == str(csv) == "-":
         raise UsageError("--json - and --csv - would mix on stdout: give one a file")
     batches = _numbers("--batch", batch or [])
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
-    request = read_request(models, batches, shape or (), counts, feed or (), folder, dim or ())
+    request = read_request(given, batches, shape or (), counts, feed or (), folder, dim or ())
     if batches:
         for path in dict.fromkeys(entry.path for entry in request if entry.batch is None):
             typer.echo(
@@ -241,6 +261,7 @@ def time(
             raw=raw,
             spread_s=spread_s,
             on_wait=on_progress.wait,
+            on_interrupt=_say_interrupted,
         )
     texts = []
     if output is not None:
@@ -254,6 +275,10 @@ def time(
             print_tables(timing, wide)
             print_profiles(timing)
     raise typer.Exit(_exit_code(timing))
+
+
+def _say_interrupted() -> None:
+    typer.echo("interrupted: ending with what was measured; Ctrl-C again stops at once", err=True)
 
 
 def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
@@ -304,4 +329,6 @@ def _exit_code(timing: Timing) -> int:
         typer.echo(
             "a quieter or cooler device helps; esm-host devices doctor says what is wrong", err=True
         )
+    if timing.interrupted:
+        return INTERRUPTED
     return FAILED if failed else UNSURE if unsure else 0

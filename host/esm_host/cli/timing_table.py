@@ -17,6 +17,7 @@ from esm_protos.text import printable
 
 _TOP = 10
 _PAGE = 100
+_CUT_SHORT = "cut short by an interrupt: of what was measured until then"
 
 Column = tuple[str, Callable[[Result], str]]
 
@@ -35,6 +36,8 @@ def print_tables(timing: Timing, wide: bool) -> None:
             for number in range(first, first + len(device.results))
         ]
         _print_table(device.results, notes, wide)
+        if device.interrupted and device.results:
+            print(_CUT_SHORT)
         first += len(device.results)
         if several:
             print()
@@ -70,7 +73,11 @@ def print_profiles(timing: Timing) -> None:
 def as_csv(timing: Timing) -> str:
     """One line per result, after a heading; what has no value is empty."""
     text = io.StringIO()
-    rows = [_flat(result.to_json()) for result in timing.results]
+    rows = [
+        {**_flat(result.to_json()), "interrupted": "true" if device.interrupted else "false"}
+        for device in timing.devices
+        for result in device.results
+    ]
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()

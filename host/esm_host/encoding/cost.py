@@ -11,7 +11,7 @@ from scipy import sparse
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.vectors import FeatureCombinationCountEncoder
 from esm_models.cost import KINDS
-from esm_models.part_table import Content, PartTable, part_table
+from esm_models.part_table import Content, PartTable, Rule, part_table
 from esm_models.parts import REST, Part
 from esm_models.space import Codes, SearchSpace
 
@@ -23,8 +23,8 @@ tens on a server or a GPU."""
 class _Seen:
     """Vectors of a table's rows and parts, which encoders of one kind share."""
 
-    def __init__(self, width: int, additive: bool = True) -> None:
-        self.additive = additive
+    def __init__(self, width: int, rule: Rule = Rule.PLACE) -> None:
+        self.rule = rule
         self.parts: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         self.sums = sparse.csr_array((0, width))
 
@@ -54,8 +54,8 @@ class _Sums(Encoder):
     ) -> NDArray[np.float64]:
         table = self._table
         rows = table.rows(codes, resolution, pruned)
-        if self._seen.additive and not table.additive:
-            self._seen = _SEEN[type(self), table] = _Seen(len(self), additive=False)
+        if self._seen.rule is not table.rule:
+            self._seen = _SEEN[type(self), table] = _Seen(len(self), table.rule)
         known = self._seen.sums.shape[0]
         if known < len(table.contents):
             new = self._rows(table.contents[known:])

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from esm_host.bins import DepthBins
 from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
+from esm_host.evaluation.ranking import rank_correlations
 
 Floats = NDArray[np.float64]
 
@@ -25,8 +25,7 @@ class Against:
         accuracy_percent: as it is.
         scaled_percent: once all predictions are multiplied by ``pace``.
         pace: median of measured over predicted latency.
-        tau, spearman: rank correlations (Kendall's tau-b, Spearman's); NaN where one side is
-            constant.
+        tau, spearman: as :func:`~esm_host.evaluation.ranking.rank_correlations`.
         bins: accuracy as it is, by depth.
     """
 
@@ -58,16 +57,14 @@ def hold_against(
 ) -> Against:
     """Compare predictions with measurements, all of them ``(n,)``, ``n`` one or more."""
     pace = float(np.median(measured_ms / predicted_ms))
-    varies = len(measured_ms) > 1 and np.ptp(measured_ms) > 0 and np.ptp(predicted_ms) > 0
-    tau = stats.kendalltau(measured_ms, predicted_ms).statistic if varies else np.nan
-    spearman = stats.spearmanr(measured_ms, predicted_ms).statistic if varies else np.nan
+    tau, spearman = rank_correlations(measured_ms, predicted_ms)
     return Against(
         len(measured_ms),
         int(seen.sum()),
         accuracy_percent(measured_ms, predicted_ms),
         accuracy_percent(measured_ms, pace * predicted_ms),
         pace,
-        float(tau),
-        float(spearman),
+        tau,
+        spearman,
         tuple(accuracy_by_bin(depth, measured_ms, predicted_ms, bins)),
     )

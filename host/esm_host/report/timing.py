@@ -59,7 +59,7 @@ def timing_page(timing: TimingFile) -> Page:
         eyebrow="Timing",
         title=f"{plural(models, 'model')} on {_names(results)}",
         lead=_lead(results, done),
-        status=_status(results, done),
+        status=_status(timing, results, done),
         facts=list(_key_numbers(timing, results, done, devices)),
         sections=sections,
     )
@@ -82,7 +82,9 @@ def _names(results: pd.DataFrame) -> str:
     return names[0] if len(names) == 1 else plural(len(names), "device")
 
 
-def _status(results: pd.DataFrame, done: pd.DataFrame) -> tuple[str, str]:
+def _status(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> tuple[str, str]:
+    if timing.interrupted:
+        return "bad", "cut short"
     failed = len(results) - len(done)
     unstable = int((done["verdict"] != "stable").sum())
     if failed:
@@ -137,6 +139,8 @@ def _results_lead(timing: TimingFile, results: pd.DataFrame) -> str:
         text += " Latencies are as measured."
     elif results["shift_percent"].notna().any():
         text += " Latencies are at the device's usual pace."
+    if timing.interrupted:
+        text += " The timing was cut short by an interrupt."
     if failed := int((results["status"] != "success").sum()):
         text += f" {plural(failed, 'result')} failed."
     if assumed := int((results["assumed"] > 0).sum()):

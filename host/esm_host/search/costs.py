@@ -38,7 +38,7 @@ class NetworkCost:
     def _of_contents(self) -> Floats:
         """Of every row of the table: FLOPs, parameters, most bytes that an operator moves,
         ``(3, rows)``."""
-        state = len(self._table.contents), self._table.additive
+        state = len(self._table.contents), self._table.rule
         if self._known is not None and self._known[0] == state:
             return self._known[1]
         parts = [

@@ -43,7 +43,7 @@ def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None
     if not files:
         raise UsageError(f"{folder} has no latency/DEVICE.pt: give a folder of HELP's data")
     try:
-        space, codes = codes_of(_help_architectures(folder))
+        space, codes = codes_of(help_architectures(folder))
     except (TypeError, ValueError, LookupError, SyntaxError, RecursionError) as error:
         raise DatasetError(f"{folder} holds no architectures of HELP's ({error})") from error
     latency_ms = {}
@@ -62,7 +62,14 @@ def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None
     return LatencyTable(name or f"{HELP}-{space.name}", space, codes, latency_ms, {})
 
 
-def _help_architectures(folder: Path) -> pd.DataFrame:
+def help_architectures(folder: Path) -> pd.DataFrame:
+    """Return the architectures of a folder of HELP's data, as columns of the public tables
+    (:func:`esm_host.dataset.benchmarks.codes_of`).
+
+    Raises:
+        UsageError: it has none.
+        TypeError, ValueError, LookupError, SyntaxError, RecursionError: they are damaged.
+    """
     if (folder / "ofa_archs.pt").exists():
         rows = load_torch(folder / "ofa_archs.pt")["arch"]
         columns = {"kernel": "ks", "expand": "e", "depth": "d"}

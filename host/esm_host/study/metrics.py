@@ -7,22 +7,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from esm_host.evaluation.accuracy import accuracy_percent
+from esm_host.evaluation.ranking import rank_correlations
 from esm_host.predictors.base import Predictor
 
 Floats = NDArray[np.float64]
 
 
 def ranking_and_accuracy(measured_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
-    """Kendall's tau-b, Spearman's correlation and ESM's accuracy of ``(n,)`` predictions.
-
-    Where all predictions are the same, the correlations are 0: they tell nothing of the order.
-    """
-    tau = spearman = 0.0
-    if np.ptp(predicted_ms) > 0:
-        tau = float(stats.kendalltau(measured_ms, predicted_ms).statistic)
-        spearman = float(stats.spearmanr(measured_ms, predicted_ms).statistic)
-    accuracy = accuracy_percent(measured_ms, predicted_ms)
-    return {"tau": tau, "spearman": spearman, "accuracy_percent": accuracy}
+    """Return ``tau`` and ``spearman`` (:func:`~esm_host.evaluation.ranking.rank_correlations`) and
+    ESM's ``accuracy_percent`` of ``(n,)`` predictions."""
+    ranking = rank_correlations(measured_ms, predicted_ms)
+    return {**ranking._asdict(), "accuracy_percent": accuracy_percent(measured_ms, predicted_ms)}
 
 
 def interval(

@@ -219,6 +219,7 @@ class DeviceTiming:
         blocks: in the order of time; empty where nothing was measured.
         error: why nothing was measured, or no further block.
         starts_s: when each block began, since the first one; by the host's clock.
+        interrupted: whether an interrupt ended it early.
     """
 
     name: str
@@ -227,6 +228,7 @@ class DeviceTiming:
     blocks: tuple[BlockResult, ...] = ()
     starts_s: tuple[float, ...] = ()
     error: EsmError | None = None
+    interrupted: bool = False
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         info, blocks = self.info, self.blocks
@@ -245,6 +247,7 @@ class DeviceTiming:
             "usual": usual and usual.to_json(),
             "busy_s": sum(block.busy_ns for block in blocks) / 1e9 if blocks else None,
             "error": None if self.error is None else words(self.error.marked),
+            "interrupted": self.interrupted,
         }
 
     def _states(self) -> Iterator[DeviceState]:
@@ -299,6 +302,11 @@ class Timing:
     devices: tuple[DeviceTiming, ...]
     raw: bool = False
     spread_s: float = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt ended it early on any device."""
+        return any(device.interrupted for device in self.devices)
 
     @cached_property
     def results(self) -> tuple[Result, ...]:

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 
 from esm_host.arguments import argument
 from esm_host.errors import DeviceError, EsmError, UsageError
@@ -34,6 +33,7 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Progress,
+    Protocol,
     State,
 )
 
@@ -59,8 +59,12 @@ def time_models(
     raw: bool = False,
     spread_s: float = 0.0,
     on_wait: OnWait = lambda device, done, total, seconds: None,
+    on_interrupt: Callable[[], None] = lambda: None,
 ) -> Timing:
     """Measure the request on every device; if one fails, the others' results are kept.
+
+    An interrupt (KeyboardInterrupt) ends it early: a device's first block with what it has if its
+    models are measured in turn, a later one without a result. A second interrupt is raised.
 
     Args:
         connect: makes a device's profiler, which is used from one thread.
@@ -70,8 +74,10 @@ def time_models(
         wait: False gives up on a device that somebody else uses.
         raw: report latencies as measured, not at the device's usual pace.
         spread_s: spread several blocks over so many seconds; nobody holds the device between them.
+        on_interrupt: called once the first interrupt has come.
 
     Raises:
+        KeyboardInterrupt: nothing was measured before an interrupt, or a second one came.
         UsageError: a device is given twice, or two names lead to one agent.
         EsmError: the only device failed.
     """
@@ -83,13 +89,19 @@ def time_models(
 
     def measure(turn: _Turn, name: str, profiler: Profiler, first: bool) -> _Measured:
         profiler.reserve(f"time {count} model{'s' * (count != 1)}", wait)
+
+        def told(progress: Progress) -> None:
+            measuring = progress.state is State.MEASURING
+            turn.may_finish = first and measuring and spec.protocol is Protocol.INTERLEAVED
+            on_progress(name, progress)
+
         return _measure(
             profiler,
             request,
             spec,
             peak_memory and first,
             profile_runs if first else 0,
-            partial(on_progress, name),
+            told,
             turn.submitted,
         )
 
@@ -101,26 +113,30 @@ def time_models(
         for number, start in enumerate(starts):
             if number and (left_s := began + start - time.monotonic()) > 0:
                 on_wait(name, number, len(starts), left_s)
-                turn.sleep(left_s)
+                turn.unwanted.wait(left_s)
+            if measured and turn.unwanted.is_set():
+                break
             try:
                 with turn.connected() as profiler:
                     if not number:
                         met.arrive(name, profiler)
                     measured.append(measure(turn, name, profiler, first=not number))
             except EsmError as caught:
+                if measured and turn.unwanted.is_set():
+                    break
                 if number < FEWEST:
                     raise
                 error = caught  # an hour's blocks are not lost for the last one
                 break
-        return replace(_device_timing(name, request, spec, measured, raw), error=error)
+        timing = _device_timing(name, request, spec, measured, raw)
+        return replace(timing, error=error, interrupted=turn.unwanted.is_set())
 
     turns = [_Turn(name, connect, timed, met) for name in devices]
-    if len(turns) == 1:
-        turns[0].measure()
-    else:
-        _together(turns)
-        check_distinct({name: met.devices[name] for name in devices if name in met.devices})
+    _together(turns, on_interrupt)
+    check_distinct({name: met.devices[name] for name in devices if name in met.devices})
     timings = tuple(turn.timing for turn in turns)
+    if any(turn.unwanted.is_set() for turn in turns) and not any(t.blocks for t in timings):
+        raise KeyboardInterrupt
     if len(timings) == 1 and timings[0].error is not None and not timings[0].blocks:
         raise timings[0].error
     return Timing(created_at, spec, timings, raw, spread_s)
@@ -217,7 +233,14 @@ class _Meeting:
 
 
 class _Turn:
-    """One device's part; ``timing`` is what became of it."""
+    """One device's part.
+
+    Attributes:
+        timing: what became of it.
+        unwanted: set once no further block is wanted.
+        ended: set once :meth:`run` is over.
+        may_finish: whether a block that is ended early still has a result.
+    """
 
     def __init__(
         self,
@@ -232,7 +255,9 @@ class _Turn:
         self._meeting = meeting
         self._met = False
         self._pending: Pending | None = None
-        self._unwanted = threading.Event()
+        self.unwanted = threading.Event()
+        self.ended = threading.Event()
+        self.may_finish = False
         self.timing = DeviceTiming(name)
         self.bug: BaseException | None = None
 
@@ -241,7 +266,9 @@ class _Turn:
         try:
             self.timing = self._timed(self, self._name)
         except EsmError as error:
-            self.timing = DeviceTiming(self._name, error=error)
+            interrupted = self.unwanted.is_set()
+            why = DeviceError("interrupted before anything was measured") if interrupted else error
+            self.timing = DeviceTiming(self._name, error=why, interrupted=interrupted)
 
     def connected(self) -> Profiler:
         """Connect to the device; the others go on without one that cannot be connected to."""
@@ -254,47 +281,66 @@ class _Turn:
         self._met = True
         return profiler
 
-    def sleep(self, seconds: float) -> None:
-        """Wait; raise DeviceError if the turn is cancelled meanwhile."""
-        if self._unwanted.wait(seconds):
-            raise DeviceError("the timing was cancelled")
-
     def run(self) -> None:
         """As the body of a thread."""
         try:
             self.measure()
         except BaseException as error:
             self.bug = error
+        finally:
+            self.ended.set()
+
+    def end(self) -> None:
+        """End with what there is, from another thread."""
+        self.unwanted.set()
+        if self._pending is not None:
+            if self.may_finish:
+                self._pending.finish()
+            else:
+                self._pending.cancel()
 
     def cancel(self) -> None:
         """From another thread."""
-        self._unwanted.set()
+        self.unwanted.set()
         if self._pending is not None:
             self._pending.cancel()
 
     def submitted(self, pending: Pending) -> None:
-        """Take what cancels the block."""
+        """Take what ends the block."""
         self._pending = pending
-        if self._unwanted.is_set():
+        self.may_finish = False
+        if self.unwanted.is_set():
             pending.cancel()
 
 
-def _together(turns: Sequence[_Turn]) -> None:
-    threads = [threading.Thread(target=turn.run, daemon=True) for turn in turns]
-    for thread in threads:
-        thread.start()
+def _together(turns: Sequence[_Turn], on_interrupt: Callable[[], None]) -> None:
+    """Run all turns, each in a thread of its own, until they end or are interrupted twice."""
+    for turn in turns:
+        threading.Thread(target=turn.run, daemon=True).start()
     try:
-        for thread in threads:
-            thread.join()
+        try:
+            _wait(turns)
+        except KeyboardInterrupt:
+            on_interrupt()
+            for turn in turns:
+                turn.end()
+            _wait(turns)
     except KeyboardInterrupt:
         for turn in turns:
             turn.cancel()
-        for thread in threads:
-            thread.join(_LET_GO_S)
+        for turn in turns:
+            turn.ended.wait(_LET_GO_S)
         raise
     for turn in turns:
         if turn.bug is not None:
             raise turn.bug
+
+
+def _wait(turns: Sequence[_Turn]) -> None:
+    """Wait until all have ended. Not by joining their threads: a thread whose join was interrupted
+    counts as stopped (CPython before 3.13), and is not waited for again."""
+    for turn in turns:
+        turn.ended.wait()
 
 
 def _device_timing(

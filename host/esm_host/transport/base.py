@@ -52,6 +52,15 @@ class Pending(ABC):
         """
 
     @abstractmethod
+    def finish(self) -> None:
+        """End the measuring early, from another thread: :meth:`result` then returns what was
+        measured until now.
+
+        A block that is not being measured yet, or whose models are not measured in turn, is
+        measured to its end. An agent that cannot end a block early has it cancelled.
+        """
+
+    @abstractmethod
     def cancel(self) -> None:
         """The block is not wanted any more; does no harm when it is measured already."""
 

@@ -280,6 +280,9 @@ class _Pending(Pending):
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
         return self._profiler.answer(self._block, on_progress)
 
+    def finish(self) -> None:
+        pass
+
     def cancel(self) -> None:
         pass
 

@@ -107,5 +107,8 @@ class _Pending(Pending):
         except UnreachableError as error:
             raise UnreachableError("the local agent died and is started again") from error
 
+    def finish(self) -> None:
+        self._inner.finish()
+
     def cancel(self) -> None:
         self._inner.cancel()

@@ -137,6 +137,9 @@ class _Pending(Pending):
             if self._unwanted.is_set():  # meanwhile, from another thread
                 self._current.cancel()
 
+    def finish(self) -> None:
+        self._current.finish()
+
     def cancel(self) -> None:
         self._unwanted.set()
         self._current.cancel()

@@ -202,6 +202,17 @@ class _Call(Pending):
         name = self._profiler.name
         raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
 
+    def finish(self) -> None:
+        request = pb.FinishRequest(
+            protocol_version=PROTOCOL_VERSION,
+            lease_id=self._lease_id,
+            block_id=self._block.block_id,
+        )
+        try:
+            self._stub.FinishBlock(request, timeout=_ANSWER_S)
+        except (grpc.RpcError, NonsenseError):
+            self.cancel()
+
     def cancel(self) -> None:
         if self._call is not None:
             self._call.cancel()

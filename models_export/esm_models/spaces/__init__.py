@@ -53,7 +53,7 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     try:
         space: SearchSpace = cls(**settings)
         if path.endswith(".py"):  # mistakes show now, not in the middle of a campaign
-            for architecture in space.extremes():
+            for architecture in (*space.extremes(), *space.uniform()):
                 space.build(architecture)
     except InvalidSpaceError:
         raise

@@ -436,6 +436,20 @@ class MeasureBlockRequest(_message.Message):
     header_part: BlockHeader
     def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., header_part: _Optional[_Union[BlockHeader, _Mapping]] = ...) -> None: ...
 
+class FinishRequest(_message.Message):
+    __slots__ = ("protocol_version", "lease_id", "block_id")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    lease_id: str
+    block_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., lease_id: _Optional[str] = ..., block_id: _Optional[str] = ...) -> None: ...
+
+class FinishReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("state", "fraction", "standing")
     STATE_FIELD_NUMBER: _ClassVar[int]

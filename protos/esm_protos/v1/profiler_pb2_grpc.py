@@ -64,6 +64,11 @@ class ProfilerStub(object):
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
                 response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.FromString,
                 _registered_method=True)
+        self.FinishBlock = channel.unary_unary(
+                '/esm.v1.Profiler/FinishBlock',
+                request_serializer=esm__protos_dot_v1_dot_profiler__pb2.FinishRequest.SerializeToString,
+                response_deserializer=esm__protos_dot_v1_dot_profiler__pb2.FinishReply.FromString,
+                _registered_method=True)
         self.Diagnose = channel.unary_unary(
                 '/esm.v1.Profiler/Diagnose',
                 request_serializer=esm__protos_dot_v1_dot_profiler__pb2.DiagnoseRequest.SerializeToString,
@@ -119,6 +124,14 @@ class ProfilerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FinishBlock(self, request, context):
+        """Ends the measuring of a block early, with the runs that were taken, once each model has some.
+        Does nothing unless the block is being measured, its models in turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Diagnose(self, request, context):
         """Looks for what would spoil measurements on this device, and times a built-in model for some
         seconds. Waits for its lease's turn like a block does.
@@ -159,6 +172,11 @@ def add_ProfilerServicer_to_server(servicer, server):
                     servicer.MeasureBlock,
                     request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.FromString,
                     response_serializer=esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.SerializeToString,
+            ),
+            'FinishBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishBlock,
+                    request_deserializer=esm__protos_dot_v1_dot_profiler__pb2.FinishRequest.FromString,
+                    response_serializer=esm__protos_dot_v1_dot_profiler__pb2.FinishReply.SerializeToString,
             ),
             'Diagnose': grpc.unary_unary_rpc_method_handler(
                     servicer.Diagnose,
@@ -328,6 +346,33 @@ class Profiler(object):
             '/esm.v1.Profiler/MeasureBlock',
             esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockRequest.SerializeToString,
             esm__protos_dot_v1_dot_profiler__pb2.MeasureBlockEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esm.v1.Profiler/FinishBlock',
+            esm__protos_dot_v1_dot_profiler__pb2.FinishRequest.SerializeToString,
+            esm__protos_dot_v1_dot_profiler__pb2.FinishReply.FromString,
             options,
             channel_credentials,
             insecure,
