@@ -51,7 +51,7 @@ class Method:
     """A few-shot predictor by name, and how what it measures is chosen.
 
     Attributes:
-        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.SAMPLERS`.
+        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.POOL_SAMPLERS`.
         encoding: of that sampler: names joined by ``+``, of the space's learnt encodings and
             ``zcp``.
         supplement: of NASFLAT, in the same way.
