@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from benchmarks.transfer import read_methods
 from esm_host.sources.source import Source
+from esm_host.transfer import encoding_names, make_method, sampler_and_encoding
 from esm_host.transfer.methods.nasflat import NasflatPredictor
 from esm_host.transfer.methods.nasflat_network import (
+    LAYERS,
     Architectures,
     GraphFlow,
     NasflatNetwork,
@@ -338,3 +343,14 @@ def test_it_learns_without_any_of_its_parts(part: dict[str, object]) -> None:
     method.adapt(UNSEEN[:20], latency_ms(UNSEEN[:20], 0.5))
     predicted = method.predict(UNSEEN[20:])
     assert spearmanr(predicted, latency_ms(UNSEEN[20:], 0.5)).statistic > 0.7
+
+
+@pytest.mark.parametrize("space", ["fbnet", "nasbench201"])
+def test_the_ablations_tables_name_what_there_is(space: str) -> None:
+    methods = read_methods(Path(f"benchmarks/nasflat-ablation-{space}.toml"))
+    assert len(methods) == 8
+    for method in methods.values():
+        assert make_method(method.name, **method.params).layers in LAYERS
+        sampler_and_encoding(method.sampler + f":{method.encoding}" * bool(method.encoding))
+        assert not method.supplement or encoding_names(method.supplement)
+    assert sum(method.params.get("operation_wise") is False for method in methods.values()) == 2
