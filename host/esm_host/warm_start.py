@@ -21,7 +21,6 @@ from esm_host.transfer import make_method, sampler_and_encoding
 from esm_host.transfer.choose import most_informative, prior_features
 from esm_host.transfer.encodings.by_name import check_encodings, supplement_of
 from esm_host.transfer.kept import reduced
-from esm_host.transfer.methods.known import KnownLatencies
 from esm_host.transfer.samplers import sample
 from esm_host.transfer.source_models import learn
 from esm_models.architecture import Architecture
@@ -131,6 +130,8 @@ class FirstArchitectures:
 
     def _shared(self, count: int, taken: Collection[str]) -> list[Architecture]:
         """Return what most sources measured, in the order in which HELP draws its references."""
+        from esm_host.transfer.methods.known import KnownLatencies  # slow to load
+
         codes = KnownLatencies(self._sources()).shared()
         order = np.random.default_rng(self._settings.seed).permutation(len(codes))
         shared = self._expected.space.decode(codes[order])
