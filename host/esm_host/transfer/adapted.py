@@ -82,4 +82,5 @@ class Calibration:
         below, above = np.minimum(scores - first, 0), np.maximum(scores - last, 0)
         inner = np.interp(scores, self._at, self._ms)
         falling = least * np.exp(self._slope * below / least)
-        return np.where(below < 0, falling, np.where(above > 0, most + self._slope * above, inner))
+        rising = most + self._slope * above
+        return np.asarray(np.where(below < 0, falling, np.where(above > 0, rising, inner)))

@@ -56,10 +56,10 @@ def supplement_of(
     return Concatenated(*parts)
 
 
-def supplement_weights(supplement: Concatenated) -> dict[str, NDArray[Any]]:
+def supplement_weights(supplement: Supplement) -> dict[str, NDArray[Any]]:
     """Return the weights of those that were learnt, by name."""
     arrays: dict[str, NDArray[Any]] = {}
-    for part in supplement.parts:
+    for part in getattr(supplement, "parts", ()):
         if hasattr(part, "trained"):
             arrays |= part.trained()
     return arrays

@@ -67,6 +67,7 @@ class HELPPredictor(FewShotPredictor):
     """
 
     absolute = True
+    rates_: dict[str, Tensor]
     least_sources = 2  # what devices have in common is told by several
 
     def __init__(
