@@ -3,7 +3,9 @@
     ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml --results FOLDER
 
 Every method learns the sources of a task once per seed, then every target from every number of
-samples. All architectures that are not among the samples are ranked. What a results folder holds
+samples. Methods are those of METHODS below, or of the file, where it has any: so have the ablations
+of NASFLAT, benchmarks/nasflat-ablation-*.toml. All architectures that are not among the samples are
+ranked. What a results folder holds
 already is not computed again; tables.md there has means over the targets of a task, with standard
 deviations between seeds, and by-target.md every target.
 """
@@ -51,7 +53,7 @@ class Method:
     """A few-shot predictor by name, and how what it measures is chosen.
 
     Attributes:
-        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.SAMPLERS`.
+        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.POOL_SAMPLERS`.
         encoding: of that sampler: names joined by ``+``, of the space's learnt encodings and
             ``zcp``.
         supplement: of NASFLAT, in the same way.
@@ -150,15 +152,20 @@ def read_tasks(path: Path) -> list[Task]:
     ]
 
 
+def read_methods(path: Path) -> dict[str, Method]:
+    """By label, those of a file of tasks, or :data:`METHODS` where it has none."""
+    own = tomllib.loads(path.read_text()).get("methods")
+    return METHODS if own is None else {label: Method(**each) for label, each in own.items()}
+
+
 def compute(
-    task: Task, label: str, seed: int, counts: Sequence[int], folder: Path
+    task: Task, label: str, method: Method, seed: int, counts: Sequence[int], folder: Path
 ) -> list[dict[str, object]]:
     """A row per target and number of samples."""
     table = read_benchmark(task.table)
     rng = np.random.default_rng(seed)
     known = np.sort(rng.choice(len(table), task.per_source, replace=False))
     pool = rng.choice(len(table), task.pool, replace=False)
-    method = METHODS[label]
     sources = [known_of(table, name, known) for name in task.sources]
     predictor, learn_s = learnt(method, task, sources, seed, table, folder)
     choose = chooser(method, predictor, table, task, folder)
@@ -217,8 +224,9 @@ def learnt(
         found: tuple[FewShotPredictor, float] = joblib.load(path)
         return found
     more = dict(method.params)
-    if method.supplement:
-        more["supplement"] = encodings(method.supplement, table, task, folder)
+    if method.name == "nasflat":
+        names = method.supplement
+        more["supplement"] = encodings(names, table, task, folder) if names else None
     predictor = make_method(method.name, seed, **more)
     began = time.process_time()
     predictor.learn(sources)
@@ -235,8 +243,10 @@ def known_of(table: LatencyTable, device: str, rows: Rows) -> Source:
     return Source(device, table.space, table.codes[rows][there], latency_ms[there])
 
 
-def kept(path: Path, task: Task, label: str, seed: int, counts: Sequence[int]) -> None:
-    rows = compute(task, label, seed, counts, path.parent)
+def kept(
+    path: Path, task: Task, label: str, method: Method, seed: int, counts: Sequence[int]
+) -> None:
+    rows = compute(task, label, method, seed, counts, path.parent)
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(rows))
     draft.replace(path)
@@ -245,7 +255,7 @@ def kept(path: Path, task: Task, label: str, seed: int, counts: Sequence[int]) -
     print(f"{task.name} {label} seed {seed}: {said}", flush=True)
 
 
-def tables(frame: pd.DataFrame, order: Sequence[str]) -> str:
+def tables(frame: pd.DataFrame, order: Sequence[str], labels: Sequence[str]) -> str:
     """By number of samples: Spearman's correlation, its mean over the targets of a task, mean over
     seeds and standard deviation between them; the geometric mean over tasks; and times."""
     parts = []
@@ -259,7 +269,7 @@ def tables(frame: pd.DataFrame, order: Sequence[str]) -> str:
             f"| method | {' | '.join(order)} | geometric mean | to learn | to adapt |",
             "| --- |" + " ---: |" * (len(order) + 3),
         ]
-        for method in [m for m in METHODS if m in mean.index]:
+        for method in [m for m in labels if m in mean.index]:
             values = mean.loc[method].reindex(order)
             cells = [
                 "" if np.isnan(values[t]) else f"{values[t]:.3f} ±{sd.loc[method].get(t):.3f}"
@@ -276,10 +286,10 @@ def tables(frame: pd.DataFrame, order: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def by_target(frame: pd.DataFrame, measure: str) -> str:
+def by_target(frame: pd.DataFrame, measure: str, labels: Sequence[str]) -> str:
     """A row per target, a column per method and number of samples: means over seeds."""
     targets = list(dict.fromkeys(frame["target"]))
-    known = [method for method in METHODS if method in set(frame["method"])]
+    known = [method for method in labels if method in set(frame["method"])]
     wide = frame.pivot_table(measure, ["task", "target"], ["method", "samples"]).reindex(
         columns=known, level=0
     )
@@ -292,7 +302,7 @@ def by_target(frame: pd.DataFrame, measure: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(path: Path, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
+def plot(path: Path, frame: pd.DataFrame, tasks: Sequence[str], labels: Sequence[str]) -> None:
     """Geometric mean over tasks of the rank correlation, over the number of samples, of methods
     that were tried with several: every seed, and their mean."""
     import altair as alt
@@ -304,7 +314,7 @@ def plot(path: Path, frame: pd.DataFrame, tasks: Sequence[str]) -> None:
     keys = ["method", "samples", "seed"]
     values = some.groupby([*keys, "task"])["spearman"].mean().unstack()
     values = np.exp(np.log(values[list(tasks)].clip(1e-3)).mean(axis=1, skipna=False)).dropna()
-    methods = [method for method in METHODS if method in set(values.index.get_level_values(0))]
+    methods = [method for method in labels if method in set(values.index.get_level_values(0))]
     base = alt.Chart(values.rename("spearman").reset_index()).encode(
         alt.X(
             "samples:Q",
@@ -332,7 +342,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
-    labels = args.methods.split(";") if args.methods else list(METHODS)
+    methods = read_methods(args.tasks)
+    labels = args.methods.split(";") if args.methods else list(methods)
     counts = [int(count) for count in args.samples.split(",")]
     wanted = args.only.split(",") if args.only else None
     pending = []
@@ -345,19 +356,19 @@ def main() -> None:
                 name = f"{task.name}-{label}-{'_'.join(map(str, counts))}-{seed}.json"
                 path = args.results / name.replace(" ", "_").replace(",", "")
                 if not path.exists():
-                    pending.append((path, task, label, seed, counts))
+                    pending.append((path, task, label, methods[label], seed, counts))
     joblib.Parallel(n_jobs=args.jobs)(joblib.delayed(kept)(*each) for each in pending)
     rows = [
         row for path in sorted(args.results.glob("*.json")) for row in json.loads(path.read_text())
     ]
     frame = pd.DataFrame(rows).drop_duplicates(["task", "method", "seed", "samples", "target"])
     frame.to_parquet(args.results / "results.parquet", index=False)
-    text = tables(frame, [task.name for task in tasks])
+    text = tables(frame, [task.name for task in tasks], list(methods))
     (args.results / "tables.md").write_text(text)
-    (args.results / "by-target.md").write_text(by_target(frame, "spearman"))
+    (args.results / "by-target.md").write_text(by_target(frame, "spearman", list(methods)))
     print(text)
     if args.plot:
-        plot(args.plot, frame, [task.name for task in tasks])
+        plot(args.plot, frame, [task.name for task in tasks], list(methods))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,21 +16,18 @@ from esm_host.bins import DepthBins
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
 from esm_host.encoding import Encoder
-from esm_host.encoding.sources import SourcesEncoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
 from esm_host.limits import check_gpu_options
 from esm_host.measuring import PATIENCE_S, Devices, connected, measuring
-from esm_host.predictors import make_predictor
-from esm_host.predictors.base import Predictor
 from esm_host.report import plots
 from esm_host.report.result import campaign_result
 from esm_host.run import Run
 from esm_host.sampling import SAMPLERS
-from esm_host.transfer.held_out import HELD_OUT_FACT, judge
-from esm_host.transfer.warm_start import Informative, source_models
+from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
+from esm_host.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_host.watcher import CampaignWatcher, Watcher
 from esm_models.space import SearchSpace
 
@@ -90,8 +87,9 @@ def run_campaign(
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     bins = settings.depth_bins(space)
-    encoder = _encoder(settings, folder, space, resume)
-    make_predictor(settings.predictor, encoder)  # what it lacks is found now
+    known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
+    encoder = known.encoder(settings) if known else folder.encoder(settings, space)
+    folder.predictors(settings, encoder)(0)  # what it lacks is found now
     _check_space(settings, space, bins)
     if settings.initial <= 2 * settings.block_size:
         watcher.warn(
@@ -101,14 +99,7 @@ def run_campaign(
     with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
         with folder.locked():
-            return _run(settings, folder, space, bins, encoder, found, watcher)
-
-
-def _encoder(settings: Settings, folder: RunFolder, space: SearchSpace, resume: bool) -> Encoder:
-    """Of a new campaign, or the one that it began with."""
-    if not settings.warm_start or resume:
-        return folder.encoder(settings, space)
-    return SourcesEncoder(space, source_models(settings, space, folder.path))
+            return _run(settings, folder, space, bins, encoder, known, found, watcher)
 
 
 def absolute(space: str) -> str:
@@ -140,12 +131,13 @@ def _run(
     space: SearchSpace,
     bins: DepthBins,
     encoder: Encoder,
+    known: WarmStart | None,
     found: Devices,
     watcher: CampaignWatcher,
 ) -> Ended:
     if not folder.settings.exists():
-        if isinstance(encoder, SourcesEncoder):
-            encoder.models.save(folder.sources)
+        if known is not None:
+            known.keep(settings, folder)
         # First: a folder with settings can be resumed, however little it holds.
         write_json(folder.settings, settings.to_json())
     with measuring(settings, folder, space, found, watcher) as parts:
@@ -154,13 +146,14 @@ def _run(
         folder.share()
         sampler = SAMPLERS[settings.sampling](space, bins)
         draw_first = (
-            Informative(
-                encoder,
+            FirstArchitectures(
+                settings,
+                folder.sources_encoder(space),
+                folder.kept_method(settings, space).sources,
                 sampler,
-                settings.held_out,
                 lambda keys: store.add_fact(HELD_OUT_FACT, keys),
             )
-            if isinstance(encoder, SourcesEncoder)
+            if settings.warm_start
             else None
         )
         loop = Loop(
@@ -171,7 +164,7 @@ def _run(
             sampler,
             encoder,
             bins,
-            _make(settings, encoder),
+            folder.predictors(settings, encoder),
             watcher,
             draw_first,
         )
@@ -210,7 +203,7 @@ def finish_campaign(
             SAMPLERS[settings.sampling](space, bins),
             encoder,
             bins,
-            _make(settings, encoder),
+            folder.predictors(settings, encoder),
             watcher or Watcher(),
         )
         outcome, last = loop.finish()
@@ -227,11 +220,6 @@ def finish_campaign(
         )
 
 
-def _make(settings: Settings, encoder: Encoder) -> Callable[[int], Predictor]:
-    """Return what makes the campaign's predictor, untrained, by the number of the member."""
-    return lambda member: make_predictor(settings.predictor, encoder, settings.seed + member)
-
-
 def _conclude(
     folder: RunFolder,
     settings: Settings,
@@ -245,13 +233,35 @@ def _conclude(
     """Write what a campaign came to."""
     result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
     dataset, failures = measurements.dataset(), measurements.table().failures
-    if isinstance(encoder, SourcesEncoder):
-        trusted = dataset.only(settings.trusted_verdicts)
-        held_out = store.fact(HELD_OUT_FACT) or ()
-        result["transfer"] = judge(trusted, held_out, encoder, settings)
+    if settings.warm_start:
+        result["transfer"] = _judged(
+            folder, settings, encoder, dataset, store.fact(HELD_OUT_FACT) or ()
+        )
     _write(folder, settings, outcome, result)
     folder.share()
     return Ended(outcome.converged, outcome.reason, result, dataset, failures)
+
+
+def _judged(
+    folder: RunFolder,
+    settings: Settings,
+    encoder: Encoder,
+    dataset: Dataset,
+    held_out: Collection[str],
+) -> dict[str, Any]:
+    """How good predictions are that learn from sources."""
+    trusted = dataset.only(settings.trusted_verdicts)
+    expected = folder.sources_encoder(encoder.space)
+    about = {
+        "method": settings.method,
+        "method_options": dict(settings.method_options),
+        "sampler": settings.first_sampler,
+        "sources": list(expected.models.names),
+    }
+    if settings.adapts:
+        make = folder.predictors(settings, encoder)
+        return about | judge_adapted(trusted, held_out, encoder, make, settings.seed)
+    return about | judge(trusted, held_out, expected, settings.weights, settings.seed)
 
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:

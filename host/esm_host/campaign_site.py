@@ -15,7 +15,6 @@ from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
 from esm_host.folder import RunFolder
 from esm_host.measuring import Measuring, connected, measuring
-from esm_host.predictors import make_predictor
 from esm_host.predictors.base import Predictor
 from esm_host.run import Run
 from esm_host.search.anchors import most_alike
@@ -56,6 +55,7 @@ class CampaignSite:
         self._space = run.space
         self._settings = run.settings
         self._encoder = run.encoder
+        self._make = RunFolder(run.path).predictors(run.settings, run.encoder)
         self._store = parts.store
         self._measurements = parts.measurements
         self._collector = parts.collector
@@ -100,8 +100,7 @@ class CampaignSite:
         blocks = len(self._store.blocks())
         if self._fit is None or self._fit[0] != blocks:
             settings, dataset = self._settings, self._measurements.dataset()
-            predictor = make_predictor(settings.predictor, self._encoder, settings.seed)
-            self._fit = blocks, train(predictor, self._encoder, dataset, settings)
+            self._fit = blocks, train(self._make(0), self._encoder, dataset, settings)
         return self._fit[1]
 
     def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
@@ -118,7 +117,8 @@ class CampaignSite:
             )
             if number > REFERENCE_ROUND and verdict in trusted
         ]
-        rows = most_alike(self._encoder.encode(own), self._encoder.encode(chosen), _ANCHORS)
+        encoder = self._run.sources_encoder if self._settings.adapts else self._encoder
+        rows = most_alike(encoder.encode(own), encoder.encode(chosen), _ANCHORS)
         return [own[row] for row in rows.tolist()]
 
     def _check_pace(self, before: int) -> None:

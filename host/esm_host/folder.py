@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,13 @@ from esm_host.dataset.database import (
 from esm_host.dataset.store import Store
 from esm_host.errors import BusyError, DatasetError, MismatchError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings
+from esm_host.predictors import make_predictor
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
+    from esm_host.encoding.sources import SourcesEncoder
+    from esm_host.predictors.base import Predictor
+    from esm_host.transfer.kept import KeptMethod
     from esm_models.space import SearchSpace
 
 SETTINGS, RESULT = "settings.json", "result.json"
@@ -52,6 +56,7 @@ class RunFolder:
         self.predictor_onnx = path / "predictor.onnx"
         self.predictions = path / "predictions.csv"
         self.sources = path / "sources.npz"
+        self.method = path / "method.npz"
         self.plots = {
             name: path / f"{name}.png"
             for name in ("predicted_against_measured", "accuracy_by_round", "reference_stability")
@@ -152,11 +157,39 @@ class RunFolder:
             UsageError: there is no such encoding, or it does not suit the space.
             DatasetError: what the sources were learnt to be is gone or damaged.
         """
-        if not settings.warm_start:
+        if not settings.warm_start or settings.adapts:
             return settings.encoder(space)
+        return self.sources_encoder(space)
+
+    def sources_encoder(self, space: SearchSpace) -> SourcesEncoder:
+        """Return the encoder that knows what the campaign's sources expect.
+
+        Raises:
+            DatasetError: what the sources were learnt to be is gone or damaged.
+        """
         from esm_host.encoding.sources import SourceModels, SourcesEncoder  # slow to load
 
         return SourcesEncoder(space, SourceModels.load(self.sources))
+
+    def kept_method(self, settings: Settings, space: SearchSpace) -> KeptMethod:
+        """Return the campaign's few-shot method, as its folder has it."""
+        from esm_host.transfer.kept import KeptMethod  # slow to load
+
+        name, options = settings.method, settings.method_options
+        return KeptMethod(self.method, space, name, options, settings.seed)
+
+    def predictors(self, settings: Settings, encoder: Encoder) -> Callable[[int], Predictor]:
+        """Return what makes the campaign's predictor, unfitted, by the number of the member.
+
+        Raises:
+            UsageError: there is no such predictor, or it cannot learn from the encoding.
+        """
+        if settings.adapts:
+            from esm_host.transfer.adapted import AdaptedPredictor  # slow to load
+
+            kept = self.kept_method(settings, encoder.space)
+            return lambda member: AdaptedPredictor(kept.learnt)
+        return lambda member: make_predictor(settings.predictor, encoder, settings.seed + member)
 
     # Sharing
 
@@ -219,7 +252,14 @@ class RunFolder:
     @property
     def _copied(self) -> tuple[Path, ...]:
         """Files beside the store; settings last, which make a folder a campaign's."""
-        return (self.sources, self.predictor_onnx, self.predictions, self.result, self.settings)
+        return (
+            self.sources,
+            self.method,
+            self.predictor_onnx,
+            self.predictions,
+            self.result,
+            self.settings,
+        )
 
     def _write(self, files: Mapping[str, bytes]) -> None:
         """The files beside the store, and no others; nothing where none were kept."""

@@ -25,7 +25,7 @@ from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
 from esm_host.folder import RunFolder
 from esm_host.latency import Latency
-from esm_host.predictors import make_predictor, predictor_class
+from esm_host.predictors import predictor_class
 from esm_host.predictors.base import IntervalPredictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture
@@ -34,6 +34,7 @@ from esm_protos.messages import DeviceState
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
+    from esm_host.encoding.sources import SourcesEncoder
     from esm_host.predictors.base import Predictor
 
 
@@ -306,7 +307,9 @@ class Run:
         """
         if not 0 < coverage < 1:
             raise UsageError(f"coverage {coverage:g}: give a share above 0 and below 1")
-        if issubclass(predictor_class(self.settings.predictor), IntervalPredictor):
+        settings = self.settings
+        own = not settings.adapts
+        if own and issubclass(predictor_class(settings.predictor), IntervalPredictor):
             predictor = self.predictor
             assert isinstance(predictor, IntervalPredictor)
             return predictor.predict_interval(self._encode(architectures), coverage)
@@ -358,7 +361,7 @@ class Run:
         """
         self._check_finished()
         settings, encoder = self.settings, self.encoder
-        predictor = make_predictor(settings.predictor, encoder, settings.seed)
+        predictor = self._folder.predictors(settings, encoder)(0)
         return train(predictor, encoder, self.dataset(), settings)
 
     def _check_finished(self) -> None:
@@ -376,6 +379,15 @@ class Run:
             DatasetError: what it learnt of other devices is gone or damaged.
         """
         return self._folder.encoder(self.settings, self.space)
+
+    @property
+    def sources_encoder(self) -> SourcesEncoder:
+        """Return what the sources of a warm start expect of an architecture.
+
+        Raises:
+            DatasetError: that is gone or damaged.
+        """
+        return self._folder.sources_encoder(self.space)
 
     def _encode(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]

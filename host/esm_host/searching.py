@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
@@ -23,8 +24,17 @@ from esm_host.search.problem import Found, Measure, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.verify import Round, Verified, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
+from esm_host.sources import registry
+from esm_host.sources.source import Source
+from esm_host.transfer.kept import reduced
 from esm_host.watcher import CampaignWatcher, Watcher
 from esm_models.space import SearchSpace
+
+if TYPE_CHECKING:
+    from esm_host.search.one_proxy import VerifiedByProxy
+
+_MOST_SAMPLES = 200
+"""Measured to compare a proxy and to adapt it, at most: whatever the budget is, the same ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +47,7 @@ class Searched:
         closest: of what keeps not all limits, what comes closest, where the front is empty.
         verified: how it was measured; None if it was not.
         problem: that was posed.
+        by_proxy: what became of the proxy, where there was one.
     """
 
     front: Found
@@ -44,6 +55,7 @@ class Searched:
     verified: Verified | None
     problem: Problem
     result: dict[str, Any]
+    by_proxy: VerifiedByProxy | None = None
 
 
 def run_search(
@@ -90,10 +102,16 @@ def run_search(
         return Problem(space, measures, settings.all_objectives, settings.all_limits)
 
     _prepare(folder, settings, resume)
+    proxy, by_proxy = _proxy(settings, runs[0]) if settings.proxy else None, None
     if settings.measure:
         with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
             write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns
-            searched = _verified(settings, folder, problem, sites, method, on_round)
+            if proxy is None:
+                searched = _verified(settings, folder, problem, sites, method, on_round)
+            else:
+                searched, by_proxy = _by_proxy(
+                    settings, folder, problem, runs[0], sites[0], proxy, method, on_round
+                )
             for site in sites:
                 site.keep_predictor()
     else:
@@ -102,8 +120,8 @@ def run_search(
         posed = problem([latency_of(run, settings.probability, name) for run, name in pairs])
         outcome = method.search(posed)
         searched = outcome.front, outcome.closest, None, posed
-    result = write_front(folder, settings, searched[0], *searched[2:])
-    return Searched(*searched, result)
+    result = write_front(folder, settings, searched[0], *searched[2:], by_proxy)
+    return Searched(*searched, result, by_proxy)
 
 
 def _verified(
@@ -115,12 +133,6 @@ def _verified(
     on_round: Callable[[Sequence[Round]], None] | None,
 ) -> tuple[Found, Found, Verified | None, Problem]:
     posed = problem([site.latency(settings.probability) for site in sites])
-
-    def keep(rounds: Sequence[Round]) -> None:
-        write_rounds(folder, rounds, posed.space)
-        if on_round is not None:
-            on_round(rounds)
-
     verified = verified_search(
         problem,
         sites,
@@ -129,9 +141,83 @@ def _verified(
         settings.batch,
         settings.probability,
         past=read_rounds(folder, posed),
-        on_round=keep,
+        on_round=_keeping(folder, posed, on_round),
     )
     return verified.front, verified.closest, verified, posed
+
+
+def _keeping(
+    folder: SearchFolder, posed: Problem, on_round: Callable[[Sequence[Round]], None] | None
+) -> Callable[[Sequence[Round]], None]:
+    """Return what writes all rounds before the last one's choice is measured."""
+
+    def keep(rounds: Sequence[Round]) -> None:
+        write_rounds(folder, rounds, posed.space)
+        if on_round is not None:
+            on_round(rounds)
+
+    return keep
+
+
+def _proxy(settings: SearchSettings, run: Run) -> Source:
+    """The source that is to be the proxy, as one of the campaign's own space.
+
+    Of several devices the one whose predictor ranks most as the campaign measured.
+
+    Raises:
+        UsageError: there is no such source, it is of another space, or the campaign itself.
+        DatasetError: it is damaged.
+    """
+    from esm_host.transfer.methods.proxy import ProxyPredictor  # slow to load
+
+    found = registry.fitting(run.space, [settings.proxy], run.path.parent)
+    sources = reduced("proxy", run.space, found, settings.seed)
+    if any(Path(source.name).resolve() == run.path.resolve() for source in sources):
+        raise UsageError(
+            f"{argument('proxy')} '{settings.proxy}' is the campaign itself: give another device"
+        )
+    if len(sources) == 1:
+        return sources[0]
+    measured = run.dataset().only(run.settings.trusted_verdicts)
+    alike = ProxyPredictor().learn(sources)
+    alike.adapt(run.space.encode(measured.architectures), measured.latency_ms)
+    return next(source for source in sources if source.name == alike.proxy_)
+
+
+def _by_proxy(
+    settings: SearchSettings,
+    folder: SearchFolder,
+    problem: Callable[[Sequence[Measure]], Problem],
+    run: Run,
+    site: CampaignSite,
+    proxy: Source,
+    method: SearchMethod,
+    on_round: Callable[[Sequence[Round]], None] | None,
+) -> tuple[tuple[Found, Found, Verified | None, Problem], VerifiedByProxy]:
+    from esm_host.search.one_proxy import verified_by_proxy  # slow to load
+
+    posed = problem([site.latency(settings.probability)])
+    measured = run.measurements()
+    own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
+    architectures = [a for a in run.dataset().architectures if a.key in own]
+    drawn = run.sample(len(own) + _MOST_SAMPLES, "random", settings.seed)
+    limits = settings.max_latency_ms
+    found = verified_by_proxy(
+        problem,
+        site,
+        proxy,
+        run.space.encode(architectures),
+        run.space.encode([a for a in drawn if a.key not in own]),
+        method,
+        settings.measure,
+        settings.probability,
+        limits[0] if limits else math.inf,
+        read_rounds(folder, posed),
+        _keeping(folder, posed, on_round),
+        settings.seed,
+    )
+    verified = found.verified
+    return (verified.front, verified.closest, verified, posed), found
 
 
 def _common_space(runs: Sequence[Run]) -> SearchSpace:

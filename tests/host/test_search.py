@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from esm_host.bins import DepthBins
+from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.run import load_run
+from esm_host.sampling import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
@@ -375,3 +378,78 @@ def test_without_a_campaign_or_a_predictor(run: Path, tmp_path: Path) -> None:
     assert_refused(esm_host("search", tmp_path / "nowhere"), 2, "esm-host profile")
     (run / "result.json").unlink()
     assert_refused(esm_host("search", run), 2, "no predictor yet", "--resume")
+
+
+# One proxy
+
+
+@pytest.fixture
+def proxies(tmp_path: Path) -> Path:
+    """A table of a device that ranks as the fake one does, and one that ranks by chance."""
+    rng = np.random.default_rng(5)
+    sampler = RandomSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 1))
+    architectures = sampler.sample(250, rng)
+    alike = [7.0 + a.depth for a in architectures]  # so the fake one's size of graphs
+    latency_ms = {"alike": np.array(alike), "other": rng.uniform(1, 9, len(alike))}
+    path = tmp_path / "proxies.parquet"
+    table = LatencyTable("proxies", SPACE, SPACE.encode(architectures), latency_ms, {})
+    write_table(table, path)
+    return path
+
+
+def test_by_a_proxy_that_ranks_alike(run: Path, fake: FakeProfiler, proxies: Path) -> None:
+    limit_ms = budget(run)
+    asked = ["--proxy", proxies, "--max-latency", limit_ms, *SEARCH]
+    result = esm_host("search", run, *asked)
+    assert result.exit_code == 0, result.output
+    found = front(run / "search")
+    proxy = found["proxy"]
+    assert (proxy["name"], proxy["decision"]) == ("proxies/alike", "reuse")
+    assert "its predictor was used as it is" in result.stdout
+    assert found["measured"] + proxy["fresh_samples"] <= 12
+    assert found["verified"]
+    assert found["results"]
+    assert all(row["latency_at_most_ms"] <= limit_ms for row in found["results"])
+    # What is measured is what is expected to be fast enough, in this device's milliseconds.
+    chosen = [row["latency_ms"] for row in found["rounds"][0]["chosen"]]
+    assert np.median(chosen) < limit_ms
+    again = {key for each in found["rounds"] for key in (row["key"] for row in each["chosen"])}
+    assert len(again & set(measured(fake))) == found["measured"]
+    page = run / "report.html"
+    assert esm_host("report", run / "search", "-o", page).exit_code == 0
+    assert "proxies/alike" in page.read_text()
+
+
+def test_another_proxy_is_adapted_and_a_larger_budget_goes_on(
+    run: Path, fake: FakeProfiler, proxies: Path, tmp_path: Path
+) -> None:
+    table = read_benchmark(proxies)
+    other = tmp_path / "other.parquet"
+    latency_ms = {"other": table.latency_of("other")}
+    write_table(LatencyTable("other", SPACE, table.codes, latency_ms, {}), other)
+    result = esm_host("search", run, "--proxy", other, *SEARCH)
+    assert result.exit_code == 0, result.output
+    first = front(run / "search")
+    assert first["proxy"]["decision"] == "adapt"
+    spent = first["measured"] + first["proxy"]["fresh_samples"]
+    assert spent <= 12
+    done = Counter(measured(fake))
+    again = esm_host("search", run, "--resume", "--measure", 20)
+    assert again.exit_code == 0, again.output
+    found = front(run / "search")
+    assert spent < found["measured"] + found["proxy"]["fresh_samples"] <= 20
+    counts = Counter(measured(fake)) - done
+    chosen = {row["key"] for row in first["rounds"][0]["chosen"]}
+    assert not chosen & set(counts), "nothing is measured twice"
+
+
+def test_proxies_that_cannot_be(run: Path, fake: FakeProfiler, proxies: Path) -> None:
+    assert_refused(esm_host("search", run, "--proxy", "nothing"), 2, "no source 'nothing'")
+    assert_refused(esm_host("search", run, "--proxy", run), 2, "--proxy", "is the campaign itself")
+    alone = ["--proxy", proxies, "--measure", 0]
+    assert_refused(esm_host("search", run, *alone), 2, "--proxy", "--measure 1 or more")
+    second = shutil.copytree(run, run.parent / "second")
+    assert_refused(
+        esm_host("search", run, second, "--proxy", proxies), 2, "--proxy", "one campaign"
+    )
+    assert not fake.blocks

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from esm_host.encoding.codes import CodesEncoder
 from esm_host.errors import UsageError
 from esm_host.sources.source import Source
 from esm_host.transfer import METHODS, make_method, method_class
+from esm_host.transfer.adapted import AdaptedPredictor
 from esm_host.transfer.base import FewShotPredictor
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
@@ -148,6 +150,24 @@ def test_one_by_one_as_many_at_once(name: str) -> None:
     alone = np.concatenate([method.predict(codes[None]) for codes in some])
     np.testing.assert_allclose(alone, method.predict(some), rtol=1e-4)
     assert method.predict(CODES[:0]).shape == (0,)
+
+
+def test_what_was_trained_need_not_be_trained_again(name: str) -> None:
+    method = learnt(name)
+    expected = method.adapt(CODES[FEW], NEW[FEW]).predict(CODES[REST])
+    again = fresh(name).learn(SOURCES, method.trained()).adapt(CODES[FEW], NEW[FEW])
+    np.testing.assert_array_equal(again.predict(CODES[REST]), expected)
+
+
+def test_as_a_predictor_it_ranks_as_by_itself_and_in_milliseconds(name: str) -> None:
+    alone = learnt(name).adapt(CODES[FEW], NEW[FEW]).predict(CODES[REST])
+    encoder = CodesEncoder(SPACE)
+    predictor = AdaptedPredictor(lambda: learnt(name))
+    predictor.fit(encoder.encode_codes(CODES[FEW]), NEW[FEW])
+    learnt(name).adapt(CODES[FEW], OTHER[FEW])  # which must not matter to it
+    predicted = predictor.predict(encoder.encode_codes(CODES[REST]))
+    assert correlation(predicted, alone) > 0.99
+    assert np.median(np.abs(predicted / NEW[REST] - 1)) < 0.1
 
 
 # Data of all kinds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from benchmarks.transfer import read_methods
 from esm_host.sources.source import Source
+from esm_host.transfer import encoding_names, make_method, sampler_and_encoding
 from esm_host.transfer.methods.nasflat import NasflatPredictor
 from esm_host.transfer.methods.nasflat_network import (
+    LAYERS,
     Architectures,
     GraphFlow,
     NasflatNetwork,
@@ -286,3 +291,66 @@ def test_a_supplement_may_be_taken_as_it_is() -> None:
         predictor.learn([source(0.5)]).adapt(SEEN[:15], latency_ms(SEEN[:15], 0.5))
         told.append(np.abs(predictor.predict(UNSEEN)).max())
     assert told[1] > 100 * told[0]
+
+
+# Its parts, one by one
+
+
+@pytest.mark.parametrize("kind", ["dgf", "gat"])
+def test_an_ensemble_is_the_mean_of_its_layers(kind: str) -> None:
+    torch.manual_seed(0)
+    both = GraphFlow(5, [4], 3)
+    x, o = torch.randn(2, 6, 5), torch.randn(2, 6, 3)
+    incoming = (torch.rand(2, 6, 6) < 0.4).float()
+    alone = {}
+    for each in ("dgf", "gat"):
+        flow = GraphFlow(5, [4], 3, each)
+        flow.load_state_dict(both.state_dict())
+        alone[each] = flow(x, incoming, o, None)
+        last = flow.output_node(x, incoming, o, None)
+        torch.testing.assert_close(last, alone[each][:, -1])
+    torch.testing.assert_close((alone["dgf"] + alone["gat"]) / 2, both(x, incoming, o, None))
+    assert not torch.allclose(alone[kind], both(x, incoming, o, None))
+
+
+def test_without_operation_wise_embedding_the_device_joins_the_head_alone() -> None:
+    network = NasflatNetwork(4, 2, operation_wise=False).eval()
+    kinds = torch.cat([torch.zeros(1, 4), torch.eye(4), torch.zeros(1, 4)])
+    architectures = Architectures(kinds[None].expand(2, -1, -1), None)
+    read: list[torch.Tensor] = []
+    network.head[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    scores = network(architectures, torch.tensor([0, 1]))
+    assert scores[0] != scores[1]
+    differs = (read[0][0] != read[0][1]).nonzero()[:, 0]
+    assert differs.min() == read[0].shape[1] - network.device.weight.shape[1]
+
+
+def test_without_initialisation_a_new_device_begins_as_it_was_drawn() -> None:
+    settings = {"epochs": 2, "batch_size": 64, "transfer_epochs": 0}
+    for initialise in (True, False):
+        method = NasflatPredictor(initialise=initialise, **settings).learn(SOURCES)
+        method.adapt(UNSEEN[:20], latency_ms(UNSEEN[:20], 0.0))
+        embeddings = method.adapted_network_.device.weight.detach()
+        nearest = method.source_names_.index(method.nearest_)
+        assert torch.equal(embeddings[-1], embeddings[nearest]) is initialise
+
+
+@pytest.mark.parametrize(
+    "part", [{"operation_wise": False}, {"initialise": False}, {"layers": "dgf"}, {"layers": "gat"}]
+)
+def test_it_learns_without_any_of_its_parts(part: dict[str, object]) -> None:
+    method = NasflatPredictor(epochs=16, batch_size=64, transfer_epochs=20, **part).learn(SOURCES)
+    method.adapt(UNSEEN[:20], latency_ms(UNSEEN[:20], 0.5))
+    predicted = method.predict(UNSEEN[20:])
+    assert spearmanr(predicted, latency_ms(UNSEEN[20:], 0.5)).statistic > 0.7
+
+
+@pytest.mark.parametrize("space", ["fbnet", "nasbench201"])
+def test_the_ablations_tables_name_what_there_is(space: str) -> None:
+    methods = read_methods(Path(f"benchmarks/nasflat-ablation-{space}.toml"))
+    assert len(methods) == 8
+    for method in methods.values():
+        assert make_method(method.name, **method.params).layers in LAYERS
+        sampler_and_encoding(method.sampler + f":{method.encoding}" * bool(method.encoding))
+        assert not method.supplement or encoding_names(method.supplement)
+    assert sum(method.params.get("operation_wise") is False for method in methods.values()) == 2

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_host.encoding import make_encoder
-from esm_host.transfer.samplers import SAMPLERS, sample
+from esm_host.transfer.samplers import POOL_SAMPLERS, sample
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")
@@ -25,7 +25,7 @@ def known(codes: np.ndarray) -> dict[str, np.ndarray]:
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.sampled_from(SAMPLERS),
+    st.sampled_from(POOL_SAMPLERS),
     st.integers(1, 40),
     st.floats(0, 1),
     st.integers(0, 100),
@@ -47,7 +47,7 @@ def test_every_sampler(name: str, n: int, share: float, seed: int, alike: bool) 
     assert rows == chosen(seed)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", POOL_SAMPLERS)
 def test_seeds_differ(name: str) -> None:
     codes = pool(200, 0)
     chosen = {
@@ -57,7 +57,7 @@ def test_seeds_differ(name: str) -> None:
     assert len(chosen) > 1
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", POOL_SAMPLERS)
 def test_no_more_than_there_are(name: str) -> None:
     codes = pool(7, 0)
     with pytest.raises(ValueError, match="8 of 7 architectures: choose 0 to 7"):

@@ -17,7 +17,7 @@ from esm_host.cli.table import Verdict
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
 from esm_host.folder import RunFolder
-from esm_host.transfer.held_out import use_of_sources
+from esm_host.transfer.held_out import learnt_by, left_out
 from esm_protos.messages import MeasureSpec
 
 TARGET_NOT_REACHED = 3
@@ -28,10 +28,12 @@ def safe(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
 
 
-def new_settings(given: dict[str, Any], spec: dict[str, Any]) -> Settings:
+def new_settings(
+    given: dict[str, Any], spec: dict[str, Any], make: Callable[..., Settings] = Settings
+) -> Settings:
     """Settings of a campaign; raises UsageError that names the option."""
     try:
-        return Settings(**given, spec=MeasureSpec(**spec))
+        return make(**given, spec=MeasureSpec(**spec))
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         most = name == "runs" and spec["precision"]
@@ -104,17 +106,16 @@ def _times(result: dict[str, Any]) -> str:
 
 
 def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
-    """What :func:`esm_host.transfer.held_out.judge` found, in words."""
+    """``transfer`` of result.json, in words."""
     if figures is None:
         return []
     count, sources = figures["samples"], len(figures["sources"])
-    lines = [f"learnt from {count} models here and {sources} source{'s' * (sources != 1)}"]
+    lines = [
+        f"learnt from {count} models here and {sources} source{'s' * (sources != 1)}"
+        f"{learnt_by(figures)}"
+    ]
     if "left_out_error_percent" in figures:
-        error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
-        lines.append(
-            f"each of them by the others: {error:.1f} % off, without sources {without:.1f} %: "
-            f"the sources {use_of_sources(figures)}"
-        )
+        lines.append(f"each of them by the others: {left_out(figures)}")
     if "spearman" in figures:
         held_out = figures["held_out"]
         lines += [

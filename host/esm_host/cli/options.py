@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from esm_host.errors import UsageError
+from esm_host.transfer import ALIASES, METHODS, SAMPLERS
 
 # What a shell completes: nothing that the commands need is loaded for it.
 
@@ -80,6 +81,16 @@ def space_names(incomplete: str) -> list[str]:
 def encoding_names(incomplete: str) -> list[str]:
     """Encodings of architectures."""
     return _beginning(incomplete, ENCODINGS)
+
+
+def transfer_methods(incomplete: str) -> list[str]:
+    """Few-shot methods."""
+    return _beginning(incomplete, [*METHODS, *ALIASES])
+
+
+def transfer_samplers(incomplete: str) -> list[str]:
+    """Samplers of the models to learn from."""
+    return _beginning(incomplete, SAMPLERS)
 
 
 def dtype_names(incomplete: str) -> list[str]:

@@ -16,6 +16,7 @@ from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods, was_given
 
 if TYPE_CHECKING:
+    from esm_host.search.one_proxy import VerifiedByProxy
     from esm_host.search.verify import Round
     from esm_host.searching import Searched
 
@@ -84,6 +85,17 @@ def search(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    proxy: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Search by another device's predictor, as One Proxy does: a source of esm-host "
+            "sources list, a campaign's folder or a Parquet file; of several devices the one that "
+            "ranks most alike. It is adapted where it does not rank as this device does.",
+            rich_help_panel=_HOW,
+            show_default=False,
+        ),
+    ] = "",
     parallel: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +162,7 @@ def search(
             max_latency_ms=tuple(max_latency or ()),
             limits=tuple(limits),
             method=method,
+            proxy=proxy,
             measure=measure,
             batch=batch,
             probability=confidence / 100,
@@ -188,7 +201,7 @@ def search(
 
 _SETTINGS = (
     *("objective", "max_latency", "min_accuracy", "limit", "confidence", "batch", "method"),
-    "seed",
+    *("proxy", "seed"),
 )
 
 
@@ -219,6 +232,9 @@ def _show(searched: Searched) -> None:
     if not len(front):
         typer.echo(f"{verified.measured} were measured for it")
         return
+    if searched.by_proxy is not None:
+        typer.echo(_of_proxy(searched.by_proxy, len(front)))
+        return
     typer.echo(
         f"{len(front)} on the front; {verified.measured} were measured for it, and it is "
         + (
@@ -227,6 +243,18 @@ def _show(searched: Searched) -> None:
             else "not stable yet: --resume with a larger --measure goes on"
         )
     )
+
+
+def _of_proxy(found: VerifiedByProxy, count: int) -> str:
+    correlation = found.check.proxy
+    ranks = (
+        f"{found.proxy} ranks {found.check.samples} samples with a correlation of "
+        f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f}): its predictor "
+        f"was {'used as it is' if found.decision.value == 'reuse' else 'adapted'}"
+    )
+    measured = f"{found.verified.measured} of its front and {found.fresh} more samples measured"
+    rest = "all of it" if found.verified.stable else "--resume with a larger --measure goes on"
+    return f"{ranks}\n{count} on the front; {measured}, {rest}"
 
 
 def _nothing(searched: Searched) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,18 @@ from esm_host.cli.options import (
     Threads,
     WidthMult,
     as_share,
+    transfer_methods,
+    transfer_samplers,
 )
+from esm_host.transfer import DEFAULT, ENCODINGS, METHODS, SAMPLERS, Method, read_options
 
-_LEAST = 10  # models that a campaign begins with
+_HOW = "How it learns"
+
+
+def _listed(names: Mapping[str, str | Method]) -> str:
+    """Names, and what each is."""
+    abouts = {n: each.about if isinstance(each, Method) else each for n, each in names.items()}
+    return "; ".join(f"{name} ({about})" for name, about in abouts.items())
 
 
 @one_line_errors
@@ -66,6 +76,35 @@ def transfer(
             help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
         ),
     ] = 10,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"{_listed(METHODS)}. docs/transfer.md says more of them.",
+            autocompletion=transfer_methods,
+            rich_help_panel=_HOW,
+            show_default=False,
+        ),
+    ] = DEFAULT,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Of the method, in place of its default: epochs=20. May be repeated.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    sampler: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"How the models to learn from are chosen: {_listed(SAMPLERS)}. ENCODING is "
+            f"{', '.join(ENCODINGS)}, or several joined by +, or caz for all. [default: the "
+            "method's own]",
+            autocompletion=transfer_samplers,
+            rich_help_panel=_HOW,
+        ),
+    ] = "",
     precision: Precision = 2.0,
     max_runs: MaxRuns = 150,
     threads: Threads = 1,
@@ -86,37 +125,30 @@ def transfer(
     makes is a campaign: predict and report take it, and esm-host profile --run ... --resume
     --max-models 300 measures on.
 
+    --method and --sampler take published systems instead of the default.
+
     Example: esm-host transfer --device pi5 --space fbnet --samples 20
     """
     from esm_host.campaign import absolute
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
-    from esm_host.errors import UsageError
+    from esm_host.extension.settings import Settings
     from esm_host.folder import RunFolder
 
     share = as_share("--precision", precision)
-    if 0 < held_out < 4:
-        raise UsageError(f"--held-out {held_out}: give 4 or more, or 0")
-    if samples + held_out < _LEAST:
-        raise UsageError(
-            f"--samples {samples} and --held-out {held_out}: give {_LEAST} or more together"
-        )
-    if source and not all(name.strip(" ,") for name in source):
-        raise UsageError("--source names nothing: leave it out to learn from all that there are")
     given = {
         "device": device,
+        "samples": samples,
+        "held_out": held_out,
+        "sources": source or (),
+        "method": method,
+        "method_options": read_options(option or ()),
+        "sampler": sampler,
         "space": absolute(space),
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,
         "dtype": dtype,
-        "initial": samples + held_out,
-        "max_models": samples + held_out,
-        "judge": "overall",
-        "sampling": "random",
-        "warm_start": ",".join(source) if source else "all",
-        "held_out": held_out,
-        "block_size": min(20, -(-(samples + held_out) // 3)),  # that there are three to compare
         "seed": seed,
         "raw": raw,
     }
@@ -131,7 +163,7 @@ def transfer(
         "cuda_graph": cuda_graph,
         "allow_fallback": allow_fallback,
     }
-    settings = new_settings(given, spec)
+    settings = new_settings(given, spec, Settings.for_transfer)
     folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer", store)
     with Live(quiet) as live:
         raise typer.Exit(

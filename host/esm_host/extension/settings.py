@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +12,7 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.extension.presets import preset
 from esm_host.predictors import encoding_for, entry
+from esm_host.transfer import ALIASES, DEFAULT, LEAST_SAMPLES, method_of, sampler_and_encoding
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
@@ -25,11 +26,11 @@ PRECISION = 0.02
 """Half-width of the 95 % interval that a model is measured to, as a share."""
 
 
+LEAST_INITIAL = 10
+"""Architectures that a campaign begins with, at least."""
 LONG_VISITS = 20
 """Of so many rounds of a campaign, the visits of one are long: these tell how long warm models
 take."""
-LEAST_SAMPLES = 5
-"""That a predictor with a warm start learns from."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Settings:
             The first architectures are then those that tell most, not those that chance draws.
         held_out: of the first architectures, with a warm start, so many are drawn by chance: they
             tell how good predictions from the others are.
+        method: with a warm start, how sources are learnt: a name in
+            :data:`esm_host.transfer.METHODS`.
+        method_options: of the method's constructor, in place of its defaults.
+        sampler: with a warm start, how the first architectures are chosen: a name in
+            :data:`esm_host.transfer.SAMPLERS`, as ``"cosine:zcp"`` with the encoding that it reads;
+            ``""`` is the method's own.
         raw: latencies are as measured, not at the device's usual pace.
         preset: name in :data:`esm_host.extension.presets.PRESETS`, whose values these settings
             began with; it changes nothing by itself.
@@ -106,6 +113,9 @@ class Settings:
     seed: int = 0
     warm_start: str = ""
     held_out: int = 0
+    method: str = DEFAULT
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = ""
     raw: bool = False
     preset: str = ""
     spec: MeasureSpec = field(
@@ -116,7 +126,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("initial", 10, 10**9),
+            ("initial", LEAST_INITIAL, 10**9),
             ("step", 1, 10**9),
             ("target_accuracy_percent", 0, 100),
             ("weight_below", 0, 10**6),
@@ -160,6 +170,14 @@ class Settings:
                 f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
                 f"{LEAST_SAMPLES} or more"
             )
+        object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
+        method_of(self.method)
+        sampler_and_encoding(self.first_sampler)
+        if not self.warm_start and (self.method != DEFAULT or self.method_options or self.sampler):
+            name = "method" if self.method != DEFAULT or self.method_options else "sampler"
+            raise UsageError(
+                f"{argument(name)} is of a transfer: give {argument('warm_start')} as well"
+            )
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"{argument('judge')} '{self.judge}': choose bins or overall")
         if self.weights not in ("equal", "interval"):
@@ -201,6 +219,49 @@ class Settings:
         spec = changes.pop("spec", None) or MeasureSpec(**found.spec)
         return cls(device, **{**found.settings, **changes}, preset=name, spec=spec)
 
+    @classmethod
+    def for_transfer(
+        cls,
+        device: str,
+        samples: int = 20,
+        held_out: int = 10,
+        sources: Sequence[str] = (),
+        **changes: Any,
+    ) -> Self:
+        """Return the settings of a campaign that learns a device from a few samples and sources.
+
+        Args:
+            samples: models to learn from, chosen by ``sampler``.
+            held_out: models drawn at random that tell how good it is: 4 or more, or 0.
+            sources: names of them; none takes all that are known of the space.
+            changes: further settings, such as ``method`` and ``sampler``.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        if 0 < held_out < 4:
+            raise UsageError(f"{argument('held_out')} {held_out}: give 4 or more, or 0")
+        measured = samples + held_out
+        if samples < LEAST_SAMPLES or measured < LEAST_INITIAL:
+            raise UsageError(
+                f"{argument('samples')} {samples} and {argument('held_out')} {held_out}: give "
+                f"{LEAST_SAMPLES} samples or more, and {LEAST_INITIAL} or more together"
+            )
+        if sources and not all(name.strip(" ,") for name in sources):
+            raise UsageError(
+                f"{argument('source')} names nothing: leave it out to learn from all that there are"
+            )
+        given = {
+            "initial": measured,
+            "max_models": measured,
+            "judge": "overall",
+            "sampling": "random",
+            "warm_start": ",".join(sources) if sources else "all",
+            "held_out": held_out,
+            "block_size": min(20, -(-measured // 3)),  # that there are three to compare
+        }
+        return cls(device, **{**given, **changes})
+
     @property
     def has_target(self) -> bool:
         """Whether the campaign is to reach an accuracy. A transfer measures so many, and ends."""
@@ -230,15 +291,28 @@ class Settings:
             return ()
         return tuple(name.strip() for name in self.warm_start.split(",") if name.strip())
 
+    @property
+    def first_sampler(self) -> str:
+        """What chooses the first architectures of a warm start."""
+        return self.sampler or method_of(self.method).sampler
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the predictor is a few-shot method, adapted, instead of ``predictor``."""
+        return bool(self.warm_start) and self.method != DEFAULT
+
     def encoder(self, space: SearchSpace) -> Encoder:
-        """Of ``encoding``, or of the one that suits the predictor. A campaign with a warm start
-        has one of its own (:meth:`esm_host.folder.RunFolder.encoder`).
+        """Of ``encoding``, or of the one that suits the predictor. A campaign that ``auto`` learns
+        sources in has one of its own (:meth:`esm_host.folder.RunFolder.encoder`).
 
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.
         """
         from esm_host.encoding import make_encoder  # slow to load
+        from esm_host.encoding.codes import CodesEncoder
 
+        if self.adapts:
+            return CodesEncoder(space)
         return make_encoder(self.encoding or encoding_for(self.predictor, space), space)
 
     def to_json(self) -> dict[str, Any]:

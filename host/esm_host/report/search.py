@@ -98,6 +98,8 @@ def _lead(record: SearchRecord, front: pd.DataFrame) -> str:
 def _of_stability(record: SearchRecord) -> str:
     if record.result is None:
         return "The search has not ended."
+    if record.stable and "proxy" in record.result:
+        return "All that the proxy proposed was measured."
     if record.stable:
         return "What is left is not expected to belong to them, and hope found no more."
     return "The measurements were spent before all was measured that may belong to them."
@@ -115,6 +117,10 @@ def _key_numbers(record: SearchRecord, front: pd.DataFrame) -> Iterator[Fact]:
         done = int((measured["round"] > 0).sum())
         yield Fact("Measured", f"{done:,}", f"of {settings.measure:,} at most")
         yield Fact("Stable", "yes" if record.stable else "no", _rounds(record))
+        if proxy := (record.result or {}).get("proxy"):
+            how = "as it is" if proxy["decision"] == "reuse" else "adapted"
+            correlation = f"rank correlation {proxy['correlation']:.2f}"
+            yield Fact("Proxy", proxy["name"], f"{correlation}; its predictor {how}")
         off = accuracy(deviations(record).assign(all=0), "all")
         if len(off):
             row = off.iloc[0]

@@ -21,8 +21,9 @@ from esm_host.report.page import (
 )
 from esm_host.report.transfer_plots import held_out_predictions
 from esm_host.run import Run
+from esm_host.transfer import DEFAULT
 from esm_host.transfer.devices.monotonicity import LEAST_SHARED, rank_correlation
-from esm_host.transfer.held_out import use_of_sources
+from esm_host.transfer.held_out import learnt_by, use_of_sources
 
 
 def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
@@ -73,7 +74,7 @@ def source_correlations(run: Run) -> pd.DataFrame:
     dataset = run.dataset().only(run.settings.trusted_verdicts)
     if len(dataset) < LEAST_SHARED:
         return pd.DataFrame(columns=columns)
-    encoder = run.encoder
+    encoder = run.sources_encoder
     first, end = encoder.layout.groups[GROUP]
     expected = encoder.encode(dataset.architectures)[:, first:end].astype(np.float64)
     names = [name.removeprefix("source.") for name in encoder.columns[first:end]]
@@ -86,10 +87,18 @@ def source_correlations(run: Run) -> pd.DataFrame:
 
 def _of_what_use(figures: dict[str, Any]) -> str:
     samples, sources = figures["samples"], len(figures["sources"])
-    learnt = f"Learnt from {plural(samples, 'model')} measured here and {plural(sources, 'source')}"
+    learnt = (
+        f"Learnt from {plural(samples, 'model')} measured here and {plural(sources, 'source')}"
+        f"{learnt_by(figures)}"
+    )
     if "left_out_error_percent" not in figures:
         return f"{learnt}: too few models to tell whether the sources were of use."
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
+    if figures.get("method", DEFAULT) != DEFAULT:
+        return (
+            f"{learnt}. Predicted by the others, a model is {error:.1f} % off on average; by auto "
+            f"without sources {without:.1f} %."
+        )
     return (
         f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is "
         f"{error:.1f} % off on average with sources, {without:.1f} % without."

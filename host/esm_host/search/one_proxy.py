@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from esm_host.errors import UsageError
 from esm_host.search.front import Floats
-from esm_host.search.genes import Rows, distinct
+from esm_host.search.genes import Rows, distinct, keys
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.method import SearchMethod
 from esm_host.search.problem import Found, Measure, Problem
+from esm_host.search.verify import Round, Site, Verified, spread, verified
 from esm_host.sources.source import Source
+from esm_host.transfer.adapted import Calibration
 from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.devices.monotonicity import THRESHOLD, Decision, decide
+from esm_host.transfer.devices.monotonicity import LEAST_SHARED, THRESHOLD, Decision, decide
 from esm_host.transfer.methods.one_proxy import OneProxy, one_proxy
 from esm_host.transfer.methods.proxy import AdaProxyPredictor
 from esm_models.space import Codes
@@ -27,8 +32,8 @@ class ByProxy:
     Attributes:
         decision: whose front was taken: the proxy's (``REUSE``) or the adapted one's (``ADAPT``).
         check: how that was decided, and by which predictor the front was searched.
-        proposed: the front by predictions, which rank only; of a proxy's front that was given,
-            their latencies on the proxy as predicted.
+        proposed: the front by predictions, which rank only; their milliseconds are those that
+            the samples had at the same rank.
         unpruned: the same architectures as the target measured them; those that failed are out of
             every limit.
         front: of these, what no other beats and what keeps the limits.
@@ -86,6 +91,128 @@ def search_by_proxy(
         UsageError: the method does not suit the problem.
     """
     target = _Target(measure, pool[:0])
+    decision, check, proposed, _ = _propose(
+        problem, proxy, target, pool, method, proxy_front, threshold, first, step, model, seed
+    )
+    unpruned = problem([_Measured(target)]).evaluate(proposed.codes)
+    return ByProxy(decision, check, proposed, unpruned, unpruned.front(), len(target))
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiedByProxy:
+    """What a search with a proxy came to on a site.
+
+    Attributes:
+        proxy: its name.
+        decision, check: as of :class:`ByProxy`.
+        fresh: samples among those of the check that the site had not measured before.
+        verified: the front of all that the site has measured; stable if the whole proposed front
+            is among it.
+    """
+
+    proxy: str
+    decision: Decision
+    check: OneProxy
+    fresh: int
+    verified: Verified
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``front.json`` says of the proxy."""
+        correlation = self.check.proxy
+        return {
+            "name": self.proxy,
+            "decision": self.decision.value,
+            "correlation": correlation.value,
+            "correlation_low": correlation.low,
+            "correlation_high": correlation.high,
+            "samples": self.check.samples,
+            "fresh_samples": self.fresh,
+        }
+
+
+def verified_by_proxy(
+    problem: Callable[[Sequence[Measure]], Problem],
+    site: Site,
+    proxy: Source,
+    own: Codes,
+    more: Codes,
+    method: SearchMethod,
+    budget: int,
+    probability: float = 0.9,
+    slowest_ms: float = math.inf,
+    past: Sequence[Round] = (),
+    on_round: Callable[[Sequence[Round]], None] | None = None,
+    seed: int = 0,
+) -> VerifiedByProxy:
+    """:func:`search_by_proxy` on a campaign's site, within a budget.
+
+    The campaign's own architectures are its first samples. Of the front that the proxy proposes so
+    many are measured as the budget allows, spread over what is expected to be fast enough.
+
+    Args:
+        own: what the site measured for its campaign, ``(n, *code_shape)``.
+        more: samples to measure where these are too few to tell; at most half of the budget is
+            spent on them.
+        budget: architectures to measure at most, samples and front together.
+        probability: of keeping a latency limit, for what is found.
+        slowest_ms: that limit.
+        past: rounds of the same search, as of :func:`~esm_host.search.verify.verified_search`.
+        on_round: is told all rounds before what the last one chose is measured.
+
+    Raises:
+        UsageError: the method does not suit the problem, or there are too few samples.
+    """
+    pool = np.concatenate([own, more[: budget // 2]])
+    if len(pool) < LEAST_SHARED:
+        raise UsageError(
+            f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
+            "more"
+        )
+
+    def measure(codes: Codes) -> Floats:
+        if not np.isin(keys(codes), keys(site.known())).all():
+            site.measure(codes)
+        return np.asarray(site.latency(probability)(codes)[LATENCY], dtype=np.float64)
+
+    rounds = list(past)
+    if rounds and len(rounds[-1].chosen):
+        site.measure(rounds[-1].chosen.codes)  # it may have been broken off there
+    first = min(30, len(pool))
+    target = _Target(measure, pool[:0])
+    decision, check, proposed, evaluations = _propose(
+        problem, proxy, target, pool, method, None, THRESHOLD, first, 20, "linear", seed
+    )
+    fresh_samples = int((~np.isin(keys(pool[: check.samples]), keys(own))).sum())
+    left = budget - fresh_samples - sum(len(each.chosen) for each in rounds)
+    proposed = proposed[np.argsort(proposed.values[LATENCY], kind="stable")]
+    fresh = proposed[np.flatnonzero(~np.isin(keys(proposed.codes), keys(site.known())))]
+    if left > 0 and len(fresh):
+        fast = int((fresh.values[LATENCY] <= slowest_ms).sum())
+        fresh = fresh[np.arange(min(len(fresh), max(fast, left)))]
+        chosen = fresh[spread(len(fresh), left, math.isfinite(slowest_ms))]
+        rounds.append(Round(proposed, chosen, evaluations, 0.5))
+        if on_round is not None:
+            on_round(rounds)
+        site.measure(chosen.codes)
+    stable = bool(np.isin(keys(proposed.codes), keys(site.known())).all())
+    found = verified(problem, [site], probability, stable, rounds)
+    return VerifiedByProxy(proxy.name, decision, check, fresh_samples, found)
+
+
+def _propose(
+    problem: Callable[[Sequence[Measure]], Problem],
+    proxy: Source,
+    target: _Target,
+    pool: Codes,
+    method: SearchMethod,
+    proxy_front: Codes | None,
+    threshold: float,
+    first: int,
+    step: int,
+    model: str,
+    seed: int,
+) -> tuple[Decision, OneProxy, Found, int]:
+    """Return the decision, how it came about, the front to measure, and how many were scored."""
     check = one_proxy(
         [proxy],
         target,
@@ -102,13 +229,12 @@ def search_by_proxy(
         if decision is Decision.ADAPT and not isinstance(predictor, AdaProxyPredictor):
             predictor = AdaProxyPredictor(model=model, seed=seed).learn([proxy])
             predictor.adapt(*target.samples())
-    ranked = problem([_Ranks(predictor)])
+    ranked = problem([_Ranks(predictor, *target.samples())])
     if decision is Decision.REUSE and proxy_front is not None:
-        proposed = ranked.evaluate(proxy_front[distinct(proxy_front)])
-    else:
-        proposed = method.search(ranked).front
-    unpruned = problem([_Measured(target)]).evaluate(proposed.codes)
-    return ByProxy(decision, check, proposed, unpruned, unpruned.front(), len(target))
+        front = proxy_front[distinct(proxy_front)]
+        return decision, check, ranked.evaluate(front), len(front)
+    outcome = method.search(ranked)
+    return decision, check, outcome.front, outcome.evaluations
 
 
 class _Target:
@@ -139,13 +265,16 @@ class _Target:
 
 
 class _Ranks:
-    """Latencies that rank as the target's should, in nobody's milliseconds: no limit holds them."""
+    """Latencies that rank as the target's should, roughly in its milliseconds: no limit holds
+    them."""
 
-    def __init__(self, predictor: FewShotPredictor) -> None:
+    def __init__(self, predictor: FewShotPredictor, codes: Codes, latency_ms: Floats) -> None:
         self._predictor = predictor
+        self._calibration = Calibration(predictor.predict(codes), latency_ms)
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
-        return {LATENCY: self._predictor.predict(codes), AT_MOST: np.zeros(len(codes))}
+        latency_ms = self._calibration(self._predictor.predict(codes))
+        return {LATENCY: latency_ms, AT_MOST: np.zeros(len(codes))}
 
 
 class _Measured:

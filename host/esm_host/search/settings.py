@@ -31,6 +31,10 @@ class SearchSettings:
         max_latency_ms: one for all devices, or one for each; none: the whole front.
         limits: of other quantities, as ``"flops<=3e8"`` or ``"accuracy>=70"``.
         method: as :func:`~esm_host.search.methods.make_method` takes it.
+        proxy: a source's name, as :func:`esm_host.sources.registry.load` takes it, by whose
+            predictor the front is searched (One Proxy), adapted where it does not rank as the
+            device does; ``""`` searches by the campaigns' own. Of several devices of a table the
+            one that ranks most alike.
         measure: architectures to measure at most; 0 leaves it at predictions.
         batch: of these at a time.
         probability: of keeping ``max_latency_ms``, for what is found.
@@ -45,6 +49,7 @@ class SearchSettings:
     max_latency_ms: tuple[float, ...] = ()
     limits: tuple[str, ...] = ()
     method: str | None = None
+    proxy: str = ""
     measure: int = 50
     batch: int = 10
     probability: float = 0.9
@@ -73,6 +78,11 @@ class SearchSettings:
         for name, least in (("measure", 0), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{argument(name)} {getattr(self, name)}: give {least} or more")
+        if self.proxy and (len(self.runs) > 1 or not self.measure):
+            raise UsageError(
+                f"{argument('proxy')} stands in for one device, whose front is measured: give one "
+                f"campaign, and {argument('measure')} 1 or more"
+            )
         names = [wish.name for wish in self.wishes]
         if len(set(names)) < len(names):
             raise UsageError("an objective is given twice: give each once")

@@ -123,15 +123,25 @@ def verified_search(
         begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
         outcome = method.search(posed, begin)
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
-        places = _spread(len(fresh), min(batch, left), bool(posed.limits))
+        places = spread(len(fresh), min(batch, left), bool(posed.limits))
         chosen = outcome.front[fresh[places]]
         rounds.append(Round(outcome.front, chosen, outcome.evaluations, wanted))
         if on_round is not None:
             on_round(rounds)
         _measure(sites, chosen)
+    return verified(problem, sites, probability, stable, rounds)
+
+
+def verified(
+    problem: Callable[[Sequence[Measure]], Problem],
+    sites: Sequence[Site],
+    probability: float,
+    stable: bool,
+    rounds: Sequence[Round],
+) -> Verified:
+    """Return the front of all that the sites have measured."""
     final = problem([site.latency(probability) for site in sites])
-    known = _known(sites, final)
-    found = final.evaluate(known)
+    found = final.evaluate(_known(sites, final))
     closest = found[np.argsort(found.excess, kind="stable")[:1]]
     return Verified(found.front(), stable, tuple(rounds), closest)
 
@@ -178,7 +188,7 @@ def _known(sites: Sequence[Site], problem: Problem) -> Codes:
     return first[distinct(first)].reshape(-1, *problem.space.code_shape)
 
 
-def _spread(count: int, wanted: int, limited: bool) -> NDArray[np.intp]:
+def spread(count: int, wanted: int, limited: bool) -> NDArray[np.intp]:
     """``wanted`` numbers below ``count``, or all; both ends included. Evenly, or, where there are
     limits, more of them towards the end, where the slowest are: what is best within a limit."""
     if wanted >= count:

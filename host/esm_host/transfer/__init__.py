@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
+from esm_protos.text import install
 
 if TYPE_CHECKING:
     from esm_host.transfer.base import FewShotPredictor
+
+
+DEFAULT = "gaussian"
+ALIASES = {"ours": DEFAULT}
+LEAST_SAMPLES = 5
+"""Samples of the new device that a campaign's predictor learns from, at least."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +31,42 @@ class Method:
         where: ``"module:Class"`` within ``methods``.
         about: a line for help and documentation.
         params: of the constructor, where this name differs from the class's defaults.
+        sampler: in :data:`SAMPLERS`, that chooses what a campaign measures unless another is asked
+            for.
+        per_source: architectures of a source that a campaign learns from at most, drawn at random;
+            None takes all.
     """
 
     where: str
     about: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "random"
+    per_source: int | None = None
 
+
+_NASFLAT_SAMPLES = 800
+"""Per source, of NASFLAT's Table 7 on FBNet; a network takes minutes to learn more."""
 
 METHODS: dict[str, Method] = {
     "gaussian": Method(
-        "gaussian:SourceGP", "the default: a Gaussian process that knows what others would take"
+        "gaussian:SourceGP",
+        "the default, also called ours: a Gaussian process that knows what others would take",
+        sampler="informative",
     ),
-    "nasflat": Method("nasflat:NasflatPredictor", "a graph network with an embedding per device"),
+    "nasflat": Method(
+        "nasflat:NasflatPredictor",
+        "a graph network with an embedding per device",
+        {"supplement": "zcp"},
+        sampler="cosine:zcp",
+        per_source=_NASFLAT_SAMPLES,
+    ),
     "proxy": Method("proxy:ProxyPredictor", "the predictor of the source that ranks most alike"),
     "adaproxy": Method("proxy:AdaProxyPredictor", "the same, scaled and corrected"),
     "adaproxy-network": Method(
-        "proxy:AdaProxyPredictor", "the same, a perceptron's last layer", {"model": "network"}
+        "proxy:AdaProxyPredictor",
+        "the same, a perceptron's last layer",
+        {"model": "network"},
+        per_source=_NASFLAT_SAMPLES,
     ),
     "flops": Method("counting:FlopsPredictor", "orders by FLOPs; learns nothing"),
     "parameters": Method("counting:ParametersPredictor", "orders by parameters; learns nothing"),
@@ -49,42 +77,185 @@ METHODS: dict[str, Method] = {
     "brp-nas": Method(
         "scratch:ScratchPredictor", "graph convolutions, without sources", {"predictor": "gcn"}
     ),
-    "help": Method("help:HELPPredictor", "meta-learned, given how references run"),
+    "help": Method(
+        "help:HELPPredictor",
+        "meta-learned, given how references run",
+        sampler="shared",
+        per_source=_NASFLAT_SAMPLES,
+    ),
     "multipredict": Method(
-        "multipredict:MultiPredictPredictor", "one network with an embedding per device"
+        "multipredict:MultiPredictPredictor",
+        "one network with an embedding per device",
+        per_source=_NASFLAT_SAMPLES,
     ),
 }
 
+SAMPLERS: dict[str, str] = {
+    "informative": "those that tell most of all others, by what the sources expect",
+    "random": "any",
+    "shared": "at random of those that most sources have measured, as HELP's references",
+    "parameters": "spread over the numbers of parameters",
+    "latency-oracle": "spread over latencies, which the sources' models stand in for",
+    "cosine": "spread over the mean cosine similarity of encodings; cosine:ENCODING",
+    "k-means": "the middles of clusters of encodings; k-means:ENCODING",
+}
 
-def method_class(name: str) -> type[FewShotPredictor]:
-    """The class behind a name.
+ENCODINGS: dict[str, str] = {
+    "zcp": "zero-cost proxies that are counted from the graph",
+    "arch2vec": "Arch2Vec, learnt on the space first",
+    "cate": "CATE, learnt on the space first",
+}
+"""What samplers and NASFLAT read architectures by; several are joined by ``+``."""
+
+CAZ = "cate+arch2vec+zcp"
+
+
+def method_of(name: str) -> Method:
+    """Return what is known of a method before it is loaded.
 
     Raises:
         UsageError: there is no such method.
     """
+    name = ALIASES.get(name, name)
     if name not in METHODS:
-        hint = nearest(name, METHODS)
-        raise UsageError(f"unknown method '{name}': {hint}choose {', '.join(METHODS)}")
-    module, _, cls = METHODS[name].where.partition(":")
-    found: type[FewShotPredictor] = getattr(import_module(f"{__name__}.methods.{module}"), cls)
+        hint = nearest(name, [*METHODS, *ALIASES])
+        raise UsageError(f"unknown method '{name}': {hint}choose {', '.join([*METHODS, *ALIASES])}")
+    return METHODS[name]
+
+
+def method_class(name: str) -> type[FewShotPredictor]:
+    """Return the class behind a name; its library is loaded now.
+
+    Raises:
+        UsageError: there is no such method, or its library is not installed.
+    """
+    module, _, cls = method_of(name).where.partition(":")
+    try:
+        found: type[FewShotPredictor] = getattr(import_module(f"{__name__}.methods.{module}"), cls)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"method '{name}' needs {error.name}: {install('host')}") from error
     return found
 
 
 def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
-    """A few-shot predictor by name, which has learnt nothing yet.
+    """Return a few-shot predictor by name, which has learnt nothing yet.
 
     Args:
         seed: of what it draws at random, if anything.
         params: of its constructor, in place of its defaults.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: there is no such method, its library is not installed, or it has no such
+            parameter.
     """
     cls = method_class(name)
-    given = {**METHODS[name].params, **params}
-    if "seed" in inspect.signature(cls).parameters:
+    known = inspect.signature(cls).parameters
+    given = {**method_of(name).params, **params}
+    for option, value in params.items():
+        if option not in known:
+            options = ", ".join(each for each in known if each != "seed")
+            raise UsageError(
+                f"method '{name}' has no option '{option}': {nearest(option, known)}"
+                + (f"choose from {options}" if options else "it has none")
+            )
+        _check_type(name, option, value, known[option].annotation)
+    if "seed" in known:
         given.setdefault("seed", seed)
     return cls(**given)
 
 
-__all__ = ["METHODS", "Method", "make_method", "method_class"]
+def read_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Return options of a method by name, of texts ``NAME=VALUE``.
+
+    Args:
+        texts: a value is a number, true, false or null, as JSON has them, or else a word.
+
+    Raises:
+        UsageError: one of them has no name or no ``=``.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not name.strip() or not sign:
+            raise UsageError(f"option '{text}': give NAME=VALUE, as epochs=20")
+        try:
+            options[name.strip()] = json.loads(value)
+        except ValueError:
+            options[name.strip()] = value
+    return options
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "None": (type(None),),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+}
+
+
+def _check_type(name: str, option: str, value: Any, annotation: str) -> None:
+    """Raise UsageError where a value is a word or a number and its parameter is something else."""
+    kinds = annotation.split(" | ")
+    fitting = [each for kind in kinds for each in _KINDS.get(kind, ())]
+    if type(value) in fitting or not isinstance(value, str | int | float | None):
+        return
+    words = " or ".join(kind for kind in kinds if kind in _KINDS and kind != "None")
+    raise UsageError(
+        f"option '{option}' of method '{name}' is {json.dumps(value)}: give {words or 'an object'}"
+    )
+
+
+def sampler_and_encoding(text: str) -> tuple[str, str]:
+    """Return a sampler's name and the encoding that it reads, ``""`` of one that reads none.
+
+    Args:
+        text: ``"random"``, ``"cosine"`` or ``"cosine:cate+zcp"``; zcp is the default, and caz
+            short for all three.
+
+    Raises:
+        UsageError: there is no such sampler or encoding.
+    """
+    name, colon, encoding = text.partition(":")
+    if name not in SAMPLERS:
+        hint = nearest(name, SAMPLERS)
+        raise UsageError(f"unknown sampler '{name}': {hint}choose {', '.join(SAMPLERS)}")
+    if name not in ("cosine", "k-means"):
+        if colon:
+            raise UsageError(f"sampler '{name}' reads no encoding: leave ':{encoding}' out")
+        return name, ""
+    return name, encoding_names(encoding or "zcp")
+
+
+def encoding_names(text: str) -> str:
+    """Return encodings joined by ``+``, ``caz`` written out.
+
+    Raises:
+        UsageError: there is no such encoding.
+    """
+    names = CAZ if text == "caz" else text
+    for name in names.split("+"):
+        if name not in ENCODINGS:
+            raise UsageError(
+                f"unknown encoding '{name}': {nearest(name, ENCODINGS)}choose "
+                f"{', '.join(ENCODINGS)}, several joined by +, or caz for all"
+            )
+    return names
+
+
+__all__ = [
+    "ALIASES",
+    "CAZ",
+    "DEFAULT",
+    "ENCODINGS",
+    "LEAST_SAMPLES",
+    "METHODS",
+    "SAMPLERS",
+    "Method",
+    "encoding_names",
+    "make_method",
+    "method_class",
+    "method_of",
+    "read_options",
+    "sampler_and_encoding",
+]

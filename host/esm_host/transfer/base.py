@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esm_host.errors import UsageError
 from esm_host.sources.source import Source
 from esm_models.space import Codes, SearchSpace
 
@@ -29,6 +30,8 @@ class FewShotPredictor(ABC):
     least_samples: ClassVar[int] = 1
     """Of the new device."""
 
+    least_sources: ClassVar[int] = 1
+
     space: SearchSpace
 
     @abstractmethod
@@ -41,8 +44,37 @@ class FewShotPredictor(ABC):
     @abstractmethod
     def _predict(self, codes: Codes) -> Floats: ...
 
-    def learn(self, sources: Sequence[Source]) -> Self:
+    def trained(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return the arrays that training on the sources took its time for, by name.
+
+        Nothing of a method that learns in a moment.
+        """
+        return {}
+
+    def _restore(
+        self, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Does what ``_learn`` does, with arrays that :meth:`trained` gave instead of training."""
+        self._learn(sources)
+
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        """Raise UsageError unless it can learn this space from sources of these names."""
+        if len(sources) < self.least_sources:
+            raise UsageError(
+                f"{type(self).__name__} learns from {self.least_sources} sources or more, not from "
+                f"{' and '.join(sources) or 'none'} alone: give more, or choose another method"
+            )
+
+    def learn(
+        self,
+        sources: Sequence[Source],
+        trained: Mapping[str, NDArray[np.generic]] | None = None,
+    ) -> Self:
         """Learns what devices have in common.
+
+        Args:
+            trained: what :meth:`trained` gave after the same sources had been learnt, in place of
+                learning them again.
 
         Raises:
             ValueError: there is no source, or they are of several spaces.
@@ -55,7 +87,10 @@ class FewShotPredictor(ABC):
             if not source.space.name == self.space.name:
                 raise ValueError(f"{source.name} is of another space than {sources[0].name}")
             self._check(source.codes, source.latency_ms)
-        self._learn(sources)
+        if trained is None:
+            self._learn(sources)
+        else:
+            self._restore(sources, trained)
         self.learnt_ = True
         return self
 

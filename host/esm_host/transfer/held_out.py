@@ -2,69 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_host.dataset.table import Dataset
+from esm_host.encoding.base import Encoder, Encoding
 from esm_host.encoding.sources import SourcesEncoder
-from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.extension.settings import LEAST_SAMPLES, Settings
+from esm_host.encoding.views import ViewsEncoder
+from esm_host.evaluation.accuracy import accuracy_percent, assign_folds
+from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.predictors.auto import AutoPredictor
+from esm_host.predictors.base import Floats, Predictor
 from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
+from esm_host.transfer import DEFAULT, LEAST_SAMPLES, method_of
 from esm_host.transfer.devices.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"
 """Under which a campaign's store has the keys of what is held out."""
 ENOUGH = 20
 """Samples from which on left-out errors tell whether sources help."""
+FASTEST_MS = 1e-3
 _COVERAGE = 0.9
+_FOLDS = 5
+_LEAST_HELD_OUT = 4
 _LITTLE = 0.1
 """Share by which errors of a few samples may differ for no reason."""
 
 
 def judge(
-    dataset: Dataset, held_out: Collection[str], encoder: SourcesEncoder, settings: Settings
+    dataset: Dataset,
+    held_out: Collection[str],
+    encoder: SourcesEncoder,
+    weights: str,
+    seed: int,
 ) -> dict[str, Any]:
-    """A predictor that has not seen what is held out, judged by it.
+    """Judge ``auto`` on sources by what it has not seen.
 
     Args:
         dataset: all that was measured.
         held_out: keys.
+        weights, seed: of the campaign.
 
     Returns:
-        ``sources`` (names), ``samples`` learnt from, mean absolute errors of log latency in
-        percent, each sample by the others, ``left_out_error_percent`` and
-        ``without_sources_percent``; where at least four held-out ones were measured,
-        ``held_out`` (how many), ``spearman`` with its 95 % interval ``spearman_low`` and
-        ``spearman_high``, ``accuracy_percent``, ``covered``, how many lie in their 90 %
-        intervals, and ``held_out_models``: of each ``architecture_key``, ``predicted_ms`` and the
-        ends of that interval, ``low_ms`` and ``high_ms``.
+        ``samples`` learnt from, mean absolute errors of log latency in percent, each sample by the
+        others, ``left_out_error_percent`` and ``without_sources_percent``; where at least four
+        held-out ones were measured, what :func:`_of_held_out` gives.
     """
-    own = np.array([a.key in set(held_out) for a in dataset.architectures], dtype=bool)
-    encodings = encoder.encode(dataset.architectures)
-    weights, latency_ms = dataset.weights(settings.weights), dataset.latency_ms
-    figures: dict[str, Any] = {
-        "sources": list(encoder.models.names),
-        "samples": int((~own).sum()),
-    }
+    own = _held_out(dataset, held_out)
+    figures: dict[str, Any] = {"samples": int((~own).sum())}
     if figures["samples"] < LEAST_SAMPLES:
         return figures
-    predictor = AutoPredictor(encoder.layout, settings.seed)
-    predictor.fit(encodings[~own], latency_ms[~own], weights[~own])
+    encodings, latency_ms = encoder.encode(dataset.architectures), dataset.latency_ms
+    predictor = AutoPredictor(encoder.layout, seed)
+    predictor.fit(encodings[~own], latency_ms[~own], dataset.weights(weights)[~own])
     figures |= {
         "left_out_error_percent": 100 * predictor.errors_[WITH_SOURCES],
         "without_sources_percent": 100 * predictor.errors_[WITHOUT_SOURCES],
     }
-    if own.sum() < 4:
+    if own.sum() < _LEAST_HELD_OUT:
         return figures
-    predicted_ms, truth_ms = predictor.predict(encodings[own]), latency_ms[own]
-    correlation = rank_correlation(predicted_ms, truth_ms)
     low, high = predictor.predict_interval(encodings[own], _COVERAGE)
+    predicted_ms = predictor.predict(encodings[own])
+    return figures | _of_held_out(dataset, own, predicted_ms, low, high)
+
+
+def judge_adapted(
+    dataset: Dataset,
+    held_out: Collection[str],
+    encoder: Encoder,
+    make: Callable[[int], Predictor],
+    seed: int,
+) -> dict[str, Any]:
+    """Judge a few-shot method likewise, and beside it ``auto`` without sources.
+
+    Here a sample is left out with a fifth of all, of both; intervals are those that the method's
+    errors at these ask for.
+
+    Args:
+        encoder: that the predictor learns from.
+        make: the campaign's predictor, unfitted.
+        seed: of the folds.
+    """
+    own = _held_out(dataset, held_out)
+    figures: dict[str, Any] = {"samples": int((~own).sum())}
+    if figures["samples"] < LEAST_SAMPLES:
+        return figures
+    encodings, latency_ms = encoder.encode(dataset.architectures), dataset.latency_ms
+    views = ViewsEncoder(encoder.space)
+    samples = encodings[~own], latency_ms[~own]
+    left_out = _left_out(make, *samples, seed)
+    seen = views.encode(dataset.architectures)[~own]
+    alone = _left_out(
+        lambda member: AutoPredictor(views.layout, seed + member), seen, samples[1], seed
+    )
+    figures |= {
+        "left_out_error_percent": _error_percent(left_out, samples[1]),
+        "without_sources_percent": _error_percent(alone, samples[1]),
+    }
+    if own.sum() < _LEAST_HELD_OUT:
+        return figures
+    predicted_ms = np.maximum(make(0).fit(*samples).predict(encodings[own]), FASTEST_MS)
+    factor = LeftOutErrors(samples[1], left_out).within(_COVERAGE)
+    return figures | _of_held_out(
+        dataset, own, predicted_ms, predicted_ms / factor, predicted_ms * factor
+    )
+
+
+def _held_out(dataset: Dataset, keys: Collection[str]) -> NDArray[np.bool_]:
+    wanted = set(keys)
+    return np.array([a.key in wanted for a in dataset.architectures], dtype=bool)
+
+
+def _left_out(
+    make: Callable[[int], Predictor], encodings: Encoding, latency_ms: Floats, seed: int
+) -> Floats:
+    """Return predictions by predictors that have not seen a fifth of all, ``(n,)``."""
+    fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), _FOLDS, seed)
+    predicted_ms = np.empty(len(latency_ms))
+    for number in np.unique(fold).tolist():
+        rest = fold == number
+        member = make(number).fit(encodings[~rest], latency_ms[~rest])
+        predicted_ms[rest] = np.maximum(member.predict(encodings[rest]), FASTEST_MS)
+    return predicted_ms
+
+
+def _error_percent(predicted_ms: Floats, latency_ms: Floats) -> float:
+    return 100 * float(np.abs(np.log(predicted_ms / latency_ms)).mean())
+
+
+def _of_held_out(
+    dataset: Dataset, own: NDArray[np.bool_], predicted_ms: Floats, low: Floats, high: Floats
+) -> dict[str, Any]:
+    """``held_out`` (how many), ``spearman`` with its 95 % interval ``spearman_low`` and
+    ``spearman_high``, ``accuracy_percent``, ``covered``, how many lie in their 90 % intervals, and
+    ``held_out_models``: of each ``architecture_key``, ``predicted_ms`` and the ends of that
+    interval, ``low_ms`` and ``high_ms``."""
+    truth_ms = dataset.latency_ms[own]
+    correlation = rank_correlation(predicted_ms, truth_ms)
     keys = [a.key for a, out in zip(dataset.architectures, own, strict=True) if out]
     models = zip(keys, *(ends.tolist() for ends in (predicted_ms, low, high)), strict=True)
-    return figures | {
+    return {
         "held_out": int(own.sum()),
         "spearman": correlation.value,
         "spearman_low": correlation.low,
@@ -76,6 +156,30 @@ def judge(
             for key, ms, low_ms, high_ms in models
         ],
     }
+
+
+def learnt_by(figures: Mapping[str, Any]) -> str:
+    """Return words that name the method and the sampler, unless they are the default."""
+    method, sampler = figures.get("method", DEFAULT), figures.get("sampler", "")
+    by = "" if method == DEFAULT else f", by {method}"
+    usual = method_of(DEFAULT).sampler if method == DEFAULT else ""
+    return by + (f", sampled by {sampler}" if sampler not in ("", usual) else "")
+
+
+def left_out(figures: Mapping[str, Any]) -> str:
+    """Return what errors at samples that were left out say of the method and its sources.
+
+    Below :data:`ENOUGH` samples they say that sources helped where nothing was gained.
+
+    Args:
+        figures: of :func:`judge` or :func:`judge_adapted`, with the errors of left-out samples.
+    """
+    error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
+    if figures.get("method", DEFAULT) != DEFAULT:
+        return f"{error:.1f} % off, by auto without sources {without:.1f} %"
+    return (
+        f"{error:.1f} % off, without sources {without:.1f} %: the sources {use_of_sources(figures)}"
+    )
 
 
 def use_of_sources(figures: Mapping[str, Any]) -> str:

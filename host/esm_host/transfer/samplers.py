@@ -62,7 +62,8 @@ _BY_ENCODING: dict[str, Callable[[ArrayLike, int, np.random.Generator], Rows]] =
     "k-means": by_k_means,
 }
 
-SAMPLERS = ("random", "parameters", "latency-oracle", *_BY_ENCODING)
+POOL_SAMPLERS = ("random", "parameters", "latency-oracle", *_BY_ENCODING)
+"""Of :data:`esm_host.transfer.SAMPLERS`, those that choose of any pool."""
 
 
 def sample(
@@ -78,7 +79,7 @@ def sample(
     """Rows of a pool, none twice, ``(count,)``.
 
     Args:
-        name: of :data:`SAMPLERS`: ``random``; ``parameters``, spread over the numbers of
+        name: of :data:`POOL_SAMPLERS`: ``random``; ``parameters``, spread over the numbers of
             parameters; ``latency-oracle``, spread over latencies that are known of the whole
             pool; ``cosine`` and ``k-means``, spread over encodings.
         codes: the pool, ``(n, *space.code_shape)``.
@@ -91,8 +92,8 @@ def sample(
     """
     if not 0 <= count <= len(codes):
         raise ValueError(f"{count} of {len(codes)} architectures: choose 0 to {len(codes)}")
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler '{name}': choose {', '.join(SAMPLERS)}")
+    if name not in POOL_SAMPLERS:
+        raise ValueError(f"unknown sampler '{name}': choose {', '.join(POOL_SAMPLERS)}")
     if count == 0:
         return np.zeros(0, dtype=np.intp)
     if name == "random":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from esm_host.encoding.graphs import GraphEncoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.predictors.networks import GraphColumns, one_thread
 from esm_host.sampling.base import draw_options
+from esm_host.transfer.weights import load_weights, weights
 from esm_models.space import Codes, SearchSpace
 
 _ROWS = 1024  # graphs encoded at once
@@ -103,6 +105,19 @@ class LearnedEncoder(Encoder):
             network = self._new()
             self._train(network.train(), graphs, codes)
         self.network_ = network.eval()
+        return self
+
+    def trained(self) -> dict[str, NDArray[Any]]:
+        """Return the network's weights by name, for :meth:`restore`.
+
+        Raises:
+            ValueError: nothing was learned yet.
+        """
+        return weights(self._learned(), self.name)
+
+    def restore(self, trained: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Take weights that :meth:`trained` gave, in place of learning."""
+        self.network_ = load_weights(self._new(), trained, self.name).eval()
         return self
 
     def save(self, path: Path) -> None:

@@ -13,6 +13,7 @@ from sklearn.linear_model import lars_path
 Floats = NDArray[np.float64]
 
 VALIDATION = 20
+NORMS = ("l1", "l2")
 _PENALTIES = np.logspace(0, -4, 25)
 """Shares of the smallest penalty that leaves no correction."""
 
@@ -52,8 +53,8 @@ class AdaProxy:
         seed: int = 0,
         norm: str = "l1",
     ) -> None:
-        if norm not in _SOLVERS:
-            raise ValueError(f"norm '{norm}': choose {' or '.join(_SOLVERS)}")
+        if norm not in NORMS:
+            raise ValueError(f"norm '{norm}': choose {' or '.join(NORMS)}")
         self.weights = np.asarray(weights, dtype=float)
         self.validation = validation
         self.seed = seed

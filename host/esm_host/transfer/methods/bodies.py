@@ -16,6 +16,12 @@ from esm_models.space import Codes, SearchSpace
 _GRAPH_LAYERS = 4
 
 
+def check_encoding(space: SearchSpace, encoding: str | None) -> None:
+    """Raise UsageError where there is no such encoding, or not of this space."""
+    if encoding is not None:
+        make_encoder(encoding, space)
+
+
 class ArchitectureInput:
     """Encodings for a network, whose first layers must suit them.
 

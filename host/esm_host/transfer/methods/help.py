@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -13,9 +14,10 @@ from esm_host.predictors.linear import RidgePredictor
 from esm_host.predictors.networks import ROWS, Linears, one_thread
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.methods.bodies import ArchitectureInput, Scale
+from esm_host.transfer.methods.bodies import ArchitectureInput, Scale, check_encoding
 from esm_host.transfer.methods.known import KnownLatencies, keys
-from esm_models.space import Codes
+from esm_host.transfer.weights import load_weights, weights
+from esm_models.space import Codes, SearchSpace
 
 _FIRST_RATE = 1e-3
 """Of the inner steps, before it is learned parameter by parameter."""
@@ -65,6 +67,8 @@ class HELPPredictor(FewShotPredictor):
     """
 
     absolute = True
+    rates_: dict[str, Tensor]
+    least_sources = 2  # what devices have in common is told by several
 
     def __init__(
         self,
@@ -97,6 +101,38 @@ class HELPPredictor(FewShotPredictor):
     # Learning
 
     def _learn(self, sources: Sequence[Source]) -> None:
+        with one_thread(), torch.random.fork_rng(devices=[]):
+            rng = self._prepare(sources)
+            devices = [
+                (self.input_(source.codes), Scale.of(source.latency_ms).into(source.latency_ms))
+                for source in sources
+            ]
+            own = self.known_.at(self.references_).T
+            self._meta_learn(devices, torch.stack([_embedding(each) for each in own]), rng)
+
+    def _restore(
+        self, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self._prepare(sources)
+        load_weights(self.network_, trained, "network")
+        load_weights(self.modulator_, trained, "modulator")
+        self.rates_ = {name: torch.from_numpy(trained[f"rate.{name}"]) for name in self.rates_}
+
+    def trained(self) -> Mapping[str, NDArray[np.generic]]:
+        rates = {f"rate.{name}": rate.detach().numpy() for name, rate in self.rates_.items()}
+        return {
+            **weights(self.network_, "network"),
+            **weights(self.modulator_, "modulator"),
+            **rates,
+        }
+
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        check_encoding(space, self.encoding)
+
+    def _prepare(self, sources: Sequence[Source]) -> np.random.Generator:
+        """Draw references and networks; return the generator that goes on to draw episodes."""
         rng = np.random.default_rng(self.seed)
         self.known_ = KnownLatencies(sources)
         shared = self.known_.shared()
@@ -105,20 +141,14 @@ class HELPPredictor(FewShotPredictor):
         self.input_ = ArchitectureInput(
             self.space, self.encoding, np.concatenate([source.codes for source in sources])
         )
-        devices = [
-            (self.input_(source.codes), Scale.of(source.latency_ms).into(source.latency_ms))
-            for source in sources
-        ]
-        embeddings = torch.stack([_embedding(own) for own in self.known_.at(self.references_).T])
-        with one_thread(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.network_ = _Joined(self.input_.body(self.width), len(self.references_), self.width)
-            self.modulator_ = _Modulator(len(self.references_), 2 * self.width)
-            self.rates_ = {
-                name: torch.full_like(parameter, _FIRST_RATE).requires_grad_()
-                for name, parameter in self.network_.named_parameters()
-            }
-            self._meta_learn(devices, embeddings, rng)
+        torch.manual_seed(self.seed)
+        self.network_ = _Joined(self.input_.body(self.width), len(self.references_), self.width)
+        self.modulator_ = _Modulator(len(self.references_), 2 * self.width)
+        self.rates_ = {
+            name: torch.full_like(parameter, _FIRST_RATE).requires_grad_()
+            for name, parameter in self.network_.named_parameters()
+        }
+        return rng
 
     def _meta_learn(
         self,

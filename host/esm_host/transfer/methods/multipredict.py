@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ from esm_host.encoding.cost import CostEncoder
 from esm_host.predictors.networks import ROWS, batches, one_thread
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.methods.bodies import ArchitectureInput, Scale
+from esm_host.transfer.methods.bodies import ArchitectureInput, Scale, check_encoding
 from esm_host.transfer.methods.known import KnownLatencies
+from esm_host.transfer.weights import load_weights, weights
 from esm_models.space import Codes, SearchSpace
 
 
@@ -82,18 +84,10 @@ class MultiPredictPredictor(FewShotPredictor):
         self.seed = seed
 
     def _learn(self, sources: Sequence[Source]) -> None:
-        self.known_ = KnownLatencies(sources)
-        codes = np.concatenate([source.codes for source in sources])
-        self.input_ = ArchitectureInput(self.space, self.encoding, codes)
-        self.counts_ = _Counts(self.space, codes)
-        x, counts = self.input_(codes), self.counts_(codes)
-        y = torch.cat([Scale.of(s.latency_ms).into(s.latency_ms) for s in sources])
-        of = torch.from_numpy(np.repeat(np.arange(len(sources)), [len(s) for s in sources]))
         with one_thread(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.reader_ = _Reader(self.input_.body(self.width), self.width, self.architecture)
-            self.joint_ = _Joint(self.architecture + counts.shape[1] + self.device, self.joint)
-            self.devices_ = nn.Parameter(torch.randn(len(sources), self.device))
+            x, counts = self._prepare(sources)
+            y = torch.cat([Scale.of(s.latency_ms).into(s.latency_ms) for s in sources])
+            of = torch.from_numpy(np.repeat(np.arange(len(sources)), [len(s) for s in sources]))
             learned = [*self.reader_.parameters(), *self.joint_.parameters(), self.devices_]
             steps = self.epochs * -(-len(y) // self.batch_size)
             optimizer, schedule = self._optimizer(learned, self.learning_rate, steps)
@@ -104,6 +98,39 @@ class MultiPredictPredictor(FewShotPredictor):
                 (predicted - y[rows]).abs().mean().backward()
                 optimizer.step()
                 schedule.step()
+
+    def _restore(
+        self, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self._prepare(sources)
+        load_weights(self.reader_, trained, "reader")
+        load_weights(self.joint_, trained, "joint")
+        self.devices_ = nn.Parameter(torch.from_numpy(trained["devices"]))
+
+    def trained(self) -> Mapping[str, NDArray[np.generic]]:
+        return {
+            **weights(self.reader_, "reader"),
+            **weights(self.joint_, "joint"),
+            "devices": self.devices_.detach().numpy(),
+        }
+
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        check_encoding(space, self.encoding)
+
+    def _prepare(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        """Draw the networks; return what they read of all sources' architectures."""
+        self.known_ = KnownLatencies(sources)
+        codes = np.concatenate([source.codes for source in sources])
+        self.input_ = ArchitectureInput(self.space, self.encoding, codes)
+        self.counts_ = _Counts(self.space, codes)
+        x, counts = self.input_(codes), self.counts_(codes)
+        torch.manual_seed(self.seed)
+        self.reader_ = _Reader(self.input_.body(self.width), self.width, self.architecture)
+        self.joint_ = _Joint(self.architecture + counts.shape[1] + self.device, self.joint)
+        self.devices_ = nn.Parameter(torch.randn(len(sources), self.device))
+        return x, counts
 
     def _optimizer(
         self, parameters: Sequence[nn.Parameter], rate: float, steps: int

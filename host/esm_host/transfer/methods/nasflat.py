@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from esm_host.encoding.graphs import GraphEncoder
+from esm_host.errors import UsageError
 from esm_host.predictors.networks import GraphColumns, one_thread
 from esm_host.sources.source import Source
+from esm_host.transfer import encoding_names
 from esm_host.transfer.base import FewShotPredictor, Floats
+from esm_host.transfer.encodings.by_name import (
+    check_encodings,
+    supplement_of,
+    supplement_weights,
+)
 from esm_host.transfer.encodings.zero_cost import Supplement
 from esm_host.transfer.methods.nasflat_network import (
+    LAYERS,
     Architectures,
     NasflatNetwork,
     draw_pairs,
     pairwise_hinge,
 )
-from esm_models.space import Codes
+from esm_host.transfer.weights import load_weights, weights
+from esm_models.space import Codes, SearchSpace
 
 _ROWS = 256  # predicted at once: more no longer fit the processor's cache
 _LEAST_RATE = 1e-6
@@ -60,7 +70,9 @@ class NasflatPredictor(FewShotPredictor):
     FBNet, half of that without edges.
 
     Args:
-        supplement: joins the head, such as zero-cost proxies or learnt encodings.
+        supplement: joins the head, such as zero-cost proxies or learnt encodings; or names of
+            :data:`esm_host.transfer.ENCODINGS` joined by ``+``, ``caz`` for all, and ``""`` for
+            none.
         standardise: the supplement. Proxies from 0 to 1, as the authors take them, weigh less
             beside the graph, that is, beside how many blocks there are of each option. From
             silver_4114, silver_4210r, gold_6240 and pixel3 to four GPUs, Spearman's correlation
@@ -74,6 +86,11 @@ class NasflatPredictor(FewShotPredictor):
             network reads how many blocks there are of each option. None for the authors' choice:
             in cells, not in chains. With zero-cost proxies, from and to the devices above, new
             devices are ranked as well with edges as without.
+        operation_wise: the device's embedding meets every operation's (section 5.1, "OPHW" in
+            Table 2); else it joins the head alone.
+        initialise: the new device's embedding begins as that of the nearest source (section 5.2,
+            "INIT" in Table 2); else as it was drawn.
+        layers: ``"dgf"``, ``"gat"`` or ``"ensemble"`` of both (Table 5).
         epochs, batch_size, learning_rate: of pretraining.
         weight_decay: of both.
         transfer_epochs, transfer_learning_rate: of fine-tuning; None for the paper's, 40 and
@@ -88,10 +105,13 @@ class NasflatPredictor(FewShotPredictor):
 
     def __init__(
         self,
-        supplement: Supplement | None = None,
+        supplement: Supplement | str | None = None,
         standardise: bool = True,
         units: bool = False,
         edges: bool | None = None,
+        operation_wise: bool = True,
+        initialise: bool = True,
+        layers: str = "ensemble",
         epochs: int = 150,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
@@ -103,7 +123,15 @@ class NasflatPredictor(FewShotPredictor):
         margin: float = 0.1,
         seed: int = 0,
     ) -> None:
+        if layers not in LAYERS:
+            raise UsageError(f"layers '{layers}': choose {', '.join(LAYERS)}")
+        if isinstance(supplement, str) and supplement:
+            encoding_names(supplement)
         self.supplement = supplement
+        self.supplement_ = None if isinstance(supplement, str) else supplement
+        self.operation_wise = operation_wise
+        self.initialise = initialise
+        self.layers = layers
         self.standardise = standardise
         self.units = units
         self.edges = edges
@@ -119,6 +147,44 @@ class NasflatPredictor(FewShotPredictor):
         self.seed = seed
 
     def _learn(self, sources: Sequence[Source]) -> None:
+        if isinstance(self.supplement, str):
+            self.supplement_ = supplement_of(self.supplement, self.space)
+        architectures, rows = self._prepare(sources)
+        device = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        latency = np.concatenate([_from_0_to_1(source.latency_ms) for source in sources])
+        with one_thread(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network_ = self._network(architectures)
+            self._train(
+                self.network_,
+                architectures,
+                rows,
+                torch.from_numpy(device),
+                torch.from_numpy(latency),
+                (self.epochs, self.batch_size, self.learning_rate),
+            )
+
+    def _restore(
+        self, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        if isinstance(self.supplement, str):
+            self.supplement_ = supplement_of(self.supplement, self.space, trained)
+        architectures, _ = self._prepare(sources)
+        self.network_ = load_weights(self._network(architectures), trained, "network").eval()
+
+    def trained(self) -> Mapping[str, NDArray[np.generic]]:
+        arrays = weights(self.network_, "network")
+        if isinstance(self.supplement, str) and self.supplement_ is not None:
+            arrays |= supplement_weights(self.supplement_)
+        return arrays
+
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        if isinstance(self.supplement, str):
+            check_encodings(self.supplement)
+
+    def _prepare(self, sources: Sequence[Source]) -> tuple[Architectures, Tensor]:
+        """Return each architecture of the sources once, and the rows that they have of these."""
         self.source_names_ = tuple(source.name for source in sources)
         self._encoder = GraphEncoder(self.space)
         every = np.concatenate([source.codes for source in sources])
@@ -126,28 +192,20 @@ class NasflatPredictor(FewShotPredictor):
         # Most sources have measured the same architectures: each is encoded once.
         flat, rows = np.unique(every.reshape(len(every), -1), axis=0, return_inverse=True)
         codes = flat.reshape(-1, *shape)
-        if self.supplement is not None and self.standardise:
-            values = np.asarray(self.supplement.encode_codes(codes), dtype=np.float64)
+        if self.supplement_ is not None and self.standardise:
+            values = np.asarray(self.supplement_.encode_codes(codes), dtype=np.float64)
             sd = values.std(axis=0)
             self._mean, self._sd = values.mean(axis=0), np.where(sd > 0, sd, 1)
-        architectures = self._architectures(codes)
-        device = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
-        latency = np.concatenate([_from_0_to_1(source.latency_ms) for source in sources])
-        with one_thread(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.network_ = NasflatNetwork(
-                architectures.operations.shape[-1],
-                len(sources) + 1,  # the last is the new device's
-                0 if architectures.supplement is None else architectures.supplement.shape[-1],
-            )
-            self._train(
-                self.network_,
-                architectures,
-                torch.from_numpy(rows),
-                torch.from_numpy(device),
-                torch.from_numpy(latency),
-                (self.epochs, self.batch_size, self.learning_rate),
-            )
+        return self._architectures(codes), torch.from_numpy(rows)
+
+    def _network(self, architectures: Architectures) -> NasflatNetwork:
+        return NasflatNetwork(
+            architectures.operations.shape[-1],
+            len(self.source_names_) + 1,  # the last is the new device's
+            0 if architectures.supplement is None else architectures.supplement.shape[-1],
+            self.operation_wise,
+            self.layers,
+        )
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         architectures = self._architectures(codes)
@@ -166,8 +224,9 @@ class NasflatPredictor(FewShotPredictor):
             nearest = int(np.argmax(merit))
             self.nearest_ = self.source_names_[nearest]
             self.adapted_network_ = copy.deepcopy(self.network_)
-            embeddings = self.adapted_network_.device.weight.detach()
-            embeddings[sources] = embeddings[nearest]
+            if self.initialise:
+                embeddings = self.adapted_network_.device.weight.detach()
+                embeddings[sources] = embeddings[nearest]
             self._train(
                 self.adapted_network_,
                 architectures,
@@ -195,8 +254,8 @@ class NasflatPredictor(FewShotPredictor):
         elif not self.units:
             operations, count = self._by_operation(operations)
         supplement = None
-        if self.supplement is not None:
-            values = np.asarray(self.supplement.encode_codes(codes), dtype=np.float64)
+        if self.supplement_ is not None:
+            values = np.asarray(self.supplement_.encode_codes(codes), dtype=np.float64)
             if self.standardise:
                 values = (values - self._mean) / self._sd
             supplement = torch.from_numpy(values.astype(np.float32))

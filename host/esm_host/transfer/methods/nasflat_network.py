@@ -23,6 +23,9 @@ DROPOUT = 0.1
 """Widths of Table 20, and of the authors' repository where that has none: both embeddings share
 the table's 48, as do the node's halves."""
 
+LAYERS = ("ensemble", "dgf", "gat")
+"""Of a graph network: the mean of a dense graph flow and of a graph attention, or one of them."""
+
 
 @dataclass(frozen=True)
 class Architectures:
@@ -75,10 +78,22 @@ class NasflatNetwork(nn.Module):
         features: of a node.
         devices: to have an embedding.
         supplement: its columns, 0 if there is none.
+        operation_wise: False lets the device's embedding join the head instead of the operations',
+            where it knows nothing of them.
+        layers: of :data:`LAYERS`.
     """
 
-    def __init__(self, features: int, devices: int, supplement: int = 0) -> None:
+    def __init__(
+        self,
+        features: int,
+        devices: int,
+        supplement: int = 0,
+        operation_wise: bool = True,
+        layers: str = LAYERS[0],
+    ) -> None:
         super().__init__()
+        self.operation_wise = operation_wise
+        joint = OPERATION + DEVICE * operation_wise
         self.operation = nn.Linear(features, OPERATION, bias=False)
         nn.init.normal_(self.operation.weight)
         self.device = nn.Embedding(devices, DEVICE)
@@ -87,19 +102,20 @@ class NasflatNetwork(nn.Module):
         nn.init.zeros_(self.nodes.weight[1:].detach())
         self.hidden = nn.Linear(NODE, HIDDEN)
 
-        self.refinement = GraphFlow(HIDDEN, REFINEMENT, OPERATION + DEVICE)
+        self.refinement = GraphFlow(HIDDEN, REFINEMENT, joint, layers)
         width = REFINEMENT[-1]
         self.summary = nn.Sequential(
             *(nn.Linear(width, width), nn.ReLU()),
             *(nn.Linear(width, width), nn.ReLU()),
             nn.Linear(width, width),
         )
-        self.update = nn.Linear(OPERATION + DEVICE + width, UPDATE)
-        self.refined = nn.Linear(UPDATE, OPERATION + DEVICE)
-        self.main = GraphFlow(HIDDEN, MAIN, OPERATION + DEVICE)
+        self.update = nn.Linear(joint + width, UPDATE)
+        self.refined = nn.Linear(UPDATE, joint)
+        self.main = GraphFlow(HIDDEN, MAIN, joint, layers)
 
         self.supplement = _layers(supplement, SUPPLEMENT, SUPPLEMENT_OUT) if supplement else None
-        self.head = _layers(MAIN[-1] + SUPPLEMENT_OUT * bool(supplement), HEAD, 1)
+        read = MAIN[-1] + SUPPLEMENT_OUT * bool(supplement) + DEVICE * (not operation_wise)
+        self.head = _layers(read, HEAD, 1)
 
     def forward(self, architectures: Architectures, device: Tensor) -> Tensor:
         """``(n,)`` scores of architectures on devices by number, ``(n,)``."""
@@ -110,8 +126,10 @@ class NasflatNetwork(nn.Module):
         inner = self.operation(architectures.operations[:, 1:-1])
         ends = inner.new_zeros(len(inner), 1, OPERATION)
         inner = torch.cat([ends, inner, self.output.expand_as(ends)], dim=1)
-        everywhere = self.device(device)[:, None].expand(-1, nodes, -1)
-        operation = torch.cat([inner, everywhere], dim=-1)
+        own = self.device(device)
+        operation = inner
+        if self.operation_wise:
+            operation = torch.cat([inner, own[:, None].expand(-1, nodes, -1)], dim=-1)
 
         state = self.refinement.output_node(start, incoming, operation, count)
         operation = self._refine(operation, self.summary(state))
@@ -123,6 +141,8 @@ class NasflatNetwork(nn.Module):
             read = (share[:, None] @ state)[:, 0]
         if self.supplement is not None:
             read = torch.cat([read, self.supplement(architectures.supplement)], dim=-1)
+        if not self.operation_wise:
+            read = torch.cat([read, own], dim=-1)
         scores: Tensor = self.head(read)
         return scores[:, 0]
 
@@ -137,7 +157,7 @@ class NasflatNetwork(nn.Module):
 
 
 class GraphFlow(nn.Module):
-    """Layers that each are the mean of a dense graph flow and of a graph attention (appendix
+    """Layers that each are a dense graph flow, a graph attention or the mean of both (appendix
     A.3.1, equations 1 to 3).
 
     A layer's states X become, with adjacency A and embeddings O of the operations,
@@ -153,16 +173,19 @@ class GraphFlow(nn.Module):
         inputs: width of the states that come in.
         widths: of those that each layer makes.
         operation: width of the operations' embeddings.
+        layers: of :data:`LAYERS`: the mean of both, or one alone.
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int], operation: int) -> None:
+    def __init__(
+        self, inputs: int, widths: Sequence[int], operation: int, layers: str = LAYERS[0]
+    ) -> None:
         super().__init__()
-        layers = [
-            _Layer(before, width, operation)
+        made = [
+            _Layer(before, width, operation, layers)
             for before, width in zip([inputs, *widths[:-1]], widths, strict=True)
         ]
-        self.last = layers.pop()
-        self.layers = nn.ModuleList(layers)
+        self.last = made.pop()
+        self.layers = nn.ModuleList(made)
 
     def forward(
         self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
@@ -183,8 +206,9 @@ class GraphFlow(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, inputs: int, width: int, operation: int) -> None:
+    def __init__(self, inputs: int, width: int, operation: int, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.flow_gate = nn.Linear(operation, width)
         self.flow = nn.Parameter(_uniform(inputs, width, fan=width))
         self.flow_bias = nn.Parameter(_uniform(width, fan=width))
@@ -224,7 +248,12 @@ class _Layer(nn.Module):
         return self._mean(own, (incoming @ state) @ self.flow, taken, operation)
 
     def _mean(self, own: Tensor, flowing: Tensor, taken: Tensor, operation: Tensor) -> Tensor:
-        flow = torch.addcmul(own, torch.sigmoid(self.flow_gate(operation)), flowing)
+        if self.kind == "dgf":
+            return self._flow(own, flowing, operation) + self.flow_bias
+        if self.kind == "gat":
+            gated: Tensor = self.norm(torch.sigmoid(self.attention_gate(operation)) * taken)
+            return gated
+        flow = self._flow(own, flowing, operation)
         taken = torch.sigmoid(self.attention_gate(operation)) * taken
         # The flow's bias is added with the norm's, and the half is taken where it costs least.
         attention = nn.functional.layer_norm(
@@ -235,6 +264,9 @@ class _Layer(nn.Module):
             self.norm.eps,
         )
         return torch.add(attention, flow, alpha=0.5)
+
+    def _flow(self, own: Tensor, flowing: Tensor, operation: Tensor) -> Tensor:
+        return torch.addcmul(own, torch.sigmoid(self.flow_gate(operation)), flowing)
 
 
 def _uniform(*shape: int, fan: int) -> Tensor:

@@ -10,11 +10,12 @@ from scipy.linalg import lstsq
 
 from esm_host.encoding.vectors import OperationOneHotEncoder
 from esm_host.errors import UsageError
+from esm_host.predictors import predictor_class
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_host.transfer.devices.monotonicity import rank_correlation
-from esm_host.transfer.methods.adaproxy import VALIDATION, AdaProxy
-from esm_models.space import Codes
+from esm_host.transfer.methods.adaproxy import NORMS, VALIDATION, AdaProxy
+from esm_models.space import Codes, SearchSpace
 
 _LEAST = 4  # samples, for a rank correlation
 _CUTOFF = 1e-8
@@ -81,11 +82,18 @@ class ProxyPredictor(FewShotPredictor):
         self.model = model
         self.seed = seed
 
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        if self.model == "network":
+            predictor_class("mlp")  # which needs torch
+        if self.proxy is not None and self.proxy not in sources:
+            raise UsageError(
+                f"no source '{self.proxy}' to be the proxy: choose {', '.join(sources)}"
+            )
+
     def _learn(self, sources: Sequence[Source]) -> None:
+        self.check(self.space, [source.name for source in sources])
         chosen = [source for source in sources if self.proxy in (None, source.name)]
-        if not chosen:
-            names = ", ".join(source.name for source in sources)
-            raise UsageError(f"no source '{self.proxy}' to be the proxy: choose {names}")
         self.models_: dict[str, _Model] = {
             source.name: _Linear(source) if self.model == "linear" else _Network(source, self.seed)
             for source in chosen
@@ -122,6 +130,8 @@ class AdaProxyPredictor(ProxyPredictor):
         norm: str = "l1",
     ) -> None:
         super().__init__(proxy, model, seed)
+        if norm not in NORMS:
+            raise UsageError(f"norm '{norm}': choose {' or '.join(NORMS)}")
         self.validation = validation
         self.norm = norm
 

@@ -10,7 +10,7 @@ from esm_host.predictors import encoding_for, entry, make_predictor
 from esm_host.predictors.base import Predictor
 from esm_host.sources.source import Source
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_models.space import Codes
+from esm_models.space import Codes, SearchSpace
 
 
 class ScratchPredictor(FewShotPredictor):
@@ -47,9 +47,16 @@ class ScratchPredictor(FewShotPredictor):
         self.params = params
         self.seed = seed
 
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        self._prepare(space)
+
     def _learn(self, sources: Sequence[Source]) -> None:
-        name = self.encoding or encoding_for(self.predictor, self.space)
-        self.encoder_ = make_encoder(name, self.space)
+        self._prepare(self.space)
+
+    def _prepare(self, space: SearchSpace) -> None:
+        name = self.encoding or encoding_for(self.predictor, space)
+        self.encoder_ = make_encoder(name, space)
         self._make()  # which refuses what does not fit, now rather than when samples are there
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
