@@ -73,6 +73,29 @@ def test_a_busy_moment_counts_once(file: HistoryFile, clock: Clock) -> None:
     assert usual.latency_ns == pytest.approx([1e6, 9e6])
 
 
+@pytest.mark.parametrize("taken", [{}, {"beyond": 9e6}, {"arithmetic": 1e6}])
+def test_blocks_without_a_reference_take_nothing_from_other_moments(
+    file: HistoryFile, clock: Clock, taken: dict[str, float]
+) -> None:
+    """Blocks that are too short to time it, many of them in one moment."""
+    add_moments(file, clock, 20)
+    for _ in range(41):
+        file.add(HERE, taken)
+        clock.now += 1
+    # As an agent of an older version writes it.
+    line = {"format": 1, "at_unix_s": clock.now, "conditions": HERE, "latency_ns": taken}
+    file.path.write_text(file.path.read_text() + f"\n{json.dumps(line)}" * 41)
+    usual = file.usual(HERE, NAMES)
+    assert usual is not None
+    assert (usual.references, usual.moments) == (NAMES, 20)
+    assert file.remembered()[0].usual is not None
+
+
+def test_a_block_without_references_writes_nothing(file: HistoryFile) -> None:
+    file.add(HERE, {})
+    assert not file.path.exists()
+
+
 def test_is_private(file: HistoryFile, clock: Clock) -> None:
     before = os.umask(0)
     try:
@@ -244,6 +267,20 @@ def test_a_large_file_keeps_a_line_for_each_of_the_newest_moments(
     assert usual is not None
     assert usual.moments >= 30, "a busy time does not drive out what came before"
     assert usual.latency_ns[0] > 1e6 + 500
+
+
+def test_a_file_that_is_shortened_keeps_whole_lines(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_MOST_BYTES", 20_000)
+    clock.now -= clock.now % MOMENT_S
+    for number in range(400):
+        file.add(HERE, TAKEN if number % 20 == 7 else {"arithmetic": 1e6})
+        clock.now += MOMENT_S / 20
+    assert file.path.stat().st_size <= 21_000
+    usual = file.usual(HERE, NAMES)
+    assert usual is not None
+    assert (usual.references, usual.moments) == (NAMES, 20)
 
 
 def test_many_moments_leave_the_newest(

@@ -124,7 +124,9 @@ class HistoryFile:
         self._told = False
 
     def add(self, conditions: Conditions, latency_ns: Mapping[str, float]) -> None:
-        """Remember what the references took just now."""
+        """Remember what the references took just now; nothing if none could be timed."""
+        if not latency_ns:
+            return
         line = {
             "format": FORMAT,
             "at_unix_s": round(self._now(), 1),
@@ -193,14 +195,16 @@ class HistoryFile:
                 with contextlib.suppress(*_NONSENSE):
                     line = json.loads(text)
                     values = line["latency_ns"].values()
-                    sound = all(0 < value < 1e18 for value in values)
+                    sound = bool(values) and all(0 < value < 1e18 for value in values)
                     sound = sound and isinstance(line["conditions"], dict)
                     if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
                         yield line
 
     def _shorten(self) -> None:
         """Leave a few lines of each of the newest moments, one where that is too much."""
-        kept = [moment for own in _by_conditions(self._lines()) for moment in _moments(own)]
+        kept = [
+            _fullest(moment) for own in _by_conditions(self._lines()) for moment in _moments(own)
+        ]
         for most in (_KEPT_LINES, 1):
             lines = [
                 moment[i * len(moment) // min(len(moment), most)]
@@ -232,10 +236,32 @@ def _moments(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [found[number] for number in sorted(found)[-_MOST_MOMENTS:]]
 
 
+def _fullest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines that have the most references."""
+    most = max(len(line["latency_ns"]) for line in lines)
+    return [line for line in lines if len(line["latency_ns"]) == most]
+
+
 def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
-    """Return what is usual over the moments of lines under the same conditions."""
-    kept = [line for moment in _moments(lines) for line in moment]
-    rows = [[line["latency_ns"].get(name, np.nan) for name in references] for line in kept]
+    """Return what is usual over the moments of lines under the same conditions.
+
+    References that more than half of the moments lack are left out, and then lines that lack
+    another: a burst of poor blocks in one moment takes nothing from the others.
+    """
+    moments = _moments(lines)
+    references = [
+        name
+        for name in references
+        if 2 * sum(any(name in line["latency_ns"] for line in own) for own in moments)
+        >= len(moments)
+    ]
+    kept = [
+        line
+        for own in moments
+        for line in own
+        if all(name in line["latency_ns"] for name in references)
+    ]
+    rows = [[line["latency_ns"][name] for name in references] for line in kept]
     moment = np.array([int(line["at_unix_s"] // MOMENT_S) for line in kept], dtype=np.int64)
     return usual_of(
         references,
