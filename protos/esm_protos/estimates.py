@@ -38,6 +38,8 @@ _SESSION_BATCHES = 5
 _LEAST_BATCHES = 10
 _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
+_ANOTHER = 100
+"""Factor by which nothing slows a device down: a memory that says so is nonsense, or another's."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -285,6 +287,8 @@ def estimate_block(
         for runs, each, visited in zip(models, found, visits, strict=False)
         if known and runs.name in known
     ]
+    if usual is not None and not _of_this_device(readings, usual):
+        usual = None
     paces = Paces(readings, usual, told)
     series = [
         _Series(runs.name, runs.visit_starts_ns, influence(visited / own[:, None], trim))
@@ -348,6 +352,16 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
         latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
         raw_ns=trimmed_mean(runs.latency_ns, trim),
         parts=Parts(runs=relative_interval(visited / factors[:, None], trim)),
+    )
+
+
+def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
+    """Whether what is remembered can be of the device that a block was measured on."""
+    known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
+    return all(
+        1 / _ANOTHER < each.latency_ns / known[each.name] < _ANOTHER
+        for each in readings
+        if each.name in known
     )
 
 

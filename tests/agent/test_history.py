@@ -126,6 +126,8 @@ def test_is_private(file: HistoryFile, clock: Clock) -> None:
                 (1.7e9, HERE, {"arithmetic": -1.0, "beyond": 1}),
                 (1.7e9, HERE, {"arithmetic": float("nan"), "beyond": 1}),
                 (1.7e9, HERE, {"arithmetic": 10**400, "beyond": 1}),
+                (1.7e9, HERE, {"arithmetic": 5e-324, "beyond": 1}),
+                (1.7e9, HERE, {"arithmetic": 9e17, "beyond": 1}),
                 (1.7e9, HERE, [1, 2]),
                 (1.7e9, None, TAKEN),
                 (float("inf"), HERE, TAKEN),

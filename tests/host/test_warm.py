@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from esm_host.evaluation.warm import Warming, warm_ratios
+from esm_host.evaluation.warm import Warming, warm_ratios, warming
+from esm_protos.messages import Measurement
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -38,3 +39,24 @@ def test_what_nothing_tells_of_is_not_taken_to_be_warm() -> None:
     ratios, errors = warm_ratios([*known, fast, slow])
     assert errors[10] >= 0.05
     assert errors[11] <= 0.01
+
+
+def test_stored_latencies_of_nothing_are_not_believed() -> None:
+    """Agents' results were not always checked for them."""
+
+    def measured(uncounted: tuple[float, ...], warm: list[int]) -> Warming:
+        taken = np.full(20, 1_000_000)
+        measurement = Measurement(
+            "m", taken, np.arange(20), warming_ns=uncounted, warm_ns=np.array(warm)
+        )
+        return warming([measurement], 0.2)
+
+    good = [measured((1.3e6, 1.1e6), [950_000] * 3) for _ in range(10)]
+    odd = [
+        measured((0.0, 1.1e6), [950_000] * 3),
+        measured((5e-324, 1.1e6), [950_000] * 3),
+        measured((1.3e6, 1.1e6), [0, 0, 0]),
+    ]
+    ratios, errors = warm_ratios([*good, *odd])
+    np.testing.assert_allclose(ratios, 0.95, rtol=0.01)
+    assert (errors < 0.05).all()

@@ -78,6 +78,24 @@ def test_an_old_agents_result_has_the_interval_of_its_block() -> None:
     assert model.latency_ns == model.raw_ns
 
 
+@pytest.mark.parametrize("spread", [10.0, 1e18])
+def test_spreads_that_make_no_sense_are_bounded(spread: float) -> None:
+    wild = Usual(NAMES, USUAL_NS, np.full((4, 4), spread), 20, 1e6, np.full((4, 4), spread))
+    (model,) = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), wild).models
+    assert model.latency_ns == pytest.approx(5e6, rel=0.2)
+    assert model.interval < 3
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_history_of_another_device_is_not_believed(factor: float) -> None:
+    foreign = Usual(NAMES, USUAL_NS * factor, USUAL.spread, 200, 1e6)
+    block = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), foreign)
+    (model,) = block.models
+    assert model.latency_ns == model.raw_ns
+    assert (model.parts.moments, model.shift and model.shift.value) == (0, 0)
+    assert math.isfinite(model.interval)
+
+
 arrays = st.lists(st.integers(1, 10**12), min_size=1, max_size=12)
 
 

@@ -28,7 +28,7 @@ from esm_agent.device.facts import cpu_model, usable_cpus
 from esm_agent.device.machine import read_turbo
 from esm_agent.measure.references import reference_models
 from esm_protos.locks import lock
-from esm_protos.messages import MeasureSpec, Usual
+from esm_protos.messages import LONGEST_NS, SHORTEST_NS, MeasureSpec, Usual
 from esm_protos.paces import usual_of
 from esm_protos.private_files import write_private
 from esm_protos.user_folders import user_folder
@@ -195,7 +195,9 @@ class HistoryFile:
                 with contextlib.suppress(*_NONSENSE):
                     line = json.loads(text)
                     values = line["latency_ns"].values()
-                    sound = bool(values) and all(0 < value < 1e18 for value in values)
+                    sound = bool(values) and all(
+                        SHORTEST_NS <= value <= LONGEST_NS for value in values
+                    )
                     sound = sound and isinstance(line["conditions"], dict)
                     if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
                         yield line

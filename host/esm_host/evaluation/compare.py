@@ -19,6 +19,7 @@ import numpy as np
 
 from esm_host.arguments import argument
 from esm_host.errors import EsmError, UsageError
+from esm_host.evaluation.difference import WIDEST
 from esm_host.fed import fed_text
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
@@ -29,8 +30,6 @@ FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
 CASES, INPUTS, RAW = "cases", "inputs", "raw"
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings that older files lack; what follows from them is in the intervals."""
-
-_WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
 
 Json = Mapping[str, Any]
 
@@ -288,7 +287,7 @@ class _Judge:
                 for result in side
             )
         )
-        return min(t_quantile(freedom, self.confidence) * max(between, within), _WIDEST)
+        return min(t_quantile(freedom, self.confidence) * max(between, within), WIDEST)
 
     def _half_of(self, results: Sequence[Json]) -> float:
         """Half-width of the interval of one side's latency, in logarithms."""

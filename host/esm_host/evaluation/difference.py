@@ -14,6 +14,10 @@ from esm_protos.statistics import relative_interval, trimmed_mean
 Nanoseconds = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+WIDEST = 20.0
+"""Half-width of a logarithm's interval above which (a factor of 5e8) it says nothing, and its ends
+may overflow."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -102,7 +106,10 @@ def unpaired_ratio(
 
 
 def _around(middle: float, half: float) -> tuple[float, float] | None:
-    return (math.exp(middle - half), math.exp(middle + half)) if math.isfinite(half) else None
+    if not math.isfinite(half):
+        return None
+    half = min(half, WIDEST)
+    return math.exp(middle - half), math.exp(middle + half)
 
 
 def _pairs(began_a: Nanoseconds, began_b: Nanoseconds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -51,12 +51,15 @@ def warming(measurements: Sequence[Measurement], trim: float) -> Warming:
         measurements: of the model, in one block or several.
         trim: share of the counted runs dropped at each end.
     """
-    places = min(len(each.warming_ns) for each in measurements)
-    uncounted = np.mean([each.warming_ns[:places] for each in measurements], axis=0)
+    # Stores may hold latencies of 0 from before an agent's results were checked for them.
+    told = [each.warming_ns for each in measurements if min(each.warming_ns, default=1) >= 1]
+    places = min(map(len, told), default=0)
+    uncounted = np.mean([each[:places] for each in told], axis=0) if told else np.zeros(0)
+    warm_ns = np.concatenate([each.warm_ns for each in measurements])
     return Warming(
         float(np.mean([trimmed_mean(each.latency_ns, trim) for each in measurements])),
         tuple(uncounted.tolist()),
-        np.concatenate([each.warm_ns for each in measurements]),
+        warm_ns[warm_ns >= 1],
     )
 
 
