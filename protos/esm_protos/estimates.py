@@ -91,7 +91,9 @@ class Runs:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an interval is made of: half-widths of 95 % intervals, as shares of the latency.
+    """What an interval is made of: half-widths of 95 % intervals of the latency's logarithm.
+
+    As long as it is small, that is a share of the latency.
 
     Attributes:
         runs: what the model's runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
@@ -160,12 +162,12 @@ class Estimate:
 
     @property
     def interval(self) -> float:
-        """Half-width of the 95 % interval for this device at any time, as a share."""
+        """Half-width of the 95 % interval of the logarithm, for this device at any time."""
         return self.parts.interval
 
     @property
     def within(self) -> float:
-        """Half-width of the 95 % interval within this block, as a share."""
+        """Half-width of the 95 % interval of the logarithm, within this block."""
         return self.parts.within
 
 
