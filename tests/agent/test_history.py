@@ -297,6 +297,37 @@ def test_many_moments_leave_the_newest(
     assert 20 < moments(file) < 300
 
 
+def test_a_wrong_clock_forgets_nothing(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block at 1970, as of a board before it has asked for the time, when the file is full."""
+    add_moments(file, clock, 100)
+    monkeypatch.setattr(history, "_MOST_BYTES", file.path.stat().st_size)
+    right, clock.now = clock.now, 100.0
+    add_moments(file, clock, 1)
+    clock.now = right
+    assert moments(file) > 30
+    monkeypatch.setattr(history, "_MOST_BYTES", 1_000)
+    add_moments(file, clock, 1)
+    kept = [json.loads(line)["at_unix_s"] for line in file.path.open() if line.strip()]
+    assert min(kept) > 1e9, "a right clock forgets what a wrong one told"
+
+
+def test_lines_of_a_newer_agent_stay(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = [{"format": 2, "at_unix_s": clock.now, "number": number} for number in range(100)]
+    file.path.parent.mkdir()
+    file.path.write_text("\n".join(map(json.dumps, newer)))
+    add_moments(file, clock, 200)
+    monkeypatch.setattr(history, "_MOST_BYTES", 20_000)
+    add_moments(file, clock, 1)
+    assert file.path.stat().st_size < 20_000
+    lines = [json.loads(line) for line in file.path.open() if line.strip()]
+    assert [line["number"] for line in lines if line["format"] == 2][-20:] == list(range(80, 100))
+    assert moments(file) > 20
+
+
 @pytest.mark.parametrize(
     "where", ["/dev/full", "/proc/nowhere/history.jsonl", "/dev/null/file", "/"]
 )

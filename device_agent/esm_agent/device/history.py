@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections import defaultdict
@@ -187,26 +188,34 @@ class HistoryFile:
         Times from further away, past or future, were told by a clock that was wrong.
         """
         now = self._now()
+        return (line for line in self._read() if _is_sound(line) and _is_near(line, now))
+
+    def _read(self) -> Iterator[Any]:
+        """Yield what the lines at the end of the file hold, of any format."""
+        texts: list[bytes] = []
         with contextlib.suppress(OSError), self.path.open("rb") as file:
-            # The end, and no device that never ends.
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - _MOST_READ_BYTES, 0))
-            for text in file.read(min(size, _MOST_READ_BYTES)).splitlines():
-                with contextlib.suppress(*_NONSENSE):
-                    line = json.loads(text)
-                    values = line["latency_ns"].values()
-                    sound = bool(values) and all(
-                        SHORTEST_NS <= value <= LONGEST_NS for value in values
-                    )
-                    sound = sound and isinstance(line["conditions"], dict)
-                    if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
-                        yield line
+            texts = file.read(_MOST_READ_BYTES).splitlines()
+        for text in texts:
+            with contextlib.suppress(*_NONSENSE):
+                yield json.loads(text)
 
     def _shorten(self) -> None:
-        """Leave a few lines of each of the newest moments, one where that is too much."""
-        kept = [
-            _fullest(moment) for own in _by_conditions(self._lines()) for moment in _moments(own)
-        ]
+        """Leave a few lines of each of the newest moments, one where that is too much.
+
+        A clock that most lines contradict may be wrong, and forgets none of them. Lines that a
+        newer agent has written in another format stay, the last of them.
+        """
+        read, now = list(self._read()), self._now()
+        sound = [line for line in read if _is_sound(line)]
+        near = [line for line in sound if _is_near(line, now)]
+        if len(near) < len(sound) / 2:
+            near = sound
+        foreign = [json.dumps(line) for line in read if _is_foreign(line)]
+        while sum(map(len, foreign)) > _MOST_BYTES / 4:
+            del foreign[: len(foreign) // 2 + 1]
+        kept = [_fullest(moment) for own in _by_conditions(near) for moment in _moments(own)]
         for most in (_KEPT_LINES, 1):
             lines = [
                 moment[i * len(moment) // min(len(moment), most)]
@@ -219,7 +228,30 @@ class HistoryFile:
                 break
         while sum(map(len, texts)) > _MOST_BYTES / 2:
             del texts[: len(texts) // 2 + 1]
-        write_private(self.path, "\n".join(texts).encode())
+        write_private(self.path, "\n".join([*foreign, *texts]).encode())
+
+
+def _is_sound(line: Any) -> bool:
+    """Whether a line is of this format, and makes sense."""
+    try:
+        values = line["latency_ns"].values()
+        return (
+            line["format"] == FORMAT
+            and bool(values)
+            and all(SHORTEST_NS <= value <= LONGEST_NS for value in values)
+            and isinstance(line["conditions"], dict)
+            and math.isfinite(line["at_unix_s"])
+        )
+    except _NONSENSE:
+        return False
+
+
+def _is_near(line: Mapping[str, Any], now: float) -> bool:
+    return bool(abs(line["at_unix_s"] - now) < KEPT_S)
+
+
+def _is_foreign(line: Any) -> bool:
+    return isinstance(line, dict) and line.get("format", FORMAT) != FORMAT
 
 
 def _by_conditions(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
