@@ -1,10 +1,12 @@
 """The agent's memory of its reference models: a file shared with others, broken, or full."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +226,8 @@ def _count(path: Path) -> list[int]:
     return [owners.count(str(number)) for number in range(2)]
 
 
-def test_two_agents_write_to_one_file(tmp_path: Path) -> None:
+def test_two_agents_write_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_LOCK_S", 60.0)  # the machine may have much else to do
     path = tmp_path / "history.jsonl"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write, args=(path, n, 200)) for n in range(2)]
@@ -326,6 +329,47 @@ def test_lines_of_a_newer_agent_stay(
     lines = [json.loads(line) for line in file.path.open() if line.strip()]
     assert [line["number"] for line in lines if line["format"] == 2][-20:] == list(range(80, 100))
     assert moments(file) > 20
+
+
+def test_who_keeps_the_file_locked_holds_no_block_up(
+    file: HistoryFile,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(history, "_LOCK_S", 0.1, raising=False)
+    add_moments(file, clock, 1)
+    with file.path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer = threading.Thread(target=file.add, args=(HERE, TAKEN), daemon=True)
+        writer.start()
+        writer.join(20)
+        held_up = writer.is_alive()
+        fcntl.flock(other, fcntl.LOCK_UN)
+    writer.join(20)
+    assert not held_up
+    assert "another program has it locked" in caplog.text
+    assert moments(file) == 1
+    file.add(HERE, TAKEN)
+    assert moments(file) == 2
+
+
+def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    program = (
+        "import sys; from pathlib import Path; from esm_agent.device.history import HistoryFile\n"
+        "file = HistoryFile(Path(sys.argv[1])); file.add({}, {'a': 1e6})\n"
+        "assert file.usual({}, ['a']) is None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing is remembered in" in done.stderr
+    shown = esm_agent("history", "--history", path)
+    assert shown.returncode == 1
+    assert shown.stderr == f"error: cannot read {path}: it is no regular file\n"
 
 
 @pytest.mark.parametrize(

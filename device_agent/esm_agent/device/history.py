@@ -8,11 +8,13 @@ skipped, and a file that cannot be written is left as it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import math
 import os
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +50,8 @@ _KEPT_LINES = 3
 """Lines kept of a moment: they show how blocks differ within it."""
 _MOST_BYTES = 3 << 20  # then the file is written anew, with a few lines for each moment
 _MOST_READ_BYTES = 2 * _MOST_BYTES
+_LOCK_S, _LOCK_POLL_S = 2.0, 0.01
+"""Time for which a block waits for other agents to write theirs."""
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 Conditions = Mapping[str, str]
@@ -170,12 +174,17 @@ class HistoryFile:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
-        """Open the file to append to it, locked against other agents."""
+        """Open the file to append to it, locked against other agents.
+
+        Raises:
+            OSError: it cannot be written to, or another program has it locked.
+        """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            handle = _regular(os.open(self.path, flags, 0o600))
             with os.fdopen(handle, "ab") as file:
-                lock(file, wait=True)
+                _lock_soon(file)
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(handle), self.path.stat()):
                         yield file
@@ -193,7 +202,7 @@ class HistoryFile:
     def _read(self) -> Iterator[Any]:
         """Yield what the lines at the end of the file hold, of any format."""
         texts: list[bytes] = []
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
+        with contextlib.suppress(OSError), open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - _MOST_READ_BYTES, 0))
             texts = file.read(_MOST_READ_BYTES).splitlines()
@@ -229,6 +238,32 @@ class HistoryFile:
         while sum(map(len, texts)) > _MOST_BYTES / 2:
             del texts[: len(texts) // 2 + 1]
         write_private(self.path, "\n".join([*foreign, *texts]).encode())
+
+
+def _lock_soon(file: IO[bytes]) -> None:
+    """Lock a file; raise OSError if another program does not let go of it: a block waits."""
+    ends = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            lock(file, wait=False)
+        except BlockingIOError as error:
+            if time.monotonic() > ends:
+                raise OSError(error.errno, "another program has it locked") from None
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read it; raise OSError for what may never end or never begin, as a FIFO."""
+    return os.fdopen(_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK)), "rb")
+
+
+def _regular(handle: int) -> int:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
 
 
 def _is_sound(line: Any) -> bool:
