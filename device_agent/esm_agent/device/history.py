@@ -223,7 +223,7 @@ class HistoryFile:
             near = sound
         foreign = [json.dumps(line) for line in read if _is_foreign(line)]
         while sum(map(len, foreign)) > _MOST_BYTES / 4:
-            del foreign[: len(foreign) // 2 + 1]
+            del foreign[: len(foreign) // 10 + 1]
         kept = [_fullest(moment) for own in _by_conditions(near) for moment in _moments(own)]
         for most in (_KEPT_LINES, 1):
             lines = [
