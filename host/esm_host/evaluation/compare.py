@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -30,6 +31,13 @@ FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
 CASES, INPUTS, RAW = "cases", "inputs", "raw"
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings that older files lack; what follows from them is in the intervals."""
+
+_BOUNDS = {
+    "trimmed_mean_ms": (1e-9, 1e12),
+    "ci95_percent": (0.0, sys.float_info.max),
+    "block_ci95_percent": (0.0, sys.float_info.max),
+}
+"""Least and greatest values that make sense; None says that there is none."""
 
 Json = Mapping[str, Any]
 
@@ -168,6 +176,8 @@ def compare(
     for old, theirs in (match or {}).items():
         sides[1] = [_renamed(timing, old, theirs) for timing in sides[1]]
     timings = [timing for side in sides for timing in side]
+    for timing in timings:
+        _check_numbers(timing.data, timing.name)
     first = timings[0]
     _check_arguments(first.data, confidence, tolerance_percent, allow)
     allowed: list[str] = []
@@ -219,7 +229,23 @@ def check_timing(data: Any, name: str) -> Json:
             f"{name} has schema version {data.get('schema_version')}, {understood} are understood: "
             "write it again with this version of esm-host time"
         )
+    _check_numbers(data, name)
     return data
+
+
+def _check_numbers(data: Json, name: str) -> None:
+    """Raise UsageError for a number that no timing has, such as NaN, which would count as equal."""
+    results = data.get("results")
+    for result in results if isinstance(results, list) else ():
+        for field, (least, most) in _BOUNDS.items():
+            value = result.get(field) if isinstance(result, Mapping) else None
+            if value is None:
+                continue
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise UsageError(
+                    f"{name}: {field} of {result.get('model')} is {value!r}: write it again, "
+                    "esm-host time --json"
+                )
 
 
 @dataclass(frozen=True)
@@ -277,7 +303,7 @@ class _Judge:
         """
         freedom = len(base) + len(new) - 2
         if freedom == 0:
-            return math.hypot(self._half_of(base), self._half_of(new))
+            return min(math.hypot(self._half_of(base), self._half_of(new)), WIDEST)
         squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
         between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
         within = math.hypot(
