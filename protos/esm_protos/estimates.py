@@ -40,6 +40,8 @@ _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
 _ANOTHER = 100
 """Factor by which nothing slows a device down: a memory that says so is nonsense, or another's."""
+_VISIT_SPREAD = 0.1
+"""Standard deviation between visits that is reckoned with before any is seen, as a share."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -430,10 +432,15 @@ def _median_error(values: Floats) -> float:
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:
-    """Standard error of a reference's latency, as a share."""
+    """Standard error of a reference's latency, as a share.
+
+    Few visits may agree by chance, so what visits vary by before any is seen counts as one more.
+    """
     if math.isfinite(estimate.parts.runs):
         return estimate.parts.runs / 2
-    return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
+    values = np.median(visited, axis=1)
+    deviations = values / values.mean() - 1
+    return math.sqrt(_VISIT_SPREAD**2 + float(deviations @ deviations)) / len(values)
 
 
 def _freedom(paces: Paces) -> float:

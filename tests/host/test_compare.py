@@ -138,6 +138,20 @@ def test_a_latency_over_its_limit_is_a_regression(compare: Invoke, timing: Json,
     assert_refused(compare(timing, timing, "--max-latency", "a=4min"), "MODEL=LIMIT")
 
 
+def test_timings_that_agree_by_chance_prove_no_limit_broken(compare: Invoke, timing: Json) -> None:
+    """Two of which each is known to 10 % lie 1 % above the limit."""
+    timing = {**timing, "results": timing["results"][:1]}
+    news = timed(timing, 1.01, 1.01)
+    for number, data in enumerate(news):
+        data["results"][0]["ci95_percent"] = data["results"][0]["block_ci95_percent"] = 10.0
+        data["context"] = {**data["context"], "created_at": str(number)}
+    model = timing["results"][0]["model"]
+    limit_ms = timing["results"][0]["trimmed_mean_ms"]
+    limit = ["--max-latency", f"{model}={limit_ms}ms"]
+    result = compare(timing, news[0], *limit, news=news[1:])
+    assert result.exit_code == 0, result.output
+
+
 def test_tables_for_pull_requests(compare: Invoke, timing: Json, new: Json) -> None:
     new["results"][0]["trimmed_mean_ms"] *= 2
     for result in (*timing["results"], *new["results"]):

@@ -306,23 +306,23 @@ class _Judge:
             return min(math.hypot(self._half_of(base), self._half_of(new)), WIDEST)
         squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
         between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
-        within = math.hypot(
-            *(
-                self._error(result, _within(result)) / len(side)
-                for side in (base, new)
-                for result in side
-            )
-        )
+        within = math.hypot(*map(self._within_error, (base, new)))
         return min(t_quantile(freedom, self.confidence) * max(between, within), WIDEST)
 
     def _half_of(self, results: Sequence[Json]) -> float:
         """Half-width of the interval of one side's latency, in logarithms."""
         ran = [result for result in results if result["trimmed_mean_ms"] is not None]
         if len(ran) > 1:
-            error = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
-            return t_quantile(len(ran) - 1, self.confidence) * error
+            between = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
+            within = self._within_error(ran)
+            return t_quantile(len(ran) - 1, self.confidence) * max(between, within)
         freedom = self._freedom(ran[0])
         return self._error(ran[0], "ci95_percent") * t_quantile(freedom, self.confidence)
+
+    def _within_error(self, results: Sequence[Json]) -> float:
+        """Return the standard error that runs and sessions leave in the mean of several timings."""
+        errors = (self._error(result, _within(result)) for result in results)
+        return math.hypot(*errors) / len(results)
 
     def _error(self, result: Json, name: str) -> float:
         """Return the standard error of which an interval is, as a share.
