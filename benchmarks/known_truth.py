@@ -316,7 +316,7 @@ def _row(setting: str, moments: str, size: str, values: Floats) -> Row:
         moments,
         size,
         len(values),
-        float(np.mean(np.abs(np.expm1(-errors)) <= intervals)),
+        float(np.mean(np.abs(errors) <= intervals)),
         float(errors.mean()),
         float(errors.std() / math.sqrt(len(errors))),
         float(np.sqrt(np.mean(intervals**2))),

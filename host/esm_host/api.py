@@ -234,7 +234,10 @@ def compare(
         assert not comparison.regressions
     """
     sides = [
-        [check_timing(_timing(source).data, "the timing") for source in _timings(given)]
+        [
+            check_timing(file.data, str(file.path or "the timing"))
+            for file in map(_timing, _timings(given))
+        ]
         for given in (base, new)
     ]
     return compare_timings(

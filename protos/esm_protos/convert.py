@@ -16,8 +16,10 @@ import numpy as np
 
 from esm_protos.messages import (
     CHUNK_BYTES,
+    LONGEST_NS,
     MAX_THREADS,
     PROTOCOL_VERSION,
+    SHORTEST_NS,
     Block,
     BlockResult,
     Case,
@@ -476,12 +478,12 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         raise NonsenseError(
             f"{sum(message.session_runs)} runs of sessions with {len(message.latency_ns)} latencies"
         )
-    latency_ns = np.array(message.latency_ns, dtype=np.int64)
-    if not latency_ns.all():
-        raise nonsense("latency_ns", 0)
+    for name in ("latency_ns", "warming_ns", "warm_ns"):
+        if (shortest := min(getattr(message, name), default=1)) < 1:
+            raise nonsense(name, shortest)
     return Measurement(
         model_id=message.model_id,
-        latency_ns=latency_ns,
+        latency_ns=np.array(message.latency_ns, dtype=np.int64),
         start_ns=np.array(message.start_ns, dtype=np.int64),
         load_ns=message.load_ns,
         first_run_ns=message.first_run_ns,
@@ -571,8 +573,9 @@ def _usual_from_pb(message: pb.Usual) -> Usual:
     sizes = len(message.spread), len(message.block_spread) or count**2
     if len(message.latency_ns) != count or set(sizes) != {count**2}:
         raise NonsenseError(f"no latencies or spreads of {count} references")
-    if not all(message.latency_ns):
-        raise nonsense("latency_ns", 0)
+    for latency_ns in message.latency_ns:
+        if not SHORTEST_NS <= latency_ns <= LONGEST_NS:
+            raise nonsense("latency_ns", latency_ns)
     return Usual(
         tuple(message.references),
         np.array(message.latency_ns, dtype=np.float64),

@@ -43,6 +43,10 @@ _BY_MEMORY = 0.2
 with 15 to 25 MB of weights it did by 0.15 to 0.29."""
 _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
+_ANOTHER = 100
+"""Factor by which nothing slows a device down: a memory that says so is nonsense, or another's."""
+_VISIT_SPREAD = 0.1
+"""Standard deviation between visits that is reckoned with before any is seen, as a share."""
 _FAR = 100
 """Degrees of freedom above which Student's distribution is the normal one."""
 
@@ -109,7 +113,9 @@ class Runs:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an interval is made of: half-widths of 95 % intervals, as shares of the latency.
+    """What an interval is made of: half-widths of 95 % intervals of the latency's logarithm.
+
+    As long as it is small, that is a share of the latency.
 
     Attributes:
         runs: what the model's runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
@@ -178,12 +184,12 @@ class Estimate:
 
     @property
     def interval(self) -> float:
-        """Half-width of the 95 % interval for this device at any time, as a share."""
+        """Half-width of the 95 % interval of the logarithm, for this device at any time."""
         return self.parts.interval
 
     @property
     def within(self) -> float:
-        """Half-width of the 95 % interval within this block, as a share."""
+        """Half-width of the 95 % interval of the logarithm, within this block."""
         return self.parts.within
 
 
@@ -325,6 +331,8 @@ def estimate_block(
         for runs, each, visited in zip(models, found, visits, strict=False)
         if known and runs.name in known
     ]
+    if usual is not None and not _of_this_device(readings, usual):
+        usual = None
     paces = Paces(readings, usual, told)
     series = [
         _Series(runs.name, runs.visit_starts_ns, influence(visited / own[:, None], trim))
@@ -391,6 +399,16 @@ def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimat
         latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
         raw_ns=trimmed_mean(runs.latency_ns, trim),
         parts=Parts(runs=relative_interval(visited / factors[:, None], trim)),
+    )
+
+
+def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
+    """Whether what is remembered can be of the device that a block was measured on."""
+    known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
+    return all(
+        1 / _ANOTHER < each.latency_ns / known[each.name] < _ANOTHER
+        for each in readings
+        if each.name in known
     )
 
 
@@ -468,10 +486,15 @@ def _median_error(values: Floats) -> float:
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:
-    """Standard error of a reference's latency, as a share."""
+    """Standard error of a reference's latency, as a share.
+
+    Few visits may agree by chance, so what visits vary by before any is seen counts as one more.
+    """
     if math.isfinite(estimate.parts.runs):
         return estimate.parts.runs / 2
-    return float(visited.std() / visited.mean()) if len(visited) > 1 else 0.1
+    values = np.median(visited, axis=1)
+    deviations = values / values.mean() - 1
+    return math.sqrt(_VISIT_SPREAD**2 + float(deviations @ deviations)) / len(values)
 
 
 def _freedom(paces: Paces) -> float:

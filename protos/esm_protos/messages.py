@@ -560,6 +560,13 @@ class Measurement:
         return trimmed_mean(self.latency_ns, trim) / 1e6
 
 
+SHORTEST_NS, LONGEST_NS = 1.0, 1e12
+"""Latencies of a reference model that make sense, up to 1000 s."""
+MOST_SPREAD = 1.0
+"""Standard deviation of a logarithm, a factor of 2.7. No device varies by more between moments:
+a file or a peer that says so is broken."""
+
+
 @dataclass(frozen=True, eq=False)
 class Usual:
     """What an agent remembers of its reference models under the conditions of a block: the same
@@ -569,7 +576,8 @@ class Usual:
         references: names of the models, ``(r,)``.
         latency_ns: mean of the middle half of the moments, of logarithms, ``(r,)``.
         spread: standard deviation between moments, ``(r, r)``: of the logarithm of a latency on
-            the diagonal, of the difference of two logarithms elsewhere.
+            the diagonal, of the difference of two logarithms elsewhere; :data:`MOST_SPREAD` at
+            most.
         moments: number of moments of five minutes.
         span_s: from the first moment to the last.
         block_spread: as ``spread``, of single blocks against what is usual; None where that is not
@@ -582,6 +590,11 @@ class Usual:
     moments: int
     span_s: float
     block_spread: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("spread", "block_spread"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.minimum(given, MOST_SPREAD))
 
     def to_json(self) -> dict[str, Any]:
         return {

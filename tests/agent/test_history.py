@@ -1,10 +1,12 @@
 """The agent's memory of its reference models: a file shared with others, broken, or full."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,29 @@ def test_a_busy_moment_counts_once(file: HistoryFile, clock: Clock) -> None:
     assert usual.latency_ns == pytest.approx([1e6, 9e6])
 
 
+@pytest.mark.parametrize("taken", [{}, {"beyond": 9e6}, {"arithmetic": 1e6}])
+def test_blocks_without_a_reference_take_nothing_from_other_moments(
+    file: HistoryFile, clock: Clock, taken: dict[str, float]
+) -> None:
+    """Blocks that are too short to time it, many of them in one moment."""
+    add_moments(file, clock, 20)
+    for _ in range(41):
+        file.add(HERE, taken)
+        clock.now += 1
+    # As an agent of an older version writes it.
+    line = {"format": 1, "at_unix_s": clock.now, "conditions": HERE, "latency_ns": taken}
+    file.path.write_text(file.path.read_text() + f"\n{json.dumps(line)}" * 41)
+    usual = file.usual(HERE, NAMES)
+    assert usual is not None
+    assert (usual.references, usual.moments) == (NAMES, 20)
+    assert file.remembered()[0].usual is not None
+
+
+def test_a_block_without_references_writes_nothing(file: HistoryFile) -> None:
+    file.add(HERE, {})
+    assert not file.path.exists()
+
+
 def test_is_private(file: HistoryFile, clock: Clock) -> None:
     before = os.umask(0)
     try:
@@ -103,6 +128,8 @@ def test_is_private(file: HistoryFile, clock: Clock) -> None:
                 (1.7e9, HERE, {"arithmetic": -1.0, "beyond": 1}),
                 (1.7e9, HERE, {"arithmetic": float("nan"), "beyond": 1}),
                 (1.7e9, HERE, {"arithmetic": 10**400, "beyond": 1}),
+                (1.7e9, HERE, {"arithmetic": 5e-324, "beyond": 1}),
+                (1.7e9, HERE, {"arithmetic": 9e17, "beyond": 1}),
                 (1.7e9, HERE, [1, 2]),
                 (1.7e9, None, TAKEN),
                 (float("inf"), HERE, TAKEN),
@@ -199,7 +226,8 @@ def _count(path: Path) -> list[int]:
     return [owners.count(str(number)) for number in range(2)]
 
 
-def test_two_agents_write_to_one_file(tmp_path: Path) -> None:
+def test_two_agents_write_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_LOCK_S", 60.0)  # the machine may have much else to do
     path = tmp_path / "history.jsonl"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write, args=(path, n, 200)) for n in range(2)]
@@ -246,6 +274,20 @@ def test_a_large_file_keeps_a_line_for_each_of_the_newest_moments(
     assert usual.latency_ns[0] > 1e6 + 500
 
 
+def test_a_file_that_is_shortened_keeps_whole_lines(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_MOST_BYTES", 20_000)
+    clock.now -= clock.now % MOMENT_S
+    for number in range(400):
+        file.add(HERE, TAKEN if number % 20 == 7 else {"arithmetic": 1e6})
+        clock.now += MOMENT_S / 20
+    assert file.path.stat().st_size <= 21_000
+    usual = file.usual(HERE, NAMES)
+    assert usual is not None
+    assert (usual.references, usual.moments) == (NAMES, 20)
+
+
 def test_many_moments_leave_the_newest(
     file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +298,78 @@ def test_many_moments_leave_the_newest(
     kept = [json.loads(line)["at_unix_s"] for line in file.path.open() if line.strip()]
     assert max(kept) == pytest.approx(last, abs=0.1)
     assert 20 < moments(file) < 300
+
+
+def test_a_wrong_clock_forgets_nothing(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block at 1970, as of a board before it has asked for the time, when the file is full."""
+    add_moments(file, clock, 100)
+    monkeypatch.setattr(history, "_MOST_BYTES", file.path.stat().st_size)
+    right, clock.now = clock.now, 100.0
+    add_moments(file, clock, 1)
+    clock.now = right
+    assert moments(file) > 30
+    monkeypatch.setattr(history, "_MOST_BYTES", 1_000)
+    add_moments(file, clock, 1)
+    kept = [json.loads(line)["at_unix_s"] for line in file.path.open() if line.strip()]
+    assert min(kept) > 1e9, "a right clock forgets what a wrong one told"
+
+
+def test_lines_of_a_newer_agent_stay(
+    file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = [{"format": 2, "at_unix_s": clock.now, "number": number} for number in range(100)]
+    file.path.parent.mkdir()
+    file.path.write_text("\n".join(map(json.dumps, newer)))
+    add_moments(file, clock, 200)
+    monkeypatch.setattr(history, "_MOST_BYTES", 20_000)
+    add_moments(file, clock, 1)
+    assert file.path.stat().st_size < 20_000
+    lines = [json.loads(line) for line in file.path.open() if line.strip()]
+    assert [line["number"] for line in lines if line["format"] == 2][-20:] == list(range(80, 100))
+    assert moments(file) > 20
+
+
+def test_who_keeps_the_file_locked_holds_no_block_up(
+    file: HistoryFile,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(history, "_LOCK_S", 0.1, raising=False)
+    add_moments(file, clock, 1)
+    with file.path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer = threading.Thread(target=file.add, args=(HERE, TAKEN), daemon=True)
+        writer.start()
+        writer.join(20)
+        held_up = writer.is_alive()
+        fcntl.flock(other, fcntl.LOCK_UN)
+    writer.join(20)
+    assert not held_up
+    assert "another program has it locked" in caplog.text
+    assert moments(file) == 1
+    file.add(HERE, TAKEN)
+    assert moments(file) == 2
+
+
+def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    program = (
+        "import sys; from pathlib import Path; from esm_agent.device.history import HistoryFile\n"
+        "file = HistoryFile(Path(sys.argv[1])); file.add({}, {'a': 1e6})\n"
+        "assert file.usual({}, ['a']) is None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing is remembered in" in done.stderr
+    shown = esm_agent("history", "--history", path)
+    assert shown.returncode == 1
+    assert shown.stderr == f"error: cannot read {path}: it is no regular file\n"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,17 @@ class Campaign:
         return self.faults[kind](rng)
 
     def blocks_stored(self) -> int:
+        """Count the blocks that the host has reported."""
         return self.log.read_text(errors="replace").count(" models measured, ")
+
+    def wait_until_begun(self) -> None:
+        """Wait until the host has reached the agent.
+
+        Only from then on does it wait for an agent that is gone: before, the address may be wrong.
+        """
+        while "round 0: " not in self.log.read_text(errors="replace"):
+            assert self.host.poll() is None, "the host ended before it began to measure"
+            time.sleep(0.1)
 
     def story(self) -> str:
         """Tell what happened last."""

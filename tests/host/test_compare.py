@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from esm_host.cli.app import app
+from esm_host.errors import UsageError
 from esm_host.evaluation import compare as evaluation
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -134,6 +136,20 @@ def test_a_latency_over_its_limit_is_a_regression(compare: Invoke, timing: Json,
     assert "over its limit of 4 ms" in shown.stdout
     assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "no model of this name")
     assert_refused(compare(timing, timing, "--max-latency", "a=4min"), "MODEL=LIMIT")
+
+
+def test_timings_that_agree_by_chance_prove_no_limit_broken(compare: Invoke, timing: Json) -> None:
+    """Two of which each is known to 10 % lie 1 % above the limit."""
+    timing = {**timing, "results": timing["results"][:1]}
+    news = timed(timing, 1.01, 1.01)
+    for number, data in enumerate(news):
+        data["results"][0]["ci95_percent"] = data["results"][0]["block_ci95_percent"] = 10.0
+        data["context"] = {**data["context"], "created_at": str(number)}
+    model = timing["results"][0]["model"]
+    limit_ms = timing["results"][0]["trimmed_mean_ms"]
+    limit = ["--max-latency", f"{model}={limit_ms}ms"]
+    result = compare(timing, news[0], *limit, news=news[1:])
+    assert result.exit_code == 0, result.output
 
 
 def test_tables_for_pull_requests(compare: Invoke, timing: Json, new: Json) -> None:
@@ -448,6 +464,30 @@ def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path
     base = str(tmp_path / "base.json")
     for other, words in (("bad.json", "is no JSON"), ("none.json", "cannot read")):
         assert_refused(CliRunner().invoke(app, ["compare", base, str(tmp_path / other)]), words)
+
+
+@pytest.mark.parametrize("field", ["trimmed_mean_ms", "ci95_percent", "block_ci95_percent"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "fast"])
+def test_a_number_that_is_none_is_named(
+    compare: Invoke, timing: Json, new: Json, field: str, value: object
+) -> None:
+    new["results"][2][field] = value
+    model = new["results"][2]["model"]
+    assert_refused(compare(timing, new), f"new.json: {field} of {model} is {value!r}")
+    assert_refused(compare(new, timing), f"base.json: {field} of {model} is {value!r}")
+    with pytest.raises(UsageError, match=f"^new timing: {field} of {model} is "):
+        evaluation.compare(timing, new)
+
+
+@pytest.mark.parametrize("percent", [3_000.0, 80_000.0, 1e300])
+def test_one_wide_interval_per_side_is_finite(
+    compare: Invoke, timing: Json, new: Json, percent: float
+) -> None:
+    new["results"][0]["ci95_percent"] = percent
+    result = compare(timing, new, "--json", "-")
+    assert (result.exit_code, outcomes(result)[0]) == (0, "same")
+    low, high = json.loads(result.stdout)["results"][0]["interval_percent"]
+    assert -100 <= low < 0 < high < 1e12
 
 
 @pytest.mark.parametrize(

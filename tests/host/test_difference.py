@@ -185,3 +185,12 @@ def test_a_ratio_without_an_interval_stays_without_one() -> None:
     ratio = Ratio(2.0, None, True).at_usual(math.log(2), 0.1)
     assert ratio.value == pytest.approx(1.0)
     assert ratio.interval is None
+
+
+@pytest.mark.parametrize("half", [1e3, 1e18])
+def test_a_ratio_of_which_nothing_is_known_has_finite_ends(half: float) -> None:
+    ratio = Ratio(2.0, (1.9, 2.1), True).at_usual(0.0, half)
+    assert ratio.interval is not None
+    low, high = ratio.interval
+    assert 0 < low < 1e-6
+    assert 1e6 < high < math.inf

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import re
 import subprocess
 import sys
@@ -173,7 +174,8 @@ def test_json_has_the_documented_shape(files: list[Path], tmp_path: Path) -> Non
         assert [entry[name] for name in order] == sorted(entry[name] for name in order)
         low, high = entry["ci95_ms"]
         assert low < latency_ms < high
-        assert high - low == pytest.approx(2 * latency_ms * entry["ci95_percent"] / 100)
+        assert math.log(high / latency_ms) == pytest.approx(entry["ci95_percent"] / 100)
+        assert math.log(latency_ms / low) == pytest.approx(entry["ci95_percent"] / 100)
         assert min(entry["load_ms"], entry["first_run_ms"]) > 0
         assert (entry["status"], entry["failure"]) == ("success", None)
         assert entry["verdict"] in ("stable", "noisy", "unresolved", "throttled")

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from typer.testing import CliRunner, Result
 import esm_host
 from esm_host.cli.app import app
 from esm_host.cli.progress import DeviceLines
+from esm_host.cli.timing_table import _ratio as shown_ratio
 from esm_host.errors import UnreachableError, UsageError
 from esm_host.evaluation.difference import Ratio
 from esm_host.evaluation.verdict import Verdict
+from esm_host.search.latency import measured_at_most
+from esm_host.timing.result import Result as TimingResult
 from esm_host.timing.spread import (
     block_starts,
     parse_duration,
@@ -31,6 +35,7 @@ from esm_host.timing.spread import (
 )
 from esm_host.transport import devices
 from esm_protos.estimates import Estimate, Parts
+from esm_protos.messages import Measurement, MeasureSpec
 from tests.host.paced import BIG_MS, SMALL_MS, PacedProfiler
 
 SLOW = math.log(1.14)
@@ -303,6 +308,25 @@ def test_pooling_shares_what_blocks_have_in_common() -> None:
         (2 * math.exp(-0.01), 2 * math.exp(0.01))
     )
     assert pool_ratios([*ratios, Ratio(2.0, None, True)], 0.01).interval is None
+
+
+@pytest.mark.parametrize("latencies_ms", [(1.0, 1.1, 2.2), (1.0, 3.0, 27.0)])
+def test_no_end_of_an_interval_is_below_zero(latencies_ms: tuple[float, ...]) -> None:
+    """Blocks, or runs, that differ widely."""
+    estimate = pool([Estimate(1e6 * ms, 1e6 * ms, Parts(0.01)) for ms in latencies_ms])
+    measured = Measurement("m", np.array([1_000_000]), np.zeros(1, dtype=np.int64))
+    result = TimingResult("d", MeasureSpec(), SimpleNamespace(items=1), measured, estimate, None)
+    low, high = result.numbers["ci95_ms"]
+    latency_ms = result.numbers["trimmed_mean_ms"]
+    assert 0 < low < latency_ms < high
+    assert math.log(high / low) == pytest.approx(2 * estimate.interval)
+    at_least, at_most = (measured_at_most(latency_ms, estimate.interval, p) for p in (0.025, 0.975))
+    assert (at_least, at_most) == pytest.approx((low, high))
+
+
+def test_a_wide_ratio_is_shown_by_its_ends() -> None:
+    assert shown_ratio(Ratio(8.0, (8 / 6, 48.0), False)) == "8.00x (1.33 to 48.00)"
+    assert shown_ratio(Ratio(1.3, (1.27, 1.331), True)) == "1.30x ± 0.03"
 
 
 def test_what_disturbed_several_blocks_is_said_once() -> None:

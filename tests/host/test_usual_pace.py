@@ -103,6 +103,14 @@ def test_the_fake_has_the_agents_models() -> None:
     assert {each.name: each.weight_bytes for each in REFERENCES} == shipped
 
 
+def test_a_fake_that_is_started_again_remembers_as_much() -> None:
+    """Else what a campaign comes to depends on when it was interrupted."""
+    fake = FakeProfiler(latency)
+    blocks = [Block(name, SPEC, (Model("m", b"x"),)) for name in "abc"]
+    remembered = [fake.measure(block).usual.to_json() for block in blocks]
+    assert remembered[0] == remembered[1] == remembered[2]
+
+
 def test_a_pace_of_everything_is_taken_out(tmp_path: Path) -> None:
     """Not the campaign's median counts, but the device's usual pace."""
     profiler = device(latency, pace=varied(1.3, 1.1))

@@ -72,7 +72,8 @@ def _value(draw: Any, field: Any, odd: int) -> Any:
         known = [value.number for value in field.enum_type.values if value.number]
         return draw(st.sampled_from((0, 99, -1) if strange else known))
     if field.type == FieldDescriptor.TYPE_DOUBLE:
-        return draw(st.sampled_from(_FLOATS) if strange else st.floats(0, 1))
+        usual = st.floats(1, 1000) if field.name.endswith("ns") else st.floats(0, 1)
+        return draw(st.sampled_from(_FLOATS) if strange else usual)
     low, high = _LEAST[field.type], _MOST[field.type]
     return draw(
         st.sampled_from([n for n in _INTEGERS if low <= n <= high])

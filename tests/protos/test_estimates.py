@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_protos.estimates import Runs, estimate_block, estimate_measured, estimate_references
+from esm_protos.estimates import (
+    Estimate,
+    Parts,
+    Runs,
+    _error,
+    estimate_block,
+    estimate_measured,
+    estimate_references,
+)
 from esm_protos.messages import FailureKind, Measurement, MeasureSpec, Usual
 from tests.protos.test_paces import BYTES, NAMES, USUAL, USUAL_NS, usuals
 
@@ -121,6 +129,63 @@ def test_an_old_agents_result_has_the_interval_of_its_block() -> None:
     assert model.shift is None
     assert model.interval == model.within
     assert model.latency_ns == model.raw_ns
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_visits_that_agree_by_chance_are_not_believed_exactly(count: int) -> None:
+    """References of a short block, a fifth slower than usual."""
+    few = [
+        Runs(
+            each.latency_ns[: 4 * count],
+            each.start_ns[: 4 * count],
+            4,
+            each.weight_bytes,
+            (),
+            each.name,
+        )
+        for each in references(0.2, 0.2, 0.2, 0.2)
+    ]
+    equal = [
+        replace(each, latency_ns=np.full_like(each.latency_ns, each.latency_ns[0])) for each in few
+    ]
+    own = runs(5e6)
+    (by_few,) = estimate_block([own], TRIM, True, few, USUAL).models
+    (by_equal,) = estimate_block([own], TRIM, True, equal, USUAL).models
+    (by_many,) = estimate_block([own], TRIM, True, references(0.2, 0.2, 0.2, 0.2), USUAL).models
+    for each in (by_few, by_equal):
+        assert each.shift is not None
+        assert by_many.shift is not None
+        assert each.shift.passing > 0.01
+        assert each.shift.passing > 3 * by_many.shift.passing
+
+
+def test_the_error_of_few_visits_is_about_right() -> None:
+    rng = np.random.default_rng(0)
+    unknown = Estimate(1.0, 1.0, Parts(math.inf))
+    for count in (1, 2, 3, 4):
+        visits = rng.normal(1, 0.1, (2000, count, 1))
+        claimed = np.array([_error(unknown, each) for each in visits])
+        wanted = 0.1 / math.sqrt(count)
+        assert math.sqrt(np.mean(claimed**2)) == pytest.approx(wanted, rel=0.05)
+        assert claimed.min() > wanted / 3
+
+
+@pytest.mark.parametrize("spread", [10.0, 1e18])
+def test_spreads_that_make_no_sense_are_bounded(spread: float) -> None:
+    wild = Usual(NAMES, USUAL_NS, np.full((4, 4), spread), 20, 1e6, np.full((4, 4), spread))
+    (model,) = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), wild).models
+    assert model.latency_ns == pytest.approx(5e6, rel=0.2)
+    assert model.interval < 3
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_history_of_another_device_is_not_believed(factor: float) -> None:
+    foreign = Usual(NAMES, USUAL_NS * factor, USUAL.spread, 200, 1e6)
+    block = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), foreign)
+    (model,) = block.models
+    assert model.latency_ns == model.raw_ns
+    assert (model.parts.moments, model.shift and model.shift.value) == (0, 0)
+    assert math.isfinite(model.interval)
 
 
 arrays = st.lists(st.integers(1, 10**12), min_size=1, max_size=12)

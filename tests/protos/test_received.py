@@ -103,6 +103,25 @@ def test_a_state_that_is_let_in_survives_json(message: pb.DeviceState) -> None:
             pb.ModelResult(model_id="m", latency_ns=[2**63], start_ns=[0]),
             "latency of 9223372036854775808 ns",
         ),
+        (
+            pb.ModelResult(model_id="m", latency_ns=[5], start_ns=[0], warming_ns=[9, 0]),
+            "warming of 0.0 ns",
+        ),
+        (
+            pb.ModelResult(model_id="m", latency_ns=[5], start_ns=[0], warming_ns=[5e-324]),
+            "warming of 5e-324 ns",
+        ),
+        (
+            pb.ModelResult(model_id="m", latency_ns=[5], start_ns=[0], warm_ns=[0]),
+            "warm of 0 ns",
+        ),
+        *(
+            (
+                pb.BlockDone(usual=pb.Usual(references=["a"], latency_ns=[taken], spread=[0.1])),
+                f"latency of {taken} ns",
+            )
+            for taken in (5e-324, 0.5, 9e15)
+        ),
         (pb.ModelResult(model_id="m", trimmed_mean_ns=math.nan), "trimmed mean of nan ns"),
         (pb.LeaseReply(standing=pb.Standing(expires_s=math.inf)), "expires of inf s"),
         (pb.LeaseReply(standing=pb.Standing(expires_s=1e9)), "expires of 1000000000.0 s"),

@@ -8,10 +8,13 @@ skipped, and a file that cannot be written is left as it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +31,7 @@ from esm_agent.device.facts import cpu_model, usable_cpus
 from esm_agent.device.machine import read_turbo
 from esm_agent.measure.references import reference_models
 from esm_protos.locks import lock
-from esm_protos.messages import MeasureSpec, Usual
+from esm_protos.messages import LONGEST_NS, SHORTEST_NS, MeasureSpec, Usual
 from esm_protos.paces import usual_of
 from esm_protos.private_files import write_private
 from esm_protos.user_folders import user_folder
@@ -47,6 +50,8 @@ _KEPT_LINES = 3
 """Lines kept of a moment: they show how blocks differ within it."""
 _MOST_BYTES = 3 << 20  # then the file is written anew, with a few lines for each moment
 _MOST_READ_BYTES = 2 * _MOST_BYTES
+_LOCK_S, _LOCK_POLL_S = 2.0, 0.01
+"""Time for which a block waits for other agents to write theirs."""
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 Conditions = Mapping[str, str]
@@ -124,7 +129,9 @@ class HistoryFile:
         self._told = False
 
     def add(self, conditions: Conditions, latency_ns: Mapping[str, float]) -> None:
-        """Remember what the references took just now."""
+        """Remember what the references took just now; nothing if none could be timed."""
+        if not latency_ns:
+            return
         line = {
             "format": FORMAT,
             "at_unix_s": round(self._now(), 1),
@@ -167,12 +174,17 @@ class HistoryFile:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
-        """Open the file to append to it, locked against other agents."""
+        """Open the file to append to it, locked against other agents.
+
+        Raises:
+            OSError: it cannot be written to, or another program has it locked.
+        """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            handle = _regular(os.open(self.path, flags, 0o600))
             with os.fdopen(handle, "ab") as file:
-                lock(file, wait=True)
+                _lock_soon(file)
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(handle), self.path.stat()):
                         yield file
@@ -185,22 +197,34 @@ class HistoryFile:
         Times from further away, past or future, were told by a clock that was wrong.
         """
         now = self._now()
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            # The end, and no device that never ends.
+        return (line for line in self._read() if _is_sound(line) and _is_near(line, now))
+
+    def _read(self) -> Iterator[Any]:
+        """Yield what the lines at the end of the file hold, of any format."""
+        texts: list[bytes] = []
+        with contextlib.suppress(OSError), open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - _MOST_READ_BYTES, 0))
-            for text in file.read(min(size, _MOST_READ_BYTES)).splitlines():
-                with contextlib.suppress(*_NONSENSE):
-                    line = json.loads(text)
-                    values = line["latency_ns"].values()
-                    sound = all(0 < value < 1e18 for value in values)
-                    sound = sound and isinstance(line["conditions"], dict)
-                    if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
-                        yield line
+            texts = file.read(_MOST_READ_BYTES).splitlines()
+        for text in texts:
+            with contextlib.suppress(*_NONSENSE):
+                yield json.loads(text)
 
     def _shorten(self) -> None:
-        """Leave a few lines of each of the newest moments, one where that is too much."""
-        kept = [moment for own in _by_conditions(self._lines()) for moment in _moments(own)]
+        """Leave a few lines of each of the newest moments, one where that is too much.
+
+        A clock that most lines contradict may be wrong, and forgets none of them. Lines that a
+        newer agent has written in another format stay, the last of them.
+        """
+        read, now = list(self._read()), self._now()
+        sound = [line for line in read if _is_sound(line)]
+        near = [line for line in sound if _is_near(line, now)]
+        if len(near) < len(sound) / 2:
+            near = sound
+        foreign = [json.dumps(line) for line in read if _is_foreign(line)]
+        while sum(map(len, foreign)) > _MOST_BYTES / 4:
+            del foreign[: len(foreign) // 10 + 1]
+        kept = [_fullest(moment) for own in _by_conditions(near) for moment in _moments(own)]
         for most in (_KEPT_LINES, 1):
             lines = [
                 moment[i * len(moment) // min(len(moment), most)]
@@ -213,7 +237,56 @@ class HistoryFile:
                 break
         while sum(map(len, texts)) > _MOST_BYTES / 2:
             del texts[: len(texts) // 2 + 1]
-        write_private(self.path, "\n".join(texts).encode())
+        write_private(self.path, "\n".join([*foreign, *texts]).encode())
+
+
+def _lock_soon(file: IO[bytes]) -> None:
+    """Lock a file; raise OSError if another program does not let go of it: a block waits."""
+    ends = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            lock(file, wait=False)
+        except BlockingIOError as error:
+            if time.monotonic() > ends:
+                raise OSError(error.errno, "another program has it locked") from None
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read it; raise OSError for what may never end or never begin, as a FIFO."""
+    return os.fdopen(_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK)), "rb")
+
+
+def _regular(handle: int) -> int:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return handle
+
+
+def _is_sound(line: Any) -> bool:
+    """Whether a line is of this format, and makes sense."""
+    try:
+        values = line["latency_ns"].values()
+        return (
+            line["format"] == FORMAT
+            and bool(values)
+            and all(SHORTEST_NS <= value <= LONGEST_NS for value in values)
+            and isinstance(line["conditions"], dict)
+            and math.isfinite(line["at_unix_s"])
+        )
+    except _NONSENSE:
+        return False
+
+
+def _is_near(line: Mapping[str, Any], now: float) -> bool:
+    return bool(abs(line["at_unix_s"] - now) < KEPT_S)
+
+
+def _is_foreign(line: Any) -> bool:
+    return isinstance(line, dict) and line.get("format", FORMAT) != FORMAT
 
 
 def _by_conditions(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -232,10 +305,32 @@ def _moments(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [found[number] for number in sorted(found)[-_MOST_MOMENTS:]]
 
 
+def _fullest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines that have the most references."""
+    most = max(len(line["latency_ns"]) for line in lines)
+    return [line for line in lines if len(line["latency_ns"]) == most]
+
+
 def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
-    """Return what is usual over the moments of lines under the same conditions."""
-    kept = [line for moment in _moments(lines) for line in moment]
-    rows = [[line["latency_ns"].get(name, np.nan) for name in references] for line in kept]
+    """Return what is usual over the moments of lines under the same conditions.
+
+    References that more than half of the moments lack are left out, and then lines that lack
+    another: a burst of poor blocks in one moment takes nothing from the others.
+    """
+    moments = _moments(lines)
+    references = [
+        name
+        for name in references
+        if 2 * sum(any(name in line["latency_ns"] for line in own) for own in moments)
+        >= len(moments)
+    ]
+    kept = [
+        line
+        for own in moments
+        for line in own
+        if all(name in line["latency_ns"] for name in references)
+    ]
+    rows = [[line["latency_ns"][name] for name in references] for line in kept]
     moment = np.array([int(line["at_unix_s"] // MOMENT_S) for line in kept], dtype=np.int64)
     return usual_of(
         references,

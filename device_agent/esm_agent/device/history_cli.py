@@ -40,7 +40,7 @@ def show_history(
     Latencies are medians over moments of five minutes, with the standard deviation between
     moments. A running agent needs no restart.
     """
-    from esm_agent.device.history import HistoryFile, history_file
+    from esm_agent.device.history import HistoryFile, history_file, open_regular
 
     if forget and output is not None:
         fail(2, "--forget deletes the file and shows nothing: leave --json out")
@@ -56,7 +56,7 @@ def show_history(
         typer.echo(f"{path} deleted", err=True)
         return
     try:
-        path.open("rb").close()
+        open_regular(path).close()
     except OSError as error:
         fail(1, f"cannot read {path}: {error.strerror}")
     remembered = file.remembered()

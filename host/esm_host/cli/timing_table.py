@@ -18,6 +18,9 @@ from esm_protos.text import printable
 _TOP = 10
 _PAGE = 100
 _CUT_SHORT = "cut short by an interrupt: of what was measured until then"
+_LOPSIDED = 0.3
+"""Half-width of the logarithm from which on the ends of a ratio's interval are shown: they are not
+equally far from it."""
 
 Column = tuple[str, Callable[[Result], str]]
 
@@ -220,6 +223,9 @@ def _ratio(ratio: Ratio | None) -> str:
         return f"{ratio.value:.2f}x"
     if not ratio.different:
         return "same within noise"
+    if ratio.log_half_width > _LOPSIDED:
+        low, high = ratio.interval or (0.0, 0.0)
+        return f"{ratio.value:.2f}x ({low:.2f} to {high:.2f})"
     digits = 2 if ratio.half_width >= 0.01 or ratio.value >= 1.1 else 3
     return f"{ratio.value:.{digits}f}x ± {max(ratio.half_width, 10**-digits):.{digits}f}"
 

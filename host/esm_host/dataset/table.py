@@ -50,8 +50,8 @@ class Dataset:
         latency_ms: trimmed mean at the device's usual pace, ``(n,)``; of a campaign without the
             agent's reference models with the pace and the block's factor divided out; of a raw one
             as measured. Of a group, on the scale of its median device.
-        interval: half-width of the 95 % interval for the device at any time, as a share of the
-            latency, ``(n,)``.
+        interval: half-width of the 95 % interval of the latency's logarithm for the device at any
+            time, ``(n,)``: nearly a share of the latency.
         judgements: verdict and reasons of each, ``(n,)``.
         raw_ms: trimmed mean as measured, ``(n,)``.
     """

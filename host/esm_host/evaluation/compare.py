@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -19,6 +20,7 @@ import numpy as np
 
 from esm_host.arguments import argument
 from esm_host.errors import EsmError, UsageError
+from esm_host.evaluation.difference import WIDEST
 from esm_host.fed import fed_text
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
@@ -30,7 +32,12 @@ CASES, INPUTS, RAW = "cases", "inputs", "raw"
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings that older files lack; what follows from them is in the intervals."""
 
-_WIDEST = 20.0  # in logarithms; from so many on (a factor of 5e8) it says nothing, and may overflow
+_BOUNDS = {
+    "trimmed_mean_ms": (1e-9, 1e12),
+    "ci95_percent": (0.0, sys.float_info.max),
+    "block_ci95_percent": (0.0, sys.float_info.max),
+}
+"""Least and greatest values that make sense; None says that there is none."""
 
 Json = Mapping[str, Any]
 
@@ -219,6 +226,8 @@ def compare(
     for old, theirs in (match or {}).items():
         sides[1] = [_renamed(timing, old, theirs) for timing in sides[1]]
     timings = [timing for side in sides for timing in side]
+    for timing in timings:
+        _check_numbers(timing.data, timing.name)
     first = timings[0]
     _check_arguments(first.data, confidence, tolerance_percent, allow)
     allowed: list[str] = []
@@ -270,7 +279,23 @@ def check_timing(data: Any, name: str) -> Json:
             f"{name} has schema version {data.get('schema_version')}, {understood} are understood: "
             "write it again with this version of esm-host time"
         )
+    _check_numbers(data, name)
     return data
+
+
+def _check_numbers(data: Json, name: str) -> None:
+    """Raise UsageError for a number that no timing has, such as NaN, which would count as equal."""
+    results = data.get("results")
+    for result in results if isinstance(results, list) else ():
+        for field, (least, most) in _BOUNDS.items():
+            value = result.get(field) if isinstance(result, Mapping) else None
+            if value is None:
+                continue
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise UsageError(
+                    f"{name}: {field} of {result.get('model')} is {value!r}: write it again, "
+                    "esm-host time --json"
+                )
 
 
 @dataclass(frozen=True)
@@ -328,26 +353,26 @@ class _Judge:
         """
         freedom = len(base) + len(new) - 2
         if freedom == 0:
-            return math.hypot(self._half_of(base), self._half_of(new))
+            return min(math.hypot(self._half_of(base), self._half_of(new)), WIDEST)
         squares = sum(len(side) * float(np.var(_logs(side))) for side in (base, new))
         between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
-        within = math.hypot(
-            *(
-                self._error(result, _within(result)) / len(side)
-                for side in (base, new)
-                for result in side
-            )
-        )
-        return min(t_quantile(freedom, self.confidence) * max(between, within), _WIDEST)
+        within = math.hypot(*map(self._within_error, (base, new)))
+        return min(t_quantile(freedom, self.confidence) * max(between, within), WIDEST)
 
     def _half_of(self, results: Sequence[Json]) -> float:
         """Half-width of the interval of one side's latency, in logarithms."""
         ran = [result for result in results if result["trimmed_mean_ms"] is not None]
         if len(ran) > 1:
-            error = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
-            return t_quantile(len(ran) - 1, self.confidence) * error
+            between = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
+            within = self._within_error(ran)
+            return t_quantile(len(ran) - 1, self.confidence) * max(between, within)
         freedom = self._freedom(ran[0])
         return self._error(ran[0], "ci95_percent") * t_quantile(freedom, self.confidence)
+
+    def _within_error(self, results: Sequence[Json]) -> float:
+        """Return the standard error that runs and sessions leave in the mean of several timings."""
+        errors = (self._error(result, _within(result)) for result in results)
+        return math.hypot(*errors) / len(results)
 
     def _error(self, result: Json, name: str) -> float:
         """Return the standard error of which an interval is, as a share.

@@ -14,6 +14,10 @@ from esm_protos.statistics import relative_interval, trimmed_mean
 Nanoseconds = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+WIDEST = 20.0
+"""Half-width of a logarithm's interval above which (a factor of 5e8) it says nothing, and its ends
+may overflow."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -51,7 +55,7 @@ class Ratio:
         """
         middle = math.log(self.value) - shift
         return Ratio(
-            math.exp(middle), _around(middle, math.hypot(self.log_half_width, half)), self.paired
+            math.exp(middle), around(middle, math.hypot(self.log_half_width, half)), self.paired
         )
 
 
@@ -84,7 +88,7 @@ def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
     # The interval comes as a share of the mean, which for a ratio of 1 is none: away from 0.
     shifted = logs - middle + 1
     half = relative_interval(shifted, trim) * trimmed_mean(shifted.ravel(), trim)
-    return Ratio(math.exp(middle), _around(middle, half), paired=True)
+    return Ratio(math.exp(middle), around(middle, half), paired=True)
 
 
 def unpaired_ratio(
@@ -97,12 +101,21 @@ def unpaired_ratio(
     """
     middle = math.log(one_ns / other_ns)
     return Ratio(
-        math.exp(middle), _around(middle, math.hypot(one_interval, other_interval)), paired=False
+        math.exp(middle), around(middle, math.hypot(one_interval, other_interval)), paired=False
     )
 
 
-def _around(middle: float, half: float) -> tuple[float, float] | None:
-    return (math.exp(middle - half), math.exp(middle + half)) if math.isfinite(half) else None
+def around(middle: float, half: float) -> tuple[float, float] | None:
+    """Return the ends of an interval, low and high; None where it is infinite.
+
+    Args:
+        middle: logarithm of a latency, or of a ratio.
+        half: half-width of the logarithm's interval.
+    """
+    if not math.isfinite(half):
+        return None
+    half = min(half, WIDEST)
+    return math.exp(middle - half), math.exp(middle + half)
 
 
 def _pairs(began_a: Nanoseconds, began_b: Nanoseconds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

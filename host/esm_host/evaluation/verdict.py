@@ -22,7 +22,7 @@ class Verdict(enum.StrEnum):
     """From best to worst."""
 
     STABLE = "stable"
-    """A repeat at another time agrees within the interval 95 times of 100."""
+    """Nothing disturbed the device, and the interval is as narrow as was asked for."""
     NOISY = "noisy"
     """Something disturbed the device, or references strayed."""
     UNRESOLVED = "unresolved"

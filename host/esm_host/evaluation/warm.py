@@ -24,6 +24,8 @@ _HUBER = 0.7
 _LEAST_ERROR = 0.005
 _UNKNOWN_ERROR = 0.05
 """Of a ratio that nothing tells of."""
+_SLOW_NS = 200_000_000
+"""Models that take so long are not warmed up: cold caches cost them less than a hundredth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class Warming:
 
     Attributes:
         counted_ns: trimmed mean of its counted runs.
-        uncounted_ns: trimmed means of the uncounted runs before them, by their place in a visit.
+        uncounted_ns: trimmed means of the uncounted runs before them, by their place in a visit;
+            empty where there were none.
         warm_ns: latency at the end of each long visit.
     """
 
@@ -48,12 +51,15 @@ def warming(measurements: Sequence[Measurement], trim: float) -> Warming:
         measurements: of the model, in one block or several.
         trim: share of the counted runs dropped at each end.
     """
-    places = min(len(each.warming_ns) for each in measurements)
-    uncounted = np.mean([each.warming_ns[:places] for each in measurements], axis=0)
+    # Stores may hold latencies of 0 from before an agent's results were checked for them.
+    told = [each.warming_ns for each in measurements if min(each.warming_ns, default=1) >= 1]
+    places = min(map(len, told), default=0)
+    uncounted = np.mean([each[:places] for each in told], axis=0) if told else np.zeros(0)
+    warm_ns = np.concatenate([each.warm_ns for each in measurements])
     return Warming(
         float(np.mean([trimmed_mean(each.latency_ns, trim) for each in measurements])),
         tuple(uncounted.tolist()),
-        np.concatenate([each.warm_ns for each in measurements]),
+        warm_ns[warm_ns >= 1],
     )
 
 
@@ -62,17 +68,20 @@ def warm_ratios(models: Sequence[Warming]) -> tuple[Floats, Floats]:
 
     Fits ``log(warm / counted)`` of all long visits to how much the first two runs of a visit, and
     the last uncounted and the first counted one, differ (robust least squares, Huber 1964); what a
-    model's own long visits say beyond that counts as far as it is known (empirical Bayes).
+    model's own long visits say beyond that counts as far as it is known (empirical Bayes). Without
+    uncounted runs the long visits alone tell.
 
     Returns:
-        ratios, ``(n,)``, and their standard errors as shares, ``(n,)``. 1 where models are not
-        warmed up at all, as slow ones are.
+        ratios, ``(n,)``, and their standard errors as shares, ``(n,)``. 1 where nothing is known,
+        and for slow models, which need no warming up.
     """
     count = len(models)
     ratios, errors = np.ones(count), np.full(count, _UNKNOWN_ERROR)
-    told = [i for i, model in enumerate(models) if len(model.uncounted_ns) >= 1]
-    for i in range(count):
-        if i not in told:  # it needs no warming up
+    told = []
+    for i, model in enumerate(models):
+        if model.uncounted_ns or len(model.warm_ns):
+            told.append(i)
+        elif model.counted_ns >= _SLOW_NS:
             errors[i] = _LEAST_ERROR
     owner = np.array([i for i in told for _ in models[i].warm_ns], dtype=int)
     if len(owner) < _FEWEST_VISITS:
@@ -104,10 +113,10 @@ def warm_ratios(models: Sequence[Warming]) -> tuple[Floats, Floats]:
 
 def _features(model: Warming) -> list[float]:
     runs = [*model.uncounted_ns, model.counted_ns]
-    if len(runs) < 2:
-        return [0.0, 0.0, 0.0]
+    if len(runs) < 2:  # a relation of its own: nothing shows how fast it warms up
+        return [0.0, 0.0, 0.0, 1.0]
     first, last = np.log(runs[0] / runs[1]), np.log(runs[-2] / runs[-1])
-    return [1.0, float(first), float(last)]
+    return [1.0, float(first), float(last), 0.0]
 
 
 def _least_squares(design: Floats, values: Floats, weights: Floats) -> Floats:

@@ -27,10 +27,10 @@ def measured_at_most(latency_ms: Floats, interval: Floats, probability: float) -
     """What measured latencies are at most with a probability, ``(n,)``.
 
     Args:
-        interval: half-width of the 95 % interval, as a share of the latency, ``(n,)``.
+        interval: half-width of the 95 % interval of the latencies' logarithms, ``(n,)``.
     """
     share = float(norm.ppf(probability) / norm.ppf(0.975))
-    return latency_ms * (1 + share * interval)
+    return np.asarray(latency_ms * np.exp(share * interval))
 
 
 class Latency:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 from esm_host.amounts import drawn_amounts
 from esm_host.arguments import in_python
 from esm_host.errors import EsmError
-from esm_host.evaluation.difference import Ratio, paired_ratio, unpaired_ratio
+from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift
 from esm_host.fed import fed_text
 from esm_host.inputs import assumption
@@ -166,8 +167,8 @@ class Result:
             "copy_in_ms": _median_ms(measured.copy_in_ns),
             "copy_out_ms": _median_ms(measured.copy_out_ns),
         }
-        if np.isfinite(share):  # JSON has no infinity
-            numbers["ci95_ms"] = [latency_ms * (1 - share), latency_ms * (1 + share)]
+        if ends := around(math.log(latency_ms), share):
+            numbers["ci95_ms"] = list(ends)
             numbers["ci95_percent"] = _percent(share)
         return numbers
 

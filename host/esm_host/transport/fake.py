@@ -65,6 +65,7 @@ REFERENCES = (
 _REFERENCE_RUNS, _REFERENCE_RUNS_PER_VISIT = 32, 4
 _MOMENT_S = 300.0
 _LONG_PAST = 1000
+"""Blocks that it remembers at most, as an agent does."""
 _CACHED_BYTES, _UNCACHED_BYTES = 1e6, 64e6
 """Memory does not slow down weights below the one, and fully those above the other."""
 _BYTES_PER_NS = 20.0
@@ -223,8 +224,9 @@ class FakeProfiler(Profiler):
 
     def _usual(self) -> Usual | None:
         names = [each.name for each in self._references]
-        moments = _MOMENT_S * np.arange(len(self._past), dtype=np.float64)
-        rows = np.array(self._past, dtype=np.float64).reshape(-1, len(names))
+        past = self._past[-_LONG_PAST:]
+        moments = _MOMENT_S * np.arange(len(past), dtype=np.float64)
+        rows = np.array(past, dtype=np.float64).reshape(-1, len(names))
         return usual_of(names, moments, rows)
 
     def _reference(self, reference: Reference, block: Block, number: int, busy: int) -> Measurement:
