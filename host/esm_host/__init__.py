@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from esm_host.errors import EsmError as EsmError
     from esm_host.errors import MismatchError as MismatchError
     from esm_host.errors import RunExistsError as RunExistsError
-    from esm_host.errors import TimingInterrupt as TimingInterrupt
     from esm_host.errors import UnreachableError as UnreachableError
     from esm_host.errors import UsageError as UsageError
     from esm_host.evaluation.compare import Comparison as Comparison
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from esm_host.study.results import load_study as load_study
     from esm_host.study.run import run_study as run_study
     from esm_host.timing_file import TimingFile as TimingFile
+    from esm_host.timing_file import TimingInterrupt as TimingInterrupt
     from esm_host.timing_file import load_timing as load_timing
     from esm_host.watcher import Watcher as Watcher
     from esm_models.architecture import Architecture as Architecture
@@ -57,7 +57,7 @@ _NAMES = {
     ),
     "esm_host.errors": (
         *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
-        *("MismatchError", "RunExistsError", "TimingInterrupt", "UnreachableError", "UsageError"),
+        *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
     ),
     "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
     "esm_host.examples": ("example_model",),
@@ -69,7 +69,7 @@ _NAMES = {
     "esm_host.searching": ("run_search",),
     "esm_host.study.results": ("load_study",),
     "esm_host.study.run": ("run_study",),
-    "esm_host.timing_file": ("TimingFile", "load_timing"),
+    "esm_host.timing_file": ("TimingFile", "TimingInterrupt", "load_timing"),
     "esm_host.watcher": ("Watcher",),
     "esm_models.architecture": ("Architecture",),
     "esm_models.errors": ("ModelsError",),

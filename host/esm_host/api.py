@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from esm_host.arguments import argument
-from esm_host.errors import DatasetError, TimingInterrupt, UsageError
+from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.compare import Comparison, check_timing
 from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
@@ -25,7 +25,7 @@ from esm_host.model_file import ModelFile, read_model_file
 from esm_host.run import Run, load_run
 from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
 from esm_host.timing.spec import WARMUP
-from esm_host.timing_file import TimingFile, load_timing
+from esm_host.timing_file import TimingFile, TimingInterrupt, load_timing
 from esm_host.transport import devices
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace

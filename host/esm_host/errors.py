@@ -16,13 +16,10 @@ EsmError (1)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from esm_host.arguments import argument, in_python, on_command_line
 from esm_models.errors import InvalidSpaceError
-
-if TYPE_CHECKING:
-    from esm_host.timing_file import TimingFile
 
 
 class EsmError(Exception):
@@ -102,15 +99,3 @@ class BusyError(EsmError):
 
 class ClusterError(EsmError):
     exit_code = 69
-
-
-class TimingInterrupt(KeyboardInterrupt):
-    """Interrupt of a timing that has results.
-
-    Attributes:
-        timing: what was measured until then; its devices are marked ``interrupted``.
-    """
-
-    def __init__(self, timing: TimingFile) -> None:
-        super().__init__("interrupted; what was measured is in this error's .timing")
-        self.timing = timing

@@ -251,6 +251,18 @@ class TimingFile:
         return pd.DataFrame(rows, columns=["result", *names])
 
 
+class TimingInterrupt(KeyboardInterrupt):
+    """Interrupt of a timing that has results.
+
+    Attributes:
+        timing: what was measured until then; its devices are marked ``interrupted``.
+    """
+
+    def __init__(self, timing: TimingFile) -> None:
+        super().__init__("interrupted; what was measured is in this error's .timing")
+        self.timing = timing
+
+
 _PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda result: "" if (batch := result["case"]["batch"]) is None else f"batch {batch}",
     lambda result: _dims(result["case"]),

@@ -182,9 +182,7 @@ class Paces:
             feels = np.vstack([feels, *(np.append(row, 1.0) for row in told)])
             deviations = np.append(deviations, [w.deviation for w in known])
             passing = np.append(passing, [w.error**2 for w in known])
-            owns = [
-                self._own(row, w.weight_bytes) ** 2 for row, w in zip(told, known, strict=True)
-            ]
+            owns = [self._own(row, w.weight_bytes) ** 2 for row, w in zip(told, known, strict=True)]
             lasting = np.append(lasting, owns)
         noise = np.diag(lasting) + feels @ usual_error @ feels.T
         both = noise + np.diag(passing)
@@ -321,11 +319,10 @@ class Paces:
         memory = feels.copy()
         memory[0] -= 1
         varies = max(float(memory @ self._covariance @ memory), 0.0)
-        ends = [rung.weight_bytes for rung in (self._rungs[0], self._rungs[-1])]
-        untold = _memory_spread(weight_bytes) - np.clip(
-            _memory_spread(weight_bytes), *(_memory_spread(end) for end in ends)
-        )
-        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies + float(untold) ** 2)
+        expected = _memory_spread(weight_bytes)
+        low, high = (_memory_spread(self._rungs[end].weight_bytes) for end in (0, -1))
+        untold = expected - min(max(expected, low), high)
+        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies + untold**2)
 
     def _memory_share(self, weight_bytes: float, latency_ns: float) -> float:
         """What slows memory down reaches so much of a model's time."""

@@ -85,7 +85,12 @@ def test_blocks_without_a_reference_take_nothing_from_other_moments(
         file.add(HERE, taken)
         clock.now += 1
     # As an agent of an older version writes it.
-    line = {"format": 1, "at_unix_s": clock.now, "conditions": HERE, "latency_ns": taken}
+    line = {
+        "format": history.FORMAT,
+        "at_unix_s": clock.now,
+        "conditions": HERE,
+        "latency_ns": taken,
+    }
     file.path.write_text(file.path.read_text() + f"\n{json.dumps(line)}" * 41)
     usual = file.usual(HERE, NAMES)
     assert usual is not None
@@ -121,7 +126,7 @@ def test_is_private(file: HistoryFile, clock: Clock) -> None:
         b'{"format": 99, "at_unix_s": 1.7e9, "conditions": {}, "latency_ns": {}}',
         *(
             json.dumps(
-                {"format": 1, "at_unix_s": at, "conditions": own, "latency_ns": taken}
+                {"format": history.FORMAT, "at_unix_s": at, "conditions": own, "latency_ns": taken}
             ).encode()
             for at, own, taken in [
                 (1.7e9, HERE, {"arithmetic": "fast", "beyond": 1}),
@@ -319,7 +324,7 @@ def test_a_wrong_clock_forgets_nothing(
 def test_lines_of_a_newer_agent_stay(
     file: HistoryFile, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newer = [{"format": 2, "at_unix_s": clock.now, "number": number} for number in range(100)]
+    newer = [{"format": 99, "at_unix_s": clock.now, "number": number} for number in range(100)]
     file.path.parent.mkdir()
     file.path.write_text("\n".join(map(json.dumps, newer)))
     add_moments(file, clock, 200)
@@ -327,7 +332,7 @@ def test_lines_of_a_newer_agent_stay(
     add_moments(file, clock, 1)
     assert file.path.stat().st_size < 20_000
     lines = [json.loads(line) for line in file.path.open() if line.strip()]
-    assert [line["number"] for line in lines if line["format"] == 2][-20:] == list(range(80, 100))
+    assert [line["number"] for line in lines if line["format"] == 99][-20:] == list(range(80, 100))
     assert moments(file) > 20
 
 

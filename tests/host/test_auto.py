@@ -217,7 +217,8 @@ def test_intervals_of_what_nobody_can_know_are_finite() -> None:
     x, latency_ms = draw(10, 7)
     latency_ms[3] *= 1e6
     low_ms, high_ms = AutoPredictor(ENCODER.layout).fit(x, latency_ms).predict_interval(TEST_X)
-    assert np.isfinite([low_ms, high_ms]).all() and (low_ms > 0).all()
+    assert np.isfinite([low_ms, high_ms]).all()
+    assert (low_ms > 0).all()
 
 
 def test_groups_are_those_of_the_columns() -> None:

@@ -40,7 +40,9 @@ Floats = NDArray[np.float64]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""In format 1 the reference model without weights had the mean of its runs, not of its visits'
+quickest: another latency."""
 KEPT_S = 90 * 86_400.0
 """How long a moment is remembered."""
 MOMENT_S = 300.0

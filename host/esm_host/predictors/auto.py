@@ -137,7 +137,8 @@ def _exp(logs: Floats) -> Floats:
 
 def _usual_size(errors: Floats) -> float:
     """Standard deviation of errors, which a few large ones do not change."""
-    return max(float(np.median(np.abs(errors - np.median(errors)))) / norm.ppf(0.75), _FINEST)
+    deviation = float(np.median(np.abs(errors - np.median(errors))))
+    return max(deviation / float(norm.ppf(0.75)), _FINEST)
 
 
 def weigh(truth: Floats, means: Floats) -> Floats:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import assign_folds
@@ -82,7 +81,7 @@ def left_out(
             (x[others], latency_ms[others], weights[others]), layout, seed, candidates
         )
         processes = list(members.values())
-        parts = said(processes, [1 + DRAWS] * len(processes), x[own])
-        for row, (process, part) in enumerate(zip(processes, parts, strict=True)):
-            mean[row, own], std[row, own] = process.in_log(part)
+        answers = said(processes, [1 + DRAWS] * len(processes), x[own])
+        for row, (process, answer) in enumerate(zip(processes, answers, strict=True)):
+            mean[row, own], std[row, own] = process.in_log(answer)
     return mean, std

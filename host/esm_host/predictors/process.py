@@ -102,9 +102,7 @@ class Process:
             among[np.diag_indices(len(points))] += _SAME_PLACE * math.exp(variance)
             roots.append(cholesky(among, lower=True))
             own = squared_distances(points, inputs[:, design.groups[name]])
-            features.append(
-                solve_triangular(roots[-1], _near(own, variance, length), lower=True).T
-            )
+            features.append(solve_triangular(roots[-1], _near(own, variance, length), lower=True).T)
         joined = np.concatenate(features, axis=1)
         self.noise_ = math.exp(k.noise)
         noise = self.noise_ * self.variance_ + jitter((joined**2).sum(axis=1))

@@ -54,8 +54,8 @@ def said(
     result = np.empty((len(encodings), ends[-1]))
     for first in range(0, len(encodings), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        inputs = (encodings[rows] - centre) * scale
-        sums = inputs @ slopes + constant
+        inputs: Singles = (encodings[rows] - centre) * scale
+        sums: Singles = inputs @ slopes + constant
         for kernel in kernels:
             kernel.add(inputs, sums)
         result[rows] = sums

@@ -23,7 +23,7 @@ def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:
         space: that architectures are to be encoded for; sources may be of other settings of it.
     """
     views = ViewsEncoder(space)
-    encoded: dict[int, NDArray[np.generic]] = {}
+    encoded: dict[int, NDArray[np.float32]] = {}
     intercept, weights = np.zeros(len(sources)), np.zeros((len(views), len(sources)))
     for number, source in enumerate(sources):
         if id(source.codes) not in encoded:  # devices of a table share their architectures
