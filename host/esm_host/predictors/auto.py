@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
@@ -10,10 +13,17 @@ from esm_host.encoding.base import Layout
 from esm_host.evaluation.conformal import quantile
 from esm_host.predictors.base import Floats, IntervalPredictor
 from esm_host.predictors.candidates import fit_candidates, left_out
+from esm_host.predictors.design import INDUCING, MANY_INDUCING
+from esm_host.predictors.fold_networks import FoldNetworks
+from esm_host.predictors.process import Process
 from esm_host.predictors.readout import said
 from esm_host.predictors.regression import DRAWS
 
+NETWORKS_FROM = 1000
+"""Samples from which networks are tried as well; with fewer they have no say."""
 MOST_EVIDENCE = 100
+_INTERACT = 0.95
+"""Of the errors of the best additive candidate: where smooth ones make less, blocks interact."""
 _UNKNOWN = 50.0
 """Of a log latency: 1e21 ms."""
 _FAR = 4
@@ -37,6 +47,9 @@ class AutoPredictor(IntervalPredictor):
     once; Huber 1981): something else may have held the device up.
 
     Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`).
+    Where smooth interactions between blocks lower the errors by a twentieth, they have more
+    inducing points, and from :data:`NETWORKS_FROM` samples on, where torch is installed, there are
+    perceptrons as well: on most devices neither earns its time.
     Standard deviations are those of the best, and of how much candidates differ.
 
     Args:
@@ -53,27 +66,43 @@ class AutoPredictor(IntervalPredictor):
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
         counted = np.flatnonzero(weights > 0)
         samples = encodings[counted], latency_ms[counted], weights[counted]
-        candidates = fit_candidates(samples, self.layout, self.seed)
-        means, stds = left_out(candidates, samples, self.layout, self.seed)
-        truth = np.log(samples[1])
+        n, truth = len(counted), np.log(samples[1])
+        fitted = fit_candidates(samples, self.layout, self.seed)
+        means, stds = left_out(fitted, samples, self.layout, self.seed)
         astray = truth - weigh(truth, means) @ means
         trust = (_FAR / np.maximum(np.abs(astray) / _usual_size(astray), _FAR)) ** 2
         if trust.min() < 1:
             trusted = samples[2] * trust
             samples = *samples[:2], trusted / trusted.mean()
-            candidates = fit_candidates(samples, self.layout, self.seed, candidates)
-            means, stds = left_out(candidates, samples, self.layout, self.seed)
+            fitted = fit_candidates(samples, self.layout, self.seed, fitted)
+            means, stds = left_out(fitted, samples, self.layout, self.seed)
+        interact = self._interact(fitted, np.abs(truth - means).mean(axis=1))
+        if interact and n > INDUCING:
+            fitted = fit_candidates(samples, self.layout, self.seed, fitted, MANY_INDUCING)
+            means, stds = left_out(fitted, samples, self.layout, self.seed)
+        candidates: dict[str, Process | FoldNetworks] = {**fitted}
+        if interact and n >= NETWORKS_FROM and find_spec("torch") is not None:
+            candidates["networks"] = networks = FoldNetworks(self.seed)
+            networks.fit(*samples)
+            means, stds = (
+                np.vstack(parts) for parts in zip((means, stds), networks.left_out_, strict=True)
+            )
         errors = np.abs(truth - means).mean(axis=1)
         self.errors_ = dict(zip(candidates, errors.tolist(), strict=True))
         weights = weigh(truth, means)
         heard = np.flatnonzero(weights >= _LEAST_SAY)
         self.weights_ = weights[heard] / weights[heard].sum()
-        processes = list(candidates.values())
-        self.heard_ = [processes[number] for number in heard]
+        self.heard_ = [list(candidates.values())[number] for number in heard]
         self.best_ = int(np.argmax(self.weights_))
         mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
+
+    @staticmethod
+    def _interact(candidates: Iterable[str], errors: Floats) -> bool:
+        """Whether smooth candidates make smaller errors than additive ones."""
+        smooth = np.array(["smooth" in name for name in candidates])
+        return bool(errors[smooth].min() < _INTERACT * errors[~smooth].min())
 
     def _mixture(self, means: Floats, std: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``.
@@ -85,16 +114,23 @@ class AutoPredictor(IntervalPredictor):
         return mean, np.sqrt(std**2 + self.weights_ @ (means - mean) ** 2)
 
     def _in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        columns = [1] * len(self.heard_)
-        columns[self.best_] = 1 + DRAWS
-        parts = said(self.heard_, columns, encodings)
-        logs = [each.in_log(part) for each, part in zip(self.heard_, parts, strict=True)]
-        return self._mixture(np.stack([mean for mean, _ in logs]), logs[self.best_][1])
+        return self._mixture(*self._heard(encodings, drawn=True))
+
+    def _heard(self, encodings: NDArray[np.float32], drawn: bool = False) -> tuple[Floats, Floats]:
+        """Log latencies by each candidate that is heard, ``(candidates, n)``, and standard
+        deviations of the best, ``(n,)``, which are right only if ``drawn``."""
+        best = self.heard_[self.best_]
+        processes = [each for each in self.heard_ if isinstance(each, Process)]
+        columns = [1 + DRAWS * (drawn and each is best) for each in processes]
+        answers = iter(said(processes, columns, encodings) if processes else ())
+        logs = [
+            each.in_log(next(answers)) if isinstance(each, Process) else each.in_log(encodings)
+            for each in self.heard_
+        ]
+        return np.stack([mean for mean, _ in logs]), logs[self.best_][1]
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        parts = said(self.heard_, [1] * len(self.heard_), encodings)
-        logs = [each.in_log(part)[0] for each, part in zip(self.heard_, parts, strict=True)]
-        return np.asarray(np.exp(self.weights_ @ np.stack(logs)))
+        return np.asarray(np.exp(self.weights_ @ self._heard(encodings)[0]))
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
         mean, std = self._in_log(encodings)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from esm_host.predictors.base import Floats
+from esm_host.predictors.fold_networks import FoldNetworks
 from esm_host.predictors.process import Process
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from esm_host.predictors.mlp import MLPPredictor
 
 _OPSET, _IR_VERSION = 17, 8
 
 
-def mixture_graph(width: int, members: Sequence[Process], weights: Floats) -> bytes:
+def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights: Floats) -> bytes:
     """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
     logs = [
-        graph.add("Mul", _log_latency(graph, x, width, member), graph.constant(float(weight)))
+        graph.add("Mul", _log_latency(graph, x, member), graph.constant(float(weight)))
         for member, weight in zip(members, weights, strict=True)
     ]
     latency_ms = graph.add("Exp", graph.add("Sum", *logs))
@@ -60,7 +66,31 @@ class _Graph:
         return data
 
 
-def _log_latency(graph: _Graph, x: str, width: int, process: Process) -> str:
+def _log_latency(graph: _Graph, x: str, member: Process | FoldNetworks) -> str:
+    if isinstance(member, Process):
+        return _of_process(graph, x, member)
+    logs = [_of_network(graph, x, each, member.least_ms_) for each in member.members_]
+    # ONNX Runtime has no Mean of doubles.
+    return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
+
+
+def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
+    value = graph.add("Sub", x, graph.constant(member.mean_))
+    value = graph.add("Div", value, graph.constant(member.scale_))
+    *hidden, last = member.linears()
+    for layer in hidden:
+        value = graph.add("Relu", _linear(graph, value, layer))
+    value = graph.add("Squeeze", _linear(graph, value, last), graph.constant(np.array([1])))
+    value = graph.add("Mul", value, graph.constant(member.unit_ms_))
+    return graph.add("Log", graph.add("Max", value, graph.constant(least_ms)))
+
+
+def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
+
+
+def _of_process(graph: _Graph, x: str, process: Process) -> str:
     design = process.design
     slope = process.slopes_[:, 0] * design.scale
     offset = process.constant_[0] - design.centre @ slope

@@ -9,7 +9,7 @@ import numpy as np
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import assign_folds
 from esm_host.predictors.base import Floats, Samples
-from esm_host.predictors.design import Design
+from esm_host.predictors.design import INDUCING, Design
 from esm_host.predictors.process import Process
 from esm_host.predictors.readout import said
 from esm_host.predictors.regression import DRAWS
@@ -26,7 +26,11 @@ _INTERACTING = ("operations", "counts")
 
 
 def fit_candidates(
-    samples: Samples, layout: Layout | None, seed: int, like: Mapping[str, Process] | None = None
+    samples: Samples,
+    layout: Layout | None,
+    seed: int,
+    like: Mapping[str, Process] | None = None,
+    points: int = INDUCING,
 ) -> dict[str, Process]:
     """Processes on log latency and on latency itself with errors in proportion, additive and with
     smooth interactions; where a group says what other devices would take (:data:`SOURCES`), one
@@ -35,11 +39,12 @@ def fit_candidates(
     Args:
         samples: all with positive weights.
         like: candidates of much the same samples, where the search for parameters may begin.
+        points: inducing points, at most.
     """
     x, latency_ms, weights = samples
     names = list(layout.groups) if layout else ["all"]
     interacting = [name for name in names if name in _INTERACTING] or names
-    design = Design.of(x, layout, interacting, seed)
+    design = Design.of(x, layout, interacting, seed, points)
     kinds: list[tuple[str, Sequence[str], Sequence[str], str]] = [
         (f"{target}, {kind}", names, smooth, target)
         for target in ("log", "raw")

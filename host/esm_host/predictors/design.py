@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats
 
-INDUCING = 200
-"""Samples, at most, that smooth kernels compare others with."""
+INDUCING, MANY_INDUCING = 200, 1000
+"""Samples, at most, that smooth kernels compare others with: usually, and where they matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Design:
         layout: Layout | None = None,
         smooth: Collection[str] = (),
         seed: int = 0,
+        points: int = INDUCING,
     ) -> Self:
         """Design for samples ``(n, d)``.
 
@@ -50,6 +51,7 @@ class Design:
             smooth: groups for which there are inducing points; those that the layout does not
                 have are left out.
             seed: of the choice of inducing points.
+            points: how many, at most.
         """
         width = encodings.shape[1]
         centre = encodings.mean(axis=0, dtype=np.float64)
@@ -63,9 +65,9 @@ class Design:
                 groups[name] = slice(first, end)
                 scale[columns] = 1 / (sd[columns] * math.sqrt(len(columns)))
         design = cls(centre, scale, groups, {})
-        chosen = np.random.default_rng(seed).permutation(len(encodings))[:INDUCING]
-        points = design.inputs(encodings[chosen])
-        inducing = {name: points[:, at] for name, at in groups.items() if name in smooth}
+        chosen = np.random.default_rng(seed).permutation(len(encodings))[:points]
+        compared = design.inputs(encodings[chosen])
+        inducing = {name: compared[:, at] for name, at in groups.items() if name in smooth}
         return cls(centre, scale, groups, inducing)
 
     def inputs(self, encodings: NDArray[np.float32]) -> Floats:
