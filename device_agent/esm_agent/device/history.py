@@ -116,12 +116,17 @@ class HistoryFile:
 
     Args:
         now: seconds since 1970.
+
+    Attributes:
+        problem: why the file could not be read or written since :meth:`usual` was last called;
+            else empty.
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path = path
         self._now = now
         self._told = False
+        self.problem = ""
 
     def add(self, conditions: Conditions, latency_ns: Mapping[str, float]) -> None:
         """Remember what the references took just now."""
@@ -139,6 +144,7 @@ class HistoryFile:
                 if os.fstat(file.fileno()).st_size > _MOST_BYTES:
                     self._shorten()
         except OSError as error:
+            self.problem = f"{self.path}: {error.strerror}"
             if not self._told:  # once, and not after every block
                 log.warning("nothing is remembered in %s: %s", self.path, error.strerror)
                 self._told = True
@@ -149,6 +155,7 @@ class HistoryFile:
         Args:
             references: names of the models, in the order of the result's columns.
         """
+        self.problem = ""
         own = [line for line in self._lines() if line["conditions"] == conditions]
         return _usual(own, references)
 
@@ -185,18 +192,27 @@ class HistoryFile:
         Times from further away, past or future, were told by a clock that was wrong.
         """
         now = self._now()
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            # The end, and no device that never ends.
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(size - _MOST_READ_BYTES, 0))
-            for text in file.read(min(size, _MOST_READ_BYTES)).splitlines():
-                with contextlib.suppress(*_NONSENSE):
-                    line = json.loads(text)
-                    values = line["latency_ns"].values()
-                    sound = all(0 < value < 1e18 for value in values)
-                    sound = sound and isinstance(line["conditions"], dict)
-                    if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
-                        yield line
+        for text in self._end().splitlines():
+            with contextlib.suppress(*_NONSENSE):
+                line = json.loads(text)
+                values = line["latency_ns"].values()
+                sound = all(0 < value < 1e18 for value in values)
+                sound = sound and isinstance(line["conditions"], dict)
+                if line["format"] == FORMAT and sound and abs(line["at_unix_s"] - now) < KEPT_S:
+                    yield line
+
+    def _end(self) -> bytes:
+        """The file's last bytes; none of a device that never ends, or where there is no file."""
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(size - _MOST_READ_BYTES, 0))
+                return file.read(min(size, _MOST_READ_BYTES))
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            self.problem = f"{self.path}: {error.strerror}"
+            return b""
 
     def _shorten(self) -> None:
         """Leave a few lines of each of the newest moments, one where that is too much."""

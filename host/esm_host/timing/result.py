@@ -128,8 +128,9 @@ class Result:
     @property
     def unusual(self) -> str | None:
         """What was unusual of the device for this model; None if nothing was."""
-        told = self.estimate and self.estimate.shift
-        return describe_shift(told) if told else None
+        if self.estimate is None or self.estimate.shift is None or not self.estimate.parts.moments:
+            return None
+        return describe_shift(self.estimate.shift)
 
     @property
     def assumptions(self) -> list[str]:
