@@ -114,7 +114,9 @@ def test_local_agents_of_a_user_measure_one_at_a_time(tmp_path: Path) -> None:
     first, second = (RemoteProfiler(f"127.0.0.1:{agent.port}", "local") for agent in agents)
     try:
         first.reserve("time 1 model", wait=False)
-        with pytest.raises(BusyError, match=r"another measurement on this machine \(time 1 model\)"):
+        with pytest.raises(
+            BusyError, match=r"another measurement on this machine \(time 1 model\)"
+        ):
             second.reserve("profile", wait=False)
         measuring = first.submit(LONG)
         told: list[Progress] = []

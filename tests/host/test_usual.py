@@ -91,7 +91,9 @@ def test_a_line_under_the_result_says_what_is_unusual(
 ) -> None:
     shown = timed(monkeypatch, PacedProfiler(lambda number: SLOW), models).stdout.splitlines()
     (place,) = [n for n, line in enumerate(shown) if "than usual" in line]
-    large, _ = results(timed(monkeypatch, PacedProfiler(lambda number: SLOW), models, "--json", "-"))
+    large, _ = results(
+        timed(monkeypatch, PacedProfiler(lambda number: SLOW), models, "--json", "-")
+    )
     assert shown[place] == (
         f"  this device is {large['shift_percent']:.0f} % slower than usual for this model (mostly "
         "its memory)"

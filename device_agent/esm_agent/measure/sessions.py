@@ -223,7 +223,9 @@ class Sessions:
                 if model.kind is not FailureKind.OUT_OF_MEMORY:
                     self._references[name] = model.message
             elif model.first_run_ns > _SLOW_REFERENCE_NS:
-                self._references[name] = f"one inference of them took {model.first_run_ns / 1e9:.1f} s"
+                self._references[name] = (
+                    f"one inference of them took {model.first_run_ns / 1e9:.1f} s"
+                )
             else:
                 self._references[name] = model
         known = self._references.items()

@@ -383,7 +383,9 @@ class Slot:
 
     def _await_machine(self, ticket: Ticket) -> None:
         with self._changed:
-            while not (ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)):
+            while not (
+                ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)
+            ):
                 ticket.tell(Progress(State.QUEUED, 0.0, self._behind_machine()))
                 self._changed.wait(_MACHINE_S)
 

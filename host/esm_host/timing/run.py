@@ -330,7 +330,10 @@ def _results(
         estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
         missing = spec.references and not (block.references or raw)
         evidence.append(
-            [*block_evidence(block.states, estimate.slowdown), *company_evidence(missing, block.no_references)]
+            [
+                *block_evidence(block.states, estimate.slowdown),
+                *company_evidence(missing, block.no_references),
+            ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
