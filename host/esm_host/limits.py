@@ -12,7 +12,6 @@ from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.v1 import onnx_view_pb2
 
-
 _MOST_THREADS = 8
 """Threads for each processor: with more, a device is busy with changing between them."""
 

@@ -26,7 +26,8 @@ class Signature:
     """Failure signature at the end of a campaign, and its cure.
 
     Attributes:
-        name: ``"plateau"``, ``"noise"`` (a plateau of numbers that are not known), ``"bin"`` or ``"quality control"``.
+        name: ``"plateau"``, ``"noise"`` (a plateau of numbers that are hardly known), ``"bin"`` or
+            ``"quality control"``.
         text: one line, with marked names of arguments.
     """
 
@@ -65,9 +66,15 @@ def _of_a_plateau(
             f"±{100 * asked:g} % was asked: measure where less else runs; {_QUIETER}"
         )
         return [Signature("noise", text)]
-    text = f"{brought}. The encoding may not tell architectures apart: try {argument('encoding')} views or {argument('predictor')} auto"
+    text = (
+        f"{brought}. The encoding may not tell architectures apart: try {argument('encoding')} "
+        f"views or {argument('predictor')} auto"
+    )
     if settings.predictor == "auto" and settings.encoding in (None, "views"):
-        text = f"{brought}. What is left may be noise: try a narrower {argument('precision')} on a new campaign, or {_QUIETER}"
+        text = (
+            f"{brought}. What is left may be noise: try a narrower {argument('precision')} on a "
+            f"new campaign, or {_QUIETER}"
+        )
     return [Signature("plateau", text)]
 
 
