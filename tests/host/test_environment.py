@@ -37,7 +37,6 @@ def test_times_for_a_user_without_a_home_folder() -> None:
         (("time", MODEL, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
         (("sources", "list"), "no home folder: set HOME or XDG_DATA_HOME"),
         (("devices", "list"), "no devices yet"),
-        (("report", "missing"), "no home folder: set HOME"),
     ],
 )
 def test_says_where_a_home_folder_is_missing(arguments: tuple[object, ...], words: str) -> None:
@@ -117,6 +116,12 @@ def test_the_small_install_times_compares_and_knows_devices(tmp_path: Path) -> N
     done = without(SMALL_LACKS, "esm_host.cli", "predict", tmp_path, "--sample", 1)
     assert done.returncode == 1
     assert "pip install '.[workstation]' in a clone" in done.stderr.splitlines()[-1]
+
+
+def test_a_report_of_nothing_says_so_before_it_asks_for_packages() -> None:
+    done = without(["pandas", "altair", "jinja2"], "esm_host.cli", "report", "nope.json")
+    assert done.returncode == 2
+    assert "there is no nope.json" in done.stderr
 
 
 def test_without_torch_all_but_networks_works(tmp_path: Path) -> None:

@@ -476,7 +476,7 @@ def test_sizes_of_a_symbol_make_cases(fake: FakeProfiler, dynamic: Path, tmp_pat
 
 def test_symbols_that_nothing_has_are_refused(fake: FakeProfiler, dynamic: Path) -> None:
     refused = [
-        (["--dim", "s=8"], "did you mean 'S'? there are N, S"),
+        (["--dim", "s=8"], "did you mean 'S'? the inputs name N, S"),
         (["--dim", "S"], "--dim S: give NAME=SIZE"),
         (["--dim", "S=8", "--dim", "S=9"], "has a size already"),
         (["--dim", "N=2", "--batch", "4"], "--batch 4 sets nothing"),
@@ -523,7 +523,7 @@ def test_inputs_from_a_file_are_sent_along(
     assert sent.case.inputs == File(digest.digest(), path.stat().st_size)
     np.savez(path, y=np.zeros(1, np.float32))
     refused = esm_host_time(dynamic, "--input", path)
-    assert_refused(refused, 2, "no input 'y'", "there are x")
+    assert_refused(refused, 2, "no input 'y'", "the model takes x")
 
 
 def test_large_models_and_weights_beside_them_go_to_the_cache(

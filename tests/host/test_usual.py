@@ -120,6 +120,15 @@ def test_why_nothing_is_remembered_and_no_reference_was_timed_is_told(
     assert "history cannot be kept (/state/h: Is a directory)" in warned
 
 
+def test_latencies_as_measured_say_so(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
+    note = "latency as measured, not at the device's usual pace"
+    assert note not in timed(monkeypatch, PacedProfiler(), models).stdout
+    assert note in timed(monkeypatch, PacedProfiler(), models, "--raw").stdout
+    assert note in timed(monkeypatch, PacedProfiler(moments=0), models).stdout
+    in_a_row = timed(monkeypatch, PacedProfiler(), models, "--protocol", "sequential")
+    assert note in in_a_row.stdout
+
+
 def test_ratios_are_at_the_usual_pace_too(
     monkeypatch: pytest.MonkeyPatch, models: list[Path]
 ) -> None:

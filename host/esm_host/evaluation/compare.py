@@ -462,7 +462,8 @@ def _differences(
     """What differs, by name, and both values in words."""
     ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
     for name in (*ours, *(name for name in theirs if name not in ours)):
-        if name in _OF_MAX_TIME or name in _LACKED and (name not in ours or name not in theirs):
+        lacked = name in _LACKED and (name not in ours or name not in theirs)
+        if lacked or name in _OF_MAX_TIME:
             continue
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"

@@ -305,6 +305,10 @@ class Timing:
     def results(self) -> tuple[Result, ...]:
         return tuple(result for device in self.devices for result in device.results)
 
+    def as_measured(self, device: DeviceTiming) -> bool:
+        """Whether a device's latencies are as measured, and not at its usual pace."""
+        return self.raw or not self.spec.references or common_usual(device.blocks) is None
+
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         within = _within_devices(self.results, self.raw)
