@@ -28,6 +28,7 @@ from esm_protos.messages import DEFAULT_PORT
 from esm_protos.streams import run
 
 if TYPE_CHECKING:
+    from esm_agent.serving.machine_lock import MachineLock
     from esm_protos.messages import Diagnosis
 
 DRAIN_S = 30.0
@@ -114,6 +115,13 @@ def serve(
     ] = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
+    ] = False,
+    take_turns: Annotated[
+        bool,
+        typer.Option(
+            "--take-turns",
+            help="Measure only while no other such agent of this user on this machine does.",
+        ),
     ] = False,
     drain: Annotated[
         float,
@@ -212,6 +220,7 @@ def serve(
             cache_folder=cache or _own_cache(),
             cache_bytes=cache_bytes,
             history=history or _own_history(),
+            machine=_own_lock() if take_turns else None,
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         metrics.stop()
@@ -255,6 +264,16 @@ def _own_history() -> Path | None:
     except OSError as error:
         logging.warning("nothing is remembered: %s, or give --history", error.strerror)
         return None
+
+
+def _own_lock() -> MachineLock | None:
+    """The user's lock; None for a user without a home folder."""
+    from esm_agent.device.history import history_file
+    from esm_agent.serving.machine_lock import MachineLock
+
+    with contextlib.suppress(OSError):
+        return MachineLock(history_file().parent)
+    return None
 
 
 def _first(stops: queue.SimpleQueue[str | None]) -> str | None:

@@ -372,13 +372,14 @@ def write_report(
 
         esm_host.write_report(timing, "pi4.html")
     """
-    from esm_host.report.page import render
+    from esm_host.report.page import check_source, render
 
     output, path = Path(output), None
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"{argument('output')} {output}: give a file in a folder that exists")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
+        check_source(path)
         source = _opened(path)
     try:
         html = render(_page(source), version("esm-profiler"), path)
@@ -495,13 +496,7 @@ def _opened(path: Path) -> Run | TimingFile | SearchRecord | Study | Comparison:
         if StudyFolder(path).manifest.exists():
             return load_study(path)
         return load_search(path) if holds_search(path) else load_run(path)
-    if path.exists():
-        return _comparison(path) or load_timing(path)
-    raise UsageError(
-        f"there is no {path}: give the folder of a campaign (esm-host profile --run), of a "
-        "search (esm-host search) or of a study (esm-host study --results), or a file of esm-host "
-        "time --json or compare --json"
-    )
+    return _comparison(path) or load_timing(path)
 
 
 def _comparison(path: Path) -> Comparison | None:

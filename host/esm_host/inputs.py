@@ -187,7 +187,7 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
     for dim in dims:
         if models and dim.symbol not in known:
             names = ", ".join(known)
-            there = f"there are {names}" if known else "the inputs name no dimension"
+            there = f"the inputs name {names}" if known else "the inputs name no dimension"
             raise UsageError(
                 f"{argument('dims')} {dim.symbol}: no input has a dimension '{dim.symbol}': "
                 f"{nearest(dim.symbol, known)}{there}"
@@ -212,7 +212,7 @@ def symbols(inputs: Iterable[GraphInput]) -> list[str]:
 
 def unknown(name: str, known: Sequence[str]) -> str:
     """Return what to say of an input that is not there."""
-    there = f"there are {', '.join(known)}" if known else "the model takes none"
+    there = f"the model takes {', '.join(known)}" if known else "the model takes none"
     return f"there is no input '{name}': {nearest(name, known)}{there}"
 
 

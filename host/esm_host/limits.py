@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -11,6 +11,9 @@ from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.v1 import onnx_view_pb2
+
+_MOST_THREADS = 8
+"""Threads for each processor: with more, a device is busy with changing between them."""
 
 
 def check_gpu_options(spec: MeasureSpec) -> None:
@@ -27,12 +30,25 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
             f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
         )
     check_gpu_options(spec)
+    check_threads(device, [spec.threads])
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(
             f"{argument('max_time_s')} {spec.max_block_s:g}: the device breaks blocks off after "
             f"{longest:g} s, give less, or start it with esm-agent serve --max-block-time"
         )
+
+
+def check_threads(device: DeviceInfo, counts: Iterable[int]) -> None:
+    """Raises UsageError where threads far exceed the device's processors."""
+    processors = max(device.processors, 1.0)
+    most = int(_MOST_THREADS * processors)
+    for threads in counts:
+        if threads > most:
+            raise UsageError(
+                f"{argument('threads')} {threads}: the device has {processors:.3g} "
+                f"processor{'s' * (processors != 1)}, give {int(processors)}, or {most} at most"
+            )
 
 
 def check_models(

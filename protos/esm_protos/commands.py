@@ -75,7 +75,10 @@ def one_line(error: typer.TyperException) -> str:
     text = " ".join(text.replace("Value error, ", "").split()).removesuffix(".")
     text = text[:1].lower() + text[1:].replace("'. Did you mean", "': did you mean")
     hint = ""
-    if options:
+    if others := _commands_with(error):
+        text, hint = error.message.removesuffix("."), f"it is an option of {', '.join(others)}; "
+        text = text[:1].lower() + text[1:]
+    elif options:
         hint = nearest(getattr(error, "option_name", ""), options)
     elif match := _NOT_ONE_OF.search(text):
         hint = nearest(match["given"], re.findall(r"'([^']*)'", match["choices"]))
@@ -83,6 +86,22 @@ def one_line(error: typer.TyperException) -> str:
     if ctx is not None:
         hint += f"see {ctx.command_path} --help"
     return f"{text}{'' if text.endswith('?') else ':'} {hint}" if hint else text
+
+
+def _commands_with(error: typer.TyperException) -> list[str]:
+    """Return the other commands that have an unknown option."""
+    name, ctx = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not hasattr(error, "possibilities") or name is None or ctx is None:
+        return []
+    root = ctx.find_root()
+    if not isinstance(root.command, TyperGroup):
+        return []
+    commands = {each: root.command.get_command(root, each) for each in root.command.commands}
+    return [
+        each
+        for each, command in commands.items()
+        if command is not None and any(name in param.opts for param in command.params)
+    ]
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

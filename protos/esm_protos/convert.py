@@ -554,6 +554,8 @@ def done_to_pb(result: BlockResult, trim: float) -> pb.BlockDone:
         states=[state_to_pb(state) for state in result.states],
         references=[measurement_to_pb(each, trim) for each in result.references],
         usual=None if result.usual is None else _usual_to_pb(result.usual),
+        no_references=foreign(result.no_references),
+        no_history=foreign(result.no_history),
     )
 
 
@@ -597,6 +599,8 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
         states=tuple(state_from_pb(state) for state in message.states),
         references=tuple(map(measurement_from_pb, message.references)),
         usual=_usual_from_pb(message.usual) if message.HasField("usual") else None,
+        no_references=message.no_references,
+        no_history=message.no_history,
     )
 
 

@@ -630,6 +630,8 @@ class BlockResult:
         states: of the device before, during (about one a second) and after the block.
         references: the agent's reference models, timed along; empty where nobody asked.
         usual: what is usual for them; None where the agent remembers nothing.
+        no_references: why none were timed that were asked for; empty where it does not tell.
+        no_history: why the agent cannot remember them; empty where it can.
     """
 
     block_id: str
@@ -639,6 +641,8 @@ class BlockResult:
     states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
     usual: Usual | None = None
+    no_references: str = ""
+    no_history: str = ""
 
 
 class Severity(enum.Enum):

@@ -425,7 +425,14 @@ def test_the_command_shows_and_forgets(tmp_path: Path) -> None:
     HistoryFile(path).add({**HERE, "odd": "\x1b[2J"}, TAKEN)
     shown = esm_agent("history", "--history", path)
     assert shown.returncode == 0, shown.stderr
-    for words in ("onnxruntime 1.23", "threads 1", "1 moment since 20", "arithmetic", "9.0000 ms"):
+    for words in (
+        "onnxruntime 1.23",
+        "threads 1",
+        "1 moment since 20",
+        "arithmetic",
+        "9.0000 ms",
+        "SD unknown",
+    ):
         assert words in shown.stdout
     assert "\x1b" not in shown.stdout
     (own,) = json.loads(esm_agent("history", "--history", path, "--json", "-").stdout)["remembered"]

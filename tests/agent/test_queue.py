@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from esm_agent.door.auth import LISTED
+from esm_agent.serving.machine_lock import MachineLock
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import BusyError, NotNowError, UnreachableError
 from esm_host.transport.lease import Lease
@@ -136,6 +137,44 @@ def test_hosts_take_turns(address: str) -> None:
     for number in range(4):
         first = done.index(number)
         assert all(done[:first].count(other) <= 2 for other in range(4)), done
+
+
+def test_local_agents_of_a_user_measure_one_at_a_time(tmp_path: Path) -> None:
+    agents = [AgentServer("127.0.0.1", 0, machine=MachineLock(tmp_path)) for _ in range(2)]
+    first, second = (RemoteProfiler(f"127.0.0.1:{agent.port}", "local") for agent in agents)
+    try:
+        first.reserve("time 1 model", wait=False)
+        with pytest.raises(
+            BusyError, match=r"another measurement on this machine \(time 1 model\)"
+        ):
+            second.reserve("profile", wait=False)
+        measuring = first.submit(LONG)
+        told: list[Progress] = []
+        waiting = second.submit(SHORT)
+        threading.Timer(1.0, measuring.cancel).start()
+        assert waiting.result(told.append).block_id == "short"
+        queued = [p.standing.holder.owner for p in told if p.standing and p.standing.holder]
+        assert "another measurement on this machine" in queued
+        assert first.measure(SHORT).block_id == "short", "the machine is free again"
+    finally:
+        for profiler, agent in zip((first, second), agents, strict=True):
+            profiler.close()
+            agent.stop()
+
+
+def test_where_the_lock_cannot_be_kept_nobody_waits(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for lock in [MachineLock(tmp_path / "file" / "below") for _ in range(2)]:
+        assert lock.acquire("time")
+
+
+def test_an_agent_with_many_blocks_lets_one_that_waits_go_first(tmp_path: Path) -> None:
+    busy, waiting = MachineLock(tmp_path), MachineLock(tmp_path)
+    assert busy.acquire("profile")
+    assert not waiting.acquire("time")
+    busy.release()
+    assert not busy.acquire("profile")
+    assert waiting.acquire("time")
 
 
 def wait_until_measuring(profiler: RemoteProfiler) -> None:

@@ -232,6 +232,13 @@ def test_what_references_do_costs_no_model(
     assert [m.failure for m in result.measurements] == [None, None]
     assert [len(m.latency_ns) for m in result.measurements] == [40, 40]
     assert {m.model_id for m in result.references} == left
+    assert bool(result.no_references) is not bool(left), "why there are none"
+
+
+def test_why_no_reference_was_timed_is_told(tmp_path: Path) -> None:
+    result = measured(Worker(partial(References, "memory", *NAMES)), block(tmp_path))
+    assert result.references == ()
+    assert result.no_references == "scripted"
 
 
 def test_a_block_can_be_cancelled_while_references_run(tmp_path: Path) -> None:
@@ -275,6 +282,7 @@ def test_a_full_disk_costs_the_history_and_no_block(tmp_path: Path) -> None:
     result = measured(Worker(history=HistoryFile(Path("/dev/full"))), block(tmp_path))
     assert [m.failure for m in result.measurements] == [None, None]
     assert {m.model_id for m in result.references} == NAMES
+    assert result.no_history == "/dev/full: No space left on device"
 
 
 def test_references_come_by_name() -> None:

@@ -282,7 +282,7 @@ def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -
         ({"precision_percent": 200}, "^precision_percent 200: give percent"),
         ({"timeout_s": 0}, "^timeout_s 0 is not above 0"),
         ({"protocol": "sequential"}, "^protocol sequential .* give runs$"),
-        ({"dims": {"H": 2}}, "^dims H: no input has a dimension 'H': there are N"),
+        ({"dims": {"H": 2}}, "^dims H: no input has a dimension 'H': the inputs name N"),
         ({"dims": {"N": []}}, "^dims N=: give NAME=SIZE"),
         ({"dims": {"N": 2}, "batch": 3}, "^batch 3 sets nothing .*: dims N=2 gives 'x' 2"),
         ({"shapes": {"x": [1, 4, 16, 16]}}, "^shapes x:1x4x16x16: dimension 1"),

@@ -740,6 +740,10 @@ def test_without_arguments_it_shows_the_help() -> None:
             ["no such option: --devise: did you mean '--device'"],
         ),
         (
+            ["time", "a.onnx", "--cache", "cold"],
+            ["no such option: --cache: it is an option of profile; see esm-host time --help"],
+        ),
+        (
             ["time", "a.onnx", "--protocol", "seqential"],
             ["--protocol", "did you mean 'sequential'"],
         ),

@@ -411,6 +411,21 @@ def test_what_was_not_measured_alike_is_refused_unless_allowed(
     assert words[0] in result.stderr
 
 
+def test_the_default_time_of_more_models_is_no_difference(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    timing = copy.deepcopy(timing)
+    timing["context"]["spec"] |= {"precision": 0.02, "max_block_s": 20, "min_rounds": 5}
+    new["context"]["spec"] |= {"precision": 0.02, "max_block_s": 24, "min_rounds": 5}
+    assert compare(timing, new).exit_code == 0
+    new["context"]["spec"] |= {"max_block_s": 30, "min_rounds": 0}
+    words = "--max-time differs: its default and 30 s"
+    assert_refused(compare(timing, new), words, "--allow max_time")
+    result = compare(timing, new, "--allow", "max_time")
+    assert result.exit_code == 0
+    assert words in result.stderr
+
+
 def test_a_timing_from_before_visits_varied_compares(
     compare: Invoke, timing: Json, new: Json
 ) -> None:

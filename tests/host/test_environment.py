@@ -41,7 +41,6 @@ def test_times_for_a_user_without_a_home_folder() -> None:
             marks=pytest.mark.faults,
         ),
         (("devices", "list"), "no devices yet"),
-        pytest.param(("report", "missing"), "no home folder: set HOME", marks=pytest.mark.faults),
     ],
 )
 def test_says_where_a_home_folder_is_missing(arguments: tuple[object, ...], words: str) -> None:
@@ -121,6 +120,12 @@ def test_the_small_install_times_compares_and_knows_devices(tmp_path: Path) -> N
     done = without(SMALL_LACKS, "esm_host.cli", "predict", tmp_path, "--sample", 1)
     assert done.returncode == 1
     assert "pip install '.[workstation]' in a clone" in done.stderr.splitlines()[-1]
+
+
+def test_a_report_of_nothing_says_so_before_it_asks_for_packages() -> None:
+    done = without(["pandas", "altair", "jinja2"], "esm_host.cli", "report", "nope.json")
+    assert done.returncode == 2
+    assert "there is no nope.json" in done.stderr
 
 
 def test_without_torch_all_but_networks_works(tmp_path: Path) -> None:

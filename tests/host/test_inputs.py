@@ -196,7 +196,7 @@ def test_a_symbol_has_to_be_one_of_some_model() -> None:
     models = {"a.onnx": [IMAGE], "b.onnx": [FIXED]}
     check_symbols(parse_dims(["H=2", "W=3"]), models)
     with pytest.raises(
-        UsageError, match=r"no .* dimension 'h': did you mean 'H'\? there are H, N, W"
+        UsageError, match=r"no .* dimension 'h': did you mean 'H'\? the inputs name H, N, W"
     ):
         check_symbols(parse_dims(["h=2"]), models)
     with pytest.raises(UsageError, match="the inputs name no dimension"):

@@ -40,6 +40,16 @@ def test_a_plateau_names_the_encoding_and_then_the_noise() -> None:
     assert "doctor" in by_auto.text
 
 
+def test_a_plateau_of_latencies_that_are_not_known_asks_for_a_quieter_device() -> None:
+    (found,) = signatures(FLAT, Settings("pi4"), interval=0.23)
+    assert found.name == "noise"
+    assert (
+        "known to ±23 % (median) where ±2 % was asked: measure where less else runs" in found.text
+    )
+    assert "precision" not in on_command_line(found.text)
+    assert signatures(FLAT, Settings("pi4"), interval=0.03)[0].name == "plateau"
+
+
 @pytest.mark.parametrize(
     ("sampling", "cure"), [("random", "--sampling balanced"), ("balanced", "cost-aware")]
 )

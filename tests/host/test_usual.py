@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,9 @@ from esm_host.timing.spread import (
     pool_ratios,
 )
 from esm_host.transport import devices
+from esm_host.transport.base import OnProgress
 from esm_protos.estimates import Estimate, Parts
-from esm_protos.messages import Measurement, MeasureSpec
+from esm_protos.messages import Block, BlockResult, Measurement, MeasureSpec
 from tests.host.paced import BIG_MS, SMALL_MS, PacedProfiler
 
 SLOW = math.log(1.14)
@@ -93,11 +94,43 @@ def test_a_line_under_the_result_says_what_is_unusual(
     monkeypatch: pytest.MonkeyPatch, models: list[Path]
 ) -> None:
     shown = timed(monkeypatch, PacedProfiler(lambda number: SLOW), models).stdout.splitlines()
-    (place,) = [n for n, line in enumerate(shown) if "than usual here" in line]
-    assert re.fullmatch(r"  memory is 1\d % slower than usual here", shown[place])
+    (place,) = [n for n, line in enumerate(shown) if "than usual" in line]
+    large, _ = results(
+        timed(monkeypatch, PacedProfiler(lambda number: SLOW), models, "--json", "-")
+    )
+    assert shown[place] == (
+        f"  this device is {large['shift_percent']:.0f} % slower than usual for this model (mostly "
+        "its memory)"
+    )
     assert shown[place - 2].startswith("big.onnx")
     usual = timed(monkeypatch, PacedProfiler(), models).stdout
     assert "than usual" not in usual
+
+
+def test_why_nothing_is_remembered_and_no_reference_was_timed_is_told(
+    monkeypatch: pytest.MonkeyPatch, models: list[Path]
+) -> None:
+    class Poor(PacedProfiler):
+        def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+            result = super().answer(block, on_progress)
+            return replace(result, **lacking)
+
+    lacking = {"references": (), "no_references": "one inference of them took 2.0 s"}
+    warned = timed(monkeypatch, Poor(), models).stderr
+    assert "no reference models (one inference of them took 2.0 s), so" in warned
+    assert "update" not in warned
+    lacking = {"usual": None, "no_history": "/state/h: Is a directory"}
+    warned = timed(monkeypatch, Poor(), models).stderr
+    assert "history cannot be kept (/state/h: Is a directory)" in warned
+
+
+def test_latencies_as_measured_say_so(monkeypatch: pytest.MonkeyPatch, models: list[Path]) -> None:
+    note = "latency as measured, not at the device's usual pace"
+    assert note not in timed(monkeypatch, PacedProfiler(), models).stdout
+    assert note in timed(monkeypatch, PacedProfiler(), models, "--raw").stdout
+    assert note in timed(monkeypatch, PacedProfiler(moments=0), models).stdout
+    in_a_row = timed(monkeypatch, PacedProfiler(), models, "--protocol", "sequential")
+    assert note in in_a_row.stdout
 
 
 def test_ratios_are_at_the_usual_pace_too(

@@ -193,8 +193,8 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, history=0.01, moments=50),
             SLOW,
-            "±3.1 %, asked ±2 %; memory is 13 % slower than usual here, and corrected to ±3.0 %: "
-            "time again later, or give --spread 10m",
+            "±3.1 %, asked ±2 %; this device is 14 % slower than usual for this model (mostly its "
+            "memory), and corrected to ±3.0 %: time again later, or give --spread 10m",
         ),
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, moments=50),
@@ -211,6 +211,13 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
             Parts(runs=0.01, pace=0.03, history=0.01, moments=1),
             SLOW,
             ", asked ±2 %: this device remembers only 1 moment; time again later, or give "
+            "--spread 1h",
+        ),
+        (
+            Parts(runs=0.30, pace=0.25, history=0.25),
+            None,
+            "±3.1 %, asked ±2 %; more rounds would help: give a longer --max-time or more "
+            "--max-runs; besides, this device has no history yet; time again later, or give "
             "--spread 1h",
         ),
         (
@@ -246,11 +253,20 @@ def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
 
 
 def test_what_is_unusual_is_told_in_words() -> None:
-    assert describe_shift(SLOW) == "memory is 13 % slower than usual here"
-    fast = Shift(-0.11, 0.01, 0.0, 0.0)
-    assert describe_shift(fast) == "the device is 10 % faster than usual here"
-    for value, error in ((0.04, 0.001), (0.09, 0.05), (0.0, 0.0)):
-        assert describe_shift(Shift(value, error, 0.0, 0.0)) is None
+    of_memory = "this device is 14 % slower than usual for this model (mostly its memory)"
+    assert describe_shift(SLOW) == of_memory
+    for error in (0.01, 0.1):
+        fast = Shift(-0.11, error, 0.0, 0.0)
+        assert describe_shift(fast) == "this device is 10 % faster than usual for this model"
+    for value in (0.04, -0.04, 0.0):
+        assert describe_shift(Shift(value, 0.001, 0.0, 0.0)) is None
+
+
+def test_a_history_that_cannot_be_kept_is_named() -> None:
+    parts = Parts(runs=0.01, pace=0.03, history=0.03)
+    (reason,) = judge_number(0.031, 0.02, [], parts, None, "/state/h: No space left").reasons
+    assert "history cannot be kept (/state/h: No space left)" in reason
+    assert "time again later" not in reason
 
 
 def test_what_disturbed_a_device_is_told_from_what_is_merely_not_known() -> None:

@@ -123,12 +123,17 @@ class HistoryFile:
 
     Args:
         now: seconds since 1970.
+
+    Attributes:
+        problem: why the file could not be read or written since :meth:`usual` was last called;
+            else empty.
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path = path
         self._now = now
         self._told = False
+        self.problem = ""
 
     def add(self, conditions: Conditions, latency_ns: Mapping[str, float]) -> None:
         """Remember what the references took just now; nothing if none could be timed."""
@@ -148,6 +153,7 @@ class HistoryFile:
                 if os.fstat(file.fileno()).st_size > _MOST_BYTES:
                     self._shorten()
         except OSError as error:
+            self.problem = f"{self.path}: {error.strerror}"
             if not self._told:  # once, and not after every block
                 log.warning("nothing is remembered in %s: %s", self.path, error.strerror)
                 self._told = True
@@ -158,6 +164,7 @@ class HistoryFile:
         Args:
             references: names of the models, in the order of the result's columns.
         """
+        self.problem = ""
         own = [line for line in self._lines() if line["conditions"] == conditions]
         return _usual(own, references)
 
@@ -204,10 +211,15 @@ class HistoryFile:
     def _read(self) -> Iterator[Any]:
         """Yield what the lines at the end of the file hold, of any format."""
         texts: list[bytes] = []
-        with contextlib.suppress(OSError), open_regular(self.path) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(size - _MOST_READ_BYTES, 0))
-            texts = file.read(_MOST_READ_BYTES).splitlines()
+        try:
+            with open_regular(self.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(size - _MOST_READ_BYTES, 0))
+                texts = file.read(_MOST_READ_BYTES).splitlines()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.problem = f"{self.path}: {error.strerror}"
         for text in texts:
             with contextlib.suppress(*_NONSENSE):
                 yield json.loads(text)
@@ -223,9 +235,9 @@ class HistoryFile:
         near = [line for line in sound if _is_near(line, now)]
         if len(near) < len(sound) / 2:
             near = sound
-        foreign = [json.dumps(line) for line in read if _is_foreign(line)]
-        while sum(map(len, foreign)) > _MOST_BYTES / 4:
-            del foreign[: len(foreign) // 10 + 1]
+        newer = [json.dumps(line) for line in read if _is_newer(line)]
+        while sum(map(len, newer)) > _MOST_BYTES / 4:
+            del newer[: len(newer) // 10 + 1]
         kept = [_fullest(moment) for own in _by_conditions(near) for moment in _moments(own)]
         for most in (_KEPT_LINES, 1):
             lines = [
@@ -239,7 +251,7 @@ class HistoryFile:
                 break
         while sum(map(len, texts)) > _MOST_BYTES / 2:
             del texts[: len(texts) // 2 + 1]
-        write_private(self.path, "\n".join([*foreign, *texts]).encode())
+        write_private(self.path, "\n".join([*newer, *texts]).encode())
 
 
 def _lock_soon(file: IO[bytes]) -> None:
@@ -287,8 +299,10 @@ def _is_near(line: Mapping[str, Any], now: float) -> bool:
     return bool(abs(line["at_unix_s"] - now) < KEPT_S)
 
 
-def _is_foreign(line: Any) -> bool:
-    return isinstance(line, dict) and line.get("format", FORMAT) != FORMAT
+def _is_newer(line: Any) -> bool:
+    """Whether an agent of a later version wrote it."""
+    number = line.get("format") if isinstance(line, dict) else None
+    return isinstance(number, int) and number > FORMAT
 
 
 def _by_conditions(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:

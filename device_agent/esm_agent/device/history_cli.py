@@ -90,7 +90,8 @@ def _lines(path: Path, remembered: Sequence[Remembered]) -> list[str]:
         width = max(map(len, each.usual.references))
         for i, name in enumerate(each.usual.references):
             latency_ms, spread = each.usual.latency_ns[i] / 1e6, each.usual.spread[i, i]
-            lines.append(f"  {name:<{width}}  {latency_ms:10.4f} ms  SD {spread:.1%}")
+            told = f"{spread:.1%}" if moments > 1 else "unknown"
+            lines.append(f"  {name:<{width}}  {latency_ms:10.4f} ms  SD {told}")
     return lines
 
 

@@ -93,6 +93,7 @@ class JobResult(NamedTuple):
     running_ns: int
     states: tuple[DeviceState, ...]
     references: tuple[Measurement, ...] = ()
+    no_references: str = ""
 
 
 class Profiled(NamedTuple):
@@ -245,6 +246,7 @@ class _Timed(NamedTuple):
     running_ns: int
     origin_ns: int
     references: tuple[Measurement, ...] = ()
+    no_references: str = ""
 
 
 def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
@@ -261,7 +263,14 @@ def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -
         gc.collect()
     states = witness.states(timed.origin_ns)
     busy_ns = clock() - began
-    return JobResult(timed.measurements, busy_ns, timed.running_ns, states, timed.references)
+    return JobResult(
+        timed.measurements,
+        busy_ns,
+        timed.running_ns,
+        states,
+        timed.references,
+        timed.no_references,
+    )
 
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
@@ -348,11 +357,13 @@ def _interleaved(
             failed(index, error)
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
+    told = _company(company, references, origin)
     return _Timed(
         measurements,
         sum(each.running_ns for each in taken),
         origin,
-        _company(company, references, origin),
+        told,
+        "" if told or not job.references else sessions.no_references or "their runs failed",
     )
 
 

@@ -87,6 +87,9 @@ class Sessions:
 
     Args:
         tick: told that a model is loaded, or has run.
+
+    Attributes:
+        no_references: why there are no reference models that a job asked for; else empty.
     """
 
     def __init__(
@@ -103,7 +106,8 @@ class Sessions:
         self._kept: dict[tuple[object, ...], Loaded] = {}
         self._last: set[tuple[object, ...]] = set()
         self._setting: object = None
-        self._references: dict[str, Loaded | None] = {}
+        self._references: dict[str, Loaded | str] = {}
+        self.no_references = ""
 
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
@@ -199,8 +203,9 @@ class Sessions:
         """Return the job's reference models that this device can run; they stay loaded.
 
         What lacks memory now may fit beside the next block. What fails otherwise, or is slow, is
-        not tried again.
+        not tried again. Afterwards ``no_references`` says why there are none.
         """
+        self.no_references = ""
         if not job.references:
             return {}
         spec = replace(job.spec, seed=0)
@@ -212,12 +217,22 @@ class Sessions:
         own = job._replace(spec=spec, models=dict(enumerate(missing)), peak_memory=False)
         for index, session in self._fresh(own, list(own.models), lambda index, share: None):
             model = session if isinstance(session, Failure) else self._first_run(session)
-            if not isinstance(model, Failure):
-                slow = model.first_run_ns > _SLOW_REFERENCE_NS
-                self._references[missing[index].model_id] = None if slow else model
-            elif model.kind is not FailureKind.OUT_OF_MEMORY:
-                self._references[missing[index].model_id] = None
-        return {name: model for name, model in self._references.items() if model is not None}
+            name = missing[index].model_id
+            if isinstance(model, Failure):
+                self.no_references = model.message
+                if model.kind is not FailureKind.OUT_OF_MEMORY:
+                    self._references[name] = model.message
+            elif model.first_run_ns > _SLOW_REFERENCE_NS:
+                self._references[name] = (
+                    f"one inference of them took {model.first_run_ns / 1e9:.1f} s"
+                )
+            else:
+                self._references[name] = model
+        known = self._references.items()
+        found = {name: model for name, model in known if not isinstance(model, str)}
+        reasons = [model for _, model in known if isinstance(model, str)]
+        self.no_references = "" if found else next(iter(reasons), self.no_references)
+        return found
 
     def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
         """Where the time of a model goes; None if that cannot be told."""

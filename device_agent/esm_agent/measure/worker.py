@@ -223,6 +223,7 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         references = reference_models() if block.spec.references else ()
+        no_references = ""
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
@@ -259,6 +260,8 @@ class Worker:
                     attempt.states,
                     attempt.references,
                     usual,
+                    no_references or attempt.no_references,
+                    self._history.problem if self._history and block.spec.references else "",
                 )
             index, state, failure = attempt
             if self._limits and time.monotonic() > ends:
@@ -281,6 +284,7 @@ class Worker:
                 continue
             if index == REFERENCES:
                 references = ()
+                no_references = f"with them the measuring process failed: {failure.message}"
             else:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message

@@ -25,6 +25,7 @@ from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
 from esm_agent.serving.health import Health
 from esm_agent.serving.lease import EXPIRY_S
+from esm_agent.serving.machine_lock import MachineLock
 from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
@@ -69,6 +70,7 @@ class AgentServer:
         cache_bytes: of all of them; None chooses by what the disk has.
         history: file in which the reference models' latencies are remembered; None remembers
             nothing.
+        machine: held while a block is measured; None lets other agents measure at the same time.
 
     Raises:
         PortTakenError: the address cannot be bound.
@@ -90,6 +92,7 @@ class AgentServer:
         cache_folder: Path | None = None,
         cache_bytes: int | None = None,
         history: Path | None = None,
+        machine: MachineLock | None = None,
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -103,7 +106,9 @@ class AgentServer:
         cuda = partial(cuda_backend, gpu or 0)
         remembered = None if history is None else HistoryFile(history)
         worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), remembered)
-        self._slot = Slot(worker, lease_expiry_s, metrics, is_welcome=door.is_welcome)
+        self._slot = Slot(
+            worker, lease_expiry_s, metrics, is_welcome=door.is_welcome, machine=machine
+        )
         try:
             hello = self._slot.start()
             if gpu is not None and "cuda" not in hello.providers:

@@ -16,6 +16,7 @@ from esm_agent.measure.worker import CancelledError, Worker
 from esm_agent.operation import logs
 from esm_agent.operation.metrics import Metrics, Readings
 from esm_agent.serving.lease import EXPIRY_S, Leases, NoLeaseError, TooManyError
+from esm_agent.serving.machine_lock import MachineLock
 from esm_protos.messages import BlockResult, Measurement, Occupancy, Progress, Standing, State
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ _LOOK_S = 0.5
 """How often leases are looked at while nothing happens."""
 REST_S = 60.0
 """Without any lease for so long, the measuring process ends, and gives its memory back."""
+_MACHINE_S = 0.2
+"""How often an agent that waits for the machine looks again."""
 _LEASES_S = 1.0
 """How often leases are looked at while there are any."""
 MOST_BLOCKS = 64
@@ -143,6 +146,7 @@ class Slot:
         metrics: counts what happens.
         rest_s: the measuring process ends after so long without any lease.
         is_welcome: whether a client may still come in; asked of those that have leases.
+        machine: held while a block is measured; None lets other agents measure at the same time.
     """
 
     def __init__(
@@ -152,8 +156,10 @@ class Slot:
         metrics: Metrics | None = None,
         rest_s: float = REST_S,
         is_welcome: Callable[[str], bool] = lambda client: True,
+        machine: MachineLock | None = None,
     ) -> None:
         self._worker = worker
+        self._machine = machine
         self._metrics = metrics or Metrics()
         self._rest_s = rest_s
         self._is_welcome = is_welcome
@@ -195,6 +201,8 @@ class Slot:
             if self._draining and not known:
                 raise _stopping()
             now = time.monotonic()
+            if no_wait and not known and not self._facts and not self._take_machine(purpose):
+                return self._behind_machine()
             standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
             if no_wait and standing.ahead and not known:
                 return standing  # none was made
@@ -349,6 +357,7 @@ class Slot:
             return
         while (ticket := self._next()) is not None:
             block = ticket.block
+            self._await_machine(ticket)
             began = time.monotonic()
             try:
                 self._wake()
@@ -361,6 +370,7 @@ class Slot:
                 self._leases.end(ticket.lease_id, time.monotonic())
                 self._log_block(ticket, event, time.monotonic() - began)
                 self._running = None
+                self._leave_machine()
                 self._changed.notify_all()
             ticket.tell(event)
         self._worker.stop()
@@ -394,6 +404,30 @@ class Slot:
             self._worker.start()
             self._resting = False
 
+    def _await_machine(self, ticket: Ticket) -> None:
+        with self._changed:
+            while not (
+                ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)
+            ):
+                ticket.tell(Progress(State.QUEUED, 0.0, self._behind_machine()))
+                self._changed.wait(_MACHINE_S)
+
+    def _take_machine(self, purpose: str, wait: bool = False) -> bool:
+        """Whether this agent may measure now; with ``wait`` it keeps its place in the queue."""
+        if self._machine is None or self._machine.acquire(purpose):
+            return True
+        if not wait:
+            self._machine.release()
+        return False
+
+    def _behind_machine(self) -> Standing:
+        assert self._machine is not None
+        return Standing(1, self._machine.holder(), 0.0, 0.0)
+
+    def _leave_machine(self) -> None:
+        if self._machine is not None:
+            self._machine.release()
+
     def _tell_standings(self) -> None:
         for lease_id, standing in self._leases.standings(time.monotonic()):
             for ticket in self._tickets.get(lease_id, ()):
@@ -412,6 +446,8 @@ class Slot:
         for ticket in self._tickets.pop(lease_id, ()):
             ticket.cancel(reason)
             self._log_block(ticket, ticket.reason, 0.0)
+        if self._running is None and not self._facts:
+            self._leave_machine()
         if self._running is not None and self._running.lease_id == lease_id:
             self._running.cancel(reason)
 

@@ -143,7 +143,8 @@ def _state(progress: Progress) -> str:
 def waiting(standing: Standing) -> str:
     """Who has the device, and for how long."""
     before = f", {standing.ahead - 1} more before us" if standing.ahead > 1 else ""
-    return f"waiting{_for(standing)}{before}, about {duration(standing.wait_s)}"
+    about = f", about {duration(standing.wait_s)}" if standing.wait_s else ""
+    return f"waiting{_for(standing)}{before}{about}"
 
 
 def _for(standing: Standing) -> str:

@@ -30,8 +30,10 @@ def report(
 
     Example: esm-host report runs/pi4 --output pi4.html
     """
+    from esm_host.report.page import check_source, mark_of, marked
+
+    check_source(source)
     from esm_host.api import write_report
-    from esm_host.report.page import mark_of, marked
 
     if output is None:
         output = Path("report.html")

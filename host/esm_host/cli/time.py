@@ -174,7 +174,14 @@ def time(
     profile_runs: Annotated[
         int, typer.Option(help="Runs to profile, apart from those timed.", min=1, max=1000)
     ] = 20,
-    wide: Annotated[bool, typer.Option("--wide", help="Show every number.")] = False,
+    wide: Annotated[
+        bool,
+        typer.Option(
+            "--wide",
+            help="Show every number. latency_ms is at the device's usual pace, raw_ms and all "
+            "other times are as measured.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--json", help="Write JSON with all samples to this file; - is stdout."),

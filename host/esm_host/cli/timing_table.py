@@ -41,6 +41,10 @@ def print_tables(timing: Timing, wide: bool) -> None:
         _print_table(device.results, notes, wide)
         if device.interrupted and device.results:
             print(_CUT_SHORT)
+        if any(r.estimate for r in device.results) and timing.as_measured(device):
+            print("  latency as measured, not at the device's usual pace")
+        elif wide and device.results:
+            print("  latency_ms is at the device's usual pace, all other times are as measured")
         first += len(device.results)
         if several:
             print()

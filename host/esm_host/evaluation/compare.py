@@ -28,7 +28,9 @@ READ = (2, 3)
 """Schema versions of timings that are understood."""
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
-CASES, INPUTS, RAW = "cases", "inputs", "raw"
+CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
+_OF_MAX_TIME = ("max_block_s", "min_rounds")
+"""Settings that ``--max-time`` makes; its default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings that older files lack; what follows from them is in the intervals."""
 
@@ -459,7 +461,7 @@ def _check_arguments(
         raise UsageError(
             f"{argument('tolerance_percent')} {tolerance_percent:g}: give percent, 0 or more"
         )
-    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS, RAW)
+    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
             raise UsageError(
@@ -485,10 +487,14 @@ def _differences(
     """What differs, by name, and both values in words."""
     ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
     for name in (*ours, *(name for name in theirs if name not in ours)):
-        if name in _LACKED and (name not in ours or name not in theirs):
+        lacked = name in _LACKED and (name not in ours or name not in theirs)
+        if lacked or name in _OF_MAX_TIME:
             continue
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
+    told = "min_rounds" in ours and "min_rounds" in theirs
+    if told and (one := _max_time(ours)) != (other := _max_time(theirs)):
+        yield MAX_TIME, f"--max-time differs: {one} and {other}"
     if (raw := _raw(base.data)) != _raw(new.data):
         which = base.name if raw else new.name
         yield (
@@ -507,6 +513,10 @@ def _differences(
             one, other = (_fact(d["info"], fact, ours["provider"]) for d in (before, after))
             if one != other:
                 yield fact, f"{fact} of {name} differs: {one} and {other}"
+
+
+def _max_time(spec: Json) -> str:
+    return "its default" if spec.get("min_rounds") else f"{spec['max_block_s']:g} s"
 
 
 def _raw(data: Json) -> bool:

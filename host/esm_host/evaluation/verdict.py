@@ -50,7 +50,7 @@ _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
 _QUOTA_STOPS = 0.02  # of the periods
-_UNUSUAL = 0.05
+_UNUSUAL_PERCENT = 5.0
 _FEW_MOMENTS = 12  # an hour: with fewer, a longer history helps most
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are somebody's choice and keep it steady."""
@@ -62,6 +62,7 @@ def judge_number(
     evidence: Sequence[tuple[Verdict, str]],
     parts: Parts | None = None,
     shift: Shift | None = None,
+    no_history: str = "",
 ) -> Judgement:
     """Return the verdict on one model's latency.
 
@@ -72,6 +73,7 @@ def judge_number(
         parts: what ``interval`` is made of. A reason then names the widest part and its cure, with
             marked names of arguments.
         shift: how far the block is from what is usual.
+        no_history: why the device cannot remember its reference models; empty where it can.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
@@ -80,12 +82,16 @@ def judge_number(
         found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
-        if parts is not None and (lacking := _history_lacks(parts)):
-            # The same for all models of a block: said once.
-            text = f"interval too wide, {held}: {lacking}"
-        else:
-            text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
-            text += "" if parts is None else f"; {_unresolved(parts, shift, exact=not precision)}"
+        text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
+        if parts is not None:
+            pace, others = max(parts.pace, parts.history), _widest_but_pace(parts)
+            lacking = _history_lacks(parts, no_history) if pace >= min(others, wanted) else ""
+            if lacking and pace >= others:
+                # The same for all models of a block: said once.
+                text = f"interval too wide, {held}: {lacking}"
+            else:
+                text += f"; {_unresolved(parts, shift, exact=not precision)}"
+                text += f"; besides, {lacking}" if lacking else ""
         found.append((Verdict.UNRESOLVED, text))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
     verdict = worst_first[0][0] if worst_first else Verdict.STABLE
@@ -93,12 +99,19 @@ def judge_number(
     return Judgement(verdict, tuple(reason for _, reason in worst_first), disturbed)
 
 
-def _history_lacks(parts: Parts) -> str:
-    """Return what a device remembers, where an interval is wide for want of it; else nothing."""
-    known_badly = max(parts.pace, parts.history)
-    others = max(parts.passing, parts.sessions, parts.blocks or 0.0)
-    if parts.moments >= _FEW_MOMENTS or known_badly < others:
+def _widest_but_pace(parts: Parts) -> float:
+    return max(parts.passing, parts.sessions, parts.blocks or 0.0)
+
+
+def _history_lacks(parts: Parts, no_history: str) -> str:
+    """Return what a device remembers, where that is little; else nothing."""
+    if parts.moments >= _FEW_MOMENTS:
         return ""
+    if no_history:
+        return (
+            f"this device's history cannot be kept ({no_history}): make room for that file, or "
+            "set XDG_STATE_HOME of the agent's user"
+        )
     cure = f"time again later, or give {argument('spread')} 1h"
     if not parts.moments:
         return f"this device has no history yet; {cure}"
@@ -113,7 +126,7 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
         exact: whether a number of runs was asked for, and no precision.
     """
     pace = max(parts.pace, parts.history)
-    widest = max(parts.passing, parts.sessions, pace, parts.blocks or 0.0)
+    widest = max(pace, _widest_but_pace(parts))
     left = f"±{100 * widest:.1f} %"
     if parts.blocks == widest:
         return f"blocks differ, which leaves {left}: give a longer {argument('spread')}"
@@ -133,14 +146,13 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
 
 
 def describe_shift(shift: Shift) -> str | None:
-    """Return what was unusual in a block for a model, in words; None if nothing was."""
-    if not abs(shift.value) > max(_UNUSUAL, 2 * shift.error):
+    """Return how far a device is from its usual pace for a model; None up to 5 %."""
+    percent = 100 * math.expm1(shift.value)
+    if abs(percent) <= _UNUSUAL_PERCENT:
         return None
-    # Memory, where it makes most of it.
-    by_memory = shift.memory / shift.value > 0.5
-    what, value = ("memory", shift.memory) if by_memory else ("the device", shift.value)
-    percent = 100 * abs(math.expm1(value))
-    return f"{what} is {percent:.0f} % {'slower' if value > 0 else 'faster'} than usual here"
+    most = " (mostly its memory)" if shift.memory / shift.value > 0.5 else ""
+    text = f"{abs(percent):.0f} % {'slower' if percent > 0 else 'faster'} than usual"
+    return f"this device is {text} for this model{most}"
 
 
 def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple[Verdict, str]]:
@@ -171,13 +183,17 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 
 
-def company_evidence(missing: bool) -> list[tuple[Verdict, str]]:
-    """Return a warning where reference models were asked for and the agent timed none."""
+def company_evidence(missing: bool, why: str = "") -> list[tuple[Verdict, str]]:
+    """Return a warning where reference models were asked for and the agent timed none.
+
+    Args:
+        why: in the agent's words; empty where it does not tell.
+    """
     if not missing:
         return []
     text = (
-        "the agent timed no reference models, so the interval is of this block alone: update it, "
-        "or see esm-agent doctor"
+        f"the agent timed no reference models ({why or 'one of an older version has none'}), so "
+        "the interval is of this block alone"
     )
     return [(Verdict.STABLE, text)]
 

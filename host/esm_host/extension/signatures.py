@@ -8,12 +8,15 @@ from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.bins import depth_range
+from esm_host.evaluation.verdict import DEFAULT_PRECISION
 from esm_host.extension.settings import Settings
 
 _LOOKED_AT = 3
 """Rounds that a signature is seen in: the last ones."""
 _GAINED_PERCENT = 0.5
 """Accuracy gained over them that still is progress."""
+_WIDE = 3.0
+"""Times the asked interval from which the device, and not the precision, is to blame."""
 _FAILED_SHARE = 0.3
 """Share of blocks measured again from which quality control counts as failing."""
 
@@ -23,7 +26,8 @@ class Signature:
     """Failure signature at the end of a campaign, and its cure.
 
     Attributes:
-        name: ``"plateau"``, ``"bin"`` or ``"quality control"``.
+        name: ``"plateau"``, ``"noise"`` (a plateau of numbers that are hardly known), ``"bin"`` or
+            ``"quality control"``.
         text: one line, with marked names of arguments.
     """
 
@@ -31,32 +35,45 @@ class Signature:
     text: str
 
 
-def signatures(rounds: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+def signatures(
+    rounds: Sequence[Mapping[str, Any]], settings: Settings, interval: float = 0.0
+) -> list[Signature]:
     """Return the signatures of a campaign that has missed its target.
 
     Args:
         rounds: as ``result.json`` has them.
+        interval: median half-width of the latencies' 95 % intervals, as a share.
     """
     last = list(rounds[-_LOOKED_AT:])
     found = []
     if len(last) == _LOOKED_AT:
-        found += _of_a_bin(last, settings) or _of_a_plateau(last, settings)
+        found += _of_a_bin(last, settings) or _of_a_plateau(last, settings, interval)
     return [*found, *_of_quality_control(last, settings)]
 
 
-def _of_a_plateau(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+def _of_a_plateau(
+    last: Sequence[Mapping[str, Any]], settings: Settings, interval: float
+) -> list[Signature]:
     gained = last[-1]["accuracy_percent"] - last[0]["accuracy_percent"]
     more = last[-1]["measured_models"] - last[0]["measured_models"]
     if gained >= _GAINED_PERCENT:
         return []
+    brought = f"plateau: {more} more models have brought {gained:+.1f} points"
+    asked = settings.spec.precision or DEFAULT_PRECISION
+    if interval > _WIDE * asked:
+        text = (
+            f"{brought}. Their latencies are known to ±{100 * interval:.0f} % (median) where "
+            f"±{100 * asked:g} % was asked: measure where less else runs; {_QUIETER}"
+        )
+        return [Signature("noise", text)]
     text = (
-        f"plateau: {more} more models have brought {gained:+.1f} points. The encoding may not tell "
-        f"architectures apart: try {argument('encoding')} views or {argument('predictor')} auto"
+        f"{brought}. The encoding may not tell architectures apart: try {argument('encoding')} "
+        f"views or {argument('predictor')} auto"
     )
     if settings.predictor == "auto" and settings.encoding in (None, "views"):
         text = (
-            f"plateau: {more} more models have brought {gained:+.1f} points. What is left may be "
-            f"noise: try a narrower {argument('precision')} on a new campaign, or {_QUIETER}"
+            f"{brought}. What is left may be noise: try a narrower {argument('precision')} on a "
+            f"new campaign, or {_QUIETER}"
         )
     return [Signature("plateau", text)]
 

@@ -147,12 +147,14 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
     elif measurements["predicted_ms"].isna().all():
         yield Step("The folder lacks the predictions of each model unseen. Write them:", resume)
     if run.result is not None and run.settings.has_target and not run.result["converged"]:
-        more = -(-settings.max_models * 3 // 2)
-        yield Step(
-            "The target is missed. Let the campaign measure more where it is inaccurate:",
-            f"{resume} --max-models {more}",
-        )
-        for signature in run.result.get("signatures", ()):
+        signatures = run.result.get("signatures", ())
+        if all(signature["name"] != "noise" for signature in signatures):
+            more = -(-settings.max_models * 3 // 2)
+            yield Step(
+                "The target is missed. Let the campaign measure more where it is inaccurate:",
+                f"{resume} --max-models {more}",
+            )
+        for signature in signatures:
             yield Step(f"{signature['text'][:1].upper()}{signature['text'][1:]}.")
     trusted = measurements["verdict"].isin(["stable"]).mean() if len(measurements) else 1.0
     if trusted < 0.75:

@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
+from esm_host.errors import UsageError
 from esm_host.report.theme import DARK, LIGHT, Theme, config
 
 DASH = "\N{EN DASH}"
@@ -154,6 +155,16 @@ class Page:
 
 SOURCE = "esm-source"
 """Name of the page's metadata that tells pages of different sources apart."""
+
+
+def check_source(path: Path) -> None:
+    """Raises UsageError where there is nothing to report on; needs no package for it."""
+    if not path.exists():
+        raise UsageError(
+            f"there is no {path}: give the folder of a campaign (esm-host profile --run), of a "
+            "search (esm-host search) or of a study (esm-host study --results), or a file of "
+            "esm-host time --json or compare --json"
+        )
 
 
 def mark_of(source: Path) -> str:

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from esm_host.arguments import on_command_line
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
-from esm_host.dataset.table import Measurements
+from esm_host.dataset.table import WIDEST, Measurements
 from esm_host.evaluation.alike import Pace, compare
 from esm_host.extension.settings import Settings
-from esm_host.extension.signatures import signatures
+from esm_host.extension.signatures import Signature, signatures
 
 SCHEMA_VERSION = 1
 
@@ -42,7 +44,9 @@ def campaign_result(
         "converged": converged,
         "signatures": [
             {"name": each.name, "text": on_command_line(each.text)}
-            for each in ([] if converged or not rounds else signatures(rounds, settings))
+            for each in (
+                [] if converged or not rounds else _signatures(rounds, settings, measurements)
+            )
         ],
         "measured_models": rounds[-1]["measured_models"] if rounds else 0,
         "rounds": rounds,
@@ -53,6 +57,13 @@ def campaign_result(
         "devices": devices(store, measurements),
         "settings": settings.to_json(),
     }
+
+
+def _signatures(
+    rounds: Sequence[Mapping[str, Any]], settings: Settings, measurements: Measurements
+) -> list[Signature]:
+    intervals = np.minimum(measurements.dataset().interval, WIDEST)
+    return signatures(rounds, settings, float(np.median(intervals)) if len(intervals) else 0.0)
 
 
 def devices(store: Store, measurements: Measurements) -> list[dict[str, Any]]:

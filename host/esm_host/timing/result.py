@@ -129,8 +129,9 @@ class Result:
     @property
     def unusual(self) -> str | None:
         """What was unusual of the device for this model; None if nothing was."""
-        told = self.estimate and self.estimate.shift
-        return describe_shift(told) if told else None
+        if self.estimate is None or self.estimate.shift is None or not self.estimate.parts.moments:
+            return None
+        return describe_shift(self.estimate.shift)
 
     @property
     def assumptions(self) -> list[str]:
@@ -312,6 +313,10 @@ class Timing:
     @cached_property
     def results(self) -> tuple[Result, ...]:
         return tuple(result for device in self.devices for result in device.results)
+
+    def as_measured(self, device: DeviceTiming) -> bool:
+        """Whether a device's latencies are as measured, and not at its usual pace."""
+        return self.raw or not self.spec.references or common_usual(device.blocks) is None
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:

@@ -19,7 +19,7 @@ from esm_host.evaluation.verdict import (
     judge_number,
     threads_evidence,
 )
-from esm_host.limits import check_models, check_spec
+from esm_host.limits import check_models, check_spec, check_threads
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
 from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
@@ -191,6 +191,7 @@ def _measure(
     info = profiler.device_info()
     models = tuple(entry.model for entry in request)
     check_spec(info, spec)
+    check_threads(info, [entry.model.case.threads for entry in request])
     check_models(info.limits, models, {entry.model.sha256: entry.file.outline for entry in request})
     pending = profiler.submit(Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs))
     began: list[float] = []
@@ -375,7 +376,10 @@ def _results(
         estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
         missing = spec.references and not (block.references or raw)
         evidence.append(
-            [*block_evidence(block.states, estimate.slowdown), *company_evidence(missing)]
+            [
+                *block_evidence(block.states, estimate.slowdown),
+                *company_evidence(missing, block.no_references),
+            ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
@@ -397,6 +401,7 @@ def _results(
             [*pool_evidence(evidence), *threads_evidence(threads, processors)],
             pooled.parts,
             pooled.shift,
+            next((block.no_history for block in blocks if block.no_history), ""),
         )
         results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)

@@ -16,7 +16,8 @@ from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Stand
 class LocalProfiler(Profiler):
     """An agent on a free loopback port that ends with this process, however this process ends.
 
-    An agent that has died is started again by the next call.
+    An agent that has died is started again by the next call. The local agents of one user measure
+    one at a time.
 
     Raises:
         DeviceError: the agent does not start; its own words say why.
@@ -71,7 +72,8 @@ class LocalProfiler(Profiler):
         return self._remote
 
     def _start(self) -> None:
-        command = ["-m", "esm_agent.cli", "serve", "--port", "0", "--until-stdin-closes"]
+        options = ["--port", "0", "--until-stdin-closes", "--take-turns"]
+        command = ["-m", "esm_agent.cli", "serve", *options]
         self._process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,

@@ -563,20 +563,24 @@ class ProviderNodes(_message.Message):
     def __init__(self, provider: _Optional[str] = ..., nodes: _Optional[int] = ...) -> None: ...
 
 class BlockDone(_message.Message):
-    __slots__ = ("block_id", "busy_ns", "running_ns", "states", "references", "usual")
+    __slots__ = ("block_id", "busy_ns", "running_ns", "states", "references", "usual", "no_references", "no_history")
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     BUSY_NS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_NS_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     USUAL_FIELD_NUMBER: _ClassVar[int]
+    NO_REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    NO_HISTORY_FIELD_NUMBER: _ClassVar[int]
     block_id: str
     busy_ns: int
     running_ns: int
     states: _containers.RepeatedCompositeFieldContainer[DeviceState]
     references: _containers.RepeatedCompositeFieldContainer[ModelResult]
     usual: Usual
-    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[ModelResult, _Mapping]]] = ..., usual: _Optional[_Union[Usual, _Mapping]] = ...) -> None: ...
+    no_references: str
+    no_history: str
+    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[ModelResult, _Mapping]]] = ..., usual: _Optional[_Union[Usual, _Mapping]] = ..., no_references: _Optional[str] = ..., no_history: _Optional[str] = ...) -> None: ...
 
 class Usual(_message.Message):
     __slots__ = ("references", "latency_ns", "spread", "moments", "span_s", "block_spread")
