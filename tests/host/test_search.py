@@ -348,7 +348,7 @@ def test_of_a_table_everything_that_it_lists_is_looked_at(run: Path, tmp_path: P
 def test_the_fastest_alone_is_reported(run: Path, tmp_path: Path) -> None:
     options = ["--measure", 0, "--objective", "latency"]
     assert esm_host("search", run, *options).exit_code == 0
-    assert len(front(run / "search")["results"]) == 1
+    assert len({row["latency_ms"] for row in front(run / "search")["results"]}) == 1
     page = tmp_path / "report.html"
     assert esm_host("report", run / "search", "-o", page).exit_code == 0
     assert "Predicted front, FLOPs against latency" in page.read_text()

@@ -28,6 +28,9 @@ from esm_host.predictors.regression import regress
 
 SEARCHED = 300
 """Samples, at most, on which the kernels' parameters are found; all are learned from then."""
+_ROUNDING, _UNSEEN = 6e-8, 1e-3
+"""Of single precision; and the share of the noise's standard deviation below which it does not
+show."""
 _SAME_PLACE = 1e-6
 """Variance, in units of the kernel's, by which inducing points differ where they are the same."""
 
@@ -119,6 +122,14 @@ class Process:
                 k.smooth.items(), roots, smooths, strict=True
             )
         ]
+
+    @property
+    def single(self) -> bool:
+        """Whether rounding to single precision is nothing beside the noise."""
+        squares = sum(
+            math.exp(2 * s.variance) * float(s.dual[:, 0] @ s.dual[:, 0]) for s in self.smooth_
+        )
+        return bool(_ROUNDING**2 * squares < _UNSEEN**2 * self.noise_)
 
     def _standardise(self, latency_ms: Floats, weights: Floats) -> None:
         self.log_ = self.target == "log"
