@@ -17,7 +17,6 @@ from esm_host.predictors.design import INDUCING, MANY_INDUCING
 from esm_host.predictors.fold_networks import FoldNetworks
 from esm_host.predictors.process import Process
 from esm_host.predictors.readout import said
-from esm_host.predictors.regression import DRAWS
 
 NETWORKS_FROM = 1000
 """Samples from which networks are tried as well; with fewer they have no say."""
@@ -121,8 +120,8 @@ class AutoPredictor(IntervalPredictor):
         deviations of the best, ``(n,)``, which are right only if ``drawn``."""
         best = self.heard_[self.best_]
         processes = [each for each in self.heard_ if isinstance(each, Process)]
-        columns = [1 + DRAWS * (drawn and each is best) for each in processes]
-        answers = iter(said(processes, columns, encodings) if processes else ())
+        asked = [drawn and each is best for each in processes]
+        answers = iter(said(processes, asked, encodings) if processes else ())
         logs = [
             each.in_log(next(answers)) if isinstance(each, Process) else each.in_log(encodings)
             for each in self.heard_

@@ -12,7 +12,6 @@ from esm_host.predictors.base import Floats, Samples
 from esm_host.predictors.design import INDUCING, Design
 from esm_host.predictors.process import Process
 from esm_host.predictors.readout import said
-from esm_host.predictors.regression import DRAWS
 
 SOURCES = "sources"
 """Group of columns that say what other devices would take."""
@@ -86,7 +85,7 @@ def left_out(
             (x[others], latency_ms[others], weights[others]), layout, seed, candidates
         )
         processes = list(members.values())
-        answers = said(processes, [1 + DRAWS] * len(processes), x[own])
+        answers = said(processes, [True] * len(processes), x[own])
         for row, (process, answer) in enumerate(zip(processes, answers, strict=True)):
             mean[row, own], std[row, own] = process.in_log(answer)
     return mean, std

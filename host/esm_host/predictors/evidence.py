@@ -25,7 +25,7 @@ _PRIOR_SD = 2.0
 """Of the parameters' logarithms: they may leave their defaults by factors of ten where the data
 say so."""
 _ITERATIONS = 60
-_TOLERANCE = 1e-7
+_TOLERANCE = 1e-6
 """Of the logarithm of the likelihood, relative."""
 
 

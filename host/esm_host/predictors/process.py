@@ -171,7 +171,7 @@ class Process:
     def in_log(self, said: Floats) -> tuple[Floats, Floats]:
         """Means and standard deviations of log latencies, ``(n,)``, from what
         :func:`~esm_host.predictors.readout.said` gives of this process."""
-        return self._in_log(said[:, 0], (said[:, 1:] ** 2).sum(axis=1))
+        return self._in_log(said[:, 0], said[:, 1])
 
     def _in_log(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """From means and their variances, noise not included."""

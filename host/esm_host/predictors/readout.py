@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from esm_host.predictors.base import Floats
 from esm_host.predictors.process import Process
+from esm_host.predictors.regression import DRAWS
 
 Inputs = NDArray[np.float32] | NDArray[np.float64]
 _CHUNK = 2048
@@ -18,14 +19,15 @@ _CHUNK = 2048
 
 
 def said(
-    processes: Sequence[Process], columns: Sequence[int], encodings: NDArray[np.float32]
+    processes: Sequence[Process], drawn: Sequence[bool], encodings: NDArray[np.float32]
 ) -> list[Floats]:
-    """Standardised targets of encodings ``(n, d)``, by every process ``(n, columns)``.
+    """Standardised targets of encodings ``(n, d)``, and their variances without noise, by every
+    process ``(n, 2)``.
 
     In single precision where that does not show (:attr:`Process.single`): it is twice as fast.
 
     Args:
-        columns: of every process: 1 for the mean, ``1 + DRAWS`` for deviations of draws as well.
+        drawn: of every process, whether its variances are asked for; else they are 0.
     """
     design = processes[0].design
     dtype = np.dtype(np.float32 if all(each.single for each in processes) else np.float64)
@@ -33,6 +35,7 @@ def said(
     def rounded(values: Floats) -> Inputs:
         return np.ascontiguousarray(values, dtype=dtype)
 
+    columns = [1 + DRAWS * each for each in drawn]
     ends = np.cumsum(columns).tolist()
     parts = [
         (process, slice(end - count, end), count)
@@ -56,15 +59,18 @@ def said(
         for name, at in design.groups.items()
         if name in design.inducing
     ]
-    result = np.empty((len(encodings), ends[-1]))
+    result = np.zeros((len(processes), len(encodings), 2))
     for first in range(0, len(encodings), _CHUNK):
         rows = slice(first, first + _CHUNK)
         inputs: Inputs = (encodings[rows] - centre) * scale
         sums: Inputs = inputs @ slopes + constant
         for kernel in kernels:
             kernel.add(inputs, sums)
-        result[rows] = sums
-    return np.split(result, ends[:-1], axis=1)
+        for number, (_, own, _) in enumerate(parts):
+            result[number, rows, 0] = sums[:, own.start]
+            deviations = sums[:, own.start + 1 : own.stop]
+            result[number, rows, 1] = np.einsum("ij,ij->i", deviations, deviations)
+    return list(result)
 
 
 @dataclass(frozen=True)
