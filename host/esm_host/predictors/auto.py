@@ -21,7 +21,7 @@ from esm_host.predictors.readout import said
 NETWORKS_FROM = 1000
 """Samples from which networks are tried as well; with fewer they have no say."""
 MOST_EVIDENCE = 100
-_INTERACT = 0.98
+_INTERACT = 0.99
 """Of the errors of the best additive candidate: where smooth ones make less, blocks interact."""
 _UNKNOWN = 50.0
 """Of a log latency: 1e21 ms."""
@@ -46,7 +46,7 @@ class AutoPredictor(IntervalPredictor):
     once; Huber 1981): something else may have held the device up.
 
     Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`).
-    Where smooth interactions between blocks lower the errors by a fiftieth, they have more
+    Where smooth interactions between blocks lower the errors by a hundredth, they have more
     inducing points, and from :data:`NETWORKS_FROM` samples on, where torch is installed, there are
     perceptrons as well: on most devices neither earns its time.
     Standard deviations are those of the best, and of how much candidates differ.
@@ -75,7 +75,7 @@ class AutoPredictor(IntervalPredictor):
             samples = *samples[:2], trusted / trusted.mean()
             fitted = fit_candidates(samples, self.layout, self.seed, fitted)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
-        interact = self._interact(fitted, np.abs(truth - means).mean(axis=1))
+        interact = self._interact(fitted, np.abs(truth - means) @ trust)
         if interact and n > INDUCING:
             fitted = fit_candidates(samples, self.layout, self.seed, fitted, MANY_INDUCING)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
