@@ -107,8 +107,9 @@ def test_a_host_that_falls_silent_loses_the_device(
 
 def test_an_agent_that_stops_hands_waiting_blocks_back(agent: AgentServer, address: str) -> None:
     with RemoteProfiler(address) as profiler:
-        pending = [profiler.submit(LONG), profiler.submit(SHORT)]
+        pending = [profiler.submit(LONG)]
         wait_until_measuring(profiler)
+        pending.append(profiler.submit(SHORT))
         agent.stop()
         for block in pending:
             with pytest.raises((NotNowError, UnreachableError)):

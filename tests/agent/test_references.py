@@ -278,11 +278,11 @@ def test_what_a_block_measured_is_usual_in_the_next(tmp_path: Path) -> None:
     assert remembered.conditions["threads"] == "1"
 
 
-def test_a_full_disk_costs_the_history_and_no_block(tmp_path: Path) -> None:
+def test_what_is_no_file_costs_the_history_and_no_block(tmp_path: Path) -> None:
     result = measured(Worker(history=HistoryFile(Path("/dev/full"))), block(tmp_path))
     assert [m.failure for m in result.measurements] == [None, None]
     assert {m.model_id for m in result.references} == NAMES
-    assert result.no_history == "/dev/full: No space left on device"
+    assert result.no_history == "/dev/full: it is no regular file"
 
 
 def test_references_come_by_name() -> None:

@@ -121,7 +121,7 @@ def test_paces_are_those_of_the_reference_models() -> None:
     paces = TimingFile.of(data).paces()
     assert len(paces) == 2 * 20 + 10
     middle = paces.groupby(["device", "block", "reference"])["slower_percent"].median()
-    assert middle["pi4", 0, "arithmetic"] == pytest.approx(8, abs=1)
+    assert middle["pi4", 0, "arithmetic"] == pytest.approx(7, abs=1), "by the quickest runs"
     assert middle["pi4", 1, "large"] == pytest.approx(116, abs=2)
     assert middle["rack-1", 0, "large"] == pytest.approx(0, abs=1e-9), "nothing is remembered"
     assert set(paces[paces["usual"]]["device"]) == {"pi4"}
