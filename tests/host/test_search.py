@@ -167,7 +167,7 @@ def test_a_search_goes_on_to_a_larger_budget(run: Path, fake: FakeProfiler) -> N
     assert_refused(refused, 2, "--measure 19", "asked for 20", "give more")
 
 
-def test_broken_off_it_resumes_to_a_front_as_good(
+def test_broken_off_it_resumes_to_the_same_front(
     fake: FakeProfiler, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other" / "run"
@@ -195,12 +195,7 @@ def test_broken_off_it_resumes_to_a_front_as_good(
     counts = Counter(measured(fake))
     chosen = [row["key"] for each in two["rounds"] for row in each["chosen"]]
     assert [counts[key] for key in chosen] == 12 * [1], "nothing is measured twice"
-    # What is promised of latencies is rounded otherwise, so where architectures are nearly as good
-    # as each other another one of them may be measured.
-    fronts = [{row["key"] for row in each["results"]} for each in (one, two)]
-    assert len(fronts[0] & fronts[1]) >= len(fronts[0]) / 2
-    best = [min(row["latency_ms"] for row in each["results"]) for each in (one, two)]
-    assert best[0] == pytest.approx(best[1], rel=0.1)
+    assert [r["key"] for r in one["results"]] == [r["key"] for r in two["results"]]
 
 
 def test_a_device_that_has_become_slower_is_told_of(
