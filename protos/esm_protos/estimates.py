@@ -39,8 +39,8 @@ _LEAST_BATCHES = 10
 _COMMON = 0.8
 """Share of the batches that every model must have a visit in."""
 _BY_MEMORY = 0.2
-"""How far a model's mean may lie above its quick runs, as a logarithm, where nothing else runs;
-with 15 to 25 MB of weights it did by 0.15 to 0.29."""
+"""Largest distance of a model's mean above its quick runs, as a logarithm, where nothing else runs;
+with 15 to 25 MB of weights it was 0.15 to 0.29."""
 _HARDLY = 0.02
 """Smallest weight of a reference model that counts."""
 _ANOTHER = 100
@@ -113,7 +113,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an interval is made of: half-widths of 95 % intervals of the latency's logarithm.
+    """Parts of an interval: half-widths of 95 % intervals of the latency's logarithm.
 
     As long as it is small, that is a share of the latency.
 
@@ -252,7 +252,7 @@ def estimate_references(
 
 
 def _telling(reference: Runs) -> Runs:
-    """What a reference model tells of the device's pace.
+    """Return the runs of a reference model that show the device's pace.
 
     One without weights that count tells the processor's clock, by its quickest runs: what is in
     the way of some runs, more often the longer they take, is no pace of all models.
@@ -499,7 +499,7 @@ def _error(estimate: Estimate, visited: Floats) -> float:
 
 def _freedom(paces: Paces) -> float:
     """Degrees of freedom of what is known of a device's paces."""
-    return min(2 + paces.moments / 2, _FAR) if paces.known else _FAR
+    return min(paces.freedom, _FAR) if paces.known else _FAR
 
 
 def _t(freedom: float) -> float:

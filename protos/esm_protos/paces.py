@@ -197,7 +197,7 @@ class Paces:
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
     def _surprise(self, deviations: Floats, noise: Floats) -> tuple[Floats, Floats]:
-        """What to add to the paces' covariance, and to the variances of readings, where rungs
+        """Return additions to the paces' covariance and to the variances of readings, where rungs
         stray further than the past lets expect.
 
         All may do so together, on a device that is slower than it ever was: that is believed. One
@@ -207,8 +207,7 @@ class Paces:
             noise: covariance of the readings' errors, ``(r, r)``.
         """
         count = len(deviations)
-        freedom = max(int(2 + self.moments / 2), 1)
-        most = min(t_quantile(freedom, 1 - _RARE / count), _MOST_APART)
+        most = min(t_quantile(int(self.freedom), 1 - _RARE / count), _MOST_APART)
         more, disturbed = np.zeros((count, count)), np.zeros(count)
         for number in range(count):
             expected = self._covariance + more + noise + np.diag(disturbed)
@@ -234,6 +233,11 @@ class Paces:
     def known(self) -> bool:
         """Whether anything is remembered to compare with."""
         return self.moments > 0
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of what is remembered."""
+        return 2 + self.moments / 2
 
     def sensitivities(self, weight_bytes: int, latency_ns: float) -> Floats:
         """Return how much of each rung's pace a model feels, ``(r,)``."""

@@ -127,13 +127,29 @@ def predictor_class(name: str) -> type[Predictor]:
     Raises:
         UsageError: there is no such predictor, or its library is not installed.
     """
-    module, _, cls = entry(name).where.partition(":")
-    try:
-        found: type[Predictor] = getattr(import_module(f"{__name__}.{module}"), cls)
-    except ModuleNotFoundError as error:
-        extra = "host" if error.name == "torch" else "predictors"
-        raise UsageError(f"predictor '{name}' needs {error.name}: {install(extra)}") from error
+    found: type[Predictor] = load_class(
+        __name__, entry(name).where, f"predictor '{name}'", "predictors"
+    )
     return found
+
+
+def load_class(package: str, where: str, what: str, extra: str = "host") -> Any:
+    """Return a class of a package; its library is loaded now.
+
+    Args:
+        where: ``module:class``.
+        what: names the class in the error.
+        extra: of the install, for libraries other than torch.
+
+    Raises:
+        UsageError: its library is not installed.
+    """
+    module, _, cls = where.partition(":")
+    try:
+        return getattr(import_module(f"{package}.{module}"), cls)
+    except ModuleNotFoundError as error:
+        extra = "host" if error.name == "torch" else extra
+        raise UsageError(f"{what} needs {error.name}: {install(extra)}") from error
 
 
 def encoding_for(name: str, space: SearchSpace) -> str:
@@ -173,4 +189,12 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
     return cls(**given)
 
 
-__all__ = ["PREDICTORS", "Entry", "encoding_for", "entry", "make_predictor", "predictor_class"]
+__all__ = [
+    "PREDICTORS",
+    "Entry",
+    "encoding_for",
+    "entry",
+    "load_class",
+    "make_predictor",
+    "predictor_class",
+]

@@ -1,4 +1,4 @@
-"""What is known of one device, put to use on another: few-shot predictors by name."""
+"""Few-shot predictors by name, which transfer what is known of one device to another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
+from esm_host.predictors import load_class
 from esm_protos.nearest import nearest
-from esm_protos.text import install
 
 if TYPE_CHECKING:
     from esm_host.transfer.base import FewShotPredictor
@@ -105,7 +104,7 @@ ENCODINGS: dict[str, str] = {
     "arch2vec": "Arch2Vec, learnt on the space first",
     "cate": "CATE, learnt on the space first",
 }
-"""What samplers and NASFLAT read architectures by; several are joined by ``+``."""
+"""Encodings of architectures for samplers and NASFLAT; several are joined by ``+``."""
 
 CAZ = "cate+arch2vec+zcp"
 
@@ -129,11 +128,8 @@ def method_class(name: str) -> type[FewShotPredictor]:
     Raises:
         UsageError: there is no such method, or its library is not installed.
     """
-    module, _, cls = method_of(name).where.partition(":")
-    try:
-        found: type[FewShotPredictor] = getattr(import_module(f"{__name__}.methods.{module}"), cls)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"method '{name}' needs {error.name}: {install('host')}") from error
+    where = method_of(name).where
+    found: type[FewShotPredictor] = load_class(f"{__name__}.methods", where, f"method '{name}'")
     return found
 
 
