@@ -249,7 +249,7 @@ def _judged(
     dataset: Dataset,
     held_out: Collection[str],
 ) -> dict[str, Any]:
-    """How good predictions are that learn from sources."""
+    """Accuracy of predictions that learn from sources."""
     trusted = dataset.only(settings.trusted_verdicts)
     expected = folder.sources_encoder(encoder.space)
     about = {

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class Latency:
-    """What :meth:`esm_host.run.Run.latency` gives: call it with an architecture, its JSON or its
-    short form.
+    """Latency function of :meth:`esm_host.run.Run.latency`.
+
+    Call it with an architecture, its JSON or its short form.
 
     It needs the campaign's folder no more, and can be pickled: other processes predict the same.
 

@@ -34,7 +34,7 @@ SHARED = "shared"
 
 @dataclass(frozen=True, eq=False)
 class WarmStart:
-    """What a new campaign knows of other devices, before its folder is made.
+    """Knowledge of other devices that a new campaign starts with, before its folder is made.
 
     Attributes:
         expected: what the sources' models expect of an architecture.

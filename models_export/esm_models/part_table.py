@@ -30,7 +30,7 @@ _MOST_PIXELS = 2**16
 
 
 class Rule(enum.IntEnum):
-    """What decides the parts of a place."""
+    """Key of the parts of a place."""
 
     PLACE = 0
     """Its own value alone (:meth:`esm_models.space.SearchSpace.places`)."""
@@ -208,7 +208,7 @@ def _next_rule(rule: Rule, space: SearchSpace) -> Rule:
 
 
 def _chained_places(space: SearchSpace, blocks: Codes) -> NDArray[np.int64]:
-    """As :meth:`esm_models.space.SearchSpace.places`, by the block before as well."""
+    """Places as :meth:`esm_models.space.SearchSpace.places`, by the block before as well."""
     flat = blocks.reshape(len(blocks), -1).astype(np.int64)
     options = len(space.options)
     before = np.full(len(flat), -1)

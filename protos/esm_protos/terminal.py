@@ -1,4 +1,4 @@
-"""What a stream can show: escapes only on terminals that take them and users who want them."""
+"""Detection of terminals that take escape sequences, and of users who want them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--ste
 OWN_SPACE = f"{Path(__file__).parent / 'own_spaces.py'}:Tiny"
 SMALL += ["--bins", "2", "--block-size", "10", "--runs", "5", "--max-models", "30"]
 QUICK = [*SMALL, "--predictor", "ridge"]
-"""For tests of something else than the predictor."""
+"""Options for tests of something else than the predictor."""
 
 
 def esm_host(*arguments: object) -> Result:

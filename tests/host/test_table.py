@@ -1,4 +1,4 @@
-"""What commands print, in terminals and elsewhere."""
+"""Output of commands, in terminals and elsewhere."""
 
 from __future__ import annotations
 

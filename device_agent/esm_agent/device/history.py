@@ -41,8 +41,8 @@ Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""In format 1 the reference model without weights had the mean of its runs, not of its visits'
-quickest: another latency."""
+"""Version of the lines. Version 1 had the mean of the runs of the reference model without weights,
+version 2 has that of its visits' quickest runs: another latency."""
 KEPT_S = 90 * 86_400.0
 """How long a moment is remembered."""
 MOMENT_S = 300.0

@@ -28,7 +28,7 @@ _LOOK_S = 0.5
 REST_S = 60.0
 """Without any lease for so long, the measuring process ends, and gives its memory back."""
 _MACHINE_S = 0.2
-"""How often an agent that waits for the machine looks again."""
+"""Interval at which an agent that waits for the machine looks again."""
 _LEASES_S = 1.0
 """How often leases are looked at while there are any."""
 MOST_BLOCKS = 64

@@ -1,4 +1,4 @@
-"""How well predictions rank: Kendall's and Spearman's correlations."""
+"""Rank correlations of predictions: Kendall's and Spearman's."""
 
 from __future__ import annotations
 

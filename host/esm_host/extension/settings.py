@@ -293,7 +293,7 @@ class Settings:
 
     @property
     def first_sampler(self) -> str:
-        """What chooses the first architectures of a warm start."""
+        """Sampler of the first architectures of a warm start."""
         return self.sampler or method_of(self.method).sampler
 
     @property

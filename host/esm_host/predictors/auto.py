@@ -22,15 +22,16 @@ NETWORKS_FROM = 1000
 """Samples from which networks are tried as well; with fewer they have no say."""
 MOST_EVIDENCE = 100
 _INTERACT = 0.99
-"""Of the errors of the best additive candidate: where smooth ones make less, blocks interact."""
+"""Share of the best additive candidate's error below which a smooth one's shows that blocks
+interact."""
 _UNKNOWN = 50.0
-"""Of a log latency: 1e21 ms."""
+"""Largest absolute log latency that is reported: 1e21 ms."""
 _FAR = 4
 """Usual errors, beyond which a sample counts less: as the square of how far beyond."""
 _LEAST_SAY = 1e-3
-"""Of a candidate's weight: with less it is left out."""
+"""Smallest weight of a candidate that counts."""
 _FINEST = 1e-5
-"""Of a log latency: nobody measures finer, and rounding comes near it."""
+"""Smallest half-width of an interval, of the log latency: rounding comes near it."""
 
 
 class AutoPredictor(IntervalPredictor):
@@ -75,7 +76,7 @@ class AutoPredictor(IntervalPredictor):
             samples = *samples[:2], trusted / trusted.mean()
             fitted = fit_candidates(samples, self.layout, self.seed, fitted)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
-        interact = self._interact(fitted, np.abs(truth - means) @ trust)
+        interact = _interact(fitted.values(), np.abs(truth - means) @ trust)
         if interact and n > INDUCING:
             fitted = fit_candidates(samples, self.layout, self.seed, fitted, MANY_INDUCING)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
@@ -96,12 +97,6 @@ class AutoPredictor(IntervalPredictor):
         mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
-
-    @staticmethod
-    def _interact(candidates: Iterable[str], errors: Floats) -> bool:
-        """Whether smooth candidates make smaller errors than additive ones."""
-        smooth = np.array(["smooth" in name for name in candidates])
-        return bool(errors[smooth].min() < _INTERACT * errors[~smooth].min())
 
     def _mixture(self, means: Floats, std: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``.
@@ -165,8 +160,14 @@ class AutoPredictor(IntervalPredictor):
         return quantile(self.scores_, coverage, float(norm.ppf((1 + coverage) / 2)))
 
 
+def _interact(candidates: Iterable[Process], errors: Floats) -> bool:
+    """Return whether smooth candidates make smaller errors than additive ones."""
+    smooth = np.array([bool(each.smooth) for each in candidates])
+    return bool(errors[smooth].min() < _INTERACT * errors[~smooth].min())
+
+
 def _exp(logs: Floats) -> Floats:
-    """Latencies; of those that nobody can know, numbers that are finite."""
+    """Return latencies; finite ones also where nothing is known."""
     return np.asarray(np.exp(np.clip(logs, -_UNKNOWN, _UNKNOWN)))
 
 

@@ -1,4 +1,4 @@
-"""What the automatic predictor chooses from: processes, and what they say of samples left out."""
+"""Candidates of the automatic predictor, and their predictions of samples that are left out."""
 
 from __future__ import annotations
 

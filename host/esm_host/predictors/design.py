@@ -1,4 +1,4 @@
-"""What the kernels of one fit share: columns in groups, standardised, and inducing points."""
+"""Standardised groups of columns, and inducing points, that the kernels of one fit share."""
 
 from __future__ import annotations
 

@@ -22,11 +22,10 @@ _LEAST_NOISE = 1e-7
 _NO_LIKELIHOOD = 1e9
 """Above any loss of the search."""
 _PRIOR_SD = 2.0
-"""Of the parameters' logarithms: they may leave their defaults by factors of ten where the data
-say so."""
+"""Prior standard deviation of the parameters' logarithms: wide enough for factors of ten."""
 _ITERATIONS = 60
 _TOLERANCE = 1e-6
-"""Of the logarithm of the likelihood, relative."""
+"""Relative change of the log likelihood at which the search ends."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Kernels:
         return np.array([*self.linear.values(), *variances, *lengths, self.noise])
 
     def of(self, vector: Floats) -> Kernels:
-        """As many kernels as these, with other values."""
+        """Return as many kernels as these, with other values."""
         *values, noise = vector.tolist()
         linear, smooth = len(self.linear), len(self.smooth)
         variances, lengths = values[linear : linear + smooth], values[linear + smooth :]

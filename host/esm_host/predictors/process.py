@@ -29,7 +29,7 @@ from esm_host.predictors.regression import regress
 SEARCHED = 300
 """Samples, at most, on which the kernels' parameters are found; all are learned from then."""
 _ROUNDING, _UNSEEN = 6e-8, 1e-3
-"""Of single precision; and the share of the noise's standard deviation below which it does not
+"""Rounding error of single precision, and the share of the noise's standard deviation that does not
 show."""
 _SAME_PLACE = 1e-6
 """Variance, in units of the kernel's, by which inducing points differ where they are the same."""
@@ -125,7 +125,7 @@ class Process:
 
     @property
     def single(self) -> bool:
-        """Whether rounding to single precision is nothing beside the noise."""
+        """True if rounding to single precision is nothing beside the noise."""
         squares = sum(
             math.exp(2 * s.variance) * float(s.dual[:, 0] @ s.dual[:, 0]) for s in self.smooth_
         )
@@ -174,7 +174,7 @@ class Process:
         return self._in_log(said[:, 0], said[:, 1])
 
     def _in_log(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
-        """From means and their variances, noise not included."""
+        """Convert means and variances without noise to log latencies and standard deviations."""
         if self.log_:
             std = np.sqrt(variance + self.noise_)
             return mean * self.scale_ + self.mean_, std * self.scale_

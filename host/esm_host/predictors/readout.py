@@ -1,4 +1,4 @@
-"""What fitted processes of one design say of many encodings."""
+"""Predictions of many encodings by processes that share a design."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from scipy.linalg.lapack import dtrtri
 from esm_host.predictors.base import Floats
 
 DRAWS = 64
-"""Of weights from their posterior: variances made of so many are right to a standard deviation of
-18 %, standard deviations to 9 %."""
+"""Number of draws from the posterior of the weights. Variances made of so many have a standard
+error of 18 %, standard deviations one of 9 %."""
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What is known of the weights of columns, and of each sample by all others.
+    """Posterior of the weights of columns, and the predictions of each sample by all others.
 
     Attributes:
         weights: the mean in the first column, then deviations of draws from it, divided by the

@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 560, 320
 C = TypeVar("C", alt.Chart, alt.LayerChart)
 
 _COLUMNS = alt.ExprRef(expr="max(1, floor(width / 105))")
-"""As many short entries of a legend side by side as there is room for."""
+"""Number of short legend entries that fit side by side."""
 
 LINE = 52
 """Height of a line under a name of :data:`ABOVE`, pixels."""

@@ -11,7 +11,7 @@ from esm_host.report.page import Fact, Facts, duration
 _WITHOUT_OPTION = ("folds", "long_visits", "min_block_s", "min_rounds", "short_visits")
 _NOTHING_AT_0 = ("held_out", "max_block_s", "precision", "spread_s")
 _SHARES = ("precision", "probability")
-"""What options take in percent."""
+"""Options whose values are percentages."""
 
 
 def setting_facts(settings: Mapping[str, Any]) -> Facts:

@@ -100,7 +100,7 @@ def search_by_proxy(
 
 @dataclass(frozen=True, eq=False)
 class VerifiedByProxy:
-    """What a search with a proxy came to on a site.
+    """Result of a search with a proxy on a site.
 
     Attributes:
         proxy: its name.
@@ -117,7 +117,7 @@ class VerifiedByProxy:
     verified: Verified
 
     def to_json(self) -> dict[str, Any]:
-        """What ``front.json`` says of the proxy."""
+        """Entry of the proxy in ``front.json``."""
         correlation = self.check.proxy
         return {
             "name": self.proxy,

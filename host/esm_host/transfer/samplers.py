@@ -63,7 +63,7 @@ _BY_ENCODING: dict[str, Callable[[ArrayLike, int, np.random.Generator], Rows]] =
 }
 
 POOL_SAMPLERS = ("random", "parameters", "latency-oracle", *_BY_ENCODING)
-"""Of :data:`esm_host.transfer.SAMPLERS`, those that choose of any pool."""
+"""Samplers in :data:`esm_host.transfer.SAMPLERS` that choose from any pool."""
 
 
 def sample(

@@ -24,7 +24,7 @@ DROPOUT = 0.1
 the table's 48, as do the node's halves."""
 
 LAYERS = ("ensemble", "dgf", "gat")
-"""Of a graph network: the mean of a dense graph flow and of a graph attention, or one of them."""
+"""Layers of a graph network: a dense graph flow, a graph attention, or the mean of both."""
 
 
 @dataclass(frozen=True)
