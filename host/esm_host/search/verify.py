@@ -60,7 +60,8 @@ class Verified:
     Attributes:
         front: of all that was measured: measurements.
         stable: whether everything that is expected to be on the front was measured, and of what
-            has a chance of :data:`HOPING` to be there all, or a batch in a row in vain.
+            has a chance of :data:`HOPING` to be there all, or, when the budget ended, a batch in a
+            row in vain.
         rounds: in order.
         closest: of all that was measured, what comes closest to the limits.
     """
@@ -164,20 +165,21 @@ def _measure(sites: Sequence[Site], chosen: Found) -> None:
 
 
 def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
-    """Whether the front is stable, once there is nothing left to do; None until then."""
-    hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
-    if not hopeful:
+    """Whether the front is stable, once there is nothing left to do, or to measure it with; None
+    until then."""
+    if not rounds or len(rounds[-1].chosen):
         return None
-    if not len(rounds[-1].chosen):
-        left = ~np.isin(keys(rounds[-1].front.codes), keys(known))
-        return not left.any() if left.any() or len(hopeful) > 1 else None
+    hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
+    left = ~np.isin(keys(rounds[-1].front.codes), keys(known))
+    if not left.any():
+        return True if len(hopeful) > 1 else None
     front = keys(posed.evaluate(known).front().codes)
     in_vain = 0  # measured in hope since the last that made it to the front
     for each in reversed(rounds[hopeful[0] + 1 :]):
         if np.isin(keys(each.chosen.codes), front).any():
             break
         in_vain += len(each.chosen)
-    return True if in_vain >= batch else None
+    return in_vain >= batch
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:
