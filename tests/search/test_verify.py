@@ -27,9 +27,17 @@ class Device:
     Args:
         trap: how much longer, of a tenth of all.
         fails: of a hundredth of all nothing can be measured.
+        unsure: width of a prediction's quantiles, relative.
     """
 
-    def __init__(self, trap: float = 1.5, fails: bool = False, name: str = "", seed: int = 0):
+    def __init__(
+        self,
+        trap: float = 1.5,
+        fails: bool = False,
+        name: str = "",
+        seed: int = 0,
+        unsure: float = 0.001,
+    ):
         rng = np.random.default_rng(seed)
         self.truth = 1 + FLOPS / 1e8
         self.predicted = self.truth.copy()
@@ -39,6 +47,7 @@ class Device:
         self.place = Rows(EVERYTHING)
         self.rows = FIRST
         self.name = name
+        self.unsure = unsure
         self.asked: list[int] = []
 
     def known(self) -> Codes:
@@ -47,7 +56,7 @@ class Device:
     def latency(self, probability: float) -> Measure:
         def predict(codes: Codes, wanted: float) -> tuple[np.ndarray, np.ndarray]:
             found = self.predicted[self.place(codes)]
-            return found, found * (1 + 0.001 * (wanted - 0.5))
+            return found, found * (1 + self.unsure * (wanted - 0.5))
 
         measured = self.truth[self.rows]
         return Latency(predict, self.known(), measured, measured, probability, self.name)
@@ -105,6 +114,13 @@ def test_the_budget_is_kept() -> None:
     assert found.measured == 13
     assert not found.stable
     assert np.isin(keys(found.front.codes), keys(device.known())).all()
+
+
+def test_the_budget_is_used_while_something_may_still_be_on_the_front() -> None:
+    device = Device(trap=1, unsure=0.5)
+    found = search(device, budget=150, batch=5)
+    assert found.measured == 150
+    assert found.stable, "what was measured last brought nothing"
 
 
 def test_without_a_budget_it_is_the_front_of_what_was_known() -> None:

@@ -59,9 +59,9 @@ class Verified:
 
     Attributes:
         front: of all that was measured: measurements.
-        stable: whether everything that is expected to be on the front was measured, and of what
-            has a chance of :data:`HOPING` to be there all, or, when the budget ended, a batch in a
-            row in vain.
+        stable: whether everything that is expected to be on the front was measured, and everything
+            that has a chance of :data:`HOPING` to be there as well. When the budget ends before,
+            whether the last batch of the latter brought nothing to the front.
         rounds: in order.
         closest: of all that was measured, what comes closest to the limits.
     """
@@ -165,8 +165,7 @@ def _measure(sites: Sequence[Site], chosen: Found) -> None:
 
 
 def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
-    """Whether the front is stable, once there is nothing left to do, or to measure it with; None
-    until then."""
+    """Return whether the front is stable, once candidates or budget are used up; None until then."""
     if not rounds or len(rounds[-1].chosen):
         return None
     hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
@@ -174,12 +173,12 @@ def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> 
     if not left.any():
         return True if len(hopeful) > 1 else None
     front = keys(posed.evaluate(known).front().codes)
-    in_vain = 0  # measured in hope since the last that made it to the front
+    without = 0  # measured since the last that made it to the front
     for each in reversed(rounds[hopeful[0] + 1 :]):
         if np.isin(keys(each.chosen.codes), front).any():
             break
-        in_vain += len(each.chosen)
-    return in_vain >= batch
+        without += len(each.chosen)
+    return without >= batch
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:
