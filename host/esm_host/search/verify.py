@@ -165,7 +165,7 @@ def _measure(sites: Sequence[Site], chosen: Found) -> None:
 
 
 def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
-    """Return whether the front is stable, once candidates or budget are used up; None until then."""
+    """Return whether the front is stable, once candidates or budget end; None until then."""
     if not rounds or len(rounds[-1].chosen):
         return None
     hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
