@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
@@ -31,6 +30,7 @@ from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_host.transport.local import LocalProfiler
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space

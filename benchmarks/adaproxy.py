@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
-from esm_host.sources.source import Source
+from esm_host.research.transfer.one_proxy import one_proxy
 from esm_host.transfer import make_method
 from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.methods.gaussian import SourceGP
-from esm_host.transfer.methods.one_proxy import one_proxy
+from esm_host.transfer.gaussian import SourceGP
+from esm_host.transfer.source import Source
 from esm_models.space import Codes
 
 PROXY, KNOWN, POOL, MOST = "pixel3", 1000, 1500, 110

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks.prediction_speed import seconds
-from esm_host.bins import DepthBins
 from esm_host.encoding import make_encoder
 from esm_host.predictors.auto import AutoPredictor
-from esm_host.predictors.lgbm import LightGBMPredictor
+from esm_host.predictors.baselines.lgbm import LightGBMPredictor
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_models.spaces import load_space
 
 

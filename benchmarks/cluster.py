@@ -26,10 +26,10 @@ import pandas as pd
 import psutil
 
 from esm_host.parallel import _packed, map_unordered, parallel
-from esm_host.study.data import read_data
-from esm_host.study.plan import plan
-from esm_host.study.settings import read_study
-from esm_host.study.task import Task, compute
+from esm_host.research.study.data import read_data
+from esm_host.research.study.plan import plan
+from esm_host.research.study.settings import read_study
+from esm_host.research.study.task import Task, compute
 
 PROCESSES = 2
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

@@ -51,7 +51,7 @@ from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.problem import Found, Limit, Measure, Objective, Problem
 from esm_host.search.verify import verified_search
-from esm_host.transfer.methods.gaussian import SourceGP
+from esm_host.transfer.gaussian import SourceGP
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]

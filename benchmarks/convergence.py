@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulated import MACHINES, latencies
-from esm_host.bins import DepthBins
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import DeviceTime, device_time
@@ -45,6 +44,7 @@ from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces.resnet import ResNetSpace

@@ -57,16 +57,16 @@ from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.encoding import make_encoder
 from esm_host.evaluation.selection import pareto_front
+from esm_host.research.depth_scaling import scaled_in_depth
+from esm_host.research.search_by_proxy import search_by_proxy
 from esm_host.search.costs import NetworkCost
-from esm_host.search.depth_scaling import scaled_in_depth
 from esm_host.search.genes import Rows as Places
 from esm_host.search.known import Known
 from esm_host.search.latency import LATENCY
 from esm_host.search.method import Evaluate, SearchMethod
-from esm_host.search.one_proxy import search_by_proxy
 from esm_host.search.problem import Measure, Objective, Problem
-from esm_host.transfer.devices.monotonicity import best_proxy, correlation_matrix
-from esm_host.transfer.methods.gaussian import SourceGP
+from esm_host.transfer.gaussian import SourceGP
+from esm_host.transfer.monotonicity import best_proxy, correlation_matrix
 from esm_models.space import Codes
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import coverage, repeatability
-from esm_agent.device.history import history_file
+from esm_agent.measure.history import history_file
 from esm_agent.measure.references import reference_models
 from esm_host.report import plots
 from esm_protos.graphs import weight_bytes

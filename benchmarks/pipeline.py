@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from esm_host.campaign.folder import RunFolder
 from esm_host.cli.campaign import run_campaign
 from esm_host.cli.live import Live
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.extension.settings import Settings
-from esm_host.folder import RunFolder
 from esm_protos.weights import draw_weights
 
 

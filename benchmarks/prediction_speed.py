@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from esm_host.bins import DepthBins
 from esm_host.encoding import make_encoder
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_models.spaces import load_space
 
 

@@ -41,6 +41,7 @@ from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoder
 from esm_host.evaluation.selection import hypervolume, pareto_front
 from esm_host.predictors.auto import AutoPredictor
+from esm_host.research.transfer.proxy import AdaProxyPredictor
 from esm_host.search.genes import keys
 from esm_host.search.known import Known
 from esm_host.search.latency import LATENCY, Latency
@@ -48,9 +49,8 @@ from esm_host.search.method import SearchMethod
 from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.problem import Measure, Objective, Problem
 from esm_host.search.verify import Round, verified_search
-from esm_host.sources.source import Source
-from esm_host.transfer.methods.gaussian import SourceGP
-from esm_host.transfer.methods.proxy import AdaProxyPredictor
+from esm_host.transfer.gaussian import SourceGP
+from esm_host.transfer.source import Source
 from esm_models.space import Codes
 
 Floats = NDArray[np.float64]

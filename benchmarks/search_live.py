@@ -30,12 +30,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from esm_host.atomic import write_json
-from esm_host.folder import RunFolder
-from esm_host.measuring import connected, measuring
-from esm_host.run import Run, load_run
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.run import Run, load_run
+from esm_host.campaign.session import connected, measuring
+from esm_host.campaign.watcher import Watcher
 from esm_host.search.anchors import most_alike
 from esm_host.search.costs import NetworkCost
-from esm_host.watcher import Watcher
 from esm_models.architecture import Architecture
 
 SPACE = ["--space", "resnet", "--resolution", "64", "--width-mult", "0.25"]

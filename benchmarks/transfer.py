@@ -30,20 +30,20 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
-from esm_host.sources.source import Source
-from esm_host.transfer import make_method
-from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.encodings.arch2vec import Arch2VecEncoder
-from esm_host.transfer.encodings.cate import CATEEncoder
-from esm_host.transfer.encodings.learned import LearnedEncoder
-from esm_host.transfer.encodings.zero_cost import (
+from esm_host.research.encodings.arch2vec import Arch2VecEncoder
+from esm_host.research.encodings.cate import CATEEncoder
+from esm_host.research.encodings.learned import LearnedEncoder
+from esm_host.research.encodings.zero_cost import (
     AnalyticProxies,
     Concatenated,
     ProxyTable,
     Supplement,
 )
-from esm_host.transfer.methods.gaussian import SourceGP
+from esm_host.transfer import make_method
+from esm_host.transfer.base import FewShotPredictor
+from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.samplers import sample
+from esm_host.transfer.source import Source
 
 Rows = NDArray[np.intp]
 

@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from esm_host.campaign.run import load_run
 from esm_host.dataset.store import Store
 from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.run import load_run
 from esm_host.sources.registry import load
-from esm_host.sources.source import Source
 from esm_host.transfer import make_method
+from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.held_out import HELD_OUT_FACT
-from esm_host.transfer.methods.gaussian import SourceGP
+from esm_host.transfer.source import Source
 
 SETTINGS = {
     "1 thread": ["--threads", "1"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_host.bins import DepthBins
+from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 

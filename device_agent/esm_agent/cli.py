@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_agent import __version__
-from esm_agent.device.history_cli import History, show_history
 from esm_agent.door.access_cli import Config, pair, tokens
+from esm_agent.measure.history_cli import History, show_history
 from esm_agent.one_line import fail, one_line_errors
 from esm_protos.addresses import check_host, join
 from esm_protos.commands import Commands
@@ -179,7 +179,7 @@ def serve(
     Example: esm-agent serve --host 0.0.0.0 --announce
     """
     from esm_agent.door.auth import choose_door
-    from esm_agent.door.tokens import AccessError
+    from esm_agent.errors import AccessError
     from esm_agent.measure.sandbox import Confinement, leave_cpus, size_bytes
     from esm_agent.measure.worker import WorkerUnavailableError
     from esm_agent.operation import logs
@@ -257,7 +257,7 @@ def _own_cache() -> Path | None:
 
 def _own_history() -> Path | None:
     """The user's history file; None, with a warning, for a user without a home folder."""
-    from esm_agent.device.history import history_file
+    from esm_agent.measure.history import history_file
 
     try:
         return history_file()
@@ -268,7 +268,7 @@ def _own_history() -> Path | None:
 
 def _own_lock() -> MachineLock | None:
     """The user's lock; None for a user without a home folder."""
-    from esm_agent.device.history import history_file
+    from esm_agent.measure.history import history_file
     from esm_agent.serving.machine_lock import MachineLock
 
     with contextlib.suppress(OSError):
@@ -342,10 +342,10 @@ def doctor(
 
 
 def _examined(seconds: float, history: Path | None) -> Diagnosis:
-    from esm_agent.device.doctor import examine
-    from esm_agent.device.history import HistoryFile
     from esm_agent.device.telemetry import Telemetry
+    from esm_agent.diagnosis.doctor import examine
     from esm_agent.measure.block import UploadedBlock
+    from esm_agent.measure.history import HistoryFile
     from esm_agent.measure.worker import Worker
     from esm_protos.messages import BlockResult
 

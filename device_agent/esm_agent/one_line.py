@@ -8,6 +8,8 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
+from esm_agent.errors import AccessError
+
 P = ParamSpec("P")
 
 
@@ -16,8 +18,6 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from esm_agent.door.tokens import AccessError
-
         try:
             command(*args, **kwargs)
         except AccessError as error:

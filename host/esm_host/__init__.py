@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from esm_host.api import time as time
     from esm_host.api import torch_module as torch_module
     from esm_host.api import write_report as write_report
+    from esm_host.campaign.latency import Latency as Latency
+    from esm_host.campaign.run import Run as Run
+    from esm_host.campaign.run import load_run as load_run
+    from esm_host.campaign.watcher import Watcher as Watcher
     from esm_host.errors import AuthError as AuthError
     from esm_host.errors import BusyError as BusyError
     from esm_host.errors import ClusterError as ClusterError
@@ -28,23 +32,19 @@ if TYPE_CHECKING:
     from esm_host.errors import RunExistsError as RunExistsError
     from esm_host.errors import UnreachableError as UnreachableError
     from esm_host.errors import UsageError as UsageError
-    from esm_host.evaluation.compare import Comparison as Comparison
-    from esm_host.evaluation.compare import DifferentError as DifferentError
-    from esm_host.examples import example_model as example_model
     from esm_host.extension.settings import Settings as Settings
-    from esm_host.latency import Latency as Latency
-    from esm_host.run import Run as Run
-    from esm_host.run import load_run as load_run
+    from esm_host.research.study.results import load_study as load_study
+    from esm_host.research.study.run import run_study as run_study
     from esm_host.search.record import SearchRecord as SearchRecord
     from esm_host.search.record import load_search as load_search
     from esm_host.search.settings import SearchSettings as SearchSettings
-    from esm_host.searching import run_search as run_search
-    from esm_host.study.results import load_study as load_study
-    from esm_host.study.run import run_study as run_study
-    from esm_host.timing_file import TimingFile as TimingFile
-    from esm_host.timing_file import TimingInterrupt as TimingInterrupt
-    from esm_host.timing_file import load_timing as load_timing
-    from esm_host.watcher import Watcher as Watcher
+    from esm_host.timing.compare import Comparison as Comparison
+    from esm_host.timing.compare import DifferentError as DifferentError
+    from esm_host.timing.examples import example_model as example_model
+    from esm_host.timing.frames import TimingFile as TimingFile
+    from esm_host.timing.frames import TimingInterrupt as TimingInterrupt
+    from esm_host.timing.frames import load_timing as load_timing
+    from esm_host.workflows.search import run_search as run_search
     from esm_models.architecture import Architecture as Architecture
     from esm_models.errors import ModelsError as ModelsError
     from esm_models.spaces import load_space as load_space
@@ -59,18 +59,18 @@ _NAMES = {
         *("AuthError", "BusyError", "ClusterError", "DatasetError", "DeviceError", "EsmError"),
         *("MismatchError", "RunExistsError", "UnreachableError", "UsageError"),
     ),
-    "esm_host.evaluation.compare": ("Comparison", "DifferentError"),
-    "esm_host.examples": ("example_model",),
+    "esm_host.timing.compare": ("Comparison", "DifferentError"),
+    "esm_host.timing.examples": ("example_model",),
     "esm_host.extension.settings": ("Settings",),
-    "esm_host.latency": ("Latency",),
-    "esm_host.run": ("Run", "load_run"),
+    "esm_host.campaign.latency": ("Latency",),
+    "esm_host.campaign.run": ("Run", "load_run"),
     "esm_host.search.record": ("SearchRecord", "load_search"),
     "esm_host.search.settings": ("SearchSettings",),
-    "esm_host.searching": ("run_search",),
-    "esm_host.study.results": ("load_study",),
-    "esm_host.study.run": ("run_study",),
-    "esm_host.timing_file": ("TimingFile", "TimingInterrupt", "load_timing"),
-    "esm_host.watcher": ("Watcher",),
+    "esm_host.workflows.search": ("run_search",),
+    "esm_host.research.study.results": ("load_study",),
+    "esm_host.research.study.run": ("run_study",),
+    "esm_host.timing.frames": ("TimingFile", "TimingInterrupt", "load_timing"),
+    "esm_host.campaign.watcher": ("Watcher",),
     "esm_models.architecture": ("Architecture",),
     "esm_models.errors": ("ModelsError",),
     "esm_models.spaces": ("load_space",),

@@ -15,17 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from esm_host.arguments import argument
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.run import Run, load_run
 from esm_host.errors import DatasetError, UsageError
-from esm_host.evaluation.compare import Comparison, check_timing
-from esm_host.evaluation.compare import compare as compare_timings
 from esm_host.extension.settings import Settings
-from esm_host.folder import RunFolder
-from esm_host.given import FROM_MEMORY
-from esm_host.model_file import ModelFile, read_model_file
-from esm_host.run import Run, load_run
 from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+from esm_host.timing.compare import Comparison, check_timing
+from esm_host.timing.compare import compare as compare_timings
+from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
+from esm_host.timing.given import FROM_MEMORY
+from esm_host.timing.model_file import ModelFile, read_model_file
 from esm_host.timing.spec import WARMUP
-from esm_host.timing_file import TimingFile, TimingInterrupt, load_timing
 from esm_host.transport import devices
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto, OptionalProto, SequenceProto, TensorProto
     from torch import nn
 
+    from esm_host.campaign.watcher import CampaignWatcher
     from esm_host.exporting.files import Exported
     from esm_host.report.page import Page
+    from esm_host.research.study.results import Study
     from esm_host.search.record import SearchRecord
-    from esm_host.study.results import Study
-    from esm_host.watcher import CampaignWatcher
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
     """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it; or a torch module."""
@@ -282,7 +282,7 @@ def profile(
         run = esm_host.profile(settings, "runs/pi4")
         run.predict(run.sample(5))
     """
-    from esm_host.campaign import run_campaign
+    from esm_host.workflows.profile import run_campaign
 
     folder = RunFolder(Path(run), store)
     run_campaign(settings, folder, False, patience_s, wait, watcher)
@@ -327,7 +327,7 @@ def resume(
 
         run = esm_host.resume("runs/pi4", target_accuracy_percent=97)
     """
-    from esm_host.campaign import finish_campaign, run_campaign
+    from esm_host.workflows.profile import finish_campaign, run_campaign
 
     folder = RunFolder(run.path if isinstance(run, Run) else Path(run))
     changes: dict[str, Any] = {
@@ -394,8 +394,8 @@ def _page(source: Run | TimingFile | SearchRecord | Study | Comparison) -> Page:
     from esm_host.report.comparison import comparison_page
     from esm_host.report.search import search_page
     from esm_host.report.timing import timing_page
-    from esm_host.study.page import study_page
-    from esm_host.study.results import Study
+    from esm_host.research.study.page import study_page
+    from esm_host.research.study.results import Study
 
     if isinstance(source, Run):
         return campaign_page(source)
@@ -489,8 +489,8 @@ def _space(source: Run | SearchSpace | str | os.PathLike[str]) -> SearchSpace:
 
 
 def _opened(path: Path) -> Run | TimingFile | SearchRecord | Study | Comparison:
+    from esm_host.research.study.results import StudyFolder, load_study
     from esm_host.search.record import holds_search, load_search
-    from esm_host.study.results import StudyFolder, load_study
 
     if path.is_dir():
         if StudyFolder(path).manifest.exists():

@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from esm_host.campaign.folder import RESULT, SETTINGS, RunFolder
 from esm_host.dataset import database
 from esm_host.dataset.database import PostgresSchema
 from esm_host.dataset.store import Store
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.folder import RESULT, SETTINGS, RunFolder
 from esm_host.sources.registry import described
 from esm_protos.nearest import nearest
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from esm_agent.device.cgroups import CpuCounters, oom_kills, read_groups
-from esm_agent.device.doctor import diagnose
 from esm_agent.device.facts import memory_bytes
 from esm_agent.device.machine import read_machine
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.diagnosis.doctor import diagnose
 from esm_protos.messages import BlockResult, FailureKind, Measurement, Severity
 from tests.agent.fake_roots import PROC, grouped_v1, grouped_v2, tree
 

@@ -155,7 +155,7 @@ def test_the_doctor_refuses_nonsense() -> None:
 def test_the_agent_never_loads_what_it_does_not_ship() -> None:
     program = (
         "import sys, esm_agent.cli, esm_agent.serving.server, esm_agent.measure.backends;"
-        "import esm_agent.device.doctor;"
+        "import esm_agent.diagnosis.doctor;"
         "print([m for m in ('torch', 'onnx', 'sqlalchemy', 'esm_host') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

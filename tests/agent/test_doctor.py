@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esm_agent.device.doctor import diagnose
 from esm_agent.device.machine import Machine, Turbo, read_machine
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.diagnosis.doctor import diagnose
 from esm_protos.messages import (
     BlockResult,
     DeviceState,

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esm_agent.device import history
-from esm_agent.device.history import KEPT_S, MOMENT_S, HistoryFile, conditions
+from esm_agent.measure import history
+from esm_agent.measure.history import KEPT_S, MOMENT_S, HistoryFile, conditions
 from esm_protos.messages import MeasureSpec
 from tests.agent.fake_roots import laptop, pi4
 
@@ -363,7 +363,7 @@ def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     program = (
-        "import sys; from pathlib import Path; from esm_agent.device.history import HistoryFile\n"
+        "import sys; from pathlib import Path; from esm_agent.measure.history import HistoryFile\n"
         "file = HistoryFile(Path(sys.argv[1])); file.add({}, {'a': 1e6})\n"
         "assert file.usual({}, ['a']) is None"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esm_agent.device.probe import check_probe_s, noise, run_probe
+from esm_agent.diagnosis.probe import check_probe_s, noise, run_probe
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.timing import interleaved
 from esm_models.reference_models import stale_models

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_agent.device.history import HistoryFile
 from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu
 from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.history import HistoryFile
 from esm_agent.measure.outcomes import ModelError
 from esm_agent.measure.references import FOLDER, Company, reference_models
 from esm_agent.measure.timing import interleaved

@@ -25,7 +25,8 @@ from esm_agent.door.certificate import (
     make_certificate,
     own_certificate,
 )
-from esm_agent.door.tokens import AccessError, TokenFile
+from esm_agent.door.tokens import TokenFile
+from esm_agent.errors import AccessError
 from tests.certificates import Authority, self_signed
 
 

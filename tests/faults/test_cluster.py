@@ -13,8 +13,8 @@ from cryptography import x509
 
 from esm_host.errors import ClusterError, EsmError
 from esm_host.parallel import map_unordered, parallel
-from esm_host.study.results import Study, load_study
-from esm_host.study.run import run_study
+from esm_host.research.study.results import Study, load_study
+from esm_host.research.study.run import run_study
 from tests.certificates import Authority
 from tests.host.cluster import After, Cluster, Task, done, refused, with_other_code
 

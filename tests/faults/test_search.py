@@ -13,7 +13,7 @@ import pytest
 
 from esm_host.parallel import parallel
 from esm_host.search.settings import SearchSettings
-from esm_host.searching import run_search
+from esm_host.workflows.search import run_search
 from tests.host.cluster import Cluster
 
 pytestmark = pytest.mark.faults

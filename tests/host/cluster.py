@@ -21,8 +21,8 @@ import pytest
 import esm_host
 from esm_host.errors import ClusterError
 from esm_host.parallel import _within, parallel
-from esm_host.study.run import StudyWatcher
-from esm_host.study.task import Outcome
+from esm_host.research.study.run import StudyWatcher
+from esm_host.research.study.task import Outcome
 
 
 class Cluster:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_host.bins import DepthBins
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent, assign_folds
 from esm_host.evaluation.against import hold_against
+from esm_host.sampling.bins import DepthBins
 
 
 def test_accuracy_is_100_minus_mape() -> None:

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from esm_host.amounts import deciding_inputs
 from esm_host.cli.app import app
+from esm_host.timing.amounts import deciding_inputs
 from esm_protos.v1 import onnx_view_pb2
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_host.bins import DepthBins
 from esm_host.errors import UsageError
+from esm_host.sampling.bins import DepthBins
 
 
 @given(st.integers(0, 50), st.integers(0, 60), st.data())

@@ -473,7 +473,7 @@ def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Pat
     assert esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1).exit_code == 0
     blocks = len(fake.blocks)
     assert_refused(esm_host("profile", *QUICK, "--run", run), 2, "--resume")
-    from esm_host.folder import RunFolder
+    from esm_host.campaign.folder import RunFolder
 
     with RunFolder(run).locked():
         result = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 100)

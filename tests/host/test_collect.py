@@ -26,8 +26,8 @@ from tests.host.campaign import SPACE, Log, assemble, latency
 
 
 def plan(store, count: int = 40, round_number: int = 0):
-    from esm_host.bins import DepthBins
     from esm_host.sampling import BalancedSampler
+    from esm_host.sampling.bins import DepthBins
 
     sampler = BalancedSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 4))
     seen = {a.key for planned in store.plan().values() for a in planned}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
-from esm_host.evaluation import compare as evaluation
+from esm_host.timing import compare as evaluation
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Failure, FailureKind, Model

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import convergence
 from benchmarks.convergence import CHECKPOINTS, STRATEGIES, Pool, replay, report, summary
 from benchmarks.simulated import MACHINES, latencies
-from esm_host.bins import DepthBins
 from esm_host.dataset.store import Store
 from esm_host.predictors.base import Predictor
+from esm_host.sampling.bins import DepthBins
 
 SIZES = {"balanced": 500, "random": 450, "held_out": 50}
 

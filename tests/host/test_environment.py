@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.errors import DatasetError
-from esm_host.folder import RunFolder
 from esm_host.transport.devices import configured, groups
 from tests.environments import all_without, as_nobody, needs_nameless, without
 

@@ -24,11 +24,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import esm_host
-from esm_host.bins import DepthBins
 from esm_host.cli.app import app
 from esm_host.exporting.torch_module import build, weights_of
 from esm_host.exporting.torch_source import torch_source
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space

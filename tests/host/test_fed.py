@@ -1,6 +1,6 @@
 """What a model was fed, in words."""
 
-from esm_host.fed import fed_text
+from esm_host.timing.fed import fed_text
 
 
 def test_inputs_that_are_alike_are_said_together() -> None:

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from esm_host.errors import UsageError
-from esm_host.given import Given
-from esm_host.inputs import Array, GraphInput
+from esm_host.timing.given import Given
+from esm_host.timing.inputs import Array, GraphInput
 from esm_protos.messages import File
 
 IMAGE = GraphInput("image", "float32", ("N", 3))

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.bins import DepthBins
 from esm_host.encoding import make_encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import encoding_for
 from esm_host.sampling import BalancedSampler
+from esm_host.sampling.bins import DepthBins
 from esm_models.spaces import SPACES, load_space
 
 SPACE_OBJECTS = {name: load_space(name) for name in SPACES}

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from esm_host.campaign.result import devices as device_entries
 from esm_host.cli.app import app
 from esm_host.cli.live import Live
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError, UnreachableError
-from esm_host.report.result import devices as device_entries
 from esm_host.transport.base import OnProgress, Profiler
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture

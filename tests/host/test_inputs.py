@@ -6,7 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from esm_host.arguments import in_python, on_command_line
 from esm_host.errors import UsageError
-from esm_host.inputs import (
+from esm_host.timing.inputs import (
     Array,
     GivenDim,
     GraphInput,

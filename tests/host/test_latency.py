@@ -16,10 +16,10 @@ import onnxruntime
 import pytest
 
 from esm_host import Run, Settings, load_run, profile, resume
+from esm_host.campaign.latency import Latency
 from esm_host.encoding.sources import SourceModels, SourcesEncoder
 from esm_host.encoding.views import ViewsEncoder
 from esm_host.errors import DatasetError
-from esm_host.latency import Latency
 from esm_host.predictors import make_predictor
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler

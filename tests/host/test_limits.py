@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
-from esm_host.limits import check_campaign, check_models, check_spec
-from esm_host.model_file import external_locations
+from esm_host.timing.model_file import external_locations
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
+from esm_host.transport.limits import check_campaign, check_models, check_spec
 from esm_protos.messages import Block, DeviceInfo, File, Limits, MeasureSpec, Model
 from esm_protos.v1 import onnx_view_pb2
 

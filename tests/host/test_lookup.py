@@ -15,9 +15,9 @@ from esm_host.cli.app import app
 from esm_host.encoding import make_encoder
 from esm_host.encoding.cost import PartsEncoder
 from esm_host.errors import DatasetError, DeviceError, MismatchError, UsageError
-from esm_host.lookup_file import load_lookup_table
 from esm_host.predictors import make_predictor
 from esm_host.predictors.lookup import LookupBiasPredictor, LookupPredictor, neighbours
+from esm_host.predictors.lookup_file import load_lookup_table
 from esm_host.timing import timing_spec
 from esm_host.timing.parts import BLOCK_PARTS, time_parts
 from esm_host.transport import devices

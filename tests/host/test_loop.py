@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esm_host.bins import DepthBins
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.errors import DeviceError, UsageError
 from esm_host.extension.allocate import by_shortfall
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
+from esm_host.sampling.bins import DepthBins
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Failure, FailureKind, Model

@@ -22,8 +22,8 @@ from esm_host import parallel as module
 from esm_host.cli.app import app
 from esm_host.errors import ClusterError, EsmError, UsageError
 from esm_host.parallel import map_unordered, parallel
-from esm_host.study.results import Study
-from esm_host.study.run import run_study
+from esm_host.research.study.results import Study
+from esm_host.research.study.run import run_study
 from esm_models.spaces import load_space
 from tests.host.cluster import After, Cluster, Task, done, refused, with_other_code
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from esm_host.bins import DepthBins
+from esm_host.campaign.run import load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
-from esm_host.run import load_run
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.errors import UsageError
-from esm_host.evaluation.deviation import TYPICAL, Deviations, fit_deviations
 from esm_host.evaluation.selection import (
     Candidates,
     by_falling_accuracy,
@@ -22,8 +21,9 @@ from esm_host.evaluation.selection import (
     pareto_front,
     reductions,
 )
-from esm_host.report import selection_plots
-from esm_host.selection_study import (
+from esm_host.research import selection_plots
+from esm_host.research.deviation import TYPICAL, Deviations, fit_deviations
+from esm_host.research.selection import (
     Pair,
     SelectionSettings,
     at_tau,

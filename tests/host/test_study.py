@@ -17,22 +17,22 @@ from typer.testing import CliRunner
 
 import esm_host
 from esm_host.atomic import write_json
+from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.encoding import Encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.folder import RunFolder
 from esm_host.predictors import PREDICTORS
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.study import run as study_run
-from esm_host.study.data import find_rows
-from esm_host.study.metrics import coverage_and_width, interval, ranking_and_accuracy
-from esm_host.study.plan import draw
-from esm_host.study.results import Study, load_study
-from esm_host.study.run import run_study
-from esm_host.study.settings import read_study
-from esm_host.study.summary import by_device, by_size, tables
-from esm_host.study.task import Outcome
+from esm_host.research.study import run as study_run
+from esm_host.research.study.data import find_rows
+from esm_host.research.study.metrics import coverage_and_width, interval, ranking_and_accuracy
+from esm_host.research.study.plan import draw
+from esm_host.research.study.results import Study, load_study
+from esm_host.research.study.run import run_study
+from esm_host.research.study.settings import read_study
+from esm_host.research.study.summary import by_device, by_size, tables
+from esm_host.research.study.task import Outcome
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import SETTINGS, ByDepth, Log, assemble, latency
 
@@ -86,7 +86,7 @@ def changed(folder: Path, old: str, new: str) -> Path:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("esm_host.study.plots.save", lambda chart, path: None)
+    monkeypatch.setattr("esm_host.research.study.plots.save", lambda chart, path: None)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -348,8 +348,8 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     wanted = table.codes[:30].copy()  # 12 of which have no latency on "fast"
     classes = {"mlp": MLPPredictor, "lookup": Neighbours}
     monkeypatch.setitem(PREDICTORS, "lookup", PREDICTORS["mlp"])
-    monkeypatch.setattr("esm_host.study.plan.predictor_class", classes.__getitem__)
-    monkeypatch.setattr("esm_host.study.plan.neighbours", lambda space: wanted)
+    monkeypatch.setattr("esm_host.research.study.plan.predictor_class", classes.__getitem__)
+    monkeypatch.setattr("esm_host.research.study.plan.neighbours", lambda space: wanted)
     file = changed(folder, 'encoding = ["fc", "one-hot"], label = "on"', 'label = "table"')
     file.write_text(file.read_text().replace('"mlp", label', '"lookup", label'))
     study = run_study(file, tmp_path)
@@ -380,7 +380,7 @@ def test_the_table_of_a_device_is_given_to_what_adds_up_parts(
         return np.full(len(encoder), float(path.read_text()))
 
     monkeypatch.setattr("esm_host.predictors.mlp.MLPPredictor", Parts)
-    monkeypatch.setattr("esm_host.study.plan.load_lookup_table", load)
+    monkeypatch.setattr("esm_host.research.study.plan.load_lookup_table", load)
     file = changed(folder, f", {QUICK}", "")
     with pytest.raises(UsageError, match=r"'mlp' needs a lookup table .* lookup_table = FILE"):
         run_study(file, tmp_path)

@@ -17,11 +17,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import esm_host
+from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.dataset import database
 from esm_host.dataset.database import without_password
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.folder import RunFolder
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import latency
@@ -99,7 +99,7 @@ def measured_once(run: Path) -> int:
 @contextmanager
 def running(run: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A host that has the campaign, in a process of its own; killed in the end."""
-    code = "import sys, pathlib; from esm_host.folder import RunFolder\n"
+    code = "import sys, pathlib; from esm_host.campaign.folder import RunFolder\n"
     code += (
         "with RunFolder(pathlib.Path(sys.argv[1])).locked(): print('has it', flush=True); input()"
     )

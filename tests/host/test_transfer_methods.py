@@ -13,17 +13,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import esm_host
-from esm_host.bins import DepthBins
+from esm_host.campaign.run import load_run
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.extension.settings import Settings
-from esm_host.run import load_run
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_host.search.methods import with_pymoo
 from esm_host.transfer import METHODS, SAMPLERS
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from esm_host.warm_start import FirstArchitectures, warm_start
+from esm_host.workflows.warm_start import FirstArchitectures, warm_start
 from tests.host.campaign import SPACE, latency
 
 SMALL = ["--resolution", 32, "--width-mult", 0.25]
@@ -124,7 +124,7 @@ def test_every_method_makes_a_campaign(known: Path, tmp_path: Path, method: str)
 def test_sources_are_learnt_once_and_may_go(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from esm_host.transfer.methods.multipredict import MultiPredictPredictor
+    from esm_host.research.transfer.multipredict import MultiPredictPredictor
 
     run, table = tmp_path / "run", tmp_path / "table.parquet"
     table.write_bytes(known.read_bytes())
@@ -236,7 +236,7 @@ def test_methods_that_cannot_work_say_so_before_anything_is_measured(
     arguments = ["--run", tmp_path / "run", "--source", path, "--method", "help"]
     refused = esm_host_command("transfer", *SMALL, *arguments)
     assert_refused(refused, "2 sources or more", "single/slow")
-    monkeypatch.setitem(sys.modules, "esm_host.transfer.methods.nasflat", None)
+    monkeypatch.setitem(sys.modules, "esm_host.research.transfer.nasflat", None)
     refused = transfer(tmp_path / "run", known, "--method", "nasflat")
     assert_refused(refused, "method 'nasflat' needs", "pip install")
     assert not fake.blocks

@@ -16,12 +16,12 @@ import pytest
 
 from esm_agent.measure.references import reference_models
 from esm_host import Settings, load_run
-from esm_host.campaign import run_campaign
+from esm_host.campaign.folder import RunFolder
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Dataset, Measurements
-from esm_host.folder import RunFolder
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import REFERENCES, FakeProfiler
+from esm_host.workflows.profile import run_campaign
 from esm_models.architecture import Architecture
 from esm_protos.graphs import weight_bytes
 from esm_protos.messages import (

@@ -15,21 +15,21 @@ from onnx import TensorProto, helper
 from playwright import sync_api as playwright
 from typer.testing import CliRunner
 
-from esm_host import searching
 from esm_host.atomic import write_json
-from esm_host.bins import DepthBins
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.result import campaign_result
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
-from esm_host.folder import RunFolder
-from esm_host.report.result import campaign_result
+from esm_host.research.study.run import run_study
 from esm_host.sampling import RandomSampler
+from esm_host.sampling.bins import DepthBins
 from esm_host.search.methods.with_pymoo import PymooSearch
-from esm_host.study.run import run_study
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
+from esm_host.workflows import search as searching
 from tests.host.campaign import SETTINGS, SPACE, Log, assemble, latency
 from tests.report.timings import STRANGE, timing
 

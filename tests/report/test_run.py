@@ -14,7 +14,7 @@ import esm_host
 from esm_host import load_run, load_timing
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.timing_file import TimingFile
+from esm_host.timing.frames import TimingFile
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
 from tests.report.timings import older, reference, timing

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from esm_host import searching
 from esm_host.cli.app import app
 from esm_host.errors import EsmError
 from esm_host.report import search_plots
 from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
 from esm_host.search.record import holds_search, load_search
 from esm_host.search.settings import SearchSettings
+from esm_host.workflows import search as searching
 from tests.report.conftest import written
 
 

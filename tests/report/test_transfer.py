@@ -17,7 +17,7 @@ from esm_host import load_run
 from esm_host.cli.app import app
 from esm_host.report.transfer import held_out, source_correlations
 from esm_host.report.transfer_plots import held_out_predictions
-from esm_host.transfer.devices.monotonicity import rank_correlation
+from esm_host.transfer.monotonicity import rank_correlation
 from tests.report.conftest import written
 from tests.report.timings import STRANGE
 

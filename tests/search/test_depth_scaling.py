@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from esm_host.errors import UsageError
+from esm_host.research.depth_scaling import scaled_in_depth
 from esm_host.sampling.random import RandomSampler
-from esm_host.search.depth_scaling import scaled_in_depth
 from esm_host.search.genes import distinct
 from esm_models.space import Codes
 from esm_models.spaces import load_space

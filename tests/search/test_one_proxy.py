@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from esm_host.research.search_by_proxy import ByProxy, search_by_proxy
 from esm_host.search.front import nondominated
 from esm_host.search.genes import GeneEncoding, keys
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.methods.exhaustive import Exhaustive
-from esm_host.search.one_proxy import ByProxy, search_by_proxy
 from esm_host.search.problem import Limit, Measure, Objective, Problem
-from esm_host.sources.source import Source
-from esm_host.transfer.devices.monotonicity import Decision
+from esm_host.transfer.monotonicity import Decision
+from esm_host.transfer.source import Source
 from esm_models.space import Codes
 from esm_models.spaces import load_space
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esm_host.campaign.run import load_run
 from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.errors import DatasetError, UsageError
-from esm_host.run import load_run
 from esm_host.sources import registry
 from esm_host.sources.folder import folder, tables
 from esm_host.sources.registry import LEAST, entries, fitting, keep, load, of_one_space, remove
-from esm_host.sources.source import Source, side_by_side
+from esm_host.transfer.source import Source, side_by_side
 from esm_models.errors import UnknownSpaceError
 from esm_models.spaces import load_space
 from tests.sources.conftest import draw, made_table, measured

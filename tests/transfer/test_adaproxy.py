@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
-from esm_host.transfer.methods.adaproxy import AdaProxy, _short, _sparse
+from esm_host.research.transfer.adaproxy import AdaProxy, _short, _sparse
 
 
 def blocks(n: int, seed: int = 0, layers: int = 8, options: int = 4) -> np.ndarray:

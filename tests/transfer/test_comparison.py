@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from esm_host.sources.source import Source
-from esm_host.transfer.devices.comparison import Comparison, compare
-from esm_host.transfer.devices.monotonicity import rank_correlation
+from esm_host.transfer.comparison import Comparison, compare
+from esm_host.transfer.monotonicity import rank_correlation
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")

@@ -16,10 +16,10 @@ from scipy.stats import spearmanr
 
 from esm_host.encoding.codes import CodesEncoder
 from esm_host.errors import UsageError
-from esm_host.sources.source import Source
 from esm_host.transfer import METHODS, make_method, method_class
 from esm_host.transfer.adapted import AdaptedPredictor
 from esm_host.transfer.base import FewShotPredictor
+from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
 

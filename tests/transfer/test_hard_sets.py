@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.transfer.devices.hard_sets import hard_sets, mean_correlation
+from esm_host.research.hard_sets import hard_sets, mean_correlation
 
 
 def two_families(sizes: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, list[int]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from esm_host.sources.source import Source
-from esm_host.transfer.methods.known import KnownLatencies
+from esm_host.transfer.known import KnownLatencies
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")

@@ -15,10 +15,10 @@ from scipy.stats import spearmanr
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.predictors.linear import RidgePredictor
+from esm_host.research.encodings.arch2vec import Arch2VecEncoder
+from esm_host.research.encodings.cate import CATEEncoder, _leads_to
+from esm_host.research.encodings.learned import LearnedEncoder
 from esm_host.sampling.base import draw_options
-from esm_host.transfer.encodings.arch2vec import Arch2VecEncoder
-from esm_host.transfer.encodings.cate import CATEEncoder, _leads_to
-from esm_host.transfer.encodings.learned import LearnedEncoder
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
 

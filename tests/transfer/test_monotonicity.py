@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from esm_host.transfer.devices.monotonicity import (
+from esm_host.transfer.monotonicity import (
     LEAST_SHARED,
     Decision,
     RankCorrelation,

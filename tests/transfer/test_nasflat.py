@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from benchmarks.transfer import read_methods
-from esm_host.sources.source import Source
-from esm_host.transfer import encoding_names, make_method, sampler_and_encoding
-from esm_host.transfer.methods.nasflat import NasflatPredictor
-from esm_host.transfer.methods.nasflat_network import (
+from esm_host.research.transfer.nasflat import NasflatPredictor
+from esm_host.research.transfer.nasflat_network import (
     LAYERS,
     Architectures,
     GraphFlow,
@@ -23,6 +21,8 @@ from esm_host.transfer.methods.nasflat_network import (
     draw_pairs,
     pairwise_hinge,
 )
+from esm_host.transfer import encoding_names, make_method, sampler_and_encoding
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
 CELLS = load_space("nasbench201")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from esm_host.sources.source import Source
-from esm_host.transfer.methods.bodies import ArchitectureInput, Scale
-from esm_host.transfer.methods.help import HELPPredictor
-from esm_host.transfer.methods.multipredict import MultiPredictPredictor, _most_alike
+from esm_host.research.transfer.bodies import ArchitectureInput, Scale
+from esm_host.research.transfer.help import HELPPredictor
+from esm_host.research.transfer.multipredict import MultiPredictPredictor, _most_alike
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
 SPACE = load_space("fbnet")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from esm_host.research.transfer.one_proxy import one_proxy
+from esm_host.research.transfer.proxy import AdaProxyPredictor, ProxyPredictor
 from esm_host.sampling.random import RandomSampler
-from esm_host.sources.source import Source
-from esm_host.transfer.devices.monotonicity import Decision
-from esm_host.transfer.methods.one_proxy import one_proxy
-from esm_host.transfer.methods.proxy import AdaProxyPredictor, ProxyPredictor
+from esm_host.transfer.monotonicity import Decision
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 from tests.helpers import depth_bins
 

@@ -8,13 +8,13 @@ import pytest
 from esm_host.encoding import make_encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import make_predictor
-from esm_host.sources.source import Source
-from esm_host.transfer.methods.counting import (
+from esm_host.research.transfer.counting import (
     FlopsPredictor,
     LayerWisePredictor,
     ParametersPredictor,
 )
-from esm_host.transfer.methods.scratch import ScratchPredictor
+from esm_host.research.transfer.scratch import ScratchPredictor
+from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
 SPACE = load_space("nasbench201")

@@ -12,7 +12,7 @@ import pytest
 
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.errors import DatasetError, UsageError
-from esm_host.transfer.encodings.zero_cost import AnalyticProxies, Concatenated, ProxyTable
+from esm_host.research.encodings.zero_cost import AnalyticProxies, Concatenated, ProxyTable
 from esm_models.spaces import load_space
 
 DATA = Path(os.environ.get("ESM_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

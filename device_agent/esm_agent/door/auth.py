@@ -24,7 +24,8 @@ from urllib.parse import unquote
 import grpc
 
 from esm_agent.door.certificate import dates, out_of_dates, own_certificate
-from esm_agent.door.tokens import AccessError, TokenFile, config_folder, hash_of
+from esm_agent.door.tokens import TokenFile, config_folder, hash_of
+from esm_agent.errors import AccessError
 from esm_agent.operation.logs import sparing
 from esm_agent.operation.metrics import Metrics
 from esm_protos.text import foreign

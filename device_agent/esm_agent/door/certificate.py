@@ -7,7 +7,8 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from esm_agent.door.tokens import AccessError, make_private_folder, write_private
+from esm_agent.door.tokens import make_private_folder, write_private
+from esm_agent.errors import AccessError
 from esm_protos.text import install
 
 SERVER_NAME = "esm-agent"

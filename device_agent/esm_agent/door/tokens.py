@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from esm_agent.errors import AccessError
 from esm_protos import private_files
 from esm_protos.locks import lock
 from esm_protos.user_folders import user_folder
@@ -27,10 +28,6 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _VERSION = 1
 KEPT_S = 60.0
 """Time for which the last tokens count while the file cannot be opened."""
-
-
-class AccessError(Exception):
-    """What was asked of tokens or certificates cannot be done: one line that names the cure."""
 
 
 @dataclass(frozen=True)

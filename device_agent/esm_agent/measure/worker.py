@@ -21,11 +21,11 @@ from typing import Any
 
 from esm_agent.device.cgroups import oom_kills, read_groups
 from esm_agent.device.facts import memory_bytes, usable_cpus
-from esm_agent.device.history import HistoryFile, conditions
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.cells import Cells
+from esm_agent.measure.history import HistoryFile, conditions
 from esm_agent.measure.process import (
     CELLS,
     FINISH,

@@ -13,9 +13,9 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from esm_agent.device.facts import device_info, memory_bytes
-from esm_agent.device.history import HistoryFile
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.door.auth import Door, OpenDoor
+from esm_agent.measure.history import HistoryFile
 from esm_agent.measure.process import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import Worker, WorkerUnavailableError

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import grpc
 
-from esm_agent.device.doctor import examine
-from esm_agent.device.probe import check_probe_s
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.diagnosis.doctor import examine
+from esm_agent.diagnosis.probe import check_probe_s
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
 from esm_agent.operation import logs

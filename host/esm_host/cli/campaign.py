@@ -8,16 +8,16 @@ from typing import Any
 
 import typer
 
-from esm_host import campaign
 from esm_host.arguments import flag
-from esm_host.campaign import Ended
+from esm_host.campaign.folder import RunFolder
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
 from esm_host.cli.table import Verdict
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
-from esm_host.folder import RunFolder
 from esm_host.transfer.held_out import learnt_by, left_out
+from esm_host.workflows import profile as campaign
+from esm_host.workflows.profile import Ended
 from esm_protos.messages import MeasureSpec
 
 TARGET_NOT_REACHED = 3
@@ -50,8 +50,8 @@ def run_campaign(
     show: Callable[[Ended, Settings], int] | None = None,
     finish: bool = False,
 ) -> int:
-    """As :func:`esm_host.campaign.run_campaign`; shows what came of it by ``show``, by default as
-    a campaign that was to reach a target, and returns its exit code."""
+    """Run a campaign (:func:`esm_host.workflows.profile.run_campaign`) and show its result by
+    ``show``, by default as a campaign that was to reach a target. Return its exit code."""
     path = shlex.quote(str(folder.path))
     try:
         if finish:

@@ -19,7 +19,7 @@ from esm_host.errors import UsageError
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
-    from esm_host.evaluation.compare import Comparison
+    from esm_host.timing.compare import Comparison
 
 SLOWER = 3
 
@@ -89,8 +89,8 @@ def compare(
 
     Example: esm-host compare main.json branch.json --base main2.json --new branch2.json
     """
-    from esm_host.evaluation.compare import check_timing
-    from esm_host.evaluation.compare import compare as compared
+    from esm_host.timing.compare import check_timing
+    from esm_host.timing.compare import compare as compared
 
     if not 50 <= confidence < 100:
         raise UsageError(f"--confidence {confidence:g}: give percent, from 50 and below 100")

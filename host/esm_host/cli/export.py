@@ -105,7 +105,7 @@ def export(
 
 def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
     """That of a campaign, or by name."""
-    from esm_host.run import load_run
+    from esm_host.campaign.run import load_run
     from esm_models.spaces import load_space
 
     if source in SPACES or ".py" in source:

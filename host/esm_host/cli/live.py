@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from esm_host.arguments import on_command_line
-from esm_host.bins import depth_range
 from esm_host.cli.progress import duration, waiting
 from esm_host.cli.table import Verdict, print_table
 from esm_host.dataset.table import Dataset
+from esm_host.sampling.bins import depth_range
 from esm_protos import messages
 from esm_protos.terminal import shows_escapes
 

@@ -85,7 +85,7 @@ def lookup(
     from esm_host.cli.progress import DeviceLines
     from esm_host.encoding.cost import PartsEncoder
     from esm_host.extension.settings import Settings
-    from esm_host.lookup_file import table_json
+    from esm_host.predictors.lookup_file import table_json
     from esm_host.timing import for_models, timing_spec
     from esm_host.timing.parts import PARTS, time_parts
     from esm_host.transport import devices

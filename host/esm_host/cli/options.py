@@ -68,7 +68,7 @@ def _named() -> tuple[Iterable[str], Iterable[str]]:
 
 def examples(incomplete: str) -> list[str]:
     """Examples of ``esm-host time``."""
-    from esm_host.examples import example_names
+    from esm_host.timing.examples import example_names
 
     return _beginning(incomplete, example_names())
 

@@ -74,8 +74,8 @@ def predict(
 
     Example: esm-host predict runs/pi4 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'
     """
+    from esm_host.campaign.run import load_run
     from esm_host.errors import UsageError
-    from esm_host.run import load_run
 
     if bool(given) + (architectures is not None) + (sample > 0) + (against is not None) != 1:
         raise UsageError(
@@ -121,7 +121,7 @@ def predict(
 
 
 def _show_against(found: Against, output: Path | None) -> None:
-    from esm_host.bins import depth_range
+    from esm_host.sampling.bins import depth_range
 
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)

@@ -40,8 +40,8 @@ from esm_host.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from esm_host.campaign.folder import RunFolder
     from esm_host.extension.settings import Settings
-    from esm_host.folder import RunFolder
 
 
 class SamplingName(enum.StrEnum):
@@ -283,12 +283,12 @@ def profile(
 
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
-    from esm_host.campaign import absolute
+    from esm_host.campaign.folder import RunFolder
     from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.extension.settings import LONG_VISITS
-    from esm_host.folder import RunFolder
+    from esm_host.workflows.profile import absolute
     from esm_protos.messages import Protocol
 
     given = {
@@ -399,8 +399,8 @@ def _resumed(
     ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
     """The stored settings, with what may change taken from the command line where it is given."""
-    from esm_host.campaign import RESUMABLE
     from esm_host.errors import MismatchError
+    from esm_host.workflows.profile import RESUMABLE
 
     stored = folder.read_settings()
     changes = {}

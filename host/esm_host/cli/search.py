@@ -16,9 +16,8 @@ from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods, was_given
 
 if TYPE_CHECKING:
-    from esm_host.search.one_proxy import VerifiedByProxy
     from esm_host.search.verify import Round
-    from esm_host.searching import Searched
+    from esm_host.workflows.search import Searched
 
 NOTHING_FOUND = 3
 _SHOWN = 20
@@ -129,7 +128,7 @@ def search(
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.search.settings import SearchFolder, SearchSettings
-    from esm_host.searching import run_search
+    from esm_host.workflows.search import run_search
 
     folders = [run.parent if run.name == "predictor.onnx" else run for run in runs]
     folder = SearchFolder(output or folders[0] / "search")
@@ -233,7 +232,7 @@ def _show(searched: Searched) -> None:
         typer.echo(f"{verified.measured} were measured for it")
         return
     if searched.by_proxy is not None:
-        typer.echo(_of_proxy(searched.by_proxy, len(front)))
+        typer.echo(searched.by_proxy.describe(len(front)))
         return
     typer.echo(
         f"{len(front)} on the front; {verified.measured} were measured for it, and it is "
@@ -243,18 +242,6 @@ def _show(searched: Searched) -> None:
             else "not stable yet: --resume with a larger --measure goes on"
         )
     )
-
-
-def _of_proxy(found: VerifiedByProxy, count: int) -> str:
-    correlation = found.check.proxy
-    ranks = (
-        f"{found.proxy} ranks {found.check.samples} samples with a correlation of "
-        f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f}): its predictor "
-        f"was {'used as it is' if found.decision.value == 'reuse' else 'adapted'}"
-    )
-    measured = f"{found.verified.measured} of its front and {found.fresh} more samples measured"
-    rest = "all of it" if found.verified.stable else "--resume with a larger --measure goes on"
-    return f"{ranks}\n{count} on the front; {measured}, {rest}"
 
 
 def _nothing(searched: Searched) -> str:

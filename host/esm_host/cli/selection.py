@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from esm_host.dataset.benchmarks import LatencyTable
-    from esm_host.selection_study import Pair, SelectionSettings
+    from esm_host.research.selection import Pair, SelectionSettings
 
 
 @one_line_errors
@@ -79,7 +79,7 @@ def selection(
     Example: esm-host selection nasbench201.parquet --pair raspi4:imagenet16_test -o selection
     """
     from esm_host.dataset.benchmarks import read_benchmark
-    from esm_host.selection_study import SelectionSettings, run_selection
+    from esm_host.research.selection import SelectionSettings, run_selection
 
     settings = SelectionSettings(
         sizes=None if sizes is None else tuple(_number(text, "--sizes") for text in _split(sizes)),
@@ -111,7 +111,7 @@ def _number(text: str, flag: str) -> int:
 
 
 def _pair(text: str) -> Pair:
-    from esm_host.selection_study import Pair
+    from esm_host.research.selection import Pair
 
     device, colon, task = text.partition(":")
     if not colon or not device or not task:
@@ -127,7 +127,7 @@ def _predictor(text: str) -> tuple[str, int]:
 
 
 def _print(results: pd.DataFrame) -> None:
-    from esm_host.selection_study import at_tau, averaged, tau_worth
+    from esm_host.research.selection import at_tau, averaged, tau_worth
 
     total = int(results["candidates"].max())
     averages = averaged(results)
@@ -165,9 +165,9 @@ def _write(
     pair: Pair,
     settings: SelectionSettings,
 ) -> None:
-    from esm_host.report import selection_plots as plots
     from esm_host.report.plots import save
-    from esm_host.selection_study import SIMULATION, averaged, example
+    from esm_host.research import selection_plots as plots
+    from esm_host.research.selection import SIMULATION, averaged, example
 
     folder.mkdir(parents=True, exist_ok=True)
     results.to_parquet(folder / "selection.parquet", index=False)

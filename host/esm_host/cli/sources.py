@@ -19,9 +19,9 @@ from esm_protos.commands import Commands
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
-    from esm_host.sources.source import Source
-    from esm_host.transfer.devices.comparison import Comparison
-    from esm_host.transfer.devices.monotonicity import RankCorrelation
+    from esm_host.transfer.comparison import Comparison
+    from esm_host.transfer.monotonicity import RankCorrelation
+    from esm_host.transfer.source import Source
     from esm_models.space import SearchSpace
 
 SCHEMA_VERSION = 1
@@ -144,7 +144,7 @@ def correlation(
     check_output(chart, "--out", [output])
     if chart is not None and chart.suffix not in (".png", ".svg", ".html"):
         raise UsageError(f"--out {chart}: give a file that ends in .png, .svg or .html")
-    from esm_host.transfer.devices.comparison import compare
+    from esm_host.transfer.comparison import compare
 
     chosen, targets = _chosen(names, runs, space, target or ())
     compared = compare(chosen)
@@ -200,8 +200,8 @@ def split(
     Example: esm-host sources split fbnet --train 5 --test 5
     """
     check_output(output)
-    from esm_host.transfer.devices.comparison import compare
-    from esm_host.transfer.devices.hard_sets import hard_sets, mean_correlation
+    from esm_host.research.hard_sets import hard_sets, mean_correlation
+    from esm_host.transfer.comparison import compare
 
     chosen, _ = _chosen(names, runs, space, ())
     compared = compare(chosen)
@@ -310,7 +310,7 @@ def _print_intervals(
 ) -> None:
     """Print one side's correlations with the other, and what Algorithm 1 of One Proxy does: with
     the interval of a correlation, and with its estimate alone, as in the paper."""
-    from esm_host.transfer.devices.monotonicity import decide
+    from esm_host.transfer.monotonicity import decide
 
     print_table(
         (what, "correlation", "95 % interval", "architectures", "by interval", "Algorithm 1"),
@@ -336,7 +336,7 @@ def _correlation_json(
     proxies: Mapping[int, Mapping[int, RankCorrelation]],
     threshold: float,
 ) -> dict[str, Any]:
-    from esm_host.transfer.devices.monotonicity import decide
+    from esm_host.transfer.monotonicity import decide
 
     order = compared.order
     return {

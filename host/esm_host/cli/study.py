@@ -12,8 +12,8 @@ from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import Parallel, Quiet, computing
 
 if TYPE_CHECKING:
-    from esm_host.study.results import Study
-    from esm_host.study.task import Outcome
+    from esm_host.research.study.results import Study
+    from esm_host.research.study.task import Outcome
 
 
 @one_line_errors
@@ -36,11 +36,11 @@ def study(
 
     Example: esm-host study studies/nasbench201.toml --results runs/nasbench201
     """
-    from esm_host.study.results import StudyFolder, load_study
+    from esm_host.research.study.results import StudyFolder, load_study
 
     where = results or Path("runs") / f"study-{file.stem}"
     if not only_plots:
-        from esm_host.study.run import run_study
+        from esm_host.research.study.run import run_study
 
         try:
             with computing(parallel):
@@ -67,9 +67,9 @@ def study(
 
 def _write(found: Study, folder: object) -> None:
     from esm_host.cli.table import print_table
-    from esm_host.study.plots import write_plots
-    from esm_host.study.results import StudyFolder, write_frame
-    from esm_host.study.summary import tables
+    from esm_host.research.study.plots import write_plots
+    from esm_host.research.study.results import StudyFolder, write_frame
+    from esm_host.research.study.summary import tables
 
     assert isinstance(folder, StudyFolder)
     results = found.results()

@@ -206,8 +206,8 @@ def time(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
-    from esm_host.examples import example_file
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+    from esm_host.timing.examples import example_file
     from esm_host.transport import devices
     from esm_protos.messages import Protocol
 

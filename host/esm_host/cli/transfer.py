@@ -129,11 +129,11 @@ def transfer(
 
     Example: esm-host transfer --device pi5 --space fbnet --samples 20
     """
-    from esm_host.campaign import absolute
+    from esm_host.campaign.folder import RunFolder
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
-    from esm_host.folder import RunFolder
+    from esm_host.workflows.profile import absolute
 
     share = as_share("--precision", precision)
     given = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.bins import DepthBins
+from esm_host.sampling.bins import DepthBins
 
 Floats = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.bins import DepthBins
 from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
 from esm_host.evaluation.ranking import rank_correlations
+from esm_host.sampling.bins import DepthBins
 
 Floats = NDArray[np.float64]
 

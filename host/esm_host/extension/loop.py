@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.arguments import argument
-from esm_host.bins import DepthBins
 from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.store import Store
@@ -30,6 +29,7 @@ from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
 from esm_host.predictors.base import Predictor
 from esm_host.sampling.base import Sampler
+from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 
 CANDIDATES = 30

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from esm_host.arguments import argument
-from esm_host.bins import BINS, DepthBins
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.extension.presets import preset
 from esm_host.predictors import encoding_for, entry
+from esm_host.sampling.bins import BINS, DepthBins
 from esm_host.transfer import ALIASES, DEFAULT, LEAST_SAMPLES, method_of, sampler_and_encoding
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
@@ -303,7 +303,7 @@ class Settings:
 
     def encoder(self, space: SearchSpace) -> Encoder:
         """Of ``encoding``, or of the one that suits the predictor. A campaign that ``auto`` learns
-        sources in has one of its own (:meth:`esm_host.folder.RunFolder.encoder`).
+        sources in has one of its own (:meth:`esm_host.campaign.folder.RunFolder.encoder`).
 
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.

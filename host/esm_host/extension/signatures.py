@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from esm_host.arguments import argument
-from esm_host.bins import depth_range
 from esm_host.evaluation.verdict import DEFAULT_PRECISION
 from esm_host.extension.settings import Settings
+from esm_host.sampling.bins import depth_range
 
 _LOOKED_AT = 3
 """Rounds that a signature is seen in: the last ones."""

@@ -78,16 +78,24 @@ PREDICTORS: dict[str, Entry] = {
     "bayesian": Entry(
         "linear:BayesianPredictor", "operation-one-hot", "Bayesian linear regression"
     ),
-    "svr": Entry("kernel:SVRPredictor", "operation-one-hot", "support vector regression"),
-    "gp": Entry("kernel:GPPredictor", "operation-one-hot", "exact Gaussian process"),
+    "svr": Entry("baselines.kernel:SVRPredictor", "operation-one-hot", "support vector regression"),
+    "gp": Entry("baselines.kernel:GPPredictor", "operation-one-hot", "exact Gaussian process"),
     "sparse-gp": Entry(
-        "sparse_gp:SparseGPPredictor", "operation-one-hot", "Gaussian process with inducing points"
+        "baselines.sparse_gp:SparseGPPredictor",
+        "operation-one-hot",
+        "Gaussian process with inducing points",
     ),
-    "forest": Entry("trees:ForestPredictor", "operation-one-hot", "random forest"),
-    "xgboost": Entry("xgb:XGBoostPredictor", "operation-one-hot", "XGBoost's boosted trees"),
-    "lightgbm": Entry("lgbm:LightGBMPredictor", "operation-one-hot", "LightGBM's boosted trees"),
+    "forest": Entry("baselines.trees:ForestPredictor", "operation-one-hot", "random forest"),
+    "xgboost": Entry(
+        "baselines.xgb:XGBoostPredictor", "operation-one-hot", "XGBoost's boosted trees"
+    ),
+    "lightgbm": Entry(
+        "baselines.lgbm:LightGBMPredictor", "operation-one-hot", "LightGBM's boosted trees"
+    ),
     "ngboost": Entry(
-        "ngb:NGBoostPredictor", "operation-one-hot", "NGBoost's boosted trees, with uncertainty"
+        "baselines.ngb:NGBoostPredictor",
+        "operation-one-hot",
+        "NGBoost's boosted trees, with uncertainty",
     ),
     "mlp-small": Entry(
         "mlp:MLPPredictor", "operation-one-hot", "a wide, shallow MLP: 3 layers of 128", _SMALL
@@ -95,16 +103,20 @@ PREDICTORS: dict[str, Entry] = {
     "mlp-large": Entry(
         "mlp:MLPPredictor", "operation-one-hot", "a thin, deep MLP: 6 layers of 32", _LARGE
     ),
-    "bananas": Entry("bananas:BANANASPredictor", "path", "ensemble of three large MLPs", _LARGE),
+    "bananas": Entry(
+        "baselines.bananas:BANANASPredictor", "path", "ensemble of three large MLPs", _LARGE
+    ),
     "nao": Entry(
-        "nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"
+        "baselines.nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"
     ),
     "bohamiann": Entry(
-        "bohamiann:BOHAMIANNPredictor", "operation-one-hot", "Bayesian MLP, sampled"
+        "baselines.bohamiann:BOHAMIANNPredictor", "operation-one-hot", "Bayesian MLP, sampled"
     ),
-    "gcn": Entry("graph_networks:GCNPredictor", "graph", "graph convolutions in both directions"),
+    "gcn": Entry(
+        "baselines.graph_networks:GCNPredictor", "graph", "graph convolutions in both directions"
+    ),
     "bonas": Entry(
-        "graph_networks:BONASPredictor", "graph", "graph embedding, Bayesian regression"
+        "baselines.graph_networks:BONASPredictor", "graph", "graph embedding, Bayesian regression"
     ),
 }
 
@@ -127,26 +139,25 @@ def predictor_class(name: str) -> type[Predictor]:
     Raises:
         UsageError: there is no such predictor, or its library is not installed.
     """
-    found: type[Predictor] = load_class(
-        __name__, entry(name).where, f"predictor '{name}'", "predictors"
-    )
+    where = f"{__name__}.{entry(name).where}"
+    found: type[Predictor] = load_class(where, f"predictor '{name}'", "predictors")
     return found
 
 
-def load_class(package: str, where: str, what: str, extra: str = "host") -> Any:
-    """Return a class of a package; its library is loaded now.
+def load_class(where: str, what: str, extra: str = "host") -> Any:
+    """Return a class or a function by where it is; its library is loaded now.
 
     Args:
-        where: ``module:class``.
+        where: ``package.module:name``.
         what: names the class in the error.
         extra: of the install, for libraries other than torch.
 
     Raises:
         UsageError: its library is not installed.
     """
-    module, _, cls = where.partition(":")
+    module, _, name = where.partition(":")
     try:
-        return getattr(import_module(f"{package}.{module}"), cls)
+        return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         extra = "host" if error.name == "torch" else extra
         raise UsageError(f"{what} needs {error.name}: {install(extra)}") from error

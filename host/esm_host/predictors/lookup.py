@@ -86,7 +86,7 @@ class LookupBiasPredictor(Predictor):
 
     Args:
         table_ms: latency of each column of the encoding ``parts``, milliseconds, as
-            :func:`esm_host.lookup_file.load_lookup_table` reads them; None as long as
+            :func:`esm_host.predictors.lookup_file.load_lookup_table` reads them; None as long as
             there is none.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.campaign.run import Run
 from esm_host.evaluation.verdict import Verdict
 from esm_host.report import plots
 from esm_host.report.page import (
@@ -34,7 +35,6 @@ from esm_host.report.page import (
 )
 from esm_host.report.settings import setting_facts
 from esm_host.report.transfer import transfer_section
-from esm_host.run import Run
 from esm_models.space import SearchSpace
 from esm_protos.messages import Protocol
 

@@ -8,7 +8,6 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from esm_host.evaluation.compare import Comparison, Outcome
 from esm_host.report.page import (
     DASH,
     Cell,
@@ -25,6 +24,7 @@ from esm_host.report.page import (
     plural,
 )
 from esm_host.report.plots import ABOVE, LINE, compact, layered
+from esm_host.timing.compare import Comparison, Outcome
 
 
 def comparison_page(comparison: Comparison) -> Page:

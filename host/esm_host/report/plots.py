@@ -1,4 +1,4 @@
-"""Charts of a campaign: tidy frames in (as :class:`esm_host.run.Run` gives them), charts out."""
+"""Charts of a campaign, made of the tidy frames of :class:`esm_host.campaign.run.Run`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from esm_host.report.page import (
     significant,
 )
 from esm_host.report.settings import setting_facts
-from esm_host.timing_file import TimingFile
+from esm_host.timing.frames import TimingFile
 
 _NODES = 25
 

@@ -1,4 +1,4 @@
-"""Charts of timed models: tidy frames in (as :class:`esm_host.timing_file.TimingFile` gives
+"""Charts of timed models: tidy frames in (as :class:`esm_host.timing.frames.TimingFile` gives
 them), charts out."""
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.campaign.run import Run
 from esm_host.encoding.sources import GROUP
 from esm_host.report.page import (
     Cell,
@@ -20,10 +21,9 @@ from esm_host.report.page import (
     plural,
 )
 from esm_host.report.transfer_plots import held_out_predictions
-from esm_host.run import Run
 from esm_host.transfer import DEFAULT
-from esm_host.transfer.devices.monotonicity import LEAST_SHARED, rank_correlation
 from esm_host.transfer.held_out import learnt_by, use_of_sources
+from esm_host.transfer.monotonicity import LEAST_SHARED, rank_correlation
 
 
 def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:

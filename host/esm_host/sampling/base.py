@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from esm_host.bins import DepthBins
 from esm_host.errors import UsageError
+from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
 

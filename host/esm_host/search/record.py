@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.run import Run, load_run
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.folder import RunFolder
-from esm_host.run import Run, load_run
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
 from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import SearchSpace
 
-if TYPE_CHECKING:
-    from esm_host.search.one_proxy import VerifiedByProxy
-
 SCHEMA_VERSION = 1
 
 
@@ -30,7 +27,7 @@ def write_front(
     front: Found,
     verified: Verified | None,
     problem: Problem,
-    by_proxy: VerifiedByProxy | None = None,
+    proxy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What the search came to; returned as well."""
     result: dict[str, Any] = {
@@ -47,8 +44,8 @@ def write_front(
             "measured": verified.measured,
             "rounds": [_round_json(each, problem.space) for each in verified.rounds],
         }
-    if by_proxy is not None:
-        result["proxy"] = by_proxy.to_json()
+    if proxy is not None:
+        result["proxy"] = proxy
     write_json(folder.front, result)
     return result
 

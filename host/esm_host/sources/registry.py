@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.run import Run, load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.dataset.table import Dataset
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.folder import RunFolder
-from esm_host.run import Run, load_run
 from esm_host.sources.folder import file_of, tables
-from esm_host.sources.source import Source
+from esm_host.transfer.source import Source
 from esm_models.errors import ModelsError
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace

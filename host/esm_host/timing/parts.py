@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from esm_host.errors import DeviceError
-from esm_host.limits import check_models, check_spec
 from esm_host.timing.spread import common_usual
 from esm_host.transport.base import OnProgress, Profiler, ignore
+from esm_host.transport.limits import check_models, check_spec
 from esm_models.parts import Part
 from esm_protos.estimates import estimate_measured
 from esm_protos.messages import Block, MeasureSpec, Model

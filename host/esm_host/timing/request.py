@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from esm_host.amounts import deciding_inputs
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_host.given import Given
-from esm_host.inputs import (
+from esm_host.timing.amounts import deciding_inputs
+from esm_host.timing.given import Given
+from esm_host.timing.inputs import (
     Assumed,
     GivenDim,
     GivenShape,
@@ -26,7 +26,7 @@ from esm_host.inputs import (
     symbols,
     takes_batch,
 )
-from esm_host.model_file import ModelFile, read_model_file
+from esm_host.timing.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
 
 

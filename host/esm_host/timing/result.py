@@ -11,13 +11,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from esm_host.amounts import drawn_amounts
 from esm_host.arguments import in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift
-from esm_host.fed import fed_text
-from esm_host.inputs import assumption
+from esm_host.timing.amounts import drawn_amounts
+from esm_host.timing.fed import fed_text
+from esm_host.timing.inputs import assumption
 from esm_host.timing.request import Entry
 from esm_host.timing.spread import common_usual, pool_ratios
 from esm_protos.estimates import Estimate, Runs, ratio_shift

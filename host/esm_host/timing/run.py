@@ -19,12 +19,12 @@ from esm_host.evaluation.verdict import (
     judge_number,
     threads_evidence,
 )
-from esm_host.limits import check_models, check_spec, check_threads
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
 from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
+from esm_host.transport.limits import check_models, check_spec, check_threads
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
 from esm_protos.messages import (
     Block,

@@ -7,7 +7,7 @@ from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_host.limits import check_gpu_options
+from esm_host.transport.limits import check_gpu_options
 from esm_protos.messages import MeasureSpec, Protocol
 from esm_protos.statistics import MIN_ROUNDS
 

@@ -27,7 +27,7 @@ class Method:
     """A few-shot predictor that can be had by name; its libraries are loaded when it is.
 
     Attributes:
-        where: ``"module:Class"`` within ``methods``.
+        where: ``"package.module:Class"``.
         about: a line for help and documentation.
         params: of the constructor, where this name differs from the class's defaults.
         sampler: in :data:`SAMPLERS`, that chooses what a campaign measures unless another is asked
@@ -48,42 +48,58 @@ _NASFLAT_SAMPLES = 800
 
 METHODS: dict[str, Method] = {
     "gaussian": Method(
-        "gaussian:SourceGP",
+        "esm_host.transfer.gaussian:SourceGP",
         "the default, also called ours: a Gaussian process that knows what others would take",
         sampler="informative",
     ),
     "nasflat": Method(
-        "nasflat:NasflatPredictor",
+        "esm_host.research.transfer.nasflat:NasflatPredictor",
         "a graph network with an embedding per device",
         {"supplement": "zcp"},
         sampler="cosine:zcp",
         per_source=_NASFLAT_SAMPLES,
     ),
-    "proxy": Method("proxy:ProxyPredictor", "the predictor of the source that ranks most alike"),
-    "adaproxy": Method("proxy:AdaProxyPredictor", "the same, scaled and corrected"),
+    "proxy": Method(
+        "esm_host.research.transfer.proxy:ProxyPredictor",
+        "the predictor of the source that ranks most alike",
+    ),
+    "adaproxy": Method(
+        "esm_host.research.transfer.proxy:AdaProxyPredictor", "the same, scaled and corrected"
+    ),
     "adaproxy-network": Method(
-        "proxy:AdaProxyPredictor",
+        "esm_host.research.transfer.proxy:AdaProxyPredictor",
         "the same, a perceptron's last layer",
         {"model": "network"},
         per_source=_NASFLAT_SAMPLES,
     ),
-    "flops": Method("counting:FlopsPredictor", "orders by FLOPs; learns nothing"),
-    "parameters": Method("counting:ParametersPredictor", "orders by parameters; learns nothing"),
-    "layer-wise": Method(
-        "counting:LayerWisePredictor", "a latency per layer, added up, without sources"
+    "flops": Method(
+        "esm_host.research.transfer.counting:FlopsPredictor", "orders by FLOPs; learns nothing"
     ),
-    "scratch": Method("scratch:ScratchPredictor", "the automatic predictor, without sources"),
+    "parameters": Method(
+        "esm_host.research.transfer.counting:ParametersPredictor",
+        "orders by parameters; learns nothing",
+    ),
+    "layer-wise": Method(
+        "esm_host.research.transfer.counting:LayerWisePredictor",
+        "a latency per layer, added up, without sources",
+    ),
+    "scratch": Method(
+        "esm_host.research.transfer.scratch:ScratchPredictor",
+        "the automatic predictor, without sources",
+    ),
     "brp-nas": Method(
-        "scratch:ScratchPredictor", "graph convolutions, without sources", {"predictor": "gcn"}
+        "esm_host.research.transfer.scratch:ScratchPredictor",
+        "graph convolutions, without sources",
+        {"predictor": "gcn"},
     ),
     "help": Method(
-        "help:HELPPredictor",
+        "esm_host.research.transfer.help:HELPPredictor",
         "meta-learned, given how references run",
         sampler="shared",
         per_source=_NASFLAT_SAMPLES,
     ),
     "multipredict": Method(
-        "multipredict:MultiPredictPredictor",
+        "esm_host.research.transfer.multipredict:MultiPredictPredictor",
         "one network with an embedding per device",
         per_source=_NASFLAT_SAMPLES,
     ),
@@ -128,8 +144,7 @@ def method_class(name: str) -> type[FewShotPredictor]:
     Raises:
         UsageError: there is no such method, or its library is not installed.
     """
-    where = method_of(name).where
-    found: type[FewShotPredictor] = load_class(f"{__name__}.methods", where, f"method '{name}'")
+    found: type[FewShotPredictor] = load_class(method_of(name).where, f"method '{name}'")
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_host.errors import UsageError
-from esm_host.sources.source import Source
+from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 
 Floats = NDArray[np.float64]

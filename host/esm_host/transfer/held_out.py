@@ -18,7 +18,7 @@ from esm_host.predictors.auto import AutoPredictor
 from esm_host.predictors.base import Floats, Predictor
 from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
 from esm_host.transfer import DEFAULT, LEAST_SAMPLES, method_of
-from esm_host.transfer.devices.monotonicity import rank_correlation
+from esm_host.transfer.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"
 """Under which a campaign's store has the keys of what is held out."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from esm_host.atomic import write_bytes
 from esm_host.errors import DatasetError
-from esm_host.sources.source import Source
 from esm_host.transfer import make_method, method_of
 from esm_host.transfer.base import FewShotPredictor
+from esm_host.transfer.source import Source
 from esm_models.space import SearchSpace
 
 _TRAINED = "trained."

@@ -11,7 +11,7 @@ from esm_host.encoding.sources import SourceModels
 from esm_host.encoding.views import ViewsEncoder
 from esm_host.predictors.design import Design
 from esm_host.predictors.process import Process
-from esm_host.sources.source import Source
+from esm_host.transfer.source import Source
 from esm_models.space import SearchSpace
 
 

@@ -1,0 +1,1 @@
+"""Checks of what on this device would spoil measurements."""

@@ -1,0 +1,1 @@
+"""One campaign: its folder, session, results and predictor."""

@@ -1,0 +1,520 @@
+"""A campaign's folder, read: its settings, its result, and data frames of what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.latency import Latency
+from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
+from esm_host.errors import DatasetError, UsageError
+from esm_host.evaluation.against import Against, hold_against
+from esm_host.evaluation.conformal import LeftOutErrors
+from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
+from esm_host.extension.settings import Settings
+from esm_host.extension.training import train
+from esm_host.predictors import predictor_class
+from esm_host.predictors.base import IntervalPredictor
+from esm_host.sampling import SAMPLERS
+from esm_host.sampling.bins import DepthBins, depth_range
+from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
+from esm_protos.messages import DeviceState
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
+    from esm_host.encoding.sources import SourcesEncoder
+    from esm_host.predictors.base import Predictor
+
+
+@dataclass(frozen=True, eq=False)
+class _Records:
+    """What the store held when it was read; states by block."""
+
+    planned: dict[str, int]
+    table: BlockTable
+    dataset: Dataset
+    figures: Figures
+    rounds: list[dict[str, Any]]
+    states: list[tuple[DeviceState, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A campaign, finished or not; read once, when it is first asked for, and never changed.
+
+    Attributes:
+        settings: that it was asked for with.
+        result: what ``result.json`` holds; None until the campaign has come to an end.
+    """
+
+    path: Path
+    settings: Settings
+    result: dict[str, Any] | None = field(repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether it has come to an end, and reached its target."""
+        return self.result is not None and bool(self.result["converged"])
+
+    def _repr_html_(self) -> str:
+        """Show a notebook how far the campaign is, and its accuracy by depth."""
+        frame = self.measurements()
+        state = "not finished" if self.result is None else "finished"
+        if self.result is not None and self.settings.has_target:
+            state = "converged" if self.converged else "not converged"
+        title = f"{self.space.name} on {self.settings.device}: {len(frame)} measured, {state}"
+        last = self.accuracy()
+        last = last[last["round"] == last["round"].max()]
+        table: str = last[["bin", "samples", "accuracy_percent"]].to_html(
+            index=False, na_rep="-", border=0, float_format="{:.1f}".format
+        )
+        return f"<p>{escape(title)}</p>{table if len(last) else ''}"
+
+    def measurements(self) -> pd.DataFrame:
+        """A row per architecture that was measured, in the order of the plan.
+
+        Columns: ``architecture_key``, ``architecture`` (as text), ``round``, ``block``, ``depth``,
+        ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ..., or
+        ``FEATURE_WORD`` (how many blocks have it) where a feature's values are words,
+        ``resolution`` (pixels) where architectures have their own, ``latency_ms`` (at the device's
+        usual pace, unless the campaign is raw), ``interval_percent`` (half-width of the 95 %
+        interval for the device at any time), ``raw_ms`` (as measured), ``verdict``,
+        ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
+        campaign has come to an end), ``error_percent`` (of the prediction).
+        """
+        records, bins = self._records, self._bins
+        dataset = records.dataset
+        keys = [a.key for a in dataset.architectures]
+        used = best_attempts(records.table)
+        index = bins.of(dataset.depth)
+        predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
+        return pd.DataFrame(
+            {
+                "architecture_key": pd.Series(keys, dtype=object),
+                "architecture": [a.to_text() for a in dataset.architectures],
+                "round": [records.planned[key] for key in keys],
+                "block": [used[key] + 1 for key in keys],
+                "depth": dataset.depth,
+                "bin": [self._bin_label(number) for number in index.tolist()],
+                **self._features(dataset.architectures),
+                "latency_ms": dataset.latency_ms,
+                "interval_percent": 100 * dataset.interval,
+                "raw_ms": dataset.raw_ms,
+                "verdict": [judgement.verdict.value for judgement in dataset.judgements],
+                "reasons": [judgement.reasons for judgement in dataset.judgements],
+                "predicted_ms": predicted_ms,
+                "error_percent": 100 * (predicted_ms / dataset.latency_ms - 1),
+            }
+        )
+
+    def dataset(self) -> Dataset:
+        """The same as values and arrays, for learning from it."""
+        return self._records.dataset
+
+    def figures(self) -> Figures:
+        """Of everything that is planned, reference models included."""
+        return self._records.figures
+
+    def failures(self) -> pd.DataFrame:
+        """Architectures that could not be measured: ``architecture_key``, ``message``."""
+        failures = self._records.table.failures
+        return pd.DataFrame(list(failures.items()), columns=["architecture_key", "message"])
+
+    def blocks(self) -> pd.DataFrame:
+        """A row per measured block, in the order of time.
+
+        Columns: ``block`` (from 1), ``block_id``, ``round``, ``device``, ``pace`` (1 at the
+        device's usual pace, 1.1 a tenth slower; without the agent's reference models 1 at the
+        median of the campaign), ``worst_deviation_percent`` (of a reference, when the block was
+        judged), ``passed`` (None where it is not judged yet), ``models``, ``busy_s``, ``wall_s``.
+        """
+        table = self._records.table
+        worst = [block.worst_deviation for block in table.blocks]
+        return pd.DataFrame(
+            {
+                "block": range(1, len(table.blocks) + 1),
+                "block_id": [block.block_id for block in table.blocks],
+                "round": [block.round for block in table.blocks],
+                "device": self._devices,
+                "pace": table.quality.factors,
+                "worst_deviation_percent": [
+                    np.nan if share is None else 100 * share for share in worst
+                ],
+                "passed": pd.Series([block.passed for block in table.blocks], dtype=object),
+                "models": [len(models) for models in table.models],
+                "busy_s": [block.busy_ns / 1e9 for block in table.blocks],
+                "wall_s": [block.wall_seconds for block in table.blocks],
+            }
+        )
+
+    def references(self) -> pd.DataFrame:
+        """A row per block and reference model: ``block``, ``device``, ``reference`` (from 1),
+        ``latency_ms`` as measured, ``deviation_percent`` once the device's pace is taken out; NaN
+        where it failed."""
+        table = self._records.table
+        blocks, references = table.references_ms.shape
+        return pd.DataFrame(
+            {
+                "block": np.repeat(np.arange(1, blocks + 1), references),
+                "device": np.repeat(np.array(self._devices, dtype=object), references),
+                "reference": np.tile(np.arange(1, references + 1), blocks),
+                "latency_ms": table.references_ms.ravel(),
+                "deviation_percent": 100 * table.quality.deviations.ravel(),
+            }
+        )
+
+    def paces(self) -> pd.DataFrame:
+        """A row per block and reference model of the agent, smallest weights first: ``block``,
+        ``device``, ``at_s`` (when the block ended, since the first one did), ``reference`` (its
+        name), ``weight_mb``, ``latency_ms``, ``usual_ms`` and ``slower_percent`` (than usual; NaN
+        where that is not known). Empty for a campaign without them."""
+        table = self._records.table
+        ends = [datetime.fromisoformat(block.measured_at) for block in table.blocks]
+        rows = [
+            {
+                "block": number,
+                "device": device,
+                "at_s": (ended - ends[0]).total_seconds(),
+                "reference": reading.name,
+                "weight_mb": reading.weight_bytes / 1e6,
+                "latency_ms": reading.latency_ms,
+                "usual_ms": reading.usual_ms,
+                "slower_percent": 100 * (reading.latency_ms / reading.usual_ms - 1),
+            }
+            for number, (device, ended, readings) in enumerate(
+                zip(self._devices, ends, table.agent, strict=True), start=1
+            )
+            for reading in readings
+        ]
+        names = ["block", "device", "at_s", "reference", "weight_mb", "latency_ms", "usual_ms"]
+        return pd.DataFrame(rows, columns=[*names, "slower_percent"])
+
+    def rounds(self) -> pd.DataFrame:
+        """A row per finished round: ``round``, models ``measured``, ``trusted`` and ``failed`` so
+        far, ``accuracy_percent``, ``worst_bin_percent``, ``references_passed``,
+        ``remeasured_blocks``, ``training_s``."""
+        names = (
+            *("round", "measured_models", "trusted_models", "failed_models", "accuracy_percent"),
+            *("worst_bin_percent", "references_passed", "remeasured_blocks", "training_s"),
+        )
+        rows = [
+            (
+                number,
+                *(entry[name] for name in names[1:5]),
+                min((b["accuracy_percent"] for b in entry["bins"] if b["samples"]), default=np.nan),
+                entry["qc"]["passed"],
+                entry["qc"]["remeasured_blocks"],
+                entry["training_seconds"],
+            )
+            for number, entry in enumerate(self._records.rounds)
+        ]
+        return pd.DataFrame(rows, columns=list(names))
+
+    def accuracy(self) -> pd.DataFrame:
+        """A row per finished round and depth bin: ``round``, ``measured_models`` (of all depths),
+        ``bin``, ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
+        samples); and one with bin ``all`` over all depths."""
+        rows = []
+        for number, entry in enumerate(self._records.rounds):
+            common = {"round": number, "measured_models": entry["measured_models"]}
+            ends = entry["bins"][0]["depth_min"], entry["bins"][-1]["depth_max"]
+            overall = (*ends, entry["trusted_models"], entry["accuracy_percent"])
+            bins = [
+                (b["depth_min"], b["depth_max"], b["samples"], b["accuracy_percent"])
+                for b in entry["bins"]
+            ]
+            for low, high, samples, accuracy in (*bins, overall):
+                rows.append(
+                    {
+                        **common,
+                        "bin": depth_range(low, high),
+                        "depth_min": low,
+                        "depth_max": high,
+                        "samples": samples,
+                        "accuracy_percent": np.nan if accuracy is None else accuracy,
+                    }
+                )
+            rows[-1]["bin"] = "all"
+        names = ["round", "measured_models", "bin", "depth_min", "depth_max", "samples"]
+        return pd.DataFrame(rows, columns=[*names, "accuracy_percent"])
+
+    def states(self) -> pd.DataFrame:
+        """Return the states of the devices, a row per moment.
+
+        Columns: ``block``, ``device``, and those of
+        :func:`~esm_host.evaluation.device_states.state_row`; ``at_s`` counts from the block's first
+        run.
+        """
+        rows = [
+            {"block": number, "device": device, **state_row(state)}
+            for number, (device, states) in enumerate(
+                zip(self._devices, self._records.states, strict=True), start=1
+            )
+            for state in states
+        ]
+        return pd.DataFrame(rows, columns=["block", "device", *STATE_COLUMNS])
+
+    def predict(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
+    ) -> NDArray[np.float64]:
+        """Latencies of architectures (values, their JSON or short forms) by the campaign's
+        predictor, in milliseconds, ``(n,)``.
+
+        Raises:
+            DatasetError: there is no predictor yet, or it is damaged.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        return self.latency().many(architectures)
+
+    def latency(self) -> Latency:
+        """The campaign's predictor as a function of one architecture, for loops that ask often
+        and for other processes.
+
+        Raises:
+            DatasetError: there is no predictor yet, or it is damaged.
+        """
+        return self._latency
+
+    @cached_property
+    def _latency(self) -> Latency:
+        self._check_finished()
+        path = self._folder.predictor_onnx
+        # Predictors of a kind that has no such form are fitted again.
+        model = path.read_bytes() if path.exists() else self.predictor
+        return Latency(self.path, self.settings, self.encoder, model)
+
+    def predict_interval(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str], coverage: float = 0.9
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower and upper ends, milliseconds, ``(n,)``, of intervals that hold a share
+        ``coverage`` of the latencies.
+
+        ``auto`` knows how unsure it is of each architecture. With any other predictor all intervals
+        are as wide, in proportion, as its errors at models that it had not seen ask for.
+
+        Raises:
+            UsageError: the coverage makes no sense.
+            DatasetError: there is no predictor yet, or it was judged by too few models.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        if not 0 < coverage < 1:
+            raise UsageError(f"coverage {coverage:g}: give a share above 0 and below 1")
+        settings = self.settings
+        own = not settings.adapts
+        if own and issubclass(predictor_class(settings.predictor), IntervalPredictor):
+            predictor = self.predictor
+            assert isinstance(predictor, IntervalPredictor)
+            return predictor.predict_interval(self._encode(architectures), coverage)
+        latency_ms = self.predict(architectures)
+        judged = self.measurements()
+        try:
+            errors = LeftOutErrors(
+                judged["latency_ms"].to_numpy(), judged["predicted_ms"].to_numpy()
+            )
+        except ValueError as error:
+            raise DatasetError(
+                f"{self.path} has {error}: measure more, or train --predictor auto"
+            ) from error
+        factor = errors.within(coverage)
+        return latency_ms / factor, latency_ms * factor
+
+    def against(self, other: Run) -> Against:
+        """Hold the campaign's predictor against what another campaign measured, say on another
+        device.
+
+        Raises:
+            UsageError: the other one is of another search space.
+            DatasetError: there is no predictor yet, or the other one has measured nothing.
+            InvalidArchitectureError: the spaces' options differ.
+        """
+        if other.space.name != self.space.name:
+            raise UsageError(
+                f"{other.path} is of the space {other.space.name}, {self.path} of "
+                f"{self.space.name}: give one of the same"
+            )
+        theirs, own = other.dataset(), self.dataset()
+        if not len(theirs):
+            raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
+        known = {a.key for a in own.architectures}
+        return hold_against(
+            theirs.latency_ms,
+            self.predict(theirs.architectures),
+            theirs.depth,
+            np.array([a.key in known for a in theirs.architectures]),
+            self._bins,
+        )
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The campaign's predictor, fitted again to what was measured: the same.
+
+        Raises:
+            DatasetError: the campaign has not come to an end.
+        """
+        self._check_finished()
+        settings, encoder = self.settings, self.encoder
+        predictor = self._folder.predictors(settings, encoder)(0)
+        return train(predictor, encoder, self.dataset(), settings)
+
+    def _check_finished(self) -> None:
+        if self.result is None:
+            raise DatasetError(
+                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
+                "makes it"
+            )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """By which the campaign's predictor is told architectures.
+
+        Raises:
+            DatasetError: what it learnt of other devices is gone or damaged.
+        """
+        return self._folder.encoder(self.settings, self.space)
+
+    @property
+    def sources_encoder(self) -> SourcesEncoder:
+        """Return what the sources of a warm start expect of an architecture.
+
+        Raises:
+            DatasetError: that is gone or damaged.
+        """
+        return self._folder.sources_encoder(self.space)
+
+    def _encode(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
+    ) -> NDArray[np.float32]:
+        return self.encoder.encode([self.space.read(given) for given in architectures])
+
+    def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
+        """``n`` different architectures of the search space; fewer where it is exhausted.
+
+        Args:
+            sampling: ``"balanced"``, equally many of every depth bin, or ``"random"``.
+
+        Raises:
+            UsageError: ``n`` or ``seed`` is negative, or there is no such sampling.
+        """
+        if sampling not in SAMPLERS:
+            raise UsageError(f"sampling '{sampling}': choose {' or '.join(SAMPLERS)}")
+        if seed < 0:
+            raise UsageError(f"seed {seed}: give 0 or more")
+        sampler = SAMPLERS[sampling](self.space, self._bins)
+        return sampler.sample(n, np.random.default_rng(seed))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space that is sampled."""
+        return self.settings.search_space()
+
+    # What the frames are made of
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @cached_property
+    def _records(self) -> _Records:
+        store = self._folder.open_store()
+        try:
+            measurements = Measurements(store, self.settings.spec, self.settings.raw)
+            table = measurements.table()
+            planned = {
+                a.key: number
+                for number, architectures in store.plan().items()
+                if number != REFERENCE_ROUND
+                for a in architectures
+            }
+            states = [store.states(block.block_id) for block in table.blocks]
+            dataset, figures = measurements.dataset(), measurements.figures()
+            # One more, where the campaign was finished in the middle of a round.
+            rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
+            return _Records(planned, table, dataset, figures, rounds, states)
+        finally:
+            store.close()
+
+    @cached_property
+    def _predicted_ms(self) -> dict[str, float]:
+        path = self._folder.predictions
+        try:
+            frame = pd.read_csv(path, dtype={"architecture_key": str, "predicted_ms": float})
+            return dict(zip(frame["architecture_key"], frame["predicted_ms"], strict=True))
+        except FileNotFoundError:
+            return {}
+        except (KeyError, ValueError) as error:
+            raise DatasetError(
+                f"{path} is damaged ({str(error).splitlines()[0]}): "
+                f"esm-host profile --run {self.path} --resume writes it again"
+            ) from error
+
+    @cached_property
+    def _bins(self) -> DepthBins:
+        return self.settings.depth_bins(self.space)
+
+    def _bin_label(self, number: int) -> str:
+        depths = self._bins.depths(number)
+        return depth_range(depths[0], depths[-1])
+
+    @property
+    def _devices(self) -> list[str]:
+        """Of each block, who measured it."""
+        blocks = self._records.table.blocks
+        return [block.device for block in blocks]
+
+    def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
+        """The depth of every unit; of every feature the mean over an architecture's blocks, or
+        how many have each word; and the resolution where it is free."""
+        space = self.space
+        encoded = space.encode(architectures)
+        codes = space.blocks_of(encoded)
+        present = codes >= 0
+        columns: dict[str, NDArray[Any]] = {
+            f"unit{unit + 1}_depth": present[:, unit].sum(axis=1)
+            for unit in range(space.unit_count)
+        }
+        for feature, values in zip(space.features, space.feature_values.T, strict=True):
+            if feature.has_words:
+                for number, word in enumerate(feature.values):
+                    count = (present & (values[codes] == number)).sum(axis=(1, 2))
+                    columns[f"{feature.name}_{word}"] = count
+                continue
+            total = values[codes].sum(axis=(1, 2))  # code -1: no block there, 0
+            columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
+        if space.resolutions:
+            columns["resolution"] = space.resolution_of(encoded)
+        return columns
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a campaign's folder for reading.
+
+    Raises:
+        UsageError: there is no campaign.
+        DatasetError: it is damaged.
+    """
+    folder = RunFolder(Path(path))
+    settings = folder.read_settings()
+    result: dict[str, Any] | None = None
+    try:
+        result = json.loads(folder.result.read_text())
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise DatasetError(
+            f"{folder.result} is damaged ({error}): "
+            f"esm-host profile --run {path} --resume writes it again"
+        ) from error
+    return Run(folder.path, settings, result)

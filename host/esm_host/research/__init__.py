@@ -1,0 +1,1 @@
+"""Methods of papers, and studies of them; nothing of the main path needs them."""

@@ -1,0 +1,91 @@
+"""Search of a campaign that begins with the front of another device (Lu et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from esm_host.arguments import argument
+from esm_host.campaign.run import Run
+from esm_host.errors import UsageError
+from esm_host.research.search_by_proxy import VerifiedByProxy, verified_by_proxy
+from esm_host.research.transfer.proxy import ProxyPredictor
+from esm_host.search.method import SearchMethod
+from esm_host.search.problem import Measure, Problem
+from esm_host.search.settings import SearchSettings
+from esm_host.search.verify import Round, Site
+from esm_host.sources import registry
+from esm_host.transfer.kept import reduced
+from esm_host.transfer.source import Source
+
+_MOST_SAMPLES = 200
+"""Measured to compare a proxy and to adapt it, at most: whatever the budget is, the same ones."""
+
+
+class ProxySearch:
+    """Search of a campaign with the proxy that its settings name.
+
+    Args:
+        settings: of the search; ``proxy`` is set.
+        run: the campaign.
+
+    Raises:
+        UsageError: there is no such source, it is of another space, or it is the campaign itself.
+        DatasetError: it is damaged.
+    """
+
+    def __init__(self, settings: SearchSettings, run: Run) -> None:
+        self._settings = settings
+        self._run = run
+        self._proxy = _proxy(settings, run)
+
+    def __call__(
+        self,
+        problem: Callable[[Sequence[Measure]], Problem],
+        site: Site,
+        method: SearchMethod,
+        past: Sequence[Round],
+        on_round: Callable[[Sequence[Round]], None],
+    ) -> VerifiedByProxy:
+        """Measure the proxy's front, or an adapted one's; arguments as of
+        :func:`~esm_host.research.search_by_proxy.verified_by_proxy`."""
+        settings, run = self._settings, self._run
+        measured = run.measurements()
+        own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
+        architectures = [a for a in run.dataset().architectures if a.key in own]
+        drawn = run.sample(len(own) + _MOST_SAMPLES, "random", settings.seed)
+        limits = settings.max_latency_ms
+        return verified_by_proxy(
+            problem,
+            site,
+            self._proxy,
+            run.space.encode(architectures),
+            run.space.encode([a for a in drawn if a.key not in own]),
+            method,
+            settings.measure,
+            settings.probability,
+            limits[0] if limits else math.inf,
+            past,
+            on_round,
+            settings.seed,
+        )
+
+
+def _proxy(settings: SearchSettings, run: Run) -> Source:
+    """Return the proxy as a source of the campaign's own space.
+
+    Of several devices, the one whose predictor ranks most as the campaign measured.
+    """
+    found = registry.fitting(run.space, [settings.proxy], run.path.parent)
+    sources = reduced("proxy", run.space, found, settings.seed)
+    if any(Path(source.name).resolve() == run.path.resolve() for source in sources):
+        raise UsageError(
+            f"{argument('proxy')} '{settings.proxy}' is the campaign itself: give another device"
+        )
+    if len(sources) == 1:
+        return sources[0]
+    measured = run.dataset().only(run.settings.trusted_verdicts)
+    alike = ProxyPredictor().learn(sources)
+    alike.adapt(run.space.encode(measured.architectures), measured.latency_ms)
+    return next(source for source in sources if source.name == alike.proxy_)

@@ -1,0 +1,145 @@
+"""One proxy device: its predictor as it is, or adapted (Lu et al. 2021)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import lstsq
+
+from esm_host.encoding.vectors import OperationOneHotEncoder
+from esm_host.errors import UsageError
+from esm_host.predictors import predictor_class
+from esm_host.research.transfer.adaproxy import NORMS, VALIDATION, AdaProxy
+from esm_host.transfer.base import FewShotPredictor, Floats
+from esm_host.transfer.monotonicity import rank_correlation
+from esm_host.transfer.source import Source
+from esm_models.space import Codes, SearchSpace
+
+_LEAST = 4  # samples, for a rank correlation
+_CUTOFF = 1e-8
+"""Smallest singular value that counts, as a share of the largest."""
+
+
+class _Model(ABC):
+    """A device's predictor, linear in its features: ``latency_ms = features @ weights``."""
+
+    weights: Floats
+
+    @abstractmethod
+    def features(self, codes: Codes) -> Floats: ...
+
+
+class _Linear(_Model):
+    """One-hot operations and a constant, by least squares.
+
+    Columns of one block add up to the constant, so many weights fit alike; these are the smallest.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._encoder = OperationOneHotEncoder(source.space)
+        # SciPy's own cutoff keeps directions that rounding alone tells from nothing.
+        found = lstsq(self.features(source.codes), source.latency_ms, cond=_CUTOFF)
+        self.weights = np.asarray(found[0])
+
+    def features(self, codes: Codes) -> Floats:
+        encoded = self._encoder.encode_codes(codes).astype(np.float64)
+        return np.concatenate([encoded, np.ones((len(codes), 1))], axis=1)
+
+
+class _Network(_Model):
+    """What the last layer of a perceptron takes; those before it stay as they are."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        from esm_host.predictors.mlp import MLPPredictor
+
+        self._encoder = OperationOneHotEncoder(source.space)
+        self._network = MLPPredictor(seed=seed)
+        self._network.fit(self._encoder.encode_codes(source.codes), source.latency_ms)
+        self.weights = self._network.last_weights()
+
+    def features(self, codes: Codes) -> Floats:
+        return self._network.last_inputs(self._encoder.encode_codes(codes))
+
+
+class ProxyPredictor(FewShotPredictor):
+    """A predictor per source; that one is used whose order of the new device's samples is most
+    like theirs (Lu et al. 2021, section 5.3).
+
+    Args:
+        proxy: name of the source to take whatever the samples say.
+        model: ``"linear"`` in one-hot operations, or ``"network"``, a perceptron on them.
+        seed: of the networks.
+    """
+
+    least_samples = _LEAST
+
+    def __init__(self, proxy: str | None = None, model: str = "linear", seed: int = 0) -> None:
+        if model not in ("linear", "network"):
+            raise UsageError(f"proxy model '{model}': choose linear or network")
+        self.proxy = proxy
+        self.model = model
+        self.seed = seed
+
+    def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
+        super().check(space, sources)
+        if self.model == "network":
+            predictor_class("mlp")  # which needs torch
+        if self.proxy is not None and self.proxy not in sources:
+            raise UsageError(
+                f"no source '{self.proxy}' to be the proxy: choose {', '.join(sources)}"
+            )
+
+    def _learn(self, sources: Sequence[Source]) -> None:
+        self.check(self.space, [source.name for source in sources])
+        chosen = [source for source in sources if self.proxy in (None, source.name)]
+        self.models_: dict[str, _Model] = {
+            source.name: _Linear(source) if self.model == "linear" else _Network(source, self.seed)
+            for source in chosen
+        }
+
+    def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
+        merit = {
+            name: rank_correlation(model.features(codes) @ model.weights, latency_ms).value
+            for name, model in self.models_.items()
+        }
+        self.proxy_ = max(merit, key=merit.__getitem__)
+
+    def _predict(self, codes: Codes) -> Floats:
+        model = self.models_[self.proxy_]
+        return np.asarray(model.features(codes) @ model.weights)
+
+
+class AdaProxyPredictor(ProxyPredictor):
+    """The proxy's predictor, adapted by :class:`~esm_host.research.transfer.adaproxy.AdaProxy`.
+
+    Args:
+        proxy, model: as of :class:`ProxyPredictor`.
+        validation: samples that the penalty is chosen on.
+        seed: of the split, and of the networks.
+        norm: ``"l1"``, the paper's, or ``"l2"``, its authors' program's, of the corrections.
+    """
+
+    def __init__(
+        self,
+        proxy: str | None = None,
+        model: str = "linear",
+        validation: int = VALIDATION,
+        seed: int = 0,
+        norm: str = "l1",
+    ) -> None:
+        super().__init__(proxy, model, seed)
+        if norm not in NORMS:
+            raise UsageError(f"norm '{norm}': choose {' or '.join(NORMS)}")
+        self.validation = validation
+        self.norm = norm
+
+    def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
+        super()._adapt(codes, latency_ms)
+        model = self.models_[self.proxy_]
+        self.adapted_proxy_ = AdaProxy(model.weights, self.validation, self.seed, self.norm)
+        self.adapted_proxy_.fit(model.features(codes), latency_ms)
+
+    def _predict(self, codes: Codes) -> Floats:
+        return self.adapted_proxy_.predict(self.models_[self.proxy_].features(codes))

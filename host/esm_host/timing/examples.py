@@ -1,0 +1,41 @@
+"""Well-known networks that come with the program, for those who have no file to time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import esm_models
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
+from esm_host.timing.model_file import ModelFile, read_model_file
+
+_FOLDER = Path(esm_models.__file__).parent / "example_models"
+
+
+def example_names() -> list[str]:
+    """Return the names of all examples."""
+    return sorted(path.stem for path in _FOLDER.glob("*.onnx"))
+
+
+def example_model(name: str) -> bytes:
+    """Return an example as an ONNX model without weights, which the device draws.
+
+    Args:
+        name: such as ``"mobilenetv3"``.
+
+    Raises:
+        UsageError: there is no such example; the message lists them.
+    """
+    return _path(name).read_bytes()
+
+
+def example_file(name: str) -> ModelFile:
+    """Return an example as a file that is called by its name; raise as :func:`example_model`."""
+    return replace(read_model_file(_path(name)), path=name)
+
+
+def _path(name: str) -> Path:
+    if name not in (known := example_names()):
+        raise UsageError(f"{argument('example')} '{name}': choose {', '.join(known)}")
+    return _FOLDER / f"{name}.onnx"

@@ -1,0 +1,365 @@
+"""What was timed as data frames: just measured, or the JSON that ``esm-host time --json`` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from esm_host.errors import NotATimingError, UsageError
+from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
+from esm_host.timing.fed import fed_text
+from esm_protos.messages import DeviceState
+from esm_protos.paces import WEIGHTLESS
+
+READ = (2, 3)
+"""Schema versions: latencies of 2 are as measured, those of 3 at the device's usual pace."""
+
+_NUMBERS = (
+    *("trimmed_mean_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
+    *("raw_ms", "block_ci95_percent", "shift_percent"),
+    *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "load_ms", "first_run_ms"),
+    *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
+)
+_NEW = ("raw_ms", "block_ci95_percent", "shift_percent")
+"""Files of version 2 lack them."""
+
+
+@dataclass(frozen=True, eq=False)
+class TimingFile:
+    """What was timed. A result is one model in one case on one device, numbered from 0.
+
+    Attributes:
+        path: None while it is nowhere but here.
+        data: the JSON as it is.
+    """
+
+    path: Path | None
+    data: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Of the JSON of what was just measured, the same as if it were read from a file."""
+        return cls(None, json.loads(json.dumps(data, allow_nan=False)))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the JSON, all samples included, as ``esm-host time --json`` does.
+
+        Raises:
+            UsageError: there is no such folder, or it cannot be written.
+        """
+        path = Path(path)
+        try:
+            path.write_text(json.dumps(self.data, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        return path
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """When, by what and how it was measured, and the devices."""
+        context: dict[str, Any] = self.data["context"]
+        return context
+
+    @property
+    def devices(self) -> dict[str, Any]:
+        """By name: ``info``, ``states``, ``references``, ``usual``, ``busy_s``, ``error``..."""
+        devices: dict[str, Any] = self.context["devices"]
+        return devices
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt ended it early on any device."""
+        return any(entry.get("interrupted", False) for entry in self.devices.values())
+
+    def results(self) -> pd.DataFrame:
+        """A row per result.
+
+        Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
+        of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
+        text), ``assumed`` (how many dimensions were taken as 1), ``fed`` (shapes and types of all
+        inputs, as text), ``status``, ``failure``, the numbers of the JSON (NaN where there is
+        none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
+        ``warnings`` (a tuple).
+        """
+        rows = []
+        for number, result in enumerate(self._results):
+            failure = result["failure"]
+            interval = result["ci95_ms"] or (None, None)
+            rows.append(
+                {
+                    "result": number,
+                    "label": self.labels[number],
+                    "name": self.names[number],
+                    "model": result["model"],
+                    "device": result["device"],
+                    "batch": result["case"]["batch"],
+                    "threads": result["case"]["threads"],
+                    "shapes": _shapes(result["case"]["shapes"]),
+                    "dims": _dims(result["case"]),
+                    "assumed": len(result.get("assumed", ())),
+                    "fed": fed_text((i["name"], i["type"], i["dims"]) for i in result["inputs"]),
+                    "status": result["status"],
+                    "failure": failure and f"{failure['kind']}: {failure['message']}",
+                    **{name: result[name] for name in _NUMBERS if name not in _NEW},
+                    **{name: result.get(name) for name in _NEW},
+                    "low_ms": interval[0],
+                    "high_ms": interval[1],
+                    "provider": result["provider"],
+                    "verdict": result["verdict"],
+                    "warnings": tuple(result["warnings"]),
+                }
+            )
+        frame = pd.DataFrame(rows)
+        numbers = [*_NUMBERS, "low_ms", "high_ms", "batch", "threads"]
+        if not rows:
+            return frame
+        # As pandas would have it, None among texts is a number: NaN.
+        texts = {
+            name: pd.Series([row[name] for row in rows], dtype=object)
+            for name in ("failure", "verdict")
+        }
+        return frame.astype(dict.fromkeys(numbers, float)).assign(**texts)
+
+    def _repr_html_(self) -> str:
+        """Show a notebook what matters of each result."""
+        frame = self.results()
+        columns = ["label", "trimmed_mean_ms", "ci95_percent", "verdict", "failure"]
+        shown = [name for name in columns if name in frame and frame[name].notna().any()]
+        html: str = frame[shown].to_html(index=False, na_rep="", border=0)
+        return html
+
+    def samples(self) -> pd.DataFrame:
+        """A row per counted run, in the order of time: ``result``, ``start_s``, ``latency_ms``."""
+        frames = [
+            pd.DataFrame(
+                {
+                    "result": number,
+                    "start_s": pd.Series(result["starts_ms"], dtype=float) / 1e3,
+                    "latency_ms": pd.Series(result["samples_ms"], dtype=float),
+                }
+            )
+            for number, result in enumerate(self._results)
+            if result["samples_ms"]
+        ]
+        empty = pd.DataFrame(columns=["result", "start_s", "latency_ms"])
+        return pd.concat(frames, ignore_index=True) if frames else empty
+
+    def operators(self) -> pd.DataFrame:
+        """What all nodes of an operator take of an inference of the results that were profiled:
+        ``result``, ``op_type``, ``provider``, ``calls``, ``ms``, ``share_percent``."""
+        frame = self._profiled("operators", ["op_type", "provider", "calls", "ms"])
+        total = frame.groupby("result")["ms"].transform("sum")
+        return frame.assign(share_percent=100 * frame["ms"] / total)
+
+    def nodes(self) -> pd.DataFrame:
+        """Single nodes of the results that were profiled, slowest first: ``result``, ``name``,
+        ``op_type``, ``provider``, ``ms``."""
+        return self._profiled("nodes", ["name", "op_type", "provider", "ms"])
+
+    def comparisons(self) -> pd.DataFrame:
+        """Pairs that were compared: ``scope``, ``device``, results ``of`` and ``to`` (the faster
+        one), ``ratio``, ``low`` and ``high`` (its 95 % interval), ``paired``, ``different``."""
+        names = ["scope", "device", "of", "to", "ratio", "low", "high", "paired", "different"]
+        rows = [
+            {**entry, "low": entry["ci95"][0], "high": entry["ci95"][1]} if entry["ci95"] else entry
+            for entry in self.data["comparisons"]
+        ]
+        return pd.DataFrame(rows, columns=names)
+
+    def states(self) -> pd.DataFrame:
+        """Return the states of the devices, a row per moment.
+
+        Columns: ``device``, ``part`` (states of one block, from 0), and those of
+        :func:`~esm_host.evaluation.device_states.state_row`.
+        """
+        rows = []
+        for device, entry in self.devices.items():
+            part, last = 0, float("-inf")
+            for data in entry["states"]:
+                state = DeviceState.from_json(data)
+                part += state.at_ns < last
+                last = state.at_ns
+                rows.append({"device": device, "part": part, **state_row(state)})
+        return pd.DataFrame(rows, columns=["device", "part", *STATE_COLUMNS])
+
+    def paces(self) -> pd.DataFrame:
+        """How fast the devices were, as their reference models tell: a row per visit of one.
+
+        Columns: ``device``, ``block``, ``reference``, ``at_s``, ``slower_percent`` (than usual;
+        than in this timing where the device remembers nothing), ``usual`` (whether it does).
+        Empty for files of version 2.
+        """
+        rows = []
+        for device, entry in self.devices.items():
+            usual_ms = _usual_ms(entry)
+            for reference in entry.get("references", ()):
+                at_s, latency_ms = _visits(reference)
+                base_ms = usual_ms.get(reference["name"])
+                slower = latency_ms / (base_ms or _median_ms(entry, reference["name"])) - 1
+                rows += [
+                    {
+                        "device": device,
+                        "block": reference["block"],
+                        "reference": reference["name"],
+                        "at_s": at,
+                        "slower_percent": 100 * value,
+                        "usual": base_ms is not None,
+                    }
+                    for at, value in zip(at_s, slower, strict=True)
+                ]
+        columns = ["device", "block", "reference", "at_s", "slower_percent", "usual"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of each result, what tells it from the others of its device: the file, and of the case
+        as little as that takes."""
+        results = self._results
+        names = _short([result["model"] for result in results])
+        for text in _PARTS:
+            said = [text(result) for result in results]
+            among: dict[tuple[str, str], set[str]] = {}
+            for name, result, part in zip(names, results, said, strict=True):
+                among.setdefault((name, result["device"]), set()).add(part)
+            if any(len(parts) > 1 for parts in among.values()):
+                names = [" · ".join(filter(None, pair)) for pair in zip(names, said, strict=True)]
+        return names
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Of each result, its name, and its device where there are several."""
+        devices = [str(result["device"]) for result in self._results]
+        if len(set(devices)) < 2:
+            return self.names
+        return [" · ".join(pair) for pair in zip(self.names, devices, strict=True)]
+
+    @property
+    def _results(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = self.data["results"]
+        return results
+
+    def _profiled(self, part: str, names: list[str]) -> pd.DataFrame:
+        rows = [
+            {"result": number, **entry}
+            for number, result in enumerate(self._results)
+            if result["profile"]
+            for entry in result["profile"][part]
+        ]
+        return pd.DataFrame(rows, columns=["result", *names])
+
+
+class TimingInterrupt(KeyboardInterrupt):
+    """Interrupt of a timing that has results.
+
+    Attributes:
+        timing: what was measured until then; its devices are marked ``interrupted``.
+    """
+
+    def __init__(self, timing: TimingFile) -> None:
+        super().__init__("interrupted; what was measured is in this error's .timing")
+        self.timing = timing
+
+
+_PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    lambda result: "" if (batch := result["case"]["batch"]) is None else f"batch {batch}",
+    lambda result: _dims(result["case"]),
+    lambda result: _threads(result["case"]["threads"]),
+    lambda result: _shapes(result["case"]["shapes"]),
+    lambda result: str(result["case"]["inputs_sha256"] or "")[:8],
+)
+
+
+def _usual_ms(device: Mapping[str, Any]) -> dict[str, float]:
+    usual = device.get("usual")
+    return dict(zip(usual["references"], usual["latency_ms"], strict=True)) if usual else {}
+
+
+def _visits(reference: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return when each visit began, in seconds, and what it tells, in milliseconds: its median, or
+    its quickest run where the model has no weights that count."""
+    samples_ms, starts_ms = (np.array(reference[name]) for name in ("samples_ms", "starts_ms"))
+    per_visit = min(reference["runs_per_visit"], len(samples_ms))
+    full = len(samples_ms) // per_visit
+    visits = samples_ms[: full * per_visit].reshape(full, per_visit)
+    quickest = reference["weight_bytes"] < WEIGHTLESS
+    told = visits.min(axis=1) if quickest else np.median(visits, axis=1)
+    return starts_ms[::per_visit][:full] / 1e3, told
+
+
+def _median_ms(device: Mapping[str, Any], reference: str) -> float:
+    """Return the median over the visits of a reference model in all blocks."""
+    visits = [_visits(entry)[1] for entry in device["references"] if entry["name"] == reference]
+    return float(np.median(np.concatenate(visits)))
+
+
+def _threads(threads: int | None) -> str:
+    return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+
+
+def _dims(case: Mapping[str, Any]) -> str:
+    """Files that say nothing are from before there were any."""
+    return ", ".join(f"{symbol}={size}" for symbol, size in case.get("dims", {}).items())
+
+
+def _shapes(shapes: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in shapes.items())
+
+
+def _short(paths: list[str]) -> list[str]:
+    """File names; whole paths where two files have the same name."""
+
+    def homonyms(name: str) -> Iterator[str]:
+        return (path for path in paths if PurePath(path).name == name)
+
+    return [
+        name if len(set(homonyms(name := PurePath(path).name))) == 1 else path for path in paths
+    ]
+
+
+def load_timing(path: str | Path) -> TimingFile:
+    """Reads what ``esm-host time --json FILE`` wrote.
+
+    Raises:
+        UsageError: there is no such file.
+        NotATimingError: it is something else, or damaged.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise NotATimingError(
+            f"{path} is no JSON: give a file that esm-host time --json FILE wrote"
+        ) from error
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise NotATimingError(
+            f"{path} is no timing: give a file that esm-host time --json FILE wrote"
+        )
+    found = data["schema_version"]
+    if found not in READ or data.get("kind") != "timing":
+        raise NotATimingError(
+            f"{path} has schema version {found}, kind {data.get('kind', 'unknown')}; this program "
+            f"reads timings of version {' and '.join(map(str, READ))}: time again with esm-host "
+            "time --json"
+        )
+    timing = TimingFile(path, data)
+    try:
+        for frame in (timing.results, timing.samples, timing.operators, timing.nodes):
+            frame()
+        timing.comparisons()
+        timing.states()
+        timing.paces()
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise NotATimingError(
+            f"{path} lacks what a timing has ({type(error).__name__}: {error}): time again with "
+            "esm-host time --json"
+        ) from error
+    return timing

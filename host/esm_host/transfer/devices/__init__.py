@@ -1,1 +1,0 @@
-"""Devices side by side: which rank architectures alike."""

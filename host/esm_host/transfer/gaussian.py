@@ -1,0 +1,64 @@
+"""The default: a Gaussian process that knows what other devices would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from esm_host.encoding.sources import SourcesEncoder
+from esm_host.predictors.auto import AutoPredictor
+from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
+from esm_host.transfer import source_models
+from esm_host.transfer.base import FewShotPredictor, Floats
+from esm_host.transfer.choose import most_informative, prior_features
+from esm_host.transfer.source import Source
+from esm_models.space import Codes
+
+
+class SourceGP(FewShotPredictor):
+    """:class:`~esm_host.predictors.auto.AutoPredictor` on the encoding ``sources``.
+
+    Every source becomes a linear model of log latency; what these expect of an architecture is one
+    group of features, beside its operations, their totals and the network's costs
+    (:class:`~esm_host.encoding.sources.SourcesEncoder`). The predictor's Gaussian processes weigh
+    the groups by what the few samples say, and one of them knows no sources, so that sources which
+    do not help lose their say.
+
+    Args:
+        seed: of folds.
+    """
+
+    absolute = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def choose(self, pool: Codes, count: int, seconds: ArrayLike = 1.0) -> NDArray[np.intp]:
+        """Which of a pool to measure on the new device, ``(count,)``, the most telling first; see
+        :func:`~esm_host.transfer.choose.most_informative`."""
+        features = prior_features(self.encoder_.encode_codes(pool), self.encoder_.layout)
+        return most_informative(features, count, seconds)
+
+    def _learn(self, sources: Sequence[Source]) -> None:
+        self.encoder_ = SourcesEncoder(self.space, source_models.learn(self.space, sources))
+
+    def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
+        self.predictor_ = AutoPredictor(self.encoder_.layout, self.seed)
+        self.predictor_.fit(self.encoder_.encode_codes(codes), latency_ms)
+
+    def _predict(self, codes: Codes) -> Floats:
+        return self.predictor_.predict(self.encoder_.encode_codes(codes))
+
+    @property
+    def left_out_errors(self) -> tuple[float, float]:
+        """Mean absolute errors of log latency, each sample by the others: with sources and without
+        them."""
+        errors = self.predictor_.errors_
+        return errors[WITH_SOURCES], errors[WITHOUT_SOURCES]
+
+    def predict_interval(self, codes: Codes, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Lower and upper ends, ms, ``(n,)``, of intervals that hold a share ``coverage`` of
+        latencies; raises ValueError as :meth:`predict`, or where that is no share."""
+        return self.predictor_.predict_interval(self.encoder_.encode_codes(codes), coverage)

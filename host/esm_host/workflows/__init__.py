@@ -1,0 +1,1 @@
+"""Campaigns and searches, put together from their parts and run."""

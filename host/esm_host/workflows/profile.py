@@ -1,0 +1,291 @@
+"""A campaign from beginning to end: put together from its parts, run, and written to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from esm_host.arguments import argument
+from esm_host.atomic import write_bytes, write_json
+from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.result import campaign_result
+from esm_host.campaign.run import Run
+from esm_host.campaign.session import PATIENCE_S, Devices, connected, measuring
+from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.dataset.store import Store
+from esm_host.dataset.table import Dataset, Measurements
+from esm_host.encoding import Encoder
+from esm_host.errors import DatasetError, UsageError
+from esm_host.extension.loop import Loop, Outcome
+from esm_host.extension.settings import Settings
+from esm_host.report import plots
+from esm_host.sampling import SAMPLERS
+from esm_host.sampling.bins import DepthBins
+from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
+from esm_host.transport.limits import check_gpu_options
+from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
+from esm_models.space import SearchSpace
+
+RESUMABLE = frozenset(
+    {
+        *("device", "target_accuracy_percent", "max_models", "train_on", "weights"),
+        *("predictor", "encoding", "group_tolerance_percent", "raw"),
+    }
+)
+"""Settings that a resumed campaign may change: they alter nothing that was measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """What a campaign came to.
+
+    Attributes:
+        result: what ``result.json`` holds.
+        dataset: all that was measured.
+        failures: why architectures could not be measured, by their keys.
+    """
+
+    converged: bool
+    reason: str
+    result: dict[str, Any]
+    dataset: Dataset
+    failures: Mapping[str, str]
+
+
+def run_campaign(
+    settings: Settings,
+    folder: RunFolder,
+    resume: bool = False,
+    patience_s: float = PATIENCE_S,
+    wait: bool = True,
+    watcher: CampaignWatcher | None = None,
+) -> Ended:
+    """Runs a campaign to its end, or goes on with it; broken off, it keeps what was measured.
+
+    Everything that can be wrong with the request is found before anything is measured.
+
+    Args:
+        patience_s: how long to wait for a device that went away.
+        wait: False gives up on a device that somebody else uses.
+
+    Raises:
+        UsageError: something that was asked for makes no sense.
+        ModelsError: likewise of the search space.
+        DatasetError: the folder is unusable, or of another campaign.
+        BusyError: somebody else uses the folder, or the device and ``wait`` is False.
+        DeviceError: the device is gone or refuses.
+    """
+    if not patience_s >= 0:
+        raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
+    check_gpu_options(settings.spec)  # before a device is asked
+    watcher = watcher or Watcher()
+    settings = replace(settings, space=absolute(settings.space))
+    space = settings.search_space()
+    bins = settings.depth_bins(space)
+    known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
+    encoder = known.encoder(settings) if known else folder.encoder(settings, space)
+    folder.predictors(settings, encoder)(0)  # what it lacks is found now
+    _check_space(settings, space, bins)
+    if settings.initial <= 2 * settings.block_size:
+        watcher.warn(
+            "fewer than three blocks before the first training: quality control has nothing to "
+            f"compare them with; a smaller {argument('block_size')} helps"
+        )
+    with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
+        folder.prepare(resume)
+        with folder.locked():
+            return _run(settings, folder, space, bins, encoder, known, found, watcher)
+
+
+def absolute(space: str) -> str:
+    """A search space's file is found again from wherever the campaign is resumed."""
+    path, colon, class_name = space.rpartition(":")
+    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space
+
+
+def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> None:
+    needed = settings.initial + settings.references
+    if needed > space.count():
+        raise UsageError(
+            f"{argument('initial')} {settings.initial} and {argument('references')} "
+            f"{settings.references} exceed the "
+            f"space's {space.count()} architectures: give less"
+        )
+    for index in range(bins.count):
+        if not space.possible_depths & set(bins.depths(index)):
+            raise UsageError(
+                f"{argument('bins')} {bins.count} makes a bin of depths that the space does not "
+                "have "
+                f"({', '.join(map(str, bins.depths(index)))}): give fewer"
+            )
+
+
+def _run(
+    settings: Settings,
+    folder: RunFolder,
+    space: SearchSpace,
+    bins: DepthBins,
+    encoder: Encoder,
+    known: WarmStart | None,
+    found: Devices,
+    watcher: CampaignWatcher,
+) -> Ended:
+    if not folder.settings.exists():
+        if known is not None:
+            known.keep(settings, folder)
+        # First: a folder with settings can be resumed, however little it holds.
+        write_json(folder.settings, settings.to_json())
+    with measuring(settings, folder, space, found, watcher) as parts:
+        store, measurements = parts.store, parts.measurements
+        write_json(folder.settings, settings.to_json())  # a raised target, say
+        folder.share()
+        sampler = SAMPLERS[settings.sampling](space, bins)
+        draw_first = (
+            FirstArchitectures(
+                settings,
+                folder.sources_encoder(space),
+                folder.kept_method(settings, space).sources,
+                sampler,
+                lambda keys: store.add_fact(HELD_OUT_FACT, keys),
+            )
+            if settings.warm_start
+            else None
+        )
+        loop = Loop(
+            settings,
+            store,
+            measurements,
+            parts.collector,
+            sampler,
+            encoder,
+            bins,
+            folder.predictors(settings, encoder),
+            watcher,
+            draw_first,
+        )
+        outcome = loop.run()
+        device = asdict(found.first)
+        return _conclude(folder, settings, store, measurements, encoder, outcome, device)
+
+
+def finish_campaign(
+    settings: Settings, folder: RunFolder, watcher: CampaignWatcher | None = None
+) -> Ended:
+    """Train on what a campaign has measured so far; no device is needed, and it can go on later.
+
+    Raises:
+        UsageError: there is no campaign.
+        DatasetError: the folder is unusable, or nothing was measured.
+        BusyError: somebody else uses the folder.
+        DeviceError: what was measured is too little to learn from.
+    """
+    folder.prepare(resume=True)
+    space = settings.search_space()
+    bins = settings.depth_bins(space)
+    encoder = folder.encoder(settings, space)
+    with folder.locked(), closing(folder.open_store()) as store:
+        if not store.blocks():
+            raise DatasetError(
+                f"{folder.path} has measured nothing yet: leave {argument('finish')} out"
+            )
+        write_json(folder.settings, settings.to_json())  # another predictor, say
+        measurements = Measurements(store, settings.spec, settings.raw)
+        loop = Loop(
+            settings,
+            store,
+            measurements,
+            None,
+            SAMPLERS[settings.sampling](space, bins),
+            encoder,
+            bins,
+            folder.predictors(settings, encoder),
+            watcher or Watcher(),
+        )
+        outcome, last = loop.finish()
+        complete = len(store.rounds()) > max(store.plan())
+        return _conclude(
+            folder,
+            settings,
+            store,
+            measurements,
+            encoder,
+            outcome,
+            store.last_device(),
+            None if complete else last,
+        )
+
+
+def _conclude(
+    folder: RunFolder,
+    settings: Settings,
+    store: Store,
+    measurements: Measurements,
+    encoder: Encoder,
+    outcome: Outcome,
+    device: Mapping[str, Any],
+    unfinished: Mapping[str, Any] | None = None,
+) -> Ended:
+    """Write what a campaign came to."""
+    result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
+    dataset, failures = measurements.dataset(), measurements.table().failures
+    if settings.warm_start:
+        result["transfer"] = _judged(
+            folder, settings, encoder, dataset, store.fact(HELD_OUT_FACT) or ()
+        )
+    _write(folder, settings, outcome, result)
+    folder.share()
+    return Ended(outcome.converged, outcome.reason, result, dataset, failures)
+
+
+def _judged(
+    folder: RunFolder,
+    settings: Settings,
+    encoder: Encoder,
+    dataset: Dataset,
+    held_out: Collection[str],
+) -> dict[str, Any]:
+    """Accuracy of predictions that learn from sources."""
+    trusted = dataset.only(settings.trusted_verdicts)
+    expected = folder.sources_encoder(encoder.space)
+    about = {
+        "method": settings.method,
+        "method_options": dict(settings.method_options),
+        "sampler": settings.first_sampler,
+        "sources": list(expected.models.names),
+    }
+    if settings.adapts:
+        make = folder.predictors(settings, encoder)
+        return about | judge_adapted(trusted, held_out, encoder, make, settings.seed)
+    return about | judge(trusted, held_out, expected, settings.weights, settings.seed)
+
+
+def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
+    """The predictor, its predictions, the pictures and, last, the result."""
+    exported = outcome.predictor.to_onnx()
+    if exported is None:
+        folder.predictor_onnx.unlink(missing_ok=True)  # another predictor's
+    else:
+        write_bytes(folder.predictor_onnx, exported)
+    pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
+    lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
+    write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
+    run = Run(folder.path, settings, result)
+    blocks = run.blocks()
+    charts = {
+        "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
+        "accuracy_by_round": plots.accuracy_by_round(
+            run.accuracy(), settings.target_accuracy_percent
+        ),
+        "reference_stability": plots.reference_stability(
+            blocks, run.references(), settings.reference_tolerance_percent
+        ),
+    }
+    title = alt.TitleParams(f"{run.space.name} on {settings.device}", anchor="start")
+    for name, chart in charts.items():
+        plots.save(chart.properties(title=title), folder.plots[name])
+    write_json(folder.result, result)
