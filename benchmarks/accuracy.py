@@ -34,12 +34,12 @@ from esm_host.sampling.bins import DepthBins
 from esm_host.transport.local import LocalProfiler
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.messages import MeasureSpec, RunOrder
 
 ROUND = 100
 SPECS = {
     "interleaved": Settings("local").spec,
-    "in a row": MeasureSpec(protocol=Protocol.SEQUENTIAL),
+    "in a row": MeasureSpec(protocol=RunOrder.SEQUENTIAL),
 }
 
 
@@ -107,7 +107,7 @@ def measure(
     with LocalProfiler() as profiler, Live(quiet=False) as live:
         for number in range(-(-models // ROUND)):
             for name, store in stores.items():
-                sequential = specs[name].protocol is Protocol.SEQUENTIAL
+                sequential = specs[name].protocol is RunOrder.SEQUENTIAL
                 collector = Collector(
                     store,
                     Measurements(store, specs[name]),

@@ -37,7 +37,7 @@ from esm_agent.measure.backends import (
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.process import cpu_backend, cuda_backend
 from esm_agent.measure.worker import Worker
-from esm_protos.messages import FailureKind, MeasureSpec, Protocol
+from esm_protos.messages import FailureKind, MeasureSpec, RunOrder
 from esm_protos.statistics import trimmed_mean
 from esm_protos.weights import draw_weights
 
@@ -353,10 +353,10 @@ def convolution_search(box: Box) -> Figures:
 def repeats(box: Box) -> Figures:
     """Blocks in the agent's own process: how well passes agree, by protocol."""
     models = tuple(box.save(data) for name in SPACES for data in subnets(name, 64, 0.5))
-    found: dict[Protocol, list[list[float]]] = {protocol: [] for protocol in Protocol}
+    found: dict[RunOrder, list[list[float]]] = {protocol: [] for protocol in RunOrder}
     with box.worker(box.gpu) as worker:
         for _ in range(PASSES):
-            for protocol in Protocol:
+            for protocol in RunOrder:
                 spec = replace(SPEC, protocol=protocol, runs=RUNS)
                 result = worker.measure(
                     UploadedBlock("b", spec, models), lambda p: None, lambda: False
@@ -372,7 +372,7 @@ def repeats(box: Box) -> Figures:
         f"{protocol.value} spread": float(rows.std(axis=0, ddof=1).mean())
         for protocol, rows in logs.items()
     }
-    difference = logs[Protocol.INTERLEAVED].mean(axis=0) - logs[Protocol.SEQUENTIAL].mean(axis=0)
+    difference = logs[RunOrder.INTERLEAVED].mean(axis=0) - logs[RunOrder.SEQUENTIAL].mean(axis=0)
     figures["interleaved over in a row"] = math.exp(difference.mean())
     if figures["interleaved spread"] > 0.05:
         raise CheckFailedError("passes differ by more than 5 %", **figures)

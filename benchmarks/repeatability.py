@@ -38,7 +38,7 @@ from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces import load_space
 from esm_protos.estimates import estimate_measured
-from esm_protos.messages import Block, BlockResult, MeasureSpec, Model, Protocol
+from esm_protos.messages import Block, BlockResult, MeasureSpec, Model, RunOrder
 from esm_protos.statistics import trimmed_mean
 
 MODELS, REFERENCES, BINS = 24, 4, 4
@@ -48,8 +48,8 @@ CAMPAIGN, IN_A_ROW, MATCHED = "campaign", "150 in a row", "in a row, same time"
 CAMPAIGN_SPEC = Settings("local").spec
 _SPECS = {
     CAMPAIGN: CAMPAIGN_SPEC,
-    IN_A_ROW: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
-    MATCHED: MeasureSpec(protocol=Protocol.SEQUENTIAL, warmup=10),
+    IN_A_ROW: MeasureSpec(protocol=RunOrder.SEQUENTIAL, warmup=10),
+    MATCHED: MeasureSpec(protocol=RunOrder.SEQUENTIAL, warmup=10),
 }
 
 Logs = NDArray[np.float64]
@@ -77,7 +77,7 @@ class Repeatability:
                 if name == MATCHED:
                     ratio = self._seconds(CAMPAIGN) / self._seconds(IN_A_ROW)
                     spec = replace(spec, runs=max(round(150 * ratio), 10))
-                row = spec.protocol is Protocol.SEQUENTIAL
+                row = spec.protocol is RunOrder.SEQUENTIAL
                 models = tuple(self.models[REFERENCES if row else 0 :])
                 block = Block(uuid.uuid4().hex, spec, models)
                 self.results[name].append(profiler.measure(block))

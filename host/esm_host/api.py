@@ -29,7 +29,7 @@ from esm_host.timing.spec import WARMUP
 from esm_host.transport import devices
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
-from esm_protos.messages import Progress, Protocol
+from esm_protos.messages import Progress, RunOrder
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -142,7 +142,7 @@ def time(
         timing = esm_host.time(["small.onnx", "large.onnx"], "pi4", batch=[1, 8])
         timing.results()[["label", "trimmed_mean_ms", "verdict"]]
     """
-    if protocol not in (known := [p.value for p in Protocol]):
+    if protocol not in (known := [p.value for p in RunOrder]):
         raise UsageError(f"{argument('protocol')} '{protocol}': choose {' or '.join(known)}")
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
         raise UsageError(
@@ -158,7 +158,7 @@ def time(
         max_runs,
         max_time_s,
         sessions,
-        protocol=Protocol(protocol),
+        protocol=RunOrder(protocol),
         warmup=warmup,
         trim=trim,
         threads=counts[0],

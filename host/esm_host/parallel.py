@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from esm_host.errors import ClusterError, EsmError, UsageError
-from esm_models.spaces import OWN_SPACES
+from esm_protos.plugins import OWN_MODULES
 from esm_protos.text import install
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R
     """
     client = _cluster.get()
     for name, module in list(sys.modules.items()):
-        if name.startswith(OWN_SPACES):  # which no worker can import
+        if name.startswith(OWN_MODULES):  # which no worker can import
             cloudpickle.register_pickle_by_value(module)
     if client is not None:
         yield from _map_on(client, function, tasks)

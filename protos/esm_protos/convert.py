@@ -41,7 +41,7 @@ from esm_protos.messages import (
     OperatorTime,
     Profile,
     Progress,
-    Protocol,
+    RunOrder,
     Severity,
     Standing,
     State,
@@ -57,8 +57,8 @@ Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
 _YEAR_10000_S = 253_402_300_800  # what people's calendars and datetime end before
 
 _PROTOCOLS = {
-    Protocol.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
-    Protocol.INTERLEAVED: pb.PROTOCOL_INTERLEAVED,
+    RunOrder.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
+    RunOrder.INTERLEAVED: pb.PROTOCOL_INTERLEAVED,
 }
 _STATES = {
     State.QUEUED: pb.STATE_QUEUED,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_protos.messages import Measurement, MeasureSpec, Protocol, Usual
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder, Usual
 from esm_protos.paces import WEIGHTLESS, KnownModel, Paces, Reading, Shift
 from esm_protos.statistics import (
     BATCHES,
@@ -247,7 +247,7 @@ def estimate_references(
     """Return the estimates of reference models that did not fail, by their names, at the pace of
     their block."""
     runs = [_telling(Runs.of(m, spec)) for m in references if m.failure is None]
-    block = estimate_block(runs, spec.trim, spec.protocol is Protocol.INTERLEAVED)
+    block = estimate_block(runs, spec.trim, spec.protocol is RunOrder.INTERLEAVED)
     return {each.name: estimate for each, estimate in zip(runs, block.models, strict=True)}
 
 
@@ -276,7 +276,7 @@ def estimate_measured(
     return estimate_block(
         [Runs.of(m, spec) for m in measurements if m.failure is None],
         spec.trim,
-        spec.protocol is Protocol.INTERLEAVED,
+        spec.protocol is RunOrder.INTERLEAVED,
         [Runs.of(m, spec) for m in references if m.failure is None],
         usual,
         known,

@@ -33,7 +33,7 @@ ANNOUNCED_AS = "_esm-agent._tcp.local."
 MAX_THREADS = 1024
 
 
-class Protocol(enum.Enum):
+class RunOrder(enum.Enum):
     """How the runs of a block are ordered."""
 
     SEQUENTIAL = "sequential"
@@ -104,7 +104,7 @@ class MeasureSpec:
         ValueError: a value is out of range.
     """
 
-    protocol: Protocol = Protocol.INTERLEAVED
+    protocol: RunOrder = RunOrder.INTERLEAVED
     runs: int = 150
     runs_per_visit: int = 1
     warmup: int = 2
@@ -146,9 +146,9 @@ class MeasureSpec:
             )
         if not 0 <= self.precision < 1:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
-        if self.precision and self.protocol is Protocol.SEQUENTIAL:
+        if self.precision and self.protocol is RunOrder.SEQUENTIAL:
             raise ValueError("precision needs the interleaved protocol: its unit is the round")
-        if self.protocol is Protocol.SEQUENTIAL and (self.references or self.sessions > 1):
+        if self.protocol is RunOrder.SEQUENTIAL and (self.references or self.sessions > 1):
             raise ValueError("references and sessions need the interleaved protocol")
         for name in ("max_block_s", "min_block_s"):
             if not 0 <= getattr(self, name) <= 86_400:

@@ -26,7 +26,7 @@ from esm_agent.measure.process import cpu_backend, cuda_backend
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.serving.server import AgentServer
 from esm_models.spaces import load_space
-from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Protocol
+from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, RunOrder
 from tests.agent import fake_cuda
 from tests.agent.fake_cuda import CPU, FakeRuntime
 from tests.helpers import smallest
@@ -302,8 +302,8 @@ def measure(worker: Worker, spec: MeasureSpec, *paths: Path) -> BlockResult:
     )
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", RunOrder)
+def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol: RunOrder) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
     worker = Worker(cpu_backend, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))

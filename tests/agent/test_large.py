@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import Block, Case, File, MeasureSpec, Model, Protocol
+from esm_protos.messages import Block, Case, File, MeasureSpec, Model, RunOrder
 from tests.agent.fake_backends import InstantBackend
 
 LIMIT_BYTES = 4 << 20
@@ -30,7 +30,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.faults
 def test_as_many_samples_as_may_be_taken(address: str) -> None:
-    spec = MeasureSpec(Protocol.SEQUENTIAL, runs=1_000_000, warmup=0)
+    spec = MeasureSpec(RunOrder.SEQUENTIAL, runs=1_000_000, warmup=0)
     with RemoteProfiler(address) as profiler:
         result = profiler.measure(Block("b", spec, (Model("one", DATA), Model("two", DATA))))
     for name, measurement in zip(("one", "two"), result.measurements, strict=True):

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.worker import Worker
-from esm_protos.messages import BlockResult, MeasureSpec, Protocol
+from esm_protos.messages import BlockResult, MeasureSpec, RunOrder
 
 MB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other system keeps a peak")
@@ -45,7 +45,7 @@ def measured(
     worker: Worker,
     *models: UploadedModel,
     peak_memory: bool = True,
-    protocol: Protocol = Protocol.INTERLEAVED,
+    protocol: RunOrder = RunOrder.INTERLEAVED,
 ) -> BlockResult:
     spec = MeasureSpec(runs=2, warmup=0, protocol=protocol)
     block = UploadedBlock("b", spec, models, peak_memory=peak_memory)
@@ -57,9 +57,9 @@ def peaks(result: BlockResult) -> list[int]:
 
 
 @linux
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("protocol", RunOrder)
 def test_a_model_takes_its_weights_and_not_its_neighbours(
-    worker: Worker, tmp_path: Path, protocol: Protocol
+    worker: Worker, tmp_path: Path, protocol: RunOrder
 ) -> None:
     models = [gemm(tmp_path / f"{i}.onnx", size) for i, size in enumerate((1, 64, 2, 64))]
     small, large, other, again = peaks(measured(worker, *models, protocol=protocol))

@@ -16,7 +16,7 @@ from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
 from esm_agent.measure.worker import Worker
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, Protocol
+from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, RunOrder
 from tests.agent.fake_backends import InspectingBackend, ScriptedBackend
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confined on Linux only")
@@ -114,8 +114,8 @@ def test_the_next_process_finds_an_empty_folder(inside: Inspected) -> None:
     assert inside.ask("os.listdir()") == "[]"
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", RunOrder)
+def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, protocol: RunOrder) -> None:
     """Weights of 4 GB, and of 256 MB that are there twice for a moment, under 512 MB."""
     worker = Worker(confinement=Confinement(512 << 20))
     try:

@@ -21,7 +21,7 @@ from esm_protos.messages import (
     Input,
     MeasureSpec,
     Progress,
-    Protocol,
+    RunOrder,
 )
 from tests.agent.fake_backends import (
     BrokenBackend,
@@ -45,7 +45,7 @@ def worker() -> Iterator[Worker]:
 def measure(worker: Worker, tmp_path: Path) -> Measure:
     def measure(
         *scripts: str,
-        protocol: Protocol = Protocol.INTERLEAVED,
+        protocol: RunOrder = RunOrder.INTERLEAVED,
         timeout_s: float = 30,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -68,8 +68,8 @@ def outcomes(result: BlockResult) -> list[FailureKind | None]:
     return [m.failure.kind if m.failure else None for m in result.measurements]
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", RunOrder)
+def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol: RunOrder) -> None:
     result = measure("ok", "ok", "ok", protocol=protocol)
     assert [m.model_id for m in result.measurements] == ["m0", "m1", "m2"]
     assert all(len(m.latency_ns) == len(m.start_ns) == 6 for m in result.measurements)
@@ -79,7 +79,7 @@ def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol:
     assert len(set(starts)) == 18, "starts order the runs of the whole block"
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("protocol", RunOrder)
 @pytest.mark.parametrize(
     ("script", "kind"),
     [
@@ -89,14 +89,14 @@ def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol:
     ],
 )
 def test_a_bad_model_fails_alone(
-    measure: Measure, protocol: Protocol, script: str, kind: FailureKind
+    measure: Measure, protocol: RunOrder, script: str, kind: FailureKind
 ) -> None:
     result = measure("ok", script, "ok", protocol=protocol)
     assert outcomes(result) == [None, kind, None]
     assert len(result.measurements[2].latency_ns) == 6
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("protocol", RunOrder)
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -107,7 +107,7 @@ def test_a_bad_model_fails_alone(
     ],
 )
 def test_an_exception_is_an_outcome_in_its_own_words(
-    worker: Worker, measure: Measure, protocol: Protocol, script: str, words: str
+    worker: Worker, measure: Measure, protocol: RunOrder, script: str, words: str
 ) -> None:
     measure("ok")
     pid = worker.pid
@@ -123,8 +123,8 @@ def test_a_model_that_hangs_times_out_and_the_rest_is_measured(measure: Measure)
     assert outcomes(result) == [None, FailureKind.TIMEOUT, None]
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-def test_the_time_out_is_of_one_inference(measure: Measure, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", RunOrder)
+def test_the_time_out_is_of_one_inference(measure: Measure, protocol: RunOrder) -> None:
     """A model whose runs together take longer than it."""
     result = measure("sleep 0.4", protocol=protocol, timeout_s=0.9, runs_per_visit=6)
     assert outcomes(result) == [None]

@@ -17,7 +17,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Model,
     Progress,
-    Protocol,
+    RunOrder,
     State,
 )
 from tests.helpers import largest, smallest
@@ -76,8 +76,8 @@ def test_refuses_a_probe_of_no_length(profiler: Profiler) -> None:
         profiler.diagnose(probe_s=0)
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-def test_measures_a_block_in_order(profiler: Profiler, protocol: Protocol) -> None:
+@pytest.mark.parametrize("protocol", RunOrder)
+def test_measures_a_block_in_order(profiler: Profiler, protocol: RunOrder) -> None:
     result = profiler.measure(block(GOOD, LARGE, protocol=protocol))
     assert result.block_id == "block"
     assert [m.model_id for m in result.measurements] == ["small", "large"]

@@ -667,6 +667,20 @@ def test_own_space_class_missing_from_a_file_without_any(tmp_path: Path) -> None
         load_space(f"{path}:TinySpace")
 
 
+def test_own_space_says_which_methods_are_missing(tmp_path: Path) -> None:
+    path = write_space(
+        tmp_path,
+        """
+        from esm_models.space import SearchSpace
+
+        class Own(SearchSpace):
+            name, depths, features = "own", ((1,),), ()
+        """,
+    )
+    with pytest.raises(UnknownSpaceError, match="Own must set network"):
+        load_space(f"{path}:Own")
+
+
 FAILING_CONSTRUCTORS = {
     "another signature": """
         from esm_models.spaces.densenet import DenseNetSpace
@@ -674,12 +688,6 @@ FAILING_CONSTRUCTORS = {
         class Own(DenseNetSpace):
             def __init__(self, colour):
                 pass
-    """,
-    "no network method": """
-        from esm_models.space import SearchSpace
-
-        class Own(SearchSpace):
-            name, depths, features = "own", ((1,),), ()
     """,
     "raises ValueError": """
         from esm_models.spaces.densenet import DenseNetSpace

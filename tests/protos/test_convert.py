@@ -30,7 +30,7 @@ from esm_protos.messages import (
     Model,
     Occupancy,
     Progress,
-    Protocol,
+    RunOrder,
     Severity,
     Standing,
     State,
@@ -48,7 +48,7 @@ nanoseconds = st.lists(st.integers(1, 2**53), min_size=1, max_size=50)
 texts = st.text(st.characters(categories=["L", "N", "P", "S"]))
 specs = st.builds(
     MeasureSpec,
-    protocol=st.just(Protocol.INTERLEAVED),
+    protocol=st.just(RunOrder.INTERLEAVED),
     precision=st.floats(0, 0.99),
     max_block_s=st.floats(0, 3600),
     min_block_s=st.floats(0, 3600),

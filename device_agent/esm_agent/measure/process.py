@@ -29,7 +29,7 @@ from esm_protos.messages import (
     Failure,
     Measurement,
     Profile,
-    Protocol,
+    RunOrder,
     State,
 )
 
@@ -256,7 +256,7 @@ def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -
     witness = Witness(telemetry, clock)
     gc.disable()  # no collection inside a timed run
     try:
-        measure = _sequential if job.spec.protocol is Protocol.SEQUENTIAL else _interleaved
+        measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
         timed = measure(sessions, witness, job, board, clock)
     finally:
         gc.enable()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
-from typing import Protocol as Role
+from typing import Any, Protocol
 
 from esm_host.arguments import in_python
 from esm_host.dataset import collect
@@ -12,7 +11,7 @@ from esm_host.extension.loop import LoopWatcher
 from esm_protos.messages import Progress
 
 
-class CampaignWatcher(LoopWatcher, collect.Watcher, Role):
+class CampaignWatcher(LoopWatcher, collect.Watcher, Protocol):
     """Is told how a campaign goes on."""
 
 

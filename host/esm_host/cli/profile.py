@@ -289,7 +289,7 @@ def profile(
     from esm_host.errors import UsageError
     from esm_host.extension.settings import LONG_VISITS
     from esm_host.workflows.profile import absolute
-    from esm_protos.messages import Protocol
+    from esm_protos.messages import RunOrder
 
     given = {
         "device": device,
@@ -328,7 +328,7 @@ def profile(
     together = protocol is ProtocolName.interleaved
     fixed = runs is not None or protocol is ProtocolName.sequential
     spec = {
-        "protocol": Protocol(protocol.value),
+        "protocol": RunOrder(protocol.value),
         "runs": max_runs if runs is None else runs,
         "precision": 0.0 if fixed else share,
         "runs_per_visit": runs_per_visit,
@@ -371,14 +371,14 @@ def profile(
 def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict[str, Any]) -> None:
     """Put a preset's values in place of those that nobody gave."""
     from esm_host.extension.presets import preset
-    from esm_protos.messages import Protocol
+    from esm_protos.messages import RunOrder
 
     found = preset(name)
     for values, asked in ((found.settings, given), (found.spec, spec)):
         for setting, value in values.items():
             if not any(was_given(ctx, option) for option in _options(setting)):
                 asked[setting] = value
-    if spec["protocol"] is Protocol.SEQUENTIAL:
+    if spec["protocol"] is RunOrder.SEQUENTIAL:
         spec |= {"references": False, "long_visits": 0}
 
 

@@ -209,7 +209,7 @@ def time(
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.timing.examples import example_file
     from esm_host.transport import devices
-    from esm_protos.messages import Protocol
+    from esm_protos.messages import RunOrder
 
     names = [name for text in device or ["local"] for name in text.split(",") if name]
     counts = _numbers("--threads", threads or ["1"])
@@ -219,7 +219,7 @@ def time(
         max_runs,
         max_time,
         sessions,
-        protocol=Protocol(protocol.value),
+        protocol=RunOrder(protocol.value),
         warmup=warmup,
         trim=trim,
         threads=counts[0],

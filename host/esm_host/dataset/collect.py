@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol as Role
+from typing import Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from esm_models.space import SearchSpace
 from esm_protos.messages import BlockResult, DeviceInfo, FailureKind, MeasureSpec, Model
 
 
-class Watcher(GroupWatcher, Role):
+class Watcher(GroupWatcher, Protocol):
     """Is told how collecting goes on."""
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:

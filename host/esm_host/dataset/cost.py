@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.dataset.store import Store
-from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.messages import MeasureSpec, RunOrder
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
     """From all models that were measured; by the spec alone where none was."""
     measured = [m.measurement for m in store.measurements() if m.measurement.failure is None]
     counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
-    per_visit = spec.runs_per_visit if spec.protocol is Protocol.INTERLEAVED else spec.runs
+    per_visit = spec.runs_per_visit if spec.protocol is RunOrder.INTERLEAVED else spec.runs
     runs = [n + spec.warmup * math.ceil(n / per_visit) for n in counted]
     load_ms = [measurement.load_ns / 1e6 for measurement in measured] or [0.0]
     return DeviceTime(float(np.mean(runs)), float(np.mean(load_ms)))

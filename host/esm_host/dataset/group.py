@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Protocol as Role
+from typing import Protocol
 
 from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Source, measured
 from esm_host.dataset.roster import Roster
@@ -20,7 +20,7 @@ _ENOUGH = 0.25  # an interval of so much of what is tolerated decides nothing an
 _MOST_REPEATS = 8
 
 
-class GroupWatcher(Role):
+class GroupWatcher(Protocol):
     """Is told what becomes of the devices."""
 
     def on_progress(self, progress: Progress, device: str) -> None:

@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol as Role
+from typing import Protocol
 
 from esm_host.errors import EsmError
 from esm_host.transport.base import OnProgress, Pending, Profiler
@@ -65,7 +65,7 @@ Check = Callable[[str, DeviceInfo, BlockResult], None]
 """Raises an EsmError unless a device's block is one to keep."""
 
 
-class Source(Role):
+class Source(Protocol):
     """Where lanes get their batches; called from all of their threads."""
 
     error: Exception | None

@@ -34,7 +34,7 @@ from esm_host.evaluation.verdict import (
 from esm_host.evaluation.warm import warm_ratios, warming
 from esm_models.architecture import Architecture
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
-from esm_protos.messages import Measurement, MeasureSpec, Protocol
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder
 
 _LEAST_ERROR = 0.02
 WIDEST = 0.5
@@ -394,7 +394,7 @@ class Measurements:
 
     @property
     def _common_pace(self) -> bool:
-        return self._spec.protocol is Protocol.INTERLEAVED
+        return self._spec.protocol is RunOrder.INTERLEAVED
 
     def _blocks(self, block_ids: Collection[str] | None = None) -> list[StoredBlock]:
         """These, or those of all devices that measured more than the references; read."""

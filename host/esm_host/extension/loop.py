@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
-from typing import Protocol as Role
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +35,14 @@ CANDIDATES = 30
 """Architectures that the cost-aware extension looks at for each that it plans."""
 
 
-class Collects(Role):
+class Collects(Protocol):
     """Measures what is planned."""
 
     def collect(self, number: int) -> RoundQuality:
         """Measure what is missing of a round."""
 
 
-class LoopWatcher(Role):
+class LoopWatcher(Protocol):
     """Is told how the loop goes on."""
 
     def on_round(self, number: int, architectures: int) -> None:
@@ -80,7 +79,7 @@ class _Evaluation:
     committee: list[Predictor]
 
 
-class Draw(Role):
+class Draw(Protocol):
     """Draws so many architectures of a bin, none of the excluded keys; fewer where it ends."""
 
     def __call__(

@@ -8,7 +8,7 @@ from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_protos.messages import Protocol
+from esm_protos.messages import RunOrder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ PRESETS = {
             "raw": True,
         },
         {
-            "protocol": Protocol.SEQUENTIAL,
+            "protocol": RunOrder.SEQUENTIAL,
             "runs": 150,
             "precision": 0.0,
             "trim": 0.2,

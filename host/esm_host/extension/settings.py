@@ -16,7 +16,7 @@ from esm_host.transfer import ALIASES, DEFAULT, LEAST_SAMPLES, method_of, sample
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from esm_protos.messages import MeasureSpec, Protocol
+from esm_protos.messages import MeasureSpec, RunOrder
 from esm_protos.nearest import nearest
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ class Settings:
         """
         try:
             spec = dict(data["spec"])
-            spec["protocol"] = Protocol(spec["protocol"])
+            spec["protocol"] = RunOrder(spec["protocol"])
             # Campaigns that say nothing are from before there was a choice.
             return cls(**{"predictor": "mlp", **data, "spec": MeasureSpec(**spec)})
         except (KeyError, TypeError, ValueError) as error:

@@ -36,7 +36,7 @@ from esm_host.report.page import (
 from esm_host.report.settings import setting_facts
 from esm_host.report.transfer import transfer_section
 from esm_models.space import SearchSpace
-from esm_protos.messages import Protocol
+from esm_protos.messages import RunOrder
 
 VERDICTS = {
     Verdict.STABLE: "nothing speaks against the number",
@@ -547,7 +547,7 @@ def _device_and_settings(run: Run) -> list[Any]:
         parts += [Text(f"{which}, as its agent saw it:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
-    if spec["protocol"] == Protocol.INTERLEAVED.value:
+    if spec["protocol"] == RunOrder.INTERLEAVED.value:
         spec["cache"] = "warm" if spec["long_visits"] else "cold"
     for name in ("references", "seed", "sessions"):  # which campaigns have no options for
         del spec[name]

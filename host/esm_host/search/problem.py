@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol as Role
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from esm_host.search.genes import distinct
 from esm_models.space import Codes, SearchSpace
 
 
-class Measure(Role):
+class Measure(Protocol):
     """Tells quantities of architectures."""
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:

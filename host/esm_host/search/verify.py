@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol as Role
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ not be promised to keep a limit, and what is at the limit is best. First comes w
 be on the front; once all of that is measured, what has this chance of being as fast as it needs."""
 
 
-class Site(Role):
+class Site(Protocol):
     """A device on which chosen architectures are measured."""
 
     def known(self) -> Codes:

@@ -30,7 +30,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Nanoseconds,
     Profile,
-    Protocol,
+    RunOrder,
 )
 from esm_protos.paces import Paces
 from esm_protos.statistics import trimmed_mean
@@ -385,7 +385,7 @@ def _against_fastest(
 
 def _ratio(one: Result, other: Result, raw: bool) -> Ratio:
     """Return the ratio of two results of one device."""
-    if one.spec.protocol is not Protocol.INTERLEAVED:
+    if one.spec.protocol is not RunOrder.INTERLEAVED:
         return _unpaired(one, other)
     found, shared = [], 0.0
     for a, b in zip(one.blocks, other.blocks, strict=True):

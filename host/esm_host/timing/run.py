@@ -33,7 +33,7 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Progress,
-    Protocol,
+    RunOrder,
     State,
 )
 
@@ -92,7 +92,7 @@ def time_models(
 
         def told(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
-            turn.may_finish = first and measuring and spec.protocol is Protocol.INTERLEAVED
+            turn.may_finish = first and measuring and spec.protocol is RunOrder.INTERLEAVED
             on_progress(name, progress)
 
         return _measure(

@@ -35,7 +35,7 @@ from esm_protos.messages import (
     OperatorTime,
     Profile,
     Progress,
-    Protocol,
+    RunOrder,
     Severity,
     Standing,
     State,
@@ -179,7 +179,7 @@ class FakeProfiler(Profiler):
         number = len(self.blocks)
         self.blocks.append(block)
         measurements = tuple(self._measurement(model, block, number) for model in block.models)
-        if block.spec.protocol is Protocol.INTERLEAVED:
+        if block.spec.protocol is RunOrder.INTERLEAVED:
             measurements = _in_turn(measurements, block.spec.runs_per_visit)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
         if not (block.spec.references and self._references):

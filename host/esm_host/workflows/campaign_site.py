@@ -24,7 +24,7 @@ from esm_host.search.problem import Measure
 from esm_host.search.promise import Promise
 from esm_models.architecture import Architecture
 from esm_models.space import Codes
-from esm_protos.messages import Protocol
+from esm_protos.messages import RunOrder
 
 _ANCHORS = 5
 _OTHER_PACE = 1.1
@@ -106,7 +106,7 @@ class CampaignSite:
     def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
         """Of the campaign's own architectures those that are most like the chosen ones. None where
         models run one after the other, for then they have no pace in common."""
-        if self._settings.spec.protocol is not Protocol.INTERLEAVED:
+        if self._settings.spec.protocol is not RunOrder.INTERLEAVED:
             return []
         figures = self._measurements.figures()
         trusted = self._settings.trusted_verdicts

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from typing import Protocol as Role
+from typing import Any, Protocol
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
@@ -28,7 +27,7 @@ from esm_host.workflows.campaign_site import campaign_sites, latency_of
 from esm_models.space import SearchSpace
 
 
-class ProxyResult(Role):
+class ProxyResult(Protocol):
     """Result of a search with a proxy."""
 
     @property

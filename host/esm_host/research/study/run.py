@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol as Role
+from typing import Protocol
 
 from esm_host.campaign.folder import RunFolder
 from esm_host.errors import EsmError
@@ -16,7 +16,7 @@ from esm_host.research.study.settings import StudySettings, read_study
 from esm_host.research.study.task import Outcome, compute
 
 
-class StudyWatcher(Role):
+class StudyWatcher(Protocol):
     """Is told how a study goes on."""
 
     def on_planned(self, tasks: int, there: int) -> None:
