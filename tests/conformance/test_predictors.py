@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-import esm_host.predictors
 from esm_host.encoding import Encoder, make_encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
@@ -342,7 +341,8 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     for library in OPTIONAL:
         monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr(esm_host.predictors, module.rpartition(".")[2])
+    package, _, last = module.rpartition(".")
+    monkeypatch.delattr(sys.modules[package], last)
     if name not in LIBRARY:
         assert issubclass(predictor_class(name), Predictor)
         return

@@ -198,7 +198,7 @@ def test_devices_of_a_group_have_paces_of_their_own(tmp_path: Path) -> None:
     assert collector.collect(0).passed
     measurements = Measurements(store, SPEC)
     ours = errors(measurements.dataset())
-    assert np.median(ours) < 0.01
+    assert np.median(ours) < 0.015  # which device takes which block differs from run to run
     assert ours.max() < 0.03
     levels = dict(
         zip(
