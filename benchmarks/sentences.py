@@ -24,11 +24,12 @@ PACKAGES = (
     "protos/esm_protos",
     "models_export/esm_models",
 )
-BAD_OPENERS = frozenset(
-    """about above across after against along among around as at because before below beside besides
-    between beyond by during for from how if in inside into near of off on one onto or out over per
-    since than that then through till to toward under until unlike up upon what when where whether
-    which while who whom whose why with within without""".split()
+_BAD_OPENER = re.compile(
+    r"(about|above|across|after|against|along|among|around|as|at|because|before|behind|below|beside"
+    r"|between|beyond|by|during|for|from|how|if|in|inside|into|near|of|off|on|out|over|per|since|than"
+    r"|that|through|to|under|until|up|upon|what|when|where|whether|which|while|who|whom|whose|why"
+    r"|with|within|without)\b",
+    re.IGNORECASE,
 )
 
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -103,15 +104,14 @@ def pages(paths: list[Path]) -> Iterator[Path]:
 
 
 def bad_docstrings(package: Path) -> Iterator[tuple[Path, int, str]]:
-    """Yield path, line and first line of docstrings that open with a word of BAD_OPENERS."""
+    """Yield path, line and first line of docstrings that open badly."""
     for path in sorted(package.rglob("*.py")):
         if path.stem.endswith(("_pb2", "_pb2_grpc")):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 docstring = ast.get_docstring(node) or ""
-                opener = re.match(r"[A-Za-z]+", docstring)
-                if opener and opener[0].lower() in BAD_OPENERS:
+                if _BAD_OPENER.match(docstring):
                     line = getattr(node, "lineno", 1)
                     yield path, line, docstring.partition("\n")[0]
 
