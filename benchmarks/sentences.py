@@ -33,7 +33,7 @@ _BAD_OPENER = re.compile(
 )
 
 _FENCE = re.compile(r"\s*(```|~~~)")
-_ASIDE = re.compile(r"\s*(\||#|!\[|<|!!!|===)")
+_ASIDE = re.compile(r"\s*(\||#|!\[|<|!!!|===)|    (?!\s*([-*+]|\d+[.)]) )")
 _ITEM = re.compile(r"\s*([-*+]|\d+[.)])\s+")
 _CODE = re.compile(r"(`+)(?:(?!\1).)*?\1", re.S)
 _LINK = re.compile(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
