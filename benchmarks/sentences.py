@@ -33,7 +33,8 @@ _BAD_OPENER = re.compile(
 )
 
 _FENCE = re.compile(r"\s*(```|~~~)")
-_ASIDE = re.compile(r"\s*(\||#|!\[|<|!!!|===)|    (?!\s*([-*+]|\d+[.)]) )")
+_ASIDE = re.compile(r"\s*(\||#|!\[|<|!!!|===)")
+_CODE_INDENT = "    "
 _ITEM = re.compile(r"\s*([-*+]|\d+[.)])\s+")
 _CODE = re.compile(r"(`+)(?:(?!\1).)*?\1", re.S)
 _LINK = re.compile(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
@@ -83,17 +84,15 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
     """Yield line and text of each paragraph and list item, without code blocks and tables."""
     fenced, start, lines = False, 0, list[str]()
     for number, line in enumerate([*text.splitlines(), ""], 1):
-        fence = bool(_FENCE.match(line))
-        aside = fence or fenced or not line.strip() or (not lines and _ASIDE.match(line))
-        item = None if aside else _ITEM.match(line)
-        if lines and (aside or item or _ASIDE.match(line)):
+        fence, item = _FENCE.match(line), _ITEM.match(line)
+        aside = fence or fenced or not line.strip() or _ASIDE.match(line)
+        if lines and (aside or item):
             yield start, "\n".join(lines)
             lines = []
-        fenced ^= fence
-        if aside or (not lines and _ASIDE.match(line)):
+        fenced ^= bool(fence)
+        if aside or (not lines and not item and line.startswith(_CODE_INDENT)):
             continue
-        if not lines:
-            start = number
+        start = start if lines else number
         lines.append(line[item.end() :] if item else line)
 
 
