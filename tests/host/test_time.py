@@ -128,9 +128,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def documented(section: str) -> set[str]:
-    """Keys of a table of docs/timing.md."""
-    text = (ROOT / "docs" / "timing.md").read_text()
-    table = text.partition(f"### {section}\n")[2].partition("\n#")[0]
+    """Keys of a table of docs/timing-json.md."""
+    text = (ROOT / "docs" / "timing-json.md").read_text()
+    table = text.partition(f"## {section}\n")[2].partition("\n#")[0]
     return {key for row in re.findall(r"^\| (`.*?) \|", table, re.M) for key in KEY.findall(row)}
 
 
