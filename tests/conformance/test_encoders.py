@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.encoding import ENCODERS, Encoder, make_encoder
-from esm_host.sampling import BalancedSampler
+from esm_host.encoding import ENCODERS, make_encoder
+from esm_host.encoding.base import Encoder
+from esm_host.sampling.balanced import BalancedSampler
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
 from esm_models.parts import parts_of

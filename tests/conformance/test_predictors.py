@@ -13,7 +13,8 @@ import pytest
 from sklearn.base import clone
 
 import esm_host.predictors
-from esm_host.encoding import Encoder, make_encoder
+from esm_host.encoding import make_encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_host.errors import UsageError
-from esm_host.sampling import SAMPLERS, BalancedSampler, RandomSampler, Sampler
+from esm_host.sampling import SAMPLERS
+from esm_host.sampling.balanced import BalancedSampler
+from esm_host.sampling.base import Sampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.graph import Network
 from esm_models.space import Feature, SearchSpace
 from esm_models.spaces import SPACES, load_space

@@ -27,8 +27,8 @@ import esm_host
 from esm_host.cli.app import app
 from esm_host.exporting.torch_module import build, weights_of
 from esm_host.exporting.torch_source import torch_source
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space

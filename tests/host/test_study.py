@@ -20,7 +20,7 @@ from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import read_benchmark
-from esm_host.encoding import Encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.predictors import PREDICTORS
 from esm_host.predictors.mlp import MLPPredictor

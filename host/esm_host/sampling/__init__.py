@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from esm_host.plugins import plugin_class
-from esm_host.sampling.balanced import BalancedSampler
-from esm_host.sampling.base import Sampler
-from esm_host.sampling.bins import DepthBins
-from esm_host.sampling.random import RandomSampler
-from esm_models.space import SearchSpace
 from esm_protos.plugins import Family
+
+if TYPE_CHECKING:
+    from esm_host.sampling.base import Sampler
+    from esm_host.sampling.bins import DepthBins
+    from esm_models.space import SearchSpace
 
 SAMPLERS = {
     "balanced": "esm_host.sampling.balanced:BalancedSampler",
@@ -47,12 +49,4 @@ def make_sampler(name: str, space: SearchSpace, bins: DepthBins) -> Sampler:
     return sampler_class(name)(space, bins)
 
 
-__all__ = [
-    "FAMILY",
-    "SAMPLERS",
-    "BalancedSampler",
-    "RandomSampler",
-    "Sampler",
-    "make_sampler",
-    "sampler_class",
-]
+__all__ = ["FAMILY", "SAMPLERS", "make_sampler", "sampler_class"]
