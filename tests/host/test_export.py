@@ -36,7 +36,7 @@ from esm_models.spaces import SPACES, load_space
 ROOT = Path(__file__).parents[2]
 EVERYTHING = f"{Path(__file__).parent / 'export_spaces.py'}:Everything"
 FOREIGN = f"{Path(__file__).parent / 'export_spaces.py'}:Foreign"
-PLAIN = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"
+PLAIN = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet"
 
 TOLERANCE = 1e-4
 
