@@ -52,9 +52,7 @@ class Page:
 
 
 @pytest.fixture(params=FAMILIES)
-def page(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Page:
+def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     text = (PAGES / f"{request.param}.md").read_text()
     code, *_ = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert len(code.splitlines()) <= MOST_LINES
