@@ -48,7 +48,7 @@ def options_of(command: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["--debug", *(name for name, *_ in COMMANDS)])
 def test_every_option_is_on_a_page(name: str) -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     text = "\n".join(page.read_text() for page in pages)
     options = [name] if name.startswith("--") else options_of(load(name))
     assert [o for o in options if not re.search(rf"{re.escape(o)}(?![\w-])", text)] == []
