@@ -20,7 +20,6 @@ from esm_host.encoding import make_encoder
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
 from esm_host.predictors import encoding_for, entry
-from esm_host.report import plots
 from esm_host.sampling import make_sampler
 from esm_host.transfer import method_of
 from esm_host.transport import devices
@@ -129,7 +128,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(devices, "connect", lambda device: profiler)
-        patch.setattr(plots, "save", lambda chart, path: None)
+        patch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
         result = esm_host("profile", *SMALL, *FEW, *own, "--judge", "overall", "--run", "run")
         assert result.exit_code in (0, 3), result.output
     return folder
@@ -139,7 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    monkeypatch.setattr(plots, "save", lambda chart, path: None)
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
     return profiler
 
 

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from esm_host import encoding, predictors, sampling
 from esm_host.cli.app import app
-from esm_host.report import plots
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models import spaces
@@ -62,7 +61,9 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    monkeypatch.setattr(plots, "save", lambda chart, path: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(
+        "vl_convert.vegalite_to_png", lambda *_, **__: b""
+    )  # slow, and tested elsewhere
     page = Page(FAMILIES[request.param], text, tmp_path / name)
     for block in page.blocks("toml"):
         if "study" in tomllib.loads(block):
