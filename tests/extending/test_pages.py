@@ -61,9 +61,8 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    monkeypatch.setattr(
-        "vl_convert.vegalite_to_png", lambda *_, **__: b""
-    )  # slow, and tested elsewhere
+    # Pictures are slow, and tested elsewhere.
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
     page = Page(FAMILIES[request.param], text, tmp_path / name)
     for block in page.blocks("toml"):
         if "study" in tomllib.loads(block):
