@@ -25,12 +25,13 @@ from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements, best_attempts
-from esm_host.encoding import ENCODERS, make_encoder
+from esm_host.encoding import ENCODERS, encoder_class, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
@@ -73,8 +74,8 @@ def main() -> None:
             name: accuracies(space, dataset, encoding, args.held_out, args.seeds)
             for name, dataset in datasets.items()
         }
-        for encoding, encoder in ENCODERS.items()
-        if encoder.suits(space)
+        for encoding in ENCODERS
+        if encoder_class(encoding).suits(space)
     }
     report(table, datasets, measured)
     if args.json:

@@ -43,8 +43,9 @@ from esm_host.extension.committee import choose, cross_validate
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces.resnet import ResNetSpace

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from esm_host.encoding import Encoder, make_encoder
+from esm_host.encoding import make_encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
-from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
+from esm_host.predictors import PREDICTORS, entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_models.spaces import load_space
 from esm_protos.text import install
@@ -77,17 +78,13 @@ OPTIONAL = ("gpytorch", "lightgbm", "ngboost", "xgboost")
 SLOW = ("sparse-gp", "ngboost", "bohamiann", "bananas", "gcn", "bonas", "nao")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.predictors] * (name in SLOW)) for name in PREDICTORS
-    ]
-)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+BUILTIN = [
+    pytest.param(name, marks=[pytest.mark.predictors] * (name in SLOW)) for name in PREDICTORS
+]
 
 
-def encoding_of(name: str) -> str:
-    return ENCODING.get(name, PREDICTORS[name].encoding)
+def encoding_of(plugin: str) -> str:
+    return ENCODING.get(plugin) or entry(plugin).encoding
 
 
 @cache
@@ -96,9 +93,9 @@ def encoder_of(encoding: str) -> Encoder:
 
 
 @pytest.fixture
-def predictor(name: str) -> Predictor:
-    encoder = encoder_of(encoding_of(name))
-    return make_predictor(name, encoder, seed=1, **QUICK.get(name, {}))
+def predictor(plugin: str) -> Predictor:
+    encoder = encoder_of(encoding_of(plugin))
+    return make_predictor(plugin, encoder, seed=1, **QUICK.get(plugin, {}))
 
 
 @cache
@@ -109,13 +106,13 @@ def encodings(encoding: str) -> np.ndarray:
 
 
 @pytest.fixture
-def x(name: str) -> np.ndarray:
-    return encodings(encoding_of(name))
+def x(plugin: str) -> np.ndarray:
+    return encodings(encoding_of(plugin))
 
 
 @pytest.fixture
-def tolerance(name: str) -> float:
-    return TOLERANCE.get(name, 0.05)
+def tolerance(plugin: str) -> float:
+    return TOLERANCE.get(plugin, 0.05)
 
 
 def error(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -333,6 +330,7 @@ def test_a_clone_is_not_fitted(predictor: Predictor, x: np.ndarray) -> None:
         clone(predictor.fit(x[:20], Y[:20])).predict(x)
 
 
+@pytest.mark.parametrize("name", BUILTIN)
 def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where no library is optional, none is loaded."""
     module = predictor_class(name).__module__
@@ -341,8 +339,8 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     for library in OPTIONAL:
         monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, module)
-    package, _, last = module.rpartition(".")
-    monkeypatch.delattr(sys.modules[package], last)
+    package, _, leaf = module.rpartition(".")
+    monkeypatch.delattr(sys.modules[package], leaf)
     if name not in LIBRARY:
         assert issubclass(predictor_class(name), Predictor)
         return

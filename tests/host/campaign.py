@@ -16,7 +16,8 @@ from esm_host.dataset.table import Measurements
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
-from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.sampling import make_sampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.base import Profiler
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Model, Progress
@@ -123,7 +124,7 @@ def assemble(
         store,
         measurements,
         collector,
-        SAMPLERS[settings.sampling](SPACE, bins),
+        make_sampler(settings.sampling, SPACE, bins),
         settings.encoder(SPACE),
         bins,
         lambda member: make_predictor(),

@@ -26,7 +26,7 @@ from tests.host.campaign import SPACE, Log, assemble, latency
 
 
 def plan(store, count: int = 40, round_number: int = 0):
-    from esm_host.sampling import BalancedSampler
+    from esm_host.sampling.balanced import BalancedSampler
     from esm_host.sampling.bins import DepthBins
 
     sampler = BalancedSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 4))

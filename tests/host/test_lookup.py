@@ -276,7 +276,7 @@ def test_wrong_usage_is_one_line(
 
 def test_the_space_of_the_docs_has_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "connect", lambda device: FakeProfiler(fake_latency))
-    space, out = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", tmp_path / "plain.json"
+    space, out = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet", tmp_path / "plain.json"
     options = ["--space", space, "--resolution", 32, "--runs", 5, "--json", out]
     result = esm_host_lookup(*options)
     assert result.exit_code == 0, result.output

@@ -14,8 +14,8 @@ import pytest
 
 from esm_host.campaign.run import load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture

@@ -20,9 +20,9 @@ from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import read_benchmark
-from esm_host.encoding import Encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.predictors import PREDICTORS
+from esm_host.predictors import FAMILY, PREDICTORS
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.research.study import run as study_run
 from esm_host.research.study.data import find_rows
@@ -348,6 +348,7 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     wanted = table.codes[:30].copy()  # 12 of which have no latency on "fast"
     classes = {"mlp": MLPPredictor, "lookup": Neighbours}
     monkeypatch.setitem(PREDICTORS, "lookup", PREDICTORS["mlp"])
+    monkeypatch.setitem(FAMILY.builtin, "lookup", PREDICTORS["mlp"].where)
     monkeypatch.setattr("esm_host.research.study.plan.predictor_class", classes.__getitem__)
     monkeypatch.setattr("esm_host.research.study.plan.neighbours", lambda space: wanted)
     file = changed(folder, 'encoding = ["fc", "one-hot"], label = "on"', 'label = "table"')

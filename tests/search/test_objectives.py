@@ -12,7 +12,7 @@ from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.parallel import parallel
 from esm_host.predictors import make_predictor
-from esm_host.sampling import RandomSampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.search.objectives import read_measure, read_wish
 from esm_host.search.problem import Limit
 from esm_host.search.settings import SearchSettings

@@ -27,7 +27,7 @@ from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
 from esm_host.predictors import predictor_class
 from esm_host.predictors.base import IntervalPredictor
-from esm_host.sampling import SAMPLERS
+from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins, depth_range
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
@@ -403,16 +403,15 @@ class Run:
         """``n`` different architectures of the search space; fewer where it is exhausted.
 
         Args:
-            sampling: ``"balanced"``, equally many of every depth bin, or ``"random"``.
+            sampling: ``"balanced"``, equally many of every depth bin, ``"random"``, or a sampler
+                of your own as ``path/to/file.py:Class``.
 
         Raises:
             UsageError: ``n`` or ``seed`` is negative, or there is no such sampling.
         """
-        if sampling not in SAMPLERS:
-            raise UsageError(f"sampling '{sampling}': choose {' or '.join(SAMPLERS)}")
         if seed < 0:
             raise UsageError(f"seed {seed}: give 0 or more")
-        sampler = SAMPLERS[sampling](self.space, self._bins)
+        sampler = make_sampler(sampling, self.space, self._bins)
         return sampler.sample(n, np.random.default_rng(seed))
 
     @cached_property

@@ -19,7 +19,7 @@ from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Measurements
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.sampling import RandomSampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.distinct import check_distinct

@@ -12,6 +12,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
+    OWN,
     TIMING,
     AllowFallback,
     AsMeasured,
@@ -35,6 +36,7 @@ from esm_host.cli.options import (
     as_share,
     encoding_names,
     predictor_names,
+    sampler_names,
     verdict_names,
     was_given,
 )
@@ -42,11 +44,6 @@ from esm_host.cli.options import (
 if TYPE_CHECKING:
     from esm_host.campaign.folder import RunFolder
     from esm_host.extension.settings import Settings
-
-
-class SamplingName(enum.StrEnum):
-    balanced = "balanced"
-    random = "random"
 
 
 class ExtensionName(enum.StrEnum):
@@ -144,7 +141,8 @@ def profile(
     predictor: Annotated[
         str,
         typer.Option(
-            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all.",
+            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all. Or "
+            f"{OWN}.",
             autocompletion=predictor_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -152,7 +150,8 @@ def profile(
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="fcc, fc, statistical, ... [default: the one that suits the predictor]",
+            help=f"fcc, fc, statistical, ..., or {OWN}. [default: the one that suits the "
+            "predictor]",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -167,11 +166,13 @@ def profile(
         ),
     ] = "",
     sampling: Annotated[
-        SamplingName,
+        str,
         typer.Option(
-            help="Equal numbers per bin, or all left to chance.", rich_help_panel=_SAMPLES
+            help=f"balanced (equal numbers per bin), random (all left to chance), or {OWN}.",
+            autocompletion=sampler_names,
+            rich_help_panel=_SAMPLES,
         ),
-    ] = SamplingName.balanced,
+    ] = "balanced",
     weight_below: Annotated[
         float,
         typer.Option(help="Share of a step for bins below the target.", rich_help_panel=_SAMPLES),
@@ -288,8 +289,8 @@ def profile(
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.extension.settings import LONG_VISITS
-    from esm_host.workflows.profile import absolute
     from esm_protos.messages import RunOrder
+    from esm_protos.plugins import absolute
 
     given = {
         "device": device,
@@ -303,9 +304,9 @@ def profile(
         "bins": bins,
         "target_accuracy_percent": target_accuracy,
         "judge": judge.value,
-        "predictor": predictor,
-        "encoding": encoding,
-        "sampling": sampling.value,
+        "predictor": absolute(predictor),
+        "encoding": encoding and absolute(encoding),
+        "sampling": absolute(sampling),
         "weight_below": weight_below,
         "weight_above": weight_above,
         "extension": extension.value,

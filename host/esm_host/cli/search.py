@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, search_methods, was_given
+from esm_host.cli.options import (
+    OWN,
+    NoWait,
+    Patience,
+    Quiet,
+    Seed,
+    computing,
+    search_methods,
+    was_given,
+)
+from esm_host.search.methods import METHODS
 
 if TYPE_CHECKING:
     from esm_host.search.verify import Round
@@ -78,8 +88,8 @@ def search(
     method: Annotated[
         str | None,
         typer.Option(
-            help="exhaustive, nsga2, nsga3, sms-emoa or single-weight. [default: exhaustive of "
-            "small spaces and of tables, else nsga2]",
+            help=f"{', '.join(METHODS)}, or {OWN}. [default: exhaustive of small spaces and of "
+            "tables, else nsga2]",
             autocompletion=search_methods,
             rich_help_panel=_HOW,
         ),

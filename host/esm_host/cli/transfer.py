@@ -10,6 +10,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import (
+    OWN,
     AllowFallback,
     AsMeasured,
     Batch,
@@ -80,7 +81,7 @@ def transfer(
         str,
         typer.Option(
             metavar="NAME",
-            help=f"{_listed(METHODS)}. docs/transfer.md says more of them.",
+            help=f"{_listed(METHODS)}. docs/transfer.md says more of them. Or {OWN}.",
             autocompletion=transfer_methods,
             rich_help_panel=_HOW,
             show_default=False,
@@ -133,7 +134,6 @@ def transfer(
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
-    from esm_host.workflows.profile import absolute
 
     share = as_share("--precision", precision)
     given = {
@@ -144,7 +144,7 @@ def transfer(
         "method": method,
         "method_options": read_options(option or ()),
         "sampler": sampler,
-        "space": absolute(space),
+        "space": space,
         "resolution": resolution,
         "width_mult": width_mult,
         "batch": batch,

@@ -172,8 +172,7 @@ class PartsEncoder(_Sums):
     def __init__(self, space: SearchSpace) -> None:
         table = part_table(space)
         table.complete()
-        self.parts: tuple[Part, ...] = tuple(sorted(table.parts, key=lambda part: part.key))
-        """Of each column."""
+        self.parts = tuple(sorted(table.parts, key=lambda part: part.key))
         self._place = {part.key: number for number, part in enumerate(self.parts)}
         super().__init__(space)
 

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from esm_host.arguments import argument
+from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.extension.presets import preset
 from esm_host.predictors import encoding_for, entry
+from esm_host.sampling import sampler_class
 from esm_host.sampling.bins import BINS, DepthBins
 from esm_host.transfer import ALIASES, DEFAULT, LEAST_SAMPLES, method_of, sampler_and_encoding
 from esm_models.graph import FLOAT32
@@ -18,6 +20,7 @@ from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, RunOrder
 from esm_protos.nearest import nearest
+from esm_protos.plugins import absolute
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -28,6 +31,8 @@ PRECISION = 0.02
 
 LEAST_INITIAL = 10
 """Architectures that a campaign begins with, at least."""
+PLUGINS = ("space", "predictor", "encoding", "sampling", "method")
+"""Settings that may be ``path/to/file.py:Class``; paths become absolute."""
 LONG_VISITS = 20
 """Of so many rounds of a campaign, the visits of one are long: these tell how long warm models
 take."""
@@ -49,9 +54,10 @@ class Settings:
         judge: ``"bins"`` (every bin must pass) or ``"overall"``.
         weight_below, weight_above: shares of a step that go to bins below and above the target
             (W_B and W_A of Algorithm 1).
-        predictor: name in :data:`esm_host.predictors.PREDICTORS`.
-        encoding: name in :data:`esm_host.encoding.ENCODERS`; None is the one that suits the
-            predictor.
+        predictor: name in :data:`esm_host.predictors.PREDICTORS`, or path/to/file.py:Class.
+        encoding: name in :data:`esm_host.encoding.ENCODERS`, or path/to/file.py:Class; None is the
+            one that suits the predictor.
+        sampling: name in :data:`esm_host.sampling.SAMPLERS`, or path/to/file.py:Class.
         extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
             of, models by how unsure the predictor is of them per second of device time.
         train_on: verdicts of the numbers that predictors are trained and judged on, by commas.
@@ -170,6 +176,9 @@ class Settings:
                 f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
                 f"{LEAST_SAMPLES} or more"
             )
+        for name in PLUGINS:  # found again from wherever the campaign is resumed
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, absolute(getattr(self, name)))
         object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
         method_of(self.method)
         sampler_and_encoding(self.first_sampler)
@@ -194,13 +203,13 @@ class Settings:
             raise UsageError(
                 f"{argument('extension')} '{self.extension}': choose balanced or cost-aware"
             )
-        if self.extension == "cost-aware" and self.sampling == "random":
+        if self.extension == "cost-aware" and not self.by_bin:
             raise UsageError(
                 f"{argument('extension')} cost-aware extends bins: choose {argument('sampling')} "
                 "balanced"
             )
         most = self.bins or BINS
-        if self.sampling == "random" and self.judge == "bins" and most > self.initial:
+        if not self.by_bin and self.judge == "bins" and most > self.initial:
             raise UsageError(
                 f"{argument('bins')} {most} exceeds {argument('initial')} {self.initial}"
             )
@@ -268,6 +277,11 @@ class Settings:
         return not self.warm_start or self.initial < self.max_models
 
     @property
+    def by_bin(self) -> bool:
+        """Whether the sampler can draw from one depth bin."""
+        return sampler_class(self.sampling).by_bin
+
+    @property
     def trusted_verdicts(self) -> frozenset[Verdict]:
         """``train_on`` as a set.
 
@@ -308,8 +322,7 @@ class Settings:
         Raises:
             UsageError: there is no such encoding, or it does not suit the space.
         """
-        from esm_host.encoding import make_encoder  # slow to load
-        from esm_host.encoding.codes import CodesEncoder
+        from esm_host.encoding.codes import CodesEncoder  # slow to load
 
         if self.adapts:
             return CodesEncoder(space)

@@ -90,7 +90,7 @@ def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Sig
     entry = last[-1]["bins"][below[-1].pop()]
     blocks = depth_range(entry["depth_min"], entry["depth_max"])
     cure = f"try {argument('sampling')} balanced"
-    if settings.sampling == "balanced":
+    if settings.by_bin:
         cure = (
             f"give it more of each step, by {argument('extension')} cost-aware or a larger "
             f"{argument('weight_below')} ({settings.weight_below:g})"

@@ -80,19 +80,21 @@ class AutoPredictor(IntervalPredictor):
         if interact and n > INDUCING:
             fitted = fit_candidates(samples, self.layout, self.seed, fitted, MANY_INDUCING)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
-        candidates: dict[str, Process | FoldNetworks] = {**fitted}
+        names, networks = [*fitted], None
         if interact and n >= NETWORKS_FROM and find_spec("torch") is not None:
-            candidates["networks"] = networks = FoldNetworks(self.seed)
+            names.append("networks")
+            networks = FoldNetworks(self.seed)
             networks.fit(*samples)
             means, stds = (
                 np.vstack(parts) for parts in zip((means, stds), networks.left_out_, strict=True)
             )
         errors = np.abs(truth - means).mean(axis=1)
-        self.errors_ = dict(zip(candidates, errors.tolist(), strict=True))
+        self.errors_ = dict(zip(names, errors.tolist(), strict=True))
         weights = weigh(truth, means)
         heard = np.flatnonzero(weights >= _LEAST_SAY)
         self.weights_ = weights[heard] / weights[heard].sum()
-        self.heard_ = [list(candidates.values())[number] for number in heard]
+        self.processes_ = [fitted[names[each]] for each in heard if names[each] in fitted]
+        self.networks_ = networks if len(self.processes_) < len(heard) else None
         self.best_ = int(np.argmax(self.weights_))
         mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
@@ -113,14 +115,13 @@ class AutoPredictor(IntervalPredictor):
     def _heard(self, encodings: NDArray[np.float32], drawn: bool = False) -> tuple[Floats, Floats]:
         """Log latencies by each candidate that is heard, ``(candidates, n)``, and standard
         deviations of the best, ``(n,)``, which are right only if ``drawn``."""
-        best = self.heard_[self.best_]
-        processes = [each for each in self.heard_ if isinstance(each, Process)]
-        asked = [drawn and each is best for each in processes]
-        answers = iter(said(processes, asked, encodings) if processes else ())
-        logs = [
-            each.in_log(next(answers)) if isinstance(each, Process) else each.in_log(encodings)
-            for each in self.heard_
-        ]
+        processes, logs = self.processes_, []
+        if processes:
+            asked = [drawn and number == self.best_ for number in range(len(processes))]
+            answers = said(processes, asked, encodings)
+            logs += [each.in_log(answer) for each, answer in zip(processes, answers, strict=True)]
+        if self.networks_ is not None:  # the last of the candidates
+            logs.append(self.networks_.in_log(encodings))
         return np.stack([mean for mean, _ in logs]), logs[self.best_][1]
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
@@ -135,7 +136,7 @@ class AutoPredictor(IntervalPredictor):
         """``encoding`` (n, d) in, ``latency_ms`` (n,) out; without intervals."""
         from esm_host.predictors.auto_onnx import mixture_graph
 
-        return mixture_graph(self.n_features_in_, self.heard_, self.weights_)
+        return mixture_graph(self.n_features_in_, self.processes_, self.networks_, self.weights_)
 
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 _OPSET, _IR_VERSION = 17, 8
 
 
-def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights: Floats) -> bytes:
-    """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
+def mixture_graph(
+    width: int, processes: Sequence[Process], networks: FoldNetworks | None, weights: Floats
+) -> bytes:
+    """Return the weighted geometric mean, ``encoding`` (n, width) in, ``latency_ms`` (n,) out.
+
+    Args:
+        weights: of the processes, then of the networks.
+    """
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
+    members = [_of_process(graph, x, each) for each in processes]
+    if networks is not None:
+        members.append(_of_networks(graph, x, networks))
     logs = [
-        graph.add("Mul", _log_latency(graph, x, member), graph.constant(float(weight)))
+        graph.add("Mul", member, graph.constant(float(weight)))
         for member, weight in zip(members, weights, strict=True)
     ]
     latency_ms = graph.add("Exp", graph.add("Sum", *logs))
@@ -66,10 +75,8 @@ class _Graph:
         return data
 
 
-def _log_latency(graph: _Graph, x: str, member: Process | FoldNetworks) -> str:
-    if isinstance(member, Process):
-        return _of_process(graph, x, member)
-    logs = [_of_network(graph, x, each, member.least_ms_) for each in member.members_]
+def _of_networks(graph: _Graph, x: str, networks: FoldNetworks) -> str:
+    logs = [_of_network(graph, x, each, networks.least_ms_) for each in networks.members_]
     # ONNX Runtime has no Mean of doubles.
     return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
 

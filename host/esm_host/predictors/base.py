@@ -25,6 +25,11 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     (:class:`esm_host.encoding.base.Layout`); one that draws at random has ``seed``.
     """
 
+    encoding: ClassVar[str] = "operation-one-hot"
+    """Encoding that it is used with unless another is asked for: a name, or file and class as
+    ``path/to/file.py:Class``. What comes with the project says so in
+    :data:`esm_host.predictors.PREDICTORS`, where one class may have several names."""
+
     knows_std: ClassVar[bool] = False
     """Whether ``predict(..., return_std=True)`` is possible."""
 

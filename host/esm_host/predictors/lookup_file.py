@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.encoding import Encoder
-from esm_host.encoding.cost import PartsEncoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, MismatchError, UsageError
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceInfo, MeasureSpec
@@ -58,7 +57,7 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
         MismatchError: it is of another space, of other settings, or lacks parts.
     """
     path = Path(path)
-    if not isinstance(encoder, PartsEncoder):
+    if not encoder.parts:
         raise UsageError(
             f"a lookup table goes with the encoding 'parts', not '{encoder.name}': "
             "make_encoder('parts', space)"

@@ -238,7 +238,7 @@ def _propose(
     decision, predictor = check.decision, check.predictor
     if decision is Decision.MEASURE:  # there is no more to measure
         decision = decide(check.proxy, threshold, by_interval=False)
-        if decision is Decision.ADAPT and not isinstance(predictor, AdaProxyPredictor):
+        if decision is Decision.ADAPT and not predictor.corrects:
             predictor = AdaProxyPredictor(model=model, seed=seed).learn([proxy])
             predictor.adapt(*target.samples())
     ranked = problem([_Ranks(predictor, *target.samples())])

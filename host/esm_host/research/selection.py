@@ -29,7 +29,7 @@ from esm_host.evaluation.selection import (
     pareto_front,
 )
 from esm_host.parallel import map_unordered
-from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
+from esm_host.predictors import entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.research.deviation import TYPICAL, Deviations
 
@@ -391,7 +391,7 @@ def _trained(
     encoded: _Encoded,
 ) -> _Trained:
     """Encodes what ``encoded`` does not hold yet: parts of the work have all that they need."""
-    encoding = settings.encoding or PREDICTORS[name].encoding
+    encoding = settings.encoding or entry(name).encoding
     if encoding not in encoded:
         encoder = make_encoder(encoding, table.space)
         encoded[encoding] = encoder, encoder.encode_codes(table.codes)

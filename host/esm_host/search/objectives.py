@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from esm_host.dataset.benchmarks import codes_of
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.parallel import map_unordered
+from esm_host.plugins import read_module
 from esm_host.search.front import Floats
 from esm_host.search.genes import keys
 from esm_host.search.known import Known
@@ -162,19 +162,12 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
 
 
 def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], Any]:
-    """A function of a user's Python file, which is run for it.
+    """Return a function of a user's Python file, which is run for it.
 
     Raises:
         UsageError: it cannot be run, or has no such function.
     """
-    spec = importlib.util.spec_from_file_location(f"esm_user_objective_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # anything that a user's file may do
-        raise UsageError(f"{path} cannot be run: {_on_a_line(error)}") from error
+    module = read_module(path, f"function '{name}'")
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{path} has no function '{name}'")

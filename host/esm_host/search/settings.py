@@ -16,6 +16,7 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import COUNTED, Wish, read_wish
 from esm_host.search.problem import Limit, Objective
+from esm_protos.plugins import absolute
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 
@@ -30,7 +31,7 @@ class SearchSettings:
             which is one in any case; by default most FLOPs, a stand-in for accuracy.
         max_latency_ms: one for all devices, or one for each; none: the whole front.
         limits: of other quantities, as ``"flops<=3e8"`` or ``"accuracy>=70"``.
-        method: as :func:`~esm_host.search.methods.make_method` takes it.
+        method: as :func:`~esm_host.search.methods.make_method` takes it; a path becomes absolute.
         proxy: a source's name, as :func:`esm_host.sources.registry.load` takes it, by whose
             predictor the front is searched (One Proxy), adapted where it does not rank as the
             device does; ``""`` searches by the campaigns' own. Of several devices of a table the
@@ -56,6 +57,8 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.method is not None:
+            object.__setattr__(self, "method", absolute(self.method))
         if not self.runs:
             raise UsageError("a search needs the folder of a campaign: give one")
         if len({Path(run).resolve() for run in self.runs}) < len(self.runs):

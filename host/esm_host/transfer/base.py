@@ -32,6 +32,13 @@ class FewShotPredictor(ABC):
 
     least_sources: ClassVar[int] = 1
 
+    sampler: ClassVar[str] = "random"
+    """In :data:`esm_host.transfer.SAMPLERS`, that chooses what a campaign measures unless another
+    is asked for. What comes with the project says so in :data:`esm_host.transfer.METHODS`."""
+
+    per_source: ClassVar[int | None] = None
+    """Architectures of a source that a campaign learns from at most; None takes all."""
+
     space: SearchSpace
 
     @abstractmethod

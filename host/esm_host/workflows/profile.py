@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
@@ -19,12 +18,12 @@ from esm_host.campaign.session import PATIENCE_S, Devices, connected, measuring
 from esm_host.campaign.watcher import CampaignWatcher, Watcher
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
-from esm_host.encoding import Encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.loop import Loop, Outcome
 from esm_host.extension.settings import Settings
 from esm_host.report import plots
-from esm_host.sampling import SAMPLERS
+from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.transport.limits import check_gpu_options
@@ -84,7 +83,6 @@ def run_campaign(
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
     check_gpu_options(settings.spec)  # before a device is asked
     watcher = watcher or Watcher()
-    settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     bins = settings.depth_bins(space)
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
@@ -100,12 +98,6 @@ def run_campaign(
         folder.prepare(resume)
         with folder.locked():
             return _run(settings, folder, space, bins, encoder, known, found, watcher)
-
-
-def absolute(space: str) -> str:
-    """A search space's file is found again from wherever the campaign is resumed."""
-    path, colon, class_name = space.rpartition(":")
-    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space
 
 
 def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> None:
@@ -144,7 +136,7 @@ def _run(
         store, measurements = parts.store, parts.measurements
         write_json(folder.settings, settings.to_json())  # a raised target, say
         folder.share()
-        sampler = SAMPLERS[settings.sampling](space, bins)
+        sampler = make_sampler(settings.sampling, space, bins)
         draw_first = (
             FirstArchitectures(
                 settings,
@@ -200,7 +192,7 @@ def finish_campaign(
             store,
             measurements,
             None,
-            SAMPLERS[settings.sampling](space, bins),
+            make_sampler(settings.sampling, space, bins),
             encoder,
             bins,
             folder.predictors(settings, encoder),

@@ -14,7 +14,7 @@ from esm_host.campaign.run import Run, load_run
 from esm_host.campaign.session import PATIENCE_S
 from esm_host.campaign.watcher import CampaignWatcher, Watcher
 from esm_host.errors import RunExistsError, UsageError
-from esm_host.predictors import load_class
+from esm_host.plugins import load_class
 from esm_host.search.costs import NetworkCost
 from esm_host.search.known import Known
 from esm_host.search.methods import make_method

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esm_models.errors import InvalidSpaceError, UnknownSpaceError
-from esm_models.space import SearchSpace
 from esm_protos.plugins import Family, PluginError, described, split
+
+if TYPE_CHECKING:
+    from esm_models.space import SearchSpace
 
 SPACES = {
     "resnet": "esm_models.spaces.resnet:ResNetSpace",

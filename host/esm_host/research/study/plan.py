@@ -21,6 +21,7 @@ from esm_host.predictors.lookup_file import load_lookup_table
 from esm_host.research.study.data import DataSet, find_rows
 from esm_host.research.study.settings import Method, StudySettings
 from esm_host.research.study.task import Name, Rows, Task
+from esm_protos.plugins import split
 
 _FORMAT = "1"
 """Of what a task computes: results of another one are not taken for its."""
@@ -172,7 +173,7 @@ def _key(task: Task) -> str:
     name = task.name
     params = task.predictors[0].get_params(deep=False)
     for text in (
-        *(name.data, name.device, name.predictor, name.encoding, str(name.size)),
+        *(name.data, name.device, _told(name.predictor), _told(name.encoding), str(name.size)),
         *(str(task.coverage), str(task.bins), str(task.keep_predictions)),
         *(f"{key}={_text(params[key])}" for key in sorted(params)),
     ):
@@ -181,9 +182,18 @@ def _key(task: Task) -> str:
     for array in (*arrays, *task.train, *task.test):
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
-    words = (name.data, name.device, name.predictor, name.encoding, str(name.size))
+    classes = [split(each)[1] for each in (name.predictor, name.encoding)]
+    words = (name.data, name.device, *classes, str(name.size))
     readable = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
     return f"{readable[:120]}-{digest.hexdigest()[:16]}"
+
+
+def _told(plugin: str) -> str:
+    """Return a plug-in's name; of one in a user's file the class and what the file says."""
+    path, class_name = split(plugin)
+    if path is None:
+        return plugin
+    return f"{class_name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _text(value: object) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esm_host.encoding import ENCODERS
+from esm_host import encoding, predictors
 from esm_host.errors import UsageError
-from esm_host.predictors import PREDICTORS
+from esm_host.plugins import plugin_class
 from esm_protos.nearest import nearest
+from esm_protos.plugins import Family, split
 
 METRICS = {
     "tau": "Kendall's tau",
@@ -155,18 +156,18 @@ class _Reader:
                     'predictors are names, or tables such as {predictor = "mlp", encoding = "fcc"}'
                 )
             self._known(entry, ("predictor", "encoding", "label", "params"), "predictors")
-            name = self._name(entry["predictor"], PREDICTORS, "predictors")
+            name = self._plugin(entry["predictor"], predictors.FAMILY, "predictors")
             encodings = (
                 self._encodings(entry["encoding"], "encoding") if "encoding" in entry else common
             )
-            label, params = entry.get("label", name), entry.get("params", {})
+            label, params = entry.get("label", split(name)[1]), entry.get("params", {})
             if not isinstance(label, str) or not label.strip():
                 raise self._error(f"label of '{name}' is a text")
             if not isinstance(params, dict):
                 raise self._error(f"params of '{name}' are a table, such as {{hidden = 128}}")
-            for encoding in encodings:
-                used = PREDICTORS[name].encoding if encoding == DEFAULT_ENCODING else encoding
-                own = label if len(encodings) == 1 else f"{label} {used}"
+            for each in encodings:
+                used = predictors.entry(name).encoding if each == DEFAULT_ENCODING else each
+                own = label if len(encodings) == 1 else f"{label} {split(used)[1]}"
                 methods.append(Method(name, used, own, params))
         labels = [method.label for method in methods]
         for label in labels:
@@ -178,7 +179,8 @@ class _Reader:
 
     def _encodings(self, value: Any, key: str) -> list[str]:
         names = [value] if isinstance(value, str) else self._list(value, key)
-        return list(dict.fromkeys(self._name(n, (DEFAULT_ENCODING, *ENCODERS), key) for n in names))
+        found = [self._plugin(n, encoding.FAMILY, key, (DEFAULT_ENCODING,)) for n in names]
+        return list(dict.fromkeys(found))
 
     def _source(self, entry: dict[str, Any]) -> Source:
         known = ("table", "run", "devices", "name", "lookup_table", "sizes")
@@ -239,6 +241,23 @@ class _Reader:
         if not isinstance(value, list) or not value:
             raise self._error(f"{key} is a list with one entry or more")
         return value
+
+    def _plugin(self, value: Any, family: Family, key: str, others: Sequence[str] = ()) -> str:
+        """Return the name of a plug-in; its class is loaded where it is of a file.
+
+        Args:
+            others: words that may stand for one.
+        """
+        path, class_name = split(value) if isinstance(value, str) else (None, "")
+        if path is None:
+            return self._name(value, [*others, *family.names()], key)
+        place = self._file(str(path), key).resolve()
+        name = f"{place}:{class_name}" if class_name else str(place)
+        try:
+            plugin_class(family, name)
+        except UsageError as error:
+            raise self._error(f"{key}: {error}") from error
+        return name
 
     def _name(self, value: Any, known: Collection[str], key: str) -> str:
         if not isinstance(value, str) or value not in known:

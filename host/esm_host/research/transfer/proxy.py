@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import lstsq
@@ -74,6 +75,8 @@ class ProxyPredictor(FewShotPredictor):
     """
 
     least_samples = _LEAST
+    corrects: ClassVar[bool] = False
+    """Whether it learns from the samples what the proxy has wrong, not only which one to take."""
 
     def __init__(self, proxy: str | None = None, model: str = "linear", seed: int = 0) -> None:
         if model not in ("linear", "network"):
@@ -120,6 +123,8 @@ class AdaProxyPredictor(ProxyPredictor):
         seed: of the split, and of the networks.
         norm: ``"l1"``, the paper's, or ``"l2"``, its authors' program's, of the corrections.
     """
+
+    corrects = True
 
     def __init__(
         self,
