@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import esm_host.devices
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
-from esm_host.extension.loop import Loop
+from esm_host.extension.campaign_loop import CampaignLoop
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Holder, Progress
@@ -389,10 +389,10 @@ def test_an_interrupted_campaign_goes_on(fake: FakeProfiler, tmp_path: Path) -> 
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is measured."""
 
-    def run(self: Loop) -> None:
+    def run(self: CampaignLoop) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "run", run)
+    monkeypatch.setattr(CampaignLoop, "run", run)
 
 
 @pytest.mark.usefixtures("fake", "interrupted")

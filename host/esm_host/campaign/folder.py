@@ -22,7 +22,7 @@ from esm_host.dataset.database import (
 )
 from esm_host.dataset.store import Store
 from esm_host.errors import BusyError, DatasetError, MismatchError, RunExistsError, UsageError
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import Settings, TrainingSettings
 from esm_host.predictors import make_predictor
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class RunFolder:
                 f"{self.settings} is damaged ({error}): restore it from a copy"
             ) from error
 
-    def encoder(self, settings: Settings, space: SearchSpace) -> Encoder:
+    def encoder(self, settings: TrainingSettings, space: SearchSpace) -> Encoder:
         """That of the folder's campaign, which knows its sources if it has any.
 
         Raises:
@@ -171,14 +171,16 @@ class RunFolder:
 
         return SourcesEncoder(space, SourceModels.load(self.sources))
 
-    def kept_method(self, settings: Settings, space: SearchSpace) -> KeptMethod:
+    def kept_method(self, settings: TrainingSettings, space: SearchSpace) -> KeptMethod:
         """Return the campaign's few-shot method, as its folder has it."""
         from esm_host.transfer.kept import KeptMethod  # slow to load
 
         name, options = settings.method, settings.method_options
         return KeptMethod(self.method, space, name, options, settings.seed)
 
-    def predictors(self, settings: Settings, encoder: Encoder) -> Callable[[int], Predictor]:
+    def predictors(
+        self, settings: TrainingSettings, encoder: Encoder
+    ) -> Callable[[int], Predictor]:
         """Return what makes the campaign's predictor, unfitted, by the number of the member.
 
         Raises:

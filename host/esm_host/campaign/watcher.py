@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from esm_host.arguments import in_python
 from esm_host.dataset import collect
-from esm_host.extension.loop import LoopWatcher
+from esm_host.extension.campaign_loop import LoopWatcher
 from esm_protos.messages import Progress
 
 

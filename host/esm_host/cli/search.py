@@ -17,7 +17,7 @@ from esm_host.cli.options import NoWait, Patience, Quiet, Seed, computing, searc
 
 if TYPE_CHECKING:
     from esm_host.search.verify import Round
-    from esm_host.workflows.search import Searched
+    from esm_host.workflows.search import SearchResult
 
 NOTHING_FOUND = 3
 _SHOWN = 20
@@ -210,7 +210,7 @@ def _said_of_round(rounds: Sequence[Round]) -> str:
     return f"{found}, {len(last.chosen)} of them measured now" if len(last.chosen) else found
 
 
-def _show(searched: Searched) -> None:
+def _show(searched: SearchResult) -> None:
     from esm_host.cli.table import print_table
 
     front, verified = searched.front, searched.verified
@@ -244,7 +244,7 @@ def _show(searched: Searched) -> None:
     )
 
 
-def _nothing(searched: Searched) -> str:
+def _nothing(searched: SearchResult) -> str:
     values = {name: each[0] for name, each in searched.closest.values.items() if len(each)}
     unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
     if unknown:
@@ -257,7 +257,7 @@ def _nothing(searched: Searched) -> str:
     return f"nothing keeps {' and '.join(map(str, searched.problem.limits))}{closest}"
 
 
-def _columns(searched: Searched) -> list[str]:
+def _columns(searched: SearchResult) -> list[str]:
     from esm_host.search.problem import asked_about
 
     return asked_about(searched.problem.objectives, searched.problem.limits)

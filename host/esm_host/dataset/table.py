@@ -42,6 +42,22 @@ WIDEST = 0.5
 one."""
 
 
+def training_weights(interval: NDArray[np.float64], kind: str = "interval") -> NDArray[np.float64]:
+    """Return how much each latency should count in training, ``(n,)``: its inverse variance.
+
+    To what the interval says of a number comes what a predictor misses anyway and what varies
+    between blocks, taken as 2 %; so no number counts for much more than another.
+
+    Args:
+        interval: half-widths of 95 % intervals, as shares of the latencies, ``(n,)``.
+        kind: ``"interval"``; of another kind all count the same.
+    """
+    if kind != "interval":
+        return np.ones(len(interval))
+    error = np.minimum(interval, WIDEST) / 1.96
+    return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Architectures with their latencies, in the order of the plan.
@@ -82,16 +98,8 @@ class Dataset:
         )
 
     def weights(self, kind: str = "interval") -> NDArray[np.float64]:
-        """How much each number should count in training, ``(n,)``: its inverse variance, or, of
-        another kind than ``"interval"``, all the same.
-
-        To what the interval says of a number comes what a predictor misses anyway and what varies
-        between blocks, taken as 2 %; so no number counts for much more than another.
-        """
-        if kind != "interval":
-            return np.ones(len(self))
-        error = np.minimum(self.interval, WIDEST) / 1.96
-        return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
+        """How much each number should count in training, ``(n,)``."""
+        return training_weights(self.interval, kind)
 
     def verdict_counts(self) -> dict[str, int]:
         """How many have each verdict, from the best to the worst."""

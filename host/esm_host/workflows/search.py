@@ -40,8 +40,8 @@ class ProxyResult(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
-    """What a search came to.
+class SearchResult:
+    """Result of a search.
 
     Attributes:
         front: architectures on it, with their quantities: measured, or predicted where nothing
@@ -68,7 +68,7 @@ def run_search(
     wait: bool = True,
     watcher: CampaignWatcher | None = None,
     on_round: Callable[[Sequence[Round]], None] | None = None,
-) -> Searched:
+) -> SearchResult:
     """Searches, and measures what it finds with the campaigns' devices; broken off, it goes on
     from what was measured.
 
@@ -137,7 +137,7 @@ def run_search(
         front, closest = outcome.front, outcome.closest
     about = None if by_proxy is None else by_proxy.to_json()
     result = write_front(folder, settings, front, verified, posed, about)
-    return Searched(front, closest, verified, posed, result, by_proxy)
+    return SearchResult(front, closest, verified, posed, result, by_proxy)
 
 
 def _proxy_search(settings: SearchSettings, run: Run) -> Callable[..., ProxyResult]:
