@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, either
 from esm_host.atomic import write_bytes, write_json
 from esm_host.dataset.database import (
     ID_FACT,
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from esm_models.space import SearchSpace
 
 SETTINGS, RESULT = "settings.json", "result.json"
+
+
+def resuming(path: Path) -> str:
+    """Return, marked, what goes on with a campaign."""
+    return either(f"esm_host.resume('{path}')", f"esm-host profile --run {path} --resume")
 
 
 class RunFolder:
@@ -89,8 +94,7 @@ class RunFolder:
         """
         if not make and not self.database.exists():
             raise DatasetError(
-                f"{self.path} holds no measurements yet: esm-host profile --run {self.path} "
-                "--resume begins"
+                f"{self.path} holds no measurements yet: {resuming(self.path)} begins"
             )
         return Store(self.database)
 
@@ -114,8 +118,8 @@ class RunFolder:
             return
         if self.settings.exists() or self.store.exists():
             raise RunExistsError(
-                f"{self.path} holds a campaign: esm-host profile --run {self.path} --resume goes "
-                "on with it; or give another --run"
+                f"{self.path} holds a campaign: {resuming(self.path)} goes on with it; or give "
+                f"another {argument('run')}"
             )
         if self._new is not None:
             self._new.check_new()
@@ -142,9 +146,8 @@ class RunFolder:
                 )
             return Settings.from_json(data)
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(
-                f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
-            ) from None
+            making = either("esm_host.profile", f"esm-host profile --run {self.path}")
+            raise UsageError(f"{self.path} is no campaign: make one with {making}") from None
         except ValueError as error:
             raise DatasetError(
                 f"{self.settings} is damaged ({error}): restore it from a copy"
@@ -229,8 +232,9 @@ class RunFolder:
         with closing(Store(database)) as store:
             campaign_id, files = store.fact(ID_FACT), database.kept_files()
         if self.settings.name not in files:
+            resume = either("esm_host.resume", "--resume")
             raise DatasetError(
-                f"{database.location} has not begun: --resume begins it on its machine"
+                f"{database.location} has not begun: {resume} begins it on its machine"
             )
         if self.settings.exists() or self.store.exists():
             link = self._read_link()

@@ -84,7 +84,7 @@ def lookup(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.encoding.cost import PartsEncoder
-    from esm_host.extension.settings import Settings
+    from esm_host.extension.settings import SpaceSettings
     from esm_host.predictors.lookup_file import table_json
     from esm_host.timing import for_models, timing_spec
     from esm_host.timing.parts import PARTS, time_parts
@@ -105,8 +105,8 @@ def lookup(
     )
     spec = for_models(spec, PARTS, max_time)
     check_output(output, inputs=[Path(space.rpartition(":")[0])] if ":" in space else [])
-    searched = Settings(
-        device, space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype
+    searched = SpaceSettings(
+        space=space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype
     ).search_space()
     parts = PartsEncoder(searched).parts
 

@@ -83,7 +83,8 @@ class Loop:
         self._excluded: set[str] = set()
         self._told: dict[Architecture, tuple[float, float]] = {}
         self._exhausted = False
-        self._forget()
+        self._evaluation: Evaluation | None = None
+        self._predictor: Predictor | None = None
 
     @property
     def rounds(self) -> list[list[Architecture]]:
@@ -242,8 +243,8 @@ class Loop:
     # What was told
 
     def _forget(self) -> None:
-        self._evaluation: Evaluation | None = None
-        self._predictor: Predictor | None = None
+        self._evaluation = None
+        self._predictor = None
 
     def _samples(self) -> Samples:
         known = {a: told for a, told in self._told.items() if not np.isnan(told[0])}

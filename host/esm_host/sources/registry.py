@@ -15,7 +15,7 @@ from esm_host.campaign.run import Run, load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.dataset.table import Dataset
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import SpaceSettings
 from esm_host.sources.folder import file_of, tables
 from esm_host.transfer.source import Source
 from esm_models.errors import ModelsError
@@ -284,7 +284,7 @@ def describe(space: SearchSpace) -> str:
     )
 
 
-def described(settings: Settings) -> str:
+def described(settings: SpaceSettings) -> str:
     """A campaign's search space likewise, without loading it."""
     own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
     return _description(settings.space, *own)

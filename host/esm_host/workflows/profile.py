@@ -16,7 +16,7 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connected, open_session
-from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.campaign.watcher import CampaignWatcher, complete
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset, Measurements
@@ -66,7 +66,7 @@ def run_campaign(
     resume: bool = False,
     patience_s: float = PATIENCE_S,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
 ) -> CampaignResult:
     """Runs a campaign to its end, or goes on with it; broken off, it keeps what was measured.
 
@@ -75,6 +75,7 @@ def run_campaign(
     Args:
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
+        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
 
     Raises:
         UsageError: something that was asked for makes no sense.
@@ -86,7 +87,7 @@ def run_campaign(
     if not patience_s >= 0:
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
     check_gpu_options(settings.spec)  # before a device is asked
-    watcher = watcher or Watcher()
+    watcher = complete(watcher)
     settings = replace(settings, space=absolute(settings.space))
     space = settings.search_space()
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
@@ -172,7 +173,7 @@ def _run(
 
 
 def finish_campaign(
-    settings: Settings, folder: RunFolder, watcher: CampaignWatcher | None = None
+    settings: Settings, folder: RunFolder, watcher: object | None = None
 ) -> CampaignResult:
     """Train on what a campaign has measured so far; no device is needed, and it can go on later.
 
@@ -195,9 +196,9 @@ def finish_campaign(
         learner = Learner(encoder, folder.predictors(settings, encoder), settings)
         loop = Loop(space, settings, learner=learner)
         outcome, last = CampaignLoop(
-            loop, settings, store, measurements, None, watcher or Watcher()
+            loop, settings, store, measurements, None, complete(watcher)
         ).finish()
-        complete = len(store.rounds()) > max(store.plan())
+        unfinished = len(store.rounds()) <= max(store.plan())
         return _conclude(
             folder,
             settings,
@@ -206,7 +207,7 @@ def finish_campaign(
             encoder,
             outcome,
             store.last_device(),
-            None if complete else last,
+            last if unfinished else None,
         )
 
 
