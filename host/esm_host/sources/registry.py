@@ -88,19 +88,19 @@ class Entry:
 
 def entries(runs: Path) -> tuple[list[Entry], list[str]]:
     """All imported tables, device by device, and all campaigns in a folder that have measured
-    something; and in a line each, what cannot be read."""
+    something; and in a line each, with marked names of arguments, what cannot be read."""
     found, problems = [], []
     for name in tables():
         try:
             found += entries_of(read_benchmark(file_of(name)))
         except EsmError as error:
-            problems.append(str(error))
+            problems.append(error.marked)
     for path in campaigns(runs):
         try:
             run = load_run(path)
             settings, architectures = run.settings, len(_measured(run))
         except EsmError as error:
-            problems.append(str(error))
+            problems.append(error.marked)
             continue
         space = described(settings)
         found.append(Entry(str(path), "campaign", space, settings.device, architectures, 0))
