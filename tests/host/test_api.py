@@ -368,6 +368,23 @@ class Impatient(esm_host.Watcher):
         raise KeyboardInterrupt
 
 
+class Counter:
+    """Derived from nothing, with the one method that it cares for."""
+
+    blocks = 0
+
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        self.blocks += 1
+
+
+def test_a_watcher_has_the_methods_that_it_cares_for(fake: FakeProfiler, tmp_path: Path) -> None:
+    counter = Counter()
+    esm_host.profile(SMALL, tmp_path / "run", watcher=counter)
+    assert counter.blocks == len(fake.blocks) == 4
+    with pytest.raises(esm_host.UsageError, match=r"^watcher int has none of the methods on_round"):
+        esm_host.profile(SMALL, tmp_path / "other", watcher=3)
+
+
 def test_an_interrupted_campaign_goes_on(fake: FakeProfiler, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

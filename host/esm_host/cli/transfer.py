@@ -169,7 +169,7 @@ def transfer(
                 False,
                 session.patience,
                 live,
-                wait=not session.no_wait,
-                show=show_transfer,
+                not session.no_wait,
+                show_transfer,
             )
         )
