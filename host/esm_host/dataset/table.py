@@ -42,41 +42,19 @@ WIDEST = 0.5
 one."""
 
 
-def training_weights(interval: NDArray[np.float64], kind: str = "interval") -> NDArray[np.float64]:
-    """Return how much each latency should count in training, ``(n,)``: its inverse variance.
-
-    To what the interval says of a number comes what a predictor misses anyway and what varies
-    between blocks, taken as 2 %; so no number counts for much more than another.
-
-    Args:
-        interval: half-widths of 95 % intervals, as shares of the latencies, ``(n,)``.
-        kind: ``"interval"``; of another kind all count the same.
-    """
-    if kind != "interval":
-        return np.ones(len(interval))
-    error = np.minimum(interval, WIDEST) / 1.96
-    return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
-
-
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """Architectures with their latencies, in the order of the plan.
+class Samples:
+    """Architectures with their latencies: what a predictor learns from.
 
     Attributes:
-        latency_ms: trimmed mean at the device's usual pace, ``(n,)``; of a campaign without the
-            agent's reference models with the pace and the block's factor divided out; of a raw one
-            as measured. Of a group, on the scale of its median device.
+        latency_ms: ``(n,)``.
         interval: half-width of the 95 % interval of the latency's logarithm for the device at any
             time, ``(n,)``: nearly a share of the latency.
-        judgements: verdict and reasons of each, ``(n,)``.
-        raw_ms: trimmed mean as measured, ``(n,)``.
     """
 
     architectures: list[Architecture]
     latency_ms: NDArray[np.float64]
     interval: NDArray[np.float64]
-    judgements: list[Judgement]
-    raw_ms: NDArray[np.float64]
 
     @property
     def depth(self) -> NDArray[np.int64]:
@@ -85,6 +63,35 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.architectures)
+
+    def weights(self, kind: str = "interval") -> NDArray[np.float64]:
+        """How much each number should count in training, ``(n,)``: its inverse variance, or, of
+        another kind than ``"interval"``, all the same.
+
+        To what the interval says of a number comes what a predictor misses anyway and what varies
+        between blocks, taken as 2 %; so no number counts for much more than another.
+        """
+        if kind != "interval":
+            return np.ones(len(self))
+        error = np.minimum(self.interval, WIDEST) / 1.96
+        return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset(Samples):
+    """Samples of a campaign, in the order of the plan.
+
+    Latencies are trimmed means at the device's usual pace; of a campaign without the agent's
+    reference models with the pace and the block's factor divided out; of a raw one as measured. Of
+    a group, on the scale of its median device.
+
+    Attributes:
+        judgements: verdict and reasons of each, ``(n,)``.
+        raw_ms: trimmed mean as measured, ``(n,)``.
+    """
+
+    judgements: list[Judgement]
+    raw_ms: NDArray[np.float64]
 
     def only(self, verdicts: Collection[Verdict]) -> Dataset:
         """Those with one of these verdicts."""
@@ -96,10 +103,6 @@ class Dataset:
             [self.judgements[i] for i in rows],
             self.raw_ms[rows],
         )
-
-    def weights(self, kind: str = "interval") -> NDArray[np.float64]:
-        """How much each number should count in training, ``(n,)``."""
-        return training_weights(self.interval, kind)
 
     def verdict_counts(self) -> dict[str, int]:
         """How many have each verdict, from the best to the worst."""

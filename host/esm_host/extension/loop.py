@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_host.arguments import argument, in_python
+from esm_host.dataset.table import Samples
 from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
-from esm_host.extension.training import Evaluation, Learner, Samples
+from esm_host.extension.training import Evaluation, Learner
 from esm_host.predictors.base import Predictor
 from esm_host.sampling import SAMPLERS
 from esm_models.architecture import Architecture

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.arguments import argument
-from esm_host.dataset.table import Dataset, training_weights
+from esm_host.dataset.table import Dataset, Samples
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
@@ -18,7 +18,6 @@ from esm_host.extension.settings import TrainingSettings
 from esm_host.predictors import make_predictor
 from esm_host.predictors.base import Predictor
 from esm_host.sampling.bins import DepthBins
-from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
 MakePredictor = Callable[[int], Predictor]
@@ -30,31 +29,7 @@ def train(
     predictor: Predictor, encoder: Encoder, dataset: Dataset, settings: TrainingSettings
 ) -> Predictor:
     """Fit a predictor to what has a trusted verdict, weighted as the settings say."""
-    trusted = dataset.only(settings.trusted_verdicts)
-    samples = Samples(trusted.architectures, trusted.latency_ms, trusted.interval)
-    return _fit(predictor, encoder, samples, settings)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Architectures with their latencies.
-
-    Attributes:
-        latency_ms: ``(n,)``.
-        interval: half-width of each latency's 95 % interval, as a share, ``(n,)``.
-    """
-
-    architectures: list[Architecture]
-    latency_ms: NDArray[np.float64]
-    interval: NDArray[np.float64]
-
-    @property
-    def depth(self) -> NDArray[np.int64]:
-        """Number of blocks of each architecture, ``(n,)``."""
-        return np.array([a.depth for a in self.architectures], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.architectures)
+    return _fit(predictor, encoder, dataset.only(settings.trusted_verdicts), settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +88,7 @@ class Learner:
             self._make_predictor,
             self.encoder.encode(samples.architectures),
             samples.latency_ms,
-            training_weights(samples.interval, self._settings.weights),
+            samples.weights(self._settings.weights),
             bins.of(depth),
             self._settings.folds,
             self._settings.seed,
@@ -133,5 +108,5 @@ class Learner:
 def _fit(
     predictor: Predictor, encoder: Encoder, samples: Samples, settings: TrainingSettings
 ) -> Predictor:
-    weights = training_weights(samples.interval, settings.weights)
-    return predictor.fit(encoder.encode(samples.architectures), samples.latency_ms, weights)
+    encodings = encoder.encode(samples.architectures)
+    return predictor.fit(encodings, samples.latency_ms, samples.weights(settings.weights))
