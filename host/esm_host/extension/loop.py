@@ -60,7 +60,7 @@ class Loop:
         loop = esm_host.Loop(space, esm_host.SamplingSettings(initial=40, step=20))
         while architectures := loop.ask():
             loop.tell(architectures, [measure(a) for a in architectures])
-        loop.predict(space.sample(5))
+        loop.predict(others)  # milliseconds
     """
 
     def __init__(
