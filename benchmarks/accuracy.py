@@ -23,11 +23,11 @@ import numpy as np
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measuring import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.table import Dataset, Measurements, best_attempts
 from esm_host.encoding import ENCODERS, encoder_class, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
@@ -39,7 +39,7 @@ from esm_protos.messages import MeasureSpec, RunOrder
 
 ROUND = 100
 SPECS = {
-    "interleaved": Settings("local").spec,
+    "interleaved": MeasuringSettings("local").spec,
     "in a row": MeasureSpec(protocol=RunOrder.SEQUENTIAL),
 }
 
@@ -114,13 +114,14 @@ def measure(
                     Measurements(store, specs[name]),
                     [Member("local", profiler)],
                     space,
-                    specs[name],
                     references,
-                    block_size=20,
-                    tolerance=0.03,
-                    # In a row, references stray on any noisy machine: again would not help.
-                    max_remeasurements=0 if sequential else 2,
-                    watcher=live,
+                    MeasuringSettings(
+                        "local",
+                        spec=specs[name],
+                        # In a row, references stray on any noisy machine: again would not help.
+                        max_remeasurements=0 if sequential else 2,
+                    ),
+                    live,
                 )
                 live.on_round(number, min(ROUND, models - number * ROUND))
                 collector.collect(number)

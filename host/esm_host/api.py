@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, OptionalProto, SequenceProto, TensorProto
     from torch import nn
 
-    from esm_host.campaign.watcher import CampaignWatcher
     from esm_host.exporting.files import Exported
     from esm_host.report.page import Page
     from esm_host.research.study.results import Study
@@ -252,7 +251,7 @@ def profile(
     store: str = "",
     patience_s: float = 60.0,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
 ) -> Run:
     """Learns a latency predictor for a device by measuring as few models as possible.
 
@@ -264,7 +263,7 @@ def profile(
         store: URL of a PostgreSQL database that is to hold its records, for a team to share.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
-        watcher: is told how it goes on; derive yours from :class:`Watcher`.
+        watcher: is told how it goes on: an object with any of the methods of :class:`Watcher`.
 
     Returns:
         The campaign; ``.converged`` says whether it reached its target.
@@ -304,7 +303,7 @@ def resume(
     finish: bool = False,
     patience_s: float = 60.0,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
 ) -> Run:
     """Goes on with a campaign, or judges a finished one anew; measures nothing twice.
 

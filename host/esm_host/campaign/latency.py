@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.campaign.folder import resuming
 from esm_host.errors import DatasetError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
@@ -106,7 +107,7 @@ class Latency:
     def _damaged(self, error: Exception) -> DatasetError:
         return DatasetError(
             f"the predictor in {self.path} is damaged ({str(error).splitlines()[0]}): "
-            f"esm-host profile --run {self.path} --resume writes it again"
+            f"{resuming(self.path)} writes it again"
         )
 
 

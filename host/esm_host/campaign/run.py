@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.campaign.folder import RunFolder
+from esm_host.arguments import argument
+from esm_host.campaign.folder import RunFolder, resuming
 from esm_host.campaign.latency import Latency
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
@@ -326,7 +327,7 @@ class Run:
             )
         except ValueError as error:
             raise DatasetError(
-                f"{self.path} has {error}: measure more, or train --predictor auto"
+                f"{self.path} has {error}: measure more, or train {argument('predictor')} auto"
             ) from error
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
@@ -371,10 +372,7 @@ class Run:
 
     def _check_finished(self) -> None:
         if self.result is None:
-            raise DatasetError(
-                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
-                "makes it"
-            )
+            raise DatasetError(f"{self.path} has no predictor yet: {resuming(self.path)} makes it")
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -456,7 +454,7 @@ class Run:
         except (KeyError, ValueError) as error:
             raise DatasetError(
                 f"{path} is damaged ({str(error).splitlines()[0]}): "
-                f"esm-host profile --run {self.path} --resume writes it again"
+                f"{resuming(self.path)} writes it again"
             ) from error
 
     @cached_property
@@ -513,7 +511,6 @@ def load_run(path: str | Path) -> Run:
         pass
     except ValueError as error:
         raise DatasetError(
-            f"{folder.result} is damaged ({error}): "
-            f"esm-host profile --run {path} --resume writes it again"
+            f"{folder.result} is damaged ({error}): {resuming(folder.path)} writes it again"
         ) from error
     return Run(folder.path, settings, result)

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import (
+    GpuOptions,
+    SessionOptions,
+    SpaceOptions,
+    grouped,
+    settings_of,
+)
 from esm_host.cli.options import (
     OWN,
-    AllowFallback,
     AsMeasured,
-    Batch,
-    CudaGraph,
     DeviceOrGroup,
-    Dtype,
     Ep,
     MaxRuns,
-    NoWait,
-    Patience,
     Precision,
-    Quiet,
-    Resolution,
-    Seed,
     SharedStore,
-    Space,
-    Tf32,
     Threads,
-    WidthMult,
     as_share,
     transfer_methods,
     transfer_samplers,
@@ -45,15 +41,17 @@ def _listed(names: Mapping[str, str | Method]) -> str:
     return "; ".join(f"{name} ({about})" for name, about in abouts.items())
 
 
-@one_line_errors
-def transfer(
-    device: DeviceOrGroup = "local",
+@dataclass(frozen=True)
+class CampaignOptions:
+    """Options of the device, the sources and the campaign's records."""
+
+    device: DeviceOrGroup = "local"
     run: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the campaign that it makes. [default: runs/DEVICE-SPACE-transfer]"
         ),
-    ] = None,
+    ] = None
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,22 +59,23 @@ def transfer(
             "Parquet file; may be repeated. [default: all that there are of the space, and the "
             "campaigns beside --run]"
         ),
-    ] = None,
-    store: SharedStore = "",
-    space: Space = "resnet",
-    resolution: Resolution = None,
-    width_mult: WidthMult = 1.0,
-    batch: Batch = 1,
-    dtype: Dtype = "float32",
+    ] = None
+    store: SharedStore = ""
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Options of the samples and of how they are learnt from."""
+
     samples: Annotated[
         int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
-    ] = 20,
+    ] = 20
     held_out: Annotated[
         int,
         typer.Option(
             help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
         ),
-    ] = 10,
+    ] = 10
     method: Annotated[
         str,
         typer.Option(
@@ -86,7 +85,7 @@ def transfer(
             rich_help_panel=_HOW,
             show_default=False,
         ),
-    ] = DEFAULT,
+    ] = DEFAULT
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +93,7 @@ def transfer(
             help="Of the method, in place of its default: epochs=20. May be repeated.",
             rich_help_panel=_HOW,
         ),
-    ] = None,
+    ] = None
     sampler: Annotated[
         str,
         typer.Option(
@@ -105,19 +104,29 @@ def transfer(
             autocompletion=transfer_samplers,
             rich_help_panel=_HOW,
         ),
-    ] = "",
-    precision: Precision = 2.0,
-    max_runs: MaxRuns = 150,
-    threads: Threads = 1,
-    ep: Ep = "cpu",
-    tf32: Tf32 = False,
-    cuda_graph: CudaGraph = False,
-    allow_fallback: AllowFallback = False,
-    raw: AsMeasured = False,
-    patience: Patience = 60.0,
-    no_wait: NoWait = False,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    ] = ""
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a model's runs."""
+
+    precision: Precision = 2.0
+    max_runs: MaxRuns = 150
+    threads: Threads = 1
+    ep: Ep = "cpu"
+    raw: AsMeasured = False
+
+
+@one_line_errors
+@grouped
+def transfer(
+    campaign: CampaignOptions,
+    space: SpaceOptions,
+    method: MethodOptions,
+    timing: TimingOptions,
+    gpu: GpuOptions,
+    session: SessionOptions,
 ) -> None:
     """Learn a device from a few measurements and what is known of others.
 
@@ -134,38 +143,32 @@ def transfer(
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
+    from esm_protos.messages import MeasureSpec
 
-    share = as_share("--precision", precision)
     given = {
-        "device": device,
-        "samples": samples,
-        "held_out": held_out,
-        "sources": source or (),
-        "method": method,
-        "method_options": read_options(option or ()),
-        "sampler": sampler,
-        "space": space,
-        "resolution": resolution,
-        "width_mult": width_mult,
-        "batch": batch,
-        "dtype": dtype,
-        "seed": seed,
-        "raw": raw,
+        **settings_of(Settings, campaign, space, method, timing, session),
+        "samples": method.samples,
+        "sources": campaign.source or (),
+        "method_options": read_options(method.option or ()),
     }
     spec = {
+        **settings_of(MeasureSpec, timing, gpu, session),
         "references": True,
-        "runs": max_runs,
-        "precision": share,
-        "threads": threads,
-        "seed": seed,
-        "provider": ep,
-        "tf32": tf32,
-        "cuda_graph": cuda_graph,
-        "allow_fallback": allow_fallback,
+        "runs": timing.max_runs,
+        "precision": as_share("--precision", timing.precision),
     }
     settings = new_settings(given, spec, Settings.for_transfer)
-    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer", store)
-    with Live(quiet) as live:
+    name = f"{safe(campaign.device)}-{safe(space.space)}-transfer"
+    folder = RunFolder(campaign.run or Path("runs") / name, campaign.store)
+    with Live(session.quiet) as live:
         raise typer.Exit(
-            run_campaign(settings, folder, False, patience, live, not no_wait, show_transfer)
+            run_campaign(
+                settings,
+                folder,
+                False,
+                session.patience,
+                live,
+                not session.no_wait,
+                show_transfer,
+            )
         )

@@ -43,24 +43,18 @@ one."""
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """Architectures with their latencies, in the order of the plan.
+class Samples:
+    """Architectures with their latencies: what a predictor learns from.
 
     Attributes:
-        latency_ms: trimmed mean at the device's usual pace, ``(n,)``; of a campaign without the
-            agent's reference models with the pace and the block's factor divided out; of a raw one
-            as measured. Of a group, on the scale of its median device.
+        latency_ms: ``(n,)``.
         interval: half-width of the 95 % interval of the latency's logarithm for the device at any
             time, ``(n,)``: nearly a share of the latency.
-        judgements: verdict and reasons of each, ``(n,)``.
-        raw_ms: trimmed mean as measured, ``(n,)``.
     """
 
     architectures: list[Architecture]
     latency_ms: NDArray[np.float64]
     interval: NDArray[np.float64]
-    judgements: list[Judgement]
-    raw_ms: NDArray[np.float64]
 
     @property
     def depth(self) -> NDArray[np.int64]:
@@ -69,17 +63,6 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.architectures)
-
-    def only(self, verdicts: Collection[Verdict]) -> Dataset:
-        """Those with one of these verdicts."""
-        rows = [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
-        return Dataset(
-            [self.architectures[i] for i in rows],
-            self.latency_ms[rows],
-            self.interval[rows],
-            [self.judgements[i] for i in rows],
-            self.raw_ms[rows],
-        )
 
     def weights(self, kind: str = "interval") -> NDArray[np.float64]:
         """How much each number should count in training, ``(n,)``: its inverse variance, or, of
@@ -92,6 +75,34 @@ class Dataset:
             return np.ones(len(self))
         error = np.minimum(self.interval, WIDEST) / 1.96
         return np.asarray(1 / (error**2 + _LEAST_ERROR**2))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset(Samples):
+    """Samples of a campaign, in the order of the plan.
+
+    Latencies are trimmed means at the device's usual pace; of a campaign without the agent's
+    reference models with the pace and the block's factor divided out; of a raw one as measured. Of
+    a group, on the scale of its median device.
+
+    Attributes:
+        judgements: verdict and reasons of each, ``(n,)``.
+        raw_ms: trimmed mean as measured, ``(n,)``.
+    """
+
+    judgements: list[Judgement]
+    raw_ms: NDArray[np.float64]
+
+    def only(self, verdicts: Collection[Verdict]) -> Dataset:
+        """Those with one of these verdicts."""
+        rows = [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
+        return Dataset(
+            [self.architectures[i] for i in rows],
+            self.latency_ms[rows],
+            self.interval[rows],
+            [self.judgements[i] for i in rows],
+            self.raw_ms[rows],
+        )
 
     def verdict_counts(self) -> dict[str, int]:
         """How many have each verdict, from the best to the worst."""

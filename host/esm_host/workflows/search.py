@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
-from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.folder import RunFolder, resuming
 from esm_host.campaign.run import Run, load_run
 from esm_host.campaign.session import PATIENCE_S
-from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.campaign.watcher import complete
 from esm_host.errors import RunExistsError, UsageError
 from esm_host.plugins import load_class
 from esm_host.search.costs import NetworkCost
@@ -40,8 +40,8 @@ class ProxyResult(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
-    """What a search came to.
+class SearchResult:
+    """Result of a search.
 
     Attributes:
         front: architectures on it, with their quantities: measured, or predicted where nothing
@@ -66,9 +66,9 @@ def run_search(
     resume: bool = False,
     patience_s: float = PATIENCE_S,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
     on_round: Callable[[Sequence[Round]], None] | None = None,
-) -> Searched:
+) -> SearchResult:
     """Searches, and measures what it finds with the campaigns' devices; broken off, it goes on
     from what was measured.
 
@@ -79,6 +79,7 @@ def run_search(
         resume: go on with the folder's search, whose settings these are; it may measure more.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
+        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
         on_round: is told all rounds before what the last one chose is measured.
 
     Raises:
@@ -87,7 +88,7 @@ def run_search(
         BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
         DeviceError: a device is gone or refuses.
     """
-    folder, watcher = SearchFolder(Path(output)), watcher or Watcher()
+    folder, watcher = SearchFolder(Path(output)), complete(watcher)
     runs = [load_run(path) for path in settings.runs]
     if settings.measure:  # a team's campaign may have gone on elsewhere
         for run in runs:
@@ -137,7 +138,7 @@ def run_search(
         front, closest = outcome.front, outcome.closest
     about = None if by_proxy is None else by_proxy.to_json()
     result = write_front(folder, settings, front, verified, posed, about)
-    return Searched(front, closest, verified, posed, result, by_proxy)
+    return SearchResult(front, closest, verified, posed, result, by_proxy)
 
 
 def _proxy_search(settings: SearchSettings, run: Run) -> Callable[..., ProxyResult]:
@@ -169,10 +170,7 @@ def _common_space(runs: Sequence[Run]) -> SearchSpace:
     first, *others = runs
     for run in runs:
         if run.result is None:
-            raise UsageError(
-                f"{run.path} has no predictor yet: esm-host profile --run {run.path} --resume "
-                "makes it"
-            )
+            raise UsageError(f"{run.path} has no predictor yet: {resuming(run.path)} makes it")
     for other in others:
         if other.space.code_shape != first.space.code_shape or (
             other.space.name != first.space.name
