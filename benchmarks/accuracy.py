@@ -23,8 +23,9 @@ import numpy as np
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, Measurements, best_attempts
+from esm_host.dataset.table import Dataset, best_attempts
 from esm_host.encoding import ENCODERS, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.settings import Settings

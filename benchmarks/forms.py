@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import esm_host
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Measurements
+from esm_host.dataset.usual_pace import DevicePaces
 from esm_host.extension.settings import Settings
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -38,15 +38,12 @@ FORMS = (
     ("esm_protos.messages:BlockResult", "measurements of a block"),
     ("esm_protos.v1.profiler_pb2:ModelResult", "message on the wire"),
     ("esm_host.dataset.lanes:Finished", "block with its device"),
-    ("esm_host.dataset.store:Store.add_block", "dict of columns"),
-    ("esm_host.dataset.store:_measurements", "row of the store"),
-    ("esm_host.dataset.store:StoredMeasurement", "measurement with its block's id"),
+    ("esm_host.dataset.rows:to_row", "dict of columns"),
+    ("esm_host.dataset.schema:MEASUREMENTS", "row of the store"),
     ("esm_host.dataset.usual_pace:Block", "measurements of a stored block"),
     ("esm_protos.estimates:Runs", "arrays and what an estimate needs of the model"),
     ("esm_protos.estimates:Estimate", "latency and interval"),
     ("esm_protos.estimates:BlockEstimate", "estimates of a block, a list"),
-    ("esm_host.dataset.table:_Derived", "estimates of all blocks, dicts"),
-    ("esm_host.dataset.table:Measured", "estimate in milliseconds"),
     ("esm_host.dataset.table:BlockTable", "models by block"),
     ("esm_host.dataset.table:Dataset", "arrays, a row per architecture"),
     ("esm_host.campaign.run:_Records", "data set and table of a run"),
@@ -99,9 +96,12 @@ def campaign_counts() -> Counter[str]:
         for method, label in (("from_json", "from JSON"), ("from_text", "from text")):
             stack.enter_context(counted(Architecture, method, counts, f"architectures {label}"))
         stack.enter_context(counted(Store, "plan", counts, "Store.plan() called"))
-        stack.enter_context(counted(Measurements, "_derive", counts, "tables derived"))
+        stack.enter_context(
+            counted(DevicePaces, "__init__", counts, "blocks brought to usual pace")
+        )
         run = esm_host.profile(settings, folder)
-        assert run.result is not None and len(run.result["rounds"]) == ROUNDS
+        assert run.result is not None
+        assert len(run.result["rounds"]) == ROUNDS
         assert len(run.measurements()) == MODELS
     return counts
 
@@ -111,8 +111,8 @@ def main() -> None:
     read = counts["architectures from JSON"] + counts["architectures from text"]
     print(f"campaign of {MODELS} models in {ROUNDS} rounds, {REFERENCES} reference models")
     for label, count in counts.items():
-        print(f"  {label:28} {count:5}")
-    print(f"  parsed, per architecture     {read / (MODELS + REFERENCES):5.1f}")
+        print(f"  {label:31} {count:5}")
+    print(f"  parsed, per architecture        {read / (MODELS + REFERENCES):5.1f}")
     print(f"forms of a measurement: {len(FORMS)}")
     for place, text in FORMS:
         module, _, name = place.partition(":")

@@ -533,13 +533,13 @@ class _Sessions(NamedTuple):
     """Spread between a model's sessions, as its runs show it.
 
     Attributes:
-        count: number of sessions.
+        sessions: number of sessions.
         means_variance: of the sessions' mean logarithms; 0 with fewer than two sessions to compare.
         runs_variance: part of ``means_variance`` that the runs within sessions explain.
         compared: sessions with enough visits to be compared.
     """
 
-    count: int
+    sessions: int
     means_variance: float = 0.0
     runs_variance: float = 0.0
     compared: int = 0
@@ -559,7 +559,7 @@ class _Sessions(NamedTuple):
             variance = _SESSIONS_BELIEVED * variance + freedom * seen
             variance /= _SESSIONS_BELIEVED + freedom
         # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
-        return math.sqrt(variance * max(1 / self.count - 1 / BATCHES, 0.0))
+        return math.sqrt(variance * max(1 / self.sessions - 1 / BATCHES, 0.0))
 
 
 def _median_error(values: Floats) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor

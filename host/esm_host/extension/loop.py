@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
 from esm_host.dataset.cost import device_time
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DeviceError
 from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent

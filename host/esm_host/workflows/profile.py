@@ -17,8 +17,9 @@ from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import PATIENCE_S, Devices, connected, measuring
 from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.encoding import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.loop import Loop, Outcome
