@@ -21,11 +21,11 @@ from unittest.mock import patch
 
 import esm_host
 from esm_host.dataset.store import Store
-from esm_host.dataset.usual_pace import DevicePaces
 from esm_host.extension.settings import Settings
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
+from esm_protos.estimates import BlockRuns
 from esm_protos.messages import MeasureSpec, Model
 
 MODELS, ROUNDS, REFERENCES = 60, 3, 5
@@ -33,7 +33,6 @@ MODELS, ROUNDS, REFERENCES = 60, 3, 5
 FORMS = (
     ("esm_agent.measure.timing:Samples", "runs of a model, lists of integers"),
     ("esm_protos.messages:Measurement", "arrays, on the agent and on the host"),
-    ("esm_agent.measure.process:_Timed", "measurements of a protocol"),
     ("esm_agent.measure.process:JobResult", "measurements of a job"),
     ("esm_protos.messages:BlockResult", "measurements of a block"),
     ("esm_protos.v1.profiler_pb2:ModelResult", "message on the wire"),

@@ -127,6 +127,20 @@ def test_a_pace_of_everything_is_taken_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(figures.latency_ms, truth(figures.architectures, latency), rtol=0.02)
 
 
+def test_blocks_that_come_later_change_nothing_but_what_is_usual(tmp_path: Path) -> None:
+    """Read block by block or all at once, a campaign comes to the same."""
+    store, collector, _ = assemble(
+        tmp_path, device(memory_pace=wandering, past=2), Log(), spec=SPEC
+    )
+    step_by_step = Measurements(store, SPEC)
+    for number in range(3):
+        plan(store, 20, number)
+        collector.collect(number)
+        kept, fresh = step_by_step.figures(), Measurements(store, SPEC).figures()
+        np.testing.assert_array_equal(kept.latency_ms, fresh.latency_ms)
+        np.testing.assert_array_equal(kept.interval, fresh.interval)
+
+
 def test_sessions_that_differ_are_in_the_intervals(tmp_path: Path) -> None:
     spec = replace(SPEC, sessions=3)
     store, collector, _ = assemble(tmp_path, device(latency, session_spread=0.02), Log(), spec=spec)

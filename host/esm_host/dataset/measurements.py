@@ -47,6 +47,7 @@ class Measurements:
         self._store = store
         self._spec = spec
         self._raw = raw
+        self._references: list[str] = []
         self._read_up_to = 0
         self._read: dict[str, Block] = {}
         self._paces: dict[str, DevicePaces] = {}
@@ -155,8 +156,8 @@ class Measurements:
             every_ms *= self._warm_references(table.blocks)
         paced_ms = (every_ms / divisors[:, None])[own]
         plan = self._store.plan()
-        references = zip(self._store.references(), median(paced_ms, axis=0), strict=True)
-        found = {a.key: (latency_ms, 0.0, "reference") for a, latency_ms in references}
+        references = zip(self._reference_keys, median(paced_ms, axis=0), strict=True)
+        found = {key: (latency_ms, 0.0, "reference") for key, latency_ms in references}
         intervals = np.minimum(dataset.interval, WIDEST)
         for row, architecture in enumerate(dataset.architectures):
             verdict = dataset.judgements[row].verdict.value
@@ -173,7 +174,7 @@ class Measurements:
 
     def _warm_references(self, blocks: Sequence[StoredBlock]) -> NDArray[np.float64]:
         """``(blocks, references)``; 1 where a reference failed."""
-        references = self._reference_keys()
+        references = self._reference_keys
         warm = [self._paces[block.block_id].warm for block in blocks]
         ratios = [[each.get(key, (1.0, 0.0))[0] for key in references] for each in warm]
         return np.array(ratios, dtype=float).reshape(len(blocks), len(references))
@@ -278,8 +279,12 @@ class Measurements:
         names = sorted({block.device for block in blocks})
         return np.array([names.index(block.device) for block in blocks], dtype=np.int64)
 
+    @property
     def _reference_keys(self) -> list[str]:
-        return [a.key for a in self._store.references()]
+        """Keys of the campaign's own reference models; they are planned before all else."""
+        if not self._references:
+            self._references = [a.key for a in self._store.references()]
+        return self._references
 
     def _estimates(self, block: StoredBlock) -> Estimates:
         return self._paces[block.block_id].estimates[block.block_id]
@@ -289,7 +294,7 @@ class Measurements:
     ) -> NDArray[np.float64]:
         """A figure of every reference in each block, ``(blocks, references)``, NaN where it
         failed."""
-        references = self._reference_keys()
+        references = self._reference_keys
         found = map(self._estimates, blocks)
         return np.array(
             [
@@ -316,7 +321,7 @@ class Measurements:
             if not any(block.stored.block_id in fresh for block in own):
                 continue
             typical = [b.stored.block_id for b in own if b.stored.round >= REFERENCE_ROUND]
-            paces = DevicePaces(own, self._spec, self._reference_keys(), typical)
+            paces = DevicePaces(own, self._spec, self._reference_keys, typical)
             self._paces.update((block.stored.block_id, paces) for block in own)
 
 
