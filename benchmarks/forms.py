@@ -95,9 +95,7 @@ def campaign_counts() -> Counter[str]:
         for method, label in (("from_json", "from JSON"), ("from_text", "from text")):
             stack.enter_context(counted(Architecture, method, counts, f"architectures {label}"))
         stack.enter_context(counted(Store, "plan", counts, "Store.plan() called"))
-        stack.enter_context(
-            counted(DevicePaces, "__init__", counts, "blocks brought to usual pace")
-        )
+        stack.enter_context(counted(BlockRuns, "__init__", counts, "runs of blocks analysed"))
         run = esm_host.profile(settings, folder)
         assert run.result is not None
         assert len(run.result["rounds"]) == ROUNDS
