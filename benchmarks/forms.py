@@ -103,6 +103,20 @@ def campaign_counts() -> Counter[str]:
     return counts
 
 
+def forms() -> list[tuple[str, str]]:
+    """Return the forms of a measurement, each with what it is there.
+
+    Raises:
+        AttributeError: one of them is gone; take it off the list.
+    """
+    for place, _ in FORMS:
+        module, _, name = place.partition(":")
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    return list(FORMS)
+
+
 def main() -> None:
     counts = campaign_counts()
     read = counts["architectures from JSON"] + counts["architectures from text"]
@@ -111,11 +125,7 @@ def main() -> None:
         print(f"  {label:31} {count:5}")
     print(f"  parsed, per architecture        {read / (MODELS + REFERENCES):5.1f}")
     print(f"forms of a measurement: {len(FORMS)}")
-    for place, text in FORMS:
-        module, _, name = place.partition(":")
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)  # fails where the form is gone
+    for place, text in forms():
         print(f"  {place:45} {text}")
 
 
