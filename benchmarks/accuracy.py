@@ -23,9 +23,10 @@ import numpy as np
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
-from esm_host.dataset.measuring import MeasuringSettings
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, Measurements, best_attempts
+from esm_host.dataset.table import Dataset, best_attempts
 from esm_host.encoding import ENCODERS, encoder_class, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.predictors.mlp import MLPPredictor

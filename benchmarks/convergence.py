@@ -33,9 +33,9 @@ from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import DeviceTime, device_time
 from esm_host.dataset.lanes import Member
-from esm_host.dataset.measuring import MeasuringSettings
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoding
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent

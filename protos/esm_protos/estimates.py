@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ from esm_protos.statistics import (
 )
 
 Floats = NDArray[np.float64]
+Known = Mapping[str, tuple[float, float]]
+"""Usual latencies, nanoseconds, and their standard errors, as shares, by the names of models."""
 
 _SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
 """Sessions that what is reckoned with before any is seen counts for; degrees of freedom of what is
@@ -183,6 +186,26 @@ class Estimate:
     shift: Shift | None = None
 
     @property
+    def latency_ms(self) -> float:
+        """As ``latency_ns``, milliseconds."""
+        return self.latency_ns / 1e6
+
+    @property
+    def raw_ms(self) -> float:
+        """As ``raw_ns``, milliseconds."""
+        return self.raw_ns / 1e6
+
+    @property
+    def block_pace_ns(self) -> float:
+        """Latency at the block's own pace, nanoseconds."""
+        return self.latency_ns * math.exp(self.slower)
+
+    @property
+    def slower(self) -> float:
+        """Logarithm of how much slower than usual the block was for this model; 0 if unknown."""
+        return 0.0 if self.shift is None else self.shift.value
+
+    @property
     def interval(self) -> float:
         """Half-width of the 95 % interval of the logarithm, for this device at any time."""
         return self.parts.interval
@@ -237,8 +260,7 @@ def ratio_shift(paces: Paces, one: tuple[int, Estimate], other: tuple[int, Estim
 
 
 def _in_block(weight_bytes: int, estimate: Estimate) -> tuple[int, float]:
-    slower = estimate.shift.value if estimate.shift else 0.0
-    return weight_bytes, estimate.latency_ns * math.exp(slower)
+    return weight_bytes, estimate.block_pace_ns
 
 
 def estimate_references(
@@ -265,7 +287,7 @@ def estimate_measured(
     spec: MeasureSpec,
     references: Sequence[Measurement] = (),
     usual: Usual | None = None,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    known: Known | None = None,
 ) -> BlockEstimate:
     """Return the estimates of a block's models that did not fail, in their order.
 
@@ -273,14 +295,7 @@ def estimate_measured(
         known: usual latency in nanoseconds, and its standard error as a share, of models of the
             block by their ids, where other blocks have told them.
     """
-    return estimate_block(
-        [Runs.of(m, spec) for m in measurements if m.failure is None],
-        spec.trim,
-        spec.protocol is RunOrder.INTERLEAVED,
-        [Runs.of(m, spec) for m in references if m.failure is None],
-        usual,
-        known,
-    )
+    return BlockRuns.of(measurements, spec, references).estimate(usual, known)
 
 
 def estimate_block(
@@ -289,9 +304,9 @@ def estimate_block(
     common_pace: bool,
     references: Sequence[Runs] = (),
     usual: Usual | None = None,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    known: Known | None = None,
 ) -> BlockEstimate:
-    """Estimates of a block's models, from their runs.
+    """Return the estimates of a block's models, from their runs.
 
     Args:
         trim: share of the runs dropped at each end.
@@ -300,69 +315,183 @@ def estimate_block(
         usual: what the device remembers of them.
         known: as in :func:`estimate_measured`, by the names of models.
     """
-    references = [_telling(each) for each in references]
-    all_runs = [*models, *references]
-    visits = [runs.visits for runs in all_runs]
-    starts = [runs.visit_starts_ns for runs in all_runs]
-    if common_pace and len(models) >= PACE_MODELS:
-        factors = pace([np.median(v, axis=1) for v in visits], starts)
-    else:  # references alone are visited too seldom to tell the pace at every visit
-        factors = [np.ones(len(v)) for v in visits]
-    found = [
-        _alone(runs, visited, own, trim)
-        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
-    ]
-    slowdown = _slowdown(factors, starts)
-    if not references:
-        return BlockEstimate(found, slowdown)
-    readings = [
-        Reading(runs.name, runs.weight_bytes, each.latency_ns, _error(each, visited))
-        for runs, each, visited in zip(
-            references, found[len(models) :], visits[len(models) :], strict=True
-        )
-    ]
-    told = [
-        KnownModel(
-            runs.weight_bytes,
-            each.latency_ns,
-            math.log(each.latency_ns / known[runs.name][0]),
-            math.hypot(_error(each, visited), known[runs.name][1]),
-        )
-        for runs, each, visited in zip(models, found, visits, strict=False)
-        if known and runs.name in known
-    ]
-    if usual is not None and not _of_this_device(readings, usual):
-        usual = None
-    paces = Paces(readings, usual, told)
-    series = [
-        _Series(runs.name, runs.visit_starts_ns, influence(visited / own[:, None], trim))
-        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
-    ]
-    company = series[len(models) :]
-    estimates = [
-        _at_usual(runs, visited, own, each, paces, _together(one, company, paces, runs, each, trim))
-        for runs, visited, own, each, one in zip(
-            models, visits, factors, found, series, strict=False
-        )
-    ]
-    return BlockEstimate(estimates, slowdown, paces)
+    return BlockRuns(models, trim, common_pace, references).estimate(usual, known)
 
 
-class _Series(NamedTuple):
-    """Influence of each visit on a mean; see :func:`influence`."""
+class BlockRuns:
+    """Runs of a block, with everything derived that nothing outside the block changes.
 
-    name: str
-    start_ns: NDArray[np.int64]
-    influence: Floats
+    What is usual for a device changes with every block; estimates for another ``usual`` cost
+    little then.
+
+    Args:
+        models, trim, common_pace, references: as in :func:`estimate_block`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Runs],
+        trim: float,
+        common_pace: bool,
+        references: Sequence[Runs] = (),
+    ) -> None:
+        all_runs = [*models, *map(_telling, references)]
+        visits = [runs.visits for runs in all_runs]
+        starts = [runs.visit_starts_ns for runs in all_runs]
+        if common_pace and len(models) >= PACE_MODELS:
+            factors = pace([np.median(v, axis=1) for v in visits], starts)
+        else:  # references alone are visited too seldom to tell the pace at every visit
+            factors = [np.ones(len(v)) for v in visits]
+        self._trim = trim
+        self._models = [
+            _ModelRuns(*each, trim) for each in zip(all_runs, visits, starts, factors, strict=True)
+        ]
+        self._company = self._models[len(models) :]
+        del self._models[len(models) :]
+        self.slowdown = _slowdown(factors, starts)
+        """As in :class:`BlockEstimate`."""
+
+    @classmethod
+    def of(
+        cls,
+        measurements: Sequence[Measurement],
+        spec: MeasureSpec,
+        references: Sequence[Measurement] = (),
+    ) -> BlockRuns:
+        """Build from what was measured; models that failed are left out."""
+        return cls(
+            [Runs.of(m, spec) for m in measurements if m.failure is None],
+            spec.trim,
+            spec.protocol is RunOrder.INTERLEAVED,
+            [Runs.of(m, spec) for m in references if m.failure is None],
+        )
+
+    def estimate(self, usual: Usual | None = None, known: Known | None = None) -> BlockEstimate:
+        """Return the estimates of the models, in their order.
+
+        Args:
+            usual: what the device remembers of its reference models.
+            known: as in :func:`estimate_measured`, by the names of models.
+        """
+        if not self._company:
+            return BlockEstimate([each.alone for each in self._models], self.slowdown)
+        readings = [
+            Reading(each.runs.name, each.runs.weight_bytes, each.alone.latency_ns, each.error)
+            for each in self._company
+        ]
+        told = [
+            KnownModel(
+                each.runs.weight_bytes,
+                each.alone.latency_ns,
+                math.log(each.alone.latency_ns / known[each.runs.name][0]),
+                math.hypot(each.error, known[each.runs.name][1]),
+            )
+            for each in self._models
+            if known and each.runs.name in known
+        ]
+        if usual is not None and not _of_this_device(readings, usual):
+            usual = None
+        paces = Paces(readings, usual, told)
+        estimates = [
+            each.at_usual(paces, _together(each, self._company, paces, self._trim))
+            for each in self._models
+        ]
+        return BlockEstimate(estimates, self.slowdown, paces)
+
+
+class _ModelRuns:
+    """Runs of one model of a block, and what they say without the other models.
+
+    Args:
+        visited: ``(visits, runs per visit)``.
+        start_ns: of the visits, ``(visits,)``.
+        factors: the device's pace at each visit, ``(visits,)``.
+
+    Attributes:
+        alone: estimate with nothing but the pace of the block divided out.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        visited: Floats,
+        start_ns: NDArray[np.int64],
+        factors: Floats,
+        trim: float,
+    ) -> None:
+        self.runs = runs
+        self.start_ns = start_ns
+        self._visited = visited
+        self._at_pace = visited / factors[:, None]
+        self._trim = trim
+        # A last visit that is not full counts for the mean, at the pace of the one before.
+        of_runs = np.repeat(factors, visited.shape[1])
+        of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
+        self.alone = Estimate(
+            latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
+            raw_ns=trimmed_mean(runs.latency_ns, trim),
+            parts=Parts(runs=relative_interval(self._at_pace, trim)),
+        )
+
+    @cached_property
+    def influence(self) -> Floats:
+        """Influence of each visit on the mean, ``(visits,)``."""
+        return influence(self._at_pace, self._trim)
+
+    @cached_property
+    def error(self) -> float:
+        return _error(self.alone, self._visited)
+
+    @cached_property
+    def _interruptions(self) -> float:
+        """Standard deviation between moments of what interrupts the runs, as a share.
+
+        Other programs that lengthen most runs, beyond what memory does to them, do so by another
+        amount at another time; half of it stands for that.
+        """
+        longer = math.log(self.alone.latency_ns / float(np.quantile(self._at_pace, 0.1)))
+        return max(longer - _BY_MEMORY, 0.0) / 2
+
+    @cached_property
+    def _sessions(self) -> _Sessions:
+        ends = np.cumsum(self.runs.session_runs or (len(self.runs.latency_ns),))
+        ends //= self._at_pace.shape[1]
+        parts = [
+            np.log(np.median(self._at_pace[start:end], axis=1))
+            for start, end in itertools.pairwise([0, *ends.tolist()])
+            if end - start > 1
+        ]
+        count = max(len(self.runs.session_runs), 1)
+        if len(parts) < 2:
+            return _Sessions(count)
+        means = np.array([np.median(part) for part in parts])
+        by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
+        return _Sessions(count, float(means.var(ddof=1)), by_runs, len(parts))
+
+    def at_usual(self, paces: Paces, together: float | None) -> Estimate:
+        """Return the latency at the device's usual pace.
+
+        Args:
+            together: see :func:`_together`.
+        """
+        runs, alone = self.runs, self.alone
+        shift = paces.shift(runs.weight_bytes, alone.latency_ns)
+        expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
+        t = _t(_freedom(paces))
+        parts = Parts(
+            runs=alone.parts.runs if together is None else together,
+            own_runs=alone.parts.runs,
+            readings=_t(_FAR) * shift.passing if together is None else 0.0,
+            sessions=_t(_SESSIONS_FREEDOM) * self._sessions.error(expected),
+            pace=t * math.hypot(shift.lasting, self._interruptions),
+            history=t * shift.shared,
+            moments=paces.moments,
+        )
+        return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
 
 def _together(
-    model: _Series,
-    company: Sequence[_Series],
-    paces: Paces,
-    runs: Runs,
-    alone: Estimate,
-    trim: float,
+    model: _ModelRuns, company: Sequence[_ModelRuns], paces: Paces, trim: float
 ) -> float | None:
     """Return the half-width of what runs leave open of a latency once paces are taken out.
 
@@ -373,8 +502,8 @@ def _together(
         None where a reference model was visited too seldom, or one of them in a part of the block
         only.
     """
-    weights = paces.weights(runs.weight_bytes, alone.latency_ns)
-    used = [each for each in company if abs(weights.get(each.name, 0.0)) > _HARDLY]
+    weights = paces.weights(model.runs.weight_bytes, model.alone.latency_ns)
+    used = [each for each in company if abs(weights.get(each.runs.name, 0.0)) > _HARDLY]
     count = min(BATCHES, *(len(each.start_ns) for each in [model, *used]))
     if count < _LEAST_BATCHES:
         return None
@@ -382,24 +511,12 @@ def _together(
     ended = max(int(each.start_ns[-1]) for each in [model, *used]) + 1
     sums = np.zeros(count)
     for each in [model, *used]:
-        weight = 1.0 if each is model else -weights[each.name]
+        weight = 1.0 if each is model else -weights[each.runs.name]
         batch = (each.start_ns - began) * count // (ended - began)
         if len(np.unique(batch)) < _COMMON * count:  # its mean is of another time
             return None
         sums += weight * np.bincount(batch, each.influence, count)
     return half_width(sums, degrees_of_freedom(count, trim))
-
-
-def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimate:
-    """What a model's runs say with nothing but the pace of the block divided out."""
-    # A last visit that is not full counts for the mean, at the pace of the one before.
-    of_runs = np.repeat(factors, visited.shape[1])
-    of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
-    return Estimate(
-        latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
-        raw_ns=trimmed_mean(runs.latency_ns, trim),
-        parts=Parts(runs=relative_interval(visited / factors[:, None], trim)),
-    )
 
 
 def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
@@ -412,69 +529,37 @@ def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
     )
 
 
-def _at_usual(
-    runs: Runs,
-    visited: Floats,
-    factors: Floats,
-    alone: Estimate,
-    paces: Paces,
-    together: float | None,
-) -> Estimate:
-    """Return a model's latency at the device's usual pace.
+class _Sessions(NamedTuple):
+    """Spread between a model's sessions, as its runs show it.
 
-    Args:
-        together: see :func:`_together`.
+    Attributes:
+        sessions: number of sessions.
+        means_variance: of the sessions' mean logarithms; 0 with fewer than two sessions to compare.
+        runs_variance: part of ``means_variance`` that the runs within sessions explain.
+        compared: sessions with enough visits to be compared.
     """
-    shift = paces.shift(runs.weight_bytes, alone.latency_ns)
-    expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
-    t = _t(_freedom(paces))
-    lasting = math.hypot(shift.lasting, _interruptions(visited / factors[:, None], alone))
-    parts = Parts(
-        runs=alone.parts.runs if together is None else together,
-        own_runs=alone.parts.runs,
-        readings=_t(_FAR) * shift.passing if together is None else 0.0,
-        sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
-        pace=t * lasting,
-        history=t * shift.shared,
-        moments=paces.moments,
-    )
-    return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
+    sessions: int
+    means_variance: float = 0.0
+    runs_variance: float = 0.0
+    compared: int = 0
 
-def _interruptions(visited: Floats, alone: Estimate) -> float:
-    """Standard deviation between moments of what interrupts a model's runs, as a share.
+    def error(self, expected: float) -> float:
+        """Return the standard error that sessions leave in a mean over them, as a share.
 
-    Other programs that lengthen most runs, beyond what memory does to them, do so by another
-    amount at another time; half of it stands for that.
-    """
-    longer = math.log(alone.latency_ns / float(np.quantile(visited, 0.1)))
-    return max(longer - _BY_MEMORY, 0.0) / 2
-
-
-def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:
-    """Standard error that sessions leave in a mean over them, as a share.
-
-    Args:
-        expected: standard deviation between sessions before any is seen.
-    """
-    count = max(len(runs.session_runs), 1)
-    ends = np.cumsum(runs.session_runs or (len(runs.latency_ns),)) // visited.shape[1]
-    parts = [
-        np.log(np.median(visited[start:end] / factors[start:end, None], axis=1))
-        for start, end in itertools.pairwise([0, *ends.tolist()])
-        if end - start > 1
-    ]
-    variance = expected**2
-    if len(parts) > 1:
-        means = np.array([np.median(part) for part in parts])
-        by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
-        # What runs make sessions differ by hides what sessions do.
-        freedom = (len(parts) - 1) * (variance / (variance + by_runs)) ** 2
-        seen = max(float(means.var(ddof=1)) - by_runs, 0.0)
-        variance = _SESSIONS_BELIEVED * variance + freedom * seen
-        variance /= _SESSIONS_BELIEVED + freedom
-    # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
-    return math.sqrt(variance * max(1 / count - 1 / BATCHES, 0.0))
+        Args:
+            expected: standard deviation between sessions before any is seen.
+        """
+        variance = expected**2
+        if self.compared > 1:
+            # What runs make sessions differ by hides what sessions do.
+            shown = (variance / (variance + self.runs_variance)) ** 2
+            freedom = (self.compared - 1) * shown
+            seen = max(self.means_variance - self.runs_variance, 0.0)
+            variance = _SESSIONS_BELIEVED * variance + freedom * seen
+            variance /= _SESSIONS_BELIEVED + freedom
+        # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
+        return math.sqrt(variance * max(1 / self.sessions - 1 / BATCHES, 0.0))
 
 
 def _median_error(values: Floats) -> float:
@@ -486,7 +571,7 @@ def _median_error(values: Floats) -> float:
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:
-    """Standard error of a reference's latency, as a share.
+    """Standard error of a latency, as a share.
 
     Few visits may agree by chance, so what visits vary by before any is seen counts as one more.
     """

@@ -12,8 +12,8 @@ import numpy as np
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.extension.campaign_loop import CampaignLoop
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings

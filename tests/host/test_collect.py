@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.transport.base import OnProgress, Pending

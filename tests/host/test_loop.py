@@ -57,6 +57,16 @@ def test_extension_goes_where_the_accuracy_is_low(tmp_path: Path) -> None:
     assert np.bincount(added, minlength=4).tolist() == [3, 3, 2, 32]
 
 
+def test_it_parses_no_architecture_that_it_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[object] = []
+    monkeypatch.setattr(Architecture, "from_json", parsed.append)
+    _, _, loop = assemble(tmp_path, FakeProfiler(latency), Log(), max_models=60)
+    loop.run()
+    assert parsed == []
+
+
 def test_it_stops_at_the_budget_exactly(tmp_path: Path) -> None:
     log = Log()
     _, _, loop = assemble(tmp_path, FakeProfiler(erratic_when_deep), log, max_models=73)

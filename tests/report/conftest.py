@@ -20,7 +20,7 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
-from esm_host.dataset.table import Measurements
+from esm_host.dataset.measurements import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.research.study.run import run_study
 from esm_host.sampling.bins import DepthBins

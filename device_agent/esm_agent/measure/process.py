@@ -89,9 +89,9 @@ class JobResult(NamedTuple):
     has a latency."""
 
     measurements: dict[int, Measurement]
-    busy_ns: int
     running_ns: int
-    states: tuple[DeviceState, ...]
+    busy_ns: int = 0
+    states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
     no_references: str = ""
 
@@ -239,16 +239,6 @@ def _backends(
     return {backend.provider: backend for backend in made}, tuple(missing)
 
 
-class _Timed(NamedTuple):
-    """What a protocol gave; times count from ``origin_ns``."""
-
-    measurements: dict[int, Measurement]
-    running_ns: int
-    origin_ns: int
-    references: tuple[Measurement, ...] = ()
-    no_references: str = ""
-
-
 def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
     """One attempt at a block. A model that fails is left out and the rest is measured."""
     clock = time.perf_counter_ns
@@ -257,20 +247,12 @@ def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -
     gc.disable()  # no collection inside a timed run
     try:
         measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
-        timed = measure(sessions, witness, job, board, clock)
+        result, origin = measure(sessions, witness, job, board, clock)
     finally:
         gc.enable()
         gc.collect()
-    states = witness.states(timed.origin_ns)
-    busy_ns = clock() - began
-    return JobResult(
-        timed.measurements,
-        busy_ns,
-        timed.running_ns,
-        states,
-        timed.references,
-        timed.no_references,
-    )
+    states = witness.states(origin)
+    return result._replace(busy_ns=clock() - began, states=states)
 
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
@@ -288,7 +270,8 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 
 def _interleaved(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> _Timed:
+) -> tuple[JobResult, int]:
+    """Return the result without ``busy_ns`` and ``states``, and the clock when the runs began."""
     entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
@@ -358,13 +341,14 @@ def _interleaved(
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
     told = _company(company, references, origin)
-    return _Timed(
+    no_references = sessions.no_references or "their runs failed"
+    result = JobResult(
         measurements,
         sum(each.running_ns for each in taken),
-        origin,
-        told,
-        "" if told or not job.references else sessions.no_references or "their runs failed",
+        references=told,
+        no_references="" if told or not job.references else no_references,
     )
+    return result, origin
 
 
 def _company(
@@ -404,7 +388,8 @@ def _estimates(
 
 def _sequential(
     sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> _Timed:
+) -> tuple[JobResult, int]:
+    """As :func:`_interleaved`."""
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
@@ -423,7 +408,7 @@ def _sequential(
             except Exception as error:
                 measurements |= _failed(job, {index: failure_of_later_run(error)})
         del model  # before the next one is loaded
-    return _Timed(measurements, running_ns, origin)
+    return JobResult(measurements, running_ns), origin
 
 
 def _settle(

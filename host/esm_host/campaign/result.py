@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from esm_host.arguments import on_command_line
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
-from esm_host.dataset.table import WIDEST, Measurements
+from esm_host.dataset.table import WIDEST
 from esm_host.evaluation.alike import Pace, compare
 from esm_host.extension.settings import Settings
 from esm_host.extension.signatures import Signature, signatures
@@ -113,7 +114,7 @@ def _paces(measurements: Measurements, blocks: Sequence[StoredBlock]) -> dict[st
 
 def _models(store: Store, measurements: Measurements) -> Counter[str]:
     """How many models each device measured, references not counted."""
-    references = {a.key for a in store.plan().get(REFERENCE_ROUND, [])}
+    references = {a.key for a in store.references()}
     table = measurements.table()
     models: Counter[str] = Counter()
     for block, found in zip(table.blocks, table.models, strict=True):

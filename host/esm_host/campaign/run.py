@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder, resuming
 from esm_host.campaign.latency import Latency
-from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.against import Against, hold_against
 from esm_host.evaluation.conformal import LeftOutErrors
@@ -32,7 +32,6 @@ from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins, depth_range
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
-from esm_protos.messages import DeviceState
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -42,14 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """What the store held when it was read; states by block."""
+    """What the store held when it was read."""
 
-    planned: dict[str, int]
     table: BlockTable
     dataset: Dataset
     figures: Figures
     rounds: list[dict[str, Any]]
-    states: list[tuple[DeviceState, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +96,12 @@ class Run:
         records, bins = self._records, self._bins
         dataset = records.dataset
         keys = [a.key for a in dataset.architectures]
+        planned = {
+            a.key: number
+            for a, number in zip(
+                records.figures.architectures, records.figures.rounds.tolist(), strict=True
+            )
+        }
         used = best_attempts(records.table)
         index = bins.of(dataset.depth)
         predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
@@ -106,7 +109,7 @@ class Run:
             {
                 "architecture_key": pd.Series(keys, dtype=object),
                 "architecture": [a.to_text() for a in dataset.architectures],
-                "round": [records.planned[key] for key in keys],
+                "round": [planned[key] for key in keys],
                 "block": [used[key] + 1 for key in keys],
                 "depth": dataset.depth,
                 "bin": [self._bin_label(number) for number in index.tolist()],
@@ -262,7 +265,7 @@ class Run:
         rows = [
             {"block": number, "device": device, **state_row(state)}
             for number, (device, states) in enumerate(
-                zip(self._devices, self._records.states, strict=True), start=1
+                zip(self._devices, self._records.table.states, strict=True), start=1
             )
             for state in states
         ]
@@ -429,17 +432,10 @@ class Run:
         try:
             measurements = Measurements(store, self.settings.spec, self.settings.raw)
             table = measurements.table()
-            planned = {
-                a.key: number
-                for number, architectures in store.plan().items()
-                if number != REFERENCE_ROUND
-                for a in architectures
-            }
-            states = [store.states(block.block_id) for block in table.blocks]
             dataset, figures = measurements.dataset(), measurements.figures()
             # One more, where the campaign was finished in the middle of a round.
             rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
-            return _Records(planned, table, dataset, figures, rounds, states)
+            return _Records(table, dataset, figures, rounds)
         finally:
             store.close()
 

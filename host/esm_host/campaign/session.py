@@ -15,9 +15,9 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.dataset import collect
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
-from esm_host.dataset.measuring import MeasuringSettings
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sampling.random import RandomSampler

@@ -14,9 +14,10 @@ import numpy as np
 from esm_host.arguments import argument
 from esm_host.dataset.group import Group, GroupWatcher
 from esm_host.dataset.lanes import Batch, Member
-from esm_host.dataset.measuring import MeasuringSettings
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Measurements, best_attempts
+from esm_host.dataset.table import best_attempts
 from esm_host.errors import DeviceError, EsmError
 from esm_host.evaluation.verdict import reference_evidence
 from esm_models.architecture import Architecture

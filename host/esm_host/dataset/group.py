@@ -8,10 +8,10 @@ from contextlib import closing
 from typing import Protocol
 
 from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Source, measured
-from esm_host.dataset.measuring import MeasuringSettings
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.roster import Roster
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.evaluation.alike import Pace, compare
 from esm_host.transport.distinct import check_distinct

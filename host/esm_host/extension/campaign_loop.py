@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.errors import DeviceError
 from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.loop import Loop

@@ -17,8 +17,9 @@ from esm_host.campaign.run import Run
 from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connected, open_session
 from esm_host.campaign.watcher import CampaignWatcher, complete
 from esm_host.dataset.cost import device_time
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.campaign_loop import CampaignLoop, Outcome

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from esm_host.arguments import argument
-from esm_host.dataset.measuring import LONG_VISITS, MeasuringSettings
+from esm_host.dataset.settings import LONG_VISITS, MeasuringSettings
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.presets import preset
 from esm_host.extension.settings.sampling import LEAST_INITIAL, SamplingSettings
