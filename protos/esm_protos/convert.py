@@ -47,6 +47,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
@@ -165,6 +166,10 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         time_unix_s=info.time_unix_s or 0.0,
         instance=info.instance,
         cpu_quota=info.cpu_quota,
+        metrics=[
+            pb.Metric(**{f.name: str(getattr(metric, f.name)) for f in pb.Metric.DESCRIPTOR.fields})
+            for metric in info.metrics
+        ],
     )
 
 
@@ -192,7 +197,15 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         cpu_quota=message.cpu_quota if message.HasField("cpu_quota") else None,
         instance=message.instance,
+        metrics=tuple(map(_metric_from_pb, message.metrics)),
     )
+
+
+def _metric_from_pb(message: pb.Metric) -> Metric:
+    try:
+        return Metric.from_json({f.name: value for f, value in message.ListFields()})
+    except (KeyError, ValueError) as error:
+        raise NonsenseError(f"a metric with no key, or with another: {error}") from error
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:
@@ -446,6 +459,11 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
             pb.Input(name=foreign(i.name), type=i.type, dims=i.dims) for i in measurement.inputs
         ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
+        metrics=[
+            pb.MetricValue(key=key, value=value)
+            for key, value in measurement.metrics.items()
+            if key != PEAK_MEMORY.key
+        ],
         profile=_profile_to_pb(measurement.profile),
         runs_per_visit=measurement.runs_per_visit,
         weight_bytes=measurement.weight_bytes,
@@ -493,7 +511,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         ran_on=tuple((each.provider, each.nodes) for each in message.ran_on),
         fallback=tuple(message.fallback),
         inputs=tuple(Input(i.name, i.type, tuple(i.dims)) for i in message.inputs),
-        peak_rss_bytes=message.peak_rss_bytes or None,
+        metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
         runs_per_visit=message.runs_per_visit,
         weight_bytes=message.weight_bytes,
@@ -501,6 +519,15 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         warming_ns=tuple(message.warming_ns),
         warm_ns=np.array(message.warm_ns, dtype=np.int64),
     )
+
+
+def _values_from_pb(message: pb.ModelResult) -> dict[str, float]:
+    """Return values of metrics by their keys; peak memory has a field that is older than these."""
+    peak = {PEAK_MEMORY.key: message.peak_rss_bytes} if message.peak_rss_bytes else {}
+    values = {each.key: each.value for each in message.metrics}
+    for key in values:
+        _metric_from_pb(pb.Metric(key=key))
+    return values | peak
 
 
 def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
