@@ -17,7 +17,7 @@ import numpy as np
 
 from esm_protos.statistics import trimmed_mean
 
-_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _TRIM = 0.2
 
 
@@ -81,7 +81,7 @@ class Metric:
     """One number of a model's timing.
 
     Attributes:
-        key: its name, such as ``"energy_mj"``: lower-case letters, digits and underscores.
+        key: its name, such as ``"energy_mj"``: letters, digits and underscores.
         unit: such as ``"ms"``; empty for a count.
         about: what it is, as docs and help say it.
         heading: in printed tables; the key unless given.
@@ -111,7 +111,7 @@ class Metric:
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
             raise ValueError(
-                f"{self.key!r} names no metric: give up to 64 of a-z, 0-9 and _, a letter first"
+                f"{self.key!r} names no metric: give up to 64 letters, digits and _, a letter first"
             )
         heading = self.heading or self.key
         words = heading.removesuffix(f"_{self.unit}").replace("_", " ")
@@ -165,11 +165,19 @@ class Metric:
         return f"{value:.{4 if size < 10 else 3 if size < 100 else 2}f}"
 
     def typed(self, value: float | None) -> float | None:
-        """Return a value in the type of the metric."""
-        return round(value) if value is not None and self.kind is Kind.INT else value
+        """Return a value in the type of the metric; None where there is none."""
+        return None if value is None else self.one([value])
 
-    def combine(self, values: Sequence[float]) -> float:
-        """Return one value from those of several visits or blocks, at least one."""
+    def one(self, values: Sequence[float]) -> float:
+        """Return one value, in the type of the metric, from those of visits or blocks.
+
+        Args:
+            values: one or more.
+        """
+        value = self._combined(values)
+        return round(value) if self.kind is Kind.INT else value
+
+    def _combined(self, values: Sequence[float]) -> float:
         match self.aggregate:
             case Aggregate.TRIMMED_MEAN:
                 return trimmed_mean(np.array(values, dtype=np.float64), _TRIM)

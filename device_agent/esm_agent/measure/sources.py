@@ -129,7 +129,7 @@ class VisitMetrics:
         """Return the values of a model's visits, put together."""
         taken = self._values.get(model, {})
         metrics = {m.key: m for source in self._sources for m in source.metrics}
-        return {key: metrics[key].combine(v) for key, v in taken.items() if key in metrics}
+        return {key: metrics[key].one(v) for key, v in taken.items() if key in metrics}
 
     def _drop(self, source: MetricSource, error: Exception) -> None:
         self._sources.remove(source)

@@ -159,6 +159,14 @@ _visits = sa.Table(
     sa.Column("warming_ns", sa.JSON, nullable=False),
     sa.Column("warm_ns", sa.LargeBinary, nullable=False),
 )
+_values = sa.Table(
+    "metrics",
+    # Made when the first such value is stored: other stores have no such table, as older ones.
+    sa.MetaData(),
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("metrics", sa.JSON, nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -398,8 +406,19 @@ class Store:
                 },
             )
             connection.execute(_measurements.insert(), rows)
+            self._add_values(connection, result)
             if result.references or result.usual is not None:
                 self._add_company(connection, result)
+
+    def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
+        rows = [
+            {"block_id": result.block_id, "position": position, "metrics": dict(measured.metrics)}
+            for position, measured in enumerate(result.measurements)
+            if measured.metrics
+        ]
+        if rows:
+            _values.create(connection, checkfirst=True)
+            connection.execute(_values.insert(), rows)
 
     def _add_company(self, connection: sa.Connection, result: BlockResult) -> None:
         _company.create_all(connection)
@@ -507,13 +526,16 @@ class Store:
                 (row["block_id"], row["position"]): row
                 for row in self._since(connection, _visits, after)
             }
-            return [
-                StoredMeasurement(
-                    row["block_id"],
-                    _measurement(row, visits.get((row["block_id"], row["position"]))),
-                )
-                for row in connection.execute(query).mappings()
-            ]
+            values = {
+                (row["block_id"], row["position"]): row["metrics"]
+                for row in self._since(connection, _values, after)
+            }
+            found = []
+            for row in connection.execute(query).mappings():
+                place = row["block_id"], row["position"]
+                measurement = _measurement(row, visits.get(place), values.get(place, {}))
+                found.append(StoredMeasurement(row["block_id"], measurement))
+            return found
 
     def companies(self, after: int = 0) -> dict[str, Company]:
         """Return the agent's reference models by block id, of the blocks whose number exceeds
@@ -646,11 +668,14 @@ _BLOCK_COLUMNS = (
 )
 
 
-def _measurement(row: sa.RowMapping, visits: sa.RowMapping | None) -> Measurement:
+def _measurement(
+    row: sa.RowMapping, visits: sa.RowMapping | None, values: Mapping[str, float]
+) -> Measurement:
     """A measurement of a block's own model.
 
     Args:
         visits: of blocks with the agent's reference models.
+        values: of metrics that have no column of their own, by key.
     """
     measurement = Measurement(
         row["architecture_key"],
@@ -663,6 +688,7 @@ def _measurement(row: sa.RowMapping, visits: sa.RowMapping | None) -> Measuremen
         _unpack(row["copy_out_ns"]),
         tuple((provider, nodes) for provider, nodes in row["ran_on"]),
         tuple(row["fallback"]),
+        metrics=values,
     )
     return measurement if visits is None else _with_visits(measurement, visits)
 

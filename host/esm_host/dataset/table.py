@@ -256,6 +256,16 @@ class Measurements:
             raw_ms,
         )
 
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return what was measured beside latency: values by metric's key, by architecture key, of
+        the attempts that :meth:`dataset` takes."""
+        table = self.table()
+        found = {}
+        for key, index in best_attempts(table).items():
+            measured = self._blocks_read[table.blocks[index].block_id].measurements
+            found[key] = next(each.values() for each in measured if each.model_id == key)
+        return found
+
     def judgements(
         self, index: int, by_references: Sequence[tuple[Verdict, str]] = ()
     ) -> dict[str, Judgement]:

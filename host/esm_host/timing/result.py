@@ -173,7 +173,7 @@ class Result:
     def value(self, metric: Metric) -> float | None:
         """Return the value of a metric; None where it has none."""
         found: float | None = (self.numbers | self.metrics).get(metric.field)
-        return metric.typed(found)
+        return found
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         measured, case = self.measurement, self.entry.model.case

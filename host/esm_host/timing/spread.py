@@ -135,14 +135,14 @@ def join(
     for measurement in measurements:
         if measurement.failure is not None:
             return measurement
-    if len(measurements) == 1:
-        return first
     taken = dict.fromkeys(key for measurement in measurements for key in measurement.metrics)
     known = {metric.key: metric for metric in known_and_told(metrics, taken)}
     values = {key: [m.metrics[key] for m in measurements if key in m.metrics] for key in taken}
+    first = replace(first, metrics={key: known[key].one(each) for key, each in values.items()})
+    if len(measurements) == 1:
+        return first
     return replace(
         first,
-        metrics={key: known[key].combine(each) for key, each in values.items()},
         latency_ns=np.concatenate([m.latency_ns for m in measurements]),
         start_ns=np.concatenate(
             [m.start_ns + start for m, start in zip(measurements, starts_ns, strict=True)]
