@@ -45,7 +45,7 @@ class Format(enum.StrEnum):
     """How people read a value."""
 
     NUMBER = "number"
-    """Five digits or more: ``5.8845``."""
+    """Five digits or more: ``5.8845``; a whole number where the kind is INT."""
     RATE = "rate"
     """Two digits after the point, or fewer: ``169.90``."""
     PERCENT = "percent"
@@ -114,7 +114,8 @@ class Metric:
                 f"{self.key!r} names no metric: give up to 64 letters, digits and _, a letter first"
             )
         heading = self.heading or self.key
-        words = heading.removesuffix(f"_{self.unit}").replace("_", " ")
+        stem = heading[: -len(self.unit) - 1] if _names_unit(heading, self.unit) else heading
+        words = stem.replace("_", " ")
         for name, value in (
             ("heading", heading),
             ("title", self.title or words),
@@ -143,7 +144,7 @@ class Metric:
         """Return a value as tables show it, where the heading may name the unit."""
         if value is None:
             return ""
-        said = self.format is Format.RATE or self.heading.endswith(f"_{self.unit}")
+        said = self.format is Format.RATE or _names_unit(self.heading, self.unit)
         return self._number(value) if said else self.text(value)
 
     def text(self, value: float) -> str:
@@ -161,6 +162,8 @@ class Metric:
                 return f"{value:.0f}"
             case Format.BYTES:
                 return f"{value / 1e6:.0f} MB"
+        if self.kind is Kind.INT:
+            return f"{value:.0f}"
         size = abs(value)
         return f"{value:.{4 if size < 10 else 3 if size < 100 else 2}f}"
 
@@ -202,6 +205,11 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "format": Format,
     "better": Better,
 }
+
+
+def _names_unit(heading: str, unit: str) -> bool:
+    """Return whether a heading ends with a unit, as ``energy_mj`` does with ``mJ``."""
+    return heading.lower().endswith(f"_{unit.lower()}")
 
 
 def _ms(key: str, about: str, **more: Any) -> Metric:
