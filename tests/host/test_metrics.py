@@ -24,7 +24,7 @@ from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Measurement, MeasureSpec, Model
-from esm_protos.metrics import KNOWN, Aggregate, Better, Kind, Metric
+from esm_protos.metrics import KNOWN, STATISTICS, Aggregate, Better, Kind, Metric
 from tests.report.timings import older, timing
 
 ENERGY = Metric("energy_mj", "mJ", "energy of an inference", better=Better.LOWER)
@@ -67,6 +67,8 @@ def test_a_metric_of_the_device_is_in_every_output(metered: Metered, tmp_path: P
     assert row.split()[-3:] == ["2.5000", "3", "stable"]
 
     data = json.loads(out.read_text())
+    unknown = {m.field for m in STATISTICS if data["results"][0][m.field] is None}
+    assert unknown == {"shift_percent"}, "the device remembers nothing"
     assert data["results"][0]["metrics"] == {"energy_mj": 2.5, "switches": 3, "model": 1.0}
     (line,) = csv.DictReader(table.read_text().splitlines())
     assert (line["energy_mj"], line["switches"], line["model"]) == ("2.5", "3", str(model))
