@@ -209,6 +209,7 @@ def compare(
     allow: Sequence[str] = (),
     match: Mapping[str, str] | None = None,
     max_latency_ms: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Whether models became slower between timings, or fail now.
 
@@ -221,6 +222,8 @@ def compare(
             ``"cases"`` compares what all have.
         match: models that have another name in the new timings, ``{"v1.onnx": "v2.onnx"}``.
         max_latency_ms: that a model may take in the new timings, by its name.
+        limits: of other metrics, by their keys, that every model must keep in the new timings,
+            ``{"peak_rss_bytes": 2e8}``.
 
     Raises:
         UsageError: an argument makes no sense, or there is no such file.
@@ -240,7 +243,7 @@ def compare(
         for given in (base, new)
     ]
     return compare_timings(
-        sides[0], sides[1], confidence, tolerance_percent, allow, match, max_latency_ms
+        sides[0], sides[1], confidence, tolerance_percent, allow, match, max_latency_ms, limits
     )
 
 

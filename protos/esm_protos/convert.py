@@ -49,6 +49,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
@@ -127,7 +128,7 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     )
 
 
-_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s")
+_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics")
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -138,6 +139,10 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             holder=_holder_to_pb(info.occupancy.holder), **_sent(info.occupancy, "holder")
         ),
         time_unix_s=info.time_unix_s or 0.0,
+        metrics=[
+            pb.Metric(**{f.name: str(getattr(metric, f.name)) for f in pb.Metric.DESCRIPTOR.fields})
+            for metric in info.metrics
+        ],
         **_sent(info, *_INFO_OTHERS),
     )
 
@@ -151,8 +156,16 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
             **_received(message.occupancy, Occupancy, "holder"),
         ),
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
+        metrics=tuple(map(_metric_from_pb, message.metrics)),
         **_received(message, DeviceInfo, *_INFO_OTHERS),
     )
+
+
+def _metric_from_pb(message: pb.Metric) -> Metric:
+    try:
+        return Metric.from_json({f.name: value for f, value in message.ListFields()})
+    except (KeyError, ValueError) as error:
+        raise NonsenseError(f"a metric with no key, or with another: {error}") from error
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:
@@ -337,7 +350,7 @@ def progress_from_pb(message: pb.Progress) -> Progress:
     return Progress(state, message.fraction, standing)
 
 
-_RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile")
+_RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
@@ -348,6 +361,11 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
             pb.Input(name=foreign(each.name), **_sent(each, "name")) for each in measurement.inputs
         ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
+        metrics=[
+            pb.MetricValue(key=key, value=value)
+            for key, value in measurement.metrics.items()
+            if key != PEAK_MEMORY.key
+        ],
         profile=_profile_to_pb(measurement.profile),
         **_sent(measurement, *_RESULT_OTHERS),
     )
@@ -386,11 +404,20 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         ran_on=tuple((each.provider, each.nodes) for each in message.ran_on),
         fallback=tuple(message.fallback),
         inputs=tuple(Input(**_received(each, Input)) for each in message.inputs),
-        peak_rss_bytes=message.peak_rss_bytes or None,
+        metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
         **samples,
         **_received(message, Measurement, *_RESULT_OTHERS, *_SAMPLES),
     )
+
+
+def _values_from_pb(message: pb.ModelResult) -> dict[str, float]:
+    """Return values of metrics by their keys; peak memory has a field that is older than these."""
+    peak = {PEAK_MEMORY.key: message.peak_rss_bytes} if message.peak_rss_bytes else {}
+    values = {each.key: each.value for each in message.metrics}
+    for key in values:
+        _metric_from_pb(pb.Metric(key=key))
+    return values | peak
 
 
 def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:

@@ -4,7 +4,7 @@ Both sides pass all that comes over the wire through :func:`received`. The check
 and the unit of a field, so that a new field is checked too:
 
 - numbers are finite and fit into 63 bits; durations fit into 53 bits of nanoseconds;
-- fractional numbers are not negative, but for temperatures;
+- fractional numbers are not negative, but for temperatures and values of metrics;
 - enumerations have a number that this side knows;
 - lists and names have a greatest length;
 - text for people is made printable and cut (:mod:`esm_protos.text`). Names that a peer compares
@@ -123,7 +123,7 @@ def _check_text(message: Message, field: Any, value: Any) -> None:
 
 
 def _check_floats(name: str, values: Iterable[float]) -> None:
-    least = -math.inf if name.endswith("_c") else 0.0
+    least = -math.inf if name.endswith("_c") or name == "value" else 0.0
     most = _GREATEST_NS if name.endswith("ns") else _GREATEST
     for value in values:
         if not (math.isfinite(value) and least <= value <= most):

@@ -27,6 +27,7 @@ def test_measurements_of_a_campaign(campaign: Path) -> None:
     assert len(frame) == run.result["measured_models"]
     assert frame["architecture_key"].is_unique
     assert (frame["latency_ms"] > 0).all()
+    assert (frame[["first_run_ms", "load_ms"]] >= 0).all(axis=None)
     units = frame[[f"unit{number}_depth" for number in (1, 2, 3, 4)]]
     assert (units.sum(axis=1) == frame["depth"]).all()
     assert frame["mean_kernel"].between(3, 7).all()

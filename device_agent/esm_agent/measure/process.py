@@ -23,6 +23,7 @@ from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.references import Company
 from esm_agent.measure.sandbox import Confinement, confine
 from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
+from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     DeviceState,
@@ -32,6 +33,8 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.metrics import PEAK_MEMORY, Metric
+from esm_protos.plugins import PluginError
 
 if TYPE_CHECKING:
     from esm_agent.measure.backends import Backend
@@ -75,6 +78,7 @@ class Hello(NamedTuple):
         isolation: what confines it.
         missing: why providers are not there.
         gpu: name of the GPU that it measures on; empty where none tells.
+        metrics: what its sources measure.
     """
 
     runtime: str
@@ -82,6 +86,13 @@ class Hello(NamedTuple):
     isolation: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     gpu: str = ""
+    metrics: tuple[Metric, ...] = ()
+
+
+class Refusal(NamedTuple):
+    """Why the process cannot measure as it was asked to; it ends then."""
+
+    text: str
 
 
 class JobResult(NamedTuple):
@@ -193,12 +204,23 @@ def main(
     make_telemetry: TelemetryFactory,
     confinement: Confinement,
     make_others: Sequence[BackendFactory] = (),
+    metrics: Sequence[str] = (),
 ) -> None:
-    """Takes jobs until the agent hangs up; ``make_others``: backends that need not work."""
+    """Take jobs until the agent hangs up.
+
+    Args:
+        make_others: backends that need not work.
+        metrics: names of sources of metrics.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     if sys.platform == "linux":
         # A hung native call must not outlive an agent that was killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        sources = load_sources(metrics)
+    except PluginError as error:
+        connection.send(Refusal(str(error)))
+        return
     isolation = confine(confinement)
     import numpy.random  # noqa: F401  else it would count for the first model's memory
     import onnxruntime
@@ -210,14 +232,15 @@ def main(
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpus = telemetry.state(0, quick=True).gpus if "cuda" in backends else ()
     gpu = ", ".join(each.name for each in gpus)
-    connection.send(Hello(runtime, tuple(backends), isolation, missing, gpu))
+    told = tuple(metric for source in sources for metric in source.metrics)
+    connection.send(Hello(runtime, tuple(backends), isolation, missing, gpu, told))
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
         board.expect(job)
-        result = _measure(sessions, telemetry, job, board)
+        result = _measure(sessions, telemetry, job, board, sources)
         connection.send(result)
         if job.profile_runs:
             for profiled in _profiles(sessions, job, result, board):
@@ -239,18 +262,29 @@ def _backends(
     return {backend.provider: backend for backend in made}, tuple(missing)
 
 
-def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
+def _measure(
+    sessions: Sessions,
+    telemetry: Telemetry,
+    job: Job,
+    board: Board,
+    sources: Sequence[MetricSource],
+) -> JobResult:
     """One attempt at a block. A model that fails is left out and the rest is measured."""
     clock = time.perf_counter_ns
     began = clock()
+    visits = VisitMetrics(sources, board.tick)
     witness = Witness(telemetry, clock)
     gc.disable()  # no collection inside a timed run
     try:
         measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
-        result, origin = measure(sessions, witness, job, board, clock)
+        result, origin = measure(sessions, witness, job, board, clock, visits)
     finally:
         gc.enable()
         gc.collect()
+    for index, measurement in result.measurements.items():
+        if measurement.failure is None:
+            metrics = {**measurement.metrics, **visits.values(index)}
+            result.measurements[index] = replace(measurement, metrics=metrics)
     states = witness.states(origin)
     return result._replace(busy_ns=clock() - began, states=states)
 
@@ -269,7 +303,12 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 
 
 def _interleaved(
-    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
+    sessions: Sessions,
+    witness: Witness,
+    job: Job,
+    board: Board,
+    clock: timing.Clock,
+    visits: VisitMetrics,
 ) -> tuple[JobResult, int]:
     """Return the result without ``busy_ns`` and ``states``, and the clock when the runs began."""
     entered = clock()
@@ -284,12 +323,20 @@ def _interleaved(
         loaded.pop(index, None)
 
     def between(index: int, share: float) -> bool:
+        visits.end()
         board.write(State.MEASURING, index, share)
         witness.look()
         with board.references():
-            return company.visit()
+            cold = company.visit()
+        visits.begin(index)
+        return cold
+
+    def estimates(taken: Mapping[int, timing.Samples]) -> dict[int, Estimate]:
+        visits.end()
+        return _estimates(taken, loaded, company, references, job)
 
     def renew(samples: dict[int, timing.Samples], share: float) -> None:
+        visits.end()
         for index in list(samples):
             board.write(State.MEASURING, index, share)
             if loaded[index].load_ns + loaded[index].first_run_ns > _KEPT_NS:
@@ -319,14 +366,15 @@ def _interleaved(
         job.spec,
         between,
         clock,
-        board.tick,
+        visits.tick,
         {index: model.first_run_ns for index, model in loaded.items()},
         job.limit_s - (clock() - entered) / 1e9,
         failed,
-        lambda taken: _estimates(taken, loaded, company, references, job),
+        estimates,
         renew,
         board.finished,
     )
+    visits.end()
     with board.references():  # half of the time that is left: results take some as well
         company.complete((job.limit_s - (clock() - entered) / 1e9) / 2)
     measurements = {}
@@ -387,12 +435,18 @@ def _estimates(
 
 
 def _sequential(
-    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
+    sessions: Sessions,
+    witness: Witness,
+    job: Job,
+    board: Board,
+    clock: timing.Clock,
+    visits: VisitMetrics,
 ) -> tuple[JobResult, int]:
     """As :func:`_interleaved`."""
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
+
     for position, index in enumerate(job.models):
         board.write(State.MEASURING, index, position / len(job.models))
         witness.look()
@@ -402,7 +456,9 @@ def _sequential(
         else:
             try:
                 _settle({index: model}, witness, board, clock)
-                samples = timing.sequential(model.run, job.spec, clock, board.tick)
+                visits.begin(index)
+                samples = timing.sequential(model.run, job.spec, clock, visits.tick)
+                visits.end()
                 measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
                 running_ns += samples.running_ns
             except Exception as error:
@@ -446,10 +502,11 @@ def _measurement(
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
     name = job.models[index].model_id
+    peak = model.peak_rss_bytes if job.peak_memory else None
     measurement = replace(
         samples.measurement(name, model.load_ns, model.first_run_ns, origin),
         inputs=model.model.feed.inputs,
-        peak_rss_bytes=model.peak_rss_bytes if job.peak_memory else None,
+        metrics={} if peak is None else {PEAK_MEMORY.key: peak},
         weight_bytes=model.weight_bytes,
     )
     device = model.device

@@ -35,6 +35,7 @@ from esm_agent.measure.process import (
     Hello,
     JobResult,
     Profiled,
+    Refusal,
     TelemetryFactory,
     cpu_backend,
 )
@@ -111,6 +112,7 @@ class Worker:
         confinement: of the process; by default to its share of memory, without network.
         limits: that models are held to, and how long a block may take; None knows no such limits.
         history: where the reference models' latencies are remembered; None remembers nothing.
+        metrics: names of sources of metrics (:mod:`esm_agent.measure.sources`).
     """
 
     def __init__(
@@ -121,8 +123,10 @@ class Worker:
         limits: Limits | None = None,
         make_others: Sequence[BackendFactory] = (),
         history: HistoryFile | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         self._history = history
+        self._metrics = tuple(metrics)
         self._runtime = self._gpu = ""
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
@@ -145,13 +149,17 @@ class Worker:
         A process that is killed while it starts is started again: that came from outside.
 
         Raises:
-            WorkerUnavailableError: it does not start, most likely for want of onnxruntime.
+            WorkerUnavailableError: it does not start, most likely for want of onnxruntime; or a
+                source of metrics cannot be loaded.
         """
         for attempt in range(1, _STARTS + 1):
             self._current = current = self._spawn()
             try:
                 if current.connection.poll(_START_TIMEOUT_S):
-                    hello: Hello = current.connection.recv()
+                    hello: Hello | Refusal = current.connection.recv()
+                    if isinstance(hello, Refusal):
+                        self.stop()
+                        raise WorkerUnavailableError(hello.text)
                     self._runtime, self._gpu = hello.runtime, hello.gpu
                     return hello
             except (EOFError, ConnectionResetError):
@@ -182,6 +190,7 @@ class Worker:
                 self._make_telemetry,
                 self._confinement,
                 self._make_others,
+                self._metrics,
             ),
             daemon=True,
             name="esm-worker",

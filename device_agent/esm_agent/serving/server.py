@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,7 @@ class AgentServer:
         cache_bytes: of all of them; None chooses by what the disk has.
         history: file in which the reference models' latencies are remembered; None remembers
             nothing.
+        metric_sources: names of sources of metrics (:mod:`esm_agent.measure.sources`).
         machine: held while a block is measured; None lets other agents measure at the same time.
 
     Raises:
@@ -93,6 +95,7 @@ class AgentServer:
         cache_bytes: int | None = None,
         history: Path | None = None,
         machine: MachineLock | None = None,
+        metric_sources: Sequence[str] = (),
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -105,7 +108,9 @@ class AgentServer:
         limits = _limits(confinement, max_block_s, cache_limit)
         cuda = partial(cuda_backend, gpu or 0)
         remembered = None if history is None else HistoryFile(history)
-        worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), remembered)
+        worker = Worker(
+            make_backend, telemetry, confinement, limits, (cuda,), remembered, metric_sources
+        )
         self._slot = Slot(
             worker, lease_expiry_s, metrics, is_welcome=door.is_welcome, machine=machine
         )
@@ -120,6 +125,7 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
+        info = replace(info, metrics=hello.metrics)
         self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
             self._calls.short,

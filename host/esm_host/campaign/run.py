@@ -32,6 +32,7 @@ from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins, depth_range
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
+from esm_protos.metrics import METRICS
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """What the store held when it was read."""
+    """What the store held when it was read; metrics by architecture key."""
 
     table: BlockTable
     dataset: Dataset
     figures: Figures
     rounds: list[dict[str, Any]]
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,8 @@ class Run:
         usual pace, unless the campaign is raw), ``interval_percent`` (half-width of the 95 %
         interval for the device at any time), ``raw_ms`` (as measured), ``verdict``,
         ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
-        campaign has come to an end), ``error_percent`` (of the prediction).
+        campaign has come to an end), ``error_percent`` (of the prediction). Then a column per
+        metric that was measured of any, such as ``load_ms`` (docs/timing.md): NaN where it was not.
         """
         records, bins = self._records, self._bins
         dataset = records.dataset
@@ -105,7 +108,7 @@ class Run:
         used = best_attempts(records.table)
         index = bins.of(dataset.depth)
         predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "architecture_key": pd.Series(keys, dtype=object),
                 "architecture": [a.to_text() for a in dataset.architectures],
@@ -123,6 +126,18 @@ class Run:
                 "error_percent": 100 * (predicted_ms / dataset.latency_ms - 1),
             }
         )
+        metrics = {name: v for name, v in self._metrics(keys).items() if name not in frame}
+        return frame.assign(**metrics)
+
+    def _metrics(self, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics that were measured of any architecture, ``(n,)`` each."""
+        values = [self._records.metrics[key] for key in keys]
+        measured = {name for each in values for name in each}
+        known = [metric.key for metric in METRICS if metric.key in measured]
+        return {
+            name: np.array([each.get(name, np.nan) for each in values], dtype=float)
+            for name in [*known, *sorted(measured - set(known))]
+        }
 
     def dataset(self) -> Dataset:
         """The same as values and arrays, for learning from it."""
@@ -435,7 +450,7 @@ class Run:
             dataset, figures = measurements.dataset(), measurements.figures()
             # One more, where the campaign was finished in the middle of a round.
             rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
-            return _Records(table, dataset, figures, rounds)
+            return _Records(table, dataset, figures, rounds, measurements.metrics())
         finally:
             store.close()
 

@@ -121,6 +121,18 @@ class Measurements:
             raw_ms,
         )
 
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the values of metrics, by architecture key and the metric's key.
+
+        They are of the attempts that :meth:`dataset` takes.
+        """
+        table = self.table()
+        found = {}
+        for key, index in best_attempts(table).items():
+            measured = self._read[table.blocks[index].block_id].measurements
+            found[key] = next(each.values() for each in measured if each.model_id == key)
+        return found
+
     def judgements(
         self, index: int, by_references: Sequence[tuple[Verdict, str]] = ()
     ) -> dict[str, Judgement]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,11 +26,13 @@ def to_row(measurement: Measurement, table: sa.Table) -> dict[str, Any]:
     return row
 
 
-def from_row(model_id: str, row: sa.RowMapping, more: sa.RowMapping | None = None) -> Measurement:
+def from_row(
+    model_id: str, row: sa.RowMapping, more: Mapping[str, Any] | None = None
+) -> Measurement:
     """Inverse of :func:`to_row`.
 
     Args:
-        more: row of a second table with fields of the same measurement.
+        more: columns of further tables with fields of the same measurement.
 
     Raises:
         zlib.error: an array is damaged.

@@ -121,3 +121,11 @@ VISITS = sa.Table(
     sa.Column("warming_ns", sa.JSON, nullable=False),
     sa.Column("warm_ns", sa.LargeBinary, nullable=False),
 )
+VALUES = sa.Table(
+    "metrics",
+    # Made when the first such value is stored: other stores have no such table, as older ones.
+    sa.MetaData(),
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("metrics", sa.JSON, nullable=False),
+)

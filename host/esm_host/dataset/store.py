@@ -36,6 +36,7 @@ from esm_host.dataset.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     USUAL,
+    VALUES,
     VERDICTS,
     VISITS,
     WITH_REFERENCES,
@@ -279,8 +280,19 @@ class Store:
                 },
             )
             connection.execute(MEASUREMENTS.insert(), rows)
+            self._add_values(connection, result)
             if result.references or result.usual is not None:
                 self._add_references(connection, result)
+
+    def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
+        rows = [
+            {"block_id": result.block_id, "position": position, "metrics": dict(measured.metrics)}
+            for position, measured in enumerate(result.measurements)
+            if measured.metrics
+        ]
+        if rows:
+            VALUES.create(connection, checkfirst=True)
+            connection.execute(VALUES.insert(), rows)
 
     def _add_references(self, connection: sa.Connection, result: BlockResult) -> None:
         WITH_REFERENCES.create_all(connection)
@@ -382,8 +394,13 @@ class Store:
                 (row["block_id"], row["position"]): row
                 for row in self._since(connection, VISITS, after)
             }
+            values = {
+                (row["block_id"], row["position"]): row
+                for row in self._since(connection, VALUES, after)
+            }
             for row in self._since(connection, MEASUREMENTS, after):
-                more = visits.get((row["block_id"], row["position"]))
+                place = row["block_id"], row["position"]
+                more = {**visits.get(place, {}), **values.get(place, {})}
                 measurements[row["block_id"]].append(from_row(row["architecture_key"], row, more))
             for row in self._since(connection, AGENT_REFERENCES, after):
                 references[row["block_id"]].append(from_row(row["name"], row))
