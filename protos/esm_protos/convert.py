@@ -165,7 +165,7 @@ def _metric_from_pb(message: pb.Metric) -> Metric:
     try:
         return Metric.from_json({f.name: value for f, value in message.ListFields()})
     except (KeyError, ValueError) as error:
-        raise NonsenseError(f"a metric with no key, or with another: {error}") from error
+        raise NonsenseError(foreign(f"a metric with no key, or with another: {error}")) from error
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:
