@@ -9,7 +9,7 @@ from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SpaceSettings:
     """Settings that make a search space.
 
