@@ -63,18 +63,18 @@ def test_an_unfinished_campaign_has_measurements_and_no_predictions(
     frame = run.measurements()
     assert len(frame)
     assert frame["predicted_ms"].isna().all()
-    with pytest.raises(DatasetError, match="--resume"):
+    with pytest.raises(DatasetError, match=r"esm_host\.resume"):
         run.predict([])
 
 
 def test_what_is_no_campaign_is_refused_in_one_line(campaign: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="esm-host profile --run"):
+    with pytest.raises(UsageError, match=r"esm_host\.profile"):
         load_run(tmp_path)
     (tmp_path / "settings.json").write_bytes((campaign / "settings.json").read_bytes())
     with pytest.raises(DatasetError, match="no measurements yet"):
         load_run(tmp_path).measurements()
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(DatasetError, match="--resume"):
+    with pytest.raises(DatasetError, match=r"esm_host\.resume"):
         load_run(tmp_path)
     (tmp_path / "result.json").unlink()
     (tmp_path / "store.sqlite").write_bytes((campaign / "store.sqlite").read_bytes())

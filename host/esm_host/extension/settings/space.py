@@ -10,7 +10,7 @@ from esm_models.spaces import load_space
 from esm_protos.plugins import absolute
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SpaceSettings:
     """Settings that make a search space.
 
