@@ -66,7 +66,7 @@ def samples(architecture: Architecture) -> Measurement:
 def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> None:
     add(store, "none", [samples(PLAN[1])])
     assert not sa.inspect(place.engine).has_table("metrics", place.schema), "as in older stores"
-    assert [stored.measurement.metrics for stored in store.measurements()] == [{}]
+    assert [stored.metrics for stored in store.measurements()] == [{}]
     told = {"peak_rss_bytes": 2**40, "energy_mj": -1.5}
     add(store, "some", [samples(PLAN[1]), replace(samples(PLAN[2]), metrics=told)])
     kept = [stored.measurement for stored in Store(store.database).measurements()]
