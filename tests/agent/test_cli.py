@@ -62,7 +62,7 @@ def test_a_taken_port_is_an_error_with_the_cure() -> None:
     ("options", "words"),
     [
         (("--port", "70000"), "--port"),
-        (("--host", "300.1.1.1"), "'300.1.1.1' is no host name or IP address"),
+        (("--host", "300.1.1.1"), "'300.1.1.1' is not a host name or IP address"),
         (("--port", "-1"), "--port"),
         (("--metrics-port", "70000"), "--metrics-port"),
         (("--host", f"{'a' * 64}.lan"), "1 to 63 characters"),
