@@ -50,7 +50,7 @@ def _resnet18() -> bytes:
 
 
 def _resnet50() -> bytes:
-    """Return ResNet-50 (He et al. 2016) at 224 pixels, with the stride on the middle convolution."""
+    """Return ResNet-50 (He et al. 2016) at 224 pixels, stride on the middle convolution."""
     units = tuple(("k3e1",) * depth for depth in (3, 4, 6, 3))
     return load_space("resnet").build(Architecture("resnet", units))
 

@@ -164,7 +164,7 @@ class Network:
         return self._add("Sub", [x, x], self._shapes[x])
 
     def shuffle(self, x: str, groups: int) -> str:
-        """Interleave the channels of ``groups`` groups: the first of each, the second of each, ..."""
+        """Interleave the channels of ``groups`` groups: the first of each, then the second, ..."""
         batch, channels, height, width = shape = self._shapes[x]
         apart = (batch, groups, channels // groups, height, width)
         x = self._add("Reshape", [x, self._constant(apart)], apart)

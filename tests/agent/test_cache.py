@@ -180,7 +180,7 @@ def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive:
 
 def test_what_living_leases_hold_stays(cache: Cache) -> None:
     file = put(cache, b"a" * 800)
-    with pytest.raises(CacheFullError, match="what others use leaves 0 MB"):
+    with pytest.raises(CacheFullError, match="files in use leave 0 MB"):
         put(cache, b"b" * 300)
     cache.clear()
     assert cache.offer("lease", "ada", [file]) == []
@@ -300,7 +300,7 @@ def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="another user: choose another folder by --cache"):
+    with pytest.raises(PermissionError, match="another user: choose another folder with --cache"):
         Cache(tmp_path, 1000)
 
 
@@ -415,7 +415,7 @@ def test_no_file_is_called_an_address_in_memory(
     model = gemm(tmp_path, width=8, location=location)
     with (
         RemoteProfiler(address) as profiler,
-        pytest.raises(DeviceError, match="a place in memory"),
+        pytest.raises(DeviceError, match="a memory address"),
     ):
         profiler.measure(Block("b", SPEC, (model,)))
 

@@ -83,9 +83,9 @@ def test_what_cannot_be_listened_on_is_a_usage_error(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--host", "2001:db8::5", "--insecure"), "no such address: choose --host"),
-        (("--host", "192.0.2.99", "--insecure"), "no such address: choose --host"),
-        (("--host", "pi4.invalid", "--insecure"), "does not know the name: choose --host"),
+        (("--host", "2001:db8::5", "--insecure"), "no such address: choose another --host"),
+        (("--host", "192.0.2.99", "--insecure"), "no such address: choose another --host"),
+        (("--host", "pi4.invalid", "--insecure"), "cannot resolve the name: choose another --host"),
     ],
 )
 def test_says_why_it_cannot_listen(options: tuple[str, ...], words: str) -> None:
