@@ -66,8 +66,8 @@ def test_a_taken_port_is_an_error_with_the_cure() -> None:
         (("--port", "-1"), "--port"),
         (("--metrics-port", "70000"), "--metrics-port"),
         (("--host", f"{'a' * 64}.lan"), "1 to 63 characters"),
-        (("--host", "fd00:::5"), "no host name or IP address"),
-        (("--host", "192.168.1.20:7343"), "no host name or IP address"),
+        (("--host", "fd00:::5"), "not a host name or IP address"),
+        (("--host", "192.168.1.20:7343"), "not a host name or IP address"),
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("install-service", "--dry-run", "--")])
