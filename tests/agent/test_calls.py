@@ -329,7 +329,7 @@ def test_an_answer_is_closed_also_if_its_call_cannot_be_ended() -> None:
     broken: Any = Broken()
     broken.finish = finish
     closed: list[bool] = []
-    later = calls.Later(
+    later = calls.DeferredAnswer(
         broken,
         messages=lambda event: iter((event,)),
         is_last=lambda event: True,

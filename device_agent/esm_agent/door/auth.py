@@ -148,7 +148,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         """Return the name under which a caller's calls are counted, without aborting."""
         return context.peer()  # type: ignore[no-any-return]
 
-    def is_welcome(self, client: str) -> bool:
+    def has_access(self, client: str) -> bool:
         """Return whether a client still has access."""
         return True
 
@@ -234,8 +234,8 @@ class TokenDoor(Door):
     def caller_of(self, context: grpc.ServicerContext) -> str:
         return self._name_of(context.invocation_metadata()) or super().caller_of(context)
 
-    def is_welcome(self, client: str) -> bool:
-        return self._tokens.knows(client)
+    def has_access(self, client: str) -> bool:
+        return self._tokens.has_name(client)
 
     def refusal(self, metadata: Metadata) -> str | None:
         return PAIR if self._name_of(metadata) is None else None

@@ -84,7 +84,7 @@ class TokenFile:
                 name = known.name
         return name
 
-    def knows(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         """Return whether a token of this name exists."""
         return any(known.name == name for known in self._current())
 

@@ -66,7 +66,7 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Linked:
+class LinkFolder:
     """Folder on the cache's disk into which the files of a client can be linked."""
 
     cache: Cache
@@ -78,7 +78,7 @@ class Linked:
         self.cache.link(self.client, file, path)
 
 
-class Missing(NamedTuple):
+class MissingFile(NamedTuple):
     """File that a client must send, or for which it must prove possession.
 
     Attributes:
@@ -113,7 +113,7 @@ class Cache:
     Args:
         folder: Path of the folder; it is created for this user only.
         max_bytes: Size of all files; None for half of the free space on its disk, up to 32 GiB.
-        lease_lives: Function that returns whether a lease is valid; its files are kept.
+        has_lease: Function that returns whether a lease is valid; its files are kept.
 
     Raises:
         OSError: the folder cannot be used.
@@ -123,11 +123,11 @@ class Cache:
         self,
         folder: Path,
         max_bytes: int | None = None,
-        lease_lives: Callable[[str], bool] = lambda lease_id: False,
+        has_lease: Callable[[str], bool] = lambda lease_id: False,
     ) -> None:
         self.folder = folder
         self._make_folder()
-        self._lease_lives = lease_lives
+        self._has_lease = has_lease
         self._offered: dict[str, _Offered] = {}
         self._owned: dict[str, set[bytes]] = {}
         self._arriving: dict[Path, int] = {}
@@ -153,7 +153,7 @@ class Cache:
         with self._lock:
             self._drop_unused(self.used_bytes())
 
-    def offer(self, lease_id: str, client: str, files: Sequence[File]) -> list[Missing]:
+    def offer(self, lease_id: str, client: str, files: Sequence[File]) -> list[MissingFile]:
         """Keep the files that the cache has, as long as the lease is valid.
 
         Args:
@@ -178,14 +178,14 @@ class Cache:
         with self._lock:
             offered = self._hold(lease_id, wanted)
             owned = set(self._owned.get(client, ()))
-        missing: dict[bytes, Missing] = {}
+        missing: dict[bytes, MissingFile] = {}
         for index, file in enumerate(files):
             path = self._path(file)
             if file.sha256 in missing:
                 continue
             if _size(path) != file.size_bytes:
                 have = _size(_part(path, client)) or 0
-                missing[file.sha256] = Missing(index, min(have, file.size_bytes))
+                missing[file.sha256] = MissingFile(index, min(have, file.size_bytes))
                 continue
             with contextlib.suppress(OSError):  # marks the file as just used
                 os.utime(path, (time.time(), path.stat().st_mtime))
@@ -197,7 +197,7 @@ class Cache:
                     nonce = offered.nonces.setdefault(
                         file.sha256, secrets.token_bytes(_NONCE_BYTES)
                     )
-            missing[file.sha256] = Missing(index, 0, nonce)
+            missing[file.sha256] = MissingFile(index, 0, nonce)
         return list(missing.values())
 
     def prove(self, lease_id: str, client: str, file: File, proof: bytes) -> None:
@@ -331,7 +331,7 @@ class Cache:
 
     def _hold(self, lease_id: str, hashes: Iterable[bytes]) -> _Offered:
         """Add files to a lease, and drop the records of ended leases."""
-        self._forget_dead()
+        self._drop_ended()
         offered = self._offered.setdefault(lease_id, _Offered())
         offered.hashes.update(hashes)
         if len(offered.hashes) > _MOST_OFFERED:
@@ -339,8 +339,8 @@ class Cache:
             raise CacheFullError(f"a lease has offered more than {_MOST_OFFERED} files")
         return offered
 
-    def _forget_dead(self) -> None:
-        for lease_id in [each for each in self._offered if not self._lease_lives(each)]:
+    def _drop_ended(self) -> None:
+        for lease_id in [each for each in self._offered if not self._has_lease(each)]:
             del self._offered[lease_id]
 
     def _own(self, client: str, file: File) -> None:
@@ -351,11 +351,11 @@ class Cache:
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def linked(self, client: str) -> Iterator[Linked]:
+    def linked(self, client: str) -> Iterator[LinkFolder]:
         """Create a folder for the files of a client's block, for the duration of the context."""
         self._make_folder()
         with self._scratch.folder() as folder:
-            yield Linked(self, folder, client)
+            yield LinkFolder(self, folder, client)
 
     def link(self, client: str, file: File, path: Path) -> None:
         """Link a file of a client's to ``path``, which is on the cache's disk.
@@ -412,7 +412,7 @@ class Cache:
         Returns:
             Number of bytes dropped; less than ``size`` if there was no more to drop.
         """
-        self._forget_dead()
+        self._drop_ended()
         held = set().union(*(offered.hashes for offered in self._offered.values()))
         dropped = 0
         for _, entry_size, path in sorted(self._entries()):

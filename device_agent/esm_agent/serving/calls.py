@@ -3,7 +3,7 @@
 gRPC uses a single pool, in which a call holds a thread from its headers to its status. Here short
 calls, uploads and diagnoses have a pool each. A call that waits for a message is ended after some
 time, and earlier if its caller has many such calls. A block that waits for its turn holds no
-thread (:class:`Later`).
+thread (:class:`DeferredAnswer`).
 
 An invalid request ends with INVALID_ARGUMENT and one line in the log. With gRPC alone it would
 end with INTERNAL, a traceback, and about 16 KB of lost memory.
@@ -184,7 +184,7 @@ class Source(Protocol):
         """Return the next event; None if there is none yet."""
 
 
-class Later:
+class DeferredAnswer:
     """Answer that streams events as they occur, without a waiting thread.
 
     Args:
@@ -331,13 +331,13 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
         def run(messages: Iterator[bytes], context: grpc.ServicerContext, send: Any) -> None:
             call = Call(context, self._caller_of(context), send)
-            incoming = Incoming(call, pool, messages, handler.request_deserializer, self._tell)
+            incoming = Incoming(call, pool, messages, handler.request_deserializer, self._report)
             if not self._add(incoming):
                 self._refuse(call, f"this caller has {pool.most_calls} such calls running already")
                 return
             try:
                 reply = method(incoming if handler.request_streaming else _only(incoming), context)
-                if isinstance(reply, Later):
+                if isinstance(reply, DeferredAnswer):
                     reply.start(call, self)
                     return
                 for message in reply if handler.response_streaming else (reply,):
@@ -397,9 +397,9 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     def _refuse(self, call: Call, reason: str) -> None:
         # ABORTED: the call is valid, and the host can try again.
         if call.finish(grpc.StatusCode.ABORTED, reason):
-            self._tell(call, grpc.StatusCode.ABORTED, reason)
+            self._report(call, grpc.StatusCode.ABORTED, reason)
 
-    def _tell(self, call: Call, code: grpc.StatusCode, reason: str) -> None:
+    def _report(self, call: Call, code: grpc.StatusCode, reason: str) -> None:
         self._metrics.refused(code.name)
         peer = call.context.peer()
         logs.limited_event(

@@ -105,10 +105,10 @@ class AgentServer:
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
         cuda = partial(cuda_backend, gpu or 0)
-        remembered = None if history is None else HistoryFile(history)
-        worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), remembered)
+        history_file = None if history is None else HistoryFile(history)
+        worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), history_file)
         self._slot = Slot(
-            worker, lease_expiry_s, metrics, is_welcome=door.is_welcome, machine=machine
+            worker, lease_expiry_s, metrics, has_access=door.has_access, machine=machine
         )
         try:
             hello = self._slot.start()
@@ -131,8 +131,7 @@ class AgentServer:
             info,
             self._slot,
             self._scratch,
-            door.client_of,
-            door.owner_of,
+            door,
             telemetry(),
             metrics=metrics,
             cpus=confinement.cpus,
@@ -184,7 +183,7 @@ class AgentServer:
         if folder is None or max_bytes == 0:
             return None
         try:
-            return Cache(folder, max_bytes, lambda lease_id: self._slot.lease_lives(lease_id))
+            return Cache(folder, max_bytes, lambda lease_id: self._slot.has_lease(lease_id))
         except OSError as error:
             log.warning("no cache in %s: %s", folder, error.strerror)
             return None

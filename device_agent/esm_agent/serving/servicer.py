@@ -16,6 +16,7 @@ import grpc
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.diagnosis.doctor import examine
 from esm_agent.diagnosis.probe import check_probe_s
+from esm_agent.door.auth import Door
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
 from esm_agent.operation import logs
@@ -25,10 +26,10 @@ from esm_agent.serving.cache import (
     CacheError,
     CacheFullError,
     DamagedError,
-    Linked,
+    LinkFolder,
     NotCachedError,
 )
-from esm_agent.serving.calls import Later, keep_while
+from esm_agent.serving.calls import DeferredAnswer, keep_while
 from esm_agent.serving.lease import NoLeaseError, TooManyError
 from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.slot import DrainingError, Event, Slot, Ticket
@@ -69,8 +70,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         info: Facts of the device; its state is updated at every request.
         slot: Measuring slot.
         scratch: Folder for uploads.
-        client_of: Function that returns the name of a caller.
-        owner_of: Function that returns the owner of the cached files that a caller may use.
+        door: Authentication, which names the callers and the owners of cached files.
         telemetry: Reader of the device's state; None for the default.
         metrics: Counters of refused calls.
         cpus: Processors that models run on; empty for all available ones.
@@ -82,8 +82,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         info: DeviceInfo,
         slot: Slot,
         scratch: Scratch,
-        client_of: Callable[[grpc.ServicerContext], str],
-        owner_of: Callable[[grpc.ServicerContext], str],
+        door: Door,
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
@@ -92,8 +91,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._info = info
         self._slot = slot
         self._scratch = scratch
-        self._client_of = client_of
-        self._owner_of = owner_of
+        self._client_of = door.client_of
+        self._owner_of = door.owner_of
         self._telemetry = telemetry or Telemetry()
         self._metrics = metrics or Metrics()
         self._cpus = cpus
@@ -148,7 +147,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             header, data = upload_parts(request_iterator)
             check_version(header.protocol_version)
             self._slot.check_lease(header.lease_id, self._client_of(context))
-            keep_while(request_iterator, partial(self._slot.lease_lives, header.lease_id))
+            keep_while(request_iterator, partial(self._slot.has_lease, header.lease_id))
             file, cache = convert.file_from_pb(header.file), self._opened_cache()
             owner = self._owner_of(context)
             if header.proof:
@@ -159,13 +158,13 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
-    ) -> Later:
+    ) -> DeferredAnswer:
         with ExitStack() as stack:
             folder, linked = stack.enter_context(self._folders(context))
             block = self._receive(request_iterator, folder, linked, context)
             ticket = self._submit(block, context)
             # The files stay until the answer is complete.
-            return Later(
+            return DeferredAnswer(
                 ticket, partial(_messages, block), _is_last, _status_of, stack.pop_all().close
             )
 
@@ -209,7 +208,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self,
         requests: Iterator[pb.MeasureBlockRequest],
         folder: Path,
-        linked: Linked | None,
+        linked: LinkFolder | None,
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
         with self._refusals(context):
@@ -217,7 +216,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
             def check_lease(lease_id: str) -> None:
                 self._slot.check_lease(lease_id, self._client_of(context))
-                keep_while(requests, partial(self._slot.lease_lives, lease_id))
+                keep_while(requests, partial(self._slot.has_lease, lease_id))
 
             block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
@@ -233,7 +232,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         return self._cache
 
     @contextmanager
-    def _folders(self, context: grpc.ServicerContext) -> Iterator[tuple[Path, Linked | None]]:
+    def _folders(self, context: grpc.ServicerContext) -> Iterator[tuple[Path, LinkFolder | None]]:
         """Create the folders of a block: for the models sent with it, and for cached files."""
         with ExitStack() as stack:
             with self._refusals(context):

@@ -40,7 +40,7 @@ class DrainingError(Exception):
     """Error while the agent is stopping; the host sends the block again later."""
 
 
-class Facts(NamedTuple):
+class LeaseFacts(NamedTuple):
     """Facts of a lease for the log."""
 
     lease: str
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
 class Ticket:
     """Block in the queue, with its events."""
 
-    def __init__(self, block: UploadedBlock, lease_id: str, facts: Facts) -> None:
+    def __init__(self, block: UploadedBlock, lease_id: str, facts: LeaseFacts) -> None:
         self.block = block
         self.lease_id = lease_id
         self.facts = facts
@@ -81,7 +81,7 @@ class Ticket:
     def is_finished(self) -> bool:
         return self._finished.is_set()
 
-    def tell(self, event: Event) -> None:
+    def report(self, event: Event) -> None:
         """Add an event; skip progress of less than a percent in the same place of the queue."""
         if isinstance(event, Progress):
             old = self._last_progress
@@ -146,7 +146,7 @@ class Slot:
         expiry_s: Time without a renewal after which a lease expires, seconds.
         metrics: Receiver of the counters.
         rest_s: Time without a lease after which the measuring process ends, seconds.
-        is_welcome: Function that returns whether a client with a lease still has access.
+        has_access: Function that returns whether a client with a lease still has access.
         machine: Lock to hold while a block is measured; None if other agents may measure too.
     """
 
@@ -156,17 +156,17 @@ class Slot:
         expiry_s: float = EXPIRY_S,
         metrics: Metrics | None = None,
         rest_s: float = REST_S,
-        is_welcome: Callable[[str], bool] = lambda client: True,
+        has_access: Callable[[str], bool] = lambda client: True,
         machine: MachineLock | None = None,
     ) -> None:
         self._worker = worker
         self._machine = machine
         self._metrics = metrics or Metrics()
         self._rest_s = rest_s
-        self._is_welcome = is_welcome
+        self._has_access = has_access
         self._resting = False
         self._leases = Leases(expiry_s)
-        self._facts: dict[str, Facts] = {}
+        self._facts: dict[str, LeaseFacts] = {}
         self._last_turn = ""
         self._tickets: defaultdict[str, deque[Ticket]] = defaultdict(deque)
         self._running: Ticket | None = None
@@ -211,7 +211,7 @@ class Slot:
             standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
             if no_wait and standing.ahead and not known:
                 return standing  # no lease was created
-            self._facts[lease_id] = Facts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
+            self._facts[lease_id] = LeaseFacts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
             if not known:
                 self._log_lease("lease made", lease_id)
                 self._changed.notify_all()
@@ -235,7 +235,7 @@ class Slot:
             self._drop_expired()
             self._leases.check(lease_id, client)
 
-    def lease_lives(self, lease_id: str) -> bool:
+    def has_lease(self, lease_id: str) -> bool:
         with self._changed:
             self._drop_expired()
             return lease_id in self._facts
@@ -273,7 +273,7 @@ class Slot:
             ticket = Ticket(block, lease_id, self._facts[lease_id])
             self._open.add(ticket)
             self._tickets[lease_id].append(ticket)
-            self._tell_standings()
+            self._report_standings()
             self._changed.notify_all()
             return ticket
 
@@ -351,7 +351,7 @@ class Slot:
                 self._drop_expired()
                 clients = self._leases.clients()
             for client in clients:  # without the lock, because this reads a file
-                if not self._is_welcome(client):
+                if not self._has_access(client):
                     self._shut_out(client)
             with self._changed:
                 if not self._stopped:
@@ -377,7 +377,7 @@ class Slot:
             try:
                 self._wake()
                 event: Event = self._worker.measure(
-                    block, ticket.tell, ticket.is_cancelled, ticket.is_finished
+                    block, ticket.report, ticket.is_cancelled, ticket.is_finished
                 )
             except Exception as error:  # the slot must survive any error of a block
                 event = error
@@ -387,7 +387,7 @@ class Slot:
                 self._running = None
                 self._leave_machine()
                 self._changed.notify_all()
-            ticket.tell(event)
+            ticket.report(event)
         self._worker.stop()
 
     def _next(self) -> Ticket | None:
@@ -404,7 +404,7 @@ class Slot:
                     if lease_id != self._last_turn:
                         self._log_lease("lease has its turn", lease_id)
                         self._last_turn = lease_id
-                    self._tell_standings()
+                    self._report_standings()
                     return ticket
                 if self._facts:
                     idle_since = time.monotonic()
@@ -424,7 +424,7 @@ class Slot:
             while not (
                 ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)
             ):
-                ticket.tell(Progress(State.QUEUED, 0.0, self._behind_machine()))
+                ticket.report(Progress(State.QUEUED, 0.0, self._behind_machine()))
                 self._changed.wait(_MACHINE_S)
 
     def _take_machine(self, purpose: str, wait: bool = False) -> bool:
@@ -443,10 +443,10 @@ class Slot:
         if self._machine is not None:
             self._machine.release()
 
-    def _tell_standings(self) -> None:
+    def _report_standings(self) -> None:
         for lease_id, standing in self._leases.standings(time.monotonic()):
             for ticket in self._tickets.get(lease_id, ()):
-                ticket.tell(Progress(State.QUEUED, 0.0, standing))
+                ticket.report(Progress(State.QUEUED, 0.0, standing))
 
     def _drop_expired(self) -> None:
         for lease_id in self._leases.expire(time.monotonic()):

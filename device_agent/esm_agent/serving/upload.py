@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from esm_agent.measure.block import UploadedBlock, UploadedModel
-from esm_agent.serving.cache import Linked
+from esm_agent.serving.cache import LinkFolder
 from esm_protos import convert
 from esm_protos.graphs import is_memory_address
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
@@ -54,7 +54,7 @@ def receive(
     requests: Iterable[pb.MeasureBlockRequest],
     folder: Path,
     limits: Limits,
-    linked: Linked | None = None,
+    linked: LinkFolder | None = None,
     check_lease: Callable[[str], None] = lambda lease_id: None,
 ) -> UploadedBlock:
     """Receive a whole request stream, with its models as files in ``folder``.
@@ -163,7 +163,7 @@ def _receive_any(
     index: int,
     model: pb.ModelHeader,
     folder: Path,
-    linked: Linked | None,
+    linked: LinkFolder | None,
 ) -> UploadedModel:
     """Receive a model with its inputs and external files; link those that the cache has."""
     try:
@@ -199,7 +199,7 @@ _MODEL_NAME = ".model.onnx"
 
 
 def _link_external(
-    linked: Linked, home: Path, model: pb.ModelHeader, external: Mapping[str, File]
+    linked: LinkFolder, home: Path, model: pb.ModelHeader, external: Mapping[str, File]
 ) -> None:
     if len(model.external) > _MOST_EXTERNAL or len(external) < len(model.external):
         raise UploadError(f"model {model.model_id} has too many files, or two at one location")
