@@ -4,8 +4,8 @@ A device has more than one pace. On a shared machine, networks whose weights fit
 cache vary by 10 % over minutes, while others vary by 1 %. The reference models form a ladder: the
 first rung is limited by arithmetic, the others by weights of growing size. The distance of a rung
 from its usual latency is one pace. Arithmetic slows a model down as much as the first rung.
-Memory slows it down as much as the rungs next to it in size, in proportion to the share of its
-time that its weights can take.
+Memory slows it down as much as the rungs next to it in size, scaled by the share of its time that
+its weights can take.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Version of the lines. For the reference model without weights, version 1 has the mean of all
-runs, and version 2 the mean of the quickest run of each visit."""
+"""Version of the lines. They differ for the reference model without weights: version 1 has the
+mean of all runs, version 2 that of the quickest run of each visit."""
 KEPT_S = 90 * 86_400.0
 """Time for which a moment is kept, seconds."""
 MOMENT_S = 300.0
@@ -217,7 +217,7 @@ class HistoryFile:
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Return the valid lines within ``KEPT_S``, in the order of writing.
 
-        Later times come from a wrong clock.
+        Times further away come from a wrong clock.
         """
         now = self._now()
         return (line for line in self._read() if _is_sound(line) and _is_near(line, now))

@@ -24,8 +24,8 @@ class NASBench201Space(SearchSpace):
     """NAS-Bench-201 as one unit of six blocks: the cell's edges in the order of its strings.
 
     Edges connect an earlier with a later of four nodes: 0-1, 0-2, 1-2, 0-3, 1-3, 2-3. There are
-    15,625 architectures. A network has three stages of five equal cells with 16, 32 and 64
-    channels, a residual block of stride 2 between stages, and ten classes.
+    15,625 architectures. A network has three stages of five equal cells, with 16, 32 and 64
+    channels. Between stages is a residual block of stride 2. There are ten classes.
 
     The graphs contain only what an inference compiler would keep of a cell. Edges ``none``, edges
     from a node without input and edges to a node without output are left out. ``skip_connect``
