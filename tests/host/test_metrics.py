@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from esm_host import load_timing
 from esm_host.cli.app import app
-from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.report.page import Table
 from esm_host.report.timing import timing_page
 from esm_host.timing.frames import TimingFile
