@@ -33,7 +33,7 @@ from esm_host.report.page import (
 from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
 from esm_host.report.settings import setting_facts
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
-from esm_host.search.problem import Limit, asked_about
+from esm_host.search.problem import Limit, quantities_of
 from esm_host.search.record import INTERVAL, VERDICT, SearchRecord
 
 _MOST = 100  # rows of a table
@@ -387,7 +387,7 @@ def _closest(record: SearchRecord) -> Iterator[Table]:
     near = measured[np.isfinite(measured["excess"])].nsmallest(_CLOSEST, "excess")
     if near.empty:
         return
-    names = asked_about(record.objectives, record.limits)
+    names = quantities_of(record.objectives, record.limits)
     yield Table(
         "closest",
         "Of everything that the devices have measured, what comes closest to the limits",
@@ -624,7 +624,7 @@ def _digits(name: str) -> int:
 
 def _others(record: SearchRecord, frame: pd.DataFrame) -> list[str]:
     """Quantities besides the latencies, those that were asked about first."""
-    asked = asked_about(record.objectives, record.limits)
+    asked = quantities_of(record.objectives, record.limits)
     told = [name for name in frame if name not in ("key", "architecture", "depth")]
     names = dict.fromkeys([*asked, *told])
     return [name for name in names if name.rpartition(".")[2] not in (LATENCY, AT_MOST)]

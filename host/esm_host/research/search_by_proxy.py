@@ -13,11 +13,11 @@ from esm_host.errors import UsageError
 from esm_host.research.transfer.one_proxy import OneProxy, one_proxy
 from esm_host.research.transfer.proxy import AdaProxyPredictor
 from esm_host.search.front import Floats
-from esm_host.search.genes import Rows, distinct, keys
+from esm_host.search.genes import RowIndex, distinct, keys
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.method import SearchMethod
-from esm_host.search.problem import Found, Measure, Problem
-from esm_host.search.verify import Round, Site, Verified, spread, verified
+from esm_host.search.problem import Candidates, Measure, Problem
+from esm_host.search.verify import Round, Site, Verification, spread, verify_front
 from esm_host.transfer.adapted import Calibration
 from esm_host.transfer.base import FewShotPredictor
 from esm_host.transfer.monotonicity import LEAST_SHARED, THRESHOLD, Decision, decide
@@ -42,9 +42,9 @@ class ByProxy:
 
     decision: Decision
     check: OneProxy
-    proposed: Found
-    unpruned: Found
-    front: Found
+    proposed: Candidates
+    unpruned: Candidates
+    front: Candidates
     measured: int
 
     @property
@@ -114,7 +114,7 @@ class VerifiedByProxy:
     decision: Decision
     check: OneProxy
     fresh: int
-    verified: Verified
+    verified: Verification
 
     def to_json(self) -> dict[str, Any]:
         """Entry of the proxy in ``front.json``."""
@@ -207,7 +207,7 @@ def verified_by_proxy(
             on_round(rounds)
         site.measure(chosen.codes)
     stable = bool(np.isin(keys(proposed.codes), keys(site.known())).all())
-    found = verified(problem, [site], probability, stable, rounds)
+    found = verify_front(problem, [site], probability, stable, rounds)
     return VerifiedByProxy(proxy.name, decision, check, fresh_samples, found)
 
 
@@ -223,7 +223,7 @@ def _propose(
     step: int,
     model: str,
     seed: int,
-) -> tuple[Decision, OneProxy, Found, int]:
+) -> tuple[Decision, OneProxy, Candidates, int]:
     """Return the decision, how it came about, the front to measure, and how many were scored."""
     check = one_proxy(
         [proxy],
@@ -262,13 +262,13 @@ class _Target:
         return len(self._codes)
 
     def __call__(self, codes: Codes) -> Floats:
-        fresh = codes[Rows(self._codes)(codes) < 0]
+        fresh = codes[RowIndex(self._codes)(codes) < 0]
         if len(fresh):
             fresh = fresh[distinct(fresh)]
             latency_ms = np.asarray(self._measure(fresh), dtype=np.float64)
             self._codes = np.concatenate([self._codes, fresh])
             self._latency_ms = np.concatenate([self._latency_ms, latency_ms])
-        return self._latency_ms[Rows(self._codes)(codes)]
+        return self._latency_ms[RowIndex(self._codes)(codes)]
 
     def samples(self) -> tuple[Codes, Floats]:
         """All that it could measure."""

@@ -1,4 +1,4 @@
-"""Ways to search, by name; pymoo is loaded when one of its algorithms is asked for."""
+"""Search methods by name. pymoo is imported only for its own algorithms."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from esm_models.space import Codes, SearchSpace
 from esm_protos.nearest import nearest
 
 METHODS = {
-    "exhaustive": "every architecture; of small spaces",
+    "exhaustive": "every architecture; for small spaces",
     "nsga2": "NSGA-II (Deb et al. 2002)",
-    "nsga3": "NSGA-III, of three objectives and more (Deb and Jain 2014)",
+    "nsga3": "NSGA-III, for three objectives and more (Deb and Jain 2014)",
     "sms-emoa": "SMS-EMOA, by hypervolume (Beume et al. 2007)",
     "single-weight": "One Proxy's evolution of a weighted sum, weight by weight (Lu et al. 2021)",
 }
-"""And what each is."""
+"""Methods and their descriptions."""
 LISTED = 50_000
-"""Architectures of a space up to which all are looked at unless another method is asked for."""
+"""Largest space that is searched exhaustively by default."""
 
 
 def make_method(
     name: str | None, space: SearchSpace, seed: int = 0, listed: Codes | None = None
 ) -> SearchMethod:
-    """A method by name; by default ``exhaustive`` where there are few architectures, else
-    ``nsga2``.
+    """Return a search method by name.
+
+    The default is ``exhaustive`` for small spaces and listed architectures, else ``nsga2``.
 
     Args:
-        listed: the only architectures that are of any use, where these are known; few, then.
+        name: Name of the method; None for the default.
+        space: Search space.
+        seed: Random seed.
+        listed: The few architectures with a value, if the values come from a table.
 
     Raises:
         UsageError: there is no such method, it does not suit the space, or pymoo is not installed.
