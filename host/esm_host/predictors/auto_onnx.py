@@ -1,4 +1,4 @@
-"""The automatic predictor as an ONNX graph, in double precision: kernels cancel much."""
+"""Automatic predictor as an ONNX graph, in double precision as kernels nearly cancel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _OPSET, _IR_VERSION = 17, 8
 
 
 def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights: Floats) -> bytes:
-    """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
+    """Return the weighted geometric mean of the members' latencies as ONNX.
+
+    The input is ``encoding`` (n, width), the output ``latency_ms`` (n,).
+    """
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
     logs = [
@@ -35,7 +38,7 @@ def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights
 
 
 class _Graph:
-    """Nodes and constants, named by their number."""
+    """Nodes and constants, named by number."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -68,13 +71,13 @@ class _Graph:
 
 def _log_latency(graph: _Graph, x: str, member: Process | FoldNetworks) -> str:
     if isinstance(member, Process):
-        return _of_process(graph, x, member)
-    logs = [_of_network(graph, x, each, member.least_ms_) for each in member.members_]
+        return _process(graph, x, member)
+    logs = [_network(graph, x, each, member.least_ms_) for each in member.members_]
     # ONNX Runtime has no Mean of doubles.
     return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
 
 
-def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
+def _network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
     value = graph.add("Sub", x, graph.constant(member.mean_))
     value = graph.add("Div", value, graph.constant(member.scale_))
     *hidden, last = member.linears()
@@ -90,7 +93,7 @@ def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
     return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
 
 
-def _of_process(graph: _Graph, x: str, process: Process) -> str:
+def _process(graph: _Graph, x: str, process: Process) -> str:
     design = process.design
     slope = process.slopes_[:, 0] * design.scale
     offset = process.constant_[0] - design.centre @ slope
