@@ -22,7 +22,7 @@ from esm_host.dataset.store import (
     StoredBlock,
 )
 from esm_host.dataset.usual_pace import FEWEST_TOLD, AgentReading, Block, DevicePaces, explained
-from esm_host.evaluation.alike import Readings
+from esm_host.evaluation.device_paces import Readings
 from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
 from esm_host.evaluation.verdict import (
     Judgement,

@@ -23,8 +23,8 @@ from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.evaluation.selection import (
-    Candidates,
-    Outcomes,
+    CandidateSets,
+    SelectionResults,
     by_falling_accuracy,
     pareto_front,
 )
@@ -109,11 +109,11 @@ class _Data:
     def standardised(self, latency_ms: Floats) -> Floats:
         return (latency_ms - self.mean_ms) / self.std_ms
 
-    def candidates(self, chosen: NDArray[np.integer] | slice = slice(None)) -> Candidates:
+    def candidates(self, chosen: NDArray[np.integer] | slice = slice(None)) -> CandidateSets:
         """A set of these rows, by their numbers ``(n,)``, or several, ``(k, n)``."""
         latency, accuracy = self.latency[chosen], self.accuracy_percent[chosen]
         reference = float(self.latency.max())
-        return Candidates(np.atleast_2d(latency), np.atleast_2d(accuracy), reference)
+        return CandidateSets(np.atleast_2d(latency), np.atleast_2d(accuracy), reference)
 
     @cached_property
     def best_hypervolume(self) -> float:
@@ -143,7 +143,7 @@ def run_selection(
         - ``kendall_tau``: between predicted and true latencies of all;
         - ``selections``: how many what follows is the mean of. ``selected``, ``verified``,
           ``mra_all_percent``, ``mra_verified_percent`` and ``hypervolume``
-          (:class:`esm_host.evaluation.selection.Outcomes`), each with its standard deviation in
+          (:class:`esm_host.evaluation.selection.SelectionResults`), each with its standard deviation in
           ``NAME_sd``. The hypervolume is in standard deviations of latency times accuracy as a
           share, and reaches to the table's slowest architecture;
         - ``best_hypervolume``: of the front of the whole table.
@@ -297,7 +297,7 @@ class _Simulated:
 
     def _rows(self, size: int, taus: Sequence[float]) -> list[dict[str, object]]:
         data, pair, settings = self.data, self.pair, self.settings
-        outcomes: list[list[Outcomes]] = [[] for _ in settings.stds]
+        outcomes: list[list[SelectionResults]] = [[] for _ in settings.stds]
         for candidates, deviations in _drawn(
             data, size, settings, _generator(settings, pair, size)
         ):
@@ -311,7 +311,7 @@ class _Simulated:
 
 def _drawn(
     data: _Data, size: int, settings: SelectionSettings, rng: np.random.Generator
-) -> Iterator[tuple[Candidates, Floats]]:
+) -> Iterator[tuple[CandidateSets, Floats]]:
     """Candidates and deviations, a few simulations at a time. All standard deviations are tried
     on the same, so that what differs between them is their doing."""
     total = len(data.rows)
@@ -413,7 +413,7 @@ def _row(
     candidates: int,
     deviation_std: float,
     kendall_tau: float,
-    outcomes: Sequence[Outcomes],
+    outcomes: Sequence[SelectionResults],
 ) -> dict[str, object]:
     row: dict[str, object] = {
         "device": pair.device,
@@ -425,7 +425,7 @@ def _row(
         "kendall_tau": kendall_tau,
         "selections": sum(len(each.selected) for each in outcomes),
     }
-    for field in fields(Outcomes):
+    for field in fields(SelectionResults):
         values = np.concatenate([getattr(each, field.name) for each in outcomes])
         row[field.name] = float(values.mean())
         row[f"{field.name}_sd"] = float(values.std())
