@@ -209,7 +209,7 @@ def test_the_same_from_python(known: Path, tmp_path: Path) -> None:
         (["--method", "nasflat", "--option", "supplement=zc"], ["unknown encoding 'zc'"]),
         (["--method", "proxy", "--option", "proxy=pi9"], ["no source 'pi9'", "known/slow"]),
         (["--method", "adaproxy", "--option", "norm=l3"], ["'l3'", "l1 or l2"]),
-        (["--method", "brp-nas", "--option", "encoding=fcc"], ["needs graphs"]),
+        (["--method", "brp-nas", "--option", "encoding=fcc"], ["learns from graphs"]),
     ],
 )
 def test_wrong_names(

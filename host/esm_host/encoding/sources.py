@@ -63,7 +63,9 @@ class SourceModels:
 
 
 class SourcesEncoder(Encoder):
-    """Group :data:`GROUP` with the log latency predicted for each source, then the columns of ``views``.
+    """Latencies predicted for the sources, and the columns of ``views``.
+
+    The group :data:`GROUP` comes first and has the log latency of each source.
 
     Args:
         space: Search space.
