@@ -407,7 +407,7 @@ def test_by_a_proxy_that_ranks_alike(run: Path, fake: FakeProfiler, proxies: Pat
     found = front(run / "search")
     proxy = found["proxy"]
     assert (proxy["name"], proxy["decision"]) == ("proxies/alike", "reuse")
-    assert "its predictor was used as it is" in result.stdout
+    assert "its predictor was used unchanged" in result.stdout
     assert found["measured"] + proxy["fresh_samples"] <= 12
     assert found["verified"]
     assert found["results"]
