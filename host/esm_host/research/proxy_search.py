@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esm_host.arguments import argument
 from esm_host.campaign.run import Run
 from esm_host.errors import UsageError
-from esm_host.research.search_by_proxy import ProxyVerification, verify_by_proxy
+from esm_host.research.search_by_proxy import CampaignSamples, ProxyVerification, verify_by_proxy
 from esm_host.research.transfer.proxy import ProxyPredictor
 from esm_host.search.method import SearchMethod
 from esm_host.search.problem import Measure, Problem
@@ -57,20 +56,12 @@ class ProxySearch:
         own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
         architectures = [a for a in run.dataset().architectures if a.key in own]
         drawn = run.sample(len(own) + _MOST_SAMPLES, "random", settings.seed)
-        limits = settings.max_latency_ms
-        return verify_by_proxy(
-            problem,
-            site,
-            self._proxy,
+        samples = CampaignSamples(
             run.space.encode(architectures),
             run.space.encode([a for a in drawn if a.key not in own]),
-            method,
-            settings.measure,
-            settings.probability,
-            limits[0] if limits else math.inf,
-            past,
-            on_round,
-            settings.seed,
+        )
+        return verify_by_proxy(
+            problem, site, self._proxy, samples, method, settings, past, on_round
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from esm_host.search.genes import RowIndex, distinct, keys
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.method import SearchMethod
 from esm_host.search.problem import Candidates, Measure, Problem
+from esm_host.search.settings import SearchSettings
 from esm_host.search.verify import Round, Site, Verification, spread, verify_front
 from esm_host.transfer.adapted import Calibration
 from esm_host.transfer.base import FewShotPredictor
@@ -93,7 +94,13 @@ def search_by_proxy(
     """
     target = _TargetCache(measure, pool[:0])
     decision, check, proposed, _ = _propose(
-        problem, proxy, target, pool, method, proxy_front, threshold, first, step, model, seed
+        problem,
+        proxy,
+        target,
+        pool,
+        method,
+        _Options(threshold, first, step, model, seed),
+        proxy_front,
     )
     unpruned = problem([_MeasuredLatency(target)]).evaluate(proposed.codes)
     return ProxyFront(decision, check, proposed, unpruned, unpruned.front(), len(target))
@@ -145,19 +152,28 @@ class ProxyVerification:
         return f"{ranks}\n{count} on the front; {measured}: {rest}"
 
 
+@dataclass(frozen=True, eq=False)
+class CampaignSamples:
+    """Samples to compare a proxy with a campaign's device.
+
+    Attributes:
+        own: Architectures measured for the campaign, ``(n, *code_shape)``.
+        more: Architectures to measure if these are too few, ``(m, *code_shape)``.
+    """
+
+    own: Codes
+    more: Codes
+
+
 def verify_by_proxy(
     problem: Callable[[Sequence[Measure]], Problem],
     site: Site,
     proxy: Source,
-    own: Codes,
-    more: Codes,
+    samples: CampaignSamples,
     method: SearchMethod,
-    budget: int,
-    probability: float = 0.9,
-    slowest_ms: float = math.inf,
-    past: Sequence[Round] = (),
-    on_round: Callable[[Sequence[Round]], None] | None = None,
-    seed: int = 0,
+    settings: SearchSettings,
+    past: Sequence[Round],
+    on_round: Callable[[Sequence[Round]], None],
 ) -> ProxyVerification:
     """Search with a proxy on a campaign's site, within a budget.
 
@@ -169,20 +185,18 @@ def verify_by_proxy(
         problem: Function from latencies to the problem.
         site: Site of the campaign.
         proxy: Source of the proxy.
-        own: Architectures that the site measured for its campaign, ``(n, *code_shape)``.
-        more: Samples to measure if these are too few; they take at most half of the budget.
+        samples: Samples of the campaign, and further ones.
         method: Search method.
-        budget: Largest number of architectures to measure, samples and front together.
-        probability: Probability that a result keeps a latency limit.
-        slowest_ms: Latency limit, ms.
+        settings: Settings of the search. ``measure`` limits samples and front together.
         past: Rounds of the same search (:func:`~esm_host.search.verify.verified_search`).
         on_round: Function called with all rounds before each measurement.
-        seed: Random seed.
 
     Raises:
         UsageError: the method does not suit the problem, or there are too few samples.
     """
-    pool = np.concatenate([own, more[: budget // 2]])
+    own, budget = samples.own, settings.measure
+    slowest_ms = settings.max_latency_ms[0] if settings.max_latency_ms else math.inf
+    pool = np.concatenate([own, samples.more[: budget // 2]])
     if len(pool) < LEAST_SHARED:
         raise UsageError(
             f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
@@ -192,7 +206,7 @@ def verify_by_proxy(
     def measure(codes: Codes) -> Floats:
         if not np.isin(keys(codes), keys(site.known())).all():
             site.measure(codes)
-        return np.asarray(site.latency(probability)(codes)[LATENCY], dtype=np.float64)
+        return np.asarray(site.latency(settings.probability)(codes)[LATENCY], dtype=np.float64)
 
     rounds = list(past)
     if rounds and len(rounds[-1].chosen):
@@ -200,7 +214,7 @@ def verify_by_proxy(
     first = min(30, len(pool))
     target = _TargetCache(measure, pool[:0])
     decision, check, proposed, evaluations = _propose(
-        problem, proxy, target, pool, method, None, THRESHOLD, first, 20, "linear", seed
+        problem, proxy, target, pool, method, _Options(first=first, seed=settings.seed)
     )
     fresh_samples = int((~np.isin(keys(pool[: check.samples]), keys(own))).sum())
     left = budget - fresh_samples - sum(len(each.chosen) for each in rounds)
@@ -211,12 +225,22 @@ def verify_by_proxy(
         fresh = fresh[np.arange(min(len(fresh), max(fast, left)))]
         chosen = fresh[spread(len(fresh), left, math.isfinite(slowest_ms))]
         rounds.append(Round(proposed, chosen, evaluations, 0.5))
-        if on_round is not None:
-            on_round(rounds)
+        on_round(rounds)
         site.measure(chosen.codes)
     stable = bool(np.isin(keys(proposed.codes), keys(site.known())).all())
-    found = verify_front(problem, [site], probability, stable, rounds)
+    found = verify_front(problem, [site], settings.probability, stable, rounds)
     return ProxyVerification(proxy.name, decision, check, fresh_samples, found)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of :func:`~esm_host.research.transfer.one_proxy.one_proxy`."""
+
+    threshold: float = THRESHOLD
+    first: int = 30
+    step: int = 20
+    model: str = "linear"
+    seed: int = 0
 
 
 def _propose(
@@ -225,29 +249,21 @@ def _propose(
     target: _TargetCache,
     pool: Codes,
     method: SearchMethod,
-    proxy_front: Codes | None,
-    threshold: float,
-    first: int,
-    step: int,
-    model: str,
-    seed: int,
+    options: _Options,
+    proxy_front: Codes | None = None,
 ) -> tuple[Decision, OneProxy, Candidates, int]:
     """Return the decision, the comparison, the proposed front and the number of evaluations."""
     check = one_proxy(
         [proxy],
         target,
         pool[distinct(pool)],
-        threshold=threshold,
-        first=first,
-        step=step,
-        model=model,
-        seed=seed,
+        **asdict(options),
     )
     decision, predictor = check.decision, check.predictor
     if decision is Decision.MEASURE:  # the pool has ended
-        decision = decide(check.proxy, threshold, by_interval=False)
+        decision = decide(check.proxy, options.threshold, by_interval=False)
         if decision is Decision.ADAPT and not isinstance(predictor, AdaProxyPredictor):
-            predictor = AdaProxyPredictor(model=model, seed=seed).learn([proxy])
+            predictor = AdaProxyPredictor(model=options.model, seed=options.seed).learn([proxy])
             predictor.adapt(*target.samples())
     ranked = problem([_RankedLatency(predictor, *target.samples())])
     if decision is Decision.REUSE and proxy_front is not None:
