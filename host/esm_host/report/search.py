@@ -420,8 +420,8 @@ def _verification(record: SearchRecord) -> Iterator[Section]:
         parts.append(lost)
     yield Section(
         "verification",
-        "Was the search right?",
-        "Predictions of each round against the measurements.",
+        "Verification",
+        "Predictions of each round against measurements.",
         parts,
     )
 

@@ -29,10 +29,13 @@ from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
 
-COUNTED = {"flops": "flops", "parameters": "parameters", "params": "parameters"}
+COUNTED = {
+    "flops": "flops",
+    "parameters": "parameters",
+    "params": "parameters",
+    "memory": "memory_bytes",
+}
 """Quantities counted from the network, by the names that users give."""
-COUNTED["memory"] = "memory_bytes"
-"""What is counted of the network itself, as users call it, and the quantity."""
 
 _WAYS = {"min": False, "max": True}
 _PARTS = 4  # per process, so that the processes finish at about the same time
