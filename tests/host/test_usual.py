@@ -171,8 +171,8 @@ def test_a_first_timing_is_one_clear_line(
     result = CliRunner().invoke(app, ["time", *map(str, models), "--max-runs", "200", "--quiet"])
     assert result.exit_code == 3
     assert result.stderr.splitlines() == [
-        "warning: big.onnx and 1 more: unresolved: interval too wide, requested ±2 %: this device has "
-        "no history yet; time again later, or give --spread 1h"
+        "warning: big.onnx and 1 more: unresolved: interval too wide, requested ±2 %: this device "
+        "has no history yet; time again later, or give --spread 1h"
     ]
     large, _ = results(timed(monkeypatch, new, models, "--json", "-"))
     assert large["shift_percent"] is None

@@ -193,25 +193,26 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, history=0.01, moments=50),
             SLOW,
-            "±3.1 %, requested ±2 %; this device is 14 % slower than usual for this model (mostly its "
-            "memory), and corrected to ±3.0 %: time again later, or give --spread 10m",
+            "±3.1 %, requested ±2 %; this device is 14 % slower than usual for this model (mostly "
+            "its memory), and corrected to ±3.0 %: time again later, or give --spread 10m",
         ),
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, moments=50),
             Shift(0.01, 0.01, 0.01, 0.0),
-            "±3.1 %, requested ±2 %; the current pace of the device is known to ±3.0 %: time again later, "
-            "or give --spread 10m",
+            "±3.1 %, requested ±2 %; the current pace of the device is known to ±3.0 %: time "
+            "again later, or give --spread 10m",
         ),
         (
             Parts(runs=0.01, pace=0.03, history=0.03),
             None,
-            ", requested ±2 %: this device has no history yet; time again later, or give --spread 1h",
+            ", requested ±2 %: this device has no history yet; time again later, or give "
+            "--spread 1h",
         ),
         (
             Parts(runs=0.01, pace=0.03, history=0.01, moments=1),
             SLOW,
-            ", requested ±2 %: the history of this device has only 1 moment; time again later, or give "
-            "--spread 1h",
+            ", requested ±2 %: the history of this device has only 1 moment; time again "
+            "later, or give --spread 1h",
         ),
         (
             Parts(runs=0.30, pace=0.25, history=0.25),
@@ -228,8 +229,8 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.0, blocks=0.01, history=0.03, moments=9),
             None,
-            ", requested ±2 %: the history of this device has only 9 moments; time again later, or give "
-            "--spread 1h",
+            ", requested ±2 %: the history of this device has only 9 moments; time again "
+            "later, or give --spread 1h",
         ),
     ],
 )
@@ -247,9 +248,7 @@ def test_a_reason_names_what_makes_an_interval_wide(
 
 def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
     (reason,) = judge_number(0.031, 0.0, [], Parts(runs=0.031)).reasons
-    assert on_command_line(reason).endswith(
-        "default ±2 %; more runs would help: give more --runs"
-    )
+    assert on_command_line(reason).endswith("default ±2 %; more runs would help: give more --runs")
 
 
 def test_what_is_unusual_is_told_in_words() -> None:

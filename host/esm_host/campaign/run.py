@@ -20,8 +20,8 @@ from esm_host.campaign.latency import Latency
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
 from esm_host.errors import DatasetError, UsageError
-from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_across
 from esm_host.evaluation.conformal import LeftOutErrors
+from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_across
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
