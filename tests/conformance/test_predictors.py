@@ -210,7 +210,7 @@ def test_bad_weights_are_refused(predictor: Predictor, x: np.ndarray, weights: n
 def test_says_how_sure_it_is_or_that_it_cannot(predictor: Predictor, x: np.ndarray) -> None:
     predictor.fit(x[TRAIN], Y[TRAIN])
     if not predictor.knows_std:
-        with pytest.raises(ValueError, match="does not know its uncertainty"):
+        with pytest.raises(ValueError, match="has no standard deviation"):
             predictor.predict(x[TEST], return_std=True)
         return
     predicted, std_ms = predictor.predict(x[TEST], return_std=True)
@@ -223,7 +223,7 @@ def test_says_how_sure_it_is_or_that_it_cannot(predictor: Predictor, x: np.ndarr
 
 def test_uncertainty_has_the_unit_of_the_latencies(predictor: Predictor, x: np.ndarray) -> None:
     if not predictor.knows_std:
-        pytest.skip("does not know its uncertainty")
+        pytest.skip("has no standard deviation")
     noisy = Y * np.random.default_rng(1).normal(1, 0.05, len(Y))  # else there is no uncertainty
     _, std_ms = predictor.fit(x[TRAIN], noisy[TRAIN]).predict(x[TEST], return_std=True)
     _, std_us = predictor.fit(x[TRAIN], 1e3 * noisy[TRAIN]).predict(x[TEST], return_std=True)

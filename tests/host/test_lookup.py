@@ -233,7 +233,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
     for change, message in (
         ({"kind": "timing"}, "no lookup table"),
         ({"schema_version": 9}, "schema version 9"),
-        ({"parts": [{}]}, "lacks what a lookup table has"),
+        ({"parts": [{}]}, "is no complete lookup table"),
     ):
         (tmp_path / "t.json").write_text(json.dumps({**data, **change}))
         with pytest.raises(DatasetError, match=message):

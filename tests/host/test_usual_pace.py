@@ -276,7 +276,7 @@ def test_a_folder_of_the_version_before_reads_and_resumes_as_it_did(
     assert not run.settings.spec.references
     pd.testing.assert_frame_equal(run.measurements(), before)
     assert run.paces().empty
-    assert "divided out of every latency" in written(path, tmp_path / "r.html").read_text()
+    assert "divided by the pace of its block" in written(path, tmp_path / "r.html").read_text()
     resume = ("profile", "--run", path, "--resume", "--references", 4, "--max-models", 30)
     result = esm_host(*resume, "--target-accuracy", 100)
     assert result.exit_code == 3, result.output

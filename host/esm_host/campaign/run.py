@@ -21,8 +21,8 @@ from esm_host.campaign.latency import Latency
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
 from esm_host.errors import DatasetError, UsageError
-from esm_host.evaluation.against import Against, hold_against
 from esm_host.evaluation.conformal import LeftOutErrors
+from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_across
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
@@ -350,7 +350,7 @@ class Run:
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
 
-    def against(self, other: Run) -> Against:
+    def against(self, other: Run) -> CrossDeviceAccuracy:
         """Hold the campaign's predictor against what another campaign measured, say on another
         device.
 
@@ -368,7 +368,7 @@ class Run:
         if not len(theirs):
             raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
         known = {a.key for a in own.architectures}
-        return hold_against(
+        return evaluate_across(
             theirs.latency_ms,
             self.predict(theirs.architectures),
             theirs.depth,

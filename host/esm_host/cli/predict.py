@@ -16,7 +16,7 @@ from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
 
 if TYPE_CHECKING:
-    from esm_host.evaluation.against import Against
+    from esm_host.evaluation.cross_device import CrossDeviceAccuracy
 
 SCHEMA_VERSION = 1
 
@@ -121,7 +121,7 @@ def predict(
     print_table(headings, rows, right=range(len(headings) - 1))
 
 
-def _show_against(found: Against, output: Path | None) -> None:
+def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:
     from esm_host.sampling.bins import depth_range
 
     if output is not None:

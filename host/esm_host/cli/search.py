@@ -298,9 +298,9 @@ def _nothing(searched: SearchResult) -> str:
 
 
 def _columns(searched: SearchResult) -> list[str]:
-    from esm_host.search.problem import asked_about
+    from esm_host.search.problem import quantities_of
 
-    return asked_about(searched.problem.objectives, searched.problem.limits)
+    return quantities_of(searched.problem.objectives, searched.problem.limits)
 
 
 def _text(value: float) -> str:

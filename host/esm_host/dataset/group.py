@@ -13,7 +13,7 @@ from esm_host.dataset.roster import Roster
 from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
-from esm_host.evaluation.alike import Pace, compare
+from esm_host.evaluation.device_paces import DevicePace, compare_devices
 from esm_host.transport.distinct import check_distinct
 from esm_protos.messages import BlockResult, DeviceInfo, Progress
 
@@ -216,7 +216,7 @@ class Group:
         with closing(self._kept(REFERENCE_ROUND, OneEach(self._references()))) as finished:
             return {each.block.block_id for each in finished}
 
-    def _paces(self, blocks: set[str]) -> tuple[dict[str, Pace], set[str]]:
+    def _paces(self, blocks: set[str]) -> tuple[dict[str, DevicePace], set[str]]:
         """Of all that are there, by these blocks, and of who was, by what the store has.
 
         The others are held against those that measured for the data set, if any did.
@@ -225,9 +225,9 @@ class Group:
         incumbents = set(readings)
         readings |= self._measurements.readings(blocks)
         voters = incumbents or set(readings)
-        return compare(readings, voters), voters
+        return compare_devices(readings, voters), voters
 
-    def _difference(self, name: str, pace: Pace) -> str | None:
+    def _difference(self, name: str, pace: DevicePace) -> str | None:
         against = pace.against
         if pace.beyond(self._tolerance):
             return (

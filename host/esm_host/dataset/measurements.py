@@ -23,7 +23,7 @@ from esm_host.dataset.table import (
     best_attempts,
 )
 from esm_host.dataset.usual_pace import FEWEST_TOLD, Block, DevicePaces, Estimates, explained
-from esm_host.evaluation.alike import Readings
+from esm_host.evaluation.device_paces import Readings
 from esm_host.evaluation.quality import Quality, judge, judge_at_usual, median
 from esm_host.evaluation.verdict import (
     Judgement,

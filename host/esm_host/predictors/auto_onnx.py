@@ -1,4 +1,4 @@
-"""The automatic predictor as an ONNX graph, in double precision: kernels cancel much."""
+"""Automatic predictor as an ONNX graph, in double precision as kernels nearly cancel."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ _OPSET, _IR_VERSION = 17, 8
 def mixture_graph(
     width: int, processes: Sequence[Process], networks: FoldNetworks | None, weights: Floats
 ) -> bytes:
-    """Return the weighted geometric mean, ``encoding`` (n, width) in, ``latency_ms`` (n,) out.
+    """Return the weighted geometric mean of the candidates' latencies as ONNX.
+
+    The input is ``encoding`` (n, width), the output ``latency_ms`` (n,).
 
     Args:
-        weights: of the processes, then of the networks.
+        weights: Weights of the processes, then of the networks.
     """
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
-    members = [_of_process(graph, x, each) for each in processes]
+    members = [_process(graph, x, each) for each in processes]
     if networks is not None:
-        members.append(_of_networks(graph, x, networks))
+        members.append(_networks(graph, x, networks))
     logs = [
         graph.add("Mul", member, graph.constant(float(weight)))
         for member, weight in zip(members, weights, strict=True)
@@ -44,7 +46,7 @@ def mixture_graph(
 
 
 class _Graph:
-    """Nodes and constants, named by their number."""
+    """Nodes and constants, named by number."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -75,13 +77,13 @@ class _Graph:
         return data
 
 
-def _of_networks(graph: _Graph, x: str, networks: FoldNetworks) -> str:
-    logs = [_of_network(graph, x, each, networks.least_ms_) for each in networks.members_]
+def _networks(graph: _Graph, x: str, networks: FoldNetworks) -> str:
+    logs = [_network(graph, x, each, networks.least_ms_) for each in networks.members_]
     # ONNX Runtime has no Mean of doubles.
     return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
 
 
-def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
+def _network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
     value = graph.add("Sub", x, graph.constant(member.mean_))
     value = graph.add("Div", value, graph.constant(member.scale_))
     *hidden, last = member.linears()
@@ -97,7 +99,7 @@ def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
     return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
 
 
-def _of_process(graph: _Graph, x: str, process: Process) -> str:
+def _process(graph: _Graph, x: str, process: Process) -> str:
     design = process.design
     slope = process.slopes_[:, 0] * design.scale
     offset = process.constant_[0] - design.centre @ slope

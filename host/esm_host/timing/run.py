@@ -15,8 +15,8 @@ from esm_host.errors import DeviceError, EsmError, UsageError
 from esm_host.evaluation.verdict import (
     Verdict,
     block_evidence,
-    company_evidence,
     judge_number,
+    missing_references_evidence,
     threads_evidence,
 )
 from esm_host.timing.request import Entry
@@ -378,7 +378,7 @@ def _results(
         evidence.append(
             [
                 *block_evidence(block.states, estimate.slowdown),
-                *company_evidence(missing, block.no_references),
+                *missing_references_evidence(missing, block.no_references),
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]

@@ -19,9 +19,9 @@ from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
 from esm_host.predictors.base import Predictor
 from esm_host.search.anchors import most_alike
-from esm_host.search.latency import Latency, measured_at_most
+from esm_host.search.bounds import LatencyBounds
+from esm_host.search.latency import LatencyMeasure, measured_at_most
 from esm_host.search.problem import Measure
-from esm_host.search.promise import Promise
 from esm_models.architecture import Architecture
 from esm_models.space import Codes
 from esm_protos.messages import RunOrder
@@ -181,8 +181,8 @@ def _latency(
     judged = run.measurements()
     # As they are now: whatever is measured tells more of the pace of all blocks.
     latency_ms = dict(zip((a.key for a in figures.architectures), figures.latency_ms, strict=True))
-    return Latency(
-        Promise(
+    return LatencyMeasure(
+        LatencyBounds(
             predictor,
             run.encoder,
             judged["architecture_key"].map(latency_ms).to_numpy(),

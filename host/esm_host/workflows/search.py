@@ -16,12 +16,12 @@ from esm_host.campaign.watcher import complete
 from esm_host.errors import RunExistsError, UsageError
 from esm_host.plugins import load_class
 from esm_host.search.costs import NetworkCost
-from esm_host.search.known import Known
 from esm_host.search.methods import make_method
 from esm_host.search.objectives import read_measure
-from esm_host.search.problem import Found, Measure, Problem
+from esm_host.search.problem import Candidates, Measure, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
-from esm_host.search.verify import Round, Verified, verified_search
+from esm_host.search.table import TableMeasure
+from esm_host.search.verify import Round, Verification, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
 from esm_host.workflows.campaign_site import campaign_sites, latency_of
 from esm_models.space import SearchSpace
@@ -31,7 +31,7 @@ class ProxyResult(Protocol):
     """Result of a search with a proxy."""
 
     @property
-    def verified(self) -> Verified: ...
+    def verified(self) -> Verification: ...
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -52,9 +52,9 @@ class SearchResult:
         by_proxy: what became of the proxy, where there was one.
     """
 
-    front: Found
-    closest: Found
-    verified: Verified | None
+    front: Candidates
+    closest: Candidates
+    verified: Verification | None
     problem: Problem
     result: dict[str, Any]
     by_proxy: ProxyResult | None = None
@@ -96,8 +96,8 @@ def run_search(
         runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs)
     _check_names(settings)
-    own = [read_measure(wish, space) for wish in settings.wishes if wish.source]
-    listed = next((measure.codes for measure in own if isinstance(measure, Known)), None)
+    own = [read_measure(spec, space) for spec in settings.objective_specs if spec.source]
+    listed = next((measure.codes for measure in own if isinstance(measure, TableMeasure)), None)
     method = make_method(settings.method, space, settings.seed, listed)
 
     def problem(latencies: Sequence[Measure]) -> Problem:
@@ -107,7 +107,7 @@ def run_search(
     _prepare(folder, settings, resume)
     proxied = _proxy_search(settings, runs[0]) if settings.proxy else None
     by_proxy: ProxyResult | None = None
-    verified: Verified | None = None
+    verified: Verification | None = None
     if settings.measure:
         with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
             write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns

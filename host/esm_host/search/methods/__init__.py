@@ -1,4 +1,4 @@
-"""Ways to search, by name; each is loaded when it is asked for."""
+"""Search methods by name. A method is imported when it is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PYMOO = "esm_host.search.methods.with_pymoo:PymooSearch"
 
 METHODS = {
     "exhaustive": Entry(
-        "esm_host.search.methods.exhaustive:Exhaustive", "every architecture; of small spaces"
+        "esm_host.search.methods.exhaustive:Exhaustive", "every architecture; for small spaces"
     ),
     "nsga2": Entry(_PYMOO, "NSGA-II (Deb et al. 2002)", {"algorithm": "nsga2"}),
     "nsga3": Entry(
         _PYMOO,
-        "NSGA-III, of three objectives and more (Deb and Jain 2014)",
+        "NSGA-III, for three objectives and more (Deb and Jain 2014)",
         {"algorithm": "nsga3"},
     ),
     "sms-emoa": Entry(
@@ -33,7 +33,7 @@ METHODS = {
 }
 """Those that come with the project."""
 LISTED = 50_000
-"""Architectures of a space up to which all are looked at unless another method is asked for."""
+"""Largest space that is searched exhaustively by default."""
 
 FAMILY = Family(
     what="method",
@@ -46,13 +46,16 @@ FAMILY = Family(
 def make_method(
     name: str | None, space: SearchSpace, seed: int = 0, listed: Codes | None = None
 ) -> SearchMethod:
-    """Return a method by name; by default ``exhaustive`` where there are few architectures, else
-    ``nsga2``.
+    """Return a search method by name.
+
+    The default is ``exhaustive`` for small spaces and listed architectures, else ``nsga2``.
 
     Args:
-        name: in :data:`METHODS`, of an installed package (entry points ``esm.search_methods``),
-            or ``path/to/file.py:Class``.
-        listed: the only architectures that are of any use, where these are known; few, then.
+        name: Name in :data:`METHODS`, of an installed package (entry points
+            ``esm.search_methods``), or ``path/to/file.py:Class``; None for the default.
+        space: Search space.
+        seed: Random seed.
+        listed: The few architectures with a value, if the values come from a table.
 
     Raises:
         UsageError: there is no such method, it does not suit the space, or pymoo is not installed.
