@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from esm_protos import older_peers
 from esm_protos.messages import (
     CHUNK_BYTES,
     LONGEST_NS,
@@ -48,6 +49,7 @@ from esm_protos.messages import (
     Usual,
 )
 from esm_protos.pieces import PIECE_BYTES, pieces
+from esm_protos.providers import OPTION_TYPES, ProviderInfo, ProviderOption
 from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
 from esm_protos.text import foreign
@@ -108,9 +110,9 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
         references=spec.references,
         sessions=spec.sessions,
         long_visits=spec.long_visits,
-        tf32=spec.tf32,
-        cuda_graph=spec.cuda_graph,
         allow_fallback=spec.allow_fallback,
+        provider_options=spec.provider_options,
+        **{name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS},
     )
 
 
@@ -135,9 +137,11 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
         references=message.references,
         sessions=message.sessions or 1,
         long_visits=message.long_visits,
-        tf32=message.tf32,
-        cuda_graph=message.cuda_graph,
         allow_fallback=message.allow_fallback,
+        provider_options={
+            **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
+            **message.provider_options,
+        },
     )
 
 
@@ -165,10 +169,14 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         time_unix_s=info.time_unix_s or 0.0,
         instance=info.instance,
         cpu_quota=info.cpu_quota,
+        provider_table=[provider_to_pb(provider) for provider in info.provider_table],
     )
 
 
 def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
+    providers = tuple(message.providers)
+    gpus = [gpu.name for gpu in message.state.gpus]
+    table = tuple(provider_from_pb(provider) for provider in message.provider_table)
     return DeviceInfo(
         protocol_version=message.protocol_version,
         agent_version=message.agent_version,
@@ -180,7 +188,8 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         os=message.os,
         python_version=message.python_version,
         runtime=message.runtime,
-        providers=tuple(message.providers),
+        providers=providers,
+        provider_table=table or older_peers.provider_table(providers, gpus),
         limits=Limits(**{f.name: getattr(message.limits, f.name) for f in fields(Limits)}),
         state=state_from_pb(message.state),
         occupancy=Occupancy(
@@ -193,6 +202,32 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         cpu_quota=message.cpu_quota if message.HasField("cpu_quota") else None,
         instance=message.instance,
     )
+
+
+def provider_to_pb(provider: ProviderInfo) -> pb.Provider:
+    return pb.Provider(
+        name=provider.name,
+        runtime_name=provider.runtime_name,
+        options=[pb.ProviderOption(**asdict(option)) for option in provider.options],
+        identity=provider.identity,
+        may_fall_back=provider.may_fall_back,
+    )
+
+
+def provider_from_pb(message: pb.Provider) -> ProviderInfo:
+    return ProviderInfo(
+        message.name,
+        message.runtime_name,
+        tuple(_option_from_pb(option) for option in message.options),
+        dict(message.identity),
+        message.may_fall_back,
+    )
+
+
+def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
+    # What a later version may add is text to this one.
+    kind = message.type if message.type in OPTION_TYPES else "text"
+    return ProviderOption(message.name, kind, message.default, message.help, tuple(message.choices))
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:

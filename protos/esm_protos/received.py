@@ -7,6 +7,7 @@ and the unit of a field, so that a new field is checked too:
 - fractional numbers are not negative, but for temperatures;
 - enumerations have a number that this side knows;
 - lists and names have a greatest length;
+- maps are of text to text, which a peer compares;
 - text for people is made printable and cut (:mod:`esm_protos.text`). Names that a peer compares
   stay as they are.
 
@@ -16,7 +17,7 @@ What fields mean together is checked by :mod:`esm_protos.convert`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -62,7 +63,9 @@ def check(message: Message) -> None:
     check_lengths(message)
     for field, value in message.ListFields():
         name = field.name
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if _is_map(field):
+            _check_map(name, value)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for each in value if _is_list(field) else (value,):
                 check(each)
         elif field.type == FieldDescriptor.TYPE_STRING:
@@ -103,6 +106,18 @@ _FLOATS = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT)
 
 def _is_list(field: Any) -> bool:
     return bool(field.is_repeated)
+
+
+def _is_map(field: Any) -> bool:
+    kind = field.message_type
+    return kind is not None and bool(kind.GetOptions().map_entry)
+
+
+def _check_map(name: str, texts: Mapping[str, str]) -> None:
+    """Names and values are compared: they stay as they are."""
+    longest = max(map(len, (*texts, *texts.values())))
+    if longest > LONGEST_NAME:
+        raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
 
 
 def _words(name: str) -> str:

@@ -36,7 +36,6 @@ from esm_agent.measure.process import (
     JobResult,
     Profiled,
     TelemetryFactory,
-    cpu_backend,
 )
 from esm_agent.measure.references import reference_models
 from esm_agent.measure.sandbox import Confinement
@@ -53,6 +52,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.providers import ProviderInfo
 from esm_protos.text import install
 
 _POLL_S = 0.25
@@ -108,6 +108,8 @@ class Worker:
     die with the thread that started it.
 
     Args:
+        make_backend: what must work.
+        make_others: what need not.
         confinement: of the process; by default to its share of memory, without network.
         limits: that models are held to, and how long a block may take; None knows no such limits.
         history: where the reference models' latencies are remembered; None remembers nothing.
@@ -115,7 +117,7 @@ class Worker:
 
     def __init__(
         self,
-        make_backend: BackendFactory = cpu_backend,
+        make_backend: BackendFactory,
         make_telemetry: TelemetryFactory = Telemetry,
         confinement: Confinement | None = None,
         limits: Limits | None = None,
@@ -123,7 +125,7 @@ class Worker:
         history: HistoryFile | None = None,
     ) -> None:
         self._history = history
-        self._runtime = self._gpu = ""
+        self._hello = Hello("", ())
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._confinement = confinement or Confinement()
@@ -151,9 +153,8 @@ class Worker:
             self._current = current = self._spawn()
             try:
                 if current.connection.poll(_START_TIMEOUT_S):
-                    hello: Hello = current.connection.recv()
-                    self._runtime, self._gpu = hello.runtime, hello.gpu
-                    return hello
+                    self._hello = current.connection.recv()
+                    return self._hello
             except (EOFError, ConnectionResetError):
                 current.process.join()
             text, killed = current.exit_text(), (current.process.exitcode or 0) < 0
@@ -307,8 +308,9 @@ class Worker:
             self._history.add(self._conditions(spec), latency_ns)
 
     def _conditions(self, spec: MeasureSpec) -> dict[str, str]:
-        gpu = self._gpu if spec.provider == "cuda" else ""
-        return conditions(self._runtime, spec, gpu, self._confinement.cpus)
+        providers = (each for each in self._hello.providers if each.name == spec.provider)
+        provider = next(providers, ProviderInfo(spec.provider))
+        return conditions(self._hello.runtime, spec, provider, self._confinement.cpus)
 
     def _attempt(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ from esm_agent.device.facts import device_info, memory_bytes
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.door.auth import Door, OpenDoor
 from esm_agent.measure.history import HistoryFile
-from esm_agent.measure.process import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
+from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
+from esm_agent.providers import FIRST, PROVIDERS, make_provider
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
@@ -31,6 +33,7 @@ from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
 from esm_protos.addresses import join
 from esm_protos.messages import Limits
+from esm_protos.plugins import absolute
 from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -64,8 +67,10 @@ class AgentServer:
         metrics: counts what happens.
         confinement: what the measuring process may use; its folder is made here.
         max_block_s: a block that takes longer is broken off.
-        gpu: the GPU of the provider ``cuda``, which must then work; without it the first one,
-            if it does.
+        gpu: number of the GPU of providers that run on one; one of them must then work. Without
+            it the first GPU, if they do.
+        providers: execution providers of the user's own, ``path/to/file.py:Class``, which must
+            work.
         cache_folder: of files that hosts send once; None takes none.
         cache_bytes: of all of them; None chooses by what the disk has.
         history: file in which the reference models' latencies are remembered; None remembers
@@ -74,14 +79,15 @@ class AgentServer:
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start, or not with ``gpu``.
+        WorkerUnavailableError: the measuring process does not start, or not with ``gpu`` or
+            ``providers``.
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        make_backend: BackendFactory = cpu_backend,
+        make_backend: BackendFactory = make_provider,
         make_telemetry: TelemetryFactory | None = None,
         lease_expiry_s: float = EXPIRY_S,
         door: Door | None = None,
@@ -93,6 +99,7 @@ class AgentServer:
         cache_bytes: int | None = None,
         history: Path | None = None,
         machine: MachineLock | None = None,
+        providers: Sequence[str] = (),
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -103,17 +110,19 @@ class AgentServer:
         self._cache = self._make_cache(cache_folder, cache_bytes)
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
-        cuda = partial(cuda_backend, gpu or 0)
+        own = [absolute(name) for name in providers]
+        others = [*(name for name in PROVIDERS.names() if name != FIRST), *own]
+        make_others = [partial(make_provider, name, gpu or 0) for name in others]
         remembered = None if history is None else HistoryFile(history)
-        worker = Worker(make_backend, telemetry, confinement, limits, (cuda,), remembered)
+        worker = Worker(make_backend, telemetry, confinement, limits, make_others, remembered)
         self._slot = Slot(
             worker, lease_expiry_s, metrics, is_welcome=door.is_welcome, machine=machine
         )
         try:
             hello = self._slot.start()
-            if gpu is not None and "cuda" not in hello.providers:
+            if reason := _lacks(hello, gpu, dict(enumerate(others)), own):
                 self._slot.stop()
-                raise WorkerUnavailableError(f"--gpu {gpu}: {'; '.join(hello.missing)}")
+                raise WorkerUnavailableError(reason)
         except WorkerUnavailableError:
             self._clean()
             raise
@@ -136,6 +145,7 @@ class AgentServer:
             metrics=metrics,
             cpus=confinement.cpus,
             cache=self._cache,
+            findings=hello.findings,
         )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         self._health = Health(_HEALTH_OF)
@@ -157,8 +167,8 @@ class AgentServer:
         self._server.start()
         if metrics is not None:
             metrics.watch(self._slot.readings)
-        log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
-        for reason in hello.missing:
+        log.info("%s, providers %s; %s", hello.runtime, ", ".join(info.providers), door.means)
+        for reason in hello.missing.values():
             log.info("%s", reason)
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
@@ -192,6 +202,23 @@ class AgentServer:
         self._scratch.close()
         if self._cache is not None:
             self._cache.close()
+
+
+def _lacks(hello: Hello, gpu: int | None, others: Mapping[int, str], own: Collection[str]) -> str:
+    """Return why an agent cannot have the providers that it must have; empty if it can.
+
+    Args:
+        others: names of the providers that were tried, by their place.
+        own: those of them that must work.
+    """
+    if gpu is not None and not hello.gpu:
+        return f"--gpu {gpu}: {'; '.join(hello.missing.values())}"
+    reasons = [
+        f"--provider {name}: {hello.missing[place]}"
+        for place, name in others.items()
+        if name in own and place in hello.missing
+    ]
+    return "; ".join(reasons)
 
 
 def _why_not(host: str, port: int) -> str:

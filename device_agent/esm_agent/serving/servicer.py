@@ -41,7 +41,8 @@ from esm_agent.serving.upload import (
     upload_parts,
 )
 from esm_protos import convert
-from esm_protos.messages import BlockResult, DeviceInfo, Progress
+from esm_protos.messages import BlockResult, DeviceInfo, Finding, Progress
+from esm_protos.providers import OptionError
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
@@ -70,6 +71,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         metrics: counts refusals.
         cpus: that models run on; empty: all that this process may use.
         cache: of files that do not travel with a block; None takes none.
+        findings: what the doctor is to say besides.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
         cache: Cache | None = None,
+        findings: tuple[Finding, ...] = (),
     ) -> None:
         self._info = info
         self._slot = slot
@@ -93,6 +96,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._metrics = metrics or Metrics()
         self._cpus = cpus
         self._cache = cache
+        self._findings = findings
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -179,7 +183,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with self._refusals(context):
             check_version(request.protocol_version)
             check_probe_s(request.probe_s)
-        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus)
+        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus, self._findings)
         return convert.diagnosis_to_pb(diagnosis)
 
     def _events(
@@ -218,6 +222,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     f"this device has no provider '{block.spec.provider}': it has "
                     f"{', '.join(self._info.providers)}"
                 )
+            self._info.provider(block.spec.provider).complete(block.spec.provider_options)
         return block
 
     def _opened_cache(self) -> Cache:
@@ -263,6 +268,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooManyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (OptionError, grpc.StatusCode.INVALID_ARGUMENT),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
     (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends it again from its start
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
