@@ -12,6 +12,8 @@ from esm_protos.providers import ProviderInfo, ProviderOption
 
 OPTION_FIELDS = ("tf32", "cuda_graph")
 """Options that have a field of their own in specs, true for the value ``1``."""
+NAMES = (*OPTION_FIELDS, "gpu")
+"""Names of all settings and facts that depend on the provider."""
 
 
 def provider_table(names: Iterable[str], gpus: Iterable[str]) -> tuple[ProviderInfo, ...]:

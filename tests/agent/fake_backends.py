@@ -106,7 +106,7 @@ class ThrottlingBackend(Backend):
         return LoadedModel(run)
 
 
-class ThrottlingTelemetry(Backend):
+class ThrottlingTelemetry:
     """The clock of that board, from what it says in its third second on."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class ThrottlingTelemetry(Backend):
         return DeviceState(at_ns, clock_mhz=(1500.0 if self.asked <= 2 else 940.0,))
 
 
-class InstantBackend:
+class InstantBackend(Backend):
     """Models that take no time."""
 
     name = "cpu"

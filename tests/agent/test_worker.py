@@ -286,6 +286,6 @@ def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:
 def test_a_process_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
     worker = Worker(partial(KilledOnceBackend, tmp_path / "killed"))
     try:
-        assert worker.start().providers == ("cpu",)
+        assert [each.name for each in worker.start().providers] == ["cpu"]
     finally:
         worker.stop()

@@ -85,7 +85,7 @@ class Backend(ABC):
         """Return what clients are told of it.
 
         Args:
-            device: its state now.
+            device: its state now, which names the GPUs where a provider runs on one.
         """
         return ProviderInfo(self.name)
 

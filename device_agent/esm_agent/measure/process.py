@@ -198,10 +198,10 @@ def main(
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    state = telemetry.state(0, quick=True)
+    gpu = any(backend.gpu for backend in backends.values())
+    state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
     infos = tuple(backend.info(state) for backend in backends.values())
     findings = tuple(each for backend in backends.values() for each in backend.findings())
-    gpu = any(backend.gpu for backend in backends.values())
     connection.send(Hello(runtime, infos, isolation, missing, findings, gpu))
     while True:
         try:

@@ -17,6 +17,7 @@ from esm_host.cli.options import (
     Device,
     Dtype,
     Ep,
+    EpOption,
     Json,
     NoWait,
     Quiet,
@@ -63,6 +64,7 @@ def lookup(
     ] = None,
     threads: Threads = 1,
     ep: Ep = "cpu",
+    ep_option: EpOption = None,
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
@@ -88,6 +90,7 @@ def lookup(
     from esm_host.predictors.lookup_file import table_json
     from esm_host.timing import for_models, timing_spec
     from esm_host.timing.parts import PARTS, time_parts
+    from esm_host.timing.provider_options import given_options
     from esm_host.transport import devices
 
     spec = timing_spec(
@@ -97,8 +100,7 @@ def lookup(
         max_time,
         threads=threads,
         provider=ep,
-        tf32=tf32,
-        cuda_graph=cuda_graph,
+        provider_options=given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
         allow_fallback=allow_fallback,
         model_timeout_s=timeout,
         seed=seed,

@@ -20,6 +20,7 @@ from esm_host.cli.options import (
     DeviceOrGroup,
     Dtype,
     Ep,
+    EpOption,
     MaxRuns,
     NoWait,
     Patience,
@@ -74,7 +75,12 @@ class JudgeName(enum.StrEnum):
     overall = "overall"
 
 
-_ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",), "long_visits": ("cache",)}
+_ALSO_SET_BY = {
+    "runs": ("max_runs",),
+    "precision": ("runs",),
+    "long_visits": ("cache",),
+    "provider_options": ("tf32", "cuda_graph"),
+}
 
 _SAMPLES = "Sampling and stopping"
 
@@ -230,6 +236,7 @@ def profile(
     ] = 0.2,
     threads: Threads = 1,
     ep: Ep = "cpu",
+    ep_option: EpOption = None,
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
@@ -288,6 +295,7 @@ def profile(
     from esm_host.cli.live import Live
     from esm_host.errors import UsageError
     from esm_host.extension.settings import LONG_VISITS
+    from esm_host.timing.provider_options import given_options
     from esm_host.workflows.profile import absolute
     from esm_protos.messages import RunOrder
 
@@ -338,8 +346,9 @@ def profile(
         "seed": seed,
         "provider": ep,
         "model_timeout_s": timeout,
-        "tf32": tf32,
-        "cuda_graph": cuda_graph,
+        "provider_options": given_options(
+            ep_option or (), None if resume else ep, tf32=tf32, cuda_graph=cuda_graph
+        ),
         "allow_fallback": allow_fallback,
         # In a row, all models are warm.
         "long_visits": LONG_VISITS if together and cache is CacheName.warm else 0,
@@ -430,6 +439,9 @@ def _written(name: str, settings: Mapping[str, Any]) -> str:
         return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
     if name == "long_visits":
         return f"--cache {'warm' if settings[name] else 'cold'}"
+    if name == "provider_options":
+        given = " ".join(f"{flag(name)} {key}={value}" for key, value in settings[name].items())
+        return given or f"no {flag(name)}"
     value = getattr(settings[name], "value", settings[name])
     if isinstance(value, bool):
         value = "on" if value else "off"

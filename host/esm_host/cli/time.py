@@ -14,6 +14,8 @@ from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import (
     AllowFallback,
     CudaGraph,
+    Ep,
+    EpOption,
     NoWait,
     Quiet,
     Tf32,
@@ -158,7 +160,8 @@ def time(
     ] = ProtocolName.interleaved,
     warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10,
     trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2,
-    ep: Annotated[str, typer.Option(help="Execution provider: cpu or cuda.")] = "cpu",
+    ep: Ep = "cpu",
+    ep_option: EpOption = None,
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
@@ -208,6 +211,7 @@ def time(
     from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.timing.examples import example_file
+    from esm_host.timing.provider_options import given_options
     from esm_host.transport import devices
     from esm_protos.messages import RunOrder
 
@@ -224,8 +228,7 @@ def time(
         trim=trim,
         threads=counts[0],
         provider=ep,
-        tf32=tf32,
-        cuda_graph=cuda_graph,
+        provider_options=given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
         allow_fallback=allow_fallback,
         model_timeout_s=timeout,
         seed=seed,

@@ -17,6 +17,7 @@ from esm_host.cli.options import (
     DeviceOrGroup,
     Dtype,
     Ep,
+    EpOption,
     MaxRuns,
     NoWait,
     Patience,
@@ -109,6 +110,7 @@ def transfer(
     max_runs: MaxRuns = 150,
     threads: Threads = 1,
     ep: Ep = "cpu",
+    ep_option: EpOption = None,
     tf32: Tf32 = False,
     cuda_graph: CudaGraph = False,
     allow_fallback: AllowFallback = False,
@@ -133,6 +135,7 @@ def transfer(
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
+    from esm_host.timing.provider_options import given_options
     from esm_host.workflows.profile import absolute
 
     share = as_share("--precision", precision)
@@ -159,8 +162,7 @@ def transfer(
         "threads": threads,
         "seed": seed,
         "provider": ep,
-        "tf32": tf32,
-        "cuda_graph": cuda_graph,
+        "provider_options": given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
         "allow_fallback": allow_fallback,
     }
     settings = new_settings(given, spec, Settings.for_transfer)

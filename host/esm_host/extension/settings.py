@@ -16,7 +16,7 @@ from esm_host.transfer import ALIASES, DEFAULT, LEAST_SAMPLES, method_of, sample
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from esm_protos.messages import MeasureSpec, RunOrder
+from esm_protos.messages import MeasureSpec
 from esm_protos.nearest import nearest
 
 if TYPE_CHECKING:
@@ -352,10 +352,9 @@ class Settings:
             DatasetError: written by a program with other settings.
         """
         try:
-            spec = dict(data["spec"])
-            spec["protocol"] = RunOrder(spec["protocol"])
+            spec = MeasureSpec.from_json(data["spec"])
             # Campaigns that say nothing are from before there was a choice.
-            return cls(**{"predictor": "mlp", **data, "spec": MeasureSpec(**spec)})
+            return cls(**{"predictor": "mlp", **data, "spec": spec})
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
