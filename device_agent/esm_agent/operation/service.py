@@ -113,8 +113,6 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         "CacheDirectory=esm-agent",
         "CacheDirectoryMode=0700",
         "ConfigurationDirectory=esm-agent",
-        "# CUDA keeps compiled kernels: not at home, which it cannot write to.",
-        "Environment=CUDA_CACHE_PATH=%S/esm-agent/cuda",
         "UMask=0077",
     ]
 
@@ -170,7 +168,7 @@ def _confinement() -> list[str]:
         "RestrictRealtime=yes",
         "RestrictSUIDSGID=yes",
         "LockPersonality=yes",
-        "# No MemoryDenyWriteExecute: CUDA compiles kernels into memory.",
+        "# No MemoryDenyWriteExecute: execution providers compile kernels into memory.",
         "SystemCallArchitectures=native",
         "# seccomp: by which the measuring process confines itself further.",
         "SystemCallFilter=@system-service seccomp",

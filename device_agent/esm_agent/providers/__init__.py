@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FIRST = "cpu"
 """The provider that works wherever the runtime does."""
 
-PROVIDERS = Family(
+FAMILY = Family(
     what="execution provider",
     group="esm.providers",
     base="esm_agent.providers.base:Provider",
@@ -36,7 +36,7 @@ def make_provider(name: str = FIRST, device: int = 0) -> Provider:
         ProviderMissingError: it cannot be loaded, or no model runs on it.
     """
     try:
-        provider: Provider = PROVIDERS.load(name)(device)
+        provider: Provider = FAMILY.load(name)(device)
         if name != FIRST:
             provider.prove()
     except PluginError as error:

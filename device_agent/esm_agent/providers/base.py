@@ -8,6 +8,7 @@ proof of where nodes ran, binding and profiles are made here (docs/extending/pro
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,6 +36,7 @@ from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import Placement, called, nodes_by_provider, refusal
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.user_folders import user_folder
 
 __all__ = ["Options", "Provider", "ProviderOption", "Use"]
 
@@ -127,6 +129,15 @@ class Provider(Backend):
         """Return facts beyond those of the machine and of onnxruntime that must be equal for
         latencies to be comparable, such as a GPU's name or a library's version."""
         return {}
+
+    def cache_folder(self) -> Path:
+        """Return a folder that outlives the process, for models that the provider compiles; raise
+        OSError where there is none."""
+        given = os.environ.get("CACHE_DIRECTORY")  # systemd's
+        own = Path(given) if given else user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
+        folder = own / "providers" / self.name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
 
     def explain(self, error: Exception) -> ModelError:
         """Return what to report of a model that raised an error while it was bound or run."""

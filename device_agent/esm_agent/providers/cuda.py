@@ -49,9 +49,11 @@ class CudaProvider(Provider):
     def prepare(self) -> None:
         # As nvidia-smi and NVML count; by itself CUDA begins with the fastest.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        if hasattr(
-            self.runtime, "preload_dlls"
-        ):  # since 1.21; finds the libraries that pip installed
+        # Compiled kernels are kept: as a service not at home, which it cannot write to.
+        if folder := os.environ.get("STATE_DIRECTORY"):
+            os.environ.setdefault("CUDA_CACHE_PATH", f"{folder.partition(':')[0]}/cuda")
+        # Since onnxruntime 1.21; finds the libraries that pip installed.
+        if hasattr(self.runtime, "preload_dlls"):
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for the agent's address
                 self.runtime.preload_dlls()
 

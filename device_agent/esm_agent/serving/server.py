@@ -21,7 +21,7 @@ from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
-from esm_agent.providers import FIRST, PROVIDERS, make_provider
+from esm_agent.providers import FAMILY, FIRST, make_provider
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
@@ -111,7 +111,7 @@ class AgentServer:
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
         own = [absolute(name) for name in providers]
-        others = [*(name for name in PROVIDERS.names() if name != FIRST), *own]
+        others = [*(name for name in FAMILY.names() if name != FIRST), *own]
         make_others = [partial(make_provider, name, gpu or 0) for name in others]
         remembered = None if history is None else HistoryFile(history)
         worker = Worker(make_backend, telemetry, confinement, limits, make_others, remembered)
