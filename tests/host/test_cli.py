@@ -531,6 +531,31 @@ def test_a_campaign_from_before_visits_varied_goes_on(fake: FakeProfiler, tmp_pa
     assert again.exit_code == 0, again.stderr
 
 
+def test_a_campaign_from_before_providers_had_options_goes_on(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    fake.providers = provider_table(["cpu", "cuda"], ["H100"])
+    run = tmp_path / "r"
+    options = ["--ep", "cuda", "--tf32", "--target-accuracy", 1, "--run", run]
+    assert esm_host("profile", *QUICK, *options).exit_code == 0
+    settings = run / "settings.json"
+
+    def older(value: dict) -> dict:
+        own = value.pop("provider_options")
+        return {**value, "tf32": own == {"tf32": "1"}, "cuda_graph": False}
+
+    data = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**data, "spec": older(data["spec"])}))
+    with closing(sqlite3.connect(run / "store.sqlite")) as store, store:
+        ((text,),) = store.execute("select value from facts where key = 'campaign'").fetchall()
+        kept = json.dumps(older(json.loads(text)))
+        store.execute("update facts set value = ? where key = 'campaign'", (kept,))
+    again = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1)
+    assert again.exit_code == 0, again.stderr
+    refused = esm_host("profile", "--run", run, "--resume", "--ep-option", "tf32=0")
+    assert_refused(refused, 2, "measured with --ep-option tf32=1, not --ep-option tf32=0")
+
+
 def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
     options = ["--threads", 2, "--target-accuracy", 1, "--run", run]
