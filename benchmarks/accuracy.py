@@ -23,14 +23,16 @@ import numpy as np
 from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Dataset, Measurements, best_attempts
-from esm_host.encoding import ENCODERS, make_encoder
+from esm_host.dataset.table import Dataset, best_attempts
+from esm_host.encoding import ENCODERS, encoder_class, make_encoder
 from esm_host.evaluation.accuracy import accuracy_percent
-from esm_host.extension.settings import Settings
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
@@ -38,7 +40,7 @@ from esm_protos.messages import MeasureSpec, RunOrder
 
 ROUND = 100
 SPECS = {
-    "interleaved": Settings("local").spec,
+    "interleaved": MeasuringSettings("local").spec,
     "in a row": MeasureSpec(protocol=RunOrder.SEQUENTIAL),
 }
 
@@ -73,8 +75,8 @@ def main() -> None:
             name: accuracies(space, dataset, encoding, args.held_out, args.seeds)
             for name, dataset in datasets.items()
         }
-        for encoding, encoder in ENCODERS.items()
-        if encoder.suits(space)
+        for encoding in ENCODERS
+        if encoder_class(encoding).suits(space)
     }
     report(table, datasets, measured)
     if args.json:
@@ -113,13 +115,14 @@ def measure(
                     Measurements(store, specs[name]),
                     [Member("local", profiler)],
                     space,
-                    specs[name],
                     references,
-                    block_size=20,
-                    tolerance=0.03,
-                    # In a row, references stray on any noisy machine: again would not help.
-                    max_remeasurements=0 if sequential else 2,
-                    watcher=live,
+                    MeasuringSettings(
+                        "local",
+                        spec=specs[name],
+                        # In a row, references stray on any noisy machine: again would not help.
+                        max_remeasurements=0 if sequential else 2,
+                    ),
+                    live,
                 )
                 live.on_round(number, min(ROUND, models - number * ROUND))
                 collector.collect(number)

@@ -25,8 +25,8 @@ from esm_host.encoding import make_encoder
 from esm_host.predictors.auto import AutoPredictor
 from esm_host.predictors.baselines.lgbm import LightGBMPredictor
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.spaces import load_space
 
 

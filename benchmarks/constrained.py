@@ -45,11 +45,11 @@ from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.encoding import make_encoder
 from esm_host.predictors.auto import AutoPredictor
-from esm_host.search.genes import Rows as Places
-from esm_host.search.known import Known
+from esm_host.search.genes import RowIndex as Places
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.methods.exhaustive import Exhaustive
-from esm_host.search.problem import Found, Limit, Measure, Objective, Problem
+from esm_host.search.problem import Candidates, Limit, Measure, Objective, Problem
+from esm_host.search.table import TableMeasure
 from esm_host.search.verify import verified_search
 from esm_host.transfer.gaussian import SourceGP
 
@@ -98,7 +98,7 @@ class Target:
         return Simulated(self._table, self.truth, self._first, self._encoder, self._seed)
 
     def problem(self, accuracy: Floats) -> Callable[[Sequence[Measure]], Problem]:
-        known = Known("accuracy", self._table.codes, accuracy)
+        known = TableMeasure("accuracy", self._table.codes, accuracy)
 
         def problem(latencies: Sequence[Measure]) -> Problem:
             return Problem(
@@ -149,7 +149,7 @@ def on(
     place = Places(table.codes)
     rows: list[Mapping[str, object]] = []
 
-    def keep(way: str, accuracy: str, picked: Found, extra: Rows, search_s: float) -> None:
+    def keep(way: str, accuracy: str, picked: Candidates, extra: Rows, search_s: float) -> None:
         """Of several that are equally good the fastest is taken."""
         row = int(place(picked[np.argsort(picked.values[LATENCY], kind="stable")[:1]].codes)[0])
         latency_ms = float(target.truth[row])

@@ -33,25 +33,26 @@ from esm_host.cli.live import Live
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import DeviceTime, device_time
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoding
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose, cross_validate
-from esm_host.extension.settings import Settings
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces.resnet import ResNetSpace
 
 SPACE = ResNetSpace(resolution=64, width_mult=0.25)
 BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 5)
-SPEC = Settings("local").spec
+SPEC = MeasuringSettings("local").spec
 ROUND = 200  # planned at a time; judging reads the whole store, so not too few
 
 # The same for all that are compared. The paper begins with 300 and adds 100; where balanced
@@ -173,12 +174,9 @@ def measure(store: Store, sizes: dict[str, int]) -> None:
             Measurements(store, SPEC),
             [Member("local", profiler)],
             SPACE,
-            SPEC,
             references,
-            block_size=20,
-            tolerance=0.03,
-            max_remeasurements=2,
-            watcher=live,
+            MeasuringSettings("local", spec=SPEC),
+            live,
         )
         for number, architectures in rounds.items():
             if number != REFERENCE_ROUND:

@@ -34,8 +34,8 @@ import numpy as np
 from benchmarks.public_models import write_models
 from benchmarks.repeatability import BINS, REFERENCES, architectures
 from esm_host import load_run
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.architecture import Architecture
 from esm_models.spaces import load_space
 from esm_protos.statistics import t_quantile

@@ -60,11 +60,11 @@ from esm_host.evaluation.selection import pareto_front
 from esm_host.research.depth_scaling import scaled_in_depth
 from esm_host.research.search_by_proxy import search_by_proxy
 from esm_host.search.costs import NetworkCost
-from esm_host.search.genes import Rows as Places
-from esm_host.search.known import Known
+from esm_host.search.genes import RowIndex as Places
 from esm_host.search.latency import LATENCY
 from esm_host.search.method import Evaluate, SearchMethod
 from esm_host.search.problem import Measure, Objective, Problem
+from esm_host.search.table import TableMeasure
 from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.monotonicity import best_proxy, correlation_matrix
 from esm_models.space import Codes
@@ -246,7 +246,7 @@ def compute(
 
 
 def _problem(table: LatencyTable, worth: Floats) -> Callable[[Sequence[Measure]], Problem]:
-    known = Known("accuracy", table.codes, worth)
+    known = TableMeasure("accuracy", table.codes, worth)
     objectives = [Objective(LATENCY), Objective("accuracy", maximise=True)]
 
     def problem(measures: Sequence[Measure]) -> Problem:

@@ -79,7 +79,7 @@ def campaign(case: Case, folder: Path) -> dict[str, float | str]:
     references = plan.pop(REFERENCE_ROUND)
     planned = [a for architectures in plan.values() for a in architectures]
     sent = sum(block.bytes_sent for block in blocks)
-    models = sum(1 for _ in store.measurements())
+    models = len(store.measurements())
     with_weights = [len(space.build(a, draw_weights)) for a in (references + planned)[:40]]
     running_s = sum(block.running_ns for block in blocks) / 1e9
     busy_s = sum(block.busy_ns for block in blocks) / 1e9

@@ -18,8 +18,8 @@ import numpy as np
 
 from esm_host.encoding import make_encoder
 from esm_host.predictors.mlp import MLPPredictor
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.spaces import load_space
 
 

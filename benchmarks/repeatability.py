@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from esm_host.evaluation.quality import judge
 from esm_host.evaluation.warm import warm_ratios, warming
 from esm_host.extension.settings import Settings
-from esm_host.sampling import BalancedSampler, RandomSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.local import LocalProfiler
 from esm_models.architecture import Architecture
 from esm_models.spaces import load_space

@@ -43,11 +43,11 @@ from esm_host.evaluation.selection import hypervolume, pareto_front
 from esm_host.predictors.auto import AutoPredictor
 from esm_host.research.transfer.proxy import AdaProxyPredictor
 from esm_host.search.genes import keys
-from esm_host.search.known import Known
-from esm_host.search.latency import LATENCY, Latency
+from esm_host.search.latency import LATENCY, LatencyMeasure
 from esm_host.search.method import SearchMethod
 from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.problem import Measure, Objective, Problem
+from esm_host.search.table import TableMeasure
 from esm_host.search.verify import Round, verified_search
 from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.source import Source
@@ -94,7 +94,7 @@ class Simulated:
             return predictor.predict_at_most(self._encoder.encode_codes(codes), wanted)
 
         known_ms = self._truth[self.rows]
-        return Latency(predict, self.known(), known_ms, known_ms, probability)
+        return LatencyMeasure(predict, self.known(), known_ms, known_ms, probability)
 
     def measure(self, codes: Codes) -> None:
         fresh = [self._place[key.tobytes()] for key in keys(codes)]
@@ -219,7 +219,7 @@ def verify(
     table: LatencyTable, accuracy: Floats, site: Simulated, method: SearchMethod
 ) -> list[Rows]:
     """What was measured, after each round."""
-    known = Known("accuracy", table.codes, accuracy)
+    known = TableMeasure("accuracy", table.codes, accuracy)
     progress = [site.rows]
 
     def problem(measures: Sequence[Measure]) -> Problem:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
-from esm_host.campaign.session import connected, measuring
+from esm_host.campaign.session import connected, open_session
 from esm_host.campaign.watcher import Watcher
 from esm_host.search.anchors import most_alike
 from esm_host.search.costs import NetworkCost
@@ -123,7 +123,7 @@ def measured_again(
         folder.prepare(resume)
         write_json(folder.settings, settings.to_json())
         stack.enter_context(folder.locked())
-        parts = stack.enter_context(measuring(settings, folder, space, found, watcher))
+        parts = stack.enter_context(open_session(settings, folder, space, found, watcher))
         for number, architectures in ((0, anchors), (1, [*chosen, *others])):
             plan = parts.store.plan()
             if number not in plan:

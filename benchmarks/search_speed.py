@@ -19,15 +19,15 @@ import pandas as pd
 
 from esm_host.encoding import make_encoder
 from esm_host.predictors import encoding_for, make_predictor
+from esm_host.search.bounds import LatencyBounds
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import hypervolume
 from esm_host.search.genes import GeneEncoding
-from esm_host.search.latency import LATENCY, Latency
+from esm_host.search.latency import LATENCY, LatencyMeasure
 from esm_host.search.method import SearchMethod
 from esm_host.search.methods.single_weight import SingleWeight
 from esm_host.search.methods.with_pymoo import PymooSearch
 from esm_host.search.problem import Objective, Problem
-from esm_host.search.promise import Promise
 from esm_models.spaces import load_space
 
 SAMPLES = 300
@@ -76,9 +76,9 @@ def posed(name: str) -> Problem:
     encoder = make_encoder(encoding_for(name, space), space)
     predictor = make_predictor(name, encoder, 0)
     predictor.fit(encoder.encode_codes(codes), latency_ms)
-    promise = Promise(predictor, encoder, latency_ms, latency_ms)
+    promise = LatencyBounds(predictor, encoder, latency_ms, latency_ms)
     nothing = np.zeros(0)
-    latency = Latency(promise, codes[:0], nothing, nothing, 0.9)
+    latency = LatencyMeasure(promise, codes[:0], nothing, nothing, 0.9)
     return Problem(space, [latency, cost], [Objective(LATENCY), Objective("flops", maximise=True)])
 
 

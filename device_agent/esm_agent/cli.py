@@ -175,6 +175,14 @@ def serve(
         ),
     ] = None,
     history: History = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE:CLASS",
+            help="Source of further metrics, such as my_metric.py:PageFaults, or the name of an "
+            "installed one; may be repeated.",
+        ),
+    ] = None,
     max_block_time: Annotated[
         float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
     ] = 3600.0,
@@ -195,6 +203,7 @@ def serve(
     from esm_agent.serving.announce import AnnounceError, Announcement
     from esm_agent.serving.announce import check as check_announced
     from esm_agent.serving.server import AgentServer, PortTakenError
+    from esm_protos.plugins import absolute
 
     logs.configure(json_lines=log_format is LogFormat.JSON)
     open_to_others = host not in ("127.0.0.1", "localhost", "::1")
@@ -207,7 +216,7 @@ def serve(
     if open_to_others and insecure:
         logging.warning("INSECURE: anyone who reaches %s can run models here", join(host, port))
     stops = _stops()
-    metrics = Metrics()
+    counters = Metrics()
     try:
         confinement = Confinement.parse(memory_limit, cpus)
         cache_bytes = None if cache_size is None else size_bytes("--cache-size", cache_size)
@@ -216,12 +225,12 @@ def serve(
     leave_cpus(confinement.cpus)
     try:
         if metrics_port is not None:
-            metrics = PrometheusMetrics(metrics_host, metrics_port)
+            counters = PrometheusMetrics(metrics_host, metrics_port)
         server = AgentServer(
             host,
             port,
             door=door,
-            metrics=metrics,
+            metrics=counters,
             confinement=confinement,
             max_block_s=max_block_time,
             gpu=gpu,
@@ -230,9 +239,10 @@ def serve(
             history=history or _own_history(),
             machine=_own_lock() if take_turns else None,
             providers=provider or (),
+            metric_sources=[absolute(name) for name in metrics or ()],
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
-        metrics.stop()
+        counters.stop()
         fail(1, str(error))
     print(f"esm-agent {__version__} listening on {join(host, server.port)}", flush=True)
     if until_stdin_closes:
@@ -249,7 +259,7 @@ def serve(
         )
         server.drain(drain)
     server.stop()
-    metrics.stop()
+    counters.stop()
     logs.event(logging.getLogger(__name__), logging.INFO, "stopped")
 
 

@@ -2,4 +2,4 @@
 
 
 class AccessError(Exception):
-    """What was asked of tokens or certificates cannot be done: one line that names the cure."""
+    """Error about tokens or certificates; the message is one line that says what to do."""

@@ -1,4 +1,4 @@
-"""Errors of commands as one line on standard error, and an exit code."""
+"""Errors of commands: one line on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Print what the system or the user's files refuse as one line; bugs keep their traceback."""
+    """Print access and system errors of a command as one line; bugs keep their traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -33,6 +33,6 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    """Print an error, and end the command with an exit code."""
+    """Print an error and end the command with an exit code."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(code) from None

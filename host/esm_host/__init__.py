@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from esm_host.errors import RunExistsError as RunExistsError
     from esm_host.errors import UnreachableError as UnreachableError
     from esm_host.errors import UsageError as UsageError
+    from esm_host.extension.loop import Loop as Loop
+    from esm_host.extension.settings import MeasuringSettings as MeasuringSettings
+    from esm_host.extension.settings import SamplingSettings as SamplingSettings
     from esm_host.extension.settings import Settings as Settings
+    from esm_host.extension.settings import SpaceSettings as SpaceSettings
+    from esm_host.extension.settings import TrainingSettings as TrainingSettings
     from esm_host.research.study.results import load_study as load_study
     from esm_host.research.study.run import run_study as run_study
     from esm_host.search.record import SearchRecord as SearchRecord
@@ -61,7 +66,11 @@ _NAMES = {
     ),
     "esm_host.timing.compare": ("Comparison", "DifferentError"),
     "esm_host.timing.examples": ("example_model",),
-    "esm_host.extension.settings": ("Settings",),
+    "esm_host.extension.loop": ("Loop",),
+    "esm_host.extension.settings": (
+        *("MeasuringSettings", "SamplingSettings", "Settings", "SpaceSettings"),
+        "TrainingSettings",
+    ),
     "esm_host.campaign.latency": ("Latency",),
     "esm_host.campaign.run": ("Run", "load_run"),
     "esm_host.search.record": ("SearchRecord", "load_search"),

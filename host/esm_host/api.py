@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, OptionalProto, SequenceProto, TensorProto
     from torch import nn
 
-    from esm_host.campaign.watcher import CampaignWatcher
     from esm_host.exporting.files import Exported
     from esm_host.report.page import Page
     from esm_host.research.study.results import Study
@@ -216,6 +215,7 @@ def compare(
     allow: Sequence[str] = (),
     match: Mapping[str, str] | None = None,
     max_latency_ms: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Whether models became slower between timings, or fail now.
 
@@ -228,6 +228,8 @@ def compare(
             ``"cases"`` compares what all have.
         match: models that have another name in the new timings, ``{"v1.onnx": "v2.onnx"}``.
         max_latency_ms: that a model may take in the new timings, by its name.
+        limits: of other metrics, by their keys, that every model must keep in the new timings,
+            ``{"peak_rss_bytes": 2e8}``.
 
     Raises:
         UsageError: an argument makes no sense, or there is no such file.
@@ -247,7 +249,7 @@ def compare(
         for given in (base, new)
     ]
     return compare_timings(
-        sides[0], sides[1], confidence, tolerance_percent, allow, match, max_latency_ms
+        sides[0], sides[1], confidence, tolerance_percent, allow, match, max_latency_ms, limits
     )
 
 
@@ -258,7 +260,7 @@ def profile(
     store: str = "",
     patience_s: float = 60.0,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
 ) -> Run:
     """Learns a latency predictor for a device by measuring as few models as possible.
 
@@ -270,7 +272,7 @@ def profile(
         store: URL of a PostgreSQL database that is to hold its records, for a team to share.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
-        watcher: is told how it goes on; derive yours from :class:`Watcher`.
+        watcher: is told how it goes on: an object with any of the methods of :class:`Watcher`.
 
     Returns:
         The campaign; ``.converged`` says whether it reached its target.
@@ -310,7 +312,7 @@ def resume(
     finish: bool = False,
     patience_s: float = 60.0,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
 ) -> Run:
     """Goes on with a campaign, or judges a finished one anew; measures nothing twice.
 

@@ -1,7 +1,7 @@
 """Names of arguments in messages: a caller in Python reads ``max_time_s``, a user of the command
 line ``--max-time``.
 
-Code that both reach marks the name, and whoever prints the message renders it.
+Code that both reach marks the name, and the code that prints the message renders it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ _FLAGS = {
 _MARK = "\0"
 """Neither a path nor an argument of a program can hold it."""
 
-_MARKED = re.compile(f"{_MARK}(.*?){_MARK}", re.DOTALL)
+_MARKED = re.compile(f"{_MARK}(.*?){_MARK}(.*?){_MARK}", re.DOTALL)
 
 
 def argument(name: str) -> str:
     """Mark the name of a Python argument for a message."""
-    return f"{_MARK}{name}{_MARK}"
+    return either(name, flag(name))
+
+
+def either(python: str, command: str) -> str:
+    """Mark a text that reads otherwise on the command line, such as what to call next."""
+    return f"{_MARK}{python}{_MARK}{command}{_MARK}"
 
 
 def flag(name: str) -> str:
@@ -51,10 +56,10 @@ def flag(name: str) -> str:
 
 
 def in_python(text: str) -> str:
-    """Render marked names as Python has them."""
+    """Render marked names and texts for Python."""
     return _MARKED.sub(r"\1", text)
 
 
 def on_command_line(text: str) -> str:
-    """Render marked names as options."""
-    return _MARKED.sub(lambda match: flag(match[1]), text)
+    """Render marked names and texts for the command line."""
+    return _MARKED.sub(r"\2", text)

@@ -104,3 +104,9 @@ class BusyError(EsmError):
 
 class ClusterError(EsmError):
     exit_code = 69
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise UsageError unless an argument is within a range, both ends included."""
+    if not low <= value <= high:
+        raise UsageError(f"{argument(name)} {value} is outside {low} to {high}")

@@ -115,9 +115,7 @@ def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R
         ClusterError: the scheduler is gone, or a task was the end of several workers.
     """
     client = _cluster.get()
-    for name, module in list(sys.modules.items()):
-        if name.startswith(OWN_MODULES):  # which no worker can import
-            cloudpickle.register_pickle_by_value(module)
+    _own_by_value()
     if client is not None:
         yield from _map_on(client, function, tasks)
         return
@@ -130,6 +128,27 @@ def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R
             "a process was killed, most likely for want of memory: run it again with a smaller "
             "number in --parallel"
         ) from error
+
+
+class ByValue:
+    """A value that is pickled together with the code of users' files that it needs.
+
+    Unpickling gives the value itself.
+    """
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _own_by_value()
+        return pickle.loads, (cloudpickle.dumps(self.value),)
+
+
+def _own_by_value() -> None:
+    """Pickle the classes of users' files with their code, which no other process can import."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(OWN_MODULES):
+            cloudpickle.register_pickle_by_value(module)
 
 
 # What goes to a cluster

@@ -1,1 +1,1 @@
-"""What can be measured: architectures, search spaces and their ONNX graphs."""
+"""Architectures, search spaces and their ONNX graphs."""

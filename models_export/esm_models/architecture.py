@@ -1,4 +1,4 @@
-"""One point of a search space: frozen, hashable, written as JSON or in a short form."""
+"""Point of a search space: immutable, hashable, with a JSON form and a short text form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from esm_models.errors import InvalidArchitectureError
 
 _PLAIN = re.compile(r'[^\s|":*]+')
-"""A label that the short form holds as it is; others are quoted."""
+"""Label that the short form writes unquoted."""
 _RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,5}) ?px:")
 _PART = re.compile(
     rf"""\s*(?:(?P<bar>\|)|(?:(?P<count>[1-9][0-9]{{0,3}})\*)?"""
@@ -24,13 +24,13 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class Architecture:
-    """The blocks of every unit, each named by the label of its option.
+    """Architecture as the option labels of the blocks of every unit.
 
     Attributes:
-        space: name of the search space.
-        units: one tuple per unit; one option label (such as ``"k3e1/2"``) per block.
-        resolution: input height and width, pixels, where the space leaves them to the
-            architecture; else None.
+        space: Name of the search space.
+        units: One tuple per unit, with one option label, such as ``"k3e1/2"``, per block.
+        resolution: Input height and width, pixels; None if the space sets them for all
+            architectures.
     """
 
     space: str
@@ -44,21 +44,21 @@ class Architecture:
 
     @cached_property
     def key(self) -> str:
-        """Stable identifier: 16 hexadecimal digits, the same on every machine."""
+        """Identifier of 16 hexadecimal digits, the same on every machine."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """``{"space": ..., "units": [[label, ...], ...]}``, and ``"resolution"`` if it has one."""
+        """Return ``{"space": ..., "units": [[label, ...], ...]}``, with ``"resolution"`` if set."""
         data: dict[str, Any] = {"space": self.space, "units": [list(u) for u in self.units]}
         return data if self.resolution is None else {**data, "resolution": self.resolution}
 
     @classmethod
     def from_json(cls, data: object) -> Architecture:
-        """Inverse of :meth:`to_json`.
+        """Read the form that :meth:`to_json` writes.
 
         Raises:
-            InvalidArchitectureError: ``data`` has another shape.
+            InvalidArchitectureError: ``data`` has another form.
         """
         if isinstance(data, Mapping):
             space, units = data.get("space"), data.get("units")
@@ -81,13 +81,15 @@ class Architecture:
     def to_text(self) -> str:
         """Return the short form, such as ``"k3e1 | 2*k5e1"``.
 
-        Units are apart by ``|``, equal neighbours counted; a unit without blocks is ``-``. An
-        architecture with a resolution of its own begins with it: ``"160 px: k3e1 | 2*k5e1"``.
-        Labels that could be mistaken for something else are written as JSON strings.
+        ``|`` separates units, ``2*`` counts equal neighbours, and ``-`` is a unit without blocks.
+        An architecture with its own resolution begins with it: ``"160 px: k3e1 | 2*k5e1"``.
+        Ambiguous labels are written as JSON strings.
         """
         units = (
             " ".join(
-                _written(label) if (n := len(list(group))) == 1 else f"{n}*{_written(label)}"
+                _short_label(label)
+                if (n := len(list(group))) == 1
+                else f"{n}*{_short_label(label)}"
                 for label, group in groupby(unit)
             )
             for unit in self.units
@@ -97,13 +99,14 @@ class Architecture:
 
     @classmethod
     def from_text(cls, space: str, text: str) -> Architecture:
-        """Inverse of :meth:`to_text`.
+        """Read the form that :meth:`to_text` writes.
 
         Args:
-            space: name of the search space, which the short form lacks.
+            space: Name of the search space, which the short form omits.
+            text: Architecture in the short form.
 
         Raises:
-            InvalidArchitectureError: ``text`` is no short form.
+            InvalidArchitectureError: ``text`` is not in the short form.
         """
         side = _RESOLUTION.match(text)
         at, text = (side.end() if side else 0), text.rstrip()
@@ -113,8 +116,8 @@ class Architecture:
             label = None if part is None else _label(part)
             if part is None or label is None:
                 raise InvalidArchitectureError(
-                    "the short form of an architecture is written like 'k3e1/2 | 2*k5e1', units "
-                    f"apart by |; got {json.dumps(text[:120])}"
+                    "the short form of an architecture is written like 'k3e1/2 | 2*k5e1', with | "
+                    f"between units; got {json.dumps(text[:120])}"
                 )
             if part["bar"]:
                 units.append([])
@@ -124,14 +127,14 @@ class Architecture:
         return cls(space, tuple(map(tuple, units)), int(side[1]) if side else None)
 
 
-def _written(label: str) -> str:
-    """Return a label as the short form holds it."""
+def _short_label(label: str) -> str:
+    """Return a label for the short form, in quotes if needed."""
     plain = _PLAIN.fullmatch(label) and label != "-" and label.isprintable()
     return label if plain else json.dumps(label)
 
 
 def _label(part: re.Match[str]) -> str | None:
-    """Return the label of a part, empty for a bar; None where its quotes hold no JSON string."""
+    """Return the label of a part, "" for a bar; None if its quotes hold no JSON string."""
     if not part["quoted"]:
         return part["plain"] or ""
     try:

@@ -1,7 +1,7 @@
-"""What a model takes on the device that runs it, and what each of its operators does.
+"""Cost of a model's operators (FLOPs, bytes) and the memory that a model needs.
 
-Numbers count four bytes, also those of int8 networks: that is the same architecture, and a
-predictor learns how fast a device runs it.
+A number counts as four bytes, also in an int8 network: its architecture is the same, and a
+predictor learns the device's speed from measurements.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import onnx
 from onnx import helper
 
 _COPIES = 3
-"""Drawn or read, as the runtime keeps it, and packed for its kernels: 2.0 to 3.0 times the
-weights were measured while large models of all spaces load."""
+"""Copies of the weights during loading: drawn or read, kept by the runtime, packed for kernels.
+Large models of all spaces needed 2.0 to 3.0 times the weights."""
 _FIXED_BYTES = 10_000_000
 
 Shape = tuple[int, ...]
@@ -24,12 +24,11 @@ KINDS = (
     *("conv", "pointwise", "depthwise", "grouped", "linear"),
     *("pool", "norm", "elementwise", "layout"),
 )
-"""Of operators: convolutions by how their channels are connected (``conv`` has a kernel above 1
-and one group, ``pointwise`` kernel 1), fully connected layers, and what only moves or maps
-numbers."""
+"""Kinds of operators. ``conv`` is a convolution with one group and a kernel above 1, and
+``pointwise`` one with kernel 1. ``linear`` is a fully connected layer."""
 
 _FREE = ("Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Dropout")
-"""Rename a tensor at most: no byte moves."""
+"""Operators that move no bytes."""
 _LAYOUT = (*_FREE, "Concat", "Transpose", "Pad", "Slice", "Split")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _FLOAT_BYTES = 4
@@ -37,15 +36,14 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """What one operator does in one inference, in float32.
+    """Cost of an operator in one inference, in float32.
 
     Attributes:
-        kind: one of :data:`KINDS`.
-        macs: multiply-adds of convolutions and linear layers; 0 of the others.
-        flops: 2 per multiply-add, and of other operators one per number that they look at; biases
-            are not counted, as is usual.
-        activation_bytes: of the inputs read and the output written.
-        weight_bytes: of the parameters read.
+        kind: One of :data:`KINDS`.
+        macs: Multiply-adds of a convolution or linear layer; 0 for other operators.
+        flops: 2 per multiply-add; 1 per number read for other operators. Biases are not counted.
+        activation_bytes: Bytes of the inputs read and the output written.
+        weight_bytes: Bytes of the parameters read.
     """
 
     kind: str
@@ -56,18 +54,20 @@ class OperatorCost:
 
     @property
     def bytes(self) -> int:
-        """Read and written, weights included."""
+        """Bytes read and written, with weights."""
         return self.activation_bytes + self.weight_bytes
 
 
 def operator_cost(
     node: onnx.NodeProto, inputs: Sequence[Shape], weights: Sequence[Shape], output: Shape
 ) -> OperatorCost:
-    """Counted from an operator's shapes; every input is read once.
+    """Return the cost of an operator, counted from its shapes; every input is read once.
 
     Args:
-        inputs: of the activations.
-        weights: of the initializers.
+        node: Operator.
+        inputs: Shapes of its activations.
+        weights: Shapes of its initializers.
+        output: Shape of its result.
     """
     kind, macs, flops = _work(node, inputs, weights, output)
     moved = 0 if node.op_type in _FREE else _numbers([*inputs, output])
@@ -77,7 +77,7 @@ def operator_cost(
 def _work(
     node: onnx.NodeProto, inputs: Sequence[Shape], weights: Sequence[Shape], output: Shape
 ) -> tuple[str, int, int]:
-    """Kind, multiply-adds and FLOPs."""
+    """Return kind, multiply-adds and FLOPs."""
     size = math.prod(output)
     if node.op_type == "Conv":
         group = next((a.i for a in node.attribute if a.name == "group"), 1)
@@ -106,8 +106,10 @@ def _numbers(shapes: Sequence[Shape]) -> int:
 
 
 def memory_bytes(model: bytes) -> int:
-    """Memory that an ONNX model needs while a runtime loads and runs it, roughly. Weights of int8
-    models are float32 until they are loaded, and take no more."""
+    """Return a rough estimate of the memory that loading and running an ONNX model needs, bytes.
+
+    The weights of an int8 model are float32 until it is loaded, so it needs no more than that.
+    """
     weights = onnx.ModelProto.FromString(model).graph.initializer
     numbers: int = sum(math.prod(tensor.dims) for tensor in weights)
     return _COPIES * 4 * numbers + _FIXED_BYTES

@@ -1,20 +1,20 @@
-"""Errors of search spaces. Each message is one line that names the cure."""
+"""Errors of search spaces; each message is one line that says what to do."""
 
 
 class ModelsError(Exception):
-    """Root of this package's errors."""
+    """Base class of this package's errors."""
 
 
 class UnknownSpaceError(ModelsError):
-    """No search space of that name, or no such class in the given file."""
+    """Unknown name of a search space, or unknown class of a file."""
 
 
 class InvalidSpaceError(ModelsError):
-    """A search space cannot be built with these settings.
+    """Invalid settings of a search space.
 
     Args:
-        text: what is wrong.
-        argument: name of the setting that is at fault, which the message then begins with.
+        text: What is wrong.
+        argument: Name of the invalid setting, which begins the message; "" if there is none.
     """
 
     def __init__(self, text: str, argument: str = "") -> None:
@@ -23,4 +23,4 @@ class InvalidSpaceError(ModelsError):
 
 
 class InvalidArchitectureError(ModelsError):
-    """An architecture does not belong to the search space."""
+    """Architecture outside its search space."""

@@ -1,7 +1,7 @@
-"""Well-known networks to time without a file; ``python -m esm_models.examples`` writes them.
+"""Well-known networks that can be timed by name.
 
-They come with the package as files of tens of kilobytes, weightless like any other, so that timing
-one needs no onnx. A test compares the files with what this module makes.
+``python -m esm_models.examples`` writes them as weightless files into the package, so timing one
+does not need onnx. A test compares the files with the output of this module.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ FOLDER = Path(__file__).resolve().parent / "example_models"
 
 
 def _mobilenetv3() -> bytes:
-    """MobileNetV3-Large (Howard et al. 2019) at 224 pixels, as near as Once-for-all's space has
-    it: three of its blocks expand 3 times instead of 2.5 and 2.3 times."""
+    """Return MobileNetV3-Large (Howard et al. 2019) at 224 pixels.
+
+    It is the nearest network of Once-for-all's space: three blocks expand 3 times instead of 2.5
+    or 2.3 times.
+    """
     units = (
         ("k3e4", "k3e3"),
         ("k5e3", "k5e3", "k5e3"),
@@ -30,7 +33,7 @@ def _mobilenetv3() -> bytes:
 
 
 def _resnet18() -> bytes:
-    """ResNet-18 (He et al. 2016) at 224 pixels."""
+    """Return ResNet-18 (He et al. 2016) at 224 pixels."""
     net = Network((1, 3, 224, 224))
     with net.scope("stem"):
         x = net.max_pool(net.relu(net.conv(net.input, 64, kernel=7, stride=2)))
@@ -47,7 +50,7 @@ def _resnet18() -> bytes:
 
 
 def _resnet50() -> bytes:
-    """ResNet-50 (He et al. 2016) at 224 pixels, the stride on the middle convolution."""
+    """Return ResNet-50 (He et al. 2016) at 224 pixels, stride on the middle convolution."""
     units = tuple(("k3e1",) * depth for depth in (3, 4, 6, 3))
     return load_space("resnet").build(Architecture("resnet", units))
 

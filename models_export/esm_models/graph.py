@@ -1,11 +1,10 @@
-"""A thin layer over onnx.helper: static shapes, operator by operator, weightless by default.
+"""Builder of ONNX graphs on top of onnx.helper, with static shapes and weightless by default.
 
-Batch normalisation that follows a convolution is not written: inference runtimes fold it into
-the convolution's weight and bias, so a graph that is only timed starts from the folded form. Which
-convolutions that is true of is kept beside the graph, for whoever makes a network to train of it.
+A batch normalisation after a convolution is left out, because inference runtimes fold it into the
+convolution's weight and bias. The builder records these convolutions, so that the export can
+restore the normalisation in a network for training.
 
-Networks are written down in float32; :mod:`esm_models.quantization` makes int8 ones of them at the
-end.
+Graphs are built in float32; :mod:`esm_models.quantization` converts a finished one to int8.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from esm_models.quantization import quantized
+from esm_models.quantization import quantize
 
 WeightSource = Callable[[str, tuple[int, ...]], NDArray[np.float32]]
-"""Draws the array of an initializer from its name and shape."""
+"""Function that returns the values of an initializer from its name and shape."""
 
 FLOAT32, INT8 = DTYPES = ("float32", "int8")
 
-# Read by every ONNX Runtime since 1.13; nothing here needs more.
+# Every ONNX Runtime since 1.13 reads these versions.
 OPSET = 17
 IR_VERSION = 8
 
-# Where a weightless initializer says its data lies. No such file exists: a runtime that is not
-# given the arrays refuses the model instead of reading something else.
+# External data location of a weightless initializer. No such file exists, so a runtime that is
+# not given the values refuses the model.
 WEIGHTLESS_LOCATION = "weightless"
 
 
 class Network:
-    """An ONNX graph under construction. Methods add one operator and return its output's name.
+    """ONNX graph under construction; each method adds an operator and returns its output's name.
 
     Args:
-        input_shape: (batch, channels, height, width).
-        weights: see :meth:`esm_models.space.SearchSpace.build`.
-        dtype: one of :data:`DTYPES`, of the arithmetic; the input and the output are float32.
+        input_shape: Shape (batch, channels, height, width).
+        weights: Values of the initializers, as in :meth:`esm_models.space.SearchSpace.build`.
+        dtype: Type of the arithmetic, one of :data:`DTYPES`; input and output are float32.
     """
 
     def __init__(
@@ -63,12 +62,12 @@ class Network:
         self._used: dict[str, int] = {}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape of a tensor of this graph, (batch, channels, height, width) for images."""
+        """Return the shape of a tensor, (batch, channels, height, width) for images."""
         return self._shapes[tensor]
 
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:
-        """The operators so far; names begin with their scopes."""
+        """Operators added so far; their names begin with their scopes."""
         return self._nodes
 
     @property
@@ -77,13 +76,15 @@ class Network:
 
     @property
     def folded(self) -> AbstractSet[str]:
-        """Names of the convolutions whose weight and bias stand for a convolution without bias and
-        a batch normalisation."""
+        """Names of the convolutions with a folded batch normalisation.
+
+        In training they have no bias of their own.
+        """
         return self._folded
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Prefixes the names of the operators added inside, such as ``unit1.block2.``."""
+        """Prefix the names of the operators added inside, for example with ``unit1.block2.``."""
         outer, self._scope = self._scope, f"{self._scope}{name}."
         try:
             yield
@@ -101,11 +102,15 @@ class Network:
         groups: int = 1,
         norm: bool = True,
     ) -> str:
-        """Convolution with bias and "same" padding: output side = ceil(side / stride).
+        """Add a convolution with bias and "same" padding: output side = ceil(side / stride).
 
         Args:
-            norm: whether batch normalisation follows it in the network as it is trained. Nothing
-                in the graph depends on that.
+            x: Name of the input.
+            channels: Output channels.
+            kernel: Side of the kernel, pixels.
+            stride: Stride, pixels.
+            groups: Groups of channels.
+            norm: Whether batch normalisation follows in training; the graph does not depend on it.
         """
         batch, in_channels, height, width = self._shapes[x]
         name = self._name("conv")
@@ -128,7 +133,7 @@ class Network:
         )
 
     def batch_norm(self, x: str) -> str:
-        """Batch normalisation in inference form, for where no convolution comes before it."""
+        """Add a batch normalisation in inference form that no convolution precedes."""
         channels = self._shapes[x][1]
         name = self._name("norm")
         parameters = [
@@ -144,22 +149,22 @@ class Network:
         return self._add("HardSwish", [x], self._shapes[x])
 
     def hard_sigmoid(self, x: str) -> str:
-        """clip(x / 6 + 1/2, 0, 1), as in MobileNetV3."""
+        """Add clip(x / 6 + 1/2, 0, 1), as in MobileNetV3."""
         return self._add("HardSigmoid", [x], self._shapes[x], alpha=1 / 6, beta=0.5)
 
     def add(self, a: str, b: str) -> str:
         return self._add("Add", [a, b], self._shapes[a])
 
     def multiply(self, a: str, b: str) -> str:
-        """Product of an image with an image or with one number per channel."""
+        """Multiply an image by an image or by one number per channel."""
         return self._add("Mul", [a, b], self._shapes[a])
 
     def zeros_like(self, x: str) -> str:
-        """An image of zeros, as a difference: a constant of this size would fill the file."""
+        """Add an image of zeros as the difference x - x, which takes less space than a constant."""
         return self._add("Sub", [x, x], self._shapes[x])
 
     def shuffle(self, x: str, groups: int) -> str:
-        """Takes the channels of ``groups`` groups in turns: first of each, second of each, ..."""
+        """Interleave the channels of ``groups`` groups: the first of each, then the second, ..."""
         batch, channels, height, width = shape = self._shapes[x]
         apart = (batch, groups, channels // groups, height, width)
         x = self._add("Reshape", [x, self._constant(apart)], apart)
@@ -168,13 +173,13 @@ class Network:
         return self._add("Reshape", [x, self._constant(shape)], shape)
 
     def concat(self, tensors: Sequence[str]) -> str:
-        """Concatenation along the channels."""
+        """Concatenate tensors along the channels."""
         batch, _, *sides = self._shapes[tensors[0]]
         channels = sum(self._shapes[tensor][1] for tensor in tensors)
         return self._add("Concat", list(tensors), (batch, channels, *sides), axis=1)
 
     def max_pool(self, x: str, kernel: int = 3, stride: int = 2) -> str:
-        """Maximum with "same" padding: output side = ceil(side / stride)."""
+        """Add a maximum with "same" padding: output side = ceil(side / stride)."""
         batch, channels, height, width = self._shapes[x]
         shape = (batch, channels, -(-height // stride), -(-width // stride))
         return self._add(
@@ -187,7 +192,7 @@ class Network:
         )
 
     def average_pool(self, x: str, kernel: int = 2) -> str:
-        """Mean over squares of ``kernel`` pixels; a rest at the border is dropped."""
+        """Add a mean over squares of ``kernel`` pixels; incomplete squares are dropped."""
         batch, channels, height, width = self._shapes[x]
         shape = (batch, channels, height // kernel, width // kernel)
         return self._add(
@@ -195,11 +200,13 @@ class Network:
         )
 
     def same_average_pool(self, x: str, kernel: int, stride: int = 1) -> str:
-        """Mean with "same" padding, over the pixels of the image alone: output side =
-        ceil(side / stride)."""
+        """Add a mean with "same" padding, which excludes the padding from the mean.
+
+        Output side = ceil(side / stride).
+        """
         batch, channels, height, width = self._shapes[x]
         shape = (batch, channels, -(-height // stride), -(-width // stride))
-        # Only as much padding as the windows need: none where they tile the image.
+        # Only as much padding as the windows need: none if they tile the image.
         missing = [
             max((out - 1) * stride + kernel - side, 0)
             for out, side in zip(shape[2:], (height, width), strict=True)
@@ -223,7 +230,7 @@ class Network:
         return self._add("Flatten", [x], (batch, math.prod(rest)), axis=1)
 
     def linear(self, x: str, features: int) -> str:
-        """Fully connected layer on (batch, features)."""
+        """Add a fully connected layer on (batch, features)."""
         batch, in_features = self._shapes[x]
         name = self._name("linear")
         weight = self._parameter(f"{name}.weight", (features, in_features))
@@ -233,7 +240,12 @@ class Network:
     # The model
 
     def serialize(self, name: str, output: str) -> bytes:
-        """The model as bytes, its result named ``output``."""
+        """Return the model as bytes, with its result named ``output``.
+
+        Args:
+            name: Name of the graph.
+            output: Name of the result so far.
+        """
         for node in self._nodes:
             for names in (node.input, node.output):
                 for index, tensor in enumerate(names):
@@ -246,7 +258,7 @@ class Network:
             [self._value_info("output", self._shapes[output])],
             self._initializers,
         )
-        return serialized(graph, self.dtype, {**self._shapes, "output": self._shapes[output]})
+        return serialize_graph(graph, self.dtype, {**self._shapes, "output": self._shapes[output]})
 
     @staticmethod
     def _value_info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
@@ -272,7 +284,7 @@ class Network:
         return output
 
     def _constant(self, numbers: tuple[int, ...]) -> str:
-        """A list of integers, in the graph itself."""
+        """Add a list of integers, stored in the graph itself."""
         return self._add(
             "Constant",
             [],
@@ -282,7 +294,7 @@ class Network:
 
     def _parameter(self, name: str, shape: tuple[int, ...]) -> str:
         if self._weights is None:
-            tensor = weightless(name, shape)
+            tensor = weightless_initializer(name, shape)
         else:
             tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
             array = np.ascontiguousarray(self._weights(name, shape), dtype="<f4")
@@ -293,22 +305,26 @@ class Network:
         return name
 
 
-def weightless(name: str, shape: Sequence[int]) -> TensorProto:
-    """An initializer whose array whoever runs the graph brings."""
+def weightless_initializer(name: str, shape: Sequence[int]) -> TensorProto:
+    """Return an initializer without values, which the runtime must be given."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=WEIGHTLESS_LOCATION)
     return tensor
 
 
-def serialized(graph: onnx.GraphProto, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """A float32 graph as a model of that dtype in bytes; equal graphs give equal bytes.
+def serialize_graph(
+    graph: onnx.GraphProto, dtype: str, shapes: Mapping[str, tuple[int, ...]]
+) -> bytes:
+    """Return a float32 graph as the bytes of a model; equal graphs give equal bytes.
 
     Args:
-        shapes: of all its tensors, by name; initializers may be left out.
+        graph: Graph in float32.
+        dtype: Type of the model's arithmetic.
+        shapes: Shapes of the graph's tensors, by name; initializers may be left out.
     """
     if dtype == INT8:
-        graph = quantized(graph, shapes)
+        graph = quantize(graph, shapes)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
@@ -317,5 +333,5 @@ def serialized(graph: onnx.GraphProto, dtype: str, shapes: Mapping[str, tuple[in
 
 
 def _same_pads(kernel: int) -> list[int]:
-    """Padding at the top, left, bottom and right; an even kernel has its odd pixel at the end."""
+    """Return the padding at the top, left, bottom and right, with an odd pixel at the end."""
     return [(kernel - 1) // 2] * 2 + [kernel // 2] * 2

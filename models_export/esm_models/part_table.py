@@ -1,10 +1,10 @@
-"""Which parts every architecture of a space has, a million at a time.
+"""Table of the parts of a space, which finds the parts of a million architectures at once.
 
-A few architectures are traced for what each place of a graph may hold
-(:meth:`esm_models.space.SearchSpace.places`); all others are looked up. Every traced architecture
-is checked against what the table says. Where they differ, as in a user's space whose blocks choose
-their own widths, the option of a block and that of the block before it decide. Where they still
-differ, every architecture is traced on its own, once.
+A few architectures are traced, and the table records the parts at each place of their graphs
+(:meth:`esm_models.space.SearchSpace.places`). All other architectures are looked up. Every traced
+architecture is compared with the table. If they differ, the table uses pairs of a block's option
+and that of the block before it. A space whose blocks choose their own widths needs this. If they
+still differ, every architecture is traced once.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from esm_models.parts import Part, parts_of
 from esm_models.space import Codes, SearchSpace
 
 Content = Mapping[tuple[str, int], int]
-"""How often a place holds a part: by the region and the part's number."""
+"""Number of times that a place holds a part, by region and number of the part."""
 
 _CHECKS, _CHAIN_CHECKS = 4, 2
 _MOST_PIXELS = 2**16
 
 
 class Rule(enum.IntEnum):
-    """Key of the parts of a place."""
+    """Key that determines the parts of a place."""
 
     PLACE = 0
-    """Its own value alone (:meth:`esm_models.space.SearchSpace.places`)."""
+    """The place's own value (:meth:`esm_models.space.SearchSpace.places`)."""
     CHAIN = 1
-    """The option of a block and of the block before it; of what is no block, the last block's."""
+    """The options of a block and of the block before it; for the rest, the last block's option."""
     WHOLE = 2
-    """The whole architecture, which is one row."""
+    """The whole architecture, which is a single row."""
 
 
 class PartTable:
-    """What has been seen of a space; it grows with what is asked.
+    """Parts of a space found so far; a lookup of new architectures extends the table.
 
     Attributes:
-        parts: different ones, in the order in which they were met.
-        contents: of each row.
-        kinds: regions and the kinds of operators there, of the architectures seen first: every
-            option in every block is among them.
-        rule: what decides the parts, as far as is known. Rows lose their meaning when it changes.
+        parts: Distinct parts, in the order in which they were found.
+        contents: Parts of each row.
+        kinds: Pairs of a region and a kind of operator there. They come from the architectures
+            traced first, which have every option in every block.
+        rule: Key that determines the parts, as far as is known. Row numbers become invalid when
+            it changes.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -69,41 +70,41 @@ class PartTable:
 
     @property
     def additive(self) -> bool:
-        """Whether the value of a place decides its parts."""
+        """Whether the value of a place determines its parts."""
         return self.rule is Rule.PLACE
 
     def rows(
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
     ) -> NDArray[np.int64]:
-        """Of each architecture, the rows whose contents add up to its parts: ``(n, places)``.
+        """Return the rows whose contents add up to an architecture's parts, ``(n, places)``.
 
         Args:
-            blocks: ``(n, units, max_depth)``.
-            resolution: pixels, ``(n,)``.
-            pruned: as for :meth:`esm_models.space.SearchSpace.places`.
+            blocks: Option codes, shape ``(n, units, max_depth)``.
+            resolution: Resolutions, pixels, shape ``(n,)``.
+            pruned: As in :meth:`esm_models.space.SearchSpace.places`.
         """
         if not pruned:
             self.complete()
         while True:
             keys = self._keys(blocks, resolution, pruned)
-            found = np.empty(keys.shape, dtype=np.int64)
+            rows = np.empty(keys.shape, dtype=np.int64)
             candidates = set()
             for place, column in enumerate(keys.T):
                 different, first, inverse = np.unique(
                     column, return_index=True, return_inverse=True
                 )
                 known = np.array([self._rows.get(key, -1) for key in different.tolist()])
-                found[:, place] = known[inverse]
+                rows[:, place] = known[inverse]
                 candidates.update(first[known < 0].tolist())
             if not candidates:
-                return found
+                return rows
             self._trace_all(blocks, resolution, sorted(candidates))
 
     def complete(self) -> None:
-        """Sees everything that the space may hold.
+        """Find all parts of the space.
 
         Raises:
-            InvalidSpaceError: that would be every architecture.
+            InvalidSpaceError: this would need a trace of every architecture.
         """
         if self._seen_all and self.rule is not Rule.WHOLE:
             return
@@ -114,16 +115,16 @@ class PartTable:
                     self.rows(blocks, np.full(len(blocks), side))
         if self.rule is Rule.WHOLE:
             raise InvalidSpaceError(
-                f"the parts of {self.space.name} cannot be listed, for its blocks depend on more "
-                "than the block before, or stand outside net.scope('unit1.block1'): give it the "
-                "methods place, places and showcase"
+                f"the parts of {self.space.name} cannot be listed: a block depends on more than "
+                "the block before it, or is outside net.scope('unit1.block1'); define the methods "
+                "place, places and showcase"
             )
         self._seen_all = True
 
     def _keys(
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
     ) -> NDArray[np.int64]:
-        """What decides rows, ``(n, places)``."""
+        """Return the keys that determine the rows, ``(n, places)``."""
         if self.rule is Rule.PLACE:
             places = self.space.places(blocks, pruned)
         elif self.rule is Rule.CHAIN:
@@ -137,13 +138,13 @@ class PartTable:
     def _trace_all(
         self, blocks: Codes, resolution: NDArray[np.int64], candidates: list[int]
     ) -> None:
-        """Traces until all that the candidates have is known, uniform architectures first."""
+        """Trace architectures until the table covers all candidates, uniform ones first."""
         uniform = _uniform_blocks(self.space)
         if self.additive and len(uniform) < len(candidates):
             for side in np.unique(resolution[candidates]).tolist():
                 for block in uniform:
                     self._trace_new(block, side)
-        # Shuffled, for the next of an enumeration would show little that is new.
+        # Shuffled, because neighbours in an enumeration have few new parts.
         for row in np.random.default_rng(0).permutation(candidates).tolist():
             self._trace_new(blocks[row], int(resolution[row]))
 
@@ -153,7 +154,7 @@ class PartTable:
             self._trace(block, side)
 
     def _trace(self, block: Codes, side: int) -> None:
-        """Traces one architecture, takes down what it has where, and checks what was known."""
+        """Trace one architecture, record its parts, and compare them with the table."""
         space = self.space
         codes = np.full((1, *space.code_shape), -1, dtype=np.int16)
         codes[0, : space.unit_count] = block
@@ -186,7 +187,7 @@ def _tables() -> dict[tuple[object, ...], PartTable]:
 
 
 def part_table(space: SearchSpace) -> PartTable:
-    """The table of a space; spaces of one class and settings share theirs."""
+    """Return the table of a space; spaces of the same class and settings share one."""
     key = (type(space), *space.settings().items())
     if key not in _tables():
         _tables()[key] = PartTable(space)
@@ -194,13 +195,15 @@ def part_table(space: SearchSpace) -> PartTable:
 
 
 def _uniform_blocks(space: SearchSpace) -> Codes:
-    """Of every option the deepest architecture: all that blocks may be, where they are what their
-    options say."""
+    """Return the deepest architecture of every option.
+
+    They have all parts of blocks if a block depends only on its own option.
+    """
     return SearchSpace.showcase(space)
 
 
 def _next_rule(rule: Rule, space: SearchSpace) -> Rule:
-    """Return the rule to try once one has failed."""
+    """Return the rule to try after one has failed."""
     own = type(space)
     plain = own.place is SearchSpace.place and own.places is SearchSpace.places
     chained = plain and all(min(depths) > 0 for depths in space.depths)
@@ -208,7 +211,7 @@ def _next_rule(rule: Rule, space: SearchSpace) -> Rule:
 
 
 def _chained_places(space: SearchSpace, blocks: Codes) -> NDArray[np.int64]:
-    """Places as :meth:`esm_models.space.SearchSpace.places`, by the block before as well."""
+    """Return :meth:`esm_models.space.SearchSpace.places` that also depend on the block before."""
     flat = blocks.reshape(len(blocks), -1).astype(np.int64)
     options = len(space.options)
     before = np.full(len(flat), -1)
@@ -222,8 +225,10 @@ def _chained_places(space: SearchSpace, blocks: Codes) -> NDArray[np.int64]:
 
 
 def _chains(space: SearchSpace) -> Codes:
-    """Return blocks of the deepest architectures in which two options alternate: every option
-    after every other."""
+    """Return the blocks of the deepest architectures that alternate between two options.
+
+    Together they have every option after every other option.
+    """
     options = np.arange(len(space.options))
     pairs = np.stack(np.meshgrid(options, options), axis=-1).reshape(-1, 2)
     blocks = np.full((len(pairs), space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
@@ -237,15 +242,15 @@ def _chains(space: SearchSpace) -> Codes:
 
 def _changed_blocks(space: SearchSpace, n: int) -> list[Codes]:
     """Return random architectures, each followed by those that differ from it in one block."""
-    found = []
+    result = []
     for blocks in _random_blocks(space, n):
-        found.append(blocks)
+        result.append(blocks)
         for unit, block in np.argwhere(blocks >= 0):
             changed = blocks.copy()
             alike = blocks[unit] >= 0 if space.one_option_per_unit else block
             changed[unit, alike] = (blocks[unit, block] + 1) % len(space.options)
-            found.append(changed)
-    return found
+            result.append(changed)
+    return result
 
 
 def _random_blocks(space: SearchSpace, n: int) -> Codes:

@@ -1,7 +1,8 @@
-"""What a network is made of: the operators of its blocks, and which blocks are alike.
+"""Parts of a network: the operators of each block, with a key that equal blocks share.
 
-A part is what one scope of a graph holds: ``stem``, ``unit1.block2``, ``stage1.cell1.block3``,
-``head``. A block's inner scopes belong to it; an operator outside every scope is a part alone.
+A part holds the operators of one scope of a graph: ``stem``, ``unit1.block2``,
+``stage1.cell1.block3``, ``head``. A block's inner scopes belong to the block. An operator outside
+every scope is a part of its own.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from esm_models.architecture import Architecture
 from esm_models.cost import OperatorCost, Shape, operator_cost
-from esm_models.graph import FLOAT32, Network, serialized, weightless
+from esm_models.graph import FLOAT32, Network, serialize_graph, weightless_initializer
 from esm_models.space import SearchSpace
 
 _BLOCK = re.compile(r"block\d+")
 _STAGE = re.compile(r"(unit|stage)\d+")
 
 REST = "rest"
-"""The region of stem, head and transitions."""
+"""Region of the stem, the head and transitions."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The operators of one scope. Parts of equal key do the same work.
+    """Operators of one scope; parts with equal keys do the same work.
 
     Attributes:
-        name: the scope, or the operator's name where it has none.
-        key: of operators, their attributes and all shapes: 16 hexadecimal digits.
-        option: label of the block's option, where the part is a block and that is known.
-        dtype: of the arithmetic; costs are those of float32 in any case.
+        name: Name of the scope, or of the operator if it has no scope.
+        key: Hash of the operators, their attributes and all shapes, 16 hexadecimal digits.
+        option: Label of the block's option; "" if unknown or if the part is not a block.
+        dtype: Type of the arithmetic; costs are those of float32 in any case.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Part:
 
     @cached_property
     def operators(self) -> tuple[OperatorCost, ...]:
-        """What each does, in the order of the graph; constants are none."""
+        """Costs of the operators in the order of the graph, without constants."""
         costs = []
         for node in self._nodes:
             if node.op_type != "Constant":
@@ -60,12 +61,12 @@ class Part:
 
     @property
     def inputs(self) -> tuple[Shape, ...]:
-        """Shapes of what comes from other parts."""
+        """Shapes of the inputs from other parts."""
         return tuple(self._inputs.values())
 
     @property
     def region(self) -> str:
-        """``unit1``, ``stage1``, ...; :data:`REST` elsewhere."""
+        """Region of the part: ``unit1``, ``stage1``, ... or :data:`REST`."""
         first, dot, _ = self.name.partition(".")
         return first if dot and _STAGE.fullmatch(first) else REST
 
@@ -82,10 +83,11 @@ class Part:
         return sum(operator.weight_bytes for operator in self.operators) // 4
 
     def build(self) -> bytes:
-        """The part alone as a serialized ONNX model without weights, the same for equal parts.
+        """Return the part as a serialized weightless ONNX model; equal parts give equal bytes.
 
-        What comes from other parts is fed: ``input1``, ``input2``, ... What others use, or nobody,
-        is its result: ``output1``, ... These are float32 also of an int8 part, which converts them.
+        Its inputs from other parts are ``input1``, ``input2``, ... Tensors that other parts use,
+        or that no part uses, are its outputs ``output1``, ... Inputs and outputs are float32, also
+        those of an int8 part.
         """
         names = {name: f"input{number}" for number, name in enumerate(self._inputs, start=1)}
         names |= {name: f"output{number}" for number, name in enumerate(self._outputs, start=1)}
@@ -106,13 +108,13 @@ class Part:
             self.key,
             [_value(names[name], shape) for name, shape in self._inputs.items()],
             [_value(names[name], shape) for name, shape in self._outputs.items()],
-            [weightless(names[name], shape) for name, shape in self._weights.items()],
+            [weightless_initializer(names[name], shape) for name, shape in self._weights.items()],
         )
-        return serialized(graph, self.dtype, {names[n]: s for n, s in self._shapes.items()})
+        return serialize_graph(graph, self.dtype, {names[n]: s for n, s in self._shapes.items()})
 
 
 def parts_of(space: SearchSpace, architecture: Architecture) -> list[Part]:
-    """The parts of a subnet, in the order of its graph.
+    """Return the parts of a subnet, in the order of its graph.
 
     Raises:
         InvalidArchitectureError: the architecture is not in this space.
@@ -121,7 +123,7 @@ def parts_of(space: SearchSpace, architecture: Architecture) -> list[Part]:
 
 
 def split(net: Network, output: str) -> list[Part]:
-    """The parts of a graph whose result is ``output``."""
+    """Return the parts of a graph whose result is ``output``."""
     groups: dict[str, list[NodeProto]] = {}
     users: dict[str, set[str]] = {output: {""}}
     for node in net.nodes:

@@ -1,16 +1,16 @@
-"""Graphs as int8 networks in QDQ form, from their float32 form.
+"""Conversion of float32 graphs to int8 in QDQ form.
 
-Every activation becomes uint8 and every weight int8, by pairs of QuantizeLinear and
-DequantizeLinear around the operators, as ONNX Runtime's own static quantisation writes models: its
-optimiser makes of them QLinearConv, QGemm, QLinearAdd and so on, and of weights that are declared
-as float32 their int8 form, once, when it loads the graph. Biases become int32 by a division and a
-cast, for QuantizeLinear has no int32. What has no int8 kernel (HardSwish, HardSigmoid,
-BatchNormalization) stays in float32 between two conversions, as in a deployed model.
+Pairs of QuantizeLinear and DequantizeLinear around the operators convert activations to uint8 and
+weights to int8, as in the models of ONNX Runtime's static quantisation. When it loads the graph,
+its optimiser fuses them into QLinearConv, QGemm, QLinearAdd and so on. It also converts the
+float32 weights to int8 once. QuantizeLinear does not support int32, so a division and a cast
+convert biases to int32. HardSwish, HardSigmoid and BatchNormalization have no int8 kernel and
+stay in float32 between two conversions, as in a deployed model.
 
-Nothing is calibrated, for there are no weights and no images. The ranges follow from what is known
-of them: standard normal inputs, and weights and parameters as :mod:`esm_protos.weights` draws them.
-Of every activation mean and variance are followed through the graph, as of independent normal
-numbers (He et al. 2015, section 2.2), so that integers neither saturate nor vanish at any depth.
+There is no calibration, because there are no trained weights and no images. The ranges follow
+from standard normal inputs and from the distributions of :mod:`esm_protos.weights`. Mean and
+variance of each activation are propagated through the graph, as for independent normal numbers
+(He et al. 2015, section 2.2). So integers neither saturate nor vanish at any depth.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from esm_models.errors import InvalidSpaceError
 
 Shape = tuple[int, ...]
 
-# Wide enough for a channel whose weights came out large, and for sums that are not quite normal.
+# Wide enough for a channel with large weights and for sums that are not exactly normal.
 _DEVIATIONS = 6
-"""Root mean squares of an activation that its range reaches."""
+"""Range of an activation, in root mean squares."""
 _WEIGHT_DEVIATIONS = 4
 _LEAST_RMS = 1e-2
-"""Of an activation that is zero everywhere."""
+"""Root mean square of an activation that is zero everywhere."""
 
-# Moments of what is drawn uniformly from [0.5, 1.5): biases, and parameters of normalisations.
+# Moments of biases and normalisation parameters, which are uniform in [0.5, 1.5).
 _BIAS_MEAN, _BIAS_VARIANCE = 1.0, 1 / 12
 _SCALE_SQUARED, _INVERSE_VARIANCE = 13 / 12, math.log(3)
 
 _COPIES = ("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose")
-"""Their numbers are as large as those they get."""
+"""Operators whose results are as large as their inputs."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class _Moments:
 
 @dataclass
 class _Signal:
-    """An activation as a sum of independent ones, so that what is added to itself is known."""
+    """Activation as a sum of independent terms, with the number of times of each term."""
 
     terms: Counter[str]
     unsigned: bool = False
-    """Never negative."""
+    """Whether it is never negative."""
     bound: float | None = None
-    """Its largest number, where that is known."""
+    """Largest value; None if unknown."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class _Quantizer:
     moments: dict[str, _Moments] = field(default_factory=dict)
 
     def source(self, name: str, mean: float, variance: float) -> _Signal:
-        """A signal that is independent of those before."""
+        """Add a signal that is independent of the previous ones."""
         self.moments[name] = _Moments(mean, variance)
         return _Signal(Counter({name: 1}))
 
@@ -94,7 +94,7 @@ class _Quantizer:
         return output
 
     def activation(self, tensor: str, owner: str, result: str) -> None:
-        """Makes ``result`` of a float tensor: through uint8 and back."""
+        """Convert a float tensor to uint8 and back, as the tensor ``result``."""
         signal = self.signals[tensor]
         size = math.sqrt(self.total(signal).square)
         reach = signal.bound or _DEVIATIONS * max(size, _LEAST_RMS)
@@ -117,12 +117,12 @@ class _Quantizer:
         return self.pair(tensor, by, owner, f"{tensor}.quantized")
 
     def pair(self, tensor: str, by: list[str], owner: str, result: str) -> str:
-        of = f"{owner}/{tensor.rpartition('.')[2]}"
-        integers = self.add("QuantizeLinear", f"{of}_q", [tensor, *by], f"{tensor}.integers")
-        return self.add("DequantizeLinear", f"{of}_dq", [integers, *by], result)
+        stem = f"{owner}/{tensor.rpartition('.')[2]}"
+        integers = self.add("QuantizeLinear", f"{stem}_q", [tensor, *by], f"{tensor}.integers")
+        return self.add("DequantizeLinear", f"{stem}_dq", [integers, *by], result)
 
     def bias(self, tensor: str, owner: str, step: float) -> str:
-        """In units of the sums that it is added to: ``step``."""
+        """Convert a bias to int32 in units of ``step``, the unit of the sums it is added to."""
         scale = self.scalar(f"{tensor}.scale", TensorProto.FLOAT, step)
         zero = self.scalar("bias_zero", TensorProto.INT32, 0)
         steps = self.add("Div", f"{owner}/bias_div", [tensor, scale], f"{tensor}.steps")
@@ -132,9 +132,12 @@ class _Quantizer:
         inputs = [integers, scale, zero]
         return self.add("DequantizeLinear", f"{owner}/bias_dq", inputs, f"{tensor}.quantized")
 
-    # What an operator makes of what it gets
-
     def signal(self, node: NodeProto, inputs: Sequence[_Signal]) -> _Signal:
+        """Return the signal at an operator's output.
+
+        Raises:
+            InvalidSpaceError: the operator has no int8 form.
+        """
         output, kind = node.output[0], node.op_type
         first = inputs[0]
         moments = self.total(first)
@@ -142,13 +145,13 @@ class _Quantizer:
             share = self._filled(node) if kind == "Conv" else 1.0
             variance = 2 * share * moments.square + _BIAS_VARIANCE
             return self.source(output, _BIAS_MEAN, variance)
-        if kind in ("Relu", "HardSwish"):  # for large numbers the same
+        if kind in ("Relu", "HardSwish"):  # equal for large numbers
             rectified = _rectified(moments)
             made = self.source(output, rectified.mean, rectified.variance)
             made.unsigned = kind == "Relu"
             return made
         if kind == "HardSigmoid":
-            made = self.source(output, 0.5, 0.25)  # of large numbers 0 or 1
+            made = self.source(output, 0.5, 0.25)  # 0 or 1 for large numbers
             made.unsigned, made.bound = True, 1.0
             return made
         if kind == "BatchNormalization":
@@ -162,7 +165,7 @@ class _Quantizer:
             made = self.source(output, mean, moments.square * other.square - mean**2)
             made.unsigned = all(i.unsigned for i in inputs)
             return made
-        if kind == "Sub":  # of itself
+        if kind == "Sub":  # of a tensor from itself
             return self.source(output, 0.0, 0.0)
         if kind == "Concat":
             widest = max(inputs, key=lambda each: self.total(each).square)
@@ -170,11 +173,11 @@ class _Quantizer:
         if kind in _COPIES:
             return _Signal(first.terms, first.unsigned, first.bound)
         raise InvalidSpaceError(
-            f"int8: operator {kind} ({node.name}) has no int8 form: take float32", "dtype"
+            f"int8: operator {kind} ({node.name}) has no int8 form: use float32", "dtype"
         )
 
     def _filled(self, node: NodeProto) -> float:
-        """Share of a convolution's products whose pixel is in the image and not in the padding."""
+        """Return the share of a convolution's products whose pixel is not padding."""
         given = {
             attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
         }
@@ -189,12 +192,12 @@ class _Quantizer:
         return share
 
 
-def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
-    """The graph in QDQ form; inputs and outputs stay float32, initializers as they are declared.
+def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
+    """Return a graph in QDQ form; its inputs, outputs and initializers stay float32.
 
     Args:
-        graph: of float32 operators as :class:`esm_models.graph.Network` writes them.
-        shapes: of its tensors, by name; those of initializers may be left out.
+        graph: Float32 graph of :class:`esm_models.graph.Network`.
+        shapes: Shapes of its tensors, by name; initializers may be left out.
 
     Raises:
         InvalidSpaceError: an operator has no int8 form.
@@ -208,7 +211,7 @@ def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
         for node in graph.node
         if node.op_type == "Relu" and readers[node.input[0]] == 1 and node.input[0] not in outputs
     }
-    integers: set[str] = set()  # shapes, and what else no arithmetic is done with
+    integers: set[str] = set()  # shapes and other constants that enter no arithmetic
     renamed: dict[str, str] = {}
     for value in graph.input:
         work.signals[value.name] = work.source(value.name, 0.0, 1.0)
@@ -219,7 +222,7 @@ def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
             integers.update(node.output)
             continue
         reads = [name for name in node.input if name not in weights and name not in integers]
-        for name in waiting:  # inputs become integers in the part that reads them first
+        for name in waiting:  # an input becomes uint8 at the operator that reads it first
             if name in reads:
                 renamed[name] = f"{name}.quantized"
                 work.activation(name, node.name, renamed[name])
@@ -234,7 +237,7 @@ def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
             made.input[2] = work.bias(node.input[2], node.name, step)
         work.signals[output] = work.signal(node, [work.signals[name] for name in reads])
         work.nodes.append(made)
-        if output in rectified:  # one operator with what follows
+        if output in rectified:  # fused with the following Relu
             continue
         if output in outputs:
             made.output[0] = f"{output}.float"
@@ -254,7 +257,7 @@ def quantized(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
 
 
 def _rectified(moments: _Moments) -> _Moments:
-    """Of max(x, 0) of a normal x."""
+    """Return the moments of max(x, 0) for a normal x."""
     deviation = math.sqrt(moments.variance)
     if not deviation:
         return _Moments(max(moments.mean, 0.0), 0.0)

@@ -1,11 +1,11 @@
-"""Reference models that come with the agent; ``python -m esm_models.reference_models`` writes them.
+"""Reference models of the agent; ``python -m esm_models.reference_models`` writes their files.
 
-The agent times them along with every block, and its doctor alone. It has no onnx, so it ships
-their graphs as files of a few hundred bytes, weightless like any other. A test compares them with
-what this module makes.
+The agent times them in every block, and its doctor times them alone. The agent does not need
+onnx, because it includes the graphs as weightless files of a few hundred bytes. A test compares
+the files with the output of this module.
 
-They are a ladder. The first rung is limited by arithmetic; the others read weights of growing size,
-which the caches of one device hold and those of another do not.
+The models form a ladder. The first rung is limited by arithmetic. The others read weights of
+growing size, which fit the caches of some devices only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from esm_models.graph import Network
 
 FOLDER = Path(__file__).resolve().parents[2] / "device_agent" / "esm_agent" / "reference_models"
-"""Where they lie in a source tree."""
+"""Folder of the files in a source tree."""
 
 
 def _arithmetic() -> tuple[Network, str]:
-    """87 million multiplications on 0.5 MB that caches hold."""
+    """Build 87 million multiplications on 0.5 MB of weights, which fit caches."""
     net = Network((1, 64, 28, 28))
     x = net.input
     for _ in range(3):
@@ -30,7 +30,7 @@ def _arithmetic() -> tuple[Network, str]:
 
 
 def _middle() -> tuple[Network, str]:
-    """Convolutions as at the end of a network: 7 MB of weights, each used 16 times."""
+    """Build convolutions as at the end of a network: 7 MB of weights, each used 16 times."""
     net = Network((1, 256, 4, 4))
     x = net.input
     for _ in range(3):
@@ -39,13 +39,13 @@ def _middle() -> tuple[Network, str]:
 
 
 def _large() -> tuple[Network, str]:
-    """17 MB of weights, each used once: as much as last-level caches hold that others share."""
+    """Build 17 MB of weights, each used once: about the size of a shared last-level cache."""
     net = Network((1, 2048, 1, 1))
     return net, net.linear(net.flatten(net.input), 2048)
 
 
 def _beyond() -> tuple[Network, str]:
-    """67 MB of weights, each used once: more than nearly all caches hold."""
+    """Build 67 MB of weights, each used once: more than the size of nearly all caches."""
     net = Network((1, 4096, 1, 1))
     return net, net.linear(net.flatten(net.input), 4096)
 
@@ -59,7 +59,7 @@ _MODELS: dict[str, Callable[[], tuple[Network, str]]] = {
 
 
 def reference_models() -> dict[str, bytes]:
-    """File names and contents."""
+    """Return file names and contents."""
     files = {}
     for name, make in _MODELS.items():
         net, output = make()
@@ -68,7 +68,7 @@ def reference_models() -> dict[str, bytes]:
 
 
 def stale_models() -> list[str]:
-    """Names of committed files that differ from freshly generated ones."""
+    """Return the names of committed files that differ from freshly generated ones."""
     fresh = reference_models()
     committed = {path.name: path.read_bytes() for path in FOLDER.glob("*.onnx")}
     names = fresh.keys() | committed.keys()

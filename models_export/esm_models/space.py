@@ -1,7 +1,7 @@
-"""The search space: units of blocks, every block one option of a feature grid.
+"""Search spaces: units of blocks, with an option of a feature grid for every block.
 
-This is the macro-architecture that ESM assumes (ESM, Fig. 7a): a fixed number of units, each a
-number of blocks, each block a choice of features such as kernel size and expansion ratio.
+This is the macro-architecture of ESM (ESM, Fig. 7a). It has a fixed number of units, each with a
+variable number of blocks. Each block has features such as kernel size and expansion ratio.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from esm_models.errors import InvalidArchitectureError, InvalidSpaceError
 from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
 
 Codes = NDArray[np.int16]
-"""Architectures as integers, ``(n, units, max_depth)``: the index of every block's option, -1
-where the unit ends before that block. Where architectures have a resolution, one more row begins
-with its index in ``SearchSpace.resolutions``: ``(n, units + 1, max_depth)``."""
+"""Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
+a block that the unit lacks. If architectures have their own resolutions, a further row begins with
+the index in ``SearchSpace.resolutions``: ``(n, units + 1, max_depth)``."""
 
 Value = int | Fraction | str
 
@@ -35,12 +35,12 @@ _BLOCK_SCOPE = re.compile(r"unit(\d+)\.block(\d+)(?:\.|$)")
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that a block may vary.
+    """Feature of a block that a search space varies.
 
     Attributes:
-        name: for people and column names, such as ``"kernel"``.
-        symbol: for option labels, such as ``"k"``.
-        values: the choices: ints or fractions, or words, which have no order.
+        name: Name in reports and columns, such as ``"kernel"``.
+        symbol: Prefix in option labels, such as ``"k"``.
+        values: Choices: numbers, or words, which have no order.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Feature:
 
     @property
     def has_words(self) -> bool:
-        """Whether its values have no order."""
+        """Whether the values are words, which have no order."""
         return any(isinstance(value, str) for value in self.values)
 
     def number(self, value: Value) -> float:
-        """A value as a number; of words, their place among the choices."""
+        """Return a value as a number; for a word, its index among the choices."""
         return float(self.values.index(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One combination of feature values, such as kernel 3 with expansion 1/2."""
+    """Combination of feature values, such as kernel 3 with expansion 1/2."""
 
     label: str
     values: Mapping[str, Value]
@@ -69,18 +69,18 @@ class Option:
 
 
 class SearchSpace(ABC):
-    """A family of networks that differ in the depth of their units and the options of their blocks.
+    """Family of networks that differ in the depth of their units and the options of their blocks.
 
-    A subclass sets the class attributes and writes :meth:`network`; everything else follows.
-    Where the options are no grid of features, it gives its own :attr:`options` as well, from the
-    cheapest to the dearest.
+    A subclass sets the class attributes and defines :meth:`network`. If its options are not a grid
+    of features, it also defines :attr:`options`, from the cheapest to the most expensive.
 
     Args:
-        resolution: input height and width, pixels; by default :attr:`default_resolution`, or free
-            where the space has :attr:`resolutions`.
-        width_mult: multiplier of every channel count.
-        batch: batch size of the exported graphs.
-        dtype: of their arithmetic, ``"float32"`` or ``"int8"`` (:mod:`esm_models.quantization`).
+        resolution: Input height and width, pixels. The default is :attr:`default_resolution`, or
+            any of :attr:`resolutions` if the space has them.
+        width_mult: Multiplier of every channel count.
+        batch: Batch size of the graphs.
+        dtype: Type of their arithmetic, ``"float32"`` or ``"int8"``
+            (:mod:`esm_models.quantization`).
 
     Raises:
         InvalidSpaceError: a setting is out of range for this space.
@@ -88,19 +88,19 @@ class SearchSpace(ABC):
 
     name: ClassVar[str]
     depths: ClassVar[tuple[tuple[int, ...], ...]]
-    """Per unit, the numbers of blocks that it may have."""
+    """Allowed numbers of blocks, one tuple per unit."""
     features: ClassVar[tuple[Feature, ...]]
     one_option_per_unit: ClassVar[bool] = False
-    """True where all blocks of a unit share one option."""
+    """Whether all blocks of a unit share one option."""
     wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
-    """Which block feeds which, of spaces whose blocks do not simply follow each other: blocks by
-    number from 0, -1 for the input, their count for the output."""
+    """Pairs of a block and the block that reads its output; empty if blocks follow each other.
+    Blocks count from 0; -1 is the input, and the number of blocks is the output."""
     prunes: ClassVar[bool] = False
-    """Whether graphs lack blocks that change nothing, which frameworks without a compiler run."""
+    """Whether graphs omit blocks without effect, which a framework without a compiler would run."""
     min_resolution: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
-    """From which every architecture has one of its own; none where all have the space's."""
+    """Resolutions that an architecture can have; empty if all have the resolution of the space."""
 
     def __init__(
         self,
@@ -127,16 +127,16 @@ class SearchSpace(ABC):
         if dtype not in DTYPES:
             raise InvalidSpaceError(f"'{dtype}': choose {' or '.join(DTYPES)}", "dtype")
         self.resolution = resolution
-        """Of the input; the largest where architectures have their own."""
+        """Input height and width, pixels; the largest if architectures have their own."""
         self.width_mult = float(width_mult)
         self.batch = batch
         self.dtype = dtype
 
     @abstractmethod
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
-        """Adds the operators of one subnet to ``net`` and returns the name of its output."""
+        """Add the operators of one subnet to ``net``, and return the name of its output."""
 
-    # What the class attributes say, in the forms that others need
+    # Values derived from the class attributes
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -156,8 +156,10 @@ class SearchSpace(ABC):
 
     @cached_property
     def feature_values(self) -> NDArray[np.float32]:
-        """Of every option, the number of each feature's value, ``(options + 1, features)``; the
-        last row is for code -1: zeros."""
+        """Feature values of every option as numbers, ``(options + 1, features)``.
+
+        The last row, for code -1, is zeros.
+        """
         rows = [[f.number(option[f.name]) for f in self.features] for option in self.options]
         return np.array([*rows, [0.0] * len(self.features)], dtype=np.float32)
 
@@ -179,14 +181,14 @@ class SearchSpace(ABC):
 
     @cached_property
     def possible_depths(self) -> frozenset[int]:
-        """The numbers of blocks that an architecture may have."""
+        """Numbers of blocks that an architecture can have."""
         sums = {0}
         for depths in self.depths:
             sums = {total + depth for total in sums for depth in depths}
         return frozenset(sums)
 
     def extremes(self) -> tuple[Architecture, Architecture]:
-        """The shallowest architecture of first options and the deepest of last options."""
+        """Return the shallowest architecture of first options and the deepest of last options."""
         first, last = self.options[0].label, self.options[-1].label
         return (
             Architecture(
@@ -202,7 +204,7 @@ class SearchSpace(ABC):
         )
 
     def uniform(self) -> list[Architecture]:
-        """Return of every option the deepest architecture, of the largest resolution."""
+        """Return the deepest architecture of every option, at the largest resolution."""
         side = max(self.resolutions, default=None)
         return [
             Architecture(self.name, tuple((o.label,) * max(d) for d in self.depths), side)
@@ -210,17 +212,17 @@ class SearchSpace(ABC):
         ]
 
     def unit_variants(self, unit_depth: int) -> int:
-        """Number of different units of that many blocks."""
+        """Return the number of different units of this depth."""
         options = len(self.options)
         return options if self.one_option_per_unit else math.prod([options] * unit_depth)
 
     def count(self) -> int:
-        """Number of architectures in the space."""
+        """Return the number of architectures in the space."""
         units = math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
         return units * max(len(self.resolutions), 1)
 
     def settings(self) -> dict[str, str | int | float]:
-        """What tells this space from others; the dtype where it is not float32."""
+        """Return the settings that identify this space; the dtype only if it is not float32."""
         settings: dict[str, str | int | float] = {
             "name": self.name,
             "resolution": "free" if self.resolutions else self.resolution,
@@ -232,12 +234,12 @@ class SearchSpace(ABC):
     # Architectures and codes
 
     def read(self, given: Architecture | Mapping[str, Any] | str) -> Architecture:
-        """Return an architecture given as a value, as its JSON or in its short form.
+        """Return an architecture from its JSON, its short form or itself.
 
-        Whether it is in the space is for :meth:`validate`.
+        :meth:`validate` checks whether it is in the space.
 
         Raises:
-            InvalidArchitectureError: it has another shape.
+            InvalidArchitectureError: ``given`` has another form.
         """
         if isinstance(given, Architecture):
             return given
@@ -246,7 +248,11 @@ class SearchSpace(ABC):
         return Architecture.from_json(given)
 
     def validate(self, architecture: Architecture) -> None:
-        """Raises InvalidArchitectureError, saying what is wrong, unless it is in the space."""
+        """Check that an architecture is in the space.
+
+        Raises:
+            InvalidArchitectureError: it is not; the message says why.
+        """
         if architecture.space != self.name:
             raise InvalidArchitectureError(
                 f"the architecture is of space '{architecture.space}', not '{self.name}'"
@@ -283,26 +289,30 @@ class SearchSpace(ABC):
         if not self.resolutions and architecture.resolution is not None:
             raise InvalidArchitectureError(
                 f"the architecture has a resolution of its own, {architecture.resolution}: leave "
-                f"it out, all have {self.resolution}"
+                f"it out; all architectures have {self.resolution}"
             )
 
     @property
     def code_shape(self) -> tuple[int, int]:
-        """Of one architecture's codes."""
+        """Shape of the codes of one architecture."""
         return self.unit_count + bool(self.resolutions), self.max_unit_depth
 
     def blocks_of(self, codes: Codes) -> Codes:
-        """The options alone, ``(n, units, max_depth)``."""
+        """Return the codes of the options, without resolutions, ``(n, units, max_depth)``."""
         return codes[:, : self.unit_count]
 
     def resolution_of(self, codes: Codes) -> NDArray[np.int64]:
-        """Input side of each architecture, pixels, ``(n,)``."""
+        """Return the input height and width of each architecture, pixels, ``(n,)``."""
         if not self.resolutions:
             return np.full(len(codes), self.resolution, dtype=np.int64)
         return np.array(self.resolutions)[codes[:, self.unit_count, 0]]
 
     def encode(self, architectures: Sequence[Architecture]) -> Codes:
-        """Codes of valid architectures, ``(n, *code_shape)``."""
+        """Return the codes of architectures, ``(n, *code_shape)``.
+
+        Raises:
+            InvalidArchitectureError: an architecture is not in the space.
+        """
         codes = np.full((len(architectures), *self.code_shape), -1, dtype=np.int16)
         for row, architecture in enumerate(architectures):
             self.validate(architecture)
@@ -313,7 +323,7 @@ class SearchSpace(ABC):
         return codes
 
     def decode(self, codes: Codes) -> list[Architecture]:
-        """Inverse of :meth:`encode`."""
+        """Return the architectures of codes, the inverse of :meth:`encode`."""
         labels = [option.label for option in self.options]
         blocks, resolutions = self.blocks_of(codes).tolist(), self.resolution_of(codes).tolist()
         return [
@@ -328,12 +338,12 @@ class SearchSpace(ABC):
     # Graphs
 
     def build(self, architecture: Architecture, weights: WeightSource | None = None) -> bytes:
-        """The subnet as a serialized ONNX model; the same arguments give the same bytes.
+        """Return a subnet as a serialized ONNX model; equal arguments give equal bytes.
 
         Args:
-            architecture: a point of this space.
-            weights: draws an array for each ``(initializer name, shape)``. None declares the
-                initializers as external data with no file: whoever runs the graph brings them.
+            architecture: Architecture of this space.
+            weights: Function that returns the values of an initializer. With None the graph is
+                weightless: its initializers are external data without a file.
 
         Raises:
             InvalidArchitectureError: the architecture is not in this space.
@@ -344,35 +354,40 @@ class SearchSpace(ABC):
     def trace(
         self, architecture: Architecture, weights: WeightSource | None = None
     ) -> tuple[Network, str]:
-        """The subnet as a graph under construction, and the name of its output; as :meth:`build`
-        otherwise. Its operators are those of float32, which int8 graphs are made of."""
+        """Return a subnet as a graph under construction, and the name of its output.
+
+        The operators are those of float32, also with dtype int8. Arguments and errors are those
+        of :meth:`build`.
+        """
         self.validate(architecture)
         side = architecture.resolution or self.resolution
         net = Network((self.batch, 3, side, side), weights, self.dtype)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
         return net, self.network(net, units)
 
-    # What decides which operators a graph holds where (esm_models.part_table)
+    # Places of a graph and their contents (esm_models.part_table)
 
     def place(self, scope: str) -> int:
-        """The column of :meth:`places` that decides what a scope of a graph holds: 0 for what is
-        always there, then the blocks, unit by unit."""
-        found = _BLOCK_SCOPE.match(scope)
-        if found is None:
+        """Return the column of :meth:`places` that determines the operators of a scope.
+
+        Column 0 is for the constant parts. The blocks follow, unit by unit.
+        """
+        match = _BLOCK_SCOPE.match(scope)
+        if match is None:
             return 0
-        unit, block = map(int, found.groups())
+        unit, block = map(int, match.groups())
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
-        """What the places of a graph hold, as numbers, ``(n, places)``: where these are equal, in
-        one architecture or in two of the same resolution, the operators and their shapes are.
+        """Return numbers for the contents of the places of a graph, ``(n, places)``.
 
-        By default a block is what its option says, whatever the others are, and all else is the
-        same in every architecture. A space where that is not so overrides both methods.
+        Equal numbers mean equal operators and shapes, at places of one architecture or of two with
+        the same resolution. By default a block depends only on its option, and all other parts are
+        constant. A space with other dependencies overrides both methods.
 
         Args:
-            blocks: of codes, without resolutions.
-            pruned: as graphs are; else as if they had what they lack where the space
+            blocks: Option codes, without resolutions.
+            pruned: Whether blocks without effect are left out, as in the graphs; see
                 :attr:`prunes`.
         """
         flat = blocks.reshape(len(blocks), math.prod(blocks.shape[1:])).astype(np.int64)
@@ -380,19 +395,19 @@ class SearchSpace(ABC):
         return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 
     def showcase(self) -> Codes:
-        """Blocks of architectures that together show everything that places may hold."""
+        """Return the blocks of architectures that together have all contents of all places."""
         return self.blocks_of(self.encode(self.uniform()))
 
     def channels(self, base: float) -> int:
-        """``base`` channels times the width multiplier, rounded by :func:`round_channels`."""
+        """Return ``base`` times the width multiplier, rounded by :func:`round_channels`."""
         return round_channels(base * self.width_mult)
 
 
 def round_channels(channels: float) -> int:
-    """The usual rounding of mobile networks, to a multiple of 8.
+    """Round a channel count to a multiple of 8, as is usual for mobile networks.
 
-    The nearest multiple, at least 8, and one step up where rounding down would lose more than a
-    tenth.
+    The result is the nearest multiple, at least 8. It is the next larger one if rounding down
+    would lose more than 10 %.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,1 +1,1 @@
-"""The contract between host and agent: messages, their wire form, and what both must agree on."""
+"""Contract between host and agent: messages, their wire format, and shared calculations."""

@@ -1,4 +1,4 @@
-"""Addresses of agents as people write them: ``HOST:PORT``, with IPv6 in brackets."""
+"""Addresses of agents in text form: ``HOST:PORT``, with IPv6 in brackets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def split(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ValueError(
-            f"'{address[:80]}' is no address: give HOST:PORT, such as 192.168.1.20:7343 or "
+            f"invalid address '{address[:80]}': give HOST:PORT, such as 192.168.1.20:7343 or "
             "[fd00::5]:7343"
         )
     if not 0 < int(match["port"]) < 65536:
@@ -41,14 +41,14 @@ def check_host(host: str) -> str:
         elif _LIKE_IPV4.fullmatch(bare):
             ipaddress.IPv4Address(bare)
         elif not _NAME.fullmatch(bare) or bare != host:
-            raise ValueError("letters, digits, '.' and '-' make a name")
+            raise ValueError("a name consists of letters, digits, '.' and '-'")
         elif len(bare.encode("idna")) > 253:
             raise ValueError("it has more than 253 characters")
-    except ValueError as error:  # UnicodeError is one: a label that is empty or too long
+    except ValueError as error:  # includes UnicodeError: a label that is empty or too long
         reason = f": {error}"
         if isinstance(error, ipaddress.AddressValueError):
-            reason = ""  # Python's words for it
+            reason = ""  # Python's message explains nothing more
         if isinstance(error, UnicodeError):
             reason = ": each part between dots has 1 to 63 characters"
-        raise ValueError(f"'{host[:80]}' is no host name or IP address{reason}") from None
+        raise ValueError(f"'{host[:80]}' is not a host name or IP address{reason}") from None
     return bare

@@ -1,7 +1,6 @@
-"""How both programs speak on a command line: help as plain text, wrong usage as one line.
+"""Command-line style of both programs: help as plain text, usage errors on one line.
 
-Plain, because the library for boxes and colours takes longer to load than all the rest of
-``--help``, and because text is what a pipe wants.
+Plain text loads faster than boxes and colours, and works in a pipe.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
 
 
 class Command(TyperCommand):
-    """A command whose ``--help`` has a section for each ``rich_help_panel``."""
+    """Command whose ``--help`` has a section for each ``rich_help_panel``."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
 
 
 class Commands(TyperGroup):
-    """A group of commands, likewise; wrong usage ends as ``error: ...`` and exit code 2."""
+    """Group of such commands; a usage error prints ``error: ...`` and exits with code 2."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
@@ -69,7 +68,7 @@ class Commands(TyperGroup):
 
 
 def one_line(error: typer.TyperException) -> str:
-    """What is wrong with the usage, with the nearest right word, and where the help is."""
+    """Return a usage error on one line, with the nearest valid word and the help command."""
     options = getattr(error, "possibilities", None)
     text = error.message if options else error.format_message()
     text = " ".join(text.replace("Value error, ", "").split()).removesuffix(".")
@@ -89,7 +88,7 @@ def one_line(error: typer.TyperException) -> str:
 
 
 def _commands_with(error: typer.TyperException) -> list[str]:
-    """Return the other commands that have an unknown option."""
+    """Return the other commands that have the option an error calls unknown."""
     name, ctx = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if not hasattr(error, "possibilities") or name is None or ctx is None:
         return []

@@ -1,7 +1,7 @@
-"""Generates the stubs beside the .proto files: ``python -m esm_protos.compile [--check]``.
+"""Generator of the stubs beside the .proto files: ``python -m esm_protos.compile [--check]``.
 
-Needs grpcio-tools at the version that constraints.txt pins: stubs refuse a runtime older than
-their generator, so that version sets the lowest grpcio and protobuf that users need.
+It needs grpcio-tools at the version that constraints.txt pins. Stubs refuse a runtime older than
+their generator, so that version sets the oldest grpcio and protobuf that users can have.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STUBS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 
 def compile_protos(out: Path) -> None:
-    """Writes the stubs of every .proto file under ``out``, laid out as in this package."""
+    """Write the stubs of every .proto file under ``out``, laid out as in this package."""
     from grpc_tools import protoc
 
     sources = sorted(str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.proto"))
@@ -24,11 +24,11 @@ def compile_protos(out: Path) -> None:
     if protoc.main(["protoc", f"--proto_path={ROOT}", *arguments, *sources]) != 0:
         raise SystemExit("protoc failed: see its message above")
     for stub in out.rglob("onnx_*_pb2_grpc.py"):
-        stub.unlink()  # they have no service
+        stub.unlink()  # these files define no service
 
 
 def stale_stubs() -> list[str]:
-    """Committed stubs that differ from freshly generated ones, as paths under ``protos/``."""
+    """Return the committed stubs that differ from fresh ones, as paths under ``protos/``."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         compile_protos(out)

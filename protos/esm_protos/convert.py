@@ -1,15 +1,17 @@
 """Between messages and their wire form. Nothing else touches the generated classes' fields.
 
-Functions named ``*_from_pb`` take messages that :mod:`esm_protos.received` has let in. They raise
-NonsenseError, in one line, on values that make no sense together.
+Fields that both forms have by one name are copied by ``_sent`` and ``_received``; the functions
+name those that differ. Functions named ``*_from_pb`` take messages that :mod:`esm_protos.received`
+has let in. They raise NonsenseError, in one line, on values that make no sense together.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,6 +50,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.providers import OPTION_TYPES, ProviderInfo, ProviderOption
 from esm_protos.received import NonsenseError, check_lengths, nonsense
@@ -55,264 +58,177 @@ from esm_protos.statistics import trimmed_mean
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 
+Member = TypeVar("Member", bound=enum.Enum)
 Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
 _YEAR_10000_S = 253_402_300_800  # what people's calendars and datetime end before
 
-_PROTOCOLS = {
-    RunOrder.SEQUENTIAL: pb.PROTOCOL_SEQUENTIAL,
-    RunOrder.INTERLEAVED: pb.PROTOCOL_INTERLEAVED,
-}
-_STATES = {
-    State.QUEUED: pb.STATE_QUEUED,
-    State.PREPARING: pb.STATE_PREPARING,
-    State.MEASURING: pb.STATE_MEASURING,
-    State.UPLOADING: pb.STATE_UPLOADING,
-}
-_FAILURES = {
-    FailureKind.INVALID_MODEL: pb.FAILURE_KIND_INVALID_MODEL,
-    FailureKind.UNSUPPORTED_OP: pb.FAILURE_KIND_UNSUPPORTED_OP,
-    FailureKind.OUT_OF_MEMORY: pb.FAILURE_KIND_OUT_OF_MEMORY,
-    FailureKind.CRASH: pb.FAILURE_KIND_CRASH,
-    FailureKind.TIMEOUT: pb.FAILURE_KIND_TIMEOUT,
-    FailureKind.INVALID_INPUT: pb.FAILURE_KIND_INVALID_INPUT,
-}
-_SEVERITIES = {
-    Severity.OK: pb.SEVERITY_OK,
-    Severity.UNKNOWN: pb.SEVERITY_UNKNOWN,
-    Severity.ADVICE: pb.SEVERITY_ADVICE,
-    Severity.UNFIT: pb.SEVERITY_UNFIT,
-}
+
+def _numbers(kind: type[Member], wire: Any, prefix: str) -> dict[Member, Any]:
+    """Return the wire's numbers of an enumeration's members, which it names after them."""
+    return {member: wire.Value(f"{prefix}_{member.name}") for member in kind}
+
+
+_PROTOCOLS = _numbers(RunOrder, pb.Protocol, "PROTOCOL")
+_STATES = _numbers(State, pb.State, "STATE")
+_FAILURES = _numbers(FailureKind, pb.FailureKind, "FAILURE_KIND")
+_SEVERITIES = _numbers(Severity, pb.Severity, "SEVERITY")
 _LONGEST_LEASE_S = 86_400.0
 _OFFERED_AT_ONCE = 10_000
 _MOST_HEADER_BYTES = 64 << 20
-_PROTOCOLS_BACK = {number: member for member, number in _PROTOCOLS.items()}
-_STATES_BACK = {number: member for member, number in _STATES.items()}
-_FAILURES_BACK = {number: member for member, number in _FAILURES.items()}
-_SEVERITIES_BACK = {number: member for member, number in _SEVERITIES.items()}
+_SCALARS = (bool, int, float, str, bytes)
+_SAMPLES = ("latency_ns", "start_ns", "copy_in_ns", "copy_out_ns", "warm_ns")
+
+
+def _member(numbers: Mapping[Member, Any], number: int, what: str) -> Member:
+    """Return the member with a number; raises NonsenseError where there is none."""
+    for member, own in numbers.items():
+        if own == number:
+            return member
+    raise NonsenseError(f"unknown {what} number {number}")
+
+
+def _sent(value: Any, *others: str) -> dict[str, Any]:
+    """Return a message's fields as the wire has them.
+
+    Args:
+        others: fields that the wire has in another form.
+    """
+    found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in others}
+    return {
+        name: each.tolist() if isinstance(each, np.ndarray) else each
+        for name, each in found.items()
+    }
+
+
+def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
+    """Return a message's fields from the wire: lists as tuples, None for what is absent.
+
+    Args:
+        kind: class of the message.
+        others: fields that the wire has in another form.
+    """
+    found: dict[str, Any] = {}
+    for name in (field.name for field in fields(kind) if field.name not in others):
+        descriptor = message.DESCRIPTOR.fields_by_name[name]
+        value = getattr(message, name)
+        if descriptor.has_presence:
+            found[name] = value if message.HasField(name) else None
+        else:
+            found[name] = value if isinstance(value, _SCALARS) else tuple(value)
+    return found
 
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
-    return pb.MeasureSpec(
-        protocol=_PROTOCOLS[spec.protocol],
-        runs=spec.runs,
-        runs_per_visit=spec.runs_per_visit,
-        warmup=spec.warmup,
-        trim=spec.trim,
-        threads=spec.threads,
-        seed=spec.seed,
-        provider=spec.provider,
-        model_timeout_s=spec.model_timeout_s,
-        precision=spec.precision,
-        max_block_s=spec.max_block_s,
-        min_block_s=spec.min_block_s,
-        min_rounds=spec.min_rounds,
-        short_visits=spec.short_visits,
-        references=spec.references,
-        sessions=spec.sessions,
-        long_visits=spec.long_visits,
-        allow_fallback=spec.allow_fallback,
-        provider_options=spec.provider_options,
-        **{name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS},
-    )
+    fields = _sent(spec, "protocol")
+    fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
+    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **fields)
 
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
-    if message.protocol not in _PROTOCOLS_BACK:
-        raise NonsenseError(f"unknown protocol number {message.protocol}")
     return MeasureSpec(
-        protocol=_PROTOCOLS_BACK[message.protocol],
-        runs=message.runs,
-        runs_per_visit=message.runs_per_visit,
-        warmup=message.warmup,
-        trim=message.trim,
-        threads=message.threads,
-        seed=message.seed,
-        provider=message.provider,
-        model_timeout_s=message.model_timeout_s,
-        precision=message.precision,
-        max_block_s=message.max_block_s,
-        min_block_s=message.min_block_s,
-        min_rounds=message.min_rounds,
-        short_visits=message.short_visits,
-        references=message.references,
+        protocol=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
-        long_visits=message.long_visits,
-        allow_fallback=message.allow_fallback,
         provider_options={
             **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
             **message.provider_options,
         },
+        **_received(message, MeasureSpec, "protocol", "sessions", "provider_options"),
     )
+
+
+_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
     return pb.DeviceInfo(
-        protocol_version=info.protocol_version,
-        agent_version=info.agent_version,
-        hostname=info.hostname,
-        machine=info.machine,
-        cpu_model=info.cpu_model,
-        cpu_count=info.cpu_count,
-        memory_bytes=info.memory_bytes,
-        os=info.os,
-        python_version=info.python_version,
-        runtime=info.runtime,
-        providers=info.providers,
-        limits=pb.Limits(**asdict(info.limits)),
+        limits=pb.Limits(**_sent(info.limits)),
         state=state_to_pb(info.state),
         occupancy=pb.Occupancy(
-            holder=_holder_to_pb(info.occupancy.holder),
-            waiting=info.occupancy.waiting,
-            draining=info.occupancy.draining,
+            holder=_holder_to_pb(info.occupancy.holder), **_sent(info.occupancy, "holder")
         ),
-        isolation=info.isolation,
         time_unix_s=info.time_unix_s or 0.0,
-        instance=info.instance,
-        cpu_quota=info.cpu_quota,
-        provider_table=[provider_to_pb(provider) for provider in info.provider_table],
+        metrics=[
+            pb.Metric(**{f.name: str(getattr(metric, f.name)) for f in pb.Metric.DESCRIPTOR.fields})
+            for metric in info.metrics
+        ],
+        provider_table=map(provider_to_pb, info.provider_table),
+        **_sent(info, *_INFO_OTHERS),
     )
 
 
 def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
-    providers = tuple(message.providers)
     gpus = [gpu.name for gpu in message.state.gpus]
-    table = tuple(provider_from_pb(provider) for provider in message.provider_table)
+    table = tuple(map(provider_from_pb, message.provider_table))
     return DeviceInfo(
-        protocol_version=message.protocol_version,
-        agent_version=message.agent_version,
-        hostname=message.hostname,
-        machine=message.machine,
-        cpu_model=message.cpu_model,
-        cpu_count=message.cpu_count,
-        memory_bytes=message.memory_bytes,
-        os=message.os,
-        python_version=message.python_version,
-        runtime=message.runtime,
-        providers=providers,
-        provider_table=table or older_peers.provider_table(providers, gpus),
-        limits=Limits(**{f.name: getattr(message.limits, f.name) for f in fields(Limits)}),
+        limits=Limits(**_received(message.limits, Limits)),
         state=state_from_pb(message.state),
         occupancy=Occupancy(
             holder=_holder_from_pb(message.occupancy),
-            waiting=message.occupancy.waiting,
-            draining=message.occupancy.draining,
+            **_received(message.occupancy, Occupancy, "holder"),
         ),
-        isolation=tuple(message.isolation),
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
-        cpu_quota=message.cpu_quota if message.HasField("cpu_quota") else None,
-        instance=message.instance,
+        metrics=tuple(map(_metric_from_pb, message.metrics)),
+        provider_table=table or older_peers.provider_table(message.providers, gpus),
+        **_received(message, DeviceInfo, *_INFO_OTHERS),
     )
+
+
+def _metric_from_pb(message: pb.Metric) -> Metric:
+    try:
+        return Metric.from_json({f.name: value for f, value in message.ListFields()})
+    except (KeyError, ValueError) as error:
+        raise NonsenseError(foreign(f"a metric with no key, or with another: {error}")) from error
 
 
 def provider_to_pb(provider: ProviderInfo) -> pb.Provider:
-    return pb.Provider(
-        name=provider.name,
-        runtime_name=provider.runtime_name,
-        options=[pb.ProviderOption(**asdict(option)) for option in provider.options],
-        identity=provider.identity,
-        may_fall_back=provider.may_fall_back,
-    )
+    options = [pb.ProviderOption(**_sent(option)) for option in provider.options]
+    return pb.Provider(options=options, **_sent(provider, "options"))
 
 
 def provider_from_pb(message: pb.Provider) -> ProviderInfo:
     return ProviderInfo(
-        message.name,
-        message.runtime_name,
-        tuple(_option_from_pb(option) for option in message.options),
-        dict(message.identity),
-        message.may_fall_back,
+        options=tuple(map(_option_from_pb, message.options)),
+        identity=dict(message.identity),
+        **_received(message, ProviderInfo, "options", "identity"),
     )
 
 
 def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
     # What a later version may add is text to this one.
     kind = message.type if message.type in OPTION_TYPES else "text"
-    return ProviderOption(message.name, kind, message.default, message.help, tuple(message.choices))
+    return ProviderOption(type=kind, **_received(message, ProviderOption, "type"))
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:
-    return pb.Standing(
-        ahead=standing.ahead,
-        holder=_holder_to_pb(standing.holder),
-        wait_s=standing.wait_s,
-        expires_s=standing.expires_s,
-    )
+    return pb.Standing(holder=_holder_to_pb(standing.holder), **_sent(standing, "holder"))
 
 
 def standing_from_pb(message: pb.Standing) -> Standing:
     if message.expires_s > _LONGEST_LEASE_S:
         raise nonsense("expires_s", message.expires_s)
-    return Standing(message.ahead, _holder_from_pb(message), message.wait_s, message.expires_s)
+    return Standing(holder=_holder_from_pb(message), **_received(message, Standing, "holder"))
 
 
 def _holder_to_pb(holder: Holder | None) -> pb.Holder | None:
-    return None if holder is None else pb.Holder(**asdict(holder))
+    return None if holder is None else pb.Holder(**_sent(holder))
 
 
 def _holder_from_pb(message: pb.Occupancy | pb.Standing) -> Holder | None:
-    if not message.HasField("holder"):
-        return None
-    return Holder(**{f.name: getattr(message.holder, f.name) for f in fields(Holder)})
-
-
-_OPTIONAL_STATE = (
-    "temperature_c",
-    "pi_throttled",
-    "throttle_events",
-    "load_1min",
-    "busy_s",
-    "own_s",
-    "stolen_s",
-    "memory_available_bytes",
-    "swap_used_bytes",
-    "swapped_pages",
-    "cpu_periods",
-    "cpu_throttled_periods",
-    "cpu_throttled_s",
-)
-_OPTIONAL_GPU = ("clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+    return Holder(**_received(message.holder, Holder)) if message.HasField("holder") else None
 
 
 def state_to_pb(state: DeviceState) -> pb.DeviceState:
-    return pb.DeviceState(
-        at_ns=state.at_ns,
-        clock_mhz=state.clock_mhz,
-        governors=state.governors,
-        **{name: getattr(state, name) for name in _OPTIONAL_STATE},
-        gpus=[
-            pb.GpuState(
-                name=gpu.name,
-                throttle_reasons=gpu.throttle_reasons,
-                **{name: getattr(gpu, name) for name in _OPTIONAL_GPU},
-            )
-            for gpu in state.gpus
-        ],
-    )
+    gpus = [pb.GpuState(**_sent(gpu)) for gpu in state.gpus]
+    return pb.DeviceState(gpus=gpus, **_sent(state, "gpus"))
 
 
 def state_from_pb(message: pb.DeviceState) -> DeviceState:
-    return DeviceState(
-        at_ns=message.at_ns,
-        clock_mhz=tuple(message.clock_mhz),
-        governors=tuple(message.governors),
-        **_told(message, _OPTIONAL_STATE),
-        gpus=tuple(
-            GpuState(
-                name=gpu.name,
-                throttle_reasons=tuple(gpu.throttle_reasons),
-                **_told(gpu, _OPTIONAL_GPU),
-            )
-            for gpu in message.gpus
-        ),
-    )
-
-
-def _told(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(message, name) for name in names if message.HasField(name)}
+    gpus = tuple(GpuState(**_received(gpu, GpuState)) for gpu in message.gpus)
+    return DeviceState(gpus=gpus, **_received(message, DeviceState, "gpus"))
 
 
 def file_to_pb(file: File) -> pb.File:
-    return pb.File(sha256=file.sha256, size_bytes=file.size_bytes)
+    return pb.File(**_sent(file, "path"))
 
 
 def file_from_pb(message: pb.File) -> File:
@@ -458,35 +374,31 @@ def progress_to_pb(progress: Progress) -> pb.Progress:
 
 
 def progress_from_pb(message: pb.Progress) -> Progress:
-    if message.state not in _STATES_BACK:
-        raise NonsenseError(f"unknown state number {message.state}")
+    state = _member(_STATES, message.state, "state")
     if message.fraction > 1:
         raise nonsense("fraction", message.fraction)
     standing = standing_from_pb(message.standing) if message.HasField("standing") else None
-    return Progress(_STATES_BACK[message.state], message.fraction, standing)
+    return Progress(state, message.fraction, standing)
+
+
+_RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
     message = pb.ModelResult(
-        model_id=measurement.model_id,
-        latency_ns=measurement.latency_ns.tolist(),
-        start_ns=measurement.start_ns.tolist(),
-        load_ns=measurement.load_ns,
-        first_run_ns=measurement.first_run_ns,
-        copy_in_ns=measurement.copy_in_ns.tolist(),
-        copy_out_ns=measurement.copy_out_ns.tolist(),
         ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
         fallback=[foreign(name) for name in measurement.fallback],
         inputs=[
-            pb.Input(name=foreign(i.name), type=i.type, dims=i.dims) for i in measurement.inputs
+            pb.Input(name=foreign(each.name), **_sent(each, "name")) for each in measurement.inputs
         ],
         peak_rss_bytes=measurement.peak_rss_bytes or 0,
+        metrics=[
+            pb.MetricValue(key=key, value=value)
+            for key, value in measurement.metrics.items()
+            if key != PEAK_MEMORY.key
+        ],
         profile=_profile_to_pb(measurement.profile),
-        runs_per_visit=measurement.runs_per_visit,
-        weight_bytes=measurement.weight_bytes,
-        session_runs=measurement.session_runs,
-        warming_ns=measurement.warming_ns,
-        warm_ns=measurement.warm_ns.tolist(),
+        **_sent(measurement, *_RESULT_OTHERS),
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -500,9 +412,8 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
     """The trimmed mean is left behind: this side derives it from the samples."""
     failure = None
     if message.HasField("failure"):
-        if message.failure.kind not in _FAILURES_BACK:
-            raise NonsenseError(f"unknown failure kind number {message.failure.kind}")
-        failure = Failure(_FAILURES_BACK[message.failure.kind], message.failure.message)
+        kind = _member(_FAILURES, message.failure.kind, "failure kind")
+        failure = Failure(kind, message.failure.message)
     elif not message.latency_ns:
         raise NonsenseError("a model with neither samples nor a failure")
     if len(message.latency_ns) != len(message.start_ns):
@@ -516,26 +427,28 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
     for name in ("latency_ns", "warming_ns", "warm_ns"):
         if (shortest := min(getattr(message, name), default=1)) < 1:
             raise nonsense(name, shortest)
+    samples: dict[str, Any] = {
+        name: np.array(getattr(message, name), dtype=np.int64) for name in _SAMPLES
+    }
     return Measurement(
-        model_id=message.model_id,
-        latency_ns=np.array(message.latency_ns, dtype=np.int64),
-        start_ns=np.array(message.start_ns, dtype=np.int64),
-        load_ns=message.load_ns,
-        first_run_ns=message.first_run_ns,
         failure=failure,
-        copy_in_ns=np.array(message.copy_in_ns, dtype=np.int64),
-        copy_out_ns=np.array(message.copy_out_ns, dtype=np.int64),
         ran_on=tuple((each.provider, each.nodes) for each in message.ran_on),
         fallback=tuple(message.fallback),
-        inputs=tuple(Input(i.name, i.type, tuple(i.dims)) for i in message.inputs),
-        peak_rss_bytes=message.peak_rss_bytes or None,
+        inputs=tuple(Input(**_received(each, Input)) for each in message.inputs),
+        metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
-        runs_per_visit=message.runs_per_visit,
-        weight_bytes=message.weight_bytes,
-        session_runs=tuple(message.session_runs),
-        warming_ns=tuple(message.warming_ns),
-        warm_ns=np.array(message.warm_ns, dtype=np.int64),
+        **samples,
+        **_received(message, Measurement, *_RESULT_OTHERS, *_SAMPLES),
     )
+
+
+def _values_from_pb(message: pb.ModelResult) -> dict[str, float]:
+    """Return values of metrics by their keys; peak memory has a field that is older than these."""
+    peak = {PEAK_MEMORY.key: message.peak_rss_bytes} if message.peak_rss_bytes else {}
+    values = {each.key: each.value for each in message.metrics}
+    for key in values:
+        _metric_from_pb(pb.Metric(key=key))
+    return values | peak
 
 
 def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
@@ -543,9 +456,9 @@ def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
         return None
     return pb.Profile(
         runs=profile.runs,
-        operators=[pb.OperatorTime(**asdict(each)) for each in profile.operators],
+        operators=[pb.OperatorTime(**_sent(each)) for each in profile.operators],
         nodes=[
-            pb.NodeTime(**{**asdict(each), "name": foreign(each.name)}) for each in profile.nodes
+            pb.NodeTime(name=foreign(each.name), **_sent(each, "name")) for each in profile.nodes
         ],
     )
 
@@ -553,8 +466,8 @@ def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:
 def _profile_from_pb(message: pb.Profile) -> Profile:
     return Profile(
         message.runs,
-        tuple(OperatorTime(o.op_type, o.provider, o.calls, o.ns) for o in message.operators),
-        tuple(NodeTime(n.name, n.op_type, n.provider, n.ns) for n in message.nodes),
+        tuple(OperatorTime(**_received(each, OperatorTime)) for each in message.operators),
+        tuple(NodeTime(**_received(each, NodeTime)) for each in message.nodes),
     )
 
 
@@ -642,22 +555,19 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
 def diagnosis_to_pb(diagnosis: Diagnosis) -> pb.Diagnosis:
     return pb.Diagnosis(
         findings=[
-            pb.Finding(
-                check=finding.check,
-                severity=_SEVERITIES[finding.severity],
-                text=finding.text,
-                fix=finding.fix,
-            )
-            for finding in diagnosis.findings
+            pb.Finding(severity=_SEVERITIES[each.severity], **_sent(each, "severity"))
+            for each in diagnosis.findings
         ]
     )
 
 
 def diagnosis_from_pb(message: pb.Diagnosis) -> Diagnosis:
-    findings = []
-    for finding in message.findings:
-        if finding.severity not in _SEVERITIES_BACK:
-            raise NonsenseError(f"unknown severity number {finding.severity}")
-        severity = _SEVERITIES_BACK[finding.severity]
-        findings.append(Finding(finding.check, severity, finding.text, finding.fix))
-    return Diagnosis(tuple(findings))
+    return Diagnosis(
+        tuple(
+            Finding(
+                severity=_member(_SEVERITIES, each.severity, "severity"),
+                **_received(each, Finding, "severity"),
+            )
+            for each in message.findings
+        )
+    )

@@ -1,4 +1,4 @@
-"""A diagnosis for people and for programs: the agent's command and the host's print the same."""
+"""Text and JSON of a diagnosis, shared by the agent's and the host's ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from esm_protos.text import printable
 
 SCHEMA_VERSION = 1
 NOT_FIT = 3
-"""Exit code of a doctor whose device is not fit."""
+"""Exit code of ``doctor`` when the device is not fit to measure."""
 
 
 def lines(diagnosis: Diagnosis) -> list[str]:
-    """Aligned rows ``severity  check  text``, a fix indented below, and a summary."""
+    """Return aligned rows ``severity  check  text``, each fix below its row, and a summary."""
     checks = max((len(finding.check) for finding in diagnosis.findings), default=0)
     words = max(len(severity.value) for severity in Severity)
     rows = []
@@ -26,17 +26,17 @@ def lines(diagnosis: Diagnosis) -> list[str]:
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """One line: fit or not, and how many findings of each kind."""
+    """Return one line: whether the device is fit, and the number of findings by severity."""
     counts = Counter(finding.severity for finding in diagnosis.findings)
-    told = ", ".join(f"{counts[severity]} {severity.value}" for severity in Severity)
+    totals = ", ".join(f"{counts[severity]} {severity.value}" for severity in Severity)
     if diagnosis.fit:
-        return f"fit to measure ({told})"
+        return f"fit to measure ({totals})"
     unfit = [f.check for f in diagnosis.findings if f.severity is Severity.UNFIT]
-    return f"not fit to measure because of {', '.join(unfit)} ({told})"
+    return f"not fit to measure because of {', '.join(unfit)} ({totals})"
 
 
 def to_json(diagnosis: Diagnosis, device: str) -> dict[str, Any]:
-    """For ``--json``; ``device`` is the name that it was asked by."""
+    """Return the document that ``--json`` writes; ``device`` is the name the user gave."""
     return {
         "schema_version": SCHEMA_VERSION,
         "device": device,

@@ -1,7 +1,6 @@
-"""From a block's runs to latencies with intervals.
+"""Estimates of the latencies of a block's models, with confidence intervals.
 
-The agent stops by these figures and the host reports and learns from them, so both import them
-from here.
+The agent stops measuring by these estimates, and the host reports them and trains on them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,25 +30,28 @@ from esm_protos.statistics import (
 )
 
 Floats = NDArray[np.float64]
+Known = Mapping[str, tuple[float, float]]
+"""Usual latencies, nanoseconds, and their standard errors, as shares, by the names of models."""
 
-_SESSIONS_BELIEVED, _SESSIONS_FREEDOM = 3, 10
-"""Sessions that what is reckoned with before any is seen counts for; degrees of freedom of what is
-then known of their spread."""
+_PRIOR_SESSIONS, _SESSION_FREEDOM = 3, 10
+"""Number of sessions that the prior of their variance counts as; degrees of freedom of the
+posterior."""
 _SESSION_BATCHES = 5
-_LEAST_BATCHES = 10
+_MIN_BATCHES = 10
 _COMMON = 0.8
-"""Share of the batches that every model must have a visit in."""
-_BY_MEMORY = 0.2
-"""Largest distance of a model's mean above its quick runs, as a logarithm, where nothing else runs;
-with 15 to 25 MB of weights it was 0.15 to 0.29."""
-_HARDLY = 0.02
-"""Smallest weight of a reference model that counts."""
-_ANOTHER = 100
-"""Factor by which nothing slows a device down: a memory that says so is nonsense, or another's."""
+"""Share of the batches in which every model must have a visit."""
+_MEMORY_EXCESS = 0.2
+"""Largest excess of a model's mean over its quick runs that memory alone causes, as a logarithm.
+With 15 to 25 MB of weights it was 0.15 to 0.29."""
+_MIN_WEIGHT = 0.02
+"""Smallest weight of a reference model that is used."""
+_MAX_SLOWDOWN = 100
+"""Largest plausible slowdown of a device. Beyond it the usual latencies are wrong or belong to
+another device."""
 _VISIT_SPREAD = 0.1
-"""Standard deviation between visits that is reckoned with before any is seen, as a share."""
-_FAR = 100
-"""Degrees of freedom above which Student's distribution is the normal one."""
+"""Prior standard deviation between visits, as a share of the latency."""
+_NORMAL_FREEDOM = 100
+"""Degrees of freedom at which Student's distribution counts as normal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +59,12 @@ class Runs:
     """Counted runs of a model in a block.
 
     Attributes:
-        latency_ns: in the order of time, ``(runs,)``.
-        start_ns: when each began, ``(runs,)``.
-        runs_per_visit: counted runs of a visit.
-        weight_bytes: of the model's initializers; 0 where that is not known.
-        session_runs: counted runs of each session; empty for one session.
-        name: of a reference model.
+        latency_ns: Latencies in time order, ns, shape ``(runs,)``.
+        start_ns: Start times, ns, shape ``(runs,)``.
+        runs_per_visit: Counted runs of a visit.
+        weight_bytes: Bytes of the model's initializers; 0 if unknown.
+        session_runs: Counted runs of each session; empty for a single session.
+        name: Id of the model.
     """
 
     latency_ns: NDArray[np.int64]
@@ -73,7 +76,7 @@ class Runs:
 
     @classmethod
     def of(cls, measurement: Measurement, spec: MeasureSpec) -> Runs:
-        """Return what was measured of a model that did not fail."""
+        """Return the runs of a measurement without failure."""
         return cls(
             measurement.latency_ns,
             measurement.start_ns,
@@ -85,16 +88,16 @@ class Runs:
 
     @property
     def visits(self) -> Floats:
-        """``(visits, runs per visit)``; a last visit that is not full is left out."""
+        """Latencies, ns, shape ``(visits, runs per visit)``, without an incomplete last visit."""
         per_visit = min(self.runs_per_visit, len(self.latency_ns))
         full = len(self.latency_ns) // per_visit
         return self.latency_ns[: full * per_visit].reshape(full, per_visit).astype(np.float64)
 
     @property
     def quickest(self) -> Runs:
-        """The quickest run of each visit.
+        """Quickest run of each visit.
 
-        A slower clock slows down every run, whatever is in the way of some of them.
+        A lower clock slows down every run; other disturbances slow down only some.
         """
         shortest = self.visits.min(axis=1).astype(np.int64)
         return replace(
@@ -107,29 +110,30 @@ class Runs:
 
     @property
     def visit_starts_ns(self) -> NDArray[np.int64]:
-        """``(visits,)``."""
+        """Start times of the visits, ns, shape ``(visits,)``."""
         return self.start_ns[:: self.runs_per_visit][: len(self.visits)]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of an interval: half-widths of 95 % intervals of the latency's logarithm.
+    """Parts of a confidence interval, one for each source of error.
 
-    As long as it is small, that is a share of the latency.
+    Each is the half-width of a 95 % interval of the latency's logarithm. A small one is nearly a
+    share of the latency.
 
     Attributes:
-        runs: what the model's runs leave open; infinite with fewer than ``MIN_ROUNDS`` rounds.
-            What they share with the reference models' runs, as these tell the device's paces, is
-            not in it.
-        own_runs: what the model's runs leave open of its latency in the block; None: as ``runs``.
-        readings: what the reference models' runs leave open of the device's paces, where that is
-            not in ``runs``.
-        sessions: by how much sessions differ.
-        pace: what is not known of the usual paces, or varies between moments for this model alone.
-        history: the part of ``pace`` that blocks minutes apart have in common.
-        moments: that the device remembers of its reference models.
-        blocks: what blocks at several moments differ by, which holds what the first four say of
-            one; None for one block.
+        runs: Error from the model's runs, without what they share with the reference models'
+            runs; infinite with fewer than ``MIN_ROUNDS`` rounds.
+        own_runs: Error from the model's runs, of its latency in the block; None if equal to
+            ``runs``.
+        readings: Error of the device's paces from the reference models' runs, if ``runs`` does
+            not include it.
+        sessions: Difference between sessions.
+        pace: Error of the usual paces, and variation between moments of this model alone.
+        history: Part of ``pace`` that is common to blocks minutes apart.
+        moments: Number of moments in the device's history of its reference models.
+        blocks: Difference between blocks at several moments, which replaces the first four; None
+            for one block.
     """
 
     runs: float
@@ -143,38 +147,38 @@ class Parts:
 
     @property
     def interval(self) -> float:
-        """For this device at any time."""
+        """Half-width for this device at any time."""
         if self.blocks is not None:
             return math.hypot(self.blocks, self.history)
         return math.hypot(self.runs, self.readings, self.sessions, self.pace)
 
     @property
     def within(self) -> float:
-        """Within the block."""
+        """Half-width within the block."""
         return self.raw.interval
 
     @property
     def raw(self) -> Parts:
-        """Parts of the latency as it was in the block."""
+        """Parts of the interval of the latency within the block."""
         runs = self.runs if self.own_runs is None else self.own_runs
         return Parts(runs, sessions=self.sessions, moments=self.moments)
 
     @property
     def passing(self) -> float:
-        """What a longer block reduces."""
+        """Half-width of the part that a longer block reduces."""
         return math.hypot(self.runs, self.readings)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A model's latency, and how well it is known.
+    """Estimate of a model's latency, with its confidence interval.
 
     Attributes:
-        latency_ns: trimmed mean of its runs at the device's usual pace; at the block's, where
-            nobody remembers what is usual.
-        raw_ns: trimmed mean of its runs as they were.
-        parts: of its interval.
-        shift: how far the block was from what is usual; None without reference models.
+        latency_ns: Trimmed mean of the runs at the device's usual pace, ns; at the block's pace
+            if the usual one is unknown.
+        raw_ns: Trimmed mean of the uncorrected runs, ns.
+        parts: Parts of the confidence interval.
+        shift: Distance of the block from the usual; None without reference models.
     """
 
     latency_ns: float
@@ -183,24 +187,45 @@ class Estimate:
     shift: Shift | None = None
 
     @property
+    def latency_ms(self) -> float:
+        """As ``latency_ns``, milliseconds."""
+        return self.latency_ns / 1e6
+
+    @property
+    def raw_ms(self) -> float:
+        """As ``raw_ns``, milliseconds."""
+        return self.raw_ns / 1e6
+
+    @property
+    def block_pace_ns(self) -> float:
+        """Latency at the block's own pace, nanoseconds."""
+        return self.latency_ns * math.exp(self.slower)
+
+    @property
+    def slower(self) -> float:
+        """Logarithm of how much slower than usual the block was for this model; 0 if unknown."""
+        return 0.0 if self.shift is None else self.shift.value
+
+    @property
     def interval(self) -> float:
-        """Half-width of the 95 % interval of the logarithm, for this device at any time."""
+        """Half-width of the 95 % interval of the logarithm for this device at any time."""
         return self.parts.interval
 
     @property
     def within(self) -> float:
-        """Half-width of the 95 % interval of the logarithm, within this block."""
+        """Half-width of the 95 % interval of the logarithm within this block."""
         return self.parts.within
 
 
 @dataclass(frozen=True)
 class BlockEstimate:
-    """Latencies of a block's models.
+    """Estimates of a block's models.
 
     Attributes:
-        slowdown: by how much the device's pace in the last third of the block exceeds that in
-            the first, as a share; 0 where the pace is not known.
-        paces: None without reference models.
+        models: Estimates of the models, in their order.
+        slowdown: Excess of the pace in the block's last third over that in its first, as a share;
+            0 if the pace is unknown.
+        paces: Paces of the block; None without reference models.
     """
 
     models: list[Estimate]
@@ -210,12 +235,12 @@ class BlockEstimate:
 
 @dataclass(frozen=True)
 class RatioShift:
-    """How far two models' ratio in a block is from the usual one.
+    """Distance of two models' latency ratio in a block from their usual ratio.
 
     Attributes:
-        value: logarithm of the ratio less that of the usual one.
-        half: half-width of the 95 % interval that pace and sessions leave, a logarithm.
-        shared: the part of ``half`` that blocks minutes apart have in common.
+        value: Logarithm of the ratio minus that of the usual ratio.
+        half: Half-width of the 95 % interval of ``value``, from paces and sessions.
+        shared: Part of ``half`` that is common to blocks minutes apart.
     """
 
     value: float
@@ -224,11 +249,12 @@ class RatioShift:
 
 
 def ratio_shift(paces: Paces, one: tuple[int, Estimate], other: tuple[int, Estimate]) -> RatioShift:
-    """Return how far two models' ratio in a block is from the usual one.
+    """Return the distance of two models' latency ratio in a block from their usual ratio.
 
     Args:
-        paces: of the block.
-        one, other: weight in bytes, and what is known of the model.
+        paces: Paces of the block.
+        one: Bytes of weights and estimate of the first model.
+        other: The same of the second model.
     """
     shift = paces.difference(_in_block(*one), _in_block(*other))
     sessions = [each.parts.sessions for _, each in (one, other)]
@@ -237,25 +263,26 @@ def ratio_shift(paces: Paces, one: tuple[int, Estimate], other: tuple[int, Estim
 
 
 def _in_block(weight_bytes: int, estimate: Estimate) -> tuple[int, float]:
-    slower = estimate.shift.value if estimate.shift else 0.0
-    return weight_bytes, estimate.latency_ns * math.exp(slower)
+    return weight_bytes, estimate.block_pace_ns
 
 
 def estimate_references(
     references: Sequence[Measurement], spec: MeasureSpec
 ) -> dict[str, Estimate]:
-    """Return the estimates of reference models that did not fail, by their names, at the pace of
-    their block."""
-    runs = [_telling(Runs.of(m, spec)) for m in references if m.failure is None]
+    """Return the estimates of the reference models at the pace of their block, by name.
+
+    Models that failed are left out.
+    """
+    runs = [_pace_runs(Runs.of(m, spec)) for m in references if m.failure is None]
     block = estimate_block(runs, spec.trim, spec.protocol is RunOrder.INTERLEAVED)
     return {each.name: estimate for each, estimate in zip(runs, block.models, strict=True)}
 
 
-def _telling(reference: Runs) -> Runs:
+def _pace_runs(reference: Runs) -> Runs:
     """Return the runs of a reference model that show the device's pace.
 
-    One without weights that count tells the processor's clock, by its quickest runs: what is in
-    the way of some runs, more often the longer they take, is no pace of all models.
+    A model with hardly any weights shows the processor's clock by its quickest runs. What delays
+    only some runs, and long ones more often, does not slow down all models alike.
     """
     return reference.quickest if reference.weight_bytes < WEIGHTLESS else reference
 
@@ -265,22 +292,19 @@ def estimate_measured(
     spec: MeasureSpec,
     references: Sequence[Measurement] = (),
     usual: Usual | None = None,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    known: Known | None = None,
 ) -> BlockEstimate:
-    """Return the estimates of a block's models that did not fail, in their order.
+    """Return the estimates of a block's models, in their order, without those that failed.
 
     Args:
-        known: usual latency in nanoseconds, and its standard error as a share, of models of the
-            block by their ids, where other blocks have told them.
+        measurements: Measurements of the models.
+        spec: Settings of the block.
+        references: Measurements of the reference models.
+        usual: Usual latencies of the reference models; None if unknown.
+        known: Usual latency, ns, and its standard error, as a share, by model id. They come from
+            other blocks.
     """
-    return estimate_block(
-        [Runs.of(m, spec) for m in measurements if m.failure is None],
-        spec.trim,
-        spec.protocol is RunOrder.INTERLEAVED,
-        [Runs.of(m, spec) for m in references if m.failure is None],
-        usual,
-        known,
-    )
+    return BlockRuns.of(measurements, spec, references).estimate(usual, known)
 
 
 def estimate_block(
@@ -289,206 +313,277 @@ def estimate_block(
     common_pace: bool,
     references: Sequence[Runs] = (),
     usual: Usual | None = None,
-    known: Mapping[str, tuple[float, float]] | None = None,
+    known: Known | None = None,
 ) -> BlockEstimate:
-    """Estimates of a block's models, from their runs.
+    """Return the estimates of a block's models, from their runs.
 
     Args:
-        trim: share of the runs dropped at each end.
-        common_pace: whether the block was interleaved, so that its models share a pace.
-        references: reference models that were timed along.
-        usual: what the device remembers of them.
-        known: as in :func:`estimate_measured`, by the names of models.
+        models: Runs of the models.
+        trim: Share of the runs dropped at each end.
+        common_pace: Whether the block was interleaved, so that its models share a pace.
+        references: Runs of the reference models in the block.
+        usual: Usual latencies of the reference models; None if unknown.
+        known: As in :func:`estimate_measured`, by the names of the models.
     """
-    references = [_telling(each) for each in references]
-    all_runs = [*models, *references]
-    visits = [runs.visits for runs in all_runs]
-    starts = [runs.visit_starts_ns for runs in all_runs]
-    if common_pace and len(models) >= PACE_MODELS:
-        factors = pace([np.median(v, axis=1) for v in visits], starts)
-    else:  # references alone are visited too seldom to tell the pace at every visit
-        factors = [np.ones(len(v)) for v in visits]
-    found = [
-        _alone(runs, visited, own, trim)
-        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
-    ]
-    slowdown = _slowdown(factors, starts)
-    if not references:
-        return BlockEstimate(found, slowdown)
-    readings = [
-        Reading(runs.name, runs.weight_bytes, each.latency_ns, _error(each, visited))
-        for runs, each, visited in zip(
-            references, found[len(models) :], visits[len(models) :], strict=True
-        )
-    ]
-    told = [
-        KnownModel(
-            runs.weight_bytes,
-            each.latency_ns,
-            math.log(each.latency_ns / known[runs.name][0]),
-            math.hypot(_error(each, visited), known[runs.name][1]),
-        )
-        for runs, each, visited in zip(models, found, visits, strict=False)
-        if known and runs.name in known
-    ]
-    if usual is not None and not _of_this_device(readings, usual):
-        usual = None
-    paces = Paces(readings, usual, told)
-    series = [
-        _Series(runs.name, runs.visit_starts_ns, influence(visited / own[:, None], trim))
-        for runs, visited, own in zip(all_runs, visits, factors, strict=True)
-    ]
-    company = series[len(models) :]
-    estimates = [
-        _at_usual(runs, visited, own, each, paces, _together(one, company, paces, runs, each, trim))
-        for runs, visited, own, each, one in zip(
-            models, visits, factors, found, series, strict=False
-        )
-    ]
-    return BlockEstimate(estimates, slowdown, paces)
+    return BlockRuns(models, trim, common_pace, references).estimate(usual, known)
 
 
-class _Series(NamedTuple):
-    """Influence of each visit on a mean; see :func:`influence`."""
+class BlockRuns:
+    """Runs of a block, with everything derived that nothing outside the block changes.
 
-    name: str
-    start_ns: NDArray[np.int64]
-    influence: Floats
+    What is usual for a device changes with every block; estimates for another ``usual`` cost
+    little then.
+
+    Args:
+        models, trim, common_pace, references: as in :func:`estimate_block`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Runs],
+        trim: float,
+        common_pace: bool,
+        references: Sequence[Runs] = (),
+    ) -> None:
+        all_runs = [*models, *map(_pace_runs, references)]
+        visits = [runs.visits for runs in all_runs]
+        starts = [runs.visit_starts_ns for runs in all_runs]
+        if common_pace and len(models) >= PACE_MODELS:
+            factors = pace([np.median(v, axis=1) for v in visits], starts)
+        else:  # references alone are visited too seldom to tell the pace at every visit
+            factors = [np.ones(len(v)) for v in visits]
+        self._trim = trim
+        self._models = [
+            _ModelRuns(*each, trim) for each in zip(all_runs, visits, starts, factors, strict=True)
+        ]
+        self._company = self._models[len(models) :]
+        del self._models[len(models) :]
+        self.slowdown = _slowdown(factors, starts)
+        """As in :class:`BlockEstimate`."""
+
+    @classmethod
+    def of(
+        cls,
+        measurements: Sequence[Measurement],
+        spec: MeasureSpec,
+        references: Sequence[Measurement] = (),
+    ) -> BlockRuns:
+        """Build from what was measured; models that failed are left out."""
+        return cls(
+            [Runs.of(m, spec) for m in measurements if m.failure is None],
+            spec.trim,
+            spec.protocol is RunOrder.INTERLEAVED,
+            [Runs.of(m, spec) for m in references if m.failure is None],
+        )
+
+    def estimate(self, usual: Usual | None = None, known: Known | None = None) -> BlockEstimate:
+        """Return the estimates of the models, in their order.
+
+        Args:
+            usual: what the device remembers of its reference models.
+            known: as in :func:`estimate_measured`, by the names of models.
+        """
+        if not self._company:
+            return BlockEstimate([each.alone for each in self._models], self.slowdown)
+        readings = [
+            Reading(each.runs.name, each.runs.weight_bytes, each.alone.latency_ns, each.error)
+            for each in self._company
+        ]
+        told = [
+            KnownModel(
+                each.runs.weight_bytes,
+                each.alone.latency_ns,
+                math.log(each.alone.latency_ns / known[each.runs.name][0]),
+                math.hypot(each.error, known[each.runs.name][1]),
+            )
+            for each in self._models
+            if known and each.runs.name in known
+        ]
+        if usual is not None and not _of_this_device(readings, usual):
+            usual = None
+        paces = Paces(readings, usual, told)
+        estimates = [
+            each.at_usual(paces, _together(each, self._company, paces, self._trim))
+            for each in self._models
+        ]
+        return BlockEstimate(estimates, self.slowdown, paces)
+
+
+class _ModelRuns:
+    """Runs of one model of a block, and what they say without the other models.
+
+    Args:
+        visited: ``(visits, runs per visit)``.
+        start_ns: of the visits, ``(visits,)``.
+        factors: the device's pace at each visit, ``(visits,)``.
+
+    Attributes:
+        alone: estimate with nothing but the pace of the block divided out.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        visited: Floats,
+        start_ns: NDArray[np.int64],
+        factors: Floats,
+        trim: float,
+    ) -> None:
+        self.runs = runs
+        self.start_ns = start_ns
+        self._visited = visited
+        self._at_pace = visited / factors[:, None]
+        self._trim = trim
+        # A last visit that is not full counts for the mean, at the pace of the one before.
+        of_runs = np.repeat(factors, visited.shape[1])
+        of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
+        self.alone = Estimate(
+            latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
+            raw_ns=trimmed_mean(runs.latency_ns, trim),
+            parts=Parts(runs=relative_interval(self._at_pace, trim)),
+        )
+
+    @cached_property
+    def influence(self) -> Floats:
+        """Influence of each visit on the mean, ``(visits,)``."""
+        return influence(self._at_pace, self._trim)
+
+    @cached_property
+    def error(self) -> float:
+        return _error(self.alone, self._visited)
+
+    @cached_property
+    def _interruptions(self) -> float:
+        """Standard deviation between moments of what interrupts the runs, as a share.
+
+        Other programs that lengthen most runs, beyond what memory does to them, do so by another
+        amount at another time; half of it stands for that.
+        """
+        longer = math.log(self.alone.latency_ns / float(np.quantile(self._at_pace, 0.1)))
+        return max(longer - _MEMORY_EXCESS, 0.0) / 2
+
+    @cached_property
+    def _sessions(self) -> _Sessions:
+        ends = np.cumsum(self.runs.session_runs or (len(self.runs.latency_ns),))
+        ends //= self._at_pace.shape[1]
+        parts = [
+            np.log(np.median(self._at_pace[start:end], axis=1))
+            for start, end in itertools.pairwise([0, *ends.tolist()])
+            if end - start > 1
+        ]
+        count = max(len(self.runs.session_runs), 1)
+        if len(parts) < 2:
+            return _Sessions(count)
+        means = np.array([np.median(part) for part in parts])
+        by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
+        return _Sessions(count, float(means.var(ddof=1)), by_runs, len(parts))
+
+    def at_usual(self, paces: Paces, together: float | None) -> Estimate:
+        """Return the latency at the device's usual pace.
+
+        Args:
+            together: see :func:`_together`.
+        """
+        runs, alone = self.runs, self.alone
+        shift = paces.shift(runs.weight_bytes, alone.latency_ns)
+        expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
+        t = _t(_freedom(paces))
+        parts = Parts(
+            runs=alone.parts.runs if together is None else together,
+            own_runs=alone.parts.runs,
+            readings=_t(_NORMAL_FREEDOM) * shift.passing if together is None else 0.0,
+            sessions=_t(_SESSION_FREEDOM) * self._sessions.error(expected),
+            pace=t * math.hypot(shift.lasting, self._interruptions),
+            history=t * shift.shared,
+            moments=paces.moments,
+        )
+        return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
 
 def _together(
-    model: _Series,
-    company: Sequence[_Series],
-    paces: Paces,
-    runs: Runs,
-    alone: Estimate,
-    trim: float,
+    model: _ModelRuns, company: Sequence[_ModelRuns], paces: Paces, trim: float
 ) -> float | None:
-    """Return the half-width of what runs leave open of a latency once paces are taken out.
+    """Return the half-width from a model's and the reference models' runs together.
 
-    What slows down a model for a second slows down its company as well. Batches are of time, so
-    that a batch has what is left when one is taken out of the other.
+    A disturbance of a second slows down the model and the reference models alike, so it cancels
+    when their paces are divided out. Batches are therefore intervals of time.
 
     Returns:
-        None where a reference model was visited too seldom, or one of them in a part of the block
-        only.
+        None if a reference model has too few visits, or visits in only a part of the block.
     """
-    weights = paces.weights(runs.weight_bytes, alone.latency_ns)
-    used = [each for each in company if abs(weights.get(each.name, 0.0)) > _HARDLY]
+    weights = paces.weights(model.runs.weight_bytes, model.alone.latency_ns)
+    used = [each for each in company if abs(weights.get(each.runs.name, 0.0)) > _MIN_WEIGHT]
     count = min(BATCHES, *(len(each.start_ns) for each in [model, *used]))
-    if count < _LEAST_BATCHES:
+    if count < _MIN_BATCHES:
         return None
     began = min(int(each.start_ns[0]) for each in [model, *used])
     ended = max(int(each.start_ns[-1]) for each in [model, *used]) + 1
     sums = np.zeros(count)
     for each in [model, *used]:
-        weight = 1.0 if each is model else -weights[each.name]
+        weight = 1.0 if each is model else -weights[each.runs.name]
         batch = (each.start_ns - began) * count // (ended - began)
-        if len(np.unique(batch)) < _COMMON * count:  # its mean is of another time
+        if len(np.unique(batch)) < _COMMON * count:  # its mean covers another part of the block
             return None
         sums += weight * np.bincount(batch, each.influence, count)
     return half_width(sums, degrees_of_freedom(count, trim))
-
-
-def _alone(runs: Runs, visited: Floats, factors: Floats, trim: float) -> Estimate:
-    """What a model's runs say with nothing but the pace of the block divided out."""
-    # A last visit that is not full counts for the mean, at the pace of the one before.
-    of_runs = np.repeat(factors, visited.shape[1])
-    of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
-    return Estimate(
-        latency_ns=trimmed_mean(runs.latency_ns / of_runs, trim),
-        raw_ns=trimmed_mean(runs.latency_ns, trim),
-        parts=Parts(runs=relative_interval(visited / factors[:, None], trim)),
-    )
 
 
 def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
     """Whether what is remembered can be of the device that a block was measured on."""
     known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
     return all(
-        1 / _ANOTHER < each.latency_ns / known[each.name] < _ANOTHER
+        1 / _MAX_SLOWDOWN < each.latency_ns / known[each.name] < _MAX_SLOWDOWN
         for each in readings
         if each.name in known
     )
 
 
-def _at_usual(
-    runs: Runs,
-    visited: Floats,
-    factors: Floats,
-    alone: Estimate,
-    paces: Paces,
-    together: float | None,
-) -> Estimate:
-    """Return a model's latency at the device's usual pace.
+class _Sessions(NamedTuple):
+    """Spread between a model's sessions, as its runs show it.
 
-    Args:
-        together: see :func:`_together`.
+    Attributes:
+        sessions: number of sessions.
+        means_variance: of the sessions' mean logarithms; 0 with fewer than two sessions to compare.
+        runs_variance: part of ``means_variance`` that the runs within sessions explain.
+        compared: sessions with enough visits to be compared.
     """
-    shift = paces.shift(runs.weight_bytes, alone.latency_ns)
-    expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
-    t = _t(_freedom(paces))
-    lasting = math.hypot(shift.lasting, _interruptions(visited / factors[:, None], alone))
-    parts = Parts(
-        runs=alone.parts.runs if together is None else together,
-        own_runs=alone.parts.runs,
-        readings=_t(_FAR) * shift.passing if together is None else 0.0,
-        sessions=_t(_SESSIONS_FREEDOM) * _session_error(runs, visited, factors, expected),
-        pace=t * lasting,
-        history=t * shift.shared,
-        moments=paces.moments,
-    )
-    return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
+    sessions: int
+    means_variance: float = 0.0
+    runs_variance: float = 0.0
+    compared: int = 0
 
-def _interruptions(visited: Floats, alone: Estimate) -> float:
-    """Standard deviation between moments of what interrupts a model's runs, as a share.
+    def error(self, expected: float) -> float:
+        """Return the standard error that sessions leave in a mean over them, as a share.
 
-    Other programs that lengthen most runs, beyond what memory does to them, do so by another
-    amount at another time; half of it stands for that.
-    """
-    longer = math.log(alone.latency_ns / float(np.quantile(visited, 0.1)))
-    return max(longer - _BY_MEMORY, 0.0) / 2
-
-
-def _session_error(runs: Runs, visited: Floats, factors: Floats, expected: float) -> float:
-    """Standard error that sessions leave in a mean over them, as a share.
-
-    Args:
-        expected: standard deviation between sessions before any is seen.
-    """
-    count = max(len(runs.session_runs), 1)
-    ends = np.cumsum(runs.session_runs or (len(runs.latency_ns),)) // visited.shape[1]
-    parts = [
-        np.log(np.median(visited[start:end] / factors[start:end, None], axis=1))
-        for start, end in itertools.pairwise([0, *ends.tolist()])
-        if end - start > 1
-    ]
-    variance = expected**2
-    if len(parts) > 1:
-        means = np.array([np.median(part) for part in parts])
-        by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
-        # What runs make sessions differ by hides what sessions do.
-        freedom = (len(parts) - 1) * (variance / (variance + by_runs)) ** 2
-        seen = max(float(means.var(ddof=1)) - by_runs, 0.0)
-        variance = _SESSIONS_BELIEVED * variance + freedom * seen
-        variance /= _SESSIONS_BELIEVED + freedom
-    # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
-    return math.sqrt(variance * max(1 / count - 1 / BATCHES, 0.0))
+        Args:
+            expected: standard deviation between sessions before any is seen.
+        """
+        variance = expected**2
+        if self.compared > 1:
+            # What runs make sessions differ by hides what sessions do.
+            shown = (variance / (variance + self.runs_variance)) ** 2
+            freedom = (self.compared - 1) * shown
+            seen = max(self.means_variance - self.runs_variance, 0.0)
+            variance = _PRIOR_SESSIONS * variance + freedom * seen
+            variance /= _PRIOR_SESSIONS + freedom
+        # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
+        return math.sqrt(variance * max(1 / self.sessions - 1 / BATCHES, 0.0))
 
 
 def _median_error(values: Floats) -> float:
-    """Standard error of the median of visits that follow one another, by batches of them."""
+    """Return the standard error of the median of consecutive visits, by batches of them."""
     count = min(len(values), _SESSION_BATCHES)
     batches = [np.median(part) for part in np.array_split(values, count)]
-    widened = math.pi / 2 if len(values) < 2 * count else 1.0  # medians of one value are no medians
-    return math.sqrt(widened * float(np.var(batches, ddof=1)) / count)
+    # With one visit per batch the medians are plain values; a median has pi / 2 times the variance.
+    factor = math.pi / 2 if len(values) < 2 * count else 1.0
+    return math.sqrt(factor * float(np.var(batches, ddof=1)) / count)
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:
-    """Standard error of a reference's latency, as a share.
+    """Standard error of a latency, as a share.
 
-    Few visits may agree by chance, so what visits vary by before any is seen counts as one more.
+    Few visits may agree by chance, so the prior spread counts as a further visit.
     """
     if math.isfinite(estimate.parts.runs):
         return estimate.parts.runs / 2
@@ -498,8 +593,8 @@ def _error(estimate: Estimate, visited: Floats) -> float:
 
 
 def _freedom(paces: Paces) -> float:
-    """Degrees of freedom of what is known of a device's paces."""
-    return min(paces.freedom, _FAR) if paces.known else _FAR
+    """Return the degrees of freedom of the history of a device's paces."""
+    return min(paces.freedom, _NORMAL_FREEDOM) if paces.known else _NORMAL_FREEDOM
 
 
 def _t(freedom: float) -> float:

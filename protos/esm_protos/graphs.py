@@ -1,4 +1,4 @@
-"""What an ONNX model consists of, wherever in it that lies: both sides count by this."""
+"""Graphs, tensors and size of an ONNX model; agent and host count with the same code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from esm_protos.value_types import BY_NUMBER
 from esm_protos.weights import WEIGHTLESS_LOCATION
 
 Body: TypeAlias = view.Graph | view.Function
-"""What has nodes."""
+"""Part of a model that has nodes."""
 
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
 
 @contextmanager
 def mapped(path: Path) -> Iterator[memoryview]:
-    """A file's bytes, not read before they are looked at; raises OSError."""
+    """Map a file into memory, which reads only the pages that are accessed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     if not path.stat().st_size:
         yield memoryview(b"")
         return
@@ -38,23 +42,25 @@ def mapped(path: Path) -> Iterator[memoryview]:
 
 
 def bodies(model: view.Model) -> Iterator[Body]:
-    """The main graph first; then those in attributes, in functions and for training."""
-    found: list[Body] = [*model.functions]
+    """Yield the main graph, then those in attributes, in functions and for training."""
+    pending: list[Body] = [*model.functions]
     for training in model.training_info:
-        found += [training.initialization, training.algorithm]
-    found.append(model.graph)
-    while found:
-        body = found.pop()
+        pending += [training.initialization, training.algorithm]
+    pending.append(model.graph)
+    while pending:
+        body = pending.pop()
         yield body
         for attribute in _attributes(body):
-            found.extend(attribute.graphs)
+            pending.extend(attribute.graphs)
             if attribute.HasField("g"):
-                found.append(attribute.g)
+                pending.append(attribute.g)
 
 
 def tensors(body: Body) -> Iterator[view.Tensor]:
-    """Initializers first, then attributes, sparse ones as values and indices; not of bodies
-    within."""
+    """Yield the tensors of a body: initializers first, then attributes.
+
+    A sparse tensor gives its values and its indices. Nested bodies are left out.
+    """
     sparse: list[view.SparseTensor] = []
     if isinstance(body, view.Graph):
         yield from body.initializer
@@ -72,28 +78,32 @@ def tensors(body: Body) -> Iterator[view.Tensor]:
 
 
 def external_location(tensor: view.Tensor) -> str | None:
-    """Where a tensor's data lies if not in the model; "" where it does not say."""
+    """Return the location of a tensor's external data.
+
+    Returns:
+        None if the model holds the data; "" if the tensor gives no location.
+    """
     if tensor.data_location != _EXTERNAL and not tensor.external_data:
         return None
     named = [str(entry.value) for entry in tensor.external_data if entry.key == "location"]
-    # A second one could be what the runtime goes by.
+    # The runtime could use a second entry.
     return next((value for value in named if value != WEIGHTLESS_LOCATION), *named[:1] or [""])
 
 
 def is_memory_address(location: str) -> bool:
-    """Tell whether ONNX Runtime could take an external location for an address in memory.
+    """Return whether ONNX Runtime could read an external location as a memory address.
 
-    Its tags are ``*/_ORT_MEM_ADDR_/*`` and ``*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*``. Releases compare
-    them as text or as paths, where ``//`` and ``/./`` do not count.
+    Its tags are ``*/_ORT_MEM_ADDR_/*`` and ``*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*``. Some releases
+    compare them as text, others as paths, which ignore ``//`` and ``/./``.
     """
     return "_MEM_ADDR_" in location.upper() or location.startswith("*")
 
 
 def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> str | None:
-    """What of a model exceeds the limits, and which; None if nothing does."""
+    """Return which limit a model exceeds, and by what; None if it is within all limits."""
     if len(data) > limits.max_model_bytes:
         return (
-            f"the model is of {len(data) / 1e6:.0f} MB, above this device's limit of "
+            f"the model has {len(data) / 1e6:.0f} MB, more than this device's limit of "
             f"{limits.max_model_bytes / 1e6:.0f} MB"
         )
     nodes = parameters = 0
@@ -112,7 +122,7 @@ def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> st
 
 
 def weight_bytes(path: Path) -> int:
-    """Return the bytes of all tensors that a model file holds or names; 0 if it is none."""
+    """Return the bytes of all tensors of a model file; 0 if it is not an ONNX model."""
     model = view.Model()
     try:
         with mapped(path) as data:
@@ -128,12 +138,12 @@ def weight_bytes(path: Path) -> int:
 
 
 def count(dims: Sequence[int]) -> int:
-    """How many numbers have these dimensions; what is negative counts as none."""
+    """Return the number of elements of a shape; 0 if a dimension is negative."""
     return max(math.prod(dims), 0) if len(dims) <= MAX_RANK else 0
 
 
 MAX_RANK = 64
-"""Far more than any operator takes, few enough to multiply."""
+"""Largest number of dimensions: far above what operators accept, and quick to multiply."""
 
 
 def _attributes(body: Body) -> Iterator[view.Attribute]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_protos import older_peers
+from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import trimmed_mean
 
@@ -333,6 +334,7 @@ class DeviceInfo:
         cpu_quota: processors' worth of time that the agent's control group gets; None: no limit.
         time_unix_s: what its clock says; None: it does not tell.
         instance: random name of the agent's process; empty: it does not tell.
+        metrics: what its sources measure of models.
         providers: names of the execution providers that work.
         provider_table: what they are, in the same order.
     """
@@ -355,6 +357,7 @@ class DeviceInfo:
     cpu_quota: float | None = None
     time_unix_s: float | None = None
     instance: str = ""
+    metrics: tuple[Metric, ...] = ()
     provider_table: tuple[ProviderInfo, ...] = ()
 
     @property
@@ -542,8 +545,8 @@ class Measurement:
         ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
         fallback: names of nodes that ran on another provider than the one asked for.
         inputs: as they were fed.
-        peak_rss_bytes: most that a process with this model alone had in memory while it was
-            loaded and first run; None where nobody asked or the device does not tell.
+        metrics: further values by their metrics' keys: what sources of the agent measured, and
+            peak memory where somebody asked and the device tells.
         profile: None where nobody asked.
         runs_per_visit: counted runs of each visit; 0: those of the block's spec.
         weight_bytes: of its initializers; 0 where the agent does not tell.
@@ -563,7 +566,7 @@ class Measurement:
     ran_on: tuple[tuple[str, int], ...] = ()
     fallback: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
-    peak_rss_bytes: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     profile: Profile | None = None
     runs_per_visit: int = 0
     weight_bytes: int = 0
@@ -574,6 +577,26 @@ class Measurement:
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
         return cls(model_id, _none(), _none(), failure=Failure(kind, message))
+
+    @property
+    def peak_rss_bytes(self) -> int | None:
+        """Most that a process with this model alone had in memory while it was loaded and first
+        run; None where nobody asked or the device does not tell."""
+        value = self.metrics.get(PEAK_MEMORY.key)
+        return None if value is None else round(value)
+
+    def values(self) -> dict[str, float]:
+        """Return what was measured beside latency, by the metrics' keys; nothing of a failure."""
+        if self.failure is not None:
+            return {}
+        copies = {"copy_in_ms": self.copy_in_ns, "copy_out_ms": self.copy_out_ns}
+        return {
+            "first_run_ms": self.first_run_ns / 1e6,
+            "load_ms": self.load_ns / 1e6,
+            **{key: float(np.median(taken)) / 1e6 for key, taken in copies.items() if taken.size},
+            **({"weight_bytes": self.weight_bytes} if self.weight_bytes else {}),
+            **self.metrics,
+        }
 
     def visit_runs(self, spec: MeasureSpec) -> int:
         """Return the number of counted runs of each visit."""

@@ -1,11 +1,11 @@
-"""How a device fares at a moment, against what is usual for it, told by its reference models.
+"""Paces of a device in a block, relative to its usual ones, from its reference models.
 
-A device does not have one pace. On a shared machine networks whose weights the last-level cache
-holds vary by a tenth over minutes while others vary by a hundredth. The reference models are a
-ladder: one is limited by arithmetic, the others by weights of growing size. How far each lies
-from its usual latency is one pace. A model is slowed down by arithmetic as much as the first
-rung, and by memory as the rungs next to it in size, in proportion to how much of its time its
-weights can cost.
+A device has more than one pace. On a shared machine, networks whose weights fit the last-level
+cache vary by 10 % over minutes, while others vary by 1 %. The reference models form a ladder: the
+first rung is limited by arithmetic, the others by weights of growing size. The distance of a rung
+from its usual latency is one pace. Arithmetic slows a model down as much as the first rung.
+Memory slows it down as much as the rungs next to it in size, scaled by the share of its time that
+its weights can take.
 """
 
 from __future__ import annotations
@@ -23,54 +23,55 @@ from esm_protos.statistics import t_quantile, trimmed_mean
 Floats = NDArray[np.float64]
 
 WEIGHTLESS = 1_000_000
-"""Bytes of weights, below which nothing waits for them."""
+"""Bytes of weights below which a model does not wait for memory."""
 _HALF_MEMORY = 0.07
-"""Share of an inference that streaming its weights from memory would take at which half of what
-slows memory down reaches it."""
-_MOST = 1.3
-"""Greatest sensitivity to a rung: extrapolation ends here."""
+"""Share of an inference, spent on streaming weights from memory, at which half of a memory
+slowdown affects a model."""
+_MAX_SENSITIVITY = 1.3
+"""Largest sensitivity to a rung, which bounds extrapolation."""
 _SENSITIVITY_ERROR = 0.3
 """Standard error of a sensitivity to memory, as a share of it."""
 _BASE_SPREAD = 0.03
 _MEMORY_SPREAD = (0.03, 0.09)
-"""Standard deviations between moments that are reckoned with before anything is known: of the
-first rung, and, beyond it, of the second and the last one."""
+"""Prior standard deviations between moments: of the first rung, and what the second and the last
+rung vary beyond it."""
 _LADDER_BYTES = (7_000_000, 67_000_000)
-"""Weights of those rungs."""
+"""Bytes of weights of the second and the last rung."""
 _KIND_SPREAD = 0.1
-"""Standard deviation, from block to block, of what models that belong together share beyond the
-paces: the networks of a campaign, which follow one another with cold caches, feel more of a busy
-memory than the reference models, which are warm."""
+"""Standard deviation between blocks of a slowdown that the models of a block share beyond the
+paces. A campaign's networks run with cold caches, so a busy memory slows them down more than the
+warm reference models."""
 _OWN_SPREAD = 0.003
 _OWN_MEMORY = 0.12
-"""What varies between moments for one model alone: a share of the latency, and a share of what
-its memory varies by."""
-_RARE = 0.01
-"""Probability of deviations that are taken for a disturbance, though there is none."""
-_MOST_APART = 5.0
-"""Standard errors beyond which deviations are taken for one, however little is remembered."""
-_NOTHING = 1e-12
-"""Precision of what nothing is known of."""
-_FINEST = 1e-4
-"""Standard deviation, of a logarithm, below which nothing is known."""
+"""Variation between moments of a single model: a share of the latency, and a share of the
+variation of its memory pace."""
+_FALSE_ALARM = 0.01
+"""Probability that ordinary deviations are taken for a disturbance."""
+_MAX_ERRORS = 5.0
+"""Number of standard errors that always counts as a disturbance, however short the history."""
+_MIN_PRECISION = 1e-12
+"""Smallest precision, which avoids a division by zero."""
+_MIN_SPREAD = 1e-4
+"""Smallest standard deviation of a logarithm that is resolved."""
 _FEW_MOMENTS = 8
 _USUAL_VARIANCE = 1.2
-"""Variance of a mean of the middle half of so many moments, times their number, over a moment's."""
+"""Variance of the interquartile mean of n moments, times n, relative to the variance of one."""
 _SESSION_SPREAD = 0.005
 _SESSION_MEMORY = (0.01, 0.03)
-"""Standard deviations between sessions: of any model; and more of those whose weights fill the
-caches, and of those that they do not hold. Where pages lie in memory decides how fast they are
-read."""
+"""Standard deviations between sessions: of any model; further ones of models whose weights fill
+the caches, and of models whose weights exceed them. The location of pages in memory decides how
+fast they are read."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One reference model in a block.
+    """Latency of a reference model in a block.
 
     Attributes:
-        weight_bytes: of its initializers.
-        latency_ns: trimmed mean.
-        error: standard error of ``latency_ns``, as a share of it.
+        name: Name of the reference model.
+        weight_bytes: Bytes of its initializers.
+        latency_ns: Trimmed mean, ns.
+        error: Standard error of ``latency_ns``, as a share of it.
     """
 
     name: str
@@ -81,16 +82,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far a model's logarithmic latency in a block lies from the usual one.
+    """Distance of a model's logarithmic latency in a block from its usual one.
 
     Attributes:
-        value: expected; positive when the device is slower than usual.
-        passing: standard error of ``value`` by what a longer block would tell.
-        lasting: standard error by what it would not: what is usual, and what varies for the
-            model alone.
-        memory: the part of ``value`` that memory makes.
-        shared: the part of ``lasting`` that blocks minutes apart have in common: what is not known
-            of the usual, and is therefore not corrected.
+        value: Expected distance; positive if the device is slower than usual.
+        passing: Standard error of ``value`` that a longer block would reduce.
+        lasting: Standard error that it would not reduce: of the usual latency, and of the model's
+            own variation.
+        memory: Part of ``value`` from memory.
+        shared: Part of ``lasting`` that is common to blocks minutes apart: the error of the usual
+            latency.
     """
 
     value: float
@@ -107,11 +108,13 @@ class Shift:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model of which the usual latency is known, beside the reference models.
+    """Model of a block whose usual latency is known from other blocks.
 
     Attributes:
-        deviation: its logarithmic latency in the block less the usual one.
-        error: standard error of ``deviation``.
+        weight_bytes: Bytes of its initializers.
+        latency_ns: Latency in the block, ns.
+        deviation: Logarithmic latency in the block minus the usual one.
+        error: Standard error of ``deviation``.
     """
 
     weight_bytes: int
@@ -121,17 +124,17 @@ class KnownModel:
 
 
 class Paces:
-    """A block's paces, as its reference models tell them.
+    """Paces of a block, estimated from its reference models.
 
-    Fits ``d = p + e`` with ``d`` the references' deviations from their usual logarithmic
-    latencies, ``p`` the device's paces, ``(r,)``, normal with the covariance that they have from
-    block to block, and ``e`` the error of a reading: what ``p`` is expected to be given ``d``
-    (kriging). The less is known, of the block or of the past, the less is corrected.
+    Fits ``d = p + e`` and returns the expectation of ``p`` given ``d`` (kriging). ``d`` holds the
+    reference models' deviations from their usual logarithmic latencies, shape ``(r,)``. ``p``
+    holds the device's paces, normal with their covariance from block to block. ``e`` is the error
+    of a reading. A short block or a short history gives a small correction.
 
     Args:
-        readings: of the block; those that ``usual`` does not know are left out.
-        usual: None where nothing is remembered.
-        known: further models that tell of the paces.
+        readings: Readings of the block; those that ``usual`` lacks are left out.
+        usual: Usual latencies of the reference models; None if there is no history.
+        known: Further models with a known usual latency.
     """
 
     def __init__(
@@ -152,11 +155,11 @@ class Paces:
         self.moments = usual.moments if usual is not None and count else 0
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
-        """How much slower each rung is than usual, as a logarithm, ``(r,)``."""
+        """Slowdown of each rung, as a logarithm of its latency over the usual, shape ``(r,)``."""
         self.kind = 0.0
-        """Further slowdown of the block's models, from the known ones, as a logarithm."""
+        """Further slowdown of the block's own models, from the known ones, as a logarithm."""
         self._gain: Floats = np.zeros((count + 1, count))
-        # Paces and, last, the kind.
+        # Covariances of the paces; the last component is the kind.
         self._unknown = self._error = self._shared = _with_kind(self._covariance, 0.0)
         if usual is None or not count:
             return
@@ -172,171 +175,186 @@ class Paces:
         lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
         noise = usual_error[:count, :count] + np.diag(lasting + passing)
-        more, disturbed = self._surprise(deviations, noise)
+        more, disturbed = self._outlier_variances(deviations, noise)
         self._covariance = self._covariance + more
         lasting = lasting + disturbed
         covariance = _with_kind(self._covariance, _KIND_SPREAD**2 if known else 0.0)
-        feels = np.eye(count, count + 1)
+        design = np.eye(count, count + 1)
         if known:
-            told = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
-            feels = np.vstack([feels, *(np.append(row, 1.0) for row in told)])
+            known_rows = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
+            design = np.vstack([design, *(np.append(row, 1.0) for row in known_rows)])
             deviations = np.append(deviations, [w.deviation for w in known])
             passing = np.append(passing, [w.error**2 for w in known])
-            owns = [self._own(row, w.weight_bytes) ** 2 for row, w in zip(told, known, strict=True)]
+            owns = [
+                self._own(row, w.weight_bytes) ** 2
+                for row, w in zip(known_rows, known, strict=True)
+            ]
             lasting = np.append(lasting, owns)
-        noise = np.diag(lasting) + feels @ usual_error @ feels.T
+        noise = np.diag(lasting) + design @ usual_error @ design.T
         both = noise + np.diag(passing)
-        gain = covariance @ feels.T @ np.linalg.pinv(feels @ covariance @ feels.T + both)
+        gain = covariance @ design.T @ np.linalg.pinv(design @ covariance @ design.T + both)
         self._gain = gain[:, :count]
-        found = gain @ deviations
-        self.values, self.kind = found[:count], float(found[count])
-        left = np.eye(count + 1) - gain @ feels
+        solution = gain @ deviations
+        self.values, self.kind = solution[:count], float(solution[count])
+        left = np.eye(count + 1) - gain @ design
         self._unknown = left @ covariance @ left.T + gain @ noise @ gain.T
         self._shared = left @ covariance @ left.T
-        self._shared = self._shared + gain @ feels @ usual_error @ feels.T @ gain.T
+        self._shared = self._shared + gain @ design @ usual_error @ design.T @ gain.T
         self._error = self._unknown + gain @ np.diag(passing) @ gain.T
 
-    def _surprise(self, deviations: Floats, noise: Floats) -> tuple[Floats, Floats]:
-        """Return additions to the paces' covariance and to the variances of readings, where rungs
-        stray further than the past lets expect.
+    def _outlier_variances(self, deviations: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        """Return variances for rungs that deviate more than the history suggests.
 
-        All may do so together, on a device that is slower than it ever was: that is believed. One
-        alone may be disturbed, or be as it never was: both are held possible.
+        All rungs may deviate together, because the device is slower than ever before: then the
+        paces get the variance. A single rung may be disturbed, or have an unusual pace: then the
+        pace and the reading both get it.
 
         Args:
-            noise: covariance of the readings' errors, ``(r, r)``.
+            deviations: Deviations of the rungs from their usual logarithmic latencies, ``(r,)``.
+            noise: Covariance of the readings' errors, ``(r, r)``.
+
+        Returns:
+            An addition to the paces' covariance, ``(r, r)``, and one to the readings' variances,
+            ``(r,)``.
         """
         count = len(deviations)
-        most = min(t_quantile(int(self.freedom), 1 - _RARE / count), _MOST_APART)
+        limit = min(t_quantile(int(self.freedom), 1 - _FALSE_ALARM / count), _MAX_ERRORS)
         more, disturbed = np.zeros((count, count)), np.zeros(count)
         for number in range(count):
             expected = self._covariance + more + noise + np.diag(disturbed)
-            precision = np.linalg.pinv(expected + _FINEST**2 * np.eye(count), hermitian=True)
+            precision = np.linalg.pinv(expected + _MIN_SPREAD**2 * np.eye(count), hermitian=True)
             if not number:
-                together = max(float(precision.sum()), _NOTHING) ** -0.5
-                common = precision.sum(axis=0) @ deviations * together**2
-                if abs(common) > most * together:
+                common_error = max(float(precision.sum()), _MIN_PRECISION) ** -0.5
+                common = precision.sum(axis=0) @ deviations * common_error**2
+                if abs(common) > limit * common_error:
                     more += common**2
                     continue
-            # Of each rung, less what the others say of it.
-            own = np.maximum(np.diag(precision), _NOTHING)
-            alone = precision @ deviations / own
-            strange = np.abs(alone) * np.sqrt(own)
-            worst = int(np.argmax(strange))
-            if strange[worst] <= most:
+            # Residual of each rung, given the other rungs.
+            own = np.maximum(np.diag(precision), _MIN_PRECISION)
+            residual = precision @ deviations / own
+            errors = np.abs(residual) * np.sqrt(own)
+            worst = int(np.argmax(errors))
+            if errors[worst] <= limit:
                 break
-            more[worst, worst] += alone[worst] ** 2
-            disturbed[worst] += alone[worst] ** 2
+            more[worst, worst] += residual[worst] ** 2
+            disturbed[worst] += residual[worst] ** 2
         return more, disturbed
 
     @property
     def known(self) -> bool:
-        """Whether anything is remembered to compare with."""
+        """Whether the usual latencies of any rung are known."""
         return self.moments > 0
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of what is remembered."""
+        """Degrees of freedom of the history."""
         return 2 + self.moments / 2
 
     def sensitivities(self, weight_bytes: int, latency_ns: float) -> Floats:
-        """Return how much of each rung's pace a model feels, ``(r,)``."""
+        """Return a model's sensitivity to the pace of each rung, shape ``(r,)``."""
         count = len(self._rungs)
-        found = np.zeros(count)
+        result = np.zeros(count)
         if not count:
-            return found
-        found[0] = 1.0
+            return result
+        result[0] = 1.0
         if count == 1 or not weight_bytes:
-            return found
+            return result
         sizes = [math.log(max(rung.weight_bytes, 1)) for rung in self._rungs]
         place = float(np.interp(math.log(weight_bytes), sizes, np.arange(float(count))))
         low = min(int(place), count - 2)
-        feels = self._memory_share(weight_bytes, latency_ns)
+        model_share = self._memory_share(weight_bytes, latency_ns)
         for rung, weight in ((low, 1 - (place - low)), (low + 1, place - low)):
             if rung:
                 own = self._rungs[rung]
-                least = self._memory_share(own.weight_bytes, own.latency_ns)
-                found[rung] = weight * (min(feels / least, _MOST) if least else _MOST)
-        found[0] = 1 - found[1:].sum()
-        return found
+                share = self._memory_share(own.weight_bytes, own.latency_ns)
+                ratio = model_share / share if share else _MAX_SENSITIVITY
+                result[rung] = weight * min(ratio, _MAX_SENSITIVITY)
+        result[0] = 1 - result[1:].sum()
+        return result
 
     def weights(self, weight_bytes: int, latency_ns: float) -> dict[str, float]:
-        """Return how much of each reference model's deviation is taken out of a model's latency."""
-        feels = np.append(self.sensitivities(weight_bytes, latency_ns), 1.0)
-        weights = feels @ self._gain
+        """Return the share of each reference model's deviation in a model's correction."""
+        sensitivity = np.append(self.sensitivities(weight_bytes, latency_ns), 1.0)
+        weights = sensitivity @ self._gain
         return {rung.name: float(w) for rung, w in zip(self._rungs, weights, strict=True)}
 
     def shift(self, weight_bytes: int, latency_ns: float) -> Shift:
-        """Return how far a model is from what is usual for it.
+        """Return the distance of a model's latency in the block from its usual one.
 
         Args:
-            latency_ns: in the block.
+            weight_bytes: Bytes of the model's initializers.
+            latency_ns: Latency in the block, ns.
         """
         if not self._rungs:
             return Shift(0.0, 0.0, 0.0, 0.0)
-        feels = self.sensitivities(weight_bytes, latency_ns)
-        by_memory = float(feels @ self.values - self.values[0])
-        return self._shift(np.append(feels, 1.0), by_memory, self._own(feels, weight_bytes) ** 2)
+        sensitivity = self.sensitivities(weight_bytes, latency_ns)
+        memory = float(sensitivity @ self.values - self.values[0])
+        own = self._own(sensitivity, weight_bytes) ** 2
+        return self._shift(np.append(sensitivity, 1.0), memory, own)
 
     def difference(self, one: tuple[int, float], other: tuple[int, float]) -> Shift:
-        """Return how far the logarithm of two models' ratio is from the usual one.
+        """Return the distance of two models' logarithmic ratio from the usual one.
 
-        Both feel the same paces, so what is not known of these cancels as far as they feel them
-        alike.
+        Errors of the paces cancel as far as both models are equally sensitive to them.
 
         Args:
-            one, other: weight in bytes, and latency in nanoseconds in the block.
+            one: Bytes of weights, and latency in the block, ns, of the first model.
+            other: The same of the second model.
         """
         if not self._rungs:
             return Shift(0.0, 0.0, 0.0, 0.0)
         a, b = (self.sensitivities(*model) for model in (one, other))
         own = self._own(a, one[0]) ** 2 + self._own(b, other[0]) ** 2
-        # Whatever the kind, both are of it.
+        # Both models share the kind, so it cancels.
         return self._shift(np.append(a - b, 0.0), float((a - b) @ self.values), own)
 
-    def _shift(self, feels: Floats, by_memory: float, own: float) -> Shift:
-        """Shift of what feels the paces, and the kind, so.
+    def _shift(self, sensitivity: Floats, memory: float, own: float) -> Shift:
+        """Return the shift of a model with these sensitivities.
 
         Args:
-            own: variance that is no pace's.
+            sensitivity: Sensitivities to the paces and, last, to the kind, ``(r + 1,)``.
+            memory: Part of the shift from memory.
+            own: Variance of the model's own variation.
         """
-        own += (_SENSITIVITY_ERROR * by_memory) ** 2
+        own += (_SENSITIVITY_ERROR * memory) ** 2
 
         def variance(covariance: Floats) -> float:
-            return max(float(feels @ covariance @ feels), 0.0)
+            return max(float(sensitivity @ covariance @ sensitivity), 0.0)
 
         return Shift(
-            float(feels[:-1] @ self.values + feels[-1] * self.kind),
+            float(sensitivity[:-1] @ self.values + sensitivity[-1] * self.kind),
             math.sqrt(variance(self._error - self._unknown)),
             math.sqrt(variance(self._unknown) + own),
-            by_memory,
+            memory,
             math.sqrt(variance(self._shared)),
         )
 
     def session_error(self, weight_bytes: int, latency_ns: float) -> float:
-        """Return the standard deviation between sessions that is reckoned with, as a share."""
+        """Return the prior standard deviation between sessions, as a share."""
         return _session_error(self.sensitivities(weight_bytes, latency_ns))
 
-    def _own(self, feels: Floats, weight_bytes: int) -> float:
-        """Standard deviation of what varies between moments for one model alone, and of what no
-        rung tells where the ladder lacks the one next to it."""
-        memory = feels.copy()
+    def _own(self, sensitivity: Floats, weight_bytes: int) -> float:
+        """Return the standard deviation between moments that the paces do not explain.
+
+        It is larger for a model whose size is outside the ladder.
+        """
+        memory = sensitivity.copy()
         memory[0] -= 1
         varies = max(float(memory @ self._covariance @ memory), 0.0)
         expected = _memory_spread(weight_bytes)
         low, high = (_memory_spread(self._rungs[end].weight_bytes) for end in (0, -1))
-        untold = expected - min(max(expected, low), high)
-        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies + untold**2)
+        outside = expected - min(max(expected, low), high)
+        return math.sqrt(_OWN_SPREAD**2 + _OWN_MEMORY**2 * varies + outside**2)
 
     def _memory_share(self, weight_bytes: float, latency_ns: float) -> float:
-        """What slows memory down reaches so much of a model's time."""
+        """Return the share of a model's time that a memory slowdown affects."""
         last = self._rungs[-1]
         streamed = weight_bytes / latency_ns * last.latency_ns / max(last.weight_bytes, 1)
         return streamed / (streamed + _HALF_MEMORY)
 
 
 def _memory_spread(weight_bytes: int) -> float:
-    """Standard deviation of what memory costs a model of such weights, before anything is known."""
+    """Return the prior standard deviation of the memory pace of a model of this size."""
     sizes = np.log([WEIGHTLESS, *_LADDER_BYTES])
     return float(np.interp(math.log(max(weight_bytes, 1)), sizes, [0.0, *_MEMORY_SPREAD]))
 
@@ -351,15 +369,17 @@ def usual_of(
     latency_ns: Floats,
     moment: NDArray[np.int64] | None = None,
 ) -> Usual | None:
-    """Return what is usual over moments; None where there are none.
+    """Return the usual latencies over all moments; None without blocks.
 
-    A moment has the median of its blocks.
+    The latency at a moment is the median of its blocks.
 
     Args:
-        at_unix_s: of the blocks, in order, ``(n,)``.
-        latency_ns: of each reference, ``(n, r)``, NaN where it is not known. References that more
-            than half of the blocks lack are left out, and then blocks that lack another.
-        moment: number of the moment that each block belongs to, ``(n,)``; by default each is one.
+        references: Names of the reference models, r of them.
+        at_unix_s: Times of the blocks, in order, Unix seconds, shape ``(n,)``.
+        latency_ns: Latencies of the reference models, ns, shape ``(n, r)``, NaN if unknown.
+            Reference models that more than half of the blocks lack are left out, then all blocks
+            with a NaN.
+        moment: Number of each block's moment, shape ``(n,)``; by default each block is a moment.
     """
     moment = np.arange(len(at_unix_s)) if moment is None else moment
     often = np.isnan(latency_ns).sum(axis=0) <= len(latency_ns) / 2
@@ -385,35 +405,41 @@ def usual_of(
 
 
 def _products(deviations: Floats) -> Floats:
-    """Mean squares of deviations on the diagonal, of differences of two elsewhere, ``(r, r)``."""
+    """Return mean squares, ``(r, r)``: of deviations on the diagonal, else of differences."""
     differences = deviations[:, :, None] - deviations[:, None, :]
     diagonal = np.eye(deviations.shape[1]) * deviations[:, :, None]
     return np.asarray(np.square(differences + diagonal).mean(axis=0))
 
 
 def _middle(values: Floats) -> float:
-    """Mean of the middle half; of few values the median, which one of them cannot move far."""
+    """Return the interquartile mean; the median of few values, which resists an outlier."""
     few = len(values) < _FEW_MOMENTS
     return float(np.median(values)) if few else trimmed_mean(values, 0.25)
 
 
 def _covariance(spread: Floats) -> Floats:
-    """Covariance of which the spreads are; without negative eigenvalues."""
+    """Return the nearest covariance with these spreads, without negative eigenvalues.
+
+    Args:
+        spread: Standard deviations on the diagonal, those of differences elsewhere, ``(r, r)``.
+    """
     variance = np.diag(spread) ** 2
-    found = (variance[:, None] + variance[None, :] - spread**2) / 2
-    np.fill_diagonal(found, variance)
-    values, vectors = np.linalg.eigh(found)
+    covariance = (variance[:, None] + variance[None, :] - spread**2) / 2
+    np.fill_diagonal(covariance, variance)
+    values, vectors = np.linalg.eigh(covariance)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
 def _with_kind(covariance: Floats, variance: float) -> Floats:
-    """The covariance with one more component, which is independent of the others."""
+    """Return the covariance with a further, independent component of this variance."""
     return np.pad(covariance, (0, 1)) + np.diag(np.append(np.zeros(len(covariance)), variance))
 
 
 def _prior(count: int) -> Floats:
-    """Covariance before anything is known: a base that all share, and memory, felt more the
-    larger the weights."""
+    """Return the prior covariance of the paces, ``(r, r)``.
+
+    All rungs share a base. The memory part grows with the size of the weights.
+    """
     if not count:
         return np.zeros((0, 0))
     memory = np.zeros(count)
@@ -421,9 +447,12 @@ def _prior(count: int) -> Floats:
     return np.asarray(_BASE_SPREAD**2 + np.outer(memory, memory))
 
 
-def _session_error(feels: Floats) -> float:
-    """Standard deviation between sessions of what feels the rungs so."""
-    if len(feels) < 2:
+def _session_error(sensitivity: Floats) -> float:
+    """Return the prior standard deviation between sessions of a model, as a share."""
+    if len(sensitivity) < 2:
         return _SESSION_SPREAD
-    held, beyond = _SESSION_MEMORY
-    return math.hypot(_SESSION_SPREAD, held * float(feels[1:-1].sum()), beyond * float(feels[-1]))
+    cached, uncached = (
+        float(sensitivity[1:-1].sum()) * _SESSION_MEMORY[0],
+        float(sensitivity[-1]) * _SESSION_MEMORY[1],
+    )
+    return math.hypot(_SESSION_SPREAD, cached, uncached)

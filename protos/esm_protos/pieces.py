@@ -1,4 +1,4 @@
-"""Messages above gRPC's limit, sent as several that merge into the whole again."""
+"""Division of messages above gRPC's size limit into pieces that merge back into one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 PIECE_BYTES = 1 << 20
-"""Size of one piece, far below gRPC's limit of 4 MB. A single item of a list is not divided."""
+"""Size of a piece, far below gRPC's limit of 4 MB. A single item of a list is not divided."""
 
 _VARINT_BYTES = 10
 _LARGE = (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
@@ -18,9 +18,10 @@ M = TypeVar("M", bound=Message)
 
 
 def pieces(message: M) -> Iterator[M]:
-    """Yield messages of about ``PIECE_BYTES`` at most that give ``message`` when merged in order.
+    """Yield the pieces of a message, each of about ``PIECE_BYTES`` at most.
 
-    The first one has all that is not in a list. A small message is its only piece.
+    Merged in order they give ``message``. The first piece has all fields that are not lists. A
+    small message is its only piece.
     """
     if message.ByteSize() <= PIECE_BYTES:
         yield message
@@ -41,14 +42,14 @@ def pieces(message: M) -> Iterator[M]:
         if not field.is_repeated:
             yield kind(**{field.name: value})
         elif field.type in _LARGE:
-            yield from _of_items(kind, field.name, value)
+            yield from _item_pieces(kind, field.name, value)
         else:
             count = PIECE_BYTES // _VARINT_BYTES
             for start in range(0, len(value), count):
                 yield kind(**{field.name: value[start : start + count]})
 
 
-def _of_items(kind: type[M], name: str, items: Iterable[object]) -> Iterator[M]:
+def _item_pieces(kind: type[M], name: str, items: Iterable[object]) -> Iterator[M]:
     piece, size = kind(), 0
     for item in items:
         alone = kind(**{name: [item]})

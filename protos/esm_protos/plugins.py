@@ -6,6 +6,7 @@ order: ``path/to/file.py:Class``, the built-in ones, the entry points of install
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -13,15 +14,19 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esm_protos.nearest import nearest
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 OWN_MODULES = "esm_own_"
 """Prefix of the names of modules that are read from files; they can be imported nowhere else."""
+_READ: dict[str, tuple[tuple[int, int], ModuleType]] = {}
+"""Name of a module that was read from a file -> when it was written and its size, the module."""
 
 
 class PluginError(Exception):
@@ -96,6 +101,8 @@ class Family:
             ) from error
 
     def _installed(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # slow to load
+
         return {entry.name: entry for entry in entry_points(group=self.group)}
 
     def _of_file(self, path: Path, class_name: str) -> type[Any]:
@@ -156,6 +163,8 @@ def absolute(name: str) -> str:
 def read_module(path: Path, what: str) -> ModuleType:
     """Run a Python file of the user's and return it as a module.
 
+    A file that has not changed since is not run again: its classes stay the same ones.
+
     Args:
         what: that is to be found there, in messages.
 
@@ -164,15 +173,22 @@ def read_module(path: Path, what: str) -> ModuleType:
     """
     if not path.is_file():
         raise PluginError(f"there is no file '{path}' to read the {what} from")
-    spec = importlib.util.spec_from_file_location(f"{OWN_MODULES}{path.stem}", path)
+    place, written = path.resolve(), path.stat()
+    # Two files of one name are two modules.
+    name = f"{OWN_MODULES}{path.stem}_{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
+    version = (written.st_mtime_ns, written.st_size)
+    if name in _READ and _READ[name][0] == version:
+        return _READ[name][1]
+    spec = importlib.util.spec_from_file_location(name, place)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # anything that a user's file may do
         raise PluginError(f"'{path}' cannot be imported: {described(error, path)}") from error
+    _READ[name] = version, module
     return module
 
 

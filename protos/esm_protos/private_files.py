@@ -1,4 +1,4 @@
-"""Files with secrets in them: tokens, keys and certificates, of agents and of hosts."""
+"""Files that hold secrets of agents and hosts: tokens, keys and certificates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replaces a file at once, readable by its owner only; raises OSError if it cannot."""
+    """Replace a file atomically, readable only by its owner.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:

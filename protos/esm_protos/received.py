@@ -1,17 +1,17 @@
-"""The one gate for what a peer sends: a message is read and checked whole, or refused whole.
+"""Parsing and checking of all messages from a peer: a message is accepted or refused as a whole.
 
-Both sides pass all that comes over the wire through :func:`received`. The checks go by the kind
-and the unit of a field, so that a new field is checked too:
+Both sides parse every message with :func:`received`. The checks use the type and the unit of a
+field, so a new field is checked too:
 
 - numbers are finite and fit into 63 bits; durations fit into 53 bits of nanoseconds;
-- fractional numbers are not negative, but for temperatures;
-- enumerations have a number that this side knows;
-- lists and names have a greatest length;
-- maps are of text to text, which a peer compares;
-- text for people is made printable and cut (:mod:`esm_protos.text`). Names that a peer compares
-  stay as they are.
+- fractional numbers are not negative, except temperatures and values of metrics;
+- enumerations have a number that this side defines;
+- lists and names have a maximum length;
+- maps hold text by text, which a peer compares;
+- text for people is made printable and shortened (:mod:`esm_protos.text`). Names that a peer
+  compares stay unchanged.
 
-What fields mean together is checked by :mod:`esm_protos.convert`.
+:mod:`esm_protos.convert` checks whether the fields of a message agree with each other.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from google.protobuf.message import DecodeError, Message
 from esm_protos.text import foreign
 
 LONGEST_NAME = 4096
-"""Letters of a name that a peer compares; a model's name may be its path."""
+"""Maximum characters of a name that a peer compares; a model's name may be its path."""
 MOST_NUMBERS = 1_000_000
-"""In one list, as many as the counted runs of a model."""
+"""Maximum numbers in a list: the maximum counted runs of a model."""
 MOST_ITEMS = 100_000
-"""Messages or texts in one list; exporters write one file for every tensor."""
+"""Maximum messages or texts in a list; some exporters write a file for every tensor."""
 
 _GREATEST = 2**63 - 1
 _GREATEST_NS = 2**53  # 104 days
@@ -41,25 +41,29 @@ M = TypeVar("M", bound=Message)
 
 
 class NonsenseError(ValueError):
-    """A peer sent what no peer can mean; the message is one line."""
+    """Invalid message from a peer; the error text is one line."""
 
 
 def received(kind: type[M], data: bytes) -> M:
-    """Return the message that a peer sent.
+    """Parse and check a message from a peer.
 
     Raises:
-        NonsenseError: it is no message of this kind, or says what no peer can mean.
+        NonsenseError: the bytes are not a message of this kind, or a field is invalid.
     """
     try:
         message: M = kind.FromString(data)
     except DecodeError:
-        raise NonsenseError(f"no {kind.DESCRIPTOR.name}, but {len(data)} other bytes") from None
+        raise NonsenseError(f"{len(data)} bytes are not a {kind.DESCRIPTOR.name}") from None
     check(message)
     return message
 
 
 def check(message: Message) -> None:
-    """Check all fields of a message, and make its text printable; raises NonsenseError."""
+    """Check all fields of a message, and make its text printable.
+
+    Raises:
+        NonsenseError: a field is invalid.
+    """
     check_lengths(message)
     for field, value in message.ListFields():
         name = field.name
@@ -82,7 +86,11 @@ def check(message: Message) -> None:
 
 
 def check_lengths(message: Message) -> None:
-    """Check how long a message's lists are, also while it is put together; raises NonsenseError."""
+    """Check the lengths of a message's lists; a partly merged message can be checked too.
+
+    Raises:
+        NonsenseError: a list is too long.
+    """
     for field, value in message.ListFields():
         if _is_list(field):
             large = field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING)
@@ -94,7 +102,7 @@ def check_lengths(message: Message) -> None:
 
 
 def nonsense(name: str, value: float) -> NonsenseError:
-    """The error for a field's value: ``latency of 0 ns``."""
+    """Return the error for a field's value: ``latency of 0 ns``."""
     stem, _, unit = name.rpartition("_")
     if stem and unit in _UNITS:
         return NonsenseError(f"{_words(stem)} of {value} {_UNITS[unit]}")
@@ -130,7 +138,7 @@ def _check_text(message: Message, field: Any, value: Any) -> None:
     if name.endswith("_id") or name in _COMPARED:
         longest = max(map(len, texts))
         if longest > LONGEST_NAME:
-            raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
+            raise NonsenseError(f"{_words(name)} of {longest} characters: {LONGEST_NAME} at most")
     elif _is_list(field):
         value[:] = [foreign(text) for text in texts]
     else:
@@ -138,7 +146,7 @@ def _check_text(message: Message, field: Any, value: Any) -> None:
 
 
 def _check_floats(name: str, values: Iterable[float]) -> None:
-    least = -math.inf if name.endswith("_c") else 0.0
+    least = -math.inf if name.endswith("_c") or name == "value" else 0.0
     most = _GREATEST_NS if name.endswith("ns") else _GREATEST
     for value in values:
         if not (math.isfinite(value) and least <= value <= most):

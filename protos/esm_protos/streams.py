@@ -1,8 +1,8 @@
-"""Standard streams that never stop a program: words are lost before work is.
+"""Standard streams whose write errors do not end the program.
 
-A reader that is gone, a full disk and a closed stream make writing fail, and an ASCII locale makes
-a "±" fail. A command that has measured for an hour must still write its files. So both programs
-run with streams that replace what they cannot encode and remember what they could not write.
+A closed pipe, a full disk or a closed stream makes writes fail; an ASCII locale cannot encode
+"±". A command that has measured for an hour must still write its files. So both programs replace
+characters that cannot be encoded, and report a failed write at their end.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 READER_GONE = 128 + 13
-"""Exit code of a program that SIGPIPE ended, as shells count."""
+"""Exit code that shells give a program ended by SIGPIPE."""
 
 _FAILED = 1
 
 
 def run(program: Callable[[], Any]) -> None:
-    """Run a command line; exit as it does, or by what became of its standard output.
+    """Run a program, then exit with its code or with that of a failed write.
 
-    Standard output that could not be written is exit code 141 if its reader is gone, as of
-    ``head``, and else 1 with one line on standard error. Standard error may fail in silence.
+    If the reader of standard output closed it, as ``head`` does, the exit code is 141. After any
+    other write error it is 1, with one line on standard error. Write errors on standard error are
+    ignored.
     """
     if sys.stdin is None:
         _occupy(0, os.O_RDONLY)
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # it stays open
-    output = _outlasting("stdout", 1)
-    _outlasting("stderr", 2)
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # stays open
+    output = _replace("stdout", 1)
+    _replace("stderr", 2)
     try:
         program()
     except SystemExit as end:
@@ -49,11 +50,11 @@ def run(program: Callable[[], Any]) -> None:
     sys.exit(code)
 
 
-class _Outlasting(io.RawIOBase):
-    """File descriptor that takes everything; after an error it drops what comes.
+class _LenientFile(io.RawIOBase):
+    """File descriptor that drops all further data after its first write error.
 
     Attributes:
-        error: why the first write failed, None if none did.
+        error: First write error; None if there was none.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -81,32 +82,35 @@ class _Outlasting(io.RawIOBase):
         return size
 
 
-def _outlasting(name: str, descriptor: int) -> _Outlasting | None:
-    """Replace a stream of :mod:`sys`; None where it is closed or not a file's."""
+def _replace(name: str, descriptor: int) -> _LenientFile | None:
+    """Replace a stream of :mod:`sys`; return its new file, or None if the stream is closed."""
     stream: TextIO | None = getattr(sys, name)
     if stream is None:
         _occupy(descriptor, os.O_WRONLY)
         null = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         setattr(sys, name, null)
         return None
-    # What a user asked for by PYTHONIOENCODING stays.
+    # PYTHONIOENCODING may have set another handler, which stays.
     errors = "replace" if stream.errors in ("strict", "surrogateescape") else stream.errors
-    raw = _Outlasting(descriptor)
+    raw = _LenientFile(descriptor)
     buffered = io.BufferedWriter(raw)
-    lasting = io.TextIOWrapper(
+    replacement = io.TextIOWrapper(
         buffered,
         encoding=stream.encoding,
         errors=errors,
         line_buffering=name == "stderr" or raw.isatty(),
     )
     stream.flush()
-    setattr(sys, name, lasting)
+    setattr(sys, name, replacement)
     return raw
 
 
 def _occupy(descriptor: int, flags: int) -> None:
-    """Put the null device where a stream is closed: the next file to be opened would be there, and
-    get what libraries write to the stream."""
+    """Open the null device at the descriptor of a closed stream.
+
+    Otherwise the next file to be opened would take the descriptor, and libraries would write
+    their messages into it.
+    """
     try:
         os.fstat(descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""Detection of terminals that take escape sequences, and of users who want them."""
+"""Detection of terminals: escape sequences, colours and width."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _USUAL = 80
 
 
 def shows_escapes(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that may get colours and moves of its cursor.
+    """Return whether a stream is a terminal that shows escape sequences.
 
-    It may not where TERM is dumb, or NO_COLOR has a value (https://no-color.org).
+    False if TERM is "dumb" or NO_COLOR has a value (https://no-color.org).
     """
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
@@ -20,12 +20,12 @@ def shows_escapes(stream: TextIO) -> bool:
 
 
 def styled(text: str, style: str, stream: TextIO) -> str:
-    """Return text in bold, red, green or yellow where the stream shows that; else as it is."""
+    """Return text in bold, red, green or yellow if the stream shows it; else unchanged."""
     return f"\033[{_CODES[style]}m{text}\033[0m" if shows_escapes(stream) else text
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Return the columns of a terminal; None where the stream is none and lines may be long."""
+    """Return the columns of a terminal; None if the stream is not a terminal."""
     if not stream.isatty():
         return None
     try:

@@ -1,15 +1,15 @@
-"""Text that others wrote, made safe to print."""
+"""Text that is safe to print, and the install command of an extra."""
 
 from __future__ import annotations
 
 LONGEST_TEXT = 1000
-"""Letters of a message, a name or a description that a peer sends; what is longer is cut."""
+"""Maximum characters of a message, a name or a description from a peer; longer text is cut."""
 
 
 def printable(text: str) -> str:
     """Return text on one line, without control and direction characters.
 
-    White space becomes a space; anything else that does not print becomes a question mark.
+    White space becomes a space, and any other unprintable character a question mark.
     """
     if text.isprintable():
         return text
@@ -17,10 +17,10 @@ def printable(text: str) -> str:
 
 
 def foreign(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Return a peer's text printable, and cut to ``longest`` letters."""
+    """Return a peer's text in printable form, cut to ``longest`` characters."""
     return printable(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def install(extra: str) -> str:
-    """Return how to install what an extra brings: the project is on no index."""
+    """Return the command that installs an extra; the project is on no package index."""
     return f"pip install '.[{extra}]' in a clone of esm-profiler"

@@ -1,4 +1,4 @@
-"""Folders of a user as the XDG Base Directory Specification has them."""
+"""Folders of a user by the XDG Base Directory Specification."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def user_folder(variable: str, below_home: str) -> Path:
-    """Return the folder that a variable of the environment names, else one below the home folder.
+    """Return the folder that an environment variable names, else one below the home folder.
 
     Raises:
-        OSError: there is neither, as for a container's user without an account.
+        OSError: neither exists, for example for a container's user without an account.
     """
     if given := os.environ.get(variable):
         return Path(given)

@@ -1,4 +1,4 @@
-"""Types of what models take: ONNX's tensors, their elements, sequences and optional values."""
+"""Types of ONNX values: tensors, their elements, sequences and optional values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ class Element(NamedTuple):
     """Type of a tensor's elements.
 
     Attributes:
-        name: as numpy has it, where numpy has the type, else ONNX's in lower case.
-        number: of ``TensorProto.DataType``.
-        bits: of one element as ONNX stores it; 0 for strings.
-        storage: numpy's type of the same size for one element; of types below 8 bits ``uint8``,
-            one element each.
+        name: Name in numpy, or ONNX's name in lower case if numpy lacks the type.
+        number: Number in ``TensorProto.DataType``.
+        bits: Bits of one element as ONNX stores it; 0 for strings.
+        storage: numpy type that holds one element; ``uint8`` for types below 8 bits.
     """
 
     name: str
@@ -26,7 +25,7 @@ class Element(NamedTuple):
 
     @property
     def in_numpy(self) -> bool:
-        """Whether numpy has the type, strings as objects."""
+        """Whether numpy has the type; it holds strings as objects."""
         return self.name in (self.storage, "string")
 
     def stored_bytes(self, count: int) -> int:
@@ -80,13 +79,13 @@ class ValueType(NamedTuple):
     is_optional: bool = False
 
     def __str__(self) -> str:
-        """``float32``, ``seq(float32)``, ``optional(seq(float32))``."""
+        """Return the type as text, such as ``optional(seq(float32))``."""
         text = f"seq({self.element.name})" if self.is_sequence else self.element.name
         return f"optional({text})" if self.is_optional else text
 
 
 def runtime_type(text: str) -> ValueType | None:
-    """Read a type as ONNX Runtime writes it, ``seq(tensor(float))``; None for any other kind."""
+    """Parse a type in ONNX Runtime's form, ``seq(tensor(float))``; None for any other kind."""
     found = _TENSOR.fullmatch(text)
     if found is None or text.count("(") != text.count(")"):
         return None
@@ -96,7 +95,7 @@ def runtime_type(text: str) -> ValueType | None:
 
 
 def value_type(declared: view.Type) -> ValueType | None:
-    """Read a type as a model declares it; None for any other kind."""
+    """Convert a type that a model declares; None for any other kind."""
     inner = declared.optional_type.elem_type if declared.HasField("optional_type") else declared
     element = BY_NUMBER.get(tensor_type(declared).elem_type)
     if element is None:
@@ -105,7 +104,7 @@ def value_type(declared: view.Type) -> ValueType | None:
 
 
 def tensor_type(declared: view.Type) -> view.TensorType:
-    """Return the type of the tensor, also in a sequence or an optional value; empty for others."""
+    """Return the tensor type, also inside a sequence or optional; empty for other kinds."""
     inner = declared.optional_type.elem_type if declared.HasField("optional_type") else declared
     if inner.HasField("sequence_type"):
         inner = inner.sequence_type.elem_type

@@ -1,9 +1,9 @@
-"""The weights that a weightless graph stands for.
+"""Random weights of a weightless graph, drawn from the names and shapes of its initializers.
 
-A graph may leave its initializers out; whoever runs it draws them by this rule, from names and
-shapes alone, so that two devices run the very same network. A dense network's latency does not
-depend on the values as long as no activation is zero, denormal or infinite for want of scale:
-He-normal weights keep activations in range through any depth (He et al. 2015, eq. 10).
+A graph may omit its initializers. Every device then draws the same values by this rule, so all
+devices run the same network. A dense network's latency does not depend on the values, unless
+activations become zero, denormal or infinite. He-normal weights keep activations in range
+through any depth (He et al. 2015, eq. 10).
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 WEIGHTLESS_LOCATION = "weightless"
-"""Where such an initializer says its data lies, as external data; there is no such file."""
+"""External data location of an omitted initializer; no such file exists."""
 
-# Normal deviates are drawn once and reused from another offset for every tensor: filling 80 MB
-# then takes as long as copying it. Prime, so that no layer's shape resonates with it.
+# Normal deviates are drawn once. Each tensor copies them from its own offset, so 80 MB take as
+# long as a copy. The size is prime, so no layer's shape is a divisor of it.
 _POOL_SIZE = 1_048_573
 
 
 @lru_cache(maxsize=1)
 def _pool(seed: int) -> NDArray[np.float32]:
     pool = np.random.default_rng(seed).standard_normal(_POOL_SIZE, dtype=np.float32)
-    return np.concatenate([pool, pool])  # so that every offset has a whole pool after it
+    return np.concatenate([pool, pool])  # every offset has a whole pool after it
 
 
 def draw_weights(name: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
-    """The array of one initializer.
+    """Return the values of one initializer.
 
     Args:
-        name: the initializer's name; other names give other values.
-        shape: output features first, as ONNX has it for convolutions and ``Gemm(transB=1)``.
-        seed: of the whole network.
+        name: Name of the initializer; different names give different values.
+        shape: Shape, output features first, as in ONNX convolutions and ``Gemm(transB=1)``.
+        seed: Random seed of the whole network.
 
     Returns:
-        float32 array of ``shape``. Two or more dimensions: normal with variance 2 / fan-in,
-        the fan-in being the product of all dimensions but the first. One dimension (biases,
-        scales, means and variances of a normalisation): uniform in [0.5, 1.5), never negative,
-        never near zero.
+        float32 array of ``shape``. With two or more dimensions the values are normal with
+        variance 2 / fan-in. The fan-in is the product of all dimensions except the first. With
+        one dimension (biases, parameters of a normalisation) they are uniform in [0.5, 1.5).
     """
     size = math.prod(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()

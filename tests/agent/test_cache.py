@@ -19,7 +19,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from esm_agent.door.auth import OpenDoor
-from esm_agent.serving.cache import Cache, CacheError, CacheFullError, Missing, NotCachedError
+from esm_agent.serving.cache import Cache, CacheError, CacheFullError, MissingFile, NotCachedError
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError, NotNowError
 from esm_host.transport.remote import RemoteProfiler
@@ -77,7 +77,7 @@ def test_a_cache_that_was_cleared_by_hand_is_made_again(cache: Cache) -> None:
     """As people do, with what is called a cache."""
     file = put(cache, b"weights")
     shutil.rmtree(cache.folder)
-    assert cache.offer("lease", "ada", [file]) == [Missing(0, 0)]
+    assert cache.offer("lease", "ada", [file]) == [MissingFile(0, 0)]
     put(cache, b"weights")
     with cache.linked("ada") as linked:
         linked.link(file, linked.folder / "w")
@@ -92,7 +92,7 @@ def test_a_broken_upload_is_gone_on_with(cache: Cache) -> None:
     file = file_of(data)
     with pytest.raises(CacheError, match="broke off after 4 of 10"):
         cache.receive("lease", "ada", file, 0, [data[:4]])
-    assert cache.offer("lease", "ada", [file]) == [Missing(0, 4)]
+    assert cache.offer("lease", "ada", [file]) == [MissingFile(0, 4)]
     cache.receive("lease", "ada", file, 4, [data[4:]])
     assert cache.offer("lease", "ada", [file]) == []
 
@@ -102,7 +102,7 @@ def test_what_is_not_the_file_leaves_nothing(cache: Cache, sent: bytes) -> None:
     file = file_of(b"0123456789")
     with pytest.raises(CacheError):
         cache.receive("lease", "ada", file, 0, [sent])
-    assert cache.offer("lease", "ada", [file]) == [Missing(0, 0)]
+    assert cache.offer("lease", "ada", [file]) == [MissingFile(0, 0)]
     assert cache.used_bytes() == 0
 
 
@@ -144,7 +144,7 @@ def test_a_disk_without_locks_keeps_files_whole(
     cache.receive("lease", "ada", file, 0, slowly())
     with pytest.raises(CacheError, match="broke off"):
         cache.receive("lease", "ada", file_of(b"others"), 0, [b"oth"])
-    assert cache.offer("lease", "ada", [file, file_of(b"others")]) == [Missing(1, 0)]
+    assert cache.offer("lease", "ada", [file, file_of(b"others")]) == [MissingFile(1, 0)]
     assert (cache.folder / file.sha256.hex()).read_bytes() == b"weights"
     assert [path.name for path in cache.folder.iterdir() if path.is_file()] == [file.sha256.hex()]
 
@@ -175,12 +175,12 @@ def test_room_is_made_by_what_was_asked_for_the_longest_ago(cache: Cache, alive:
     alive.add("other")
     assert cache.offer("other", "ada", [old]) == []  # asked for just now, and held
     put(cache, b"n" * 300, "other")
-    assert cache.offer("other", "ada", [old, kept, fresh]) == [Missing(1, 0)]
+    assert cache.offer("other", "ada", [old, kept, fresh]) == [MissingFile(1, 0)]
 
 
 def test_what_living_leases_hold_stays(cache: Cache) -> None:
     file = put(cache, b"a" * 800)
-    with pytest.raises(CacheFullError, match="what others use leaves 0 MB"):
+    with pytest.raises(CacheFullError, match="files in use leave 0 MB"):
         put(cache, b"b" * 300)
     cache.clear()
     assert cache.offer("lease", "ada", [file]) == []
@@ -203,7 +203,7 @@ def test_what_is_in_use_survives_that_room_is_made(cache: Cache, alive: set[str]
             linked.link(file, linked.folder / "again")
 
 
-def proof(missing: Missing, data: bytes) -> bytes:
+def proof(missing: MissingFile, data: bytes) -> bytes:
     return hmac.new(missing.nonce, data, hashlib.sha256).digest()
 
 
@@ -226,7 +226,7 @@ def test_a_wrong_proof_is_the_last(cache: Cache) -> None:
         cache.prove("lease", "eve", file, proof(missing, b"guessed"))
     with pytest.raises(NotCachedError):
         cache.prove("lease", "eve", file, proof(missing, b"weights"))
-    assert cache.offer("lease", "eve", [file]) == [Missing(0)], "it is to be sent"
+    assert cache.offer("lease", "eve", [file]) == [MissingFile(0)], "it is to be sent"
     with pytest.raises(CacheError):
         cache.receive("lease", "eve", file, 0, [b"guessed"])
     with cache.linked("eve") as linked, pytest.raises(NotCachedError):
@@ -250,10 +250,10 @@ def test_nobody_goes_on_with_the_upload_of_another_client(cache: Cache) -> None:
     file = file_of(data)
     with pytest.raises(CacheError, match="broke off"):
         cache.receive("lease", "ada", file, 0, [data[:9]])
-    assert cache.offer("lease", "eve", [file]) == [Missing(0, 0)]
+    assert cache.offer("lease", "eve", [file]) == [MissingFile(0, 0)]
     with pytest.raises(NotCachedError):
         cache.receive("lease", "eve", file, 9, [data[9:]])
-    assert cache.offer("lease", "ada", [file]) == [Missing(0, 9)]
+    assert cache.offer("lease", "ada", [file]) == [MissingFile(0, 9)]
 
 
 def test_a_file_that_the_disk_has_changed_is_sent_again(cache: Cache) -> None:
@@ -262,7 +262,7 @@ def test_a_file_that_the_disk_has_changed_is_sent_again(cache: Cache) -> None:
     (missing,) = cache.offer("lease", "eve", [file])
     with pytest.raises(NotCachedError, match="damaged"):
         cache.prove("lease", "eve", file, proof(missing, b"weights"))
-    assert cache.offer("lease", "eve", [file]) == [Missing(0)]
+    assert cache.offer("lease", "eve", [file]) == [MissingFile(0)]
 
 
 def test_room_is_reserved_when_an_upload_begins(cache: Cache) -> None:
@@ -300,7 +300,7 @@ def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="another user: choose another folder by --cache"):
+    with pytest.raises(PermissionError, match="another user: choose another folder with --cache"):
         Cache(tmp_path, 1000)
 
 
@@ -415,7 +415,7 @@ def test_no_file_is_called_an_address_in_memory(
     model = gemm(tmp_path, width=8, location=location)
     with (
         RemoteProfiler(address) as profiler,
-        pytest.raises(DeviceError, match="a place in memory"),
+        pytest.raises(DeviceError, match="a memory address"),
     ):
         profiler.measure(Block("b", SPEC, (model,)))
 

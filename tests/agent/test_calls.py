@@ -111,7 +111,7 @@ def test_a_slow_sender_has_the_time_that_its_bytes_take() -> None:
     incoming = calls.Incoming(call, calls.RECEIVE, iter(()), bytes, lambda *refusal: None)
     now = incoming._began
     assert incoming.overdue(now + 19) is None
-    assert "nothing came" in str(incoming.overdue(now + 21))
+    assert "no message" in str(incoming.overdue(now + 21))
     incoming._received = 1_000_000
     assert incoming.overdue(now + 150) is None
     assert "1000000 bytes in 170 s" in str(incoming.overdue(now + 170))
@@ -329,7 +329,7 @@ def test_an_answer_is_closed_also_if_its_call_cannot_be_ended() -> None:
     broken: Any = Broken()
     broken.finish = finish
     closed: list[bool] = []
-    later = calls.Later(
+    later = calls.DeferredAnswer(
         broken,
         messages=lambda event: iter((event,)),
         is_last=lambda event: True,

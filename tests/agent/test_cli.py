@@ -62,12 +62,12 @@ def test_a_taken_port_is_an_error_with_the_cure() -> None:
     ("options", "words"),
     [
         (("--port", "70000"), "--port"),
-        (("--host", "300.1.1.1"), "'300.1.1.1' is no host name or IP address"),
+        (("--host", "300.1.1.1"), "'300.1.1.1' is not a host name or IP address"),
         (("--port", "-1"), "--port"),
         (("--metrics-port", "70000"), "--metrics-port"),
         (("--host", f"{'a' * 64}.lan"), "1 to 63 characters"),
-        (("--host", "fd00:::5"), "no host name or IP address"),
-        (("--host", "192.168.1.20:7343"), "no host name or IP address"),
+        (("--host", "fd00:::5"), "not a host name or IP address"),
+        (("--host", "192.168.1.20:7343"), "not a host name or IP address"),
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("install-service", "--dry-run", "--")])
@@ -83,9 +83,9 @@ def test_what_cannot_be_listened_on_is_a_usage_error(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--host", "2001:db8::5", "--insecure"), "no such address: choose --host"),
-        (("--host", "192.0.2.99", "--insecure"), "no such address: choose --host"),
-        (("--host", "pi4.invalid", "--insecure"), "does not know the name: choose --host"),
+        (("--host", "2001:db8::5", "--insecure"), "no such address: choose another --host"),
+        (("--host", "192.0.2.99", "--insecure"), "no such address: choose another --host"),
+        (("--host", "pi4.invalid", "--insecure"), "cannot resolve the name: choose another --host"),
     ],
 )
 def test_says_why_it_cannot_listen(options: tuple[str, ...], words: str) -> None:

@@ -62,7 +62,7 @@ def test_no_folder_for_temporary_files_is_one_line() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "error: no folder for temporary files can be written to: set TMPDIR to one"
+        "error: no folder for temporary files is writable: set TMPDIR to one"
     )
     assert "Traceback" not in done.stderr
 

@@ -97,7 +97,7 @@ def test_blocks_without_a_reference_take_nothing_from_other_moments(
     usual = file.usual(HERE, NAMES)
     assert usual is not None
     assert (usual.references, usual.moments) == (NAMES, 20)
-    assert file.remembered()[0].usual is not None
+    assert file.records()[0].usual is not None
 
 
 def test_a_block_without_references_writes_nothing(file: HistoryFile) -> None:
@@ -155,7 +155,7 @@ def test_lines_that_make_no_sense_are_skipped(
     assert moments(file) == 0
     add_moments(file, clock, 2)
     assert moments(file) == 2
-    assert [each.usual is None for each in file.remembered()][-1:] == [False]
+    assert [each.usual is None for each in file.records()][-1:] == [False]
 
 
 def test_after_ninety_days_a_moment_is_forgotten(file: HistoryFile, clock: Clock) -> None:
@@ -196,7 +196,7 @@ def test_conditions_are_kept_apart(file: HistoryFile, clock: Clock, other: dict[
     add_moments(file, clock, 2)
     file.add(other, TAKEN)
     assert (moments(file), moments(file, other)) == (2, 1)
-    assert [each.conditions for each in file.remembered()] == [HERE, other]
+    assert [each.conditions for each in file.records()] == [HERE, other]
 
 
 def test_settings_of_block_and_device_make_conditions(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_who_keeps_the_file_locked_holds_no_block_up(
         fcntl.flock(other, fcntl.LOCK_UN)
     writer.join(20)
     assert not held_up
-    assert "another program has it locked" in caplog.text
+    assert "another program holds its lock" in caplog.text
     assert moments(file) == 1
     file.add(HERE, TAKEN)
     assert moments(file) == 2
@@ -379,10 +379,10 @@ def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 0, done.stderr
-    assert "nothing is remembered in" in done.stderr
+    assert "no history is kept in" in done.stderr
     shown = esm_agent("history", "--history", path)
     assert shown.returncode == 1
-    assert shown.stderr == f"error: cannot read {path}: it is no regular file\n"
+    assert shown.stderr == f"error: cannot read {path}: not a regular file\n"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_the_command_shows_and_forgets(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     missing = esm_agent("history", "--history", path)
     assert missing.returncode == 1
-    assert missing.stderr == f"error: {path} does not exist: nothing is remembered yet\n"
+    assert missing.stderr == f"error: {path} does not exist: there is no history yet\n"
     HistoryFile(path).add({**HERE, "odd": "\x1b[2J"}, TAKEN)
     shown = esm_agent("history", "--history", path)
     assert shown.returncode == 0, shown.stderr

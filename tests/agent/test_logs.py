@@ -162,7 +162,7 @@ def test_expiry_and_refusals_are_logged_once_and_no_secret_is(
     assert [line["event"] for line in lines] == events
     refused = lines[2]
     assert (refused["level"], refused["code"]) == ("warning", "INVALID_ARGUMENT")
-    assert refused["reason"] == "a lease needs an id, and names below 200 letters"
+    assert refused["reason"] == "a lease needs an id, and names of at most 200 characters"
     everything = "".join(record.getMessage() + repr(vars(record)) for record in caplog.records)
     assert secret not in everything
     assert lease_id not in everything, "who knows it can use the lease"
@@ -194,7 +194,7 @@ def test_a_log_that_nobody_reads_stops_nobody() -> None:
     finally:
         program.kill()
         program.communicate()
-    assert "lines of the log were dropped, nobody read it: lines=" in text
+    assert "lines of the log were dropped, because it was not read: lines=" in text
     assert text.rstrip().endswith("stopped")
 
 

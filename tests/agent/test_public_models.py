@@ -116,7 +116,7 @@ def test_what_does_not_run_is_refused_by_its_reason(profiler: LocalProfiler) -> 
 
 def external(profiler: LocalProfiler, folder: Path, size_bytes: int) -> Measurement:
     if not profiler.device_info().limits.max_cache_bytes:
-        pytest.skip("this agent takes no files")
+        pytest.skip("this agent has no cache")
     data, location, file = external_data_model(folder, size_bytes)
     inputs = (("tokens", (16,)),)
     model = Model("external", data, Case(inputs), ((location, file),))

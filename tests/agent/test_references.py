@@ -277,7 +277,7 @@ def test_what_a_block_measured_is_usual_in_the_next(tmp_path: Path) -> None:
     assert second.usual is not None
     assert set(second.usual.references) == NAMES
     assert second.usual.moments == 1
-    (remembered,) = file.remembered()
+    (remembered,) = file.records()
     assert remembered.conditions["threads"] == "1"
 
 
@@ -287,7 +287,7 @@ def test_what_is_no_file_costs_the_history_and_no_block(tmp_path: Path) -> None:
     )
     assert [m.failure for m in result.measurements] == [None, None]
     assert {m.model_id for m in result.references} == NAMES
-    assert result.no_history == "/dev/full: it is no regular file"
+    assert result.no_history == "/dev/full: not a regular file"
 
 
 def test_references_come_by_name() -> None:

@@ -222,7 +222,7 @@ def test_other_sizes_are_refused(memory_limit: str) -> None:
 
 @pytest.mark.parametrize("cpus", ["", "a", "4095"])
 def test_processors_that_are_not_there_are_refused(cpus: str) -> None:
-    with pytest.raises(ValueError, match=r"--cpus .*: give some of"):
+    with pytest.raises(ValueError, match=r"--cpus .*: choose from"):
         Confinement.parse(None, cpus)
 
 

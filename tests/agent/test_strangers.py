@@ -170,10 +170,10 @@ def test_connections_that_ask_nothing_are_closed(
 
 
 def test_connections_are_capped_below_the_limit_of_files() -> None:
-    assert connections.most_connections(256) == 56
-    assert connections.most_connections(1024) == 768
-    assert connections.most_connections(1 << 20) < 8192
-    assert connections.most_connections(64) == 16
+    assert connections.max_connections(256) == 56
+    assert connections.max_connections(1024) == 768
+    assert connections.max_connections(1 << 20) < 8192
+    assert connections.max_connections(64) == 16
 
 
 def test_more_connections_than_descriptors_lock_nobody_out(tmp_path: Path) -> None:

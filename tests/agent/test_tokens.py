@@ -99,7 +99,7 @@ def test_the_dates_of_a_new_certificate_exclude_no_clock(tmp_path: Path) -> None
 def test_a_malformed_address_is_refused(tmp_path: Path, address: str) -> None:
     result = esm_agent(tmp_path / "agent", "pair", "--address", address)
     assert result.exit_code == 2
-    said = f"'{address}' is no address: give the name or address of this device, without a port"
+    said = f"invalid address '{address}': give the name or address of this device, without a port"
     assert said in " ".join(result.stderr.split())
     assert not (tmp_path / "agent").exists()
 
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_opened_is_tried_again(
             assert tokens.name_of(token) == "laptop", "what it held last counts"
             assert tokens.name_of(second) is None
         assert len(caplog.messages) == 1, "said once"
-        assert "count for 60 s" in caplog.text
+        assert "stay valid for 60 s" in caplog.text
         clock.now = 61.0
         assert tokens.name_of(token) is None
         assert "no token is accepted until it can be read" in caplog.messages[-1]
@@ -315,8 +315,8 @@ def test_mutual_tls_takes_three_files_that_fit(tmp_path: Path) -> None:
     assert isinstance(door, CertificateDoor)
     for files, words in [
         ((one.certificate, one.key, None), "all of"),
-        ((one.certificate, other.key, ours.ca), "unusable"),
-        ((one.certificate, one.key, one.key), "unusable"),
+        ((one.certificate, other.key, ours.ca), "is invalid"),
+        ((one.certificate, one.key, one.key), "is invalid"),
         ((tmp_path / "missing", one.key, ours.ca), "No such file"),
     ]:
         with pytest.raises(AccessError, match=words):

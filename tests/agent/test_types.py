@@ -321,14 +321,14 @@ def tensor(**fields: Any) -> TensorProto:
 @pytest.mark.parametrize(
     ("proto", "words"),
     [
-        (tensor(raw_data=bytes(8)), "ask for 12 bytes, it has 8"),
+        (tensor(raw_data=bytes(8)), "needs 12 bytes, it has 8"),
         (tensor(dims=[2**62, 2**62]), "it has 12"),
-        (tensor(dims=[-3]), "no dimensions of a tensor"),
-        (tensor(dims=[1] * 99), "no dimensions of a tensor"),
+        (tensor(dims=[-3]), "invalid shape"),
+        (tensor(dims=[1] * 99), "invalid shape"),
         (tensor(dims=[4], raw_data=bytes(16)), "the model takes 3, given 4"),
         (tensor(data_type=TensorProto.DOUBLE, dims=[1], raw_data=bytes(8)), "given float64"),
         (tensor(data_type=99), "the model takes float32, given type 99"),
-        (tensor(data_location=TensorProto.EXTERNAL), "lies in another file"),
+        (tensor(data_location=TensorProto.EXTERNAL), "is in another file"),
         (TensorProto(data_type=FLOAT, dims=[3], float_data=[1, 2]), "3 numbers, it has 2"),
         (numpy_helper.from_list([np.zeros(3, np.float32)]), "input x: "),
     ],

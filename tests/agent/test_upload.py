@@ -78,7 +78,7 @@ def test_little_is_unpacked_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_one_model_may_be_too_large_where_the_block_is_not(tmp_path: Path) -> None:
     limits = Limits(max_block_bytes=10_000, max_block_models=3, max_model_bytes=100)
-    with pytest.raises(TooLargeError, match="model m1 is of"):
+    with pytest.raises(TooLargeError, match="model m1 has"):
         receive(requests(b"x", b"x" * 101), tmp_path, limits)
 
 

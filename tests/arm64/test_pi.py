@@ -212,7 +212,7 @@ def test_a_campaign_measures_ten_subnets(pi: Pi, tmp_path: Path) -> None:
     store = Store(run / "store.sqlite")
     plan = store.plan()
     references = {a.key for a in plan.pop(REFERENCE_ROUND)}
-    measured = [m.measurement for m in store.measurements()]
+    measured = store.measurements()
     subnets = [m for m in measured if m.model_id not in references]
     assert len({m.model_id for m in subnets}) == MODELS
     assert all(m.failure is None for m in measured)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-import esm_host.predictors
-from esm_host.encoding import Encoder, make_encoder
+from esm_host.encoding import make_encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
-from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
+from esm_host.predictors import PREDICTORS, entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_models.spaces import load_space
 from esm_protos.text import install
@@ -78,17 +78,13 @@ OPTIONAL = ("gpytorch", "lightgbm", "ngboost", "xgboost")
 SLOW = ("sparse-gp", "ngboost", "bohamiann", "bananas", "gcn", "bonas", "nao")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.predictors] * (name in SLOW)) for name in PREDICTORS
-    ]
-)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+BUILTIN = [
+    pytest.param(name, marks=[pytest.mark.predictors] * (name in SLOW)) for name in PREDICTORS
+]
 
 
-def encoding_of(name: str) -> str:
-    return ENCODING.get(name, PREDICTORS[name].encoding)
+def encoding_of(plugin: str) -> str:
+    return ENCODING.get(plugin) or entry(plugin).encoding
 
 
 @cache
@@ -97,9 +93,9 @@ def encoder_of(encoding: str) -> Encoder:
 
 
 @pytest.fixture
-def predictor(name: str) -> Predictor:
-    encoder = encoder_of(encoding_of(name))
-    return make_predictor(name, encoder, seed=1, **QUICK.get(name, {}))
+def predictor(plugin: str) -> Predictor:
+    encoder = encoder_of(encoding_of(plugin))
+    return make_predictor(plugin, encoder, seed=1, **QUICK.get(plugin, {}))
 
 
 @cache
@@ -110,13 +106,13 @@ def encodings(encoding: str) -> np.ndarray:
 
 
 @pytest.fixture
-def x(name: str) -> np.ndarray:
-    return encodings(encoding_of(name))
+def x(plugin: str) -> np.ndarray:
+    return encodings(encoding_of(plugin))
 
 
 @pytest.fixture
-def tolerance(name: str) -> float:
-    return TOLERANCE.get(name, 0.05)
+def tolerance(plugin: str) -> float:
+    return TOLERANCE.get(plugin, 0.05)
 
 
 def error(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -214,7 +210,7 @@ def test_bad_weights_are_refused(predictor: Predictor, x: np.ndarray, weights: n
 def test_says_how_sure_it_is_or_that_it_cannot(predictor: Predictor, x: np.ndarray) -> None:
     predictor.fit(x[TRAIN], Y[TRAIN])
     if not predictor.knows_std:
-        with pytest.raises(ValueError, match="does not know its uncertainty"):
+        with pytest.raises(ValueError, match="has no standard deviation"):
             predictor.predict(x[TEST], return_std=True)
         return
     predicted, std_ms = predictor.predict(x[TEST], return_std=True)
@@ -227,7 +223,7 @@ def test_says_how_sure_it_is_or_that_it_cannot(predictor: Predictor, x: np.ndarr
 
 def test_uncertainty_has_the_unit_of_the_latencies(predictor: Predictor, x: np.ndarray) -> None:
     if not predictor.knows_std:
-        pytest.skip("does not know its uncertainty")
+        pytest.skip("has no standard deviation")
     noisy = Y * np.random.default_rng(1).normal(1, 0.05, len(Y))  # else there is no uncertainty
     _, std_ms = predictor.fit(x[TRAIN], noisy[TRAIN]).predict(x[TEST], return_std=True)
     _, std_us = predictor.fit(x[TRAIN], 1e3 * noisy[TRAIN]).predict(x[TEST], return_std=True)
@@ -334,6 +330,7 @@ def test_a_clone_is_not_fitted(predictor: Predictor, x: np.ndarray) -> None:
         clone(predictor.fit(x[:20], Y[:20])).predict(x)
 
 
+@pytest.mark.parametrize("name", BUILTIN)
 def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where no library is optional, none is loaded."""
     module = predictor_class(name).__module__
@@ -342,7 +339,8 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     for library in OPTIONAL:
         monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr(esm_host.predictors, module.rpartition(".")[2])
+    package, _, leaf = module.rpartition(".")
+    monkeypatch.delattr(sys.modules[package], leaf)
     if name not in LIBRARY:
         assert issubclass(predictor_class(name), Predictor)
         return

@@ -1,6 +1,5 @@
 """What every sampler does on every search space."""
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -9,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_host.errors import UsageError
-from esm_host.sampling import SAMPLERS, BalancedSampler, RandomSampler, Sampler
+from esm_host.sampling import SAMPLERS, make_sampler
+from esm_host.sampling.balanced import BalancedSampler
+from esm_host.sampling.base import Sampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.graph import Network
 from esm_models.space import Feature, SearchSpace
 from esm_models.spaces import SPACES, load_space
 from tests.helpers import depth_bins
+
+BUILTIN = list(SAMPLERS)
 
 
 class TinySpace(SearchSpace):
@@ -39,9 +43,9 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
     return load_space(request.param)
 
 
-@pytest.fixture(params=SAMPLERS)
-def sampler(request: pytest.FixtureRequest, space: SearchSpace) -> Sampler:
-    return SAMPLERS[request.param](space, depth_bins(space, 4))
+@pytest.fixture
+def sampler(plugin: str, space: SearchSpace) -> Sampler:
+    return make_sampler(plugin, space, depth_bins(space, 4))
 
 
 def test_draws_different_valid_architectures(sampler: Sampler) -> None:
@@ -69,17 +73,16 @@ def test_none_and_less_than_none(sampler: Sampler) -> None:
         sampler.sample(-1, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("kind", SAMPLERS.values())
-def test_an_exhausted_space_gives_what_it_has(kind: type[Sampler]) -> None:
+def test_an_exhausted_space_gives_what_it_has(plugin: str) -> None:
     space = TinySpace()
-    drawn = kind(space, DepthBins(2, 5, 2)).sample(1000, np.random.default_rng(0))
+    drawn = make_sampler(plugin, space, DepthBins(2, 5, 2)).sample(1000, np.random.default_rng(0))
     assert len(drawn) == space.count() == 84
 
 
-@pytest.mark.parametrize("kind", SAMPLERS.values())
-def test_free_resolutions_are_equally_likely(kind: type[Sampler]) -> None:
+def test_free_resolutions_are_equally_likely(plugin: str) -> None:
     space = load_space("ofa")
-    codes = kind(space, depth_bins(space, 5))._codes(25_000, None, np.random.default_rng(0))
+    sampler = make_sampler(plugin, space, depth_bins(space, 5))
+    codes = sampler._codes(25_000, None, np.random.default_rng(0))
     counts = np.bincount(codes[:, -1, 0], minlength=len(space.resolutions))
     assert len(counts) == len(space.resolutions) == 25
     assert (np.abs(counts - 1000) < 160).all()  # five standard deviations
@@ -153,12 +156,20 @@ def test_a_bin_without_architectures_gives_none() -> None:
     assert sizes == [3, 0, 0, 3, 0, 0, 3]
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_units_of_one_option_stay_so(name: str) -> None:
-    space = load_space(name)
-    drawn = [
-        s(space, depth_bins(space, 2)).sample(50, np.random.default_rng(0))
-        for s in SAMPLERS.values()
-    ]
-    mixed = any(len(set(unit)) > 1 for a in itertools.chain(*drawn) for unit in a.units)
+def test_units_of_one_option_stay_so(sampler: Sampler, space: SearchSpace) -> None:
+    drawn = sampler.sample(50, np.random.default_rng(0))
+    mixed = any(len(set(unit)) > 1 for a in drawn for unit in a.units)
     assert mixed is not space.one_option_per_unit
+
+
+def test_bins_get_what_was_asked_for_or_are_refused(sampler: Sampler) -> None:
+    rng = np.random.default_rng(0)
+    assert (sampler.quotas(10) is None) is not sampler.by_bin
+    if not sampler.by_bin:
+        with pytest.raises(UsageError, match="sampling balanced"):
+            sampler.sample(1, rng, 0)
+        return
+    assert sum(sampler.quotas(10)) == 10
+    for index in range(sampler.bins.count):
+        depths = set(sampler.bins.depths(index))
+        assert {a.depth for a in sampler.sample(5, rng, index)} <= depths

@@ -76,8 +76,8 @@ def test_nothing_reported_is_lost_or_doubled(tmp_path: Path) -> None:
     planned = [a.key for architectures in plan.values() for a in architectures]
     stored = Counter(block.block_id for block in store.blocks())
     reported = campaign.blocks_stored()
-    measured = Counter(m.measurement.model_id for m in store.measurements())
-    failures = [m for m in store.measurements() if m.measurement.failure is not None]
+    measured = Counter(m.model_id for m in store.measurements())
+    failures = [m for m in store.measurements() if m.failure is not None]
     print(f"\n{done.total()} faults in {faults_s:.0f} s:")
     for kind, count in sorted(done.items()):
         print(f"  {count:4} {kind}")

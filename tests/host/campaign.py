@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from esm_host.dataset.collect import Collector
+from esm_host.dataset.cost import device_time
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
+from esm_host.extension.campaign_loop import CampaignLoop
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
+from esm_host.extension.training import Learner
 from esm_host.predictors.base import Predictor
-from esm_host.sampling import SAMPLERS, RandomSampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.base import Profiler
 from esm_models.spaces import load_space
 from esm_protos.messages import MeasureSpec, Model, Progress
@@ -93,7 +96,7 @@ def assemble(
     log: Log,
     make_predictor: Callable[[], Predictor] = ByDepth,
     **changes: Any,
-) -> tuple[Store, Collector, Loop]:
+) -> tuple[Store, Collector, CampaignLoop]:
     """A campaign over the store in ``tmp_path``, new or gone on with, on a device or a group."""
     named = devices if isinstance(devices, Mapping) else {"fake": devices}
     settings = replace(SETTINGS, **changes)
@@ -110,23 +113,15 @@ def assemble(
         measurements,
         [Member(name, profiler) for name, profiler in named.items()],
         SPACE,
-        settings.spec,
         store.plan()[REFERENCE_ROUND],
-        settings.block_size,
-        settings.reference_tolerance_percent / 100,
-        settings.max_remeasurements,
+        settings,
         log,
-        settings.group_tolerance_percent / 100,
     )
     loop = Loop(
+        SPACE,
         settings,
-        store,
-        measurements,
-        collector,
-        SAMPLERS[settings.sampling](SPACE, bins),
-        settings.encoder(SPACE),
-        bins,
-        lambda member: make_predictor(),
-        log,
+        learner=Learner(settings.encoder(SPACE), lambda member: make_predictor(), settings),
+        seconds=lambda latency_ms: device_time(store, settings.spec).seconds(latency_ms),
     )
-    return store, collector, loop
+    campaign = CampaignLoop(loop, settings, store, measurements, collector, log)
+    return store, collector, campaign

@@ -22,7 +22,7 @@ import esm_host
 from esm_host.errors import ClusterError
 from esm_host.parallel import _within, parallel
 from esm_host.research.study.run import StudyWatcher
-from esm_host.research.study.task import Outcome
+from esm_host.research.study.task import TaskResult
 
 
 class Cluster:
@@ -182,7 +182,7 @@ class After(StudyWatcher):
     def on_planned(self, tasks: int, there: int) -> None:
         self.there = there
 
-    def on_task(self, outcome: Outcome) -> None:
+    def on_task(self, outcome: TaskResult) -> None:
         self._left -= 1
         if not self._left:
             assert callable(self._act)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esm_host.evaluation.accuracy import accuracy_by_bin, accuracy_percent, assign_folds
-from esm_host.evaluation.against import hold_against
+from esm_host.evaluation.cross_device import evaluate_across
 from esm_host.sampling.bins import DepthBins
 
 
@@ -33,10 +33,10 @@ def test_predictions_for_another_device_rank_as_in_a_study() -> None:
     """Predictions that are all the same tell nothing of the order; equal measurements have none."""
     y, same = np.array([1.0, 2.0, 3.0]), np.full(3, 2.0)
     depth, seen, bins = np.full(3, 4), np.zeros(3, dtype=bool), DepthBins(4, 4, 1)
-    told_nothing = hold_against(y, same, depth, seen, bins)
+    told_nothing = evaluate_across(y, same, depth, seen, bins)
     assert (told_nothing.tau, told_nothing.spearman) == (0, 0)
-    assert hold_against(y, 2 * y, depth, seen, bins).tau == pytest.approx(1)
-    assert hold_against(same, y, depth, seen, bins).to_json()["spearman"] is None
+    assert evaluate_across(y, 2 * y, depth, seen, bins).tau == pytest.approx(1)
+    assert evaluate_across(same, y, depth, seen, bins).to_json()["spearman"] is None
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 6))

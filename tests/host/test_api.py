@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import esm_host.devices
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
-from esm_host.extension.loop import Loop
+from esm_host.extension.campaign_loop import CampaignLoop
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Holder, Progress
@@ -368,6 +368,23 @@ class Impatient(esm_host.Watcher):
         raise KeyboardInterrupt
 
 
+class Counter:
+    """Derived from nothing, with the one method that it cares for."""
+
+    blocks = 0
+
+    def on_block(self, block_id: str, models: int, pending: int) -> None:
+        self.blocks += 1
+
+
+def test_a_watcher_has_the_methods_that_it_cares_for(fake: FakeProfiler, tmp_path: Path) -> None:
+    counter = Counter()
+    esm_host.profile(SMALL, tmp_path / "run", watcher=counter)
+    assert counter.blocks == len(fake.blocks) == 4
+    with pytest.raises(esm_host.UsageError, match=r"^watcher int has none of the methods on_round"):
+        esm_host.profile(SMALL, tmp_path / "other", watcher=3)
+
+
 def test_an_interrupted_campaign_goes_on(fake: FakeProfiler, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -389,10 +406,10 @@ def test_an_interrupted_campaign_goes_on(fake: FakeProfiler, tmp_path: Path) -> 
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is measured."""
 
-    def run(self: Loop) -> None:
+    def run(self: CampaignLoop) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "run", run)
+    monkeypatch.setattr(CampaignLoop, "run", run)
 
 
 @pytest.mark.usefixtures("fake", "interrupted")

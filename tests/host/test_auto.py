@@ -15,7 +15,7 @@ from esm_host.predictors import make_predictor
 from esm_host.predictors.auto import AutoPredictor, weigh
 from esm_host.predictors.design import Design
 from esm_host.predictors.process import Process
-from esm_host.predictors.readout import said
+from esm_host.predictors.readout import evaluate
 from esm_host.predictors.regression import regress
 from esm_models.spaces import load_space
 
@@ -130,7 +130,7 @@ def test_with_every_sample_an_inducing_point_it_is_the_whole_process(target: str
     expected = cross @ np.linalg.solve(whole, process.targets_)
     own = np.diag(kernel_of(process, TEST_X[:50], TEST_X[:50]))
     variance = own - (cross[:50] * np.linalg.solve(whole, cross[:50].T).T).sum(axis=1)
-    (got,) = said([process], [True], TEST_X)
+    (got,) = evaluate([process], [True], TEST_X)
     np.testing.assert_allclose(got[:, 0], expected, atol=1e-3)
     drawn = got[:50, 1]
     assert np.mean(drawn / variance) == pytest.approx(1, abs=0.1)
@@ -178,7 +178,7 @@ def test_many_samples_take_fewer_inducing_points_and_lose_little() -> None:
 def test_linear_kernels_make_a_linear_function() -> None:
     process = fitted(60, [])
     constant, weights = process.linear_function()
-    (got,) = said([process], [False], TEST_X)
+    (got,) = evaluate([process], [False], TEST_X)
     np.testing.assert_allclose(constant + TEST_X @ weights, process.in_log(got)[0], rtol=1e-4)
     with pytest.raises(ValueError, match="smooth"):
         fitted(60, ["operations"]).linear_function()

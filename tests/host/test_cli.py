@@ -28,6 +28,9 @@ from esm_host.dataset.store import Store
 from esm_host.encoding import ENCODERS, make_encoder
 from esm_host.errors import DatasetError
 from esm_host.evaluation.verdict import Verdict
+from esm_host.predictors import PREDICTORS
+from esm_host.sampling import SAMPLERS
+from esm_host.search.methods import METHODS
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
@@ -343,7 +346,7 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
 
 
 def test_an_own_space_from_a_file(fake: FakeProfiler, tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "docs" / "own_space.py"
+    path = Path(__file__).parent / "own_spaces.py"
     run = tmp_path / "r"
     own = ["profile", "--space", f"{path}:PlainNet", "--run", run, *QUICK, "--target-accuracy", 1]
     assert esm_host(*own).exit_code == 0
@@ -862,7 +865,10 @@ def test_a_damaged_configuration_does_not_disturb_the_shell(tmp_path: Path) -> N
 
 
 def test_what_shells_complete_is_what_there_is() -> None:
-    assert set(shared.SPACES) == set(SPACES)
-    assert set(shared.ENCODINGS) == set(ENCODERS)
+    assert set(SPACES) <= set(shared.space_names(""))
+    assert set(ENCODERS) <= set(shared.encoding_names(""))
+    assert set(SAMPLERS) <= set(shared.sampler_names(""))
+    assert set(PREDICTORS) <= set(shared.predictor_names(""))
+    assert set(METHODS) <= set(shared.search_methods(""))
     assert set(shared.VERDICTS) == set(Verdict)
     assert shared.DTYPES == DTYPES

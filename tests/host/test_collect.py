@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError
 from esm_host.evaluation.verdict import Verdict
 from esm_host.transport.base import OnProgress, Pending
@@ -26,7 +26,7 @@ from tests.host.campaign import SPACE, Log, assemble, latency
 
 
 def plan(store, count: int = 40, round_number: int = 0):
-    from esm_host.sampling import BalancedSampler
+    from esm_host.sampling.balanced import BalancedSampler
     from esm_host.sampling.bins import DepthBins
 
     sampler = BalancedSampler(SPACE, DepthBins(SPACE.min_depth, SPACE.max_depth, 4))

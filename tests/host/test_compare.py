@@ -495,6 +495,63 @@ def test_a_device_that_failed(compare: Invoke, timing: Json, new: Json) -> None:
     assert_refused(compare(timing, new), "new timing failed on pi4: nobody answers")
 
 
+def test_other_metrics_are_compared_and_limited(
+    compare: Invoke, timing: Json, new: Json, tmp_path: Path
+) -> None:
+    before = timing["results"][0]["peak_rss_bytes"]
+    new["results"][0]["peak_rss_bytes"] = 2 * before
+    done = compare(timing, new, "--metric", "peak_rss_bytes")
+    assert done.exit_code == 0, "without a limit it is no regression"
+    assert "memory" in done.stdout.splitlines()[0]
+    assert f"50 MB to {2 * before / 1e6:.0f} MB (+100.0 %)" in done.stdout
+
+    done = compare(timing, new, "--limit", "peak_rss_bytes=60MB", "--json", "-")
+    assert done.exit_code == 3
+    first, second, *_ = json.loads(done.stdout)["results"]
+    peak = first["metrics"]["peak_rss_bytes"]
+    assert [peak[name] for name in ("unit", "base", "new")] == ["bytes", before, 2 * before]
+    assert [peak[name] for name in ("change_percent", "limit", "over_limit")] == [100, 60e6, True]
+    assert not second["metrics"]["peak_rss_bytes"]["over_limit"]
+    assert {"p95_ms", "load_ms", "throughput_per_s"} <= second["metrics"].keys()
+    again = evaluation.Comparison.from_json(json.loads(done.stdout))
+    assert json.loads(json.dumps(again.to_json())) == json.loads(done.stdout)
+    shown = compare(timing, new, "--limit", "peak_rss_bytes=60MB", "--format", "github").stdout
+    assert f"memory {2 * before / 1e6:.0f} MB over its limit of 60 MB" in shown
+    assert shown.count("::error") == 1
+    # More is better: the slow model has too few inferences a second.
+    done = compare(timing, timing, "--limit", "throughput_per_s=700", "--json", "-")
+    over = [
+        r["metrics"]["throughput_per_s"]["over_limit"] for r in json.loads(done.stdout)["results"]
+    ]
+    assert over == [False, False, True, True]
+
+
+def test_a_metric_that_there_is_not_is_refused(compare: Invoke, timing: Json) -> None:
+    assert_refused(compare(timing, timing, "--limit", "energy_mj=1"), "--limit", "choose from")
+    assert_refused(compare(timing, timing, "--limit", "latency_ms=1"), "--max-latency")
+    assert_refused(compare(timing, timing, "--limit", "p95_ms=1MB"), "METRIC=LIMIT")
+    assert_refused(compare(timing, timing, "--limit", "p95_ms=nan"), "METRIC=LIMIT")
+    assert_refused(compare(timing, timing, "--metric", "runs"), "--metric runs", "p95_ms")
+
+
+def test_a_comparison_of_an_older_version_is_read(compare: Invoke, timing: Json) -> None:
+    data = json.loads(compare(timing, timing, "--json", "-").stdout)
+    for result in data["results"]:
+        del result["metrics"]
+    assert all(c.metrics == () for c in evaluation.Comparison.from_json(data).changes)
+
+
+def test_a_metric_of_a_device_is_compared(compare: Invoke, timing: Json, new: Json) -> None:
+    about = {"key": "energy_mj", "unit": "mJ", "about": "energy", "better": "lower", "more": 1}
+    for data, energy in ((timing := copy.deepcopy(timing), 4.0), (new, 5.0)):
+        data["context"]["devices"]["pi4"]["info"]["metrics"] = [about]
+        data["results"][0]["metrics"] = {"energy_mj": energy}
+    done = compare(timing, new, "--metric", "energy_mj", "--limit", "energy_mj=4.5mJ")
+    assert done.exit_code == 3
+    assert "4.0000 mJ to 5.0000 mJ (+25.0 %)" in done.stdout
+    assert "energy_mj 5.0000 mJ over its limit of 4.5000 mJ" in done.stdout
+
+
 def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path) -> None:
     assert_refused(compare(timing, {"models": []}), "new.json is no timing")
     assert_refused(compare(timing | {"schema_version": 9}, timing), "base.json", "version 9")

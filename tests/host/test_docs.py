@@ -1,6 +1,7 @@
 """The documentation shows what the files hold, and its code runs."""
 
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import markdown
 import pytest
 from mkdocs.config import load_config
 
+from benchmarks.sentences import sentences
 from esm_host import Settings, profile
 from esm_host.cli.app import COMMANDS, load
 from esm_host.exporting.torch_source import torch_source
@@ -28,7 +30,7 @@ def test_no_page_shows_a_fence() -> None:
     site = markdown.Markdown(
         extensions=config.markdown_extensions, extension_configs=config.mdx_configs
     )
-    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     assert len(pages) > 20
     strayed = []
     for page in pages:
@@ -36,6 +38,53 @@ def test_no_page_shows_a_fence() -> None:
         if "```" in re.sub(r"<pre>.*?</pre>", "", html, flags=re.S) or "~~~" in html:
             strayed.append(page.name)
     assert strayed == []
+
+
+def test_sentences_are_short() -> None:
+    """As `python -m benchmarks.sentences` counts them."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = [sentence for page in pages for sentence in sentences(page, page.read_text())]
+    assert len(found) > 1000
+    assert [f"{s.path}:{s.line}: {s.text}" for s in found if s.words >= 35] == []
+    assert statistics.mean(sentence.words for sentence in found) < 18
+
+
+def test_sentences_are_told_apart(tmp_path: Path) -> None:
+    text = """# No sentence.
+
+Of 0.5 ms, e.g. `a. B` and Lu et al. 2021. See [the
+table](x.md#a-b): it is there! `c` too.
+
+```
+no sentence. None.
+```
+
+- One item, wrapped
+  once
+- another.
+
+| no | sentence |
+"""
+    page = tmp_path / "page.md"
+    assert [(s.line, s.words, s.text) for s in sentences(page, text)] == [
+        (3, 10, "Of 0.5 ms, e.g. X and Lu et al. 2021."),
+        (3, 3, "See the table:"),
+        (4, 3, "it is there!"),
+        (4, 2, "X too."),
+        (10, 4, "One item, wrapped once"),
+        (12, 1, "another."),
+    ]
+
+
+def test_the_readme_is_one_page_whose_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) < 8000
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    first_screen = text.partition("## ")[0]
+    for command in ("make demo", "pip install '.[agent]'", "esm-host time mobilenet.onnx"):
+        assert command in first_screen
 
 
 def options_of(command: Any) -> Iterator[str]:
@@ -48,15 +97,10 @@ def options_of(command: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["--debug", *(name for name, *_ in COMMANDS)])
 def test_every_option_is_on_a_page(name: str) -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     text = "\n".join(page.read_text() for page in pages)
     options = [name] if name.startswith("--") else options_of(load(name))
     assert [o for o in options if not re.search(rf"{re.escape(o)}(?![\w-])", text)] == []
-
-
-def test_the_own_space_shown_is_the_one_in_the_file() -> None:
-    code = (ROOT / "docs" / "own_space.py").read_text().partition('"""\n\n')[2]
-    assert code in (ROOT / "docs" / "search-spaces.md").read_text()
 
 
 def test_the_torch_class_shown_is_the_one_of_resnet50() -> None:

@@ -27,8 +27,8 @@ import esm_host
 from esm_host.cli.app import app
 from esm_host.exporting.torch_module import build, weights_of
 from esm_host.exporting.torch_source import torch_source
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
@@ -36,7 +36,7 @@ from esm_models.spaces import SPACES, load_space
 ROOT = Path(__file__).parents[2]
 EVERYTHING = f"{Path(__file__).parent / 'export_spaces.py'}:Everything"
 FOREIGN = f"{Path(__file__).parent / 'export_spaces.py'}:Foreign"
-PLAIN = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"
+PLAIN = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet"
 
 TOLERANCE = 1e-4
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from esm_host.encoding import make_encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import encoding_for
-from esm_host.sampling import BalancedSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
 from esm_models.spaces import SPACES, load_space
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 from esm_host.campaign.result import devices as device_entries
 from esm_host.cli.app import app
 from esm_host.cli.live import Live
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.errors import DeviceError, MismatchError, UnreachableError
 from esm_host.transport.base import OnProgress, Profiler
 from esm_host.transport.fake import FakeProfiler
@@ -404,7 +404,7 @@ def test_an_agent_that_is_killed_costs_the_campaign_nothing_but_its_help(
         assert entries["pi-1"]["models"] + entries["pi-2"]["models"] == 40
         assert entries["pi-2"]["left_at"] in result.stdout
         store = Store(run / "store.sqlite")
-        keys = Counter(m.measurement.model_id for m in store.measurements())
+        keys = Counter(m.model_id for m in store.measurements())
         assert {keys[a.key] for a in store.plan()[0]} == {1}
         store.close()
 

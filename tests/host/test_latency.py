@@ -134,12 +134,12 @@ def test_without_a_predictor_the_cure_is_named(finished: Path, tmp_path: Path) -
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "result.json").unlink()
     with pytest.raises(
-        DatasetError, match=r"has no predictor yet: esm-host profile --run .*resume"
+        DatasetError, match=r"has no predictor yet: esm_host\.resume\('.*'\) makes it"
     ):
         load_run(run).latency()
     shutil.copy(finished / "result.json", run)
     (run / "predictor.onnx").write_bytes(b"no model")
-    with pytest.raises(DatasetError, match=r"is damaged .*esm-host profile --run .*resume"):
+    with pytest.raises(DatasetError, match=r"is damaged .*esm_host\.resume"):
         load_run(run).latency()
 
 

@@ -58,7 +58,7 @@ def test_what_fits_passes() -> None:
         ([in_a_branch(graph(5))], "more nodes"),
         ([graph(1, 1001)], r"m0: .* more parameters than .* 1000: give"),
         ([in_a_branch(graph(1, 501))], "more parameters"),
-        ([b"\x4a\xff\xfd\x03" + bytes(65_279)], r"m0: the model is of 0 MB.* give a smaller"),
+        ([b"\x4a\xff\xfd\x03" + bytes(65_279)], r"m0: the model has 0 MB.* give a smaller"),
         ([b"\x4a\xbf\xa6\x03" + bytes(54_079)] * 2, "together: the device takes"),
     ],
 )

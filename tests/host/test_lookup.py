@@ -233,7 +233,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
     for change, message in (
         ({"kind": "timing"}, "no lookup table"),
         ({"schema_version": 9}, "schema version 9"),
-        ({"parts": [{}]}, "lacks what a lookup table has"),
+        ({"parts": [{}]}, "is no complete lookup table"),
     ):
         (tmp_path / "t.json").write_text(json.dumps({**data, **change}))
         with pytest.raises(DatasetError, match=message):
@@ -276,7 +276,7 @@ def test_wrong_usage_is_one_line(
 
 def test_the_space_of_the_docs_has_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "connect", lambda device: FakeProfiler(fake_latency))
-    space, out = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", tmp_path / "plain.json"
+    space, out = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet", tmp_path / "plain.json"
     options = ["--space", space, "--resolution", 32, "--runs", 5, "--json", out]
     result = esm_host_lookup(*options)
     assert result.exit_code == 0, result.output

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from esm_host.arguments import on_command_line
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.errors import DeviceError, UsageError
 from esm_host.extension.allocate import by_shortfall
@@ -56,12 +57,22 @@ def test_extension_goes_where_the_accuracy_is_low(tmp_path: Path) -> None:
     assert np.bincount(added, minlength=4).tolist() == [3, 3, 2, 32]
 
 
+def test_it_parses_no_architecture_that_it_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[object] = []
+    monkeypatch.setattr(Architecture, "from_json", parsed.append)
+    _, _, loop = assemble(tmp_path, FakeProfiler(latency), Log(), max_models=60)
+    loop.run()
+    assert parsed == []
+
+
 def test_it_stops_at_the_budget_exactly(tmp_path: Path) -> None:
     log = Log()
     _, _, loop = assemble(tmp_path, FakeProfiler(erratic_when_deep), log, max_models=73)
     outcome = loop.run()
     assert not outcome.converged
-    assert "--max-models 73" in outcome.reason
+    assert "--max-models 73" in on_command_line(outcome.reason)
     assert [r["measured_models"] for r in log.rounds] == [40, 60, 73]
 
 
@@ -210,7 +221,7 @@ def folder_in(path: Path) -> Path:
 def test_a_finished_campaign_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> None:
     profiler = FakeProfiler(erratic_when_deep)
     _, _, loop = assemble(tmp_path, profiler, Log(), max_models=60)
-    assert loop.run().reason.startswith("--max-models 60")
+    assert on_command_line(loop.run().reason).startswith("--max-models 60")
     blocks = len(profiler.blocks)
     _, _, loop = assemble(tmp_path, profiler, Log(), max_models=60)
     assert not loop.run().converged
@@ -262,8 +273,7 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
 
     device = FakeProfiler(straying, noise=0.01)
     settings = {"max_models": 40, "train_on": "stable", "weights": "interval"}
-    store, _, loop = assemble(tmp_path, device, Log(), **settings)
-    loop._make_predictor = lambda member: Weighed()
+    store, _, loop = assemble(tmp_path, device, Log(), Weighed, **settings)
     outcome = loop.run()
     result = store.rounds()[-1]
     assert result["measured_models"] == 40

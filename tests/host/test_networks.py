@@ -28,7 +28,7 @@ def test_graphs_need_their_layout(name: str) -> None:
     with pytest.raises(UsageError, match="take the encoding graph"):
         make_predictor(name, make_encoder("operation-one-hot", SPACE))
     encoder = make_encoder("graph", SPACE)
-    with pytest.raises(ValueError, match="choose encoding graph"):
+    with pytest.raises(ValueError, match="choose the encoding graph"):
         make_predictor(name, encoder, layout=None).fit(GRAPHS, np.ones(200))
     layout = Layout({"operations": (0, 10), "adjacency": (10, 300)}, 2)
     with pytest.raises(ValueError, match="pass the layout of the encoder"):

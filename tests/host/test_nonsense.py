@@ -263,19 +263,17 @@ def test_what_is_believed_can_be_stored_and_reported(tmp_path: Path) -> None:
             return
         block = Block(block_id, MeasureSpec(), tuple(Model(a.key, b"") for a in plan))
         store.add_block(0, block, replace(result, block_id=block_id), device, 1, 1.0)
-        assert store.states(block_id) == result.states
+        assert store.results()[-1].states == result.states
         stored.append(block_id)
 
     keep()
     assert len(stored) > 5
-    kept = store.measurements()
-    assert len(kept) == 4 * len(stored)
-    for number, block_id in enumerate(stored):
-        of_block = [each.measurement for each in kept[4 * number : 4 * number + 4]]
-        company = store.companies().get(block_id)
-        references = [] if company is None else company.references
-        estimate = estimate_measured(of_block, MeasureSpec(), references)
-        evidence = block_evidence(store.states(block_id), estimate.slowdown)
+    kept = store.results()
+    assert [each.block_id for each in kept] == stored
+    for result in kept:
+        assert len(result.measurements) == 4
+        estimate = estimate_measured(result.measurements, MeasureSpec(), result.references)
+        evidence = block_evidence(result.states, estimate.slowdown)
         for each in estimate.models:
             assert 0 < each.latency_ns < 2**54
             judge_number(each.interval, 0.02, evidence, each.parts, each.shift)

@@ -11,7 +11,8 @@ import pytest
 
 from esm_host import load_run, resume
 from esm_host.dataset.database import SqliteFile
-from esm_host.dataset.store import SCHEMA_VERSION, Store
+from esm_host.dataset.schema import SCHEMA_VERSION
+from esm_host.dataset.store import Store
 from esm_host.errors import DatasetError
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler

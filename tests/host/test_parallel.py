@@ -38,7 +38,7 @@ test = 50
 table = "cells.parquet"
 """
 ARRAY = np.arange(1000.0)
-OWN_SPACE = Path(__file__).parents[2] / "docs" / "own_space.py"
+OWN_SPACE = Path(__file__).parent / "own_spaces.py"
 
 
 @pytest.fixture

@@ -177,14 +177,14 @@ def test_a_malformed_proxy_is_refused_without_its_password(
         ("pi4", "HOST:PORT"),
         ("fd00::5:7343", r"\[fd00::5\]:7343"),
         ("[fd00::5:7343", "HOST:PORT"),
-        ("[fd00:::5]:7343", "no host name or IP address"),
-        ("[pi4]:7343", "no host name or IP address"),
+        ("[fd00:::5]:7343", "not a host name or IP address"),
+        ("[pi4]:7343", "not a host name or IP address"),
         (f"{'a' * 64}.lan:7343", "1 to 63 characters"),
         ("pi4..lan:7343", "1 to 63 characters"),
         (f"{'a.' * 200}lan:7343", "253 characters"),
         ("pi4:70000", "outside 1 to 65535"),
         ("pi4:0", "outside 1 to 65535"),
-        ("pi 4:7343", "no host name or IP address"),
+        ("pi 4:7343", "not a host name or IP address"),
     ],
 )
 def test_what_is_no_address_is_refused_before_anything_is_sent(address: str, words: str) -> None:

@@ -15,7 +15,7 @@ from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.errors import UsageError
 from esm_host.evaluation.selection import (
-    Candidates,
+    CandidateSets,
     by_falling_accuracy,
     hypervolume,
     pareto_front,
@@ -92,10 +92,10 @@ def brute_losses(points: list[Point]) -> list[tuple[Point, float]]:
     ]
 
 
-def candidates_of(points: list[Point], reference: float = 7) -> tuple[Candidates, np.ndarray]:
+def candidates_of(points: list[Point], reference: float = 7) -> tuple[CandidateSets, np.ndarray]:
     latency, accuracy, predicted = np.array(points).T
     order = by_falling_accuracy(accuracy)
-    candidates = Candidates(latency[order][None], accuracy[order][None], reference)
+    candidates = CandidateSets(latency[order][None], accuracy[order][None], reference)
     return candidates, predicted[order][None]
 
 
@@ -139,7 +139,7 @@ def test_perfect_predictions_lose_nothing(points: list[Point]) -> None:
 @given(st.lists(POINTS.filter(lambda points: len(points) >= 5), min_size=1, max_size=4))
 def test_sets_are_judged_each_by_itself(sets: list[list[Point]]) -> None:
     alone = [candidates_of(points[:5]) for points in sets]
-    together = Candidates(
+    together = CandidateSets(
         np.concatenate([each.latency for each, _ in alone]),
         np.concatenate([each.accuracy_percent for each, _ in alone]),
         7,
@@ -152,9 +152,9 @@ def test_sets_are_judged_each_by_itself(sets: list[list[Point]]) -> None:
 
 def test_a_set_out_of_order_is_refused() -> None:
     with pytest.raises(ValueError, match="falling accuracy"):
-        Candidates(np.array([[1.0, 2.0]]), np.array([[50.0, 60.0]]), 2)
+        CandidateSets(np.array([[1.0, 2.0]]), np.array([[50.0, 60.0]]), 2)
     with pytest.raises(ValueError, match="predictions are"):
-        Candidates(np.array([[1.0, 2.0]]), np.array([[60.0, 50.0]]), 2).select(np.zeros((1, 3)))
+        CandidateSets(np.array([[1.0, 2.0]]), np.array([[60.0, 50.0]]), 2).select(np.zeros((1, 3)))
 
 
 @pytest.mark.parametrize("shape", [TYPICAL, Deviations((0.2, 0.8), (3.0, -1.0), (5.0, 0.1))])

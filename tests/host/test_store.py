@@ -63,6 +63,17 @@ def samples(architecture: Architecture) -> Measurement:
     )
 
 
+def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> None:
+    add(store, "none", [samples(PLAN[1])])
+    assert not sa.inspect(place.engine).has_table("metrics", place.schema), "as in older stores"
+    assert [stored.metrics for stored in store.measurements()] == [{}]
+    told = {"peak_rss_bytes": 2**40, "energy_mj": -1.5}
+    add(store, "some", [samples(PLAN[1]), replace(samples(PLAN[2]), metrics=told)])
+    kept = [stored.measurement for stored in Store(store.database).measurements()]
+    assert [measured.metrics for measured in kept] == [{}, {}, told]
+    assert kept[-1].peak_rss_bytes == 2**40
+
+
 def test_what_goes_in_comes_out(store: Store) -> None:
     failed = Measurement.failed(PLAN[2].key, FailureKind.CRASH, "it crashed")
     add(store, "one", [samples(PLAN[1]), failed])
@@ -72,7 +83,7 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     (block,) = again.blocks()
     assert (block.block_id, block.busy_ns, block.running_ns) == ("one", 9, 7)
     assert (block.bytes_sent, block.wall_seconds, block.passed) == (11, 1.5, None)
-    first, second = (stored.measurement for stored in again.measurements())
+    first, second = again.measurements()
     np.testing.assert_array_equal(first.latency_ns, [5, 3, 2**61])
     np.testing.assert_array_equal(first.start_ns, [0, 10, 20])
     assert (first.model_id, first.load_ns, first.first_run_ns) == (PLAN[1].key, 4, 6)
@@ -89,9 +100,26 @@ def test_what_goes_in_comes_out(store: Store) -> None:
     assert again.attempts(1) == []
 
 
+def test_the_plan_is_read_once_and_extended(store: Store) -> None:
+    other = Store(store.database)
+    first = other.plan()
+    first.pop(REFERENCE_ROUND)
+    first[0].clear()
+    assert other.plan() == {REFERENCE_ROUND: PLAN[:1], 0: PLAN[1:]}, "callers have copies"
+    more = Architecture("s", (("z",),))
+    store.add_plan(-2, [more])
+    plan = other.plan()
+    assert list(plan) == [-2, REFERENCE_ROUND, 0]
+    assert plan[-2] == [more]
+    assert all(a is b for a, b in zip(plan[0], other.plan()[0], strict=True))
+    assert store.plan()[-2][0] is more
+    assert other.references() == PLAN[:1]
+
+
 def test_the_agents_reference_models_are_kept_beside_a_block(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    assert store.companies() == {}
+    (alone,) = store.results()
+    assert (alone.references, alone.usual) == ((), None)
     own = replace(samples(PLAN[2]), runs_per_visit=3, weight_bytes=2**40, session_runs=(1, 2))
     large = replace(own, model_id="large", copy_in_ns=np.zeros(0), copy_out_ns=np.zeros(0))
     failed = Measurement.failed("beyond", FailureKind.OUT_OF_MEMORY, "no\0 room")
@@ -101,19 +129,21 @@ def test_the_agents_reference_models_are_kept_beside_a_block(store: Store) -> No
     store.add_block(0, block, done, DEVICE, 11, 1.5)
     store.close()
     again = Store(store.database)
-    (company,) = again.companies().values()
-    assert again.companies(after=again.blocks()[0].number).keys() == {"two"}
-    assert again.companies(after=again.blocks()[1].number) == {}
-    assert company.usual is not None
-    assert company.usual.to_json() == usual.to_json()
-    first, second = company.references
+    numbers = [block.number for block in again.blocks()]
+    assert again.results(after=numbers[1]) == []
+    assert [result.block_id for result in again.results()] == ["one", "two"]
+    (result,) = again.results(after=numbers[0])
+    assert (result.block_id, result.busy_ns, result.running_ns) == ("two", 9, 7)
+    assert result.usual is not None
+    assert result.usual.to_json() == usual.to_json()
+    first, second = result.references
     np.testing.assert_array_equal(first.latency_ns, large.latency_ns)
     np.testing.assert_array_equal(first.start_ns, large.start_ns)
     assert (first.model_id, first.load_ns, first.first_run_ns) == ("large", 4, 6)
     assert (first.runs_per_visit, first.weight_bytes, first.session_runs) == (3, 2**40, (1, 2))
     assert second.failure is not None
     assert (second.model_id, second.failure.message) == ("beyond", "no room")
-    before, kept = (stored.measurement for stored in again.measurements())
+    before, kept = again.measurements()
     assert (before.runs_per_visit, before.weight_bytes, before.session_runs) == (0, 0, ())
     assert (kept.runs_per_visit, kept.weight_bytes, kept.session_runs) == (3, 2**40, (1, 2))
 
@@ -158,8 +188,8 @@ def test_words_of_a_device_may_hold_what_a_database_does_not(store: Store) -> No
     failed = Measurement.failed(PLAN[1].key, FailureKind.CRASH, "a\0b \u2028 'c'")
     add(store, "one", [failed])
     (stored,) = store.measurements()
-    assert stored.measurement.failure is not None
-    assert stored.measurement.failure.message == "ab \u2028 'c'"
+    assert stored.failure is not None
+    assert stored.failure.message == "ab \u2028 'c'"
 
 
 def test_a_block_is_stored_once(store: Store) -> None:

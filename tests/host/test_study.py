@@ -20,9 +20,9 @@ from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import read_benchmark
-from esm_host.encoding import Encoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.predictors import PREDICTORS
+from esm_host.predictors import FAMILY, PREDICTORS
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.research.study import run as study_run
 from esm_host.research.study.data import find_rows
@@ -32,7 +32,7 @@ from esm_host.research.study.results import Study, load_study
 from esm_host.research.study.run import run_study
 from esm_host.research.study.settings import read_study
 from esm_host.research.study.summary import by_device, by_size, tables
-from esm_host.research.study.task import Outcome
+from esm_host.research.study.task import TaskResult
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import SETTINGS, ByDepth, Log, assemble, latency
 
@@ -94,7 +94,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     compute = study_run.compute
 
-    def count(task: study_run.Task) -> Outcome:
+    def count(task: study_run.Task) -> TaskResult:
         done.append(f"{task.name.device} {task.name.label} {task.name.size}")
         return compute(task)
 
@@ -267,7 +267,7 @@ def test_interrupted_it_keeps_what_is_done_and_goes_on(
         done = counted(patched)
         counting = study_run.compute
 
-        def interrupt(task: study_run.Task) -> Outcome:
+        def interrupt(task: study_run.Task) -> TaskResult:
             if len(done) == 5:
                 raise KeyboardInterrupt
             return counting(task)
@@ -348,6 +348,7 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     wanted = table.codes[:30].copy()  # 12 of which have no latency on "fast"
     classes = {"mlp": MLPPredictor, "lookup": Neighbours}
     monkeypatch.setitem(PREDICTORS, "lookup", PREDICTORS["mlp"])
+    monkeypatch.setitem(FAMILY.builtin, "lookup", PREDICTORS["mlp"].where)
     monkeypatch.setattr("esm_host.research.study.plan.predictor_class", classes.__getitem__)
     monkeypatch.setattr("esm_host.research.study.plan.neighbours", lambda space: wanted)
     file = changed(folder, 'encoding = ["fc", "one-hot"], label = "on"', 'label = "table"')
@@ -364,7 +365,7 @@ def test_sizes_do_not_apply_to_what_asks_for_neighbours(
     line = next(row for row in made[0].rows if row[0] == "table")
     assert line[1] == line[2] != ""
     wanted[:] = 0
-    with pytest.raises(UsageError, match="holds 0: leave it out"):
+    with pytest.raises(UsageError, match="has 0: leave it out"):
         run_study(file, tmp_path)
 
 
@@ -447,9 +448,9 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         ("seeds = 3", "seed = 3", r"unknown key 'seed' in \[study\]: did you mean 'seeds'"),
         ("seeds = 3", "seeds = 0", "seeds: 0 is no whole number from 1"),
         ("seeds = 3", "seeds = true", "seeds: True is no whole number"),
-        ("sizes = [20, 10]", "sizes = []", "sizes is a list with one entry"),
+        ("sizes = [20, 10]", "sizes = []", "sizes must be a list with one entry"),
         ("sizes = [20, 10]", "", r"\[study\] needs sizes"),
-        ("sizes = [20, 10]", "sizes = [20, 100]", "sizes up to 100 and 50 to test on need 150"),
+        ("sizes = [20, 10]", "sizes = [20, 100]", "sizes up to 100 and 50 test samples need 150"),
         ("test = 50", 'test = "all"', 'give a number of samples, or "rest"'),
         ("test = 50", "test = 50\ncoverage = 90", "coverage 90 is not between 0 and 1"),
         ('["tau"]', '["kendall"]', "metrics: unknown 'kendall'"),
@@ -468,7 +469,7 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         ('"table.parquet"', '"$NOT_SET_1/t.parquet"', "not set: export it"),
         ('"table.parquet"', '"$ESM_DATA/t.parquet"', "export ESM_DATA=DIR"),
         ('["slow", "fast"]', '["slow", "quick"]', "has no device 'quick'"),
-        ('["slow", "fast"]', '["slow"]\n[[data]]\ntable = "table.parquet"', "comes twice"),
+        ('["slow", "fast"]', '["slow"]\n[[data]]\ntable = "table.parquet"', "is given twice"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_cure(

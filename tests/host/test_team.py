@@ -91,7 +91,7 @@ def measured_once(run: Path) -> int:
         plan = store.plan()
         del plan[REFERENCE_ROUND]
         planned = [a.key for architectures in plan.values() for a in architectures]
-        counts = Counter(m.measurement.model_id for m in store.measurements())
+        counts = Counter(m.model_id for m in store.measurements())
     assert [counts[key] for key in planned] == [1] * len(planned)
     return len(planned)
 

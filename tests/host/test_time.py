@@ -23,7 +23,7 @@ from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_host.cli.progress import DeviceLines
 from esm_host.errors import UnreachableError
-from esm_host.evaluation.verdict import company_evidence
+from esm_host.evaluation.verdict import missing_references_evidence
 from esm_host.timing import timing_spec
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -47,7 +47,7 @@ from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
 LATENCY_MS = 2.0
-((_, ALONE),) = company_evidence(missing=True)
+((_, ALONE),) = missing_references_evidence(missing=True)
 """What is said of an agent of an older version, as the fake ones here are."""
 BARE = b"\x08\x08\x3a\x00"
 """A model with an empty graph, for devices that do not look inside."""
@@ -129,9 +129,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def documented(section: str) -> set[str]:
-    """Keys of a table of docs/timing.md."""
-    text = (ROOT / "docs" / "timing.md").read_text()
-    table = text.partition(f"### {section}\n")[2].partition("\n#")[0]
+    """Keys of a table of docs/timing-json.md."""
+    text = (ROOT / "docs" / "timing-json.md").read_text()
+    table = text.partition(f"## {section}\n")[2].partition("\n#")[0]
     return {key for row in re.findall(r"^\| (`.*?) \|", table, re.M) for key in KEY.findall(row)}
 
 
@@ -253,7 +253,7 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
     result = esm_host_time(model, "--precision", 0.001, "--max-runs", 60, "--json", "-")
     assert result.exit_code == 3
     assert f"{model}: unresolved: interval too wide" in result.stderr
-    assert "asked ±0.001 %; more rounds would help: give a longer --max-time" in result.stderr
+    assert "requested ±0.001 %; more rounds would help: give a longer --max-time" in result.stderr
     (entry,) = json.loads(result.stdout)["results"]
     assert entry["verdict"] == "unresolved"
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
@@ -272,7 +272,7 @@ def test_an_interval_takes_five_runs_exact_or_adaptive(
     assert (entry["ci95_percent"] is not None) is enough
     if not enough:
         assert entry["ci95_ms"] is None
-        assert "too few runs for an interval, which takes 5 visits or more" in result.stderr
+        assert "too few runs for an interval, which needs 5 visits or more" in result.stderr
         assert result.exit_code == (3 if option == "--max-runs" else 0)
 
 

@@ -14,8 +14,8 @@ from esm_host.campaign.run import load_run
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.extension.settings import Settings
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from tests.host.campaign import SPACE, latency

@@ -17,8 +17,8 @@ from esm_host.campaign.run import load_run
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.extension.settings import Settings
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.search.methods import with_pymoo
 from esm_host.transfer import METHODS, SAMPLERS
 from esm_host.transport import devices

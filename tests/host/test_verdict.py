@@ -116,19 +116,19 @@ def test_the_worst_reason_names_the_verdict_and_all_are_told() -> None:
     evidence = [(Verdict.NOISY, "noise"), (Verdict.THROTTLED, "heat")]
     judgement = judge_number(0.031, 0.02, evidence)
     assert judgement.verdict is Verdict.THROTTLED
-    assert judgement.reasons == ("heat", "interval too wide: ±3.1 %, asked ±2 %", "noise")
+    assert judgement.reasons == ("heat", "interval too wide: ±3.1 %, requested ±2 %", "noise")
     assert judge_number(0.031, 0.02, evidence[:1]).verdict is Verdict.UNRESOLVED
 
 
 def test_too_few_rounds_are_unresolved() -> None:
     judgement = judge_number(math.inf, 0.0, [])
     assert judgement.verdict is Verdict.UNRESOLVED
-    assert judgement.reasons == ("too few runs for an interval, which takes 5 visits or more",)
+    assert judgement.reasons == ("too few runs for an interval, which needs 5 visits or more",)
 
 
 def test_without_a_precision_nobody_asked_for_one() -> None:
     judgement = judge_number(0.031, 0.0, [])
-    assert judgement.reasons == ("interval too wide: ±3.1 %, held against ±2 %",)
+    assert judgement.reasons == ("interval too wide: ±3.1 %, default ±2 %",)
 
 
 def quota(at_ns: int, periods: int, throttled: int, stopped_s: float) -> DeviceState:
@@ -182,54 +182,55 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.03, sessions=0.01, pace=0.02, moments=50),
             None,
-            "±3.1 %, asked ±2 %; more rounds would help: give a longer --max-time or more "
+            "±3.1 %, requested ±2 %; more rounds would help: give a longer --max-time or more "
             "--max-runs",
         ),
         (
             Parts(runs=0.01, sessions=0.018, pace=0.01, moments=50),
             None,
-            "±3.1 %, asked ±2 %; sessions differ, which leaves ±1.8 %: give more --sessions",
+            "±3.1 %, requested ±2 %; sessions differ, which leaves ±1.8 %: give more --sessions",
         ),
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, history=0.01, moments=50),
             SLOW,
-            "±3.1 %, asked ±2 %; this device is 14 % slower than usual for this model (mostly its "
-            "memory), and corrected to ±3.0 %: time again later, or give --spread 10m",
+            "±3.1 %, requested ±2 %; this device is 14 % slower than usual for this model (mostly "
+            "its memory), and corrected to ±3.0 %: time again later, or give --spread 10m",
         ),
         (
             Parts(runs=0.01, sessions=0.01, pace=0.03, moments=50),
             Shift(0.01, 0.01, 0.01, 0.0),
-            "±3.1 %, asked ±2 %; how fast the device is now is known to ±3.0 %: time again later, "
-            "or give --spread 10m",
+            "±3.1 %, requested ±2 %; the current pace of the device is known to ±3.0 %: time "
+            "again later, or give --spread 10m",
         ),
         (
             Parts(runs=0.01, pace=0.03, history=0.03),
             None,
-            ", asked ±2 %: this device has no history yet; time again later, or give --spread 1h",
+            ", requested ±2 %: this device has no history yet; time again later, or give "
+            "--spread 1h",
         ),
         (
             Parts(runs=0.01, pace=0.03, history=0.01, moments=1),
             SLOW,
-            ", asked ±2 %: this device remembers only 1 moment; time again later, or give "
-            "--spread 1h",
+            ", requested ±2 %: the history of this device has only 1 moment; time again "
+            "later, or give --spread 1h",
         ),
         (
             Parts(runs=0.30, pace=0.25, history=0.25),
             None,
-            "±3.1 %, asked ±2 %; more rounds would help: give a longer --max-time or more "
+            "±3.1 %, requested ±2 %; more rounds would help: give a longer --max-time or more "
             "--max-runs; besides, this device has no history yet; time again later, or give "
             "--spread 1h",
         ),
         (
             Parts(runs=0.0, blocks=0.03, history=0.01, moments=9),
             SLOW,
-            "±3.1 %, asked ±2 %; blocks differ, which leaves ±3.0 %: give a longer --spread",
+            "±3.1 %, requested ±2 %; blocks differ, which leaves ±3.0 %: give a longer --spread",
         ),
         (
             Parts(runs=0.0, blocks=0.01, history=0.03, moments=9),
             None,
-            ", asked ±2 %: this device remembers only 9 moments; time again later, or give "
-            "--spread 1h",
+            ", requested ±2 %: the history of this device has only 9 moments; time again "
+            "later, or give --spread 1h",
         ),
     ],
 )
@@ -247,9 +248,7 @@ def test_a_reason_names_what_makes_an_interval_wide(
 
 def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
     (reason,) = judge_number(0.031, 0.0, [], Parts(runs=0.031)).reasons
-    assert on_command_line(reason).endswith(
-        "held against ±2 %; more runs would help: give more --runs"
-    )
+    assert on_command_line(reason).endswith("default ±2 %; more runs would help: give more --runs")
 
 
 def test_what_is_unusual_is_told_in_words() -> None:

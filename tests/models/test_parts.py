@@ -209,7 +209,7 @@ def test_a_complete_table_has_all_parts() -> None:
 
 
 def test_blocks_that_depend_on_the_one_before_are_listed() -> None:
-    space = load_space(f"{ROOT / 'docs' / 'own_space.py'}:PlainNet", resolution=32)
+    space = load_space(f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet", resolution=32)
     table = PartTable(space)
     codes = random_codes(space, 6)
     assert counts_of(table, codes) == traced(space, codes)

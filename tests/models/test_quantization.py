@@ -26,7 +26,7 @@ from esm_protos.weights import draw_weights
 ROOT = Path(__file__).parents[2]
 
 SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
-OWN = f"{ROOT / 'docs' / 'own_space.py'}:PlainNet"
+OWN = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet"
 
 FLOATING = {"HardSwish", "HardSigmoid", "BatchNormalization"}
 """Without an int8 kernel. ``Mul`` and ``Sub`` are of HardSwish and of cells without an edge."""

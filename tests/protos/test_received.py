@@ -170,7 +170,7 @@ def test_names_that_are_compared_stay_as_they_are() -> None:
     shape = pb.InputShape(input=odd).SerializeToString()
     assert received(pb.InputShape, shape).input == odd
     long = pb.ModelResult(model_id="x" * 5000).SerializeToString()
-    with pytest.raises(NonsenseError, match="model id of 5000 letters"):
+    with pytest.raises(NonsenseError, match="model id of 5000 characters"):
         received(pb.ModelResult, long)
 
 

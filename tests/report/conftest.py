@@ -20,11 +20,11 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
-from esm_host.dataset.table import Measurements
+from esm_host.dataset.measurements import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.research.study.run import run_study
-from esm_host.sampling import RandomSampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.random import RandomSampler
 from esm_host.search.methods.with_pymoo import PymooSearch
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler

@@ -27,6 +27,7 @@ def test_measurements_of_a_campaign(campaign: Path) -> None:
     assert len(frame) == run.result["measured_models"]
     assert frame["architecture_key"].is_unique
     assert (frame["latency_ms"] > 0).all()
+    assert (frame[["first_run_ms", "load_ms"]] >= 0).all(axis=None)
     units = frame[[f"unit{number}_depth" for number in (1, 2, 3, 4)]]
     assert (units.sum(axis=1) == frame["depth"]).all()
     assert frame["mean_kernel"].between(3, 7).all()
@@ -62,18 +63,18 @@ def test_an_unfinished_campaign_has_measurements_and_no_predictions(
     frame = run.measurements()
     assert len(frame)
     assert frame["predicted_ms"].isna().all()
-    with pytest.raises(DatasetError, match="--resume"):
+    with pytest.raises(DatasetError, match=r"esm_host\.resume"):
         run.predict([])
 
 
 def test_what_is_no_campaign_is_refused_in_one_line(campaign: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="esm-host profile --run"):
+    with pytest.raises(UsageError, match=r"esm_host\.profile"):
         load_run(tmp_path)
     (tmp_path / "settings.json").write_bytes((campaign / "settings.json").read_bytes())
     with pytest.raises(DatasetError, match="no measurements yet"):
         load_run(tmp_path).measurements()
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(DatasetError, match="--resume"):
+    with pytest.raises(DatasetError, match=r"esm_host\.resume"):
         load_run(tmp_path)
     (tmp_path / "result.json").unlink()
     (tmp_path / "store.sqlite").write_bytes((campaign / "store.sqlite").read_bytes())

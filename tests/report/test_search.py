@@ -143,7 +143,7 @@ def test_the_page_says_what_was_measured_of_what(searched: Path, tmp_path: Path)
     keys = {row["key"] for row in told["results"]}
     left = [sum(row["key"] in keys for row in each["chosen"]) for each in told["rounds"]]
     assert [int(row[6]) for row in found] == left
-    assert "these are lower bounds" in text
+    assert "The figures are lower bounds" in text
     assert "reference point is the worst" in text
 
 
@@ -201,9 +201,9 @@ def test_nothing_keeps_the_limits(searched: Path, tmp_path: Path, measure: int) 
     settings = {"measure": measure, "max_latency_ms": [0.1]}
     other = copied(searched, tmp_path, settings, verified=measure > 0, results=[])
     text = page(other, tmp_path)
-    assert "nothing keeps the limits" in text
+    assert "nothing is within the limits" in text
     assert 'id="front-table"' not in text
-    assert ("does not hold what is predicted to come closest" in text) is (measure == 0)
+    assert ("does not list the architectures closest to the limits" in text) is (measure == 0)
     if measure:
         over = [float(row[-1]) for row in table(text, "closest")]
         assert over == sorted(over)
@@ -245,7 +245,7 @@ def test_several_devices_have_a_picture_each(searched: Path, tmp_path: Path) -> 
     kinds = {
         stairs: [
             layer["mark"]["type"]
-            for layer in search_plots.verified(
+            for layer in search_plots.verified_front(
                 points, record.believed(), axes, (), stairs
             ).to_dict()["layer"]
         ]
@@ -263,7 +263,7 @@ def test_axes_are_logarithmic_where_values_span_more_than_a_decade(searched: Pat
         stretched = measured.copy()
         stretched.loc[stretched.index[0], "latency_ms"] *= factor
         points = search_plots.measured_points(stretched, record.chosen(), axes)
-        spec = search_plots.verified(points, record.believed(), axes).to_dict()
+        spec = search_plots.verified_front(points, record.believed(), axes).to_dict()
         scales = [layer["encoding"]["x"]["scale"] for layer in spec["layer"]]
         assert {scale.get("type", "linear") for scale in scales} == {expected}
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.search.genes import GeneEncoding, Rows, distinct, keys
+from esm_host.search.genes import GeneEncoding, RowIndex, distinct, keys
 from esm_models.spaces import SPACES, load_space
 
 ENCODINGS = {name: GeneEncoding(load_space(name)) for name in SPACES}
@@ -64,8 +64,8 @@ def test_of_a_space_with_depths_each_is_met_once(tmp_path) -> None:
 def test_architectures_are_found_again() -> None:
     encoding = ENCODINGS["ofa"]
     codes = encoding.to_codes(encoding.random(50, np.random.default_rng(1)))
-    rows = Rows(codes[:40])
+    rows = RowIndex(codes[:40])
     assert rows(codes).tolist() == [*range(40), *[-1] * 10]
     assert rows(codes[:0]).tolist() == []
-    assert Rows(codes[:0])(codes[:3]).tolist() == [-1, -1, -1]
+    assert RowIndex(codes[:0])(codes[:3]).tolist() == [-1, -1, -1]
     assert len(keys(codes[:0])) == 0

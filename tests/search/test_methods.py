@@ -12,7 +12,7 @@ from esm_host.search.method import SearchMethod
 from esm_host.search.methods import METHODS, make_method
 from esm_host.search.methods.single_weight import SingleWeight
 from esm_host.search.methods.with_pymoo import PymooSearch
-from esm_host.search.problem import Found, Limit, Objective, Problem
+from esm_host.search.problem import Candidates, Limit, Objective, Problem
 from esm_models.space import Codes
 from esm_models.spaces import load_space
 from tests.search.cells import CELLS, Quality
@@ -39,7 +39,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def as_set(found: Found) -> set[bytes]:
+def as_set(found: Candidates) -> set[bytes]:
     return {row.tobytes() for row in found.codes}
 
 

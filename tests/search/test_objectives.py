@@ -12,8 +12,8 @@ from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.parallel import parallel
 from esm_host.predictors import make_predictor
-from esm_host.sampling import RandomSampler
-from esm_host.search.objectives import read_measure, read_wish
+from esm_host.sampling.random import RandomSampler
+from esm_host.search.objectives import parse_objective, read_measure
 from esm_host.search.problem import Limit
 from esm_host.search.settings import SearchSettings
 from esm_models.space import Codes
@@ -41,8 +41,8 @@ def drawn(n: int) -> Codes:
     ],
 )
 def test_reads_what_is_wanted(text: str, name: str, source: str, maximise: bool) -> None:
-    wish = read_wish(text)
-    assert (wish.name, wish.source, wish.maximise) == (name, source, maximise)
+    spec = parse_objective(text)
+    assert (spec.name, spec.source, spec.maximise) == (name, source, maximise)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_reads_what_is_wanted(text: str, name: str, source: str, maximise: bool)
 )
 def test_says_what_can_be_wanted(text: str) -> None:
     with pytest.raises(UsageError, match=r"^objectives .*: (choose|give) "):
-        read_wish(text)
+        parse_objective(text)
 
 
 def test_a_table_tells_what_it_lists(tmp_path: Path) -> None:
@@ -61,19 +61,19 @@ def test_a_table_tells_what_it_lists(tmp_path: Path) -> None:
         frame[:8].to_parquet(path) if path.suffix == ".parquet" else frame[:8].to_csv(
             path, index=False
         )
-        measure = read_measure(read_wish(f"accuracy={path}:cifar"), SPACE)
+        measure = read_measure(parse_objective(f"accuracy={path}:cifar"), SPACE)
         np.testing.assert_array_equal(measure(codes)["accuracy"], [*range(8), np.nan, np.nan])
         with pytest.raises(UsageError, match="choose acc_cifar"):
-            read_measure(read_wish(f"accuracy={path}:imagenet"), SPACE)
+            read_measure(parse_objective(f"accuracy={path}:imagenet"), SPACE)
         with pytest.raises(DatasetError, match="no table of nasbench201"):
-            read_measure(read_wish(f"accuracy={path}:cifar"), load_space("nasbench201"))
+            read_measure(parse_objective(f"accuracy={path}:cifar"), load_space("nasbench201"))
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         (["a", "b", "c"], "no numbers in its column 'x'"),
-        ([1.0, 2.0, 3.0], "different 'x' of one architecture, in row 1"),
+        ([1.0, 2.0, 3.0], "several values of 'x' for one architecture, in row 1"),
         ([], "lists no architecture"),
     ],
 )
@@ -84,7 +84,7 @@ def test_says_what_is_wrong_with_a_table(values: list, words: str, tmp_path: Pat
     frame = pd.DataFrame({"architecture": texts[: len(values)], "x": values})
     frame.to_csv(path, index=False)
     with pytest.raises(EsmError, match=words):
-        read_measure(read_wish(f"accuracy={path}:x"), SPACE)
+        read_measure(parse_objective(f"accuracy={path}:x"), SPACE)
 
 
 def test_a_function_is_asked_once_of_each(tmp_path: Path) -> None:
@@ -100,23 +100,23 @@ def test_a_function_is_asked_once_of_each(tmp_path: Path) -> None:
         "    raise RuntimeError('no GPU')\n"
     )
     codes = drawn(5)
-    measure = read_measure(read_wish(f"accuracy={path}:depth"), SPACE)
+    measure = read_measure(parse_objective(f"accuracy={path}:depth"), SPACE)
     expected = [a.depth for a in SPACE.decode(codes)]
     for _ in range(2):
         assert measure(np.concatenate([codes, codes]))["accuracy"].tolist() == expected * 2
     assert len(measure._function.__globals__["asked"]) == 5
     with parallel(2):  # in other processes, which do not have the file
-        there = read_measure(read_wish(f"accuracy={path}:depth"), SPACE)(codes)
+        there = read_measure(parse_objective(f"accuracy={path}:depth"), SPACE)(codes)
     assert there["accuracy"].tolist() == expected
     with pytest.raises(EsmError, match="a number for each"):
-        read_measure(read_wish(f"accuracy={path}:one"), SPACE)(codes)
+        read_measure(parse_objective(f"accuracy={path}:one"), SPACE)(codes)
     with pytest.raises(EsmError, match="RuntimeError: no GPU"):
-        read_measure(read_wish(f"accuracy={path}:broken"), SPACE)(codes)
+        read_measure(parse_objective(f"accuracy={path}:broken"), SPACE)(codes)
     with pytest.raises(UsageError, match="no function 'other'"):
-        read_measure(read_wish(f"accuracy={path}:other"), SPACE)
+        read_measure(parse_objective(f"accuracy={path}:other"), SPACE)
     path.write_text("1/0")
     with pytest.raises(UsageError, match="ZeroDivisionError"):
-        read_measure(read_wish(f"accuracy={path}:depth"), SPACE)
+        read_measure(parse_objective(f"accuracy={path}:depth"), SPACE)
 
 
 def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
     predictor = make_predictor("mlp", encoder).fit(encodings, 1 + np.arange(30.0))
     path = tmp_path / "accuracy.onnx"
     path.write_bytes(predictor.to_onnx())
-    measure = read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
+    measure = read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
     np.testing.assert_allclose(measure(codes)["accuracy"], predictor.predict(encodings), rtol=1e-4)
     with pytest.raises(UsageError, match="columns"):
-        read_measure(read_wish(f"accuracy={path}:one-hot"), SPACE)
+        read_measure(parse_objective(f"accuracy={path}:one-hot"), SPACE)
     for shape, words in (([1, len(encoder)], "is no predictor"), (["n", "k"], None)):
         model = onnx.load_from_string(predictor.to_onnx())
         dims = model.graph.input[0].type.tensor_type.shape.dim
@@ -137,24 +137,28 @@ def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
             setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
         onnx.save(model, path)
         if words is None:
-            read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
+            read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
             continue
         with pytest.raises(UsageError, match=words):
-            read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
+            read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
     path.write_bytes(b"nonsense")
     with pytest.raises(DatasetError, match="no ONNX model"):
-        read_measure(read_wish(f"accuracy={path}:fcc"), SPACE)
+        read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("nowhere.py:f", "no file"), ("nowhere.py", "say also which"), ("{here}:f", "is no .parquet")],
+    [
+        ("nowhere.py:f", "no file"),
+        ("nowhere.py", "name the column"),
+        ("{here}:f", "is no .parquet"),
+    ],
 )
 def test_says_what_is_wrong_with_a_source(source: str, words: str, tmp_path: Path) -> None:
     here = tmp_path / "a.txt"
     here.touch()
     with pytest.raises(UsageError, match=words):
-        read_measure(read_wish(f"accuracy={source.format(here=here)}"), SPACE)
+        read_measure(parse_objective(f"accuracy={source.format(here=here)}"), SPACE)
 
 
 def test_limits_of_devices_and_of_all_else() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from esm_host.research.search_by_proxy import ByProxy, search_by_proxy
+from esm_host.research.search_by_proxy import ProxyFront, search_by_proxy
 from esm_host.search.front import nondominated
 from esm_host.search.genes import GeneEncoding, keys
 from esm_host.search.latency import AT_MOST, LATENCY
@@ -57,7 +57,7 @@ class Device:
         return np.where(failed, np.nan, self.truth(codes))
 
 
-def run(device: Device, pool: Codes = POOL[:110], *limits: Limit, **settings: object) -> ByProxy:
+def run(device: Device, pool: Codes = POOL[:110], *limits: Limit, **settings: object) -> ProxyFront:
     proxy = Source("proxy", CELLS, POOL[500:900], summed(POOL[500:900], 3))
 
     def posed(measures: Sequence[Measure]) -> Problem:

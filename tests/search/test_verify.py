@@ -8,11 +8,11 @@ import pytest
 
 from esm_host.errors import DeviceError
 from esm_host.search.costs import NetworkCost
-from esm_host.search.genes import GeneEncoding, Rows, keys
-from esm_host.search.latency import AT_MOST, LATENCY, Latency, quantity
+from esm_host.search.genes import GeneEncoding, RowIndex, keys
+from esm_host.search.latency import AT_MOST, LATENCY, LatencyMeasure, quantity
 from esm_host.search.methods.exhaustive import Exhaustive
 from esm_host.search.problem import Limit, Measure, Objective, Problem
-from esm_host.search.verify import Round, Verified, verified_search
+from esm_host.search.verify import Round, Verification, verified_search
 from esm_models.space import Codes
 from tests.search.cells import CELLS, Quality
 
@@ -44,7 +44,7 @@ class Device:
         self.truth[rng.random(len(FLOPS)) < 0.1] *= trap
         if fails:
             self.truth[rng.random(len(FLOPS)) < 0.01] = np.nan
-        self.place = Rows(EVERYTHING)
+        self.place = RowIndex(EVERYTHING)
         self.rows = FIRST
         self.name = name
         self.unsure = unsure
@@ -59,7 +59,7 @@ class Device:
             return found, found * (1 + self.unsure * (wanted - 0.5))
 
         measured = self.truth[self.rows]
-        return Latency(predict, self.known(), measured, measured, probability, self.name)
+        return LatencyMeasure(predict, self.known(), measured, measured, probability, self.name)
 
     def measure(self, codes: Codes) -> None:
         fresh = np.setdiff1d(self.place(codes), self.rows)
@@ -76,7 +76,7 @@ def problem(*limits: Limit, devices: Sequence[str] = ("",)):
     return posed
 
 
-def search(device: Device, *limits: Limit, budget: int = 300, **options) -> Verified:
+def search(device: Device, *limits: Limit, budget: int = 300, **options) -> Verification:
     return verified_search(problem(*limits), [device], Exhaustive(), budget, **options)
 
 

@@ -12,7 +12,7 @@ import pytest
 from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.dataset.benchmarks import LatencyTable
-from esm_host.sampling import RandomSampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport.fake import FakeProfiler
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import load_space

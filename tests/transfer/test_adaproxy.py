@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same() -> None:
     ("features", "latency_ms", "message"),
     [
         (blocks(10)[:, :-1], np.ones(10), "33 weights"),
-        (blocks(10), np.ones(9), "one each"),
+        (blocks(10), np.ones(9), "give a latency for each"),
         (blocks(3), np.ones(3), "4 or more"),
         (blocks(10), np.r_[np.nan, np.ones(9)], "finite"),
     ],

@@ -8,7 +8,7 @@ import torch
 
 from esm_host.research.transfer.bodies import ArchitectureInput, Scale
 from esm_host.research.transfer.help import HELPPredictor
-from esm_host.research.transfer.multipredict import MultiPredictPredictor, _most_alike
+from esm_host.research.transfer.multipredict import MultiPredictPredictor, _nearest_source
 from esm_host.transfer.source import Source
 from esm_models.spaces import load_space
 
@@ -89,11 +89,11 @@ def test_a_new_device_begins_as_the_one_most_like_it() -> None:
         torch.testing.assert_close(method.own_device_.data, method.devices_[number].data)
 
 
-def test_ranks_decide_which_is_most_alike() -> None:
+def test_ranks_decide_which_is_nearest_source() -> None:
     known = np.array([[1.0, 5, 2], [2, 4, 2], [3, 3, 2], [4, 2, 2]])
-    assert _most_alike(known, np.array([1.0, 2, 50, 1000])) == 0
-    assert _most_alike(known, np.array([9.0, 8, 7, 1])) == 1
-    assert _most_alike(known, np.ones(4)) == 0
+    assert _nearest_source(known, np.array([1.0, 2, 50, 1000])) == 0
+    assert _nearest_source(known, np.array([9.0, 8, 7, 1])) == 1
+    assert _nearest_source(known, np.ones(4)) == 0
 
 
 def test_what_reads_architectures_is_not_tuned() -> None:

@@ -126,5 +126,5 @@ def test_side_by_side() -> None:
     both = Concatenated(Numbers(1, 2), Numbers(5, 1))
     codes = SPACE.encode(SPACE.extremes())
     np.testing.assert_array_equal(both.encode_codes(codes), [[1, 1, 5], [1, 1, 5]])
-    with pytest.raises(ValueError, match="pass an encoding"):
+    with pytest.raises(ValueError, match="pass one or more"):
         Concatenated()

@@ -1,1 +1,1 @@
-"""What this device is, how it is at the moment, and what would spoil numbers on it."""
+"""Facts, settings and current state of this device."""

@@ -1,8 +1,8 @@
-"""Control groups of this process: what they allow, and what became of it (Linux, cgroups(7)).
+"""Control groups of this process: their limits and counters (Linux, cgroups(7)).
 
-A limit of any group that the process's own group lies in holds as well, so every value is taken
-over the own group and its parents, as far as they are visible. Files have other names in versions
-1 and 2; both are read, since systems may mount both.
+The limits of all parent groups apply too, so every value covers the process's own group and its
+visible parents. File names differ between versions 1 and 2. Both are read, because a system can
+mount both.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from esm_agent.device import sysfs
 
-_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes spaces in paths
+_OCTAL = re.compile(r"\\([0-7]{3})")  # mountinfo's form of spaces in paths
 
 
 @dataclass(frozen=True)
 class CpuCounters:
-    """Counters of CPU bandwidth control, since the groups were made.
+    """Counters of CPU bandwidth control since the groups were created.
 
     Attributes:
-        periods: in which the group ran.
-        throttled: periods in which the quota stopped it.
-        throttled_s: for how long it was stopped.
+        periods: Periods in which the group ran.
+        throttled: Periods in which the quota stopped it.
+        throttled_s: Total time for which it was stopped, seconds.
     """
 
     periods: int
@@ -34,42 +34,42 @@ class CpuCounters:
 
 @dataclass(frozen=True)
 class ControlGroups:
-    """Folders of this process's control groups: its own first, then those that it lies in.
+    """Folders of this process's control groups: its own first, then the parents.
 
     Attributes:
-        cpu: of the controller that limits processor time; empty where there is none.
-        memory: likewise of memory.
+        cpu: Groups of the controller that limits processor time; empty without one.
+        memory: Groups of the controller that limits memory; empty without one.
     """
 
     cpu: tuple[Path, ...] = ()
     memory: tuple[Path, ...] = ()
 
     def cpu_quota(self) -> float | None:
-        """Return the processors' worth of time that the groups get; None without a limit."""
+        """Return the quota of processor time, in processors; None without a limit."""
         return min((q for q in map(_quota, self.cpu) if q is not None), default=None)
 
     def cpu_counters(self) -> CpuCounters | None:
-        """Return what bandwidth control counted; None where no group has such counters.
+        """Return the counters of bandwidth control; None if no group has any.
 
-        A stop at any level stops the process, so stops add up.
+        A stop of any group stops the process, so stops are added up.
         """
-        counted = [c for c in map(_counters, self.cpu) if c is not None]
-        if not counted:
+        counters = [c for c in map(_counters, self.cpu) if c is not None]
+        if not counters:
             return None
         return CpuCounters(
-            max(c.periods for c in counted),
-            sum(c.throttled for c in counted),
-            sum(c.throttled_s for c in counted),
+            max(c.periods for c in counters),
+            sum(c.throttled for c in counters),
+            sum(c.throttled_s for c in counters),
         )
 
     def memory_limit(self) -> int | None:
-        """Return the least limit in bytes, which in version 1 is a huge number without one."""
+        """Return the smallest limit, bytes; version 1 without a limit gives a huge number."""
         return min((n for n in map(_memory_limit, self.memory) if n is not None), default=None)
 
     def memory_available(self) -> int | None:
-        """Return the bytes that are left below the limits; None without any.
+        """Return the bytes left below the limits; None without a limit.
 
-        Cached files that were not used lately count as free, as in the kernel's MemAvailable.
+        Inactive cached files count as free, as in the kernel's MemAvailable.
         """
         left = []
         for group in self.memory:
@@ -82,9 +82,9 @@ class ControlGroups:
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """Return how many processes the kernel has killed for want of memory; None: not told.
+    """Return the number of processes that the kernel killed for lack of memory; None if unknown.
 
-    Counted in this process's own control group, or else on the whole machine.
+    The count is that of this process's own control group, or else of the whole machine.
     """
     for group in read_groups(root).memory[:1]:
         for name in ("memory.events", "memory.oom_control"):
@@ -94,29 +94,29 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 
 
 def read_groups(root: Path = Path("/")) -> ControlGroups:
-    """Find this process's control groups.
+    """Return this process's control groups.
 
     Args:
-        root: where ``proc`` and ``sys`` are; for tests.
+        root: Folder that holds ``proc`` and ``sys``; for tests.
     """
     mounts = list(_mounts(root))
-    found: dict[str, tuple[Path, ...]] = {}
-    # Controllers of version 1 first: one that is there is not in version 2.
+    groups: dict[str, tuple[Path, ...]] = {}
+    # Version 1 first: a controller that it has is not in version 2.
     lines = (sysfs.read(root / "proc/self/cgroup") or "").splitlines()
     for line in sorted(lines, key=lambda line: line.startswith("0::")):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not path:
             continue
         for name in ("cpu", "memory"):
-            if name in found or (controllers and name not in controllers.split(",")):
+            if name in groups or (controllers and name not in controllers.split(",")):
                 continue
-            found[name] = _folders(root, mounts, controllers, path)
-    return ControlGroups(found.get("cpu", ()), found.get("memory", ()))
+            groups[name] = _folders(root, mounts, controllers, path)
+    return ControlGroups(groups.get("cpu", ()), groups.get("memory", ()))
 
 
 @dataclass(frozen=True)
 class _Mount:
-    """A visible hierarchy, and the group that it is visible from; no controllers: version 2."""
+    """Mounted hierarchy and the group at its top; version 2 has no list of controllers."""
 
     controllers: frozenset[str]
     group: str
@@ -124,17 +124,20 @@ class _Mount:
 
 
 def _mounts(root: Path) -> Iterator[_Mount]:
-    """From proc(5), mountinfo: ``ID PARENT MAJOR:MINOR ROOT POINT OPTIONS ... - TYPE SOURCE
-    SUPER_OPTIONS``; the super options of version 1 name the controllers."""
+    """Yield the mounted hierarchies from mountinfo (proc(5)).
+
+    A line is ``ID PARENT MAJOR:MINOR ROOT POINT OPTIONS ... - TYPE SOURCE SUPER_OPTIONS``. The
+    super options of version 1 name the controllers.
+    """
     for line in (sysfs.read(root / "proc/self/mountinfo") or "").splitlines():
-        before, found, after = line.partition(" - ")
-        fields, about = before.split(), after.split()
-        if not found or len(fields) < 5 or len(about) < 3:
+        before, separator, after = line.partition(" - ")
+        fields, source = before.split(), after.split()
+        if not separator or len(fields) < 5 or len(source) < 3:
             continue
-        if about[0] not in ("cgroup", "cgroup2"):
+        if source[0] not in ("cgroup", "cgroup2"):
             continue
         group, point = (_OCTAL.sub(lambda o: chr(int(o[1], 8)), text) for text in fields[3:5])
-        controllers = about[2].split(",") if about[0] == "cgroup" else ()
+        controllers = source[2].split(",") if source[0] == "cgroup" else ()
         yield _Mount(frozenset(controllers), group, root / point.lstrip("/"))
 
 
@@ -144,16 +147,16 @@ def _folders(root: Path, mounts: list[_Mount], controllers: str, path: str) -> t
         if wanted <= mount.controllers if wanted else not mount.controllers:
             top, inside = mount.folder, _below(path, mount.group)
             break
-    else:  # where systems usually have it
+    else:  # the usual location
         top, inside = root / "sys/fs/cgroup" / controllers, path.lstrip("/")
     folder = top / inside
-    if not folder.is_dir():  # a container that sees only its own group, by the host's path
+    if not folder.is_dir():  # in a container: only its own group is visible, under the host's path
         folder = top
     return tuple(g for g in (folder, *folder.parents) if g == top or top in g.parents)
 
 
 def _below(path: str, group: str) -> str:
-    """The path of a group below the one that is mounted; what is outside of it is not visible."""
+    """Return the path of a group below the mounted one; "" if it is outside."""
     if group != "/" and (path == group or path.startswith(f"{group}/")):
         path = path[len(group) :]
     parts = [part for part in path.split("/") if part]
@@ -198,7 +201,7 @@ def _first_number(group: Path, names: tuple[str, ...]) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Return the numbers of a file with lines of a name and a number."""
     fields = {}
     for line in (sysfs.read(path) or "").splitlines():
         name, _, text = line.partition(" ")

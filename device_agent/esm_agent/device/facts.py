@@ -1,4 +1,4 @@
-"""What this device is: facts that a host stores with every measurement."""
+"""Facts of this device, which a host stores with every measurement."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ def device_info(
     cpus: tuple[int, ...] = (),
     isolation: tuple[str, ...] = (),
 ) -> DeviceInfo:
-    """Facts of this machine and of the runtime that measures on it.
+    """Return the facts of this machine and of its runtime.
 
     Args:
-        cpus: that it measures on; empty: all that this program may use.
+        runtime: Name and version of the runtime.
+        providers: Execution providers that it can measure on.
+        limits: Limits of the agent.
+        cpus: Numbers of the processors it measures on; empty for all available ones.
+        isolation: Restrictions of the measuring process.
     """
     return DeviceInfo(
         protocol_version=PROTOCOL_VERSION,
@@ -48,10 +52,10 @@ def device_info(
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this program can have: physical, or its control group's limit.
+    """Return the memory available to this program: all, or its control group's limit, bytes.
 
     Args:
-        root: where ``proc`` and ``sys`` are; for tests.
+        root: Folder that holds ``proc`` and ``sys``; for tests.
     """
     physical = physical_bytes()
     limit = read_groups(root).memory_limit()
@@ -59,24 +63,24 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def physical_bytes() -> int:
-    """Return this machine's memory, whatever a control group may have of it."""
+    """Return the memory of this machine, regardless of control groups, bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def usable_cpus() -> tuple[int, ...]:
-    """Numbers of the processors that this program may use."""
+    """Return the numbers of the processors that this program may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def cpu_model(root: Path = Path("/")) -> str:
-    """Return the processor's name as the kernel has it.
+    """Return the processor's name.
 
-    x86 says it in cpuinfo, single-board computers in the device tree.
+    It is in cpuinfo on x86, and in the device tree on single-board computers.
 
     Args:
-        root: where ``proc`` is; for tests.
+        root: Folder that holds ``proc``; for tests.
     """
     try:
         for line in (root / "proc/cpuinfo").read_text().splitlines():

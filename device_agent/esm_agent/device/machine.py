@@ -1,4 +1,4 @@
-"""How this device is set up, as far as it matters to timing: what stays while it measures."""
+"""Settings of this device that affect timing and stay constant while it measures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from esm_agent.device.facts import memory_bytes, physical_bytes, usable_cpus
 
 # "When the core temperature is between 80 and 85 degrees, the ARM cores will be progressively
 # throttled back" (Raspberry Pi documentation, Frequency management and thermal control). Its trip
-# points tell only where it switches off.
+# points give only the temperature at which it switches off.
 _PI_THROTTLES_AT_C = 80.0
 
 _TURBO_SWITCHES = (
-    # file under sys/devices/system/cpu, and what it says when turbo is on
+    # file under sys/devices/system/cpu, and its value when turbo is on
     ("intel_pstate/no_turbo", 0),
     ("cpufreq/boost", 1),
 )
@@ -26,11 +26,11 @@ _TURBO_SWITCHES = (
 
 @dataclass(frozen=True)
 class Turbo:
-    """The processor's clock above its nominal one.
+    """Setting of the processor's turbo clock.
 
     Attributes:
-        on: whether it may be used.
-        fix: command that switches it off.
+        on: Whether the processor may use it.
+        fix: Command that switches it off.
     """
 
     on: bool
@@ -39,20 +39,22 @@ class Turbo:
 
 @dataclass(frozen=True)
 class Machine:
-    """None and empty where the device does not tell.
+    """Settings of a machine; a value is None or empty if the device does not report it.
 
     Attributes:
-        online: numbers of the processors that are switched on.
-        usable: those that this process may run on.
-        siblings: processors that share a core, for cores of several.
-        max_mhz: highest clock of each processor.
-        isolated: processors that the kernel gives to nobody who does not ask for them.
-        quota: processors' worth of time that the control group gets; None without a limit.
-        memory_limit_bytes: of the control group; likewise.
-        physical_bytes: all memory of the machine.
-        throttles_at_c: temperature at which the clock is lowered.
-        clock_step_ns: smallest step of the clock that times runs.
-        clock_source: what the kernel's clock is made of.
+        memory_bytes: Memory available to this program.
+        online: Numbers of the processors that are switched on.
+        usable: Numbers of the processors that this process may run on.
+        siblings: Processors that share a core, for each core with several.
+        max_mhz: Highest clock of each processor.
+        isolated: Processors on which the kernel runs only programs pinned to them.
+        quota: Control group's quota of processor time, in processors; None without a limit.
+        memory_limit_bytes: Control group's memory limit; None without a limit.
+        physical_bytes: Memory of the whole machine.
+        turbo: Setting of the turbo clock.
+        throttles_at_c: Temperature at which the clock is lowered.
+        clock_step_ns: Smallest step of the clock that times runs.
+        clock_source: Hardware source of the kernel's clock.
     """
 
     memory_bytes: int
@@ -71,11 +73,11 @@ class Machine:
 
 
 def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) -> Machine:
-    """This machine.
+    """Return the settings of this machine.
 
     Args:
-        root: where ``proc`` and ``sys`` are; for tests.
-        usable: taken from the process's affinity where it is not given.
+        root: Folder that holds ``proc`` and ``sys``; for tests.
+        usable: Processors that this process may run on; by default those of its affinity.
     """
     usable = usable_cpus() if usable is None else usable
     groups = read_groups(root)
@@ -114,7 +116,7 @@ def cpu_list(text: str | None) -> tuple[int, ...]:
 
 
 def read_turbo(root: Path) -> Turbo | None:
-    """Return what is known of the clock above the nominal one; None where nothing is."""
+    """Return the setting of the turbo clock; None if it is unknown."""
     for name, on in _TURBO_SWITCHES:
         path = root / sysfs.CPU / name
         if (value := sysfs.number(path)) in (0, 1):
@@ -123,7 +125,7 @@ def read_turbo(root: Path) -> Turbo | None:
 
 
 def _limits(root: Path) -> Iterator[float]:
-    """Temperatures at which the processor is slowed down or switched off."""
+    """Yield temperatures at which the processor slows down or switches off, degrees Celsius."""
     if (sysfs.read(root / "proc/device-tree/model") or "").startswith("Raspberry Pi"):
         yield _PI_THROTTLES_AT_C
     for zone in sysfs.thermal_zones(root)[0]:
@@ -145,5 +147,5 @@ def _celsius(path: Path) -> Iterator[float]:
 def _clock_step_ns() -> int:
     readings = [time.perf_counter_ns() for _ in range(2000)]
     steps = (later - earlier for earlier, later in itertools.pairwise(readings))
-    # A clock that has not moved in 2000 readings moves too seldom for the other to matter.
+    # A clock that did not move in 2000 readings has a step of about a millisecond or more.
     return min((step for step in steps if step > 0), default=1_000_000)

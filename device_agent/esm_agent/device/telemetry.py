@@ -1,4 +1,4 @@
-"""The state of this device, read while it measures: cheap, and never guessed."""
+"""Reader of the device's state that is fast enough to run during a measurement."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from esm_agent.device.cgroups import read_groups
 from esm_protos.messages import DeviceState, GpuState
 
 Run = Callable[[Sequence[str]], str]
-"""Runs a command and returns what it printed; raises OSError or SubprocessError."""
+"""Function that runs a command and returns its output; it raises OSError or SubprocessError."""
 
-# nvml.h, NvmlClocksEventReasons; 0x1 says that the GPU is idle, which holds nothing back.
+# nvml.h, NvmlClocksEventReasons. 0x1 means an idle GPU, which is not a limit.
 _GPU_IDLE = 0x1
 _GPU_REASONS = {
     0x2: "applications_clocks_setting",
@@ -34,21 +34,21 @@ _GPU_REASONS = {
 
 
 def run_command(command: Sequence[str]) -> str:
-    """Its standard output; a command that takes longer than 2 s is killed."""
+    """Return a command's standard output; kill it after 2 s."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
     return done.stdout
 
 
 class Telemetry:
-    """Reads the device's state. What can be read is found out once, at construction.
+    """Reader of the device's state; the available sensors are looked up once, at construction.
 
-    :meth:`state` may be called from any thread and takes well below a millisecond, except where
-    it asks ``vcgencmd``, which is a process of its own (about 10 ms on a Raspberry Pi).
+    :meth:`state` can be called from any thread. It takes well below a millisecond, or about 10 ms
+    if it starts ``vcgencmd`` (Raspberry Pi).
 
     Args:
-        root: where ``proc`` and ``sys`` are; for tests.
-        run: runs ``vcgencmd``; where it is given, ``vcgencmd`` counts as installed.
-        gpu: looks at this NVIDIA GPU only, numbered as CUDA does with ``PCI_BUS_ID``.
+        root: Folder that holds ``proc`` and ``sys``; for tests.
+        run: Function that runs ``vcgencmd``; if given, ``vcgencmd`` counts as installed.
+        gpu: Number of the only NVIDIA GPU to read, in CUDA's order ``PCI_BUS_ID``; None for all.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Telemetry:
         self._gpus = _Gpus(gpu)
 
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
-        """What the device says of itself now.
+        """Return the current state of the device.
 
         Args:
-            at_ns: the time to write into it, see :class:`DeviceState`.
-            quick: leaves out what takes a process to ask.
+            at_ns: Time to record in the state; see :class:`DeviceState`.
+            quick: Whether to skip values that need a command.
 
         Returns:
-            ``own_s`` is the processor time of the process that calls this.
+            State whose ``own_s`` is the processor time of the calling process.
         """
         ticks = _words(sysfs.read(self._proc / "stat"))
         memory = sysfs.read(self._proc / "meminfo")
@@ -97,7 +97,7 @@ class Telemetry:
             pi_throttled=self._pi_bits(quick),
             throttle_events=_sum(_numbers(self._throttle_counts)),
             load_1min=_first_float(sysfs.read(self._proc / "loadavg")),
-            # user, nice, system, irq, softirq: not idle, iowait and what was stolen (proc(5)).
+            # user, nice, system, irq, softirq; without idle, iowait and steal (proc(5)).
             busy_s=_seconds(ticks, (0, 1, 2, 5, 6)),
             own_s=time.process_time(),
             stolen_s=_seconds(ticks, (7,)),
@@ -116,7 +116,7 @@ class Telemetry:
 
     def _temperature(self) -> float | None:
         celsius = [value / 1000 for value in _numbers(self._temperatures)]
-        # A sensor that is switched off says 0 K or nonsense.
+        # A sensor that is switched off reports 0 K or an impossible value.
         return max((value for value in celsius if -60 < value < 200), default=None)
 
     def _pi_bits(self, quick: bool) -> int | None:
@@ -125,14 +125,14 @@ class Telemetry:
         if self._vcgencmd is None or quick:
             return None
         try:
-            said = self._vcgencmd(("vcgencmd", "get_throttled"))
+            output = self._vcgencmd(("vcgencmd", "get_throttled"))
         except (OSError, subprocess.SubprocessError):
             return None
-        return sysfs.parse(said.strip().removeprefix("throttled="), 16)
+        return sysfs.parse(output.strip().removeprefix("throttled="), 16)
 
 
 class _Gpus:
-    """NVIDIA's GPUs through NVML, where its Python binding and its driver are installed."""
+    """NVIDIA GPUs read through NVML; none without its Python binding and driver."""
 
     def __init__(self, only: int | None) -> None:
         self._nvml: Any = None
@@ -148,11 +148,14 @@ class _Gpus:
                 name = pynvml.nvmlDeviceGetName(handle)
                 self._handles.append((name if isinstance(name, str) else name.decode(), handle))
         except pynvml.NVMLError:
-            return  # no driver, or a GPU that is lost: those before it still tell
+            return  # no driver or a lost GPU; the GPUs before it remain readable
 
     def _chosen(self, only: int | None) -> Iterator[Any]:
-        """NVML sees all GPUs; CUDA those that ``CUDA_VISIBLE_DEVICES`` lets through, numbered anew
-        in its order. Its entries are NVML's numbers or the beginnings of its UUIDs."""
+        """Yield the handles of the GPUs to read.
+
+        NVML lists all GPUs. CUDA lists only those of ``CUDA_VISIBLE_DEVICES``, in its order. Its
+        entries are NVML's numbers or prefixes of NVML's UUIDs.
+        """
         nvml = self._nvml
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         entry = None if only is None else str(only)
@@ -187,7 +190,7 @@ class _Gpus:
         )
 
     def _ask(self, function: str, *arguments: Any) -> float | None:
-        """None where this GPU, driver or binding does not tell."""
+        """Return a value from NVML; None if the GPU, driver or binding lacks it."""
         try:
             return float(getattr(self._nvml, function)(*arguments))
         except (AttributeError, self._nvml.NVMLError):
@@ -202,7 +205,7 @@ def _reason_names(bits: int) -> tuple[str, ...]:
 
 
 def _temperature_files(root: Path) -> list[str]:
-    """The processor's sensors, or else every thermal zone."""
+    """Return the files of the processor's sensors, or else of all thermal zones."""
     cpu_zones, zones = sysfs.thermal_zones(root)
     inputs = [
         path for hwmon in sysfs.cpu_hwmons(root) for path in sorted(hwmon.glob("temp*_input"))
@@ -225,7 +228,7 @@ def _sum(values: list[int]) -> int | None:
 
 
 def _words(text: str | None) -> list[str]:
-    """The numbers of /proc/stat's first line, that of all processors together."""
+    """Return the words of the first line of /proc/stat, which is for all processors together."""
     name, *words = (text or "").partition("\n")[0].split() or [""]
     return words if name == "cpu" else []
 
@@ -242,9 +245,9 @@ def _bytes(kib: int | None) -> int | None:
 
 
 def _field(text: str | None, name: str) -> int | None:
-    """The number after ``name`` at the start of a line."""
-    _, found, rest = f"\n{text or ''}".partition(f"\n{name} ")
-    words = rest.split(maxsplit=1) if found else []
+    """Return the number after ``name`` at the start of a line."""
+    _, separator, rest = f"\n{text or ''}".partition(f"\n{name} ")
+    words = rest.split(maxsplit=1) if separator else []
     return sysfs.parse(words[0]) if words else None
 
 

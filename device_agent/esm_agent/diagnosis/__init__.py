@@ -1,1 +1,1 @@
-"""Checks of what on this device would spoil measurements."""
+"""Checks for conditions of this device that disturb measurements."""

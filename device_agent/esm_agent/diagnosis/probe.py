@@ -1,4 +1,4 @@
-"""The doctor's probe: the reference models timed as a block like any other, and the noise in it."""
+"""The doctor's probe: a block of the reference models, and the noise in it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from esm_protos.messages import BlockResult, Measurement, MeasureSpec
 from esm_protos.paces import Paces
 
 Measure = Callable[[UploadedBlock], BlockResult]
-"""Has a block measured, and waits for it."""
+"""Function that measures a block and returns its result."""
 
 MIN_PROBE_S, MAX_PROBE_S = 0.1, 600.0
 
 _WINDOW_NS = 500_000_000
 _MIN_WINDOWS = 3
-# Time ends it first. The reference models are timed along as in every block, and so remembered.
+# The time limit ends the block. The reference models also run as references, as in every block,
+# so that the device's history includes them.
 _SPEC = MeasureSpec(runs=999_999, runs_per_visit=4, warmup=6, references=True)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How steadily the probe ran.
+    """Noise of a probe.
 
     Attributes:
-        spread: standard deviation of the device's pace from half second to half second, as a
-            share; None where the probe was too short for it.
-        span: by which share the slowest half second was slower than the fastest; likewise.
-        model_spreads: the spread of each model alone, by name.
-        intervals: half-width of the 95 % interval of each model's latency, as a share, the pace
-            that all share divided out; infinite where the probe was too short for it.
+        spread: Standard deviation of the device's pace between half seconds, as a share; None if
+            the probe was too short.
+        span: Slowdown of the slowest half second against the fastest, as a share; None if the
+            probe was too short.
+        model_spreads: Standard deviation of each model alone, as a share, by name.
+        intervals: Half-width of the 95 % interval of each model's latency, as a share, with the
+            common pace divided out; infinite if the probe was too short.
     """
 
     spread: float | None
@@ -46,7 +48,11 @@ class Noise:
 
 
 def check_probe_s(probe_s: float) -> None:
-    """Raises ValueError unless it is a sensible duration, seconds."""
+    """Check the duration of a probe, seconds.
+
+    Raises:
+        ValueError: it is out of range.
+    """
     if not MIN_PROBE_S <= probe_s <= MAX_PROBE_S:
         raise ValueError(
             f"a probe of {probe_s:g} s: give {MIN_PROBE_S:g} to {MAX_PROBE_S:g} seconds"
@@ -54,17 +60,16 @@ def check_probe_s(probe_s: float) -> None:
 
 
 def run_probe(measure: Measure, probe_s: float) -> BlockResult:
-    """Times the reference models in turn for ``probe_s`` seconds.
+    """Time the reference models in turn for ``probe_s`` seconds.
 
-    Raises:
-        Exception: whatever keeps ``measure`` from measuring; a model that fails is in the result.
+    A model that fails is in the result; errors of ``measure`` itself are raised.
     """
     spec = replace(_SPEC, max_block_s=probe_s)
     return measure(UploadedBlock(f"doctor-{uuid.uuid4()}", spec, reference_models()))
 
 
 def noise(result: BlockResult) -> Noise:
-    """What a probe whose models all ran tells."""
+    """Return the noise of a probe without failed models."""
     relative = {m.model_id: m.latency_ns / np.median(m.latency_ns) for m in result.measurements}
     starts = {m.model_id: m.start_ns for m in result.measurements}
     common = _windows(
@@ -82,12 +87,12 @@ def noise(result: BlockResult) -> Noise:
 
 
 def paces(result: BlockResult) -> Paces | None:
-    """Return what a probe tells of the device's paces; None without reference models."""
+    """Return the device's paces in a probe; None without reference models."""
     return estimate_measured((), _SPEC, result.references, result.usual).paces
 
 
 def _windows(starts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Medians of the values by half second; a last one that is not full is left out."""
+    """Return the median of the values of each half second, without an incomplete last one."""
     number = starts // _WINDOW_NS
     full = max(1, int(starts.max(initial=0)) // _WINDOW_NS)
     medians = [np.median(values[number == n]) for n in range(full) if (number == n).any()]

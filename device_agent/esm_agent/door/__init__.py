@@ -1,1 +1,1 @@
-"""Who comes in: certificates, tokens, and the interceptor that asks for them."""
+"""Access control: certificates, tokens, and the interceptor that checks them."""

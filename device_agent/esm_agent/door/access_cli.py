@@ -1,4 +1,4 @@
-"""``esm-agent pair`` and ``esm-agent tokens``: who may use this agent from elsewhere."""
+"""Commands ``esm-agent pair`` and ``esm-agent tokens``, for access from other machines."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def pair(
         where = check_host(address) if address else _guessed_address()
     except ValueError:
         raise typer.BadParameter(
-            f"'{address}' is no address: give the name or address of this device, without a port",
+            f"invalid address '{address}': give the name or address of this device, without a port",
             param_hint="--address",
         ) from None
     folder = config_folder(config)
     own = own_certificate(folder)
     new = None
     if own is None or renew_certificate or dates(own[0])[1] < datetime.now(UTC):
-        new = make_certificate()  # before the token, which would be lost if this failed
+        new = make_certificate()  # before the token, which would be lost if this fails
     name, token = TokenFile(folder).add(name)
     if new is not None:
         keep_certificate(folder, *new)
@@ -105,7 +105,10 @@ def pair(
 @tokens.command("list")
 @one_line_errors
 def list_tokens(config: Config = None) -> None:
-    """List the tokens of workstations. Example: esm-agent tokens list"""
+    """List the tokens of workstations.
+
+    Example: esm-agent tokens list
+    """
     from esm_agent.door.tokens import TokenFile, config_folder
 
     known = TokenFile(config_folder(config)).all()
@@ -124,7 +127,10 @@ def revoke(
     ],
     config: Config = None,
 ) -> None:
-    """Revoke the token of a workstation at once. Example: esm-agent tokens revoke laptop"""
+    """Revoke the token of a workstation at once.
+
+    Example: esm-agent tokens revoke laptop
+    """
     from esm_agent.door.tokens import TokenFile, config_folder
 
     TokenFile(config_folder(config)).revoke(name)
@@ -132,16 +138,16 @@ def revoke(
 
 
 def _device_name() -> str:
-    """This hostname, as one word that no shell changes."""
+    """Return the hostname as one word without special characters of shells."""
     host = socket.gethostname().partition(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-") or "device"
 
 
 def _guessed_address() -> str:
-    """The address of the interface that leads elsewhere, else the host name."""
-    # Addresses of documentation; nothing is sent.
-    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+    """Return the address of the interface with the default route, else the hostname."""
+    # Addresses reserved for documentation; nothing is sent to them.
+    for family, remote in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))
+            probe.connect((remote, 9))
             return str(probe.getsockname()[0])
     return socket.gethostname()

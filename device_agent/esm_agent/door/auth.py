@@ -1,7 +1,7 @@
-"""The front door: who may call which method, and by which name the agent knows them.
+"""Authentication of calls: which clients may call the agent, and their names.
 
-One of three doors is chosen when the agent starts: plain text for this machine (or a network that
-is trusted), TLS with tokens, or TLS with client certificates of the users' own authority.
+The agent uses one of three doors: plain text, for this machine or a trusted network; TLS with
+tokens; or TLS with client certificates of the users' own authority.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import grpc
 from esm_agent.door.certificate import dates, out_of_dates, own_certificate
 from esm_agent.door.tokens import TokenFile, config_folder, hash_of
 from esm_agent.errors import AccessError
-from esm_agent.operation.logs import sparing
+from esm_agent.operation.logs import limited_event
 from esm_agent.operation.metrics import Metrics
 from esm_protos.text import foreign
 
@@ -46,30 +46,31 @@ LISTED = frozenset(
         "/grpc.health.v1.Health/Watch",
     }
 )
-"""All that may be called, by whoever may come in. What is not in here is refused."""
+"""Methods that an authenticated client may call; all others are refused."""
 
 PAIR = (
-    "this agent wants a valid token: run `esm-agent pair` on the device and paste the line that "
-    "it prints on the workstation"
+    "this agent needs a valid token: run `esm-agent pair` on the device, then the command that it "
+    "prints on the workstation"
 )
 _EXPOSED = (
-    "a token came over plain text and must be considered known to others: revoke it "
-    "(`esm-agent tokens revoke NAME`), then `esm-agent pair` again and serve with --tls"
+    "a token was sent over plain text, where others can read it: revoke it "
+    "(`esm-agent tokens revoke NAME`), run `esm-agent pair` again and serve with --tls"
 )
 
 _SOON = timedelta(days=30)
-_THREADS = 8  # for refusals; the brake delays fewer at a time
+_THREADS = 8  # threads for refusals, more than the calls that the brake delays at a time
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Brake:
-    """Slows those down who fail again and again, each address for itself.
+    """Growing delay of the calls from an address whose authentication fails repeatedly.
 
     Args:
-        longest_s: no call is delayed for longer.
-        most_delayed: calls at a time, of everybody together; each holds one of the server's
-            threads for refusals. Further ones are refused at once.
+        longest_s: Longest delay of a call, seconds.
+        most_delayed: Number of calls, from all addresses, that are delayed at a time. Each holds a
+            thread for refusals. Further calls are refused at once.
+        clock: Monotonic clock, seconds.
     """
 
     _FIRST_S = 0.1
@@ -91,7 +92,7 @@ class Brake:
 
     @contextlib.contextmanager
     def failed(self, address: str) -> Iterator[float]:
-        """Counts a failure; gives for how many seconds the caller is to wait inside of it."""
+        """Count a failure; yield the delay of the call, seconds, to wait inside the context."""
         with self._lock:
             delay_s = self._count(address)
             if self._delayed == self._most_delayed:
@@ -108,22 +109,22 @@ class Brake:
         now = self._clock()
         before, last = self._failures.pop(address, (0, now))
         failures = before + 1 if now - last < self._FORGET_S else 1
-        self._failures[address] = failures, now  # the latest are last
+        self._failures[address] = failures, now  # the most recent entry is last
         if len(self._failures) > self._MOST_PEERS:
             self._failures.popitem(last=False)
         if failures == 1:
-            return 0.0  # a mistake
-        # Bounded before it is raised: 2.0**1024 overflows.
+            return 0.0  # a single failure is probably a mistake
+        # A bounded exponent: 2.0**1024 overflows.
         return min(self._FIRST_S * 2.0 ** min(failures - 2, 20), self._longest_s)
 
 
 class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Decides on every call by its metadata alone, before any of its messages is read.
+    """Interceptor that accepts or refuses a call by its metadata, before its messages are read.
 
     Attributes:
-        credentials: of the port; None is plain text.
-        means: for people.
-        metrics: counts those who are turned away.
+        credentials: Credentials of the port; None for plain text.
+        means: Description of the method, for the log.
+        metrics: Counters of refused calls.
     """
 
     credentials: grpc.ServerCredentials | None = None
@@ -131,41 +132,41 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
     def __init__(self, brake: Brake | None = None) -> None:
         self._brake = brake or Brake()
-        # Those who are turned away never wait in front of those who come in.
+        # A pool of their own, so that refused calls never delay accepted ones.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="esm-door")
         self.metrics = Metrics()
 
     @abstractmethod
     def client_of(self, context: grpc.ServicerContext) -> str:
-        """The name by which the agent knows the caller; aborts where it has become invalid."""
+        """Return the client's name; abort the call if its token has been revoked."""
 
     def owner_of(self, context: grpc.ServicerContext) -> str:
-        """Return whose files the caller may use; aborts where it has become invalid."""
+        """Return the owner of the files that a caller may use; abort as :meth:`client_of`."""
         return self.client_of(context)
 
     def caller_of(self, context: grpc.ServicerContext) -> str:
-        """Return the name under which a caller's calls are counted; never abort."""
+        """Return the name under which a caller's calls are counted, without aborting."""
         return context.peer()  # type: ignore[no-any-return]
 
-    def is_welcome(self, client: str) -> bool:
-        """Whether a client that came in may still do so."""
+    def has_access(self, client: str) -> bool:
+        """Return whether a client still has access."""
         return True
 
     @abstractmethod
     def refusal(self, metadata: Metadata) -> str | None:
-        """Why whoever calls with this metadata does not come in; None if they do."""
+        """Return why a call with this metadata is refused; None if it is accepted."""
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        # An exception in here refuses the call too.
+        # An exception here refuses the call too.
         if (reason := self.refusal(handler_call_details.invocation_metadata or ())) is not None:
             return self._refused(lambda context: self._turn_away(reason, context))
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method in LISTED:
-            return handler  # without a handler gRPC says UNIMPLEMENTED: another version's method
+            return handler  # None: gRPC answers UNIMPLEMENTED to another version's method
         text = f"{handler_call_details.method} may not be called"
         return self._refused(
             lambda context: _abort(context, grpc.StatusCode.PERMISSION_DENIED, text)
@@ -175,15 +176,18 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         gone = threading.Event()
         address = _address(context.peer())
         with self._brake.failed(address) as delay_s:
-            # A client that hangs up, or an agent that stops, ends the waiting.
+            # The wait ends early if the client disconnects or the agent stops.
             if delay_s and context.add_callback(gone.set):
                 gone.wait(delay_s)
-        sparing(log, logging.WARNING, "turned away", peer=address, reason=reason)
+        limited_event(log, logging.WARNING, "turned away", peer=address, reason=reason)
         self.metrics.refused(grpc.StatusCode.UNAUTHENTICATED.name)
         _abort(context, grpc.StatusCode.UNAUTHENTICATED, reason)
 
     def _refused(self, abort: Callable[[grpc.ServicerContext], NoReturn]) -> grpc.RpcMethodHandler:
-        """Fits methods of every kind: as streams in both directions, nothing is read beforehand."""
+        """Return a handler that aborts a call of any kind.
+
+        It streams in both directions, so no request is read first.
+        """
 
         def refuse(requests: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
             abort(context)
@@ -193,7 +197,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
 
 class OpenDoor(Door):
-    """Plain text: everybody who reaches the port comes in, and is anyone."""
+    """Plain text without authentication; all clients have the name ``anyone``."""
 
     means = "plain text, no token"
 
@@ -205,7 +209,7 @@ class OpenDoor(Door):
 
 
 class TokenDoor(Door):
-    """TLS: a token from the file opens, and its name is the client's."""
+    """TLS with tokens; the name of a token is the client's name."""
 
     means = "TLS, tokens"
 
@@ -218,20 +222,20 @@ class TokenDoor(Door):
 
     def client_of(self, context: grpc.ServicerContext) -> str:
         name = self._name_of(context.invocation_metadata())
-        if name is None:  # revoked since the call began
+        if name is None:  # revoked after the call began
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, PAIR)
         return name
 
     def owner_of(self, context: grpc.ServicerContext) -> str:
-        """As :meth:`Door.owner_of`: by the token, since its name may be given again."""
+        """Return the owner as in :meth:`Door.owner_of`, by the token; a name may be used again."""
         name = self.client_of(context)
         return f"{name} {hash_of(_token(context.invocation_metadata()))}"
 
     def caller_of(self, context: grpc.ServicerContext) -> str:
         return self._name_of(context.invocation_metadata()) or super().caller_of(context)
 
-    def is_welcome(self, client: str) -> bool:
-        return self._tokens.knows(client)
+    def has_access(self, client: str) -> bool:
+        return self._tokens.has_name(client)
 
     def refusal(self, metadata: Metadata) -> str | None:
         return PAIR if self._name_of(metadata) is None else None
@@ -242,7 +246,7 @@ class TokenDoor(Door):
 
 
 class CertificateDoor(Door):
-    """Mutual TLS: gRPC lets only certificates of the authority in, and theirs is the name."""
+    """Mutual TLS with certificates of an authority, whose common name is the client's name."""
 
     means = "mutual TLS"
 
@@ -263,7 +267,7 @@ class CertificateDoor(Door):
         if names and names[0]:
             return foreign(names[0].decode("utf-8", "replace"))
         pem: Sequence[bytes] = facts.get("x509_pem_cert", ())
-        if not pem:  # never with require_client_auth; but it is not to be anyone's lease then
+        if not pem:  # cannot happen with require_client_auth
             _abort(context, grpc.StatusCode.UNAUTHENTICATED, "a client certificate is required")
         return f"certificate {hashlib.sha256(pem[0]).hexdigest()[:16]}"
 
@@ -280,21 +284,27 @@ def choose_door(
     key: Path | None = None,
     client_ca: Path | None = None,
 ) -> Door:
-    """What ``esm-agent serve`` opens.
+    """Return the door that the options of ``esm-agent serve`` choose.
 
     Args:
-        config: folder of tokens and certificate; None: the user's.
+        config: Folder of tokens and certificate; None for the user's.
+        beyond_loopback: Whether the agent listens on other addresses than loopback.
+        tls: Whether to use TLS on loopback too.
+        insecure: Whether to use plain text beyond loopback.
+        certificate: The agent's certificate for mutual TLS.
+        key: Key of ``certificate``.
+        client_ca: Certificate of the authority of the clients.
 
     Raises:
-        AccessError: the options contradict each other, nothing was paired yet, or a certificate is
-            unusable.
+        AccessError: the options contradict each other, there is no token yet, or a certificate is
+            invalid.
     """
     own = (certificate, key, client_ca)
     if insecure and (tls or any(own)):
         raise AccessError("--insecure is plain text: leave it out, or the options for TLS")
     if any(own):
         if certificate is None or key is None or client_ca is None:
-            raise AccessError("mutual TLS takes all of --certificate, --key and --client-ca")
+            raise AccessError("mutual TLS needs all of --certificate, --key and --client-ca")
         return _mutual(certificate, key, client_ca)
     if insecure or not (tls or beyond_loopback):
         return OpenDoor()
@@ -312,7 +322,10 @@ def choose_door(
 
 
 def _mutual(certificate: Path, key: Path, client_ca: Path) -> Door:
-    """Looks at the files first: gRPC itself says of wrong ones that it cannot bind the port."""
+    """Return the door for mutual TLS, after a check of the files.
+
+    For invalid files gRPC only reports that it cannot bind the port.
+    """
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key, password=lambda: "")
@@ -320,20 +333,20 @@ def _mutual(certificate: Path, key: Path, client_ca: Path) -> Door:
         door = CertificateDoor(certificate.read_bytes(), key.read_bytes(), client_ca.read_bytes())
     except ssl.SSLError as error:
         raise AccessError(
-            f"{certificate}, {key} or {client_ca} is unusable ({error.reason or error}): give a "
+            f"{certificate}, {key} or {client_ca} is invalid ({error.reason or error}): give a "
             "certificate, its key without a password, and the clients' authority, all in PEM"
         ) from error
     except OSError as error:
         raise AccessError(f"{certificate}, {key} or {client_ca}: {error.strerror}") from error
-    _warn_of_dates(certificate.read_bytes(), "have your authority issue a new one")
+    _warn_of_dates(certificate.read_bytes(), "get a new one from your authority")
     return door
 
 
 def _warn_of_dates(certificate: bytes, cure: str) -> None:
-    """Warn of a certificate whose dates keep workstations out, or soon will.
+    """Log a warning if a certificate is out of date or expires soon.
 
-    The agent serves all the same: it is the workstations' clocks that count, and its own may be
-    wrong until the network sets it.
+    The agent still serves: workstations check the dates by their own clocks, and the device's
+    clock may be wrong until the network sets it.
     """
     if reason := out_of_dates(certificate):
         log.warning(
@@ -347,7 +360,7 @@ def _warn_of_dates(certificate: bytes, cure: str) -> None:
 
 
 def _token(metadata: Metadata) -> str:
-    """The token of a call; empty where there is none."""
+    """Return the token of a call; "" without one."""
     values = [value for key, value in metadata if key == "authorization"]
     if len(values) != 1 or not isinstance(values[0], str):
         return ""
@@ -356,10 +369,10 @@ def _token(metadata: Metadata) -> str:
 
 
 def _address(peer: str) -> str:
-    """Of ``ipv4:192.168.1.5:40312`` or ``ipv6:%5B::1%5D:40312`` the part without the port."""
+    """Return a peer such as ``ipv4:192.168.1.5:40312`` without its port."""
     return unquote(peer).rpartition(":")[0] or peer
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
     context.abort(code, text)
-    raise AssertionError  # abort() raises; this tells type checkers so
+    raise AssertionError  # for type checkers: abort() always raises

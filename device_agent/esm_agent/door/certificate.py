@@ -1,4 +1,4 @@
-"""The agent's own certificate: self-signed, and known to workstations by its fingerprint."""
+"""The agent's self-signed certificate, which workstations identify by its fingerprint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from esm_agent.errors import AccessError
 from esm_protos.text import install
 
 SERVER_NAME = "esm-agent"
-"""What every agent's own certificate is issued to: the fingerprint tells agents apart, and an
-address may change."""
+"""Subject of every agent's own certificate. Agents differ by fingerprint, and addresses change."""
 
-# A workstation pins the certificate itself, so dates would add nothing. They would lock out a
+# A workstation pins the certificate itself, so dates would add no security. They would lock out a
 # device whose clock was wrong when it was paired, or is wrong now.
 _VALID_FROM = datetime(1970, 1, 1, tzinfo=UTC)
 _VALID_TO = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280, 4.1.2.5: no expiry
@@ -23,7 +22,7 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 def own_certificate(folder: Path) -> tuple[bytes, bytes] | None:
-    """Certificate and key in PEM, or None before the first pairing.
+    """Return certificate and key in PEM; None before the first pairing.
 
     Raises:
         AccessError: the file cannot be read.
@@ -35,19 +34,27 @@ def own_certificate(folder: Path) -> tuple[bytes, bytes] | None:
         return None
     except OSError as error:
         raise AccessError(
-            f"cannot read {path} ({error.strerror}): it has to be a file of the agent's own user"
+            f"cannot read {path} ({error.strerror}): make it a file of the agent's own user"
         ) from error
     return begin + certificate, key
 
 
 def keep_certificate(folder: Path, certificate: bytes, key: bytes) -> None:
-    """Instead of the one that is there; raises AccessError where the file cannot be written."""
+    """Store the agent's certificate and key, in place of older ones.
+
+    Raises:
+        AccessError: the file cannot be written.
+    """
     make_private_folder(folder)
-    write_private(_path(folder), key + certificate)  # one file: never a key of another certificate
+    write_private(_path(folder), key + certificate)  # one file, so key and certificate always match
 
 
 def make_certificate() -> tuple[bytes, bytes]:
-    """A self-signed certificate on the curve P-256, and its key, in PEM; raises AccessError."""
+    """Create a self-signed certificate on the curve P-256, and its key, in PEM.
+
+    Raises:
+        AccessError: the package cryptography is not installed.
+    """
     _require_cryptography()
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -81,16 +88,16 @@ def make_certificate() -> tuple[bytes, bytes]:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """``sha256:`` and 64 digits, of a certificate in PEM."""
+    """Return the fingerprint of a certificate in PEM: ``sha256:`` and 64 digits."""
     der = ssl.PEM_cert_to_DER_cert(certificate.decode("ascii"))
     return f"sha256:{hashlib.sha256(der).hexdigest()}"
 
 
 def dates(certificate: bytes) -> tuple[datetime, datetime]:
-    """Return from when until when a certificate in PEM is valid.
+    """Return the first and the last date on which a certificate in PEM is valid.
 
     Raises:
-        AccessError: it is no certificate.
+        AccessError: it is not a certificate.
     """
     _require_cryptography()
     from cryptography import x509
@@ -99,16 +106,16 @@ def dates(certificate: bytes) -> tuple[datetime, datetime]:
         parsed = x509.load_pem_x509_certificate(certificate)
     except ValueError as error:
         raise AccessError(
-            "the agent's certificate is not one in PEM: run `esm-agent pair --renew-certificate`"
+            "the agent's certificate is not in PEM: run `esm-agent pair --renew-certificate`"
         ) from error
     return parsed.not_valid_before_utc, parsed.not_valid_after_utc
 
 
 def out_of_dates(certificate: bytes) -> str | None:
-    """Say why a certificate is not valid by this device's clock; None if it is.
+    """Return why a certificate is not valid by this device's clock; None if it is valid.
 
     Raises:
-        AccessError: it is no certificate.
+        AccessError: it is not a certificate.
     """
     begin, end = dates(certificate)
     now = datetime.now(UTC)

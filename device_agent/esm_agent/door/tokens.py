@@ -1,4 +1,4 @@
-"""Who may use this agent: names and hashed tokens in a private file, read anew when it changes."""
+"""Tokens of workstations: names and hashes in a private file, reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _VERSION = 1
 KEPT_S = 60.0
-"""Time for which the last tokens count while the file cannot be opened."""
+"""Time for which the last tokens stay valid while the file cannot be opened, seconds."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A paired workstation.
+    """Token of a paired workstation.
 
-    A plain SHA-256 suffices: a token is 256 random bits, which nobody finds by trying, so there is
-    nothing that a slow or salted hash would protect.
+    A plain SHA-256 is sufficient: a token has 256 random bits, so it cannot be found by trial. A
+    slow or salted hash would add no protection.
     """
 
     name: str
@@ -47,7 +47,7 @@ def config_folder(given: Path | None = None) -> Path:
     """Return the folder of tokens and certificate: as given, else ``$XDG_CONFIG_HOME/esm-agent``.
 
     Raises:
-        AccessError: nothing is given, and this user has no home folder.
+        AccessError: no folder is given, and this user has no home folder.
     """
     if given is not None:
         return given
@@ -58,10 +58,11 @@ def config_folder(given: Path | None = None) -> Path:
 
 
 class TokenFile:
-    """The tokens of a folder. Safe to use from several threads, and programs.
+    """Tokens of a folder, safe to use from several threads and programs.
 
     Args:
-        clock: seconds.
+        folder: Folder of the file.
+        clock: Monotonic clock, seconds.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -75,20 +76,24 @@ class TokenFile:
         self._trouble = ""
 
     def name_of(self, token: str) -> str | None:
-        """Whose token this is; None if nobody's. Takes the same time wherever it differs."""
+        """Return the name of a token, in constant time; None if it is unknown."""
         given = hash_of(token)
-        found: str | None = None
+        name: str | None = None
         for known in self._current():
             if hmac.compare_digest(known.sha256, given):
-                found = known.name
-        return found
+                name = known.name
+        return name
 
-    def knows(self, name: str) -> bool:
-        """Whether there is a token of this name."""
+    def has_name(self, name: str) -> bool:
+        """Return whether a token of this name exists."""
         return any(known.name == name for known in self._current())
 
     def all(self) -> tuple[Token, ...]:
-        """Raises AccessError where the file cannot be read."""
+        """Return all tokens.
+
+        Raises:
+            AccessError: the file cannot be read.
+        """
         try:
             return self._read()
         except FileNotFoundError:
@@ -101,7 +106,12 @@ class TokenFile:
             ) from error
 
     def _read(self) -> tuple[Token, ...]:
-        """Raises OSError where the file cannot be opened, ValueError where it holds no tokens."""
+        """Read the file.
+
+        Raises:
+            OSError: it cannot be opened.
+            ValueError: it has another form.
+        """
         text = self._path.read_bytes()
         try:
             data = json.loads(text)
@@ -114,16 +124,16 @@ class TokenFile:
             raise ValueError(str(error) or repr(error)) from error
 
     def add(self, name: str | None = None) -> tuple[str, str]:
-        """Makes a token; only its hash is kept.
+        """Create a token and store its hash.
 
         Args:
-            name: None takes the first of host1, host2... that is free.
+            name: Name of the workstation; None for the first unused of host1, host2, ...
 
         Returns:
-            Its name, and the token.
+            The name and the token.
 
         Raises:
-            AccessError: the name is taken or unsuitable, or the file cannot be read or written.
+            AccessError: the name is in use or invalid, or the file cannot be read or written.
         """
         if name is not None and not _NAME.fullmatch(name):
             raise AccessError(f"invalid name '{name}': use letters, digits, '.', '_' and '-'")
@@ -142,7 +152,11 @@ class TokenFile:
         return name, secret
 
     def revoke(self, name: str) -> None:
-        """Raises AccessError where there is no such token, or the file cannot be changed."""
+        """Remove a token.
+
+        Raises:
+            AccessError: the token does not exist, or the file cannot be changed.
+        """
         with self._changing() as tokens:
             left = [token for token in tokens if token.name != name]
             if len(left) == len(tokens):
@@ -152,10 +166,10 @@ class TokenFile:
             tokens[:] = left
 
     def _current(self) -> tuple[Token, ...]:
-        """Return the tokens that the file holds now.
+        """Return the tokens that are valid now.
 
-        A file that cannot be opened is tried again at the next call, and what it held last counts
-        for :data:`KEPT_S`. Nobody gets in without a file, or with one that holds something else.
+        If the file cannot be opened, the last tokens stay valid for :data:`KEPT_S`, and the next
+        call tries again. If the file is missing or invalid, no token is valid.
         """
         with self._lock:
             try:
@@ -168,7 +182,7 @@ class TokenFile:
                 self._keep_for_now(error)
                 return self._tokens
             except ValueError as error:
-                # Written by hand, perhaps not yet to the end: it is read again when it changes.
+                # A user may be editing it: it is read again when it changes.
                 log.error(
                     "no token is accepted: %s cannot be read (%s): remove it and run "
                     "`esm-agent pair` again",
@@ -184,11 +198,11 @@ class TokenFile:
 
     def _stamp_now(self) -> tuple[int, ...]:
         status = self._path.stat()
-        # Every change makes another file; ctime tells of changed rights.
+        # Every change creates a new file; ctime shows changed permissions.
         return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
     def _keep_for_now(self, error: OSError) -> None:
-        """The log says why once, and again when the time is up."""
+        """Keep the last tokens until :data:`KEPT_S` is over; log each new reason once."""
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
@@ -198,7 +212,7 @@ class TokenFile:
         consequence = (
             "no token is accepted until it can be read"
             if over or not self._tokens
-            else f"the tokens that it held last count for {KEPT_S:.0f} s"
+            else f"the last tokens stay valid for {KEPT_S:.0f} s"
         )
         trouble = f"{self._path} cannot be read: {_cure(error)}; {consequence}"
         if trouble != self._trouble:
@@ -207,11 +221,11 @@ class TokenFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Token]]:
-        """The tokens, to be changed in place; written when that ends without an error."""
+        """Yield the tokens, to be changed in place; write them if no error occurs."""
         make_private_folder(self._folder)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
-            lock(folder, wait=True)  # two programs at a time would lose a change
+            lock(folder, wait=True)  # without it, two programs could overwrite each other's change
             tokens = list(self.all())
             yield tokens
             data = {"version": _VERSION, "tokens": [asdict(token) for token in tokens]}
@@ -228,15 +242,15 @@ def _cure(error: OSError) -> str:
 
 
 def hash_of(token: str) -> str:
-    """Return what is kept of a token: its SHA-256, in hexadecimal."""
+    """Return the SHA-256 of a token, in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder for its owner only.
+    """Create a folder that only its owner can open.
 
     Raises:
-        AccessError: others may enter the one that is there, or it cannot be made.
+        AccessError: the folder exists and is open to others, or it cannot be created.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -244,14 +258,18 @@ def make_private_folder(folder: Path) -> None:
         if folder.stat().st_mode & 0o077:
             raise AccessError(
                 f"{folder} is open to other users: chmod 700 {folder} (or, on a file system "
-                "without permissions, choose another folder by --config)"
+                "without permissions, choose another folder with --config)"
             )
     except OSError as error:
-        raise AccessError(f"cannot make {folder}: {error.strerror}") from error
+        raise AccessError(f"cannot create {folder}: {error.strerror}") from error
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """As :func:`esm_protos.private_files.write_private`, but raises AccessError."""
+    """Write a file as :func:`esm_protos.private_files.write_private`.
+
+    Raises:
+        AccessError: the file cannot be written.
+    """
     try:
         private_files.write_private(path, data)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""How a model is measured: the process that does it, its protocols and runtimes."""
+"""Measurement of models: the measuring process, its protocols and its runtimes."""

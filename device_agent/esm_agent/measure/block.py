@@ -1,4 +1,4 @@
-"""A block as the agent has it: its models lie in files."""
+"""Block with its models as files on the device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from esm_protos.messages import Case, MeasureSpec
 
 @dataclass(frozen=True)
 class UploadedModel:
-    """One model of a block.
+    """Model of a block.
 
     Attributes:
-        path: of the ONNX file; its external data lies beside it.
-        case: how it is run; of its inputs, the file is at ``inputs``.
-        external: locations of external data that came with it.
+        model_id: Id of the model.
+        path: Path of the ONNX file; its external data is in the same folder.
+        case: Settings of its runs.
+        inputs: File with values of its inputs; None if all are drawn.
+        external: Locations of the external data sent with it.
     """
 
     model_id: str
@@ -27,12 +29,16 @@ class UploadedModel:
 
 @dataclass(frozen=True)
 class UploadedBlock:
-    """What is measured together.
+    """Models that are measured together.
 
     Attributes:
-        lease_id: in whose turn.
-        peak_memory: tell how much memory every model takes: they are loaded one by one.
-        profile_runs: profile every model for so many runs, after all of them were timed.
+        block_id: Id of the block.
+        spec: Settings of the measurement.
+        models: Models of the block.
+        lease_id: Id of the lease in whose turn it is measured.
+        peak_memory: Whether to measure the peak memory of every model, which loads them one by
+            one.
+        profile_runs: Number of profiled runs of every model, after all models are timed.
     """
 
     block_id: str

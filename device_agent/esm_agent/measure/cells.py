@@ -1,4 +1,4 @@
-"""Numbers that the agent and its measuring process share while both run."""
+"""Integers in memory that the agent and its measuring process share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import IO, Any
 
 
 class Cells:
-    """Whole numbers in memory that a spawned process gets as well.
+    """Integers in memory that can be shared with a spawned process.
 
-    Not multiprocessing's RawArray: that keeps its memory in /dev/shm, which may be read-only.
+    multiprocessing's RawArray uses /dev/shm, which may be read-only.
 
     Args:
-        count: how many, at first 0.
+        count: Number of integers; they start at 0.
 
     Raises:
-        OSError: there is no memory to share.
+        OSError: no shared memory is available.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,7 +28,7 @@ class Cells:
         self._map(file, count)
 
     def _map(self, file: IO[bytes], count: int) -> None:
-        self._file = file  # to be handed to the process
+        self._file = file  # passed to the process
         self._count = count
         self._numbers = (ctypes.c_int64 * count).from_buffer(mmap.mmap(file.fileno(), 0))
 
@@ -39,7 +39,7 @@ class Cells:
         self._numbers[index] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (reduction.DupFd(self._file.fileno()), self._count)
+        return _restore, (reduction.DupFd(self._file.fileno()), self._count)
 
 
 def _memory() -> IO[bytes]:
@@ -48,7 +48,7 @@ def _memory() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _received(descriptor: Any, count: int) -> Cells:
+def _restore(descriptor: Any, count: int) -> Cells:
     cells = Cells.__new__(Cells)
     cells._map(os.fdopen(descriptor.detach(), "r+b"), count)
     return cells

@@ -1,10 +1,10 @@
-"""Values that a model's graph asks of its inputs: indices, shapes, axes, divisors, categories.
+"""Values that a model's graph requires of its inputs: indices, shapes, axes, divisors, categories.
 
-A drawn 0 or 1 is no shape that fits and no divisor. One table says what an operator asks of its
-inputs, by operator and position. A rule knows the declared shapes around the node, and gives values
-that fit them; it gives None where any value will do, or where nothing is declared to go by.
+A random 0 or 1 is not a valid shape or divisor. A table holds a rule for each operator and input
+position with such a requirement. A rule returns values that fit the declared shapes around the
+node. It returns None if any value is valid, or if too little is declared.
 
-Rules are followed from the graph's inputs through operators that pass values on.
+Values are followed from the graph's inputs through operators that pass them on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import tensor_type
 
 _MOST_BYTES = 256 << 20
-"""Size of a model that is read for this; in a larger one, 0 and 1 are tokens of its tables."""
+"""Maximum size of a model to read; in larger models, 0 and 1 are usually valid tokens."""
 _MOST_WAYS = 10_000
-"""To write a number as a product that are tried."""
+"""Maximum number of factorisations to try."""
 _PASSED_ON = {"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose"}
-"""Operators whose output has the values of their first input."""
+"""Operators that pass the values of their first input on."""
 _DROPOUT_RATIO, _IOU_THRESHOLD = 0.5, 0.5
 _SAMPLE_RATE_HZ, _DFT_LENGTH = 16_000, 16
 _DEPTH = 2
@@ -43,11 +43,15 @@ Declared = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Use:
-    """An input position of a node at which a drawn input arrives.
+    """Input position of a node that receives a drawn input.
 
     Attributes:
-        dims: of the drawn input.
-        kind: of its elements, as :class:`numpy.dtype` has it.
+        facts: Declarations of the graph.
+        node: Node.
+        position: Position of the input.
+        dims: Shape of the drawn input.
+        kind: Kind of its elements, as in :class:`numpy.dtype`.
+        rng: Random number generator.
     """
 
     facts: Facts
@@ -62,12 +66,12 @@ class Use:
         return math.prod(self.dims)
 
     def shape(self, position: int = 0) -> Declared | None:
-        """Return the shape at an input of the node; None if nothing is declared."""
+        """Return the shape of an input of the node; None if it is not declared."""
         names = self.node.input
         return self.facts.shapes.get(names[position]) if position < len(names) else None
 
     def output(self, position: int = 0) -> Declared | None:
-        """Return the shape of an output of the node; None if nothing is declared."""
+        """Return the shape of an output of the node; None if it is not declared."""
         names = self.node.output
         return self.facts.shapes.get(names[position]) if position < len(names) else None
 
@@ -75,28 +79,28 @@ class Use:
         return next((each for each in self.node.attribute if each.name == name), None)
 
     def integer(self, name: str, default: int) -> int:
-        found = self.attribute(name)
-        return default if found is None else found.i
+        attribute = self.attribute(name)
+        return default if attribute is None else attribute.i
 
     def size(self, position: int, axis: int) -> int | None:
-        """Return one dimension at an input of the node, where it is declared."""
+        """Return a dimension of an input of the node; None if it is not declared."""
         shape = self.shape(position)
         return None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
 
 
 Rule = Callable[[Use], Any]
-"""Gives an array of the input's number of elements, one number for all of them, or None."""
+"""Function that returns an array of the input's size, one number for all elements, or None."""
 
 
 class Facts:
-    """Declarations of a graph: the shapes of its values, and which nodes take them."""
+    """Declarations of a model: the shapes of its values, and the nodes that use them.
+
+    Args:
+        model: Model.
+        drawn: Shapes of the graph's inputs, without free dimensions.
+    """
 
     def __init__(self, model: view.Model, drawn: Mapping[str, Dims]) -> None:
-        """Collect from all bodies of a model.
-
-        Args:
-            drawn: shapes of the graph's inputs, with sizes for what the model leaves free.
-        """
         self.shapes: dict[str, Declared] = {}
         self._uses: dict[str, list[tuple[view.Node, int]]] = defaultdict(list)
         for body in bodies(model):
@@ -117,7 +121,7 @@ class Facts:
         self.shapes.update(drawn)
 
     def uses(self, name: str) -> Iterator[tuple[view.Node, int]]:
-        """Yield the nodes that take a value, and where, also once others have passed it on."""
+        """Yield the nodes that use a value, directly or passed on, and the input positions."""
         todo, seen = [name], {name}
         while todo:
             for node, position in self._uses.get(todo.pop(), ()):
@@ -129,7 +133,7 @@ class Facts:
 
 
 def read(path: Path, drawn: Mapping[str, Dims]) -> Facts | None:
-    """Return what a model declares; None if it is too large to be read for this."""
+    """Return the declarations of a model; None if it is too large to read."""
     if path.stat().st_size > _MOST_BYTES:
         return None
     model = view.Model()
@@ -137,12 +141,12 @@ def read(path: Path, drawn: Mapping[str, Dims]) -> Facts | None:
         with mapped(path) as data:
             model.MergeFromString(data)
     except DecodeError:
-        return None  # the runtime took it all the same
+        return None  # although the runtime loaded it
     return Facts(model, drawn)
 
 
 def length(facts: Facts, name: str) -> int | None:
-    """Return how long an input of rank 1 has to be; None where the graph does not tell."""
+    """Return the required length of an input of rank 1; None if the graph does not determine it."""
     for node, position in facts.uses(name):
         rule = _LENGTHS.get((node.op_type, position))
         if rule is not None:
@@ -154,9 +158,17 @@ def length(facts: Facts, name: str) -> int | None:
 def fitting(
     facts: Facts, name: str, dims: Dims, dtype: np.dtype[Any], rng: np.random.Generator
 ) -> NDArray[Any] | None:
-    """Return values for a graph's input that suit the first node with a rule for it.
+    """Return values of a graph's input that fit the first node with a rule for it.
 
-    None if there is no such node, or if it takes any values.
+    Args:
+        facts: Declarations of the graph.
+        name: Name of the input.
+        dims: Shape of the input.
+        dtype: Type of its elements.
+        rng: Random number generator.
+
+    Returns:
+        None if there is no such node, or if any values are valid.
     """
     for node, position in facts.uses(name):
         rule = _RULES.get((node.op_type, position))
@@ -170,7 +182,7 @@ def fitting(
                     array = array.reshape(dims)
                 return np.array(np.broadcast_to(array, dims), dtype=dtype)
         except (ArithmeticError, LookupError, TypeError, ValueError):
-            continue  # what is declared makes no sense: the runtime will say so
+            continue  # invalid declarations, which the runtime reports
     return None
 
 
@@ -179,12 +191,12 @@ def _rank(shape: Declared | None) -> int | None:
 
 
 def _known(shape: Declared | None) -> Dims | None:
-    """A shape without free dimensions."""
+    """Return a shape without free dimensions; None if it has any."""
     return None if shape is None or None in shape else tuple(d for d in shape if d is not None)
 
 
 def _below(use: Use, size: int | None) -> Any:
-    """Indices: 0 and 1, or zeros where there is but one to point at."""
+    """Return zeros for indices below 1; None, which keeps 0 and 1, for a larger range."""
     return 0 if size == 1 else None
 
 
@@ -203,7 +215,7 @@ def _gathered_nd(use: Use) -> Any:
 
 
 def _new_shape(use: Use) -> Any:
-    """For Reshape; one dimension that is not declared is what is left."""
+    """Return the shape for Reshape, with -1 for the first dimension that is not declared."""
     wanted = use.output()
     if wanted is None or len(wanted) != use.count:
         return [1] * (use.count - 1) + [-1] if use.count else None
@@ -218,7 +230,7 @@ def _new_shape(use: Use) -> Any:
 
 
 def _output_shape(use: Use) -> Any:
-    """The output's sizes; 1 where they are not declared."""
+    """Return the output's sizes; 1 for those that are not declared."""
     wanted = use.output()
     if wanted is None or len(wanted) != use.count:
         return 1
@@ -226,7 +238,7 @@ def _output_shape(use: Use) -> Any:
 
 
 def _whole_ratios(use: Use) -> Any:
-    """For Tile: how many times larger the output is than the input."""
+    """Return the repeats for Tile: the sizes of the output over those of the input."""
     before, after = _known(use.shape(0)), _known(use.output())
     if before is None or after is None or not len(before) == len(after) == use.count:
         return 1
@@ -234,7 +246,7 @@ def _whole_ratios(use: Use) -> Any:
 
 
 def _resized(use: Use) -> tuple[list[int | None], list[int | None]]:
-    """Sizes before and after along the axes that Resize changes."""
+    """Return the sizes of input and output along the axes of Resize."""
     before, after = use.shape(0) or (), use.output() or ()
     axes_given = use.attribute("axes")
     axes = list(axes_given.ints) if axes_given is not None else list(range(len(before)))
@@ -259,13 +271,13 @@ def _sizes(use: Use) -> Any:
 
 
 def _region(use: Use) -> Any:
-    """For Resize: all of the input."""
+    """Return the region for Resize: the whole input."""
     half = use.count // 2
     return [0.0] * half + [1.0] * half
 
 
 def _changed_axes(use: Use, count: int) -> list[int]:
-    """Axes along which input and output differ, and others until there are enough."""
+    """Return ``count`` axes: those along which input and output differ, then others."""
     before, after = use.shape(0), use.output()
     if before is None or (len(use.node.input) < 4 and use.node.op_type in ("Pad", "Slice")):
         return list(range(count))
@@ -296,9 +308,9 @@ def _paddings(use: Use) -> Any:
 
 
 def _inserted(before: Declared | None, after: Declared | None, count: int) -> list[int]:
-    """Places of ``count`` dimensions of ``after`` that make ``before`` when they are left out.
+    """Return the places of ``count`` dimensions of ``after`` that ``before`` lacks.
 
-    Dimensions of 1 go first.
+    Dimensions of 1 are preferred.
     """
     if before is None or after is None or len(after) != len(before) + count:
         return list(range(count))
@@ -333,7 +345,7 @@ def _reduced(use: Use) -> Any:
 
 
 def _parts(use: Use) -> Any:
-    """For Split: sizes as declared, or equal ones."""
+    """Return the sizes for Split: as declared, else equal ones."""
     axis = use.integer("axis", 0)
     total = use.size(0, axis)
     if not use.dims and use.node.op_type == "SplitToSequence":
@@ -349,20 +361,20 @@ def _parts(use: Use) -> Any:
 
 
 def _top(use: Use) -> Any:
-    """For TopK: as many as the output has."""
+    """Return k for TopK: the size of the output."""
     wanted = use.output()
     axis = use.integer("axis", -1)
     return 1 if wanted is None else wanted[axis] or 1
 
 
 def _limit(use: Use) -> Any:
-    """For Range: as many numbers as the output has, from 0 by 1."""
+    """Return the limit for Range from 0 in steps of 1: the size of the output."""
     wanted = use.output()
     return 1 if not wanted or wanted[0] is None else wanted[0]
 
 
 def _divisors(use: Use) -> Any:
-    """Whole numbers that may be divided by."""
+    """Return integers above 0."""
     return use.rng.integers(1, 3, use.dims) if use.kind in "iu" else None
 
 
@@ -373,7 +385,7 @@ def _depth(use: Use) -> Any:
 
 
 def _trips(use: Use) -> Any:
-    """For Loop: as often as what it collects is long, or once."""
+    """Return the iterations for Loop: the length of a collected output, else 1."""
     collected = (use.output(place) for place in range(max(len(use.node.input) - 2, 0), 64))
     return next((shape[0] for shape in collected if shape and shape[0]), 1)
 
@@ -383,7 +395,7 @@ def _classes(use: Use) -> Any:
 
 
 def _whole_sequences(use: Use) -> Any:
-    """For recurrent operators: all sequences are as long as the longest may be."""
+    """Return the sequence lengths for recurrent operators: the maximum for all."""
     return use.size(0, 1 if use.integer("layout", 0) else 0)
 
 
@@ -398,7 +410,7 @@ def _cropped(use: Use) -> Any:
 
 
 def _grid_size(use: Use) -> Any:
-    """For AffineGrid: batch, one channel, and the sizes of the grid."""
+    """Return the size for AffineGrid: batch, one channel, and the sizes of the grid."""
     wanted = use.output() or ()
     batch = use.size(0, 0) or 1
     sizes = [size or 1 for size in wanted[1:-1]] or [1] * (use.count - 2)
@@ -406,13 +418,13 @@ def _grid_size(use: Use) -> Any:
 
 
 def _image(use: Use) -> Any:
-    """For Col2Im: the sizes of the image."""
+    """Return the image shape for Col2Im."""
     wanted = (use.output() or ())[2:]
     return [size or 1 for size in wanted] or None
 
 
 def _blocks(use: Use) -> Any:
-    """For Col2Im: sizes of a block that give as many channels and places as there are."""
+    """Return a block shape for Col2Im that gives the declared channels and positions."""
     given, wanted = _known(use.shape(0)), _known(use.output())
     if given is None or wanted is None or given[1] % wanted[1]:
         return 1
@@ -420,12 +432,12 @@ def _blocks(use: Use) -> Any:
     rank = len(image)
 
     def listed(name: str, default: int) -> list[int]:
-        found = use.attribute(name)
-        return list(found.ints) if found is not None else [default] * rank
+        attribute = use.attribute(name)
+        return list(attribute.ints) if attribute is not None else [default] * rank
 
     strides, dilations = listed("strides", 1), listed("dilations", 1)
-    found = use.attribute("pads")
-    pads = list(found.ints) if found is not None else [0] * (2 * rank)
+    given_pads = use.attribute("pads")
+    pads = list(given_pads.ints) if given_pads is not None else [0] * (2 * rank)
     divisors = [d for d in range(1, min(numbers, _MOST_WAYS) + 1) if numbers % d == 0]
     for ways in itertools.islice(itertools.product(divisors, repeat=rank), _MOST_WAYS):
         places = (
@@ -452,7 +464,7 @@ def _signal_length(use: Use) -> Any:
 
 
 def _frame_step(use: Use) -> Any:
-    """For STFT: so that the frames that are declared fit into the signal."""
+    """Return the frame step for STFT at which the declared frames fit into the signal."""
     signal, wanted = use.size(0, 1), use.output() or ()
     frames = wanted[1] if len(wanted) > 1 else None
     length = _frame_length(use)
@@ -478,13 +490,13 @@ def _window(use: Use) -> Any:
 
 
 def _categories(use: Use) -> Any:
-    """For encoders: categories that they know."""
+    """Return categories from the attributes of an encoder."""
     texts = [use.attribute(n) for n in ("keys_strings", "cats_strings", "classes_strings")]
     numbers = [use.attribute(n) for n in ("keys_int64s", "cats_int64s", "keys_floats")]
     known: list[Any] = []
-    for found in texts if use.kind in "OUS" else numbers:
-        if found is not None and not known:
-            known = [*found.ints, *found.floats, *(text.decode() for text in found.strings)]
+    for each in texts if use.kind in "OUS" else numbers:
+        if each is not None and not known:
+            known = [*each.ints, *each.floats, *(text.decode() for text in each.strings)]
     if not known:
         return None
     values = np.empty(len(known), dtype=object)
@@ -497,7 +509,7 @@ def _always(value: Any) -> Rule:
 
 
 def _regions(use: Use) -> Any:
-    """For MaxRoiPool: boxes of the first image."""
+    """Return regions for MaxRoiPool, all in the first image."""
     values = np.abs(use.rng.standard_normal(use.dims))
     values[:, 0] = 0
     return values
@@ -602,4 +614,4 @@ _LENGTHS: dict[tuple[str, int], Callable[[Use], int | None]] = {
     ("Tile", 1): lambda use: _rank(use.shape(0)),
     ("Upsample", 1): lambda use: _rank(use.shape(0)),
 }
-"""How many numbers an operator takes where the model leaves the length of its input free."""
+"""Rules for the length of an input whose dimension is free, by operator and position."""

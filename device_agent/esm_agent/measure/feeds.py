@@ -1,6 +1,6 @@
-"""The feed of a model: values that came with it, shapes that were given, the rest drawn.
+"""Inputs of a model: given values, given shapes, and random values for the rest.
 
-A free dimension takes the size that its name has elsewhere, or else 1.
+A free dimension gets the size that its name has in another input, else 1.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _WORDS = ("a", "an", "edge", "model", "of", "the", "to", "words")
 _SHOWN = 8
 _LONGEST = 100
 _STRING_BYTES = 64
-"""That a word takes, at least: a Python object and a pointer to it."""
+"""Minimum memory of a word: a Python object and a pointer to it."""
 _DRAWN_TENSORS = 2
-"""In a sequence that is drawn."""
+"""Number of tensors in a drawn sequence."""
 _SEQUENCE_DIMS = (1,)
-"""Of each of them, where the model declares none."""
+"""Shape of these tensors if the model declares none."""
 _PROTO_COPIES = 4
-"""How much more than its file a proto may take here: it is read, parsed and converted."""
+"""Memory of a proto relative to its file: it is read, parsed and converted."""
 _EIGHTHS = {
     "float8e4m3fn": (3, 7),
     "float8e4m3fnuz": (3, 8),
@@ -44,57 +44,62 @@ _EIGHTHS = {
     "float8e8m0": (0, 127),
     "float4e2m1": (1, 1),
 }
-"""Bits of the mantissa, and the exponent of 1, of small floats."""
+"""Bits of the mantissa, and the exponent of the number 1, by type of small floats."""
 
 _FEW = 64
-"""Floats are scales, ratios or limits only where there are no more; more of them are data."""
+"""Maximum number of floats that can be scales, ratios or limits; more floats are data."""
 _PLAIN = Case()
 
 Dims = tuple[int, ...]
 
 
 class _Slot(NamedTuple):
-    """An input as the model declares it."""
+    """Input as the model declares it.
+
+    Attributes:
+        name: Name of the input.
+        type: Type in ONNX Runtime's form.
+        dims: Dimensions: an integer if fixed, else a name or None; empty if the rank is unknown.
+    """
 
     name: str
     type: str
     dims: tuple[Any, ...]
-    """Integers where fixed, names or None where free; empty also where the rank is not told."""
 
     @property
     def kind(self) -> ValueType:
-        found = runtime_type(self.type)
-        if found is None:
+        kind = runtime_type(self.type)
+        if kind is None:
             raise ModelError(
                 FailureKind.UNSUPPORTED_OP,
-                f"input {_short(self.name)} is of type {_short(self.type)}; this agent feeds "
+                f"input {_short(self.name)} is of type {_short(self.type)}; this agent supports "
                 "tensors, sequences of tensors and optional ones",
             )
-        return found
+        return kind
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its array; of types that numpy lacks, of their bits."""
+        """Type of the array that holds its values or, if numpy lacks their type, their bits."""
         return np.dtype(self.kind.element.storage)
 
     @property
     def type_name(self) -> str:
-        """As :class:`esm_protos.messages.Input` has it."""
+        """Type in the form of :class:`esm_protos.messages.Input`."""
         return str(self.kind)
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What a model is fed.
+    """Inputs of a model's runs.
 
     Attributes:
-        arrays: by name, one for a tensor, a tuple for a sequence, None for an absent optional
-            value; of types that numpy lacks, the bits.
-        inputs: what they are.
-        types: by name.
-        given: whether shapes or arrays came with the model.
-        free: names of inputs with dimensions that nobody gave, taken as 1.
-        drawn: names of inputs whose values were drawn.
+        arrays: Values by name: an array for a tensor, a tuple for a sequence, None for an absent
+            optional value. Arrays of types that numpy lacks hold the bits.
+        inputs: Descriptions of the inputs.
+        types: Types by name.
+        given: Whether shapes or values were given with the model.
+        free: Names of inputs with free dimensions that were set to 1.
+        drawn: Names of inputs with random values.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -105,18 +110,18 @@ class Feed:
     drawn: tuple[str, ...] = ()
 
     def blamed(self, failure: Failure) -> Failure:
-        """Return a failure of the first run with what was fed, where that may be the reason.
+        """Return a failure of the first run, with the inputs if they may be its cause.
 
-        The runtime took the model, so that it is the inputs that do not fit.
+        The runtime has loaded the model, so the inputs do not fit.
         """
         if failure.kind is not FailureKind.INVALID_MODEL or not self.inputs:
             return failure
         fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
         text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
-            text += f"; free dimensions of {_listed(self.free)} were taken as 1: --shape sets them"
+            text += f"; free dimensions of {_listed(self.free)} were set to 1: --shape changes them"
         if self.drawn:
-            text += f"; values of {_listed(self.drawn)} were drawn: --input gives others"
+            text += f"; values of {_listed(self.drawn)} are random: --input sets them"
         return Failure(FailureKind.INVALID_INPUT, text)
 
 
@@ -127,25 +132,27 @@ def draw(
     given: Path | None = None,
     path: Path | None = None,
 ) -> Feed:
-    """Return what a session is fed.
+    """Return the inputs for a session.
 
-    Drawn floats are standard normal; whole numbers 0 or 1, valid indices, tokens and flags almost
-    everywhere; strings short words. Where the model's graph asks for others, as a shape or a
-    divisor, :mod:`~.constraints` gives them. A drawn sequence has two tensors, an optional value
-    is there.
+    Random floats are standard normal, and strings are short words. Random integers are 0 or 1,
+    which are nearly always valid indices, tokens and flags. If the graph needs other values, for
+    example a shape or a divisor, :mod:`~.constraints` supplies them. A random sequence has two
+    tensors. An optional value is present.
 
     Args:
-        session: of the runtime; asked for the inputs that it takes.
-        given: a zip of values by their inputs' names, ``NAME.npy`` as in an ``.npz``, or
-            ``NAME.pb`` of an ONNX TensorProto, SequenceProto or OptionalProto. What it lacks is
-            drawn; inputs that are initializers too keep their value.
-        path: of the model, which declares what the runtime does not tell: the dimensions of
-            tensors in sequences, and what its nodes ask of their inputs. Without it those tensors
-            are vectors of one element, and any values are drawn.
+        session: Session of the runtime, which lists the inputs.
+        seed: Random seed.
+        case: Settings of the runs, with given shapes.
+        given: Zip of values by input name; None for none. An entry is ``NAME.npy`` as in an
+            ``.npz``, or ``NAME.pb`` with a TensorProto, SequenceProto or OptionalProto. Missing
+            values are random. Inputs that are also initializers keep their value.
+        path: Path of the model. It gives the shapes of tensors in sequences, which the runtime
+            does not report, and the constraints of its nodes. Without it, these tensors are
+            vectors of one element, and there are no constraints.
 
     Raises:
-        ModelError: UNSUPPORTED_OP for an input of another kind, INVALID_INPUT where the shapes
-            or values that were given do not fit, OUT_OF_MEMORY where the inputs do not.
+        ModelError: UNSUPPORTED_OP for an unsupported type, INVALID_INPUT if given shapes or values
+            do not fit, OUT_OF_MEMORY if the inputs do not fit into memory.
     """
     slots = {slot.name: slot for slot in map(_slot, session.get_inputs())}
     if path is not None and any(slot.kind.is_sequence for slot in slots.values()):
@@ -162,8 +169,8 @@ def draw(
         dims = _dims_of(value)
         if dims is not None and shapes.setdefault(name, dims) != dims:
             raise _refused(
-                f"input {_short(name)} came with shape {_dims(dims)} and is to have "
-                f"{_dims(shapes[name])}: leave one of them out"
+                f"the given value of input {_short(name)} has shape {_dims(dims)}, the given shape "
+                f"is {_dims(shapes[name])}: leave one of them out"
             )
     sizes: dict[str, tuple[int, str]] = {}
     for name, dims in shapes.items():
@@ -196,7 +203,7 @@ def draw(
             else:
                 dims = shapes[slot.name]
                 arrays[slot.name] = _values(slot, dims, rng)
-                if facts is not None:  # by numbers of their own, so that all others stay
+                if facts is not None:  # a generator of their own keeps the other values the same
                     own = np.random.default_rng((seed, position))
                     fitting = constraints.fitting(facts, slot.name, dims, slot.dtype, own)
                     arrays[slot.name] = arrays[slot.name] if fitting is None else fitting
@@ -214,37 +221,39 @@ def draw(
 
 def _slot(node: Any) -> _Slot:
     slot = _Slot(node.name, node.type, tuple(node.shape or ()))
-    assert slot.kind  # or it is refused
+    assert slot.kind  # raises for an unsupported type
     return slot
 
 
 def _facts(
     path: Path | None, drawn: Sequence[_Slot], shapes: Mapping[str, Dims]
 ) -> constraints.Facts | None:
-    """Return what the graph asks of its inputs; None where it asks nothing of such inputs."""
-    asked = (slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW for slot in drawn)
-    if path is None or not any(asked):
+    """Return the declarations of the graph; None if no input of this kind can be constrained."""
+    open_ = (slot.dtype.kind not in "fc" or math.prod(shapes[slot.name]) <= _FEW for slot in drawn)
+    if path is None or not any(open_):
         return None
     return constraints.read(path, {s.name: shapes[s.name] for s in drawn if not s.kind.is_sequence})
 
 
 def _declared(path: Path, slots: Mapping[str, _Slot]) -> dict[str, _Slot]:
-    """Sequences with the dimensions that the model declares of their tensors."""
+    """Return the sequences, with the declared dimensions of their tensors."""
     model = view.Model()
     with mapped(path) as data:
         model.MergeFromString(data)
-    found = {}
+    sequences = {}
     for given in model.graph.input:
         if given.name in slots and slots[given.name].kind.is_sequence:
             shape = tensor_type(given.type).shape
             dims = (d.dim_value if d.dim_value > 0 else d.dim_param or None for d in shape.dim)
-            found[given.name] = slots[given.name]._replace(dims=tuple(dims))
-    return found
+            sequences[given.name] = slots[given.name]._replace(dims=tuple(dims))
+    return sequences
 
 
 def _dims_of(value: Value) -> Dims | None:
-    """Dimensions of a tensor, or of every tensor in a sequence; None if those differ or are
-    none."""
+    """Return the shape of a tensor, or of all tensors in a sequence.
+
+    None if the tensors' shapes differ, or if there is no tensor.
+    """
     if not isinstance(value, tuple):
         return None if value is None else tuple(value.shape)
     dims = {tuple(tensor.shape) for tensor in value}
@@ -252,14 +261,22 @@ def _dims_of(value: Value) -> Dims | None:
 
 
 def _is_fixed(dim: Any) -> bool:
-    return isinstance(dim, int) and dim >= 0  # the runtime insists on 0 too
+    return isinstance(dim, int) and dim >= 0  # for the runtime, 0 is fixed too
 
 
 def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:
-    """Refuses dimensions that the model does not take; adds to ``sizes`` what they make of its
-    named ones: how much, and by which input."""
+    """Check a shape against the declared one, and add its named dimensions to ``sizes``.
+
+    Args:
+        slot: Input as declared.
+        dims: Given shape.
+        sizes: Size of each named dimension, and the input that set it.
+
+    Raises:
+        ModelError: INVALID_INPUT if the shape does not fit.
+    """
     if not slot.dims:
-        return  # a scalar or of any rank, the runtime's words are the same
+        return  # a scalar or any rank: the runtime reports both in the same way
     given = f"input {_short(slot.name)}: the model takes {_dims(slot.dims)}, given {_dims(dims)}"
     if len(slot.dims) != len(dims):
         raise _refused(f"{given}, of {len(dims)} dimensions instead of {len(slot.dims)}")
@@ -268,12 +285,12 @@ def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:
             if declared != size:
                 raise _refused(given)
         elif isinstance(declared, str):
-            # Dimensions of one name may differ: the runtime does not hold them together.
+            # The runtime accepts different sizes for dimensions of the same name.
             sizes.setdefault(declared, (size, slot.name))
 
 
 def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, Value]:
-    """The values that came; every header is checked before its array is read."""
+    """Read the given values; every header is checked before its array is read."""
     values: dict[str, Value] = {}
     try:
         for name, is_proto, size_bytes, file in _members(path):
@@ -284,15 +301,15 @@ def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, Value]:
             values[name] = read(slot, size_bytes, file)
     except (ModelError, MemoryError):
         raise
-    except Exception as error:  # zipfile, zlib and numpy have many ways to say it
+    except Exception as error:  # zipfile, zlib and numpy raise many types of errors
         raise _refused(
-            f"the inputs are no .npz that numpy.savez wrote, nor a zip of ONNX values: {error}"
+            f"the inputs are neither an .npz of numpy.savez nor a zip of ONNX values: {error}"
         ) from error
     return values
 
 
 def _members(path: Path) -> Iterator[tuple[str, bool, int, Any]]:
-    """Name, whether it is a proto, bytes, and an open file, of every value."""
+    """Yield name, whether it is a proto, size in bytes, and open file of every value."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             name, dot, suffix = entry.filename.rpartition(".")
@@ -308,7 +325,7 @@ def _from_proto(slot: _Slot, size_bytes: int, file: Any) -> Value:
         value = onnx_values.decode(file.read(), slot.kind)
     except ValueError as error:
         raise _refused(f"input {_short(slot.name)}: {_short(error)}") from error
-    if isinstance(value, np.ndarray):  # tensors in a sequence may be of any shape
+    if isinstance(value, np.ndarray):  # tensors in a sequence may have any shape
         _fit(slot, value.shape, {})
     return value
 
@@ -321,7 +338,7 @@ def _from_npy(slot: _Slot, size_bytes: int, file: Any) -> NDArray[Any]:
     file.seek(0)
     array = npy.read_array(file, allow_pickle=False)
     array = np.ascontiguousarray(array, np.object_ if dtype.kind == "U" else slot.dtype)
-    return array.reshape(shape)  # of a scalar it makes one dimension
+    return array.reshape(shape)  # ascontiguousarray adds a dimension to a scalar
 
 
 def _header(file: Any) -> tuple[Dims, np.dtype[Any]]:
@@ -331,7 +348,7 @@ def _header(file: Any) -> tuple[Dims, np.dtype[Any]]:
     elif version == (2, 0):
         shape, _, dtype = npy.read_array_header_2_0(file)
     else:
-        raise ValueError(f"arrays of version {version[0]} are of no type that models take")
+        raise ValueError(f"arrays of version {version[0]} have a type that no model accepts")
     if any(dim < 0 for dim in shape):
         raise ValueError("a negative dimension")
     return shape, dtype
@@ -341,8 +358,8 @@ def _check_type(slot: _Slot, dtype: np.dtype[Any]) -> None:
     element = slot.kind.element
     if slot.kind.is_sequence or not element.in_numpy:
         raise _refused(
-            f"input {_short(slot.name)} is {slot.type_name}, which no .npz has: give it as an "
-            "ONNX value, or leave it out"
+            f"input {_short(slot.name)} is {slot.type_name}, which an .npz cannot hold: give it as "
+            "an ONNX value, or leave it out"
         )
     fits = dtype.kind == "U" if element.name == "string" else dtype == slot.dtype
     if not fits:
@@ -352,13 +369,17 @@ def _check_type(slot: _Slot, dtype: np.dtype[Any]) -> None:
 
 
 def _check_memory(sizes: Mapping[str, int], shapes: Mapping[str, Dims], given: bool) -> None:
-    """Before anything is allocated, since a system may promise more memory than it has."""
+    """Check the size of inputs before they are allocated, because systems overcommit memory.
+
+    Raises:
+        ModelError: INVALID_INPUT or, if nothing was given, OUT_OF_MEMORY.
+    """
     total, most = sum(sizes.values()), memory_bytes()
     if total <= most:
         return
     name = max(sizes, key=sizes.__getitem__)
     text = (
-        f"the inputs take {total / 1e9:.1f} GB, more than this device's memory of "
+        f"the inputs need {total / 1e9:.1f} GB, more than this device's memory of "
         f"{most / 1e9:.1f} GB; the largest is {_short(name)}"
     )
     if name in shapes:
@@ -392,7 +413,7 @@ def _values(slot: _Slot, dims: Dims, rng: np.random.Generator) -> NDArray[Any]:
 
 
 def _small_floats(element: Element, dims: Dims, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Bits of numbers between 0.5 and 2, of either sign where the type has one."""
+    """Return the bits of numbers between 0.5 and 2, of both signs if the type has them."""
     mantissa, one = _EIGHTHS[element.name]
     bits = rng.integers(one - 1 << mantissa, one + 1 << mantissa, dims)
     if element.name != "float8e8m0":
@@ -414,7 +435,7 @@ def _refused(text: str) -> ModelError:
 
 
 def _dims(dims: tuple[Any, ...]) -> str:
-    """``1x3xheight``, ``?`` where a dimension has no name."""
+    """Return a shape as text such as ``1x3xheight``, with ``?`` for a dimension without name."""
     return "x".join(_short("?" if d in (None, "") else d) for d in dims[:_SHOWN]) or "a scalar"
 
 

@@ -1,8 +1,8 @@
-"""Memory of what the agent's reference models took: how fast this device usually is.
+"""History of the latencies of the agent's reference models, which gives the usual ones.
 
-A file of lines, one per block: when, under which conditions, and what each reference took. Two
-agents of one user may share it. A block is never lost for it: lines that cannot be read are
-skipped, and a file that cannot be written is left as it is.
+The file has a line for each block: time, conditions, and latencies of the reference models. Two
+agents of a user can share it. An error in it never fails a block: invalid lines are skipped, and
+a file that cannot be written stays unchanged.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Version of the lines. Version 1 had the mean of the runs of the reference model without weights,
-version 2 has that of its visits' quickest runs: another latency."""
+"""Version of the lines. They differ for the reference model without weights: version 1 has the
+mean of all runs, version 2 that of the quickest run of each visit."""
 KEPT_S = 90 * 86_400.0
-"""How long a moment is remembered."""
+"""Time for which a moment is kept, seconds."""
 MOMENT_S = 300.0
-"""Blocks of so many seconds are one moment: else a busy hour would outweigh a quiet month."""
+"""Duration of a moment, seconds. Without moments, a busy hour would outweigh a quiet month."""
 _MOST_MOMENTS = 1000
 _KEPT_LINES = 3
-"""Lines kept of a moment: they show how blocks differ within it."""
-_MOST_BYTES = 3 << 20  # then the file is written anew, with a few lines for each moment
+"""Number of lines kept of a moment, to show how blocks differ within it."""
+_MOST_BYTES = 3 << 20  # size at which the file is shortened to a few lines per moment
 _MOST_READ_BYTES = 2 * _MOST_BYTES
 _LOCK_S, _LOCK_POLL_S = 2.0, 0.01
-"""Time for which a block waits for other agents to write theirs."""
+"""Time for which a block waits for the lock, and the interval between attempts, seconds."""
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 Conditions = Mapping[str, str]
-"""What must be equal for two moments to be of the same device in the same setting."""
+"""Device and settings; only moments with equal conditions are comparable."""
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """What is remembered under some conditions.
+class HistoryRecord:
+    """History under some conditions.
 
     Attributes:
-        conditions: in which the lines agree.
-        since_unix_s: time of the first line.
-        usual: None where no moment has latencies of enough references.
+        conditions: Conditions of all its lines.
+        since_unix_s: Time of the first line, Unix seconds.
+        usual: Usual latencies; None if no moment has enough reference models.
     """
 
     conditions: Conditions
@@ -83,13 +83,14 @@ def conditions(
     cpus: Sequence[int] = (),
     root: Path = Path("/"),
 ) -> dict[str, str]:
-    """Return the conditions of a block on this device as it is set up now.
+    """Return the conditions of a block with the current settings of this device.
 
     Args:
-        runtime: its name and version.
-        provider: that is measured with.
-        cpus: processors that are measured on; empty: all that this process may use.
-        root: where ``proc`` and ``sys`` are; for tests.
+        runtime: Name and version of the runtime.
+        spec: Settings of the block.
+        provider: Execution provider that runs the models.
+        cpus: Processors that run the models; empty for all available ones.
+        root: Folder that holds ``proc`` and ``sys``; for tests.
     """
     folders = sysfs.cpu_folders(root)
     read = {
@@ -122,31 +123,38 @@ def _settings(spec: MeasureSpec, provider: ProviderInfo) -> Iterator[str]:
 
 
 def history_file() -> Path:
-    """Return systemd's place for it, else the user's; raise OSError without a home folder."""
+    """Return the path of the file in systemd's folder, else in the user's.
+
+    Raises:
+        OSError: this user has no home folder.
+    """
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0]) / "history.jsonl"
     return user_folder("XDG_STATE_HOME", ".local/state") / "esm-agent" / "history.jsonl"
 
 
 class HistoryFile:
-    """A device's history.
+    """History of a device in a file.
 
     Args:
-        now: seconds since 1970.
+        path: Path of the file.
+        now: Clock, Unix seconds.
 
     Attributes:
-        problem: why the file could not be read or written since :meth:`usual` was last called;
-            else empty.
+        problem: Error of the file since the last call of :meth:`usual`; "" without one.
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self.path = path
         self._now = now
-        self._told = False
+        self._warned = False
         self.problem = ""
 
     def add(self, conditions: Conditions, latency_ns: Mapping[str, float]) -> None:
-        """Remember what the references took just now; nothing if none could be timed."""
+        """Add the latencies of the reference models in a block; do nothing without any.
+
+        An error of the file is logged once, and kept in :attr:`problem`.
+        """
         if not latency_ns:
             return
         line = {
@@ -157,46 +165,52 @@ class HistoryFile:
         }
         try:
             with self._locked() as file:
-                # First the end of a line that another program could not finish.
+                # The newline ends an incomplete line of another program.
                 file.write(b"\n" + json.dumps(line).encode())
                 file.flush()
                 if os.fstat(file.fileno()).st_size > _MOST_BYTES:
                     self._shorten()
         except OSError as error:
             self.problem = f"{self.path}: {error.strerror}"
-            if not self._told:  # once, and not after every block
-                log.warning("nothing is remembered in %s: %s", self.path, error.strerror)
-                self._told = True
+            if not self._warned:
+                log.warning("no history is kept in %s: %s", self.path, error.strerror)
+                self._warned = True
 
     def usual(self, conditions: Conditions, references: Sequence[str]) -> Usual | None:
-        """Return what is usual under these conditions; None where nothing is remembered.
+        """Return the usual latencies under these conditions; None without a history.
 
         Args:
-            references: names of the models, in the order of the result's columns.
+            conditions: Conditions of the block.
+            references: Names of the reference models, in the order of the result's columns.
         """
         self.problem = ""
         own = [line for line in self._lines() if line["conditions"] == conditions]
         return _usual(own, references)
 
-    def remembered(self) -> list[Remembered]:
-        """Return what is remembered, by conditions, the latest ones last."""
-        found = []
+    def records(self) -> list[HistoryRecord]:
+        """Return the history by conditions, the most recent ones last."""
+        records = []
         for lines in _by_conditions(self._lines()):
             names = sorted({name for line in lines for name in line["latency_ns"]})
             since_unix_s = min(line["at_unix_s"] for line in lines)
-            found.append(Remembered(lines[0]["conditions"], since_unix_s, _usual(lines, names)))
-        return found
+            usual = _usual(lines, names)
+            records.append(HistoryRecord(lines[0]["conditions"], since_unix_s, usual))
+        return records
 
     def forget(self) -> None:
-        """Remove the file; raises OSError if it cannot."""
+        """Delete the file.
+
+        Raises:
+            OSError: it cannot be deleted.
+        """
         self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
-        """Open the file to append to it, locked against other agents.
+        """Open the file for appending, locked against other agents.
 
         Raises:
-            OSError: it cannot be written to, or another program has it locked.
+            OSError: it cannot be written, or another program holds the lock.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
@@ -208,18 +222,18 @@ class HistoryFile:
                     if os.path.samestat(os.fstat(handle), self.path.stat()):
                         yield file
                         return
-                # Another agent has put a new file in its place.
+                # Another agent has replaced the file: try again with the new one.
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that are still remembered and make sense, in the order of writing.
+        """Return the valid lines within ``KEPT_S``, in the order of writing.
 
-        Times from further away, past or future, were told by a clock that was wrong.
+        Times further away come from a wrong clock.
         """
         now = self._now()
         return (line for line in self._read() if _is_sound(line) and _is_near(line, now))
 
     def _read(self) -> Iterator[Any]:
-        """Yield what the lines at the end of the file hold, of any format."""
+        """Yield the content of the lines at the end of the file, of any format."""
         texts: list[bytes] = []
         try:
             with open_regular(self.path) as file:
@@ -235,10 +249,10 @@ class HistoryFile:
                 yield json.loads(text)
 
     def _shorten(self) -> None:
-        """Leave a few lines of each of the newest moments, one where that is too much.
+        """Keep a few lines of each of the newest moments, or one if that is too much.
 
-        A clock that most lines contradict may be wrong, and forgets none of them. Lines that a
-        newer agent has written in another format stay, the last of them.
+        If most lines are too far from the current time, the clock may be wrong, and no line is
+        dropped for its age. The last lines of a newer agent's format are kept.
         """
         read, now = list(self._read()), self._now()
         sound = [line for line in read if _is_sound(line)]
@@ -265,33 +279,41 @@ class HistoryFile:
 
 
 def _lock_soon(file: IO[bytes]) -> None:
-    """Lock a file; raise OSError if another program does not let go of it: a block waits."""
+    """Lock a file within ``_LOCK_S``, because a block waits for it.
+
+    Raises:
+        OSError: another program holds the lock.
+    """
     ends = time.monotonic() + _LOCK_S
     while True:
         try:
             lock(file, wait=False)
         except BlockingIOError as error:
             if time.monotonic() > ends:
-                raise OSError(error.errno, "another program has it locked") from None
+                raise OSError(error.errno, "another program holds its lock") from None
             time.sleep(_LOCK_POLL_S)
         else:
             return
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read it; raise OSError for what may never end or never begin, as a FIFO."""
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it cannot be read, or it is not a regular file; reading a FIFO could block.
+    """
     return os.fdopen(_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK)), "rb")
 
 
 def _regular(handle: int) -> int:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return handle
 
 
 def _is_sound(line: Any) -> bool:
-    """Whether a line is of this format, and makes sense."""
+    """Return whether a line is valid and of this format."""
     try:
         values = line["latency_ns"].values()
         return (
@@ -310,38 +332,38 @@ def _is_near(line: Mapping[str, Any], now: float) -> bool:
 
 
 def _is_newer(line: Any) -> bool:
-    """Whether an agent of a later version wrote it."""
+    """Return whether a newer agent wrote a line."""
     number = line.get("format") if isinstance(line, dict) else None
     return isinstance(number, int) and number > FORMAT
 
 
 def _by_conditions(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the lines under the same conditions together, the latest conditions last."""
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Return the lines grouped by conditions, the most recent conditions last."""
+    groups: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        found[json.dumps(line["conditions"], sort_keys=True)].append(line)
-    return sorted(found.values(), key=lambda own: float(own[-1]["at_unix_s"]))
+        groups[json.dumps(line["conditions"], sort_keys=True)].append(line)
+    return sorted(groups.values(), key=lambda own: float(own[-1]["at_unix_s"]))
 
 
 def _moments(lines: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the lines of each of the newest moments, in the order of time."""
-    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    """Return the lines of each of the newest moments, in time order."""
+    groups: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        found[int(line["at_unix_s"] // MOMENT_S)].append(line)
-    return [found[number] for number in sorted(found)[-_MOST_MOMENTS:]]
+        groups[int(line["at_unix_s"] // MOMENT_S)].append(line)
+    return [groups[number] for number in sorted(groups)[-_MOST_MOMENTS:]]
 
 
 def _fullest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines that have the most references."""
+    """Return the lines with the most reference models."""
     most = max(len(line["latency_ns"]) for line in lines)
     return [line for line in lines if len(line["latency_ns"]) == most]
 
 
 def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
-    """Return what is usual over the moments of lines under the same conditions.
+    """Return the usual latencies over the moments of lines with equal conditions.
 
-    References that more than half of the moments lack are left out, and then lines that lack
-    another: a burst of poor blocks in one moment takes nothing from the others.
+    Reference models that more than half of the moments lack are left out, then all incomplete
+    lines. So failures in a single moment do not affect the others.
     """
     moments = _moments(lines)
     references = [
@@ -368,7 +390,7 @@ def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual 
 
 @cache
 def _references_digest() -> str:
-    """Return what tells reference models of other releases apart."""
+    """Return a digest of the reference models, which differ between releases."""
     digest = hashlib.sha256()
     for model in reference_models():
         digest.update(model.path.read_bytes())

@@ -1,4 +1,4 @@
-"""``esm-agent history``: what the agent remembers of its reference models."""
+"""Command ``esm-agent history``, which shows the history of the reference models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from esm_agent.one_line import fail, one_line_errors
 
 if TYPE_CHECKING:
-    from esm_agent.measure.history import Conditions, Remembered
+    from esm_agent.measure.history import Conditions, HistoryRecord
 
 SCHEMA_VERSION = 1
 
@@ -21,7 +21,7 @@ History = Annotated[
     Path | None,
     typer.Option(
         "--history",
-        help="File in which the latencies of the agent's reference models are remembered.",
+        help="File with the latencies of the agent's reference models.",
         show_default="~/.local/state/esm-agent/history.jsonl",
     ),
 ]
@@ -35,18 +35,20 @@ def show_history(
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
 ) -> None:
-    """Show what is usual for this device, or forget it. Example: esm-agent history --json -
+    """Show the usual latencies of this device's reference models, or delete them.
 
     Latencies are medians over moments of five minutes, with the standard deviation between
     moments. A running agent needs no restart.
+
+    Example: esm-agent history --json -
     """
     from esm_agent.measure.history import HistoryFile, history_file, open_regular
 
     if forget and output is not None:
-        fail(2, "--forget deletes the file and shows nothing: leave --json out")
+        fail(2, "--forget deletes the file without output: leave --json out")
     path = history or history_file()
     if not path.exists():
-        fail(1, f"{path} does not exist: nothing is remembered yet")
+        fail(1, f"{path} does not exist: there is no history yet")
     file = HistoryFile(path)
     if forget:
         try:
@@ -59,11 +61,11 @@ def show_history(
         open_regular(path).close()
     except OSError as error:
         fail(1, f"cannot read {path}: {error.strerror}")
-    remembered = file.remembered()
+    records = file.records()
     if output is None:
-        print("\n".join(_lines(path, remembered)))
+        print("\n".join(_lines(path, records)))
         return
-    text = json.dumps(_to_json(remembered), indent=2)
+    text = json.dumps(_to_json(records), indent=2)
     if str(output) == "-":
         print(text)
         return
@@ -74,9 +76,9 @@ def show_history(
     typer.echo(f"written to {output}", err=True)
 
 
-def _lines(path: Path, remembered: Sequence[Remembered]) -> list[str]:
-    lines = [str(path) if remembered else f"{path}: nothing is remembered"]
-    for each in remembered:
+def _lines(path: Path, records: Sequence[HistoryRecord]) -> list[str]:
+    lines = [str(path) if records else f"{path}: the history is empty"]
+    for each in records:
         since = datetime.fromtimestamp(each.since_unix_s, UTC)
         moments = 0 if each.usual is None else each.usual.moments
         plural = "" if moments == 1 else "s"
@@ -90,8 +92,8 @@ def _lines(path: Path, remembered: Sequence[Remembered]) -> list[str]:
         width = max(map(len, each.usual.references))
         for i, name in enumerate(each.usual.references):
             latency_ms, spread = each.usual.latency_ns[i] / 1e6, each.usual.spread[i, i]
-            told = f"{spread:.1%}" if moments > 1 else "unknown"
-            lines.append(f"  {name:<{width}}  {latency_ms:10.4f} ms  SD {told}")
+            deviation = f"{spread:.1%}" if moments > 1 else "unknown"
+            lines.append(f"  {name:<{width}}  {latency_ms:10.4f} ms  SD {deviation}")
     return lines
 
 
@@ -102,12 +104,12 @@ def _title(conditions: Conditions) -> str:
         *(own.pop(name, "") for name in ("runtime", "provider", "cpu")),
         *(f"{name} {value}" if value else "" for name, value in own.items()),
     ]
-    # A file may hold anything.
+    # The file may have been edited.
     text = ", ".join(word for word in words if word)
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _to_json(remembered: Sequence[Remembered]) -> dict[str, Any]:
+def _to_json(records: Sequence[HistoryRecord]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "remembered": [
@@ -116,6 +118,6 @@ def _to_json(remembered: Sequence[Remembered]) -> dict[str, Any]:
                 "since_unix_s": each.since_unix_s,
                 "usual": None if each.usual is None else each.usual.to_json(),
             }
-            for each in remembered
+            for each in records
         ],
     }

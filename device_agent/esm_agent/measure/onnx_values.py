@@ -1,4 +1,4 @@
-"""ONNX's TensorProto, SequenceProto and OptionalProto as arrays. What they hold is not trusted."""
+"""Decoder of ONNX's TensorProto, SequenceProto and OptionalProto, with checks of untrusted data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from esm_protos.v1 import onnx_values_pb2 as pb
 from esm_protos.value_types import BY_NUMBER, Element, ValueType
 
 Value: TypeAlias = NDArray[Any] | tuple[NDArray[Any], ...] | None
-"""A tensor, a sequence of tensors, or an optional value that is absent.
+"""Tensor, sequence of tensors, or absent optional value.
 
-Arrays have the type of :attr:`~esm_protos.value_types.Element.storage`: of types that numpy
-lacks, the bits.
+Arrays have the type of :attr:`~esm_protos.value_types.Element.storage`. For types that numpy
+lacks, they hold the bits.
 """
 
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
@@ -27,14 +27,14 @@ _FIELDS = {
     **dict.fromkeys(("uint32", "uint64"), ("uint64_data", "<u8")),
     "int64": ("int64_data", "<i8"),
 }
-"""Where a TensorProto without raw data has its numbers; all other types in ``int32_data``."""
+"""Field and type of the numbers in a TensorProto without raw data; other types: ``int32_data``."""
 
 
 def decode(data: bytes, kind: ValueType) -> Value:
-    """Read the proto that an input of this type takes.
+    """Decode the value of an input of this type.
 
     Raises:
-        ValueError: it is no such proto, of another type, or damaged.
+        ValueError: the data are another proto, have another type, or are damaged.
     """
     if not kind.is_optional:
         if kind.is_sequence:
@@ -46,21 +46,25 @@ def decode(data: bytes, kind: ValueType) -> Value:
     if optional.HasField("tensor_value") and not kind.is_sequence:
         return tensor(optional.tensor_value, kind.element)
     if optional.HasField("sequence_value") or optional.HasField("tensor_value"):
-        raise ValueError(f"the model takes {kind}, given an optional value of another kind")
+        raise ValueError(f"the model takes {kind}, given an optional value of another type")
     return None
 
 
 def tensor(proto: pb.Tensor, element: Element) -> NDArray[Any]:
-    """Return a tensor's array; raises ValueError."""
+    """Return a tensor as an array.
+
+    Raises:
+        ValueError: the tensor has another type, or is damaged.
+    """
     given = BY_NUMBER.get(proto.data_type)
     if given is not element:
         name = given.name if given else f"type {proto.data_type}"
         raise ValueError(f"the model takes {element.name}, given {name}")
     if proto.data_location == _EXTERNAL:
-        raise ValueError("its data lies in another file: save it with its data inside")
+        raise ValueError("its data is in another file: save it with its data inside")
     dims = tuple(proto.dims)
     if len(dims) > MAX_RANK or any(dim < 0 for dim in dims):
-        raise ValueError(f"no dimensions of a tensor: {str(list(dims))[:100]}")
+        raise ValueError(f"invalid shape: {str(list(dims))[:100]}")
     count = math.prod(dims)
     if element.name == "string":
         _check_count(len(proto.string_data), count, "strings")
@@ -71,7 +75,7 @@ def tensor(proto: pb.Tensor, element: Element) -> NDArray[Any]:
 
 
 def packed(array: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Pack elements of less than 8 bits, first ones into the low bits, as ONNX stores them."""
+    """Return elements of less than 8 bits as ONNX stores them, the first in the low bits."""
     per_byte = 8 // bits
     padded = np.zeros(-(-array.size // per_byte) * per_byte, dtype=np.uint8)
     padded[: array.size] = array.ravel() & (2**bits - 1)
@@ -83,14 +87,14 @@ def _parsed(data: bytes, proto: Any) -> Any:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise ValueError("it is no ONNX value, or of another kind than the input") from error
+        raise ValueError("not an ONNX value, or of another type than the input") from error
     assert isinstance(proto, Message)
     return proto
 
 
 def _sequence(proto: pb.Sequence, element: Element) -> tuple[NDArray[Any], ...]:
     if not proto.tensor_values and proto.elem_type not in (0, 1):
-        raise ValueError("a sequence of what is no tensor")
+        raise ValueError("a sequence of other values than tensors")
     return tuple(tensor(each, element) for each in proto.tensor_values)
 
 
@@ -113,7 +117,7 @@ def _numbers(proto: pb.Tensor, element: Element, count: int) -> NDArray[Any]:
         return _unpacked(numbers.astype(np.uint8), element.bits, count)
     if element.name == "bool":
         return np.asarray(numbers != 0)
-    if field == "int32_data":  # floats of 16 and 8 bits are there by their bits
+    if field == "int32_data":  # floats of 16 and 8 bits are stored as bits
         return numbers.astype(f"u{storage.itemsize}").view(storage)
     return numbers.astype(storage) if storage.kind != "c" else numbers.view(storage)
 
@@ -125,4 +129,4 @@ def _unpacked(stored: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.ui
 
 def _check_count(given: int, expected: int, what: str) -> None:
     if given != expected:
-        raise ValueError(f"its dimensions ask for {expected} {what}, it has {given}")
+        raise ValueError(f"its shape needs {expected} {what}, it has {given}")

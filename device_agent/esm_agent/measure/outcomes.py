@@ -1,4 +1,4 @@
-"""Typed outcomes of models that do not work, in the runtime's words without its noise."""
+"""Typed outcomes of models that fail, with the runtime's message in short form."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ _LACKING_WORDS = re.compile(
     r"not (?:yet )?(?:supported|implemented)|unsupported|only supports?\b|"
     r"type 'tensor\(\w+\)' of input parameter|failed to construct locale"
 )
-"""What the runtime says of operators, types, layouts and attributes that it does not have."""
+"""Messages of the runtime about unsupported operators, types, layouts and attributes."""
 
 
 class ModelError(Exception):
-    """A model cannot be measured; carries the outcome to report for it."""
+    """Error of a model that cannot be measured.
+
+    Attributes:
+        failure: Outcome to report.
+    """
 
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
@@ -28,7 +32,7 @@ class ModelError(Exception):
 
 
 def outcome(error: Exception) -> Failure:
-    """Return the outcome of a model at which ``error`` was raised."""
+    """Return the outcome of a model that raised ``error``."""
     if isinstance(error, ModelError):
         return error.failure
     if isinstance(error, MemoryError):
@@ -39,7 +43,7 @@ def outcome(error: Exception) -> Failure:
 
 
 def failure_kind(error: Exception) -> FailureKind:
-    """The outcome of a model on which the runtime raised ``error``."""
+    """Return the kind of failure of an error of the runtime."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
         return FailureKind.OUT_OF_MEMORY
@@ -49,15 +53,14 @@ def failure_kind(error: Exception) -> FailureKind:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what it says: the runtime's sentence, without line breaks and values of tensors.
+    """Return the runtime's message on one line, without values of tensors.
 
-    Cut are paths, signatures and conditions of the runtime's source. A runtime quotes shapes,
-    indices and sizes that it read from a model's data, which may not be the client's to read. Kept
-    are numbers of versions and of error codes, names, and the dimensions of an input beside those
-    that the model declares.
+    Paths, signatures and conditions of the runtime's source are removed. The runtime quotes
+    shapes, indices and sizes that it read from a model's data, which the client may not be allowed
+    to see. Versions, error codes, names, and the given and declared dimensions of inputs stay.
     """
     text = _sentence(" ".join(str(error).split()))
-    text = _LISTED.sub("…", _NUMBERS.sub(lambda found: found["kept"] or "…", text))
+    text = _LISTED.sub("…", _NUMBERS.sub(lambda match: match["kept"] or "…", text))
     return text[:_LONGEST] or type(error).__name__
 
 
@@ -94,24 +97,24 @@ _CONDITION = re.compile(r"\S.{0,300}? was false\. ?(?=\S)")
 
 
 def _sentence(text: str) -> str:
-    """Return the runtime's words, without the place in its source."""
-    text = _NODE.sub(lambda found: f"{found['op']} {found['name']!r}: ", _NOISE.sub("", text))
+    """Return the runtime's message without locations in its source."""
+    text = _NODE.sub(lambda match: f"{match['op']} {match['name']!r}: ", _NOISE.sub("", text))
     text = text.replace(" '': ", ": ")
     parts, at = [], 0
-    for found in _SOURCE.finditer(text):
-        if found.start() >= at:
-            parts.append(text[at : found.start()])
-            at = _after_function(text, found.end())
+    for match in _SOURCE.finditer(text):
+        if match.start() >= at:
+            parts.append(text[at : match.start()])
+            at = _after_function(text, match.end())
             condition = _CONDITION.match(text, at)
             at = condition.end() if condition else at
     return "".join([*parts, text[at:]]).strip()
 
 
 def _after_function(text: str, start: int) -> int:
-    """Return the place at which the message begins, after a function's name or signature."""
+    """Return the index at which the message begins, after a function's name or signature."""
     plain = _PLAIN_FUNCTION.match(text, start)
     opened = text.find("(", start)
-    # A signature has its types before its parentheses, and nothing else that ends a sentence.
+    # A signature has types before its parentheses, and no punctuation of a sentence.
     if opened < 0 or (plain and not _looks_like_signature(text[start:opened])):
         return plain.end() if plain else start
     depth, place = 0, opened

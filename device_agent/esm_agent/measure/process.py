@@ -23,6 +23,7 @@ from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.references import Company
 from esm_agent.measure.sandbox import Confinement, confine
 from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
+from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     DeviceState,
@@ -33,6 +34,8 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.metrics import PEAK_MEMORY, Metric
+from esm_protos.plugins import PluginError
 from esm_protos.providers import ProviderInfo
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class Hello(NamedTuple):
         missing: why providers are not there, by the place of their factory among the others.
         findings: what the doctor is to say of the providers.
         gpu: whether one of the providers runs on a GPU.
+        metrics: what its sources measure.
     """
 
     runtime: str
@@ -72,6 +76,13 @@ class Hello(NamedTuple):
     missing: Mapping[int, str] = {}
     findings: tuple[Finding, ...] = ()
     gpu: bool = False
+    metrics: tuple[Metric, ...] = ()
+
+
+class Refusal(NamedTuple):
+    """Why the process cannot measure as it was asked to; it ends then."""
+
+    text: str
 
 
 class JobResult(NamedTuple):
@@ -79,9 +90,9 @@ class JobResult(NamedTuple):
     has a latency."""
 
     measurements: dict[int, Measurement]
-    busy_ns: int
     running_ns: int
-    states: tuple[DeviceState, ...]
+    busy_ns: int = 0
+    states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
     no_references: str = ""
 
@@ -183,12 +194,23 @@ def main(
     make_telemetry: TelemetryFactory,
     confinement: Confinement,
     make_others: Sequence[BackendFactory] = (),
+    metrics: Sequence[str] = (),
 ) -> None:
-    """Takes jobs until the agent hangs up; ``make_others``: backends that need not work."""
+    """Take jobs until the agent hangs up.
+
+    Args:
+        make_others: backends that need not work.
+        metrics: names of sources of metrics.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     if sys.platform == "linux":
         # A hung native call must not outlive an agent that was killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        sources = load_sources(metrics)
+    except PluginError as error:
+        connection.send(Refusal(str(error)))
+        return
     isolation = confine(confinement)
     import numpy.random  # noqa: F401  else it would count for the first model's memory
     import onnxruntime
@@ -202,14 +224,15 @@ def main(
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
     infos = tuple(backend.info(state) for backend in backends.values())
     findings = tuple(each for backend in backends.values() for each in backend.findings())
-    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu))
+    told = tuple(metric for source in sources for metric in source.metrics)
+    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
         board.expect(job)
-        result = _measure(sessions, telemetry, job, board)
+        result = _measure(sessions, telemetry, job, board, sources)
         connection.send(result)
         if job.profile_runs:
             for profiled in _profiles(sessions, job, result, board):
@@ -237,38 +260,31 @@ def _backends(
     return made, missing
 
 
-class _Timed(NamedTuple):
-    """What a protocol gave; times count from ``origin_ns``."""
-
-    measurements: dict[int, Measurement]
-    running_ns: int
-    origin_ns: int
-    references: tuple[Measurement, ...] = ()
-    no_references: str = ""
-
-
-def _measure(sessions: Sessions, telemetry: Telemetry, job: Job, board: Board) -> JobResult:
+def _measure(
+    sessions: Sessions,
+    telemetry: Telemetry,
+    job: Job,
+    board: Board,
+    sources: Sequence[MetricSource],
+) -> JobResult:
     """One attempt at a block. A model that fails is left out and the rest is measured."""
     clock = time.perf_counter_ns
     began = clock()
+    visits = VisitMetrics(sources, board.tick)
     witness = Witness(telemetry, clock)
     gc.disable()  # no collection inside a timed run
     try:
         measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
-        timed = measure(sessions, witness, job, board, clock)
+        result, origin = measure(sessions, witness, job, board, clock, visits)
     finally:
         gc.enable()
         gc.collect()
-    states = witness.states(timed.origin_ns)
-    busy_ns = clock() - began
-    return JobResult(
-        timed.measurements,
-        busy_ns,
-        timed.running_ns,
-        states,
-        timed.references,
-        timed.no_references,
-    )
+    for index, measurement in result.measurements.items():
+        if measurement.failure is None:
+            metrics = {**measurement.metrics, **visits.values(index)}
+            result.measurements[index] = replace(measurement, metrics=metrics)
+    states = witness.states(origin)
+    return result._replace(busy_ns=clock() - began, states=states)
 
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
@@ -285,8 +301,14 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
 
 
 def _interleaved(
-    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> _Timed:
+    sessions: Sessions,
+    witness: Witness,
+    job: Job,
+    board: Board,
+    clock: timing.Clock,
+    visits: VisitMetrics,
+) -> tuple[JobResult, int]:
+    """Return the result without ``busy_ns`` and ``states``, and the clock when the runs began."""
     entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
@@ -299,12 +321,20 @@ def _interleaved(
         loaded.pop(index, None)
 
     def between(index: int, share: float) -> bool:
+        visits.end()
         board.write(State.MEASURING, index, share)
         witness.look()
         with board.references():
-            return company.visit()
+            cold = company.visit()
+        visits.begin(index)
+        return cold
+
+    def estimates(taken: Mapping[int, timing.Samples]) -> dict[int, Estimate]:
+        visits.end()
+        return _estimates(taken, loaded, company, references, job)
 
     def renew(samples: dict[int, timing.Samples], share: float) -> None:
+        visits.end()
         for index in list(samples):
             board.write(State.MEASURING, index, share)
             if loaded[index].load_ns + loaded[index].first_run_ns > _KEPT_NS:
@@ -334,14 +364,15 @@ def _interleaved(
         job.spec,
         between,
         clock,
-        board.tick,
+        visits.tick,
         {index: model.first_run_ns for index, model in loaded.items()},
         job.limit_s - (clock() - entered) / 1e9,
         failed,
-        lambda taken: _estimates(taken, loaded, company, references, job),
+        estimates,
         renew,
         board.finished,
     )
+    visits.end()
     with board.references():  # half of the time that is left: results take some as well
         company.complete((job.limit_s - (clock() - entered) / 1e9) / 2)
     measurements = {}
@@ -356,13 +387,14 @@ def _interleaved(
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
     told = _company(company, references, origin)
-    return _Timed(
+    no_references = sessions.no_references or "their runs failed"
+    result = JobResult(
         measurements,
         sum(each.running_ns for each in taken),
-        origin,
-        told,
-        "" if told or not job.references else sessions.no_references or "their runs failed",
+        references=told,
+        no_references="" if told or not job.references else no_references,
     )
+    return result, origin
 
 
 def _company(
@@ -401,11 +433,18 @@ def _estimates(
 
 
 def _sequential(
-    sessions: Sessions, witness: Witness, job: Job, board: Board, clock: timing.Clock
-) -> _Timed:
+    sessions: Sessions,
+    witness: Witness,
+    job: Job,
+    board: Board,
+    clock: timing.Clock,
+    visits: VisitMetrics,
+) -> tuple[JobResult, int]:
+    """As :func:`_interleaved`."""
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
+
     for position, index in enumerate(job.models):
         board.write(State.MEASURING, index, position / len(job.models))
         witness.look()
@@ -415,13 +454,15 @@ def _sequential(
         else:
             try:
                 _settle({index: model}, witness, board, clock)
-                samples = timing.sequential(model.run, job.spec, clock, board.tick)
+                visits.begin(index)
+                samples = timing.sequential(model.run, job.spec, clock, visits.tick)
+                visits.end()
                 measurements[index] = _measurement(job, index, model, samples, origin, board, clock)
                 running_ns += samples.running_ns
             except Exception as error:
                 measurements |= _failed(job, {index: failure_of_later_run(error)})
         del model  # before the next one is loaded
-    return _Timed(measurements, running_ns, origin)
+    return JobResult(measurements, running_ns), origin
 
 
 def _settle(
@@ -460,10 +501,11 @@ def _measurement(
 ) -> Measurement:
     """With the copies, which are timed now that all runs are over."""
     name = job.models[index].model_id
+    peak = model.peak_rss_bytes if job.peak_memory else None
     measurement = replace(
         samples.measurement(name, model.load_ns, model.first_run_ns, origin),
         inputs=model.model.feed.inputs,
-        peak_rss_bytes=model.peak_rss_bytes if job.peak_memory else None,
+        metrics={} if peak is None else {PEAK_MEMORY.key: peak},
         weight_bytes=model.weight_bytes,
         ran_on=model.model.ran_on,
         fallback=model.model.fallback,

@@ -1,7 +1,7 @@
-"""What confines the measuring process, whose models come from others and run native code.
+"""Confinement of the measuring process, which runs untrusted models in native code.
 
-Applied by the process to itself before it loads the runtime. Each measure is best effort, tried
-out where that is possible, and named in what :func:`confine` returns only if it took effect.
+The process confines itself before it loads the runtime. A measure that the system does not
+support is skipped. :func:`confine` returns the names of those that took effect.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from esm_agent.device.facts import memory_bytes, usable_cpus
 from esm_agent.device.machine import cpu_list
 
 MIN_MEMORY_BYTES = 256 << 20
-"""Less is hardly enough for the runtime itself."""
+"""Minimum memory limit; the runtime itself needs about as much."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def size_bytes(flag: str, text: str) -> int:
-    """A size as people write it; raises ValueError, naming the flag, where it is none."""
+    """Return a size such as ``1500M`` or ``2G`` in bytes.
+
+    Raises:
+        ValueError: it is not a size; the message names ``flag``.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{flag} {text}: give a size such as 1500M or 2G")
@@ -40,18 +44,18 @@ def size_bytes(flag: str, text: str) -> int:
 
 
 def default_memory_bytes() -> int:
-    """Three quarters of what there is: the agent and the system need the rest."""
+    """Return three quarters of the memory; the agent and the system need the rest."""
     return memory_bytes() * 3 // 4
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """What the measuring process may use.
+    """Limits of the measuring process.
 
     Attributes:
-        memory_bytes: of data, as RLIMIT_DATA counts it.
-        cpus: processors to run on; empty: as the agent itself.
-        folder: becomes its folder for temporary files, and is emptied; None: the system's.
+        memory_bytes: Limit of its data, as RLIMIT_DATA counts it.
+        cpus: Processors to run on; empty for those of the agent.
+        folder: Folder for its temporary files, emptied first; None for the system's.
     """
 
     memory_bytes: int = field(default_factory=default_memory_bytes)
@@ -60,7 +64,11 @@ class Confinement:
 
     @classmethod
     def parse(cls, memory_limit: str | None, cpus: str | None) -> Confinement:
-        """From a command line. Raises ValueError, naming the flag, where that makes no sense."""
+        """Return the confinement for the options of a command line.
+
+        Raises:
+            ValueError: an option is invalid; the message names it.
+        """
         size = default_memory_bytes()
         if memory_limit is not None:
             size = size_bytes("--memory-limit", memory_limit)
@@ -71,12 +79,12 @@ class Confinement:
         chosen = cpu_list(cpus)
         if cpus is not None and not (chosen and set(chosen) <= set(usable_cpus())):
             usable = ",".join(map(str, usable_cpus()))
-            raise ValueError(f"--cpus {cpus}: give some of {usable}, such as {usable_cpus()[-1]}")
+            raise ValueError(f"--cpus {cpus}: choose from {usable}, such as {usable_cpus()[-1]}")
         return cls(size, chosen)
 
 
 def leave_cpus(cpus: tuple[int, ...]) -> None:
-    """Keeps this whole program off the processors that models run on, if there are others."""
+    """Move this program off the processors that run models, if there are others."""
     others = set(usable_cpus()) - set(cpus)
     if cpus and others:
         with contextlib.suppress(OSError):
@@ -84,7 +92,7 @@ def leave_cpus(cpus: tuple[int, ...]) -> None:
 
 
 def confine(confinement: Confinement) -> tuple[str, ...]:
-    """Applies to this process, for good, what can be applied; returns the names of that."""
+    """Confine this process permanently, and return the names of the measures that took effect."""
     measures: dict[str, Callable[[], None]] = {
         "memory": lambda: _limit_memory(confinement.memory_bytes),
         "cores": _no_core_dumps,
@@ -111,10 +119,10 @@ def _limit_memory(size: int) -> None:
         raise OSError(errno.ENOSYS, "this system does not count data")
     import resource
 
-    # The kernel's choice, should the device run out nevertheless: this process, not the agent.
+    # If the device still runs out of memory, the kernel kills this process, not the agent.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    # Not RLIMIT_AS: address space that is only reserved costs nothing, and CUDA reserves a lot.
+    # Not RLIMIT_AS: it also counts reserved address space, and CUDA reserves a lot.
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     try:
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
@@ -128,14 +136,14 @@ def _no_core_dumps() -> None:
         raise OSError(errno.ENOSYS, "this system has no limits")
     import resource
 
-    # 1 and not 0: the kernel would still pipe a core to a handler, but takes 1 for never.
+    # With 0 the kernel would still pipe a core dump to a handler; with 1 it does not.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _pin(cpus: set[int]) -> None:
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "this system does not pin")
-    for thread in os.listdir("/proc/self/task"):  # numpy has threads by now
+    for thread in os.listdir("/proc/self/task"):  # numpy has already started threads
         os.sched_setaffinity(int(thread), cpus)
 
 
@@ -144,7 +152,7 @@ def _move_into(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chdir(folder)
     os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # it is chosen anew
+    tempfile.tempdir = None  # so that tempfile reads TMPDIR again
 
 
 # Seccomp (linux/seccomp.h, linux/filter.h, linux/audit.h).
@@ -154,8 +162,8 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _LOAD, _EQUAL, _NOT_BELOW, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16  # in struct seccomp_data
-_X32 = 0x40000000  # from here on, x86_64's other numbering
-_IO_URING_SETUP = 425  # which could make sockets without socket(2)
+_X32 = 0x40000000  # first number of the x32 system calls of x86_64
+_IO_URING_SETUP = 425  # can create sockets without socket(2)
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ class _Program(ctypes.Structure):
 
 
 def _no_network() -> None:
-    """socket(2) fails with EACCES for everything but AF_UNIX, in all threads."""
+    """Make socket(2) fail with EACCES in all threads, except for AF_UNIX."""
     architecture = _ARCHITECTURES.get(platform.machine())
     if sys.platform != "linux" or architecture is None or sys.maxsize < 2**32:
         raise OSError(errno.ENOSYS, "no filter for this system")
@@ -185,7 +193,7 @@ def _no_network() -> None:
     program = _Program(len(code) // 8, code)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "no_new_privs")
-    # seccomp(2) and not prctl(2), which would leave the threads out that numpy has started.
+    # prctl(2) would not apply to the threads that numpy has started; seccomp(2) does.
     arguments = (architecture.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC)
     if libc.syscall(*map(ctypes.c_long, arguments), ctypes.byref(program)) != 0:
         raise OSError(ctypes.get_errno(), "seccomp")
@@ -197,7 +205,7 @@ def _no_network() -> None:
 
 
 def _filter(architecture: _Architecture) -> bytes:
-    """Classic BPF; jumps count instructions to skip."""
+    """Return the filter in classic BPF, in which jumps count instructions to skip."""
     refuse, allow = 8, 9
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),

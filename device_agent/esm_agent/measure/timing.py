@@ -1,8 +1,8 @@
-"""The two protocols, as loops over callables: no runtime, no files, no processes in here.
+"""The two measuring protocols as loops over callables, without runtime, files or processes.
 
-Only ``run()`` lies between two clock readings. Whatever else has to happen (progress, the
-device's state, cancellation) happens in ``between``, which the loops call between visits, and in
-``tick``, which they call after every inference.
+Only ``run()`` is between two clock readings. All other work (progress, the device's state,
+cancellation) is in ``between``, called between visits, and in ``tick``, called after every
+inference.
 """
 
 from __future__ import annotations
@@ -23,67 +23,71 @@ from esm_protos.statistics import PACE_MODELS, trimmed_mean
 
 Run = Callable[[], object]
 Clock = Callable[[], int]
-"""Nanoseconds from any fixed origin."""
+"""Function that returns the time, ns, from any fixed origin."""
 Between = Callable[[int, float], bool | None]
-"""Told the model that is visited next and the share of the visits already made; says whether it
-has run other models, which leave the caches cold."""
+"""Function called before a visit with the model's index and the share of the block that is done.
+It returns whether it has run other models, which leaves the caches cold."""
 Tick = Callable[[], None]
-"""Told that an inference is over, whatever it was for: shows that the models do not hang."""
+"""Function called after every inference, which shows that the models do not hang."""
 Failed = Callable[[int, Exception], None]
-"""Told of a model whose run raised an exception; it is not run again."""
+"""Function called with a model whose run raised an error; the model is not run again."""
 
 _WARM_NS = 25_000_000
-"""Caches are warm after so long: a slow model needs fewer uncounted runs than a fast one."""
+"""Time after which caches are warm; a slow model needs fewer uncounted runs than a fast one."""
 _SLOW_NS = 200_000_000
-"""A model that runs so long needs no uncounted run: cold caches cost it less than a millisecond."""
+"""Latency from which a model needs no uncounted run; cold caches cost it less than 1 ms."""
 _VISIT_NS = 100_000_000
-"""A short visit ends once it has lasted so long."""
+"""Duration after which a short visit ends."""
 _LONG_RUNS, _LONG_COUNTED = 5, 3
-"""Runs of a long visit after its counted ones: as many as make a model warm, and those that tell
-how long it takes then."""
+"""Runs of a long visit after its counted ones: first to warm the model up, then to time it
+warm."""
 _WARMING_TRIM = 0.2
 FIRST_LOOK = 10
-"""Rounds before which no interval is looked at: with fewer, too many are narrow by chance."""
+"""Rounds before the first check of the intervals; with fewer, too many are narrow by chance."""
 _ROUND_VARIES = 1.5
-"""How many times as long as the longest round so far the next one may take."""
+"""Longest expected duration of the next round, relative to the longest so far."""
 _LOOK_AGAIN = 1.2
-"""Intervals are looked at each time the rounds have grown by this factor: looking after every
-round would stop too many models at a lucky moment."""
+"""Growth of the number of rounds until the next check of the intervals. A check after every round
+would stop too many models by chance."""
 _MOST_PASSING = 0.7
-"""With a smaller share of an interval that a longer block reduces, it is hardly worth its time."""
+"""Smallest share of an interval that a longer block must be able to reduce, once the runs have
+reached the precision."""
 _HARDLY_PASSING = 0.2
-"""Smallest such share that is worth a longer block, whatever the precision of the runs."""
+"""The same before the runs have reached the precision."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
-"""Rounds of a session at least; and what the sessions share where no least time is given."""
+"""Minimum rounds of a session; time for all sessions if the block has no minimum, seconds."""
 _SESSION_WORTH = 20
-"""Shortest duration of later sessions, as a multiple of the time that opening them takes."""
+"""Minimum duration of further sessions, as a multiple of the time to open them."""
 _RESULT_SHARE, _RESULT_S = 0.1, 5.0
-"""Of a block's limit, a share up to some seconds is left for what comes after the rounds."""
+"""Share of a block's limit, and its maximum in seconds, reserved for the work after the rounds."""
 SETTLE_NS = 5_000_000_000
-"""No waiting for a clock that never stays."""
+"""Maximum time to wait for a stable clock."""
 _SETTLE_WINDOW_NS = 250_000_000
 _SETTLED_WINDOWS, _SETTLED_SPREAD = 3, 0.02
 _COPIES, _COPY_WARMUP = 10, 2
 
 
 Estimates = Callable[[Mapping[int, "Samples"]], Mapping[int, Estimate]]
-"""Makes estimates of models from what was taken of them so far."""
+"""Function that estimates the latencies of models from their samples so far."""
 Renew = Callable[[dict[int, "Samples"], float], None]
-"""Opens models' sessions anew, and puts the new runs in place of the old ones; a model that fails
-leaves the samples. Told the share of the visits already made."""
+"""Function that opens new sessions of the models and replaces their runs. It removes a model that
+fails from the samples. Its second argument is the share of the block that is done."""
 
 
 @dataclass
 class Samples:
-    """Counted runs of one model, in the order in which they were taken.
+    """Counted runs of a model, in time order.
 
     Attributes:
-        running_ns: time inside all its inferences, counted or not.
-        fastest_ns: its fastest inference so far, counted or not; 0 before there is any.
-        runs_per_visit: counted runs of a visit; 0 until its first visit has decided it.
-        session_began: number of the first counted run of each session after the first.
-        warming_ns: uncounted runs before counted ones, by their place in the visit.
-        warm_ns: latency at the end of each long visit.
+        latency_ns: Latencies of the counted runs, ns.
+        start_ns: Start times of the counted runs, ns.
+        running_ns: Total time of all inferences, counted or not, ns.
+        fastest_ns: Fastest inference so far, counted or not, ns; 0 before the first.
+        runs_per_visit: Counted runs of a visit; 0 until the first visit sets it.
+        session_began: Index of the first counted run of each session after the first.
+        warming_ns: Latencies of the uncounted runs before counted ones, by their place in the
+            visit, ns.
+        warm_ns: Latency at the end of each long visit, ns.
     """
 
     latency_ns: list[int] = field(default_factory=list)
@@ -96,7 +100,7 @@ class Samples:
     warm_ns: list[int] = field(default_factory=list)
 
     def row(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
-        """Adds ``runs`` counted runs after ``warmup`` uncounted ones."""
+        """Add ``runs`` counted runs after ``warmup`` uncounted ones."""
         for _ in range(warmup):
             self._uncounted(run, clock, tick)
         for _ in range(runs):
@@ -113,15 +117,19 @@ class Samples:
         visit_ns: int = _VISIT_NS,
         long: bool = False,
     ) -> None:
-        """Adds the counted runs of a visit, after the uncounted ones that warm caches take.
+        """Add the counted runs of a visit, after uncounted ones that warm the caches.
 
         Args:
-            warmup: uncounted runs at most.
-            most: counted runs at most.
-            warm_ns: no uncounted run begins after so long.
-            visit_ns: the first visit ends once its counted runs have taken so long; later ones
-                have as many runs.
-            long: go on, uncounted, until the model is warm, and note how long it takes then.
+            run: Function that runs the model once.
+            warmup: Maximum number of uncounted runs.
+            most: Maximum number of counted runs.
+            clock: Clock.
+            tick: Function called after every inference.
+            warm_ns: Time after which no further uncounted run begins.
+            visit_ns: Duration of the counted runs after which the first visit ends; later visits
+                have the same number of runs.
+            long: Whether to continue with uncounted runs until the model is warm, and then record
+                its latency.
         """
         entered = clock()
         if self.fastest_ns < _SLOW_NS:
@@ -134,7 +142,7 @@ class Samples:
         for count in range(1, min(most, decided or most) + 1):
             self._counted(run, clock, tick)
             if not decided:
-                # All visits are alike, and not by a first run that something held up.
+                # All visits get this number of runs, so a single delayed run must not set it.
                 self.runs_per_visit = count
                 if count * self.fastest_ns >= visit_ns:
                     break
@@ -150,7 +158,7 @@ class Samples:
         took = clock() - start
         tick()
         self._add(took)
-        # A coarse clock may not have moved, but a run takes some time.
+        # A coarse clock may not have moved.
         self.latency_ns.append(max(took, 1))
         self.start_ns.append(start)
 
@@ -169,7 +177,7 @@ class Samples:
     def measurement(
         self, model_id: str, load_ns: int, first_run_ns: int, origin_ns: int
     ) -> Measurement:
-        """These samples as a message; starts count from ``origin_ns``."""
+        """Return these samples as a message, with start times relative to ``origin_ns``."""
         return Measurement(
             model_id=model_id,
             latency_ns=np.array(self.latency_ns, dtype=np.int64),
@@ -189,7 +197,7 @@ class Samples:
         self.session_began.append(len(self.latency_ns))
 
     def as_runs(self, weight_bytes: int = 0, name: str = "") -> Runs:
-        """These samples as estimates take them."""
+        """Return these samples in the form for estimates."""
         return Runs(
             np.array(self.latency_ns, dtype=np.int64),
             np.array(self.start_ns, dtype=np.int64),
@@ -200,14 +208,14 @@ class Samples:
         )
 
     def session_runs(self) -> tuple[int, ...]:
-        """Counted runs of each session; empty where there was one."""
+        """Return the counted runs of each session; empty for a single session."""
         ends = [0, *self.session_began, len(self.latency_ns)]
         counts = tuple(end - start for start, end in itertools.pairwise(ends) if end > start)
         return counts if len(counts) > 1 else ()
 
 
 def raised(index: int, error: Exception) -> None:
-    """Let a failure end the whole block."""
+    """Raise the error of a model, which ends the block."""
     raise error
 
 
@@ -218,13 +226,15 @@ def settle(
     clock: Clock = time.perf_counter_ns,
     failed: Failed = raised,
 ) -> None:
-    """Run the models in turn, uncounted, until the device keeps its pace.
-
-    It ends with the run that reaches 5 s.
+    """Run the models in turn, uncounted, until the device's pace is stable, for 5 s at most.
 
     Args:
-        clock_mhz: the device's clock; where it tells none, how long a round takes stands for it.
-        between: told the model that runs next.
+        runs: Functions that run the models, by index.
+        clock_mhz: Function that returns the device's clock; if it returns None, the duration of a
+            round is used instead.
+        between: Function called before each run.
+        clock: Clock.
+        failed: Function called with a model that fails.
     """
     began = clock()
     paces: list[float] = []
@@ -251,7 +261,7 @@ def settle(
 def copies(
     copy: Run, clock: Clock = time.perf_counter_ns, tick: Tick = lambda: None
 ) -> Nanoseconds:
-    """Durations of a few crossings to or from a device's memory, the first ones left out."""
+    """Return the durations of some copies to or from a device's memory, ns, without warm-up."""
     for _ in range(_COPY_WARMUP):
         copy()
         tick()
@@ -270,7 +280,7 @@ def sequential(
     clock: Clock = time.perf_counter_ns,
     tick: Tick = lambda: None,
 ) -> Samples:
-    """All runs of one model in a row, after the warm-up (ESM, II-C)."""
+    """Take all runs of a model in a row, after the warm-up (ESM, II-C)."""
     samples = Samples()
     samples.row(run, spec.warmup, spec.runs, clock, tick)
     return samples
@@ -289,33 +299,39 @@ def interleaved(
     renew: Renew = lambda samples, share: None,
     finished: Callable[[], bool] = lambda: False,
 ) -> dict[int, Samples]:
-    """Rounds over all models, each round in another random order, a few runs per visit.
+    """Take runs in rounds over all models, in a new random order, with a few runs per visit.
 
-    A slow episode of the device outlasts any model's runs in a row, so trimming cannot remove it
-    there. Here it touches a few samples of every model instead, and the models visited before
-    and after tell by how much.
+    A slow phase of the device lasts longer than a model's runs in a row, so trimming cannot
+    remove it. In rounds it affects a few samples of every model, and the visits of other models
+    before and after show its size.
 
-    With a precision, a model leaves while its interval is tight, or while its runs are and a longer
-    block would hardly narrow the interval; unless fewer than ``PACE_MODELS`` would stay: those that
-    are left need others to tell the device's pace.
+    With a precision, a model leaves the block once its interval is narrow enough. It also leaves
+    if its runs are precise and a longer block would hardly narrow the interval. At least
+    ``PACE_MODELS`` models stay, because the device's pace is estimated from several.
 
-    With several sessions, models are opened anew between rounds: after equal shares of the runs,
-    or, with a precision, of the time that the block takes at least.
+    With several sessions, new ones are opened between rounds, after equal shares of the runs. With
+    a precision, they are opened after equal shares of the block's minimum time.
 
     Args:
-        runs: by the model's index in its block; looked up at every visit.
-        first_run_ns: how long the models' first runs took; a slow one then needs no uncounted run.
-        limit_s: time after which the block is broken off: with a precision, no round begins that
-            would reach it.
-        failed: a model leaves when its run raises an exception; by default that is raised here.
-        estimates: what a precision is held against; by default, of the block's models alone.
-        renew: called before each session but the first; the time that it takes does not count.
-        finished: once true, no visit begins after the first round.
+        runs: Functions that run the models, by index; looked up at every visit.
+        spec: Settings of the block.
+        between: Function called before each visit.
+        clock: Clock.
+        tick: Function called after every inference.
+        first_run_ns: Durations of the models' first runs, ns; a slow model needs no uncounted run.
+        limit_s: Time limit of the block, seconds. With a precision, no round begins that would
+            exceed it.
+        failed: Function called with a model whose run raises an error, and which then leaves the
+            block; by default the error is raised.
+        estimates: Function whose estimates are compared with the precision; by default from the
+            block's models alone.
+        renew: Function called before each session except the first; its time does not count.
+        finished: Function that returns whether to end the block, after the first round.
 
     Returns:
-        Samples of each model that did not fail. Without a precision exactly ``spec.runs`` each,
-        the last visit being shorter where ``runs_per_visit`` does not divide it; fewer where
-        ``spec.max_block_s`` or ``finished`` ended the block.
+        Samples of each model that did not fail. Without a precision each has ``spec.runs`` runs,
+        or fewer if ``spec.max_block_s`` or ``finished`` ended the block. The last visit is shorter
+        if ``runs_per_visit`` does not divide the runs.
     """
     first = first_run_ns or {}
     per_visit = 0 if spec.short_visits else spec.runs_per_visit
@@ -339,10 +355,10 @@ def interleaved(
             visited = (done + count * position / len(active)) / spec.runs
             whole_s = max(spec.max_block_s, spec.min_rounds * round_s)
             spent = (clock() - began) / 1e9 / whole_s if spec.max_block_s else 0.0
-            share = max(share, min(max(visited, spent), 1.0))  # whatever ends the block first
+            share = max(share, min(max(visited, spent), 1.0))  # of runs or time, the larger
             if between(index, share):
                 last = None
-            # Alone, a model finds the caches as it left them.
+            # A model that is alone in the block finds its caches warm.
             warmup = 0 if len(active) == 1 and index == last else spec.warmup
             most = min(spec.runs_per_visit, spec.runs - len(samples[index].latency_ns))
             long = bool(spec.long_visits) and rounds % spec.long_visits == spec.long_visits // 2
@@ -375,8 +391,8 @@ def interleaved(
             began += (took := clock() - before)
             opening_s += took / 1e9
         if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
-            found = (estimates or partial(of_block, trim=spec.trim))(samples)
-            active = _staying(samples, active, spec, found)
+            current = (estimates or partial(own_estimates, trim=spec.trim))(samples)
+            active = _select_active(samples, active, spec, current)
             look_at = math.ceil(rounds * _LOOK_AGAIN)
     return samples
 
@@ -384,13 +400,17 @@ def interleaved(
 def _session_ends(
     spec: MeasureSpec, session: int, runs: int, rounds: int, lasted_s: float, opening_s: float
 ) -> bool:
-    """Return whether session number ``session``, from 1 on, has had its share.
+    """Return whether a session has had its share of the block.
 
-    With a precision, more sessions than ``spec.sessions`` are opened while the block goes on.
+    With a precision, more than ``spec.sessions`` sessions are opened if the block continues.
 
     Args:
-        runs: counted runs of a model so far.
-        opening_s: what opening the sessions after the first has taken.
+        spec: Settings of the block.
+        session: Number of the session, from 1.
+        runs: Counted runs of a model so far.
+        rounds: Rounds so far.
+        lasted_s: Duration of the block so far, seconds.
+        opening_s: Time spent on opening the sessions after the first, seconds.
     """
     if spec.sessions == 1:
         return False
@@ -402,33 +422,32 @@ def _session_ends(
     return rounds >= _SESSION_ROUNDS * session and lasted_s >= least_s * session / spec.sessions
 
 
-def of_block(samples: Mapping[int, Samples], trim: float) -> dict[int, Estimate]:
-    """Return estimates by what the models of a block say of each other."""
+def own_estimates(samples: Mapping[int, Samples], trim: float) -> dict[int, Estimate]:
+    """Return estimates from a block's own models, without reference models."""
     block = estimate_block([each.as_runs() for each in samples.values()], trim, common_pace=True)
     return dict(zip(samples, block.models, strict=True))
 
 
-def _staying(
+def _select_active(
     samples: Mapping[int, Samples],
     active: list[int],
     spec: MeasureSpec,
-    found: Mapping[int, Estimate],
+    estimates: Mapping[int, Estimate],
 ) -> list[int]:
-    """Who needs more rounds, and those who must keep them company.
+    """Return the models that need more rounds, with others up to ``PACE_MODELS``.
 
-    A model that has left may come back: what the others tell of the pace later can widen its
-    interval again.
+    A model returns to the block if a later estimate of the pace widens its interval again.
     """
     open_ = [index for index, s in samples.items() if len(s.latency_ns) < spec.runs]
-    loose = {index for index in open_ if _needs_more(found[index], spec.precision)}
-    if not loose:
+    wide = {index for index in open_ if _needs_more(estimates[index], spec.precision)}
+    if not wide:
         return []
-    wanted = sorted(open_, key=lambda i: (i not in loose, i not in active, -found[i].interval))
-    return wanted[: max(len(loose), PACE_MODELS)]
+    wanted = sorted(open_, key=lambda i: (i not in wide, i not in active, -estimates[i].interval))
+    return wanted[: max(len(wide), PACE_MODELS)]
 
 
-def _needs_more(found: Estimate, precision: float) -> bool:
-    parts = found.parts
+def _needs_more(estimate: Estimate, precision: float) -> bool:
+    parts = estimate.parts
     if parts.interval < precision:
         return False
     worth = _HARDLY_PASSING if parts.runs >= precision else _MOST_PASSING

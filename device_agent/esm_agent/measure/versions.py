@@ -1,4 +1,4 @@
-"""Versions of format and operators: what a model asks for, and what the runtime takes."""
+"""Comparison of a model's IR and opset versions with those that the runtime supports."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from esm_protos.v1 import onnx_view_pb2 as view
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _HIGHEST, _OLD_IR, _OLD_OPSET = 99, 3, 7
-"""Far above what exists; what every runtime takes."""
+"""Version above all existing ones; versions that every runtime supports."""
 
 
 def too_new(path: Path) -> str | None:
-    """Return what of a model is newer than the runtime, and what to do; None if nothing is."""
+    """Return which version of a model is too new for the runtime, and what to do; else None."""
     model = view.Model()
     try:
         with mapped(path) as data:
@@ -30,12 +30,12 @@ def too_new(path: Path) -> str | None:
         if opset.domain in _DOMAINS and opset.version > (newest := _newest_opset(opset.domain)):
             called = f"opset {opset.version}" + (f" of {opset.domain}" if opset.domain else "")
             return (
-                f"the model has {called}, {ours} takes opset {newest} at most: export with "
+                f"the model has {called}, {ours} supports opset {newest} at most: export with "
                 f"opset {newest} or lower, or update onnxruntime there"
             )
     if model.ir_version > (newest := _newest_ir()):
         return (
-            f"the model has IR version {model.ir_version}, {ours} takes IR version {newest} at "
+            f"the model has IR version {model.ir_version}, {ours} supports IR version {newest} at "
             f"most: save it with ir_version {newest} or lower, or update onnxruntime there"
         )
     return None
@@ -53,7 +53,7 @@ def _newest_opset(domain: str) -> int:
 
 
 def _takes(ir_version: int, domain: str, opset: int) -> bool:
-    """Whether the runtime takes a model that does nothing."""
+    """Return whether the runtime loads a model of one Identity with these versions."""
     tensor = pb.Type(tensor_type=pb.TensorType(elem_type=1))
     graph = pb.Graph(
         node=[pb.Node(input=["x"], output=["y"], op_type="Identity")],

@@ -35,6 +35,7 @@ from esm_agent.measure.process import (
     Hello,
     JobResult,
     Profiled,
+    Refusal,
     TelemetryFactory,
 )
 from esm_agent.measure.references import reference_models
@@ -113,6 +114,7 @@ class Worker:
         confinement: of the process; by default to its share of memory, without network.
         limits: that models are held to, and how long a block may take; None knows no such limits.
         history: where the reference models' latencies are remembered; None remembers nothing.
+        metrics: names of sources of metrics (:mod:`esm_agent.measure.sources`).
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Worker:
         limits: Limits | None = None,
         make_others: Sequence[BackendFactory] = (),
         history: HistoryFile | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         self._history = history
+        self._metrics = tuple(metrics)
         self._hello = Hello("", ())
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
@@ -147,14 +151,19 @@ class Worker:
         A process that is killed while it starts is started again: that came from outside.
 
         Raises:
-            WorkerUnavailableError: it does not start, most likely for want of onnxruntime.
+            WorkerUnavailableError: it does not start, most likely for want of onnxruntime; or a
+                source of metrics cannot be loaded.
         """
         for attempt in range(1, _STARTS + 1):
             self._current = current = self._spawn()
             try:
                 if current.connection.poll(_START_TIMEOUT_S):
-                    self._hello = current.connection.recv()
-                    return self._hello
+                    hello: Hello | Refusal = current.connection.recv()
+                    if isinstance(hello, Refusal):
+                        self.stop()
+                        raise WorkerUnavailableError(hello.text)
+                    self._hello = hello
+                    return hello
             except (EOFError, ConnectionResetError):
                 current.process.join()
             text, killed = current.exit_text(), (current.process.exitcode or 0) < 0
@@ -183,6 +192,7 @@ class Worker:
                 self._make_telemetry,
                 self._confinement,
                 self._make_others,
+                self._metrics,
             ),
             daemon=True,
             name="esm-worker",

@@ -1,1 +1,1 @@
-"""An agent among other programs: logs, counters, systemd."""
+"""Operation of the agent as a service: logs, counters, systemd."""

@@ -1,6 +1,6 @@
-"""The agent's log: an event with fields, on a line for people or as a JSON object for programs.
+"""The agent's log: events with fields, as lines of text or as JSON objects.
 
-A log that nobody reads is cut short: neither calls nor measurements wait for its reader.
+If the reader of the log stops reading, lines are dropped, so calls and measurements never wait.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ _LAST_LINES_S = 2.0
 
 
 def configure(json_lines: bool) -> None:
-    """Writes the log to standard error from now on, which never blocks from then on either."""
+    """Write the log to standard error, which no longer blocks after this call."""
     formatter = JsonFormatter() if json_lines else TextFormatter()
     handler: logging.Handler
     try:
-        handler = PatientHandler(_unblocked_stderr(), formatter)
-    except (OSError, ValueError, AttributeError):  # it is closed, or not a file
+        handler = NonBlockingHandler(_unblocked_stderr(), formatter)
+    except (OSError, ValueError, AttributeError):  # standard error is closed, or not a file
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def event(log: logging.Logger, level: int, text: str, **fields: object) -> None:
-    """Logs what happened. Fields come from clients too: they are cut, and stay on their line."""
+    """Log an event; fields may come from clients, so they are shortened and stay on the line."""
     log.log(level, "%s", text, extra={_FIELDS: fields})
 
 
-def sparing(log: logging.Logger, level: int, text: str, **fields: object) -> None:
-    """Logs what others can cause at will: one line a second of each text, client and status code.
+def limited_event(log: logging.Logger, level: int, text: str, **fields: object) -> None:
+    """Log an event at most once a second for each text, client and status code.
 
-    The line that follows says how many were left out, as ``left_out``.
+    For events that clients can cause at will. The next line has the number of events that were
+    dropped, as ``left_out``.
     """
-    _sparing.log(log, level, text, fields)
+    _rate_limit.log(log, level, text, fields)
 
 
-class _Sparing:
+class _RateLimit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[object, float] = {}
@@ -68,17 +69,18 @@ class _Sparing:
         event(log, level, text, **fields)
 
 
-_sparing = _Sparing()
+_rate_limit = _RateLimit()
 
 
-class PatientHandler(logging.Handler):
-    """Writes lines to a descriptor that does not block; drops and counts what it does not take.
+class NonBlockingHandler(logging.Handler):
+    """Handler that writes to a non-blocking pipe, and drops and counts lines if it is full.
 
     Args:
-        descriptor: of a pipe, which takes a line as a whole or not at all.
+        descriptor: Descriptor of the pipe, which takes a line completely or not at all.
+        formatter: Format of the lines.
     """
 
-    _LONGEST_BYTES = 4000  # below PIPE_BUF, the most that a pipe takes as a whole
+    _LONGEST_BYTES = 4000  # below PIPE_BUF, up to which a write to a pipe is atomic
 
     def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -89,21 +91,21 @@ class PatientHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if self._dropped:
-                said = logging.makeLogRecord(
+                notice = logging.makeLogRecord(
                     {
-                        "msg": "lines of the log were dropped, nobody read it",
+                        "msg": "lines of the log were dropped, because it was not read",
                         "levelno": logging.WARNING,
                         "levelname": "WARNING",
                         _FIELDS: {"lines": self._dropped},
                     }
                 )
-                self._write(self.format(said))
+                self._write(self.format(notice))
                 self._dropped = 0
             self._write(self.format(record))
         except BlockingIOError:
             self._dropped += 1
         except OSError:
-            pass  # the reader has gone
+            pass  # the reader is gone
         except Exception:
             self.handleError(record)
 
@@ -114,10 +116,11 @@ class PatientHandler(logging.Handler):
 
 
 def _unblocked_stderr() -> int:
-    """Puts a pipe between this process, with those that it starts, and standard error.
+    """Put a pipe between standard error and this process with its children.
 
-    What is written there is copied by a thread, which alone waits for a reader. A non-blocking
-    standard error itself would be one for whoever shares it too, such as a shell.
+    A thread copies the pipe to standard error, and only the thread waits for a reader. A
+    non-blocking standard error would also be non-blocking for other programs that share it, such
+    as a shell.
     """
     descriptor = sys.stderr.fileno()
     reader = os.dup(descriptor)
@@ -132,8 +135,8 @@ def _unblocked_stderr() -> int:
 
     def restore() -> None:
         sys.stderr.flush()
-        # Processes that were started may keep the pipe open: the end has to be told.
-        with contextlib.suppress(OSError):  # it is full, and nobody reads
+        # Child processes may keep the pipe open, so a marker ends it.
+        with contextlib.suppress(OSError):  # the pipe is full
             os.write(descriptor, end)
         os.dup2(reader, descriptor)
         copier.join(_LAST_LINES_S)
@@ -143,18 +146,18 @@ def _unblocked_stderr() -> int:
 
 
 def _copy(source: int, target: int, end: bytes) -> None:
-    """Copy all that is written until the end is told, or no process has the pipe any more."""
+    """Copy data until the end marker, or until no process has the pipe open."""
     over = False
     while not over and (data := os.read(source, _COPY_BYTES)):
         if over := data.endswith(end):
             data = data.removesuffix(end)
-        with contextlib.suppress(OSError):  # nobody reads any more; it is emptied all the same
+        with contextlib.suppress(OSError):  # without a reader the pipe is still emptied
             while data:
                 data = data[os.write(target, data) :]
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-01-31 12:00:00,000 INFO block measured: block_id=7f models=3``."""
+    """Lines such as ``2026-01-31 12:00:00,000 INFO block measured: block_id=7f models=3``."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -168,7 +171,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line: time (RFC 3339, UTC), level, event, and the event's fields."""
+    """JSON objects, one per line: time (RFC 3339, UTC), level, event, and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -189,7 +192,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _word(value: object) -> str:
-    """As it is where it is one word, else quoted."""
+    """Return a value as one word, in quotes if needed."""
     text = str(value)
     plain = not any(letter in text for letter in ' "=')
     return text if plain else json.dumps(text)

@@ -1,4 +1,4 @@
-"""Counters for monitoring. The agent reports to :class:`Metrics`, where nobody listens."""
+"""Counters for monitoring; by default the agent reports to :class:`Metrics`, which ignores them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from esm_protos.text import install
 
 
 class MetricsError(Exception):
-    """The counters cannot be served."""
+    """Error that prevents serving the counters."""
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What the agent is like at one moment.
+    """State of the agent at a moment.
 
     Attributes:
-        queue_length: leases that are alive: the one that holds the device, and those that wait.
-        worker_restarts: how often the measuring process was started again after it had died, or
-            was killed with the block that it measured.
-        worker_pid: of the measuring process; None while it rests.
+        queue_length: Number of valid leases: the one that holds the device, and those that wait.
+        worker_restarts: Number of restarts of the measuring process after a crash or a kill.
+        worker_pid: Process id of the measuring process; None while there is none.
     """
 
     queue_length: int
@@ -34,26 +33,32 @@ class Readings:
 
 
 class Metrics:
-    """What the agent says of itself as it goes; nobody listens."""
+    """Receiver of the agent's events that ignores them."""
 
     def block_ended(self, outcome: str, models: Mapping[str, int], busy_s: float) -> None:
-        """A block was measured, or why not; its models by outcome, and the time that it took."""
+        """Count a block.
+
+        Args:
+            outcome: "measured", or why it was not measured.
+            models: Number of its models by outcome.
+            busy_s: Time spent on it, seconds.
+        """
 
     def lease_expired(self) -> None:
-        """A host fell silent."""
+        """Count a lease that expired."""
 
     def refused(self, code: str) -> None:
-        """A call was refused with this status."""
+        """Count a refused call, by its gRPC status code."""
 
     def watch(self, read: Callable[[], Readings]) -> None:
-        """Where to ask for what is not counted."""
+        """Set the function that returns the current state of the agent."""
 
     def stop(self) -> None:
-        """Tells nobody any more."""
+        """Stop serving the counters."""
 
 
 class PrometheusMetrics(Metrics):
-    """Serves the counters over HTTP, in the format of Prometheus.
+    """Counters served over HTTP in the format of Prometheus.
 
     Raises:
         MetricsError: prometheus_client is not installed, or the address cannot be bound.
@@ -72,12 +77,12 @@ class PrometheusMetrics(Metrics):
         def counter(name: str, text: str, *labels: str) -> Any:
             return prometheus.Counter(f"esm_agent_{name}", text, labels, registry=registry)
 
-        self._blocks = counter("blocks", "Blocks taken, by what became of them", "outcome")
+        self._blocks = counter("blocks", "Blocks received, by outcome", "outcome")
         self._models = counter("models", "Models of measured blocks, by outcome", "outcome")
-        self._busy = counter("busy_seconds", "Time spent on blocks that were measured")
-        self._expired = counter("leases_expired", "Leases of hosts that fell silent")
+        self._busy = counter("busy_seconds", "Time spent on measured blocks")
+        self._expired = counter("leases_expired", "Leases that expired")
         self._refused = counter("refusals", "Calls refused, by gRPC status code", "code")
-        self._blocks.labels("measured")  # a rate needs a zero to start from
+        self._blocks.labels("measured")  # a rate needs a zero as its start
         for outcome in ("ok", *(kind.value for kind in FailureKind)):
             self._models.labels(outcome)
         registry.register(self)
@@ -110,7 +115,7 @@ class PrometheusMetrics(Metrics):
         self._thread.join()
 
     def collect(self) -> Iterator[Any]:
-        """What is read when somebody asks."""
+        """Yield the values that are read at each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         memory = GaugeMetricFamily(
@@ -121,12 +126,12 @@ class PrometheusMetrics(Metrics):
             now = self._read()
             yield GaugeMetricFamily(
                 "esm_agent_queue_length",
-                "Leases: the one that holds the device and those that wait",
+                "Leases: the one that holds the device, and those that wait",
                 now.queue_length,
             )
             yield CounterMetricFamily(
                 "esm_agent_worker_restarts",
-                "Starts of the measuring process after it died or was killed with its block",
+                "Restarts of the measuring process after a crash or a kill",
                 now.worker_restarts,
             )
             if now.worker_pid is not None:
@@ -139,7 +144,7 @@ class PrometheusMetrics(Metrics):
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Memory of a process; None where /proc does not tell, or the process has ended."""
+    """Return the resident memory of a process; None without /proc, or if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

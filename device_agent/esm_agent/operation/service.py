@@ -1,4 +1,4 @@
-"""A systemd unit that runs this very agent, confined as far as measuring allows."""
+"""Systemd unit that runs the installed agent, confined as far as measuring allows."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from esm_protos.user_folders import user_folder
 
 NAME = "esm-agent.service"
 _SYSTEM_FOLDER = Path("/etc/systemd/system")
-_STOP_MARGIN_S = 15.0  # between the end of the drain and a kill by systemd
+_STOP_MARGIN_S = 15.0  # from the end of the drain until systemd kills the agent
 
-# Groups that own what tells of boards' clocks and GPUs: /dev/vcio of a Pi, /dev/nvmap of a Jetson.
+# Groups that own the device files of clocks and GPUs: /dev/vcio (Pi), /dev/nvmap (Jetson).
 _DEVICE_GROUPS = ("render", "video")
 
 
 class ServiceError(Exception):
-    """The unit cannot be written, or would not work."""
+    """Error that prevents a working unit."""
 
 
 def unit(options: Sequence[str], drain_s: float, system: bool) -> str:
-    """The unit's text.
+    """Return the text of a unit.
 
     Args:
-        options: of ``esm-agent serve``.
-        drain_s: how long the agent may take to stop.
-        system: for all users, from the boot on; else for the user who installs it.
+        options: Options of ``esm-agent serve``.
+        drain_s: Time that the agent may take to stop, seconds.
+        system: Whether it is a unit of the system, which starts at boot; else it is the user's.
 
     Raises:
-        ServiceError: it would not work.
+        ServiceError: the unit would not work.
     """
     sections = {
         "Unit": [
             "Description=Times neural networks on this device (esm-agent)",
             "Documentation=https://pypi.org/project/esm-profiler/",
             *(["Wants=network-online.target", "After=network-online.target"] if system else []),
-            "# It is to come back whatever happens, however often.",
+            "# Restart without a limit on the number of failures.",
             "StartLimitIntervalSec=0",
         ],
         "Service": [
@@ -55,18 +55,18 @@ def unit(options: Sequence[str], drain_s: float, system: bool) -> str:
 
 
 def install(text: str, system: bool) -> tuple[Path, tuple[str, ...]]:
-    """Writes the unit.
+    """Write a unit.
 
     Returns:
-        Where, and the commands to run next.
+        Its path, and the commands to run next.
 
     Raises:
-        ServiceError: it may not be written.
+        ServiceError: the unit cannot be written.
     """
     if system and os.geteuid() != 0:
         raise ServiceError(
-            "a unit for the whole system is root's to write: "
-            f"sudo {sys.executable} -m esm_agent.cli install-service --system ..., or --user"
+            "only root can write a unit for the whole system: "
+            f"sudo {sys.executable} -m esm_agent.cli install-service --system ..., or use --user"
         )
     try:
         path = (_SYSTEM_FOLDER if system else users_units()) / NAME
@@ -81,18 +81,22 @@ def install(text: str, system: bool) -> tuple[Path, tuple[str, ...]]:
 
 
 def next_steps(system: bool) -> tuple[str, ...]:
-    """Commands that start what was installed."""
+    """Return the commands that start an installed unit."""
     if system:
         return ("systemctl daemon-reload", f"systemctl enable --now {NAME}")
     return (
         "systemctl --user daemon-reload",
         f"systemctl --user enable --now {NAME}",
-        "loginctl enable-linger    # from the boot on, and after you log out",
+        "loginctl enable-linger    # start at boot, and keep running after you log out",
     )
 
 
 def users_units() -> Path:
-    """Return the folder of a user's own units; raise OSError without a home folder."""
+    """Return the folder of the user's units.
+
+    Raises:
+        OSError: this user has no home folder.
+    """
     return user_folder("XDG_CONFIG_HOME", ".config") / "systemd/user"
 
 
@@ -101,11 +105,11 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         "Type=exec",
         f"ExecStart={' '.join(map(_quoted, (*_command(), 'serve', *options)))}",
         "Restart=always",
-        "# Longer pauses each time where systemd knows how to (254); others ignore the two.",
+        "# The pauses grow, from systemd 254 on.",
         "RestartSec=2",
         "RestartSteps=6",
         "RestartMaxDelaySec=60",
-        "# The agent alone is told to stop: it ends its measuring process when the block is done.",
+        "# Only the agent gets the signal: it ends its measuring process after the block.",
         "KillMode=mixed",
         f"TimeoutStopSec={drain_s + _STOP_MARGIN_S:g}",
         "StateDirectory=esm-agent",
@@ -118,32 +122,35 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
 
 
 def _account() -> list[str]:
-    """Who installs it by sudo, whose settings at home count; else nobody in particular."""
+    """Return the lines for the account of a system unit.
+
+    It is the user who calls sudo, with the settings in that user's home; else a dynamic user.
+    """
     groups = {group.gr_name for group in grp.getgrall()}
-    found = [name for name in _DEVICE_GROUPS if name in groups]
-    extra = [f"SupplementaryGroups={' '.join(found)}"] if found else []
+    existing = [name for name in _DEVICE_GROUPS if name in groups]
+    extra = [f"SupplementaryGroups={' '.join(existing)}"] if existing else []
     person = os.environ.get("SUDO_USER", "root")
     if person != "root":
         try:
             home = pwd.getpwnam(person).pw_dir
         except KeyError:
             raise ServiceError(
-                f"SUDO_USER is '{person}', which is no account: install as root without sudo, or "
-                "by sudo from an account"
+                f"SUDO_USER is '{person}', which is not an account: install as root without sudo, "
+                "or with sudo from an account"
             ) from None
         settings = Path(home) / ".config/esm-agent"
         return [f"User={person}", f"ReadWritePaths=-{_quoted(str(settings))}", *extra]
     locked = _locked_folder(Path(sys.prefix))
     if locked is not None:
         raise ServiceError(
-            f"{locked} is closed to others, and a service should not be root: install by sudo from "
-            "the account that it is to run as, or put esm-profiler into /opt/esm"
+            f"{locked} is closed to others, and a service should not run as root: install with "
+            "sudo from the account that should run it, or put esm-profiler into /opt/esm"
         )
     return ["DynamicUser=yes", "Environment=XDG_CONFIG_HOME=%S", *extra]
 
 
 def _locked_folder(path: Path) -> Path | None:
-    """The folder on the way there that not everybody may enter."""
+    """Return the first folder on a path that other users cannot open; None without one."""
     for folder in (path, *path.resolve().parents):
         if not folder.stat().st_mode & stat.S_IXOTH:
             return folder
@@ -151,18 +158,18 @@ def _locked_folder(path: Path) -> Path | None:
 
 
 def _confinement() -> list[str]:
-    """What a user's own systemd can do as well; it leaves out what its kernel does not let it."""
+    """Return the confinement for any unit; a user's systemd skips what its kernel forbids."""
     return [
         "NoNewPrivileges=yes",
-        "# A /tmp of its own: uploads lie there.",
+        "# A private /tmp, which holds the uploads.",
         "PrivateTmp=yes",
         "ProtectSystem=strict",
         "ProtectHome=read-only",
-        "# Read-only, not hidden: clocks, temperatures and load are read under /sys and /proc,",
-        "# so there is no ProcSubset=pid in here.",
+        "# Read-only, but not hidden: clocks, temperatures and load are read in /sys and /proc,",
+        "# so ProcSubset=pid is not set.",
         "ProtectKernelTunables=yes",
         "ProtectControlGroups=yes",
-        "# AF_NETLINK: how programs ask for this machine's own addresses.",
+        "# AF_NETLINK: for the list of this machine's addresses.",
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
         "RestrictNamespaces=yes",
         "RestrictRealtime=yes",
@@ -170,19 +177,22 @@ def _confinement() -> list[str]:
         "LockPersonality=yes",
         "# No MemoryDenyWriteExecute: execution providers compile kernels into memory.",
         "SystemCallArchitectures=native",
-        "# seccomp: by which the measuring process confines itself further.",
+        "# seccomp: the measuring process confines itself further.",
         "SystemCallFilter=@system-service seccomp",
         "SystemCallErrorNumber=EPERM",
-        "# Something is to be left for the rest of the device.",
+        "# Leave memory for the rest of the device.",
         "MemoryMax=80%",
-        "# A measuring process that is killed for its memory is started again by the agent, which",
-        "# knows the model to blame. Else systemd would stop the agent as well.",
+        "# If the kernel kills the measuring process for its memory, the agent starts it again and",
+        "# reports the model. By default systemd would stop the agent too.",
         "OOMPolicy=continue",
     ]
 
 
 def _system_confinement() -> list[str]:
-    """What takes rights that a user's own systemd lacks: there the unit would not start."""
+    """Return the confinement that needs rights of the system's systemd.
+
+    A unit of a user's systemd would not start with it.
+    """
     return [
         "CapabilityBoundingSet=",
         "AmbientCapabilities=",
@@ -190,7 +200,7 @@ def _system_confinement() -> list[str]:
         "ProtectHostname=yes",
         "ProtectKernelLogs=yes",
         "ProtectKernelModules=yes",
-        "# No PrivateDevices: it would hide GPUs. Nothing else may be opened; a Pi tells of",
+        "# PrivateDevices would hide GPUs, so only these devices may be opened. A Pi reports",
         "# throttling through /dev/vcio.",
         "DevicePolicy=closed",
         "DeviceAllow=char-nvidia* rw",
@@ -209,7 +219,11 @@ def _command() -> tuple[str, ...]:
 
 
 def _quoted(word: str) -> str:
-    """As systemd's ExecStart reads it (systemd.service(5), "Command lines")."""
+    """Return a word quoted for systemd's ExecStart (systemd.service(5), "Command lines").
+
+    Raises:
+        ServiceError: the word has control characters.
+    """
     if not word.isprintable():
         raise ServiceError(f"{word!r} cannot be written into a unit: it has control characters")
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")

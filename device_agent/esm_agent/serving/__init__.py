@@ -1,1 +1,1 @@
-"""What hosts talk to: the server, whose turn it is, and what they send."""
+"""The gRPC server: its calls, leases, uploads and the measuring slot."""

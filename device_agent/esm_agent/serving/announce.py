@@ -1,6 +1,7 @@
-"""Tells the local network that there is an agent (mDNS), if it is asked to.
+"""Announcement of the agent in the local network (mDNS), with the option ``--announce``.
 
-What is told is public there: see docs/security.md. Never tokens, nor the certificate.
+All announced facts are public there (docs/security.md). They never include tokens or the
+certificate.
 """
 
 from __future__ import annotations
@@ -28,20 +29,24 @@ _EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
 
 class AnnounceError(Exception):
-    """There is nothing that could be announced, or nothing to do it with."""
+    """Error that prevents an announcement: no suitable address, or no zeroconf."""
 
 
 def check(host: str) -> None:
-    """Raises AnnounceError unless an agent that listens on this address can be announced."""
+    """Check that an agent that listens on this address can be announced.
+
+    Raises:
+        AnnounceError: it cannot.
+    """
     if host not in _EVERYWHERE:
         addresses = _resolved(host)
         if not addresses:
             raise AnnounceError(
-                f"--announce tells IPv4 addresses, and --host {host} has none: give --host 0.0.0.0"
+                f"--announce needs an IPv4 address, and --host {host} has none: give --host 0.0.0.0"
             )
         if all(ipaddress.ip_address(address).is_loopback for address in addresses):
             raise AnnounceError(
-                f"--announce calls other machines, and none can reach --host {host}: "
+                f"--announce is for other machines, and none can reach --host {host}: "
                 "give --host 0.0.0.0 as well"
             )
     if importlib.util.find_spec("zeroconf") is None:
@@ -49,11 +54,12 @@ def check(host: str) -> None:
 
 
 class Announcement:
-    """Tells where the agent is from now on, also when the network changes, until withdrawn.
+    """Announcement of the agent's addresses, kept up to date until it is withdrawn.
 
     Args:
-        host: that the agent listens on.
-        tls: whether it speaks TLS.
+        host: Address that the agent listens on.
+        port: Port of the agent.
+        tls: Whether the agent uses TLS.
     """
 
     def __init__(self, host: str, port: int, tls: bool) -> None:
@@ -65,27 +71,28 @@ class Announcement:
         self._thread.start()
 
     def withdraw(self) -> None:
-        """Tells the network that the agent is gone."""
+        """Announce that the agent is gone."""
         self._withdrawn.set()
         self._thread.join()
 
     def _keep(self) -> None:
-        """A network may come, go and change long after the agent has started."""
-        told: list[str] = []
+        """Announce the addresses whenever they change, until the announcement is withdrawn."""
+        announced: list[str] = []
         trouble = ""
         responder: Zeroconf | None = None
         while True:
             try:
                 addresses = _addresses(self._host)
-                if addresses != told:
+                if addresses != announced:
                     if responder is not None:
                         responder.close()
-                    responder, told = None, []
+                    responder, announced = None, []
                     if addresses:
-                        responder = self._tell(addresses)
-                    told = addresses
-                    event(log, logging.INFO, "announced", addresses=", ".join(told) or "nowhere")
-            except Exception as error:  # the agent serves all the same, and this is tried again
+                        responder = self._register(addresses)
+                    announced = addresses
+                    places = ", ".join(announced) or "nowhere"
+                    event(log, logging.INFO, "announced", addresses=places)
+            except Exception as error:  # the agent still serves, and this is tried again
                 reason = str(error) or repr(error)
                 if reason != trouble:
                     event(log, logging.WARNING, "not announced", reason=reason)
@@ -95,11 +102,11 @@ class Announcement:
         if responder is not None:
             responder.close()
 
-    def _tell(self, addresses: list[str]) -> Zeroconf:
+    def _register(self, addresses: list[str]) -> Zeroconf:
         from zeroconf import ServiceInfo, Zeroconf
 
         hostname = socket.gethostname()
-        # A label of DNS: no dots, 63 bytes at most; the network adds -2 where it is taken.
+        # A DNS label: no dots, at most 63 bytes. zeroconf adds -2 if the name is in use.
         label = hostname.partition(".")[0].encode()[:50].decode(errors="ignore") or "esm-agent"
         info = ServiceInfo(
             ANNOUNCED_AS,
@@ -124,7 +131,7 @@ class Announcement:
 
 
 def _addresses(host: str) -> list[str]:
-    """IPv4 addresses at which others reach an agent that listens on ``host``; sorted."""
+    """Return the IPv4 addresses, sorted, at which other machines reach an agent on ``host``."""
     import ifaddr
 
     here = {str(ip.ip) for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4}

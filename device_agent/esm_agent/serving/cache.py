@@ -1,8 +1,8 @@
-"""Files that hosts send once and measure often: models, their external data, inputs.
+"""Cache of files that hosts send once and measure often: models, external data, inputs.
 
-A file is named by its SHA-256 and is there only when all of it is. A client may use a file that it
-has sent, or of which it has proved that it has it. What is measured is linked into a folder of its
-own before, so nothing that is in use is ever taken away. Agents of one user may share a cache.
+A file is named by its SHA-256 and appears only once it is complete. A client may use a file that
+it has sent, or for which it has proved possession. The files of a block are linked into a folder
+of its own, so files in use are never removed. Agents of one user can share a cache.
 """
 
 from __future__ import annotations
@@ -28,59 +28,63 @@ from esm_protos.locks import lock
 from esm_protos.messages import File
 from esm_protos.user_folders import user_folder
 
-_SHARE_OF_FREE = 2  # by default, half of what is free
-_MOST_BYTES = 32 << 30  # by default
+_SHARE_OF_FREE = 2  # default size: half of the free space
+_MOST_BYTES = 32 << 30  # maximum of the default size
 _READ_BYTES = 1 << 20
-# FAT, network and some union file systems have no hard links, or only a few to a file.
+# FAT, network and some union file systems have no hard links, or limit their number.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NONCE_BYTES = 32
 _MOST_OFFERED = 200_000
-"""Files of one lease: its hashes are in memory for as long as it lives."""
+"""Maximum number of files of a lease; their hashes stay in memory as long as the lease."""
 
 
 class CacheError(Exception):
-    """What was sent is not what was announced."""
+    """Upload that differs from its announcement."""
 
 
 class DamagedError(CacheError):
-    """The bytes that arrived have another hash; what there was of the file is dropped."""
+    """Upload with a wrong hash or too many bytes; its part of the file is dropped."""
 
 
 class CacheFullError(Exception):
-    """The files are larger than the cache, or than what others leave of it."""
+    """Files too large for the cache, or for the space that others leave."""
 
 
 class NotCachedError(Exception):
-    """A file is not there, or is just being uploaded: offer it again."""
+    """File that is missing or still being uploaded; the host must offer it again."""
 
 
 def cache_folder() -> Path:
-    """Return systemd's folder, else the user's; raise OSError without a home folder."""
+    """Return systemd's cache folder, else the user's.
+
+    Raises:
+        OSError: this user has no home folder.
+    """
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given)
     return user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
 
 
 @dataclass(frozen=True)
-class Linked:
-    """A folder on the cache's disk, and the client whose files may be linked into it."""
+class LinkFolder:
+    """Folder on the cache's disk into which the files of a client can be linked."""
 
     cache: Cache
     folder: Path
     client: str = ""
 
     def link(self, file: File, path: Path) -> None:
-        """As :meth:`Cache.link`."""
+        """Link a file as :meth:`Cache.link`."""
         self.cache.link(self.client, file, path)
 
 
-class Missing(NamedTuple):
-    """A file that a client has to send, or to prove.
+class MissingFile(NamedTuple):
+    """File that a client must send, or for which it must prove possession.
 
     Attributes:
-        file: index among those that were offered.
-        have_bytes: size of what this client has sent of it before.
-        nonce: key of the proof; empty where the data are wanted.
+        file: Index among the offered files.
+        have_bytes: Bytes of it that this client has already sent.
+        nonce: Key of the proof; empty if the client must send the file.
     """
 
     file: int
@@ -90,8 +94,13 @@ class Missing(NamedTuple):
 
 @dataclass
 class _Offered:
-    """What the agent remembers of a lease: hashes of its files, its open nonces by hash, and the
-    hashes of which a proof was wrong."""
+    """Files of a lease.
+
+    Attributes:
+        hashes: Hashes of its files.
+        nonces: Open nonces, by hash.
+        refused: Hashes of the files with a wrong proof.
+    """
 
     hashes: set[bytes] = field(default_factory=set)
     nonces: dict[bytes, bytes] = field(default_factory=dict)
@@ -99,12 +108,12 @@ class _Offered:
 
 
 class Cache:
-    """A folder of files by hash, which makes room by dropping what was not asked for the longest.
+    """Folder of files by hash; if it is full, it drops the least recently used files.
 
     Args:
-        folder: made if it is not there, for this user only.
-        max_bytes: of all files; None: half of what is free on its disk, up to 32 GiB.
-        lease_lives: whether a lease's files are still to be kept.
+        folder: Path of the folder; it is created for this user only.
+        max_bytes: Size of all files; None for half of the free space on its disk, up to 32 GiB.
+        has_lease: Function that returns whether a lease is valid; its files are kept.
 
     Raises:
         OSError: the folder cannot be used.
@@ -114,11 +123,11 @@ class Cache:
         self,
         folder: Path,
         max_bytes: int | None = None,
-        lease_lives: Callable[[str], bool] = lambda lease_id: False,
+        has_lease: Callable[[str], bool] = lambda lease_id: False,
     ) -> None:
         self.folder = folder
         self._make_folder()
-        self._lease_lives = lease_lives
+        self._has_lease = has_lease
         self._offered: dict[str, _Offered] = {}
         self._owned: dict[str, set[bytes]] = {}
         self._arriving: dict[Path, int] = {}
@@ -130,50 +139,55 @@ class Cache:
         self.max_bytes = max_bytes
 
     def close(self) -> None:
-        """Remove what was linked; the files stay."""
+        """Remove the links; the files stay."""
         self._scratch.close()
 
     def used_bytes(self) -> int:
-        """Return the size of all files, of uploads that broke off, and of those that arrive now."""
+        """Return the size of all files, of interrupted uploads and of running ones, bytes."""
         arriving = dict(self._arriving)
-        there = sum(max(size, arriving.pop(path, 0)) for _, size, path in self._entries())
-        return there + sum(arriving.values())
+        stored = sum(max(size, arriving.pop(path, 0)) for _, size, path in self._entries())
+        return stored + sum(arriving.values())
 
     def clear(self) -> None:
-        """Drop all files but those of living leases."""
+        """Drop all files except those of valid leases."""
         with self._lock:
             self._drop_unused(self.used_bytes())
 
-    def offer(self, lease_id: str, client: str, files: Sequence[File]) -> list[Missing]:
-        """Keep the files that are there for as long as the lease lives.
+    def offer(self, lease_id: str, client: str, files: Sequence[File]) -> list[MissingFile]:
+        """Keep the files that the cache has, as long as the lease is valid.
+
+        Args:
+            lease_id: Id of the lease.
+            client: Name of the client.
+            files: Files that the lease will measure.
 
         Returns:
-            Every file that ``client`` has to send, or to prove, before it is linked.
+            Files that ``client`` must send, or for which it must prove possession.
 
         Raises:
-            CacheFullError: all of them together are more than the cache takes.
+            CacheFullError: the files are larger than the cache.
             OSError: the folder cannot be used.
         """
         self._make_folder()
         wanted = {file.sha256: file.size_bytes for file in files}
         if sum(wanted.values()) > self.max_bytes:
             raise CacheFullError(
-                f"files of {sum(wanted.values()) / 1e6:.0f} MB; this agent's cache takes "
+                f"files of {sum(wanted.values()) / 1e6:.0f} MB; this agent's cache holds "
                 f"{self.max_bytes / 1e6:.0f} MB: serve with a larger --cache-size"
             )
         with self._lock:
             offered = self._hold(lease_id, wanted)
             owned = set(self._owned.get(client, ()))
-        missing: dict[bytes, Missing] = {}
+        missing: dict[bytes, MissingFile] = {}
         for index, file in enumerate(files):
             path = self._path(file)
             if file.sha256 in missing:
                 continue
             if _size(path) != file.size_bytes:
                 have = _size(_part(path, client)) or 0
-                missing[file.sha256] = Missing(index, min(have, file.size_bytes))
+                missing[file.sha256] = MissingFile(index, min(have, file.size_bytes))
                 continue
-            with contextlib.suppress(OSError):  # asked for just now, and no other file
+            with contextlib.suppress(OSError):  # marks the file as just used
                 os.utime(path, (time.time(), path.stat().st_mtime))
             if file.sha256 in owned:
                 continue
@@ -183,20 +197,23 @@ class Cache:
                     nonce = offered.nonces.setdefault(
                         file.sha256, secrets.token_bytes(_NONCE_BYTES)
                     )
-            missing[file.sha256] = Missing(index, 0, nonce)
+            missing[file.sha256] = MissingFile(index, 0, nonce)
         return list(missing.values())
 
     def prove(self, lease_id: str, client: str, file: File, proof: bytes) -> None:
-        """Give a client the use of a file that it has as well.
+        """Let a client use a file, if it proves possession of the same file.
 
-        A nonce serves once. After a wrong proof the lease has to send the file.
+        A nonce is valid once. After a wrong proof the lease must send the file.
 
         Args:
-            proof: HMAC-SHA256 of the file's content, with the nonce that the lease got for it.
+            lease_id: Id of the lease.
+            client: Name of the client.
+            file: File to use.
+            proof: HMAC-SHA256 of the file's content with the nonce of :meth:`offer`.
 
         Raises:
             CacheError: the proof is wrong.
-            NotCachedError: the file or the nonce is not there: offer it again.
+            NotCachedError: the file or the nonce is missing: offer it again.
             OSError: the file cannot be read.
         """
         with self._lock:
@@ -215,7 +232,7 @@ class Cache:
                     content.update(piece)
         except FileNotFoundError:
             raise NotCachedError("the file is gone: offer it again") from None
-        if content.digest() != file.sha256:  # the disk has changed it
+        if content.digest() != file.sha256:  # damaged on the disk
             path.unlink(missing_ok=True)
             raise NotCachedError("the file was damaged on the device's disk: offer it again")
         with self._lock:
@@ -227,16 +244,24 @@ class Cache:
     def receive(
         self, lease_id: str, client: str, file: File, offset: int, data: Iterable[bytes]
     ) -> None:
-        """Write a file from ``offset`` on; the same client can go on with what is broken off.
+        """Write a file from ``offset`` on; a client can continue its own interrupted upload.
 
-        Room for all of it is reserved before the first byte.
+        The space for the whole file is reserved before the first byte.
+
+        Args:
+            lease_id: Id of the lease.
+            client: Name of the client.
+            file: File to write.
+            offset: Number of bytes that the client has already sent.
+            data: Bytes from ``offset`` on.
 
         Raises:
-            DamagedError: it has another hash than announced.
-            CacheError: it is not the file that its hash and size say.
-            CacheFullError: what living leases keep leaves no room for it.
-            NotCachedError: the client uploads it just now, or it is gone from ``offset``.
-            OSError: it cannot be written.
+            DamagedError: the hash differs from the announced one, or the file is too long.
+            CacheError: the upload is incomplete.
+            CacheFullError: the files of valid leases leave too little space.
+            NotCachedError: another call uploads the file now, or the part before ``offset`` is
+                gone.
+            OSError: the file cannot be written.
         """
         path = self._path(file)
         part = _part(path, client)
@@ -254,13 +279,13 @@ class Cache:
                 part.unlink()
                 raise
             target.flush()
-            os.fsync(target.fileno())  # the name is a promise that a power cut must not break
+            os.fsync(target.fileno())  # after a power cut the content must match the name
             os.replace(part, path)
         with self._lock:
             self._own(client, file)
 
     def _receive_again(self, client: str, file: File, offset: int, data: Iterable[bytes]) -> None:
-        """Check what a client sends of a file that is there: only having all of it counts."""
+        """Check an upload of a file that the cache has; the client must send all of it."""
         with self._lock:
             if file.sha256 in self._owned.get(client, ()):
                 return
@@ -272,7 +297,7 @@ class Cache:
 
     @contextmanager
     def _room(self, lease_id: str, part: Path, file: File) -> Iterator[None]:
-        """Keep room for a file that arrives; one call at a time writes it."""
+        """Reserve space for an upload, which only one call at a time may write."""
         with self._lock:
             self._hold(lease_id, (file.sha256,))
             if part in self._arriving:
@@ -287,9 +312,10 @@ class Cache:
 
     @contextmanager
     def _own_part(self, part: Path) -> Iterator[IO[bytes]]:
-        """Open the beginning of an upload, which nobody else writes to.
+        """Open the file of an incomplete upload, locked against other agents.
 
-        Without locks that is a file of this agent's own. What is broken off begins again then.
+        On a file system without locks it is a new file of this agent, so an interrupted upload
+        starts again.
         """
         with _opened(part) as file:
             try:
@@ -304,38 +330,38 @@ class Cache:
             yield file
 
     def _hold(self, lease_id: str, hashes: Iterable[bytes]) -> _Offered:
-        """Remember a lease's files, and forget those of dead leases."""
-        self._forget_dead()
+        """Add files to a lease, and drop the records of ended leases."""
+        self._drop_ended()
         offered = self._offered.setdefault(lease_id, _Offered())
         offered.hashes.update(hashes)
         if len(offered.hashes) > _MOST_OFFERED:
             del self._offered[lease_id]
-            raise CacheFullError(f"one lease has offered more than {_MOST_OFFERED} files")
+            raise CacheFullError(f"a lease has offered more than {_MOST_OFFERED} files")
         return offered
 
-    def _forget_dead(self) -> None:
-        for lease_id in [each for each in self._offered if not self._lease_lives(each)]:
+    def _drop_ended(self) -> None:
+        for lease_id in [each for each in self._offered if not self._has_lease(each)]:
             del self._offered[lease_id]
 
     def _own(self, client: str, file: File) -> None:
-        """Let a client use a file from now on; what it sent of it before is in the way."""
+        """Let a client use a file, and remove its incomplete upload."""
         self._owned.setdefault(client, set()).add(file.sha256)
         part = _part(self._path(file), client)
         if part not in self._arriving:
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def linked(self, client: str) -> Iterator[Linked]:
-        """Make a folder in which a client's block finds its files, for as long as it is there."""
+    def linked(self, client: str) -> Iterator[LinkFolder]:
+        """Create a folder for the files of a client's block, for the duration of the context."""
         self._make_folder()
         with self._scratch.folder() as folder:
-            yield Linked(self, folder, client)
+            yield LinkFolder(self, folder, client)
 
     def link(self, client: str, file: File, path: Path) -> None:
-        """Let ``path``, on the cache's own disk, be a file of the client's.
+        """Link a file of a client's to ``path``, which is on the cache's disk.
 
         Raises:
-            NotCachedError: it is not there (any more), or not the client's.
+            NotCachedError: the cache does not have the file, or it is not the client's.
             OSError: it cannot be linked.
         """
         with self._lock:
@@ -351,35 +377,42 @@ class Cache:
         raise NotCachedError("a file of the block is not in the cache any more")
 
     def _make_folder(self) -> None:
-        """Also while the agent runs: people clear what is called a cache.
+        """Create the folder if it is missing, and close it to other users.
 
-        Models are nobody else's to read: a folder that others may enter is closed to them.
+        Users may delete a cache folder while the agent runs, and models are private.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.folder.stat()
-        if os.getuid() not in (found.st_uid, _ROOT):
+        status = self.folder.stat()
+        if os.getuid() not in (status.st_uid, _ROOT):
             raise PermissionError(errno.EPERM, _OTHERS, str(self.folder))
-        if found.st_mode & 0o077:
+        if status.st_mode & 0o077:
             try:
                 self.folder.chmod(0o700)
             except PermissionError:
                 raise PermissionError(errno.EPERM, _OTHERS, str(self.folder)) from None
 
     def _make_room(self, size: int) -> None:
-        """For so many more bytes."""
+        """Drop unused files until there is space for ``size`` more bytes.
+
+        Raises:
+            CacheFullError: the files in use leave too little space.
+        """
         left = self.max_bytes - self.used_bytes()
         short = max(size - left, size - shutil.disk_usage(self.folder).free)
         left += self._drop_unused(short)
         if size > left:
             raise CacheFullError(
-                f"a file of {size / 1e6:.0f} MB; what others use leaves {left / 1e6:.0f} MB of "
-                "this agent's cache: wait for them, or serve with a larger --cache-size"
+                f"a file of {size / 1e6:.0f} MB; files in use leave {left / 1e6:.0f} MB of this "
+                "agent's cache: try again later, or serve with a larger --cache-size"
             )
 
     def _drop_unused(self, size: int) -> int:
-        """Drop at least so many bytes, those first that nobody asked for the longest; return how
-        many there were to drop."""
-        self._forget_dead()
+        """Drop at least ``size`` bytes, least recently used files first.
+
+        Returns:
+            Number of bytes dropped; less than ``size`` if there was no more to drop.
+        """
+        self._drop_ended()
         held = set().union(*(offered.hashes for offered in self._offered.values()))
         dropped = 0
         for _, entry_size, path in sorted(self._entries()):
@@ -394,12 +427,12 @@ class Cache:
         return dropped
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When it was asked for, size and path of every file."""
+        """Yield time of last use, size and path of every file."""
         for path in self.folder.iterdir():
             if _NAME.fullmatch(path.name) and path.is_file():
                 with contextlib.suppress(FileNotFoundError):
-                    found = path.stat()
-                    yield found.st_atime, found.st_size, path
+                    status = path.stat()
+                    yield status.st_atime, status.st_size, path
 
     def _path(self, file: File) -> Path:
         return self.folder / file.sha256.hex()
@@ -407,7 +440,7 @@ class Cache:
 
 _NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]*)?(\.part)?")
 _ROOT = 0
-_OTHERS = "it belongs to another user: choose another folder by --cache"
+_OTHERS = "it belongs to another user: choose another folder with --cache"
 _UPLOADING = "the same file is being uploaded by another call"
 
 
@@ -421,7 +454,7 @@ def _link(own: Path, path: Path) -> None:
 
 
 def _part(path: Path, client: str) -> Path:
-    """Return the place of a client's upload until it is whole: no client goes on with another's."""
+    """Return the path of a client's incomplete upload; every client has its own."""
     return path.with_name(f"{path.name}.{hashlib.sha256(client.encode()).hexdigest()[:16]}.part")
 
 
@@ -436,7 +469,11 @@ def _check(
     data: Iterable[bytes],
     write: Callable[[bytes], object],
 ) -> None:
-    """Write what comes after the first ``size`` bytes; raise CacheError if it is not the file."""
+    """Write the data after the first ``size`` bytes, and check the whole file.
+
+    Raises:
+        CacheError: the data do not complete the file.
+    """
     for piece in data:
         size += len(piece)
         if size > file.size_bytes:
@@ -457,7 +494,7 @@ def _size(path: Path) -> int | None:
 
 
 def _digest(file: IO[bytes]) -> hashlib._Hash:
-    """Of what is in the file, which is then at its end."""
+    """Return the digest of a file's content, and leave the file at its end."""
     digest = hashlib.sha256()
     file.seek(0)
     while piece := file.read(_READ_BYTES):

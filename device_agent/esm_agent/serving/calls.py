@@ -1,12 +1,12 @@
-"""The threads of calls: which pool a method runs in, and how long a call may hold a thread.
+"""Thread pools of calls, with limits on the time for which a call holds a thread.
 
-gRPC's own way is one pool for everything, in which a call holds a thread from its headers to its
-status. Here short calls, uploads and diagnoses have a pool each. A call that waits for a message is
-ended after some time, and earlier if its caller has many such calls. A block that waits for its
-turn holds no thread at all: see :class:`Later`.
+gRPC uses a single pool, in which a call holds a thread from its headers to its status. Here short
+calls, uploads and diagnoses have a pool each. A call that waits for a message is ended after some
+time, and earlier if its caller has many such calls. A block that waits for its turn holds no
+thread (:class:`DeferredAnswer`).
 
-Requests that are no messages, or say what no host can mean, end in INVALID_ARGUMENT, with one line
-in the log. gRPC's own way is INTERNAL, a traceback, and some 16 KB of memory for each.
+An invalid request ends with INVALID_ARGUMENT and one line in the log. With gRPC alone it would
+end with INTERNAL, a traceback, and about 16 KB of lost memory.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ log = logging.getLogger(__name__)
 _UNWANTED = "the block's lease has ended"
 _TICK_S = 0.5
 _SILENT_S = 0.25
-"""Messages come with the headers of honest calls, or soon after."""
+"""Time without a message after which a call counts as silent, seconds. The messages of a correct
+client follow the headers at once."""
 _BYTES_PER_S = 10_000
-"""A slower sender is ended, once it has used up what its pool allows it beyond that."""
+"""Minimum rate of a sender, after its pool's allowance is used up."""
 _SEND_S = 60.0
-"""A client that takes no answer for so long has gone. One that still renews its lease may be busy,
-and takes its block's result later."""
+"""Time after which a client that does not read an answer counts as gone, seconds. A client that
+renews its lease may be busy, and can read its block's result later."""
 
 
 class Pool(NamedTuple):
-    """Threads for some methods.
+    """Thread pool of some methods, with limits of their calls.
 
     Attributes:
-        first_s: a call's first message comes within so long.
-        allowance_s: all its messages come at ``_BYTES_PER_S``, and so much time beyond that.
-        most_silent: calls of one caller that wait for a message at a time; of more, those that
-            have waited longest are ended.
-        most_calls: of one caller at a time; further ones are told to come again.
+        name: Prefix of the threads' names.
+        threads: Maximum number of threads.
+        first_s: Maximum time until a call's first message, seconds.
+        allowance_s: Extra time for all messages beyond the time at ``_BYTES_PER_S``, seconds.
+        most_silent: Maximum number of silent calls of a caller; beyond it the oldest are ended.
+        most_calls: Maximum number of calls of a caller; further ones are refused for now.
     """
 
     name: str
@@ -60,28 +62,29 @@ class Pool(NamedTuple):
     most_calls: int
 
 
-# Threads are started as they are needed. One caller never holds all of those that work for long.
+# Threads start on demand. The limits keep a single caller from using all threads of a pool.
 SHORT = Pool("esm-rpc", 64, first_s=5.0, allowance_s=5.0, most_silent=8, most_calls=64)
 RECEIVE = Pool("esm-receive", 256, first_s=20.0, allowance_s=60.0, most_silent=32, most_calls=192)
 DIAGNOSE = Pool("esm-diagnose", 16, first_s=5.0, allowance_s=5.0, most_silent=4, most_calls=8)
 _SEND_THREADS = 256
 _MOST_UNTAKEN = 64
-"""Results that one caller lets lie for longer than ``_SEND_S``, a thread each."""
+"""Maximum number of results that a caller leaves unread for longer than ``_SEND_S``; each holds a
+thread."""
 
 _POOLS = {
     "/esm.v1.Profiler/MeasureBlock": RECEIVE,
     "/esm.v1.Profiler/Upload": RECEIVE,
     "/esm.v1.Profiler/Diagnose": DIAGNOSE,
 }
-"""Of all other methods: SHORT."""
+"""Pool of each method; all other methods use SHORT."""
 
 
 class Call:
-    """One call, which ends once: by its handler, or by the watch over silent callers.
+    """Call that ends once, by its handler or by the watch over silent calls.
 
     Attributes:
-        wanted: while it gives False, the call is of no use any more.
-        may_take_its_time: whether its client may leave the answer for later.
+        wanted: Function that returns whether the call is still useful.
+        may_take_its_time: Whether its client may read the answer late.
     """
 
     def __init__(
@@ -96,17 +99,17 @@ class Call:
         self._ended = False
 
     def claim(self) -> bool:
-        """True for the first who asks, who then has to end the call."""
+        """Return True to the first caller of this method, which must then end the call."""
         with self._lock:
             ended, self._ended = self._ended, True
             return not ended
 
     def send(self, message: Any) -> None:
-        """Waits until the client can take it; does nothing once the call has ended."""
+        """Send a message when the client can read it; do nothing once the call has ended."""
         self._send(message)
 
     def finish(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> bool:
-        """Ends the call; False where that has happened already."""
+        """End the call; return False if it has ended already."""
         if not self.claim():
             return False
         if code is not grpc.StatusCode.OK:
@@ -117,7 +120,7 @@ class Call:
 
 
 class Incoming(Iterator[Any]):
-    """The messages of one call, as they come."""
+    """Messages of a call, in the order in which they arrive."""
 
     def __init__(
         self,
@@ -137,14 +140,14 @@ class Incoming(Iterator[Any]):
         self._received: int | None = None
 
     def overdue(self, now: float) -> str | None:
-        """Why the call is to be ended; None while it may go on."""
+        """Return why the call must end; None while it may continue."""
         if not self.call.wanted():
             return _UNWANTED
         if self._received is None:
             if now - self._began > self.pool.first_s:
-                return f"nothing came for {self.pool.first_s:g} s"
+                return f"no message for {self.pool.first_s:g} s"
         elif now - self._began > self.pool.allowance_s + self._received / _BYTES_PER_S:
-            return f"too little came: {self._received} bytes in {now - self._began:.0f} s"
+            return f"too slow: {self._received} bytes in {now - self._began:.0f} s"
         return None
 
     def __next__(self) -> Any:
@@ -160,36 +163,36 @@ class Incoming(Iterator[Any]):
             message = self._parse(data)
             check(message)
         except NonsenseError as error:
-            self._refuse(f"the request makes no sense: {error}")
-        except Exception:  # whatever else protobuf may raise: it is the client's fault
-            self._refuse("the request is no message of this method")
+            self._refuse(f"invalid request: {error}")
+        except Exception:  # protobuf raises other errors for some invalid bytes
+            self._refuse("the request is not a message of this method")
         return message
 
     def _refuse(self, reason: str) -> NoReturn:
         self._refused(self.call, grpc.StatusCode.INVALID_ARGUMENT, reason)
         self.call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
-        raise AssertionError  # abort() raises; this tells type checkers so
+        raise AssertionError  # for type checkers: abort() always raises
 
 
 class Source(Protocol):
-    """The answer to a call, in pieces that come at any time."""
+    """Source of events that become the answer to a call."""
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Calls ``ready`` when there is something to take, from any thread, also at once."""
+        """Set a function to call, from any thread, when there is an event to take."""
 
     def take(self) -> Any:
-        """Return the next piece; None where there is none yet."""
+        """Return the next event; None if there is none yet."""
 
 
-class Later:
-    """A stream's answer that comes later: no thread waits for it.
+class DeferredAnswer:
+    """Answer that streams events as they occur, without a waiting thread.
 
     Args:
-        source: of events.
-        messages: of an event; raises what the call ends with.
-        is_last: whether an event is the last one.
-        status: of an error.
-        close: called once when the call has ended.
+        source: Source of the events.
+        messages: Function that yields the messages of an event, or raises the call's error.
+        is_last: Function that returns whether an event is the last one.
+        status: Function that returns the status of an error.
+        close: Function to call once when the call has ended.
     """
 
     def __init__(
@@ -223,7 +226,7 @@ class Later:
         self._calls.submit(self._work)
 
     def _work(self) -> None:
-        """Sends what there is; only one thread at a time is in here."""
+        """Send the events that have occurred; only one thread at a time runs this."""
         while True:
             with self._lock:
                 self._again = False
@@ -245,18 +248,18 @@ class Later:
                 self._call.finish()
         except Exception as error:
             self._call.finish(*self._status(error))
-        finally:  # whatever fails, the block is not kept open
+        finally:  # also after an error, so that the block does not stay open
             if last:
                 self._over = True
                 self._close()
 
 
 class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Runs methods in their pools and watches over those who keep silent.
+    """Interceptor that runs methods in their pools and ends calls of silent clients.
 
     Args:
-        caller_of: the name under which the calls of a caller are counted.
-        metrics: counts refusals.
+        caller_of: Function that returns the name under which a caller's calls are counted.
+        metrics: Counters of refused calls.
     """
 
     def __init__(
@@ -279,7 +282,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         self._watch.start()
 
     def stop(self) -> None:
-        """Once the server has stopped."""
+        """End the threads, after the server has stopped."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -288,13 +291,13 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             pool.shutdown(wait=False)
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Runs what sends, on a thread of its own."""
-        with contextlib.suppress(RuntimeError):  # the agent stops: nobody is there to send to
+        """Run a function that sends messages, on a thread of its own."""
+        with contextlib.suppress(RuntimeError):  # the agent is stopping
             self._senders.submit(work)
 
     @contextmanager
     def sending(self, call: Call) -> Iterator[None]:
-        """Within, the call waits for its client to take a message, which must not take long."""
+        """Limit the time for which a call waits until its client reads a message."""
         with self._changed:
             self._sending[call] = time.monotonic()
             self._changed.notify()
@@ -315,8 +318,10 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         return self._handlers[details.method]
 
     def _handler(self, handler: grpc.RpcMethodHandler, pool: Pool) -> grpc.RpcMethodHandler:
-        """Fits methods of every kind. As a stream in both directions, nothing is read before the
-        method asks for it."""
+        """Return a handler that runs a method of any kind in its pool.
+
+        It streams in both directions, so messages are read only when the method needs them.
+        """
         method = (
             handler.unary_unary
             or handler.unary_stream
@@ -326,13 +331,13 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
 
         def run(messages: Iterator[bytes], context: grpc.ServicerContext, send: Any) -> None:
             call = Call(context, self._caller_of(context), send)
-            incoming = Incoming(call, pool, messages, handler.request_deserializer, self._tell)
+            incoming = Incoming(call, pool, messages, handler.request_deserializer, self._report)
             if not self._add(incoming):
-                self._refuse(call, f"{pool.most_calls} such calls of this caller run already")
+                self._refuse(call, f"this caller has {pool.most_calls} such calls running already")
                 return
             try:
                 reply = method(incoming if handler.request_streaming else _only(incoming), context)
-                if isinstance(reply, Later):
+                if isinstance(reply, DeferredAnswer):
                     reply.start(call, self)
                     return
                 for message in reply if handler.response_streaming else (reply,):
@@ -341,13 +346,13 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
             except Exception:
                 if call.claim():
                     raise
-                return  # it was ended from elsewhere, which this is the echo of
+                return  # the call had ended already, which caused this error
             finally:
                 self._remove(incoming)
             call.finish()
 
-        # What lets gRPC's health service answer without a thread. Where gRPC should not know
-        # these any more every call would fail, and so would all tests.
+        # gRPC's own health service uses these attributes to answer without a thread. If gRPC drops
+        # them, every call and all tests fail.
         run.experimental_non_blocking = True  # type: ignore[attr-defined]
         run.experimental_thread_pool = self._pools[pool]  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(
@@ -355,7 +360,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
         )
 
     def _add(self, incoming: Incoming) -> bool:
-        """False where its caller has too many already."""
+        """Add a call; return False if its caller has the maximum number."""
         key = incoming.pool, incoming.call.caller
         with self._changed:
             if self._running[key] >= incoming.pool.most_calls:
@@ -374,7 +379,7 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
                 del self._running[key]
 
     def _look(self) -> None:
-        """Asleep while there is nobody to wait for: the device may be measuring."""
+        """Watch the calls; sleep while there are none, because the device may be measuring."""
         while True:
             with self._changed:
                 while not (self._incoming or self._sending or self._stopped):
@@ -390,18 +395,20 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
                 _attempt(partial(self._refuse, each.call, reason))
 
     def _refuse(self, call: Call, reason: str) -> None:
-        # ABORTED: nothing is wrong with the call, and the host tries again.
+        # ABORTED: the call is valid, and the host can try again.
         if call.finish(grpc.StatusCode.ABORTED, reason):
-            self._tell(call, grpc.StatusCode.ABORTED, reason)
+            self._report(call, grpc.StatusCode.ABORTED, reason)
 
-    def _tell(self, call: Call, code: grpc.StatusCode, reason: str) -> None:
+    def _report(self, call: Call, code: grpc.StatusCode, reason: str) -> None:
         self._metrics.refused(code.name)
         peer = call.context.peer()
-        logs.sparing(log, logging.WARNING, "refused", reason=reason, code=code.name, peer=peer)
+        logs.limited_event(
+            log, logging.WARNING, "refused", reason=reason, code=code.name, peer=peer
+        )
 
 
 def keep_while(messages: Iterator[Any], wanted: Callable[[], bool]) -> None:
-    """Ends the call that the messages are of as soon as ``wanted`` gives False."""
+    """End the call of these messages as soon as ``wanted`` returns False."""
     if isinstance(messages, Incoming):
         messages.call.wanted = wanted
 
@@ -419,25 +426,25 @@ def _overdue(incoming: list[Incoming], now: float) -> Iterator[tuple[Incoming, s
     for (pool, _), waiting in silent.items():
         waiting.sort(key=lambda pair: pair[0])
         for _, each in waiting[: max(len(waiting) - pool.most_silent, 0)]:
-            yield each, f"more than {pool.most_silent} calls of this caller send nothing"
+            yield each, f"this caller has more than {pool.most_silent} silent calls"
 
 
 def _untaken(sending: list[tuple[Call, float]], now: float) -> Iterator[Call]:
-    """Calls whose clients take no answer and are not to be waited for."""
-    lying: defaultdict[str, list[Call]] = defaultdict(list)
+    """Yield the calls to end because their clients do not read the answer."""
+    unread: defaultdict[str, list[Call]] = defaultdict(list)
     for call, since in sending:  # the oldest first
         if now - since <= _SEND_S:
             continue
         if call.may_take_its_time and call.wanted():
-            lying[call.caller].append(call)
+            unread[call.caller].append(call)
         else:
             yield call
-    for calls in lying.values():
+    for calls in unread.values():
         yield from calls[: max(len(calls) - _MOST_UNTAKEN, 0)]
 
 
 def _attempt(end: Callable[[], object]) -> None:
-    """End one call; what goes wrong with it does not end the watch over the others."""
+    """End a call; log an error instead of raising it, so that the watch continues."""
     try:
         end()
     except Exception:
@@ -447,9 +454,7 @@ def _attempt(end: Callable[[], object]) -> None:
 def _only(incoming: Incoming) -> Any:
     message = next(incoming, None)
     if message is None:
-        incoming.call.context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, "the call came without a request"
-        )
+        incoming.call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
     return message
 
 

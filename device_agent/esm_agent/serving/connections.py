@@ -1,4 +1,4 @@
-"""How many connections there may be, and how long one may stay that nobody calls on."""
+"""Limits of connections: their number, handshake time and idle time."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import contextlib
 import resource
 
 _HANDSHAKE_MS = 10_000
-"""For TCP, TLS and HTTP/2 together, until a call may come."""
+"""Time for the handshakes of TCP, TLS and HTTP/2 together."""
 _IDLE_MS = 60_000
-"""Hosts renew their leases more often than that, and connect again where they do not."""
+"""Time without a call after which a connection is closed. Hosts renew their leases more often."""
 _WANTED_FILES = 8192
 _RESERVED_FILES = 200
-"""For everything else that is opened: blocks, the cache, tokens, the measuring process."""
-_LEAST = 16
+"""Open files reserved for blocks, the cache, tokens and the measuring process."""
+_MIN_CONNECTIONS = 16
 
 
 def connection_options() -> tuple[tuple[str, int], ...]:
-    """Options of the gRPC server. Raises the limit of open files as far as it may.
+    """Return the connection options of the gRPC server, and raise the limit of open files.
 
-    Connections beyond the cap are closed when they come: below it there are always descriptors
-    left for what the agent itself has to open.
+    Connections beyond the maximum are closed at once, so the agent always has descriptors left
+    for its own files.
     """
     return (
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
-        ("grpc.max_allowed_incoming_connections", most_connections(_file_limit())),
+        ("grpc.max_allowed_incoming_connections", max_connections(_file_limit())),
     )
 
 
-def most_connections(files: int) -> int:
-    """How many connections there may be with so many open files."""
+def max_connections(files: int) -> int:
+    """Return the maximum number of connections for a limit of open files."""
     files = min(files, _WANTED_FILES)
-    return max(files - max(_RESERVED_FILES, files // 4), _LEAST)
+    return max(files - max(_RESERVED_FILES, files // 4), _MIN_CONNECTIONS)
 
 
 def _file_limit() -> int:
-    """Return the limit of open files, raised to what the agent wants where that is allowed."""
+    """Raise the limit of open files as far as allowed, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     wanted = _WANTED_FILES if hard == unlimited else min(_WANTED_FILES, hard)

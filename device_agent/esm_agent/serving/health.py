@@ -1,4 +1,4 @@
-"""gRPC's health service: whether the agent takes blocks."""
+"""gRPC's health service, which shows whether the agent accepts blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ _STATUS = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc has no types
-    """Answers Check. Watch is UNIMPLEMENTED, which clients of that service are prepared for: each
-    watcher would hold memory for as long as it likes.
+    """Health service that implements Check only.
+
+    Each watcher would hold memory without a limit, so Watch is UNIMPLEMENTED. Clients of the
+    service must expect that.
 
     Args:
-        services: that may be asked for.
+        services: Names of the services that can be checked.
     """
 
     def __init__(self, services: Collection[str]) -> None:
@@ -23,7 +25,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc has 
         self._status = _STATUS.SERVING
 
     def stop_serving(self) -> None:
-        """From now on the answer is NOT_SERVING."""
+        """Answer NOT_SERVING from now on."""
         self._status = _STATUS.NOT_SERVING
 
     def Check(

@@ -1,6 +1,6 @@
-"""Whose turn it is: leases in a queue, each alive for as long as its host says so.
+"""Queue of leases; each lease is valid as long as its host renews it.
 
-No threads and no gRPC in here: callers hold a lock, and pass the time.
+The module uses no threads and no gRPC: callers hold a lock and pass the time.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from esm_protos.messages import Holder, Occupancy, Standing
 
 EXPIRY_S = 30.0
-"""A lease that is not renewed for so long is gone, and its blocks with it."""
+"""Time without a renewal after which a lease and its blocks are dropped, seconds."""
 
-_FIRST_GUESS_S = 10.0  # of a block's duration, before there was one
-_REMEMBERED = 8  # blocks whose durations tell how long the next ones will take
+_FIRST_GUESS_S = 10.0  # expected duration of the first block
+_REMEMBERED = 8  # number of blocks whose mean duration predicts that of the next
 
 
 MOST_LEASES = 1000
-"""Most leases of one client."""
+"""Maximum number of leases of a client."""
 
 
 class NoLeaseError(Exception):
-    """The lease is unknown: it expired, was released, or is somebody else's."""
+    """Error for an unknown lease: it expired, was released, or is another client's."""
 
 
 class TooManyError(Exception):
-    """One client has more leases, or one lease more blocks, than the agent keeps."""
+    """Error for too many leases of a client, or too many blocks of a lease."""
 
 
 @dataclass
@@ -41,34 +41,40 @@ class _Lease:
 
 
 class Leases:
-    """The queue. Turns go round the clients, and those of one client round its leases.
+    """Queue of leases with turns that alternate between clients, and between a client's leases.
 
-    The first lease in the order of turns holds the device; while others wait, for one block at a
-    time.
+    The first lease in the order of turns holds the device. While others wait, it holds it for one
+    block at a time.
 
     Args:
-        expiry_s: a lease lives so long after it was renewed.
+        expiry_s: Time from a renewal until a lease expires, seconds.
     """
 
     def __init__(self, expiry_s: float = EXPIRY_S) -> None:
         self._expiry_s = expiry_s
-        # Clients, and the leases of each, in the order of their turns. No client is without one.
+        # Clients and their leases, in the order of their turns; every client has a lease.
         self._clients: dict[str, dict[str, _Lease]] = {}
         self._client_of: dict[str, str] = {}
-        self._turn_of = ""  # the client whose block is measured
+        self._turn_of = ""  # client whose block is measured
         self._block_began: float | None = None
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
 
     def renew(
         self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, now: float
     ) -> Standing:
-        """Keeps a lease alive, or makes it, at the end of its client's.
+        """Renew a lease, or create it behind the client's other leases.
 
-        With ``no_wait`` none is made where there are others; the standing says who.
+        Args:
+            lease_id: Id of the lease.
+            owner: Name of the owner, for other clients.
+            purpose: Purpose of the lease, for other clients.
+            client: Name of the client.
+            no_wait: Whether to create no lease if others exist; the standing then names them.
+            now: Time, seconds.
 
         Raises:
             NoLeaseError: the id is another client's.
-            TooManyError: the client has too many leases already.
+            TooManyError: the client has the maximum number of leases.
         """
         lease = self._find(lease_id)
         if lease is None:
@@ -77,8 +83,7 @@ class Leases:
             leases = self._clients.setdefault(client, {})
             if len(leases) >= MOST_LEASES:
                 raise TooManyError(
-                    f"{len(leases)} leases of one client; this agent takes {MOST_LEASES}: "
-                    "release some"
+                    f"{len(leases)} leases of a client: the maximum is {MOST_LEASES}; release some"
                 )
             lease = leases[lease_id] = _Lease(owner, purpose, client, made=now, expires=now)
             self._client_of[lease_id] = client
@@ -89,42 +94,46 @@ class Leases:
         return self.standing(lease_id, now)
 
     def check(self, lease_id: str, client: str) -> None:
-        """Raises NoLeaseError unless the lease is alive and this client's."""
+        """Check that a lease is valid and this client's.
+
+        Raises:
+            NoLeaseError: it is not.
+        """
         if self._client_of.get(lease_id) != client:
             raise NoLeaseError("the block's lease has ended")
 
     def release(self, lease_id: str, client: str) -> bool:
-        """Ends a lease; False where it is gone already, or another client's."""
+        """End a lease; return False if it has ended already, or is another client's."""
         if self._client_of.get(lease_id) != client:
             return False
         self._remove(lease_id)
         return True
 
     def expire(self, now: float) -> list[str]:
-        """Ends the leases whose hosts have gone silent, and names them."""
-        gone = [
+        """End the leases that have expired, and return their ids."""
+        expired = [
             lease_id
             for leases in self._clients.values()
             for lease_id, lease in leases.items()
             if lease.expires <= now
         ]
-        for lease_id in gone:
+        for lease_id in expired:
             self._remove(lease_id)
-        return gone
+        return expired
 
     def clients(self) -> list[str]:
-        """Those that have leases."""
+        """Return the clients that have leases."""
         return list(self._clients)
 
     def end_all(self, client: str) -> list[str]:
-        """Ends a client's leases, and names them."""
-        gone = list(self._clients.get(client, ()))
-        for lease_id in gone:
+        """End all leases of a client, and return their ids."""
+        ended = list(self._clients.get(client, ()))
+        for lease_id in ended:
             self._remove(lease_id)
-        return gone
+        return ended
 
     def begin(self, ready: Container[str], now: float) -> str | None:
-        """The turn goes to the first lease that is ready, and a block of it begins."""
+        """Begin a block of the first lease in ``ready``, and return its id; None without one."""
         lease_id = next((each for each in self.order() if each in ready), None)
         if lease_id is not None:
             client = self._turn_of = self._client_of[lease_id]
@@ -134,22 +143,26 @@ class Leases:
         return lease_id
 
     def end(self, lease_id: str, now: float) -> None:
-        """Its block is over: client and lease go to the end, if they are still there."""
+        """End the block of a lease, and move the client and the lease to the end of the queue."""
         if self._block_began is not None:
             self._durations.append(now - self._block_began)
             self._block_began = None
-        if self._turn_of in self._clients:  # also without the lease: it has had its turn
+        if self._turn_of in self._clients:  # also if the lease is gone: the client had its turn
             leases = self._clients[self._turn_of] = self._clients.pop(self._turn_of)
             if lease_id in leases:
                 leases[lease_id] = leases.pop(lease_id)
 
     def order(self) -> Iterator[str]:
-        """Leases in the order of their turns, if all of them have blocks."""
-        for one_of_each in itertools.zip_longest(*self._clients.values()):
-            yield from (lease_id for lease_id in one_of_each if lease_id is not None)
+        """Yield the leases in the order of their turns, as if all had blocks."""
+        for turn in itertools.zip_longest(*self._clients.values()):
+            yield from (lease_id for lease_id in turn if lease_id is not None)
 
     def standing(self, lease_id: str, now: float) -> Standing:
-        """Raises KeyError where there is no such lease."""
+        """Return the place of a lease in the queue.
+
+        Raises:
+            KeyError: the lease does not exist.
+        """
         client = self._client_of[lease_id]
         ahead = next(place for place, each in enumerate(self.order()) if each == lease_id)
         return self._standing(ahead, self._clients[client][lease_id].expires - now, now)

@@ -1,4 +1,4 @@
-"""The right to measure on this machine, which one agent of a user has at a time."""
+"""Lock that lets one agent of a user measure on this machine at a time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MOST_BYTES = 200
 
 
 class MachineLock:
-    """Locked files in a user's folder, which are free again once their process has died.
+    """Lock made of two files in a user's folder; a process that dies releases it.
 
-    An agent waits with the file ``next`` locked until it has the other one. So one with many blocks
-    does not overtake another that waits for its first. Where the folder cannot be written, or has
-    no locks, nobody waits.
+    An agent that waits for the lock holds the file ``next``, so an agent with many blocks cannot
+    overtake one that waits for its first. If the folder is not writable or has no locks, agents
+    do not wait.
 
     Args:
-        folder: of the user's; the files' names have the machine's, as several may share it.
+        folder: Folder of the user. Machines can share it, so file names contain the hostname.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,10 +32,10 @@ class MachineLock:
         self._held: IO[bytes] | None = None
 
     def acquire(self, purpose: str) -> bool:
-        """Take the lock, or a place before all that come later; False if another agent has it.
+        """Take the lock; if another agent has it, take the next place and return False.
 
         Args:
-            purpose: shown to others that wait.
+            purpose: Purpose to show to waiting agents.
         """
         if self._held is not None:
             return True
@@ -54,14 +54,14 @@ class MachineLock:
         return True
 
     def release(self) -> None:
-        """Give back what :meth:`acquire` took, if anything."""
+        """Release the lock and the place in the queue, if held."""
         for file in (self._held, self._next):
             if file is not None:
                 file.close()
         self._held = self._next = None
 
     def holder(self) -> Holder:
-        """Return what to say of the agent that has the lock."""
+        """Return the holder of the lock."""
         try:
             with self._path.open("rb") as file:
                 purpose = file.read(_MOST_BYTES).decode(errors="replace")
@@ -71,7 +71,11 @@ class MachineLock:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """Open a file, locked; raise BlockingIOError if another program has it locked."""
+    """Open a file and lock it.
+
+    Raises:
+        BlockingIOError: another program holds the lock.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)
     try:

@@ -1,4 +1,4 @@
-"""A folder of the agent's own for uploads, which no killed agent leaves behind for good."""
+"""Temporary folder for uploads, which the next agent removes if its own agent was killed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _TRIES = 20
 
 
 class Scratch:
-    """A fresh folder, locked while this process lives; those of dead agents are removed.
+    """New folder, locked while this process lives; folders of dead agents are removed.
 
-    The lock, and no process number, tells whether an agent lives: agents in containers of their own
-    count processes anew. A folder that cannot be locked is never removed by another agent.
+    The lock shows whether an agent lives. A process id does not, because containers number their
+    processes separately. A folder that cannot be locked is never removed by another agent.
 
     Args:
-        base: folder to make it in; None: the system's for temporary files.
+        base: Folder to create it in; None for the system's temporary folder.
 
     Raises:
-        OSError: the folder cannot be made, for another reason than that the disk is full.
+        OSError: the folder cannot be created; a full disk is no error.
     """
 
     def __init__(self, base: Path | None = None) -> None:
@@ -40,7 +40,7 @@ class Scratch:
         for folder in base.glob(f"{_PREFIX}*"):
             if _NAME.fullmatch(folder.name):
                 _remove_abandoned(folder)
-        for _ in range(_TRIES):  # another agent may take it for abandoned before it is locked
+        for _ in range(_TRIES):  # another agent may remove it before it is locked
             self.path = base / f"{_PREFIX}{secrets.token_hex(4)}"
             self._lock = None
             try:
@@ -48,22 +48,22 @@ class Scratch:
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
-                return  # it is made when a block needs it
+                return  # created later, when a block needs it
             self._lock = _locked(self.path)
             if self._is_ours():
                 return
             self._unlock()
-        raise FileExistsError(errno.EEXIST, "no folder of this agent's own", str(base))
+        raise FileExistsError(errno.EEXIST, "cannot lock a folder for this agent", str(base))
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """Make a folder in it for as long as the context lasts.
+        """Create a folder in it for the duration of the context.
 
-        The scratch folder itself is made again if it is gone: systems clear their temporary files
-        of what has not been touched for days.
+        The scratch folder itself is created again if it is gone, because systems delete temporary
+        files after some days.
 
         Raises:
-            OSError: it cannot be made, or another user has taken the name.
+            OSError: the folder cannot be created, or another user has one of this name.
         """
         if not self._is_ours():
             self._make_again()
@@ -71,7 +71,7 @@ class Scratch:
             yield Path(folder)
 
     def close(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder with its content."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._unlock()
 
@@ -79,16 +79,16 @@ class Scratch:
         if self._lock is None:
             return False
         try:
-            found, locked = self.path.lstat(), os.fstat(self._lock)
+            current, locked = self.path.lstat(), os.fstat(self._lock)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino)
+        return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
     def _make_again(self) -> None:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
-        found = self.path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        status = self.path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError(errno.EPERM, "another user has this name", str(self.path))
         lock = _locked(self.path)
         if lock is not None:
@@ -105,14 +105,16 @@ def _temporary() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:
-        text = "no folder for temporary files can be written to: set TMPDIR to one"
+        text = "no folder for temporary files is writable: set TMPDIR to one"
         raise OSError(error.errno, text) from None
 
 
 def _locked(folder: Path) -> int | None:
-    """Lock a folder, and return the descriptor that keeps the lock; None: another process has it.
+    """Lock a folder, and return the descriptor that holds the lock.
 
-    Where the file system has no locks the descriptor is returned all the same.
+    Returns:
+        None if another process holds the lock. On a file system without locks, a descriptor
+        without a lock.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -127,15 +129,15 @@ def _locked(folder: Path) -> int | None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove a folder whose agent is certainly dead."""
+    """Remove a folder if its agent is dead."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # another user's, or gone
         return
     try:
-        if lock(descriptor, wait=False):  # else nobody can tell
+        if lock(descriptor, wait=False):  # without locks the agent may be alive
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # its agent lives
+    except OSError:  # its agent is alive
         pass
     finally:
         os.close(descriptor)

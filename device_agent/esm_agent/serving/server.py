@@ -1,4 +1,4 @@
-"""The agent as a gRPC server on one port."""
+"""gRPC server of the agent, on one port."""
 
 from __future__ import annotations
 
@@ -40,47 +40,48 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BLOCK_S = 3600.0
 _MAX_BLOCK_MODELS = 256
-_MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit
+_MAX_MODEL_BYTES = 2**31 - 1  # protobuf's limit
 _OPTIONS = (
-    # A second agent on a taken port is an error, not a silent sharer of its clients.
+    # A second agent on the same port must fail instead of taking some of the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
-# The agent as a whole, and its one service: what monitors may ask for.
+# Names that a health check can use: the agent as a whole, and its service.
 _HEALTH_OF = ("", profiler_pb2.DESCRIPTOR.services_by_name["Profiler"].full_name)
 
 
 class PortTakenError(Exception):
-    """The address cannot be bound."""
+    """Error for an address that cannot be bound."""
 
 
 class AgentServer:
-    """A running agent.
+    """Running agent.
 
     Args:
-        host: address to bind; IPv6 with or without brackets.
-        port: 0 picks a free one.
-        lease_expiry_s: a host that is silent for so long has lost its place in the queue.
-        door: who comes in; None is plain text and everybody.
-        metrics: counts what happens.
-        confinement: what the measuring process may use; its folder is made here.
-        max_block_s: a block that takes longer is broken off.
-        gpu: number of the GPU of providers that run on one; one of them must then work. Without
-            it the first GPU, if they do.
-        providers: execution providers of the user's own, ``path/to/file.py:Class``, which must
-            work.
-        cache_folder: of files that hosts send once; None takes none.
-        cache_bytes: of all of them; None chooses by what the disk has.
-        history: file in which the reference models' latencies are remembered; None remembers
-            nothing.
-        machine: held while a block is measured; None lets other agents measure at the same time.
+        host: Address to bind, IPv6 with or without brackets.
+        port: Port; 0 for any free one.
+        make_backend: Factory of the runtime of the measuring process.
+        make_telemetry: Factory of the reader of the device's state; None for the default.
+        lease_expiry_s: Time without a renewal after which a lease expires, seconds.
+        door: Authentication of calls; None for plain text without authentication.
+        metrics: Receiver of the counters; None for none.
+        confinement: Limits of the measuring process; its folder is set here.
+        max_block_s: Maximum duration of a block, seconds.
+        gpu: Number of the GPU of the providers that run on one, of which one must work; None for
+            the first GPU, if one of them works.
+        cache_folder: Folder of the cache of files; None for no cache.
+        cache_bytes: Size of the cache; None for a size that depends on the disk.
+        history: File with the history of the reference models; None for no history.
+        metric_sources: Names of sources of metrics (:mod:`esm_agent.measure.sources`).
+        providers: Execution providers of the user, ``path/to/file.py:Class``, which must work.
+        machine: Lock to hold while a block is measured; None if other agents may measure too.
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start, or not with ``gpu`` or
-            ``providers``.
+        WorkerUnavailableError: the measuring process does not start, or ``gpu`` or one of
+            ``providers`` does not work.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class AgentServer:
         cache_bytes: int | None = None,
         history: Path | None = None,
         machine: MachineLock | None = None,
+        metric_sources: Sequence[str] = (),
         providers: Sequence[str] = (),
     ) -> None:
         door = door or OpenDoor()
@@ -113,10 +115,12 @@ class AgentServer:
         own = [absolute(name) for name in providers]
         others = [*(name for name in FAMILY.names() if name != FIRST), *own]
         make_others = [partial(make_provider, name, gpu or 0) for name in others]
-        remembered = None if history is None else HistoryFile(history)
-        worker = Worker(make_backend, telemetry, confinement, limits, make_others, remembered)
+        history_file = None if history is None else HistoryFile(history)
+        worker = Worker(
+            make_backend, telemetry, confinement, limits, make_others, history_file, metric_sources
+        )
         self._slot = Slot(
-            worker, lease_expiry_s, metrics, is_welcome=door.is_welcome, machine=machine
+            worker, lease_expiry_s, metrics, has_access=door.has_access, machine=machine
         )
         try:
             hello = self._slot.start()
@@ -129,6 +133,7 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
+        info = replace(info, metrics=hello.metrics)
         self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
             self._calls.short,
@@ -139,8 +144,7 @@ class AgentServer:
             info,
             self._slot,
             self._scratch,
-            door.client_of,
-            door.owner_of,
+            door,
             telemetry(),
             metrics=metrics,
             cpus=confinement.cpus,
@@ -173,16 +177,16 @@ class AgentServer:
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
     def drain(self, patience_s: float) -> bool:
-        """Takes nothing new, and gives the running block so long to be measured and sent.
+        """Accept nothing new, and wait at most ``patience_s`` seconds for the running block.
 
         Returns:
-            Whether it was; else :meth:`stop` hands it back to its host, to send it again.
+            Whether its result was sent; else :meth:`stop` returns the block to its host.
         """
         self._health.stop_serving()
         return self._slot.drain(patience_s)
 
     def stop(self) -> None:
-        """Refuses new calls, cancels the running block and ends the measuring process."""
+        """Refuse new calls, cancel the running block and end the measuring process."""
         stopped = self._server.stop(grace=1)
         self._slot.stop()
         stopped.wait()
@@ -193,7 +197,7 @@ class AgentServer:
         if folder is None or max_bytes == 0:
             return None
         try:
-            return Cache(folder, max_bytes, lambda lease_id: self._slot.lease_lives(lease_id))
+            return Cache(folder, max_bytes, lambda lease_id: self._slot.has_lease(lease_id))
         except OSError as error:
             log.warning("no cache in %s: %s", folder, error.strerror)
             return None
@@ -222,7 +226,7 @@ def _lacks(hello: Hello, gpu: int | None, others: Mapping[int, str], own: Collec
 
 
 def _why_not(host: str, port: int) -> str:
-    """Say why an address cannot be bound: gRPC does not."""
+    """Return why an address cannot be bound, which gRPC does not report."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -230,17 +234,17 @@ def _why_not(host: str, port: int) -> str:
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(address)
     except socket.gaierror:
-        return "this device does not know the name: choose --host"
+        return "this device cannot resolve the name: choose another --host"
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            return "this device has no such address: choose --host"
+            return "this device has no such address: choose another --host"
         if error.errno == errno.EACCES:
-            return "only root may listen on ports below 1024: choose --port"
-    return "another program may use it: choose --port"
+            return "only root may listen on ports below 1024: choose another --port"
+    return "another program may use it: choose another --port"
 
 
 def _limits(confinement: Confinement, max_block_s: float, cache_bytes: int) -> Limits:
-    # Uploads lie in the temporary folder, which may be in memory.
+    # Uploads are in the temporary folder, which may be in memory.
     block_bytes = memory_bytes() // 4
     return Limits(
         max_block_bytes=block_bytes,

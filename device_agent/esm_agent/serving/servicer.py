@@ -1,4 +1,4 @@
-"""The RPCs: errors become status codes here, and nowhere else on the device."""
+"""Implementation of the RPCs, and the only place that converts errors to status codes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import grpc
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.diagnosis.doctor import examine
 from esm_agent.diagnosis.probe import check_probe_s
+from esm_agent.door.auth import Door
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.worker import CancelledError, WorkerUnavailableError
 from esm_agent.operation import logs
@@ -25,10 +26,10 @@ from esm_agent.serving.cache import (
     CacheError,
     CacheFullError,
     DamagedError,
-    Linked,
+    LinkFolder,
     NotCachedError,
 )
-from esm_agent.serving.calls import Later, keep_while
+from esm_agent.serving.calls import DeferredAnswer, keep_while
 from esm_agent.serving.lease import NoLeaseError, TooManyError
 from esm_agent.serving.scratch import Scratch
 from esm_agent.serving.slot import DrainingError, Event, Slot, Ticket
@@ -51,27 +52,31 @@ log = logging.getLogger(__name__)
 
 
 _LONGEST_NAME = 200
-"""Of owners, purposes and lease ids: they are shown to others."""
+"""Maximum characters of owners, purposes and lease ids, which other clients see."""
 
 
 _LONGEST_DETAILS = 600
-"""Letters of a status. gRPC drops the status above 8 KB, and takes up to 12 bytes for a letter."""
+"""Maximum characters of a status text. gRPC drops a text above 8 KB, and a character can take 12
+bytes."""
 
 
 class ProviderError(Exception):
-    """The device lacks the provider that was asked for."""
+    """Error for an execution provider that the device lacks."""
 
 
 class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
-    """Serves one device. The state in ``info`` is read anew whenever somebody asks.
+    """Service of the device.
 
     Args:
-        client_of: the name under which the agent knows the caller.
-        owner_of: whose cached files the caller may use.
-        metrics: counts refusals.
-        cpus: that models run on; empty: all that this process may use.
-        cache: of files that do not travel with a block; None takes none.
-        findings: what the doctor is to say besides.
+        info: Facts of the device; its state is updated at every request.
+        slot: Measuring slot.
+        scratch: Folder for uploads.
+        door: Authentication, which names the callers and the owners of cached files.
+        telemetry: Reader of the device's state; None for the default.
+        metrics: Counters of refused calls.
+        cpus: Processors that models run on; empty for all available ones.
+        cache: Cache of files; None for no cache.
+        findings: Findings of the execution providers, which the doctor adds to its own.
     """
 
     def __init__(
@@ -79,8 +84,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         info: DeviceInfo,
         slot: Slot,
         scratch: Scratch,
-        client_of: Callable[[grpc.ServicerContext], str],
-        owner_of: Callable[[grpc.ServicerContext], str],
+        door: Door,
         telemetry: Telemetry | None = None,
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
@@ -90,8 +94,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._info = info
         self._slot = slot
         self._scratch = scratch
-        self._client_of = client_of
-        self._owner_of = owner_of
+        self._client_of = door.client_of
+        self._owner_of = door.owner_of
         self._telemetry = telemetry or Telemetry()
         self._metrics = metrics or Metrics()
         self._cpus = cpus
@@ -101,8 +105,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
     ) -> pb.DeviceInfo:
-        # Answered whatever the host's version: the host compares, and knows both.
-        # own_s would be this process's, which is not the one that measures.
+        # Without a version check: the host compares the versions.
+        # Without own_s, which would be the time of this process instead of the measuring one.
         state = replace(self._telemetry.state(at_ns=0), own_s=None)
         occupancy = self._slot.occupancy()
         now = replace(self._info, state=state, occupancy=occupancy, time_unix_s=time.time())
@@ -113,7 +117,9 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             check_version(request.protocol_version)
             names = (request.lease_id, request.owner, request.purpose)
             if not request.lease_id or max(map(len, names)) > _LONGEST_NAME:
-                raise UploadError(f"a lease needs an id, and names below {_LONGEST_NAME} letters")
+                raise UploadError(
+                    f"a lease needs an id, and names of at most {_LONGEST_NAME} characters"
+                )
             standing = self._slot.renew(
                 *names, self._client_of(context), request.no_wait, context.peer()
             )
@@ -145,7 +151,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             header, data = upload_parts(request_iterator)
             check_version(header.protocol_version)
             self._slot.check_lease(header.lease_id, self._client_of(context))
-            keep_while(request_iterator, partial(self._slot.lease_lives, header.lease_id))
+            keep_while(request_iterator, partial(self._slot.has_lease, header.lease_id))
             file, cache = convert.file_from_pb(header.file), self._opened_cache()
             owner = self._owner_of(context)
             if header.proof:
@@ -156,13 +162,13 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     def MeasureBlock(
         self, request_iterator: Iterator[pb.MeasureBlockRequest], context: grpc.ServicerContext
-    ) -> Later:
+    ) -> DeferredAnswer:
         with ExitStack() as stack:
             folder, linked = stack.enter_context(self._folders(context))
             block = self._receive(request_iterator, folder, linked, context)
             ticket = self._submit(block, context)
-            # The files are kept, and what comes next is sent by whoever has it.
-            return Later(
+            # The files stay until the answer is complete.
+            return DeferredAnswer(
                 ticket, partial(_messages, block), _is_last, _status_of, stack.pop_all().close
             )
 
@@ -189,13 +195,13 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
     def _events(
         self, block: UploadedBlock, context: grpc.ServicerContext
     ) -> Iterator[Progress | BlockResult]:
-        """What becomes of a block that waits its turn; it is dropped when the client goes."""
+        """Yield the events of a block; drop the block if the client disconnects."""
         ticket = self._submit(block, context)
-        with _statuses(context):  # the slot has logged what became of the block
+        with _statuses(context):  # the slot logs the outcome of the block
             yield from ticket.events()
 
     def _submit(self, block: UploadedBlock, context: grpc.ServicerContext) -> Ticket:
-        """Queues a block, which is dropped when its client goes."""
+        """Queue a block; drop it if its client disconnects."""
         with self._refusals(context):
             ticket = self._slot.submit(block, block.lease_id, self._client_of(context))
         if not context.add_callback(lambda: self._slot.close(ticket)):
@@ -206,7 +212,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self,
         requests: Iterator[pb.MeasureBlockRequest],
         folder: Path,
-        linked: Linked | None,
+        linked: LinkFolder | None,
         context: grpc.ServicerContext,
     ) -> UploadedBlock:
         with self._refusals(context):
@@ -214,7 +220,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
             def check_lease(lease_id: str) -> None:
                 self._slot.check_lease(lease_id, self._client_of(context))
-                keep_while(requests, partial(self._slot.lease_lives, lease_id))
+                keep_while(requests, partial(self._slot.has_lease, lease_id))
 
             block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
@@ -227,12 +233,12 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     def _opened_cache(self) -> Cache:
         if self._cache is None:
-            raise TooLargeError("this agent keeps no files: serve with a --cache-size above 0")
+            raise TooLargeError("this agent has no cache: serve with a --cache-size above 0")
         return self._cache
 
     @contextmanager
-    def _folders(self, context: grpc.ServicerContext) -> Iterator[tuple[Path, Linked | None]]:
-        """Make folders of a block's own: for models that come with it, and for cached files."""
+    def _folders(self, context: grpc.ServicerContext) -> Iterator[tuple[Path, LinkFolder | None]]:
+        """Create the folders of a block: for the models sent with it, and for cached files."""
         with ExitStack() as stack:
             with self._refusals(context):
                 folder = stack.enter_context(self._scratch.folder())
@@ -243,12 +249,12 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
     @contextmanager
     def _refusals(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Known errors become the call's status, are logged and counted."""
+        """Convert known errors to the call's status; log and count them."""
 
         def refused(code: grpc.StatusCode, text: str) -> None:
             client, peer = self._client_of(context), context.peer()
             self._metrics.refused(code.name)
-            logs.sparing(
+            logs.limited_event(
                 log,
                 logging.WARNING,
                 "refused",
@@ -270,10 +276,10 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooManyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (OptionError, grpc.StatusCode.INVALID_ARGUMENT),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
-    (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends it again from its start
+    (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends the whole file again
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
-    # ABORTED: nothing is wrong with the call, and the host tries again.
+    # ABORTED: the call is valid, and the host can try again.
     (NoLeaseError, grpc.StatusCode.ABORTED),
     (DrainingError, grpc.StatusCode.ABORTED),
     (NotCachedError, grpc.StatusCode.ABORTED),
@@ -281,15 +287,15 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (CancelledError, grpc.StatusCode.CANCELLED),
     (WorkerUnavailableError, grpc.StatusCode.INTERNAL),
 )
-"""Status of each error; the first that fits counts."""
+"""Status of each error; the first matching entry is used."""
 
 
 @contextmanager
 def _statuses(
     context: grpc.ServicerContext,
-    tell: Callable[[grpc.StatusCode, str], None] = lambda code, text: None,
+    report: Callable[[grpc.StatusCode, str], None] = lambda code, text: None,
 ) -> Iterator[None]:
-    """Known errors become the call's status, which ``tell`` is told before."""
+    """Convert known errors to the call's status, after a call of ``report`` with it."""
     try:
         yield
     except Exception as error:
@@ -298,23 +304,23 @@ def _statuses(
             raise
     else:
         return
-    tell(*status)
+    report(*status)
     _abort(context, *status)
 
 
 def _known_status(error: Exception) -> tuple[grpc.StatusCode, str] | None:
-    """The status of an error, with its text for the client; None for one that is nobody's."""
+    """Return the status of an error and its text for the client; None for an unknown error."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None:
         return None
     text = str(error)
     if isinstance(error, OSError):
-        text = f"the device cannot take it now: {error.strerror or type(error).__name__}"
+        text = f"the device cannot accept it now: {error.strerror or type(error).__name__}"
     return code, foreign(text, _LONGEST_DETAILS)
 
 
 def _messages(block: UploadedBlock, event: Event) -> Iterator[pb.MeasureBlockEvent]:
-    """Yield the messages of a block's event; raise what kept the block from being measured."""
+    """Yield the messages of a block's event, or raise the event if it is an error."""
     if isinstance(event, Exception):
         raise event
     if isinstance(event, BlockResult):
@@ -343,4 +349,4 @@ def _result_events(result: BlockResult, block: UploadedBlock) -> Iterator[pb.Mea
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
     context.abort(code, message)
-    raise AssertionError  # abort() raises; this tells type checkers so
+    raise AssertionError  # for type checkers: abort() always raises

@@ -1,4 +1,4 @@
-"""The measuring slot: one block at a time, leases in turn, on a thread of its own."""
+"""Measuring slot, which measures one block at a time on a thread of its own."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ log = logging.getLogger(__name__)
 Event = Progress | BlockResult | Exception
 
 _LOOK_S = 0.5
-"""How often leases are looked at while nothing happens."""
+"""Interval between checks for expired leases while the slot waits, seconds."""
 REST_S = 60.0
-"""Without any lease for so long, the measuring process ends, and gives its memory back."""
+"""Time without a lease after which the measuring process ends, to free its memory, seconds."""
 _MACHINE_S = 0.2
-"""Interval at which an agent that waits for the machine looks again."""
+"""Interval between attempts to take the machine's lock, seconds."""
 _LEASES_S = 1.0
-"""How often leases are looked at while there are any."""
+"""Interval between checks of the leases' clients, seconds."""
 MOST_BLOCKS = 64
-"""Most blocks of one lease that wait at a time."""
-_ID_LETTERS = 8  # of a lease's id in logs: enough to follow it, too few to use it
+"""Maximum number of waiting blocks of a lease."""
+_ID_LETTERS = 8  # characters of a lease's id in logs, too few to use the lease
 
 
 class DrainingError(Exception):
-    """The agent is about to stop: the block is to be sent again to the one that follows it."""
+    """Error while the agent is stopping; the host sends the block again later."""
 
 
-class Facts(NamedTuple):
-    """What is logged of a lease and of its blocks."""
+class LeaseFacts(NamedTuple):
+    """Facts of a lease for the log."""
 
     lease: str
     owner: str
@@ -51,23 +51,23 @@ class Facts(NamedTuple):
 
 
 class Ticket:
-    """A block's place in its lease's queue, and what becomes of it."""
+    """Block in the queue, with its events."""
 
-    def __init__(self, block: UploadedBlock, lease_id: str, facts: Facts) -> None:
+    def __init__(self, block: UploadedBlock, lease_id: str, facts: LeaseFacts) -> None:
         self.block = block
         self.lease_id = lease_id
         self.facts = facts
         self.reason: Exception | None = None
         self._cancelled = threading.Event()
         self._finished = threading.Event()
-        self._told = Progress(State.QUEUED, 0.0)
-        self._events: deque[Event] = deque((self._told,))
+        self._last_progress = Progress(State.QUEUED, 0.0)
+        self._events: deque[Event] = deque((self._last_progress,))
         self._changed = threading.Condition()
         self._ready: Callable[[], None] = lambda: None
 
     def cancel(self, reason: Exception | None = None) -> None:
-        """The client has gone, or its lease: the block is dropped, or its measurement stopped."""
-        self.reason = self.reason or reason or CancelledError("its client has gone")
+        """Drop the block, or stop its measurement; by default because its client disconnected."""
+        self.reason = self.reason or reason or CancelledError("its client has disconnected")
         self._cancelled.set()
         self._put(self.reason)
 
@@ -75,37 +75,37 @@ class Ticket:
         return self._cancelled.is_set()
 
     def finish(self) -> None:
-        """End the measuring early, with the runs that were taken."""
+        """End the measurement early, with the runs so far."""
         self._finished.set()
 
     def is_finished(self) -> bool:
         return self._finished.is_set()
 
-    def tell(self, event: Event) -> None:
-        """Passes an event on; progress only where it moved by a percent or a place."""
+    def report(self, event: Event) -> None:
+        """Add an event; skip progress of less than a percent in the same place of the queue."""
         if isinstance(event, Progress):
-            old = self._told
+            old = self._last_progress
             moved = event.fraction - old.fraction >= 0.01
             if event.state is old.state and not moved and _place(event) == _place(old):
                 return
-            self._told = event
+            self._last_progress = event
         self._put(event)
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Calls ``ready`` whenever there is something to take; there is now."""
+        """Call ``ready`` now, and whenever there is an event to take."""
         self._ready = ready
         ready()
 
     def take(self) -> Event | None:
-        """The next event; None where there is none yet."""
+        """Return the next event; None if there is none yet."""
         with self._changed:
             return self._events.popleft() if self._events else None
 
     def events(self) -> Iterator[Progress | BlockResult]:
-        """Progress until the result, which comes last. Waits for each.
+        """Wait for and yield each progress and, last, the result.
 
         Raises:
-            Exception: whatever kept the block from being measured.
+            Exception: the reason why the block was not measured.
         """
         while True:
             with self._changed:
@@ -120,7 +120,7 @@ class Ticket:
 
     def _put(self, event: Event) -> None:
         with self._changed:
-            # A client that reads slowly is told of the latest progress only.
+            # A slow client gets only the latest progress.
             old = self._events[-1] if self._events else None
             if isinstance(event, Progress) and isinstance(old, Progress):
                 self._events.pop()
@@ -137,16 +137,17 @@ def _place(progress: Progress) -> tuple[int, str] | None:
 
 
 class Slot:
-    """Owns the worker and the leases.
+    """Measuring slot with its worker and the queue of leases.
 
-    The thread lives as long as the agent, as the worker's process requires.
+    Its thread lives as long as the agent, because the worker's process ends with its thread.
 
     Args:
-        expiry_s: a host that is silent for so long has lost its lease.
-        metrics: counts what happens.
-        rest_s: the measuring process ends after so long without any lease.
-        is_welcome: whether a client may still come in; asked of those that have leases.
-        machine: held while a block is measured; None lets other agents measure at the same time.
+        worker: Worker that measures the blocks.
+        expiry_s: Time without a renewal after which a lease expires, seconds.
+        metrics: Receiver of the counters.
+        rest_s: Time without a lease after which the measuring process ends, seconds.
+        has_access: Function that returns whether a client with a lease still has access.
+        machine: Lock to hold while a block is measured; None if other agents may measure too.
     """
 
     def __init__(
@@ -155,17 +156,17 @@ class Slot:
         expiry_s: float = EXPIRY_S,
         metrics: Metrics | None = None,
         rest_s: float = REST_S,
-        is_welcome: Callable[[str], bool] = lambda client: True,
+        has_access: Callable[[str], bool] = lambda client: True,
         machine: MachineLock | None = None,
     ) -> None:
         self._worker = worker
         self._machine = machine
         self._metrics = metrics or Metrics()
         self._rest_s = rest_s
-        self._is_welcome = is_welcome
+        self._has_access = has_access
         self._resting = False
         self._leases = Leases(expiry_s)
-        self._facts: dict[str, Facts] = {}
+        self._facts: dict[str, LeaseFacts] = {}
         self._last_turn = ""
         self._tickets: defaultdict[str, deque[Ticket]] = defaultdict(deque)
         self._running: Ticket | None = None
@@ -177,7 +178,7 @@ class Slot:
         self._keeper = threading.Thread(target=self._keep, name="esm-leases", daemon=True)
 
     def start(self) -> Hello:
-        """Starts the thread and the worker's process.
+        """Start the thread and the worker's process.
 
         Raises:
             WorkerUnavailableError: the process does not start.
@@ -194,7 +195,11 @@ class Slot:
     def renew(
         self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
     ) -> Standing:
-        """As :meth:`~.lease.Leases.renew`; makes none once the agent is stopping."""
+        """Renew or create a lease as :meth:`~.lease.Leases.renew`.
+
+        Raises:
+            DrainingError: the lease is new, and the agent is stopping.
+        """
         with self._changed:
             self._drop_expired()
             known = lease_id in self._facts
@@ -205,8 +210,8 @@ class Slot:
                 return self._behind_machine()
             standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
             if no_wait and standing.ahead and not known:
-                return standing  # none was made
-            self._facts[lease_id] = Facts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
+                return standing  # no lease was created
+            self._facts[lease_id] = LeaseFacts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
             if not known:
                 self._log_lease("lease made", lease_id)
                 self._changed.notify_all()
@@ -219,14 +224,18 @@ class Slot:
                 self._drop(lease_id)
 
     def check_lease(self, lease_id: str, client: str) -> None:
-        """Raises NoLeaseError unless the lease is alive and this client's, DrainingError before a
-        stop."""
+        """Check that a lease is valid and this client's.
+
+        Raises:
+            NoLeaseError: it is not.
+            DrainingError: the agent is stopping.
+        """
         with self._changed:
             self.check_open()
             self._drop_expired()
             self._leases.check(lease_id, client)
 
-    def lease_lives(self, lease_id: str) -> bool:
+    def has_lease(self, lease_id: str) -> bool:
         with self._changed:
             self._drop_expired()
             return lease_id in self._facts
@@ -239,36 +248,40 @@ class Slot:
     # Blocks
 
     def check_open(self) -> None:
-        """Raises DrainingError before a stop: a block would be sent in vain."""
+        """Check that the agent accepts blocks.
+
+        Raises:
+            DrainingError: the agent is stopping.
+        """
         if self._draining:
             raise _stopping()
 
     def submit(self, block: UploadedBlock, lease_id: str, client: str) -> Ticket:
-        """Queues a block for its lease's turn.
+        """Queue a block until its lease's turn.
 
         Raises:
-            NoLeaseError: the lease is not alive, or not this client's.
-            DrainingError: the agent is about to stop.
-            TooManyError: too many of the lease's blocks wait already.
+            NoLeaseError: the lease is not valid, or not this client's.
+            DrainingError: the agent is stopping.
+            TooManyError: the lease has the maximum number of waiting blocks.
         """
         with self._changed:
             self.check_lease(lease_id, client)
             if len(self._tickets[lease_id]) >= MOST_BLOCKS:
                 raise TooManyError(
-                    f"{MOST_BLOCKS} blocks of one lease wait already: send more when they are done"
+                    f"{MOST_BLOCKS} blocks of this lease are waiting: send more when they are done"
                 )
             ticket = Ticket(block, lease_id, self._facts[lease_id])
             self._open.add(ticket)
             self._tickets[lease_id].append(ticket)
-            self._tell_standings()
+            self._report_standings()
             self._changed.notify_all()
             return ticket
 
     def finish(self, block_id: str, lease_id: str, client: str) -> None:
-        """End the measuring of a block early; do nothing unless it is being measured.
+        """End the measurement of a block early; do nothing if it is not running.
 
         Raises:
-            NoLeaseError: the lease is not alive, or not this client's.
+            NoLeaseError: the lease is not valid, or not this client's.
         """
         with self._changed:
             self._drop_expired()
@@ -278,7 +291,7 @@ class Slot:
                 running.finish()
 
     def close(self, ticket: Ticket) -> None:
-        """The block's call is over: its client has the result, or has gone and wants none."""
+        """Close a block whose call has ended; drop it if it was not measured."""
         with self._changed:
             self._open.discard(ticket)
             ticket.cancel()
@@ -289,11 +302,13 @@ class Slot:
             self._changed.notify_all()
 
     def drain(self, patience_s: float) -> bool:
-        """Takes nothing new, hands waiting blocks back, and waits for the running one.
+        """Accept nothing new, return waiting blocks to their hosts, and wait for the running one.
+
+        Args:
+            patience_s: Maximum time to wait, seconds.
 
         Returns:
-            Whether the running block's client has its result in time; else the block is handed
-            back by :meth:`stop`.
+            Whether the running block's result was sent; else :meth:`stop` returns the block.
         """
         deadline = time.monotonic() + patience_s
         with self._changed:
@@ -312,7 +327,7 @@ class Slot:
             return True
 
     def stop(self) -> None:
-        """Cancels what is left and ends the thread and the process."""
+        """Cancel the remaining blocks, and end the thread and the process."""
         self.drain(0)
         with self._changed:
             if self._running is not None:
@@ -326,7 +341,7 @@ class Slot:
     # The threads
 
     def _keep(self) -> None:
-        """Ends leases in time, also while a long block is measured and nobody calls."""
+        """End expired and revoked leases, also during a long block."""
         while True:
             with self._changed:
                 while not (self._facts or self._stopped):
@@ -335,8 +350,8 @@ class Slot:
                     return
                 self._drop_expired()
                 clients = self._leases.clients()
-            for client in clients:  # without the lock: this reads a file
-                if not self._is_welcome(client):
+            for client in clients:  # without the lock, because this reads a file
+                if not self._has_access(client):
                     self._shut_out(client)
             with self._changed:
                 if not self._stopped:
@@ -362,9 +377,9 @@ class Slot:
             try:
                 self._wake()
                 event: Event = self._worker.measure(
-                    block, ticket.tell, ticket.is_cancelled, ticket.is_finished
+                    block, ticket.report, ticket.is_cancelled, ticket.is_finished
                 )
-            except Exception as error:  # the slot must outlive any block
+            except Exception as error:  # the slot must survive any error of a block
                 event = error
             with self._changed:
                 self._leases.end(ticket.lease_id, time.monotonic())
@@ -372,11 +387,11 @@ class Slot:
                 self._running = None
                 self._leave_machine()
                 self._changed.notify_all()
-            ticket.tell(event)
+            ticket.report(event)
         self._worker.stop()
 
     def _next(self) -> Ticket | None:
-        """Waits for the block whose turn it is; None when the agent stops."""
+        """Wait for the next block; return None when the agent stops."""
         with self._changed:
             idle_since = time.monotonic()
             while not self._stopped:
@@ -389,7 +404,7 @@ class Slot:
                     if lease_id != self._last_turn:
                         self._log_lease("lease has its turn", lease_id)
                         self._last_turn = lease_id
-                    self._tell_standings()
+                    self._report_standings()
                     return ticket
                 if self._facts:
                     idle_since = time.monotonic()
@@ -409,11 +424,11 @@ class Slot:
             while not (
                 ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)
             ):
-                ticket.tell(Progress(State.QUEUED, 0.0, self._behind_machine()))
+                ticket.report(Progress(State.QUEUED, 0.0, self._behind_machine()))
                 self._changed.wait(_MACHINE_S)
 
     def _take_machine(self, purpose: str, wait: bool = False) -> bool:
-        """Whether this agent may measure now; with ``wait`` it keeps its place in the queue."""
+        """Take the machine's lock; return False, and with ``wait`` stay queued, if it is held."""
         if self._machine is None or self._machine.acquire(purpose):
             return True
         if not wait:
@@ -428,10 +443,10 @@ class Slot:
         if self._machine is not None:
             self._machine.release()
 
-    def _tell_standings(self) -> None:
+    def _report_standings(self) -> None:
         for lease_id, standing in self._leases.standings(time.monotonic()):
             for ticket in self._tickets.get(lease_id, ()):
-                ticket.tell(Progress(State.QUEUED, 0.0, standing))
+                ticket.report(Progress(State.QUEUED, 0.0, standing))
 
     def _drop_expired(self) -> None:
         for lease_id in self._leases.expire(time.monotonic()):
@@ -440,7 +455,7 @@ class Slot:
             self._drop(lease_id)
 
     def _drop(self, lease_id: str) -> None:
-        """A lease has ended: so have its blocks."""
+        """Drop the blocks of a lease that has ended."""
         reason = NoLeaseError("the block's lease has ended")
         del self._facts[lease_id]
         for ticket in self._tickets.pop(lease_id, ()):
@@ -451,10 +466,10 @@ class Slot:
         if self._running is not None and self._running.lease_id == lease_id:
             self._running.cancel(reason)
 
-    # What is told to whoever watches over the agent
+    # Monitoring
 
     def readings(self) -> Readings:
-        """What the agent is like at the moment."""
+        """Return the current state of the agent."""
         with self._changed:
             return Readings(len(self._facts), self._worker.restarts, self._worker.pid)
 
@@ -462,7 +477,7 @@ class Slot:
         logs.event(log, level, text, **self._facts[lease_id]._asdict())
 
     def _log_block(self, ticket: Ticket, event: Event | None, took_s: float) -> None:
-        """Once for every block that was taken, whatever became of it."""
+        """Log the outcome of a block, once for every accepted block."""
         fields = {"block_id": ticket.block.block_id, **ticket.facts._asdict()}
         fields |= {"models": len(ticket.block.models), "duration_s": round(took_s, 3)}
         if isinstance(event, BlockResult):
@@ -472,7 +487,7 @@ class Slot:
             self._metrics.block_ended("measured", outcomes, event.busy_ns / 1e9)
             logs.event(log, logging.INFO, "block measured", **fields)
             return
-        reason = ticket.reason or event  # what stopped it, and not that it was stopped
+        reason = ticket.reason or event  # the cause of a cancellation, not the cancellation
         outcome = next((name for kind, name in _ENDS if isinstance(reason, kind)), "failed")
         self._metrics.block_ended(outcome, {}, 0.0)
         logs.event(log, logging.WARNING, f"block {outcome}", **fields, reason=str(reason))
@@ -483,7 +498,7 @@ _ENDS: tuple[tuple[type[Exception], str], ...] = (
     (NoLeaseError, "dropped"),
     (CancelledError, "cancelled"),
 )
-"""What is said of a block that was not measured; "failed" of all others."""
+"""Outcome of a block that was not measured, by error; "failed" for other errors."""
 
 
 def _outcome(measurement: Measurement) -> str:

@@ -1,4 +1,4 @@
-"""Puts the chunks of a block together again, on disk, and checks every byte."""
+"""Receiver of a block, which writes its chunks to disk and checks every byte."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from esm_agent.measure.block import UploadedBlock, UploadedModel
-from esm_agent.serving.cache import Linked
+from esm_agent.serving.cache import LinkFolder
 from esm_protos import convert
 from esm_protos.graphs import is_memory_address
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
 from esm_protos.v1 import profiler_pb2 as pb
 
 _LONGEST_ID = 4096
-"""Letters; the host's ``time`` names models by their paths."""
+"""Maximum characters of an id; the host's ``time`` uses paths as ids of models."""
 _PIECE_BYTES = 1 << 20
 _MOST_PROFILE_RUNS = 1000
-_BYTES_OF_A_RUN = 100  # in the measuring process while it times: two integers in lists
+_BYTES_OF_A_RUN = 100  # memory of a run in the measuring process: two integers in lists
 _MOST_EXTERNAL = 100_000
-"""Files beside one model; exporters that write one for every tensor write thousands."""
+"""Maximum number of external files of a model; some exporters write one for every tensor."""
 
 
 class UploadError(Exception):
-    """The client sent something that is not a block."""
+    """Invalid block from a client."""
 
 
 class TooLargeError(UploadError):
-    """The block exceeds this agent's limits."""
+    """Block that exceeds this agent's limits."""
 
 
 class VersionError(UploadError):
-    """The client speaks another protocol version."""
+    """Client with another protocol version."""
 
 
 def check_version(host_version: int) -> None:
-    """Raises VersionError, saying which side to upgrade, unless both speak the same version."""
+    """Check that host and agent use the same protocol version.
+
+    Raises:
+        VersionError: they differ; the message says which side to upgrade.
+    """
     if host_version != PROTOCOL_VERSION:
         older = "workstation" if host_version < PROTOCOL_VERSION else "device"
         raise VersionError(
@@ -50,20 +54,24 @@ def receive(
     requests: Iterable[pb.MeasureBlockRequest],
     folder: Path,
     limits: Limits,
-    linked: Linked | None = None,
+    linked: LinkFolder | None = None,
     check_lease: Callable[[str], None] = lambda lease_id: None,
 ) -> UploadedBlock:
-    """Reads a whole request stream into files under ``folder``.
+    """Receive a whole request stream, with its models as files in ``folder``.
 
     Args:
-        linked: where models lie that have files in the cache; None: there is no cache.
-        check_lease: raises where no block is taken under a lease; asked before any model is read.
+        requests: Messages of the stream.
+        folder: Folder for the models sent with the block.
+        limits: Limits of the agent.
+        linked: Folder for models with files in the cache; None without a cache.
+        check_lease: Function that raises an error for an invalid lease; it is called before any
+            model is read.
 
     Raises:
         UploadError: sizes, order, hashes or settings are wrong.
-        TooLargeError: the header announces more than ``limits`` allow.
-        VersionError: the client speaks another protocol version.
-        OSError: the upload area cannot take it now.
+        TooLargeError: the header exceeds ``limits``.
+        VersionError: the client uses another protocol version.
+        OSError: the files cannot be written.
         NotCachedError: a file is not in the cache.
     """
     stream = iter(requests)
@@ -91,7 +99,7 @@ def receive(
 def _received_header(
     stream: Iterator[pb.MeasureBlockRequest], check_lease: Callable[[str], None]
 ) -> pb.BlockHeader:
-    """The header, put together from its parts; the first of them names the lease."""
+    """Return the header, merged from its parts; the first part names the lease."""
     header = pb.BlockHeader()
     for request in stream:
         kind = request.WhichOneof("part")
@@ -112,12 +120,12 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
     if not header.block_id or not header.models:
         raise UploadError("a block needs an id and at least one model")
     if max(len(header.block_id), *(len(m.model_id) for m in header.models)) > _LONGEST_ID:
-        raise UploadError(f"ids must be below {_LONGEST_ID} letters")
+        raise UploadError(f"ids must have at most {_LONGEST_ID} characters")
     if len({model.model_id for model in header.models}) < len(header.models):
         raise UploadError("model ids must be unique within a block")
     if len(header.models) > limits.max_block_models:
         raise TooLargeError(
-            f"{len(header.models)} models in one block; this agent takes "
+            f"{len(header.models)} models in a block; this agent accepts "
             f"{limits.max_block_models}: use a smaller --block-size"
         )
     samples = header.spec.runs * len(header.models) * _BYTES_OF_A_RUN
@@ -132,7 +140,7 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
     for model in header.models:
         if model.size_bytes > limits.max_model_bytes:
             raise TooLargeError(
-                f"model {model.model_id} is of {model.size_bytes / 1e6:.0f} MB; this agent takes "
+                f"model {model.model_id} has {model.size_bytes / 1e6:.0f} MB; this agent accepts "
                 f"{limits.max_model_bytes / 1e6:.0f} MB: give a smaller model"
             )
         data = model.size_bytes + sum(each.file.size_bytes for each in model.external)
@@ -145,7 +153,7 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
     total = sum(m.size_bytes for m in header.models if m.encoding != pb.ENCODING_CACHED)
     if total > limits.max_block_bytes:
         raise TooLargeError(
-            f"a block of {total / 1e6:.0f} MB; this agent takes "
+            f"a block of {total / 1e6:.0f} MB; this agent accepts "
             f"{limits.max_block_bytes / 1e6:.0f} MB: use a smaller --block-size"
         )
 
@@ -155,9 +163,9 @@ def _receive_any(
     index: int,
     model: pb.ModelHeader,
     folder: Path,
-    linked: Linked | None,
+    linked: LinkFolder | None,
 ) -> UploadedModel:
-    """A model with all that belongs to it; what is in the cache is linked to lie beside it."""
+    """Receive a model with its inputs and external files; link those that the cache has."""
     try:
         case = convert.case_from_pb(model)
         external = {each.location: convert.file_from_pb(each.file) for each in model.external}
@@ -169,7 +177,7 @@ def _receive_any(
     inputs = None
     if cached or external or case.inputs:
         if linked is None:
-            raise UploadError("this agent keeps no files: serve with a --cache-size above 0")
+            raise UploadError("this agent has no cache: serve with a --cache-size above 0")
         home = linked.folder / str(index)
         home.mkdir()
         path = home / _MODEL_NAME
@@ -181,7 +189,7 @@ def _receive_any(
         linked.link(own, path)
     else:
         _receive_model(stream, index, model, path)
-    if external:  # only now: none may take the model's own place, and be written to
+    if external:  # after the model, so that no external file can take the model's path
         assert linked is not None
         _link_external(linked, path.parent, model, external)
     return UploadedModel(model.model_id, path, case, inputs, frozenset(external))
@@ -191,20 +199,20 @@ _MODEL_NAME = ".model.onnx"
 
 
 def _link_external(
-    linked: Linked, home: Path, model: pb.ModelHeader, external: Mapping[str, File]
+    linked: LinkFolder, home: Path, model: pb.ModelHeader, external: Mapping[str, File]
 ) -> None:
     if len(model.external) > _MOST_EXTERNAL or len(external) < len(model.external):
-        raise UploadError(f"model {model.model_id} has too many files, or two of one location")
+        raise UploadError(f"model {model.model_id} has too many files, or two at one location")
     for location, file in external.items():
         place = PurePosixPath(location)
         inside = not place.is_absolute() and ".." not in place.parts and place.parts
         if not inside or "\0" in location or len(location) > _LONGEST_ID:
             raise UploadError(
-                f"model {model.model_id} names a file outside of its folder: {location[:100]!r}"
+                f"model {model.model_id} names a file outside its folder: {location[:100]!r}"
             )
         if is_memory_address(location):
             raise UploadError(
-                f"model {model.model_id} names a place in memory, not a file: {location[:100]!r}"
+                f"model {model.model_id} names a memory address, not a file: {location[:100]!r}"
             )
         target = home / place
         try:
@@ -212,14 +220,18 @@ def _link_external(
             linked.link(file, target)
         except (FileExistsError, NotADirectoryError) as error:
             raise UploadError(
-                f"model {model.model_id} has two files of one location: {location[:100]!r}"
+                f"model {model.model_id} has two files at one location: {location[:100]!r}"
             ) from error
 
 
 def upload_parts(
     requests: Iterable[pb.UploadRequest],
 ) -> tuple[pb.UploadHeader, Iterator[bytes]]:
-    """The header of one file's upload, and its bytes as they come; raises UploadError."""
+    """Return the header of a file's upload, and an iterator of its bytes.
+
+    Raises:
+        UploadError: the stream has another order.
+    """
     stream = iter(requests)
     first = next(stream, None)
     if first is None or first.WhichOneof("part") != "header":
@@ -228,7 +240,7 @@ def upload_parts(
     def data() -> Iterator[bytes]:
         for request in stream:
             if request.WhichOneof("part") != "data" or not request.data:
-                raise UploadError("after its header, an upload is data")
+                raise UploadError("an upload has only data after its header")
             yield request.data
 
     return first.header, data()
@@ -266,13 +278,13 @@ def _receive_model(
 
 
 def _unpacked(model: pb.ModelHeader, data: bytes, unpack: Any) -> Iterator[bytes]:
-    """In small pieces: a chunk may unpack to a thousand times its size."""
+    """Yield unpacked data in small pieces; a chunk may unpack to a thousand times its size."""
     if unpack is None:
         yield data
         return
     try:
         piece = b"more"
-        while data or piece:  # with its input consumed, some output may still be held back
+        while data or piece:  # zlib may hold back output after all input is read
             piece = unpack.decompress(data, _PIECE_BYTES)
             data = unpack.unconsumed_tail
             yield piece

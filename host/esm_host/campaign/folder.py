@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, either
 from esm_host.atomic import write_bytes, write_json
 from esm_host.dataset.database import (
     ID_FACT,
@@ -22,7 +22,7 @@ from esm_host.dataset.database import (
 )
 from esm_host.dataset.store import Store
 from esm_host.errors import BusyError, DatasetError, MismatchError, RunExistsError, UsageError
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import Settings, TrainingSettings
 from esm_host.predictors import make_predictor
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from esm_models.space import SearchSpace
 
 SETTINGS, RESULT = "settings.json", "result.json"
+
+
+def resuming(path: Path) -> str:
+    """Return, marked, what goes on with a campaign."""
+    return either(f"esm_host.resume('{path}')", f"esm-host profile --run {path} --resume")
 
 
 class RunFolder:
@@ -89,8 +94,7 @@ class RunFolder:
         """
         if not make and not self.database.exists():
             raise DatasetError(
-                f"{self.path} holds no measurements yet: esm-host profile --run {self.path} "
-                "--resume begins"
+                f"{self.path} holds no measurements yet: {resuming(self.path)} begins"
             )
         return Store(self.database)
 
@@ -114,8 +118,8 @@ class RunFolder:
             return
         if self.settings.exists() or self.store.exists():
             raise RunExistsError(
-                f"{self.path} holds a campaign: esm-host profile --run {self.path} --resume goes "
-                "on with it; or give another --run"
+                f"{self.path} holds a campaign: {resuming(self.path)} goes on with it; or give "
+                f"another {argument('run')}"
             )
         if self._new is not None:
             self._new.check_new()
@@ -142,15 +146,14 @@ class RunFolder:
                 )
             return Settings.from_json(data)
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(
-                f"{self.path} is no campaign: make one with esm-host profile --run {self.path}"
-            ) from None
+            making = either("esm_host.profile", f"esm-host profile --run {self.path}")
+            raise UsageError(f"{self.path} is no campaign: make one with {making}") from None
         except ValueError as error:
             raise DatasetError(
                 f"{self.settings} is damaged ({error}): restore it from a copy"
             ) from error
 
-    def encoder(self, settings: Settings, space: SearchSpace) -> Encoder:
+    def encoder(self, settings: TrainingSettings, space: SearchSpace) -> Encoder:
         """That of the folder's campaign, which knows its sources if it has any.
 
         Raises:
@@ -171,14 +174,16 @@ class RunFolder:
 
         return SourcesEncoder(space, SourceModels.load(self.sources))
 
-    def kept_method(self, settings: Settings, space: SearchSpace) -> KeptMethod:
+    def kept_method(self, settings: TrainingSettings, space: SearchSpace) -> KeptMethod:
         """Return the campaign's few-shot method, as its folder has it."""
         from esm_host.transfer.kept import KeptMethod  # slow to load
 
         name, options = settings.method, settings.method_options
         return KeptMethod(self.method, space, name, options, settings.seed)
 
-    def predictors(self, settings: Settings, encoder: Encoder) -> Callable[[int], Predictor]:
+    def predictors(
+        self, settings: TrainingSettings, encoder: Encoder
+    ) -> Callable[[int], Predictor]:
         """Return what makes the campaign's predictor, unfitted, by the number of the member.
 
         Raises:
@@ -227,8 +232,9 @@ class RunFolder:
         with closing(Store(database)) as store:
             campaign_id, files = store.fact(ID_FACT), database.kept_files()
         if self.settings.name not in files:
+            resume = either("esm_host.resume", "--resume")
             raise DatasetError(
-                f"{database.location} has not begun: --resume begins it on its machine"
+                f"{database.location} has not begun: {resume} begins it on its machine"
             )
         if self.settings.exists() or self.store.exists():
             link = self._read_link()

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.campaign.folder import resuming
 from esm_host.errors import DatasetError
 from esm_host.extension.settings import Settings
+from esm_host.parallel import ByValue
 from esm_models.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -73,7 +75,8 @@ class Latency:
         # Spaces and their tables of parts are made again from the settings: a user's own space is
         # of a module that another process does not have.
         sources: SourceModels | None = getattr(self._encoder, "models", None)
-        return _again, (self.path, self._settings, sources, self._model)
+        model = self._model if isinstance(self._model, bytes) else ByValue(self._model)
+        return _again, (self.path, self._settings, sources, model)
 
     @cached_property
     def _predict(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
@@ -104,7 +107,7 @@ class Latency:
     def _damaged(self, error: Exception) -> DatasetError:
         return DatasetError(
             f"the predictor in {self.path} is damaged ({str(error).splitlines()[0]}): "
-            f"esm-host profile --run {self.path} --resume writes it again"
+            f"{resuming(self.path)} writes it again"
         )
 
 

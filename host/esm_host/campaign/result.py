@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from esm_host.arguments import on_command_line
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
-from esm_host.dataset.table import WIDEST, Measurements
-from esm_host.evaluation.alike import Pace, compare
+from esm_host.dataset.table import WIDEST
+from esm_host.evaluation.device_paces import DevicePace, compare_devices
 from esm_host.extension.settings import Settings
 from esm_host.extension.signatures import Signature, signatures
 
@@ -75,7 +76,7 @@ def devices(store: Store, measurements: Measurements) -> list[dict[str, Any]]:
     blocks = store.blocks()
     departures = {departure.device: departure for departure in store.departures()}
     models = _models(store, measurements)
-    paces: dict[str, Pace]
+    paces: dict[str, DevicePace]
     if store.fact(GROUP_FACT) is None and blocks:  # one device, by whatever name it was reached
         name = blocks[-1].device
         blocks = [replace(block, device=name) for block in blocks]
@@ -105,15 +106,15 @@ def devices(store: Store, measurements: Measurements) -> list[dict[str, Any]]:
     return result
 
 
-def _paces(measurements: Measurements, blocks: Sequence[StoredBlock]) -> dict[str, Pace]:
+def _paces(measurements: Measurements, blocks: Sequence[StoredBlock]) -> dict[str, DevicePace]:
     counted = measurements.readings()
     readings = measurements.readings({block.block_id for block in blocks}) | counted
-    return compare(readings, counted or readings) if len(readings) > 1 else {}
+    return compare_devices(readings, counted or readings) if len(readings) > 1 else {}
 
 
 def _models(store: Store, measurements: Measurements) -> Counter[str]:
     """How many models each device measured, references not counted."""
-    references = {a.key for a in store.plan().get(REFERENCE_ROUND, [])}
+    references = {a.key for a in store.references()}
     table = measurements.table()
     models: Counter[str] = Counter()
     for block, found in zip(table.blocks, table.models, strict=True):

@@ -15,23 +15,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.campaign.folder import RunFolder
+from esm_host.arguments import argument
+from esm_host.campaign.folder import RunFolder, resuming
 from esm_host.campaign.latency import Latency
-from esm_host.dataset.store import REFERENCE_ROUND
-from esm_host.dataset.table import BlockTable, Dataset, Figures, Measurements, best_attempts
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
 from esm_host.errors import DatasetError, UsageError
-from esm_host.evaluation.against import Against, hold_against
 from esm_host.evaluation.conformal import LeftOutErrors
+from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_across
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
 from esm_host.predictors import predictor_class
 from esm_host.predictors.base import IntervalPredictor
-from esm_host.sampling import SAMPLERS
+from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins, depth_range
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
-from esm_protos.messages import DeviceState
+from esm_protos.metrics import METRICS
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -41,14 +42,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """What the store held when it was read; states by block."""
+    """What the store held when it was read; metrics by architecture key."""
 
-    planned: dict[str, int]
     table: BlockTable
     dataset: Dataset
     figures: Figures
     rounds: list[dict[str, Any]]
-    states: list[tuple[DeviceState, ...]]
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +93,26 @@ class Run:
         usual pace, unless the campaign is raw), ``interval_percent`` (half-width of the 95 %
         interval for the device at any time), ``raw_ms`` (as measured), ``verdict``,
         ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
-        campaign has come to an end), ``error_percent`` (of the prediction).
+        campaign has come to an end), ``error_percent`` (of the prediction). Then a column per
+        metric that was measured of any, such as ``load_ms`` (docs/timing.md): NaN where it was not.
         """
         records, bins = self._records, self._bins
         dataset = records.dataset
         keys = [a.key for a in dataset.architectures]
+        planned = {
+            a.key: number
+            for a, number in zip(
+                records.figures.architectures, records.figures.rounds.tolist(), strict=True
+            )
+        }
         used = best_attempts(records.table)
         index = bins.of(dataset.depth)
         predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "architecture_key": pd.Series(keys, dtype=object),
                 "architecture": [a.to_text() for a in dataset.architectures],
-                "round": [records.planned[key] for key in keys],
+                "round": [planned[key] for key in keys],
                 "block": [used[key] + 1 for key in keys],
                 "depth": dataset.depth,
                 "bin": [self._bin_label(number) for number in index.tolist()],
@@ -119,6 +126,18 @@ class Run:
                 "error_percent": 100 * (predicted_ms / dataset.latency_ms - 1),
             }
         )
+        metrics = {name: v for name, v in self._metrics(keys).items() if name not in frame}
+        return frame.assign(**metrics)
+
+    def _metrics(self, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics that were measured of any architecture, ``(n,)`` each."""
+        values = [self._records.metrics[key] for key in keys]
+        measured = {name for each in values for name in each}
+        known = [metric.key for metric in METRICS if metric.key in measured]
+        return {
+            name: np.array([each.get(name, np.nan) for each in values], dtype=float)
+            for name in [*known, *sorted(measured - set(known))]
+        }
 
     def dataset(self) -> Dataset:
         """The same as values and arrays, for learning from it."""
@@ -261,7 +280,7 @@ class Run:
         rows = [
             {"block": number, "device": device, **state_row(state)}
             for number, (device, states) in enumerate(
-                zip(self._devices, self._records.states, strict=True), start=1
+                zip(self._devices, self._records.table.states, strict=True), start=1
             )
             for state in states
         ]
@@ -326,12 +345,12 @@ class Run:
             )
         except ValueError as error:
             raise DatasetError(
-                f"{self.path} has {error}: measure more, or train --predictor auto"
+                f"{self.path} has {error}: measure more, or train {argument('predictor')} auto"
             ) from error
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
 
-    def against(self, other: Run) -> Against:
+    def against(self, other: Run) -> CrossDeviceAccuracy:
         """Hold the campaign's predictor against what another campaign measured, say on another
         device.
 
@@ -349,7 +368,7 @@ class Run:
         if not len(theirs):
             raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
         known = {a.key for a in own.architectures}
-        return hold_against(
+        return evaluate_across(
             theirs.latency_ms,
             self.predict(theirs.architectures),
             theirs.depth,
@@ -371,10 +390,7 @@ class Run:
 
     def _check_finished(self) -> None:
         if self.result is None:
-            raise DatasetError(
-                f"{self.path} has no predictor yet: esm-host profile --run {self.path} --resume "
-                "makes it"
-            )
+            raise DatasetError(f"{self.path} has no predictor yet: {resuming(self.path)} makes it")
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -403,16 +419,15 @@ class Run:
         """``n`` different architectures of the search space; fewer where it is exhausted.
 
         Args:
-            sampling: ``"balanced"``, equally many of every depth bin, or ``"random"``.
+            sampling: ``"balanced"``, equally many of every depth bin, ``"random"``, or a sampler
+                of your own as ``path/to/file.py:Class``.
 
         Raises:
             UsageError: ``n`` or ``seed`` is negative, or there is no such sampling.
         """
-        if sampling not in SAMPLERS:
-            raise UsageError(f"sampling '{sampling}': choose {' or '.join(SAMPLERS)}")
         if seed < 0:
             raise UsageError(f"seed {seed}: give 0 or more")
-        sampler = SAMPLERS[sampling](self.space, self._bins)
+        sampler = make_sampler(sampling, self.space, self._bins)
         return sampler.sample(n, np.random.default_rng(seed))
 
     @cached_property
@@ -432,17 +447,10 @@ class Run:
         try:
             measurements = Measurements(store, self.settings.spec, self.settings.raw)
             table = measurements.table()
-            planned = {
-                a.key: number
-                for number, architectures in store.plan().items()
-                if number != REFERENCE_ROUND
-                for a in architectures
-            }
-            states = [store.states(block.block_id) for block in table.blocks]
             dataset, figures = measurements.dataset(), measurements.figures()
             # One more, where the campaign was finished in the middle of a round.
             rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
-            return _Records(planned, table, dataset, figures, rounds, states)
+            return _Records(table, dataset, figures, rounds, measurements.metrics())
         finally:
             store.close()
 
@@ -457,7 +465,7 @@ class Run:
         except (KeyError, ValueError) as error:
             raise DatasetError(
                 f"{path} is damaged ({str(error).splitlines()[0]}): "
-                f"esm-host profile --run {self.path} --resume writes it again"
+                f"{resuming(self.path)} writes it again"
             ) from error
 
     @cached_property
@@ -514,7 +522,6 @@ def load_run(path: str | Path) -> Run:
         pass
     except ValueError as error:
         raise DatasetError(
-            f"{folder.result} is damaged ({error}): "
-            f"esm-host profile --run {path} --resume writes it again"
+            f"{folder.result} is damaged ({error}): {resuming(folder.path)} writes it again"
         ) from error
     return Run(folder.path, settings, result)

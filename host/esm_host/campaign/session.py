@@ -15,11 +15,12 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.dataset import collect
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.lanes import Member
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.sampling import RandomSampler
+from esm_host.sampling.random import RandomSampler
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.distinct import check_distinct
@@ -33,8 +34,8 @@ PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, eq=False)
-class Devices:
-    """Of a campaign, connected and reserved.
+class CampaignDevices:
+    """Devices of a campaign, connected and reserved.
 
     Attributes:
         answers: of those that are there, by name.
@@ -51,8 +52,8 @@ class Devices:
 
 
 @dataclass(frozen=True, eq=False)
-class Measuring:
-    """What plans are kept in, and what measures them."""
+class CampaignSession:
+    """Store of a campaign, and what measures into it."""
 
     store: Store
     measurements: Measurements
@@ -61,13 +62,13 @@ class Measuring:
 
 @contextmanager
 def connected(
-    settings: Settings,
+    settings: MeasuringSettings,
     space: SearchSpace,
     resume: bool,
     patience_s: float,
     wait: bool,
     warn: Callable[[str], None],
-) -> Iterator[Devices]:
+) -> Iterator[CampaignDevices]:
     """A campaign's devices, reserved until the end.
 
     Args:
@@ -91,19 +92,19 @@ def connected(
         def reserve(profiler: Profiler, device: DeviceInfo) -> None:
             check_spec(device, settings.spec)
             check_campaign(device.limits, settings.block_size, settings.references, largest)
-            profiler.reserve(f"profile {settings.space}", wait)
+            profiler.reserve(f"profile {space.name}", wait)
 
-        yield Devices(members, *_ask_all(members, reserve, resume))
+        yield CampaignDevices(members, *_ask_all(members, reserve, resume))
 
 
 @contextmanager
-def measuring(
+def open_session(
     settings: Settings,
     folder: RunFolder,
     space: SearchSpace,
-    found: Devices,
+    found: CampaignDevices,
     watcher: collect.Watcher,
-) -> Iterator[Measuring]:
+) -> Iterator[CampaignSession]:
     """A campaign's store and what measures into it, with its reference models planned.
 
     Raises:
@@ -122,16 +123,12 @@ def measuring(
             measurements,
             found.members,
             space,
-            settings.spec,
             store.plan()[REFERENCE_ROUND],
-            settings.block_size,
-            settings.reference_tolerance_percent / 100,
-            settings.max_remeasurements,
+            settings,
             watcher,
-            settings.group_tolerance_percent / 100,
         )
         collector.admit(found.answers, found.missing)
-        yield Measuring(store, measurements, collector)
+        yield CampaignSession(store, measurements, collector)
 
 
 def _ask_all(
@@ -170,7 +167,9 @@ def _ask_all(
     raise next(iter(errors.values()))
 
 
-def _check_store(store: Store, settings: Settings, space: SearchSpace, folder: RunFolder) -> None:
+def _check_store(
+    store: Store, settings: MeasuringSettings, space: SearchSpace, folder: RunFolder
+) -> None:
     """Raises MismatchError unless the store was made by the same space and settings."""
     identity = {
         **space.settings(),

@@ -1,13 +1,14 @@
-"""Who is told how a campaign or a search goes on."""
+"""Watchers of campaigns and searches: objects whose methods are called as they go on."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any, Protocol
 
-from esm_host.arguments import in_python
+from esm_host.arguments import argument, in_python
 from esm_host.dataset import collect
-from esm_host.extension.loop import LoopWatcher
+from esm_host.errors import UsageError
+from esm_host.extension.campaign_loop import LoopWatcher
 from esm_protos.messages import Progress
 
 
@@ -16,7 +17,14 @@ class CampaignWatcher(LoopWatcher, collect.Watcher, Protocol):
 
 
 class Watcher:
-    """A :class:`CampaignWatcher` that cares for nothing, to be derived from."""
+    """Watcher that cares for nothing, to derive from.
+
+    Example::
+
+        class Progress(esm_host.Watcher):
+            def on_evaluated(self, result):
+                print(result["accuracy_percent"])
+    """
 
     def on_round(self, number: int, architectures: int) -> None:
         """A round begins; so many architectures are planned for it."""
@@ -42,3 +50,23 @@ class Watcher:
     def warn(self, text: str) -> None:
         """Something speaks against the result, or a device went away; a warning of Python's."""
         warnings.warn(in_python(text), stacklevel=2)
+
+
+def complete(watcher: object | None) -> CampaignWatcher:
+    """Return a watcher with all methods: an object's own, and for the others those of Watcher.
+
+    Raises:
+        UsageError: the object has none of the methods.
+    """
+    if watcher is None or isinstance(watcher, Watcher):
+        return watcher or Watcher()
+    names = [name for name in vars(Watcher) if not name.startswith("_")]
+    own = {name: getattr(watcher, name) for name in names if hasattr(watcher, name)}
+    if not own:
+        raise UsageError(
+            f"{argument('watcher')} {type(watcher).__name__} has none of the methods "
+            f"{', '.join(names)}: give it one, or derive it from esm_host.Watcher"
+        )
+    completed = Watcher()
+    vars(completed).update(own)
+    return completed

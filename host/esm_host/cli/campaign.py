@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from esm_host.arguments import flag
+from esm_host.arguments import flag, on_command_line
 from esm_host.campaign.folder import RunFolder
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
@@ -17,7 +17,7 @@ from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
 from esm_host.transfer.held_out import learnt_by, left_out
 from esm_host.workflows import profile as campaign
-from esm_host.workflows.profile import Ended
+from esm_host.workflows.profile import CampaignResult
 from esm_protos.messages import MeasureSpec
 
 TARGET_NOT_REACHED = 3
@@ -47,7 +47,7 @@ def run_campaign(
     patience_s: float,
     live: Live,
     wait: bool = True,
-    show: Callable[[Ended, Settings], int] | None = None,
+    show: Callable[[CampaignResult, Settings], int] | None = None,
     finish: bool = False,
 ) -> int:
     """Run a campaign (:func:`esm_host.workflows.profile.run_campaign`) and show its result by
@@ -74,7 +74,7 @@ def run_campaign(
     return code
 
 
-def _show_target(ended: Ended, settings: Settings) -> int:
+def _show_target(ended: CampaignResult, settings: Settings) -> int:
     result = ended.result
     print_bins(result["rounds"][-1], settings.target_accuracy_percent)
     print_verdicts(ended.dataset)
@@ -83,13 +83,13 @@ def _show_target(ended: Ended, settings: Settings) -> int:
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
     verdict = Verdict("converged" if ended.converged else "not converged").shown()
-    typer.echo(f"{verdict}: {ended.reason} {_times(result)}")
+    typer.echo(f"{verdict}: {on_command_line(ended.reason)} {_times(result)}")
     for signature in result["signatures"]:
         typer.echo(signature["text"])
     return 0 if ended.converged else TARGET_NOT_REACHED
 
 
-def show_transfer(ended: Ended, settings: Settings) -> int:
+def show_transfer(ended: CampaignResult, settings: Settings) -> int:
     """What came of few measurements, without a target."""
     print_verdicts(ended.dataset)
     for line in said_of_transfer(ended.result["transfer"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,8 @@ from esm_host.errors import UsageError
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
-    from esm_host.timing.compare import Comparison
+    from esm_host.timing.compare import Change, Comparison
+    from esm_protos.metrics import Metric
 
 SLOWER = 3
 
@@ -74,6 +75,21 @@ def compare(
             "repeated.",
         ),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=LIMIT",
+            help="What every model must keep in the new timings of another metric, such as "
+            "peak_rss_bytes=200MB; may be repeated.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Show the change of another metric too, such as peak_rss_bytes; may be repeated.",
+        ),
+    ] = None,
     format: Annotated[
         Format, typer.Option(help="Of what is printed; github adds annotations of its workflows.")
     ] = Format.text,
@@ -91,6 +107,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing
     from esm_host.timing.compare import compare as compared
+    from esm_host.timing.metric_changes import check_metric, compared_metrics
 
     if not 50 <= confidence < 100:
         raise UsageError(f"--confidence {confidence:g}: give percent, from 50 and below 100")
@@ -99,6 +116,8 @@ def compare(
     _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
+    metrics = compared_metrics(timing for side in sides for timing in side)
+    shown = [check_metric("metric", key, metrics) for key in metric or ()]
     comparison = compared(
         sides[0],
         sides[1],
@@ -106,7 +125,8 @@ def compare(
         tolerance,
         names,
         dict(_pair("--match", text, "OLD=NEW") for text in match or ()),
-        dict(_limit(text) for text in max_latency or ()),
+        dict(_max_latency(text) for text in max_latency or ()),
+        dict(_limit(text, metrics) for text in limit or ()),
     )
     outputs = []
     if output is not None:
@@ -114,7 +134,7 @@ def compare(
         outputs.append((output, text, f"the comparison is in {output}"))
     with results_first(outputs):
         if str(output) != "-":
-            _print_table(comparison, format)
+            _print_table(comparison, format, shown)
     for text in comparison.allowed:
         typer.echo(f"warning: {text}", err=True)
     alone = comparison.degrees_of_freedom == 0
@@ -124,12 +144,16 @@ def compare(
             _warn_of_verdicts(path, timing, alone)
     _say_what_is_known(comparison)
     if slower := comparison.regressions:
-        limited = ", or are over their limit" if any(c.over_limit for c in slower) else ""
+        limited = ", or are over their limit" if any(map(_over_limit, slower)) else ""
         typer.echo(
             f"{len(slower)} of {len(comparison.changes)} became slower or fail{limited}", err=True
         )
     if slower or (strict and comparison.undecided):
         raise typer.Exit(SLOWER)
+
+
+def _over_limit(change: Change) -> bool:
+    return change.over_limit or bool(change.metrics_over_limit)
 
 
 def _say_what_is_known(comparison: Comparison) -> None:
@@ -198,24 +222,55 @@ def _pair(option: str, text: str, wanted: str) -> tuple[str, str]:
     return name, value
 
 
-def _limit(text: str) -> tuple[str, float]:
+_UNITS = {
+    "ms": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+    "bytes": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
+}
+"""Factors of the units that a limit may have, by the unit of its metric."""
+
+
+def _max_latency(text: str) -> tuple[str, float]:
     """Return the model and its limit, ms."""
     wanted = "MODEL=LIMIT, such as model.onnx=5ms"
     name, value = _pair("--max-latency", text, wanted)
-    units = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-    number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
-    try:
-        limit_ms = float(number) * units[value[len(number) :] or "ms"]
-    except (KeyError, ValueError):
-        raise UsageError(f"--max-latency {text}: give {wanted}") from None
+    limit_ms = _amount(value, "ms")
+    if limit_ms is None:
+        raise UsageError(f"--max-latency {text}: give {wanted}")
     if not 0 < limit_ms < float("inf"):
         raise UsageError(f"--max-latency {text}: give more than 0")
     return name, limit_ms
 
 
-def _print_table(comparison: Comparison, format: Format) -> None:
+def _limit(text: str, metrics: Mapping[str, Metric]) -> tuple[str, float]:
+    """Return the key of a metric and its limit, in the metric's unit."""
+    from esm_host.timing.metric_changes import check_metric
+
+    wanted = "METRIC=LIMIT, such as peak_rss_bytes=200MB"
+    key, value = _pair("--limit", text, wanted)
+    limit = _amount(value, check_metric("limits", key, metrics).unit)
+    if limit is None:
+        raise UsageError(f"--limit {text}: give {wanted}")
+    return key, limit
+
+
+def _amount(text: str, unit: str) -> float | None:
+    """Return a number in a unit; None for text that is none."""
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ%/")
+    given = text[len(number) :]
+    try:
+        return float(number) * {**_UNITS.get(unit, {}), unit: 1.0, "": 1.0}[given]
+    except (KeyError, ValueError):
+        return None
+
+
+def _print_table(comparison: Comparison, format: Format, shown: Sequence[Metric]) -> None:
     percent = f"{100 * comparison.confidence:g}%"
-    headings = ("model", "base_ms", "new_ms", "change", f"{percent} interval", "")
+    headings = [
+        *("model", "base_ms", "new_ms", "change", f"{percent} interval"),
+        *(metric.heading for metric in shown),
+        "",
+    ]
+    right = range(1, len(headings) - 1)
     rows = [
         (
             comparison.name(change),
@@ -225,21 +280,26 @@ def _print_table(comparison: Comparison, format: Format) -> None:
             ""
             if change.interval_percent is None
             else "{:+.1f} to {:+.1f} %".format(*change.interval_percent),
+            *(_metric_text(change, metric) for metric in shown),
             Verdict(
                 comparison.verdict(change),
-                "slower" if change.over_limit else change.outcome.value,
+                "slower" if _over_limit(change) else change.outcome.value,
             ),
         )
         for change in comparison.changes
     ]
     if format is Format.text:
-        print_table(headings, rows, right=range(1, 5))
+        print_table(headings, rows, right=right)
         return
-    print_markdown(headings, rows, right=range(1, 5))
+    print_markdown(headings, rows, right=right)
     if format is Format.github:
         for change, row in zip(comparison.changes, rows, strict=True):
             if change.is_regression:
                 print(f"::error title=esm-host compare::{printable(f'{row[0]}: {row[-1]}')}")
+
+
+def _metric_text(change: Change, metric: Metric) -> str:
+    return next((each.text for each in change.metrics if each.metric.key == metric.key), "")
 
 
 def _ms(value: float | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from esm_host.cli.architectures import read_entries
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import SPACES, Resolution, dtype_names
+from esm_host.cli.options import Resolution, dtype_names
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
@@ -106,14 +106,15 @@ def export(
 def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
     """That of a campaign, or by name."""
     from esm_host.campaign.run import load_run
-    from esm_models.spaces import load_space
+    from esm_models.spaces import FAMILY, load_space
 
-    if source in SPACES or ".py" in source:
+    names = FAMILY.names()
+    if source in names or ".py" in source:
         return load_space(source, **settings)
     if not Path(source).is_dir():
         raise UsageError(
             f"'{source}' is neither the folder of a campaign nor a search space: "
-            f"{nearest(source, SPACES)}choose {', '.join(SPACES)}, or path/to/file.py:Class"
+            f"{nearest(source, names)}choose {', '.join(names)}, or path/to/file.py:Class"
         )
     if settings:
         flag = f"--{next(iter(settings)).replace('_', '-')}"

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import (
-    TIMING,
-    AllowFallback,
-    Batch,
-    CudaGraph,
-    Device,
-    Dtype,
-    Ep,
-    EpOption,
-    Json,
-    NoWait,
-    Quiet,
-    Resolution,
-    Space,
-    Tf32,
-    Threads,
-    WidthMult,
-)
+from esm_host.cli.option_groups import ProviderOptions, SpaceOptions, grouped
+from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 
 
-@one_line_errors
-def lookup(
-    device: Device = "local",
-    space: Space = "resnet",
-    resolution: Resolution = None,
-    width_mult: WidthMult = 1.0,
-    batch: Batch = 1,
-    dtype: Dtype = "float32",
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a part's runs."""
+
     runs: Annotated[
         int | None,
         typer.Option(
             help="Exactly so many counted runs per part, however precise.", rich_help_panel=TIMING
         ),
-    ] = None,
+    ] = None
     precision: Annotated[
         float | None,
         typer.Option(
@@ -53,7 +34,7 @@ def lookup(
             show_default="2",
             rich_help_panel=TIMING,
         ),
-    ] = None,
+    ] = None
     max_time: Annotated[
         float | None,
         typer.Option(
@@ -61,17 +42,22 @@ def lookup(
             show_default="62",
             rich_help_panel=TIMING,
         ),
-    ] = None,
-    threads: Threads = 1,
-    ep: Ep = "cpu",
-    ep_option: EpOption = None,
-    tf32: Tf32 = False,
-    cuda_graph: CudaGraph = False,
-    allow_fallback: AllowFallback = False,
+    ] = None
+    threads: Threads = 1
     timeout: Annotated[
         float,
         typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=TIMING),
-    ] = 60.0,
+    ] = 60.0
+
+
+@one_line_errors
+@grouped
+def lookup(
+    device: Device = "local",
+    *,
+    space: SpaceOptions,
+    timing: TimingOptions,
+    provider: ProviderOptions,
     no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
     output: Json = None,
@@ -86,30 +72,26 @@ def lookup(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.encoding.cost import PartsEncoder
-    from esm_host.extension.settings import Settings
+    from esm_host.extension.settings import SpaceSettings
     from esm_host.predictors.lookup_file import table_json
     from esm_host.timing import for_models, timing_spec
     from esm_host.timing.parts import PARTS, time_parts
-    from esm_host.timing.provider_options import given_options
     from esm_host.transport import devices
 
     spec = timing_spec(
-        runs,
-        precision,
+        timing.runs,
+        timing.precision,
         None,
-        max_time,
-        threads=threads,
-        provider=ep,
-        provider_options=given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
-        allow_fallback=allow_fallback,
-        model_timeout_s=timeout,
+        timing.max_time,
+        threads=timing.threads,
+        **provider.spec(),
+        model_timeout_s=timing.timeout,
         seed=seed,
     )
-    spec = for_models(spec, PARTS, max_time)
-    check_output(output, inputs=[Path(space.rpartition(":")[0])] if ":" in space else [])
-    searched = Settings(
-        device, space, resolution=resolution, width_mult=width_mult, batch=batch, dtype=dtype
-    ).search_space()
+    spec = for_models(spec, PARTS, timing.max_time)
+    own = [Path(space.space.rpartition(":")[0])] if ":" in space.space else []
+    check_output(output, inputs=own)
+    searched = SpaceSettings(**vars(space)).search_space()
     parts = PartsEncoder(searched).parts
 
     def on_block(done: int, total: int) -> None:

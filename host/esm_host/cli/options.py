@@ -9,19 +9,16 @@ from typing import Annotated
 
 import typer
 
+from esm_host import encoding, predictors, sampling, transfer
 from esm_host.errors import UsageError
-from esm_host.transfer import ALIASES, METHODS, SAMPLERS
+from esm_host.search import methods
+from esm_models import spaces
+from esm_models.spaces import SPACES
 
 # What a shell completes: nothing that the commands need is loaded for it.
 
-SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
-ENCODINGS = (
-    *("fcc", "fc", "statistical", "feature", "one-hot", "operation-one-hot"),
-    *("cost", "parts", "scaled-fcc"),
-    *("graph", "path", "views"),
-)
+OWN = "path/to/file.py:Class"
 DTYPES = ("float32", "int8")
-SEARCH_METHODS = ("exhaustive", "nsga2", "nsga3", "sms-emoa", "single-weight")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
@@ -74,23 +71,28 @@ def examples(incomplete: str) -> list[str]:
 
 
 def space_names(incomplete: str) -> list[str]:
-    """Search spaces that come with the project."""
-    return _beginning(incomplete, SPACES)
+    """Search spaces."""
+    return _beginning(incomplete, spaces.FAMILY.names())
 
 
 def encoding_names(incomplete: str) -> list[str]:
     """Encodings of architectures."""
-    return _beginning(incomplete, ENCODINGS)
+    return _beginning(incomplete, encoding.FAMILY.names())
+
+
+def sampler_names(incomplete: str) -> list[str]:
+    """Samplers of campaigns."""
+    return _beginning(incomplete, sampling.FAMILY.names())
 
 
 def transfer_methods(incomplete: str) -> list[str]:
     """Few-shot methods."""
-    return _beginning(incomplete, [*METHODS, *ALIASES])
+    return _beginning(incomplete, [*transfer.FAMILY.names(), *transfer.ALIASES])
 
 
 def transfer_samplers(incomplete: str) -> list[str]:
     """Samplers of the models to learn from."""
-    return _beginning(incomplete, SAMPLERS)
+    return _beginning(incomplete, transfer.SAMPLERS)
 
 
 def dtype_names(incomplete: str) -> list[str]:
@@ -100,9 +102,7 @@ def dtype_names(incomplete: str) -> list[str]:
 
 def predictor_names(incomplete: str) -> list[str]:
     """Latency predictors."""
-    from esm_host.predictors import PREDICTORS
-
-    return _beginning(incomplete, PREDICTORS)
+    return _beginning(incomplete, predictors.FAMILY.names())
 
 
 def source_names(incomplete: str) -> list[str]:
@@ -114,7 +114,7 @@ def source_names(incomplete: str) -> list[str]:
 
 def search_methods(incomplete: str) -> list[str]:
     """Ways to search."""
-    return _beginning(incomplete, SEARCH_METHODS)
+    return _beginning(incomplete, methods.FAMILY.names())
 
 
 def verdict_names(incomplete: str) -> list[str]:
@@ -172,7 +172,7 @@ _SPACE = "Search space"
 Space = Annotated[
     str,
     typer.Option(
-        help="resnet, mobilenetv3, densenet, nasbench201, fbnet, ofa, or path/to/file.py:Class.",
+        help=f"{', '.join(SPACES)}, or {OWN}.",
         autocompletion=space_names,
         rich_help_panel=_SPACE,
     ),

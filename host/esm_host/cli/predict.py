@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,19 +10,15 @@ import typer
 
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.options import Json, as_share
+from esm_host.cli.options import OWN, Json, as_share, sampler_names
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
+from esm_host.sampling import SAMPLERS
 
 if TYPE_CHECKING:
-    from esm_host.evaluation.against import Against
+    from esm_host.evaluation.cross_device import CrossDeviceAccuracy
 
 SCHEMA_VERSION = 1
-
-
-class Drawn(enum.StrEnum):
-    balanced = "balanced"
-    random = "random"
 
 
 @one_line_errors
@@ -47,7 +42,13 @@ def predict(
         ),
     ] = None,
     sample: Annotated[int, typer.Option(help="Draw so many from the search space.", min=0)] = 0,
-    sampling: Annotated[Drawn, typer.Option(help="How to draw them.")] = Drawn.balanced,
+    sampling: Annotated[
+        str,
+        typer.Option(
+            help=f"How to draw them: {', '.join(SAMPLERS)}, or {OWN}.",
+            autocompletion=sampler_names,
+        ),
+    ] = "balanced",
     seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
     interval: Annotated[
         float | None,
@@ -91,7 +92,7 @@ def predict(
     elif architectures is not None:
         chosen = read_architectures(architectures, campaign.space)
     else:
-        chosen = campaign.sample(sample, sampling.value, seed)
+        chosen = campaign.sample(sample, sampling, seed)
     latency_ms = campaign.predict(chosen).tolist()
     results: list[dict[str, Any]] = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
@@ -120,7 +121,7 @@ def predict(
     print_table(headings, rows, right=range(len(headings) - 1))
 
 
-def _show_against(found: Against, output: Path | None) -> None:
+def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:
     from esm_host.sampling.bins import depth_range
 
     if output is not None:

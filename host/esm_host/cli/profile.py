@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import (
+    ProviderOptions,
+    SessionOptions,
+    SpaceOptions,
+    grouped,
+    option_of,
+    settings_of,
+)
 from esm_host.cli.options import (
+    OWN,
     TIMING,
-    AllowFallback,
     AsMeasured,
-    Batch,
-    CudaGraph,
     DeviceOrGroup,
-    Dtype,
-    Ep,
-    EpOption,
     MaxRuns,
-    NoWait,
-    Patience,
     Precision,
-    Quiet,
-    Resolution,
-    Seed,
     SharedStore,
-    Space,
-    Tf32,
     Threads,
-    WidthMult,
     as_share,
     encoding_names,
     predictor_names,
+    sampler_names,
     verdict_names,
     was_given,
 )
+from esm_host.errors import UsageError
 
 if TYPE_CHECKING:
     from esm_host.campaign.folder import RunFolder
     from esm_host.extension.settings import Settings
-
-
-class SamplingName(enum.StrEnum):
-    balanced = "balanced"
-    random = "random"
 
 
 class ExtensionName(enum.StrEnum):
@@ -85,16 +77,17 @@ _ALSO_SET_BY = {
 _SAMPLES = "Sampling and stopping"
 
 
-@one_line_errors
-def profile(
-    ctx: typer.Context,
-    device: DeviceOrGroup = "local",
+@dataclass(frozen=True)
+class CampaignOptions:
+    """Options of the device and of the campaign's records."""
+
+    device: DeviceOrGroup = "local"
     run: Annotated[
         Path | None, typer.Option(help="Folder of the campaign. [default: runs/DEVICE-SPACE]")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the folder's campaign.")
-    ] = False,
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's campaign.")] = (
+        False
+    )
     finish: Annotated[
         bool,
         typer.Option(
@@ -102,7 +95,7 @@ def profile(
             help="With --resume: measure no more, and train on what is there. The campaign can go "
             "on later.",
         ),
-    ] = False,
+    ] = False
     preset: Annotated[
         str,
         typer.Option(
@@ -110,59 +103,62 @@ def profile(
             "perceptron on plain inputs, equal weights, 300 and 100 models). Other options change "
             "single ones."
         ),
-    ] = "",
-    store: SharedStore = "",
-    space: Space = "resnet",
-    resolution: Resolution = None,
-    width_mult: WidthMult = 1.0,
-    batch: Batch = 1,
-    dtype: Dtype = "float32",
+    ] = ""
+    store: SharedStore = ""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of sampling, training and the target."""
+
     initial: Annotated[
         int,
         typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),
-    ] = 300,
+    ] = 300
     step: Annotated[
         int, typer.Option(help="Models added by each extension.", rich_help_panel=_SAMPLES)
-    ] = 100,
+    ] = 100
     bins: Annotated[
         int | None,
         typer.Option(
             help="Bins along depth. [default: 5, or as many as there are depths]",
             rich_help_panel=_SAMPLES,
         ),
-    ] = None,
+    ] = None
     target_accuracy: Annotated[
         float,
         typer.Option(
             help="Percent that every bin must reach (100 - mean absolute percentage error).",
             rich_help_panel=_SAMPLES,
         ),
-    ] = 95.0,
+    ] = 95.0
     judge: Annotated[
         JudgeName,
         typer.Option(
             help="Who must reach it: every bin, or all together.", rich_help_panel=_SAMPLES
         ),
-    ] = JudgeName.bins,
+    ] = JudgeName.bins
     max_models: Annotated[
         int, typer.Option(help="Stop after so many models.", rich_help_panel=_SAMPLES)
-    ] = 4000,
+    ] = 4000
     predictor: Annotated[
         str,
         typer.Option(
-            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all.",
+            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all. Or "
+            f"{OWN}.",
             autocompletion=predictor_names,
             rich_help_panel=_SAMPLES,
         ),
-    ] = "auto",
+    ] = "auto"
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="fcc, fc, statistical, ... [default: the one that suits the predictor]",
+            help=f"fcc, fc, statistical, ..., or {OWN}. [default: the one that suits the "
+            "predictor]",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
-    ] = None,
+    ] = None
     warm_start: Annotated[
         str,
         typer.Option(
@@ -171,20 +167,22 @@ def profile(
             "campaigns or Parquet files, by commas; 'all' takes what there is of the space.",
             rich_help_panel=_SAMPLES,
         ),
-    ] = "",
+    ] = ""
     sampling: Annotated[
-        SamplingName,
+        str,
         typer.Option(
-            help="Equal numbers per bin, or all left to chance.", rich_help_panel=_SAMPLES
+            help=f"balanced (equal numbers per bin), random (all left to chance), or {OWN}.",
+            autocompletion=sampler_names,
+            rich_help_panel=_SAMPLES,
         ),
-    ] = SamplingName.balanced,
+    ] = "balanced"
     weight_below: Annotated[
         float,
         typer.Option(help="Share of a step for bins below the target.", rich_help_panel=_SAMPLES),
-    ] = 0.8,
+    ] = 0.8
     weight_above: Annotated[
         float, typer.Option(help="Share of a step for the others.", rich_help_panel=_SAMPLES)
-    ] = 0.2,
+    ] = 0.2
     extension: Annotated[
         ExtensionName,
         typer.Option(
@@ -192,7 +190,7 @@ def profile(
             "the predictor is unsure, per second of device time.",
             rich_help_panel=_SAMPLES,
         ),
-    ] = ExtensionName.balanced,
+    ] = ExtensionName.balanced
     train_on: Annotated[
         str,
         typer.Option(
@@ -201,85 +199,101 @@ def profile(
             rich_help_panel=_SAMPLES,
             show_default=False,
         ),
-    ] = "stable,noisy,unresolved,throttled",
+    ] = "stable,noisy,unresolved,throttled"
     weights: Annotated[
         WeightsName,
         typer.Option(
             help="All numbers count the same, or uncertain ones less.", rich_help_panel=_SAMPLES
         ),
-    ] = WeightsName.interval,
+    ] = WeightsName.interval
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a model's runs."""
+
     protocol: Annotated[
         ProtocolName,
         typer.Option(
             help="Models in turn, or all runs of a model in a row (the paper's).",
             rich_help_panel=TIMING,
         ),
-    ] = ProtocolName.interleaved,
-    precision: Precision = 2.0,
-    max_runs: MaxRuns = 150,
+    ] = ProtocolName.interleaved
+    precision: Precision = 2.0
+    max_runs: MaxRuns = 150
     runs: Annotated[
         int | None,
         typer.Option(
             help="Exactly so many counted runs per model, whatever the interval (the paper: 150).",
             rich_help_panel=TIMING,
         ),
-    ] = None,
+    ] = None
     runs_per_visit: Annotated[
         int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=TIMING)
-    ] = 1,
+    ] = 1
     warmup: Annotated[
         int,
         typer.Option(help="Uncounted runs before each visit, at most.", rich_help_panel=TIMING),
-    ] = 2,
+    ] = 2
     trim: Annotated[
         float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=TIMING)
-    ] = 0.2,
-    threads: Threads = 1,
-    ep: Ep = "cpu",
-    ep_option: EpOption = None,
-    tf32: Tf32 = False,
-    cuda_graph: CudaGraph = False,
-    allow_fallback: AllowFallback = False,
+    ] = 0.2
+    threads: Threads = 1
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """Options of blocks and their quality control."""
+
     timeout: Annotated[
         float,
         typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=TIMING),
-    ] = 60.0,
+    ] = 60.0
     block_size: Annotated[
         int, typer.Option(help="Models measured together.", rich_help_panel=TIMING)
-    ] = 20,
+    ] = 20
     references: Annotated[
         int,
         typer.Option(
             help="The campaign's own reference models in every block.", rich_help_panel=TIMING
         ),
-    ] = 4,
+    ] = 4
     reference_tolerance: Annotated[
         float,
         typer.Option(help="Percent by which a reference may stray.", rich_help_panel=TIMING),
-    ] = 3.0,
+    ] = 3.0
     max_remeasurements: Annotated[
         int,
         typer.Option(help="Times a block that failed is measured again.", rich_help_panel=TIMING),
-    ] = 2,
+    ] = 2
     group_tolerance: Annotated[
         float,
         typer.Option(
             help="Percent by which one device of a group may be slower or faster than the others.",
             rich_help_panel=TIMING,
         ),
-    ] = 10.0,
-    raw: AsMeasured = False,
+    ] = 10.0
+    raw: AsMeasured = False
     cache: Annotated[
         CacheName,
         typer.Option(
             help="Latencies of a model that has just run, or of one that follows another.",
             rich_help_panel=TIMING,
         ),
-    ] = CacheName.warm,
-    patience: Patience = 60.0,
-    no_wait: NoWait = False,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    ] = CacheName.warm
+
+
+@one_line_errors
+@grouped
+def profile(
+    ctx: typer.Context,
+    campaign: CampaignOptions,
+    space: SpaceOptions,
+    sampling: SamplingOptions,
+    timing: TimingOptions,
+    provider: ProviderOptions,
+    blocks: BlockOptions,
+    session: SessionOptions,
 ) -> None:
     """Learn a latency predictor for a device by measuring as few models as possible.
 
@@ -293,88 +307,73 @@ def profile(
     from esm_host.campaign.folder import RunFolder
     from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
-    from esm_host.errors import UsageError
-    from esm_host.extension.settings import LONG_VISITS
-    from esm_host.timing.provider_options import given_options
-    from esm_host.workflows.profile import absolute
-    from esm_protos.messages import RunOrder
+    from esm_host.extension.settings import Settings
+    from esm_protos.plugins import absolute
 
-    given = {
-        "device": device,
-        "space": absolute(space),
-        "resolution": resolution,
-        "width_mult": width_mult,
-        "batch": batch,
-        "dtype": dtype,
-        "initial": initial,
-        "step": step,
-        "bins": bins,
-        "target_accuracy_percent": target_accuracy,
-        "judge": judge.value,
-        "predictor": predictor,
-        "encoding": encoding,
-        "sampling": sampling.value,
-        "weight_below": weight_below,
-        "weight_above": weight_above,
-        "extension": extension.value,
-        "train_on": train_on,
-        "weights": weights.value,
-        "references": references,
-        "reference_tolerance_percent": reference_tolerance,
-        "max_remeasurements": max_remeasurements,
-        "group_tolerance_percent": group_tolerance,
-        "block_size": block_size,
-        "max_models": max_models,
-        "seed": seed,
-        "warm_start": warm_start,
-        "raw": raw,
-    }
-    asked = {name for name in ("precision", "max_runs") if was_given(ctx, name)}
-    if runs is not None and asked:
-        raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
-    share = as_share("--precision", precision)
-    together = protocol is ProtocolName.interleaved
-    fixed = runs is not None or protocol is ProtocolName.sequential
-    spec = {
-        "protocol": RunOrder(protocol.value),
-        "runs": max_runs if runs is None else runs,
-        "precision": 0.0 if fixed else share,
-        "runs_per_visit": runs_per_visit,
-        "warmup": warmup,
-        "trim": trim,
-        "threads": threads,
-        "seed": seed,
-        "provider": ep,
-        "model_timeout_s": timeout,
-        "provider_options": given_options(
-            ep_option or (), None if resume else ep, tf32=tf32, cuda_graph=cuda_graph
-        ),
-        "allow_fallback": allow_fallback,
-        # In a row, all models are warm.
-        "long_visits": LONG_VISITS if together and cache is CacheName.warm else 0,
-    }
-    if finish and not resume:
+    given = settings_of(Settings, campaign, space, sampling, blocks, session)
+    plugins = ("space", "predictor", "encoding", "sampling")
+    given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
+    spec = _spec(ctx, campaign, timing, provider, blocks, session)
+    if campaign.finish and not campaign.resume:
         raise UsageError("--finish trains on what a campaign has measured: give --resume as well")
-    if preset and resume:
+    if campaign.preset and campaign.resume:
         raise UsageError("--preset is for a new campaign: leave it out, or --resume")
-    path = run or Path("runs") / f"{safe(device)}-{safe(space)}"
-    folder = RunFolder(path, "" if resume else store)
-    if resume:
+    name = f"{safe(campaign.device)}-{safe(space.space)}"
+    path = campaign.run or Path("runs") / name
+    folder = RunFolder(path, "" if campaign.resume else campaign.store)
+    if campaign.resume:
         if _on_the_command_line(ctx, "store"):
-            folder.check_store(store)
+            folder.check_store(campaign.store)
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
         # Not on a resumed one, which is measured as it was begun.
-        spec["references"] = together
-        if preset:
-            given["preset"] = preset
-            _begin_with(preset, ctx, given, spec)
+        spec["references"] = timing.protocol is ProtocolName.interleaved
+        if campaign.preset:
+            _begin_with(campaign.preset, ctx, given, spec)
         settings = new_settings(given, spec)
-    with Live(quiet) as live:
+    with Live(session.quiet) as live:
         raise typer.Exit(
-            run_campaign(settings, folder, resume, patience, live, wait=not no_wait, finish=finish)
+            run_campaign(
+                settings,
+                folder,
+                campaign.resume,
+                session.patience,
+                live,
+                wait=not session.no_wait,
+                finish=campaign.finish,
+            )
         )
+
+
+def _spec(
+    ctx: typer.Context,
+    campaign: CampaignOptions,
+    timing: TimingOptions,
+    provider: ProviderOptions,
+    blocks: BlockOptions,
+    session: SessionOptions,
+) -> dict[str, Any]:
+    """Return the settings of a measurement, by their names in ``MeasureSpec``."""
+    from esm_host.extension.settings import LONG_VISITS
+    from esm_protos.messages import MeasureSpec, RunOrder
+
+    asked = {name for name in ("precision", "max_runs") if was_given(ctx, name)}
+    if timing.runs is not None and asked:
+        raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
+    share = as_share("--precision", timing.precision)
+    together = timing.protocol is ProtocolName.interleaved
+    spec = {
+        **settings_of(MeasureSpec, timing, blocks, session),
+        **provider.spec(is_resumed=campaign.resume),
+        "protocol": RunOrder(timing.protocol.value),
+        "runs": timing.max_runs if timing.runs is None else timing.runs,
+        "precision": 0.0 if timing.runs is not None or not together else share,
+        # In a row, all models are warm.
+        "long_visits": LONG_VISITS if together and blocks.cache is CacheName.warm else 0,
+    }
+    del spec["references"]  # the option is the number of the campaign's own
+    return spec
 
 
 def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict[str, Any]) -> None:
@@ -393,10 +392,7 @@ def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict
 
 def _options(setting: str) -> tuple[str, ...]:
     """Return the parameters that say a setting."""
-    from esm_host.arguments import flag
-
-    option = flag(setting).removeprefix("--").replace("-", "_")
-    return (option, *_ALSO_SET_BY.get(setting, ()))
+    return (option_of(setting), *_ALSO_SET_BY.get(setting, ()))
 
 
 def _on_the_command_line(ctx: typer.Context, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esm_host.arguments import on_command_line
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.options import Json, source_names, space_names
 from esm_host.cli.output import check_output, write_output
@@ -85,7 +86,7 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
             right=(2, 3),
         )
     for problem in problems:
-        typer.echo(printable(f"warning: {problem}"), err=True)
+        typer.echo(printable(f"warning: {on_command_line(problem)}"), err=True)
     if not shown:
         typer.echo("there are no such sources: esm-host import FILE adds some", err=True)
 

@@ -13,7 +13,7 @@ from esm_host.cli.options import Parallel, Quiet, computing
 
 if TYPE_CHECKING:
     from esm_host.research.study.results import Study
-    from esm_host.research.study.task import Outcome
+    from esm_host.research.study.task import TaskResult
 
 
 @one_line_errors
@@ -98,7 +98,7 @@ class _Progress:
         if there:
             self._say(f"{there} of {tasks} tasks are there already")
 
-    def on_task(self, outcome: Outcome) -> None:
+    def on_task(self, outcome: TaskResult) -> None:
         self._done += 1
         rows = outcome.rows
         first = rows.iloc[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -11,17 +12,8 @@ import typer
 
 from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.options import (
-    AllowFallback,
-    CudaGraph,
-    Ep,
-    EpOption,
-    NoWait,
-    Quiet,
-    Tf32,
-    device_names,
-    examples,
-)
+from esm_host.cli.option_groups import ProviderOptions, grouped
+from esm_host.cli.options import NoWait, Quiet, device_names, examples
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
 from esm_host.errors import UsageError
@@ -34,7 +26,163 @@ FAILED, UNSURE = 1, 3
 _CASES = "Cases"
 
 
+@dataclass(frozen=True)
+class CaseOptions:
+    """Options of the cases that models are measured in."""
+
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE[,SIZE...]",
+            help="Batch sizes, such as 1,8,32: the first dimension of inputs that leave it free.",
+            rich_help_panel=_CASES,
+        ),
+    ] = None
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shape of an input, such as x:1x3x224x224 (N for a dimension left free); the name "
+            "of an only input may be left out.",
+            rich_help_panel=_CASES,
+        ),
+    ] = None
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE[,SIZE...]",
+            help="Sizes of a named dimension, such as H=320,640; several options make all "
+            "combinations.",
+            rich_help_panel=_CASES,
+        ),
+    ] = None
+    threads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COUNT[,COUNT...]",
+            help="Threads of the runtime, such as 1,2,4.",
+            show_default="1",
+            rich_help_panel=_CASES,
+        ),
+    ] = None
+    feed: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            help="An .npz with inputs by name, or a file or folder of ONNX values, such as "
+            "input_0.pb. Other inputs are random. May be repeated.",
+            rich_help_panel=_CASES,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a model's runs."""
+
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Exactly so many counted runs per model, however precise. An interval takes 5."
+        ),
+    ] = None
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            help="Percent of the latency: a model is done when its 95 % interval is within plus "
+            "or minus so much.",
+            show_default="2",
+        ),
+    ] = None
+    max_runs: Annotated[
+        int | None,
+        typer.Option(
+            help="Counted runs per model at most. An interval takes 5.", show_default="100000"
+        ),
+    ] = None
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of measuring, all models together, after which no new round of runs "
+            "begins. By default slow models go on until they have 5 runs, which an interval takes.",
+            show_default="20, and 2 per further model",
+        ),
+    ] = None
+    sessions: Annotated[
+        int | None,
+        typer.Option(
+            help="Sessions of each model in a block, in turn; with a precision at least so many. "
+            "A session's place in memory changes its latency.",
+            show_default="2",
+        ),
+    ] = None
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h, for an "
+            "interval that holds what the device does meanwhile. Each block takes the runs and "
+            "the time that other options say. Others can use the device between blocks.",
+        ),
+    ] = None
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Report latencies and intervals as measured, not at the device's usual pace.",
+        ),
+    ] = False
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(help="Models in turn, or all runs of a model in a row (needs --runs)."),
+    ] = ProtocolName.interleaved
+    warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10
+    trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds that loading a model, or one inference, may take."),
+    ] = 60.0
+    no_wait: NoWait = False
+    seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Options of what is shown and kept."""
+
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show which operators and nodes take the time.")
+    ] = False
+    profile_runs: Annotated[
+        int, typer.Option(help="Runs to profile, apart from those timed.", min=1, max=1000)
+    ] = 20
+    wide: Annotated[
+        bool,
+        typer.Option(
+            "--wide",
+            help="Show every number. latency_ms is at the device's usual pace, raw_ms and all "
+            "other times are as measured.",
+        ),
+    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write JSON with all samples to this file; - is stdout."),
+    ] = None
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write a line per result to this file; - is stdout."),
+    ] = None
+    quiet: Quiet = False
+
+    def check(self, inputs: list[Path]) -> None:
+        """Raise UsageError where results cannot be written, or would replace an input."""
+        check_output(self.output, inputs=inputs)
+        check_output(self.csv, "--csv", [*inputs, self.output])
+        if str(self.output) == str(self.csv) == "-":
+            raise UsageError("--json - and --csv - would mix on stdout: give one a file")
+
+
 @one_line_errors
+@grouped
 def time(
     context: typer.Context,
     models: Annotated[
@@ -59,141 +207,11 @@ def time(
             autocompletion=device_names,
         ),
     ] = None,
-    batch: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SIZE[,SIZE...]",
-            help="Batch sizes, such as 1,8,32: the first dimension of inputs that leave it free.",
-            rich_help_panel=_CASES,
-        ),
-    ] = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shape of an input, such as x:1x3x224x224 (N for a dimension left free); the name "
-            "of an only input may be left out.",
-            rich_help_panel=_CASES,
-        ),
-    ] = None,
-    dim: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SIZE[,SIZE...]",
-            help="Sizes of a named dimension, such as H=320,640; several options make all "
-            "combinations.",
-            rich_help_panel=_CASES,
-        ),
-    ] = None,
-    threads: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COUNT[,COUNT...]",
-            help="Threads of the runtime, such as 1,2,4.",
-            show_default="1",
-            rich_help_panel=_CASES,
-        ),
-    ] = None,
-    feed: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--input",
-            help="An .npz with inputs by name, or a file or folder of ONNX values, such as "
-            "input_0.pb. Other inputs are random. May be repeated.",
-            rich_help_panel=_CASES,
-        ),
-    ] = None,
-    runs: Annotated[
-        int | None,
-        typer.Option(
-            help="Exactly so many counted runs per model, however precise. An interval takes 5."
-        ),
-    ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            help="Percent of the latency: a model is done when its 95 % interval is within plus "
-            "or minus so much.",
-            show_default="2",
-        ),
-    ] = None,
-    max_runs: Annotated[
-        int | None,
-        typer.Option(
-            help="Counted runs per model at most. An interval takes 5.", show_default="100000"
-        ),
-    ] = None,
-    max_time: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds of measuring, all models together, after which no new round of runs "
-            "begins. By default slow models go on until they have 5 runs, which an interval takes.",
-            show_default="20, and 2 per further model",
-        ),
-    ] = None,
-    sessions: Annotated[
-        int | None,
-        typer.Option(
-            help="Sessions of each model in a block, in turn; with a precision at least so many. "
-            "A session's place in memory changes its latency.",
-            show_default="2",
-        ),
-    ] = None,
-    spread: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DURATION",
-            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h, for an "
-            "interval that holds what the device does meanwhile. Each block takes the runs and "
-            "the time that other options say. Others can use the device between blocks.",
-        ),
-    ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw",
-            help="Report latencies and intervals as measured, not at the device's usual pace.",
-        ),
-    ] = False,
-    protocol: Annotated[
-        ProtocolName,
-        typer.Option(help="Models in turn, or all runs of a model in a row (needs --runs)."),
-    ] = ProtocolName.interleaved,
-    warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10,
-    trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2,
-    ep: Ep = "cpu",
-    ep_option: EpOption = None,
-    tf32: Tf32 = False,
-    cuda_graph: CudaGraph = False,
-    allow_fallback: AllowFallback = False,
-    timeout: Annotated[
-        float,
-        typer.Option(help="Seconds that loading a model, or one inference, may take."),
-    ] = 60.0,
-    no_wait: NoWait = False,
-    seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Also show which operators and nodes take the time.")
-    ] = False,
-    profile_runs: Annotated[
-        int, typer.Option(help="Runs to profile, apart from those timed.", min=1, max=1000)
-    ] = 20,
-    wide: Annotated[
-        bool,
-        typer.Option(
-            "--wide",
-            help="Show every number. latency_ms is at the device's usual pace, raw_ms and all "
-            "other times are as measured.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write JSON with all samples to this file; - is stdout."),
-    ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", help="Write a line per result to this file; - is stdout."),
-    ] = None,
-    quiet: Quiet = False,
+    *,
+    cases: CaseOptions,
+    measuring: RunOptions,
+    provider: ProviderOptions,
+    shown: OutputOptions,
 ) -> None:
     """Time ONNX models on devices.
 
@@ -208,47 +226,41 @@ def time(
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
     from esm_host.cli.progress import DeviceLines
-    from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
     from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
     from esm_host.timing.examples import example_file
-    from esm_host.timing.provider_options import given_options
     from esm_host.transport import devices
     from esm_protos.messages import RunOrder
 
     names = [name for text in device or ["local"] for name in text.split(",") if name]
-    counts = _numbers("--threads", threads or ["1"])
+    counts = _numbers("--threads", cases.threads or ["1"])
     spec = timing_spec(
-        runs,
-        precision,
-        max_runs,
-        max_time,
-        sessions,
-        protocol=RunOrder(protocol.value),
-        warmup=warmup,
-        trim=trim,
+        measuring.runs,
+        measuring.precision,
+        measuring.max_runs,
+        measuring.max_time,
+        measuring.sessions,
+        protocol=RunOrder(measuring.protocol.value),
+        warmup=measuring.warmup,
+        trim=measuring.trim,
         threads=counts[0],
-        provider=ep,
-        provider_options=given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
-        allow_fallback=allow_fallback,
-        model_timeout_s=timeout,
-        seed=seed,
+        **provider.spec(),
+        model_timeout_s=measuring.timeout,
+        seed=measuring.seed,
     )
-    spread_s = 0.0 if spread is None else parse_duration(spread)
-    values = [file for path in feed or () for file in (path, *path.glob("*.pb"))]
+    spread_s = 0.0 if measuring.spread is None else parse_duration(measuring.spread)
     given = [*(models or ()), *map(example_file, example or ())]
     if not given:
         raise UsageError(
             "missing argument 'MODEL.onnx': give a file, or --example mobilenetv3; see esm-host "
             "time --help"
         )
-    read = [*(models or ()), *values]
-    check_output(output, inputs=read)
-    check_output(csv, "--csv", [*read, output])
-    if str(output) == str(csv) == "-":
-        raise UsageError("--json - and --csv - would mix on stdout: give one a file")
-    batches = _numbers("--batch", batch or [])
+    values = [file for path in cases.feed or () for file in (path, *path.glob("*.pb"))]
+    shown.check([*(models or ()), *values])
+    batches = _numbers("--batch", cases.batch or [])
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
-    request = read_request(given, batches, shape or (), counts, feed or (), folder, dim or ())
+    request = read_request(
+        given, batches, cases.shape or (), counts, cases.feed or (), folder, cases.dim or ()
+    )
     if batches:
         for path in dict.fromkeys(entry.path for entry in request if entry.batch is None):
             typer.echo(
@@ -256,35 +268,41 @@ def time(
                 err=True,
             )
     beside = [file.path for entry in request for _, file in entry.model.external]
-    check_output(output, inputs=beside)
-    check_output(csv, "--csv", beside)
-    spec = for_models(spec, len(request), max_time)
-    with DeviceLines(names, quiet) as on_progress:
+    check_output(shown.output, inputs=beside)
+    check_output(shown.csv, "--csv", beside)
+    spec = for_models(spec, len(request), measuring.max_time)
+    with DeviceLines(names, shown.quiet) as on_progress:
         timing = time_models(
             devices.connect,
             names,
             request,
             spec,
-            profile_runs=profile_runs if profile else 0,
-            wait=not no_wait,
+            profile_runs=shown.profile_runs if shown.profile else 0,
+            wait=not measuring.no_wait,
             on_progress=on_progress,
-            raw=raw,
+            raw=measuring.raw,
             spread_s=spread_s,
             on_wait=on_progress.wait,
             on_interrupt=_say_interrupted,
         )
+    _show(timing, shown)
+    raise typer.Exit(_exit_code(timing))
+
+
+def _show(timing: Timing, shown: OutputOptions) -> None:
+    from esm_host.cli.timing_table import as_csv, print_profiles, print_tables
+
     texts = []
-    if output is not None:
+    if shown.output is not None:
         # On one line: indented, thousands of samples would each have their own.
         text = json.dumps(timing.to_json(on_command_line), allow_nan=False)
-        texts.append((output, text, f"all samples are in {output}"))
-    if csv is not None:
-        texts.append((csv, as_csv(timing), f"a line per result is in {csv}"))
+        texts.append((shown.output, text, f"all samples are in {shown.output}"))
+    if shown.csv is not None:
+        texts.append((shown.csv, as_csv(timing), f"a line per result is in {shown.csv}"))
     with results_first(texts):
-        if "-" not in (str(output), str(csv)):
-            print_tables(timing, wide)
+        if "-" not in (str(shown.output), str(shown.csv)):
+            print_tables(timing, shown.wide)
             print_profiles(timing)
-    raise typer.Exit(_exit_code(timing))
 
 
 def _say_interrupted() -> None:

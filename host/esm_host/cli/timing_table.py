@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 from esm_host.cli.table import Verdict, print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
+from esm_host.timing.metrics import metrics_of, value_of
+from esm_host.timing.result import DeviceTiming
+from esm_protos.metrics import LATENCY, Metric, Shown, known_and_told
 from esm_protos.terminal import width_of
 from esm_protos.text import printable
 
@@ -38,7 +42,7 @@ def print_tables(timing: Timing, wide: bool) -> None:
             "fastest" if number in fastest else _ratio(ratios.get(number))
             for number in range(first, first + len(device.results))
         ]
-        _print_table(device.results, notes, wide)
+        _print_table(device, notes, wide)
         if device.interrupted and device.results:
             print(_CUT_SHORT)
         if any(r.estimate for r in device.results) and timing.as_measured(device):
@@ -64,14 +68,19 @@ def print_profiles(timing: Timing) -> None:
         _print_rows(
             ("operator", "calls", "ms", "share"),
             [
-                (o.op_type, str(o.calls), _number(o.ns / 1e6), f"{100 * o.ns / total_ns:.0f} %")
+                (
+                    o.op_type,
+                    str(o.calls),
+                    LATENCY.cell(o.ns / 1e6),
+                    f"{100 * o.ns / total_ns:.0f} %",
+                )
                 for o in profile.operators[:_TOP]
             ],
         )
         _print_rows(
             ("node", "operator", "ms", "share"),
             [
-                (n.name, n.op_type, _number(n.ns / 1e6), f"{100 * n.ns / total_ns:.0f} %")
+                (n.name, n.op_type, LATENCY.cell(n.ns / 1e6), f"{100 * n.ns / total_ns:.0f} %")
                 for n in profile.nodes[:_TOP]
             ],
         )
@@ -80,10 +89,13 @@ def print_profiles(timing: Timing) -> None:
 def as_csv(timing: Timing) -> str:
     """One line per result, after a heading; what has no value is empty."""
     text = io.StringIO()
+    data = timing.to_json()
+    metrics = metrics_of(data)
+    cut_short = {
+        device.name: "true" if device.interrupted else "false" for device in timing.devices
+    }
     rows = [
-        {**_flat(result.to_json()), "interrupted": "true" if device.interrupted else "false"}
-        for device in timing.devices
-        for result in device.results
+        {**_flat(row, metrics), "interrupted": cut_short[row["device"]]} for row in data["results"]
     ]
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -92,12 +104,10 @@ def as_csv(timing: Timing) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
     low, high = row["ci95_ms"] or (None, None)
     shapes = " ".join(f"{fed['name']}:{'x'.join(map(str, fed['dims']))}" for fed in row["inputs"])
     failure = row["failure"] or {"kind": None}
-    numbers = ("median_ms", "min_ms", "max_ms", "p90_ms", "p95_ms", "p99_ms", "runs")
-    others = ("throughput_per_s", "first_run_ms", "load_ms", "copy_in_ms", "copy_out_ms")
     return {
         "model": row["model"],
         "device": row["device"],
@@ -109,13 +119,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "assumed": " ".join(_assumed(each) for each in row["assumed"]),
         "status": row["status"],
         "failure": failure["kind"],
-        "trimmed_mean_ms": row["trimmed_mean_ms"],
+        LATENCY.field: row[LATENCY.field],
         "ci95_low_ms": low,
         "ci95_high_ms": high,
-        **{name: row[name] for name in ("raw_ms", "block_ci95_percent", "shift_percent")},
-        **{name: row[name] for name in (*numbers, *others)},
-        "peak_rss_bytes": row["peak_rss_bytes"],
-        "weight_bytes": row["weight_bytes"],
+        **{metric.field: value_of(row, metric) for metric in metrics},
         "provider": row["provider"],
         "verdict": row["verdict"],
         "model_sha256": row["model_sha256"],
@@ -132,37 +139,36 @@ _CASES: tuple[Column, ...] = (
     ("dims", lambda r: " ".join(f"{symbol}={size}" for symbol, size in r.entry.dims)),
     ("threads", lambda r: str(r.entry.model.case.threads or "")),
 )
-_COLUMNS: tuple[Column, ...] = (
-    ("latency_ms", lambda r: _latency(r.numbers)),
-    ("p95_ms", lambda r: _number(r.numbers["p95_ms"])),
-    ("per_s", lambda r: _rate(r.numbers["throughput_per_s"])),
-    ("memory", lambda r: _memory(r.numbers["peak_rss_bytes"])),
-    ("verdict", lambda r: Verdict(r.judgement.verdict.value) if r.judgement else ""),
+_VERDICT: Column = (
+    "verdict",
+    lambda r: Verdict(r.judgement.verdict.value) if r.judgement else "",
 )
-_WIDE_COLUMNS: tuple[Column, ...] = (
-    _COLUMNS[0],
-    ("raw_ms", lambda r: _number(r.numbers["raw_ms"])),
-    *(
-        (name, lambda r, name=name: _number(r.numbers[name]))
-        for name in ("median_ms", "min_ms", "max_ms", "p90_ms", "p95_ms", "p99_ms")
-    ),
-    ("runs", lambda r: str(r.numbers["runs"])),
-    _COLUMNS[2],
-    ("first_ms", lambda r: _number(r.numbers["first_run_ms"])),
-    ("load_ms", lambda r: _number(r.numbers["load_ms"])),
-    ("copy_in_ms", lambda r: _number(r.numbers["copy_in_ms"])),
-    ("copy_out_ms", lambda r: _number(r.numbers["copy_out_ms"])),
-    ("fallback", lambda r: str(len(r.measurement.fallback) or "")),
-    _COLUMNS[3],
-    _COLUMNS[4],
-)
+_FALLBACK: Column = ("fallback", lambda r: str(len(r.measurement.fallback) or ""))
 
 
-def _print_table(results: Sequence[Result], notes: Sequence[str], wide: bool) -> None:
+def _columns(told: Sequence[Metric], wide: bool) -> Iterator[Column]:
+    """Yield the columns of a device's table.
+
+    Args:
+        told: metrics that the device told of.
+    """
+    yield from _CASES
+    for metric in known_and_told(told):
+        if metric is LATENCY:
+            yield metric.heading, _latency
+        elif metric.shown is Shown.TABLE or (wide and metric.shown is Shown.WIDE):
+            yield metric.heading, partial(_cell, metric)
+    if wide:
+        yield _FALLBACK
+    yield _VERDICT
+
+
+def _print_table(device: DeviceTiming, notes: Sequence[str], wide: bool) -> None:
+    results = device.results
     if not results:
         return
     measured = [r for r in results if r.failure is None]
-    columns = [*_CASES, *(_WIDE_COLUMNS if wide else _COLUMNS)]
+    columns = list(_columns(device.info.metrics if device.info else (), wide))
     # What no model has is no column.
     columns = [column for column in columns if any(column[1](r) for r in measured)]
     headings = [heading for heading, _ in columns] + (["against"] if any(notes) else [])
@@ -234,21 +240,10 @@ def _ratio(ratio: Ratio | None) -> str:
     return f"{ratio.value:.{digits}f}x ± {max(ratio.half_width, 10**-digits):.{digits}f}"
 
 
-def _latency(numbers: dict[str, Any]) -> str:
-    percent = numbers["ci95_percent"]
-    return f"{_number(numbers['trimmed_mean_ms'])} {'' if percent is None else f'±{percent:.1f}%'}"
+def _latency(result: Result) -> str:
+    percent = result.numbers["ci95_percent"]
+    return f"{_cell(LATENCY, result)} {'' if percent is None else f'±{percent:.1f}%'}"
 
 
-def _number(value: float | None) -> str:
-    """Four digits or more, never an exponent."""
-    if value is None:
-        return ""
-    return f"{value:.{4 if value < 10 else 3 if value < 100 else 2}f}"
-
-
-def _rate(value: float) -> str:
-    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
-
-
-def _memory(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e6:.0f} MB"
+def _cell(metric: Metric, result: Result) -> str:
+    return metric.cell(result.value(metric))

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import (
+    ProviderOptions,
+    SessionOptions,
+    SpaceOptions,
+    grouped,
+    settings_of,
+)
 from esm_host.cli.options import (
-    AllowFallback,
+    OWN,
     AsMeasured,
-    Batch,
-    CudaGraph,
     DeviceOrGroup,
-    Dtype,
-    Ep,
-    EpOption,
     MaxRuns,
-    NoWait,
-    Patience,
     Precision,
-    Quiet,
-    Resolution,
-    Seed,
     SharedStore,
-    Space,
-    Tf32,
     Threads,
-    WidthMult,
     as_share,
     transfer_methods,
     transfer_samplers,
@@ -45,15 +40,17 @@ def _listed(names: Mapping[str, str | Method]) -> str:
     return "; ".join(f"{name} ({about})" for name, about in abouts.items())
 
 
-@one_line_errors
-def transfer(
-    device: DeviceOrGroup = "local",
+@dataclass(frozen=True)
+class CampaignOptions:
+    """Options of the device, the sources and the campaign's records."""
+
+    device: DeviceOrGroup = "local"
     run: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the campaign that it makes. [default: runs/DEVICE-SPACE-transfer]"
         ),
-    ] = None,
+    ] = None
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,32 +58,33 @@ def transfer(
             "Parquet file; may be repeated. [default: all that there are of the space, and the "
             "campaigns beside --run]"
         ),
-    ] = None,
-    store: SharedStore = "",
-    space: Space = "resnet",
-    resolution: Resolution = None,
-    width_mult: WidthMult = 1.0,
-    batch: Batch = 1,
-    dtype: Dtype = "float32",
+    ] = None
+    store: SharedStore = ""
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Options of the samples and of how they are learnt from."""
+
     samples: Annotated[
         int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
-    ] = 20,
+    ] = 20
     held_out: Annotated[
         int,
         typer.Option(
             help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
         ),
-    ] = 10,
+    ] = 10
     method: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help=f"{_listed(METHODS)}. docs/transfer.md says more of them.",
+            help=f"{_listed(METHODS)}. docs/transfer.md says more of them. Or {OWN}.",
             autocompletion=transfer_methods,
             rich_help_panel=_HOW,
             show_default=False,
         ),
-    ] = DEFAULT,
+    ] = DEFAULT
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +92,7 @@ def transfer(
             help="Of the method, in place of its default: epochs=20. May be repeated.",
             rich_help_panel=_HOW,
         ),
-    ] = None,
+    ] = None
     sampler: Annotated[
         str,
         typer.Option(
@@ -105,20 +103,28 @@ def transfer(
             autocompletion=transfer_samplers,
             rich_help_panel=_HOW,
         ),
-    ] = "",
-    precision: Precision = 2.0,
-    max_runs: MaxRuns = 150,
-    threads: Threads = 1,
-    ep: Ep = "cpu",
-    ep_option: EpOption = None,
-    tf32: Tf32 = False,
-    cuda_graph: CudaGraph = False,
-    allow_fallback: AllowFallback = False,
-    raw: AsMeasured = False,
-    patience: Patience = 60.0,
-    no_wait: NoWait = False,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    ] = ""
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a model's runs."""
+
+    precision: Precision = 2.0
+    max_runs: MaxRuns = 150
+    threads: Threads = 1
+    raw: AsMeasured = False
+
+
+@one_line_errors
+@grouped
+def transfer(
+    campaign: CampaignOptions,
+    space: SpaceOptions,
+    method: MethodOptions,
+    timing: TimingOptions,
+    provider: ProviderOptions,
+    session: SessionOptions,
 ) -> None:
     """Learn a device from a few measurements and what is known of others.
 
@@ -135,39 +141,33 @@ def transfer(
     from esm_host.cli.campaign import new_settings, run_campaign, safe, show_transfer
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
-    from esm_host.timing.provider_options import given_options
-    from esm_host.workflows.profile import absolute
+    from esm_protos.messages import MeasureSpec
 
-    share = as_share("--precision", precision)
     given = {
-        "device": device,
-        "samples": samples,
-        "held_out": held_out,
-        "sources": source or (),
-        "method": method,
-        "method_options": read_options(option or ()),
-        "sampler": sampler,
-        "space": absolute(space),
-        "resolution": resolution,
-        "width_mult": width_mult,
-        "batch": batch,
-        "dtype": dtype,
-        "seed": seed,
-        "raw": raw,
+        **settings_of(Settings, campaign, space, method, timing, session),
+        "samples": method.samples,
+        "sources": campaign.source or (),
+        "method_options": read_options(method.option or ()),
     }
     spec = {
+        **settings_of(MeasureSpec, timing, session),
+        **provider.spec(),
         "references": True,
-        "runs": max_runs,
-        "precision": share,
-        "threads": threads,
-        "seed": seed,
-        "provider": ep,
-        "provider_options": given_options(ep_option or (), ep, tf32=tf32, cuda_graph=cuda_graph),
-        "allow_fallback": allow_fallback,
+        "runs": timing.max_runs,
+        "precision": as_share("--precision", timing.precision),
     }
     settings = new_settings(given, spec, Settings.for_transfer)
-    folder = RunFolder(run or Path("runs") / f"{safe(device)}-{safe(space)}-transfer", store)
-    with Live(quiet) as live:
+    name = f"{safe(campaign.device)}-{safe(space.space)}-transfer"
+    folder = RunFolder(campaign.run or Path("runs") / name, campaign.store)
+    with Live(session.quiet) as live:
         raise typer.Exit(
-            run_campaign(settings, folder, False, patience, live, not no_wait, show_transfer)
+            run_campaign(
+                settings,
+                folder,
+                False,
+                session.patience,
+                live,
+                not session.no_wait,
+                show_transfer,
+            )
         )

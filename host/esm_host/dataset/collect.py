@@ -14,14 +14,16 @@ import numpy as np
 from esm_host.arguments import argument
 from esm_host.dataset.group import Group, GroupWatcher
 from esm_host.dataset.lanes import Batch, Member
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Measurements, best_attempts
+from esm_host.dataset.table import best_attempts
 from esm_host.errors import DeviceError, EsmError
 from esm_host.evaluation.verdict import reference_evidence
 from esm_models.architecture import Architecture
 from esm_models.cost import memory_bytes
 from esm_models.space import SearchSpace
-from esm_protos.messages import BlockResult, DeviceInfo, FailureKind, MeasureSpec, Model
+from esm_protos.messages import BlockResult, DeviceInfo, FailureKind, Model
 
 
 class Watcher(GroupWatcher, Protocol):
@@ -75,11 +77,6 @@ class Collector:
         measurements: reads the same store.
         members: the devices.
         references: models that every block holds.
-        block_size: architectures per block, references not counted.
-        tolerance: largest share by which a reference may stray before its block fails.
-        max_remeasurements: how many times a failed block is measured again before its
-            architectures are kept as they are, marked.
-        group_tolerance: largest share by which the pace of one of several devices may differ.
     """
 
     def __init__(
@@ -88,30 +85,23 @@ class Collector:
         measurements: Measurements,
         members: Sequence[Member],
         space: SearchSpace,
-        spec: MeasureSpec,
         references: Sequence[Architecture],
-        block_size: int,
-        tolerance: float,
-        max_remeasurements: int,
+        settings: MeasuringSettings,
         watcher: Watcher,
-        group_tolerance: float = 0.1,
     ) -> None:
         self._store = store
         self._measurements = measurements
         self._space = space
-        self._spec = spec
         self._references = list(references)
-        self._block_size = block_size
-        self._tolerance = tolerance
-        self._max_remeasurements = max_remeasurements
+        self._block_size = settings.block_size
+        self._tolerance = settings.reference_tolerance_percent / 100
+        self._max_remeasurements = settings.max_remeasurements
         self._watcher = watcher
         self._group = Group(
             store,
             measurements,
             members,
-            spec,
-            group_tolerance,
-            tolerance,
+            settings,
             lambda: _batch([], self._built_references()),
             self._check_failures,
             watcher,

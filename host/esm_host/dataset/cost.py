@@ -31,7 +31,7 @@ class DeviceTime:
 
 def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
     """From all models that were measured; by the spec alone where none was."""
-    measured = [m.measurement for m in store.measurements() if m.measurement.failure is None]
+    measured = [m for m in store.measurements() if m.failure is None]
     counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
     per_visit = spec.runs_per_visit if spec.protocol is RunOrder.INTERLEAVED else spec.runs
     runs = [n + spec.warmup * math.ceil(n / per_visit) for n in counted]

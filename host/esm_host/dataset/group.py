@@ -8,13 +8,14 @@ from contextlib import closing
 from typing import Protocol
 
 from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Source, measured
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.roster import Roster
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.dataset.store import REFERENCE_ROUND, Store
-from esm_host.dataset.table import Measurements
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
-from esm_host.evaluation.alike import Pace, compare
+from esm_host.evaluation.device_paces import DevicePace, compare_devices
 from esm_host.transport.distinct import check_distinct
-from esm_protos.messages import BlockResult, DeviceInfo, MeasureSpec, Progress
+from esm_protos.messages import BlockResult, DeviceInfo, Progress
 
 _ENOUGH = 0.25  # an interval of so much of what is tolerated decides nothing any more
 _MOST_REPEATS = 8
@@ -37,8 +38,9 @@ class Group:
 
     Args:
         members: who may take part; one is no group, unless the store is of one.
-        tolerance: largest share by which a member's pace may differ.
-        stray_tolerance: likewise of a single reference, its member's pace divided out.
+        settings: of which ``group_tolerance_percent`` is by how much a member's pace may differ,
+            and ``reference_tolerance_percent`` likewise of a single reference, its member's pace
+            divided out.
         references: makes the batch of the references alone.
         check_result: raises DeviceError for a block with which going on would be in vain.
     """
@@ -48,9 +50,7 @@ class Group:
         store: Store,
         measurements: Measurements,
         members: Sequence[Member],
-        spec: MeasureSpec,
-        tolerance: float,
-        stray_tolerance: float,
+        settings: MeasuringSettings,
         references: Callable[[], Batch],
         check_result: Callable[[BlockResult], None],
         watcher: GroupWatcher,
@@ -58,13 +58,13 @@ class Group:
         self._store = store
         self._measurements = measurements
         self._members = list(members)
-        self._spec = spec
-        self._tolerance = tolerance
-        self._stray_tolerance = stray_tolerance
+        self._spec = settings.spec
+        self._tolerance = settings.group_tolerance_percent / 100
+        self._stray_tolerance = settings.reference_tolerance_percent / 100
         self._references = references
         self._check_result = check_result
         self._watcher = watcher
-        self._roster = Roster(store, spec.provider, [member.name for member in members])
+        self._roster = Roster(store, settings.spec.provider, [member.name for member in members])
         self._present: list[Member] = []
         self._compared: set[str] = set()
         self._unlike: set[str] = set()
@@ -216,7 +216,7 @@ class Group:
         with closing(self._kept(REFERENCE_ROUND, OneEach(self._references()))) as finished:
             return {each.block.block_id for each in finished}
 
-    def _paces(self, blocks: set[str]) -> tuple[dict[str, Pace], set[str]]:
+    def _paces(self, blocks: set[str]) -> tuple[dict[str, DevicePace], set[str]]:
         """Of all that are there, by these blocks, and of who was, by what the store has.
 
         The others are held against those that measured for the data set, if any did.
@@ -225,9 +225,9 @@ class Group:
         incumbents = set(readings)
         readings |= self._measurements.readings(blocks)
         voters = incumbents or set(readings)
-        return compare(readings, voters), voters
+        return compare_devices(readings, voters), voters
 
-    def _difference(self, name: str, pace: Pace) -> str | None:
+    def _difference(self, name: str, pace: DevicePace) -> str | None:
         against = pace.against
         if pace.beyond(self._tolerance):
             return (

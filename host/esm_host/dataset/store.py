@@ -9,20 +9,38 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from esm_host.arguments import argument
 from esm_host.dataset.database import Database, SqliteFile, detail_of
 from esm_host.dataset.migrations import migrate
+from esm_host.dataset.rows import from_row, plain, to_row
+from esm_host.dataset.schema import (
+    AGENT_REFERENCES,
+    BLOCKS,
+    DEPARTURES,
+    FACTS,
+    JUDGEMENTS,
+    MEASUREMENTS,
+    PLAN,
+    ROUNDS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    USUAL,
+    VALUES,
+    VERDICTS,
+    VISITS,
+    WITH_REFERENCES,
+)
 from esm_host.errors import DatasetError, MismatchError
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
@@ -31,134 +49,15 @@ from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
     DeviceState,
-    Failure,
     FailureKind,
     Measurement,
-    Nanoseconds,
     Usual,
 )
 
-SCHEMA_VERSION = 3
 REFERENCE_ROUND = -1
 """The round of the plan under which the reference models stand."""
 GROUP_FACT = "group"
 """Names of the devices of a campaign on a group; a campaign on one device has no such fact."""
-
-_schema = sa.MetaData()
-_facts = sa.Table(
-    "facts",
-    _schema,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("value", sa.JSON, nullable=False),
-)
-_plan = sa.Table(
-    "plan",
-    _schema,
-    sa.Column("architecture_key", sa.String, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("architecture", sa.JSON, nullable=False),
-    sa.UniqueConstraint("round", "position"),
-)
-_blocks = sa.Table(
-    "blocks",
-    _schema,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("block_id", sa.String, nullable=False, unique=True),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("measured_at", sa.String, nullable=False),
-    sa.Column("spec", sa.JSON, nullable=False),
-    sa.Column("device", sa.JSON, nullable=False),
-    sa.Column("states", sa.JSON, nullable=False),
-    sa.Column("busy_ns", sa.BigInteger, nullable=False),
-    sa.Column("running_ns", sa.BigInteger, nullable=False),
-    sa.Column("bytes_sent", sa.BigInteger, nullable=False),
-    sa.Column("wall_seconds", sa.Float, nullable=False),
-)
-_measurements = sa.Table(
-    "measurements",
-    _schema,
-    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("architecture_key", sa.ForeignKey("plan.architecture_key"), nullable=False),
-    sa.Column("latency_ns", sa.LargeBinary, nullable=False),
-    sa.Column("start_ns", sa.LargeBinary, nullable=False),
-    sa.Column("load_ns", sa.BigInteger, nullable=False),
-    sa.Column("first_run_ns", sa.BigInteger, nullable=False),
-    sa.Column("copy_in_ns", sa.LargeBinary, nullable=False),
-    sa.Column("copy_out_ns", sa.LargeBinary, nullable=False),
-    sa.Column("ran_on", sa.JSON, nullable=False),
-    sa.Column("fallback", sa.JSON, nullable=False),
-    sa.Column("failure_kind", sa.String),
-    sa.Column("failure_message", sa.String),
-)
-_judgements = sa.Table(
-    "judgements",
-    _schema,
-    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
-    sa.Column("passed", sa.Boolean, nullable=False),
-    sa.Column("worst_deviation", sa.Float, nullable=False),
-)
-_verdicts = sa.Table(
-    "verdicts",
-    _schema,
-    sa.Column("block_id", sa.ForeignKey("blocks.block_id"), primary_key=True),
-    sa.Column("architecture_key", sa.ForeignKey("plan.architecture_key"), primary_key=True),
-    sa.Column("verdict", sa.String, nullable=False),
-    sa.Column("reasons", sa.JSON, nullable=False),
-)
-_rounds = sa.Table(
-    "rounds",
-    _schema,
-    sa.Column("round", sa.Integer, primary_key=True),
-    sa.Column("result", sa.JSON, nullable=False),
-)
-
-_departures = sa.Table(
-    "departures",
-    # Made when the first device of a group leaves: stores of single devices have no such table.
-    sa.MetaData(),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("device", sa.String, nullable=False),
-    sa.Column("left_at", sa.String, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
-)
-_company = sa.MetaData()
-"""Tables made when the first block with the agent's reference models is stored. Other stores have
-none of them, and programs that do not know them read the rest."""
-_agent_references = sa.Table(
-    "agent_references",
-    _company,
-    sa.Column("block_id", sa.String, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("latency_ns", sa.LargeBinary, nullable=False),
-    sa.Column("start_ns", sa.LargeBinary, nullable=False),
-    sa.Column("load_ns", sa.BigInteger, nullable=False),
-    sa.Column("first_run_ns", sa.BigInteger, nullable=False),
-    sa.Column("runs_per_visit", sa.Integer, nullable=False),
-    sa.Column("weight_bytes", sa.BigInteger, nullable=False),
-    sa.Column("session_runs", sa.JSON, nullable=False),
-    sa.Column("failure_kind", sa.String),
-    sa.Column("failure_message", sa.String),
-)
-_usual = sa.Table(
-    "usual",
-    _company,
-    sa.Column("block_id", sa.String, primary_key=True),
-    sa.Column("usual", sa.JSON, nullable=False),
-)
-_visits = sa.Table(
-    "visits",
-    _company,
-    sa.Column("block_id", sa.String, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("runs_per_visit", sa.Integer, nullable=False),
-    sa.Column("weight_bytes", sa.BigInteger, nullable=False),
-    sa.Column("session_runs", sa.JSON, nullable=False),
-    sa.Column("warming_ns", sa.JSON, nullable=False),
-    sa.Column("warm_ns", sa.LargeBinary, nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -218,27 +117,6 @@ class Departure:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class StoredMeasurement:
-    """A measurement and where it belongs. ``measurement.model_id`` is the architecture's key."""
-
-    block_id: str
-    measurement: Measurement
-
-
-@dataclass(frozen=True, eq=False)
-class Company:
-    """The agent's reference models in a block.
-
-    Attributes:
-        references: their measurements, by the agent's names for them.
-        usual: what the agent remembered of them before the block; None where that was nothing.
-    """
-
-    references: tuple[Measurement, ...] = ()
-    usual: Usual | None = None
-
-
 class Store:
     """One campaign's records.
 
@@ -253,6 +131,7 @@ class Store:
     def __init__(self, place: Path | Database) -> None:
         self.database = SqliteFile(place) if isinstance(place, Path) else place
         self._engine = self.database.engine
+        self._plan: dict[int, list[Architecture]] = {}
         try:
             self._open()
         except DBAPIError as error:
@@ -265,10 +144,10 @@ class Store:
             raise database.unreadable("it is the database of another program")
         if not tables:
             with database.making() as connection:
-                _schema.create_all(connection)
+                SCHEMA.create_all(connection)
                 facts = {"schema_version": SCHEMA_VERSION, **database.facts}
                 rows = [{"key": key, "value": value} for key, value in facts.items()]
-                connection.execute(_facts.insert(), rows)
+                connection.execute(FACTS.insert(), rows)
         database.check()
         found = self.fact("schema_version")
         if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
@@ -313,11 +192,11 @@ class Store:
     def fact(self, key: str) -> Any:
         """A fact, or None."""
         with self._reading() as connection:
-            return connection.scalar(sa.select(_facts.c.value).where(_facts.c.key == key))
+            return connection.scalar(sa.select(FACTS.c.value).where(FACTS.c.key == key))
 
     def add_fact(self, key: str, value: Any) -> None:
         with self._writing() as connection:
-            connection.execute(_facts.insert(), {"key": key, "value": value})
+            connection.execute(FACTS.insert(), {"key": key, "value": value})
 
     # The plan
 
@@ -333,16 +212,27 @@ class Store:
             for position, architecture in enumerate(architectures)
         ]
         with self._writing() as connection:
-            connection.execute(_plan.insert(), rows)
+            connection.execute(PLAN.insert(), rows)
+        self._plan[round_number] = list(architectures)
 
     def plan(self) -> dict[int, list[Architecture]]:
-        """Architectures by round, in order; references under REFERENCE_ROUND."""
-        query = sa.select(_plan).order_by(_plan.c.round, _plan.c.position)
-        rounds: dict[int, list[Architecture]] = {}
+        """Architectures by round, in order; references under REFERENCE_ROUND.
+
+        A round is written whole and never changes, so each is read once. The architectures of all
+        calls are the same objects.
+        """
+        unread = PLAN.c.round.not_in(list(self._plan))
+        query = sa.select(PLAN).where(unread).order_by(PLAN.c.round, PLAN.c.position)
+        read: defaultdict[int, list[Architecture]] = defaultdict(list)
         with self._reading() as connection:
             for row in connection.execute(query):
-                rounds.setdefault(row.round, []).append(Architecture.from_json(row.architecture))
-        return rounds
+                read[row.round].append(Architecture.from_json(row.architecture))
+        self._plan.update(read)
+        return {number: list(self._plan[number]) for number in sorted(self._plan)}
+
+    def references(self) -> list[Architecture]:
+        """The campaign's own reference models; none before they are planned."""
+        return self.plan().get(REFERENCE_ROUND, [])
 
     # Blocks
 
@@ -369,21 +259,13 @@ class Store:
                 "block_id": block.block_id,
                 "position": position,
                 "architecture_key": measurement.model_id,
-                "latency_ns": _pack(measurement.latency_ns),
-                "start_ns": _pack(measurement.start_ns),
-                "load_ns": measurement.load_ns,
-                "first_run_ns": measurement.first_run_ns,
-                "copy_in_ns": _pack(measurement.copy_in_ns),
-                "copy_out_ns": _pack(measurement.copy_out_ns),
-                "ran_on": measurement.ran_on,
-                "fallback": measurement.fallback,
-                **_failure_of(measurement),
+                **to_row(measurement, MEASUREMENTS),
             }
             for position, measurement in enumerate(result.measurements)
         ]
         with self._writing() as connection:
             connection.execute(
-                _blocks.insert(),
+                BLOCKS.insert(),
                 {
                     "block_id": block.block_id,
                     "round": round_number,
@@ -397,64 +279,64 @@ class Store:
                     "wall_seconds": wall_seconds,
                 },
             )
-            connection.execute(_measurements.insert(), rows)
+            connection.execute(MEASUREMENTS.insert(), rows)
+            self._add_values(connection, result)
             if result.references or result.usual is not None:
-                self._add_company(connection, result)
+                self._add_references(connection, result)
 
-    def _add_company(self, connection: sa.Connection, result: BlockResult) -> None:
-        _company.create_all(connection)
+    def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
+        rows = [
+            {"block_id": result.block_id, "position": position, "metrics": dict(measured.metrics)}
+            for position, measured in enumerate(result.measurements)
+            if measured.metrics
+        ]
+        if rows:
+            VALUES.create(connection, checkfirst=True)
+            connection.execute(VALUES.insert(), rows)
+
+    def _add_references(self, connection: sa.Connection, result: BlockResult) -> None:
+        WITH_REFERENCES.create_all(connection)
         block_id = result.block_id
         references = [
             {
                 "block_id": block_id,
                 "position": position,
-                "name": reference.model_id.replace("\0", ""),
-                "latency_ns": _pack(reference.latency_ns),
-                "start_ns": _pack(reference.start_ns),
-                "load_ns": reference.load_ns,
-                "first_run_ns": reference.first_run_ns,
-                **_visits_of(reference),
-                **_failure_of(reference),
+                "name": plain(reference.model_id),
+                **to_row(reference, AGENT_REFERENCES),
             }
             for position, reference in enumerate(result.references)
         ]
         visits = [
-            {
-                "block_id": block_id,
-                "position": position,
-                "warming_ns": list(measurement.warming_ns),
-                "warm_ns": _pack(measurement.warm_ns),
-                **_visits_of(measurement),
-            }
+            {"block_id": block_id, "position": position, **to_row(measurement, VISITS)}
             for position, measurement in enumerate(result.measurements)
         ]
         if references:
-            connection.execute(_agent_references.insert(), references)
+            connection.execute(AGENT_REFERENCES.insert(), references)
         if visits:
-            connection.execute(_visits.insert(), visits)
+            connection.execute(VISITS.insert(), visits)
         if result.usual is not None:
             usual = {"block_id": block_id, "usual": result.usual.to_json()}
-            connection.execute(_usual.insert(), usual)
+            connection.execute(USUAL.insert(), usual)
 
     def _has(self, connection: sa.Connection, table: sa.Table) -> bool:
         return sa.inspect(connection).has_table(table.name, self.database.schema)
 
     def blocks(self) -> list[StoredBlock]:
         """All blocks in the order in which they were measured."""
-        columns = [getattr(_blocks.c, name) for name in _BLOCK_COLUMNS]
-        hostname = _blocks.c.device["hostname"].as_string()
+        columns = [getattr(BLOCKS.c, name) for name in _BLOCK_COLUMNS]
+        hostname = BLOCKS.c.device["hostname"].as_string()
         # Older stores have no names.
-        name = sa.func.coalesce(_blocks.c.device["name"].as_string(), hostname)
+        name = sa.func.coalesce(BLOCKS.c.device["name"].as_string(), hostname)
         query = (
             sa.select(
                 *columns,
                 name.label("device"),
                 hostname.label("hostname"),
-                _judgements.c.passed,
-                _judgements.c.worst_deviation,
+                JUDGEMENTS.c.passed,
+                JUDGEMENTS.c.worst_deviation,
             )
-            .select_from(_blocks.outerjoin(_judgements))
-            .order_by(_blocks.c.number)
+            .select_from(BLOCKS.outerjoin(JUDGEMENTS))
+            .order_by(BLOCKS.c.number)
         )
         with self._reading() as connection:
             return [StoredBlock(**row) for row in connection.execute(query).mappings()]
@@ -462,13 +344,13 @@ class Store:
     def extent(self) -> Extent:
         """What there is, without reading it all."""
         count = (
-            sa.select(sa.func.count(_measurements.c.architecture_key.distinct()))
-            .join(_plan, _measurements.c.architecture_key == _plan.c.architecture_key)
-            .where(_plan.c.round != REFERENCE_ROUND, _measurements.c.failure_kind.is_(None))
+            sa.select(sa.func.count(MEASUREMENTS.c.architecture_key.distinct()))
+            .join(PLAN, MEASUREMENTS.c.architecture_key == PLAN.c.architecture_key)
+            .where(PLAN.c.round != REFERENCE_ROUND, MEASUREMENTS.c.failure_kind.is_(None))
         )
         last = (
-            sa.select(_blocks.c.measured_at, _blocks.c.device["hostname"].as_string())
-            .order_by(_blocks.c.number.desc())
+            sa.select(BLOCKS.c.measured_at, BLOCKS.c.device["hostname"].as_string())
+            .order_by(BLOCKS.c.number.desc())
             .limit(1)
         )
         with self._reading() as connection:
@@ -479,14 +361,14 @@ class Store:
         """Every measuring of a round's architectures so far, in the order of their blocks."""
         query = (
             sa.select(
-                _measurements.c.architecture_key,
-                _measurements.c.block_id,
-                _measurements.c.failure_kind,
+                MEASUREMENTS.c.architecture_key,
+                MEASUREMENTS.c.block_id,
+                MEASUREMENTS.c.failure_kind,
             )
-            .join(_blocks, _measurements.c.block_id == _blocks.c.block_id)
-            .join(_plan, _measurements.c.architecture_key == _plan.c.architecture_key)
-            .where(_plan.c.round == round_number)
-            .order_by(_blocks.c.number, _measurements.c.position)
+            .join(BLOCKS, MEASUREMENTS.c.block_id == BLOCKS.c.block_id)
+            .join(PLAN, MEASUREMENTS.c.architecture_key == PLAN.c.architecture_key)
+            .where(PLAN.c.round == round_number)
+            .order_by(BLOCKS.c.number, MEASUREMENTS.c.position)
         )
         with self._reading() as connection:
             return [
@@ -494,42 +376,54 @@ class Store:
                 for key, block_id, kind in connection.execute(query)
             ]
 
-    def measurements(self, after: int = 0) -> list[StoredMeasurement]:
-        """Measurements of the blocks whose number exceeds ``after``, in their order."""
-        query = (
-            sa.select(_measurements)
-            .join(_blocks)
-            .where(_blocks.c.number > after)
-            .order_by(_blocks.c.number, _measurements.c.position)
+    def results(self, after: int = 0) -> list[BlockResult]:
+        """Results of the blocks whose number exceeds ``after``, in their order, as they were added.
+
+        Model ids are architecture keys, those of the agent's reference models its names for them.
+        What a store does not keep is as it is by default.
+        """
+        blocks = (
+            sa.select(BLOCKS.c.block_id, BLOCKS.c.busy_ns, BLOCKS.c.running_ns, BLOCKS.c.states)
+            .where(BLOCKS.c.number > after)
+            .order_by(BLOCKS.c.number)
         )
+        measurements: defaultdict[str, list[Measurement]] = defaultdict(list)
+        references: defaultdict[str, list[Measurement]] = defaultdict(list)
         with self._reading() as connection:
             visits = {
                 (row["block_id"], row["position"]): row
-                for row in self._since(connection, _visits, after)
+                for row in self._since(connection, VISITS, after)
             }
-            return [
-                StoredMeasurement(
-                    row["block_id"],
-                    _measurement(row, visits.get((row["block_id"], row["position"]))),
-                )
-                for row in connection.execute(query).mappings()
-            ]
-
-    def companies(self, after: int = 0) -> dict[str, Company]:
-        """Return the agent's reference models by block id, of the blocks whose number exceeds
-        ``after``; blocks without any are absent."""
-        references: dict[str, list[Measurement]] = {}
-        with self._reading() as connection:
-            for row in self._since(connection, _agent_references, after):
-                references.setdefault(row["block_id"], []).append(_reference(row))
+            values = {
+                (row["block_id"], row["position"]): row
+                for row in self._since(connection, VALUES, after)
+            }
+            for row in self._since(connection, MEASUREMENTS, after):
+                place = row["block_id"], row["position"]
+                more = {**visits.get(place, {}), **values.get(place, {})}
+                measurements[row["block_id"]].append(from_row(row["architecture_key"], row, more))
+            for row in self._since(connection, AGENT_REFERENCES, after):
+                references[row["block_id"]].append(from_row(row["name"], row))
             usual = {
                 row["block_id"]: Usual.from_json(row["usual"])
-                for row in self._since(connection, _usual, after)
+                for row in self._since(connection, USUAL, after)
             }
-        return {
-            block_id: Company(tuple(references.get(block_id, ())), usual.get(block_id))
-            for block_id in references.keys() | usual.keys()
-        }
+            return [
+                BlockResult(
+                    block_id,
+                    tuple(measurements[block_id]),
+                    busy_ns,
+                    running_ns,
+                    tuple(map(DeviceState.from_json, states)),
+                    tuple(references[block_id]),
+                    usual.get(block_id),
+                )
+                for block_id, busy_ns, running_ns, states in connection.execute(blocks)
+            ]
+
+    def measurements(self) -> list[Measurement]:
+        """All measurements of the blocks' models, in the order of the blocks."""
+        return [each for result in self.results() for each in result.measurements]
 
     def _since(
         self, connection: sa.Connection, table: sa.Table, after: int
@@ -539,31 +433,24 @@ class Store:
             return []
         query = (
             sa.select(table)
-            .join(_blocks, _blocks.c.block_id == table.c.block_id)
-            .where(_blocks.c.number > after)
+            .join(BLOCKS, BLOCKS.c.block_id == table.c.block_id)
+            .where(BLOCKS.c.number > after)
         )
         if "position" in table.c:
-            query = query.order_by(_blocks.c.number, table.c.position)
+            query = query.order_by(BLOCKS.c.number, table.c.position)
         return connection.execute(query).mappings().all()
-
-    def states(self, block_id: str) -> tuple[DeviceState, ...]:
-        """Of the device before, during and after a block."""
-        query = sa.select(_blocks.c.states).where(_blocks.c.block_id == block_id)
-        with self._reading() as connection:
-            states = connection.execute(query).scalar_one()
-            return tuple(DeviceState.from_json(state) for state in states)
 
     def last_device(self) -> dict[str, Any]:
         """Return the device that measured the last block, as it told of itself; the store has
         one."""
-        query = sa.select(_blocks.c.device).order_by(_blocks.c.number.desc()).limit(1)
+        query = sa.select(BLOCKS.c.device).order_by(BLOCKS.c.number.desc()).limit(1)
         with self._reading() as connection:
             device: dict[str, Any] = connection.execute(query).scalar_one()
         return {key: value for key, value in device.items() if key != "name"}
 
     def processors(self, block_id: str) -> float:
         """Return the processors that a block's models could use at a time."""
-        query = sa.select(_blocks.c.device).where(_blocks.c.block_id == block_id)
+        query = sa.select(BLOCKS.c.device).where(BLOCKS.c.block_id == block_id)
         with self._reading() as connection:
             device = connection.execute(query).scalar_one()
         # Blocks of older versions know of no quota.
@@ -588,9 +475,9 @@ class Store:
             for key, judgement in verdicts.items()
         ]
         with self._writing() as connection:
-            connection.execute(_judgements.insert(), row)
+            connection.execute(JUDGEMENTS.insert(), row)
             if rows:
-                connection.execute(_verdicts.insert(), rows)
+                connection.execute(VERDICTS.insert(), rows)
 
     def verdicts(self) -> dict[tuple[str, str], Judgement]:
         """Judgements by block id and architecture key."""
@@ -599,7 +486,7 @@ class Store:
                 (row.block_id, row.architecture_key): Judgement(
                     Verdict(row.verdict), tuple(row.reasons)
                 )
-                for row in connection.execute(sa.select(_verdicts))
+                for row in connection.execute(sa.select(VERDICTS))
             }
 
     # Devices that left
@@ -608,14 +495,14 @@ class Store:
         left_at = datetime.now(UTC).isoformat(timespec="seconds")
         row = {"device": device, "left_at": left_at, "reason": reason}
         with self._writing() as connection:
-            _departures.create(connection, checkfirst=True)
-            connection.execute(_departures.insert(), row)
+            DEPARTURES.create(connection, checkfirst=True)
+            connection.execute(DEPARTURES.insert(), row)
 
     def departures(self) -> list[Departure]:
         """Of devices of a group, in order; a device that came back may be among them."""
-        query = sa.select(_departures.c.device, _departures.c.left_at, _departures.c.reason)
+        query = sa.select(DEPARTURES.c.device, DEPARTURES.c.left_at, DEPARTURES.c.reason)
         with self._reading() as connection:
-            if not self._has(connection, _departures):
+            if not self._has(connection, DEPARTURES):
                 return []
             return [Departure(*row) for row in connection.execute(query.order_by("number"))]
 
@@ -624,12 +511,12 @@ class Store:
     def keep_round(self, round_number: int, result: Mapping[str, Any]) -> None:
         """Keeps what a finished round came to, in place of what it had come to before."""
         with self._writing() as connection:
-            connection.execute(_rounds.delete().where(_rounds.c.round == round_number))
-            connection.execute(_rounds.insert(), {"round": round_number, "result": dict(result)})
+            connection.execute(ROUNDS.delete().where(ROUNDS.c.round == round_number))
+            connection.execute(ROUNDS.insert(), {"round": round_number, "result": dict(result)})
 
     def rounds(self) -> list[dict[str, Any]]:
         """Results of the finished rounds, in order."""
-        query = sa.select(_rounds.c.result).order_by(_rounds.c.round)
+        query = sa.select(ROUNDS.c.result).order_by(ROUNDS.c.round)
         with self._reading() as connection:
             return list(connection.scalars(query))
 
@@ -644,79 +531,3 @@ _BLOCK_COLUMNS = (
     "bytes_sent",
     "wall_seconds",
 )
-
-
-def _measurement(row: sa.RowMapping, visits: sa.RowMapping | None) -> Measurement:
-    """A measurement of a block's own model.
-
-    Args:
-        visits: of blocks with the agent's reference models.
-    """
-    measurement = Measurement(
-        row["architecture_key"],
-        _unpack(row["latency_ns"]),
-        _unpack(row["start_ns"]),
-        row["load_ns"],
-        row["first_run_ns"],
-        _failure(row),
-        _unpack(row["copy_in_ns"]),
-        _unpack(row["copy_out_ns"]),
-        tuple((provider, nodes) for provider, nodes in row["ran_on"]),
-        tuple(row["fallback"]),
-    )
-    return measurement if visits is None else _with_visits(measurement, visits)
-
-
-def _reference(row: sa.RowMapping) -> Measurement:
-    measurement = Measurement(
-        row["name"],
-        _unpack(row["latency_ns"]),
-        _unpack(row["start_ns"]),
-        row["load_ns"],
-        row["first_run_ns"],
-        _failure(row),
-    )
-    return _with_visits(measurement, row)
-
-
-def _with_visits(measurement: Measurement, row: sa.RowMapping) -> Measurement:
-    return replace(
-        measurement,
-        runs_per_visit=row["runs_per_visit"],
-        weight_bytes=row["weight_bytes"],
-        session_runs=tuple(row["session_runs"]),
-        warming_ns=tuple(row.get("warming_ns", ())),
-        warm_ns=_unpack(row["warm_ns"]) if "warm_ns" in row else measurement.warm_ns,
-    )
-
-
-def _visits_of(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "runs_per_visit": measurement.runs_per_visit,
-        "weight_bytes": measurement.weight_bytes,
-        "session_runs": list(measurement.session_runs),
-    }
-
-
-def _failure(row: sa.RowMapping) -> Failure | None:
-    kind = row["failure_kind"]
-    return Failure(FailureKind(kind), row["failure_message"]) if kind else None
-
-
-def _failure_of(measurement: Measurement) -> dict[str, str | None]:
-    failure = measurement.failure
-    if failure is None:
-        return {"failure_kind": None, "failure_message": None}
-    # PostgreSQL's text has no NUL.
-    return {
-        "failure_kind": failure.kind.value,
-        "failure_message": failure.message.replace("\0", ""),
-    }
-
-
-def _pack(samples: Nanoseconds) -> bytes:
-    return zlib.compress(samples.astype("<i8").tobytes())
-
-
-def _unpack(data: bytes) -> Nanoseconds:
-    return np.frombuffer(zlib.decompress(data), dtype="<i8").astype(np.int64)

@@ -12,16 +12,18 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 
-from esm_host.dataset.store import Company, StoredBlock
-from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured, estimate_references
-from esm_protos.messages import Measurement, MeasureSpec, Usual
+from esm_host.dataset.store import StoredBlock
+from esm_host.evaluation.warm import warm_ratios, warming
+from esm_protos.estimates import BlockRuns, Estimate, Known, estimate_references
+from esm_protos.messages import BlockResult, Measurement, MeasureSpec, Usual
 from esm_protos.paces import usual_of
 
-Known = Mapping[str, tuple[float, float]]
-"""Usual latencies, nanoseconds, and their standard errors, as shares, by architecture keys."""
+Estimates = Mapping[str, Estimate]
+"""Estimates by architecture key."""
 
 FEWEST_BLOCKS = 3
 """Blocks from which the usual latency of a campaign's reference model is known: fewer say nothing
@@ -36,23 +38,48 @@ _MOST_EXPLAINED = 0.1
 is wide, but what is not known of the usual pace is the same in all blocks."""
 
 
-@dataclass(frozen=True, eq=False)
 class Block:
-    """A stored block with what was measured in it.
+    """A stored block with what was measured in it, its runs taken apart once.
 
     Attributes:
         measurements: of its models, without those that failed.
-        company: the agent's reference models.
+        failures: of the others, by architecture key.
+        states: of the device before, during and after the block.
+        slowdown: from its first third to its last, as a share.
+        usual: what the agent remembered of its reference models before the block.
+        references: weights of the agent's reference models in bytes by their names, smallest
+            first, without those that failed.
+        reference_ns: their latencies at the block's pace, by their names.
     """
 
-    stored: StoredBlock
-    measurements: Sequence[Measurement]
-    company: Company
+    def __init__(self, stored: StoredBlock, result: BlockResult, spec: MeasureSpec) -> None:
+        self.stored = stored
+        self.measurements = [each for each in result.measurements if each.failure is None]
+        self.failures = {
+            each.model_id: each.failure for each in result.measurements if each.failure is not None
+        }
+        self.states = result.states
+        self.usual = result.usual
+        self._runs = BlockRuns.of(self.measurements, spec, result.references)
+        self.slowdown = self._runs.slowdown
+        told = [each for each in result.references if each.failure is None]
+        in_order = sorted(told, key=lambda each: each.weight_bytes)
+        self.references = {each.model_id: each.weight_bytes for each in in_order}
+        found = estimate_references(told, spec)
+        self.reference_ns = {name: estimate.latency_ns for name, estimate in found.items()}
 
-    @property
-    def references(self) -> list[Measurement]:
-        """The agent's reference models, without those that failed."""
-        return [each for each in self.company.references if each.failure is None]
+    def estimates(self, usual: Usual | None = None, known: Known | None = None) -> Estimates:
+        """Return the estimates of the models by their keys.
+
+        Args:
+            usual: what is usual for the agent's reference models.
+            known: usual latencies of models of the block, where other blocks have told them.
+        """
+        found = self._runs.estimate(usual, known).models
+        return {
+            measurement.model_id: estimate
+            for measurement, estimate in zip(self.measurements, found, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +102,7 @@ def explained(estimate: Estimate) -> float:
 
 
 class DevicePaces:
-    """One device's blocks at its usual pace.
+    """One device's blocks at its usual pace; at their own, without the agent's reference models.
 
     Args:
         blocks: of the device, in the order of time.
@@ -92,78 +119,75 @@ class DevicePaces:
     ) -> None:
         self._blocks = {block.stored.block_id: block for block in blocks}
         self._spec = spec
-        remembered = [block.company.usual for block in blocks if block.company.usual is not None]
+        remembered = [block.usual for block in blocks if block.usual is not None]
         # The newest one, unless the agent has lost its memory since.
         self.usual = max(reversed(remembered), key=lambda usual: usual.moments, default=None)
         moments = 0 if self.usual is None else self.usual.moments
         if moments < min(len(blocks), _FEW_MOMENTS):
-            self.usual = _own_usual(blocks, spec) or self.usual
-        alone = {id: self._estimated(id, {}) for id in self._blocks}
+            self.usual = _own_usual(blocks) or self.usual
+        alone = {id: block.estimates(self.usual) for id, block in self._blocks.items()}
         self._known = self._usual_latencies(alone, references, typical)
         self.estimates = {id: self.by(id, {}, alone[id]) for id in self._blocks}
         """By block ids; models by their keys."""
 
-    def by(
-        self,
-        block_id: str,
-        anchors: Known,
-        alone: tuple[BlockEstimate, dict[str, Estimate]] | None = None,
-    ) -> tuple[BlockEstimate, dict[str, Estimate]]:
+    @cached_property
+    def warm(self) -> dict[str, tuple[float, float]]:
+        """How many times as long models take when they are warm, and the standard errors, by their
+        keys; 1 and 0 where latencies are as measured, without long visits."""
+        taken: dict[str, list[Measurement]] = {}
+        for block in self._blocks.values():
+            for measurement in block.measurements:
+                taken.setdefault(measurement.model_id, []).append(measurement)
+        if not self._spec.long_visits:
+            return dict.fromkeys(taken, (1.0, 0.0))
+        ratios, errors = warm_ratios([warming(each, self._spec.trim) for each in taken.values()])
+        return dict(zip(taken, zip(ratios.tolist(), errors.tolist(), strict=True), strict=True))
+
+    def by(self, block_id: str, anchors: Known, alone: Estimates | None = None) -> Estimates:
         """Return a block's estimates by all that is known of models in it.
 
         Args:
             anchors: models that are known beside the campaign's reference models.
             alone: the estimates by the agent's reference models.
         """
-        block, found = alone or self._estimated(block_id, {})
+        block = self._blocks[block_id]
+        found = alone or block.estimates(self.usual)
         told = _agreeing(found, {**self._known, **anchors})
-        if told:
-            block, found = self._by_known(block_id, block, found, told)
+        if told and block.references:
+            found = block.estimates(self.usual, told)
+        elif told:  # the agent's reference models failed
+            factor = float(np.median([found[key].latency_ns / told[key][0] for key in told]))
+            found = _divided(found, found, factor)
         left = _left(found, anchors)
         own = found.keys() - self._known.keys()
-        return block, found if not left else {**found, **_divided(found, own, math.exp(left))}
-
-    def _by_known(
-        self, block_id: str, block: BlockEstimate, found: dict[str, Estimate], told: Known
-    ) -> tuple[BlockEstimate, dict[str, Estimate]]:
-        if block.paces is None:  # the agent's reference models failed
-            factor = float(np.median([found[key].latency_ns / told[key][0] for key in told]))
-            return block, _divided(found, found, factor)
-        return self._estimated(block_id, told)
+        return found if not left else {**found, **_divided(found, own, math.exp(left))}
 
     def readings(self, block_id: str) -> list[AgentReading]:
         """Return the agent's reference models in a block, smallest weights first."""
-        names = self.usual.references if self.usual is not None else ()
-        found = []
-        latencies = _latencies(self._blocks[block_id], self._spec)
-        for each in sorted(self._blocks[block_id].references, key=lambda m: m.weight_bytes):
-            usual_ms = math.nan
-            if self.usual is not None and each.model_id in names:
-                usual_ms = float(self.usual.latency_ns[names.index(each.model_id)]) / 1e6
-            latency_ms = latencies[each.model_id] / 1e6
-            found.append(AgentReading(each.model_id, each.weight_bytes, latency_ms, usual_ms))
-        return found
-
-    def _estimated(self, block_id: str, known: Known) -> tuple[BlockEstimate, dict[str, Estimate]]:
-        block = self._blocks[block_id]
-        found = estimate_measured(
-            block.measurements, self._spec, block.references, self.usual, known
-        )
-        keys = [measurement.model_id for measurement in block.measurements]
-        return found, dict(zip(keys, found.models, strict=True))
+        block, usual_ms = self._blocks[block_id], {}
+        if self.usual is not None:
+            usual_ms = dict(
+                zip(self.usual.references, (self.usual.latency_ns / 1e6).tolist(), strict=True)
+            )
+        return [
+            AgentReading(
+                name, weight_bytes, block.reference_ns[name] / 1e6, usual_ms.get(name, math.nan)
+            )
+            for name, weight_bytes in block.references.items()
+        ]
 
     def _usual_latencies(
         self,
-        alone: Mapping[str, tuple[BlockEstimate, Mapping[str, Estimate]]],
+        alone: Mapping[str, Estimates],
         references: Collection[str],
         typical: Collection[str],
     ) -> dict[str, tuple[float, float]]:
         """What the campaign's reference models take at the usual pace: medians over the blocks."""
-        with_company = [id for id, (block, _) in alone.items() if block.paces is not None]
+        with_company = [id for id, block in self._blocks.items() if block.references]
         counted = [id for id in with_company if id in typical] or with_company
         known = {}
         for key in references:
-            values = [alone[id][1][key].latency_ns for id in counted if key in alone[id][1]]
+            values = [alone[id][key].latency_ns for id in counted if key in alone[id]]
             if len(values) >= FEWEST_BLOCKS:
                 logs = np.log(values)
                 # The variance of a median is pi/2 times that of a mean.
@@ -172,7 +196,7 @@ class DevicePaces:
         return known
 
 
-def _agreeing(found: Mapping[str, Estimate], known: Known) -> dict[str, tuple[float, float]]:
+def _agreeing(found: Estimates, known: Known) -> dict[str, tuple[float, float]]:
     """Known models of a block, without those that stray from the others; none if too few are left
     to tell which of them stray."""
     off = {key: math.log(found[key].latency_ns / known[key][0]) for key in known if key in found}
@@ -186,7 +210,7 @@ def _agreeing(found: Mapping[str, Estimate], known: Known) -> dict[str, tuple[fl
     }
 
 
-def _left(found: Mapping[str, Estimate], anchors: Known) -> float:
+def _left(found: Estimates, anchors: Known) -> float:
     """What anchors are still off together, a logarithm: a device may slow networks of one kind
     down and no reference model. 0 where it is little or they are too few."""
     off = [math.log(found[key].latency_ns / anchors[key][0]) for key in anchors if key in found]
@@ -194,23 +218,14 @@ def _left(found: Mapping[str, Estimate], anchors: Known) -> float:
     return left if abs(left) > _STRAY else 0.0
 
 
-def _divided(
-    found: Mapping[str, Estimate], keys: Iterable[str], factor: float
-) -> dict[str, Estimate]:
+def _divided(found: Estimates, keys: Iterable[str], factor: float) -> Estimates:
     return {key: replace(found[key], latency_ns=found[key].latency_ns / factor) for key in keys}
 
 
-def _own_usual(blocks: Sequence[Block], spec: MeasureSpec) -> Usual | None:
+def _own_usual(blocks: Sequence[Block]) -> Usual | None:
     """What is usual, by the campaign's own blocks, each a moment; None where they have no such
     models."""
-    latencies = [_latencies(block, spec) for block in blocks]
-    names = sorted({name for each in latencies for name in each})
-    rows = [[each.get(name, math.nan) for name in names] for each in latencies]
+    names = sorted({name for block in blocks for name in block.reference_ns})
+    rows = [[block.reference_ns.get(name, math.nan) for name in names] for block in blocks]
     at_s = [datetime.fromisoformat(block.stored.measured_at).timestamp() for block in blocks]
     return usual_of(names, np.array(at_s), np.array(rows).reshape(len(rows), len(names)))
-
-
-def _latencies(block: Block, spec: MeasureSpec) -> dict[str, float]:
-    """The agent's reference models, nanoseconds, by their names."""
-    found = estimate_references(block.references, spec)
-    return {name: estimate.latency_ns for name, estimate in found.items()}

@@ -1,52 +1,82 @@
-"""Architectures as numbers that a predictor can learn from."""
+"""Architectures as numbers that a predictor can learn from; encodings by name."""
 
 from __future__ import annotations
 
-from esm_host.encoding.base import Encoder, Encoding
-from esm_host.encoding.cost import CostEncoder, PartsEncoder, ScaledCountEncoder
-from esm_host.encoding.graphs import GraphEncoder, PathEncoder
-from esm_host.encoding.vectors import (
-    FeatureCombinationCountEncoder,
-    FeatureCountEncoder,
-    FeatureEncoder,
-    OneHotEncoder,
-    OperationOneHotEncoder,
-    StatisticalEncoder,
-)
-from esm_host.encoding.views import ViewsEncoder
-from esm_host.errors import UsageError
-from esm_models.space import SearchSpace
-from esm_protos.nearest import nearest
+from typing import TYPE_CHECKING
 
-ENCODERS: dict[str, type[Encoder]] = {
-    encoder.name: encoder
-    for encoder in (
-        FeatureCombinationCountEncoder,
-        FeatureCountEncoder,
-        StatisticalEncoder,
-        FeatureEncoder,
-        OneHotEncoder,
-        OperationOneHotEncoder,
-        CostEncoder,
-        PartsEncoder,
-        ScaledCountEncoder,
-        ViewsEncoder,
-        GraphEncoder,
-        PathEncoder,
-    )
+from esm_host import plugins
+from esm_host.errors import EsmError, UsageError
+from esm_models.errors import ModelsError
+from esm_protos.plugins import Family, described, split
+
+if TYPE_CHECKING:
+    from esm_host.encoding.base import Encoder
+    from esm_models.space import SearchSpace
+
+ENCODERS = {
+    "fcc": "esm_host.encoding.vectors:FeatureCombinationCountEncoder",
+    "fc": "esm_host.encoding.vectors:FeatureCountEncoder",
+    "statistical": "esm_host.encoding.vectors:StatisticalEncoder",
+    "feature": "esm_host.encoding.vectors:FeatureEncoder",
+    "one-hot": "esm_host.encoding.vectors:OneHotEncoder",
+    "operation-one-hot": "esm_host.encoding.vectors:OperationOneHotEncoder",
+    "cost": "esm_host.encoding.cost:CostEncoder",
+    "parts": "esm_host.encoding.cost:PartsEncoder",
+    "scaled-fcc": "esm_host.encoding.cost:ScaledCountEncoder",
+    "views": "esm_host.encoding.views:ViewsEncoder",
+    "graph": "esm_host.encoding.graphs:GraphEncoder",
+    "path": "esm_host.encoding.graphs:PathEncoder",
 }
+"""Name -> where its class is."""
+
+FAMILY = Family(
+    what="encoding",
+    group="esm.encodings",
+    base="esm_host.encoding.base:Encoder",
+    builtin=ENCODERS,
+    required=("name",),
+)
+
+
+def encoder_class(name: str) -> type[Encoder]:
+    """Return the class behind a name.
+
+    Raises:
+        UsageError: there is no such encoding, or it cannot be loaded.
+    """
+    found: type[Encoder] = plugins.plugin_class(FAMILY, name)
+    return found
 
 
 def make_encoder(name: str, space: SearchSpace) -> Encoder:
-    """An encoder by name.
+    """Return an encoder by name.
+
+    Args:
+        name: in :data:`ENCODERS`, of an installed package (entry points ``esm.encodings``), or
+            ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such encoding, or it does not suit the space.
+        UsageError: there is no such encoding, it does not suit the space, or it is a user's own
+            and fails.
     """
-    if name not in ENCODERS:
-        hint = nearest(name, ENCODERS)
-        raise UsageError(f"unknown encoding '{name}': {hint}choose {', '.join(ENCODERS)}")
-    return ENCODERS[name](space)
+    cls = encoder_class(name)
+    if name in ENCODERS:
+        return cls(space)
+    try:  # mistakes show now, not in the middle of a campaign
+        encoder = cls(space)
+        ends = list(space.extremes())
+        shape, expected = encoder.encode(ends).shape, (len(ends), len(encoder))
+    except (EsmError, ModelsError):
+        raise
+    except Exception as error:  # a user's code may fail in any way
+        path, _ = split(name)
+        raise UsageError(f"{name} cannot encode {space.name}: {described(error, path)}") from error
+    if shape != expected:
+        raise UsageError(
+            f"{name} encodes {expected[0]} architectures of {space.name} as an array {shape}, but "
+            f"names {expected[1]} columns: return one row for each, one value for each column"
+        )
+    return encoder
 
 
-__all__ = ["ENCODERS", "Encoder", "Encoding", "make_encoder"]
+__all__ = ["ENCODERS", "FAMILY", "encoder_class", "make_encoder"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
+
+if TYPE_CHECKING:
+    from esm_models.parts import Part
 
 Encoding = NDArray[np.float32]
 """``(n, len(columns))``."""
@@ -43,6 +46,9 @@ class Encoder(ABC):
 
     name: ClassVar[str]
     with_resolution: ClassVar[bool] = True
+
+    parts: tuple[Part, ...] = ()
+    """Part of a network that each column counts; none of an encoding that counts no parts."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space

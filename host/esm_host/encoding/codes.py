@@ -1,4 +1,4 @@
-"""Architectures as the search space codes them, for predictors that encode them by themselves."""
+"""Encoding by the codes of the search space."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from esm_models.space import Codes
 
 
 class CodesEncoder(Encoder):
-    """The codes themselves, ``(n, units * slots)``. Neighbouring numbers mean nothing.
+    """Codes themselves, ``(n, units * slots)``, for predictors with an encoder of their own.
 
-    Not among :data:`esm_host.encoding.ENCODERS`, which any predictor may be given.
+    Neighbouring numbers have no relation. It is not in :data:`esm_host.encoding.ENCODERS`, whose
+    encoders suit any predictor.
     """
 
     name = "codes"
@@ -29,4 +30,4 @@ class CodesEncoder(Encoder):
         return codes.reshape(len(codes), -1).astype(np.float32)
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        return codes.reshape(len(codes), -1)  # what encode_codes has, but for the resolution
+        return codes.reshape(len(codes), -1)  # without the resolution of encode_codes

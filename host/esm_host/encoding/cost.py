@@ -1,4 +1,4 @@
-"""Encodings by what architectures are made of: their work, and how often they have each part."""
+"""Encodings by the work of an architecture and by the count of its parts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from esm_models.parts import REST, Part
 from esm_models.space import Codes, SearchSpace
 
 RIDGES = (1, 4, 16, 64)
-"""FLOP per byte at which a device's arithmetic keeps pace with its memory: a few on a small core,
-tens on a server or a GPU."""
+"""FLOP per byte at which arithmetic and memory take equally long.
+
+They are a few on a small core, tens on a server or a GPU.
+"""
 
 
-class _Seen:
-    """Vectors of a table's rows and parts, which encoders of one kind share."""
+class _Cache:
+    """Vectors of a table's rows and parts, shared by encoders of one kind."""
 
     def __init__(self, width: int, rule: Rule = Rule.PLACE) -> None:
         self.rule = rule
@@ -29,21 +31,21 @@ class _Seen:
         self.sums = sparse.csr_array((0, width))
 
 
-_SEEN: dict[tuple[type[Encoder], PartTable], _Seen] = {}
+_CACHES: dict[tuple[type[Encoder], PartTable], _Cache] = {}
 
 
 class _Sums(Encoder):
-    """Adds up a vector per part."""
+    """Sum of a vector per part."""
 
     with_resolution = False
 
     def __init__(self, space: SearchSpace) -> None:
         self._table = part_table(space)
         super().__init__(space)
-        self._seen = _SEEN.setdefault((type(self), self._table), _Seen(len(self)))
+        self._cache = _CACHES.setdefault((type(self), self._table), _Cache(len(self)))
 
     def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
-        """What a part adds where it is in that region, ``(len(self),)``."""
+        """Return the vector of a part in that region, ``(len(self),)``."""
         raise NotImplementedError
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
@@ -54,29 +56,29 @@ class _Sums(Encoder):
     ) -> NDArray[np.float64]:
         table = self._table
         rows = table.rows(codes, resolution, pruned)
-        if self._seen.rule is not table.rule:
-            self._seen = _SEEN[type(self), table] = _Seen(len(self), table.rule)
-        known = self._seen.sums.shape[0]
+        if self._cache.rule is not table.rule:
+            self._cache = _CACHES[type(self), table] = _Cache(len(self), table.rule)
+        known = self._cache.sums.shape[0]
         if known < len(table.contents):
             new = self._rows(table.contents[known:])
-            self._seen.sums = sparse.vstack([self._seen.sums, new], format="csr")
+            self._cache.sums = sparse.vstack([self._cache.sums, new], format="csr")
         count, places = rows.shape
         ones = np.ones(rows.size)
         starts = np.arange(0, rows.size + 1, places)
         held = sparse.csr_array((ones, rows.ravel(), starts), shape=(count, len(table.contents)))
-        sums: NDArray[np.float64] = (held @ self._seen.sums).toarray()
+        sums: NDArray[np.float64] = (held @ self._cache.sums).toarray()
         return sums
 
     def _rows(self, contents: Sequence[Content]) -> sparse.csr_array:
-        """Of each content the sum of its parts' vectors."""
+        """Return the sum of the parts' vectors of each content."""
         rows, columns, values = [], [], []
         for row, content in enumerate(contents):
             for (region, number), count in content.items():
-                if (region, number) not in self._seen.parts:
+                if (region, number) not in self._cache.parts:
                     vector = self._vector(region, self._table.parts[number])
                     (places,) = np.nonzero(vector)
-                    self._seen.parts[region, number] = places, vector[places]
-                places, what = self._seen.parts[region, number]
+                    self._cache.parts[region, number] = places, vector[places]
+                places, what = self._cache.parts[region, number]
                 rows.append(np.full(len(places), row))
                 columns.append(places)
                 values.append(count * what)
@@ -88,15 +90,16 @@ class _Sums(Encoder):
 
 
 class CostEncoder(_Sums):
-    """The work of one inference, counted from the graph: no column can shrink by adding a block.
+    """Work of one inference, counted from the graph.
 
-    Per region (unit or stage, and the rest) and kind of operator: millions of FLOPs, megabytes
-    read and written, and the number of operators. Per region and :data:`RIDGES` the roofline's
-    time: the sum over operators of max(FLOPs / ridge, bytes), as millions of bytes. All of these
-    again for the whole network, and its millions of parameters. Where the space's graphs lack
-    blocks that change nothing, whole networks are counted with them as well (``written``), for
-    frameworks that run them. A model with nonnegative weights on these is a physical one. Batch
-    and resolution act through the counts.
+    Per region (unit or stage, and the rest) and kind of operator: millions of FLOPs, megabytes read
+    and written, and the number of operators. Per region and :data:`RIDGES`: the roofline's time,
+    the sum over operators of max(FLOPs / ridge, bytes), in millions of bytes. All of these for the
+    whole network, too, and its millions of parameters.
+
+    If the space's graphs lack blocks without effect, whole networks are counted with them as well
+    (``written``), for frameworks that run them. No column shrinks if a block is added. So a model
+    with nonnegative weights is physically plausible. Batch and resolution act through the counts.
     """
 
     name = "cost"
@@ -159,9 +162,9 @@ class CostEncoder(_Sums):
 
 
 class PartsEncoder(_Sums):
-    """How often an architecture has each part that an architecture of its space may have.
+    """Number of times that an architecture has each part of its space.
 
-    What a lookup table multiplies by a latency each. Columns are in the order of the parts' keys.
+    A lookup table has a latency per column. Columns are in the order of the parts' keys.
 
     Raises:
         InvalidSpaceError: the space's parts cannot be listed.
@@ -172,8 +175,8 @@ class PartsEncoder(_Sums):
     def __init__(self, space: SearchSpace) -> None:
         table = part_table(space)
         table.complete()
-        self.parts: tuple[Part, ...] = tuple(sorted(table.parts, key=lambda part: part.key))
-        """Of each column."""
+        self.parts = tuple(sorted(table.parts, key=lambda part: part.key))
+        """Part of each column."""
         self._place = {part.key: number for number, part in enumerate(self.parts)}
         super().__init__(space)
 
@@ -187,8 +190,11 @@ class PartsEncoder(_Sums):
 
 
 class ScaledCountEncoder(FeatureCombinationCountEncoder):
-    """FCC and, where architectures have a resolution of their own, its counts times the share of
-    the largest input's pixels, and that share: work grows with the pixels, weights do not."""
+    """FCC, scaled by the resolution if architectures have one.
+
+    Further columns are then the counts times the share of the largest input's pixels, and that
+    share. Work grows with the pixels, weights do not.
+    """
 
     name = "scaled-fcc"
     with_resolution = False

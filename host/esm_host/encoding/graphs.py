@@ -1,4 +1,4 @@
-"""Architectures as graphs: nodes with edges between them, or the paths through them."""
+"""Encodings of architectures as graphs, or as paths through a graph."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from esm_models.space import Codes, SearchSpace
 
 
 class GraphEncoder(Encoder):
-    """Per node, one-hot option and unit; then the adjacency: N * (O + 2 + U + R) + N * N.
+    """One-hot option and unit per node, then the adjacency: N * (O + 2 + U + R) + N * N.
 
-    The N nodes are the input, every place where a block may be, and the output. Blocks follow each
-    other or, in spaces that have one, the space's wiring, as for the line graphs of cells (Wen et
-    al. 2020); where a block is absent, its row and edges are zeros and its neighbours meet. The
-    two more options are those of input and output. Convolutions share their weights over all
-    nodes, so units, if there are several, must be told (U), and the resolution, where it is the
-    architecture's (R, from 0 for the smallest to 1 for the largest).
+    The N nodes are the input, every place of a block, and the output. Blocks form a chain or have
+    the space's wiring, as in the line graphs of cells (Wen et al. 2020). The row and edges of an
+    absent block are zero, and its neighbours are joined. The two further options are those of input
+    and output. Convolutions share their weights over all nodes. So if there are several units,
+    nodes name theirs (U). If architectures have a resolution, nodes hold it (R, from 0 for the
+    smallest to 1 for the largest).
     """
 
     name = "graph"
@@ -78,7 +78,7 @@ class GraphEncoder(Encoder):
         if space.wiring:
             wired = np.zeros((self._nodes, self._nodes), dtype=bool)
             wired[tuple(np.array(space.wiring).T + 1)] = True
-        else:  # each leads to the next that is there
+        else:  # each present block leads to the next one
             place = np.cumsum(present, axis=1)
             wired = place[:, None, :] == place[:, :, None] + 1
         adjacency = wired & present[:, :, None] & present[:, None, :]
@@ -86,14 +86,14 @@ class GraphEncoder(Encoder):
 
 
 class PathEncoder(Encoder):
-    """Which sequences of operations lead from input to output, one-hot (White et al. 2019).
+    """One-hot paths of operations from input to output (White et al. 2019).
 
-    BANANAS' encoding: a column for every sequence that some architecture may have. Two paths of
-    the same operations share one, so some architectures look alike. Only of spaces with a wiring.
+    This is the encoding of BANANAS: a column for every possible sequence of operations. Paths of
+    equal operations share a column, so some architectures have equal encodings. It needs a space
+    with a wiring.
 
     Raises:
-        UsageError: the blocks of the space simply follow each other, so that every path would be
-            a whole network.
+        UsageError: the blocks of the space form a chain, so that every path is a whole network.
     """
 
     name = "path"
@@ -101,8 +101,8 @@ class PathEncoder(Encoder):
     def __init__(self, space: SearchSpace) -> None:
         if not self.suits(space):
             raise UsageError(
-                f"encoding path needs a space whose blocks are wired as a graph, and those of "
-                f"{space.name} follow each other: choose operation-one-hot"
+                f"encoding path needs a space whose blocks form a graph, and those of "
+                f"{space.name} form a chain: choose operation-one-hot"
             )
         super().__init__(space)
 
@@ -114,7 +114,7 @@ class PathEncoder(Encoder):
         self._paths = list(_paths(self.space.wiring, self.space.max_depth))
         labels = [option.label for option in self.space.options]
         columns: list[str] = []
-        self._begin: dict[int, int] = {}  # length of path -> its first column
+        self._begin: dict[int, int] = {}  # first column of each path length
         for length in sorted({len(path) for path in self._paths}):
             self._begin[length] = len(columns)
             columns += map(">".join, itertools.product(labels, repeat=length))
@@ -134,13 +134,13 @@ class PathEncoder(Encoder):
 
 
 def _blocks(space: SearchSpace, codes: Codes) -> Codes:
-    """One behind the other, ``(n, max_depth)``, -1 where absent."""
+    """Return the blocks of all units in a row, ``(n, max_depth)``, -1 where absent."""
     parts = [codes[:, unit, : max(depths)] for unit, depths in enumerate(space.depths)]
     return np.concatenate(parts, axis=1)
 
 
 def _paths(wiring: tuple[tuple[int, int], ...], blocks: int) -> Iterator[list[int]]:
-    """The blocks of every path from input to output."""
+    """Yield the blocks of every path from input to output."""
     unfinished = [[-1]]
     while unfinished:
         path = unfinished.pop()

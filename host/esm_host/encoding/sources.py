@@ -1,4 +1,4 @@
-"""What other devices would take for an architecture, beside the views of it."""
+"""Encoding with the latencies predicted for other devices."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GROUP = "sources"
 
 @dataclass(frozen=True, eq=False)
 class SourceModels:
-    """Log latencies on other devices as linear functions of the views' columns.
+    """Log latencies on other devices as linear functions of the columns of ``views``.
 
     Attributes:
-        names: of the devices.
-        intercept: ``(sources,)``.
-        weights: ``(columns, sources)``.
+        names: Names of the devices.
+        intercept: Constants, ``(sources,)``.
+        weights: Weights, ``(columns, sources)``.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class SourceModels:
         return len(self.names)
 
     def save(self, path: Path) -> None:
-        """Writes an ``.npz``, without code in it."""
+        """Write an ``.npz`` file without pickled objects."""
         with path.open("wb") as file:
             np.savez(
                 file,
@@ -46,7 +46,7 @@ class SourceModels:
 
     @classmethod
     def load(cls, path: Path) -> SourceModels:
-        """Inverse of :meth:`save`.
+        """Read the file that :meth:`save` writes.
 
         Raises:
             DatasetError: there is no such file, or it is damaged.
@@ -56,17 +56,20 @@ class SourceModels:
                 names = tuple(file["names"].tolist())
                 intercept, weights = file["intercept"], file["weights"]
             if intercept.shape != (len(names),) or weights.shape[1:] != (len(names),):
-                raise ValueError("its arrays do not fit each other")
+                raise ValueError("the shapes of its arrays disagree")
         except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{path} is damaged ({error}): restore it from a copy") from error
         return cls(names, intercept, weights)
 
 
 class SourcesEncoder(Encoder):
-    """The views, and before them a group :data:`GROUP`: the log latency that each source expects.
+    """Latencies predicted for the sources, and the columns of ``views``.
+
+    The group :data:`GROUP` comes first and has the log latency of each source.
 
     Args:
-        models: of the same search space.
+        space: Search space.
+        models: Source models of the same space.
     """
 
     name = "sources"

@@ -1,7 +1,7 @@
-"""The five vector encodings that ESM compares (ESM, Fig. 7c and 7d), and one-hot by operation.
+"""Vector encodings that ESM compares (ESM, Fig. 7c and 7d), and one-hot by operation.
 
-``U`` units, up to ``D`` blocks each, ``F`` features with ``V`` values in all, ``O`` options
-(combinations of feature values).
+There are ``U`` units of up to ``D`` blocks. Blocks have ``F`` features with ``V`` values in all,
+and ``O`` options (combinations of feature values).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from esm_host.encoding.base import Encoder
 from esm_models.space import Codes
 
-_CHUNK = 4096  # architectures whose numbers stay in the processor's cache
+_CHUNK = 4096  # architectures per step, so that counters stay in the processor's cache
 
 
 class OneHotEncoder(Encoder):
-    """Per unit, one-hot depth; per block, one-hot value of each feature: U * (depths + D * V)."""
+    """One-hot depth per unit, one-hot value of each feature per block: U * (depths + D * V)."""
 
     name = "one-hot"
 
@@ -52,9 +52,9 @@ class OneHotEncoder(Encoder):
 
 
 class OperationOneHotEncoder(Encoder):
-    """Per block, one-hot option: the operations of NAS benchmarks; blocks * O.
+    """One-hot option per block, the operations of NAS benchmarks: blocks * O.
 
-    Other than :class:`OneHotEncoder` it tells combinations of features apart.
+    Unlike :class:`OneHotEncoder`, it distinguishes combinations of features.
     """
 
     name = "operation-one-hot"
@@ -74,7 +74,7 @@ class OperationOneHotEncoder(Encoder):
 
 
 class FeatureEncoder(Encoder):
-    """Per unit, its depth; per block, each feature's value, 0 where absent: U * (1 + D * F)."""
+    """Depth per unit, value of each feature per block, 0 where absent: U * (1 + D * F)."""
 
     name = "feature"
 
@@ -93,7 +93,7 @@ class FeatureEncoder(Encoder):
 
 
 class StatisticalEncoder(Encoder):
-    """Per unit, its depth and each feature's mean and standard deviation: U * (1 + 2 * F)."""
+    """Depth, and mean and standard deviation of each feature, per unit: U * (1 + 2 * F)."""
 
     name = "statistical"
 
@@ -118,7 +118,7 @@ class StatisticalEncoder(Encoder):
 
 
 class FeatureCountEncoder(Encoder):
-    """FC: per unit, how many blocks have each value of each feature: U * V."""
+    """FC: number of blocks with each value of each feature, per unit: U * V."""
 
     name = "fc"
 
@@ -144,7 +144,7 @@ class FeatureCountEncoder(Encoder):
 
 
 class FeatureCombinationCountEncoder(Encoder):
-    """FCC: per unit, how many blocks have each combination of features: U * O (ESM, II-C4)."""
+    """FCC: number of blocks with each combination of features, per unit: U * O (ESM, II-C4)."""
 
     name = "fcc"
 
@@ -152,7 +152,7 @@ class FeatureCombinationCountEncoder(Encoder):
         return [f"unit{u}.{option.label}" for u in self._units() for option in self.space.options]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        # Every block raises the counter of its unit and option; a unit's first is for absent ones.
+        # Every block raises the counter of its unit and option; the first counts absent blocks.
         counters = len(self.space.options) + 1
         units = codes.shape[1]
         counts = np.empty((len(codes), units, counters - 1), dtype=np.float32)

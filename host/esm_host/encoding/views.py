@@ -1,4 +1,4 @@
-"""Several looks at one architecture, from single blocks to the cost of the whole network."""
+"""Encoding that joins several views of an architecture, from blocks to total cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from esm_models.space import Codes, SearchSpace
 
 
 class ViewsEncoder(Encoder):
-    """For a predictor that weighs groups of columns (:attr:`layout`), the few that are shared by
-    all architectures before the many that are not.
+    """Groups of columns (:attr:`layout`), for a predictor that weights groups.
 
-    Groups: ``operations`` (every block's option), ``counts`` (FCC, and scaled by the resolution
-    where that is free), ``totals`` (options over all units), ``costs``
-    (:class:`~esm_host.encoding.cost.CostEncoder`) and ``log-costs`` (those of the whole network,
-    log(1 + x): what multiplies latencies adds to their logarithm).
+    Groups:
+        ``operations``: Option of every block.
+        ``counts``: FCC, and scaled by the resolution if that varies.
+        ``totals``: Options over all units.
+        ``costs``: :class:`~esm_host.encoding.cost.CostEncoder`.
+        ``log-costs``: log(1 + x) of the costs of the whole network, as factors of a latency add to
+            its logarithm.
     """
 
     name = "views"

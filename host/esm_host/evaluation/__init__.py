@@ -1,0 +1,1 @@
+"""Evaluation of predictions and of measurements."""

@@ -1,4 +1,4 @@
-"""How good a predictor is: ESM's accuracy, overall and per depth bin."""
+"""Accuracy of a predictor as ESM defines it, overall and per depth bin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Floats = NDArray[np.float64]
 
 
 def accuracy_percent(measured_ms: Floats, predicted_ms: Floats) -> float:
-    """100 minus the mean absolute percentage error; may be negative, NaN without samples."""
+    """Return 100 minus the mean absolute percentage error (MAPE).
+
+    It may be negative; NaN without samples.
+    """
     if not len(measured_ms):
         return float("nan")
     return float(100 - 100 * np.mean(np.abs(predicted_ms - measured_ms) / measured_ms))
@@ -21,7 +24,7 @@ def accuracy_percent(measured_ms: Floats, predicted_ms: Floats) -> float:
 
 @dataclass(frozen=True)
 class BinAccuracy:
-    """Accuracy over the architectures of one depth bin; NaN where it has none."""
+    """Accuracy over the architectures of a depth bin; NaN if there are none."""
 
     depth_min: int
     depth_max: int
@@ -32,7 +35,7 @@ class BinAccuracy:
 def accuracy_by_bin(
     depth: NDArray[np.int64], measured_ms: Floats, predicted_ms: Floats, bins: DepthBins
 ) -> list[BinAccuracy]:
-    """One entry per bin, in order of depth."""
+    """Return the accuracy of each bin, in order of depth."""
     index = bins.of(depth)
     result = []
     for number in range(bins.count):
@@ -50,14 +53,15 @@ def accuracy_by_bin(
 
 
 def assign_folds(strata: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of each sample, ``(n,)``, for a stratified cross-validation.
+    """Return the fold of each sample for a stratified cross-validation, ``(n,)``.
 
-    Every fold gets its share of every stratum, so that each depth bin is judged on all its
-    samples and no measurement is spent on testing alone.
+    Every fold gets its share of every stratum. So each depth bin is judged on all its samples, and
+    no measurement is used for testing alone.
 
     Args:
-        strata: bin of each sample, ``(n,)``.
-        folds: how many; no more than there are samples.
+        strata: Bin of each sample, ``(n,)``.
+        folds: Number of folds; at most one per sample is used.
+        seed: Random seed.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(strata))

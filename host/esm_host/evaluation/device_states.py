@@ -11,9 +11,10 @@ STATE_COLUMNS = (
 
 
 def state_row(state: DeviceState) -> dict[str, float | None]:
-    """A state as a row; None where the device does not tell.
+    """Return a state as a row; None where the device reports no value.
 
-    ``clock_mhz`` is the fastest core's, as the others may idle; of GPUs the first counts.
+    ``clock_mhz`` is that of the fastest core, as the others may idle. Of several GPUs the first
+    counts.
     """
     row: dict[str, float | None] = {
         "at_s": state.at_ns / 1e9,

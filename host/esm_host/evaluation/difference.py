@@ -1,4 +1,4 @@
-"""Whether one latency differs from another, and by how much, with a 95 % interval."""
+"""Ratio of two latencies with a 95 % confidence interval."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Nanoseconds = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 WIDEST = 20.0
-"""Half-width of a logarithm's interval above which (a factor of 5e8) it says nothing, and its ends
-may overflow."""
+"""Largest half-width of an interval of a logarithm, a factor of 5e8, to prevent overflow."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one takes as the other.
+    """Ratio of two latencies.
 
     Attributes:
-        interval: 95 %, low and high; None with too few runs to tell.
-        paired: whether runs next to each other in time were compared.
+        value: The ratio.
+        interval: Ends of the 95 % confidence interval; None with too few runs.
+        paired: Whether runs next to each other in time were compared.
     """
 
     value: float
@@ -50,8 +50,8 @@ class Ratio:
         """Return the ratio at the device's usual pace, from that in a block.
 
         Args:
-            shift: logarithm of the block's ratio less that of the usual one.
-            half: half-width of the 95 % interval of what the block leaves open, a logarithm.
+            shift: Logarithm of the block's ratio less that of the usual one.
+            half: Half-width of the 95 % confidence interval of ``shift``.
         """
         middle = math.log(self.value) - shift
         return Ratio(
@@ -60,32 +60,31 @@ class Ratio:
 
 
 def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
-    """Return the ratio of two models in their interleaved block.
+    """Return the ratio of two models in an interleaved block, in which drift cancels.
 
-    What the device's ups and downs do to both cancels.
-
-    Where a visit of one model is followed by one of the other, whatever lies between, the two are
-    a pair, and each visit is in one pair at most. The ratio is the trimmed mean of the logarithms
-    of the ratios of their runs, with the interval of
-    :func:`esm_protos.statistics.relative_interval` over consecutive pairs. Who follows whom is
-    drawn by lot; to match what began nearest would prefer short visits, and be biased. Where one
-    model has fewer runs per visit, as many of the other's count, the last ones: they are the
-    warmest.
+    A visit of one model that is followed by a visit of the other makes a pair, whatever lies
+    between. Each visit is in one pair at most. The ratio is the trimmed mean of the logarithms of
+    the runs' ratios. Its interval is :func:`esm_protos.statistics.relative_interval` over
+    consecutive pairs. The order of visits is random; pairs by nearest start would prefer short
+    visits and be biased. If one model has fewer runs per visit, the last runs of the other count,
+    as these are the warmest.
 
     Args:
-        trim: share of the pairs dropped at each end.
+        one: Runs of the first model.
+        other: Runs of the second model.
+        trim: Share of the pairs dropped at each end.
     """
     (a, began_a), (b, began_b) = ((runs.visits, runs.visit_starts_ns) for runs in (one, other))
     common = min(a.shape[1], b.shape[1])
     a, b = a[:, -common:], b[:, -common:]
     of_a, of_b = _pairs(began_a, began_b)
-    if not len(of_a):  # one of them ended before the other began
+    if not len(of_a):  # one model ended before the other began
         return unpaired_ratio(
             trimmed_mean(one.latency_ns, trim), math.inf, trimmed_mean(other.latency_ns, trim), 0
         )
     logs = np.log(a[of_a]) - np.log(b[of_b])
     middle = trimmed_mean(logs.ravel(), trim)
-    # The interval comes as a share of the mean, which for a ratio of 1 is none: away from 0.
+    # The interval is relative to the mean, which is 0 for a ratio of 1: shift it.
     shifted = logs - middle + 1
     half = relative_interval(shifted, trim) * trimmed_mean(shifted.ravel(), trim)
     return Ratio(math.exp(middle), around(middle, half), paired=True)
@@ -94,10 +93,13 @@ def paired_ratio(one: Runs, other: Runs, trim: float) -> Ratio:
 def unpaired_ratio(
     one_ns: float, one_interval: float, other_ns: float, other_interval: float
 ) -> Ratio:
-    """Return the ratio of two numbers that were measured apart.
+    """Return the ratio of two latencies measured apart.
 
     Args:
-        one_interval, other_interval: half-widths, as shares.
+        one_ns: First latency, ns.
+        one_interval: Half-width of its 95 % confidence interval, as a share.
+        other_ns: Second latency, ns.
+        other_interval: Half-width of its 95 % confidence interval, as a share.
     """
     middle = math.log(one_ns / other_ns)
     return Ratio(
@@ -106,11 +108,11 @@ def unpaired_ratio(
 
 
 def around(middle: float, half: float) -> tuple[float, float] | None:
-    """Return the ends of an interval, low and high; None where it is infinite.
+    """Return the ends of an interval; None if it is infinite.
 
     Args:
-        middle: logarithm of a latency, or of a ratio.
-        half: half-width of the logarithm's interval.
+        middle: Logarithm of a latency or of a ratio.
+        half: Half-width of the logarithm's interval.
     """
     if not math.isfinite(half):
         return None
@@ -119,11 +121,11 @@ def around(middle: float, half: float) -> tuple[float, float] | None:
 
 
 def _pairs(began_a: Nanoseconds, began_b: Nanoseconds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Numbers of the visits of both that are next to each other, each in one pair at most."""
+    """Return the numbers of neighbouring visits of both, each in one pair at most."""
     order = np.argsort(np.concatenate((began_a, began_b)), kind="stable")
     of_b = order >= len(began_a)
     changes = np.flatnonzero(of_b[1:] != of_b[:-1])
-    # In a chain of changes, every second.
+    # Take every second change of a chain.
     begins = np.diff(changes, prepend=-2) > 1
     chain_began = np.maximum.accumulate(np.where(begins, changes, 0))
     first = changes[(changes - chain_began) % 2 == 0]

@@ -1,10 +1,9 @@
-"""Quality control by reference models, and the block factors that they reveal (ESM, II-C3).
+"""Quality control by reference models, and block factors (ESM, II-C3).
 
-Every block holds the same few reference models. What they have in common in a block is the
-device's pace at that time, the block's factor; what is left, per reference, is how far it strays.
-Where the agent timed reference models of its own along, latencies are at the device's usual pace
-already, and a reference strays by what it then takes more or less than in the other blocks.
-Where several devices of one kind measured, levels carry every block to the scale of one of them.
+Every block holds the same few reference models. Their common change in a block is the device's
+pace, the block factor. The rest is the deviation of each reference model. If the agent timed its
+own reference models, latencies are at the device's usual pace already. Deviations are then relative
+to the other blocks. For several devices of one kind, levels scale every block to one of them.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Quality:
-    """Judgement of blocks, arrays in their order.
+    """Quality of blocks, with arrays in their order.
 
     Attributes:
-        factors: the pace in each block: 1 at the device's median, 1.1 when a tenth slower. Of
-            several devices, 1 at the median of the median one (:func:`median_of`). With the
-            agent's reference models 1 at the usual pace of the block's device.
-        deviations: by how much each reference strays from what it is on the block's device,
-            ``(blocks, references)``, as a share.
-        levels: how much slower the block's device is than the median one, ``(blocks,)``: 1.1 when
-            a tenth slower.
-        explained: by how much references stray of their own, ``(blocks, references)``, as a share.
+        factors: Pace in each block: 1 at the device's median, 1.1 if 10 % slower. For several
+            devices, 1 is the median of the median one (:func:`median_of`). With the agent's
+            reference models, 1 is the usual pace of the block's device.
+        deviations: Deviation of each reference model from its level on the block's device, as a
+            share, ``(blocks, references)``.
+        levels: Slowness of the block's device relative to the median one, ``(blocks,)``: 1.1 if 10
+            % slower.
+        explained: Expected deviation of each reference model, as a share, ``(blocks, references)``.
     """
 
     factors: NDArray[np.float64]
@@ -38,15 +37,17 @@ class Quality:
 
     @property
     def worst(self) -> NDArray[np.float64]:
-        """Largest deviation in each block; infinite where a reference failed."""
+        """Largest deviation in each block; infinite where a reference model failed."""
         worst: NDArray[np.float64] = np.nan_to_num(self.deviations, nan=np.inf).max(
             axis=1, initial=0.0
         )
         return worst
 
     def straying(self, tolerance: float) -> NDArray[np.float64]:
-        """Return the largest deviation in each block above the tolerance and above what is
-        explained; 0 where there is none, infinite where a reference failed, ``(blocks,)``."""
+        """Return the largest deviation in each block above the tolerance and the expected one.
+
+        It is 0 if there is none, and infinite where a reference model failed, ``(blocks,)``.
+        """
         deviations = np.nan_to_num(self.deviations, nan=np.inf)
         limit = np.maximum(np.nan_to_num(self.explained), tolerance)
         straying = np.where(deviations > limit, deviations, 0.0)
@@ -59,20 +60,20 @@ def judge(
     devices: NDArray[np.int64] | None = None,
     typical: NDArray[np.bool_] | None = None,
 ) -> Quality:
-    """Fits ``latency[block, reference] = pace[block] * base[device, reference]``.
+    """Fit ``latency[block, reference] = pace[block] * base[device, reference]``.
 
-    Medians on both sides (Tukey's median polish of the logarithms), so that one straying
-    reference spoils neither the factor of its block nor its own base. Each device's bases are
-    fitted in the same way to ``level[device] * base[reference]``: a device counts once, however
-    many blocks it measured, and is held against nothing but itself when a block is judged.
+    The fit uses medians on both sides (Tukey's median polish of the logarithms). A single deviating
+    reference model then affects neither the block factor nor its own base. The devices' bases are
+    fitted likewise to ``level[device] * base[reference]``. A device counts once, however many
+    blocks it measured. Its blocks are judged only against its own.
 
     Args:
-        references_ms: ``(blocks, references)``, NaN where a reference failed.
-        common_pace: False for blocks whose models were measured one after the other: nothing
-            is common to them then but their device, and the deviation is the plain one.
-        devices: number of the device of each block, ``(blocks,)``; one for all unless given.
-        typical: blocks whose median pace is 1, ``(blocks,)``; of a device that has none of them,
-            and unless given, all are.
+        references_ms: Latencies, ms, ``(blocks, references)``; NaN where a reference model failed.
+        common_pace: False for sequential blocks, in which reference models share no pace.
+            Deviations are then not corrected.
+        devices: Number of the device of each block, ``(blocks,)``; None for a single device.
+        typical: Blocks whose median pace is 1, ``(blocks,)``. None, and for a device without any,
+            means all.
     """
     with np.errstate(invalid="ignore"):
         logs = np.log(references_ms)
@@ -103,12 +104,13 @@ def judge_at_usual(
     """Return the quality of blocks whose latencies are at the usual pace of their device.
 
     Args:
-        references_ms: at the usual pace, ``(blocks, references)``, NaN where a reference failed.
-        explained: by how much each may differ between blocks, likewise, as a share.
-        factors: the pace in each block, ``(blocks,)``.
-        devices: number of the device of each block, ``(blocks,)``.
-        typical: blocks that tell what a reference is on their device, ``(blocks,)``; all do on a
-            device that has none of them.
+        references_ms: Latencies at the usual pace, ms, ``(blocks, references)``; NaN where a
+            reference model failed.
+        explained: Expected deviation between blocks, as a share, ``(blocks, references)``.
+        factors: Pace in each block, ``(blocks,)``.
+        devices: Number of the device of each block, ``(blocks,)``.
+        typical: Blocks that define the level of a reference model, ``(blocks,)``; all of them for a
+            device without any.
     """
     with np.errstate(invalid="ignore"):
         logs = np.log(references_ms)
@@ -127,15 +129,16 @@ def judge_at_usual(
 
 
 def _levels(bases: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logarithms of how much slower each device is than the median one, ``(devices,)``."""
+    """Return the logarithm of each device's slowness relative to the median one, ``(devices,)``."""
     levels, _ = _polish(bases, True, np.ones(len(bases), dtype=bool))
     return np.asarray(levels - levels[median_of(levels)])
 
 
 def median_of(levels: NDArray[np.float64]) -> int:
-    """Index of the median device; of an even number, the faster of the two in the middle.
+    """Return the index of the median device.
 
-    One of them and no mean of two: the figures are then those of a device that exists.
+    For an even number it is the faster of the two in the middle, so that figures are those of an
+    existing device.
     """
     return int(np.argsort(levels, kind="stable")[(len(levels) - 1) // 2])
 
@@ -143,8 +146,10 @@ def median_of(levels: NDArray[np.float64]) -> int:
 def _polish(
     logs: NDArray[np.float64], common_pace: bool, typical: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Median of each row, 0 in the middle of the typical ones, or of all if there are none, and of
-    each column; NaN where nothing is known."""
+    """Return the median of each row and of each column; NaN where there are no values.
+
+    The rows' medians are 0 at the median of the typical rows, or of all rows if there are none.
+    """
     pace = np.zeros(len(logs))
     typical = typical if typical.any() else ~typical
     base = median(logs, axis=0)
@@ -157,7 +162,7 @@ def _polish(
 
 
 def median(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Median along an axis, without NaN; NaN where nothing is known."""
+    """Return the median along an axis, ignoring NaN; NaN without values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice"
         return np.asarray(np.nanmedian(values, axis=axis))

@@ -19,10 +19,10 @@ class RankCorrelations(NamedTuple):
 
 
 def rank_correlations(measured_ms: Floats, predicted_ms: Floats) -> RankCorrelations:
-    """Return how ``(n,)`` predictions rank what was measured.
+    """Return the rank correlations of predictions with measurements, both ``(n,)``.
 
-    Both are 0 where all predictions are the same, which tell nothing of the order, and NaN where
-    the measurements have no order: all are the same, or there are fewer than two.
+    They are 0 if all predictions are equal. They are NaN if all measurements are equal or there are
+    fewer than two.
     """
     if len(measured_ms) < 2 or np.ptp(measured_ms) == 0:
         return RankCorrelations(np.nan, np.nan)

@@ -1,8 +1,8 @@
-"""What an error of latency predictions costs whoever selects architectures by them.
+"""Cost of prediction errors for the selection of architectures.
 
-Selected is what is Pareto-optimal by predicted latency and true accuracy; that choice is perfect,
-so all that is lost is the predictor's doing (Laube et al., What to expect of hardware metric
-predictors in NAS, section 5).
+Architectures are selected that are Pareto-optimal by predicted latency and true accuracy. The
+selection itself is exact, so any loss is due to the predictor. See Laube et al., What to expect of
+hardware metric predictors in NAS, section 5.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
-    """What ``k`` selections came to, each ``(k,)``.
+class SelectionResults:
+    """Results of ``k`` selections, each ``(k,)``.
 
     Attributes:
-        selected: how many architectures were believed to be Pareto-optimal.
-        verified: how many of these are left once they are measured: those that are Pareto-optimal
-            among the selected.
-        mra_all_percent: mean reduction of accuracy over the selected, in points of accuracy. An
-            architecture's reduction is what the most accurate candidate of at most its (true)
-            latency has more.
-        mra_verified_percent: the same over the verified.
-        hypervolume: of the selected, by true latency; see :func:`hypervolume`.
+        selected: Number of architectures that are Pareto-optimal by prediction.
+        verified: Number of these that are Pareto-optimal among the selected by true latency.
+        mra_all_percent: Mean reduction of accuracy over the selected, in percentage points. The
+            reduction is the gap to the most accurate candidate of at most the same true latency.
+        mra_verified_percent: Mean reduction of accuracy over the verified.
+        hypervolume: Hypervolume of the selected by true latency (:func:`hypervolume`).
     """
 
     selected: NDArray[np.int64]
@@ -37,14 +35,14 @@ class Outcomes:
     hypervolume: Floats
 
 
-class Candidates:
-    """Sets of architectures to select from, of which all is known.
+class CandidateSets:
+    """Sets of architectures to select from, with true latencies and accuracies.
 
     Args:
-        latency: the true one, ``(k, n)``: ``k`` sets of ``n``. In any unit.
-        accuracy_percent: ``(k, n)``, falling along each set: :func:`by_falling_accuracy` is the
-            order.
-        reference: the latency that the hypervolume's area reaches to.
+        latency: True latencies in any unit, ``(k, n)``: ``k`` sets of ``n``.
+        accuracy_percent: Accuracies, ``(k, n)``, falling along each set
+            (:func:`by_falling_accuracy`).
+        reference: Latency at which the hypervolume's area ends.
 
     Raises:
         ValueError: shapes differ or are empty, a value is NaN, or accuracies rise.
@@ -53,7 +51,7 @@ class Candidates:
     def __init__(self, latency: Floats, accuracy_percent: Floats, reference: float) -> None:
         if latency.ndim != 2 or latency.shape != accuracy_percent.shape or not latency.size:
             raise ValueError(
-                "latencies and accuracies are (k, n) alike; got "
+                "latencies and accuracies must have one shape (k, n); got "
                 f"{latency.shape} and {accuracy_percent.shape}"
             )
         if np.isnan(latency).any() or not (np.diff(accuracy_percent, axis=1) <= 0).all():
@@ -67,17 +65,17 @@ class Candidates:
         return len(self.latency)
 
     def hypervolume(self) -> Floats:
-        """Of the true fronts, ``(k,)``."""
+        """Return the hypervolume of the true fronts, ``(k,)``."""
         return _area(*self._front, self.reference)
 
-    def select(self, predicted: Floats) -> Outcomes:
-        """What selecting by these latencies comes to.
+    def select(self, predicted: Floats) -> SelectionResults:
+        """Return the results of selecting by predicted latencies.
 
         Args:
-            predicted: ``(k, n)``; of a single set also ``(predictions, n)``.
+            predicted: Predicted latencies, ``(k, n)``; for a single set also ``(predictions, n)``.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the shape differs.
         """
         if predicted.shape[1:] != self.latency.shape[1:] or len(self) not in (1, len(predicted)):
             raise ValueError(f"predictions are {self.latency.shape}; got {predicted.shape}")
@@ -86,7 +84,7 @@ class Candidates:
         among = np.isfinite(latency)
         verified = np.zeros(latency.shape, dtype=bool)
         verified[_front(latency, accuracy)] = True
-        return Outcomes(
+        return SelectionResults(
             among.sum(axis=1),
             verified.sum(axis=1),
             np.mean(loss, axis=1, where=among),
@@ -95,8 +93,10 @@ class Candidates:
         )
 
     def _chosen(self, latency: Floats) -> tuple[Floats, Floats]:
-        """True latencies and accuracies of what these latencies select, in rows as long as the
-        longest needs; what is left over has latency infinity and accuracy 0."""
+        """Return true latencies and accuracies of the architectures selected by these latencies.
+
+        Rows are padded with latency infinity and accuracy 0.
+        """
         rows, columns = _front(latency, np.broadcast_to(self.accuracy_percent, latency.shape))
         counts = np.bincount(rows, minlength=len(latency))
         place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -108,7 +108,7 @@ class Candidates:
         return chosen, accuracy
 
     def _best_at(self, latency: Floats) -> Floats:
-        """The best accuracy to be had at each latency, ``(k, m)``."""
+        """Return the best accuracy at each latency, ``(k, m)``."""
         front, accuracy = self._front
         reachable = front[:, None, :] <= latency[..., None]
         best: Floats = np.where(reachable, accuracy[:, None, :], -np.inf).max(axis=2)
@@ -116,18 +116,19 @@ class Candidates:
 
 
 def by_falling_accuracy(accuracy_percent: ArrayLike) -> NDArray[np.int64]:
-    """Row numbers from the most accurate to the least, ``(n,)``."""
+    """Return row numbers from the most to the least accurate, ``(n,)``."""
     return np.argsort(-np.asarray(accuracy_percent, dtype=np.float64), kind="stable")
 
 
 def pareto_front(latency: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_]:
-    """Which architectures no other beats, ``(n,)``.
+    """Return which architectures are on the Pareto front, ``(n,)``.
 
-    One beats another that is at most as fast and at most as accurate, unless they are equal in
-    both: equals are on the front together, or not at all.
+    An architecture is dominated by one that is at least as fast and as accurate, and not equal in
+    both. Equal ones are on the front together, or not at all.
 
     Args:
-        latency, accuracy: ``(n,)``, without NaN.
+        latency: Latencies, ``(n,)``, without NaN.
+        accuracy: Accuracies, ``(n,)``, without NaN.
     """
     order = by_falling_accuracy(accuracy)
     ranked = np.asarray(latency, dtype=np.float64)[order], np.asarray(accuracy, dtype=float)[order]
@@ -138,14 +139,15 @@ def pareto_front(latency: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_]:
 
 
 def reductions(latency: ArrayLike, accuracy: ArrayLike, selected: NDArray[np.bool_]) -> Floats:
-    """How much more accurate than each selected architecture the best candidate of at most its
-    latency is, ``(selected,)``. Their mean is the mean reduction of accuracy; where not all
-    candidates are known, it is so much at least.
+    """Return the reduction of accuracy of each selected architecture, ``(selected,)``.
+
+    It is the gap to the most accurate candidate of at most the same latency. If not all candidates
+    are known, it is a lower bound.
 
     Args:
-        latency, accuracy: true ones of all that are known, the selected included, ``(n,)``,
-            without NaN.
-        selected: ``(n,)``.
+        latency: True latencies of all candidates, ``(n,)``, without NaN.
+        accuracy: True accuracies of all candidates, ``(n,)``, without NaN.
+        selected: Which of these are selected, ``(n,)``.
     """
     known, worth = np.asarray(latency, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     order = np.argsort(known, kind="stable")
@@ -156,13 +158,15 @@ def reductions(latency: ArrayLike, accuracy: ArrayLike, selected: NDArray[np.boo
 
 
 def hypervolume(latency: ArrayLike, accuracy_percent: ArrayLike, reference: float) -> float:
-    """The area under the staircase of the best accuracy to be had at each latency.
+    """Return the area under the staircase of the best accuracy at each latency.
 
-    From the fastest architecture's latency to ``reference``, in units of latency times accuracy
-    as a share: at 0 percent the area is 0, and what is slower than ``reference`` adds nothing.
+    It reaches from the lowest latency to ``reference``, in units of latency times accuracy as a
+    share. An accuracy of 0 percent or a latency above ``reference`` adds nothing.
 
     Args:
-        latency, accuracy_percent: ``(n,)``, without NaN; in any order.
+        latency: Latencies, ``(n,)``, without NaN, in any order.
+        accuracy_percent: Accuracies, in percent, ``(n,)``, without NaN.
+        reference: Latency at which the area ends.
     """
     order = by_falling_accuracy(accuracy_percent)
     latency = np.asarray(latency, dtype=np.float64)[order]
@@ -170,15 +174,15 @@ def hypervolume(latency: ArrayLike, accuracy_percent: ArrayLike, reference: floa
     return float(_area(latency[None], accuracy[None], reference)[0])
 
 
-# In what follows accuracies fall along each row: what is faster than all before it is on the front.
+# Below, accuracies fall along each row: an architecture faster than all before is on the front.
 
 
 def _front(latency: Floats, accuracy: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the front of each row, ``(k, n)``, in order."""
+    """Return rows and columns of the front of each row, ``(k, n)``, in order."""
     rows, columns = np.nonzero(latency == np.minimum.accumulate(latency, axis=1))
     found, worth = latency[rows, columns], accuracy[rows, columns]
-    # As fast as all before it, each: of equal latency only the first's accuracy counts, and of
-    # equal accuracy only the last's latency. Both lie side by side.
+    # Each is as fast as all before. Among neighbours of equal latency keep those as accurate as
+    # the first. Among neighbours of equal accuracy keep those as fast as the last.
     first = np.append(True, (np.diff(rows) != 0) | (np.diff(found) != 0))
     last = np.append((np.diff(rows) != 0) | (np.diff(worth) != 0), True)
     runs = np.cumsum(first) - 1

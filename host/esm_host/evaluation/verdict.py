@@ -1,7 +1,7 @@
-"""How far a number can be trusted, in one word, and why.
+"""Verdict on a latency: how far it can be trusted, and why.
 
-A verdict rests on what was measured and on what the device said of itself; what a device does
-not tell counts neither for it nor against it.
+A verdict rests on the measurement and on the state that the device reports. A missing value counts
+neither for nor against it.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from esm_protos.statistics import MIN_ROUNDS
 
 
 class Verdict(enum.StrEnum):
-    """From best to worst."""
+    """Verdicts from best to worst."""
 
     STABLE = "stable"
-    """Nothing disturbed the device, and the interval is as narrow as was asked for."""
+    """The device was undisturbed, and the interval is as narrow as requested."""
     NOISY = "noisy"
-    """Something disturbed the device, or references strayed."""
+    """The device was disturbed, or reference models deviated."""
     UNRESOLVED = "unresolved"
-    """The interval is wider than what was asked for."""
+    """The interval is wider than requested."""
     THROTTLED = "throttled"
-    """The device slowed itself down."""
+    """The device reduced its clock."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reasons, the worst first. What only warns leaves it ``stable``."""
+    """Verdict with its reasons, the worst first; warnings leave it ``stable``."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     disturbed: bool = field(default=False, compare=False)
-    """Whether the device throttled, or something disturbed it."""
+    """Whether the device throttled or was disturbed."""
 
 
 DEFAULT_PRECISION = 0.02
-"""What an interval is held against where no precision was asked for."""
+"""Relative half-width that an interval must reach if no precision was requested."""
 
-# Above these a state is a reason. The clock: what NVBench and pyperf warn of begins here.
+# Thresholds above which a state is a reason. That of the clock is NVBench's and pyperf's.
 _CLOCK_FELL = 0.10
 _STOLEN = 0.02
 _OTHERS_CORES = 0.5
 _SLOWED = 0.25
-_QUOTA_STOPS = 0.02  # of the periods
+_QUOTA_STOPS = 0.02  # share of the periods
 _UNUSUAL_PERCENT = 5.0
-_FEW_MOMENTS = 12  # an hour: with fewer, a longer history helps most
+_FEW_MOMENTS = 12  # one hour: with fewer, a longer history helps most
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
-"""Reasons for a GPU's clock that are somebody's choice and keep it steady."""
+"""Reasons for a GPU's clock that are settings, and keep it steady."""
 
 
 def judge_number(
@@ -64,30 +64,30 @@ def judge_number(
     shift: Shift | None = None,
     no_history: str = "",
 ) -> Judgement:
-    """Return the verdict on one model's latency.
+    """Return the verdict on a model's latency.
 
     Args:
-        interval: half-width of the 95 % interval, as a share.
-        precision: what was asked for, as a share; 0 stands for the default.
-        evidence: of the block, from :func:`block_evidence` and quality control.
-        parts: what ``interval`` is made of. A reason then names the widest part and its cure, with
-            marked names of arguments.
-        shift: how far the block is from what is usual.
-        no_history: why the device cannot remember its reference models; empty where it can.
+        interval: Half-width of the 95 % confidence interval, as a share.
+        precision: Requested half-width, as a share; 0 for the default.
+        evidence: Evidence on the block, from :func:`block_evidence` and quality control.
+        parts: Parts of ``interval``. If given, the reason names the widest part and its remedy,
+            with marked names of arguments.
+        shift: Deviation of the block from the usual pace.
+        no_history: Reason why the device has no history of its reference models; empty if it has.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
     if interval == float("inf"):
-        text = f"too few runs for an interval, which takes {MIN_ROUNDS} visits or more"
+        text = f"too few runs for an interval, which needs {MIN_ROUNDS} visits or more"
         found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
-        held = f"{'asked' if precision else 'held against'} ±{100 * wanted:g} %"
+        held = f"{'requested' if precision else 'default'} ±{100 * wanted:g} %"
         text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
         if parts is not None:
             pace, others = max(parts.pace, parts.history), _widest_but_pace(parts)
-            lacking = _history_lacks(parts, no_history) if pace >= min(others, wanted) else ""
+            lacking = _short_history(parts, no_history) if pace >= min(others, wanted) else ""
             if lacking and pace >= others:
-                # The same for all models of a block: said once.
+                # Without figures of the model, so that the text is the same for the whole block.
                 text = f"interval too wide, {held}: {lacking}"
             else:
                 text += f"; {_unresolved(parts, shift, exact=not precision)}"
@@ -103,27 +103,29 @@ def _widest_but_pace(parts: Parts) -> float:
     return max(parts.passing, parts.sessions, parts.blocks or 0.0)
 
 
-def _history_lacks(parts: Parts, no_history: str) -> str:
-    """Return what a device remembers, where that is little; else nothing."""
+def _short_history(parts: Parts, no_history: str) -> str:
+    """Return that the device's history is too short; empty if it is not."""
     if parts.moments >= _FEW_MOMENTS:
         return ""
     if no_history:
         return (
             f"this device's history cannot be kept ({no_history}): make room for that file, or "
-            "set XDG_STATE_HOME of the agent's user"
+            "set XDG_STATE_HOME for the agent's user"
         )
     cure = f"time again later, or give {argument('spread')} 1h"
     if not parts.moments:
         return f"this device has no history yet; {cure}"
     moments = f"{parts.moments} moment{'s' * (parts.moments != 1)}"
-    return f"this device remembers only {moments}; {cure}"
+    return f"the history of this device has only {moments}; {cure}"
 
 
 def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
-    """Name the widest part of an interval, and what makes it narrower.
+    """Return the widest part of an interval, and its remedy.
 
     Args:
-        exact: whether a number of runs was asked for, and no precision.
+        parts: Parts of the interval.
+        shift: Deviation of the block from the usual pace.
+        exact: Whether a number of runs was requested instead of a precision.
     """
     pace = max(parts.pace, parts.history)
     widest = max(pace, _widest_but_pace(parts))
@@ -134,7 +136,7 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
         cure = f"time again later, or give {argument('spread')} 10m"
         if unusual := shift and describe_shift(shift):
             return f"{unusual}, and corrected to {left}: {cure}"
-        return f"how fast the device is now is known to {left}: {cure}"
+        return f"the current pace of the device is known to {left}: {cure}"
     if parts.sessions == widest:
         return f"sessions differ, which leaves {left}: give more {argument('sessions')}"
     if exact:
@@ -156,11 +158,11 @@ def describe_shift(shift: Shift) -> str | None:
 
 
 def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple[Verdict, str]]:
-    """What speaks against all numbers of a block.
+    """Return the evidence against all latencies of a block.
 
     Args:
-        states: before, during and after it.
-        slowdown: of the device's pace from the first third of the block to the last, a share.
+        states: States of the device before, during and after the block.
+        slowdown: Slowdown of the device from the first third of the block to the last, as a share.
     """
     found = [(Verdict.THROTTLED, reason) for reason in _throttling(states)]
     found += [(Verdict.NOISY, reason) for reason in _disturbances(states)]
@@ -171,10 +173,11 @@ def block_evidence(states: Sequence[DeviceState], slowdown: float) -> list[tuple
 
 
 def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str]]:
-    """Return a warning where models have more threads than processors.
+    """Return a warning if models have more threads than processors.
 
     Args:
-        processors: that models can use at a time; a CPU quota makes fractions.
+        threads: Number of threads.
+        processors: Number of processors that models can use at a time; a CPU quota makes fractions.
     """
     if threads <= processors:
         return []
@@ -183,23 +186,29 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 
 
-def company_evidence(missing: bool, why: str = "") -> list[tuple[Verdict, str]]:
-    """Return a warning where reference models were asked for and the agent timed none.
+def missing_references_evidence(missing: bool, why: str = "") -> list[tuple[Verdict, str]]:
+    """Return a warning if the agent timed none of the requested reference models.
 
     Args:
-        why: in the agent's words; empty where it does not tell.
+        missing: Whether they are missing.
+        why: Reason given by the agent; empty if it gives none.
     """
     if not missing:
         return []
     text = (
-        f"the agent timed no reference models ({why or 'one of an older version has none'}), so "
-        "the interval is of this block alone"
+        f"the agent timed no reference models ({why or 'older versions have none'}), so the "
+        "interval holds for this block alone"
     )
     return [(Verdict.STABLE, text)]
 
 
 def reference_evidence(worst: float, tolerance: float) -> list[tuple[Verdict, str]]:
-    """What quality control says: the reference that strays most, and by what it may, as shares."""
+    """Return the evidence from quality control.
+
+    Args:
+        worst: Largest deviation of a reference model, as a share.
+        tolerance: Tolerated deviation, as a share.
+    """
     if worst <= tolerance:
         return []
     if worst >= 10:
@@ -218,7 +227,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
     if events := _grown(states, "throttle_events"):
         yield f"{events:.0f} thermal throttling events"
     yield from _quota_stops(states)
-    # Before and after, cores idle at low clocks; only the block itself counts.
+    # Only states during the block count: before and after, cores idle at low clocks.
     during = [max(state.clock_mhz) for state in states[1:-1] if any(state.clock_mhz)]
     yield from _fallen("clock", during)
     for number in range(max((len(state.gpus) for state in states), default=0)):
@@ -230,7 +239,7 @@ def _throttling(states: Sequence[DeviceState]) -> Iterator[str]:
 
 
 def _quota_stops(states: Sequence[DeviceState]) -> Iterator[str]:
-    """Since the last state before the first run: what happens to loading does not matter."""
+    """Yield a reason if a CPU quota stopped the runs; loading the model does not count."""
     before = [number for number, state in enumerate(states) if state.at_ns <= 0]
     timed = states[before[-1] if before else 0 :]
     periods, stops = _grown(timed, "cpu_periods"), _grown(timed, "cpu_throttled_periods")
@@ -264,6 +273,6 @@ def _disturbances(states: Sequence[DeviceState]) -> Iterator[str]:
 
 
 def _grown(states: Sequence[DeviceState], counter: str) -> float | None:
-    """By how much a counter grew from the first state to the last that tell it."""
+    """Return the growth of a counter from the first state with a value to the last."""
     values = [value for state in states if (value := getattr(state, counter)) is not None]
     return values[-1] - values[0] if len(values) > 1 else None

@@ -1,9 +1,9 @@
-"""From latencies after one or two uncounted runs to those of a warm model.
+"""Conversion of latencies after one or two uncounted runs to those of a warm model.
 
-A visit of few runs starts with caches that other models have filled, so that its counted run takes
-up to a quarter longer than it would in a row. A few long visits of each model tell by how much.
-Alone they are too noisy, since memory is; but how fast a model warms up over the first runs, which
-every visit shows, tells most of it, and the same for all models of a device.
+A visit of few runs starts with caches that other models have filled. Its counted run takes up to a
+quarter longer than in a row of runs. A few long visits of each model show the ratio, but noisily.
+Most of it follows from how fast a model warms up over the first runs, which every visit shows. That
+relation is the same for all models of a device.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _FEWEST_VISITS = 20
 _HUBER = 0.7
 _LEAST_ERROR = 0.005
 _UNKNOWN_ERROR = 0.05
-"""Of a ratio that nothing tells of."""
+"""Standard error of a ratio without any data."""
 _SLOW_NS = 200_000_000
-"""Models that take so long are not warmed up: cold caches cost them less than a hundredth."""
+"""Latency from which models need no warm-up: cold caches cost less than 1 %."""
 
 
 @dataclass(frozen=True, eq=False)
 class Warming:
-    """How a model warmed up in its visits.
+    """Warm-up of a model in its visits.
 
     Attributes:
-        counted_ns: trimmed mean of its counted runs.
-        uncounted_ns: trimmed means of the uncounted runs before them, by their place in a visit;
-            empty where there were none.
-        warm_ns: latency at the end of each long visit.
+        counted_ns: Trimmed mean of the counted runs, ns.
+        uncounted_ns: Trimmed means of the uncounted runs before them, ns, by their place in a
+            visit; empty if there were none.
+        warm_ns: Latency at the end of each long visit, ns.
     """
 
     counted_ns: float
@@ -45,16 +45,16 @@ class Warming:
 
 
 def warming(measurements: Sequence[Measurement], trim: float) -> Warming:
-    """Return how a model warmed up in the blocks that it was part of.
+    """Return the warm-up of a model over its blocks.
 
     Args:
-        measurements: of the model, in one block or several.
-        trim: share of the counted runs dropped at each end.
+        measurements: Measurements of the model, one per block.
+        trim: Share of the counted runs dropped at each end.
     """
-    # Stores may hold latencies of 0 from before an agent's results were checked for them.
-    told = [each.warming_ns for each in measurements if min(each.warming_ns, default=1) >= 1]
-    places = min(map(len, told), default=0)
-    uncounted = np.mean([each[:places] for each in told], axis=0) if told else np.zeros(0)
+    # Stores of older versions may hold latencies of 0.
+    shown = [each.warming_ns for each in measurements if min(each.warming_ns, default=1) >= 1]
+    places = min(map(len, shown), default=0)
+    uncounted = np.mean([each[:places] for each in shown], axis=0) if shown else np.zeros(0)
     warm_ns = np.concatenate([each.warm_ns for each in measurements])
     return Warming(
         float(np.mean([trimmed_mean(each.latency_ns, trim) for each in measurements])),
@@ -64,30 +64,30 @@ def warming(measurements: Sequence[Measurement], trim: float) -> Warming:
 
 
 def warm_ratios(models: Sequence[Warming]) -> tuple[Floats, Floats]:
-    """Return how many times as long each model takes when it is warm.
+    """Return the ratio of each model's warm latency to its counted one.
 
-    Fits ``log(warm / counted)`` of all long visits to how much the first two runs of a visit, and
-    the last uncounted and the first counted one, differ (robust least squares, Huber 1964); what a
-    model's own long visits say beyond that counts as far as it is known (empirical Bayes). Without
-    uncounted runs the long visits alone tell.
+    Fits ``log(warm / counted)`` of all long visits by robust least squares (Huber 1964). The
+    features are the differences of the first two runs of a visit, and of its last uncounted and
+    first counted run. A model's own long visits then correct the fit, weighted by their precision
+    (empirical Bayes). Without uncounted runs only the long visits count.
 
     Returns:
-        ratios, ``(n,)``, and their standard errors as shares, ``(n,)``. 1 where nothing is known,
-        and for slow models, which need no warming up.
+        Ratios, ``(n,)``, and their standard errors as shares, ``(n,)``. The ratio is 1 without
+        data, and for slow models, which need no warm-up.
     """
     count = len(models)
     ratios, errors = np.ones(count), np.full(count, _UNKNOWN_ERROR)
-    told = []
+    shown = []
     for i, model in enumerate(models):
         if model.uncounted_ns or len(model.warm_ns):
-            told.append(i)
+            shown.append(i)
         elif model.counted_ns >= _SLOW_NS:
             errors[i] = _LEAST_ERROR
-    owner = np.array([i for i in told for _ in models[i].warm_ns], dtype=int)
+    owner = np.array([i for i in shown for _ in models[i].warm_ns], dtype=int)
     if len(owner) < _FEWEST_VISITS:
         return ratios, errors
     features = np.array([_features(models[i]) for i in range(count)])
-    logs = np.log(np.concatenate([models[i].warm_ns / models[i].counted_ns for i in told]))
+    logs = np.log(np.concatenate([models[i].warm_ns / models[i].counted_ns for i in shown]))
     weights = np.ones(len(logs))
     for _ in range(10):
         beta = _least_squares(features[owner], logs, weights)
@@ -103,17 +103,17 @@ def warm_ratios(models: Sequence[Warming]) -> tuple[Floats, Floats]:
     many = visits >= 2
     noise = scale**2 / np.maximum(visits, 1)
     between = max(float(np.mean(own[many] ** 2 - noise[many])), 0.0) if many.any() else 0.0
-    believed = between / (between + noise) * (visits > 0)
-    for i in told:
+    credibility = between / (between + noise) * (visits > 0)
+    for i in shown:
         by_features = float(features[i] @ covariance @ features[i])
-        ratios[i] = np.exp(features[i] @ beta + believed[i] * own[i])
-        errors[i] = np.sqrt(by_features + (1 - believed[i]) * between + _LEAST_ERROR**2)
+        ratios[i] = np.exp(features[i] @ beta + credibility[i] * own[i])
+        errors[i] = np.sqrt(by_features + (1 - credibility[i]) * between + _LEAST_ERROR**2)
     return ratios, errors
 
 
 def _features(model: Warming) -> list[float]:
     runs = [*model.uncounted_ns, model.counted_ns]
-    if len(runs) < 2:  # a relation of its own: nothing shows how fast it warms up
+    if len(runs) < 2:  # no uncounted runs: a relation of its own
         return [0.0, 0.0, 0.0, 1.0]
     first, last = np.log(runs[0] / runs[1]), np.log(runs[-2] / runs[-1])
     return [1.0, float(first), float(last), 0.0]

@@ -1,82 +1,35 @@
-"""Train, evaluate, extend (ESM, Fig. 5): until every bin passes or the budget ends.
+"""Train, evaluate, extend (ESM, Fig. 5 and Algorithm 1), with a measuring loop of your own.
 
-The loop sees roles only: something that collects, samples, encodes and predicts. All its state
-is in the store, so that a campaign broken off anywhere goes on from what is there.
+The loop asks for architectures and is told their latencies. It knows no device, no store and no
+network. Campaigns run on it as well (:mod:`esm_host.extension.campaign_loop`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from esm_host.arguments import argument
-from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
-from esm_host.dataset.cost import device_time
-from esm_host.dataset.store import Store
-from esm_host.dataset.table import Dataset, Measurements
-from esm_host.encoding.base import Encoder
-from esm_host.errors import DeviceError
-from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
+from esm_host.arguments import argument, in_python
+from esm_host.dataset.table import Samples
+from esm_host.errors import UsageError
+from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.allocate import allocate, by_shortfall
-from esm_host.extension.committee import choose, cross_validate
-from esm_host.extension.settings import Settings
-from esm_host.extension.training import train
+from esm_host.extension.committee import choose
+from esm_host.extension.settings import SamplingSettings, TrainingSettings
+from esm_host.extension.training import Evaluation, Learner
 from esm_host.predictors.base import Predictor
-from esm_host.sampling.base import Sampler
-from esm_host.sampling.bins import DepthBins
+from esm_host.sampling import make_sampler
 from esm_models.architecture import Architecture
+from esm_models.space import SearchSpace
 
 CANDIDATES = 30
-"""Architectures that the cost-aware extension looks at for each that it plans."""
+"""Architectures that the cost-aware extension looks at for each that it asks for."""
 
-
-class Collects(Protocol):
-    """Measures what is planned."""
-
-    def collect(self, number: int) -> RoundQuality:
-        """Measure what is missing of a round."""
-
-
-class LoopWatcher(Protocol):
-    """Is told how the loop goes on."""
-
-    def on_round(self, number: int, architectures: int) -> None:
-        """A round begins; so many architectures are planned for it."""
-
-    def on_training(self) -> None: ...
-
-    def on_evaluated(self, result: dict[str, Any]) -> None:
-        """A round is over; ``result`` is its entry in result.json."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Where the loop ended.
-
-    Attributes:
-        predictor: trained on everything that was measured.
-        predicted_ms: out-of-fold predictions for the data set, ``(n,)``.
-    """
-
-    converged: bool
-    reason: str
-    dataset: Dataset
-    predicted_ms: NDArray[np.float64]
-    predictor: Predictor
-
-
-@dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """A data set, its out-of-fold predictions, ``(n,)``, and the predictors that made them."""
-
-    dataset: Dataset
-    predicted_ms: NDArray[np.float64]
-    committee: list[Predictor]
+Seconds = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Device time, seconds, ``(n,)``, that models of such latencies, milliseconds, take to measure."""
 
 
 class Draw(Protocol):
@@ -88,245 +41,288 @@ class Draw(Protocol):
 
 
 class Loop:
-    """One campaign.
+    """Loop that asks for architectures until a predictor of their latency is accurate.
 
     Args:
-        make_predictor: a fresh, unfitted predictor; the number tells the members of a
-            cross-validation apart, which are to start from different weights.
-        collector: not needed to :meth:`finish`.
-        draw_first: the first round's, from the whole space; the sampler's, bin by bin, if None.
+        space: that architectures are drawn from.
+        sampling: how many and which, and the target.
+        training: predictor, and how it learns.
+        learner: of the predictor; made of ``training`` by default.
+        draw_first: draws the first round, from the whole space; by default the sampler does, bin
+            by bin.
+        seconds: cost of a model, for the cost-aware extension; by default its latency.
+
+    Raises:
+        UsageError: the settings do not suit the space, or ask for a warm start.
+
+    Example::
+
+        loop = esm_host.Loop(space, esm_host.SamplingSettings(initial=40, step=20))
+        while architectures := loop.ask():
+            loop.tell(architectures, [measure(a) for a in architectures])
+        loop.predict(others)  # milliseconds
     """
 
     def __init__(
         self,
-        settings: Settings,
-        store: Store,
-        measurements: Measurements,
-        collector: Collects | None,
-        sampler: Sampler,
-        encoder: Encoder,
-        bins: DepthBins,
-        make_predictor: Callable[[int], Predictor],
-        watcher: LoopWatcher,
+        space: SearchSpace,
+        sampling: SamplingSettings | None = None,
+        training: TrainingSettings | None = None,
+        *,
+        learner: Learner | None = None,
         draw_first: Draw | None = None,
+        seconds: Seconds = lambda latency_ms: latency_ms / 1e3,
     ) -> None:
-        self._settings = settings
-        self._store = store
-        self._measurements = measurements
-        self._collector = collector
-        self._sampler = sampler
-        self._encoder = encoder
-        self._bins = bins
-        self._make_predictor = make_predictor
-        self._watcher = watcher
+        self._space = space
+        self._settings = sampling or SamplingSettings()
+        self._learner = learner or Learner.of(space, training or TrainingSettings())
+        self._bins = self._settings.depth_bins(space)
+        self._sampler = make_sampler(self._settings.sampling, space, self._bins)
         self._draw_first = draw_first
-        self._last: _Evaluation | None = None
+        self._seconds = seconds
+        self._rounds: list[list[Architecture]] = []
+        self._excluded: set[str] = set()
+        self._told: dict[Architecture, tuple[float, float]] = {}
+        self._exhausted = False
+        self._evaluation: Evaluation | None = None
+        self._predictor: Predictor | None = None
 
-    def run(self) -> Outcome:
-        """Runs, or goes on, until every bin passes or the budget ends."""
-        number = len(self._store.rounds())
-        if number == 0:
-            self._plan_first()
-        elif number not in self._samples():  # else the last round was broken off: finish it
-            # Judged anew: the target, the budget or whom to trust may have changed since.
-            qc = self._store.rounds()[-1]["qc"]
-            outcome = self._outcome(self._judge(number - 1, qc))
-            if outcome is not None or not self._extend(number):
-                return outcome or self._finish(False, "the search space has no more architectures")
-        while True:
-            result = self._round(number)
-            outcome = self._outcome(result)
-            if outcome is not None:
-                return outcome
-            number += 1
-            if not self._extend(number):
-                return self._finish(False, "the search space has no more architectures")
+    @property
+    def rounds(self) -> list[list[Architecture]]:
+        """Architectures that were asked for, by round, to :meth:`restore` a loop from."""
+        return [list(architectures) for architectures in self._rounds]
 
-    def finish(self) -> tuple[Outcome, dict[str, Any]]:
-        """Learn from what is there, whatever is planned; nothing is measured or kept.
+    def restore(
+        self, rounds: Iterable[Sequence[Architecture]], exclude: Collection[str] = ()
+    ) -> None:
+        """Go on from rounds that were asked for before; tell their latencies again.
 
-        Returns:
-            The end, and what a round of it would be in result.json.
+        Args:
+            exclude: keys of further architectures that are never asked for.
+        """
+        self._rounds = [list(architectures) for architectures in rounds]
+        self._excluded = set(exclude)
+        self._exhausted = False
+
+    def ask(self) -> list[Architecture]:
+        """Return the architectures to measure next; none where the loop has come to an end.
+
+        They are the same until each of them is told. Then the predictor is trained and evaluated,
+        and the next ones are drawn.
 
         Raises:
-            DeviceError: it is too little to learn from.
+            UsageError: too few latencies were told to learn from.
         """
-        planned = sum(map(len, self._samples().values()))
-        worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
-        worst = min(worst, MOST_DEVIATION)
-        qc = {"passed": False, "worst_reference_deviation_percent": 100 * worst}
-        result = self._judged({**qc, "remeasured_blocks": 0})
-        reason = f"finished with {result['measured_models']} of {planned} planned architectures"
-        return self._finish(self._converged(result), reason), result
+        waiting = self._waiting()
+        if waiting or self.ending:
+            return waiting
+        drawn = self._draw(len(self._rounds))
+        if drawn:
+            self._rounds.append(drawn)
+        self._exhausted = not drawn
+        return list(drawn)
 
-    # Rounds
+    def tell(
+        self,
+        architectures: Sequence[Architecture | Mapping[str, Any] | str],
+        latency_ms: ArrayLike,
+        interval: ArrayLike | None = None,
+    ) -> None:
+        """Give latencies that were measured. A later latency of an architecture replaces it.
 
-    def _round(self, number: int) -> dict[str, Any]:
-        planned = self._store.plan()[number]
-        self._watcher.on_round(number, len(planned))
-        assert self._collector is not None
-        quality = self._collector.collect(number)
-        qc = {
-            "passed": quality.passed,
-            "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
-            "remeasured_blocks": quality.remeasured_blocks,
-        }
-        return self._judge(number, qc)
+        Args:
+            architectures: those of :meth:`ask`, some of them, or others of the space.
+            latency_ms: milliseconds, ``(n,)``; NaN of a model that could not be measured.
+            interval: half-width of each latency's 95 % interval, as a share of it, ``(n,)``.
+                Latencies with a wide one count less in training. By default all count the same.
 
-    def _judge(self, number: int, qc: dict[str, Any]) -> dict[str, Any]:
-        """Trains and evaluates on all that was measured up to a round, and keeps the result."""
-        result = self._judged(qc)
-        self._store.keep_round(number, result)
-        self._watcher.on_evaluated(result)
-        return result
-
-    def _judged(self, qc: dict[str, Any]) -> dict[str, Any]:
-        """Train and evaluate on all that was measured so far."""
-        self._watcher.on_training()
-        start = time.monotonic()
-        measured = self._measurements.dataset()
-        dataset = self._trusted(measured)
-        self._last = self._evaluate(dataset)
-        predicted = self._last.predicted_ms
-        bins = accuracy_by_bin(dataset.depth, dataset.latency_ms, predicted, self._bins)
-        return {
-            "measured_models": len(measured),
-            "failed_models": sum(map(len, self._samples().values())) - len(measured),
-            "trusted_models": len(dataset),
-            "accuracy_percent": accuracy_percent(dataset.latency_ms, predicted),
-            "bins": [_bin_json(entry) for entry in bins],
-            "qc": qc,
-            "verdicts": measured.verdict_counts(),
-            "training_seconds": time.monotonic() - start,
-        }
-
-    def _outcome(self, result: dict[str, Any]) -> Outcome | None:
-        """The end, if the last round was good enough or the budget is spent."""
-        if self._converged(result):
-            return self._finish(True, "the target accuracy is reached")
-        planned = sum(map(len, self._samples().values()))
-        if planned >= self._settings.max_models:
-            return self._finish(False, f"--max-models {self._settings.max_models} is reached")
-        return None
-
-    def _converged(self, result: dict[str, Any]) -> bool:
-        target = self._settings.target_accuracy_percent
-        if self._settings.judge == "overall":
-            return bool(result["accuracy_percent"] >= target)
-        return all(_passes(entry, target) for entry in result["bins"])
-
-    def _finish(self, converged: bool, reason: str) -> Outcome:
-        last = self._evaluation()
-        dataset = last.dataset
-        predictor = train(self._make_predictor(0), self._encoder, dataset, self._settings)
-        return Outcome(converged, reason, dataset, last.predicted_ms, predictor)
-
-    def _evaluation(self) -> _Evaluation:
-        """The last round's; made again, and the same, when the campaign was broken off since."""
-        if self._last is None:
-            self._last = self._evaluate(self._trusted(self._measurements.dataset()))
-        return self._last
-
-    def _trusted(self, measured: Dataset) -> Dataset:
-        """What is learned from; raises DeviceError where it is too little for that."""
-        dataset = measured.only(self._settings.trusted_verdicts)
-        if len(dataset) < 2 * self._settings.folds:
-            planned = sum(map(len, self._samples().values()))
-            failures = self._measurements.table().failures
-            raise DeviceError(
-                f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
-                f"them with a verdict that {argument('train_on')} accepts: too few to learn from; "
-                "the first "
-                f"failure: {next(iter(failures.values()), 'none')}"
+        Raises:
+            UsageError: there are not as many values as architectures, or one makes no sense.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        told = [self._space.read(given) for given in architectures]
+        for architecture in told:
+            if architecture not in self._told:
+                self._space.validate(architecture)
+        latencies = _column("latency_ms", latency_ms, len(told))
+        intervals = _column("interval", 0.0 if interval is None else interval, len(told))
+        known = ~np.isnan(latencies)
+        if not (latencies[known] > 0).all() or np.isinf(latencies).any():
+            raise UsageError(
+                f"{argument('latency_ms')}: give positive milliseconds, or NaN of a model that "
+                "could not be measured"
             )
-        return dataset
+        if not (intervals[known] >= 0).all():
+            raise UsageError(f"{argument('interval')}: give shares of the latencies, 0 or more")
+        values = zip(latencies.tolist(), intervals.tolist(), strict=True)
+        self._told.update(zip(told, values, strict=True))
+        self._forget()
 
-    def _evaluate(self, dataset: Dataset) -> _Evaluation:
-        predicted, committee = cross_validate(
-            self._make_predictor,
-            self._encoder.encode(dataset.architectures),
-            dataset.latency_ms,
-            dataset.weights(self._settings.weights),
-            self._bins.of(dataset.depth),
-            self._settings.folds,
-            self._settings.seed,
-        )
-        return _Evaluation(dataset, predicted, committee)
+    @property
+    def accuracy_percent(self) -> float:
+        """Accuracy (100 - mean absolute percentage error) on architectures not seen in training.
 
-    # Planning
+        NaN before any latency is told.
 
-    def _samples(self) -> dict[int, list[Architecture]]:
-        # Neither references nor what searches chose: both have negative numbers.
-        return {number: chosen for number, chosen in self._store.plan().items() if number >= 0}
+        Raises:
+            UsageError: too few latencies were told to learn from.
+        """
+        return self.evaluation.accuracy_percent if self._told else float("nan")
 
-    def _plan_first(self) -> None:
-        if 0 not in self._samples():
-            total = self._settings.initial
-            if self._draw_first is not None:
-                self._plan(0, total, None, self._draw_first)
-            else:
-                self._plan(0, total, self._sampler.quotas(total), self._sampler.sample)
+    @property
+    def converged(self) -> bool:
+        """Whether the target accuracy is reached, in every bin or overall.
 
-    def _extend(self, number: int) -> bool:
-        """Plans the next round unless it is planned; False when nothing is left."""
-        if number in self._samples():
-            return True
-        planned = sum(map(len, self._samples().values()))
-        step = min(self._settings.step, self._settings.max_models - planned)
-        if self._sampler.quotas(step) is None:
-            return self._plan(number, step, None, self._sampler.sample)
+        Raises:
+            UsageError: too few latencies were told to learn from.
+        """
+        if not self._told:
+            return False
+        if self._settings.judge == "overall":
+            return self.evaluation.accuracy_percent >= self._settings.target_accuracy_percent
+        return all(self._passing())
+
+    @property
+    def reason(self) -> str:
+        """Why the loop has come to an end; empty while it goes on."""
+        return in_python(self.ending)
+
+    @property
+    def ending(self) -> str:
+        """``reason`` with marked names of arguments (:mod:`esm_host.arguments`)."""
+        if not self._rounds or self._waiting():
+            return ""
+        if self.converged:
+            return "the target accuracy is reached"
+        if self._asked >= self._settings.max_models:
+            return f"{argument('max_models')} {self._settings.max_models} is reached"
+        return "the search space has no more architectures" if self._exhausted else ""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Evaluation of the predictor on all latencies that were told.
+
+        Raises:
+            UsageError: too few latencies were told to learn from.
+        """
+        if self._evaluation is None:
+            samples = self._samples()
+            if not self._learner.enough(len(samples)):
+                raise UsageError(
+                    f"{len(samples)} of {len(self._told)} architectures have a latency: too few to "
+                    "learn from"
+                )
+            self._evaluation = self._learner.evaluate(samples, self._bins)
+        return self._evaluation
+
+    @property
+    def predictor(self) -> Predictor:
+        """Predictor that is trained on all latencies that were told.
+
+        Raises:
+            UsageError: no latency was told.
+        """
+        if self._predictor is None:
+            samples = self._samples()
+            if not len(samples):
+                raise UsageError("there is nothing to learn from: tell latencies first")
+            self._predictor = self._learner.train(samples)
+        return self._predictor
+
+    def predict(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
+    ) -> NDArray[np.float64]:
+        """Return predicted latencies, milliseconds, ``(n,)``.
+
+        Raises:
+            UsageError: no latency was told.
+            InvalidArchitectureError: one is not in the search space.
+        """
+        given = [self._space.read(each) for each in architectures]
+        return self.predictor.predict(self._learner.encoder.encode(given))
+
+    # What was told
+
+    def _forget(self) -> None:
+        self._evaluation = None
+        self._predictor = None
+
+    def _samples(self) -> Samples:
+        known = {a: told for a, told in self._told.items() if not np.isnan(told[0])}
+        values = np.array(list(known.values()), dtype=np.float64).reshape(-1, 2)
+        return Samples(list(known), values[:, 0], values[:, 1])
+
+    def _passing(self) -> list[bool]:
+        """Whether each bin reaches the target; one without samples does not."""
+        target = self._settings.target_accuracy_percent
+        return [each.accuracy_percent >= target for each in self.evaluation.bins]
+
+    # What is asked for
+
+    @property
+    def _asked(self) -> int:
+        return sum(map(len, self._rounds))
+
+    def _waiting(self) -> list[Architecture]:
+        """Architectures of the last round that were not told yet."""
+        return [a for a in (self._rounds[-1] if self._rounds else ()) if a not in self._told]
+
+    def _draw(self, number: int) -> list[Architecture]:
+        """Draw the next round; nothing where the space is exhausted."""
         settings = self._settings
-        target = settings.target_accuracy_percent
-        bins = self._store.rounds()[-1]["bins"]
+        if number == 0:
+            if self._draw_first is not None:
+                return self._drawn(number, settings.initial, None, self._draw_first)
+            quotas = self._sampler.quotas(settings.initial)
+            return self._drawn(number, settings.initial, quotas, self._sampler.sample)
+        step = min(settings.step, settings.max_models - self._asked)
+        if self._sampler.quotas(step) is None:
+            return self._drawn(number, step, None, self._sampler.sample)
         if settings.extension == "cost-aware":
-            quotas = by_shortfall(step, [entry["accuracy_percent"] for entry in bins], target)
-            return self._plan(number, step, quotas, self._draw_instructive())
-        passing = [_passes(entry, target) for entry in bins]
-        quotas = allocate(step, passing, settings.weight_below, settings.weight_above)
-        return self._plan(number, step, quotas, self._sampler.sample)
+            accuracy = [_accuracy(each) for each in self.evaluation.bins]
+            quotas = by_shortfall(step, accuracy, settings.target_accuracy_percent)
+            return self._drawn(number, step, quotas, self._draw_instructive)
+        quotas = allocate(step, self._passing(), settings.weight_below, settings.weight_above)
+        return self._drawn(number, step, quotas, self._sampler.sample)
 
-    def _draw_instructive(self) -> Draw:
-        """Draws many, and keeps those that teach most per second of the device's time."""
-        committee = self._evaluation().committee
-        cost = device_time(self._store, self._settings.spec)
+    def _draw_instructive(
+        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
+    ) -> list[Architecture]:
+        """Draw many, and keep those that teach most per second of the device's time."""
+        pool = self._sampler.sample(CANDIDATES * n, rng, bin_index, exclude)
+        encodings = self._learner.encoder.encode(pool)
+        rows = choose(self.evaluation.committee, encodings, self._seconds, n)
+        return [pool[row] for row in rows]
 
-        def draw(
-            n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
-        ) -> list[Architecture]:
-            pool = self._sampler.sample(CANDIDATES * n, rng, bin_index, exclude)
-            rows = choose(committee, self._encoder.encode(pool), cost.seconds, n)
-            return [pool[row] for row in rows]
-
-        return draw
-
-    def _plan(self, number: int, total: int, quotas: list[int] | None, draw: Draw) -> bool:
+    def _drawn(
+        self, number: int, total: int, quotas: list[int] | None, draw: Draw
+    ) -> list[Architecture]:
         rng = np.random.default_rng([self._settings.seed, number])
-        # Neither again what was drawn before, nor the references.
-        seen = {a.key for planned in self._store.plan().values() for a in planned}
+        asked = {a.key for architectures in self._rounds for a in architectures}
+        taken = self._excluded | asked | {a.key for a in self._told}
         drawn: list[Architecture] = []
         if quotas is None:
-            drawn = draw(total, rng, None, seen)
+            drawn = draw(total, rng, None, taken)
         else:
             for index, quota in enumerate(quotas):
-                fresh = draw(quota, rng, index, seen | {a.key for a in drawn})
-                drawn.extend(fresh)
+                drawn.extend(draw(quota, rng, index, taken | {a.key for a in drawn}))
             if len(drawn) < total:  # a small bin is exhausted: the others take its share
-                taken = seen | {a.key for a in drawn}
-                drawn.extend(draw(total - len(drawn), rng, None, taken))
+                others = taken | {a.key for a in drawn}
+                drawn.extend(draw(total - len(drawn), rng, None, others))
         # Bins mix within blocks, so that a bad block costs every bin a little.
-        order = rng.permutation(len(drawn))
-        if drawn:
-            self._store.add_plan(number, [drawn[index] for index in order])
-        return bool(drawn)
+        return [drawn[index] for index in rng.permutation(len(drawn))]
 
 
-def _passes(entry: dict[str, Any], target_percent: float) -> bool:
-    accuracy = entry["accuracy_percent"]
-    return accuracy is not None and accuracy >= target_percent
+def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
+    """Return a value of each of ``count`` architectures; one for all of them may be given."""
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape not in ((), (count,)):
+        raise UsageError(
+            f"{argument(name)} has the shape {column.shape}: give {count} values, one for each "
+            "architecture"
+        )
+    return np.broadcast_to(column, (count,))
 
 
-def _bin_json(entry: BinAccuracy) -> dict[str, Any]:
-    data = asdict(entry)
-    if not entry.samples:
-        data["accuracy_percent"] = None  # JSON has no NaN
-    return data
+def _accuracy(entry: BinAccuracy) -> float | None:
+    return entry.accuracy_percent if entry.samples else None

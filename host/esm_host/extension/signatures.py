@@ -8,7 +8,7 @@ from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.evaluation.verdict import DEFAULT_PRECISION
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import MeasuringSettings, SamplingSettings, Settings
 from esm_host.sampling.bins import depth_range
 
 _LOOKED_AT = 3
@@ -78,7 +78,7 @@ def _of_a_plateau(
     return [Signature("plateau", text)]
 
 
-def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: SamplingSettings) -> list[Signature]:
     """One bin is below the target in all of the rounds, and all others above in the last one."""
     target = settings.target_accuracy_percent
     below = [
@@ -90,7 +90,7 @@ def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Sig
     entry = last[-1]["bins"][below[-1].pop()]
     blocks = depth_range(entry["depth_min"], entry["depth_max"])
     cure = f"try {argument('sampling')} balanced"
-    if settings.sampling == "balanced":
+    if settings.by_bin:
         cure = (
             f"give it more of each step, by {argument('extension')} cost-aware or a larger "
             f"{argument('weight_below')} ({settings.weight_below:g})"
@@ -102,7 +102,9 @@ def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Sig
     return [Signature("bin", text)]
 
 
-def _of_quality_control(last: Sequence[Mapping[str, Any]], settings: Settings) -> list[Signature]:
+def _of_quality_control(
+    last: Sequence[Mapping[str, Any]], settings: MeasuringSettings
+) -> list[Signature]:
     again = sum(each["qc"]["remeasured_blocks"] for each in last)
     models = last[-1]["measured_models"] - (last[0]["measured_models"] if len(last) > 1 else 0)
     blocks = max(models / settings.block_size, 1)

@@ -1,20 +1,112 @@
-"""What a campaign's predictor learns from: as much of its data set as its settings trust."""
+"""Training and evaluation of a campaign's predictor, on as much data as its settings trust."""
 
 from __future__ import annotations
 
-from esm_host.dataset.table import Dataset
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.arguments import argument
+from esm_host.dataset.table import Dataset, Samples
 from esm_host.encoding.base import Encoder
-from esm_host.extension.settings import Settings
+from esm_host.errors import UsageError
+from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
+from esm_host.extension.committee import cross_validate
+from esm_host.extension.settings import TrainingSettings
+from esm_host.predictors import make_predictor
 from esm_host.predictors.base import Predictor
+from esm_host.sampling.bins import DepthBins
+from esm_models.space import SearchSpace
+
+MakePredictor = Callable[[int], Predictor]
+"""Makes a fresh, unfitted predictor. The number tells the members of a cross-validation apart,
+which are to start from different weights."""
 
 
 def train(
-    predictor: Predictor, encoder: Encoder, dataset: Dataset, settings: Settings
+    predictor: Predictor, encoder: Encoder, dataset: Dataset, settings: TrainingSettings
 ) -> Predictor:
-    """Fits it to what has a trusted verdict, weighted as the settings say; the same predictor."""
-    trusted = dataset.only(settings.trusted_verdicts)
-    return predictor.fit(
-        encoder.encode(trusted.architectures),
-        trusted.latency_ms,
-        trusted.weights(settings.weights),
-    )
+    """Fit a predictor to what has a trusted verdict, weighted as the settings say."""
+    return _fit(predictor, encoder, dataset.only(settings.trusted_verdicts), settings)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Accuracy of a predictor on architectures that it has not seen, by cross-validation.
+
+    Attributes:
+        accuracy_percent: 100 - mean absolute percentage error, over all samples.
+        bins: the same by depth bin.
+        predicted_ms: out-of-fold predictions of the samples, ``(n,)``.
+        committee: the predictors that made them.
+    """
+
+    accuracy_percent: float
+    bins: list[BinAccuracy]
+    predicted_ms: NDArray[np.float64]
+    committee: list[Predictor]
+
+
+class Learner:
+    """Training and evaluation of one kind of predictor."""
+
+    def __init__(
+        self, encoder: Encoder, make_predictor: MakePredictor, settings: TrainingSettings
+    ) -> None:
+        self.encoder = encoder
+        self._make_predictor = make_predictor
+        self._settings = settings
+
+    @classmethod
+    def of(cls, space: SearchSpace, settings: TrainingSettings) -> Learner:
+        """Make the learner of a search space that knows of no other device.
+
+        Raises:
+            UsageError: the settings ask for a warm start, or the encoding or the predictor does not
+                suit the space.
+        """
+        if settings.warm_start:
+            raise UsageError(f"{argument('warm_start')} is of campaigns: leave it out")
+        encoder = settings.encoder(space)
+
+        def make(member: int) -> Predictor:
+            return make_predictor(settings.predictor, encoder, settings.seed + member)
+
+        make(0)  # what it lacks is found now
+        return cls(encoder, make, settings)
+
+    def enough(self, samples: int) -> bool:
+        """Return whether a cross-validation can judge so many samples."""
+        return samples >= 2 * self._settings.folds
+
+    def evaluate(self, samples: Samples, bins: DepthBins) -> Evaluation:
+        """Cross-validate the predictor, folds stratified by depth bin."""
+        depth = samples.depth
+        predicted_ms, committee = cross_validate(
+            self._make_predictor,
+            self.encoder.encode(samples.architectures),
+            samples.latency_ms,
+            samples.weights(self._settings.weights),
+            bins.of(depth),
+            self._settings.folds,
+            self._settings.seed,
+        )
+        return Evaluation(
+            accuracy_percent(samples.latency_ms, predicted_ms),
+            accuracy_by_bin(depth, samples.latency_ms, predicted_ms, bins),
+            predicted_ms,
+            committee,
+        )
+
+    def train(self, samples: Samples) -> Predictor:
+        """Return a predictor that is fitted to all samples."""
+        return _fit(self._make_predictor(0), self.encoder, samples, self._settings)
+
+
+def _fit(
+    predictor: Predictor, encoder: Encoder, samples: Samples, settings: TrainingSettings
+) -> Predictor:
+    encodings = encoder.encode(samples.architectures)
+    return predictor.fit(encodings, samples.latency_ms, samples.weights(settings.weights))

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from esm_host import plugins
+from esm_host.encoding import encoder_class
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
-from esm_protos.text import install
+from esm_protos.plugins import Family
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
     from esm_host.predictors.base import Predictor
     from esm_models.space import SearchSpace
 
+USUAL_ENCODING = "operation-one-hot"
+"""What the predictor study feeds all predictors that bring no encoding of their own."""
+
 
 @dataclass(frozen=True)
-class Entry:
-    """A predictor that can be had by name.
+class Entry(plugins.Entry):
+    """What is known of a predictor before it is loaded.
 
     Attributes:
-        where: ``"module:Class"`` within this package.
-        encoding: that it is used with unless another is asked for; ``"operation-one-hot"`` is
-            what the predictor study feeds all that bring none of their own.
-        about: a line for help and documentation.
-        params: of the constructor, where this name differs from the class's defaults.
+        encoding: that it is used with unless another is asked for.
     """
 
-    where: str
-    encoding: str
-    about: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    encoding: str = USUAL_ENCODING
 
 
 # The predictor study has a small MLP, wider, and a large one, thinner and deeper (Laube et al.
@@ -54,129 +48,131 @@ _LARGE = {
 
 PREDICTORS: dict[str, Entry] = {
     "auto": Entry(
-        "auto:AutoPredictor", "views", "several, cross-validated and weighted; the default"
+        "esm_host.predictors.auto:AutoPredictor",
+        "several, cross-validated and weighted; the default",
+        encoding="views",
     ),
-    "mlp": Entry("mlp:MLPPredictor", "fcc", "ESM's multilayer perceptron, 3 layers of 64"),
+    "mlp": Entry(
+        "esm_host.predictors.mlp:MLPPredictor",
+        "ESM's multilayer perceptron, 3 layers of 64",
+        encoding="fcc",
+    ),
     "mlp-esm": Entry(
-        "mlp:MLPPredictor",
-        "fcc",
+        "esm_host.predictors.mlp:MLPPredictor",
         "the same on plain inputs, at one learning rate: what ESM's paper says, and no more",
         {"standardise": False, "cosine": False},
+        encoding="fcc",
     ),
     "lookup": Entry(
-        "lookup:LookupPredictor", "operation-one-hot", "a latency per operation, added up"
+        "esm_host.predictors.lookup:LookupPredictor", "a latency per operation, added up"
     ),
     "lookup-bias": Entry(
-        "lookup:LookupBiasPredictor", "parts", "parts timed one by one, with bias correction"
+        "esm_host.predictors.lookup:LookupBiasPredictor",
+        "parts timed one by one, with bias correction",
+        encoding="parts",
     ),
-    "linear": Entry("linear:LinearPredictor", "operation-one-hot", "least squares"),
+    "linear": Entry("esm_host.predictors.linear:LinearPredictor", "least squares"),
     "ridge": Entry(
-        "linear:RidgePredictor",
-        "operation-one-hot",
+        "esm_host.predictors.linear:RidgePredictor",
         "ridge regression, its penalty by leave-one-out",
     ),
-    "bayesian": Entry(
-        "linear:BayesianPredictor", "operation-one-hot", "Bayesian linear regression"
-    ),
-    "svr": Entry("baselines.kernel:SVRPredictor", "operation-one-hot", "support vector regression"),
-    "gp": Entry("baselines.kernel:GPPredictor", "operation-one-hot", "exact Gaussian process"),
+    "bayesian": Entry("esm_host.predictors.linear:BayesianPredictor", "Bayesian linear regression"),
+    "svr": Entry("esm_host.predictors.baselines.kernel:SVRPredictor", "support vector regression"),
+    "gp": Entry("esm_host.predictors.baselines.kernel:GPPredictor", "exact Gaussian process"),
     "sparse-gp": Entry(
-        "baselines.sparse_gp:SparseGPPredictor",
-        "operation-one-hot",
+        "esm_host.predictors.baselines.sparse_gp:SparseGPPredictor",
         "Gaussian process with inducing points",
     ),
-    "forest": Entry("baselines.trees:ForestPredictor", "operation-one-hot", "random forest"),
+    "forest": Entry("esm_host.predictors.baselines.trees:ForestPredictor", "random forest"),
     "xgboost": Entry(
-        "baselines.xgb:XGBoostPredictor", "operation-one-hot", "XGBoost's boosted trees"
+        "esm_host.predictors.baselines.xgb:XGBoostPredictor", "XGBoost's boosted trees"
     ),
     "lightgbm": Entry(
-        "baselines.lgbm:LightGBMPredictor", "operation-one-hot", "LightGBM's boosted trees"
+        "esm_host.predictors.baselines.lgbm:LightGBMPredictor", "LightGBM's boosted trees"
     ),
     "ngboost": Entry(
-        "baselines.ngb:NGBoostPredictor",
-        "operation-one-hot",
+        "esm_host.predictors.baselines.ngb:NGBoostPredictor",
         "NGBoost's boosted trees, with uncertainty",
     ),
     "mlp-small": Entry(
-        "mlp:MLPPredictor", "operation-one-hot", "a wide, shallow MLP: 3 layers of 128", _SMALL
+        "esm_host.predictors.mlp:MLPPredictor", "a wide, shallow MLP: 3 layers of 128", _SMALL
     ),
     "mlp-large": Entry(
-        "mlp:MLPPredictor", "operation-one-hot", "a thin, deep MLP: 6 layers of 32", _LARGE
+        "esm_host.predictors.mlp:MLPPredictor", "a thin, deep MLP: 6 layers of 32", _LARGE
     ),
     "bananas": Entry(
-        "baselines.bananas:BANANASPredictor", "path", "ensemble of three large MLPs", _LARGE
+        "esm_host.predictors.baselines.bananas:BANANASPredictor",
+        "ensemble of three large MLPs",
+        _LARGE,
+        encoding="path",
     ),
     "nao": Entry(
-        "baselines.nao:NAOPredictor", "graph", "encoder, latency head and decoder, trained together"
+        "esm_host.predictors.baselines.nao:NAOPredictor",
+        "encoder, latency head and decoder, trained together",
+        encoding="graph",
     ),
     "bohamiann": Entry(
-        "baselines.bohamiann:BOHAMIANNPredictor", "operation-one-hot", "Bayesian MLP, sampled"
+        "esm_host.predictors.baselines.bohamiann:BOHAMIANNPredictor", "Bayesian MLP, sampled"
     ),
     "gcn": Entry(
-        "baselines.graph_networks:GCNPredictor", "graph", "graph convolutions in both directions"
+        "esm_host.predictors.baselines.graph_networks:GCNPredictor",
+        "graph convolutions in both directions",
+        encoding="graph",
     ),
     "bonas": Entry(
-        "baselines.graph_networks:BONASPredictor", "graph", "graph embedding, Bayesian regression"
+        "esm_host.predictors.baselines.graph_networks:BONASPredictor",
+        "graph embedding, Bayesian regression",
+        encoding="graph",
     ),
 }
+"""Those that come with the project."""
+
+FAMILY = Family(
+    what="predictor",
+    group="esm.predictors",
+    base="esm_host.predictors.base:Predictor",
+    builtin={name: each.where for name, each in PREDICTORS.items()},
+)
 
 
 def entry(name: str) -> Entry:
-    """What is known of a predictor before it is loaded.
+    """Return what is known of a predictor; one that is not built in is loaded for it.
+
+    Args:
+        name: in :data:`PREDICTORS`, of an installed package (entry points ``esm.predictors``), or
+            ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such predictor.
+        UsageError: there is no such predictor, or it cannot be loaded.
     """
-    if name not in PREDICTORS:
-        hint = nearest(name, PREDICTORS)
-        raise UsageError(f"unknown predictor '{name}': {hint}choose {', '.join(PREDICTORS)}")
-    return PREDICTORS[name]
+    if name in PREDICTORS:
+        return PREDICTORS[name]
+    cls = predictor_class(name)
+    return Entry(name, plugins.about(cls), encoding=cls.encoding)
 
 
 def predictor_class(name: str) -> type[Predictor]:
-    """The class behind a name; its library is loaded now.
+    """Return the class behind a name; its library is loaded now.
 
     Raises:
         UsageError: there is no such predictor, or its library is not installed.
     """
-    where = f"{__name__}.{entry(name).where}"
-    found: type[Predictor] = load_class(where, f"predictor '{name}'", "predictors")
+    found: type[Predictor] = plugins.plugin_class(FAMILY, name, "predictors")
     return found
 
 
-def load_class(where: str, what: str, extra: str = "host") -> Any:
-    """Return a class or a function by where it is; its library is loaded now.
-
-    Args:
-        where: ``package.module:name``.
-        what: names the class in the error.
-        extra: of the install, for libraries other than torch.
-
-    Raises:
-        UsageError: its library is not installed.
-    """
-    module, _, name = where.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        extra = "host" if error.name == "torch" else extra
-        raise UsageError(f"{what} needs {error.name}: {install(extra)}") from error
-
-
 def encoding_for(name: str, space: SearchSpace) -> str:
-    """The encoding that a predictor is used with; operation-one-hot where that does not suit.
+    """Return the encoding that a predictor is used with; the usual one where that does not suit.
 
     Raises:
         UsageError: there is no such predictor.
     """
-    from esm_host.encoding import ENCODERS
-
     encoding = entry(name).encoding
-    return encoding if ENCODERS[encoding].suits(space) else "operation-one-hot"
+    return encoding if encoder_class(encoding).suits(space) else USUAL_ENCODING
 
 
 def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) -> Predictor:
-    """An unfitted predictor by name, for vectors of an encoder.
+    """Return an unfitted predictor by name, for vectors of an encoder.
 
     Args:
         seed: of what it draws at random, if anything.
@@ -191,21 +187,17 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
             f"predictor '{name}' learns from graphs, not from '{encoder.name}': take the encoding "
             "graph"
         )
-    known = inspect.signature(cls).parameters
-    given: dict[str, Any] = {**PREDICTORS[name].params, **params}
-    if "seed" in known:
-        given.setdefault("seed", seed)
-    if "layout" in known:
-        given.setdefault("layout", encoder.layout)
-    return cls(**given)
+    given = {**entry(name).params, **params}
+    return plugins.build(cls, name, given, seed=seed, layout=encoder.layout)
 
 
 __all__ = [
+    "FAMILY",
     "PREDICTORS",
+    "USUAL_ENCODING",
     "Entry",
     "encoding_for",
     "entry",
-    "load_class",
     "make_predictor",
     "predictor_class",
 ]

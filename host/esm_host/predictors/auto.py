@@ -1,4 +1,4 @@
-"""The predictor that chooses by itself: several are cross-validated, and the good ones vote."""
+"""Automatic predictor: a weighted mean of cross-validated candidates."""
 
 from __future__ import annotations
 
@@ -16,45 +16,44 @@ from esm_host.predictors.candidates import fit_candidates, left_out
 from esm_host.predictors.design import INDUCING, MANY_INDUCING
 from esm_host.predictors.fold_networks import FoldNetworks
 from esm_host.predictors.process import Process
-from esm_host.predictors.readout import said
+from esm_host.predictors.readout import evaluate
 
 NETWORKS_FROM = 1000
-"""Samples from which networks are tried as well; with fewer they have no say."""
+"""Smallest training set for which networks are candidates."""
 MOST_EVIDENCE = 100
+"""Number of samples beyond which weights grow no sharper (see :func:`weigh`)."""
 _INTERACT = 0.99
-"""Share of the best additive candidate's error below which a smooth one's shows that blocks
-interact."""
+"""Blocks interact if the best smooth error is below this share of the best additive one."""
 _UNKNOWN = 50.0
 """Largest absolute log latency that is reported: 1e21 ms."""
 _FAR = 4
-"""Usual errors, beyond which a sample counts less: as the square of how far beyond."""
+"""Error, in robust standard deviations, from which a sample counts less, by the inverse square."""
 _LEAST_SAY = 1e-3
-"""Smallest weight of a candidate that counts."""
+"""Smallest weight of a candidate in the mean."""
 _FINEST = 1e-5
-"""Smallest half-width of an interval, of the log latency: rounding comes near it."""
+"""Smallest half-width of an interval of log latency, near the rounding error."""
 
 
 class AutoPredictor(IntervalPredictor):
-    """Candidates on log latency, weighted by how likely they find what they have not seen.
+    """Mean of candidates on log latency, weighted by their held-out likelihood.
 
-    Every candidate predicts each sample from the others, and weighs by its errors
-    (:func:`weigh`; pseudo-Bayesian model averaging by left-out predictions, Yao et al. 2018). The
-    intervals are conformal: the errors of the left-out predictions, relative to the standard
-    deviations that candidates give, say how wide they must be (Papadopoulos 2008; Barber et al.
-    2021).
+    Every candidate predicts each sample from the others. Its weight follows from the errors
+    (:func:`weigh`; pseudo-Bayesian model averaging, Yao et al. 2018). Prediction intervals are
+    conformal: they scale the candidates' standard deviations by the held-out errors (Papadopoulos
+    2008; Barber et al. 2021).
 
-    Samples that the others predict far from what was measured count less (iteratively reweighted
-    once; Huber 1981): something else may have held the device up.
+    Samples far from their held-out predictions count less (iteratively reweighted once; Huber
+    1981). The device may have been disturbed.
 
-    Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`).
-    Where smooth interactions between blocks lower the errors by a hundredth, they have more
-    inducing points, and from :data:`NETWORKS_FROM` samples on, where torch is installed, there are
-    perceptrons as well: on most devices neither earns its time.
-    Standard deviations are those of the best, and of how much candidates differ.
+    Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`). If
+    smooth interactions between blocks lower the errors by 1 %, there are more inducing points. From
+    :data:`NETWORKS_FROM` samples on, there are then perceptrons, too, if torch is installed. On
+    most devices neither is worth its time. Standard deviations combine those of the best candidate
+    with the spread between candidates.
 
     Args:
-        layout: groups of columns; None makes all columns one group.
-        seed: of folds, subsets and draws.
+        layout: Groups of columns; None makes all columns one group.
+        seed: Random seed of folds, subsets and draws.
     """
 
     knows_std = True
@@ -69,8 +68,8 @@ class AutoPredictor(IntervalPredictor):
         n, truth = len(counted), np.log(samples[1])
         fitted = fit_candidates(samples, self.layout, self.seed)
         means, stds = left_out(fitted, samples, self.layout, self.seed)
-        astray = truth - weigh(truth, means) @ means
-        trust = (_FAR / np.maximum(np.abs(astray) / _usual_size(astray), _FAR)) ** 2
+        deviations = truth - weigh(truth, means) @ means
+        trust = (_FAR / np.maximum(np.abs(deviations) / _robust_std(deviations), _FAR)) ** 2
         if trust.min() < 1:
             trusted = samples[2] * trust
             samples = *samples[:2], trusted / trusted.mean()
@@ -80,29 +79,32 @@ class AutoPredictor(IntervalPredictor):
         if interact and n > INDUCING:
             fitted = fit_candidates(samples, self.layout, self.seed, fitted, MANY_INDUCING)
             means, stds = left_out(fitted, samples, self.layout, self.seed)
-        candidates: dict[str, Process | FoldNetworks] = {**fitted}
+        names, networks = [*fitted], None
         if interact and n >= NETWORKS_FROM and find_spec("torch") is not None:
-            candidates["networks"] = networks = FoldNetworks(self.seed)
+            names.append("networks")
+            networks = FoldNetworks(self.seed)
             networks.fit(*samples)
             means, stds = (
                 np.vstack(parts) for parts in zip((means, stds), networks.left_out_, strict=True)
             )
         errors = np.abs(truth - means).mean(axis=1)
-        self.errors_ = dict(zip(candidates, errors.tolist(), strict=True))
+        self.errors_ = dict(zip(names, errors.tolist(), strict=True))
         weights = weigh(truth, means)
         heard = np.flatnonzero(weights >= _LEAST_SAY)
         self.weights_ = weights[heard] / weights[heard].sum()
-        self.heard_ = [list(candidates.values())[number] for number in heard]
+        self.processes_ = [fitted[names[each]] for each in heard if names[each] in fitted]
+        self.networks_ = networks if len(self.processes_) < len(heard) else None
         self.best_ = int(np.argmax(self.weights_))
         mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
 
     def _mixture(self, means: Floats, std: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the weighted mixture, ``(candidates, n) -> (n,)``.
+        """Return mean and standard deviation of the weighted mixture, ``(n,)`` each.
 
         Args:
-            std: of the best candidate, ``(n,)``.
+            means: Log latencies by each candidate, ``(candidates, n)``.
+            std: Standard deviations of the best candidate, ``(n,)``.
         """
         mean = self.weights_ @ means
         return mean, np.sqrt(std**2 + self.weights_ @ (means - mean) ** 2)
@@ -111,16 +113,18 @@ class AutoPredictor(IntervalPredictor):
         return self._mixture(*self._heard(encodings, drawn=True))
 
     def _heard(self, encodings: NDArray[np.float32], drawn: bool = False) -> tuple[Floats, Floats]:
-        """Log latencies by each candidate that is heard, ``(candidates, n)``, and standard
-        deviations of the best, ``(n,)``, which are right only if ``drawn``."""
-        best = self.heard_[self.best_]
-        processes = [each for each in self.heard_ if isinstance(each, Process)]
-        asked = [drawn and each is best for each in processes]
-        answers = iter(said(processes, asked, encodings) if processes else ())
-        logs = [
-            each.in_log(next(answers)) if isinstance(each, Process) else each.in_log(encodings)
-            for each in self.heard_
-        ]
+        """Return log latencies by each weighted candidate, ``(candidates, n)``.
+
+        The second result has the standard deviations of the best one, ``(n,)``; they are valid only
+        if ``drawn``.
+        """
+        processes, logs = self.processes_, []
+        if processes:
+            asked = [drawn and number == self.best_ for number in range(len(processes))]
+            outputs = evaluate(processes, asked, encodings)
+            logs += [each.in_log(output) for each, output in zip(processes, outputs, strict=True)]
+        if self.networks_ is not None:  # the last of the candidates
+            logs.append(self.networks_.in_log(encodings))
         return np.stack([mean for mean, _ in logs]), logs[self.best_][1]
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
@@ -132,10 +136,13 @@ class AutoPredictor(IntervalPredictor):
         return latency_ms, latency_ms * std * self._width(0.6827)
 
     def to_onnx(self) -> bytes:
-        """``encoding`` (n, d) in, ``latency_ms`` (n,) out; without intervals."""
+        """Return the fitted predictor as ONNX, without intervals.
+
+        The input is ``encoding`` (n, d), the output ``latency_ms`` (n,).
+        """
         from esm_host.predictors.auto_onnx import mixture_graph
 
-        return mixture_graph(self.n_features_in_, self.heard_, self.weights_)
+        return mixture_graph(self.n_features_in_, self.processes_, self.networks_, self.weights_)
 
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9
@@ -156,38 +163,38 @@ class AutoPredictor(IntervalPredictor):
         return _exp(mean), _exp(mean + std * bound)
 
     def _width(self, coverage: float) -> float:
-        """In standard deviations."""
+        """Return the half-width of an interval, in standard deviations."""
         return quantile(self.scores_, coverage, float(norm.ppf((1 + coverage) / 2)))
 
 
 def _interact(candidates: Iterable[Process], errors: Floats) -> bool:
-    """Return whether smooth candidates make smaller errors than additive ones."""
+    """Return whether smooth candidates have smaller errors than additive ones."""
     smooth = np.array([bool(each.smooth) for each in candidates])
     return bool(errors[smooth].min() < _INTERACT * errors[~smooth].min())
 
 
 def _exp(logs: Floats) -> Floats:
-    """Return latencies; finite ones also where nothing is known."""
+    """Return latencies, ms, limited to finite values."""
     return np.asarray(np.exp(np.clip(logs, -_UNKNOWN, _UNKNOWN)))
 
 
-def _usual_size(errors: Floats) -> float:
-    """Standard deviation of errors, which a few large ones do not change."""
+def _robust_std(errors: Floats) -> float:
+    """Return the standard deviation of errors, robust to a few large ones."""
     deviation = float(np.median(np.abs(errors - np.median(errors))))
     return max(deviation / float(norm.ppf(0.75)), _FINEST)
 
 
 def weigh(truth: Floats, means: Floats) -> Floats:
-    """Weights, ``(candidates,)``: how likely each is, given its errors.
+    """Return the weight of each candidate by its errors, ``(candidates,)``.
 
-    If errors follow a Laplace distribution, as wide for each candidate as its errors say, then its
-    likelihood is its mean absolute error to the power of minus the number of samples. Beyond
-    :data:`MOST_EVIDENCE` samples it grows no sharper, so that candidates which are nearly as good
-    keep their say.
+    Errors are assumed to follow a Laplace distribution of each candidate's own width. The
+    likelihood is then the mean absolute error to the power of minus the number of samples. Beyond
+    :data:`MOST_EVIDENCE` samples it grows no sharper, so that nearly equal candidates keep their
+    weight.
 
     Args:
-        truth: ``(n,)``.
-        means: what each candidate said, ``(candidates, n)``.
+        truth: Measured log latencies, ``(n,)``.
+        means: Predictions of each candidate, ``(candidates, n)``.
     """
     error = np.maximum(np.abs(truth - means).mean(axis=1), 1e-12)
     weights = (error / error.min()) ** -min(len(truth), MOST_EVIDENCE)

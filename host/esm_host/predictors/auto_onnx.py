@@ -1,4 +1,4 @@
-"""The automatic predictor as an ONNX graph, in double precision: kernels cancel much."""
+"""Automatic predictor as an ONNX graph, in double precision as kernels nearly cancel."""
 
 from __future__ import annotations
 
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
 _OPSET, _IR_VERSION = 17, 8
 
 
-def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights: Floats) -> bytes:
-    """``encoding`` (n, width) in, ``latency_ms`` (n,) out: the weighted geometric mean."""
+def mixture_graph(
+    width: int, processes: Sequence[Process], networks: FoldNetworks | None, weights: Floats
+) -> bytes:
+    """Return the weighted geometric mean of the candidates' latencies as ONNX.
+
+    The input is ``encoding`` (n, width), the output ``latency_ms`` (n,).
+
+    Args:
+        weights: Weights of the processes, then of the networks.
+    """
     graph = _Graph()
     x = graph.add("Cast", "encoding", to=TensorProto.DOUBLE)
+    members = [_process(graph, x, each) for each in processes]
+    if networks is not None:
+        members.append(_networks(graph, x, networks))
     logs = [
-        graph.add("Mul", _log_latency(graph, x, member), graph.constant(float(weight)))
+        graph.add("Mul", member, graph.constant(float(weight)))
         for member, weight in zip(members, weights, strict=True)
     ]
     latency_ms = graph.add("Exp", graph.add("Sum", *logs))
@@ -35,7 +46,7 @@ def mixture_graph(width: int, members: Sequence[Process | FoldNetworks], weights
 
 
 class _Graph:
-    """Nodes and constants, named by their number."""
+    """Nodes and constants, named by number."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -66,15 +77,13 @@ class _Graph:
         return data
 
 
-def _log_latency(graph: _Graph, x: str, member: Process | FoldNetworks) -> str:
-    if isinstance(member, Process):
-        return _of_process(graph, x, member)
-    logs = [_of_network(graph, x, each, member.least_ms_) for each in member.members_]
+def _networks(graph: _Graph, x: str, networks: FoldNetworks) -> str:
+    logs = [_network(graph, x, each, networks.least_ms_) for each in networks.members_]
     # ONNX Runtime has no Mean of doubles.
     return graph.add("Mul", graph.add("Sum", *logs), graph.constant(1 / len(logs)))
 
 
-def _of_network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
+def _network(graph: _Graph, x: str, member: MLPPredictor, least_ms: float) -> str:
     value = graph.add("Sub", x, graph.constant(member.mean_))
     value = graph.add("Div", value, graph.constant(member.scale_))
     *hidden, last = member.linears()
@@ -90,7 +99,7 @@ def _linear(graph: _Graph, x: str, layer: nn.Linear) -> str:
     return graph.add("Gemm", x, graph.constant(weight), graph.constant(bias), transB=1)
 
 
-def _of_process(graph: _Graph, x: str, process: Process) -> str:
+def _process(graph: _Graph, x: str, process: Process) -> str:
     design = process.design
     slope = process.slopes_[:, 0] * design.scale
     offset = process.constant_[0] - design.centre @ slope

@@ -1,4 +1,4 @@
-"""What a predictor is: vectors in, milliseconds out; scikit-learn's fit and predict."""
+"""Base classes of latency predictors, with scikit-learn's fit and predict."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ Samples = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]
 
 
 class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # without types
-    """Learns latencies from encodings. The public methods check, the private ones compute.
+    """Regressor from encodings to latencies in milliseconds.
 
-    An estimator of scikit-learn: constructor arguments are hyperparameters and are kept under
-    their own names, so ``get_params``, ``clone`` and what else it offers work. One that wants to
-    know how columns belong together has a parameter ``layout``
-    (:class:`esm_host.encoding.base.Layout`); one that draws at random has ``seed``.
+    The public methods check, the private ones compute. Predictors are scikit-learn estimators:
+    constructor arguments are hyperparameters, kept under their names. So ``get_params`` and
+    ``clone`` work. A predictor that uses groups of columns has a parameter ``layout``
+    (:class:`esm_host.encoding.base.Layout`). One that draws random numbers has a parameter
+    ``seed``.
     """
+
+    encoding: ClassVar[str] = "operation-one-hot"
+    """Encoding that it is used with unless another is asked for: a name, or file and class as
+    ``path/to/file.py:Class``. What comes with the project says so in
+    :data:`esm_host.predictors.PREDICTORS`, where one class may have several names."""
 
     knows_std: ClassVar[bool] = False
     """Whether ``predict(..., return_std=True)`` is possible."""
 
     uses_weights: ClassVar[bool] = True
-    """Whether samples count by their weights; where not, weights are checked and left unused."""
+    """Whether samples count by their weights; otherwise weights are checked and ignored."""
 
     needs_graph: ClassVar[bool] = False
-    """Whether its vectors must be graphs (:attr:`esm_host.encoding.base.Layout.nodes`)."""
+    """Whether encodings must be graphs (:attr:`esm_host.encoding.base.Layout.nodes`)."""
 
     trains_on_neighbours: ClassVar[bool] = False
-    """Whether it is made from architectures that differ in one block, not from any."""
+    """Whether the training set must be architectures that differ in one block."""
 
     n_features_in_: int
 
@@ -46,27 +52,28 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> None:
-        """Learns; ``weights`` are positive or zero, with mean 1."""
+        """Fit to samples; ``weights`` are zero or positive, with mean 1."""
 
     @abstractmethod
     def _predict(self, encodings: NDArray[np.float32]) -> Floats: ...
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """Of those that know their uncertainty."""
+        """Return predictions and standard deviations, if :attr:`knows_std`."""
         raise NotImplementedError
 
     def fit(
         self, encodings: ArrayLike, latency_ms: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> Self:
-        """Learns from ``(n, d)`` encodings and ``(n,)`` latencies in milliseconds.
+        """Fit to encodings and latencies.
 
         Args:
-            sample_weight: how much each sample counts, ``(n,)``; only ratios matter. All the
-                same by default.
+            encodings: Encodings, ``(n, d)``.
+            latency_ms: Latencies, ms, ``(n,)``.
+            sample_weight: Relative weights of the samples, ``(n,)``; None for equal weights.
 
         Raises:
-            ValueError: shapes disagree, there is no sample, or a value is not finite, or a
-                latency is not positive, or a weight negative, or all are zero.
+            ValueError: shapes disagree, there is no sample, a value is not finite, a latency is not
+                positive, a weight is negative, or all weights are zero.
         """
         x, y, weights = self._samples(encodings, latency_ms, sample_weight)
         self._fit(x, y, weights)
@@ -74,11 +81,11 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
 
     @classmethod
     def fit_all(cls, predictors: Sequence[Self], samples: Sequence[Sequence[ArrayLike]]) -> None:
-        """Fits each to its own samples, which may be faster than one after the other.
+        """Fit each predictor to its own samples, which may be faster than one by one.
 
         Args:
-            predictors: of this class, alike in all but the seed.
-            samples: what :meth:`fit` takes, for each of them.
+            predictors: Predictors of this class that differ only in the seed.
+            samples: Arguments of :meth:`fit` for each predictor.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -92,8 +99,10 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
             predictor._fit(*part)
 
     def to_onnx(self) -> bytes | None:
-        """The fitted predictor as ONNX, ``encoding`` (n, d) in, ``latency_ms`` (n,) out; None of a
-        kind that has no such form."""
+        """Return the fitted predictor as ONNX; None if it has no such form.
+
+        The input is ``encoding`` (n, d), the output ``latency_ms`` (n,).
+        """
         return None
 
     @overload
@@ -104,18 +113,19 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     def predict(
         self, encodings: ArrayLike, return_std: bool = False
     ) -> Floats | tuple[Floats, Floats]:
-        """Latencies in milliseconds, ``(n,)``, of ``(n, d)`` encodings.
+        """Return latencies, ms, ``(n,)``.
 
         Args:
-            return_std: also the standard deviations of the predictions, ``(n,)``.
+            encodings: Encodings, ``(n, d)``.
+            return_std: Whether to return the standard deviations of the predictions, too, ``(n,)``.
 
         Raises:
-            ValueError: not fitted yet, another width than at fitting, a value is not finite, or
-                the standard deviation is asked of a predictor that does not know it.
+            ValueError: the predictor is not fitted or has no standard deviation, a value is not
+                finite, or the width is not that of the training set.
         """
         if return_std and not self.knows_std:
             raise ValueError(
-                f"{type(self).__name__} does not know its uncertainty: leave return_std out, or "
+                f"{type(self).__name__} has no standard deviation: leave return_std out, or "
                 "choose a Gaussian process, a Bayesian predictor or auto"
             )
         x = self._ready(encodings)
@@ -124,7 +134,11 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         return self._predict(x) if len(x) else np.zeros(0)
 
     def _ready(self, encodings: ArrayLike) -> NDArray[np.float32]:
-        """Encodings that the fitted predictor can take; raises ValueError."""
+        """Return encodings that the fitted predictor can take.
+
+        Raises:
+            ValueError: as :meth:`predict`.
+        """
         if not hasattr(self, "n_features_in_"):
             raise ValueError(f"{type(self).__name__} is not fitted yet: call fit first")
         x = self._checked(encodings)
@@ -164,13 +178,17 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
 
 
 class IntervalPredictor(Predictor):
-    """A predictor that tells, by itself, how far each latency may be off."""
+    """Predictor with prediction intervals of its own."""
 
     @abstractmethod
     def predict_interval(
         self, encodings: ArrayLike, coverage: float = 0.9
     ) -> tuple[Floats, Floats]:
-        """Return lower and upper ends, ms, ``(n,)``, that hold a share ``coverage`` of latencies.
+        """Return the ends of prediction intervals, ms, ``(n,)`` each.
+
+        Args:
+            encodings: Encodings, ``(n, d)``.
+            coverage: Share of the latencies that the intervals hold.
 
         Raises:
             ValueError: as :meth:`predict`, or the coverage is not between 0 and 1.
@@ -180,7 +198,11 @@ class IntervalPredictor(Predictor):
     def predict_at_most(
         self, encodings: ArrayLike, probability: float = 0.9
     ) -> tuple[Floats, Floats]:
-        """Return latencies, ms, and what they are at most with that probability, both ``(n,)``.
+        """Return latencies and their upper bounds, ms, ``(n,)`` each.
+
+        Args:
+            encodings: Encodings, ``(n, d)``.
+            probability: Probability that a latency is at most its bound.
 
         Raises:
             ValueError: as :meth:`predict`, or the probability is not between 0 and 1.

@@ -1,4 +1,4 @@
-"""Candidates of the automatic predictor, and their predictions of samples that are left out."""
+"""Candidates of the automatic predictor, and their held-out predictions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from esm_host.evaluation.accuracy import assign_folds
 from esm_host.predictors.base import Floats, Samples
 from esm_host.predictors.design import INDUCING, Design
 from esm_host.predictors.process import Process
-from esm_host.predictors.readout import said
+from esm_host.predictors.readout import evaluate
 
 SOURCES = "sources"
-"""Group of columns that say what other devices would take."""
+"""Group of columns with latencies predicted for other devices."""
 WITH_SOURCES, WITHOUT_SOURCES = "log, additive", "log, additive, without sources"
 CROSS_VALIDATED = 150
-"""Samples up to which processes are fitted anew without each fold; above, the few parameters of
-their kernels know the sample that is left out, which no longer shows."""
+"""Largest training set for which processes are fitted anew without each fold.
+
+In larger ones the few kernel parameters, fitted to all samples, bias held-out predictions only
+negligibly.
+"""
 FOLDS = 10
 _INTERACTING = ("operations", "counts")
-"""Groups whose columns may matter together; the others are sums already."""
+"""Groups whose columns may interact; the others are sums already."""
 
 
 def fit_candidates(
@@ -31,14 +34,18 @@ def fit_candidates(
     like: Mapping[str, Process] | None = None,
     points: int = INDUCING,
 ) -> dict[str, Process]:
-    """Processes on log latency and on latency itself with errors in proportion, additive and with
-    smooth interactions; where a group says what other devices would take (:data:`SOURCES`), one
-    that does not know it.
+    """Return fitted processes by name.
+
+    Targets are log latency, and latency with errors in proportion. For each there is an additive
+    process and one with smooth interactions. If there is a group :data:`SOURCES`, a further one
+    leaves it out.
 
     Args:
-        samples: all with positive weights.
-        like: candidates of much the same samples, where the search for parameters may begin.
-        points: inducing points, at most.
+        samples: Samples, all with positive weights.
+        layout: Groups of columns; None makes all columns one group.
+        seed: Random seed.
+        like: Candidates of similar samples, at whose parameters the search begins.
+        points: Largest number of inducing points.
     """
     x, latency_ms, weights = samples
     names = list(layout.groups) if layout else ["all"]
@@ -49,12 +56,12 @@ def fit_candidates(
         for target in ("log", "raw")
         for kind, smooth in (("additive", ()), ("smooth", interacting))
     ]
-    if SOURCES in names:  # which may be of no use here
+    if SOURCES in names:  # sources may not help on this device
         kinds.append((WITHOUT_SOURCES, [name for name in names if name != SOURCES], (), "log"))
     fitted: dict[str, Process] = {}
     for name, linear, smooth, target in kinds:
         process = Process(linear, smooth, target, seed)
-        # Parameters of one are much like those of the next.
+        # Similar processes have similar parameters: begin the search there.
         first = fitted.get("log, additive")
         near = like[name] if like else fitted.get(name.replace("raw", "log"), first)
         process.fit(design, x, latency_ms, weights, near)
@@ -65,11 +72,13 @@ def fit_candidates(
 def left_out(
     candidates: Mapping[str, Process], samples: Samples, layout: Layout | None, seed: int
 ) -> tuple[Floats, Floats]:
-    """Means and standard deviations of log latencies, of each sample by others, ``(candidates,
-    n)``.
+    """Return held-out means and standard deviations of log latencies, ``(candidates, n)`` each.
 
     Args:
-        candidates: fitted to these samples.
+        candidates: Candidates, fitted to these samples.
+        samples: Samples, all with positive weights.
+        layout: Groups of columns; None makes all columns one group.
+        seed: Random seed.
     """
     x, latency_ms, weights = samples
     n = len(latency_ms)
@@ -85,7 +94,7 @@ def left_out(
             (x[others], latency_ms[others], weights[others]), layout, seed, candidates
         )
         processes = list(members.values())
-        answers = said(processes, [True] * len(processes), x[own])
-        for row, (process, answer) in enumerate(zip(processes, answers, strict=True)):
-            mean[row, own], std[row, own] = process.in_log(answer)
+        outputs = evaluate(processes, [True] * len(processes), x[own])
+        for row, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+            mean[row, own], std[row, own] = process.in_log(output)
     return mean, std

@@ -1,4 +1,4 @@
-"""Standardised groups of columns, and inducing points, that the kernels of one fit share."""
+"""Standardised groups of columns and inducing points, shared by the kernels of a fit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats
 
 INDUCING, MANY_INDUCING = 200, 1000
-"""Samples, at most, that smooth kernels compare others with: usually, and where they matter."""
+"""Largest numbers of inducing points: by default, and where smooth kernels help."""
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Columns of encodings in groups, standardised so that a kernel's variance is that of a
-    latency.
+    """Grouped columns of encodings, scaled so that a kernel's variance is that of a latency.
 
     Attributes:
-        centre: of every column, ``(d,)``.
-        scale: what a centred column is multiplied by, ``(d,)``; 0 where none of the samples
-            differs.
-        groups: columns of every group in which samples differ.
-        inducing: of the groups that may be smooth, the inducing points, ``(m, columns)``.
+        centre: Mean of every column, ``(d,)``.
+        scale: Factor of every centred column, ``(d,)``; 0 for a constant column.
+        groups: Columns of every group that is not constant.
+        inducing: Inducing points of the groups that may be smooth, ``(m, columns)``.
     """
 
     centre: Floats
@@ -44,14 +42,14 @@ class Design:
         seed: int = 0,
         points: int = INDUCING,
     ) -> Self:
-        """Design for samples ``(n, d)``.
+        """Return the design for samples ``(n, d)``.
 
         Args:
-            layout: None makes all columns one group.
-            smooth: groups for which there are inducing points; those that the layout does not
-                have are left out.
-            seed: of the choice of inducing points.
-            points: how many, at most.
+            encodings: Samples, ``(n, d)``.
+            layout: Groups of columns; None makes all columns one group.
+            smooth: Groups with inducing points; those that the layout lacks are left out.
+            seed: Random seed of the choice of inducing points.
+            points: Largest number of inducing points.
         """
         width = encodings.shape[1]
         centre = encodings.mean(axis=0, dtype=np.float64)
@@ -71,11 +69,11 @@ class Design:
         return cls(centre, scale, groups, inducing)
 
     def inputs(self, encodings: NDArray[np.float32]) -> Floats:
-        """Encodings, standardised, ``(n, d)``."""
+        """Return standardised encodings, ``(n, d)``."""
         return (encodings - self.centre) * self.scale
 
 
 def squared_distances(left: Floats, right: Floats) -> Floats:
-    """``(n, d)`` and ``(m, d)`` -> ``(n, m)``, by one product of matrices."""
+    """Return the squared distances of ``(n, d)`` and ``(m, d)``, ``(n, m)``."""
     squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
     return np.asarray(np.maximum(squares - 2 * left @ right.T, 0))

@@ -1,4 +1,4 @@
-"""Variances and lengths of kernels, by marginal likelihood."""
+"""Variances and lengths of kernels, by maximum marginal likelihood."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ OFFSET = 1.0
 """Variance of the constant, in units of the targets' variance."""
 _LEAST_NOISE = 1e-7
 _NO_LIKELIHOOD = 1e9
-"""Above any loss of the search."""
+"""Loss larger than any in the search."""
 _PRIOR_SD = 2.0
-"""Prior standard deviation of the parameters' logarithms: wide enough for factors of ten."""
+"""Prior standard deviation of the parameters' logarithms, wide enough for factors of ten."""
 _ITERATIONS = 60
 _TOLERANCE = 1e-6
 """Relative change of the log likelihood at which the search ends."""
@@ -30,8 +30,13 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Kernels:
-    """Logarithms: the variance of every linear kernel, variance and length of every smooth one, by
-    group, and the noise's variance."""
+    """Logarithms of the kernels' parameters.
+
+    Attributes:
+        linear: Variance of every linear kernel, by group.
+        smooth: Variance and length of every smooth kernel, by group.
+        noise: Variance of the noise.
+    """
 
     linear: Mapping[str, float]
     smooth: Mapping[str, tuple[float, float]]
@@ -39,6 +44,7 @@ class Kernels:
 
     @classmethod
     def default(cls, linear: Sequence[str], smooth: Sequence[str]) -> Self:
+        """Return the parameters at which a search begins, and the centre of their prior."""
         share = -math.log(max(len(linear), 1))
         return cls(
             dict.fromkeys(linear, share),
@@ -47,7 +53,7 @@ class Kernels:
         )
 
     def like(self, other: Kernels) -> Kernels:
-        """These, with what the other has as well as the other has it."""
+        """Return these kernels with the other's values where both have them."""
         return Kernels(
             {name: other.linear.get(name, own) for name, own in self.linear.items()},
             {name: other.smooth.get(name, own) for name, own in self.smooth.items()},
@@ -56,12 +62,12 @@ class Kernels:
 
     @property
     def vector(self) -> Floats:
-        """Linear variances, smooth variances, lengths, the noise."""
+        """Linear variances, smooth variances, lengths and the noise."""
         variances, lengths = zip(*self.smooth.values(), strict=True) if self.smooth else ((), ())
         return np.array([*self.linear.values(), *variances, *lengths, self.noise])
 
     def of(self, vector: Floats) -> Kernels:
-        """Return as many kernels as these, with other values."""
+        """Return the same kernels with other values."""
         *values, noise = vector.tolist()
         linear, smooth = len(self.linear), len(self.smooth)
         variances, lengths = values[linear : linear + smooth], values[linear + smooth :]
@@ -79,21 +85,22 @@ def most_likely(
     variance: Floats,
     start: Kernels | None = None,
 ) -> Kernels:
-    """The most likely kernels, given the data and a wide prior around the default (Rasmussen and
-    Williams 2006, chapter 5).
+    """Return the kernels of the greatest marginal likelihood times prior.
 
-    Prior scales are ours, chosen on public latencies of devices that no figure is quoted of.
+    See Rasmussen and Williams 2006, chapter 5. The prior is wide and centred on the default. Its
+    scales were chosen on public latencies of devices for which we quote no figures.
 
     Args:
-        inputs: of every group, ``(n, columns)``.
-        targets: standardised, ``(n,)``.
-        variance: of the noise, relative, ``(n,)``.
-        start: where the search begins, instead of the default.
+        default: Kernels at the centre of the prior.
+        inputs: Columns of every group, ``(n, columns)``.
+        targets: Standardised targets, ``(n,)``.
+        variance: Relative variance of the noise, ``(n,)``.
+        start: Kernels at which the search begins; None for the default.
     """
     n = len(targets)
     linear, smooth = len(default.linear), len(default.smooth)
     prior = default.vector
-    # Of symmetric matrices the lower half is enough, as one row.
+    # Symmetric matrices are kept as their lower half, in one row.
     row, column = np.tril_indices(n)
     half = row * n + column
     grams = np.zeros((linear, len(half)))
@@ -118,12 +125,12 @@ def most_likely(
         astray = (vector - prior) / _PRIOR_SD
         try:
             factor = cholesky(kernel, lower=True, check_finite=False)
-        except LinAlgError:  # rounding has left no likelihood here: back to the default
+        except LinAlgError:  # no likelihood due to rounding: back to the default
             far = float(astray @ astray)
             return _NO_LIKELIHOOD * (1 + far), 2 * _NO_LIKELIHOOD * astray / _PRIOR_SD
         dual = cho_solve((factor, True), targets, check_finite=False)
         value = targets @ dual / 2 + np.log(factor[diagonal]).sum() + astray @ astray / 2
-        # Of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
+        # Gradient of the log likelihood: 2 dL = tr((inverse - dual dual') dK).
         inverse, _ = dpotri(factor, lower=1, overwrite_c=1)
         slope = twice * (inverse.take(half) - dual[row] * dual[column])
         by_length = [2 * slope @ (each * by) for each, by in zip(near, shrunk, strict=True)]
@@ -138,7 +145,7 @@ def most_likely(
         return float(value), gradient / 2 + astray / _PRIOR_SD
 
     bounds = [(value - 12, value + 12) for value in prior]
-    with threadpool_limits(1):  # matrices this small only lose by being shared among threads
+    with threadpool_limits(1):  # threads slow down matrices this small
         found = minimize(
             loss,
             np.clip((start or default).vector, prior - 12, prior + 12),
@@ -151,6 +158,8 @@ def most_likely(
 
 
 def jitter(diagonal: Floats) -> float:
-    """Return a variance that nearly always keeps a kernel of this diagonal positive definite in
-    double precision, however strong it is."""
+    """Return a variance that keeps a kernel of this diagonal positive definite.
+
+    It nearly always suffices in double precision, however strong the kernel is.
+    """
     return _LEAST_NOISE + 1e-9 * float(np.mean(diagonal))

@@ -1,4 +1,4 @@
-"""Perceptrons among the candidates of the automatic predictor."""
+"""Cross-validated perceptrons, a candidate of the automatic predictor."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NETWORKS = 5
 
 
 class FoldNetworks:
-    """Multilayer perceptrons, three wide layers, trained together.
+    """Multilayer perceptrons of three wide layers, one per fold, trained together.
 
-    Each has seen all folds but its own, of which it tells how far to trust them; their mean
-    predicts. After :meth:`fit`, ``left_out_`` has means and standard deviations of log latencies,
-    each ``(n,)``, of each sample by the member that has not seen it.
+    Each member is trained without its fold. The prediction is the members' mean. After :meth:`fit`,
+    ``left_out_`` has the means and standard deviations of log latencies, each ``(n,)``. They are
+    predicted by the member trained without the sample.
 
     Args:
-        seed: of folds, initial weights and batches.
+        seed: Random seed of folds, initial weights and batches.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -51,7 +51,7 @@ class FoldNetworks:
         MLPPredictor.fit_all(
             self.members_, [(encodings[r], latency_ms[r], weights[r]) for r in seen]
         )
-        self.least_ms_ = float(latency_ms.min()) / 10  # a network may say anything
+        self.least_ms_ = float(latency_ms.min()) / 10  # the output of a network has no bound
         means = np.empty(len(fold))
         for number, member in enumerate(self.members_):
             own = fold == number
@@ -61,7 +61,7 @@ class FoldNetworks:
         self.left_out_ = means, np.full(len(fold), self.std_)
 
     def in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        """Log latencies and their standard deviations, ``(n,)``."""
+        """Return log latencies and their standard deviations, ``(n,)``."""
         mean = np.mean([self._log(member, encodings) for member in self.members_], axis=0)
         return mean, np.full(len(mean), self.std_)
 

@@ -1,4 +1,4 @@
-"""The linear models of the predictor study: least squares, ridge and Bayesian regression."""
+"""Linear models of the predictor study: least squares, ridge and Bayesian regression."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from esm_host.predictors.standard import StandardPredictor
 
 
 class LinearPredictor(StandardPredictor):
-    """Least squares; of many solutions, as one-hot columns have them, the smallest.
+    """Least squares; of many solutions, as with one-hot columns, the smallest.
 
-    With about as many samples as columns it also learns the noise; ridge regression does not.
+    With about as many samples as columns it overfits the noise; ridge regression does not.
     """
 
     def _learn(self, x: Floats, y: Floats, weights: Floats) -> None:
@@ -24,9 +24,9 @@ class LinearPredictor(StandardPredictor):
 
 
 class RidgePredictor(StandardPredictor):
-    """Ridge regression (Saunders et al. 1998), its penalty that of the least leave-one-out error.
+    """Ridge regression (Saunders et al. 1998), its penalty chosen by leave-one-out error.
 
-    The penalty is one of 22 from 0.001 to 10,000, three per decade; every fit chooses it from its
+    The penalty is one of 22 from 0.001 to 10,000, three per decade. Every fit chooses it from its
     own samples.
     """
 
@@ -40,9 +40,9 @@ class RidgePredictor(StandardPredictor):
 
 
 class BayesianPredictor(StandardPredictor):
-    """Bayesian linear regression (Bishop, 3.5): penalty and noise are of the greatest evidence.
+    """Bayesian linear regression (Bishop, 3.5); the evidence chooses penalty and noise.
 
-    The standard deviation is that of a measurement, the noise included.
+    The standard deviation is that of a measurement, noise included.
     """
 
     knows_std = True

@@ -1,4 +1,4 @@
-"""Lookup tables: a latency per operation or part, added up."""
+"""Lookup tables: sums of a latency per operation or part."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from esm_host.predictors.base import Floats, Predictor
 from esm_models.space import Codes, SearchSpace
 
 NOTHING = "none"
-"""Label of an option that cuts the way through a block."""
+"""Label of an option that leaves a block without a path."""
 
 
 def neighbours(space: SearchSpace) -> Codes:
-    """A base architecture and all that differ from it in one thing, the base first.
+    """Return a base architecture and all that differ from it in one choice, the base first.
 
-    What an operation-wise table is built from ("neighboured architectures", Laube et al. 2022:
-    25 of NAS-Bench-201). That paper does not say which base; ours is the deepest architecture of
-    the first option, the cheapest, that is not :data:`NOTHING`: a network of nothing has no
-    latency to compare with. The others have one block of another option (all blocks of a unit
-    where these share one), or one unit of another depth, or another resolution.
+    They are the training set of an operation-wise table ("neighboured architectures", Laube et al.
+    2022: 25 of NAS-Bench-201). The paper does not name its base. Ours is the deepest architecture
+    of the first and cheapest option, except :data:`NOTHING`. A network without operations has no
+    latency to compare with. Each neighbour has one block of another option, one unit of another
+    depth, or another resolution. Where all blocks of a unit share an option, they change together.
 
     Returns:
-        codes, ``(n, *space.code_shape)``.
+        Codes, ``(n, *space.code_shape)``.
     """
     options = len(space.options)
     usual = next((i for i, option in enumerate(space.options) if option.label != NOTHING), 0)
@@ -56,11 +56,11 @@ def neighbours(space: SearchSpace) -> Codes:
 
 
 class LookupPredictor(Predictor):
-    """Operation-wise table: a latency per column, by least squares, and what all have in common.
+    """Operation-wise table: a latency per column and a constant, by least squares.
 
-    Of the solutions that fit equally well the one nearest to the samples' mean, so that what was
-    never seen to vary has no effect. On :func:`neighbours` with one-hot columns it is the table
-    that their differences to the base say, exactly.
+    Of equally good solutions it is the one nearest to the samples' mean. So columns that never vary
+    have no effect. On :func:`neighbours` with one-hot columns the entries are the differences to
+    the base.
     """
 
     trains_on_neighbours = True
@@ -80,14 +80,15 @@ class LookupPredictor(Predictor):
 
 
 class LookupBiasPredictor(Predictor):
-    """A table of parts timed one by one, with linear bias correction (ESM, III-B).
+    """Table of parts timed one by one, with linear bias correction (ESM, III-B).
 
-    Predicts ``slope * (counts @ table_ms) + offset``; measured networks teach the two numbers.
+    The prediction is ``slope * (counts @ table_ms) + offset``. Both numbers are fitted to measured
+    networks.
 
     Args:
-        table_ms: latency of each column of the encoding ``parts``, milliseconds, as
-            :func:`esm_host.predictors.lookup_file.load_lookup_table` reads them; None as long as
-            there is none.
+        table_ms: Latency of each column of the encoding ``parts``, ms
+            (:func:`esm_host.predictors.lookup_file.load_lookup_table`). None until there is a
+            table.
     """
 
     def __init__(self, table_ms: Sequence[float] | Floats | None = None) -> None:
@@ -100,7 +101,7 @@ class LookupBiasPredictor(Predictor):
         if spread > 1e-12 * mean**2:
             together = np.average((sums - mean) * (latency_ms - mean_ms), weights=weights)
             self.slope_ = float(together) / spread
-        else:  # nothing to learn an offset from
+        else:  # an offset cannot be fitted
             self.slope_ = mean_ms / mean if mean else 0.0
         self.offset_ms_ = mean_ms - self.slope_ * mean
 
@@ -117,7 +118,7 @@ class LookupBiasPredictor(Predictor):
         if table.shape != encodings.shape[1:]:
             raise ValueError(
                 f"the table has shape {table.shape} and encodings have {encodings.shape[1]} "
-                "columns: use the encoding 'parts' of the space that the table is of"
+                "columns: use the encoding 'parts' of the table's space"
             )
         if not np.isfinite(table).all() or (table < 0).any():
             raise ValueError("the table's latencies must be finite milliseconds, none negative")

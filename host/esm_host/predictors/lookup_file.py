@@ -1,4 +1,4 @@
-"""The file of a lookup table: what each part of a search space takes (docs/lookup.md)."""
+"""File of a lookup table: the latency of each part of a search space (docs/lookup.md)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.encoding import Encoder
-from esm_host.encoding.cost import PartsEncoder
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, MismatchError, UsageError
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceInfo, MeasureSpec
@@ -29,10 +28,14 @@ def table_json(
     spec: MeasureSpec,
     parts: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """What ``esm-host lookup --json`` writes; docs/lookup.md describes it.
+    """Return the content of the file, as docs/lookup.md describes it.
 
     Args:
-        parts: entries, one per part.
+        space: Search space.
+        device: Name of the device.
+        info: Description of the device.
+        spec: Settings of the measurements.
+        parts: Entries, one per part.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -49,18 +52,19 @@ def table_json(
 
 
 def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]:
-    """Milliseconds of each column of the encoding ``parts``, ``(len(encoder),)``, for
-    :class:`esm_host.predictors.lookup.LookupBiasPredictor`.
+    """Return the latency of each column of the encoding ``parts``, ms, ``(len(encoder),)``.
+
+    It is for :class:`esm_host.predictors.lookup.LookupBiasPredictor`.
 
     Raises:
-        UsageError: there is no such file, or the encoder is another.
-        DatasetError: it is something else, or damaged.
-        MismatchError: it is of another space, of other settings, or lacks parts.
+        UsageError: there is no such file, or the encoder is another one.
+        DatasetError: the file is no lookup table, or damaged.
+        MismatchError: the table is of another space or other settings, or lacks parts.
     """
     path = Path(path)
-    if not isinstance(encoder, PartsEncoder):
+    if not encoder.parts:
         raise UsageError(
-            f"a lookup table goes with the encoding 'parts', not '{encoder.name}': "
+            f"a lookup table needs the encoding 'parts', not '{encoder.name}': use "
             "make_encoder('parts', space)"
         )
     try:
@@ -83,14 +87,14 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
         table = {str(entry["key"]): float(entry["latency_ms"]) for entry in data["parts"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} lacks what a lookup table has ({type(error).__name__}: {error}): measure "
+            f"{path} is no complete lookup table ({type(error).__name__}: {error}): measure "
             "again with esm-host lookup"
         ) from error
     wanted = encoder.space.settings()
     if settings != wanted:
         raise MismatchError(
             f"{path} is of {_shown(settings)}, the encoder's space is {_shown(wanted)}: measure "
-            "a table of that with esm-host lookup"
+            "a table of this space with esm-host lookup"
         )
     missing = [part.name for part in encoder.parts if part.key not in table]
     if missing:

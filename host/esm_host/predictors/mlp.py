@@ -1,4 +1,4 @@
-"""ESM's regression model: a small multilayer perceptron (ESM, III-A)."""
+"""Multilayer perceptron, the regression model of ESM (III-A)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ _CHUNK = 4096  # architectures whose activations stay in the processor's cache
 class MLPPredictor(Predictor):
     """Three hidden layers of 64, MSE, Adam (learning rate 0.01, weight decay 1e-4).
 
-    What the paper leaves open is ours: ReLU; inputs standardised; targets divided by their mean,
-    so that one learning rate fits microseconds and seconds; batches of 64, 100 epochs and at least
-    1,000 steps, the learning rate falling to zero along a cosine. These were chosen on public
-    latencies of the Once-for-all space, so figures of that space flatter it.
+    The paper leaves the rest open. We use ReLU and standardised inputs. Targets are divided by
+    their mean, so that one learning rate fits microseconds and seconds. There are batches of 64,
+    100 epochs and at least 1,000 steps. The learning rate falls to zero along a cosine. These
+    choices were made on public latencies of the Once-for-all space, so figures of that space are
+    optimistic.
 
     Args:
-        hidden: width of the hidden layers.
-        layers: number of hidden layers.
-        learning_rate: of Adam, at the start.
+        hidden: Width of the hidden layers.
+        layers: Number of hidden layers.
+        learning_rate: Initial learning rate of Adam.
         weight_decay: L2 penalty of Adam.
-        epochs: passes over the data, at least.
-        min_steps: steps at least; small data sets are passed over more often.
-        batch_size: samples per step.
-        gain: hidden weights begin with a standard deviation of ``gain / sqrt(inputs)``. The more
-            layers, the nearer it must be to the square root of 2 for signals to get through ReLU
-            (He et al. 2015, "Delving Deep into Rectifiers"); the default is PyTorch's.
-        standardise: inputs have mean 0 and standard deviation 1; else they are as encoded.
-        cosine: the learning rate falls to zero; else it stays.
-        seed: of the initial weights and the batches.
+        epochs: Smallest number of epochs.
+        min_steps: Smallest number of steps; small data sets get more epochs.
+        batch_size: Samples per step.
+        gain: Factor of the initial weights, whose standard deviation is ``gain / sqrt(inputs)``.
+            The default is PyTorch's. Deep networks with ReLU need a gain near the square root of 2
+            (He et al. 2015, "Delving Deep into Rectifiers").
+        standardise: Whether inputs are scaled to mean 0 and standard deviation 1.
+        cosine: Whether the learning rate falls to zero.
+        seed: Random seed of the initial weights and the batches.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class MLPPredictor(Predictor):
 
     @classmethod
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
-        """Networks this small cost by the step, not by the arithmetic: all take theirs at once."""
+        """Train all networks in the same steps, as small networks cost per step."""
         with one_thread():
             _train(predictors, samples)
 
@@ -86,7 +87,7 @@ class MLPPredictor(Predictor):
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws the network and takes the units from the data; returns it in them."""
+        """Draw the network and return the samples in the units of the data."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network_ = self._network(encodings.shape[1])
@@ -108,7 +109,7 @@ class MLPPredictor(Predictor):
         return x, y
 
     def linears(self) -> list[nn.Linear]:
-        """The network's layers, first to last."""
+        """Return the network's linear layers, first to last."""
         return [layer for layer in self.network_ if isinstance(layer, nn.Linear)]
 
     def _predict(self, encodings: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -121,15 +122,24 @@ class MLPPredictor(Predictor):
         return result * self.unit_ms_
 
     def last_inputs(self, encodings: ArrayLike) -> NDArray[np.float64]:
-        """What the output layer multiplies by its weights, and a constant for its bias:
-        ``(n, d) -> (n, hidden + 1)``; ValueError as :meth:`predict`."""
+        """Return the inputs of the output layer and a constant for its bias, ``(n, hidden + 1)``.
+
+        Args:
+            encodings: Encodings, ``(n, d)``.
+
+        Raises:
+            ValueError: as :meth:`predict`.
+        """
         x = torch.from_numpy((self._ready(encodings) - self.mean_) / self.scale_)
         with torch.inference_mode():
             last = self.network_[:-1](x).numpy().astype(np.float64)
         return np.concatenate([last, np.ones((len(x), 1))], axis=1)
 
     def last_weights(self) -> NDArray[np.float64]:
-        """Of the output layer, bias last, ``(hidden + 1,)``: with :meth:`last_inputs`, ms."""
+        """Return the weights of the output layer, bias last, ``(hidden + 1,)``.
+
+        Their product with :meth:`last_inputs` is the latency, ms.
+        """
         output = self.linears()[-1]
         parts = [output.weight.detach().numpy()[0], output.bias.detach().numpy()]
         return np.asarray(np.concatenate(parts) * self.unit_ms_, dtype=np.float64)
@@ -142,7 +152,10 @@ class MLPPredictor(Predictor):
         return nn.Sequential(*layers, nn.Linear(features, 1))
 
     def to_onnx(self) -> bytes:
-        """The fitted predictor as ONNX: ``encoding`` (n, d) in, ``latency_ms`` (n,) out."""
+        """Return the fitted predictor as ONNX.
+
+        The input is ``encoding`` (n, d), the output ``latency_ms`` (n,).
+        """
         from onnx import TensorProto, helper, numpy_helper
 
         values = {"mean": self.mean_, "scale": self.scale_}
@@ -178,10 +191,10 @@ class MLPPredictor(Predictor):
 
 
 def _train(members: Sequence[MLPPredictor], samples: Sequence[Samples]) -> None:
-    """Trains each on its own samples, independently, all of them in the same steps.
+    """Train each network on its own samples, all of them in the same steps.
 
-    The members' hyperparameters are the first one's but for the seed; their numbers of samples
-    may differ a little, as those of folds do: an epoch is as long as the largest needs.
+    The networks' hyperparameters are those of the first, except for the seed. Their numbers of
+    samples may differ a little, as those of folds do. An epoch is as long as the largest needs.
     """
     first = members[0]
     data = [member.prepare(*part) for member, part in zip(members, samples, strict=True)]

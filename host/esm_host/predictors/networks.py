@@ -1,4 +1,4 @@
-"""What the networks share: several of one kind are trained in the same steps."""
+"""Base classes of networks of which several are trained in the same steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor, Samples
 
-ROWS = 4096  # predicted at once, so that memory does not grow with what is asked
+ROWS = 4096  # rows per step of a prediction, to bound the memory
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Steps this small only lose by being shared among threads."""
+    """Run torch in one thread, as threads slow down steps this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,13 +31,13 @@ def one_thread() -> Iterator[None]:
 
 
 class Linears(nn.Module):
-    """A linear layer of every member: ``(members, ..., inputs)`` -> ``(members, ..., outputs)``.
+    """Linear layer of every member: ``(members, ..., inputs)`` -> ``(members, ..., outputs)``.
 
-    Made for one member; :func:`stacked` puts several together.
+    It is made for one member; :func:`stacked` joins several.
     """
 
     def __init__(self, inputs: int, outputs: int, gain: float = 3**-0.5) -> None:
-        """Weights and biases begin with a standard deviation of ``gain / sqrt(inputs)``."""
+        """Draw weights and biases with a standard deviation of ``gain / sqrt(inputs)``."""
         super().__init__()
         bound = gain * (3 / inputs) ** 0.5
         self.weight = nn.Parameter(torch.empty(1, inputs, outputs).uniform_(-bound, bound))
@@ -49,14 +49,14 @@ class Linears(nn.Module):
 
 
 class Network(nn.Module):
-    """A network of members: the first axis of all its parameters and buffers."""
+    """Network of members, which are the first axis of all parameters and buffers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodings ``(members, n, d)`` -> standardised latencies ``(members, n)``."""
+        """Return standardised latencies ``(members, n)`` of encodings ``(members, n, d)``."""
         raise NotImplementedError
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """What training makes small, sample by sample, ``(members, n)``."""
+        """Return the loss of every sample, ``(members, n)``."""
         error: Tensor = self(x) - y
         return error * error
 
@@ -65,7 +65,7 @@ N = TypeVar("N", bound=Network)
 
 
 def stacked(networks: Sequence[N]) -> N:
-    """One network of all members, with memory of its own."""
+    """Return one network of all members, with memory of its own."""
     together = copy.deepcopy(networks[0])
     parts = zip(*(network.state_dict().values() for network in networks), strict=True)
     for tensor, part in zip(together.state_dict(keep_vars=True).values(), parts, strict=True):
@@ -74,7 +74,7 @@ def stacked(networks: Sequence[N]) -> N:
 
 
 def unstack(together: Network, networks: Sequence[Network]) -> None:
-    """Inverse of :func:`stacked`: gives every member its parameters."""
+    """Copy the parameters of the joint network to its members, which reverses :func:`stacked`."""
     parts = zip(*(network.parameters() for network in networks), strict=True)
     for parameter, part in zip(together.parameters(), parts, strict=True):
         for number, each in enumerate(part):
@@ -82,11 +82,11 @@ def unstack(together: Network, networks: Sequence[Network]) -> None:
 
 
 class NetworkPredictor(Predictor, Generic[N]):
-    """One kind of network, trained by Adam along a cosine that falls to zero.
+    """Predictor by a network, trained by Adam with a cosine schedule.
 
-    Latencies are standardised, by the weights of the samples; what a network does to its inputs
-    is its own. Subclasses have the hyperparameters ``learning_rate``, ``weight_decay``,
-    ``epochs``, ``min_steps``, ``batch_size`` and ``seed`` that :class:`MLPPredictor` explains.
+    Latencies are standardised with the weights of the samples. Subclasses have the hyperparameters
+    ``learning_rate``, ``weight_decay``, ``epochs``, ``min_steps``, ``batch_size`` and ``seed`` of
+    :class:`MLPPredictor`.
     """
 
     learning_rate: float
@@ -98,7 +98,7 @@ class NetworkPredictor(Predictor, Generic[N]):
 
     @abstractmethod
     def _network(self, encodings: NDArray[np.float32]) -> N:
-        """Draws a network of one member, for such encodings."""
+        """Draw a network of one member for such encodings."""
 
     def _fit(
         self,
@@ -125,7 +125,7 @@ class NetworkPredictor(Predictor, Generic[N]):
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> Tensor:
-        """Draws the network; returns the latencies in units taken from the data."""
+        """Draw the network and return the standardised latencies."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network_ = self._network(encodings)
@@ -140,21 +140,21 @@ class NetworkPredictor(Predictor, Generic[N]):
 
 
 class GraphPredictor(NetworkPredictor[N]):
-    """A network that reads graphs: it needs the encoding ``graph`` and its layout."""
+    """Network on graphs; it needs the encoding ``graph`` and its layout."""
 
     needs_graph = True
 
     layout: Layout | None
 
     def graph(self, columns: int) -> GraphColumns:
-        """Where the graph is in encodings of so many columns.
+        """Return the columns of the graph in encodings of this width.
 
         Raises:
-            ValueError: they are no graphs.
+            ValueError: the encodings are no graphs.
         """
         if self.layout is None or not self.layout.nodes:
             raise ValueError(
-                f"{type(self).__name__} learns from graphs: choose encoding graph and pass "
+                f"{type(self).__name__} needs graphs: choose the encoding graph and pass "
                 "layout=encoder.layout"
             )
         last = max(end for _, end in self.layout.groups.values())
@@ -167,7 +167,7 @@ class GraphPredictor(NetworkPredictor[N]):
 
 
 class GraphColumns:
-    """Reads nodes and edges out of flat encodings."""
+    """Columns of nodes and edges in flat encodings."""
 
     def __init__(self, layout: Layout) -> None:
         self.nodes = layout.nodes
@@ -177,19 +177,22 @@ class GraphColumns:
         self.operations = (end - begin) // layout.nodes
 
     def operations_of(self, x: Tensor) -> Tensor:
-        """``(members, n, d)`` -> ``(members, n, nodes, operations)``."""
+        """Convert ``(members, n, d)`` to ``(members, n, nodes, operations)``."""
         operations: Tensor = x[..., self._operations]
         return torch.unflatten(operations, -1, (self.nodes, self.operations))
 
     def adjacency_of(self, x: Tensor) -> Tensor:
-        """``(members, n, d)`` -> ``(members, n, nodes, nodes)``."""
+        """Convert ``(members, n, d)`` to ``(members, n, nodes, nodes)``."""
         adjacency: Tensor = x[..., self._adjacency]
         return torch.unflatten(adjacency, -1, (self.nodes, self.nodes))
 
 
 def mean_and_sd(values: Floats, weights: Floats) -> tuple[float, float]:
-    """Of a weighted sample; a standard deviation of 0 becomes a tenth of the mean: one can divide
-    by it, and what a network draws at random stays small beside the mean."""
+    """Return the mean and standard deviation of a weighted sample.
+
+    A standard deviation of 0 becomes a tenth of the mean. It can then be a divisor, and the random
+    output of a new network stays small beside the mean.
+    """
     mean = float(np.average(values, weights=weights))
     sd = float(np.average((values - mean) ** 2, weights=weights)) ** 0.5
     return mean, sd if sd > 1e-9 * mean else mean / 10
@@ -198,9 +201,9 @@ def mean_and_sd(values: Floats, weights: Floats) -> tuple[float, float]:
 def batches(
     sizes: Sequence[int], seeds: Sequence[int], batch_size: int, epochs: int
 ) -> Iterator[Tensor]:
-    """Rows of samples that lie behind each other, ``(members, batch)``, shuffled every epoch.
+    """Yield rows of consecutive data sets, ``(members, batch)``, shuffled every epoch.
 
-    An epoch is as long as the largest needs; the others begin again with their first.
+    An epoch is as long as the largest data set needs; smaller ones are repeated.
     """
     offsets = torch.tensor(np.cumsum([0, *sizes[:-1]]))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,14 +1,14 @@
-"""A Gaussian process with a kernel for every group of columns, weighted by what the data say.
+"""Gaussian process with a kernel per group of columns.
 
-Latency is nearly a sum over operators, so a linear model on the right columns is hard to beat;
-which columns those are (single blocks, counts by unit, costs of the whole network) depends on the
-device and on how much was measured. Here every group has a linear kernel of its own and its weight
-is found by marginal likelihood, so that ten samples lean on what all blocks share and a thousand
-on the blocks themselves.
+Latency is nearly a sum over operators, so a linear model on the right columns is hard to beat. The
+right columns depend on the device and on the number of samples. They may be single blocks, counts
+by unit or costs of the whole network. Here every group has a linear kernel whose weight maximises
+the marginal likelihood. Ten samples then rely on what all blocks share, a thousand on the blocks
+themselves.
 
-Linear kernels are solved in their columns, smooth ones in what inducing points say of them
-(Quiñonero-Candela and Rasmussen 2005, the subset of regressors): with as many of these as samples
-that is the whole process, with fewer time and memory stay in proportion to the samples.
+Linear kernels are solved in their columns. Smooth ones are approximated by inducing points
+(Quiñonero-Candela and Rasmussen 2005, the subset of regressors). With as many of these as samples
+the process is exact. With fewer, time and memory are proportional to the samples.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from esm_host.predictors.evidence import OFFSET, Kernels, jitter, most_likely
 from esm_host.predictors.regression import regress
 
 SEARCHED = 300
-"""Samples, at most, on which the kernels' parameters are found; all are learned from then."""
+"""Largest number of samples for the search of the kernels' parameters; the fit uses all."""
 _ROUNDING, _UNSEEN = 6e-8, 1e-3
-"""Rounding error of single precision, and the share of the noise's standard deviation that does not
-show."""
+"""Rounding error of single precision, and its tolerated share of the noise's standard deviation."""
 _SAME_PLACE = 1e-6
-"""Variance, in units of the kernel's, by which inducing points differ where they are the same."""
+"""Extra variance of an inducing point, in units of the kernel's, so that equal points differ."""
 
 
 @dataclass(frozen=True, eq=False)
 class Smooth:
-    """A squared-exponential kernel, as a sum over inducing points.
+    """Squared-exponential kernel, as a sum over inducing points.
 
     Attributes:
-        group: of columns.
-        variance: logarithm.
-        length: logarithm.
-        dual: of every inducing point, the mean first, then draws, ``(m, 1 + DRAWS)``.
+        group: Group of columns.
+        variance: Logarithm of the variance.
+        length: Logarithm of the length scale.
+        dual: Weights of the inducing points, ``(m, 1 + DRAWS)``: the mean, then draws.
     """
 
     group: str
@@ -55,15 +54,14 @@ class Smooth:
 class Process:
     """Gaussian process on log latency (or latency), a sum of kernels over a design's groups.
 
-    After :meth:`fit`, ``left_out_`` has means and standard deviations of log latencies, each
-    ``(n,)``, of each sample by all others; the kernels' parameters know them all.
+    After :meth:`fit`, ``left_out_`` has the means and standard deviations of log latencies, each
+    ``(n,)``. A sample is predicted from all others, with kernel parameters fitted to all.
 
     Args:
-        linear: groups that have a linear kernel; those in which samples do not differ are left
-            out.
-        smooth: groups that have a squared-exponential kernel as well, for what is no sum.
-        target: ``"log"``, or ``"raw"`` latencies with errors in proportion to them.
-        seed: of the choice of :data:`SEARCHED` samples, and of draws.
+        linear: Groups with a linear kernel; constant groups are left out.
+        smooth: Groups with a squared-exponential kernel, too, for effects that are not additive.
+        target: ``"log"``, or ``"raw"`` for latencies with errors in proportion to them.
+        seed: Random seed of the choice of :data:`SEARCHED` samples, and of draws.
     """
 
     def __init__(
@@ -82,11 +80,15 @@ class Process:
         weights: Floats,
         like: Process | None = None,
     ) -> None:
-        """Learn samples, all with positive weights.
+        """Fit to samples, all with positive weights.
 
         Args:
-            like: a fitted process that is much like this one: the search for parameters begins
-                where its search ended.
+            design: Design of the samples.
+            encodings: Encodings, ``(n, d)``.
+            latency_ms: Latencies, ms, ``(n,)``.
+            weights: Weights, ``(n,)``.
+            like: Similar fitted process, at whose parameters the search begins; None for the
+                default.
         """
         self.design = design
         self._standardise(latency_ms, weights)
@@ -125,7 +127,7 @@ class Process:
 
     @property
     def single(self) -> bool:
-        """True if rounding to single precision is nothing beside the noise."""
+        """Whether the error of single precision is negligible beside the noise."""
         squares = sum(
             math.exp(2 * s.variance) * float(s.dual[:, 0] @ s.dual[:, 0]) for s in self.smooth_
         )
@@ -138,7 +140,7 @@ class Process:
         if not self.log_:
             weights = weights * (self.usual_ms_ / latency_ms) ** 2
         self.variance_ = 1 / weights
-        self.least_ms_ = float(latency_ms.min()) / 10  # a sum may come out at nothing
+        self.least_ms_ = float(latency_ms.min()) / 10  # a sum may be zero or negative
         self.mean_ = float(np.average(targets, weights=weights))
         self.scale_ = float(targets.std()) or abs(self.mean_) or 1.0
         self.targets_ = (targets - self.mean_) / self.scale_
@@ -156,8 +158,10 @@ class Process:
         )
 
     def linear_function(self) -> tuple[float, Floats]:
-        """Log latency (or latency), where no kernel is smooth: the constant, and a weight of every
-        column, ``(d,)``.
+        """Return log latency (or latency) as a linear function of the columns.
+
+        Returns:
+            The constant, and the weight of every column, ``(d,)``.
 
         Raises:
             ValueError: a kernel is smooth.
@@ -168,10 +172,13 @@ class Process:
         constant = self.mean_ + self.scale_ * self.constant_[0]
         return float(constant - self.design.centre @ weights), weights
 
-    def in_log(self, said: Floats) -> tuple[Floats, Floats]:
-        """Means and standard deviations of log latencies, ``(n,)``, from what
-        :func:`~esm_host.predictors.readout.said` gives of this process."""
-        return self._in_log(said[:, 0], said[:, 1])
+    def in_log(self, values: Floats) -> tuple[Floats, Floats]:
+        """Return means and standard deviations of log latencies, ``(n,)``.
+
+        Args:
+            values: Result of :func:`~esm_host.predictors.readout.evaluate` for this process.
+        """
+        return self._in_log(values[:, 0], values[:, 1])
 
     def _in_log(self, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Convert means and variances without noise to log latencies and standard deviations."""
@@ -189,5 +196,5 @@ class Process:
 
 
 def _near(distances: Floats, variance: float, length: float) -> Floats:
-    """Covariance at squared distances."""
+    """Return the covariance at squared distances."""
     return np.asarray(np.exp(variance - distances / (2 * math.exp(2 * length))))

@@ -1,4 +1,4 @@
-"""Predictions of many encodings by processes that share a design."""
+"""Fast predictions by processes that share a design."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from esm_host.predictors.regression import DRAWS
 
 Inputs = NDArray[np.float32] | NDArray[np.float64]
 _CHUNK = 2048
-"""Rows at a time: what is made of them stays in the processor's caches."""
+"""Rows per step, so that intermediate results stay in the processor's caches."""
 
 
-def said(
+def evaluate(
     processes: Sequence[Process], drawn: Sequence[bool], encodings: NDArray[np.float32]
 ) -> list[Floats]:
-    """Standardised targets of encodings ``(n, d)``, and their variances without noise, by every
-    process ``(n, 2)``.
+    """Return the standardised targets and their variances without noise, ``(n, 2)`` per process.
 
-    In single precision where that does not show (:attr:`Process.single`): it is twice as fast.
+    Single precision is used where the error is negligible (:attr:`Process.single`), as it is twice
+    as fast.
 
     Args:
-        drawn: of every process, whether its variances are asked for; else they are 0.
+        processes: Fitted processes of one design.
+        drawn: Whether the variance of each process is needed; otherwise it is 0.
+        encodings: Encodings, ``(n, d)``.
     """
     design = processes[0].design
     dtype = np.dtype(np.float32 if all(each.single for each in processes) else np.float64)
@@ -75,14 +77,14 @@ def said(
 
 @dataclass(frozen=True)
 class _Kernels:
-    """Squared-exponential kernels of several processes on one group: they share distances.
+    """Squared-exponential kernels of several processes on one group, which share distances.
 
     Attributes:
-        at: columns of the group.
-        points: inducing points, transposed, times -2.
-        squares: their squared lengths.
-        kernels: of every process its columns, the kernel's variance (logarithm), what it
-            multiplies squared distances by, and duals.
+        at: Columns of the group.
+        points: Inducing points, transposed, times -2.
+        squares: Squared lengths of the inducing points.
+        kernels: Columns of the result, logarithm of the variance, factor of the squared distance,
+            and duals, for every process.
     """
 
     at: slice

@@ -1,4 +1,4 @@
-"""Bayesian linear regression on many columns, in whichever form is smaller."""
+"""Bayesian linear regression, solved in columns or in samples, whichever are fewer."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from scipy.linalg.lapack import dtrtri
 from esm_host.predictors.base import Floats
 
 DRAWS = 64
-"""Number of draws from the posterior of the weights. Variances made of so many have a standard
-error of 18 %, standard deviations one of 9 %."""
+"""Number of draws from the posterior of the weights.
+
+Variances estimated from them have a standard error of 18 %, standard deviations of 9 %.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Posterior of the weights of columns, and the predictions of each sample by all others.
+    """Posterior of the weights, and leave-one-out predictions.
 
     Attributes:
-        weights: the mean in the first column, then deviations of draws from it, divided by the
-            root of :data:`DRAWS`: their squares add up to a variance. ``(columns, 1 + DRAWS)``.
-        left_out_mean, left_out_std: of each sample by all others, noise included, ``(n,)``
-            (Rasmussen and Williams 2006, section 5.4.2).
+        weights: Mean in the first column, then deviations of draws, divided by the root of
+            :data:`DRAWS`, ``(columns, 1 + DRAWS)``. The squares of the deviations add up to a
+            variance.
+        left_out_mean: Leave-one-out predictions, ``(n,)`` (Rasmussen and Williams 2006, section
+            5.4.2).
+        left_out_std: Their standard deviations, noise included, ``(n,)``.
     """
 
     weights: Floats
@@ -32,23 +36,23 @@ class Posterior:
 
 
 def regress(features: Floats, targets: Floats, noise: Floats, seed: int = 0) -> Posterior:
-    """Regress with weights that have variance 1 before anything is known.
+    """Regress on columns whose weights have a prior variance of 1.
 
-    Draws are those of the prior, corrected by what they would have said of the samples (Wilson
-    et al. 2021, *Pathwise conditioning of Gaussian processes*).
+    Draws are those of the prior, corrected by their errors on the samples (Wilson et al. 2021,
+    *Pathwise conditioning of Gaussian processes*).
 
     Args:
-        features: ``(n, columns)``.
-        targets: ``(n,)``.
-        noise: variance of each target, ``(n,)``.
-        seed: of the draws.
+        features: Columns, ``(n, columns)``.
+        targets: Targets, ``(n,)``.
+        noise: Variance of the noise of each target, ``(n,)``.
+        seed: Random seed of the draws.
     """
     n, columns = features.shape
     deviation = np.sqrt(noise)
     scaled = features / deviation[:, None]
     rng = np.random.default_rng(seed)
     prior = rng.standard_normal((columns, DRAWS))
-    # What is to be explained: the targets, then what each draw says too much, in noise's units.
+    # Right-hand sides in units of the noise: the targets, then the error of each draw.
     asked = np.concatenate(
         [(targets / deviation)[:, None], -scaled @ prior - rng.standard_normal((n, DRAWS))], axis=1
     )
@@ -73,8 +77,10 @@ def regress(features: Floats, targets: Floats, noise: Floats, seed: int = 0) -> 
 
 
 def _cholesky(gram: Floats) -> Floats:
-    """Return the factor of a Gram matrix plus one on its diagonal; plus more, where rounding has
-    left it with a negative eigenvalue."""
+    """Return the factor of a Gram matrix plus one on its diagonal.
+
+    More is added if rounding has left a negative eigenvalue.
+    """
     diagonal = np.diag_indices(len(gram))
     more = 1.0
     while True:

@@ -1,4 +1,4 @@
-"""What the classical predictors share: columns and latencies in standard units."""
+"""Base class of the classical predictors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from esm_host.predictors.base import Floats, Predictor
 
 
 class StandardPredictor(Predictor):
-    """Standardises columns and latencies, as the predictor study does (III, "Study setup").
+    """Predictor on standardised columns and latencies, as in the predictor study (III).
 
-    Latencies are not transformed otherwise. Samples of weight 0 are left out, so that libraries
-    that count samples, or start from their mean, do not see them.
+    There is no other transformation of latencies. Samples of weight 0 are left out, as some
+    libraries count samples or start from their mean.
 
-    The study searches hyperparameters briefly and does not say what came out. Those of these
-    predictors were chosen by Kendall's tau on latencies of four devices that no figure we quote is
-    from: of NAS-Bench-201 the GTX 1080 Ti (batch 1) and the Xeon Silver 4114, of FBNet the same
-    (batch 32), with 25 to 2,000 samples, one-hot by operation, one seed; of XGBoost and the sparse
-    Gaussian process on some of these only, and NGBoost's are XGBoost's.
+    The study does not report its hyperparameters. Ours have the best Kendall's tau on four devices
+    for which we quote no figures. These are the GTX 1080 Ti and the Xeon Silver 4114, on
+    NAS-Bench-201 (GPU at batch 1) and on FBNet (GPU at batch 32). Training sets had 25 to 2,000
+    samples, encoded one-hot by operation, with one seed. XGBoost and the sparse Gaussian process
+    were tuned on some of these. NGBoost has the hyperparameters of XGBoost.
     """
 
     @abstractmethod
     def _learn(self, x: Floats, y: Floats, weights: Floats) -> None:
-        """From standardised columns and latencies; weights are positive, with mean 1."""
+        """Fit to standardised columns and latencies; weights are positive, with mean 1."""
 
     @abstractmethod
     def _recall(self, x: Floats) -> Floats:
-        """Standardised latencies."""
+        """Return standardised latencies."""
 
     def _recall_with_std(self, x: Floats) -> tuple[Floats, Floats]:
-        """Of those that know their uncertainty."""
+        """Return standardised latencies and standard deviations, if :attr:`knows_std`."""
         raise NotImplementedError
 
     def _fit(
@@ -49,7 +49,7 @@ class StandardPredictor(Predictor):
         self.scale_ = np.where(sd > 1e-6 * np.abs(self.mean_), sd, 1)
         self.mean_ms_ = float(np.average(y, weights=weights))
         sd_ms = float(np.sqrt(np.average((y - self.mean_ms_) ** 2, weights=weights)))
-        # Where nothing varies, all that is known of the unit is the mean.
+        # Without variation the mean is the only scale.
         self.unit_ms_ = sd_ms if sd_ms > 1e-6 * self.mean_ms_ else self.mean_ms_
         self._learn(self._standard(x), (y - self.mean_ms_) / self.unit_ms_, weights)
 

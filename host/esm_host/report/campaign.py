@@ -1,4 +1,4 @@
-"""The report of a campaign."""
+"""Report of a campaign."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from esm_models.space import SearchSpace
 from esm_protos.messages import RunOrder
 
 VERDICTS = {
-    Verdict.STABLE: "nothing speaks against the number",
-    Verdict.NOISY: "something disturbed the device, or references strayed",
-    Verdict.UNRESOLVED: "the interval is wider than what was asked for",
-    Verdict.THROTTLED: "the device slowed itself down",
+    Verdict.STABLE: "no sign of a disturbance",
+    Verdict.NOISY: "the device was disturbed, or reference models deviated",
+    Verdict.UNRESOLVED: "the confidence interval is wider than requested",
+    Verdict.THROTTLED: "the device reduced its clock",
 }
 
 _MOST = 10  # rows of a table of extremes
 
 
 def campaign_page(run: Run) -> Page:
-    """What a campaign measured and learned, and what to do next.
+    """Return the page of a campaign: its measurements, its predictor and what to do next.
 
     Raises:
         DatasetError: the folder is damaged or holds no measurements yet.
@@ -105,8 +105,8 @@ def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
         return f"{text}; no predictor has been trained yet."
     overall = last.loc[last["bin"] == "all", "accuracy_percent"].iloc[0]
     return (
-        f"{text}. Latencies of architectures not yet seen are predicted to within "
-        f"{100 - overall:.1f} % on average."
+        f"{text}. Latencies of other architectures are predicted with a mean error of "
+        f"{100 - overall:.1f} %."
     )
 
 
@@ -117,7 +117,7 @@ def _key_numbers(
     last = _last_round(accuracy)
     if not last.empty:
         overall = last.loc[last["bin"] == "all"].iloc[0]
-        wanted = f"target {target:g} %" if run.settings.has_target else "of models not seen"
+        wanted = f"target {target:g} %" if run.settings.has_target else "on held-out models"
         yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", wanted)
         bins = last[(last["bin"] != "all") & last["accuracy_percent"].notna()]
         worst = bins.loc[bins["accuracy_percent"].idxmin()]
@@ -141,17 +141,15 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
     folder, settings = shlex.quote(str(run.path)), run.settings
     resume = f"esm-host profile --run {folder} --resume"
     if run.result is None:
-        yield Step(
-            "The campaign is not finished. Go on with it; nothing is measured twice:", resume
-        )
+        yield Step("The campaign is not finished. Continue it; nothing is measured twice:", resume)
     elif measurements["predicted_ms"].isna().all():
-        yield Step("The folder lacks the predictions of each model unseen. Write them:", resume)
+        yield Step("The folder lacks the held-out predictions. Write them:", resume)
     if run.result is not None and run.settings.has_target and not run.result["converged"]:
         signatures = run.result.get("signatures", ())
         if all(signature["name"] != "noise" for signature in signatures):
             more = -(-settings.max_models * 3 // 2)
             yield Step(
-                "The target is missed. Let the campaign measure more where it is inaccurate:",
+                "The target is missed. Measure more where predictions are inaccurate:",
                 f"{resume} --max-models {more}",
             )
         for signature in signatures:
@@ -159,26 +157,26 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
     trusted = measurements["verdict"].isin(["stable"]).mean() if len(measurements) else 1.0
     if trusted < 0.75:
         reasons = _reasons(measurements)
-        commonest = f" The commonest reason: {reasons[0][1]}." if reasons else ""
+        commonest = f" The most common reason: {reasons[0][1]}." if reasons else ""
         yield Step(
-            f"{100 * (1 - trusted):.0f} % of the numbers are not stable.{commonest} "
-            "Ask the device what can be put right before the next campaign:",
+            f"{100 * (1 - trusted):.0f} % of the latencies are not stable.{commonest} "
+            "Check the device before the next campaign:",
             f"esm-host devices doctor {shlex.quote(_least_stable(run, measurements))}",
         )
     if run.result is not None:
         yield Step(
-            "Predict latencies of architectures, drawn or your own:",
+            "Predict latencies of random architectures, or of your own:",
             f"esm-host predict {folder} --sample 5",
         )
         yield Step("Read the result in a program, as JSON:", str(run.path / "result.json"))
     yield Step(
-        "Look into the numbers in a notebook:",
+        "Explore the measurements in a notebook:",
         f"esm_host.load_run({str(run.path)!r}).measurements()",
     )
 
 
 def _least_stable(run: Run, measurements: pd.DataFrame) -> str:
-    """The device; of a group, the one with the smallest share of stable numbers."""
+    """Return the device, or the one of a group with the smallest share of stable latencies."""
     blocks = run.blocks()
     if blocks["device"].nunique() < 2:
         return run.settings.device
@@ -196,9 +194,9 @@ def _predictions(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Sec
     error = predicted["error_percent"].abs()
     within = (error <= 5).mean()
     summary = (
-        f"{plural(len(predicted), 'model')}, each predicted by a network that has not seen it: "
-        f"the mean error is {error.mean():.1f} %, half of them are within {error.median():.1f} %, "
-        f"nine in ten within {error.quantile(0.9):.1f} %. Dots on the dashed line are perfect."
+        f"Held-out predictions of {plural(len(predicted), 'model')}: mean absolute error "
+        f"{error.mean():.1f} %, median {error.median():.1f} %, 90 % quantile "
+        f"{error.quantile(0.9):.1f} %. The dashed line marks perfect predictions."
     )
     columns = [
         Column("architecture", "architecture"),
@@ -213,7 +211,7 @@ def _predictions(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Sec
     yield Section(
         "predictions",
         "Predictions",
-        f"{100 * within:.0f} % of the predictions are within 5 % of what was measured.",
+        f"{100 * within:.0f} % of the predictions are within 5 % of the measured latency.",
         [
             Figure("predicted", "Predicted against measured latency", summary, chart, columns),
             *_residuals(predicted, space),
@@ -245,8 +243,8 @@ def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
         worst = many.loc[many["median_percent"].abs().idxmax()]
         way = "too slow" if worst["median_percent"] > 0 else "too fast"
         summary = (
-            f"Median, middle half and middle nine tenths of the errors. Predicted furthest off on "
-            f"the whole: {what} {worst['range']}, {abs(worst['median_percent']):.1f} % {way} "
+            f"Median, 25 to 75 % and 5 to 95 % of the errors. The largest median error is at "
+            f"{what} {worst['range']}: {abs(worst['median_percent']):.1f} % {way} "
             f"({plural(int(worst['models']), 'model')})."
         )
         yield Figure(
@@ -282,12 +280,11 @@ def _accuracy(accuracy: pd.DataFrame, target_percent: float) -> Iterator[Section
     yield Section(
         "accuracy",
         "Accuracy by round",
-        "100 minus the mean absolute percentage error of predictions by networks that have not "
-        "seen the model.",
+        "100 minus the mean absolute percentage error (MAPE) of held-out predictions.",
         [
             Figure(
                 "rounds",
-                "Accuracy of each depth bin against measured models",
+                "Accuracy of each depth bin against the number of measured models",
                 summary,
                 plots.accuracy_by_round(accuracy, target_percent),
                 columns,
@@ -307,22 +304,22 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
     of = f" of {devices} devices" if devices > 1 else ""
     pace = (
         f"Over {plural(len(blocks), 'block')}{of} the pace went from {_slower(low)} than usual to "
-        f"{_slower(high)}. {_what_becomes_of_it(run, paces)}"
+        f"{_slower(high)}. {_pace_note(run, paces)}"
     )
     references = run.references()
     left = references["deviation_percent"].dropna()
     remaining = (
-        f"With the pace taken out, half of the references' deviations are below "
-        f"{left.median() if len(left) else 0:.1f} %, nine in ten below "
+        f"After correction for the pace, the references' deviations have a median of "
+        f"{left.median() if len(left) else 0:.1f} % and a 90 % quantile of "
         f"{left.quantile(0.9) if len(left) else 0:.1f} %. {plural(failed, 'block')} of "
-        f"{len(blocks)} exceeded {tolerance:g} % when judged"
-        f"{', and failed (vertical lines)' if failed else ''}; the shaded band is tolerated."
+        f"{len(blocks)} exceeded the tolerance of {tolerance:g} % (shaded band)"
+        f"{' and failed (vertical lines)' if failed else ''}."
     )
     yield Section(
         "drift",
         "Drift of the device",
-        f"The same {plural(run.settings.references, 'reference model')} in every block "
-        f"{'and those of the agent ' * (not paces.empty)}tell how fast the device was.",
+        f"Every block times the same {plural(run.settings.references, 'reference model')}"
+        f"{' and those of the agent' * (not paces.empty)}, which show the pace of the device.",
         [
             Figure(
                 "pace",
@@ -338,7 +335,7 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
             *_paces(paces),
             Figure(
                 "deviations",
-                "What is left of each reference's deviation",
+                "Deviation of each reference model after correction",
                 remaining,
                 plots.deviations(references, blocks, tolerance),
                 [
@@ -356,16 +353,16 @@ def _slower(percent: float) -> str:
     return f"{abs(percent):.0f} % {'slower' if percent > 0 else 'faster'}"
 
 
-def _what_becomes_of_it(run: Run, paces: pd.DataFrame) -> str:
+def _pace_note(run: Run, paces: pd.DataFrame) -> str:
     if run.settings.raw:
-        return "Latencies are as measured: the campaign is raw."
+        return "Latencies are not corrected: the campaign is raw."
     if paces.empty:
-        return "This is divided out of every latency."
+        return "Every latency is divided by the pace of its block."
     return "Latencies are at the usual pace."
 
 
 def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
-    """The agent's reference models over time; older campaigns have none."""
+    """Return the chart of the agent's reference models; older campaigns have none."""
     if paces.empty:
         return
     groups = paces.groupby("reference", sort=False)["slower_percent"]
@@ -375,9 +372,9 @@ def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
     ]
     yield Figure(
         "paces",
-        "The agent's reference models against what is usual, over time",
-        "Arithmetic and memory have paces of their own: the more weights a model has, the more it "
-        f"feels memory's. Against what the agent remembers of this device: {', '.join(ends)}.",
+        "The agent's reference models against their usual pace, over time",
+        "Arithmetic and memory each have a pace. The more weights a model has, the more the pace "
+        f"of memory matters. Against the agent's history of this device: {', '.join(ends)}.",
         plots.paces(paces),
         [
             Column("block", "block", 0),
@@ -390,11 +387,11 @@ def _paces(paces: pd.DataFrame) -> Iterator[Figure]:
 
 
 def _group(run: Run) -> Iterator[Section]:
-    """Who of several devices did what; a campaign that has not ended does not tell."""
+    """Return the table of a group's devices; a campaign that has not ended has none."""
     devices = (run.result or {}).get("devices", ())
     if len(devices) < 2:
         return
-    columns = ["device", "host name", "#blocks", "#models", "#pace", "#±", "#strays (%)", "left"]
+    columns = ["device", "host name", "#blocks", "#models", "#pace", "#±", "#deviation (%)", "left"]
     rows = [
         [
             Cell(device["name"]),
@@ -415,11 +412,11 @@ def _group(run: Run) -> Iterator[Section]:
     if len(paces) > 1:
         lead += (
             f" The slowest takes {max(paces) / min(paces):.2f} times as long as the fastest for "
-            "the references; that is divided out of every latency."
+            "the reference models. Latencies are corrected for this."
         )
     caption = (
-        "Pace: times as long as the median device for the references. Strays: of the reference "
-        "that is furthest off the device's own pace. Models: those measured again count again."
+        "Pace: duration of the reference models, relative to the median device. Deviation: that "
+        "of the reference model furthest from the device's pace. Models: repetitions count."
     )
     yield Section(
         "group",
@@ -434,14 +431,14 @@ def _group(run: Run) -> Iterator[Section]:
 
 def _trust(measurements: pd.DataFrame) -> str:
     if measurements.empty:
-        return "Nothing has been judged yet."
+        return "There are no verdicts yet."
     counts = measurements["verdict"].value_counts()
     shares = [
         f"{counts[verdict.value]} {verdict.value}"
         for verdict in Verdict
         if counts.get(verdict.value)
     ]
-    return f"Of {plural(len(measurements), 'number')}: {', '.join(shares)}."
+    return f"{plural(len(measurements), 'measurement')}: {', '.join(shares)}."
 
 
 def _verdict_tables(measurements: pd.DataFrame) -> Iterator[Table]:
@@ -451,7 +448,7 @@ def _verdict_tables(measurements: pd.DataFrame) -> Iterator[Table]:
     total = len(measurements)
     yield Table(
         "verdicts",
-        "Verdicts, and what they mean",
+        "Verdicts and their meaning",
         ["verdict", "#models", "#share (%)", "meaning"],
         [
             [
@@ -467,15 +464,15 @@ def _verdict_tables(measurements: pd.DataFrame) -> Iterator[Table]:
     if reasons := _reasons(measurements):
         yield Table(
             "reasons",
-            "Commonest reasons for a verdict other than stable",
-            ["such as", "#models", "#share (%)"],
+            "Most common reasons for a verdict other than stable",
+            ["example", "#models", "#share (%)"],
             [[Cell(text), _count(n), fixed(100 * n / total)] for n, text in reasons[:8]],
         )
 
 
 def _reasons(measurements: pd.DataFrame) -> list[tuple[int, str]]:
-    """How many numbers have a reason, and an example of it; the commonest first."""
-    # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
+    """Return the count and an example of each reason, most common first."""
+    # Figures aside: "references off by 3.4 %" and "... by 4.1 %" are one reason.
     kinds: dict[str, list[str]] = {}
     for reasons in measurements["reasons"]:
         for reason in reasons:
@@ -490,9 +487,9 @@ def _failures(run: Run) -> Iterator[Table]:
         yield Table(
             "failures",
             f"{plural(len(failures), 'architecture')} could not be measured",
-            ["architecture", "why"],
+            ["architecture", "reason"],
             [[Cell(row.architecture_key), Cell(row.message)] for row in rows],
-            wide=["why"],
+            wide=["reason"],
         )
 
 
@@ -506,10 +503,10 @@ def _architectures(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[S
         order = predicted["error_percent"].abs().sort_values(ascending=False).index
         worst = predicted.loc[order[:_MOST]]
         tables.append(_architecture_table("worst", f"The {len(worst)} worst predicted", worst))
-    lead = "Units apart by |, the option of every block; "
-    lead += f"3*{space.options[-1].label} stands for three of them in a row."
+    lead = "The option of every block, units separated by |; "
+    lead += f"3*{space.options[-1].label} stands for three blocks in a row."
     if space.resolutions:
-        lead += " First the resolution."
+        lead += " The resolution comes first."
     yield Section(
         "architectures",
         "Architectures",
@@ -544,19 +541,19 @@ def _device_and_settings(run: Run) -> list[Any]:
     if run.result is not None:
         several = len(run.result.get("devices", ())) > 1
         which = "One of the devices" if several else "The device"
-        parts += [Text(f"{which}, as its agent saw it:"), device_facts(run.result["device"])]
+        parts += [Text(f"{which}, as reported by its agent:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
     if spec["protocol"] == RunOrder.INTERLEAVED.value:
         spec["cache"] = "warm" if spec["long_visits"] else "cold"
-    for name in ("references", "seed", "sessions"):  # which campaigns have no options for
+    for name in ("references", "seed", "sessions"):  # campaigns have no such options
         del spec[name]
-    parts += [Text("What the campaign was asked for:"), setting_facts(settings)]
-    return [*parts, Text("How every model was measured:"), setting_facts(spec)]
+    parts += [Text("Settings of the campaign:"), setting_facts(settings)]
+    return [*parts, Text("Settings of every measurement:"), setting_facts(spec)]
 
 
 def device_facts(info: Mapping[str, Any]) -> Facts:
-    """Of ``DeviceInfo`` as JSON."""
+    """Return the facts of a ``DeviceInfo`` in JSON."""
     gpus = [gpu["name"] for gpu in info.get("state", {}).get("gpus", ())]
     facts = {
         "Host name": info.get("hostname"),

@@ -25,6 +25,7 @@ from esm_host.report.page import (
 )
 from esm_host.report.plots import ABOVE, LINE, compact, layered
 from esm_host.timing.compare import Comparison, Outcome
+from esm_protos.metrics import STATISTICS, Metric
 
 
 def comparison_page(comparison: Comparison) -> Page:
@@ -131,6 +132,32 @@ def _changes(comparison: Comparison) -> Iterator[Any]:
             for change in comparison.changes
         ],
     )
+    yield from _metrics(comparison)
+
+
+def _metrics(comparison: Comparison) -> Iterator[Table]:
+    """Yield what became of other metrics; statistics of the latency only where they are limited."""
+    statistics = {metric.key for metric in STATISTICS}
+    rows = [
+        [
+            Cell(comparison.name(change)),
+            Cell(each.metric.heading),
+            *(_value(each.metric, value) for value in (each.base, each.new)),
+            fixed(each.change_percent, sign=True),
+            *([_value(each.metric, each.limit)] if limited else []),
+        ]
+        for limited in [any(e.limit is not None for c in comparison.changes for e in c.metrics)]
+        for change in comparison.changes
+        for each in change.metrics
+        if each.metric.key not in statistics or each.limit is not None
+    ]
+    if rows:
+        columns = ["result", "metric", "#before", "#after", "#change (%)", "#limit"]
+        yield Table("metrics", "Other metrics", columns[: len(rows[0])], rows)
+
+
+def _value(metric: Metric, value: float | None) -> Cell:
+    return Cell(DASH) if value is None else Cell(metric.text(value), value)
 
 
 def _chart(frame: pd.DataFrame, tolerance_percent: float) -> alt.LayerChart:

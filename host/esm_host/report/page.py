@@ -1,8 +1,8 @@
-"""One HTML file that holds all it needs: text, tables, charts, and what draws them.
+"""HTML page in a single file: text, tables, charts and the scripts that draw them.
 
-No file and no network is asked for anything: a content security policy allows the page's own two
-scripts, by their hashes, and no request at all. Whatever comes from outside (names of devices and
-models, messages) is text: escaped by the template, and in the data a string in JSON.
+The page loads no file and uses no network. A content security policy allows its two scripts, by
+their hashes, and no request. Names and messages from outside are text: the template escapes them,
+and the data hold them as JSON strings.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from esm_host.report.theme import DARK, LIGHT, Theme, config
 DASH = "\N{EN DASH}"
 
 VEGA_LITE = "6.4"
-"""The version whose schema Altair writes."""
+"""Version whose schema Altair writes."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table, and what it is sorted by where that is not the text."""
+    """Text of a table cell, and the value it is sorted by if that is not the text."""
 
     text: str
     value: float | None = None
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Fact:
-    """A name and a value; ``note`` says more in small print."""
+    """Name and value; ``note`` is in small print."""
 
     name: str
     value: str
@@ -48,7 +48,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """List of names and values."""
 
     kind: ClassVar[str] = "facts"
     facts: Sequence[Fact]
@@ -56,11 +56,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted by every column. The first column names the row.
+    """Table that can be sorted by every column.
 
     Attributes:
-        columns: titles; of numbers, which are set right, with a leading ``#``.
-        wide: columns whose text may be long and is broken.
+        id: Identifier within the page.
+        caption: Caption above the table.
+        columns: Titles; a leading ``#`` marks a column of numbers, which is aligned right.
+        rows: Cells; the first one of each row names the row.
+        wide: Columns of long text that may wrap.
     """
 
     kind: ClassVar[str] = "table"
@@ -73,7 +76,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a chart's data; ``digits`` after the point, None for text."""
+    """Column of a chart's data; ``digits`` is the number of decimals, None for text."""
 
     field: str
     title: str
@@ -82,11 +85,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title, a text that says what it shows, and its data as a table.
+    """Chart with its title, a text on what it shows, and its data as a table.
 
     Attributes:
-        columns: of the table; they are among the chart's own data.
-        half: it is one of a row of narrow figures.
+        id: Identifier within the page.
+        title: Title above the chart.
+        summary: Text on what the chart shows.
+        chart: Altair chart.
+        columns: Columns of the table, which are among the chart's data.
+        half: Whether the figure takes half the width.
     """
 
     kind: ClassVar[str] = "figure"
@@ -100,13 +107,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Text:
+    """Paragraph of text."""
+
     kind: ClassVar[str] = "text"
     text: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do; ``command`` as it is typed."""
+    """Instruction; ``command`` is what to type."""
 
     text: str
     command: str = ""
@@ -114,13 +123,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
+    """Numbered list of instructions."""
+
     kind: ClassVar[str] = "steps"
     steps: Sequence[Step]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parts under a heading of their own, within a section."""
+    """Parts under a heading within a section."""
 
     kind: ClassVar[str] = "group"
     id: str
@@ -130,6 +141,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
+    """Section of a page, listed in its navigation."""
+
     id: str
     title: str
     lead: str
@@ -138,11 +151,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """Report.
 
     Attributes:
-        status: in few words, ``("good" | "bad" | "open", text)``.
-        facts: the key numbers.
+        eyebrow: Kind of the report, above the title.
+        title: Title of the report.
+        lead: First paragraph.
+        status: Kind and text of the status, ``("good" | "bad" | "open", text)``.
+        facts: Key numbers.
+        sections: Sections in order.
     """
 
     eyebrow: str
@@ -154,11 +171,15 @@ class Page:
 
 
 SOURCE = "esm-source"
-"""Name of the page's metadata that tells pages of different sources apart."""
+"""Name of the metadata that identifies the source of a page."""
 
 
 def check_source(path: Path) -> None:
-    """Raises UsageError where there is nothing to report on; needs no package for it."""
+    """Check that a path to report on exists.
+
+    Raises:
+        UsageError: it does not.
+    """
     if not path.exists():
         raise UsageError(
             f"there is no {path}: give the folder of a campaign (esm-host profile --run), of a "
@@ -168,12 +189,12 @@ def check_source(path: Path) -> None:
 
 
 def mark_of(source: Path) -> str:
-    """Return what marks pages of a source; it says nothing of where the source lies."""
+    """Return the mark of a source, a hash that hides its path."""
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
 def marked(page: Path) -> str | None:
-    """Return the mark of a page that was written before; None where it has none."""
+    """Return the mark of an existing page; None if it has none."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
             head = file.read(4096)
@@ -187,7 +208,9 @@ def render(page: Page, version: str, source: Path | None = None) -> str:
     """Return the page as HTML.
 
     Args:
-        source: that it is of, where that is a file or folder.
+        page: Page to render.
+        version: Version of the program.
+        source: File or folder of the report; None if there is none.
     """
     import jinja2
 
@@ -219,7 +242,7 @@ def render(page: Page, version: str, source: Path | None = None) -> str:
 
 
 def chart_page(spec: Mapping[str, Any]) -> str:
-    """A chart alone, as HTML that needs no network either."""
+    """Return a single chart as HTML that needs no network."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Chart</title>\n'
         f'<div id="chart"></div>\n<script>{_library()}</script>\n'
@@ -229,14 +252,14 @@ def chart_page(spec: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 4, unit: str = "") -> Cell:
-    """So many significant digits and the unit; a dash where there is no value."""
+    """Return a number with significant digits and its unit; a dash for no value."""
     if value is None or not math.isfinite(value):
         return Cell(DASH, None)
     return Cell(f"{significant(value, digits)}{unit and ' '}{unit}", float(value))
 
 
 def fixed(value: float | None, digits: int = 1, sign: bool = False) -> Cell:
-    """So many digits after the point; a dash where there is no value."""
+    """Return a number with fixed decimals; a dash for no value."""
     if value is None or not math.isfinite(value):
         return Cell(DASH, None)
     text = f"{value:{'+' if sign else ''},.{digits}f}"
@@ -244,7 +267,7 @@ def fixed(value: float | None, digits: int = 1, sign: bool = False) -> Cell:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """So many significant digits, without an exponent."""
+    """Return a number with significant digits, without an exponent."""
     if not value or not math.isfinite(value):
         return f"{value:g}"
     after = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -252,7 +275,7 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def bytes_text(value: float | None) -> str:
-    """Memory in the unit that suits it."""
+    """Return a size in bytes, KB, MB or GB."""
     if value is None or not math.isfinite(value):
         return DASH
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
@@ -262,13 +285,14 @@ def bytes_text(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plural(count: int, noun: str) -> str:
+    """Return a count with its noun."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
@@ -283,12 +307,12 @@ def _figures(parts: Sequence[Any]) -> list[Figure]:
 
 
 def _figure_data(figure: Figure) -> dict[str, Any]:
-    """The chart without its looks and width, which the page gives; and what its table shows."""
+    """Return the chart without theme and width, which the page sets, and its table."""
     spec = figure.chart.to_dict()
     spec.pop("config", None)
     spec["width"] = "container"
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec["description"] = f"Chart: {figure.title}"  # what it shows is said above it
+    spec["description"] = f"Chart: {figure.title}"  # the text above it says what it shows
     names = [column.field for column in figure.columns]
     rows = next(
         (
@@ -307,8 +331,11 @@ def _figure_data(figure: Figure) -> dict[str, Any]:
 
 
 def _looks(theme: Theme) -> dict[str, Any]:
-    """A theme for a page as narrow as it comes: legends below each other, which Vega knows and
-    Vega-Lite's schema does not, and their names as long as a chart is wide."""
+    """Return the configuration of a theme, with legends for narrow pages.
+
+    Legend entries stand below each other and are as long as the chart is wide. Vega has an option
+    for that, which Vega-Lite's schema lacks.
+    """
     looks = config(theme)
     below = {"direction": "vertical", "anchor": "start", "margin": 6}
     room = {"expr": "max(120, width - 24)"}
@@ -317,13 +344,13 @@ def _looks(theme: Theme) -> dict[str, Any]:
 
 
 def _inside_script(data: Any) -> str:
-    """As JSON that ends no script; what else is no part of JavaScript, json escapes itself."""
+    """Return data as JSON that is safe within a script element."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as one script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]

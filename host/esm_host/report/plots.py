@@ -1,4 +1,4 @@
-"""Charts of a campaign, made of the tidy frames of :class:`esm_host.campaign.run.Run`."""
+"""Charts of a campaign, from the frames of :class:`esm_host.campaign.run.Run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLUMNS = alt.ExprRef(expr="max(1, floor(width / 105))")
 LINE = 52
 """Height of a line under a name of :data:`ABOVE`, pixels."""
 
-_FITS = "floor(width / 6.6)"  # letters that a line has room for
+_FITS = "floor(width / 6.6)"  # letters per line
 _SPACE = f"lastindexof(substring(datum.label, 0, {_FITS}), ' ')"
 _BREAK = f"({_SPACE} > 0 ? {_SPACE} : {_FITS})"
 
@@ -33,7 +33,7 @@ ABOVE = alt.Axis(
     grid=True,
     labelAlign="left",
     labelBaseline="bottom",
-    # Always two lines, so that the lower one is as far above in every case.
+    # Always two lines, so that the distance to the axis is the same for all names.
     labelExpr=f"length(datum.label) <= {_FITS} ? ['', datum.label] : "
     f"[substring(datum.label, 0, {_BREAK}), substring(datum.label, {_BREAK})]",
     labelLimit=0,
@@ -41,11 +41,11 @@ ABOVE = alt.Axis(
     labelPadding=0,
     minExtent=0,
 )
-"""An axis of names that stand above their lines, where also a phone has room for them."""
+"""Axis of names that stand above their lines, which leaves room on a phone."""
 
 
 def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
-    """Out-of-fold predictions against measurements, by depth bin; the diagonal is perfect.
+    """Return a chart of held-out predictions against measurements, by depth bin.
 
     Args:
         measurements: :meth:`Run.measurements`; rows without a prediction are left out.
@@ -65,7 +65,7 @@ def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
         .mark_point()
         .encode(
             alt.X("latency_ms:Q", title="measured (ms)", scale=scale, axis=alt.Axis(tickCount=6)),
-            alt.Y("predicted_ms:Q", title="predicted, unseen (ms)", scale=scale),
+            alt.Y("predicted_ms:Q", title="predicted, held-out (ms)", scale=scale),
             *_by_depth(frame, symbolOpacity=1),
             tooltip=[
                 alt.Tooltip("architecture:N"),
@@ -81,10 +81,11 @@ def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
 
 
 def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.LayerChart:
-    """Accuracy of every depth bin after each round, against the number of measured models.
+    """Return a chart of the accuracy of each depth bin against the number of measured models.
 
     Args:
         accuracy: :meth:`Run.accuracy`.
+        target_percent: Target accuracy, in percent.
     """
     frame = compact(accuracy.dropna(subset="accuracy_percent"))
     x = alt.X(
@@ -118,14 +119,14 @@ def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.Laye
     )
     rule = (
         alt.Chart(pd.DataFrame({"accuracy_percent": [target_percent], "line": [target]}))
-        .mark_rule(style="overall")  # one legend, so one colour
+        .mark_rule(style="overall")  # the legend is shared
         .encode(y=y, strokeDash=dash)
     )
     return layered(rule, overall, lines, points)
 
 
 def pace(blocks: pd.DataFrame) -> alt.LayerChart:
-    """How much slower than usual the device was, block by block; each device by itself.
+    """Return a chart of the pace of each device, block by block.
 
     Args:
         blocks: :meth:`Run.blocks`.
@@ -155,7 +156,7 @@ def pace(blocks: pd.DataFrame) -> alt.LayerChart:
 
 
 def paces(paces: pd.DataFrame) -> alt.LayerChart:
-    """How much slower than usual each of the agent's reference models was, over time.
+    """Return a chart of the pace of each of the agent's reference models over time.
 
     Args:
         paces: :meth:`Run.paces`.
@@ -196,11 +197,12 @@ def paces(paces: pd.DataFrame) -> alt.LayerChart:
 def deviations(
     references: pd.DataFrame, blocks: pd.DataFrame, tolerance_percent: float
 ) -> alt.LayerChart:
-    """How far each reference model strays once the device's pace is taken out.
+    """Return a chart of the reference models' deviations after correction for the pace.
 
     Args:
         references: :meth:`Run.references`.
-        blocks: :meth:`Run.blocks`; those that failed are marked.
+        blocks: :meth:`Run.blocks`; failed ones are marked.
+        tolerance_percent: Tolerated deviation, in percent.
     """
     columns = ["block", "device", "reference", "deviation_percent"]
     frame = compact(references.dropna(subset="deviation_percent")[columns])
@@ -239,15 +241,15 @@ def deviations(
 def reference_stability(
     blocks: pd.DataFrame, references: pd.DataFrame, tolerance_percent: float
 ) -> alt.VConcatChart:
-    """:func:`pace` above :func:`deviations`."""
+    """Return :func:`pace` above :func:`deviations`."""
     charts = (
         pace(blocks).properties(title="pace of the device, by block"),
         deviations(references, blocks, tolerance_percent).properties(
-            title="what is left of each reference's deviation (vertical lines: failed blocks)"
+            title="deviation of each reference after correction (vertical lines: failed blocks)"
         ),
     )
     for chart in charts:
-        chart.config = alt.Undefined  # a concatenation has one of its own
+        chart.config = alt.Undefined  # only the concatenation may have one
     both: alt.VConcatChart = alt.vconcat(*charts)
     both.resolve = alt.Resolve(scale=alt.ScaleResolveMap(color="independent", shape="independent"))
     both.config = config(LIGHT)
@@ -255,11 +257,11 @@ def reference_stability(
 
 
 def residuals(groups: pd.DataFrame, title: str) -> alt.LayerChart:
-    """Errors of the predictions by something: median, middle half and middle nine tenths.
+    """Return a chart of the errors of the predictions by group.
 
     Args:
         groups: :func:`residual_groups`.
-        title: of what they are grouped by.
+        title: Title of the grouping.
     """
     base = alt.Chart(compact(groups)).encode(
         alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=14)),
@@ -281,11 +283,15 @@ def residuals(groups: pd.DataFrame, title: str) -> alt.LayerChart:
 
 
 def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) -> pd.DataFrame:
-    """Errors of the predictions by ranges of a column, equal in width.
+    """Return the errors of the predictions by equal ranges of a column.
 
-    Columns: ``value`` (middle of what is there), ``range`` (as text), ``models``, the error's
-    quantiles ``low_percent`` (5 %), ``lower_percent`` (25 %), ``median_percent``,
-    ``upper_percent``, ``high_percent``, and ``accuracy_percent``.
+    Columns:
+        ``value``: Middle of the values in the range.
+        ``range``: The range as text.
+        ``models``: Number of models.
+        ``low_percent``, ``lower_percent``, ``median_percent``, ``upper_percent``, ``high_percent``:
+            Quantiles of the error at 5, 25, 50, 75 and 95 %.
+        ``accuracy_percent``: 100 minus the mean absolute error.
     """
     frame = measurements.dropna(subset="error_percent")
     values = frame[column].to_numpy(dtype=float)
@@ -319,7 +325,7 @@ def residual_groups(measurements: pd.DataFrame, column: str, count: int = 12) ->
 
 
 def save(chart: Any, path: Path) -> None:
-    """Writes a chart as PNG, SVG or HTML, by the file's ending, without a network or a browser."""
+    """Write a chart as PNG, SVG or HTML, by the file's ending."""
     import vl_convert
 
     spec = chart.to_dict()
@@ -333,26 +339,26 @@ def save(chart: Any, path: Path) -> None:
 
 
 def legend_of(names: Iterable[object], **looks: Any) -> alt.Legend:
-    """A legend with as many of these names side by side as there is room for."""
+    """Return a legend with as many names side by side as fit."""
     longest = max((len(str(name)) for name in names), default=1)
     columns = alt.ExprRef(expr=f"max(1, floor(width / {40 + 7 * longest}))")
     return alt.Legend(columns=columns, **looks)
 
 
 def layered(*layers: Any, height: int = HEIGHT) -> alt.LayerChart:
-    """Charts on top of each other, with our size and looks."""
+    """Return charts on top of each other, in the size and style of the reports."""
     return styled(alt.LayerChart(layer=list(layers)), height)
 
 
 def styled(chart: C, height: int = HEIGHT) -> C:
-    """Our size and looks; a page that draws it gives it its own."""
+    """Return a chart in the size and style of the reports."""
     sized = chart.properties(width=WIDTH, height=height)
     sized.config = copy.deepcopy(config(LIGHT))
     return sized
 
 
 def compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without digits that nobody sees, and without infinities, which JSON has no word for."""
+    """Return a frame with six significant digits, and null for infinities, which JSON lacks."""
     floats = frame.select_dtypes("float").columns
     changed = {
         name: frame[name].where(np.isfinite(frame[name])).map(lambda v: float(f"{v:.6g}"))
@@ -362,12 +368,12 @@ def compact(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ordered_bins(frame: pd.DataFrame) -> list[str]:
-    """Bins from the shallowest to the deepest."""
+    """Return the bins from the shallowest to the deepest."""
     return sorted(frame["bin"].unique(), key=lambda name: int(name.partition("-")[0]))
 
 
 def _by_depth(frame: pd.DataFrame, **legend: Any) -> tuple[alt.Color, alt.Shape]:
-    """Depth bins by colour and by shape, in one legend."""
+    """Return colours and shapes of depth bins, in one legend."""
     domain = ordered_bins(frame)
     shared = alt.Legend(columns=_COLUMNS, labelExpr="datum.label + ' blocks'", **legend)
     return (
@@ -387,7 +393,7 @@ def _block_axis(blocks: pd.DataFrame) -> alt.X:
 
 
 def latency_scale(*latency_ms: pd.Series) -> tuple[list[float], alt.Scale]:
-    """One scale for both axes that shows all of these, and its ends."""
+    """Return the ends and the scale of latencies, for both axes."""
     every = np.concatenate(latency_ms)
     if not len(every):
         every = np.array([1.0, 2.0])
@@ -397,7 +403,7 @@ def latency_scale(*latency_ms: pd.Series) -> tuple[list[float], alt.Scale]:
 
 
 def diagonal(ends: list[float]) -> alt.Chart:
-    """Where predictions are perfect."""
+    """Return the line of perfect predictions."""
     chart: alt.Chart = alt.Chart(pd.DataFrame({"measured": ends, "predicted": ends})).mark_line(
         style="baseline", clip=True
     )
@@ -406,7 +412,7 @@ def diagonal(ends: list[float]) -> alt.Chart:
 
 
 def level(value: float) -> alt.Chart:
-    """A horizontal line."""
+    """Return a horizontal line."""
     chart: alt.Chart = alt.Chart(pd.DataFrame({"level": [value]})).mark_rule(style="baseline")
     chart.encoding = alt.FacetedEncoding(y=alt.Y("level:Q"))
     return chart

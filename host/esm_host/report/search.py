@@ -1,4 +1,4 @@
-"""The report of a search for architectures."""
+"""Report of a search for architectures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from esm_host.report.page import (
 from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
 from esm_host.report.settings import setting_facts
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
-from esm_host.search.problem import Limit, asked_about
+from esm_host.search.problem import Limit, quantities_of
 from esm_host.search.record import INTERVAL, VERDICT, SearchRecord
 
 _MOST = 100  # rows of a table
@@ -41,7 +41,7 @@ _CLOSEST = 5
 
 
 def search_page(record: SearchRecord) -> Page:
-    """What a search believed, what was measured of it, and what is best.
+    """Return the page of a search: its front, and how well it was predicted.
 
     Raises:
         DatasetError: a campaign's folder is damaged.
@@ -58,7 +58,7 @@ def search_page(record: SearchRecord) -> Page:
             *_next(record, front),
             _front(record, front),
             *_verification(record),
-            Section("how", "What was asked for", "", _asked(record)),
+            Section("how", "Settings", "", _settings(record)),
         ],
     )
 
@@ -70,7 +70,7 @@ def _status(record: SearchRecord, front: pd.DataFrame) -> tuple[str, str]:
     if record.result is None:
         return "open", "not finished"
     if front.empty:
-        return "bad", "nothing keeps the limits" if record.limits else "nothing was found"
+        return "bad", "nothing is within the limits" if record.limits else "nothing was found"
     if not record.verifies:
         return "open", "predicted, nothing was measured"
     return ("good", "measured, and stable") if record.stable else ("open", "measured, not stable")
@@ -79,30 +79,29 @@ def _status(record: SearchRecord, front: pd.DataFrame) -> tuple[str, str]:
 def _lead(record: SearchRecord, front: pd.DataFrame) -> str:
     limits = _limits(record)
     if front.empty:
-        what = "was measured" if record.verifies else "is predicted"
-        return f"Nothing that {what} has {limits or 'all that was asked about'}."
+        what = "measured" if record.verifies else "predicted"
+        return f"No {what} architecture has {limits or 'all the quantities of the search'}."
     name = record.objectives[0].name
     ends = [_value(name, value) for value in (front[name].min(), front[name].max())]
-    within = f"Within the limits ({limits}) " if limits else ""
-    found = f"{within}{plural(len(front), 'architecture')} {'is' if len(front) == 1 else 'are'}"
+    within = f" within the limits ({limits})" if limits else ""
+    count = plural(len(front), "architecture")
     span = " to ".join(dict.fromkeys(ends))
     if not record.verifies:
         return (
-            f"{found} predicted to be beaten by no other, {span}. Nothing was measured to see "
-            "whether that is so."
+            f"The predicted front{within} has {count}: {span}. Nothing was measured to verify it."
         )
     so_far = " so far" if record.result is None else ""
-    return f"{found} beaten by nothing that was measured{so_far}: {span}. {_of_stability(record)}"
+    return f"The measured front{within}{so_far} has {count}: {span}. {_stability(record)}"
 
 
-def _of_stability(record: SearchRecord) -> str:
+def _stability(record: SearchRecord) -> str:
     if record.result is None:
         return "The search has not ended."
     if record.stable and "proxy" in record.result:
-        return "All that the proxy proposed was measured."
+        return "Everything that the proxy proposed was measured."
     if record.stable:
-        return "What is left is not expected to belong to them, and hope found no more."
-    return "The measurements were spent before all was measured that may belong to them."
+        return "No other architecture is likely to be on it."
+    return "The budget ended before every likely candidate was measured."
 
 
 def _key_numbers(record: SearchRecord, front: pd.DataFrame) -> Iterator[Fact]:
@@ -118,29 +117,29 @@ def _key_numbers(record: SearchRecord, front: pd.DataFrame) -> Iterator[Fact]:
         yield Fact("Measured", f"{done:,}", f"of {settings.measure:,} at most")
         yield Fact("Stable", "yes" if record.stable else "no", _rounds(record))
         if proxy := (record.result or {}).get("proxy"):
-            how = "as it is" if proxy["decision"] == "reuse" else "adapted"
+            how = "unchanged" if proxy["decision"] == "reuse" else "after adaptation"
             correlation = f"rank correlation {proxy['correlation']:.2f}"
-            yield Fact("Proxy", proxy["name"], f"{correlation}; its predictor {how}")
+            yield Fact("Proxy", proxy["name"], f"{correlation}; predictor used {how}")
         off = accuracy(deviations(record).assign(all=0), "all")
         if len(off):
             row = off.iloc[0]
             yield Fact(
-                "Predictions off",
+                "Median error",
                 f"{row['median_percent']:.1f} %",
-                f"half of them at most, nine in ten {row['most_percent']:.1f} %",
+                f"90 % quantile {row['most_percent']:.1f} %",
             )
         steps = progress(record)
         gained = 100 - steps["hypervolume_percent"].iloc[0]
         if math.isfinite(gained):
-            yield Fact(
-                "Hypervolume gained", f"{gained:.0f} %", "of the front's; the rest was known before"
-            )
-    yield Fact("Confidence", f"{100 * settings.probability:g} %", "that a latency is in its limit")
+            yield Fact("Hypervolume gained", f"{gained:.0f} %", "of the front's final hypervolume")
+    yield Fact(
+        "Confidence", f"{100 * settings.probability:g} %", "that a latency is within its limit"
+    )
 
 
 def _rounds(record: SearchRecord) -> str:
     count = len(record.rounds)
-    return f"after {count} search{'es' * (count != 1)}"
+    return f"after {plural(count, 'round')}"
 
 
 def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
@@ -149,24 +148,24 @@ def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
     if record.result is None:
         steps.append(
             Step(
-                "The search is not finished. Go on with it; nothing is measured twice:",
+                "The search is not finished. Continue it; nothing is measured twice:",
                 _resumed(record),
             )
         )
     elif front.empty:
         steps.append(
             Step(
-                "Loosen the limits, or measure more where a campaign knows too little to promise "
-                "them. The same search again, for other limits:",
+                "Loosen the limits, or measure more in a campaign whose predictions are too "
+                "uncertain. The same search, to edit its limits:",
                 _again(record),
             )
         )
     elif not record.verifies:
-        steps.append(Step("Measure what is predicted:", f"{_resumed(record)} --measure 50"))
+        steps.append(Step("Measure the predicted front:", f"{_resumed(record)} --measure 50"))
     elif not record.stable:
         steps.append(
             Step(
-                "The front is not stable. Go on to more measurements:",
+                "The front is not stable. Continue with more measurements:",
                 f"{_resumed(record)} --measure {2 * settings.measure}",
             )
         )
@@ -175,7 +174,7 @@ def _next(record: SearchRecord, front: pd.DataFrame) -> Iterator[Section]:
         run, file = shlex.quote(str(record.runs[0].path)), shlex.quote(f"{record.path}/front.json")
         steps.append(
             Step(
-                "Make networks of these architectures, for other tools and to train:",
+                "Export networks of these architectures, for training and for other tools:",
                 f"esm-host export {run} --architectures {file} --output chosen",
             )
         )
@@ -189,7 +188,7 @@ def _resumed(record: SearchRecord) -> str:
 
 
 def _again(record: SearchRecord) -> str:
-    """The command that asks for the same in a folder of its own."""
+    """Return the command of the same search in a new folder."""
     settings, plain = record.settings, type(record.settings)(record.settings.runs)
     words = ["esm-host", "search", *(str(run.path) for run in record.runs)]
     words += [word for text in settings.objectives for word in ("--objective", text)]
@@ -214,23 +213,23 @@ def _front(record: SearchRecord, front: pd.DataFrame) -> Section:
     parts.append(_front_table(record, front))
     if record.verifies:
         lead = (
-            "Each search believed in a front, of which some were measured; what was measured "
-            "counts as measured from then on."
+            "Each round predicts a Pareto front and measures part of it. Measured latencies "
+            "replace predictions from then on."
         )
         return Section("front", "Front", lead, parts)
-    lead = "Nothing was measured for this search: this is what the campaigns' predictors promise."
+    lead = "Nothing was measured for this search: the latencies are predictions."
     return Section("front", "Predicted front", lead, parts)
 
 
 def _nothing(record: SearchRecord) -> str:
     if not record.verifies:
         return (
-            "No architecture is predicted to keep the limits, and nothing was measured for this "
-            "search. The folder does not hold what is predicted to come closest."
+            "No architecture is predicted to be within the limits, and nothing was measured for "
+            "this search. The folder does not list the architectures closest to the limits."
         )
     return (
-        "Nothing that was measured keeps the limits. The folder holds what each search believed in "
-        "and chose, the campaigns hold what was measured of it."
+        "No measured architecture is within the limits. The search's folder holds what each round "
+        "predicted and chose. The campaigns' folders hold the measurements."
     )
 
 
@@ -239,34 +238,34 @@ def _pictures(record: SearchRecord, front: pd.DataFrame) -> Iterator[Figure]:
     for index, axes in enumerate(_pairs(record)):
         points = plots.measured_points(measured, chosen, axes)
         if record.verifies:
-            yield _verified(record, points, axes, index)
+            yield _verified_front(record, points, axes, index)
         elif len(front):
-            yield _promised(record, front, points, axes, index)
+            yield _predicted_front(record, front, points, axes, index)
 
 
-def _verified(
+def _verified_front(
     record: SearchRecord, points: pd.DataFrame, axes: tuple[str, str], index: int
 ) -> Figure:
-    stairs, believed = len(record.objectives) == 2, record.believed()
-    beaten = points["what"].eq(plots.BEATEN).sum()
+    stairs, predicted = len(record.objectives) == 2, record.believed()
+    dominated = points["what"].eq(plots.DOMINATED).sum()
     summary = (
-        f"The first search believed in {plural(len(believed), 'architecture')}"
-        f"{' (dotted line)' if stairs else ''}. Thin lines lead from where each that was chosen "
-        f"was predicted to where it was measured: {len(record.front())} are on the verified front"
-        f"{' (solid line)' if stairs else ''}, {beaten} were measured and are not, beaten or over "
-        f"a limit.{_of_limits(record)}"
+        f"The front predicted by the first round{' (dotted line)' if stairs else ''} has "
+        f"{plural(len(predicted), 'architecture')}. Thin lines lead from predicted to measured "
+        f"latencies. The verified front{' (solid line)' if stairs else ''} has "
+        f"{len(record.front())}. Of what the search measured, {dominated} are dominated or outside "
+        f"a limit.{_limits_note(record)}"
     )
     return Figure(
         f"front-{index}",
         f"Predicted and verified front, {_against(axes)}",
         summary if index == 0 else "",
-        plots.verified(points, believed, axes, record.limits, stairs),
+        plots.verified_front(points, predicted, axes, record.limits, stairs),
         _columns(axes, Column("predicted_x", "predicted before", _digits(axes[0]))),
         half=index > 0,
     )
 
 
-def _promised(
+def _predicted_front(
     record: SearchRecord,
     front: pd.DataFrame,
     points: pd.DataFrame,
@@ -283,15 +282,15 @@ def _promised(
         }
     )
     summary = (
-        "Diamonds are predicted, lines lead to what their latency is at most with "
-        f"{100 * record.settings.probability:g} % probability. Squares are what the campaign "
-        f"measured.{_of_limits(record)}"
+        "Diamonds are predictions. Lines lead to their upper bounds at "
+        f"{100 * record.settings.probability:g} % probability. Squares are the campaign's "
+        f"measurements.{_limits_note(record)}"
     )
     return Figure(
         f"front-{index}",
         f"Predicted front, {_against(axes)}",
         summary if index == 0 else "",
-        plots.promised(predicted, points.assign(what=plots.OWN), axes, record.limits),
+        plots.predicted_front(predicted, points.assign(what=plots.OWN), axes, record.limits),
         _columns(axes, Column("x_at_most", "at most", _digits(axes[0]))),
         half=index > 0,
     )
@@ -311,7 +310,7 @@ def _columns(axes: tuple[str, str], between: Column) -> list[Column]:
 
 
 def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
-    """Every device's latency with everything else that was searched for."""
+    """Return every device's latency with every other objective."""
     latencies = [quantity(LATENCY, device) for device in record.devices]
     others = [o.name for o in record.objectives if o.name not in latencies]
     if not others:
@@ -319,12 +318,12 @@ def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
     return [(latency, other) for other in others for latency in latencies]
 
 
-def _of_limits(record: SearchRecord) -> str:
+def _limits_note(record: SearchRecord) -> str:
     latency = any(LATENCY in limit.name or AT_MOST in limit.name for limit in record.limits)
     if not latency:
         return ""
     share = 100 * record.settings.probability
-    return f" The dashed line is the limit, to be kept with {share:g} % probability."
+    return f" The dashed line is the limit, kept with {share:g} % probability."
 
 
 def _front_table(record: SearchRecord, front: pd.DataFrame) -> Table:
@@ -347,14 +346,14 @@ def _front_table(record: SearchRecord, front: pd.DataFrame) -> Table:
             columns[f"#predicted{on} (ms)"] = [number(v) for v in keys.map(chosen[latency])]
             columns[f"#at most{on} (ms)"] = [number(v) for v in keys.map(chosen[at_most])]
             off = 100 * (shown[latency] / keys.map(chosen[latency]) - 1)
-            columns[f"#off{on} (%)"] = [fixed(v, sign=True) for v in off]
+            columns[f"#error{on} (%)"] = [fixed(v, sign=True) for v in off]
         else:
             columns[f"#predicted{on} (ms)"] = [number(v) for v in shown[latency]]
             columns[f"#at most{on} (ms)"] = [number(v) for v in shown[at_most]]
     for name in _others(record, shown):
         columns[f"#{_heading(name)}"] = [_counted(name, value) for value in shown[name]]
     if record.verifies:
-        columns["#search"] = [fixed(v, 0) for v in keys.map(chosen["round"])]
+        columns["#round"] = [fixed(v, 0) for v in keys.map(chosen["round"])]
         known = [measured[quantity(VERDICT, device)] for device in record.devices]
         columns["verdict"] = [_verdicts([each.get(key) for each in known]) for key in keys]
     cells = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -367,18 +366,19 @@ def _verdicts(verdicts: list[Any]) -> Cell:
 
 
 def _caption(record: SearchRecord, front: pd.DataFrame) -> str:
-    first = f"{_MOST} of {len(front):,}, from end to end; front.json has all. "
+    first = f"{_MOST} of {len(front):,} at even steps; front.json has all. "
     first *= len(front) > _MOST
-    architectures = "Architectures: units apart by |, the option of every block, equal neighbours "
-    architectures += "counted."
+    architectures = "Architectures list the option of every block, units separated by |; n*option "
+    architectures += "stands for n blocks in a row."
     if not record.verifies:
         return (
-            f"{first}Predicted, and at most with {100 * record.settings.probability:g} % "
-            f"probability; nothing was measured. {architectures}"
+            f"{first}Predicted latency and its upper bound at "
+            f"{100 * record.settings.probability:g} % probability; nothing was measured. "
+            f"{architectures}"
         )
     return (
-        f"{first}Predicted just before it was measured, and at most with the probability that its "
-        f"search asked for. Without these: measured before, by the campaign. {architectures}"
+        f"{first}Predictions and upper bounds are those of the round before the measurement. Rows "
+        f"without them were measured by the campaign. {architectures}"
     )
 
 
@@ -387,10 +387,10 @@ def _closest(record: SearchRecord) -> Iterator[Table]:
     near = measured[np.isfinite(measured["excess"])].nsmallest(_CLOSEST, "excess")
     if near.empty:
         return
-    names = asked_about(record.objectives, record.limits)
+    names = quantities_of(record.objectives, record.limits)
     yield Table(
         "closest",
-        "Of everything that the devices have measured, what comes closest to the limits",
+        "Measured architectures closest to the limits",
         ["architecture", *(f"#{_heading(name)}" for name in names), "#over by (%)"],
         [
             [
@@ -404,7 +404,7 @@ def _closest(record: SearchRecord) -> Iterator[Table]:
     )
 
 
-# Whether the search was right
+# Verification
 
 
 def _verification(record: SearchRecord) -> Iterator[Section]:
@@ -420,8 +420,8 @@ def _verification(record: SearchRecord) -> Iterator[Section]:
         parts.append(lost)
     yield Section(
         "verification",
-        "Was the search right?",
-        "What each search predicted, and what measuring it showed.",
+        "Verification",
+        "Predictions of each round against measurements.",
         parts,
     )
 
@@ -431,8 +431,8 @@ def _searches(record: SearchRecord, steps: pd.DataFrame) -> Table:
     volume = steps.set_index("round")["hypervolume_percent"]
     done = measured.groupby("round").size()
     kept = measured[measured["on_front"]].groupby("round").size()
-    columns = ["#search", "#scored", "#on its front", "#of these new", "#chosen", "#measured"]
-    columns += ["#left on the verified front", "#hypervolume after (%)"]
+    columns = ["#round", "#scored", "#predicted front", "#of these new", "#chosen", "#measured"]
+    columns += ["#on the verified front", "#hypervolume after (%)"]
     rows = [
         [
             *(_count(value) for value in (row.round, row.scored, row.front, row.fresh, row.chosen)),
@@ -450,40 +450,44 @@ def _searches(record: SearchRecord, steps: pd.DataFrame) -> Table:
             row.append(Cell(DASH) if lost is None else _counted(name, lost.of_chosen))
     return Table(
         "searches",
-        "What each search found, how much of that was new, and what was left of it in the end",
+        "Predicted front of each round, what was measured of it, and what is on the final front",
         columns,
         rows,
     )
 
 
 def _accuracy(record: SearchRecord, off: pd.DataFrame) -> Iterator[Table]:
-    columns = ["#promised (%)", "#within the promise (%)", "#off, median (%)", "#off, 90 % (%)"]
+    columns = [
+        "#probability (%)",
+        "#within the bound (%)",
+        "#median error (%)",
+        "#90 % quantile (%)",
+    ]
     asked = record.searches().set_index("round")["probability"]
     rows = [
-        [_count(row.Index), fixed(100 * asked[row.Index], 0), *_how_far(row)]
+        [_count(row.Index), fixed(100 * asked[row.Index], 0), *_errors(row)]
         for row in accuracy(off, "round").itertuples()
     ]
-    yield Table("accuracy", _OF_ACCURACY, ["#search", *columns], rows)
+    yield Table("accuracy", _ACCURACY_CAPTION, ["#round", *columns], rows)
     if len(record.devices) > 1:
-        rows = [[Cell(row.Index), *_how_far(row)] for row in accuracy(off, "device").itertuples()]
+        rows = [[Cell(row.Index), *_errors(row)] for row in accuracy(off, "device").itertuples()]
         yield Table(
             "accuracy-by-device",
-            "The same by device, all searches together",
+            "The same by device, over all rounds",
             ["device", *columns[1:]],
             rows,
         )
 
 
-def _how_far(row: Any) -> list[Cell]:
+def _errors(row: Any) -> list[Cell]:
     return [fixed(row.within_percent, 0), fixed(row.median_percent), fixed(row.most_percent)]
 
 
-_OF_ACCURACY = (
-    "How far off predictions were of what was measured then. Promised: how probable it was to be "
-    "that a latency is at most what was said; within the promise: the share that is. The first "
-    "search promises what was asked for; later ones look for what is to be expected (50 %), or has "
-    "a chance (10 %), and promise no more than that. Off: by what share of its prediction a "
-    "latency differs, in the median and in nine of ten"
+_ACCURACY_CAPTION = (
+    "Errors of the predictions. Probability: probability of the upper bounds, which is the "
+    "confidence of the search in the first round, then 50 % and at last 10 %. Within the bound: "
+    "share of the latencies that are at most their bound. Errors: absolute deviation of the "
+    "measured from the predicted latency, in percent of the prediction"
 )
 
 
@@ -494,9 +498,9 @@ def _count(value: int | float) -> Cell:
 def _hypervolume(record: SearchRecord, steps: pd.DataFrame) -> Figure:
     first = steps.iloc[0]
     summary = (
-        f"Before the search measured anything, the front of what was measured had "
-        f"{first['hypervolume_percent']:.0f} % of the hypervolume that it has now. The reference "
-        "point is the worst in every objective of all that was measured and keeps the limits."
+        f"Before the search the front had {first['hypervolume_percent']:.0f} % of its final "
+        "hypervolume. The reference point is the worst value of each objective among the "
+        "measurements within the limits."
     )
     columns = [
         Column("measured", "measured by the search", 0),
@@ -517,11 +521,11 @@ def _off(record: SearchRecord, off: pd.DataFrame) -> Figure:
     measured = off.dropna(subset="off_percent")
     late = int((~measured["within"]).sum())
     summary = (
-        f"{late} of {plural(len(measured), 'measurement')} came out slower than the search had "
-        "said that they would at most (triangles). Marks on the dashed line are perfect."
+        f"{late} of {plural(len(measured), 'measurement')} {'is' if late == 1 else 'are'} slower "
+        "than the upper bound (triangles). The dashed line marks perfect predictions."
     )
     columns = [
-        Column("round", "search", 0),
+        Column("round", "round", 0),
         Column("architecture", "architecture"),
         *([Column("device", "device")] if len(record.devices) > 1 else []),
         Column("predicted_ms", "predicted (ms)", 4),
@@ -530,7 +534,7 @@ def _off(record: SearchRecord, off: pd.DataFrame) -> Figure:
         Column("off_percent", "slower by (%)", 1),
     ]
     return Figure(
-        "off", "Measured against predicted, by search", summary, plots.off(off), columns, half=True
+        "off", "Error of the predictions, by round", summary, plots.off(off), columns, half=True
     )
 
 
@@ -542,29 +546,29 @@ def _lost(record: SearchRecord) -> Text | None:
     what = plots.title(name, unit=False)
     chosen, verified = (_value(name, value) for value in (found.of_chosen, found.of_verified))
     return Text(
-        f"Mean reduction of {what} (MRA): the {found.chosen} that were chosen and keep the limits "
-        f"have {chosen} less on average than the best of at most their latency; the "
-        f"{found.verified} verified, which no other of them beats, {verified}. Best of what was "
-        "measured: the true front is not known, so these are lower bounds."
+        f"Mean reduction of {what} (MRA), against the best of at most the same latency: {chosen} "
+        f"for the {found.chosen} chosen architectures within the limits, {verified} for the "
+        f"{found.verified} of these that no other dominates. The best is that of the measurements, "
+        "as the true front is unknown. The figures are lower bounds."
     )
 
 
-# What was asked for
+# Settings
 
 
-def _asked(record: SearchRecord) -> list[Any]:
+def _settings(record: SearchRecord) -> list[Any]:
     settings = record.settings.to_json()
     objectives = ", ".join(
-        f"{plots.title(o.name, unit=False)} {'large' if o.maximise else 'small'}"
+        f"{'maximise' if o.maximise else 'minimise'} {plots.title(o.name, unit=False)}"
         for o in record.objectives
     )
     settings |= {
         "objectives": objectives,
         "limits": _limits(record) or "none",
-        "method": settings["method"] or "chosen by the space and the objectives",
+        "method": settings["method"] or "chosen by the size of the space",
     }
     del settings["max_latency_ms"]
-    parts: list[Any] = [setting_facts(settings), Text("The campaigns that it learnt from:")]
+    parts: list[Any] = [setting_facts(settings), Text("Campaigns:")]
     parts.append(
         Facts(
             [
@@ -580,7 +584,7 @@ def _asked(record: SearchRecord) -> list[Any]:
     return parts
 
 
-# Quantities in words
+# Formatting
 
 
 def _limits(record: SearchRecord) -> str:
@@ -601,7 +605,7 @@ def _value(name: str, value: float) -> str:
 
 
 def _counted(name: str, value: float | None) -> Cell:
-    """A number of so many digits as the quantity deserves."""
+    """Return a number, with a unit prefix if it is a count."""
     if value is None or not math.isfinite(value) or not plots.is_counted(name):
         return number(value)
     if name == plots.MEMORY:
@@ -613,18 +617,18 @@ def _counted(name: str, value: float | None) -> Cell:
 
 
 def _heading(name: str) -> str:
-    """Of a column whose cells are :func:`_counted`."""
+    """Return the heading of a column whose cells are :func:`_counted`."""
     return plots.title(name, unit=not plots.is_counted(name))
 
 
 def _digits(name: str) -> int:
-    """After the point, in a table of a chart's data."""
+    """Return the number of decimals in the table of a chart."""
     return 0 if plots.is_counted(name) else 4
 
 
 def _others(record: SearchRecord, frame: pd.DataFrame) -> list[str]:
-    """Quantities besides the latencies, those that were asked about first."""
-    asked = asked_about(record.objectives, record.limits)
-    told = [name for name in frame if name not in ("key", "architecture", "depth")]
-    names = dict.fromkeys([*asked, *told])
+    """Return the quantities besides the latencies, those of the search first."""
+    asked = quantities_of(record.objectives, record.limits)
+    present = [name for name in frame if name not in ("key", "architecture", "depth")]
+    names = dict.fromkeys([*asked, *present])
     return [name for name in names if name.rpartition(".")[2] not in (LATENCY, AT_MOST)]

@@ -1,4 +1,4 @@
-"""What a search's measurements say of its predictions, and of what it found."""
+"""Figures on a search: errors of its predictions, and progress of its front."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from esm_host.search.record import SearchRecord, best, costs
 
 
 def deviations(record: SearchRecord) -> pd.DataFrame:
-    """How far off predictions were, a row per architecture that was chosen and device: ``round``,
-    ``key``, ``architecture``, ``device``, ``predicted_ms`` and ``at_most_ms`` before it was
-    measured, the ``probability`` of the latter, ``measured_ms`` (NaN of what failed, or is not
-    measured yet), ``off_percent`` (how much slower it is than predicted) and ``within``, whether
-    it is at most what it was said to be at most."""
+    """Return the errors of the predictions, a row per chosen architecture and device.
+
+    Columns:
+        ``round``, ``key``, ``architecture``, ``device``: What was measured where.
+        ``predicted_ms``, ``at_most_ms``, ``probability``: Prediction before the measurement, its
+            upper bound and the probability of that bound.
+        ``measured_ms``: Latency, ms; NaN if it failed or is not measured yet.
+        ``off_percent``: How much slower it is than predicted.
+        ``within``: Whether it is at most the upper bound.
+    """
     chosen, measured = record.chosen(), record.measured().set_index("key")
     frames = [
         pd.DataFrame(
@@ -41,12 +46,14 @@ def deviations(record: SearchRecord) -> pd.DataFrame:
 
 
 def accuracy(deviations: pd.DataFrame, by: str) -> pd.DataFrame:
-    """How far off predictions were by round or by device, a row each: ``median_percent`` and
-    ``most_percent``, which one in two and nine in ten are not further off than; ``within_percent``,
-    the share that kept its promise; NaN where nothing was measured.
+    """Return the errors of the predictions by round or by device, a row each.
+
+    Columns, NaN where nothing was measured:
+        ``median_percent``, ``most_percent``: Median and 90 % quantile of the absolute error.
+        ``within_percent``: Share of the latencies that are at most their bound.
 
     Args:
-        deviations: :func:`deviations`.
+        deviations: Result of :func:`deviations`.
         by: ``"round"`` or ``"device"``.
     """
     measured = deviations.dropna(subset="off_percent")
@@ -62,12 +69,16 @@ def accuracy(deviations: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def progress(record: SearchRecord) -> pd.DataFrame:
-    """The front of what was measured so far, a row before the search and one after each round that
-    measured anything: ``round``, architectures that the search had ``measured``, how many were on
-    the ``front``, ``hypervolume_percent``, of the last one's.
+    """Return the size and hypervolume of the front before the search and after each round.
 
-    The reference point is the worst in every objective of all that was measured and keeps the
+    The reference point is the worst value of each objective among the measurements within the
     limits.
+
+    Columns:
+        ``round``: Number of the round; 0 before the search.
+        ``measured``: Architectures measured by the search so far.
+        ``front``: Number of these on the front.
+        ``hypervolume_percent``: Hypervolume, in percent of the last one.
     """
     frame = _within_limits(record)
     objectives = record.objectives
@@ -85,15 +96,18 @@ def progress(record: SearchRecord) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Mean reduction of accuracy, or of whatever is to be large besides a latency (Laube et al.,
-    What to expect of hardware metric predictors in NAS, section 5): how much more of it the best
-    of at most an architecture's latency has. Best of what was measured and keeps the limits: as
-    the best of all is not known, the reduction is that much at least.
+    """Mean reduction of accuracy (MRA), or of another objective to maximise besides a latency.
+
+    The reduction of an architecture is its gap to the best of at most the same latency. See section
+    5 of Laube et al., What to expect of hardware metric predictors in NAS. The best is that of the
+    measurements within the limits. The best of the space is unknown, so the figure is a lower
+    bound.
 
     Attributes:
-        chosen: how many were chosen and keep the limits once measured.
-        verified: how many of these no other of them beats.
-        of_chosen, of_verified: means over them, in units of the quantity.
+        chosen: Number of chosen architectures that are within the limits once measured.
+        verified: Number of these that no other of them dominates.
+        of_chosen: Mean over the chosen, in units of the quantity.
+        of_verified: Mean over the verified, in units of the quantity.
     """
 
     chosen: int
@@ -103,11 +117,14 @@ class Reduction:
 
 
 def reduction(record: SearchRecord, number: int | None = None) -> Reduction | None:
-    """Of what a round chose, or all together; None where there are not two objectives, the first a
-    latency and the second to be large, or where nothing that was chosen keeps the limits.
+    """Return the reduction of what a round chose, or of what all rounds chose.
+
+    None unless there are two objectives, a latency and one to maximise, and a chosen architecture
+    is within the limits.
 
     Args:
-        number: of the round, from 1.
+        record: Search.
+        number: Number of the round, from 1; None for all.
     """
     objectives = record.objectives
     if len(objectives) != 2 or not objectives[1].maximise:

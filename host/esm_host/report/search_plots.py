@@ -1,5 +1,8 @@
-"""Charts of searches for architectures: frames of :class:`esm_host.search.record.SearchRecord` and
-:mod:`esm_host.report.search_numbers` in, charts out."""
+"""Charts of searches.
+
+The data are frames of :class:`esm_host.search.record.SearchRecord` and
+:mod:`esm_host.report.search_numbers`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from esm_host.report.plots import compact, layered, level
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.problem import Limit
 
-FRONT, BEATEN, OWN = "on the verified front", "measured, not on it", "measured by the campaign"
+FRONT, DOMINATED, OWN = (
+    "on the verified front",
+    "measured, not on the front",
+    "measured by the campaign",
+)
 PREDICTED = "predicted"
-"""What architectures of a chart are."""
+"""Kinds of architectures in a chart."""
 
 MEMORY = "memory_bytes"
 _TITLES = {LATENCY: "latency", AT_MOST: "latency at most", "flops": "FLOPs", MEMORY: "memory"}
@@ -25,42 +32,43 @@ _COUNTED = ("flops", "parameters", MEMORY)
 
 
 def title(name: str, unit: bool = True) -> str:
-    """A quantity in words."""
+    """Return the title of a quantity."""
     device, _, plain = name.rpartition(".")
     text = _TITLES.get(plain, plain) + (f" on {device}" if device else "")
     return f"{text} ({_UNITS[plain]})" if unit and plain in _UNITS else text
 
 
 def unit(name: str) -> str:
+    """Return the unit of a quantity, ``""`` if it has none."""
     return _UNITS.get(name.rpartition(".")[2], "")
 
 
 def is_counted(name: str) -> bool:
-    """Whether a quantity is counted, in millions rather than in ones."""
+    """Return whether a quantity is a count, shown in millions."""
     return name in _COUNTED
 
 
-def verified(
+def verified_front(
     points: pd.DataFrame,
-    believed: pd.DataFrame,
+    predicted: pd.DataFrame,
     axes: tuple[str, str],
     limits: Sequence[Limit] = (),
     stairs: bool = True,
 ) -> alt.LayerChart:
-    """What the first search believed and what was measured of it.
+    """Return a chart of the front that the first round predicted, and of the measurements.
 
     Args:
-        points: :func:`measured_points`.
-        believed: architectures with both quantities.
-        axes: the quantities, the first one a latency.
-        limits: of any quantities; those of the axes are drawn.
-        stairs: whether the fronts are lines: where no third objective tells.
+        points: Result of :func:`measured_points`.
+        predicted: Predicted front, with both quantities.
+        axes: Quantities of the axes, a latency first.
+        limits: Limits of any quantities; those of the axes are drawn.
+        stairs: Whether the fronts are drawn as lines, which needs two objectives.
     """
     frame = compact(points)
-    x, y = _axes(frame, believed, axes)
+    x, y = _axes(frame, predicted, axes)
     tooltip = _tooltip(axes, alt.Tooltip("predicted_x:Q", title="predicted", format=".4~g"))
     base = alt.Chart(frame).encode(x, y, tooltip=tooltip)
-    expected = believed.rename(columns=dict(zip(axes, "xy", strict=True)))
+    expected = predicted.rename(columns=dict(zip(axes, "xy", strict=True)))
     lines = [(expected, PREDICTED, [2, 3]), (frame[frame["what"] == FRONT], FRONT, [1, 0])]
     marks = [(what, size) for what, size in _SIZES.items() if what in set(frame["what"])]
     return layered(
@@ -80,16 +88,22 @@ def verified(
 def measured_points(
     measured: pd.DataFrame, chosen: pd.DataFrame, axes: tuple[str, str]
 ) -> pd.DataFrame:
-    """Everything that was measured: ``architecture``, its quantities ``x`` and ``y``, the same as
-    ``predicted_x`` and ``predicted_y`` before the search measured it, and ``what`` it is.
+    """Return all measurements with their quantities.
+
+    Columns:
+        ``architecture``: Architecture as text.
+        ``x``, ``y``: Its quantities.
+        ``predicted_x``, ``predicted_y``: Predictions before the search measured it.
+        ``what``: Kind of the architecture.
 
     Args:
-        measured, chosen: of a record.
-        axes: two quantities.
+        measured: :meth:`SearchRecord.measured`.
+        chosen: :meth:`SearchRecord.chosen`.
+        axes: Two quantities.
     """
     frame = measured.dropna(subset=list(axes))
     predicted = chosen.set_index("key")
-    what = np.where(frame["round"] > 0, BEATEN, OWN)
+    what = np.where(frame["round"] > 0, DOMINATED, OWN)
     columns = {"architecture": frame["architecture"]}
     for name, axis in zip("xy", axes, strict=True):
         columns[name] = frame[axis]
@@ -110,22 +124,23 @@ def _axes(frame: pd.DataFrame, more: pd.DataFrame, axes: tuple[str, str]) -> tup
 
 
 def _scale(values: Any) -> alt.Scale:
-    """Logarithmic where values span more than a decade."""
+    """Return a scale, logarithmic if the values span more than a decade."""
     wide = len(values) and values.min() > 0 and values.max() > 10 * values.min()
     if wide:
         return alt.Scale(type="log", nice=False, padding=12)
     return alt.Scale(zero=False, nice=False, padding=12)
 
 
-def promised(
+def predicted_front(
     points: pd.DataFrame, own: pd.DataFrame, axes: tuple[str, str], limits: Sequence[Limit] = ()
 ) -> alt.LayerChart:
-    """A front that was predicted, with what each latency is promised to be at most.
+    """Return a chart of a predicted front with the upper bounds of its latencies.
 
     Args:
-        points: ``architecture``, its quantities ``x`` and ``y``, and ``x_at_most``.
-        own: :func:`measured_points` of the campaigns, which are no part of it.
-        axes, limits: as of :func:`verified`.
+        points: ``architecture``, its quantities ``x`` and ``y``, and the bound ``x_at_most``.
+        own: Measurements of the campaigns, from :func:`measured_points`.
+        axes: Quantities of the axes, a latency first.
+        limits: Limits of any quantities; those of the axes are drawn.
     """
     frame = compact(points.assign(what=PREDICTED))
     more = own.rename(columns=dict(zip("xy", axes, strict=True)))
@@ -144,7 +159,7 @@ def promised(
 
 
 def progress(steps: pd.DataFrame) -> alt.LayerChart:
-    """What the front of everything measured was worth, by how much the search had measured.
+    """Return a chart of the hypervolume against the number of measurements of the search.
 
     Args:
         steps: :func:`esm_host.report.search_numbers.progress`.
@@ -175,17 +190,18 @@ def progress(steps: pd.DataFrame) -> alt.LayerChart:
 
 
 def off(deviations: pd.DataFrame) -> alt.LayerChart:
-    """How much slower than predicted each architecture was, by round; triangles are those that
-    are slower than they were said to be at most.
+    """Return a chart of the errors of the predictions by round.
+
+    Triangles are slower than their upper bound.
 
     Args:
-        deviations: :func:`esm_host.report.search_numbers.deviations`; what was not measured is
-            left out.
+        deviations: :func:`esm_host.report.search_numbers.deviations`; rows without a measurement
+            are left out.
     """
     columns = ["round", "architecture", "device", "predicted_ms", "at_most_ms", "measured_ms"]
     frame = compact(deviations.dropna(subset="off_percent")[[*columns, "off_percent", "within"]])
     base = alt.Chart(frame).encode(
-        alt.X("round:O", title="search", axis=alt.Axis(labelAngle=0)),
+        alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
         alt.Y("off_percent:Q", title="slower than predicted (%)"),
         tooltip=[
             alt.Tooltip("architecture:N"),
@@ -204,7 +220,7 @@ def off(deviations: pd.DataFrame) -> alt.LayerChart:
     return layered(level(0.0), *points, height=240)
 
 
-_SHAPES = {FRONT: "circle", BEATEN: "triangle-up", OWN: "square", PREDICTED: "diamond"}
+_SHAPES = {FRONT: "circle", DOMINATED: "triangle-up", OWN: "square", PREDICTED: "diamond"}
 
 
 def _tooltip(axes: tuple[str, str], *more: alt.Tooltip) -> list[alt.Tooltip]:
@@ -218,12 +234,12 @@ def _tooltip(axes: tuple[str, str], *more: alt.Tooltip) -> list[alt.Tooltip]:
     ]
 
 
-_SIZES = {OWN: 16, BEATEN: 45, FRONT: 55}
+_SIZES = {OWN: 16, DOMINATED: 45, FRONT: 55}
 _FAINT = 0.5
 
 
 def _moved(base: alt.Chart, x: alt.X, y: alt.Y) -> tuple[alt.Chart, alt.Chart]:
-    """From where something was predicted to where it was measured, and the former."""
+    """Return lines from the predicted to the measured points, and the predicted points."""
     before = base.transform_filter("isValid(datum.predicted_x)").encode(
         alt.X("predicted_x:Q", scale=x["scale"]), alt.Y("predicted_y:Q", scale=y["scale"])
     )
@@ -235,7 +251,7 @@ def _moved(base: alt.Chart, x: alt.X, y: alt.Y) -> tuple[alt.Chart, alt.Chart]:
 
 
 def _colour(*shown: str) -> alt.Color:
-    """The same for the same kind in every chart; of the legend only those that are shown."""
+    """Return a colour per kind, the same in every chart; the legend has those shown."""
     return alt.Color("what:N", scale=alt.Scale(domain=list(_SHAPES)), legend=_legend(shown))
 
 

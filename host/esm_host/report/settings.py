@@ -1,4 +1,4 @@
-"""Settings of campaigns, timings and searches, by the options that set them."""
+"""Settings of campaigns, timings and searches as facts of a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def setting_facts(settings: Mapping[str, Any]) -> Facts:
     """Return each setting that has a value and an option, with its unit.
 
     Args:
-        settings: by their names in ``to_json`` of a campaign's, search's or measurement's.
+        settings: Settings by their names in ``to_json``.
     """
     facts = []
     for name, value in settings.items():
@@ -26,11 +26,11 @@ def setting_facts(settings: Mapping[str, Any]) -> Facts:
         if nothing or name in _WITHOUT_OPTION or (name in _NOTHING_AT_0 and not value):
             continue
         option = flag("max_runs" if name == "runs" and settings.get("precision") else name)
-        facts.append(Fact(option, _said(name, value)))
+        facts.append(Fact(option, _text(name, value)))
     return Facts(facts)
 
 
-def _said(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if value is True:
         return "yes"
     if name in _SHARES:

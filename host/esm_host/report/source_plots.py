@@ -1,4 +1,4 @@
-"""Charts of what is known of other devices."""
+"""Charts of sources."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TITLE = "rank correlation"
 def correlations(
     names: Sequence[str], matrix: NDArray[np.float64], threshold: float
 ) -> alt.LayerChart:
-    """Rank correlations of devices as a heat map, their hundredths in the cells.
+    """Return a heat map of the devices' rank correlations, in hundredths.
 
     Args:
-        names: of the devices, each another, in the order in which they are shown.
-        matrix: ``(devices, devices)``; cells that are NaN stay empty.
-        threshold: from which on cells are dark.
+        names: Distinct names of the devices, in the order shown.
+        matrix: Rank correlations, ``(devices, devices)``; NaN leaves a cell empty.
+        threshold: Correlation from which cells are dark.
     """
     rows, columns = np.indices(matrix.shape).reshape(2, -1)
     order = list(names)

@@ -1,9 +1,9 @@
-"""How charts look, in light and dark: one Vega configuration each.
+"""Looks of charts, as one Vega configuration each for light and dark.
 
-Charts name styles (``"target"``, ``"band"``, ...) and scale ranges, never colours, so that the
-same chart is drawn in either. Every colour keeps 3:1 against its background, text 4.5:1 (WCAG
-2.2); categories are Okabe and Ito's, darkened or lightened for that, and ramps are monotone in
-lightness, so that both can be told apart without telling colours.
+Charts name styles (``"target"``, ``"band"``, ...) and scale ranges, never colours. So the same
+chart is drawn in either theme. Every colour has a contrast of 3:1 to its background, text 4.5:1
+(WCAG 2.2). Categories are the colours of Okabe and Ito, adapted to that. Ramps are monotone in
+lightness for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ class Theme:
     """Colours of one scheme.
 
     Attributes:
-        categories: of things without an order.
-        ramp: of things in an order, from first to last.
-        heat: of numbers from nothing to a threshold, and from there to the most.
-        alarm: of targets and of what failed.
+        background: Background of the page.
+        text: Text.
+        muted: Labels of axes and other secondary text.
+        grid: Grid lines.
+        accent: Marks without a category.
+        alarm: Targets and failures.
+        categories: Values without an order.
+        ramp: Values in order, from first to last.
+        heat: Ramp from zero to a threshold, and from there to the maximum.
     """
 
     background: str
@@ -63,7 +68,7 @@ DARK = Theme(
 
 
 def config(theme: Theme) -> dict[str, Any]:
-    """The Vega-Lite configuration of a theme."""
+    """Return the Vega-Lite configuration of a theme."""
     axis = {
         "domain": False,
         "ticks": False,
@@ -83,7 +88,7 @@ def config(theme: Theme) -> dict[str, Any]:
         "background": theme.background,
         "font": FONT,
         "view": {"stroke": None},
-        # Hundreds of points read aloud help nobody: every chart has a text and a table.
+        # Screen readers use the chart's text and table instead of hundreds of points.
         "mark": {"aria": False, "color": theme.accent},
         "axis": axis,
         "axisX": {"labelFlush": 16},
@@ -108,7 +113,7 @@ def config(theme: Theme) -> dict[str, Any]:
         "point": {"filled": True, "size": 34, "opacity": 0.75},
         "line": {"strokeWidth": 2},
         "bar": {"color": theme.accent},
-        # `color`, not stroke or fill: a mark's own default colour would win over those.
+        # `color`, as a mark's default colour takes precedence over stroke and fill.
         "style": {
             "target": {"color": theme.alarm, "strokeWidth": 1.5, "strokeDash": [6, 4]},
             "failed": {"color": theme.alarm, "strokeWidth": 1.5, "opacity": 0.7},

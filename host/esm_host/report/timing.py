@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from esm_host.report.page import (
 )
 from esm_host.report.settings import setting_facts
 from esm_host.timing.frames import TimingFile
+from esm_protos.metrics import Format, Metric, Shown
 
 _NODES = 25
 
@@ -170,7 +171,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         ]
         chart = plots.latencies(results)
         parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
-    parts += [*_results_tables(results), _fed_table(results)]
+    parts += [*_results_tables(results, timing.metrics), _fed_table(results)]
     trouble = [
         [Cell(name), Cell(entry["error"])]
         for name, entry in timing.devices.items()
@@ -197,34 +198,19 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
     return parts
 
 
-def _results_tables(results: pd.DataFrame) -> Iterator[Table]:
+def _results_tables(results: pd.DataFrame, metrics: Sequence[Metric]) -> Iterator[Table]:
     """Yield what most look for first, with the verdict, and then the rest."""
     names = {
         "result": [Cell(name) for name in results["name"]],
         "device": [Cell(device) for device in results["device"]],
     }
-    first: dict[str, list[Cell]] = {
-        "#trimmed mean (ms)": [number(v) for v in results["trimmed_mean_ms"]],
-        "#± (%)": [fixed(v) for v in results["ci95_percent"]],
-        "#median (ms)": [number(v) for v in results["median_ms"]],
-        "#p95 (ms)": [number(v) for v in results["p95_ms"]],
-        "#per second": [number(v) for v in results["throughput_per_s"]],
-        "#memory": [
-            Cell(bytes_text(v), float(v) if np.isfinite(v) else None)
-            for v in results["peak_rss_bytes"]
-        ],
-        "verdict": [Cell(row.verdict or row.status) for row in results.itertuples(index=False)],
-    }
-    others: dict[str, list[Cell]] = {
-        "#as measured (ms)": [number(v) for v in results["raw_ms"]],
-        "#slower than usual (%)": [fixed(v) for v in results["shift_percent"]],
-        "#p99 (ms)": [number(v) for v in results["p99_ms"]],
-        "#runs": [fixed(v, 0) for v in results["runs"]],
-        "#load (ms)": [number(v, 3) for v in results["load_ms"]],
-        "#first run (ms)": [number(v, 3) for v in results["first_run_ms"]],
-        "#copy in (ms)": [number(v, 3) for v in results["copy_in_ms"]],
-        "#copy out (ms)": [number(v, 3) for v in results["copy_out_ms"]],
-    }
+    first: dict[str, list[Cell]] = {}
+    others: dict[str, list[Cell]] = {}
+    for metric in metrics:
+        columns = first if metric.shown is Shown.TABLE or metric.key in _FIRST else others
+        unit = f" ({metric.unit})" if metric.unit and metric.format not in _OWN_UNIT else ""
+        columns[f"#{metric.title}{unit}"] = [_cell(metric, v) for v in results[metric.field]]
+    first["verdict"] = [Cell(row.verdict or row.status) for row in results.itertuples(index=False)]
     if results["device"].nunique() == 1:
         del names["device"]
     for name, caption, columns in (
@@ -237,6 +223,22 @@ def _results_tables(results: pd.DataFrame) -> Iterator[Table]:
             if not title.startswith("#") or any(cell.value is not None for cell in cells)
         }
         yield Table(name, caption, list(told), list(zip(*told.values(), strict=True)))
+
+
+_FIRST = ("ci95_percent", "median_ms")
+_OWN_UNIT = (Format.BYTES, Format.RATE)
+"""Formats whose values or titles say the unit."""
+
+
+def _cell(metric: Metric, value: float) -> Cell:
+    match metric.format:
+        case Format.BYTES:
+            return Cell(bytes_text(value), float(value) if np.isfinite(value) else None)
+        case Format.PERCENT:
+            return fixed(value)
+        case Format.COUNT:
+            return fixed(value, 0)
+    return number(value)
 
 
 def _fed_table(results: pd.DataFrame) -> Table:

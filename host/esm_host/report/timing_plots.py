@@ -1,5 +1,4 @@
-"""Charts of timed models: tidy frames in (as :class:`esm_host.timing.frames.TimingFile` gives
-them), charts out."""
+"""Charts of timed models, from the frames of :class:`esm_host.timing.frames.TimingFile`."""
 
 from __future__ import annotations
 
@@ -11,16 +10,16 @@ from esm_host.report.plots import ABOVE, LINE, compact, layered, legend_of, leve
 from esm_host.report.theme import SHAPES
 
 MOST_SAMPLES = 1200
-"""Drawn of one result; more are thinned to each stretch's fastest, median and slowest."""
+"""Largest number of samples drawn per result (see :func:`thinned`)."""
 
 _OPERATORS = 12
 
 
 def latencies(results: pd.DataFrame) -> alt.LayerChart:
-    """Trimmed means with their intervals, one line per result.
+    """Return a chart of the trimmed means with their intervals, one line per result.
 
     Args:
-        results: :meth:`TimingFile.results`; those that failed are left out.
+        results: :meth:`TimingFile.results`; failed ones are left out.
     """
     columns = ["label", "device", "trimmed_mean_ms", "low_ms", "high_ms", "verdict"]
     frame = compact(results.dropna(subset="trimmed_mean_ms")[columns])
@@ -52,12 +51,13 @@ def latencies(results: pd.DataFrame) -> alt.LayerChart:
 
 
 def samples_over_time(samples: pd.DataFrame, result: pd.Series) -> alt.LayerChart:
-    """Every counted run of one result, with the trimmed mean and its interval; the slowest, where
-    they are far off, as triangles at the upper edge.
+    """Return a chart of the counted runs of a result, with the trimmed mean and its interval.
+
+    Outliers are triangles at the upper edge.
 
     Args:
-        samples: of this result, of :meth:`TimingFile.samples`.
-        result: its row of :meth:`TimingFile.results`.
+        samples: :meth:`TimingFile.samples` of the result.
+        result: Row of :meth:`TimingFile.results`.
     """
     low, top = _range(samples["latency_ms"].to_numpy(dtype=float))
     scale = alt.Scale(domain=[low, top], nice=False, zero=False)
@@ -85,10 +85,11 @@ def samples_over_time(samples: pd.DataFrame, result: pd.Series) -> alt.LayerChar
 
 
 def distribution(samples: pd.DataFrame, result: pd.Series) -> alt.LayerChart:
-    """How often a run took how long, with the trimmed mean and its interval.
+    """Return a histogram of the latencies, with the trimmed mean and its interval.
 
     Args:
-        samples, result: as of :func:`samples_over_time`.
+        samples: Samples of the result.
+        result: Row of :meth:`TimingFile.results`.
     """
     bars = (
         alt.Chart(compact(histogram(samples["latency_ms"].to_numpy(dtype=float))))
@@ -119,10 +120,10 @@ def distribution(samples: pd.DataFrame, result: pd.Series) -> alt.LayerChart:
 
 
 def operators(operators: pd.DataFrame) -> alt.Chart:
-    """Where an inference's time goes, the slowest operators first.
+    """Return a chart of the time per operator type, slowest first.
 
     Args:
-        operators: of one result, of :meth:`TimingFile.operators`.
+        operators: :meth:`TimingFile.operators` of one result.
     """
     frame = operators.sort_values("ms", ascending=False).head(_OPERATORS)
     columns = ["op_type", "provider", "calls", "ms", "share_percent"]
@@ -145,11 +146,12 @@ def operators(operators: pd.DataFrame) -> alt.Chart:
 
 
 def telemetry(states: pd.DataFrame, column: str, title: str) -> alt.Chart:
-    """One thing that the devices told of themselves, over time; each block is a line.
+    """Return a chart of one quantity of the devices' state over time, a line per block.
 
     Args:
         states: :meth:`TimingFile.states`.
-        column: such as ``clock_mhz``.
+        column: Name of the quantity, such as ``clock_mhz``.
+        title: Title of the quantity.
     """
     frame = states.dropna(subset=column)[["device", "part", "at_s", column]]
     frame = compact(frame.astype({column: float}).rename(columns={column: "value"}))
@@ -176,10 +178,10 @@ def telemetry(states: pd.DataFrame, column: str, title: str) -> alt.Chart:
 
 
 def paces(paces: pd.DataFrame) -> alt.LayerChart:
-    """How much slower than usual a device's reference models were, visit by visit.
+    """Return a chart of the pace of a device's reference models, visit by visit.
 
     Args:
-        paces: of one device, of :meth:`TimingFile.paces`.
+        paces: :meth:`TimingFile.paces` of one device.
     """
     frame = compact(paces[["block", "reference", "at_s", "slower_percent"]])
     title = "slower than usual (%)" if paces["usual"].all() else "slower than its median (%)"
@@ -204,8 +206,10 @@ def paces(paces: pd.DataFrame) -> alt.LayerChart:
 
 
 def thinned(samples: pd.DataFrame, most: int = MOST_SAMPLES) -> pd.DataFrame:
-    """At most about so many samples: of each stretch the fastest, the median and the slowest, so
-    that outliers and the level stay what they are."""
+    """Return about ``most`` samples at most, with the outliers and the level unchanged.
+
+    Of each stretch the fastest, the median and the slowest are kept.
+    """
     if len(samples) <= most:
         return samples
     latency = samples["latency_ms"].to_numpy(dtype=float)
@@ -217,8 +221,10 @@ def thinned(samples: pd.DataFrame, most: int = MOST_SAMPLES) -> pd.DataFrame:
 
 
 def histogram(latency_ms: np.ndarray) -> pd.DataFrame:
-    """``from_ms``, ``to_ms``, ``runs``: up to 40 bars over all runs but the slowest hundredth,
-    where that is far off."""
+    """Return a histogram with the columns ``from_ms``, ``to_ms`` and ``runs``.
+
+    It has up to 40 bars. Outliers among the slowest hundredth are left out (:func:`shown_up_to`).
+    """
     inside = latency_ms[latency_ms <= shown_up_to(latency_ms)]
     bars = int(np.clip(np.sqrt(len(inside)), 1, 40))
     counts, edges = np.histogram(inside, bars)
@@ -226,13 +232,13 @@ def histogram(latency_ms: np.ndarray) -> pd.DataFrame:
 
 
 def shown_up_to(latency_ms: np.ndarray) -> float:
-    """Where the histogram ends: at the slowest run, or before outliers that would squeeze it."""
+    """Return the end of the histogram, ms: the slowest run, or less if that is an outlier."""
     low, high, top = np.percentile(latency_ms, [1, 99, 100])
     return float(top if top - high <= high - low else high)
 
 
 def _range(latency_ms: np.ndarray) -> tuple[float, float]:
-    """Of an axis, with some room; slower runs than :func:`shown_up_to` are drawn at its end."""
+    """Return the ends of an axis, ms; runs beyond :func:`shown_up_to` are drawn at its end."""
     low, high = float(latency_ms.min()), shown_up_to(latency_ms)
     room = 0.08 * (high - low) or 0.05 * high
     return low - room, high + room

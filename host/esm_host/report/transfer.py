@@ -1,4 +1,4 @@
-"""The part of a campaign's report that tells what was learnt from other devices."""
+"""Section of a campaign's report on transfer from other devices."""
 
 from __future__ import annotations
 
@@ -27,26 +27,30 @@ from esm_host.transfer.monotonicity import LEAST_SHARED, rank_correlation
 
 
 def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
-    """How much the sources helped, what was held out, and each source; nothing of a campaign
-    without sources, or of one that has not come to an end.
+    """Return the benefit of the sources, the held-out models, and each source.
+
+    It is empty for a campaign without sources and for one that has not ended.
 
     Args:
+        run: Campaign.
         measurements: :meth:`Run.measurements`.
 
     Raises:
-        DatasetError: what the sources were learnt to be is gone or damaged.
+        DatasetError: the sources' models are missing or damaged.
     """
     figures = (run.result or {}).get("transfer")
     if figures is None:
         return
     parts = [*_held_out(figures, measurements), *_sources(run)]
-    yield Section("transfer", "Transfer", _of_what_use(figures), parts)
+    yield Section("transfer", "Transfer", _benefit(figures), parts)
 
 
 def held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> pd.DataFrame:
-    """A row per model that was held out: columns of ``measurements``, but ``predicted_ms`` and
-    ``error_percent`` by the predictor that had seen none of them, with the ends of its 90 %
-    intervals, ``low_ms`` and ``high_ms``, and ``covered``, whether the latency is between them.
+    """Return a row per held-out model.
+
+    Columns are those of ``measurements``; ``predicted_ms`` and ``error_percent`` are by a predictor
+    fitted without these models. Further columns are the ends of the 90 % interval, ``low_ms`` and
+    ``high_ms``, and ``covered``, whether the latency is between them.
 
     Args:
         figures: ``transfer`` of ``result.json``.
@@ -63,12 +67,13 @@ def held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> pd.DataFram
 
 
 def source_correlations(run: Run) -> pd.DataFrame:
-    """Spearman's rank correlation of what each source's model expects with what was measured, a
-    row per source, the best first: ``source``, ``correlation``, and the ends of its 95 % interval,
-    ``low`` and ``high``. None where fewer than four architectures were measured.
+    """Return Spearman's rank correlation of each source with the measurements, best first.
+
+    Columns are ``source``, ``correlation`` and the ends of its 95 % confidence interval, ``low``
+    and ``high``. There are no rows if fewer than four architectures were measured.
 
     Raises:
-        DatasetError: the sources' models are gone or damaged.
+        DatasetError: the sources' models are missing or damaged.
     """
     columns = ["source", "correlation", "low", "high"]
     dataset = run.dataset().only(run.settings.trusted_verdicts)
@@ -85,49 +90,49 @@ def source_correlations(run: Run) -> pd.DataFrame:
     )
 
 
-def _of_what_use(figures: dict[str, Any]) -> str:
+def _benefit(figures: dict[str, Any]) -> str:
     samples, sources = figures["samples"], len(figures["sources"])
     learnt = (
-        f"Learnt from {plural(samples, 'model')} measured here and {plural(sources, 'source')}"
+        f"Fitted to {plural(samples, 'model')} measured here and {plural(sources, 'source')}"
         f"{learnt_by(figures)}"
     )
     if "left_out_error_percent" not in figures:
-        return f"{learnt}: too few models to tell whether the sources were of use."
+        return f"{learnt}: too few models to say whether the sources helped."
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     if figures.get("method", DEFAULT) != DEFAULT:
         return (
-            f"{learnt}. Predicted by the others, a model is {error:.1f} % off on average; by auto "
-            f"without sources {without:.1f} %."
+            f"{learnt}. Mean error of held-out predictions: {error:.1f} %, by auto without sources "
+            f"{without:.1f} %."
         )
     return (
-        f"{learnt}. The sources {use_of_sources(figures)}: predicted by all the others, a model is "
-        f"{error:.1f} % off on average with sources, {without:.1f} % without."
+        f"{learnt}. The sources {use_of_sources(figures)}. Mean error of held-out predictions: "
+        f"{error:.1f} % with sources, {without:.1f} % without."
     )
 
 
 def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[Figure | Text]:
     if "spearman" not in figures:
-        yield Text("No models were held out to tell how good predictions of unseen ones are.")
+        yield Text("No models were held out to judge the predictions.")
         return
     count = figures["held_out"]
     summary = (
-        f"{plural(count, 'model')} drawn by chance, predicted by a predictor that had seen none of "
-        f"them: rank correlation {figures['spearman']:.3f} (95 % interval "
-        f"{figures['spearman_low']:.2f} to {figures['spearman_high']:.2f}), accuracy "
-        f"{figures['accuracy_percent']:.1f} %. {figures['covered']} of {count} are within their "
-        "90 % intervals (vertical lines)."
+        f"{plural(count, 'model')} drawn at random and held out: rank correlation "
+        f"{figures['spearman']:.3f} (95 % confidence interval {figures['spearman_low']:.2f} to "
+        f"{figures['spearman_high']:.2f}), accuracy {figures['accuracy_percent']:.1f} %. "
+        f"{figures['covered']} of {count} are within their 90 % prediction intervals (vertical "
+        "lines)."
     )
     frame = held_out(figures, measurements)
     if frame.empty:
         yield Text(summary)
         return
     if not frame["covered"].all():
-        summary += " Triangles are those that are not."
+        summary += " The others are triangles."
     yield Figure(
         "held-out",
         "Held-out models, predicted against measured latency",
-        f"{summary} Marks on the dashed line are perfect. The predictor that is kept has learnt "
-        f"from all {figures['samples'] + count} models.",
+        f"{summary} The dashed line marks perfect predictions. The final predictor is fitted to "
+        f"all {figures['samples'] + count} models.",
         held_out_predictions(frame),
         [
             Column("architecture", "architecture"),
@@ -137,7 +142,7 @@ def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[F
             Column("low_ms", "90 % interval from (ms)", 4),
             Column("high_ms", "to (ms)", 4),
             Column("error_percent", "error (%)", 1),
-            Column("within", "within it"),
+            Column("within", "within the interval"),
         ],
     )
 
@@ -148,8 +153,8 @@ def _sources(run: Run) -> Iterator[Table]:
         return
     yield Table(
         "sources",
-        "Rank correlation of what each source expects of the models measured here with what they "
-        "took, and its 95 % interval: 1 is the same order, 0 tells nothing",
+        "Rank correlation of each source's predictions with the latencies measured here, and its "
+        "95 % confidence interval: 1 is the same order, 0 is none",
         ["source", "#rank correlation", "#interval from", "#to"],
         [
             [

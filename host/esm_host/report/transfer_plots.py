@@ -1,4 +1,4 @@
-"""Charts of what was learnt from other devices."""
+"""Charts of transfer from other devices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from esm_host.report.plots import compact, diagonal, latency_scale, layered
 
 
 def held_out_predictions(models: pd.DataFrame) -> alt.LayerChart:
-    """Predictions of held-out models with their 90 % intervals against measurements; the diagonal
-    is perfect. What its interval does not hold is a triangle.
+    """Return a chart of held-out predictions with their 90 % intervals against measurements.
+
+    A triangle is a model whose interval does not hold its latency.
 
     Args:
         models: :func:`esm_host.report.transfer.held_out`, one row or more.
@@ -41,7 +42,7 @@ def held_out_predictions(models: pd.DataFrame) -> alt.LayerChart:
             ],
         )
     )
-    y = alt.Y("low_ms:Q", title="predicted, unseen (ms)", scale=scale)
+    y = alt.Y("low_ms:Q", title="predicted, held-out (ms)", scale=scale)
     point = alt.Y("predicted_ms:Q", scale=scale)
     inside, outside = (base.transform_filter(f"datum.within == '{w}'") for w in ("yes", "no"))
     return layered(

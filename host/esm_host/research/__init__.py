@@ -1,1 +1,1 @@
-"""Methods of papers, and studies of them; nothing of the main path needs them."""
+"""Methods of papers and studies of them, without which the main path works."""

@@ -1,4 +1,4 @@
-"""A baseline: one good architecture made deeper and shallower, without any search."""
+"""Baseline that scales the depth of one good architecture."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from esm_models.space import Codes, SearchSpace
 
 
 def scaled_in_depth(space: SearchSpace, code: Codes, most: int = 2) -> Codes:
-    """An architecture, with every way to give it up to ``most`` blocks more or to take up to
-    ``most`` away (heuristic model scaling, Lu et al. 2021, Section 6.1.2).
+    """Return an architecture and all variants with up to ``most`` blocks more or fewer.
 
-    The paper does not say where: of each unit the last block is repeated, or goes. Features of
-    the other blocks, and the resolution, stay as they are.
+    This is heuristic model scaling (Lu et al. 2021, Section 6.1.2). The paper does not say where
+    blocks change. Here the last block of a unit is repeated or removed. The other blocks and the
+    resolution stay.
 
     Args:
-        code: of that architecture, ``space.code_shape``.
+        space: Search space.
+        code: Architecture, ``space.code_shape``.
+        most: Largest number of blocks to add or remove.
 
     Returns:
-        ``(n, *space.code_shape)``: the architecture, then shallower ones, then deeper ones.
+        Codes, ``(n, *space.code_shape)``: the architecture, then shallower ones, then deeper ones.
 
     Raises:
-        UsageError: the space has no other depths.
+        UsageError: the space has a single depth.
     """
     if all(len(depths) == 1 for depths in space.depths):
         raise UsageError(
@@ -32,7 +34,7 @@ def scaled_in_depth(space: SearchSpace, code: Codes, most: int = 2) -> Codes:
         )
     options = space.blocks_of(code[None])[0]
     depths = (options >= 0).sum(axis=1)
-    # What a unit would consist of if it were as deep as can be.
+    # Each unit at its largest depth.
     full = np.take_along_axis(
         options, np.minimum(np.arange(space.max_unit_depth), depths[:, None] - 1), axis=1
     )

@@ -1,7 +1,7 @@
-"""Predictors that need no training: true latencies with deviations like a real predictor's.
+"""Simulated predictors: true latencies plus deviations like those of a real predictor.
 
-Deviations of predictors are no normal distribution: most are small and some are large (Laube et
-al., What to expect of hardware metric predictors in NAS, Fig. 2), as a mixture of normals has it.
+The deviations of predictors are not normal: most are small and some are large (Laube et al., What
+to expect of hardware metric predictors in NAS, Fig. 2). A mixture of normals has this shape.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Deviations:
-    """The shape of a distribution of deviations: a mixture of normals, of any scale.
+    """Shape of a distribution of deviations, as a mixture of normals of any scale.
 
     Attributes:
-        weights: of the normals; their sum is 1.
-        means, stds: of each.
+        weights: Weights of the normals; their sum is 1.
+        means: Mean of each normal.
+        stds: Standard deviation of each normal.
     """
 
     weights: tuple[float, ...]
@@ -33,19 +34,19 @@ class Deviations:
 
     @property
     def std(self) -> float:
-        """Of the whole mixture."""
+        """Standard deviation of the mixture."""
         square = np.dot(self.weights, np.square(self.stds) + np.square(self.means))
         return float(np.sqrt(square - self.mean**2))
 
     def scaled(self) -> Deviations:
-        """The same shape with mean 0 and standard deviation 1."""
+        """Return the same shape with mean 0 and standard deviation 1."""
         means, stds = np.array(self.means) - self.mean, np.array(self.stds)
         return Deviations(
             self.weights, tuple((means / self.std).tolist()), tuple((stds / self.std).tolist())
         )
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], std: float = 1.0) -> Floats:
-        """Independent deviations with mean 0 and this standard deviation, whatever the scale."""
+        """Return independent deviations with mean 0 and this standard deviation."""
         shapes = self.scaled()
         edges = np.cumsum(shapes.weights)[:-1]
         which = np.searchsorted(edges, rng.random(shape), side="right")
@@ -56,14 +57,15 @@ class Deviations:
 
 
 def fit_deviations(deviations: ArrayLike, components: int = 2, seed: int = 0) -> Deviations:
-    """The mixture of normals that a real predictor's deviations are likeliest under.
+    """Fit a mixture of normals to the deviations of a real predictor, by maximum likelihood.
 
     Args:
-        deviations: predicted minus true, ``(n,)``, in any unit.
-        components: how many normals; one is a normal distribution.
+        deviations: Predicted minus true latencies, ``(n,)``, in any unit.
+        components: Number of normals.
+        seed: Random seed.
 
     Raises:
-        ValueError: fewer deviations than components, or all are the same.
+        ValueError: there are fewer deviations than components, or all are equal.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -82,6 +84,8 @@ def fit_deviations(deviations: ArrayLike, components: int = 2, seed: int = 0) ->
 
 
 TYPICAL = Deviations(weights=(0.89, 0.11), means=(0.03, -0.27), stds=(0.81, 1.90))
-"""Two normals, fitted to what the multilayer perceptron misses NAS-Bench-201 latencies of 1080ti_1,
-silver_4114, titanx_256 and samsung_s7 by, after 124 and 500 samples, each scaled to standard
-deviation 1 and all pooled."""
+"""Mixture of two normals, fitted to deviations of the multilayer perceptron on NAS-Bench-201.
+
+The devices are 1080ti_1, silver_4114, titanx_256 and samsung_s7, with 124 and 500 training samples.
+Each set of deviations is scaled to standard deviation 1; all are pooled.
+"""

@@ -1,5 +1,8 @@
-"""Sets of devices between which transfer is hard (Akhauri and Abdelfattah 2024, "On Latency
-Predictors for Neural Architecture Search", Algorithm 1)."""
+"""Sets of devices between which transfer is hard.
+
+The method is Algorithm 1 of Akhauri and Abdelfattah 2024, "On Latency Predictors for Neural
+Architecture Search".
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DeviceSets:
-    """Devices to learn from and devices to transfer to, by number, rising."""
+    """Source devices and target devices, by rising number."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
@@ -20,18 +23,23 @@ class DeviceSets:
 def hard_sets(
     matrix: NDArray[np.float64], train: int, test: int, seed: int = 0, hardest: bool = False
 ) -> DeviceSets:
-    """Bisects the complete graph of the devices by Kernighan and Lin's method, then takes from each
-    half, one by one, the device that correlates most with the other half, until ``train`` and
+    """Return sets of devices with low correlation between them.
+
+    The complete graph of the devices is bisected by Kernighan and Lin's method. From each half the
+    device that correlates most with the other half is removed, one by one, until ``train`` and
     ``test`` are left.
 
-    Edges weigh the negative of the correlation, as in the paper. Bisection cuts what weighs least:
-    so it leaves devices that rank differently within a half, and like ones on both sides, which
-    the trimming then takes away. That gives other sets for other seeds.
+    Edges have the negative correlation as weight, as in the paper. Bisection cuts the least weight.
+    So devices within a half rank differently, and similar ones are on both sides, from which the
+    trimming removes them. The sets depend on the seed.
 
     Args:
-        matrix: rank correlations, ``(devices, devices)``.
-        hardest: weigh by the correlation itself: halves that rank unlike each other, nearly the
-            same for every seed. No part of the paper.
+        matrix: Rank correlations, ``(devices, devices)``.
+        train: Number of source devices.
+        test: Number of target devices.
+        seed: Random seed.
+        hardest: Whether edges have the correlation itself as weight. The halves then rank unlike
+            each other and hardly depend on the seed. This is not in the paper.
 
     Raises:
         ValueError: a correlation is missing, or a set would be empty or larger than its half.
@@ -63,11 +71,11 @@ def hard_sets(
 def mean_correlation(
     matrix: NDArray[np.float64], one: tuple[int, ...], other: tuple[int, ...]
 ) -> float:
-    """Of all pairs of different devices, one from each set; NaN where there are none."""
+    """Return the mean correlation of pairs with one device of each set; NaN without pairs."""
     values = [matrix[a, b] for a in one for b in other if a != b]
     return float(np.mean(values)) if values else float("nan")
 
 
 def _trim(half: list[int], other: list[int], matrix: NDArray[np.float64]) -> None:
-    """Takes away the device that correlates most with the other half."""
+    """Remove the device that correlates most with the other half."""
     half.remove(max(half, key=lambda device: float(matrix[device, other].sum())))

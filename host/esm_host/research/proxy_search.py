@@ -1,15 +1,14 @@
-"""Search of a campaign that begins with the front of another device (Lu et al. 2021)."""
+"""Search of a campaign that begins with the front of a proxy device (Lu et al. 2021)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esm_host.arguments import argument
 from esm_host.campaign.run import Run
 from esm_host.errors import UsageError
-from esm_host.research.search_by_proxy import VerifiedByProxy, verified_by_proxy
+from esm_host.research.search_by_proxy import CampaignSamples, ProxyVerification, verify_by_proxy
 from esm_host.research.transfer.proxy import ProxyPredictor
 from esm_host.search.method import SearchMethod
 from esm_host.search.problem import Measure, Problem
@@ -20,19 +19,19 @@ from esm_host.transfer.kept import reduced
 from esm_host.transfer.source import Source
 
 _MOST_SAMPLES = 200
-"""Measured to compare a proxy and to adapt it, at most: whatever the budget is, the same ones."""
+"""Largest number of samples to compare and adapt a proxy, independent of the budget."""
 
 
 class ProxySearch:
-    """Search of a campaign with the proxy that its settings name.
+    """Search of a campaign with the proxy of its settings.
 
     Args:
-        settings: of the search; ``proxy`` is set.
-        run: the campaign.
+        settings: Settings of the search, with ``proxy``.
+        run: Campaign.
 
     Raises:
         UsageError: there is no such source, it is of another space, or it is the campaign itself.
-        DatasetError: it is damaged.
+        DatasetError: the source is damaged.
     """
 
     def __init__(self, settings: SearchSettings, run: Run) -> None:
@@ -47,35 +46,29 @@ class ProxySearch:
         method: SearchMethod,
         past: Sequence[Round],
         on_round: Callable[[Sequence[Round]], None],
-    ) -> VerifiedByProxy:
-        """Measure the proxy's front, or an adapted one's; arguments as of
-        :func:`~esm_host.research.search_by_proxy.verified_by_proxy`."""
+    ) -> ProxyVerification:
+        """Measure the front of the proxy or of its adapted predictor.
+
+        The arguments are those of :func:`~esm_host.research.search_by_proxy.verify_by_proxy`.
+        """
         settings, run = self._settings, self._run
         measured = run.measurements()
         own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
         architectures = [a for a in run.dataset().architectures if a.key in own]
         drawn = run.sample(len(own) + _MOST_SAMPLES, "random", settings.seed)
-        limits = settings.max_latency_ms
-        return verified_by_proxy(
-            problem,
-            site,
-            self._proxy,
+        samples = CampaignSamples(
             run.space.encode(architectures),
             run.space.encode([a for a in drawn if a.key not in own]),
-            method,
-            settings.measure,
-            settings.probability,
-            limits[0] if limits else math.inf,
-            past,
-            on_round,
-            settings.seed,
+        )
+        return verify_by_proxy(
+            problem, site, self._proxy, samples, method, settings, past, on_round
         )
 
 
 def _proxy(settings: SearchSettings, run: Run) -> Source:
-    """Return the proxy as a source of the campaign's own space.
+    """Return the proxy as a source of the campaign's space.
 
-    Of several devices, the one whose predictor ranks most as the campaign measured.
+    Of several devices it is the one whose predictor ranks most as the campaign measured.
     """
     found = registry.fitting(run.space, [settings.proxy], run.path.parent)
     sources = reduced("proxy", run.space, found, settings.seed)
@@ -86,6 +79,6 @@ def _proxy(settings: SearchSettings, run: Run) -> Source:
     if len(sources) == 1:
         return sources[0]
     measured = run.dataset().only(run.settings.trusted_verdicts)
-    alike = ProxyPredictor().learn(sources)
-    alike.adapt(run.space.encode(measured.architectures), measured.latency_ms)
-    return next(source for source in sources if source.name == alike.proxy_)
+    nearest = ProxyPredictor().learn(sources)
+    nearest.adapt(run.space.encode(measured.architectures), measured.latency_ms)
+    return next(source for source in sources if source.name == nearest.proxy_)

@@ -1,10 +1,10 @@
-"""One proxy from end to end: its front, or an adapted one's, measured and pruned on the target."""
+"""Search by a proxy device: its front, or that of its adapted predictor, measured on the target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from esm_host.errors import UsageError
 from esm_host.research.transfer.one_proxy import OneProxy, one_proxy
 from esm_host.research.transfer.proxy import AdaProxyPredictor
 from esm_host.search.front import Floats
-from esm_host.search.genes import Rows, distinct, keys
+from esm_host.search.genes import RowIndex, distinct, keys
 from esm_host.search.latency import AT_MOST, LATENCY
 from esm_host.search.method import SearchMethod
-from esm_host.search.problem import Found, Measure, Problem
-from esm_host.search.verify import Round, Site, Verified, spread, verified
+from esm_host.search.problem import Candidates, Measure, Problem
+from esm_host.search.settings import SearchSettings
+from esm_host.search.verify import Round, Site, Verification, spread, verify_front
 from esm_host.transfer.adapted import Calibration
 from esm_host.transfer.base import FewShotPredictor
 from esm_host.transfer.monotonicity import LEAST_SHARED, THRESHOLD, Decision, decide
@@ -26,30 +27,30 @@ from esm_models.space import Codes
 
 
 @dataclass(frozen=True, eq=False)
-class ByProxy:
-    """What Algorithm 1 found for a target.
+class ProxyFront:
+    """Result of Algorithm 1 for a target.
 
     Attributes:
-        decision: whose front was taken: the proxy's (``REUSE``) or the adapted one's (``ADAPT``).
-        check: how that was decided, and by which predictor the front was searched.
-        proposed: the front by predictions, which rank only; their milliseconds are those that
-            the samples had at the same rank.
-        unpruned: the same architectures as the target measured them; those that failed are out of
-            every limit.
-        front: of these, what no other beats and what keeps the limits.
-        measured: architectures that the target measured, samples and front together.
+        decision: Whether the front is the proxy's (``REUSE``) or the adapted predictor's
+            (``ADAPT``).
+        check: Comparison that led to the decision, with the predictor of the search.
+        proposed: Predicted front. Its latencies only rank; they are those of the samples at the
+            same rank.
+        unpruned: Same architectures as measured on the target; failed ones are outside every limit.
+        front: Pareto front of these within the limits.
+        measured: Number of architectures measured on the target, samples and front together.
     """
 
     decision: Decision
     check: OneProxy
-    proposed: Found
-    unpruned: Found
-    front: Found
+    proposed: Candidates
+    unpruned: Candidates
+    front: Candidates
     measured: int
 
     @property
     def samples(self) -> int:
-        """Architectures that were measured to decide and to adapt."""
+        """Number of architectures measured for the decision and the adaptation."""
         return self.check.samples
 
 
@@ -66,58 +67,66 @@ def search_by_proxy(
     step: int = 20,
     model: str = "linear",
     seed: int = 0,
-) -> ByProxy:
-    """Algorithm 1 of Lu et al. 2021 as a whole, with the steps of its Section 5.4.
+) -> ProxyFront:
+    """Search with a proxy by Algorithm 1 of Lu et al. 2021 and the steps of its Section 5.4.
 
-    A few samples say whether the proxy ranks as the target does. If it does, the proxy's front is
-    taken; if not, its predictor is adapted, and searched. The front is measured on the target, and
-    what is not Pareto-optimal there is removed (Section 5.5). Where the pool ends before it is
-    clear on which side of the threshold the proxy lies, its estimate decides, as in line 5 there.
-
-    Predictions rank and promise nothing: limits of the latency count from the measurements on.
+    A few samples show whether the proxy ranks as the target does. If so, the proxy's front is used.
+    If not, its predictor is adapted and searched. The front is measured on the target, and
+    dominated architectures are removed (Section 5.5). If the pool ends before the decision is
+    clear, the estimate decides, as in line 5 of the algorithm. Latency limits apply to measurements
+    only, as predictions only rank.
 
     Args:
-        problem: of the target's latency, as :func:`~esm_host.search.verify.verified_search` has it.
-        measure: latencies on the target, ms, ``(n,)`` of ``(n, *code_shape)``; NaN of what failed.
-            It is asked for each architecture once.
-        pool: samples to measure, in that order; its length is the most that it may cost.
-        proxy_front: what is Pareto-optimal on the proxy, where that is known; else the proxy's
-            predictor is searched.
-        threshold, first, step, model, seed: of
-            :func:`~esm_host.research.transfer.one_proxy.one_proxy`.
+        problem: Function from latencies to the problem
+            (:func:`~esm_host.search.verify.verified_search`).
+        proxy: Source of the proxy.
+        measure: Function from codes to latencies on the target, ms, ``(n,)``; NaN if it failed. It
+            is called once per architecture.
+        pool: Samples to measure, in this order; its length limits their number.
+        method: Search method.
+        proxy_front: Known Pareto front of the proxy; None to search its predictor.
+        threshold: Option of :func:`~esm_host.research.transfer.one_proxy.one_proxy`, as the
+            following ones.
 
     Raises:
-        ValueError: as there.
+        ValueError: as :func:`~esm_host.research.transfer.one_proxy.one_proxy`.
         UsageError: the method does not suit the problem.
     """
-    target = _Target(measure, pool[:0])
+    target = _TargetCache(measure, pool[:0])
     decision, check, proposed, _ = _propose(
-        problem, proxy, target, pool, method, proxy_front, threshold, first, step, model, seed
+        problem,
+        proxy,
+        target,
+        pool,
+        method,
+        _Options(threshold, first, step, model, seed),
+        proxy_front,
     )
-    unpruned = problem([_Measured(target)]).evaluate(proposed.codes)
-    return ByProxy(decision, check, proposed, unpruned, unpruned.front(), len(target))
+    unpruned = problem([_MeasuredLatency(target)]).evaluate(proposed.codes)
+    return ProxyFront(decision, check, proposed, unpruned, unpruned.front(), len(target))
 
 
 @dataclass(frozen=True, eq=False)
-class VerifiedByProxy:
+class ProxyVerification:
     """Result of a search with a proxy on a site.
 
     Attributes:
-        proxy: its name.
-        decision, check: as of :class:`ByProxy`.
-        fresh: samples among those of the check that the site had not measured before.
-        verified: the front of all that the site has measured; stable if the whole proposed front
-            is among it.
+        proxy: Name of the proxy.
+        decision: Whether the proxy was used unchanged or adapted.
+        check: Comparison that led to the decision.
+        fresh: Number of samples of the comparison that the site had not measured before.
+        verified: Front of all measurements of the site; stable if it includes the whole proposed
+            front.
     """
 
     proxy: str
     decision: Decision
     check: OneProxy
     fresh: int
-    verified: Verified
+    verified: Verification
 
     def to_json(self) -> dict[str, Any]:
-        """Entry of the proxy in ``front.json``."""
+        """Return the entry of the proxy in ``front.json``."""
         correlation = self.check.proxy
         return {
             "name": self.proxy,
@@ -130,51 +139,64 @@ class VerifiedByProxy:
         }
 
     def describe(self, count: int) -> str:
-        """Return what became of the proxy, and of the ``count`` on the front, in words."""
+        """Return the result for the proxy and the front of ``count`` architectures, in words."""
         found = self.check.proxy
         ranks = (
             f"{self.proxy} ranks {self.check.samples} samples with a correlation of "
             f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}): its predictor was "
-            f"{'used as it is' if self.decision is Decision.REUSE else 'adapted'}"
+            f"{'used unchanged' if self.decision is Decision.REUSE else 'adapted'}"
         )
         measured = f"{self.verified.measured} of its front and {self.fresh} more samples measured"
-        rest = "all of it" if self.verified.stable else "--resume with a larger --measure goes on"
-        return f"{ranks}\n{count} on the front; {measured}, {rest}"
+        more = "continue with --resume and a larger --measure"
+        rest = "the whole front" if self.verified.stable else more
+        return f"{ranks}\n{count} on the front; {measured}: {rest}"
 
 
-def verified_by_proxy(
+@dataclass(frozen=True, eq=False)
+class CampaignSamples:
+    """Samples to compare a proxy with a campaign's device.
+
+    Attributes:
+        own: Architectures measured for the campaign, ``(n, *code_shape)``.
+        more: Architectures to measure if these are too few, ``(m, *code_shape)``.
+    """
+
+    own: Codes
+    more: Codes
+
+
+def verify_by_proxy(
     problem: Callable[[Sequence[Measure]], Problem],
     site: Site,
     proxy: Source,
-    own: Codes,
-    more: Codes,
+    samples: CampaignSamples,
     method: SearchMethod,
-    budget: int,
-    probability: float = 0.9,
-    slowest_ms: float = math.inf,
-    past: Sequence[Round] = (),
-    on_round: Callable[[Sequence[Round]], None] | None = None,
-    seed: int = 0,
-) -> VerifiedByProxy:
-    """:func:`search_by_proxy` on a campaign's site, within a budget.
+    settings: SearchSettings,
+    past: Sequence[Round],
+    on_round: Callable[[Sequence[Round]], None],
+) -> ProxyVerification:
+    """Search with a proxy on a campaign's site, within a budget.
 
-    The campaign's own architectures are its first samples. Of the front that the proxy proposes so
-    many are measured as the budget allows, spread over what is expected to be fast enough.
+    The campaign's own architectures are the first samples of :func:`search_by_proxy`. The budget
+    limits how many of the proposed front are measured. They are spread over those expected to be
+    fast enough.
 
     Args:
-        own: what the site measured for its campaign, ``(n, *code_shape)``.
-        more: samples to measure where these are too few to tell; at most half of the budget is
-            spent on them.
-        budget: architectures to measure at most, samples and front together.
-        probability: of keeping a latency limit, for what is found.
-        slowest_ms: that limit.
-        past: rounds of the same search, as of :func:`~esm_host.search.verify.verified_search`.
-        on_round: is told all rounds before what the last one chose is measured.
+        problem: Function from latencies to the problem.
+        site: Site of the campaign.
+        proxy: Source of the proxy.
+        samples: Samples of the campaign, and further ones.
+        method: Search method.
+        settings: Settings of the search. ``measure`` limits samples and front together.
+        past: Rounds of the same search (:func:`~esm_host.search.verify.verified_search`).
+        on_round: Function called with all rounds before each measurement.
 
     Raises:
         UsageError: the method does not suit the problem, or there are too few samples.
     """
-    pool = np.concatenate([own, more[: budget // 2]])
+    own, budget = samples.own, settings.measure
+    slowest_ms = settings.max_latency_ms[0] if settings.max_latency_ms else math.inf
+    pool = np.concatenate([own, samples.more[: budget // 2]])
     if len(pool) < LEAST_SHARED:
         raise UsageError(
             f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
@@ -184,15 +206,15 @@ def verified_by_proxy(
     def measure(codes: Codes) -> Floats:
         if not np.isin(keys(codes), keys(site.known())).all():
             site.measure(codes)
-        return np.asarray(site.latency(probability)(codes)[LATENCY], dtype=np.float64)
+        return np.asarray(site.latency(settings.probability)(codes)[LATENCY], dtype=np.float64)
 
     rounds = list(past)
     if rounds and len(rounds[-1].chosen):
-        site.measure(rounds[-1].chosen.codes)  # it may have been broken off there
+        site.measure(rounds[-1].chosen.codes)  # the search may have been interrupted there
     first = min(30, len(pool))
-    target = _Target(measure, pool[:0])
+    target = _TargetCache(measure, pool[:0])
     decision, check, proposed, evaluations = _propose(
-        problem, proxy, target, pool, method, None, THRESHOLD, first, 20, "linear", seed
+        problem, proxy, target, pool, method, _Options(first=first, seed=settings.seed)
     )
     fresh_samples = int((~np.isin(keys(pool[: check.samples]), keys(own))).sum())
     left = budget - fresh_samples - sum(len(each.chosen) for each in rounds)
@@ -203,45 +225,47 @@ def verified_by_proxy(
         fresh = fresh[np.arange(min(len(fresh), max(fast, left)))]
         chosen = fresh[spread(len(fresh), left, math.isfinite(slowest_ms))]
         rounds.append(Round(proposed, chosen, evaluations, 0.5))
-        if on_round is not None:
-            on_round(rounds)
+        on_round(rounds)
         site.measure(chosen.codes)
     stable = bool(np.isin(keys(proposed.codes), keys(site.known())).all())
-    found = verified(problem, [site], probability, stable, rounds)
-    return VerifiedByProxy(proxy.name, decision, check, fresh_samples, found)
+    found = verify_front(problem, [site], settings.probability, stable, rounds)
+    return ProxyVerification(proxy.name, decision, check, fresh_samples, found)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of :func:`~esm_host.research.transfer.one_proxy.one_proxy`."""
+
+    threshold: float = THRESHOLD
+    first: int = 30
+    step: int = 20
+    model: str = "linear"
+    seed: int = 0
 
 
 def _propose(
     problem: Callable[[Sequence[Measure]], Problem],
     proxy: Source,
-    target: _Target,
+    target: _TargetCache,
     pool: Codes,
     method: SearchMethod,
-    proxy_front: Codes | None,
-    threshold: float,
-    first: int,
-    step: int,
-    model: str,
-    seed: int,
-) -> tuple[Decision, OneProxy, Found, int]:
-    """Return the decision, how it came about, the front to measure, and how many were scored."""
+    options: _Options,
+    proxy_front: Codes | None = None,
+) -> tuple[Decision, OneProxy, Candidates, int]:
+    """Return the decision, the comparison, the proposed front and the number of evaluations."""
     check = one_proxy(
         [proxy],
         target,
         pool[distinct(pool)],
-        threshold=threshold,
-        first=first,
-        step=step,
-        model=model,
-        seed=seed,
+        **asdict(options),
     )
     decision, predictor = check.decision, check.predictor
-    if decision is Decision.MEASURE:  # there is no more to measure
-        decision = decide(check.proxy, threshold, by_interval=False)
-        if decision is Decision.ADAPT and not isinstance(predictor, AdaProxyPredictor):
-            predictor = AdaProxyPredictor(model=model, seed=seed).learn([proxy])
+    if decision is Decision.MEASURE:  # the pool has ended
+        decision = decide(check.proxy, options.threshold, by_interval=False)
+        if decision is Decision.ADAPT and not predictor.corrects:
+            predictor = AdaProxyPredictor(model=options.model, seed=options.seed).learn([proxy])
             predictor.adapt(*target.samples())
-    ranked = problem([_Ranks(predictor, *target.samples())])
+    ranked = problem([_RankedLatency(predictor, *target.samples())])
     if decision is Decision.REUSE and proxy_front is not None:
         front = proxy_front[distinct(proxy_front)]
         return decision, check, ranked.evaluate(front), len(front)
@@ -249,8 +273,8 @@ def _propose(
     return decision, check, outcome.front, outcome.evaluations
 
 
-class _Target:
-    """Measures each architecture once, however often it is asked for."""
+class _TargetCache:
+    """Measurements of the target, made once per architecture."""
 
     def __init__(self, measure: Callable[[Codes], Floats], nothing: Codes) -> None:
         self._measure = measure
@@ -258,27 +282,29 @@ class _Target:
         self._latency_ms = np.zeros(0)
 
     def __len__(self) -> int:
-        """How many it has measured."""
+        """Return the number of measured architectures."""
         return len(self._codes)
 
     def __call__(self, codes: Codes) -> Floats:
-        fresh = codes[Rows(self._codes)(codes) < 0]
+        fresh = codes[RowIndex(self._codes)(codes) < 0]
         if len(fresh):
             fresh = fresh[distinct(fresh)]
             latency_ms = np.asarray(self._measure(fresh), dtype=np.float64)
             self._codes = np.concatenate([self._codes, fresh])
             self._latency_ms = np.concatenate([self._latency_ms, latency_ms])
-        return self._latency_ms[Rows(self._codes)(codes)]
+        return self._latency_ms[RowIndex(self._codes)(codes)]
 
     def samples(self) -> tuple[Codes, Floats]:
-        """All that it could measure."""
+        """Return all architectures with a latency, and the latencies."""
         there = np.isfinite(self._latency_ms)
         return self._codes[there], self._latency_ms[there]
 
 
-class _Ranks:
-    """Latencies that rank as the target's should, roughly in its milliseconds: no limit holds
-    them."""
+class _RankedLatency:
+    """Measure of scores that rank as the target does, roughly in its milliseconds.
+
+    The upper bound is 0, so that latency limits have no effect.
+    """
 
     def __init__(self, predictor: FewShotPredictor, codes: Codes, latency_ms: Floats) -> None:
         self._predictor = predictor
@@ -289,10 +315,10 @@ class _Ranks:
         return {LATENCY: latency_ms, AT_MOST: np.zeros(len(codes))}
 
 
-class _Measured:
-    """The target's own."""
+class _MeasuredLatency:
+    """Measure of the target's measured latency."""
 
-    def __init__(self, target: _Target) -> None:
+    def __init__(self, target: _TargetCache) -> None:
         self._target = target
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:

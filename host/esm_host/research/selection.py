@@ -1,8 +1,9 @@
-"""What selecting architectures by predicted latency costs: simulated predictors and real ones.
+"""Cost of selecting architectures by predicted latency, for simulated and real predictors.
 
 The simulations are those of Laube et al. (What to expect of hardware metric predictors in NAS,
-section 5, Fig. 3 and 4): latencies standardised over the table, deviations of a given standard
-deviation added, selected by that, judged by the truth. Real predictors run the same course.
+section 5, Fig. 3 and 4). Latencies are standardised over the table. Deviations of a given standard
+deviation are added. Architectures are selected by the result and judged by the truth. Real
+predictors are judged in the same way.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.evaluation.selection import (
-    Candidates,
-    Outcomes,
+    CandidateSets,
+    SelectionResults,
     by_falling_accuracy,
     pareto_front,
 )
 from esm_host.parallel import map_unordered
-from esm_host.predictors import PREDICTORS, make_predictor, predictor_class
+from esm_host.predictors import entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.research.deviation import TYPICAL, Deviations
 
 Floats = NDArray[np.float64]
 
 SIMULATION = "simulation"
-"""In place of a predictor's name."""
+"""Source of simulated predictions, in place of a predictor's name."""
 
 _SIZES = (100, 500, 1000, 5000, 10000)
 _TAU_DRAWS = 20
-_AT_ONCE = 250_000  # numbers; what fits a processor's cache
+_AT_ONCE = 250_000  # numbers that fit a processor's cache
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One data set: a device's latencies and a task's accuracies."""
+    """Latencies of a device and accuracies of a task."""
 
     device: str
     task: str
@@ -56,17 +57,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """What to simulate and what to train.
+    """Settings of simulations and of real predictors.
 
     Attributes:
-        sizes: numbers of candidates, drawn anew for each simulation; None: 100, 500, 1000, 5000 and
-            10000, where the table has more. From the whole table is always selected, too.
-        stds: of the simulated deviations, in standard deviations of the table's latencies.
-        simulations: of every pair, size and standard deviation.
-        predictors: names and numbers of training samples; candidates are all others.
-        repeats: of every predictor and pair, with other training samples and another seed.
-        encoding: of all predictors; None: each predictor's own.
-        deviations: shape of the simulated ones.
+        sizes: Numbers of candidates, drawn anew for each simulation, besides the whole table. None
+            for 100, 500, 1000, 5000 and 10000, up to the size of the table.
+        stds: Standard deviations of the simulated deviations, relative to that of the table's
+            latencies.
+        simulations: Number of simulations per pair, size and standard deviation.
+        predictors: Names and numbers of training samples; all others are candidates.
+        repeats: Number of repeats per predictor and pair, with other training samples and another
+            seed.
+        encoding: Encoding of all predictors; None for each predictor's own.
+        seed: Random seed.
+        deviations: Shape of the simulated deviations.
     """
 
     sizes: tuple[int, ...] | None = None
@@ -80,11 +84,13 @@ class SelectionSettings:
 
 
 class _Data:
-    """The rows of a table of which a pair's numbers are both known, by falling accuracy.
+    """Rows of a table with both values of a pair, by falling accuracy.
 
     Attributes:
-        rows: of the table, ``(n,)``; so are all others.
-        latency: standardised.
+        rows: Rows of the table, ``(n,)``.
+        latency_ms: Latencies, ms, ``(n,)``.
+        accuracy_percent: Accuracies, in percent, ``(n,)``.
+        latency: Standardised latencies, ``(n,)``.
     """
 
     def __init__(self, table: LatencyTable, pair: Pair) -> None:
@@ -94,12 +100,12 @@ class _Data:
             raise UsageError(
                 f"{table.name} has no accuracies of '{pair.task}': choose {known}"
                 if known
-                else f"{table.name} has no accuracies: choose a table that has, as NAS-Bench-201's"
+                else f"{table.name} has no accuracies: choose another table, as NAS-Bench-201's"
             )
         accuracy = table.accuracy_percent[pair.task]
         rows = np.flatnonzero(np.isfinite(latency_ms) & np.isfinite(accuracy))
         if len(rows) < 2 or not np.ptp(latency_ms[rows]) > 0:
-            raise UsageError(f"{pair} has no two latencies that differ: nothing is to be selected")
+            raise UsageError(f"{pair} has fewer than two different latencies: choose another")
         self.rows = rows[by_falling_accuracy(accuracy[rows])]
         self.latency_ms = latency_ms[self.rows]
         self.accuracy_percent = accuracy[self.rows]
@@ -109,11 +115,11 @@ class _Data:
     def standardised(self, latency_ms: Floats) -> Floats:
         return (latency_ms - self.mean_ms) / self.std_ms
 
-    def candidates(self, chosen: NDArray[np.integer] | slice = slice(None)) -> Candidates:
-        """A set of these rows, by their numbers ``(n,)``, or several, ``(k, n)``."""
+    def candidates(self, chosen: NDArray[np.integer] | slice = slice(None)) -> CandidateSets:
+        """Return the set of rows with these numbers ``(n,)``, or several sets, ``(k, n)``."""
         latency, accuracy = self.latency[chosen], self.accuracy_percent[chosen]
         reference = float(self.latency.max())
-        return Candidates(np.atleast_2d(latency), np.atleast_2d(accuracy), reference)
+        return CandidateSets(np.atleast_2d(latency), np.atleast_2d(accuracy), reference)
 
     @cached_property
     def best_hypervolume(self) -> float:
@@ -126,30 +132,35 @@ def run_selection(
     settings: SelectionSettings,
     progress: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Simulates and trains as the settings say, one part after another unless within
-    ``with esm_host.parallel.parallel(...)``.
+    """Run the simulations and train the predictors.
+
+    Parts run one by one, unless within ``with esm_host.parallel.parallel(...)``.
 
     Args:
-        progress: is told a line after each part of the work.
+        table: Latencies and accuracies.
+        pairs: Devices and tasks.
+        settings: Settings.
+        progress: Function called with a line after each part.
 
     Returns:
         One row per pair and setting:
 
-        - ``device``, ``task``, ``source``: ``"simulation"`` or a predictor's name;
-        - ``train_samples``: 0 of simulations;
-        - ``candidates``: how many were to be selected from. Where that is the table's length, those
-          are missing of which the pair has no latency or accuracy, and those that were trained on;
-        - ``deviation_std``: of predictions, where the table's latencies have 1;
-        - ``kendall_tau``: between predicted and true latencies of all;
-        - ``selections``: how many what follows is the mean of. ``selected``, ``verified``,
-          ``mra_all_percent``, ``mra_verified_percent`` and ``hypervolume``
-          (:class:`esm_host.evaluation.selection.Outcomes`), each with its standard deviation in
-          ``NAME_sd``. The hypervolume is in standard deviations of latency times accuracy as a
-          share, and reaches to the table's slowest architecture;
-        - ``best_hypervolume``: of the front of the whole table.
+        - ``device``, ``task``, ``source``: ``source`` is ``"simulation"`` or a predictor's name.
+        - ``train_samples``: Number of training samples; 0 for simulations.
+        - ``candidates``: Number of candidates. Where it is the table's length, rows without a value
+          and training samples are no candidates.
+        - ``deviation_std``: Standard deviation of the predictions' deviations, relative to that of
+          the table's latencies.
+        - ``kendall_tau``: Kendall's tau of predicted and true latencies of all.
+        - ``selections``: Number of selections of which the following are means. These are
+          ``selected``, ``verified``, ``mra_all_percent``, ``mra_verified_percent`` and
+          ``hypervolume`` (:class:`esm_host.evaluation.selection.SelectionResults`), each with its
+          standard deviation in ``NAME_sd``. The unit of the hypervolume is a standard deviation of
+          latency times accuracy as a share; it ends at the slowest architecture.
+        - ``best_hypervolume``: Hypervolume of the front of the whole table.
 
     Raises:
-        UsageError: there is no such device, task, predictor or encoding, or there are not enough
+        UsageError: there is no such device, task, predictor or encoding, or there are too few
             architectures.
     """
     if not pairs or not settings.stds or settings.simulations < 1 or settings.repeats < 1:
@@ -166,13 +177,13 @@ def run_selection(
         if not 1 <= samples < known:
             raise UsageError(f"{name}:{samples}: give 1 to {known - 1} training samples")
     encoded: _Encoded = {}
-    parts: list[_Simulated | _Trained] = []
+    parts: list[_SimulationPart | _PredictorPart] = []
     for pair, own in data.items():
-        parts.append(_Simulated(pair, own, sizes, settings))
+        parts.append(_SimulationPart(pair, own, sizes, settings))
         for name, samples in settings.predictors:
-            parts.append(_trained(table, own, pair, name, samples, settings, encoded))
+            parts.append(_predictor_part(table, own, pair, name, samples, settings, encoded))
     found: dict[int, list[dict[str, object]]] = {}
-    with closing(map_unordered(_numbered, enumerate(parts))) as finished:
+    with closing(map_unordered(_run_part, enumerate(parts))) as finished:
         for number, rows in finished:
             found[number] = rows
             progress(f"[{len(found)}/{len(parts)}] {parts[number]}")
@@ -182,28 +193,34 @@ def run_selection(
 def simulate(
     table: LatencyTable, pair: Pair, size: int, settings: SelectionSettings
 ) -> pd.DataFrame:
-    """Selections by simulated predictors among so many candidates: rows of
-    :func:`run_selection`, one per standard deviation."""
-    return pd.DataFrame(_Simulated(pair, _Data(table, pair), [size], settings).rows())
+    """Return selections by simulated predictors among this number of candidates.
+
+    The rows are those of :func:`run_selection`, one per standard deviation.
+    """
+    return pd.DataFrame(_SimulationPart(pair, _Data(table, pair), [size], settings).rows())
 
 
 def from_predictor(
     table: LatencyTable, pair: Pair, name: str, train_samples: int, settings: SelectionSettings
 ) -> pd.DataFrame:
-    """Selections by a real predictor among all that it was not trained on: one row of
-    :func:`run_selection`."""
+    """Return the selection by a real predictor among all rows outside its training set.
+
+    The row is that of :func:`run_selection`.
+    """
     data = _Data(table, pair)
-    return pd.DataFrame(_trained(table, data, pair, name, train_samples, settings, {}).rows())
+    return pd.DataFrame(
+        _predictor_part(table, data, pair, name, train_samples, settings, {}).rows()
+    )
 
 
 def example(
     table: LatencyTable, pair: Pair, std: float = 0.5, settings: SelectionSettings | None = None
 ) -> pd.DataFrame:
-    """One simulated selection among all (Laube et al., Fig. 3).
+    """Return one simulated selection among all rows (Laube et al., Fig. 3).
 
     Returns:
         One row per architecture: ``latency_ms``, ``predicted_ms``, ``accuracy_percent``, and
-        whether it is ``optimal`` (on the true front), ``selected`` and ``verified``.
+            whether it is ``optimal`` (on the true front), ``selected`` and ``verified``.
     """
     settings = settings or SelectionSettings()
     data = _Data(table, pair)
@@ -226,8 +243,11 @@ def example(
 
 
 def averaged(results: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of :func:`run_selection` averaged over pairs, per ``source``,
-    ``train_samples``, ``candidates`` and, of simulations, ``deviation_std``."""
+    """Return the means of :func:`run_selection` over pairs.
+
+    There is a row per ``source``, ``train_samples``, ``candidates`` and, for simulations,
+    ``deviation_std``.
+    """
     of_std = results["deviation_std"].where(results["source"] == SIMULATION, -1.0)
     keys = [results[name] for name in ("source", "train_samples", "candidates")]
     numbers = results.select_dtypes("number").columns.difference(["train_samples", "candidates"])
@@ -236,17 +256,21 @@ def averaged(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_tau(results: pd.DataFrame, kendall_tau: float, column: str) -> float:
-    """What simulated selections among all candidates come to at a rank correlation, averaged over
-    pairs and interpolated; NaN outside of what was simulated."""
+    """Return a column of simulated selections among all rows at a rank correlation.
+
+    It is averaged over pairs and interpolated; NaN outside the simulated range.
+    """
     frame = _by_tau(results, int(results["candidates"].max()))
     taus = frame["kendall_tau"]
     return float(np.interp(kendall_tau, taus, frame[column], left=np.nan, right=np.nan))
 
 
 def tau_worth(results: pd.DataFrame, size: int) -> float:
-    """The rank correlation at which selecting among all by predictions gains the hypervolume that
-    selecting among ``size`` by perfect measurements does, averaged over pairs and interpolated;
-    NaN outside of what was simulated."""
+    """Return the rank correlation that is worth perfect measurements of ``size`` candidates.
+
+    At this correlation, selecting among all rows by prediction has the same hypervolume. It is
+    averaged over pairs and interpolated; NaN outside the simulated range.
+    """
     perfect = _by_tau(results, size)
     goal = perfect.loc[perfect["deviation_std"] == 0, "hypervolume"]
     frame = _by_tau(results, int(results["candidates"].max())).sort_values("hypervolume")
@@ -279,8 +303,8 @@ def _generator(settings: SelectionSettings, pair: Pair, number: int) -> np.rando
 
 
 @dataclass(frozen=True, eq=False)
-class _Simulated:
-    """A part of the work: a pair's selections by simulated predictors."""
+class _SimulationPart:
+    """Selections of a pair by simulated predictors."""
 
     pair: Pair
     data: _Data
@@ -297,10 +321,8 @@ class _Simulated:
 
     def _rows(self, size: int, taus: Sequence[float]) -> list[dict[str, object]]:
         data, pair, settings = self.data, self.pair, self.settings
-        outcomes: list[list[Outcomes]] = [[] for _ in settings.stds]
-        for candidates, deviations in _drawn(
-            data, size, settings, _generator(settings, pair, size)
-        ):
+        outcomes: list[list[SelectionResults]] = [[] for _ in settings.stds]
+        for candidates, deviations in _draw(data, size, settings, _generator(settings, pair, size)):
             for std, found in zip(settings.stds, outcomes, strict=True):
                 found.append(candidates.select(candidates.latency + std * deviations))
         return [
@@ -309,11 +331,13 @@ class _Simulated:
         ]
 
 
-def _drawn(
+def _draw(
     data: _Data, size: int, settings: SelectionSettings, rng: np.random.Generator
-) -> Iterator[tuple[Candidates, Floats]]:
-    """Candidates and deviations, a few simulations at a time. All standard deviations are tried
-    on the same, so that what differs between them is their doing."""
+) -> Iterator[tuple[CandidateSets, Floats]]:
+    """Yield candidates and deviations, a few simulations at a time.
+
+    All standard deviations use the same draws, so that differences are due to them.
+    """
     total = len(data.rows)
     step = max(1, _AT_ONCE // total)
     for begin in range(0, settings.simulations, step):
@@ -327,7 +351,7 @@ def _drawn(
 
 
 def _taus(data: _Data, pair: Pair, settings: SelectionSettings) -> list[float]:
-    """Per standard deviation, over all rows, the mean of a few draws: they hardly differ."""
+    """Return the mean Kendall's tau of a few draws over all rows, per standard deviation."""
     rng = _generator(settings, pair, 0)
     draws = [settings.deviations.draw(rng, data.latency.shape) for _ in range(_TAU_DRAWS)]
     return [
@@ -337,12 +361,12 @@ def _taus(data: _Data, pair: Pair, settings: SelectionSettings) -> list[float]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Trained:
-    """A part of the work: a pair's selections by a real predictor.
+class _PredictorPart:
+    """Selections of a pair by a real predictor.
 
     Attributes:
-        predictors: one per repeat, not fitted.
-        encodings: of the whole table, ``(n, d)``.
+        predictors: Unfitted predictors, one per repeat.
+        encodings: Encodings of the whole table, ``(n, d)``.
     """
 
     pair: Pair
@@ -381,7 +405,7 @@ class _Trained:
 _Encoded = dict[str, tuple[Encoder, NDArray[np.float32]]]
 
 
-def _trained(
+def _predictor_part(
     table: LatencyTable,
     data: _Data,
     pair: Pair,
@@ -389,19 +413,21 @@ def _trained(
     samples: int,
     settings: SelectionSettings,
     encoded: _Encoded,
-) -> _Trained:
-    """Encodes what ``encoded`` does not hold yet: parts of the work have all that they need."""
-    encoding = settings.encoding or PREDICTORS[name].encoding
+) -> _PredictorPart:
+    """Return a part of the work, and add missing encodings to ``encoded``."""
+    encoding = settings.encoding or entry(name).encoding
     if encoding not in encoded:
         encoder = make_encoder(encoding, table.space)
         encoded[encoding] = encoder, encoder.encode_codes(table.codes)
     encoder, encodings = encoded[encoding]
     seeds = range(settings.seed, settings.seed + settings.repeats)
     predictors = [make_predictor(name, encoder, seed) for seed in seeds]
-    return _Trained(pair, data, name, samples, predictors, encodings, settings)
+    return _PredictorPart(pair, data, name, samples, predictors, encodings, settings)
 
 
-def _numbered(part: tuple[int, _Simulated | _Trained]) -> tuple[int, list[dict[str, object]]]:
+def _run_part(
+    part: tuple[int, _SimulationPart | _PredictorPart],
+) -> tuple[int, list[dict[str, object]]]:
     return part[0], part[1].rows()
 
 
@@ -413,7 +439,7 @@ def _row(
     candidates: int,
     deviation_std: float,
     kendall_tau: float,
-    outcomes: Sequence[Outcomes],
+    outcomes: Sequence[SelectionResults],
 ) -> dict[str, object]:
     row: dict[str, object] = {
         "device": pair.device,
@@ -425,7 +451,7 @@ def _row(
         "kendall_tau": kendall_tau,
         "selections": sum(len(each.selected) for each in outcomes),
     }
-    for field in fields(Outcomes):
+    for field in fields(SelectionResults):
         values = np.concatenate([getattr(each, field.name) for each in outcomes])
         row[field.name] = float(values.mean())
         row[f"{field.name}_sd"] = float(values.std())

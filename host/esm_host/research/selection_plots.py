@@ -1,6 +1,6 @@
-"""Charts of selections by predicted latency, made of frames of :mod:`esm_host.research.selection`.
+"""Charts of selections by predicted latency, from frames of :mod:`esm_host.research.selection`.
 
-Figures 3 and 4 of Laube et al. 2022 (What to expect of hardware metric predictors in NAS).
+They are Figures 3 and 4 of Laube et al. 2022 (What to expect of hardware metric predictors in NAS).
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from esm_host.report.plots import compact, layered
 from esm_host.report.theme import SHAPES
 
 MOST_POINTS = 2000
-"""Drawn of the architectures that nobody selects."""
+"""Largest number of unselected architectures drawn."""
 
 _KINDS = {"mra_all_percent": "all selected", "mra_verified_percent": "verified"}
 
 
 def reduction(averages: pd.DataFrame) -> alt.LayerChart:
-    """Accuracy lost by all selected and by the verified, against the rank correlation; simulated
-    predictors as lines, real ones as points.
+    """Return a chart of the accuracy lost, against the rank correlation.
+
+    It has all selected and the verified architectures. Lines are simulated predictors, points are
+    real ones.
 
     Args:
-        averages: of :func:`run_selection` over pairs, where candidates are the whole table.
+        averages: Means of :func:`run_selection` over pairs, with the whole table as candidates.
     """
     tall = averages.melt(
         [*("source", "train_samples", "kendall_tau", "deviation_std")],
@@ -50,11 +52,10 @@ def reduction(averages: pd.DataFrame) -> alt.LayerChart:
 
 
 def reduction_by_pair(simulated: pd.DataFrame) -> alt.LayerChart:
-    """Accuracy lost by the verified, per data set, with the standard deviation between selections.
+    """Return a chart of the accuracy lost by the verified, per pair, with its standard deviation.
 
     Args:
-        simulated: rows of :func:`run_selection` by simulation, where candidates are the whole
-            table.
+        simulated: Simulated rows of :func:`run_selection`, with the whole table as candidates.
     """
     mean, sd = simulated["mra_verified_percent"], simulated["mra_verified_percent_sd"]
     pair = simulated["device"] + ", " + simulated["task"]
@@ -70,11 +71,12 @@ def reduction_by_pair(simulated: pd.DataFrame) -> alt.LayerChart:
 
 
 def hypervolume(averages: pd.DataFrame) -> alt.LayerChart:
-    """The area under the front that is found, by rank correlation and number of candidates; the
-    rule is the whole table's own front.
+    """Return a chart of the hypervolume by rank correlation and number of candidates.
+
+    The rule is the hypervolume of the whole table's front.
 
     Args:
-        averages: of the simulated rows of :func:`run_selection` over pairs.
+        averages: Means over pairs of the simulated rows of :func:`run_selection`.
     """
     sizes = [str(size) for size in sorted(averages["candidates"].unique())]
     frame = averages.assign(size=averages["candidates"].astype(str))
@@ -89,12 +91,12 @@ def hypervolume(averages: pd.DataFrame) -> alt.LayerChart:
 
 
 def selection(example: pd.DataFrame, by: str = "latency_ms") -> alt.LayerChart:
-    """One selection with the true front, and the front that it was believed to be, or is.
+    """Return a chart of one selection with the true front and the selected one.
 
     Args:
         example: :func:`esm_host.research.selection.example`.
-        by: ``"predicted_ms"``: everything where it is believed to be, but the true front;
-            ``"latency_ms"``: where it is.
+        by: ``"predicted_ms"`` places architectures at their predicted latency, except the true
+            front. ``"latency_ms"`` places them at their true latency.
     """
     kept = "selected" if by == "predicted_ms" else "verified"
     others = example[~example["selected"]]

@@ -18,10 +18,6 @@ class BalancedSampler(Sampler):
     programming), so corners cost no more than the middle: nothing is ever rejected.
     """
 
-    def quotas(self, total: int) -> list[int]:
-        share, rest = divmod(total, self.bins.count)
-        return [share + (index < rest) for index in range(self.bins.count)]
-
     @cached_property
     def _ways(self) -> list[dict[int, int]]:
         """Per unit, the number of ways in which it and the units after it sum to each depth."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from typing import ClassVar
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
@@ -16,17 +18,30 @@ from esm_models.space import Codes, SearchSpace
 class Sampler(ABC):
     """Draws from a search space; the same generator state gives the same architectures."""
 
+    by_bin: ClassVar[bool] = True
+    """Whether it can draw from one depth bin; if not, all is left to chance."""
+
     def __init__(self, space: SearchSpace, bins: DepthBins) -> None:
         self.space = space
         self.bins = bins
 
-    @abstractmethod
     def quotas(self, total: int) -> list[int] | None:
-        """How many of ``total`` first samples each bin gets; None leaves it to chance."""
+        """Return how many of ``total`` first samples each bin gets: equally many, or None of a
+        sampler that knows no bins."""
+        if not self.by_bin:
+            return None
+        share, rest = divmod(total, self.bins.count)
+        return [share + (index < rest) for index in range(self.bins.count)]
 
     @abstractmethod
     def _codes(self, n: int, bin_index: int | None, rng: np.random.Generator) -> Codes:
-        """``n`` architectures of one bin, or of the whole space; repetitions are allowed."""
+        """Return ``n`` architectures as codes, ``(n, *space.code_shape)``; repetitions are
+        allowed.
+
+        Args:
+            bin_index: draw from this depth bin; None draws from the whole space. Always None of a
+                sampler that is not :attr:`by_bin`.
+        """
 
     def sample(
         self,
@@ -44,6 +59,10 @@ class Sampler(ABC):
         """
         if n < 0:
             raise UsageError(f"cannot draw {n} architectures: give 0 or more")
+        if bin_index is not None and not self.by_bin:
+            raise UsageError(
+                f"{type(self).__name__} knows no bins: choose {argument('sampling')} balanced"
+            )
         seen = set(exclude)
         drawn: list[Architecture] = []
         barren = 0

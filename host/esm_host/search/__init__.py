@@ -1,1 +1,1 @@
-"""From predictor to architecture: which are best within a latency budget, and whether they are."""
+"""Multi-objective search for architectures, with verification by measurement."""

@@ -1,4 +1,4 @@
-"""What architectures cost on any device: counted, not predicted."""
+"""Device-independent costs of architectures: FLOPs, parameters and memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from esm_models.space import Codes, SearchSpace
 
 
 class NetworkCost:
-    """Work and size of networks, of four bytes a number.
+    """Measure of the work and size of networks whose numbers take four bytes.
 
-    Quantities: ``flops``, two per multiply-add; ``parameters``; ``memory_bytes``, of the weights
-    and of what the operator with the largest inputs and output reads and writes: the least that an
-    inference has to hold.
+    Quantities:
+        ``flops``: Two per multiply-add.
+        ``parameters``: Number of weights.
+        ``memory_bytes``: Least memory of an inference: all weights, plus the largest inputs and
+            output of an operator.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -36,8 +38,10 @@ class NetworkCost:
         }
 
     def _of_contents(self) -> Floats:
-        """Of every row of the table: FLOPs, parameters, most bytes that an operator moves,
-        ``(3, rows)``."""
+        """Return FLOPs, parameters and the most bytes an operator moves, ``(3, rows)``.
+
+        The rows are those of the part table.
+        """
         state = len(self._table.contents), self._table.rule
         if self._known is not None and self._known[0] == state:
             return self._known[1]

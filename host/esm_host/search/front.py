@@ -1,4 +1,4 @@
-"""Which of several are not beaten by any other, and how much they are worth together."""
+"""Pareto fronts and their hypervolume."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ Floats = NDArray[np.float64]
 
 
 def nondominated(costs: ArrayLike) -> NDArray[np.bool_]:
-    """Which rows no other beats, ``(n,)``: is as good in every cost and better in one.
+    """Return which rows are on the Pareto front, ``(n,)``.
+
+    A row dominates another if it is as good in every cost and better in one.
 
     Args:
-        costs: less is better, ``(n, objectives)``, without NaN. Equal rows are on the front
+        costs: Costs to minimise, ``(n, objectives)``, without NaN. Equal rows are on the front
             together, or not at all.
     """
     values = np.asarray(costs, dtype=np.float64)
     if len(values) and values.shape[1] == 2:
         return pareto_front(values[:, 0], -values[:, 1])
     result = np.zeros(len(values), dtype=bool)
-    # By their first cost, then the others: none is beaten by a later one.
+    # In lexicographic order no row is dominated by a later one.
     rows = np.lexsort(values.T[::-1])
     while len(rows):
         best = values[rows[0]]
@@ -32,12 +34,12 @@ def nondominated(costs: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
-    """Volume of what the rows beat and the reference does not (Zitzler and Thiele 1999).
+    """Return the hypervolume of a set of points (Zitzler and Thiele 1999).
 
     Args:
-        costs: less is better, ``(n, objectives)``; what is not better than the reference
-            everywhere adds nothing.
-        reference: ``(objectives,)``.
+        costs: Costs to minimise, ``(n, objectives)``. A point that is not better than the reference
+            in every cost adds nothing.
+        reference: Reference point, ``(objectives,)``.
     """
     from pymoo.indicators.hv import HV
 

@@ -1,4 +1,4 @@
-"""Architectures as integer vectors of one length, which evolution can cross and mutate."""
+"""Architectures as integer vectors of one length, for crossover and mutation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from esm_models.space import Codes, SearchSpace
 
 Genes = NDArray[np.int16]
-"""``(n, len(encoding))``: choices by number, from 0."""
+"""Choices by number, from 0, ``(n, len(encoding))``."""
 
 
 class GeneEncoding:
-    """One gene per choice: every unit's depth, every block's option, and the resolution, where
-    there is more than one of each.
+    """Encoding with one gene per choice that has more than one option.
 
-    Every vector within :attr:`choices` is an architecture: genes of blocks beyond their unit's
-    depth are kept, so that they are there when a unit grows again, and have no effect. Vectors that
-    differ in these alone have equal codes.
+    Genes are the depth of each unit, the option of each block, and the resolution. Every vector
+    within :attr:`choices` is an architecture. Genes of blocks beyond their unit's depth have no
+    effect. They are kept for a later generation in which the unit may be deeper. Vectors that
+    differ only in such genes have equal codes.
 
     Attributes:
-        choices: how many each gene has, ``(genes,)``.
+        choices: Number of options of each gene, ``(genes,)``.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -47,19 +47,18 @@ class GeneEncoding:
         return len(self.choices)
 
     def random(self, n: int, rng: np.random.Generator) -> Genes:
-        """``n`` vectors, every choice uniform."""
+        """Return ``n`` vectors whose genes are drawn uniformly."""
         return rng.integers(self.choices, size=(n, len(self)), dtype=np.int16)
 
-    def beginning(self, n: int, known: Codes, rng: np.random.Generator) -> Genes:
-        """``n`` vectors for evolution to begin with: known architectures, as many as fit, and
-        random ones."""
+    def initial(self, n: int, known: Codes, rng: np.random.Generator) -> Genes:
+        """Return ``n`` vectors of a first generation: known architectures, then random ones."""
         genes = self.random(n, rng)
         first = self.of_codes(known)[:n]
         genes[: len(first)] = first
         return genes
 
     def to_codes(self, genes: NDArray[np.integer]) -> Codes:
-        """``(n, genes)`` -> ``(n, *space.code_shape)``."""
+        """Convert genes ``(n, genes)`` to codes ``(n, *space.code_shape)``."""
         space = self.space
         depths = np.empty((len(genes), space.unit_count), dtype=np.int64)
         depths[:] = [unit[0] for unit in space.depths]
@@ -76,7 +75,7 @@ class GeneEncoding:
         return codes
 
     def of_codes(self, codes: Codes) -> Genes:
-        """Genes of these codes; those without effect are 0."""
+        """Return the genes of codes; genes without effect are 0."""
         space = self.space
         blocks = space.blocks_of(codes)
         depths = (blocks >= 0).sum(axis=2)
@@ -91,33 +90,33 @@ class GeneEncoding:
         return genes
 
     def everything(self, at_once: int = 20_000) -> Iterator[Codes]:
-        """All architectures of the space, each once, some at a time; of small spaces only."""
+        """Yield all architectures of a small space, each once, in parts."""
         total = math.prod(self.choices.tolist())
         for first in range(0, total, at_once):
             numbers = np.arange(first, min(first + at_once, total))
             genes = np.stack(np.unravel_index(numbers, self.choices.tolist()), axis=1)
             codes = self.to_codes(genes)
-            # Genes without effect would repeat an architecture: it counts where these are 0.
+            # Vectors that differ in genes without effect are one architecture: keep the first.
             yield codes[(self.of_codes(codes) == genes).all(axis=1)]
 
 
 def keys(codes: Codes) -> NDArray[np.void]:
-    """A value per architecture, ``(n,)``, equal where codes are."""
+    """Return a value per architecture, ``(n,)``, equal where the codes are equal."""
     flat = np.ascontiguousarray(codes).reshape(len(codes), math.prod(codes.shape[1:]))
     width = flat.itemsize * flat.shape[1]
     return flat.view(np.dtype((np.void, width))).reshape(len(codes))
 
 
 def distinct(codes: Codes) -> NDArray[np.intp]:
-    """Rows of the first of equal architectures, in order."""
+    """Return the rows of architectures without their repetitions, in order."""
     return np.sort(np.unique(keys(codes), return_index=True)[1])
 
 
-class Rows:
-    """Finds architectures again among some.
+class RowIndex:
+    """Index from an architecture to its row.
 
     Args:
-        codes: ``(m, *code_shape)``; of equal ones the last counts.
+        codes: Architectures, ``(m, *code_shape)``. The last of equal ones counts.
     """
 
     def __init__(self, codes: Codes) -> None:
@@ -126,7 +125,7 @@ class Rows:
         self._keys, self._rows = named[order], order
 
     def __call__(self, codes: Codes) -> NDArray[np.intp]:
-        """Their rows, ``(n,)``; -1 of those that are not there."""
+        """Return the rows of architectures, ``(n,)``; -1 where one is missing."""
         if not len(self._keys):
             return np.full(len(codes), -1)
         asked = keys(codes)

@@ -1,8 +1,7 @@
-"""What users want of architectures, from the words in which they say it."""
+"""Objectives of a search: parsing them and reading where their values come from."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,32 +18,37 @@ from esm_host.dataset.benchmarks import codes_of
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.parallel import map_unordered
+from esm_host.plugins import read_module
 from esm_host.search.front import Floats
 from esm_host.search.genes import keys
-from esm_host.search.known import Known
 from esm_host.search.latency import LATENCY
 from esm_host.search.problem import Measure, Objective
+from esm_host.search.table import TableMeasure
 from esm_host.sources.columns import read_frame
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
 
-COUNTED = {"flops": "flops", "parameters": "parameters", "params": "parameters"}
-COUNTED["memory"] = "memory_bytes"
-"""What is counted of the network itself, as users call it, and the quantity."""
+COUNTED = {
+    "flops": "flops",
+    "parameters": "parameters",
+    "params": "parameters",
+    "memory": "memory_bytes",
+}
+"""Quantities counted from the network, by the names that users give."""
 
 _WAYS = {"min": False, "max": True}
-_PARTS = 4  # per process, so that none waits long for the slowest
+_PARTS = 4  # per process, so that the processes finish at about the same time
 
 
 @dataclass(frozen=True)
-class Wish:
-    """An objective as it was given.
+class ObjectiveSpec:
+    """Objective as given by the user.
 
     Attributes:
-        name: ``"latency"``, one of :data:`COUNTED`, or the user's own.
-        source: where the user's own comes from.
-        maximise: whether it is to be large.
+        name: ``"latency"``, a key of :data:`COUNTED`, or a name of the user's own.
+        source: Source of a user's own quantity, else ``""``.
+        maximise: Whether larger is better.
     """
 
     name: str
@@ -53,26 +57,28 @@ class Wish:
 
     @property
     def quantity(self) -> str:
-        """That it is about; of latencies each device has its own."""
+        """Name of the quantity; each device has its own latency."""
         return COUNTED.get(self.name, self.name)
 
     def objectives(self, latencies: Sequence[str]) -> list[Objective]:
-        """Of quantities; the latency is that of every device.
+        """Return the objectives; the latency becomes one objective per device.
 
         Args:
-            latencies: quantities of the devices.
+            latencies: Names of the devices' latencies.
         """
         if self.name == "latency":
             return [Objective(name) for name in latencies]
         return [Objective(self.quantity, self.maximise)]
 
 
-def read_wish(text: str) -> Wish:
-    """From ``latency``, ``flops``, ``params``, ``memory`` or ``NAME=SOURCE``, and ``:min`` or
-    ``:max`` behind it. What is counted is to be small, what users bring is to be large.
+def parse_objective(text: str) -> ObjectiveSpec:
+    """Parse ``latency``, ``flops``, ``params``, ``memory`` or ``NAME=SOURCE``.
+
+    ``:min`` or ``:max`` may follow. By default counted quantities are minimised and users' own
+    quantities are maximised.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text is none of these.
     """
     name, equals, source = text.partition("=")
     rest, colon, way = (source if equals else name).rpartition(":")
@@ -83,48 +89,45 @@ def read_wish(text: str) -> Wish:
     known = ("latency", *COUNTED)
     if equals and (not source or not name.isidentifier() or name in known or name == LATENCY):
         raise UsageError(
-            f"{argument('objectives')} '{text}': give a NAME of your own and where it comes from, "
-            "as "
+            f"{argument('objectives')} '{text}': give a NAME of your own and its source, as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
     if not equals and (name not in known or (name == "latency" and _WAYS[way])):
         raise UsageError(
             f"{argument('objectives')} '{text}': choose latency, flops, params, memory, or "
-            "NAME=SOURCE, as "
-            "accuracy=table.parquet:COLUMN"
+            "NAME=SOURCE, as accuracy=table.parquet:COLUMN"
         )
-    return Wish(name, source, _WAYS[way])
+    return ObjectiveSpec(name, source, _WAYS[way])
 
 
-def read_measure(wish: Wish, space: SearchSpace) -> Measure:
-    """What tells a quantity that the user brings.
+def read_measure(spec: ObjectiveSpec, space: SearchSpace) -> Measure:
+    """Return the measure of a quantity that the user brings.
 
     Raises:
         UsageError: there is no such file, column, function or encoding.
         DatasetError: the file is damaged, or of another search space.
     """
-    path, colon, what = wish.source.rpartition(":")
+    path, colon, what = spec.source.rpartition(":")
     if not colon or not what:
         raise UsageError(
-            f"{argument('objectives')} {wish.name}={wish.source}: say also which, as "
-            "table.parquet:COLUMN, "
-            "file.py:FUNCTION or file.onnx:ENCODING"
+            f"{argument('objectives')} {spec.name}={spec.source}: name the column, function or "
+            "encoding, as table.parquet:COLUMN, file.py:FUNCTION or file.onnx:ENCODING"
         )
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"{argument('objectives')} {wish.name}: there is no file {path}")
+        raise UsageError(f"{argument('objectives')} {spec.name}: there is no file {path}")
     if file.suffix in (".parquet", ".csv", ".tsv"):
-        return _table(wish.name, file, what, space)
+        return _table(spec.name, file, what, space)
     if file.suffix == ".py":
-        return _Function(wish.name, load_function(file, what), space)
+        return _Function(spec.name, load_function(file, what), space)
     if file.suffix == ".onnx":
-        return _Fitted(wish.name, file, make_encoder(what, space))
+        return _OnnxPredictor(spec.name, file, make_encoder(what, space))
     raise UsageError(
-        f"{argument('objectives')} {wish.name}: {path} is no .parquet, .csv, .py or .onnx file"
+        f"{argument('objectives')} {spec.name}: {path} is no .parquet, .csv, .py or .onnx file"
     )
 
 
-def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
+def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasure:
     frame = read_frame(path)
     values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
     if values is None:
@@ -139,7 +142,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
             f"{path} has no numbers in its column '{column}': choose another"
         ) from None
     try:
-        if "architecture" in frame:  # also of own spaces
+        if "architecture" in frame:  # present for users' own spaces as well
             found = [Architecture.from_json(json.loads(text)) for text in frame["architecture"]]
             codes = space.encode(found)
         else:
@@ -151,30 +154,23 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> Known:
         raise DatasetError(f"{path} is no table of {space.name} ({error})") from error
     if not len(codes):
         raise DatasetError(f"{path} lists no architecture: give a table that does")
-    known = Known(name, codes, numbers)
+    known = TableMeasure(name, codes, numbers)
     same = known(codes)[name] == numbers
     if not (same | np.isnan(numbers)).all():
         raise DatasetError(
-            f"{path} tells different '{column}' of one architecture, in row "
+            f"{path} gives several values of '{column}' for one architecture, in row "
             f"{np.argmin(same | np.isnan(numbers)) + 1} and later: keep one row of each"
         )
     return known
 
 
 def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], Any]:
-    """A function of a user's Python file, which is run for it.
+    """Return a function from a user's Python file, which is run.
 
     Raises:
-        UsageError: it cannot be run, or has no such function.
+        UsageError: the file cannot be run, or has no such function.
     """
-    spec = importlib.util.spec_from_file_location(f"esm_user_objective_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # anything that a user's file may do
-        raise UsageError(f"{path} cannot be run: {_on_a_line(error)}") from error
+    module = read_module(path, f"function '{name}'")
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{path} has no function '{name}'")
@@ -182,7 +178,7 @@ def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], A
 
 
 class _Function:
-    """A user's function; of what it told once it is not asked again."""
+    """Measure by a user's function, called once per architecture."""
 
     def __init__(
         self, name: str, function: Callable[[Sequence[Architecture]], Any], space: SearchSpace
@@ -190,26 +186,26 @@ class _Function:
         self._name = name
         self._function = function
         self._space = space
-        self._told: dict[bytes, float] = {}
+        self._values: dict[bytes, float] = {}
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
         names = [key.tobytes() for key in keys(codes)]
-        fresh = {name: row for row, name in enumerate(names) if name not in self._told}
+        fresh = {name: row for row, name in enumerate(names) if name not in self._values}
         if fresh:
-            told = self._ask(codes[list(fresh.values())])
-            self._told.update(zip(fresh, told.tolist(), strict=True))
-        return {self._name: np.array([self._told[name] for name in names])}
+            fresh_values = self._compute(codes[list(fresh.values())])
+            self._values.update(zip(fresh, fresh_values.tolist(), strict=True))
+        return {self._name: np.array([self._values[name] for name in names])}
 
-    def _ask(self, codes: Codes) -> NDArray[np.float64]:
-        """Where :func:`esm_host.parallel.parallel` says, in parts."""
+    def _compute(self, codes: Codes) -> NDArray[np.float64]:
+        """Compute the values in parts (see :func:`esm_host.parallel.parallel`)."""
         workers = joblib.effective_n_jobs()
         parts = np.array_split(codes, min(len(codes), _PARTS * workers) if workers > 1 else 1)
         tasks = [
             _Task(number, self._name, self._function, self._space.decode(part))
             for number, part in enumerate(parts)
         ]
-        told = dict(map_unordered(_told, tasks))
-        return np.concatenate([told[number] for number in range(len(tasks))])
+        values = dict(map_unordered(_evaluate, tasks))
+        return np.concatenate([values[number] for number in range(len(tasks))])
 
 
 @dataclass(frozen=True)
@@ -220,15 +216,15 @@ class _Task:
     architectures: Sequence[Architecture]
 
 
-def _told(task: _Task) -> tuple[int, NDArray[np.float64]]:
+def _evaluate(task: _Task) -> tuple[int, NDArray[np.float64]]:
     try:
         values = np.asarray(task.function(task.architectures), dtype=float)
     except (Exception, SystemExit) as error:  # anything that a user's function may do
         raise EsmError(f"the objective {task.name} failed: {_on_a_line(error)}") from error
     if values.shape != (len(task.architectures),):
-        told = " x ".join(map(str, values.shape)) or "one"
+        count = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(
-            f"the objective {task.name} told {told} values of {len(task.architectures)} "
+            f"the objective {task.name} returned {count} values for {len(task.architectures)} "
             "architectures: let it return a number for each"
         )
     return task.number, values
@@ -238,8 +234,8 @@ def _on_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class _Fitted:
-    """A fitted predictor in ONNX: encodings in, one value each out."""
+class _OnnxPredictor:
+    """Measure by a fitted predictor in ONNX: one value per encoding."""
 
     def __init__(self, name: str, path: Path, encoder: Any) -> None:
         import onnxruntime
@@ -258,22 +254,22 @@ class _Fitted:
             if len(columns) != 1 or (isinstance(columns[0], int) and columns[0] != len(encoder)):
                 raise UsageError(
                     f"{path} takes {asked.shape}, but encoding {encoder.name} of "
-                    f"{encoder.space.name} has {len(encoder)} columns: name the one it was fitted "
-                    "on"
+                    f"{encoder.space.name} has {len(encoder)} columns: name the encoding it was "
+                    "fitted on"
                 )
         self._inputs = [each.name for each in inputs]
         try:
-            self._ask(np.zeros((3, len(encoder)), np.float32))
-        except Exception as error:  # of ONNX Runtime each has its own
+            self._compute(np.zeros((3, len(encoder)), np.float32))
+        except Exception as error:  # ONNX Runtime raises classes of its own
             raise UsageError(
-                f"{path} is no predictor ({_on_a_line(error)}): it has to take one batch of "
-                "float32 encodings of any size, and to give a number for each"
+                f"{path} is no predictor ({_on_a_line(error)}): its input must be float32 "
+                "encodings, in a batch of any size, and its output a number for each"
             ) from error
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
-        return {self._name: self._ask(self._encoder.encode_codes(codes))}
+        return {self._name: self._compute(self._encoder.encode_codes(codes))}
 
-    def _ask(self, encodings: NDArray[np.float32]) -> Floats:
+    def _compute(self, encodings: NDArray[np.float32]) -> Floats:
         (asked,) = self._inputs
         (values, *_) = self._session.run(None, {asked: encodings})
         return np.asarray(values, dtype=float).reshape(len(encodings))

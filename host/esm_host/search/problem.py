@@ -1,4 +1,4 @@
-"""What is searched for: architectures good in some quantities, and within limits of some."""
+"""Search problem: a space with objectives and limits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from esm_models.space import Codes, SearchSpace
 
 
 class Measure(Protocol):
-    """Tells quantities of architectures."""
+    """Function from architectures to named quantities."""
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
-        """Each quantity of codes, ``(n, *code_shape)`` -> ``(n,)``, under its name."""
+        """Return the quantities of codes ``(n, *code_shape)`` by name, ``(n,)`` each."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A quantity to be small, or large.
+    """Quantity to minimise or maximise.
 
     Attributes:
-        name: of the quantity, as ``"latency_ms"``.
+        name: Name of the quantity, such as ``"latency_ms"``.
+        maximise: Whether larger is better.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a quantity may be at most, or has to be at least."""
+    """Upper or lower bound of a quantity."""
 
     name: str
     value: float
@@ -45,21 +46,21 @@ class Limit:
         return f"{self.name} {'>=' if self.at_least else '<='} {self.value:g}"
 
 
-def asked_about(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
-    """Names of their quantities, each once, the objectives' first."""
+def quantities_of(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
+    """Return the names of the quantities, each once, objectives first."""
     return list(dict.fromkeys([*(o.name for o in objectives), *(limit.name for limit in limits)]))
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Architectures with what is known of them, row by row.
+class Candidates:
+    """Architectures with their quantities, row by row.
 
     Attributes:
-        codes: ``(n, *code_shape)``.
-        values: quantities by name, ``(n,)`` each.
-        costs: the objectives, less is better, ``(n, objectives)``.
-        excess: by how much limits are broken, as a share of each, added up, ``(n,)``; 0 where
-            all are kept.
+        codes: Architectures, ``(n, *code_shape)``.
+        values: Quantities by name, ``(n,)`` each.
+        costs: Objectives, less is better, ``(n, objectives)``.
+        excess: Sum of the violations of the limits, each relative to its limit, ``(n,)``; 0 if all
+            are kept.
     """
 
     codes: Codes
@@ -70,26 +71,28 @@ class Found:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, rows: NDArray[np.generic]) -> Found:
-        return Found(
+    def __getitem__(self, rows: NDArray[np.generic]) -> Candidates:
+        return Candidates(
             self.codes[rows],
             {name: each[rows] for name, each in self.values.items()},
             self.costs[rows],
             self.excess[rows],
         )
 
-    def front(self) -> Found:
-        """Those within the limits that no other beats; of equal architectures one. From the
-        smallest of the first cost on."""
+    def front(self) -> Candidates:
+        """Return the Pareto front of those within the limits, without repetitions.
+
+        It is sorted by the first cost.
+        """
         kept = self[np.flatnonzero(self.excess == 0)]
         kept = kept[distinct(kept.codes)]
         kept = kept[np.flatnonzero(nondominated(kept.costs))]
         return kept[np.lexsort(kept.costs.T[::-1])]
 
     @staticmethod
-    def joined(parts: Sequence[Found]) -> Found:
-        """All of several, one or more, of the same problem."""
-        return Found(
+    def joined(parts: Sequence[Candidates]) -> Candidates:
+        """Return all rows of one or more parts of the same problem."""
+        return Candidates(
             np.concatenate([part.codes for part in parts]),
             {
                 name: np.concatenate([part.values[name] for part in parts])
@@ -101,10 +104,13 @@ class Found:
 
 
 class Problem:
-    """A search space with objectives and limits.
+    """Search space with objectives and limits.
 
     Args:
-        measures: tell the quantities that objectives and limits name, and maybe others.
+        space: Search space.
+        measures: Measures of at least the quantities that objectives and limits name.
+        objectives: One or more.
+        limits: Bounds of quantities.
 
     Raises:
         ValueError: there is no objective.
@@ -124,19 +130,21 @@ class Problem:
         self.limits = tuple(limits)
         self._measures = tuple(measures)
 
-    def evaluate(self, codes: Codes) -> Found:
-        """What is known of architectures; one of which a quantity is NaN or infinite is unfit.
+    def evaluate(self, codes: Codes) -> Candidates:
+        """Return architectures with their quantities.
+
+        An architecture is infeasible if a quantity is NaN or infinite.
 
         Raises:
-            KeyError: no measure tells a quantity that an objective or a limit names.
+            KeyError: no measure has a quantity that an objective or a limit names.
         """
         values: dict[str, Floats] = {}
         for measure in self._measures:
             values.update(measure(codes))
         return self.score(codes, values)
 
-    def score(self, codes: Codes, values: Mapping[str, Floats]) -> Found:
-        """The same of quantities that are known already."""
+    def score(self, codes: Codes, values: Mapping[str, Floats]) -> Candidates:
+        """Return architectures with quantities that are known already."""
         costs = np.stack([(-1 if o.maximise else 1) * values[o.name] for o in self.objectives], 1)
         excess = np.zeros(len(codes))
         for limit in self.limits:
@@ -145,4 +153,4 @@ class Problem:
             excess += np.maximum(over, 0) / max(abs(limit.value), 1e-9)
         unknown = ~np.isfinite(costs).all(axis=1) | ~np.isfinite(excess)
         costs[unknown], excess[unknown] = np.finfo(float).max, np.inf
-        return Found(codes, values, costs, excess)
+        return Candidates(codes, values, costs, excess)

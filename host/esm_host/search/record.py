@@ -1,4 +1,4 @@
-"""A search's folder, read: what it believed, what its campaigns measured, and what is left."""
+"""Reader of a search's folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
 from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
-from esm_host.search.problem import Limit, Objective, Problem, asked_about
+from esm_host.search.problem import Limit, Objective, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
@@ -33,17 +33,18 @@ _NO_QUANTITY = ("key", "depth", "architecture")
 
 @dataclass(frozen=True, eq=False)
 class SearchRecord:
-    """A search, finished or not; read once, when it is first asked for, and never changed.
+    """Search that has ended or not, as read from its folder.
 
-    Frames have a row per architecture: ``key``, ``architecture`` (as text), ``depth``, and its
-    quantities by name (:mod:`esm_host.search.latency`, :mod:`esm_host.search.costs`, and the
-    user's own).
+    Frames have a row per architecture with ``key``, ``architecture`` (text), ``depth`` and the
+    quantities. The quantities are those of :mod:`esm_host.search.latency`,
+    :mod:`esm_host.search.costs` and the user. Files are read once and never changed.
 
     Attributes:
-        settings: that it was asked for with.
-        runs: the campaigns, one per device.
-        rounds: of searching and measuring, as ``rounds.json`` has them.
-        result: what ``front.json`` holds; None until the search has come to an end.
+        path: Folder of the search.
+        settings: Settings of the search.
+        runs: Campaigns, one per device.
+        rounds: Rounds, as in ``rounds.json``.
+        result: Content of ``front.json``; None until the search has ended.
     """
 
     path: Path
@@ -54,17 +55,17 @@ class SearchRecord:
 
     @property
     def verifies(self) -> bool:
-        """Whether it was to measure what it finds."""
+        """Whether the search measures its front."""
         return self.settings.measure > 0
 
     @property
     def stable(self) -> bool:
-        """Whether it ended because nothing was left to measure."""
+        """Whether the search ended because nothing was left to measure."""
         return bool((self.result or {}).get("stable", False))
 
     @property
     def devices(self) -> list[str]:
-        """What tells the devices' quantities apart: ``""`` where there is one."""
+        """Prefixes of the devices' quantities; ``[""]`` for a single device."""
         return self.settings.devices
 
     @property
@@ -73,7 +74,7 @@ class SearchRecord:
 
     @property
     def objectives(self) -> list[Objective]:
-        """The devices' latencies first."""
+        """Objectives, the devices' latencies first."""
         return self.settings.all_objectives
 
     @property
@@ -81,8 +82,10 @@ class SearchRecord:
         return self.settings.all_limits
 
     def front(self) -> pd.DataFrame:
-        """What is best, from the fastest on: as measured, or as predicted where nothing was to be
-        measured; of a search that has not ended, what is best so far."""
+        """Return the front, fastest first: measured, or predicted if nothing was to be measured.
+
+        For a search that has not ended it is the front so far.
+        """
         if self.result is not None:
             return self._frame(self.result["results"])
         measured = self.measured()
@@ -91,13 +94,16 @@ class SearchRecord:
         return kept.drop(columns=own).sort_values(self.objectives[0].name, ignore_index=True)
 
     def believed(self) -> pd.DataFrame:
-        """The front that the first search believed in."""
+        """Return the front that the first round predicted."""
         return self._frame(self.rounds[0]["front"] if self.rounds else [])
 
     def chosen(self) -> pd.DataFrame:
-        """What was chosen to be measured, as predicted just before, with ``round`` (from 1) and
-        the ``probability`` with which its latency was predicted to be at most
-        :data:`~esm_host.search.latency.AT_MOST`. Below a half the latency is that as well."""
+        """Return the architectures chosen to be measured, with the predictions of their round.
+
+        Further columns are ``round`` (from 1) and ``probability``, the probability that the latency
+        is at most :data:`~esm_host.search.latency.AT_MOST`. With a probability below a half the
+        latency is at most that bound, too.
+        """
         frames = [
             self._frame(each["chosen"]).assign(round=number, probability=each["probability"])
             for number, each in enumerate(self.rounds, start=1)
@@ -108,18 +114,30 @@ class SearchRecord:
         return pd.concat(frames, ignore_index=True)
 
     def measured(self) -> pd.DataFrame:
-        """Everything that all devices have measured, the campaigns' own and the search's: besides
-        its quantities ``excess``, by how much limits are broken as
-        :class:`~esm_host.search.problem.Found` has it (infinite where a quantity is not known);
-        ``round``, of the search that chose it, 0 of the campaigns' own; ``on_front``; and of each
-        device, named like its latency, ``interval_percent`` (half-width of the 95 % interval) and
-        ``verdict``."""
+        """Return everything that all devices measured, for the campaigns and for the search.
+
+        Further columns:
+            ``excess``: Violation of the limits (:class:`~esm_host.search.problem.Candidates`),
+                infinite where a quantity is unknown.
+            ``round``: Round that chose the architecture; 0 for the campaigns' own.
+            ``on_front``: Whether the architecture is on the front.
+            ``interval_percent``: Half-width of the 95 % confidence interval; prefixed like the
+                latency.
+            ``verdict``: Verdict on the measurement; prefixed like the latency.
+        """
         return self._measured.copy()
 
     def searches(self) -> pd.DataFrame:
-        """A row per round: ``round`` (from 1), architectures ``scored``, how many were on its
-        ``front``, how many of these were ``fresh``, not measured before, and were ``chosen``, and
-        the ``probability`` asked of latencies."""
+        """Return a row per round.
+
+        Columns:
+            ``round``: Number of the round, from 1.
+            ``scored``: Number of scored architectures.
+            ``front``: Number of architectures on the predicted front.
+            ``fresh``: Number of these that were not measured before.
+            ``chosen``: Number of these that were chosen to be measured.
+            ``probability``: Probability of the latencies' bounds.
+        """
         measured = self.measured()
         known = set(measured.loc[measured["round"] == 0, "key"])
         rows = []
@@ -132,7 +150,7 @@ class SearchRecord:
         names = ["round", "scored", "front", "fresh", "chosen", "probability"]
         return pd.DataFrame(rows, columns=names)
 
-    # What the frames are made of
+    # Parts of the frames
 
     @cached_property
     def _measured(self) -> pd.DataFrame:
@@ -165,22 +183,24 @@ class SearchRecord:
         return frame.assign(on_front=frame["key"].isin(r["key"] for r in self.result["results"]))
 
     def _own(self, keys: pd.Series, codes: Codes) -> dict[str, Floats]:
-        """Quantities that the user brings: told again of what the search did not write down, and
-        NaN where they can no longer be told."""
+        """Return the quantities that the user brings.
+
+        Values that the search did not write are computed again; NaN where this fails.
+        """
         found = {}
-        for wish in self.settings.wishes:
-            if not wish.source:
+        for spec in self.settings.objective_specs:
+            if not spec.source:
                 continue
-            told = {row["key"]: row[wish.name] for row in self._rows}
-            values = np.array([told.get(key) for key in keys], dtype=float)
+            written = {row["key"]: row[spec.name] for row in self._rows}
+            values = np.array([written.get(key) for key in keys], dtype=float)
             left = np.isnan(values)
             with suppress(EsmError, ModelsError):
-                values[left] = read_measure(wish, self.space)(codes[left])[wish.name]
-            found[wish.name] = values
+                values[left] = read_measure(spec, self.space)(codes[left])[spec.name]
+            found[spec.name] = values
         return found
 
     def _excess(self, codes: Codes, frame: pd.DataFrame) -> Floats:
-        names = asked_about(self.objectives, self.limits)
+        names = quantities_of(self.objectives, self.limits)
         values = {name: frame[name].to_numpy(float) for name in names}
         return Problem(self.space, (), self.objectives, self.limits).score(codes, values).excess
 
@@ -191,10 +211,10 @@ class SearchRecord:
 
     def _frame(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         latencies = [quantity(n, device) for device in self.devices for n in (LATENCY, AT_MOST)]
-        asked = asked_about(self.objectives, self.limits)
-        told = [name for row in rows[:1] for name in row if name not in _NO_QUANTITY]
-        told = told if rows else [*COUNTED.values()]
-        names = dict.fromkeys([*latencies, *asked, *told])
+        asked = quantities_of(self.objectives, self.limits)
+        others = [name for row in rows[:1] for name in row if name not in _NO_QUANTITY]
+        others = others if rows else [*COUNTED.values()]
+        names = dict.fromkeys([*latencies, *asked, *others])
         return pd.DataFrame(
             {
                 "key": pd.Series([row["key"] for row in rows], dtype=object),
@@ -209,10 +229,11 @@ class SearchRecord:
 
 
 def best(frame: pd.DataFrame, objectives: Sequence[Objective]) -> NDArray[np.bool_]:
-    """Which rows keep the limits and are beaten by no other that does, ``(n,)``.
+    """Return which rows are on the Pareto front of those within the limits, ``(n,)``.
 
     Args:
-        frame: with the objectives' quantities and ``excess``.
+        frame: Objectives' quantities and ``excess``.
+        objectives: Objectives of the search.
     """
     kept: NDArray[np.bool_] = (frame["excess"] == 0).to_numpy(copy=True)
     kept[kept] = nondominated(costs(frame[kept], objectives))
@@ -220,13 +241,13 @@ def best(frame: pd.DataFrame, objectives: Sequence[Objective]) -> NDArray[np.boo
 
 
 def costs(frame: pd.DataFrame, objectives: Sequence[Objective]) -> Floats:
-    """The objectives' quantities, less is better, ``(n, objectives)``."""
+    """Return the objectives' quantities, less is better, ``(n, objectives)``."""
     columns = [(-1 if o.maximise else 1) * frame[o.name].to_numpy(float) for o in objectives]
     return np.stack(columns, axis=1)
 
 
 def holds_search(path: Path) -> bool:
-    """Whether a folder is that of a search, and not of a campaign."""
+    """Return whether a folder is that of a search, not of a campaign."""
     try:
         return "runs" in json.loads(SearchFolder(path).settings.read_text())
     except (OSError, ValueError, TypeError):
@@ -234,12 +255,14 @@ def holds_search(path: Path) -> bool:
 
 
 def load_search(path: str | Path) -> SearchRecord:
-    """Opens a search's folder for reading. Its campaigns are looked for beside it (a search lies
-    in its campaign's folder if nothing else was said), and then where they were.
+    """Open the folder of a search for reading.
+
+    A campaign is looked for beside the search first, then at the path it had. By default a search
+    lies in its campaign's folder.
 
     Raises:
-        UsageError: there is no search, or it has found nothing yet.
-        DatasetError: it is damaged, or a campaign is gone.
+        UsageError: there is no search, or it has no result yet.
+        DatasetError: it is damaged, or a campaign is missing.
     """
     folder = SearchFolder(Path(path))
     settings = folder.read_settings()
@@ -249,8 +272,8 @@ def load_search(path: str | Path) -> SearchRecord:
     if result is None and not rounds:
         named = " ".join(settings.runs)
         raise UsageError(
-            f"{folder.path} holds no front yet: esm-host search {named} -o {folder.path} --resume "
-            "goes on"
+            f"{folder.path} holds no front yet: continue with esm-host search {named} "
+            f"-o {folder.path} --resume"
         )
     record = SearchRecord(folder.path, settings, runs, rounds, result)
     try:
@@ -261,9 +284,11 @@ def load_search(path: str | Path) -> SearchRecord:
 
 
 def _known(run: Run, chosen: Collection[str], probability: float) -> pd.DataFrame:
-    """What a campaign's device measured until it had these, reference models included: ``key``,
-    the architecture as ``value``, ``latency_ms``, ``latency_at_most_ms``, ``interval_percent`` and
-    ``verdict``."""
+    """Return the measurements of a campaign's device, including reference models.
+
+    Measurements after those of this search are left out. Columns: ``key``, ``value`` (the
+    architecture), ``latency_ms``, ``latency_at_most_ms``, ``interval_percent``, ``verdict``.
+    """
     figures = run.figures()
     at_most_ms = measured_at_most(figures.latency_ms, figures.interval, probability)
     frame = pd.DataFrame(
@@ -277,7 +302,7 @@ def _known(run: Run, chosen: Collection[str], probability: float) -> pd.DataFram
             VERDICT: figures.verdicts,
         }
     )
-    # Searches count their rounds downwards: what is below is another's, which came later.
+    # Searches number their rounds downwards: smaller numbers belong to later searches.
     last = frame.loc[frame["key"].isin(chosen), "round"].min()
     frame = frame[~(frame["round"] < last)].drop(columns="round")
     return frame.dropna(subset=LATENCY, ignore_index=True)
@@ -289,7 +314,7 @@ def _campaign(search: Path, run: Path) -> Path:
         if RunFolder(path).settings.exists():
             same = run.exists() and run.samefile(path)
             return run if same else path
-    raise DatasetError(f"{search} is of the campaign {run}, which is gone: put it back there")
+    raise DatasetError(f"{search} needs the campaign {run}, which is missing: put it back there")
 
 
 def _read(path: Path) -> Any:

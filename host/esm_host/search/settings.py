@@ -1,4 +1,4 @@
-"""What a search is asked for."""
+"""Settings and folder of a search."""
 
 from __future__ import annotations
 
@@ -14,34 +14,38 @@ from typing import Any
 from esm_host.arguments import argument
 from esm_host.errors import DatasetError, UsageError
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
-from esm_host.search.objectives import COUNTED, Wish, read_wish
+from esm_host.search.objectives import COUNTED, ObjectiveSpec, parse_objective
 from esm_host.search.problem import Limit, Objective
+from esm_protos.plugins import absolute
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Everything that decides what a search finds.
+    """Everything that decides the result of a search.
 
     Attributes:
-        runs: folders of campaigns, one per device that is searched for.
-        objectives: as :func:`~esm_host.search.objectives.read_wish` takes them, the latency aside,
-            which is one in any case; by default most FLOPs, a stand-in for accuracy.
-        max_latency_ms: one for all devices, or one for each; none: the whole front.
-        limits: of other quantities, as ``"flops<=3e8"`` or ``"accuracy>=70"``.
-        method: as :func:`~esm_host.search.methods.make_method` takes it.
-        proxy: a source's name, as :func:`esm_host.sources.registry.load` takes it, by whose
-            predictor the front is searched (One Proxy), adapted where it does not rank as the
-            device does; ``""`` searches by the campaigns' own. Of several devices of a table the
-            one that ranks most alike.
-        measure: architectures to measure at most; 0 leaves it at predictions.
-        batch: of these at a time.
-        probability: of keeping ``max_latency_ms``, for what is found.
-        seed: of everything random.
+        runs: Folders of campaigns, one per device.
+        objectives: Objectives besides the latency
+            (:func:`~esm_host.search.objectives.parse_objective`). By default the FLOPs are
+            maximised, as a stand-in for accuracy.
+        max_latency_ms: Latency limit, ms: one for all devices or one per device. Empty for the
+            whole front.
+        limits: Limits of other quantities, such as ``"flops<=3e8"`` or ``"accuracy>=70"``.
+        method: Search method (:func:`~esm_host.search.methods.make_method`); None for the default.
+            A path becomes absolute.
+        proxy: Source of a proxy device (:func:`esm_host.sources.registry.load`). Its predictor
+            proposes the front (One Proxy); it is adapted if it does not rank as the device does. Of
+            a table with several devices the most similar one is used. ``""`` searches with the
+            campaigns' predictors.
+        measure: Largest number of architectures to measure; 0 returns predictions.
+        batch: Number of architectures measured per round.
+        probability: Probability that a result keeps ``max_latency_ms``.
+        seed: Random seed.
 
     Raises:
-        UsageError: a value makes no sense.
+        UsageError: a value is out of its range.
     """
 
     runs: tuple[str, ...]
@@ -56,6 +60,8 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.method is not None:
+            object.__setattr__(self, "method", absolute(self.method))
         if not self.runs:
             raise UsageError("a search needs the folder of a campaign: give one")
         if len({Path(run).resolve() for run in self.runs}) < len(self.runs):
@@ -80,36 +86,38 @@ class SearchSettings:
                 raise UsageError(f"{argument(name)} {getattr(self, name)}: give {least} or more")
         if self.proxy and (len(self.runs) > 1 or not self.measure):
             raise UsageError(
-                f"{argument('proxy')} stands in for one device, whose front is measured: give one "
-                f"campaign, and {argument('measure')} 1 or more"
+                f"{argument('proxy')} needs one campaign and {argument('measure')} 1 or more: "
+                "the proxy stands for one device whose front is measured"
             )
-        names = [wish.name for wish in self.wishes]
+        names = [spec.name for spec in self.objective_specs]
         if len(set(names)) < len(names):
             raise UsageError("an objective is given twice: give each once")
         for text in self.limits:
             self._limit(text)
 
     @property
-    def wishes(self) -> tuple[Wish, ...]:
-        """The objectives, the latency first."""
-        wishes = [read_wish(text) for text in self.objectives or ("flops:max",)]
-        return (Wish("latency", "", False), *(wish for wish in wishes if wish.name != "latency"))
+    def objective_specs(self) -> tuple[ObjectiveSpec, ...]:
+        """Objectives as given, the latency first."""
+        specs = [parse_objective(text) for text in self.objectives or ("flops:max",)]
+        latency = ObjectiveSpec("latency", "", False)
+        return (latency, *(spec for spec in specs if spec.name != "latency"))
 
     @property
     def devices(self) -> list[str]:
-        """What tells the devices' quantities apart, their folders' names; ``""`` where there is
-        one."""
+        """Folder names, which prefix the devices' quantities; ``[""]`` for a single device."""
         return [Path(run).name for run in self.runs] if len(self.runs) > 1 else [""]
 
     @property
     def all_objectives(self) -> list[Objective]:
-        """The devices' latencies first."""
+        """Objectives, the devices' latencies first."""
         latencies = [quantity(LATENCY, device) for device in self.devices]
-        return [objective for wish in self.wishes for objective in wish.objectives(latencies)]
+        return [
+            objective for spec in self.objective_specs for objective in spec.objectives(latencies)
+        ]
 
     @property
     def all_limits(self) -> list[Limit]:
-        """Of the devices' latencies and of everything else."""
+        """Limits of the devices' latencies and of all other quantities."""
         devices = self.devices
         each = self.max_latency_ms
         if len(each) == 1:
@@ -122,19 +130,21 @@ class SearchSettings:
 
     def _limit(self, text: str) -> Limit:
         match = _LIMIT.fullmatch(text)
-        known = {**COUNTED, **{wish.name: wish.quantity for wish in self.wishes}}
+        known = {**COUNTED, **{spec.name: spec.quantity for spec in self.objective_specs}}
         known.pop("latency", None)
         try:
             name, sign, number = match.groups() if match else ("", "", "")
             limit = Limit(known[name], float(number), operator.eq(sign, ">="))
         except (KeyError, ValueError):
-            hint = f"; of the latency {argument('max_latency_ms')}" if "latency" in text else ""
+            hint = (
+                f"; limit the latency by {argument('max_latency_ms')}" if "latency" in text else ""
+            )
             raise UsageError(
                 f"{argument('limits')} '{text}': give NAME<=NUMBER or NAME>=NUMBER of "
                 f"{', '.join(known)}{hint}"
             ) from None
         if not math.isfinite(limit.value):
-            raise UsageError(f"{argument('limits')} '{text}': give a number that is not infinite")
+            raise UsageError(f"{argument('limits')} '{text}': give a finite number")
         return limit
 
     def to_json(self) -> dict[str, Any]:
@@ -142,10 +152,10 @@ class SearchSettings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSettings:
-        """Inverse of :meth:`to_json`.
+        """Build from the result of :meth:`to_json`.
 
         Raises:
-            DatasetError: written by a program with other settings.
+            DatasetError: a program with other settings wrote it.
         """
         try:
             values: dict[str, Any] = {name: _tuple(value) for name, value in data.items()}
@@ -157,12 +167,12 @@ class SearchSettings:
 
 
 def _tuple(value: Any) -> Any:
-    """JSON has no tuples."""
+    """Convert a list, as JSON has no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class SearchFolder:
-    """Where a search keeps everything."""
+    """Files of a search."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -171,11 +181,11 @@ class SearchFolder:
         self.front = path / "front.json"
 
     def read_settings(self) -> SearchSettings:
-        """Of the folder's search.
+        """Return the settings of the folder's search.
 
         Raises:
-            UsageError: there is none.
-            DatasetError: they are damaged.
+            UsageError: there is no search.
+            DatasetError: the settings are damaged.
         """
         try:
             return SearchSettings.from_json(json.loads(self.settings.read_text()))

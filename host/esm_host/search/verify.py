@@ -1,4 +1,4 @@
-"""Measures what a search chose, learns from it and searches again, until nothing new is chosen."""
+"""Search that measures its front, updates the predictors and searches again."""
 
 from __future__ import annotations
 
@@ -12,68 +12,77 @@ from numpy.typing import NDArray
 
 from esm_host.search.genes import distinct, keys
 from esm_host.search.method import SearchMethod
-from esm_host.search.problem import Found, Measure, Problem
+from esm_host.search.problem import Candidates, Measure, Problem
 from esm_models.space import Codes
 
-EXPECTING, HOPING = 0.5, 0.1
-"""Probabilities that are asked, from the second round on, of what will be measured anyway: it need
-not be promised to keep a limit, and what is at the limit is best. First comes what is expected to
-be on the front; once all of that is measured, what has this chance of being as fast as it needs."""
+EXPECTED, OPTIMISTIC = 0.5, 0.1
+"""Probabilities of a latency to be at most its bound, from the second round on.
+
+What is measured anyway needs no promise to keep a limit, and the best lie at the limit. Rounds
+first choose what is expected to be on the front. Then they choose what is on the front with the
+probability :data:`OPTIMISTIC`.
+"""
 
 
 class Site(Protocol):
-    """A device on which chosen architectures are measured."""
+    """Device on which chosen architectures are measured."""
 
     def known(self) -> Codes:
-        """What was measured so far, ``(m, *code_shape)``."""
+        """Return the architectures measured so far, ``(m, *code_shape)``."""
 
     def latency(self, probability: float) -> Measure:
-        """Its latencies by all that was measured so far, and what they are at most with that
-        probability (:class:`~esm_host.search.latency.Latency`)."""
+        """Return the latencies by all measurements so far, with bounds at the probability.
+
+        See :class:`~esm_host.search.latency.LatencyMeasure`.
+        """
 
     def measure(self, codes: Codes) -> None:
-        """Measures these as well, those of them that it has not. What fails counts as known, and
-        as unfit. Several sites are asked at once, each in a thread of its own."""
+        """Measure those of the architectures that are not measured yet.
+
+        A failed one counts as known and infeasible. Several sites measure at once, each in its own
+        thread.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """One time of searching and measuring.
+    """One round of searching and measuring.
 
     Attributes:
-        front: what the search found, by what was known then.
-        chosen: what was measured of it: predictions. None in the last round, whose front was
-            known, or for which the budget was spent.
-        probability: that was asked of latencies.
+        front: Front by the predictions of this round.
+        chosen: Architectures chosen to be measured, with predictions. It is empty if the whole
+            front is measured or the budget is spent.
+        evaluations: Number of scored architectures.
+        probability: Probability of the latencies' bounds.
     """
 
-    front: Found
-    chosen: Found
+    front: Candidates
+    chosen: Candidates
     evaluations: int
     probability: float
 
 
 @dataclass(frozen=True, eq=False)
-class Verified:
-    """What came of it.
+class Verification:
+    """Measured front of a search.
 
     Attributes:
-        front: of all that was measured: measurements.
-        stable: whether everything that is expected to be on the front was measured, and everything
-            that has a chance of :data:`HOPING` to be there as well. When the budget ends before,
-            whether the last batch of the latter brought nothing to the front.
-        rounds: in order.
-        closest: of all that was measured, what comes closest to the limits.
+        front: Front of all measurements.
+        stable: Whether every architecture that is on the front with the probability
+            :data:`OPTIMISTIC` is measured. If the budget ends earlier: whether the last batch added
+            nothing to the front.
+        rounds: Rounds in order.
+        closest: Measured architecture closest to the limits.
     """
 
-    front: Found
+    front: Candidates
     stable: bool
     rounds: tuple[Round, ...]
-    closest: Found
+    closest: Candidates
 
     @property
     def measured(self) -> int:
-        """Architectures that were measured for it."""
+        """Number of architectures measured for the search."""
         return sum(len(each.chosen) for each in self.rounds)
 
 
@@ -84,44 +93,41 @@ def verified_search(
     budget: int,
     batch: int = 10,
     probability: float = 0.9,
-    start: Codes | None = None,
     past: Sequence[Round] = (),
     on_round: Callable[[Sequence[Round]], None] | None = None,
-) -> Verified:
-    """Searches, measures what is new on the front, and searches again.
+) -> Verification:
+    """Search, measure what is new on the front, and repeat until nothing is new.
 
-    What was measured counts as it was measured, everything else as predicted by all that was; so a
-    prediction that promised too much is found out by being measured (Laube et al. 2022, Section 5;
-    Lu et al. 2021, Section 5.3). What promised too little is looked for last.
+    Measured latencies replace predictions, and the predictors learn from them. An architecture that
+    was predicted too fast is found by measuring it (Laube et al. 2022, Section 5; Lu et al. 2021,
+    Section 5.3). Those that were predicted too slow are looked for last.
 
     Args:
-        problem: of the sites' latencies.
-        sites: measure; one or more.
-        budget: architectures to measure at most, each on all sites.
-        batch: of these at a time, spread over the front.
-        probability: of keeping a latency limit, for what is promised: what is measured first, and
-            what is found in the end.
-        start: architectures to begin each search with, beside what was measured.
-        past: rounds of the same search, which was broken off after it had chosen what to measure,
-            or had come to the end of a smaller budget.
-        on_round: is told all rounds before what the last one chose is measured.
+        problem: Function from the sites' latencies to the problem.
+        sites: One or more devices.
+        method: Search method.
+        budget: Largest number of architectures to measure, each on all sites.
+        batch: Number of architectures per round, spread over the front.
+        probability: Probability that a result keeps a latency limit, in the first round and in the
+            final front.
+        past: Rounds of the same search if it was interrupted, or ended with a smaller budget.
+        on_round: Function called with all rounds before each measurement.
     """
     rounds = list(past)
     if rounds:
         _measure(sites, rounds[-1].chosen)
         if not len(rounds[-1].chosen):
-            rounds.pop()  # the budget may have ended there: it is searched again
+            rounds.pop()  # the budget may have ended there: search again
     while True:
         left = budget - sum(len(each.chosen) for each in rounds)
-        hoping = any(not len(each.chosen) for each in rounds)
-        wanted = HOPING if hoping else min(EXPECTING, probability) if rounds else probability
+        optimistic = any(not len(each.chosen) for each in rounds)
+        wanted = OPTIMISTIC if optimistic else min(EXPECTED, probability) if rounds else probability
         posed = problem([site.latency(wanted) for site in sites])
         known = _known(sites, posed)
-        stable = _over(rounds, known, posed, batch)
+        stable = _stability(rounds, known, posed, batch)
         if stable is not None:
             break
-        seeds = known if start is None else np.concatenate([start, known])
-        begin = posed.evaluate(seeds).front().codes if len(seeds) else seeds
+        begin = posed.evaluate(known).front().codes if len(known) else known
         outcome = method.search(posed, begin)
         fresh = np.flatnonzero(~np.isin(keys(outcome.front.codes), keys(known)))
         places = spread(len(fresh), min(batch, left), bool(posed.limits))
@@ -130,25 +136,25 @@ def verified_search(
         if on_round is not None:
             on_round(rounds)
         _measure(sites, chosen)
-    return verified(problem, sites, probability, stable, rounds)
+    return verify_front(problem, sites, probability, stable, rounds)
 
 
-def verified(
+def verify_front(
     problem: Callable[[Sequence[Measure]], Problem],
     sites: Sequence[Site],
     probability: float,
     stable: bool,
     rounds: Sequence[Round],
-) -> Verified:
+) -> Verification:
     """Return the front of all that the sites have measured."""
     final = problem([site.latency(probability) for site in sites])
     found = final.evaluate(_known(sites, final))
     closest = found[np.argsort(found.excess, kind="stable")[:1]]
-    return Verified(found.front(), stable, tuple(rounds), closest)
+    return Verification(found.front(), stable, tuple(rounds), closest)
 
 
-def _measure(sites: Sequence[Site], chosen: Found) -> None:
-    """On all sites at once; whatever one of them raises, the others come to their end."""
+def _measure(sites: Sequence[Site], chosen: Candidates) -> None:
+    """Measure on all sites at once; an error of one is raised after the others end."""
     if not len(chosen):
         return
     if len(sites) == 1:
@@ -161,20 +167,20 @@ def _measure(sites: Sequence[Site], chosen: Found) -> None:
         for each in measuring:
             each.result()
     finally:
-        pool.shutdown(wait=False)  # an interrupt does not wait for them
+        pool.shutdown(wait=False)  # an interrupt must not wait for the sites
 
 
-def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
-    """Return whether the front is stable, once candidates or budget end; None until then."""
+def _stability(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> bool | None:
+    """Return whether the front is stable; None while the search goes on."""
     if not rounds or len(rounds[-1].chosen):
         return None
-    hopeful = [number for number, each in enumerate(rounds) if not len(each.chosen)]
+    ends = [number for number, each in enumerate(rounds) if not len(each.chosen)]
     left = ~np.isin(keys(rounds[-1].front.codes), keys(known))
     if not left.any():
-        return True if len(hopeful) > 1 else None
+        return True if len(ends) > 1 else None
     front = keys(posed.evaluate(known).front().codes)
-    without = 0  # measured since the last that made it to the front
-    for each in reversed(rounds[hopeful[0] + 1 :]):
+    without = 0  # number measured since the last addition to the front
+    for each in reversed(rounds[ends[0] + 1 :]):
         if np.isin(keys(each.chosen.codes), front).any():
             break
         without += len(each.chosen)
@@ -182,7 +188,7 @@ def _over(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int) -> 
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:
-    """What all sites have measured."""
+    """Return the architectures that all sites have measured."""
     first, *others = [site.known() for site in sites]
     for other in others:
         first = first[np.isin(keys(first), keys(other))]
@@ -190,8 +196,11 @@ def _known(sites: Sequence[Site], problem: Problem) -> Codes:
 
 
 def spread(count: int, wanted: int, limited: bool) -> NDArray[np.intp]:
-    """``wanted`` numbers below ``count``, or all; both ends included. Evenly, or, where there are
-    limits, more of them towards the end, where the slowest are: what is best within a limit."""
+    """Return ``min(wanted, count)`` numbers below ``count``, both ends included.
+
+    They are evenly spaced. With limits they are denser towards the end: there lie the slowest, and
+    the best within a latency limit.
+    """
     if wanted >= count:
         return np.arange(count)
     steps = np.linspace(0, 1, max(wanted, 0)) ** (2 if limited else 1)

@@ -1,4 +1,4 @@
-"""A search's folder, written: its rounds, and what came of it."""
+"""Writer and reader of the files of a search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from esm_host.atomic import write_json
 from esm_host.errors import DatasetError
 from esm_host.search.front import Floats
-from esm_host.search.problem import Found, Problem, asked_about
+from esm_host.search.problem import Candidates, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
-from esm_host.search.verify import Round, Verified
+from esm_host.search.verify import Round, Verification
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import SearchSpace
@@ -24,12 +24,12 @@ SCHEMA_VERSION = 1
 def write_front(
     folder: SearchFolder,
     settings: SearchSettings,
-    front: Found,
-    verified: Verified | None,
+    front: Candidates,
+    verified: Verification | None,
     problem: Problem,
     proxy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the search came to; returned as well."""
+    """Write the result of a search to ``front.json`` and return it."""
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "settings": settings.to_json(),
@@ -51,22 +51,22 @@ def write_front(
 
 
 def write_rounds(folder: SearchFolder, rounds: Sequence[Round], space: SearchSpace) -> None:
-    """All rounds so far."""
+    """Write all rounds so far."""
     write_json(folder.rounds, [_round_json(each, space) for each in rounds])
 
 
 def read_rounds(folder: SearchFolder, problem: Problem) -> list[Round]:
-    """What :func:`write_rounds` wrote; none where it did not.
+    """Return the rounds that :func:`write_rounds` wrote; none if there is no file.
 
     Raises:
-        DatasetError: they are damaged.
+        DatasetError: the file is damaged.
     """
     try:
         entries = json.loads(folder.rounds.read_text())
         return [
             Round(
-                _found(entry["front"], problem),
-                _found(entry["chosen"], problem),
+                _candidates(entry["front"], problem),
+                _candidates(entry["chosen"], problem),
                 entry["evaluations"],
                 entry["probability"],
             )
@@ -78,7 +78,7 @@ def read_rounds(folder: SearchFolder, problem: Problem) -> list[Round]:
         raise DatasetError(f"{folder.rounds} is damaged ({error}): remove it") from error
 
 
-def _rows(found: Found, space: SearchSpace) -> list[dict[str, Any]]:
+def _rows(found: Candidates, space: SearchSpace) -> list[dict[str, Any]]:
     return [
         {
             **{name: _number(values[row]) for name, values in found.values.items()},
@@ -91,7 +91,7 @@ def _rows(found: Found, space: SearchSpace) -> list[dict[str, Any]]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return None for NaN, which JSON lacks."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -104,11 +104,11 @@ def _round_json(each: Round, space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def _found(rows: Sequence[Mapping[str, Any]], problem: Problem) -> Found:
+def _candidates(rows: Sequence[Mapping[str, Any]], problem: Problem) -> Candidates:
     codes = problem.space.encode([Architecture.from_json(row["architecture"]) for row in rows])
     names = [n for n in (rows[0] if rows else {}) if n not in ("key", "depth", "architecture")]
     if not rows:
-        names = asked_about(problem.objectives, problem.limits)
+        names = quantities_of(problem.objectives, problem.limits)
     values: dict[str, Floats] = {
         name: np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
         for name in names

@@ -15,7 +15,7 @@ from esm_host.campaign.run import Run, load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.dataset.table import Dataset
 from esm_host.errors import DatasetError, EsmError, UsageError
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import SpaceSettings
 from esm_host.sources.folder import file_of, tables
 from esm_host.transfer.source import Source
 from esm_models.errors import ModelsError
@@ -88,19 +88,19 @@ class Entry:
 
 def entries(runs: Path) -> tuple[list[Entry], list[str]]:
     """All imported tables, device by device, and all campaigns in a folder that have measured
-    something; and in a line each, what cannot be read."""
+    something; and in a line each, with marked names of arguments, what cannot be read."""
     found, problems = [], []
     for name in tables():
         try:
             found += entries_of(read_benchmark(file_of(name)))
         except EsmError as error:
-            problems.append(str(error))
+            problems.append(error.marked)
     for path in campaigns(runs):
         try:
             run = load_run(path)
             settings, architectures = run.settings, len(_measured(run))
         except EsmError as error:
-            problems.append(str(error))
+            problems.append(error.marked)
             continue
         space = described(settings)
         found.append(Entry(str(path), "campaign", space, settings.device, architectures, 0))
@@ -284,7 +284,7 @@ def describe(space: SearchSpace) -> str:
     )
 
 
-def described(settings: Settings) -> str:
+def described(settings: SpaceSettings) -> str:
     """A campaign's search space likewise, without loading it."""
     own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
     return _description(settings.space, *own)

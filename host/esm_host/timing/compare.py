@@ -11,7 +11,7 @@ import enum
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import PurePath
 from typing import Any
@@ -22,6 +22,12 @@ from esm_host.arguments import argument
 from esm_host.errors import EsmError, UsageError
 from esm_host.evaluation.difference import WIDEST
 from esm_host.timing.fed import fed_text
+from esm_host.timing.metric_changes import (
+    MetricChange,
+    check_limits,
+    compared_metrics,
+    metric_changes,
+)
 from esm_protos import older_peers
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
@@ -86,6 +92,7 @@ class Change:
         model_changed: the files differ, which may be the point.
         limit_ms: that the new latency is to keep; None where nobody gave one.
         over_limit: it lies above, even at its interval's lower end.
+        metrics: what became of other metrics.
     """
 
     model: str
@@ -99,10 +106,15 @@ class Change:
     model_changed: bool
     limit_ms: float | None = None
     over_limit: bool = False
+    metrics: tuple[MetricChange, ...] = ()
+
+    @property
+    def metrics_over_limit(self) -> list[MetricChange]:
+        return [change for change in self.metrics if change.over_limit]
 
     @property
     def is_regression(self) -> bool:
-        return self.outcome.is_regression or self.over_limit
+        return self.outcome.is_regression or self.over_limit or bool(self.metrics_over_limit)
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,7 @@ class Comparison:
             Outcome.NEVER_RAN: "fails in both",
         }
         over = f", over its limit of {change.limit_ms:g} ms" if change.over_limit else ""
+        over += "".join(f", {each.over_text}" for each in change.metrics_over_limit)
         changed = " (another file)" if change.model_changed else ""
         return words[change.outcome] + over + changed
 
@@ -173,7 +186,12 @@ class Comparison:
             low_high = result["interval_percent"]
             interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
             outcome = Outcome(result["outcome"])
-            changes.append(Change(**{**result, "outcome": outcome, "interval_percent": interval}))
+            # Files of older versions have no other metrics.
+            metrics = tuple(
+                MetricChange.from_json(key, each) for key, each in result.get("metrics", {}).items()
+            )
+            told = {"outcome": outcome, "interval_percent": interval, "metrics": metrics}
+            changes.append(Change(**{**result, **told}))
         return cls(
             data["confidence_percent"] / 100,
             data["tolerance_percent"],
@@ -192,7 +210,12 @@ class Comparison:
             "allowed_differences": list(self.allowed),
             "regressions": len(self.regressions),
             "results": [
-                {**asdict(change), "outcome": change.outcome.value} for change in self.changes
+                {
+                    **asdict(change),
+                    "outcome": change.outcome.value,
+                    "metrics": {each.metric.key: each.to_json() for each in change.metrics},
+                }
+                for change in self.changes
             ],
         }
 
@@ -205,6 +228,7 @@ def compare(
     allow: Sequence[str] = (),
     match: Mapping[str, str] | None = None,
     limits_ms: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Compares the timings of two sides, result by result: by model, case and device.
 
@@ -222,6 +246,8 @@ def compare(
             "v2.onnx"}``: paths, or names of files.
         limits_ms: latencies, by the models' names in the base, that a new one must keep: it is a
             regression where even its interval's lower end is above.
+        limits: of other metrics, by their keys and in their units, that every model's new value
+            must keep: ``{"peak_rss_bytes": 2e8}``.
 
     Raises:
         UsageError: an argument makes no sense, or one is not the JSON of a timing.
@@ -258,18 +284,28 @@ def compare(
                 raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares anyhow")
             allowed.append(text)
         spec = first.data["context"]["spec"]
-        limits = _Limits(limits_ms or {})
-        judge = _Judge(confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"], limits)
+        max_latency = _Limits(limits_ms or {})
+        judge = _Judge(
+            confidence, tolerance_percent, spec["trim"], spec["runs_per_visit"], max_latency
+        )
         count = len(sides[0])
         results = [
             [each[key] for each in found] for key in found[0] if all(key in each for each in found)
         ]
-        changes = tuple(judge.change(of[:count], of[count:]) for of in results)
+        metrics = compared_metrics(timing.data for timing in timings)
+        check_limits(limits or {}, metrics)
+        changes = tuple(
+            replace(
+                judge.change(of[:count], of[count:]),
+                metrics=metric_changes(metrics, of[:count], of[count:], limits or {}),
+            )
+            for of in results
+        )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
         ) from error
-    limits.check()
+    max_latency.check()
     counts = len(sides[0]), len(sides[1])
     return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
 

@@ -15,20 +15,13 @@ import pandas as pd
 from esm_host.errors import NotATimingError, UsageError
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.timing.fed import fed_text
+from esm_host.timing.metrics import metrics_of, value_of
 from esm_protos.messages import DeviceState
+from esm_protos.metrics import Metric
 from esm_protos.paces import WEIGHTLESS
 
 READ = (2, 3)
 """Schema versions: latencies of 2 are as measured, those of 3 at the device's usual pace."""
-
-_NUMBERS = (
-    *("trimmed_mean_ms", "ci95_percent", "median_ms", "min_ms", "max_ms"),
-    *("raw_ms", "block_ci95_percent", "shift_percent"),
-    *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "load_ms", "first_run_ms"),
-    *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
-)
-_NEW = ("raw_ms", "block_ci95_percent", "shift_percent")
-"""Files of version 2 lack them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +71,19 @@ class TimingFile:
         """Whether an interrupt ended it early on any device."""
         return any(entry.get("interrupted", False) for entry in self.devices.values())
 
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What was measured: this version's metrics, and those that the devices told of."""
+        return metrics_of(self.data)
+
     def results(self) -> pd.DataFrame:
         """A row per result.
 
         Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
         of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
         text), ``assumed`` (how many dimensions were taken as 1), ``fed`` (shapes and types of all
-        inputs, as text), ``status``, ``failure``, the numbers of the JSON (NaN where there is
-        none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
+        inputs, as text), ``status``, ``failure``, a column per metric (docs/timing.md; NaN where
+        there is none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
         ``warnings`` (a tuple).
         """
         rows = []
@@ -107,8 +105,10 @@ class TimingFile:
                     "fed": fed_text((i["name"], i["type"], i["dims"]) for i in result["inputs"]),
                     "status": result["status"],
                     "failure": failure and f"{failure['kind']}: {failure['message']}",
-                    **{name: result[name] for name in _NUMBERS if name not in _NEW},
-                    **{name: result.get(name) for name in _NEW},
+                    **{
+                        metric.field: value_of(result, metric, self.data["schema_version"])
+                        for metric in self.metrics
+                    },
                     "low_ms": interval[0],
                     "high_ms": interval[1],
                     "provider": result["provider"],
@@ -117,7 +117,8 @@ class TimingFile:
                 }
             )
         frame = pd.DataFrame(rows)
-        numbers = [*_NUMBERS, "low_ms", "high_ms", "batch", "threads"]
+        fields = [metric.field for metric in self.metrics]
+        numbers = [*fields, "low_ms", "high_ms", "batch", "threads"]
         if not rows:
             return frame
         # As pandas would have it, None among texts is a number: NaN.

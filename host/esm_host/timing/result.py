@@ -28,10 +28,10 @@ from esm_protos.messages import (
     Failure,
     Measurement,
     MeasureSpec,
-    Nanoseconds,
     Profile,
     RunOrder,
 )
+from esm_protos.metrics import KNOWN, LATENCY, METRICS, NUMBERS, Metric
 from esm_protos.paces import Paces
 from esm_protos.statistics import trimmed_mean
 
@@ -39,13 +39,6 @@ SCHEMA_VERSION = 3
 
 Words: TypeAlias = Callable[[str], str]
 """Renders a message's marked names of arguments."""
-
-_NUMBERS = (
-    *("trimmed_mean_ms", "ci95_ms", "ci95_percent", "raw_ms", "block_ci95_percent"),
-    *("shift_percent", "median_ms", "min_ms", "max_ms"),
-    *("p90_ms", "p95_ms", "p99_ms", "runs", "throughput_per_s", "first_run_ms", "load_ms"),
-    *("copy_in_ms", "copy_out_ms", "peak_rss_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -142,9 +135,11 @@ class Result:
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """By their names in JSON; None for every one that has no value."""
-        numbers: dict[str, Any] = dict.fromkeys(_NUMBERS)
+        numbers: dict[str, Any] = dict.fromkeys(metric.field for metric in NUMBERS)
+        numbers["ci95_ms"] = None
         measured = self.measurement
-        numbers["peak_rss_bytes"] = None if self.failure else measured.peak_rss_bytes
+        values = measured.values()
+        numbers |= {m.field: m.typed(values.get(m.key)) for m in METRICS if m is not LATENCY}
         if self.estimate is None:
             return numbers
         samples_ms = measured.latency_ns / 1e6
@@ -163,15 +158,22 @@ class Result:
             "p99_ms": p99,
             "runs": samples_ms.size,
             "throughput_per_s": 1e3 * self.entry.items / latency_ms,
-            "first_run_ms": measured.first_run_ns / 1e6,
-            "load_ms": measured.load_ns / 1e6,
-            "copy_in_ms": _median_ms(measured.copy_in_ns),
-            "copy_out_ms": _median_ms(measured.copy_out_ns),
         }
         if ends := around(math.log(latency_ms), share):
             numbers["ci95_ms"] = list(ends)
             numbers["ci95_percent"] = _percent(share)
         return numbers
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values of other metrics, by their keys: what sources of the device measured."""
+        values = self.measurement.values()
+        return {key: value for key, value in values.items() if key not in KNOWN}
+
+    def value(self, metric: Metric) -> float | None:
+        """Return the value of a metric; None where it has none."""
+        found: float | None = (self.numbers | self.metrics).get(metric.field)
+        return found
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         measured, case = self.measurement, self.entry.model.case
@@ -197,9 +199,9 @@ class Result:
             "status": "failed" if failure else "success",
             "failure": failure and {"kind": failure.kind.value, "message": failure.message},
             **self.numbers,
+            "metrics": self.metrics,
             "runs_per_visit": None if failure else measured.visit_runs(self.spec),
             "session_runs": None if failure else _session_runs(measured),
-            "weight_bytes": measured.weight_bytes or None,
             "blocks": [block.to_json(self.spec) for block in self.blocks],
             "samples_ms": (measured.latency_ns / 1e6).tolist(),
             "starts_ms": (measured.start_ns / 1e6).tolist(),
@@ -445,11 +447,6 @@ def _reference(measured: Measurement, start_s: float, trim: float) -> dict[str, 
         "samples_ms": (measured.latency_ns / 1e6).tolist(),
         "starts_ms": (measured.start_ns / 1e6 + 1e3 * start_s).tolist(),
     }
-
-
-def _median_ms(samples: Nanoseconds) -> float | None:
-    """None where there is nothing to cross."""
-    return float(np.median(samples)) / 1e6 if samples.size else None
 
 
 def _profile(profile: Profile) -> dict[str, Any]:

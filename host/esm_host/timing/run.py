@@ -15,8 +15,8 @@ from esm_host.errors import DeviceError, EsmError, UsageError
 from esm_host.evaluation.verdict import (
     Verdict,
     block_evidence,
-    company_evidence,
     judge_number,
+    missing_references_evidence,
     threads_evidence,
 )
 from esm_host.timing.request import Entry
@@ -353,7 +353,7 @@ def _device_timing(
 ) -> DeviceTiming:
     info, blocks = measured[0].info, tuple(each.block for each in measured)
     starts_s = tuple(each.began - measured[0].began for each in measured)
-    results = _results(name, request, spec, blocks, starts_s, info.processors, raw)
+    results = _results(name, request, spec, blocks, starts_s, info, raw)
     return DeviceTiming(name, results, info, blocks, starts_s)
 
 
@@ -363,7 +363,7 @@ def _results(
     spec: MeasureSpec,
     blocks: Sequence[BlockResult],
     starts_s: Sequence[float],
-    processors: float,
+    info: DeviceInfo,
     raw: bool,
 ) -> tuple[Result, ...]:
     usual = common_usual(blocks)
@@ -378,14 +378,14 @@ def _results(
         evidence.append(
             [
                 *block_evidence(block.states, estimate.slowdown),
-                *company_evidence(missing, block.no_references),
+                *missing_references_evidence(missing, block.no_references),
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
     results = []
     for number, entry in enumerate(request):
         measurements = [block.measurements[number] for block in blocks]
-        measurement = join(measurements, starts_ns)
+        measurement = join(measurements, starts_ns, info.metrics)
         if measurement.failure is not None:
             results.append(Result(name, spec, entry, measurement, None, None))
             continue
@@ -398,7 +398,7 @@ def _results(
         judgement = judge_number(
             pooled.interval,
             spec.precision,
-            [*pool_evidence(evidence), *threads_evidence(threads, processors)],
+            [*pool_evidence(evidence), *threads_evidence(threads, info.processors)],
             pooled.parts,
             pooled.shift,
             next((block.no_history for block in blocks if block.no_history), ""),

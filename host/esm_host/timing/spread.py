@@ -20,6 +20,7 @@ from esm_host.evaluation.difference import Ratio
 from esm_host.evaluation.verdict import Verdict
 from esm_protos.estimates import Estimate, Parts
 from esm_protos.messages import BlockResult, Measurement, Usual
+from esm_protos.metrics import Metric, known_and_told
 from esm_protos.paces import Shift
 from esm_protos.statistics import t_quantile
 
@@ -121,16 +122,23 @@ def pool_evidence(
     ]
 
 
-def join(measurements: Sequence[Measurement], starts_ns: Sequence[int]) -> Measurement:
+def join(
+    measurements: Sequence[Measurement], starts_ns: Sequence[int], metrics: Sequence[Metric] = ()
+) -> Measurement:
     """Return a model's measurements in several blocks as one, in the order of time.
 
     Args:
         starts_ns: when each block began, since the first one.
+        metrics: that the device told of.
     """
     first = measurements[0]
     for measurement in measurements:
         if measurement.failure is not None:
             return measurement
+    taken = dict.fromkeys(key for measurement in measurements for key in measurement.metrics)
+    known = {metric.key: metric for metric in known_and_told(metrics, taken)}
+    values = {key: [m.metrics[key] for m in measurements if key in m.metrics] for key in taken}
+    first = replace(first, metrics={key: known[key].one(each) for key, each in values.items()})
     if len(measurements) == 1:
         return first
     return replace(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from esm_host import plugins
 from esm_host.errors import UsageError
-from esm_host.predictors import load_class
 from esm_protos.nearest import nearest
+from esm_protos.plugins import Family
 
 if TYPE_CHECKING:
     from esm_host.transfer.base import FewShotPredictor
@@ -23,22 +24,16 @@ LEAST_SAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Method:
-    """A few-shot predictor that can be had by name; its libraries are loaded when it is.
+class Method(plugins.Entry):
+    """What is known of a few-shot predictor before it is loaded.
 
     Attributes:
-        where: ``"package.module:Class"``.
-        about: a line for help and documentation.
-        params: of the constructor, where this name differs from the class's defaults.
         sampler: in :data:`SAMPLERS`, that chooses what a campaign measures unless another is asked
             for.
         per_source: architectures of a source that a campaign learns from at most, drawn at random;
             None takes all.
     """
 
-    where: str
-    about: str
-    params: Mapping[str, Any] = field(default_factory=dict)
     sampler: str = "random"
     per_source: int | None = None
 
@@ -125,17 +120,29 @@ ENCODINGS: dict[str, str] = {
 CAZ = "cate+arch2vec+zcp"
 
 
+FAMILY = Family(
+    what="method",
+    group="esm.transfer_methods",
+    base="esm_host.transfer.base:FewShotPredictor",
+    builtin={name: each.where for name, each in METHODS.items()},
+)
+
+
 def method_of(name: str) -> Method:
-    """Return what is known of a method before it is loaded.
+    """Return what is known of a method; one that is not built in is loaded for it.
+
+    Args:
+        name: in :data:`METHODS` or :data:`ALIASES`, of an installed package (entry points
+            ``esm.transfer_methods``), or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: there is no such method, or it cannot be loaded.
     """
     name = ALIASES.get(name, name)
-    if name not in METHODS:
-        hint = nearest(name, [*METHODS, *ALIASES])
-        raise UsageError(f"unknown method '{name}': {hint}choose {', '.join([*METHODS, *ALIASES])}")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    cls = method_class(name)
+    return Method(name, plugins.about(cls), sampler=cls.sampler, per_source=cls.per_source)
 
 
 def method_class(name: str) -> type[FewShotPredictor]:
@@ -144,7 +151,7 @@ def method_class(name: str) -> type[FewShotPredictor]:
     Raises:
         UsageError: there is no such method, or its library is not installed.
     """
-    found: type[FewShotPredictor] = load_class(method_of(name).where, f"method '{name}'")
+    found: type[FewShotPredictor] = plugins.plugin_class(FAMILY, ALIASES.get(name, name))
     return found
 
 
@@ -161,7 +168,6 @@ def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
     """
     cls = method_class(name)
     known = inspect.signature(cls).parameters
-    given = {**method_of(name).params, **params}
     for option, value in params.items():
         if option not in known:
             options = ", ".join(each for each in known if each != "seed")
@@ -170,9 +176,7 @@ def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
                 + (f"choose from {options}" if options else "it has none")
             )
         _check_type(name, option, value, known[option].annotation)
-    if "seed" in known:
-        given.setdefault("seed", seed)
-    return cls(**given)
+    return plugins.build(cls, name, {**method_of(name).params, **params}, seed=seed)
 
 
 def read_options(texts: Iterable[str]) -> dict[str, Any]:
@@ -205,9 +209,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check_type(name: str, option: str, value: Any, annotation: str) -> None:
+def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
     """Raise UsageError where a value is a word or a number and its parameter is something else."""
-    kinds = annotation.split(" | ")
+    if annotation is inspect.Parameter.empty:
+        return
+    # A module without postponed annotations has types where others have their names.
+    kinds = getattr(annotation, "__name__", str(annotation)).split(" | ")
     fitting = [each for kind in kinds for each in _KINDS.get(kind, ())]
     if type(value) in fitting or not isinstance(value, str | int | float | None):
         return
@@ -259,6 +266,7 @@ __all__ = [
     "CAZ",
     "DEFAULT",
     "ENCODINGS",
+    "FAMILY",
     "LEAST_SAMPLES",
     "METHODS",
     "SAMPLERS",

@@ -1,4 +1,4 @@
-"""A few-shot method as a campaign's predictor: learnt from its sources once, fitted many times."""
+"""Few-shot method as the predictor of a campaign."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from esm_host.transfer.base import FewShotPredictor
 
 
 class AdaptedPredictor(Predictor):
-    """A few-shot method, adapted to what a campaign has measured.
+    """Few-shot method, adapted to the measurements of a campaign.
 
-    Encodings are those of :class:`~esm_host.encoding.codes.CodesEncoder`. A method whose
-    predictions only rank is given milliseconds by :class:`Calibration`.
+    It learns its sources once and is fitted many times. Encodings are those of
+    :class:`~esm_host.encoding.codes.CodesEncoder`. :class:`Calibration` converts predictions that
+    only rank to milliseconds.
 
     Args:
-        learnt: gives the method that has learnt its sources. It is asked for when the predictor is
-            fitted, and the method itself is left as it is.
+        learnt: Function that returns the method with its sources learnt. It is called by each fit,
+            which leaves the method unchanged.
     """
 
     uses_weights = False
@@ -31,7 +32,7 @@ class AdaptedPredictor(Predictor):
         self.learnt = learnt
 
     def __getstate__(self) -> dict[str, Any]:
-        """A fitted one needs its sources no more, which may be in a file of this machine."""
+        """Return the state without the sources, which a fitted predictor does not need."""
         return {name: value for name, value in vars(self).items() if name != "learnt"}
 
     def _fit(
@@ -40,7 +41,7 @@ class AdaptedPredictor(Predictor):
         latency_ms: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> None:
-        # Adapting replaces attributes and changes none that learning made.
+        # A shallow copy suffices: adapting replaces attributes and mutates none.
         self.method_ = copy.copy(self.learnt())
         codes = self._codes(encodings)
         self.method_.adapt(codes, latency_ms)
@@ -57,14 +58,14 @@ class AdaptedPredictor(Predictor):
 
 
 class Calibration:
-    """Milliseconds of scores that rank as latencies do: the same order, ties aside.
+    """Monotone conversion of scores to milliseconds.
 
-    Isotonic regression says what latencies to expect along the scores; between its levels it goes
-    straight, beyond them with the slope of a least-squares line, towards 0 below the least.
+    Between the levels of an isotonic regression it is linear. Beyond them it has the slope of a
+    least-squares line, and approaches 0 below the lowest level.
 
     Args:
-        scores: of what was measured, ``(n,)``.
-        latency_ms: of these.
+        scores: Scores of measured architectures, ``(n,)``.
+        latency_ms: Their latencies, ms, ``(n,)``.
     """
 
     def __init__(self, scores: Floats, latency_ms: Floats) -> None:

@@ -1,4 +1,4 @@
-"""What learns a new device from few measurements and what is known of others."""
+"""Base class of few-shot predictors, which transfer from other devices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ Floats = NDArray[np.float64]
 
 
 class FewShotPredictor(ABC):
-    """Learns devices that are known well, then one of which little is.
+    """Predictor of a new device from few measurements and the latencies of source devices.
 
-    ``learn`` once, which may take long; then ``adapt`` for one new device after the other, each
-    time from what was learnt of the sources alone. The public methods check, the private ones
-    compute. Constructor arguments are hyperparameters; ``seed`` is that of all random numbers.
+    ``learn`` is called once and may take long. ``adapt`` is then called for each new device, always
+    starting from the sources alone. The public methods check, the private ones compute. Constructor
+    arguments are hyperparameters; ``seed`` is the random seed.
     """
 
     absolute: ClassVar[bool] = False
-    """Whether it predicts milliseconds; where not, only the order of its predictions counts."""
+    """Whether predictions are milliseconds; otherwise only their order counts."""
 
     least_samples: ClassVar[int] = 1
-    """Of the new device."""
+    """Smallest number of samples of the new device."""
 
     least_sources: ClassVar[int] = 1
+    """Smallest number of sources."""
+
+    sampler: ClassVar[str] = "random"
+    """In :data:`esm_host.transfer.SAMPLERS`, that chooses what a campaign measures unless another
+    is asked for. What comes with the project says so in :data:`esm_host.transfer.METHODS`."""
+
+    per_source: ClassVar[int | None] = None
+    """Architectures of a source that a campaign learns from at most; None takes all."""
 
     space: SearchSpace
 
@@ -39,30 +47,34 @@ class FewShotPredictor(ABC):
 
     @abstractmethod
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
-        """May not change what ``_learn`` found."""
+        """Adapt to a device, without a change to the results of ``_learn``."""
 
     @abstractmethod
     def _predict(self, codes: Codes) -> Floats: ...
 
     def trained(self) -> Mapping[str, NDArray[np.generic]]:
-        """Return the arrays that training on the sources took its time for, by name.
+        """Return the arrays that are slow to train on the sources, by name.
 
-        Nothing of a method that learns in a moment.
+        It is empty for a method that learns quickly.
         """
         return {}
 
     def _restore(
         self, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
     ) -> None:
-        """Does what ``_learn`` does, with arrays that :meth:`trained` gave instead of training."""
+        """Do the same as ``_learn`` with arrays from :meth:`trained` instead of training."""
         self._learn(sources)
 
     def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
-        """Raise UsageError unless it can learn this space from sources of these names."""
+        """Check that the method can learn this space from sources of these names.
+
+        Raises:
+            UsageError: it cannot.
+        """
         if len(sources) < self.least_sources:
             raise UsageError(
-                f"{type(self).__name__} learns from {self.least_sources} sources or more, not from "
-                f"{' and '.join(sources) or 'none'} alone: give more, or choose another method"
+                f"{type(self).__name__} needs {self.least_sources} sources or more, not only "
+                f"{' and '.join(sources) or 'none'}: give more, or choose another method"
             )
 
     def learn(
@@ -70,11 +82,11 @@ class FewShotPredictor(ABC):
         sources: Sequence[Source],
         trained: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Self:
-        """Learns what devices have in common.
+        """Learn what the source devices have in common.
 
         Args:
-            trained: what :meth:`trained` gave after the same sources had been learnt, in place of
-                learning them again.
+            sources: Sources of one space.
+            trained: Result of :meth:`trained` for the same sources, instead of training.
 
         Raises:
             ValueError: there is no source, or they are of several spaces.
@@ -95,18 +107,18 @@ class FewShotPredictor(ABC):
         return self
 
     def adapt(self, codes: Codes, latency_ms: ArrayLike) -> Self:
-        """Learns a new device from a few of its measurements.
+        """Adapt to a new device by a few of its measurements.
 
         Args:
-            codes: ``(n, *space.code_shape)``.
-            latency_ms: ``(n,)``.
+            codes: Architectures, ``(n, *space.code_shape)``.
+            latency_ms: Latencies, ms, ``(n,)``.
 
         Raises:
-            ValueError: nothing was learnt yet, shapes disagree, there are fewer than
+            ValueError: :meth:`learn` was not called, shapes disagree, there are fewer samples than
                 :attr:`least_samples`, or a latency is not positive and finite.
         """
         if not getattr(self, "learnt_", False):
-            raise ValueError(f"{type(self).__name__} has learnt nothing yet: call learn first")
+            raise ValueError(f"{type(self).__name__} has no sources yet: call learn first")
         values = np.asarray(latency_ms, dtype=np.float64)
         self._check(codes, values)
         if len(values) < self.least_samples:
@@ -118,10 +130,10 @@ class FewShotPredictor(ABC):
         return self
 
     def predict(self, codes: Codes) -> Floats:
-        """Latencies on the new device, or what ranks as they do (:attr:`absolute`), ``(n,)``.
+        """Return latencies, ms, or scores of the same order (:attr:`absolute`), ``(n,)``.
 
         Raises:
-            ValueError: not adapted to any device yet, or the codes have another space's shape.
+            ValueError: :meth:`adapt` was not called, or the codes are of another space.
         """
         if not getattr(self, "adapted_", False):
             raise ValueError(f"{type(self).__name__} has not been adapted yet: call adapt first")

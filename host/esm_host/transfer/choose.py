@@ -1,4 +1,4 @@
-"""Which few architectures to measure on a new device."""
+"""Choice of the architectures to measure on a new device."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ NOISE = 0.05
 
 
 def prior_features(encodings: ArrayLike, layout: Layout) -> Floats:
-    """Features whose products are the covariance that log latencies have before anything is
-    measured, ``(n, d) -> (n, k)``: every group of columns has the same say."""
+    """Return features whose products are the prior covariance of log latencies, ``(n, k)``.
+
+    Every group of columns has the same variance.
+
+    Args:
+        encodings: Encodings, ``(n, d)``.
+        layout: Groups of columns.
+    """
     x = np.asarray(encodings, dtype=float)
     parts = []
     for first, end in layout.groups.values():
@@ -36,20 +42,21 @@ def most_informative(
     seconds: ArrayLike = 1.0,
     noise: float = NOISE,
 ) -> NDArray[np.intp]:
-    """Rows of a pool, one after the other, that tell a Gaussian process most of all the others.
+    """Return rows of a pool that tell a Gaussian process most about the rest, ``(count,)``.
 
-    Each time that row is taken which lowers the variance most in the mean over the pool (active
-    learning by Cohn 1996, "Neural Network Exploration Using Optimal Experiment Design"), over its
-    device time. Where the variance is greatest itself, the choice of greatest entropy, would do as
-    well where all networks are of one depth; where they are not, it takes the deepest ones only.
+    Each step takes the row that lowers the mean variance over the pool most per second of device
+    time (active learning by Cohn 1996, "Neural Network Exploration Using Optimal Experiment
+    Design"). Taking the row of the largest variance, the choice of greatest entropy, is as good if
+    all networks have one depth. Otherwise it takes only the deepest.
 
     Args:
-        features: ``(n, k)``; their products are the prior covariance.
-        seconds: of device time that each takes, ``(n,)`` or the same for all.
-        noise: variance of a measurement.
+        features: Features whose products are the prior covariance, ``(n, k)``.
+        count: Number of rows; fewer if the pool is smaller.
+        seconds: Device time of each row, s, ``(n,)`` or a number.
+        noise: Variance of a measurement.
 
     Returns:
-        ``(count,)``, in the order of choice; fewer where the pool ends.
+        Rows in the order of choice.
     """
     n = len(features)
     count = min(count, n)

@@ -1,4 +1,4 @@
-"""Devices side by side: which rank architectures alike, and which may stand for which."""
+"""Comparison of devices by the rank correlation of their latencies."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from esm_host.transfer.source import Source, side_by_side
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Rank correlations of sources, each pair by the architectures that both have.
+    """Rank correlations of sources, each pair by its common architectures.
 
     Attributes:
-        names: of the sources.
-        latency_ms: ``(architectures, sources)``, NaN where a source has none.
-        matrix: ``(sources, sources)``, NaN where fewer than four architectures are shared.
-        shared: how many they are, ``(sources, sources)``.
+        names: Names of the sources.
+        latency_ms: Latencies, ms, ``(architectures, sources)``; NaN where a source has none.
+        matrix: Rank correlations, ``(sources, sources)``; NaN with fewer than four common
+            architectures.
+        shared: Number of common architectures, ``(sources, sources)``.
     """
 
     names: tuple[str, ...]
@@ -37,12 +38,14 @@ class Comparison:
 
     @property
     def order(self) -> list[int]:
-        """In which those that rank alike stand together."""
+        """Order in which similar sources are neighbours."""
         return block_order(self.matrix)
 
     def with_target(self, target: int) -> dict[int, RankCorrelation]:
-        """Of all others with a target, from the most alike on; without those that share too few
-        architectures with it."""
+        """Return the correlations of the others with a target, highest first.
+
+        Sources with too few common architectures are left out.
+        """
         found = {
             other: rank_correlation(self.latency_ms[:, other], self.latency_ms[:, target])
             for other in range(len(self.names))
@@ -51,8 +54,7 @@ class Comparison:
         return dict(sorted(found.items(), key=lambda item: -item[1].value))
 
     def best_proxy(self, targets: Sequence[int], threshold: float) -> int:
-        """The source that stands for the targets best, none of them itself; of no targets, for all
-        others.
+        """Return the best proxy for the targets among the others; without targets, for all others.
 
         Raises:
             ValueError: there are no others.
@@ -63,7 +65,7 @@ class Comparison:
 
 
 def compare(sources: Sequence[Source]) -> Comparison:
-    """Of sources of one space, one or more."""
+    """Compare one or more sources of one space."""
     latency_ms = side_by_side(sources)
     there = np.isfinite(latency_ms).astype(np.int64)
     return Comparison(

@@ -1,4 +1,4 @@
-"""The default: a Gaussian process that knows what other devices would take."""
+"""Default few-shot method: a Gaussian process with the latencies of sources as features."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from esm_models.space import Codes
 
 
 class SourceGP(FewShotPredictor):
-    """:class:`~esm_host.predictors.auto.AutoPredictor` on the encoding ``sources``.
+    """Few-shot method by :class:`~esm_host.predictors.auto.AutoPredictor` on ``sources``.
 
-    Every source becomes a linear model of log latency; what these expect of an architecture is one
-    group of features, beside its operations, their totals and the network's costs
-    (:class:`~esm_host.encoding.sources.SourcesEncoder`). The predictor's Gaussian processes weigh
-    the groups by what the few samples say, and one of them knows no sources, so that sources which
-    do not help lose their say.
+    Every source becomes a linear model of log latency. Their predictions for an architecture are a
+    group of features, besides its operations, their totals and the network's costs
+    (:class:`~esm_host.encoding.sources.SourcesEncoder`). The few samples determine the weight of
+    each group. One of the Gaussian processes has no sources, so that useless sources lose their
+    weight.
 
     Args:
-        seed: of folds.
+        seed: Random seed of the folds.
     """
 
     absolute = True
@@ -36,8 +36,10 @@ class SourceGP(FewShotPredictor):
         self.seed = seed
 
     def choose(self, pool: Codes, count: int, seconds: ArrayLike = 1.0) -> NDArray[np.intp]:
-        """Which of a pool to measure on the new device, ``(count,)``, the most telling first; see
-        :func:`~esm_host.transfer.choose.most_informative`."""
+        """Return rows of a pool to measure on the new device, most informative first, ``(count,)``.
+
+        See :func:`~esm_host.transfer.choose.most_informative`.
+        """
         features = prior_features(self.encoder_.encode_codes(pool), self.encoder_.layout)
         return most_informative(features, count, seconds)
 
@@ -53,12 +55,18 @@ class SourceGP(FewShotPredictor):
 
     @property
     def left_out_errors(self) -> tuple[float, float]:
-        """Mean absolute errors of log latency, each sample by the others: with sources and without
-        them."""
+        """Mean absolute errors of held-out log latencies, with sources and without."""
         errors = self.predictor_.errors_
         return errors[WITH_SOURCES], errors[WITHOUT_SOURCES]
 
     def predict_interval(self, codes: Codes, coverage: float = 0.9) -> tuple[Floats, Floats]:
-        """Lower and upper ends, ms, ``(n,)``, of intervals that hold a share ``coverage`` of
-        latencies; raises ValueError as :meth:`predict`, or where that is no share."""
+        """Return the ends of prediction intervals, ms, ``(n,)`` each.
+
+        Args:
+            codes: Architectures, ``(n, *space.code_shape)``.
+            coverage: Share of the latencies that the intervals hold.
+
+        Raises:
+            ValueError: as :meth:`predict`, or the coverage is not between 0 and 1.
+        """
         return self.predictor_.predict_interval(self.encoder_.encode_codes(codes), coverage)

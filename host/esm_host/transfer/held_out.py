@@ -1,4 +1,4 @@
-"""How good predictions for a device are that learn from sources, by what was held out."""
+"""Accuracy of predictors that learn from sources, by held-out samples."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from esm_host.transfer import DEFAULT, LEAST_SAMPLES, method_of
 from esm_host.transfer.monotonicity import rank_correlation
 
 HELD_OUT_FACT = "held_out"
-"""Under which a campaign's store has the keys of what is held out."""
+"""Name in a campaign's store of the keys of held-out architectures."""
 ENOUGH = 20
-"""Samples from which on left-out errors tell whether sources help."""
+"""Number of samples from which held-out errors show whether sources help."""
 FASTEST_MS = 1e-3
 _COVERAGE = 0.9
 _FOLDS = 5
 _LEAST_HELD_OUT = 4
 _LITTLE = 0.1
-"""Share by which errors of a few samples may differ for no reason."""
+"""Relative difference of errors of a few samples that may be chance."""
 
 
 def judge(
@@ -39,17 +39,19 @@ def judge(
     weights: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Judge ``auto`` on sources by what it has not seen.
+    """Evaluate ``auto`` with sources on held-out samples.
 
     Args:
-        dataset: all that was measured.
-        held_out: keys.
-        weights, seed: of the campaign.
+        dataset: All measurements.
+        held_out: Keys of held-out architectures.
+        encoder: Encoder of the predictor.
+        weights: Weighting of the samples in the campaign.
+        seed: Random seed of the campaign.
 
     Returns:
-        ``samples`` learnt from, mean absolute errors of log latency in percent, each sample by the
-        others, ``left_out_error_percent`` and ``without_sources_percent``; where at least four
-        held-out ones were measured, what :func:`_of_held_out` gives.
+        ``samples`` of the training set; mean absolute held-out errors of log latency, in percent,
+        ``left_out_error_percent`` and ``without_sources_percent``. With at least four held-out
+        measurements also the result of :func:`_held_out_figures`.
     """
     own = _held_out(dataset, held_out)
     figures: dict[str, Any] = {"samples": int((~own).sum())}
@@ -66,7 +68,7 @@ def judge(
         return figures
     low, high = predictor.predict_interval(encodings[own], _COVERAGE)
     predicted_ms = predictor.predict(encodings[own])
-    return figures | _of_held_out(dataset, own, predicted_ms, low, high)
+    return figures | _held_out_figures(dataset, own, predicted_ms, low, high)
 
 
 def judge_adapted(
@@ -76,15 +78,17 @@ def judge_adapted(
     make: Callable[[int], Predictor],
     seed: int,
 ) -> dict[str, Any]:
-    """Judge a few-shot method likewise, and beside it ``auto`` without sources.
+    """Evaluate a few-shot method on held-out samples, and ``auto`` without sources.
 
-    Here a sample is left out with a fifth of all, of both; intervals are those that the method's
-    errors at these ask for.
+    Both predict each fifth of the samples from the others. The method's errors at these give the
+    prediction intervals.
 
     Args:
-        encoder: that the predictor learns from.
-        make: the campaign's predictor, unfitted.
-        seed: of the folds.
+        dataset: All measurements.
+        held_out: Keys of held-out architectures.
+        encoder: Encoder of the predictor.
+        make: Function from a number to the campaign's unfitted predictor.
+        seed: Random seed of the folds.
     """
     own = _held_out(dataset, held_out)
     figures: dict[str, Any] = {"samples": int((~own).sum())}
@@ -106,7 +110,7 @@ def judge_adapted(
         return figures
     predicted_ms = np.maximum(make(0).fit(*samples).predict(encodings[own]), FASTEST_MS)
     factor = LeftOutErrors(samples[1], left_out).within(_COVERAGE)
-    return figures | _of_held_out(
+    return figures | _held_out_figures(
         dataset, own, predicted_ms, predicted_ms / factor, predicted_ms * factor
     )
 
@@ -119,7 +123,7 @@ def _held_out(dataset: Dataset, keys: Collection[str]) -> NDArray[np.bool_]:
 def _left_out(
     make: Callable[[int], Predictor], encodings: Encoding, latency_ms: Floats, seed: int
 ) -> Floats:
-    """Return predictions by predictors that have not seen a fifth of all, ``(n,)``."""
+    """Return held-out predictions of five-fold cross-validation, ms, ``(n,)``."""
     fold = assign_folds(np.zeros(len(latency_ms), dtype=np.int64), _FOLDS, seed)
     predicted_ms = np.empty(len(latency_ms))
     for number in np.unique(fold).tolist():
@@ -133,13 +137,20 @@ def _error_percent(predicted_ms: Floats, latency_ms: Floats) -> float:
     return 100 * float(np.abs(np.log(predicted_ms / latency_ms)).mean())
 
 
-def _of_held_out(
+def _held_out_figures(
     dataset: Dataset, own: NDArray[np.bool_], predicted_ms: Floats, low: Floats, high: Floats
 ) -> dict[str, Any]:
-    """``held_out`` (how many), ``spearman`` with its 95 % interval ``spearman_low`` and
-    ``spearman_high``, ``accuracy_percent``, ``covered``, how many lie in their 90 % intervals, and
-    ``held_out_models``: of each ``architecture_key``, ``predicted_ms`` and the ends of that
-    interval, ``low_ms`` and ``high_ms``."""
+    """Return figures on held-out samples.
+
+    They are:
+        ``held_out``: Number of held-out samples.
+        ``spearman``, ``spearman_low``, ``spearman_high``: Rank correlation and its 95 % confidence
+            interval.
+        ``accuracy_percent``: Accuracy, in percent.
+        ``covered``: Number of samples within their 90 % prediction intervals.
+        ``held_out_models``: Per sample ``architecture_key``, ``predicted_ms`` and the ends of its
+            interval, ``low_ms`` and ``high_ms``.
+    """
     truth_ms = dataset.latency_ms[own]
     correlation = rank_correlation(predicted_ms, truth_ms)
     keys = [a.key for a, out in zip(dataset.architectures, own, strict=True) if out]
@@ -159,7 +170,7 @@ def _of_held_out(
 
 
 def learnt_by(figures: Mapping[str, Any]) -> str:
-    """Return words that name the method and the sampler, unless they are the default."""
+    """Return the method and the sampler in words, unless they are the default."""
     method, sampler = figures.get("method", DEFAULT), figures.get("sampler", "")
     by = "" if method == DEFAULT else f", by {method}"
     usual = method_of(DEFAULT).sampler if method == DEFAULT else ""
@@ -167,32 +178,33 @@ def learnt_by(figures: Mapping[str, Any]) -> str:
 
 
 def left_out(figures: Mapping[str, Any]) -> str:
-    """Return what errors at samples that were left out say of the method and its sources.
+    """Return the held-out errors of the method, in words.
 
-    Below :data:`ENOUGH` samples they say that sources helped where nothing was gained.
+    Below :data:`ENOUGH` samples the errors seem lower with sources even if these do not help.
 
     Args:
-        figures: of :func:`judge` or :func:`judge_adapted`, with the errors of left-out samples.
+        figures: Result of :func:`judge` or :func:`judge_adapted`, with held-out errors.
     """
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     if figures.get("method", DEFAULT) != DEFAULT:
-        return f"{error:.1f} % off, by auto without sources {without:.1f} %"
+        return f"mean error {error:.1f} %, by auto without sources {without:.1f} %"
     return (
-        f"{error:.1f} % off, without sources {without:.1f} %: the sources {use_of_sources(figures)}"
+        f"mean error {error:.1f} %, without sources {without:.1f} %: the sources "
+        f"{use_of_sources(figures)}"
     )
 
 
 def use_of_sources(figures: Mapping[str, Any]) -> str:
-    """Return what the sources did, in words that follow them.
+    """Return the effect of the sources, as a predicate.
 
-    Below :data:`ENOUGH` samples left-out errors say "helped" where nothing was gained.
+    Below :data:`ENOUGH` samples the errors seem lower with sources even if these do not help.
 
     Args:
-        figures: of :func:`judge`, with the errors of left-out samples.
+        figures: Result of :func:`judge`, with held-out errors.
     """
     if figures["samples"] < ENOUGH:
-        return f"may have helped or not: {figures['samples']} samples are too few to tell"
+        return f"may or may not have helped: {figures['samples']} samples are too few to tell"
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     if error < (1 - _LITTLE) * without:
         return "helped"
-    return "were of no use" if error > (1 + _LITTLE) * without else "made little difference"
+    return "did not help" if error > (1 + _LITTLE) * without else "made little difference"

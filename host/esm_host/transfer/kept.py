@@ -1,4 +1,4 @@
-"""A few-shot method in a file: its sources' latencies, and what it has learnt of them."""
+"""File of a few-shot method: the latencies of its sources, and its trained arrays."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ _TRAINED = "trained."
 def reduced(
     name: str, space: SearchSpace, sources: Sequence[Source], seed: int
 ) -> tuple[Source, ...]:
-    """Return as much of the sources as a method learns from, as sources of this space.
+    """Return the part of the sources that a method learns from, as sources of this space.
 
-    Sources may be of other settings of it. Those that have the same architectures keep the same.
+    Sources may be of other settings of the space. Sources with the same architectures keep the same
+    ones.
 
     Args:
-        seed: of which architectures are kept of a source that has more than the method takes.
+        name: Name of the method.
+        space: Search space.
+        sources: Sources to reduce.
+        seed: Random seed of the choice of architectures, if a source has more than the method
+            takes.
     """
     most = method_of(name).per_source
     rows: dict[int, NDArray[np.intp]] = {}
@@ -50,12 +55,14 @@ def reduced(
 
 @dataclass(eq=False)
 class KeptMethod:
-    """A method and its sources; it learns them when it is first asked for, and keeps that.
+    """Few-shot method and its sources in a file, trained at the first use.
 
     Attributes:
-        path: of the file.
-        name: in :data:`esm_host.transfer.METHODS`.
-        options: of the method, in place of its defaults.
+        path: The file.
+        space: Search space.
+        name: Name of the method (:data:`esm_host.transfer.METHODS`).
+        options: Options of the method that differ from the defaults.
+        seed: Random seed.
     """
 
     path: Path
@@ -66,22 +73,22 @@ class KeptMethod:
     _learnt: FewShotPredictor | None = None
 
     def keep(self, sources: Sequence[Source]) -> None:
-        """Write the sources, of which nothing is learnt yet."""
+        """Write the sources, without any trained arrays."""
         _write(self.path, sources, {})
 
     def sources(self) -> Sequence[Source]:
-        """Return what it learns from.
+        """Return the sources.
 
         Raises:
-            DatasetError: the file is gone or damaged.
+            DatasetError: the file is missing or damaged.
         """
         return _read(self.path, self.space)[0]
 
     def learnt(self) -> FewShotPredictor:
-        """Return the method, which has learnt the sources.
+        """Return the method with its sources learnt.
 
         Raises:
-            DatasetError: the file is gone or damaged.
+            DatasetError: the file is missing or damaged.
         """
         if self._learnt is None:
             sources, trained = _read(self.path, self.space)
@@ -90,7 +97,7 @@ class KeptMethod:
                 method.learn(sources, trained or None)
             except (KeyError, RuntimeError) as error:
                 raise DatasetError(
-                    f"{self.path} does not fit its campaign ({error}): restore it from a copy"
+                    f"{self.path} is not of this campaign ({error}): restore it from a copy"
                 ) from error
             if not trained and (learnt := method.trained()):
                 _write(self.path, sources, learnt)
@@ -101,7 +108,7 @@ class KeptMethod:
 def _write(
     path: Path, sources: Sequence[Source], trained: Mapping[str, NDArray[np.generic]]
 ) -> None:
-    """Write an ``.npz``, without code in it."""
+    """Write an ``.npz`` file without pickled objects."""
     codes = {id(source.codes): source.codes for source in sources}
     places = {key: number for number, key in enumerate(codes)}
     arrays: dict[str, NDArray[Any]] = {

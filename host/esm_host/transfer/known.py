@@ -1,4 +1,4 @@
-"""What every known device takes for any architecture."""
+"""Latencies of any architecture on the source devices."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from esm_models.space import Codes
 
 
 class KnownLatencies:
-    """Latencies of sources: measured or, where an architecture was not, predicted.
+    """Latencies of sources: measured or, for other architectures, predicted.
 
-    Predictions are of a ridge regression on the encoding ``views``, within what the source takes
-    for those that were measured.
+    Predictions are by ridge regression on the encoding ``views``, clipped to the range of the
+    source's measurements.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -30,7 +30,7 @@ class KnownLatencies:
         self._ridges: dict[int, RidgePredictor] = {}
 
     def at(self, codes: Codes) -> Floats:
-        """Of each architecture on each source, ms, ``(n, sources)``."""
+        """Return the latency of each architecture on each source, ms, ``(n, sources)``."""
         wanted = keys(codes)
         latency_ms = np.array(
             [[known.get(key, np.nan) for known in self._measured] for key in wanted]
@@ -41,7 +41,7 @@ class KnownLatencies:
         return latency_ms
 
     def shared(self) -> Codes:
-        """The architectures that most sources measured, in the order of the first source's."""
+        """Return the architectures that most sources measured, in the order of the first source."""
         counts: dict[bytes, int] = {}
         for known in self._measured:
             for key in known:
@@ -61,5 +61,5 @@ class KnownLatencies:
 
 
 def keys(codes: Codes) -> list[bytes]:
-    """Equal for equal architectures."""
+    """Return a key per architecture, equal for equal architectures."""
     return [row.tobytes() for row in np.ascontiguousarray(codes, dtype=np.int16)]

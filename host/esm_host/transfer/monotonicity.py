@@ -1,5 +1,8 @@
-"""Whether devices rank architectures alike (Lu et al. 2021, "One Proxy Device Is Enough for
-Hardware-Aware Neural Architecture Search", sections 3 to 5)."""
+"""Similarity of the rankings of devices, and the choice of a proxy.
+
+The method is that of Lu et al. 2021, "One Proxy Device Is Enough for Hardware-Aware Neural
+Architecture Search", sections 3 to 5.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from scipy.spatial.distance import squareform
 from scipy.stats import norm, rankdata
 
 THRESHOLD = 0.9
-"""Rank correlation from which on what is best on one device is best on the other (section 3.3)."""
+"""Rank correlation from which the front of one device is that of another (section 3.3)."""
 
 LEAST_SHARED = 4
-"""Architectures that two devices must have in common."""
+"""Smallest number of common architectures of two devices."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,10 @@ class RankCorrelation:
     """Spearman's rank correlation of two devices' latencies.
 
     Attributes:
-        low, high: ends of its confidence interval.
-        samples: architectures that both have measured.
+        value: The correlation.
+        low: Lower end of its confidence interval.
+        high: Upper end of its confidence interval.
+        samples: Number of architectures that both have measured.
     """
 
     value: float
@@ -37,31 +42,36 @@ class RankCorrelation:
 
 
 class Decision(enum.StrEnum):
-    """What Algorithm 1 does with a proxy."""
+    """Decision of Algorithm 1 on a proxy."""
 
     REUSE = "reuse"
-    """It ranks as the target does: what is optimal there is optimal here."""
+    """The proxy ranks as the target does: its front is that of the target."""
     ADAPT = "adapt"
-    """It does not: its predictor is to be adapted."""
+    """The proxy ranks differently: its predictor must be adapted."""
     MEASURE = "measure more"
-    """Too few samples to tell."""
+    """There are too few samples for a decision."""
 
 
 def rank_correlation(
     one_ms: ArrayLike, other_ms: ArrayLike, confidence: float = 0.95
 ) -> RankCorrelation:
-    """From latencies of the same architectures on two devices, ``(n,)``; NaN where one is missing.
+    """Return the rank correlation of latencies of the same architectures on two devices.
 
-    The interval is Fisher's with the variance of Bonett and Wright (2000). Where a device takes
-    the same for all architectures, nothing is known of the correlation: 0, from -1 to 1.
+    The confidence interval is Fisher's with the variance of Bonett and Wright (2000). If all
+    latencies of a device are equal, the correlation is unknown: 0, from -1 to 1.
+
+    Args:
+        one_ms: Latencies on one device, ``(n,)``; NaN where one is missing.
+        other_ms: Latencies on the other device, ``(n,)``; NaN where one is missing.
+        confidence: Confidence level of the interval.
 
     Raises:
-        ValueError: the latencies are not of the same architectures, or of fewer than four.
+        ValueError: the shapes differ, or there are fewer than four common architectures.
     """
     one, other = np.asarray(one_ms, dtype=float), np.asarray(other_ms, dtype=float)
     if one.shape != other.shape or one.ndim != 1:
         raise ValueError(
-            f"latencies of the same architectures are needed, not {one.shape} and {other.shape}"
+            f"latencies must be of the same architectures: got {one.shape} and {other.shape}"
         )
     both = np.isfinite(one) & np.isfinite(other)
     samples = int(both.sum())
@@ -71,7 +81,7 @@ def rank_correlation(
     if (ranks == ranks[:, :1]).all(axis=1).any():
         return RankCorrelation(0.0, -1.0, 1.0, samples)
     value = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
-    # An estimate of exactly 1 has no interval of its own: the next smaller one's is taken.
+    # An estimate of exactly 1 gets the interval of the next smaller one.
     most = 1 - 6 / (samples * (samples**2 - 1))
     inner = float(np.clip(value, -most, most))
     half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + inner**2 / 2) / (samples - 3))
@@ -80,15 +90,20 @@ def rank_correlation(
 
 
 def correlation_matrix(latency_ms: ArrayLike) -> NDArray[np.float64]:
-    """Of every pair of devices, ``(n, devices) -> (devices, devices)``; each pair by the
-    architectures that both have, NaN where these are fewer than four."""
+    """Return the rank correlations of all pairs of devices, ``(devices, devices)``.
+
+    A pair is compared by its common architectures; NaN if these are fewer than four.
+
+    Args:
+        latency_ms: Latencies, ``(n, devices)``; NaN where one is missing.
+    """
     columns = np.asarray(latency_ms, dtype=float).T
     there = np.isfinite(columns)
     matrix = np.eye(len(columns))
     known: dict[tuple[int, bytes], NDArray[np.float64]] = {}
 
     def ranks(device: int, both: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Of mean 0 and length 1, or all 0; most devices of a table have the same architectures."""
+        """Return ranks of mean 0 and length 1, cached as most devices share architectures."""
         key = device, both.tobytes()
         if key not in known:
             centred = rankdata(columns[device, both]) - (both.sum() + 1) / 2
@@ -110,11 +125,16 @@ def best_proxy(
     targets: Sequence[int],
     threshold: float = THRESHOLD,
 ) -> int:
-    """The candidate that ranks as most of the targets do; of several, the one that correlates most
-    with them in the mean (section 5.3.1). A target that is the candidate itself does not count.
+    """Return the candidate that ranks as most of the targets do (section 5.3.1).
+
+    Among several it is the one of the highest mean correlation. A target that is the candidate
+    itself does not count.
 
     Args:
-        matrix: rank correlations, ``(devices, devices)``; NaN counts as no correlation.
+        matrix: Rank correlations, ``(devices, devices)``; NaN counts as 0.
+        candidates: Numbers of the candidates.
+        targets: Numbers of the targets.
+        threshold: Correlation from which a device ranks as another.
 
     Raises:
         ValueError: there are no candidates.
@@ -133,11 +153,13 @@ def best_proxy(
 def decide(
     correlation: RankCorrelation, threshold: float = THRESHOLD, by_interval: bool = True
 ) -> Decision:
-    """Return what Algorithm 1 does with a proxy of this correlation with the target (line 4).
+    """Return the decision of Algorithm 1 on a proxy of this correlation (line 4).
 
     Args:
-        by_interval: measure more until the samples are enough to say on which side of the threshold
-            the correlation is; False takes the estimate as it is, as the paper does.
+        correlation: Correlation of the proxy with the target.
+        threshold: Correlation from which a device ranks as another.
+        by_interval: Whether the confidence interval must lie on one side of the threshold. False
+            takes the estimate, as the paper does.
     """
     if not by_interval:
         return Decision.REUSE if correlation.value >= threshold else Decision.ADAPT
@@ -149,11 +171,13 @@ def decide(
 
 
 def block_order(matrix: NDArray[np.float64]) -> list[int]:
-    """An order of the devices in which those that rank alike stand together: that of the leaves
-    when they are clustered by average linkage, neighbours as alike as the tree allows.
+    """Return an order of the devices in which similar ones are neighbours.
+
+    It is the order of the leaves of a clustering by average linkage, with neighbours as similar as
+    possible.
 
     Args:
-        matrix: rank correlations, ``(devices, devices)``; NaN counts as no correlation.
+        matrix: Rank correlations, ``(devices, devices)``; NaN counts as 0.
     """
     if len(matrix) < 3:
         return list(range(len(matrix)))

@@ -1,5 +1,7 @@
-"""Which architectures of a pool to measure on a new device, chosen before any is (NASFLAT, section
-4; Akhauri and Abdelfattah 2024)."""
+"""Samplers of a pool, which choose all architectures before any is measured.
+
+The samplers are those of NASFLAT (Akhauri and Abdelfattah 2024, section 4).
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,25 @@ Rows = NDArray[np.intp]
 
 
 def random(count: int, pool: int, rng: np.random.Generator) -> Rows:
-    """Any."""
+    """Return random rows."""
     return rng.choice(pool, count, replace=False)
 
 
 def spread(values: ArrayLike, count: int, rng: np.random.Generator) -> Rows:
-    """One at random of each of ``count`` groups of about the same size, from those with the least
-    values to those with the greatest."""
+    """Return a random row of each of ``count`` groups of equal size, by rising values."""
     groups = np.array_split(np.argsort(np.asarray(values), kind="stable"), count)
     return np.array([rng.choice(group) for group in groups], dtype=np.intp)
 
 
 def by_cosine(encodings: ArrayLike, count: int, rng: np.random.Generator) -> Rows:
-    """:func:`spread` over the mean cosine similarity to all of the pool, ``(n, d)``: from what is
-    like no other to what is like many.
+    """Return rows spread over the mean cosine similarity to the pool.
 
-    Section 4.2 wants little similarity on average; the groups are the authors' repository's.
+    Section 4.2 asks for low similarity on average. The groups are those of the authors' repository.
+
+    Args:
+        encodings: Encodings, ``(n, d)``.
+        count: Number of rows.
+        rng: Random generator.
     """
     x = np.asarray(encodings, dtype=np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
@@ -42,8 +47,15 @@ def by_cosine(encodings: ArrayLike, count: int, rng: np.random.Generator) -> Row
 
 
 def by_k_means(encodings: ArrayLike, count: int, rng: np.random.Generator) -> Rows:
-    """Of each of ``count`` clusters what is nearest to its centre; at random what is missing where
-    encodings ``(n, d)`` are too alike for so many clusters."""
+    """Return the row nearest to the centre of each of ``count`` clusters.
+
+    Missing rows are drawn at random if encodings are too similar for so many clusters.
+
+    Args:
+        encodings: Encodings, ``(n, d)``.
+        count: Number of rows.
+        rng: Random generator.
+    """
     x = np.asarray(encodings, dtype=np.float64)
     seed = int(rng.integers(2**31))
     clusters = min(count, len(np.unique(x, axis=0)))
@@ -76,19 +88,21 @@ def sample(
     encodings: ArrayLike | None = None,
     latency_ms: ArrayLike | None = None,
 ) -> Rows:
-    """Rows of a pool, none twice, ``(count,)``.
+    """Return distinct rows of a pool, ``(count,)``.
 
     Args:
-        name: of :data:`POOL_SAMPLERS`: ``random``; ``parameters``, spread over the numbers of
-            parameters; ``latency-oracle``, spread over latencies that are known of the whole
-            pool; ``cosine`` and ``k-means``, spread over encodings.
-        codes: the pool, ``(n, *space.code_shape)``.
-        encodings: of the pool, ``(n, d)``, for ``cosine`` and ``k-means``; columns should be of
-            one scale.
-        latency_ms: of the pool on a reference device, ``(n,)``, for ``latency-oracle``.
+        name: Name in :data:`POOL_SAMPLERS`. ``parameters`` spreads over the number of parameters,
+            ``latency-oracle`` over known latencies, ``cosine`` and ``k-means`` over encodings.
+        space: Search space.
+        codes: The pool, ``(n, *space.code_shape)``.
+        count: Number of rows.
+        rng: Random generator.
+        encodings: Encodings of the pool with columns of one scale, ``(n, d)``, for ``cosine`` and
+            ``k-means``.
+        latency_ms: Latencies of the pool on a reference device, ``(n,)``, for ``latency-oracle``.
 
     Raises:
-        ValueError: the pool is too small, there is no such sampler, or what it needs is missing.
+        ValueError: the pool is too small, there is no such sampler, or its input is missing.
     """
     if not 0 <= count <= len(codes):
         raise ValueError(f"{count} of {len(codes)} architectures: choose 0 to {len(codes)}")

@@ -1,4 +1,4 @@
-"""What is known of one device, and of several side by side."""
+"""Latencies of a source device, and of several side by side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from esm_models.space import Codes, SearchSpace
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Latencies that were measured on one device.
+    """Latencies measured on one device.
 
     Attributes:
         name: ``TABLE/DEVICE``, or the folder of a campaign.
-        codes: ``(n, *space.code_shape)``.
-        latency_ms: ``(n,)``, positive and finite.
+        space: Search space.
+        codes: Architectures, ``(n, *space.code_shape)``.
+        latency_ms: Latencies, ms, ``(n,)``, positive and finite.
     """
 
     name: str
@@ -30,17 +31,20 @@ class Source:
         return len(self.codes)
 
     def fits(self, space: SearchSpace) -> bool:
-        """Whether it is of such architectures; resolution, widths, batch and dtype may
-        be others."""
+        """Return whether its architectures are those of the space.
+
+        Resolution, widths, batch and dtype may differ.
+        """
         return self.space.name == space.name and self.codes.shape[1:] == space.code_shape
 
 
 def side_by_side(sources: Sequence[Source]) -> NDArray[np.float64]:
-    """Latencies of all architectures that any of them has, ``(n, sources)``, ms; NaN where one has
-    not. Of an architecture that one has several times, the mean.
+    """Return the latencies of all architectures of the sources, ms, ``(n, sources)``.
+
+    It is NaN where a source lacks one, and the mean if a source has an architecture several times.
 
     Args:
-        sources: one or more, of the same space.
+        sources: One or more sources of one space.
     """
     flat = np.concatenate([source.codes.reshape(len(source), -1) for source in sources])
     keys = np.ascontiguousarray(flat).view(np.dtype((np.void, flat.itemsize * flat.shape[1])))

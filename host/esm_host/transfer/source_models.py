@@ -1,4 +1,4 @@
-"""What is known of other devices, as a linear model each."""
+"""Linear models of the source devices."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from esm_models.space import SearchSpace
 
 
 def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:
-    """Each by a Gaussian process whose kernels are all linear, which makes as much of fifty
-    measurements as of a thousand; a fraction of a second a device.
+    """Fit a linear model of log latency to each source.
+
+    Each is a Gaussian process with linear kernels, which suits fifty measurements as well as a
+    thousand. It takes a fraction of a second per source.
 
     Args:
-        space: that architectures are to be encoded for; sources may be of other settings of it.
+        space: Space for which architectures are encoded; sources may be of other settings of it.
+        sources: Sources to fit.
     """
     views = ViewsEncoder(space)
     encoded: dict[int, NDArray[np.float32]] = {}

@@ -40,6 +40,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.metrics import PEAK_MEMORY
 from esm_protos.paces import usual_of
 from esm_protos.providers import OptionError, ProviderInfo
 
@@ -267,7 +268,7 @@ class FakeProfiler(Profiler):
             weight_bytes=weight_bytes,
             session_runs=tuple(map(len, sessions)) if len(sessions) > 1 else (),
             inputs=tuple(Input(name, "float32", dims) for name, dims in model.case.shapes),
-            peak_rss_bytes=_memory(model) if block.peak_memory else None,
+            metrics={PEAK_MEMORY.key: _memory(model)} if block.peak_memory else {},
             profile=_profile(latency * 1e6, block, self._provider(block).runtime_name),
         )
         provider = self._provider(block)

@@ -12,16 +12,16 @@ import numpy as np
 from esm_host.atomic import write_bytes
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run
-from esm_host.campaign.session import Measuring, connected, measuring
+from esm_host.campaign.session import CampaignSession, connected, open_session
 from esm_host.campaign.watcher import CampaignWatcher
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
 from esm_host.predictors.base import Predictor
 from esm_host.search.anchors import most_alike
-from esm_host.search.latency import Latency, measured_at_most
+from esm_host.search.bounds import LatencyBounds
+from esm_host.search.latency import LatencyMeasure, measured_at_most
 from esm_host.search.problem import Measure
-from esm_host.search.promise import Promise
 from esm_models.architecture import Architecture
 from esm_models.space import Codes
 from esm_protos.messages import RunOrder
@@ -49,16 +49,16 @@ class CampaignSite:
     """
 
     def __init__(
-        self, run: Run, parts: Measuring, watcher: CampaignWatcher, name: str, turn: Lock
+        self, run: Run, session: CampaignSession, watcher: CampaignWatcher, name: str, turn: Lock
     ) -> None:
         self._run = run
         self._space = run.space
         self._settings = run.settings
         self._encoder = run.encoder
         self._make = RunFolder(run.path).predictors(run.settings, run.encoder)
-        self._store = parts.store
-        self._measurements = parts.measurements
-        self._collector = parts.collector
+        self._store = session.store
+        self._measurements = session.measurements
+        self._collector = session.collector
         self._watcher = watcher
         self._name = name
         self._turn = turn
@@ -166,8 +166,8 @@ def campaign_sites(
                 connected(settings, space, True, patience_s, wait, watcher.warn)
             )
             stack.enter_context(folder.locked())
-            parts = stack.enter_context(measuring(settings, folder, space, found, watcher))
-            sites.append(CampaignSite(run, parts, watcher, name, turns[settings.device]))
+            session = stack.enter_context(open_session(settings, folder, space, found, watcher))
+            sites.append(CampaignSite(run, session, watcher, name, turns[settings.device]))
         yield sites
 
 
@@ -181,8 +181,8 @@ def _latency(
     judged = run.measurements()
     # As they are now: whatever is measured tells more of the pace of all blocks.
     latency_ms = dict(zip((a.key for a in figures.architectures), figures.latency_ms, strict=True))
-    return Latency(
-        Promise(
+    return LatencyMeasure(
+        LatencyBounds(
             predictor,
             run.encoder,
             judged["architecture_key"].map(latency_ms).to_numpy(),

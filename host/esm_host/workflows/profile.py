@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import altair as alt
@@ -15,17 +14,20 @@ from esm_host.atomic import write_bytes, write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
-from esm_host.campaign.session import PATIENCE_S, Devices, connected, measuring
-from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connected, open_session
+from esm_host.campaign.watcher import CampaignWatcher, complete
+from esm_host.dataset.cost import device_time
+from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
-from esm_host.dataset.table import Dataset, Measurements
-from esm_host.encoding import Encoder
+from esm_host.dataset.table import Dataset
+from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, UsageError
-from esm_host.extension.loop import Loop, Outcome
+from esm_host.extension.campaign_loop import CampaignLoop, Outcome
+from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
+from esm_host.extension.training import Learner
 from esm_host.report import plots
-from esm_host.sampling import SAMPLERS
-from esm_host.sampling.bins import DepthBins
+from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
@@ -40,10 +42,11 @@ RESUMABLE = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Ended:
-    """What a campaign came to.
+class CampaignResult:
+    """Result of a campaign.
 
     Attributes:
+        reason: of the end, with marked names of arguments.
         result: what ``result.json`` holds.
         dataset: all that was measured.
         failures: why architectures could not be measured, by their keys.
@@ -62,8 +65,8 @@ def run_campaign(
     resume: bool = False,
     patience_s: float = PATIENCE_S,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
-) -> Ended:
+    watcher: object | None = None,
+) -> CampaignResult:
     """Runs a campaign to its end, or goes on with it; broken off, it keeps what was measured.
 
     Everything that can be wrong with the request is found before anything is measured.
@@ -71,6 +74,7 @@ def run_campaign(
     Args:
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
+        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
 
     Raises:
         UsageError: something that was asked for makes no sense.
@@ -81,14 +85,12 @@ def run_campaign(
     """
     if not patience_s >= 0:
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
-    watcher = watcher or Watcher()
-    settings = replace(settings, space=absolute(settings.space))
+    watcher = complete(watcher)
     space = settings.search_space()
-    bins = settings.depth_bins(space)
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
     folder.predictors(settings, encoder)(0)  # what it lacks is found now
-    _check_space(settings, space, bins)
+    _check_space(settings, space)
     if settings.initial <= 2 * settings.block_size:
         watcher.warn(
             "fewer than three blocks before the first training: quality control has nothing to "
@@ -97,16 +99,11 @@ def run_campaign(
     with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
         with folder.locked():
-            return _run(settings, folder, space, bins, encoder, known, found, watcher)
+            return _run(settings, folder, space, encoder, known, found, watcher)
 
 
-def absolute(space: str) -> str:
-    """A search space's file is found again from wherever the campaign is resumed."""
-    path, colon, class_name = space.rpartition(":")
-    return f"{Path(path).resolve()}{colon}{class_name}" if path.endswith(".py") else space
-
-
-def _check_space(settings: Settings, space: SearchSpace, bins: DepthBins) -> None:
+def _check_space(settings: Settings, space: SearchSpace) -> None:
+    bins = settings.depth_bins(space)
     needed = settings.initial + settings.references
     if needed > space.count():
         raise UsageError(
@@ -127,53 +124,48 @@ def _run(
     settings: Settings,
     folder: RunFolder,
     space: SearchSpace,
-    bins: DepthBins,
     encoder: Encoder,
     known: WarmStart | None,
-    found: Devices,
+    found: CampaignDevices,
     watcher: CampaignWatcher,
-) -> Ended:
+) -> CampaignResult:
     if not folder.settings.exists():
         if known is not None:
             known.keep(settings, folder)
         # First: a folder with settings can be resumed, however little it holds.
         write_json(folder.settings, settings.to_json())
-    with measuring(settings, folder, space, found, watcher) as parts:
-        store, measurements = parts.store, parts.measurements
+    with open_session(settings, folder, space, found, watcher) as session:
+        store, measurements = session.store, session.measurements
         write_json(folder.settings, settings.to_json())  # a raised target, say
         folder.share()
-        sampler = SAMPLERS[settings.sampling](space, bins)
         draw_first = (
             FirstArchitectures(
                 settings,
                 folder.sources_encoder(space),
                 folder.kept_method(settings, space).sources,
-                sampler,
+                make_sampler(settings.sampling, space, settings.depth_bins(space)),
                 lambda keys: store.add_fact(HELD_OUT_FACT, keys),
             )
             if settings.warm_start
             else None
         )
         loop = Loop(
+            space,
             settings,
-            store,
-            measurements,
-            parts.collector,
-            sampler,
-            encoder,
-            bins,
-            folder.predictors(settings, encoder),
-            watcher,
-            draw_first,
+            learner=Learner(encoder, folder.predictors(settings, encoder), settings),
+            draw_first=draw_first,
+            seconds=lambda latency_ms: device_time(store, settings.spec).seconds(latency_ms),
         )
-        outcome = loop.run()
+        outcome = CampaignLoop(
+            loop, settings, store, measurements, session.collector, watcher
+        ).run()
         device = asdict(found.first)
         return _conclude(folder, settings, store, measurements, encoder, outcome, device)
 
 
 def finish_campaign(
-    settings: Settings, folder: RunFolder, watcher: CampaignWatcher | None = None
-) -> Ended:
+    settings: Settings, folder: RunFolder, watcher: object | None = None
+) -> CampaignResult:
     """Train on what a campaign has measured so far; no device is needed, and it can go on later.
 
     Raises:
@@ -184,7 +176,6 @@ def finish_campaign(
     """
     folder.prepare(resume=True)
     space = settings.search_space()
-    bins = settings.depth_bins(space)
     encoder = folder.encoder(settings, space)
     with folder.locked(), closing(folder.open_store()) as store:
         if not store.blocks():
@@ -193,19 +184,12 @@ def finish_campaign(
             )
         write_json(folder.settings, settings.to_json())  # another predictor, say
         measurements = Measurements(store, settings.spec, settings.raw)
-        loop = Loop(
-            settings,
-            store,
-            measurements,
-            None,
-            SAMPLERS[settings.sampling](space, bins),
-            encoder,
-            bins,
-            folder.predictors(settings, encoder),
-            watcher or Watcher(),
-        )
-        outcome, last = loop.finish()
-        complete = len(store.rounds()) > max(store.plan())
+        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
+        loop = Loop(space, settings, learner=learner)
+        outcome, last = CampaignLoop(
+            loop, settings, store, measurements, None, complete(watcher)
+        ).finish()
+        unfinished = len(store.rounds()) <= max(store.plan())
         return _conclude(
             folder,
             settings,
@@ -214,7 +198,7 @@ def finish_campaign(
             encoder,
             outcome,
             store.last_device(),
-            None if complete else last,
+            last if unfinished else None,
         )
 
 
@@ -227,7 +211,7 @@ def _conclude(
     outcome: Outcome,
     device: Mapping[str, Any],
     unfinished: Mapping[str, Any] | None = None,
-) -> Ended:
+) -> CampaignResult:
     """Write what a campaign came to."""
     result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
     dataset, failures = measurements.dataset(), measurements.table().failures
@@ -237,7 +221,7 @@ def _conclude(
         )
     _write(folder, settings, outcome, result)
     folder.share()
-    return Ended(outcome.converged, outcome.reason, result, dataset, failures)
+    return CampaignResult(outcome.converged, outcome.reason, result, dataset, failures)
 
 
 def _judged(

@@ -9,19 +9,19 @@ from typing import Any, Protocol
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
-from esm_host.campaign.folder import RunFolder
+from esm_host.campaign.folder import RunFolder, resuming
 from esm_host.campaign.run import Run, load_run
 from esm_host.campaign.session import PATIENCE_S
-from esm_host.campaign.watcher import CampaignWatcher, Watcher
+from esm_host.campaign.watcher import complete
 from esm_host.errors import RunExistsError, UsageError
-from esm_host.predictors import load_class
+from esm_host.plugins import load_class
 from esm_host.search.costs import NetworkCost
-from esm_host.search.known import Known
 from esm_host.search.methods import make_method
 from esm_host.search.objectives import read_measure
-from esm_host.search.problem import Found, Measure, Problem
+from esm_host.search.problem import Candidates, Measure, Problem
 from esm_host.search.settings import SearchFolder, SearchSettings
-from esm_host.search.verify import Round, Verified, verified_search
+from esm_host.search.table import TableMeasure
+from esm_host.search.verify import Round, Verification, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
 from esm_host.workflows.campaign_site import campaign_sites, latency_of
 from esm_models.space import SearchSpace
@@ -31,7 +31,7 @@ class ProxyResult(Protocol):
     """Result of a search with a proxy."""
 
     @property
-    def verified(self) -> Verified: ...
+    def verified(self) -> Verification: ...
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -40,8 +40,8 @@ class ProxyResult(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
-    """What a search came to.
+class SearchResult:
+    """Result of a search.
 
     Attributes:
         front: architectures on it, with their quantities: measured, or predicted where nothing
@@ -52,9 +52,9 @@ class Searched:
         by_proxy: what became of the proxy, where there was one.
     """
 
-    front: Found
-    closest: Found
-    verified: Verified | None
+    front: Candidates
+    closest: Candidates
+    verified: Verification | None
     problem: Problem
     result: dict[str, Any]
     by_proxy: ProxyResult | None = None
@@ -66,9 +66,9 @@ def run_search(
     resume: bool = False,
     patience_s: float = PATIENCE_S,
     wait: bool = True,
-    watcher: CampaignWatcher | None = None,
+    watcher: object | None = None,
     on_round: Callable[[Sequence[Round]], None] | None = None,
-) -> Searched:
+) -> SearchResult:
     """Searches, and measures what it finds with the campaigns' devices; broken off, it goes on
     from what was measured.
 
@@ -79,6 +79,7 @@ def run_search(
         resume: go on with the folder's search, whose settings these are; it may measure more.
         patience_s: how long to wait for a device that went away.
         wait: False gives up on a device that somebody else uses.
+        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
         on_round: is told all rounds before what the last one chose is measured.
 
     Raises:
@@ -87,7 +88,7 @@ def run_search(
         BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
         DeviceError: a device is gone or refuses.
     """
-    folder, watcher = SearchFolder(Path(output)), watcher or Watcher()
+    folder, watcher = SearchFolder(Path(output)), complete(watcher)
     runs = [load_run(path) for path in settings.runs]
     if settings.measure:  # a team's campaign may have gone on elsewhere
         for run in runs:
@@ -95,8 +96,8 @@ def run_search(
         runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs)
     _check_names(settings)
-    own = [read_measure(wish, space) for wish in settings.wishes if wish.source]
-    listed = next((measure.codes for measure in own if isinstance(measure, Known)), None)
+    own = [read_measure(spec, space) for spec in settings.objective_specs if spec.source]
+    listed = next((measure.codes for measure in own if isinstance(measure, TableMeasure)), None)
     method = make_method(settings.method, space, settings.seed, listed)
 
     def problem(latencies: Sequence[Measure]) -> Problem:
@@ -106,7 +107,7 @@ def run_search(
     _prepare(folder, settings, resume)
     proxied = _proxy_search(settings, runs[0]) if settings.proxy else None
     by_proxy: ProxyResult | None = None
-    verified: Verified | None = None
+    verified: Verification | None = None
     if settings.measure:
         with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
             write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns
@@ -137,7 +138,7 @@ def run_search(
         front, closest = outcome.front, outcome.closest
     about = None if by_proxy is None else by_proxy.to_json()
     result = write_front(folder, settings, front, verified, posed, about)
-    return Searched(front, closest, verified, posed, result, by_proxy)
+    return SearchResult(front, closest, verified, posed, result, by_proxy)
 
 
 def _proxy_search(settings: SearchSettings, run: Run) -> Callable[..., ProxyResult]:
@@ -169,10 +170,7 @@ def _common_space(runs: Sequence[Run]) -> SearchSpace:
     first, *others = runs
     for run in runs:
         if run.result is None:
-            raise UsageError(
-                f"{run.path} has no predictor yet: esm-host profile --run {run.path} --resume "
-                "makes it"
-            )
+            raise UsageError(f"{run.path} has no predictor yet: {resuming(run.path)} makes it")
     for other in others:
         if other.space.code_shape != first.space.code_shape or (
             other.space.name != first.space.name

@@ -16,7 +16,7 @@ from esm_host.encoding.base import Encoder
 from esm_host.encoding.sources import GROUP, SourcesEncoder
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
-from esm_host.predictors import load_class
+from esm_host.plugins import load_class
 from esm_host.sampling.base import Sampler
 from esm_host.sources import registry
 from esm_host.transfer import make_method, sampler_and_encoding

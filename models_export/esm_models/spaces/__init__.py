@@ -1,12 +1,14 @@
-"""The search spaces that come with the project, and the way to a user's own."""
+"""Built-in search spaces, and the loader of user-defined ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esm_models.errors import InvalidSpaceError, UnknownSpaceError
-from esm_models.space import SearchSpace
 from esm_protos.plugins import Family, PluginError, described, split
+
+if TYPE_CHECKING:
+    from esm_models.space import SearchSpace
 
 SPACES = {
     "resnet": "esm_models.spaces.resnet:ResNetSpace",
@@ -16,7 +18,7 @@ SPACES = {
     "fbnet": "esm_models.spaces.fbnet:FBNetSpace",
     "ofa": "esm_models.spaces.ofa:OFASpace",
 }
-"""Name -> where its class is."""
+"""Module and class of each search space, by name."""
 
 FAMILY = Family(
     what="search space",
@@ -31,12 +33,13 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     """Return a search space by name.
 
     Args:
-        name: in :data:`SPACES`, of an installed package (entry points ``esm.spaces``), or
+        name: Name in :data:`SPACES` or of an installed package (entry points ``esm.spaces``), or
             ``path/to/file.py:Class``.
-        settings: ``resolution``, ``width_mult``, ``batch`` and ``dtype`` of :class:`SearchSpace`.
+        settings: Arguments of :class:`SearchSpace`: ``resolution``, ``width_mult``, ``batch`` and
+            ``dtype``.
 
     Raises:
-        UnknownSpaceError: no such name, file or class.
+        UnknownSpaceError: the name, the file or the class does not exist.
         InvalidSpaceError: the class cannot be built with these settings.
     """
     try:
@@ -46,12 +49,12 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     path, _ = split(name)
     try:
         space: SearchSpace = cls(**settings)
-        if name not in SPACES:  # mistakes show now, not in the middle of a campaign
+        if name not in SPACES:  # find errors now, not in the middle of a campaign
             for architecture in (*space.extremes(), *space.uniform()):
                 space.build(architecture)
     except InvalidSpaceError:
         raise
-    except Exception as error:  # a user's constructor may fail in any way
+    except Exception as error:  # a user's class can raise any error
         text = f"{name} cannot be built: {described(error, path)}"
         raise InvalidSpaceError(text) from error
     return space

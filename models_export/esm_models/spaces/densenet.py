@@ -16,20 +16,20 @@ class DenseNetSpace(SearchSpace):
     """DenseNet-BC with free depth and one kernel size per unit.
 
     From ESM's Table I: 5 units, kernel {1, 3, 5, 7, 9} chosen once per unit. The blocks per unit
-    are lost in the text that we have: ours are 1-6, up to the 6 layers of the first unit of every
-    original DenseNet; 2.43e7 architectures. Growth rate 32, bottleneck of 4 times the growth,
-    compression 1/2 and the stem are the original's. Normalisation before a concatenated input
-    cannot be folded into a convolution, so those BatchNormalization operators stay.
+    are missing in the available text. This space has 1-6, up to the 6 layers of the first unit of
+    every original DenseNet; 2.43e7 architectures. Growth rate 32, bottleneck of 4 times the
+    growth, compression 1/2 and the stem are the original's. Normalisation before a concatenated
+    input cannot be folded into a convolution, so those BatchNormalization operators stay.
     """
 
     name = "densenet"
     depths = (tuple(range(1, 7)),) * 5
     features = (Feature("kernel", "k", (1, 3, 5, 7, 9)),)
     one_option_per_unit = True
-    min_resolution = 64  # the stem and four transitions halve it six times
+    min_resolution = 64  # stem and four transitions halve the image six times
 
     def place(self, scope: str) -> int:
-        """After the blocks come the transitions and the head."""
+        """Return the column of a scope; transitions and head follow the blocks."""
         first = scope.partition(".")[0]
         if not first.startswith("transition") and first != "head":
             return super().place(scope)
@@ -37,21 +37,21 @@ class DenseNetSpace(SearchSpace):
         return self.unit_count * self.max_unit_depth + number
 
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
-        """By the unit and the channels that come in, and of blocks their option."""
+        """Return numbers from the unit, its input channels and, for a block, its option."""
         growth, choices = self.channels(32), len(self.options) + 2
         channels = np.full(len(blocks), self.channels(64))
         places, ends = [np.zeros((len(blocks), 1), np.int64)], []
         for number, unit in enumerate(np.moveaxis(blocks.astype(np.int64), 1, 0)):
-            coming = channels[:, None] + growth * np.arange(self.max_unit_depth)
-            what = choices * (self.unit_count * coming + number)
-            places.append(np.where(unit < 0, 1, what + 2 + unit))
+            inputs = channels[:, None] + growth * np.arange(self.max_unit_depth)
+            first = choices * (self.unit_count * inputs + number)
+            places.append(np.where(unit < 0, 1, first + 2 + unit))
             channels = channels + growth * (unit >= 0).sum(axis=1)
             ends.append(choices * (self.unit_count * channels + number))
             channels = channels // 2
         return np.concatenate([*places, np.stack(ends, axis=1)], axis=1)
 
     def showcase(self) -> Codes:
-        """Every combination of depths, of one kernel each."""
+        """Return every combination of depths, with every kernel in all units."""
         depths = np.array(list(itertools.product(*self.depths)))[::-1]
         present = np.arange(self.max_unit_depth) < depths[..., None]
         return np.concatenate(

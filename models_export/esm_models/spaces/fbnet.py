@@ -1,4 +1,4 @@
-"""FBNet search space (Wu et al. 2019): 22 layers, each one of nine blocks."""
+"""FBNet search space (Wu et al. 2019): 22 layers with nine kinds of blocks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ BLOCKS = (
     ("k3_e6", 3, 6, 1),
     ("k5_e6", 5, 6, 1),
 )
-"""Name, kernel size, expansion ratio and groups of the 1x1 convolutions; zeros where nothing is."""
+"""Name, kernel size, expansion ratio and groups of the 1x1 convolutions; zeros for ``skip``."""
 
 IMAGENET_PIXELS = 128
 
 
 class FBNetSpace(SearchSpace):
-    """Seven stages of 1, 4, 4, 4, 4, 4 and 1 layers; 9.85e20 architectures.
+    """FBNet with seven stages of 1, 4, 4, 4, 4, 4 and 1 layers; 9.85e20 architectures.
 
-    The resolution says which of the published networks it is. From 128 pixels the one for
-    ImageNet: stem and four stages halve the image, 1,984 channels before the classifier of 1,000
-    classes. Below the one for CIFAR-100, which HW-NAS-Bench measured: three stages halve the
-    image, 1,504 channels, 100 classes; 32 pixels by default.
+    The resolution selects one of the published networks. From 128 pixels on it is the one for
+    ImageNet: stem and four stages halve the image, with 1,984 channels before the classifier of
+    1,000 classes. Below 128 pixels (default 32) it is the one for CIFAR-100, which HW-NAS-Bench
+    measured: three stages halve the image, with 1,504 channels and 100 classes.
 
-    A block is a 1x1 convolution to ``expansion`` times the channels, a depthwise one and a 1x1
-    without activation, around which the input goes where shapes agree. Where the 1x1s have two
-    groups, the channels are shuffled after the first. ``skip`` is nothing where shapes agree, and
-    else a 1x1 convolution with the stage's stride.
+    A block is a 1x1 convolution to ``expansion`` times the channels, a depthwise convolution, and
+    a 1x1 convolution without activation. If the shapes agree, the input is added to the result.
+    With two groups, the channels are shuffled after the first 1x1 convolution. ``skip`` is empty
+    if the shapes agree, else a 1x1 convolution with the stage's stride.
     """
 
     name = "fbnet"

@@ -11,22 +11,30 @@ from esm_models.space import Feature, Option, SearchSpace, round_channels
 
 
 class Stage(NamedTuple):
+    """Settings that the blocks of a stage share.
+
+    Attributes:
+        width: Output channels.
+        squeeze_excite: Whether blocks have a squeeze-excite module.
+        hard_swish: Whether the activation is hard swish instead of ReLU.
+        stride: Stride of the first block.
+    """
+
     width: int
     squeeze_excite: bool
     hard_swish: bool
     stride: int = 2
-    """Of the first block."""
 
 
 class MobileNetV3Space(SearchSpace):
     """MobileNetV3-Large with free depth, kernel and expansion.
 
     From ESM's Table I: 4 units, kernel {3, 5, 7}, width expansion {1/2, 2/3, 1}. The stage widths
-    and the blocks per unit are lost in the text that we have. Ours: the four stages of
-    MobileNetV3-Large that halve the resolution (24, 40, 80 and 160 channels, with their
-    squeeze-excite and activation), 2-4 blocks each (the original stages have 2, 3 or 4), and the
-    expansion ratio as a share of 6, so that the blocks expand 3, 4 or 6 times as in Once-for-all.
-    Stem, first block and head are the original's; 2.95e15 architectures.
+    and the blocks per unit are missing in the available text. This space has the four stages of
+    MobileNetV3-Large that halve the resolution: 24, 40, 80 and 160 channels, with their
+    squeeze-excite and activation. Each has 2-4 blocks; the original stages have 2, 3 or 4. The
+    expansion ratio is a share of 6, so the blocks expand 3, 4 or 6 times as in Once-for-all. Stem,
+    first block and head are the original's; 2.95e15 architectures.
     """
 
     name = "mobilenetv3"

@@ -12,24 +12,25 @@ from esm_models.graph import Network
 from esm_models.space import Codes, Feature, Option, SearchSpace
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-"""From and to which of the cell's nodes each block leads."""
+"""First and last node of each block, which is an edge of the cell."""
 
 OUTPUT_NODE = 3
 
-_MOST = 100
-"""Different things that may be at one place of a cell, at most."""
+_MAX_CONTENTS = 100
+"""Upper bound of the different contents of a place of a cell."""
 
 
 class NASBench201Space(SearchSpace):
-    """The cell's six edges, in the order of the benchmark's strings, as one unit of six blocks.
+    """NAS-Bench-201 as one unit of six blocks: the cell's edges in the order of its strings.
 
-    Edges lead from an earlier to a later of four nodes: 0-1, 0-2, 1-2, 0-3, 1-3, 2-3. 15,625
-    architectures. Three stages of five equal cells with 16, 32 and 64 channels, a residual block
-    of stride 2 between them, ten classes.
+    Edges connect an earlier with a later of four nodes: 0-1, 0-2, 1-2, 0-3, 1-3, 2-3. There are
+    15,625 architectures. A network has three stages of five equal cells, with 16, 32 and 64
+    channels. Between stages is a residual block of stride 2. There are ten classes.
 
-    The graphs hold what an inference compiler would leave of a cell: no edge ``none``, no edge
-    that begins at a node without input, and none whose end leads nowhere; ``skip_connect`` only
-    joins the sum at its end. Architectures that differ in nothing else have the same graph.
+    The graphs contain only what an inference compiler would keep of a cell. Edges ``none``, edges
+    from a node without input and edges to a node without output are left out. ``skip_connect``
+    adds its input to the sum at its end. Architectures that differ only in such edges have the
+    same graph.
     """
 
     name = "nasbench201"
@@ -41,7 +42,7 @@ class NASBench201Space(SearchSpace):
             ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3"),
         ),
     )
-    # Blocks are the edges; one feeds another that leaves the node where it ends.
+    # Blocks are the edges: a block feeds the blocks that start at its last node.
     wiring = (
         *((-1, 0), (-1, 1), (-1, 3), (0, 2), (0, 4)),
         *((1, 5), (2, 5), (3, 6), (4, 6), (5, 6)),
@@ -53,20 +54,23 @@ class NASBench201Space(SearchSpace):
     cells = 5
 
     def place(self, scope: str) -> int:
-        """Of every cell alike: the six edges, then the sums at the nodes."""
+        """Return the column of a scope, equal in all cells: the edges, then the nodes' sums."""
         last = scope.rpartition(".")[2]
         if last.startswith("block"):
             return int(last.removeprefix("block"))
         return len(EDGES) + int(last.removeprefix("node")) if last.startswith("node") else 0
 
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
-        """Edges by their operation, 0 where nothing is left of them; nodes by which edges arrive,
-        and which of these bring the same image."""
+        """Return numbers from an edge's operation, or from the edges that arrive at a node.
+
+        An edge that is left out has number 0. The number of a node also depends on which of its
+        edges carry the same image.
+        """
         options = blocks[:, 0].astype(np.int64)
         live = options != self._index["none"]
         if pruned:
-            live = _live(live)
-        # An image is named by the edge that makes it, or the node whose sum it is.
+            live = _live_edges(live)
+        # The number of an image is that of the edge that computes it, or of the node that sums it.
         sums = len(EDGES) + np.arange(OUTPUT_NODE + 1)
         image = np.full((len(blocks), OUTPUT_NODE + 1), sums)
         brought = np.empty_like(options)
@@ -88,10 +92,10 @@ class NASBench201Space(SearchSpace):
             nodes.append(number)
         edges = np.where(live, options, 0)
         places = np.stack([np.zeros(len(blocks), np.int64), *edges.T, *nodes], axis=1)
-        return places + _MOST * np.arange(places.shape[1])
+        return places + _MAX_CONTENTS * np.arange(places.shape[1])
 
     def showcase(self) -> Codes:
-        """All cells."""
+        """Return all cells."""
         cells = itertools.product(range(len(self.options)), repeat=len(EDGES))
         return np.array(list(cells), dtype=np.int16)[:, None]
 
@@ -111,7 +115,7 @@ class NASBench201Space(SearchSpace):
             return net.linear(net.flatten(net.global_average_pool(x)), 10)
 
     def _cell(self, net: Network, x: str, operations: Sequence[str]) -> str:
-        (live,) = _live(np.array([operations]) != "none")
+        (live,) = _live_edges(np.array([operations]) != "none")
         nodes = {0: x}
         for end in range(1, OUTPUT_NODE + 1):
             arriving = []
@@ -126,8 +130,8 @@ class NASBench201Space(SearchSpace):
                     for y in arriving[1:]:
                         nodes[end] = net.add(nodes[end], y)
         if OUTPUT_NODE not in nodes:
-            # Nothing leads through the cell. The benchmark's cell then gives zeros, and so does
-            # this one: the network still runs from input to output.
+            # No path leads through the cell. It then returns zeros, as in the benchmark, so the
+            # network still has a path from input to output.
             with net.scope(f"node{OUTPUT_NODE}"):
                 return net.zeros_like(x)
         return nodes[OUTPUT_NODE]
@@ -140,8 +144,8 @@ class NASBench201Space(SearchSpace):
         return net.add(shortcut, y)
 
 
-def _live(present: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which edges are on a way from the cell's input to its output, of those that are there."""
+def _live_edges(present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the present edges are on a path from the cell's input to its output."""
     reached = np.zeros((len(present), OUTPUT_NODE + 1), bool)
     useful = reached.copy()
     reached[:, 0] = useful[:, OUTPUT_NODE] = True

@@ -7,11 +7,12 @@ from esm_models.spaces.mobilenetv3 import MobileNetV3Space, Stage
 
 
 class OFASpace(MobileNetV3Space):
-    """Five units of 2-4 inverted-residual blocks with kernel 3, 5 or 7 and expansion 3, 4 or 6.
+    """Once-for-all's five units of 2-4 inverted-residual blocks.
 
-    MobileNetV3-Large's five stages, 24, 40, 80, 112 and 160 channels, between the original's stem
-    and head; ``width_mult`` 1.2 is Once-for-all's wider network. The resolution is the
-    architecture's own, 128 to 224 in steps of 4, unless one is given.
+    The kernel is 3, 5 or 7 and the expansion 3, 4 or 6. The stages are the five of
+    MobileNetV3-Large, with 24, 40, 80, 112 and 160 channels, between its stem and head.
+    ``width_mult`` 1.2 is Once-for-all's wider network. Each architecture has its own resolution,
+    128 to 224 in steps of 4, unless the space has a fixed one.
     """
 
     name = "ofa"
@@ -25,4 +26,4 @@ class OFASpace(MobileNetV3Space):
         Stage(112, squeeze_excite=True, hard_swish=True, stride=1),
         Stage(160, squeeze_excite=True, hard_swish=True),
     )
-    max_expansion = 1  # the expansion ratio is the feature's value itself
+    max_expansion = 1  # the feature's value is the expansion ratio

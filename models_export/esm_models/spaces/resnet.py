@@ -13,10 +13,10 @@ class ResNetSpace(SearchSpace):
     """ResNet-50's bottleneck network with free depth, kernel and bottleneck width.
 
     From ESM's Table I: 4 units, 1-7 blocks per unit, kernel {3, 5, 7}, width expansion
-    {1/2, 2/3, 1}; 8.38e26 architectures. The stage widths are lost in the text that we have: ours
-    are ResNet-50's output widths (256, 512, 1024, 2048), and the expansion ratio multiplies the
-    bottleneck's width, a quarter of those. Stem, strides and head are ResNet-50's (stride on the
-    middle convolution).
+    {1/2, 2/3, 1}; 8.38e26 architectures. The stage widths are missing in the available text. This
+    space has ResNet-50's output widths (256, 512, 1024, 2048). The expansion ratio multiplies the
+    bottleneck's width, a quarter of those. Stem, strides and head are ResNet-50's, with the stride
+    on the middle convolution.
     """
 
     name = "resnet"

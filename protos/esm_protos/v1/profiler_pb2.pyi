@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "provider_table")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class DeviceInfo(_message.Message):
     CPU_QUOTA_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_TABLE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
@@ -115,8 +116,9 @@ class DeviceInfo(_message.Message):
     cpu_quota: float
     time_unix_s: float
     instance: str
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     provider_table: _containers.RepeatedCompositeFieldContainer[Provider]
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
 
 class Provider(_message.Message):
     __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back")
@@ -152,6 +154,28 @@ class ProviderOption(_message.Message):
     help: str
     choices: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., default: _Optional[str] = ..., help: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("key", "unit", "about", "kind", "aggregate", "format", "better", "heading", "title")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    BETTER_FIELD_NUMBER: _ClassVar[int]
+    HEADING_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    unit: str
+    about: str
+    kind: str
+    aggregate: str
+    format: str
+    better: str
+    heading: str
+    title: str
+    def __init__(self, key: _Optional[str] = ..., unit: _Optional[str] = ..., about: _Optional[str] = ..., kind: _Optional[str] = ..., aggregate: _Optional[str] = ..., format: _Optional[str] = ..., better: _Optional[str] = ..., heading: _Optional[str] = ..., title: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s", "max_cache_bytes")
@@ -515,7 +539,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -535,6 +559,7 @@ class ModelResult(_message.Message):
     SESSION_RUNS_FIELD_NUMBER: _ClassVar[int]
     WARMING_NS_FIELD_NUMBER: _ClassVar[int]
     WARM_NS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -554,7 +579,16 @@ class ModelResult(_message.Message):
     session_runs: _containers.RepeatedScalarFieldContainer[int]
     warming_ns: _containers.RepeatedScalarFieldContainer[float]
     warm_ns: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ...) -> None: ...
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ...) -> None: ...
+
+class MetricValue(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: float
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("name", "type", "dims")

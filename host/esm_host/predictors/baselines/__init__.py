@@ -1,1 +1,1 @@
-"""Predictors of the field that need a library of their own or are compared with."""
+"""Predictors for comparison, and predictors that need a library of their own."""

@@ -13,20 +13,20 @@ from esm_host.predictors.mlp import MLPPredictor
 
 
 class BANANASPredictor(Predictor):
-    """The mean of three large MLPs that differ in their seeds (White et al. 2019).
+    """Mean of three large MLPs that differ in their seeds (White et al. 2019).
 
-    "BANANAS: Bayesian Optimization with Neural Architectures for Neural Architecture Search", with
-    the encoding ``path``, or ``operation-one-hot`` for spaces without paths. The networks are
-    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022). Squared
-    error, where BANANAS takes a percentage error with a bound below the best accuracy, which has
-    no meaning for latencies. Their spread is the uncertainty, as there: it tells where they
-    disagree, and is smaller than their error.
+    "BANANAS: Bayesian Optimization with Neural Architectures for Neural Architecture Search". It
+    uses the encoding ``path``, or ``operation-one-hot`` for spaces without paths. The networks are
+    those of the predictor ``mlp-large``, as in the predictor study (Laube et al. 2022). The loss is
+    the squared error. The paper's loss, relative to a bound below the best accuracy, has no meaning
+    for latencies. The standard deviation is the networks' spread, as in the paper. It is smaller
+    than their error.
 
     Args:
-        members: number of networks.
-        hidden, layers, learning_rate, weight_decay, epochs, min_steps, batch_size, gain: as of
-            :class:`esm_host.predictors.mlp.MLPPredictor`.
-        seed: from which those of the networks follow.
+        members: Number of networks.
+        hidden: Hyperparameter of :class:`esm_host.predictors.mlp.MLPPredictor`, as the following
+            ones.
+        seed: Random seed, from which the networks' seeds follow.
     """
 
     knows_std = True
@@ -65,7 +65,7 @@ class BANANASPredictor(Predictor):
 
     @classmethod
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
-        """All networks of all ensembles at once."""
+        """Train all networks of all ensembles at once."""
         networks, parts = [], []
         for predictor, part in zip(predictors, samples, strict=True):
             predictor.networks_ = predictor._networks()

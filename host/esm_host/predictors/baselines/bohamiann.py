@@ -1,4 +1,4 @@
-"""BOHAMIANN: a Bayesian network, sampled by a Monte Carlo method that adapts its steps."""
+"""BOHAMIANN: a Bayesian network, sampled by an adaptive Monte Carlo method."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _NOISE_PRIOR = (math.log(1e-2), 2.0)  # of the log of the noise's variance: mean
 
 
 class BOHAMIANNPredictor(NetworkPredictor["_Tanh"]):
-    """Networks drawn from their posterior, averaged (Springenberg et al. 2016).
+    """Mean of networks drawn from their posterior (Springenberg et al. 2016).
 
     "Bayesian Optimization with Robust Bayesian Neural Networks": three layers of 50 tanh and a
-    learned noise, sampled by stochastic-gradient Hamiltonian Monte Carlo whose steps and friction
-    adapt to the running second moments of the gradients while it burns in (their Section 4). The
-    prior of weights and biases is normal, with variance 1 over the number of inputs of their
-    layer; that of the noise's variance, log-normal around a hundredth of the latencies' variance.
-    Inputs and latencies are standardised.
+    learned noise. The sampler is stochastic-gradient Hamiltonian Monte Carlo. Its steps and
+    friction adapt to the second moments of the gradients during burn-in (Section 4). Weights and
+    biases have a normal prior of variance 1 over the inputs of their layer. The noise's variance
+    has a log-normal prior around a hundredth of the latencies' variance. Inputs and latencies are
+    standardised.
 
-    The numbers of steps and the step size are set for speed, and are not tuned.
+    The numbers of steps and the step size are set for speed and not tuned.
 
     Args:
-        hidden: width of the layers.
-        layers: number of hidden layers.
-        step_size: of the dynamics, per sample.
-        friction: share of the momentum that is lost in a step.
-        burn_in: steps before the first sample.
-        steps: in all.
-        every: steps from one sample to the next.
-        batch_size: samples of data per step.
-        seed: of the initial weights, the batches and the noise.
+        hidden: Width of the layers.
+        layers: Number of hidden layers.
+        step_size: Step size of the dynamics, per sample.
+        friction: Share of the momentum lost per step.
+        burn_in: Number of steps before the first draw.
+        steps: Total number of steps.
+        every: Number of steps between draws.
+        batch_size: Samples of data per step.
+        seed: Random seed of the initial weights, the batches and the noise.
     """
 
     knows_std = True
@@ -85,7 +85,7 @@ class BOHAMIANNPredictor(NetworkPredictor["_Tanh"]):
         return self._predict_with_std(encodings)[0]
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        # The drawn networks are the members: all read the same rows.
+        # The drawn networks are the members, with the same input for all.
         with one_thread(), torch.inference_mode():
             x = torch.from_numpy(encodings)
             parts = [
@@ -118,12 +118,12 @@ class _Tanh(Network):
         return output[..., 0]
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Negative logarithm of the likelihood."""
+        """Return the negative log likelihood."""
         log_noise = self.log_noise[..., 0]
         return (super().losses(x, y) * torch.exp(-log_noise) + log_noise) / 2
 
     def prior(self) -> Tensor:
-        """Negative logarithm of the prior, of every member, ``(members,)``."""
+        """Return the negative log prior of every member, ``(members,)``."""
         mean, sd = _NOISE_PRIOR
         total = ((self.log_noise - mean) / sd).square().flatten(1).sum(dim=1)
         for layer in (*self.layers, self.output):
@@ -134,7 +134,7 @@ class _Tanh(Network):
 
 
 def _sample(members: Sequence[BOHAMIANNPredictor], samples: Sequence[Samples]) -> None:
-    """Runs all members' chains in the same steps; leaves every member its drawn networks."""
+    """Run all members' chains in the same steps and store the drawn networks."""
     first = members[0]
     targets = [member._prepare(*part) for member, part in zip(members, samples, strict=True)]
     network = stacked([member.network_ for member in members])
@@ -165,7 +165,7 @@ def _sample(members: Sequence[BOHAMIANNPredictor], samples: Sequence[Samples]) -
         likelihood = of_batch * (w[rows] * network.losses(x[rows], y[rows])).mean(dim=1)
         (likelihood + network.prior()).sum().backward()
         if step < first.burn_in:
-            rate = 1 / (window + 1)  # as in the authors' program: at 1 nothing would be averaged
+            rate = 1 / (window + 1)  # as in the authors' program: with 1 there would be no average
             window += 1 - smooth * smooth / square * window
             smooth += rate * (gradient - smooth)
             square += rate * (gradient * gradient - square)
@@ -185,7 +185,7 @@ def _sample(members: Sequence[BOHAMIANNPredictor], samples: Sequence[Samples]) -
 
 
 def _parts(network: Network, flat: Tensor) -> list[Tensor]:
-    """``(members, parameters)`` as the network has them, sharing memory."""
+    """Return ``(members, parameters)`` as the network's parameters, in shared memory."""
     shapes = [parameter.shape[1:] for parameter in network.parameters()]
     parts = flat.split([shape.numel() for shape in shapes], dim=1)
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]

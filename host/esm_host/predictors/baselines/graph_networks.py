@@ -23,29 +23,29 @@ from esm_host.predictors.networks import (
 )
 
 _FOR_RELU = 2**0.5
-"""Gain of initial weights with which states keep their size from layer to layer (He et al.)."""
+"""Gain of initial weights that keeps the scale of states from layer to layer (He et al.)."""
 
 
 class GCNPredictor(GraphPredictor["_BothDirections"]):
     """Graph convolutions along and against the edges, then a small MLP (Wen et al. 2020).
 
-    "Neural Predictor for Neural Architecture Search": in each of three layers a node takes the
-    mean of itself and its predecessors, and that of itself and its successors, each through
-    weights and a ReLU of its own, and the mean of both is its new state. The mean over all nodes
-    goes through one hidden layer. Theirs is wider; ours is small enough to train in seconds on one
-    core.
+    "Neural Predictor for Neural Architecture Search". There are three layers. In each a node takes
+    the mean of itself and its predecessors, and that of itself and its successors. Each passes
+    through its own weights and a ReLU, and the mean of both is the new state. The mean over all
+    nodes passes through one hidden layer. The paper's network is wider; ours trains in seconds on
+    one core.
 
-    Learning rate and batches were chosen on NAS-Bench-201 latencies of 1080ti_1, of which we
-    report no figure; width and epochs so that training takes seconds. Operations stay one-hot;
+    Learning rate and batches were chosen on NAS-Bench-201 latencies of 1080ti_1, for which we
+    report no figures. Width and epochs keep the training to seconds. Operations stay one-hot;
     latencies are standardised.
 
     Args:
-        layout: of the encoding ``graph``.
-        hidden: width of a node's state.
-        layers: graph convolutions.
-        head: width of the hidden layer after them.
-        learning_rate, weight_decay, epochs, min_steps, batch_size, seed: as of
-            :class:`esm_host.predictors.mlp.MLPPredictor`.
+        layout: Layout of the encoding ``graph``.
+        hidden: Width of a node's state.
+        layers: Number of graph convolutions.
+        head: Width of the hidden layer after them.
+        learning_rate: Hyperparameter of :class:`esm_host.predictors.mlp.MLPPredictor`, as the
+            following ones.
     """
 
     def __init__(
@@ -78,24 +78,24 @@ class GCNPredictor(GraphPredictor["_BothDirections"]):
 
 
 class BONASPredictor(GraphPredictor["_GlobalNode"]):
-    """A graph network's embedding and Bayesian linear regression on it (Shi et al. 2020).
+    """Embedding of a graph network with Bayesian linear regression (Shi et al. 2020).
 
-    "Bridging the Gap between Sample-based and One-shot Neural Architecture Search with BONAS":
-    graph convolutions as Kipf and Welling's, which follow edges in both directions alike, over the
-    blocks and one more, global node that is joined to all; its last state is the embedding. It is
-    trained with a linear output; then a Bayesian linear
-    regression takes that output's place, which gives the uncertainty as well. There, the output
-    is a sigmoid's and samples of high accuracy weigh more; latencies have no upper end and ours
-    count alike, so here the output is linear and the loss squared error.
+    "Bridging the Gap between Sample-based and One-shot Neural Architecture Search with BONAS". The
+    graph convolutions are those of Kipf and Welling, which ignore the direction of edges. A global
+    node is joined to all blocks; its last state is the embedding. The network is trained with a
+    linear output. A Bayesian linear regression then replaces this output, which gives the
+    uncertainty, too. The paper has a sigmoid output and larger weights for samples of high
+    accuracy. Latencies have no upper end, so here the output is linear, the loss squared and the
+    weights equal.
 
     Hyperparameters were chosen as those of :class:`GCNPredictor`.
 
     Args:
-        layout: of the encoding ``graph``.
-        hidden: width of a node's state, the embedding's length.
-        layers: graph convolutions.
-        learning_rate, weight_decay, epochs, min_steps, batch_size, seed: as of
-            :class:`esm_host.predictors.mlp.MLPPredictor`.
+        layout: Layout of the encoding ``graph``.
+        hidden: Width of a node's state, and of the embedding.
+        layers: Number of graph convolutions.
+        learning_rate: Hyperparameter of :class:`esm_host.predictors.mlp.MLPPredictor`, as the
+            following ones.
     """
 
     knows_std = True
@@ -152,7 +152,7 @@ class _BothDirections(Network):
         super().__init__()
         self.columns = columns
         widths = [columns.operations, *[hidden] * layers]
-        # Both directions' weights lie side by side: one product instead of two.
+        # The weights of both directions are joined: one product instead of two.
         self.convolutions = nn.ModuleList(
             Linears(width, 2 * hidden, _FOR_RELU) for width in widths[:-1]
         )
@@ -161,7 +161,7 @@ class _BothDirections(Network):
     def forward(self, x: Tensor) -> Tensor:
         state = self.columns.operations_of(x)
         adjacency = self.columns.adjacency_of(x)
-        # (members, n, directions, nodes, nodes); a half, so that a sum is the mean of directions.
+        # (members, n, directions, nodes, nodes), halved so that the sum is the mean.
         neighbours = _mean_of_neighbours(torch.stack([adjacency.mT, adjacency], dim=2)) / 2
         for convolution in self.convolutions:
             directed = convolution(state).unflatten(-1, (2, -1)).transpose(2, 3)
@@ -174,7 +174,7 @@ class _GlobalNode(Network):
     def __init__(self, columns: GraphColumns, hidden: int, layers: int) -> None:
         super().__init__()
         self.columns = columns
-        # One more operation: that of the global node.
+        # The global node has an operation of its own.
         widths = [columns.operations + 1, *[hidden] * layers]
         self.convolutions = nn.ModuleList(
             Linears(width, hidden, _FOR_RELU) for width in widths[:-1]
@@ -182,7 +182,7 @@ class _GlobalNode(Network):
         self.output = Linears(hidden, 1)
 
     def embed(self, x: Tensor) -> Tensor:
-        """``(members, n, d)`` -> ``(members, n, hidden)``."""
+        """Convert ``(members, n, d)`` to embeddings ``(members, n, hidden)``."""
         state = nn.functional.pad(self.columns.operations_of(x), (0, 1, 0, 1))
         state[..., -1, -1] = 1
         adjacency = nn.functional.pad(self.columns.adjacency_of(x), (0, 1, 0, 1))
@@ -198,13 +198,13 @@ class _GlobalNode(Network):
 
 
 def _mean_of_neighbours(adjacency: Tensor) -> Tensor:
-    """Row by row, the mean of a node itself and where its edges lead."""
+    """Return the matrix that averages a node with its successors."""
     edges = adjacency + torch.eye(adjacency.shape[-1])
     return edges / edges.sum(dim=-1, keepdim=True)
 
 
 def _normalised(adjacency: Tensor) -> Tensor:
-    """Edges in both directions and from nodes to themselves, over the root of both degrees."""
+    """Return undirected edges and self-loops, divided by the root of both degrees."""
     edges = adjacency + adjacency.mT + torch.eye(adjacency.shape[-1])
     scale = edges.sum(dim=-1).rsqrt()
     return edges * scale[..., None] * scale[..., None, :]

@@ -1,5 +1,4 @@
-"""The kernel methods of the predictor study that scikit-learn has: support vectors, Gaussian
-process."""
+"""Kernel methods of the predictor study in scikit-learn: support vectors and Gaussian process."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ from esm_host.predictors.standard import StandardPredictor
 class SVRPredictor(StandardPredictor):
     """Support vector regression with a Gaussian kernel (Cortes and Vapnik 1995).
 
-    Chosen as :class:`StandardPredictor` says, from a grid of penalties 1 to 100, widths 0.01 and
-    0.05, and gamma 0.01 to 1.
+    Hyperparameters were chosen as for :class:`StandardPredictor`. The grid had penalties 1 to 100,
+    widths 0.01 and 0.05, and gamma 0.01 to 1.
 
     Args:
-        penalty: of errors (``C``), in standard deviations of the latency.
-        width: of the tube in which errors cost nothing (``epsilon``), likewise.
-        gamma: of the kernel, times the number of columns.
+        penalty: Penalty of errors (``C``), in standard deviations of the latency.
+        width: Width of the tube in which errors cost nothing (``epsilon``), in the same unit.
+        gamma: Parameter of the kernel, times the number of columns.
     """
 
     def __init__(self, penalty: float = 30.0, width: float = 0.05, gamma: float = 0.03) -> None:
@@ -42,16 +41,16 @@ class SVRPredictor(StandardPredictor):
 
 
 class GPPredictor(StandardPredictor):
-    """Exact Gaussian process (Rasmussen 2003), Matérn kernel (5/2) and noise.
+    """Exact Gaussian process (Rasmussen 2003) with a Matérn kernel (5/2) and noise.
 
-    One length for all columns: the evidence decides on it, the variance and the noise, in every
-    fit. A sample of weight w has the noise's variance over w. The standard deviation is that of a
-    measurement, the noise included. Chosen as :class:`StandardPredictor` says: smoothness 3/2 and
-    the Gaussian kernel differ little from 5/2.
+    All columns share one length scale. Every fit maximises the evidence for length, variance and
+    noise. A sample of weight w has the noise's variance over w. The standard deviation is that of a
+    measurement, noise included. The kernel was chosen as for :class:`StandardPredictor`: smoothness
+    3/2 and the Gaussian kernel differ little.
 
     Args:
-        most: samples, drawn at random, on which the evidence is maximised; all are used then.
-        seed: of that draw.
+        most: Largest number of random samples for the evidence; the fit uses all.
+        seed: Random seed of their choice.
     """
 
     knows_std = True
@@ -67,7 +66,7 @@ class GPPredictor(StandardPredictor):
             length, (0.1 * length, 1000 * length), nu=2.5
         ) + WhiteKernel(0.1, (1e-6, 10))
         with warnings.catch_warnings():
-            # At a bound: nothing varies, or there is no noise.
+            # A parameter is at its bound if nothing varies or there is no noise.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = GaussianProcessRegressor(kernel).fit(x[some], y[some]).kernel_
         self.noise_ = float(fitted.k2.noise_level)

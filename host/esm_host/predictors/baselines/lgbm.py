@@ -1,4 +1,4 @@
-"""The predictor study's LightGBM (Ke et al. 2017)."""
+"""LightGBM of the predictor study (Ke et al. 2017)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from esm_host.predictors.standard import StandardPredictor
 
 
 class LightGBMPredictor(StandardPredictor):
-    """Boosted trees of 8 leaves, each from half of the columns.
+    """Boosted trees of 8 leaves, each on half of the columns.
 
-    A leaf holds :func:`leaf_size` samples: the library's own 20 would leave nothing but the mean
-    of fewer than 40. Chosen as :class:`StandardPredictor` says: more leaves do worse.
+    A leaf holds :func:`leaf_size` samples. With the library's default of 20, fewer than 40 samples
+    would give only the mean. Hyperparameters were chosen as for :class:`StandardPredictor`: more
+    leaves are worse.
 
     Args:
-        trees: number of trees.
-        leaves: of a tree, at most.
-        learning_rate: by which each tree's part shrinks.
-        seed: of the columns drawn.
+        trees: Number of trees.
+        leaves: Largest number of leaves of a tree.
+        learning_rate: Factor of each tree.
+        seed: Random seed of the columns.
     """
 
     def __init__(

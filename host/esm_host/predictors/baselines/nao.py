@@ -1,4 +1,4 @@
-"""NAO: a sequence of operations is encoded, its latency predicted, and the sequence decoded."""
+"""NAO: an autoencoder of operation sequences with a latency head."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from esm_host.predictors.networks import GraphColumns, GraphPredictor, Linears, 
 class NAOPredictor(GraphPredictor["_Autoencoder"]):
     """Encoder, predictor and decoder, trained together (Luo et al. 2018).
 
-    "Neural Architecture Optimization": an LSTM reads the operations one by one; its states,
-    scaled to length 1, and their mean are the embedding, from which a small MLP predicts. A second
-    LSTM begins with the embedding and reads the operations before; with attention to the
-    encoder's states it must name the next. The loss is ``trade_off`` times the squared error plus
-    the rest times the decoder's cross-entropy. The sequence here is the nodes of the encoding
-    ``graph`` between input and output, in its order: it need not follow the edges.
+    "Neural Architecture Optimization": an LSTM reads the operations one by one. Its states, scaled
+    to length 1, and their mean are the embedding. A small MLP predicts from the embedding. A second
+    LSTM starts from the embedding and reads the previous operations. With attention to the
+    encoder's states it predicts the next one. The loss is ``trade_off`` times the squared error
+    plus the rest times the decoder's cross-entropy. The sequence is the nodes of the encoding
+    ``graph`` between input and output, in its order. It need not follow the edges.
 
-    Hyperparameters are set for speed, and are not tuned.
+    Hyperparameters are set for speed and not tuned.
 
     Args:
-        layout: of the encoding ``graph``.
-        hidden: width of the states of both LSTMs.
-        head: width of the latency head's hidden layer.
-        trade_off: share of the squared error in the loss.
-        learning_rate, weight_decay, epochs, min_steps, batch_size, seed: as of
-            :class:`esm_host.predictors.mlp.MLPPredictor`.
+        layout: Layout of the encoding ``graph``.
+        hidden: Width of the states of both LSTMs.
+        head: Width of the hidden layer of the latency head.
+        trade_off: Share of the squared error in the loss.
+        learning_rate: Hyperparameter of :class:`esm_host.predictors.mlp.MLPPredictor`, as the
+            following ones.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class NAOPredictor(GraphPredictor["_Autoencoder"]):
 
 
 class _LSTM(nn.Module):
-    """Long short-term memory of every member: torch's has no axis for them."""
+    """Long short-term memory for every member; torch's has no axis for members."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -71,7 +71,12 @@ class _LSTM(nn.Module):
         self.of_state = Linears(hidden, 4 * hidden)
 
     def forward(self, sequence: Tensor, state: Tensor) -> Tensor:
-        """``(members, n, steps, inputs)`` and ``(members, n, hidden)`` -> all later states."""
+        """Return the states after each step, ``(members, n, steps, hidden)``.
+
+        Args:
+            sequence: Inputs, ``(members, n, steps, inputs)``.
+            state: Initial state, ``(members, n, hidden)``.
+        """
         cell, states = state, []
         gates_of_input = self.of_input(sequence)
         for step in range(sequence.shape[2]):
@@ -103,19 +108,19 @@ class _Autoencoder(Network):
         states, embedding = self.encode(sequence)
         error = self._latency(embedding) - y
         logits = self.decode(sequence, states, embedding)
-        # Column by column: what is one-hot here has several groups, and nodes may be absent.
+        # Binary per column, as there are several one-hot groups and nodes may be absent.
         entropy = nn.functional.binary_cross_entropy_with_logits(logits, sequence, reduction="none")
         reconstruction = entropy.sum(dim=-1).mean(dim=-1)
         return self.trade_off * error * error + (1 - self.trade_off) * reconstruction
 
     def encode(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
-        """States ``(members, n, steps, hidden)`` and embeddings ``(members, n, hidden)``."""
+        """Return states ``(members, n, steps, hidden)`` and embeddings ``(members, n, hidden)``."""
         begin = sequence.new_zeros(*sequence.shape[:2], self.hidden)
         states = nn.functional.normalize(self.encoder(sequence, begin), dim=-1)
         return states, nn.functional.normalize(states.mean(dim=2), dim=-1)
 
     def decode(self, sequence: Tensor, states: Tensor, embedding: Tensor) -> Tensor:
-        """What each operation would be, from those before it: ``(members, n, steps, ...)``."""
+        """Return logits of each operation from the previous ones, ``(members, n, steps, ...)``."""
         before = nn.functional.pad(sequence[:, :, :-1], (0, 0, 1, 0))
         decoded = self.decoder(before, embedding)
         attention = torch.softmax(decoded @ states.mT, dim=-1)

@@ -1,4 +1,4 @@
-"""The predictor study's NGBoost (Duan et al. 2020)."""
+"""NGBoost of the predictor study (Duan et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from esm_host.predictors.standard import StandardPredictor
 class NGBoostPredictor(StandardPredictor):
     """Boosted trees for mean and spread of a normal distribution, by natural gradients.
 
-    Depth and leaves are XGBoost's; a third of the columns per tree and the number of trees keep a
-    fit to seconds. The standard deviation is that of a measurement.
+    Depth and leaves are those of XGBoost. A third of the columns per tree and the number of trees
+    keep a fit to seconds. The standard deviation is that of a measurement.
 
     Args:
-        trees: for each of the two.
-        depth: of a tree.
-        learning_rate: by which each tree's part shrinks.
-        seed: of the columns drawn.
+        trees: Number of trees for each of mean and spread.
+        depth: Depth of a tree.
+        learning_rate: Factor of each tree.
+        seed: Random seed of the columns.
     """
 
     knows_std = True
@@ -35,7 +35,7 @@ class NGBoostPredictor(StandardPredictor):
         self.seed = seed
 
     def _learn(self, x: Floats, y: Floats, weights: Floats) -> None:
-        # A normal distribution cannot be fitted to what does not vary.
+        # A normal distribution cannot be fitted to constant latencies.
         self.model_ = None if np.ptp(y) == 0 else self._model(len(x)).fit(x, y, weights)
 
     def _model(self, samples: int) -> NGBRegressor:

@@ -1,4 +1,4 @@
-"""The predictor study's sparse Gaussian process, with GPyTorch."""
+"""Sparse Gaussian process of the predictor study, with GPyTorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Model(gpytorch.models.ExactGP):  # type: ignore[misc]  # without types
         super().__init__(x, y, likelihood)
         self.mean_module = ConstantMean()
         kernel = ScaleKernel(RBFKernel())
-        # Latency is nearly additive: where the way to lengths that fit begins matters.
+        # Latency is nearly additive: the fit needs long initial length scales.
         kernel.base_kernel.lengthscale = 3 * x.shape[1] ** 0.5
         kernel.outputscale = 10
         self.covar_module = InducingPointKernel(kernel, inducing, likelihood)
@@ -37,18 +37,17 @@ class _Model(gpytorch.models.ExactGP):  # type: ignore[misc]  # without types
 
 
 class SparseGPPredictor(StandardPredictor):
-    """Gaussian process that sees all samples through a few inducing points (Titsias 2009).
+    """Gaussian process on a few inducing points (Titsias 2009).
 
-    Candela and Rasmussen (2005), whom the study cites, unify such approximations. Gaussian kernel
-    of one length for all columns; lengths, variances and the points themselves maximise the
-    bound of the evidence, by Adam. The standard deviation is that of a measurement, the noise
-    included.
+    The study cites Candela and Rasmussen (2005), who unify such approximations. The kernel is
+    Gaussian with one length scale. Adam maximises the bound of the evidence for length, variances
+    and points. The standard deviation is that of a measurement, noise included.
 
     Args:
-        inducing: points at most, samples at first.
-        steps: of Adam.
-        learning_rate: of Adam.
-        seed: of the choice of points.
+        inducing: Largest number of inducing points, which begin at samples.
+        steps: Number of steps of Adam.
+        learning_rate: Learning rate of Adam.
+        seed: Random seed of the choice of points.
     """
 
     knows_std = True

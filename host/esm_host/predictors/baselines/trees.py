@@ -1,4 +1,4 @@
-"""The predictor study's random forest; the boosted trees, each a library of its own, are beside."""
+"""Random forest of the predictor study."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from esm_host.predictors.standard import StandardPredictor
 
 
 def leaf_size(samples: int) -> int:
-    """Of boosted trees, the samples that a leaf holds at least: a tenth, from 1 to 10."""
+    """Return the smallest number of samples per leaf of boosted trees: a tenth, from 1 to 10."""
     return min(max(samples // 10, 1), 10)
 
 
 class ForestPredictor(StandardPredictor):
-    """Random forest: mean of trees grown to the end, each split from a third of the columns.
+    """Random forest: mean of fully grown trees, each split on a third of the columns.
 
-    The standard deviation is that among the trees. Chosen as :class:`StandardPredictor` says: all
-    columns, or two samples per leaf, are no better.
+    The standard deviation is the spread of the trees. Hyperparameters were chosen as for
+    :class:`StandardPredictor`: all columns, or two samples per leaf, are no better.
 
     Args:
-        trees: number of trees.
-        share: of the columns that a split may use.
-        seed: of the samples and columns drawn.
+        trees: Number of trees.
+        share: Share of the columns per split.
+        seed: Random seed of the samples and columns.
     """
 
     knows_std = True
@@ -45,5 +45,5 @@ class ForestPredictor(StandardPredictor):
 
     def _recall_with_std(self, x: Floats) -> tuple[Floats, Floats]:
         each = np.array([tree.predict(x) for tree in self.model_.estimators_])
-        # Trees may all say the same; nothing is known that well.
+        # Trees may all agree, which is no certainty.
         return self._recall(x), np.maximum(each.std(axis=0), 1e-3)

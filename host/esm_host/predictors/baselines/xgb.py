@@ -1,4 +1,4 @@
-"""The predictor study's XGBoost (Chen and Guestrin 2016)."""
+"""XGBoost of the predictor study (Chen and Guestrin 2016)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from esm_host.predictors.standard import StandardPredictor
 
 
 class XGBoostPredictor(StandardPredictor):
-    """Boosted trees of depth 3, each from half of the columns and four fifths of the samples.
+    """Boosted trees of depth 3, each on half of the columns and four fifths of the samples.
 
-    Chosen as :class:`StandardPredictor` says: latency is nearly additive, so deeper trees and
-    leaves smaller than :func:`leaf_size` do worse.
+    Hyperparameters were chosen as for :class:`StandardPredictor`. Latency is nearly additive, so
+    deeper trees and leaves smaller than :func:`leaf_size` are worse.
 
     Args:
-        trees: number of trees.
-        depth: of a tree.
-        learning_rate: by which each tree's part shrinks.
-        seed: of the samples and columns drawn.
+        trees: Number of trees.
+        depth: Depth of a tree.
+        learning_rate: Factor of each tree.
+        seed: Random seed of the samples and columns.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Arch2Vec: architectures as what an autoencoder of graphs makes of them."""
+"""Arch2Vec: encoding by an autoencoder of graphs."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _LARGEST_GRADIENT = 5.0
 
 
 class Arch2VecEncoder(LearnedEncoder):
-    """A variational graph isomorphism autoencoder's latent vector (Yan et al. 2020).
+    """Latent vector of a variational graph isomorphism autoencoder (Yan et al. 2020).
 
     "Does Unsupervised Architecture Representation Learning Help Neural Architecture Search?" Four
-    layers of a graph isomorphism network, along and against the edges, lead to a normal
-    distribution per node; from a draw of each node the decoder rebuilds its operation, by a linear
-    layer and a softmax, and the edges, by the products of nodes; the Kullback-Leibler divergence
-    to the standard normal is beside them. An architecture's vector is the mean of its nodes'
-    means. Sizes, rates and the weight of the divergence (one over the number of nodes in a batch)
-    are those of the authors' code, but for the dimension, 16 there, which is that of NASFLAT
-    (Akhauri and Abdelfattah 2024, Section 4.3).
+    layers of a graph isomorphism network, along and against the edges, give a normal distribution
+    per node. The decoder takes a draw of each node. It reconstructs the operation by a linear layer
+    and a softmax, and the edges by products of nodes. The loss adds the Kullback-Leibler divergence
+    to the standard normal. The vector of an architecture is the mean of its nodes' means. Sizes,
+    rates and the weight of the divergence (one over the number of nodes in a batch) are those of
+    the authors' code. The dimension, 16 there, is that of NASFLAT (Akhauri and Abdelfattah 2024,
+    Section 4.3).
 
-    Where this differs: An operation counts by its cross-entropy, not entry by entry, with which
-    5,000 architectures of FBNet taught it edges but no operations. What else the graph says of a
-    node (unit, resolution) is rebuilt as well. Where blocks are absent, what is missing counts as
-    zeros.
+    Differences: The loss of an operation is its cross-entropy, not a loss per entry. With the
+    latter, 5,000 architectures of FBNet taught the network edges but no operations. The other
+    features of a node (unit, resolution) are reconstructed, too. Absent blocks count as zeros.
 
     Args:
-        dimension: of the vectors.
-        samples: architectures that are drawn, unless some are given.
-        hidden: width of a node's state.
-        layers: of the graph isomorphism network.
-        dropout: share of latent entries that the decoder does not see.
-        epochs: passes over the architectures.
-        batch_size: architectures per step.
-        learning_rate: of Adam.
-        seed: of the drawn architectures, the initial weights, batches and draws.
+        space: Search space.
+        dimension: Length of the vectors.
+        samples: Number of architectures drawn, if none are given.
+        hidden: Width of a node's state.
+        layers: Layers of the graph isomorphism network.
+        dropout: Share of latent entries hidden from the decoder.
+        epochs: Number of epochs.
+        batch_size: Architectures per step.
+        learning_rate: Learning rate of Adam.
+        seed: Random seed of architectures, initial weights, batches and draws.
     """
 
     name = "arch2vec"
@@ -118,7 +118,7 @@ class _Autoencoder(nn.Module):
         self.rebuilt = nn.Linear(dimension, features)
 
     def encode(self, graphs: Graphs) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of standard deviations, ``(n, nodes, dimension)``."""
+        """Return means and logarithms of standard deviations, ``(n, nodes, dimension)`` each."""
         neighbours = graphs.adjacency + graphs.adjacency.mT
         state = graphs.operations
         for own, layer in zip(self.own, self.layers, strict=True):
@@ -127,7 +127,7 @@ class _Autoencoder(nn.Module):
         return self.mean(state), self.log_sd(state)
 
     def forward(self, graphs: Graphs) -> Tensor:
-        """The loss."""
+        """Return the loss."""
         mean, log_sd = self.encode(graphs)
         latent = self.dropout(mean + log_sd.exp() * torch.randn_like(mean))
         rebuilt, truth, present = self.rebuilt(latent), graphs.operations, graphs.present
@@ -135,7 +135,7 @@ class _Autoencoder(nn.Module):
             rebuilt[present][:, : self.operations],
             truth[present][:, : self.operations].argmax(dim=-1),
         )
-        # Edges lead from a node to a later one: the other half is known.
+        # Edges lead from a node to a later one: the other half is zero.
         later = torch.ones_like(graphs.adjacency[0]).triu(1).bool()
         edges = _entries((latent @ latent.mT)[:, later], graphs.adjacency[:, later])
         divergence = 0.5 * (mean**2 + (2 * log_sd).exp() - 1 - 2 * log_sd).sum(dim=-1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.predictors import load_class
+from esm_host.plugins import load_class
 from esm_host.research.encodings.zero_cost import AnalyticProxies, Concatenated, Supplement
 from esm_host.transfer import encoding_names
 from esm_models.space import SearchSpace

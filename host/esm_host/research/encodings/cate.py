@@ -1,4 +1,4 @@
-"""CATE: architectures as a transformer reads them that compared those of like computation."""
+"""CATE: encoding by a transformer trained on pairs of architectures of similar FLOPs."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from esm_models.space import Codes, SearchSpace
 
 _CORRUPTED = 0.2
 _MASKED = 0.8
-"""Of the corrupted operations; the others become any operation."""
+"""Share of the corrupted operations that are masked; the others become a random operation."""
 _SMOOTHING = 0.1
 _WEIGHT_DECAY = 0.01
 _WARM_UP = 100
 
 
 class CATEEncoder(LearnedEncoder):
-    """A transformer's state at the output node (Yan et al. 2021).
+    """State of a transformer at the output node (Yan et al. 2021).
 
     "CATE: Computation-aware Neural Architecture Encoding with Transformers". Two architectures of
-    about the same FLOPs go through a transformer in which a node attends to what leads to it, then
-    together through one in which every node attends to all of both; in the end, operations that
-    were hidden are to be named. A fifth of the operations is corrupted, most by a mask, and labels
-    are smoothed, as in the authors' code, whose width of 64, heads and rates these are, too. An
-    architecture's vector comes from the first transformer.
+    similar FLOPs pass through a transformer in which a node attends to its predecessors. Together
+    they pass through a second one, in which every node attends to all of both. The task is to
+    predict corrupted operations. A fifth of the operations is corrupted, most by a mask, and labels
+    are smoothed. These figures, the width of 64, the heads and the rates are those of the authors'
+    code. The vector of an architecture comes from the first transformer.
 
-    Where this differs: It is smaller, 3 and 2 layers instead of 12 and 24, and learns from 5,000
-    drawn architectures, to be ready in minutes on one core. A node also knows what else the graph
-    says of it (unit, resolution), and attends to itself. Partners are alike by a share of their
-    FLOPs rather than by a number of them, since spaces differ.
+    Differences: The network is smaller, 3 and 2 layers instead of 12 and 24. It is trained on 5,000
+    random architectures, in minutes on one core. A node also has the other features of the graph
+    (unit, resolution), and attends to itself. Partners are similar by a share of their FLOPs
+    instead of a fixed difference, as spaces differ.
 
     Args:
-        dimension: of the vectors; a multiple of ``heads``.
-        samples: architectures that are drawn, unless some are given.
-        layers: of the transformer that reads one architecture.
-        pair_layers: of that which reads two.
-        heads: of attention.
-        partners: of each architecture.
-        alike: how much less FLOPs a partner may have, as a share.
-        epochs: passes over the pairs.
-        batch_size: pairs per step.
-        learning_rate: of AdamW; it grows for 100 steps, then falls to zero along a line.
-        seed: of the drawn architectures, partners, initial weights, batches and corruption.
+        space: Search space.
+        dimension: Length of the vectors; a multiple of ``heads``.
+        samples: Number of architectures drawn, if none are given.
+        layers: Layers of the transformer of one architecture.
+        pair_layers: Layers of the transformer of two architectures.
+        heads: Number of attention heads.
+        partners: Number of partners of each architecture.
+        alike: Largest difference of a partner's FLOPs, as a share.
+        epochs: Number of epochs over the pairs.
+        batch_size: Pairs per step.
+        learning_rate: Largest learning rate of AdamW. It rises for 100 steps, then falls linearly
+            to zero.
+        seed: Random seed of architectures, partners, initial weights, batches and corruption.
     """
 
     name = "cate"
@@ -99,21 +101,21 @@ class CATEEncoder(LearnedEncoder):
             ),
         )
         for (rows,) in batches([len(pairs)], [self.seed], self.batch_size, self.epochs):
-            both = graphs[pairs[rows].flatten()]  # pairs lie side by side
+            both = graphs[pairs[rows].flatten()]  # partners are neighbours
             optimizer.zero_grad()
             network(both).backward()
             optimizer.step()
             schedule.step()
 
     def _pairs(self, codes: Codes) -> NDArray[np.int64]:
-        """Rows of partners, ``(pairs, 2)``."""
+        """Return the rows of partners, ``(pairs, 2)``."""
         costs = CostEncoder(self.space)
         written = "written." * self.space.prunes
         column = costs.columns.index(f"{written}all.mflops")
         mflops = costs.encode_codes(codes)[:, column].astype(np.float64)
         order = np.argsort(mflops, kind="stable")
         place = np.repeat(np.arange(len(order)), self.partners)
-        # Of those before it in order; from where FLOPs are within the share.
+        # Partners are among those before it in order whose FLOPs are within the share.
         first = np.searchsorted(mflops[order], mflops[order][place] * (1 - self.alike))
         chance = np.random.default_rng(self.seed).random(len(place))
         other = first + np.floor(chance * (place - first)).astype(np.int64)
@@ -153,7 +155,7 @@ class _Pairwise(nn.Module):
         )
 
     def read(self, graphs: Graphs, operations: Tensor, masked: Tensor | None) -> Tensor:
-        """States, ``(n, nodes, dimension)``; of nodes that are ``masked`` without operation."""
+        """Return states, ``(n, nodes, dimension)``; nodes that are ``masked`` have no operation."""
         state = self.embedding(operations)
         if masked is not None:
             state = state + masked[..., None] * self.mask
@@ -164,7 +166,7 @@ class _Pairwise(nn.Module):
         return normed
 
     def forward(self, graphs: Graphs) -> Tensor:
-        """The loss; graphs 2 i and 2 i + 1 are a pair."""
+        """Return the loss; graphs 2 i and 2 i + 1 are a pair."""
         present = graphs.present
         corrupted = (torch.rand(present.shape) < _CORRUPTED) & present
         masked = corrupted & (torch.rand(present.shape) < _MASKED)
@@ -184,7 +186,7 @@ class _Pairwise(nn.Module):
             state = block(state, may_attend)
         named: Tensor = self.name(self.pair_norm(state)).view(*present.shape, -1)
         if not corrupted.any():
-            return named.sum() * 0  # nothing is hidden
+            return named.sum() * 0  # nothing is corrupted
         loss: Tensor = nn.functional.cross_entropy(
             named[corrupted], operation[corrupted].argmax(dim=-1), label_smoothing=_SMOOTHING
         )
@@ -192,7 +194,7 @@ class _Pairwise(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, then a layer for each node, both beside what goes past them."""
+    """Attention, then a layer per node, both with a residual connection."""
 
     def __init__(self, dimension: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -209,7 +211,12 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, state: Tensor, may_attend: Tensor) -> Tensor:
-        """``(n, nodes, dimension)`` and ``(n, 1, nodes or 1, nodes)``."""
+        """Return new states, ``(n, nodes, dimension)``.
+
+        Args:
+            state: States, ``(n, nodes, dimension)``.
+            may_attend: Attention mask, ``(n, 1, nodes or 1, nodes)``.
+        """
         heads = self.wanted(self.before(state)).unflatten(-1, (3, self.heads, -1))
         query, key, value = heads.movedim(2, 0).transpose(2, 3)
         found = nn.functional.scaled_dot_product_attention(query, key, value, may_attend)
@@ -219,7 +226,7 @@ class _Block(nn.Module):
 
 
 def _leads_to(adjacency: Tensor) -> Tensor:
-    """Whether there is a way from row to column, of nodes to themselves too, ``(n, N, N)``."""
+    """Return whether there is a path from row to column, or both are one node, ``(n, N, N)``."""
     nodes = adjacency.shape[-1]
     ways = adjacency + torch.eye(nodes)
     length = 1

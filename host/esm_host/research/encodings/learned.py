@@ -1,4 +1,4 @@
-"""Encodings that a network learns from architectures alone, before any is measured."""
+"""Base class of encodings that a network learns from architectures without latencies."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from esm_host.research.transfer.weights import load_weights, weights
 from esm_host.sampling.base import draw_options
 from esm_models.space import Codes, SearchSpace
 
-_ROWS = 1024  # graphs encoded at once
+_ROWS = 1024  # graphs per step
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """Of ``n`` architectures, as :class:`esm_host.encoding.graphs.GraphEncoder` has them.
+    """Graphs of ``n`` architectures, as of :class:`esm_host.encoding.graphs.GraphEncoder`.
 
     Attributes:
-        operations: ``(n, nodes, features)``; the first features are one-hot operations, those of
-            input and output the last of them, then comes what else is known of a node.
-        adjacency: ``(n, nodes, nodes)``, 1 from row to column.
+        operations: Features of the nodes, ``(n, nodes, features)``. The first are one-hot
+            operations, ending with those of input and output.
+        adjacency: Edges from row to column, ``(n, nodes, nodes)``.
     """
 
     operations: Tensor
@@ -47,15 +47,15 @@ class Graphs:
 
     @property
     def present(self) -> Tensor:
-        """Which nodes are there, ``(n, nodes)``."""
+        """Which nodes are present, ``(n, nodes)``."""
         return self.operations.any(dim=-1)
 
 
 class LearnedEncoder(Encoder):
-    """Vectors from a network's middle. Learns with :meth:`fit`, or from a file with :meth:`load`.
+    """Hidden vector of a network, trained by :meth:`fit` or read by :meth:`load`.
 
-    Of any search space, by its graphs. Subclasses have the hyperparameters ``dimension``,
-    ``samples`` and ``seed``, and keep all under the names that their constructors have.
+    It suits any search space. Subclasses have the hyperparameters ``dimension``, ``samples`` and
+    ``seed``, and keep all arguments under their names.
     """
 
     with_resolution = False
@@ -72,26 +72,28 @@ class LearnedEncoder(Encoder):
 
     @abstractmethod
     def _network(self, nodes: int, features: int, operations: int) -> nn.Module:
-        """Draws the network."""
+        """Draw the network."""
 
     @abstractmethod
     def _train(self, network: nn.Module, graphs: Graphs, codes: Codes) -> None: ...
 
     @abstractmethod
     def _vectors(self, network: nn.Module, graphs: Graphs) -> Tensor:
-        """``(n, dimension)``."""
+        """Return the vectors, ``(n, dimension)``."""
 
     def _settings(self) -> dict[str, Any]:
-        """Arguments of the constructor, but for the space."""
+        """Return the arguments of the constructor, without the space."""
         names = list(inspect.signature(type(self)).parameters)
         return {name: getattr(self, name) for name in names[1:]}
 
     def fit(self, codes: Codes | None = None) -> Self:
-        """Learns from architectures: those given or ``samples`` drawn from the space, every choice
-        uniform.
+        """Train the network on architectures.
+
+        Args:
+            codes: Architectures; None draws ``samples`` from the space, with every choice uniform.
 
         Raises:
-            ValueError: the codes have another space's shape, or there are none.
+            ValueError: the codes are of another space, or there are none.
         """
         if codes is None:
             rng = np.random.default_rng(self.seed)
@@ -111,20 +113,20 @@ class LearnedEncoder(Encoder):
         """Return the network's weights by name, for :meth:`restore`.
 
         Raises:
-            ValueError: nothing was learned yet.
+            ValueError: the network is not trained.
         """
         return weights(self._learned(), self.name)
 
     def restore(self, trained: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Take weights that :meth:`trained` gave, in place of learning."""
+        """Take weights from :meth:`trained` instead of training."""
         self.network_ = load_weights(self._new(), trained, self.name).eval()
         return self
 
     def save(self, path: Path) -> None:
-        """Writes what was learned, as arrays of numpy's.
+        """Write the settings and the weights as a NumPy archive.
 
         Raises:
-            ValueError: nothing was learned yet.
+            ValueError: the network is not trained.
         """
         about = {
             "encoding": self.name,
@@ -138,7 +140,7 @@ class LearnedEncoder(Encoder):
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace) -> Self:
-        """Reads what :meth:`save` wrote; runs no code that the file may bring.
+        """Read the file that :meth:`save` writes, without pickled objects.
 
         Raises:
             UsageError: there is no such file, or it is of another encoding or space.
@@ -155,7 +157,7 @@ class LearnedEncoder(Encoder):
             kind, settings, given = about["encoding"], about["settings"], about["space"]
         except FileNotFoundError as error:
             raise UsageError(f"there is no {path}") from error
-        except Exception as error:  # numpy, zipfile and json have many
+        except Exception as error:  # numpy, zipfile and json raise many classes
             raise DatasetError(f"{path} is no learned encoding, or damaged") from error
         if kind != cls.name:
             raise UsageError(f"{path} is of encoding {kind}, not {cls.name}")
@@ -176,9 +178,7 @@ class LearnedEncoder(Encoder):
 
     def _learned(self) -> nn.Module:
         if self.network_ is None:
-            raise ValueError(
-                f"encoding {self.name} has learned nothing yet: call fit or load first"
-            )
+            raise ValueError(f"encoding {self.name} is not trained yet: call fit or load first")
         return self.network_
 
     def _columns(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is known of networks before any is trained or measured: zero-cost proxies."""
+"""Zero-cost proxies: properties of networks without training or measurement."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ Floats = NDArray[np.float64]
 
 _PREFIX = "zc_"
 _LOGARITHMIC = ("fisher", "flops", "grad_norm", "params", "snip", "synflow")
-"""Of which the authors of NASFLAT take the logarithm of one plus the value."""
+"""Proxies of which the authors of NASFLAT take the logarithm of one plus the value."""
 
 
 class Supplement(Protocol):
-    """Encodes architectures, as an :class:`esm_host.encoding.base.Encoder` does."""
+    """Function from architectures to vectors, as of :class:`esm_host.encoding.base.Encoder`."""
 
     def encode_codes(self, codes: Codes) -> NDArray[np.floating]:
-        """``(n, *space.code_shape)`` -> ``(n, d)``."""
+        """Convert ``(n, *space.code_shape)`` to ``(n, d)``."""
         ...
 
 
 class ProxyTable:
-    """Proxies that others computed, looked up by architecture.
+    """Zero-cost proxies read from a table.
 
-    Each is from 0 to 1 over the table, after a logarithm if it spans many orders of magnitude or
-    is a count: as NASFLAT's authors prepare theirs, but for GRASP, which they standardise.
+    Each is scaled to 0 to 1 over the table. A proxy that is a count or spans many orders of
+    magnitude is first replaced by its logarithm. So do the authors of NASFLAT, except that they
+    standardise GRASP.
 
     Args:
-        codes: ``(n, *space.code_shape)``.
-        values: raw proxies, ``(n, d)``.
-        names: of the proxies, ``d``; which are logarithmic depends on them.
+        space: Search space.
+        codes: Architectures, ``(n, *space.code_shape)``.
+        values: Raw proxies, ``(n, d)``.
+        names: Names of the ``d`` proxies, which determine the logarithmic ones.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class ProxyTable:
         if raw.shape != (len(codes), len(names)) or not len(codes):
             raise ValueError(f"{raw.shape} values of {len(names)} proxies, {len(codes)} codes")
         if not np.isfinite(raw).all():
-            raise ValueError("proxies must be finite: drop what was not computed")
+            raise ValueError("proxies must be finite: drop architectures without them")
         for column, name in enumerate(names):
             if name in _LOGARITHMIC:
                 raw[:, column] = np.log1p(raw[:, column])
@@ -61,8 +63,9 @@ class ProxyTable:
 
     @classmethod
     def read(cls, path: Path) -> ProxyTable:
-        """Of a Parquet table as :func:`esm_host.dataset.benchmarks.read_benchmark` takes, its
-        columns ``zc_PROXY``.
+        """Read the columns ``zc_PROXY`` of a Parquet table.
+
+        The table is one that :func:`esm_host.dataset.benchmarks.read_benchmark` reads.
 
         Raises:
             UsageError: there is no such file, or it has no such columns.
@@ -80,11 +83,11 @@ class ProxyTable:
             raise DatasetError(f"{path} is no table of proxies ({error})") from error
 
     def __len__(self) -> int:
-        """Number of proxies."""
+        """Return the number of proxies."""
         return len(self.names)
 
     def encode_codes(self, codes: Codes) -> Floats:
-        """``(n, *space.code_shape)`` -> ``(n, len(self))``.
+        """Convert ``(n, *space.code_shape)`` to ``(n, len(self))``.
 
         Raises:
             ValueError: an architecture is not in the table.
@@ -100,13 +103,12 @@ class ProxyTable:
 
 
 class AnalyticProxies:
-    """Proxies of any architecture of a space, counted from its graph.
+    """Zero-cost proxies counted from the graph of any architecture.
 
-    Of the whole network the FLOPs, the bytes that are moved and the number of operators, in all
-    and by kind of operator, its parameters, and its blocks: all as logarithms, above those of the
-    space's smallest architecture. Proxies that need weights and a minibatch (gradient norms,
-    SynFlow, NWOT, Zen and others) are not among them: networks here are graphs for a runtime
-    that only infers.
+    They are the FLOPs, bytes moved and number of operators, in total and by kind of operator, the
+    parameters, and the blocks. All are logarithms relative to the space's smallest architecture.
+    Proxies that need weights and a minibatch (gradient norms, SynFlow, NWOT, Zen and others) are
+    left out. Our networks are graphs for inference only.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -121,11 +123,11 @@ class AnalyticProxies:
         self._least = self._logarithms(space.encode(space.extremes()[:1]))
 
     def __len__(self) -> int:
-        """Number of proxies."""
+        """Return the number of proxies."""
         return len(self.names)
 
     def encode_codes(self, codes: Codes) -> Floats:
-        """``(n, *space.code_shape)`` -> ``(n, len(self))``."""
+        """Convert ``(n, *space.code_shape)`` to ``(n, len(self))``."""
         return self._logarithms(codes) - self._least
 
     def _logarithms(self, codes: Codes) -> Floats:
@@ -136,16 +138,18 @@ class AnalyticProxies:
 
 
 class Concatenated:
-    """Several encodings side by side, such as NASFLAT's CAZ: CATE, Arch2Vec and proxies (section
-    3.3)."""
+    """Several encodings side by side.
+
+    An example is NASFLAT's CAZ: CATE, Arch2Vec and proxies (section 3.3).
+    """
 
     def __init__(self, *parts: Supplement) -> None:
         if not parts:
-            raise ValueError("nothing to put side by side: pass an encoding or more")
+            raise ValueError("there is no encoding: pass one or more")
         self.parts = parts
 
     def encode_codes(self, codes: Codes) -> Floats:
-        """``(n, *space.code_shape)`` -> ``(n, sum of d)``."""
+        """Convert ``(n, *space.code_shape)`` to ``(n, sum of d)``."""
         parts = [np.asarray(part.encode_codes(codes), dtype=np.float64) for part in self.parts]
         return np.concatenate(parts, axis=1)
 

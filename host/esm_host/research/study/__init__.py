@@ -1,1 +1,1 @@
-"""Studies: predictors, encodings, training sizes and devices against each other, from a file."""
+"""Studies, which compare predictors, encodings, training sizes and devices."""

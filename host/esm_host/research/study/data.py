@@ -1,4 +1,4 @@
-"""Where a study's numbers come from: public tables of latencies, and campaigns."""
+"""Data of a study: public latency tables and campaigns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from esm_host.campaign.run import load_run
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.errors import UsageError
-from esm_host.research.study.settings import Source, StudySettings
+from esm_host.research.study.settings import DataSource, StudySettings
 from esm_host.sampling.bins import DepthBins
 from esm_models.space import Codes, SearchSpace
 
@@ -21,14 +21,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Architectures of one space and what devices take for them.
+    """Architectures of one space and their latencies on devices.
 
     Attributes:
-        codes: ``(n, *space.code_shape)``.
-        latency_ms: by device, ``(n,)``; NaN where it is missing.
-        weights: how much each counts in training, ``(n,)``.
-        sizes: numbers of training samples.
-        lookup_table: file with what the device takes for each part of a network, if there is one.
+        name: Name of the data set.
+        space: Search space.
+        codes: Architectures, ``(n, *space.code_shape)``.
+        latency_ms: Latencies by device, ms, ``(n,)``; NaN where one is missing.
+        weights: Weight of each architecture in training, ``(n,)``.
+        sizes: Sizes of the training sets.
+        lookup_table: File of a lookup table; None if there is none.
     """
 
     name: str
@@ -47,16 +49,16 @@ class DataSet:
 
     @property
     def bins(self) -> DepthBins:
-        """As many as a campaign makes."""
+        """Depth bins, as in a campaign."""
         return DepthBins.by_default(self.space.min_depth, self.space.max_depth)
 
 
 def read_data(settings: StudySettings) -> list[DataSet]:
-    """Reads all data of a study.
+    """Read all data of a study.
 
     Raises:
-        UsageError: there is no such file, folder or device, too few numbers for the sizes that
-            are asked for, or two data sets have the same name.
+        UsageError: there is no such file, folder or device, there are too few latencies, or two
+            data sets have one name.
         DatasetError: one of them is damaged.
     """
     data = [_read(source, settings.sizes) for source in settings.data]
@@ -65,7 +67,7 @@ def read_data(settings: StudySettings) -> list[DataSet]:
         for device, latency_ms in data_set.latency_ms.items():
             if (data_set.name, device) in seen:
                 raise UsageError(
-                    f"'{data_set.name}' on '{device}' comes twice: give one of the two [[data]] "
+                    f"'{data_set.name}' on '{device}' is given twice: give one of the two [[data]] "
                     'another name = "..."'
                 )
             seen.add((data_set.name, device))
@@ -74,12 +76,12 @@ def read_data(settings: StudySettings) -> list[DataSet]:
             if there < largest + test:
                 raise UsageError(
                     f"'{data_set.name}' has {there} latencies of '{device}', but sizes up to "
-                    f"{largest} and {test} to test on need {largest + test}: ask for less of either"
+                    f"{largest} and {test} test samples need {largest + test}: lower either"
                 )
     return data
 
 
-def _read(source: Source, sizes: Sequence[int]) -> DataSet:
+def _read(source: DataSource, sizes: Sequence[int]) -> DataSet:
     sizes = tuple(source.sizes or sizes)
     if not source.is_run:
         table = read_benchmark(source.path)
@@ -108,7 +110,6 @@ def _read(source: Source, sizes: Sequence[int]) -> DataSet:
 
 
 def find_rows(codes: Codes, wanted: Codes) -> NDArray[np.intp]:
-    """Where each of the wanted architectures is among ``codes``, ``(len(wanted),)``; -1 where it
-    is not."""
+    """Return the row of each wanted architecture, ``(len(wanted),)``; -1 if missing."""
     rows = {code.tobytes(): row for row, code in enumerate(codes)}
     return np.array([rows.get(code.tobytes(), -1) for code in wanted], dtype=np.intp)

@@ -1,4 +1,4 @@
-"""How good predictions are: how they rank, how far they are off, what their intervals hold."""
+"""Metrics of predictions: ranking, accuracy and coverage of intervals."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ Floats = NDArray[np.float64]
 
 
 def ranking_and_accuracy(measured_ms: Floats, predicted_ms: Floats) -> dict[str, float]:
-    """Return ``tau`` and ``spearman`` (:func:`~esm_host.evaluation.ranking.rank_correlations`) and
-    ESM's ``accuracy_percent`` of ``(n,)`` predictions."""
+    """Return ``tau``, ``spearman`` and ESM's ``accuracy_percent`` of ``(n,)`` predictions.
+
+    See :func:`~esm_host.evaluation.ranking.rank_correlations`.
+    """
     ranking = rank_correlations(measured_ms, predicted_ms)
     return {**ranking._asdict(), "accuracy_percent": accuracy_percent(measured_ms, predicted_ms)}
 
@@ -23,10 +25,14 @@ def ranking_and_accuracy(measured_ms: Floats, predicted_ms: Floats) -> dict[str,
 def interval(
     predictor: Predictor, encodings: NDArray[np.float32], coverage: float
 ) -> tuple[Floats, Floats] | None:
-    """Ends of the intervals that are to hold a share of the measurements, milliseconds, ``(n,)``.
+    """Return the ends of prediction intervals, ms, ``(n,)`` each; None if there are none.
 
-    By the predictor's ``predict_interval`` if it has one; normal around the prediction if it
-    knows its standard deviation; else None.
+    They are the predictor's own, or normal by its standard deviation.
+
+    Args:
+        predictor: Fitted predictor.
+        encodings: Encodings, ``(n, d)``.
+        coverage: Share of the latencies that the intervals should hold.
     """
     own = getattr(predictor, "predict_interval", None)
     if own is not None:
@@ -40,8 +46,7 @@ def interval(
 
 
 def coverage_and_width(measured_ms: Floats, low_ms: Floats, high_ms: Floats) -> dict[str, float]:
-    """What share of the measurements the intervals hold, and their mean width as a share of the
-    measurement, both in percent."""
+    """Return the coverage of intervals and their mean relative width, both in percent."""
     inside = (low_ms <= measured_ms) & (measured_ms <= high_ms)
     return {
         "coverage_percent": float(100 * inside.mean()),

@@ -1,4 +1,4 @@
-"""The report of a study."""
+"""Report of a study."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from esm_host.research.study.summary import by_size, tables
 
 
 def study_page(study: Study) -> Page:
-    """Return which predictor is best, by training samples and by device.
+    """Return the page of a study: the predictors by training size and by device.
 
     Raises:
         DatasetError: the study has no results yet, or is damaged.
@@ -66,18 +66,18 @@ def _status(study: Study, failures: pd.DataFrame) -> tuple[str, str]:
 
 
 def _lead(study: Study, results: pd.DataFrame) -> str:
-    """Return the best of each data set at its largest size."""
+    """Return the best predictor on each data set at its largest size, in words."""
     metric = study.metrics[0]
-    said = []
+    sentences = []
     for name, rows in results.groupby("data", sort=False):
         found = by_size(rows, metric)
         if len(found):
             best = found.loc[found[found["size"] == found["size"].max()]["mean"].idxmax()]
-            said.append(
+            sentences.append(
                 f"Best on {name} with {best['size']:,} training samples: {best['label']}, "
                 f"{METRICS[metric]} {fixed(best['mean'], _digits(metric)).text}."
             )
-    return " ".join(said) or "No predictor has results on every device yet."
+    return " ".join(sentences) or "No predictor has results on every device yet."
 
 
 def _digits(metric: str) -> int:
@@ -120,7 +120,7 @@ def _failures(failures: pd.DataFrame) -> Table:
     return Table(
         "failed",
         f"{plural(len(failures), 'task')} failed",
-        ["predictor", "data", "device", "#samples", "why"],
+        ["predictor", "data", "device", "#samples", "reason"],
         [
             [
                 Cell(row.label),
@@ -131,5 +131,5 @@ def _failures(failures: pd.DataFrame) -> Table:
             ]
             for row in failures.itertuples(index=False)
         ],
-        wide=["why"],
+        wide=["reason"],
     )

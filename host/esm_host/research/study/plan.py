@@ -1,4 +1,4 @@
-"""The tasks of a study: who is trained on what, and under which name the result is kept."""
+"""Tasks of a study, and the keys of their results."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from esm_host.predictors.lookup import neighbours
 from esm_host.predictors.lookup_file import load_lookup_table
 from esm_host.research.study.data import DataSet, find_rows
 from esm_host.research.study.settings import Method, StudySettings
-from esm_host.research.study.task import Name, Rows, Task
+from esm_host.research.study.task import Rows, Task, TaskName
+from esm_protos.plugins import split
 
 _FORMAT = "1"
-"""Of what a task computes: results of another one are not taken for its."""
+"""Version of what a task computes; a change invalidates older results."""
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
-    """A task, and the name of its result: the same for the same predictor on the same numbers."""
+class PlannedTask:
+    """Task with the key of its result, equal for the same predictor on the same data."""
 
     key: str
     task: Task
 
 
-def plan(settings: StudySettings, data: Sequence[DataSet]) -> list[Planned]:
-    """All tasks of a study, in the order of the file.
+def plan(settings: StudySettings, data: Sequence[DataSet]) -> list[PlannedTask]:
+    """Return all tasks of a study, in the order of its file.
 
-    Training and test samples are drawn by seed, the same for all predictors; a larger training set
+    Training and test samples depend on the seed only, not on the predictor. A larger training set
     contains the smaller ones.
 
     Raises:
-        UsageError: a predictor cannot be made or cannot learn from an encoding or from this data.
+        UsageError: a predictor cannot be made, or does not suit an encoding or the data.
     """
     tasks = []
     for data_set in data:
@@ -54,13 +55,16 @@ def plan(settings: StudySettings, data: Sequence[DataSet]) -> list[Planned]:
 def draw(
     present: NDArray[np.bool_], seed: int, largest: int, test: int | None
 ) -> tuple[Rows, Rows]:
-    """Rows to train on, of which smaller training sets take the first, and rows to test on.
+    """Return the rows of the largest training set and of the test set.
+
+    Smaller training sets are the first rows of the largest.
 
     Args:
-        present: which rows have a latency, ``(n,)``. Where two devices have different ones, what
-            is drawn is the same but for those.
-        largest: training set.
-        test: how many to test on; None is all that are left.
+        present: Rows with a latency, ``(n,)``. Devices with different ones have the same draw
+            except for these.
+        seed: Random seed.
+        largest: Size of the largest training set.
+        test: Size of the test set; None for all remaining rows.
     """
     order = np.random.default_rng(seed).permutation(len(present))
     order = order[present[order]]
@@ -73,14 +77,14 @@ _Encoded = Mapping[str, tuple[Encoder, NDArray[np.float32]]]
 
 
 def _encoded(settings: StudySettings, data: DataSet) -> _Encoded:
-    """By name, each encoding that is used, and what it makes of the data."""
+    """Return the encoder and the encodings of the data, by name of the encoding."""
     encoders = {m.encoding: make_encoder(m.encoding, data.space) for m in settings.methods}
     return {name: (encoder, encoder.encode_codes(data.codes)) for name, encoder in encoders.items()}
 
 
 def _of_device(
     settings: StudySettings, data: DataSet, device: str, encoded: _Encoded
-) -> list[Planned]:
+) -> list[PlannedTask]:
     latency_ms = data.latency_ms[device]
     present, largest = np.isfinite(latency_ms), max(data.sizes)
     drawn = [draw(present, seed, largest, settings.test) for seed in range(settings.seeds)]
@@ -97,7 +101,7 @@ def _of_device(
             method: Method = method,
             encodings: NDArray[np.float32] = encodings,
         ) -> None:
-            name = Name(
+            name = TaskName(
                 *(data.name, device, method.label, method.predictor, method.encoding),
                 size=size,
                 fixed_size=fixed_size,
@@ -109,7 +113,7 @@ def _of_device(
                 coverage=settings.coverage,
                 keep_predictions=settings.keep_predictions,
             )
-            tasks.append(Planned(_key(task), task))
+            tasks.append(PlannedTask(_key(task), task))
 
         tests = [test for _, test in drawn]
         cls = predictor_class(method.predictor)
@@ -117,7 +121,7 @@ def _of_device(
         if cls.trains_on_neighbours:
             rows = _neighbours(data, method)
             rows = rows[present[rows]]
-            # What it has seen is no test of it; the others may be tested on it.
+            # Its training set is excluded from its test set only.
             unseen = [np.setdiff1d(test, rows) for test in tests]
             predictors = _make(settings, method, encoder, params)
             add(predictors, len(rows), [rows] * settings.seeds, unseen, True)
@@ -143,19 +147,19 @@ def _make(
 
 
 def _neighbours(data: DataSet, method: Method) -> Rows:
-    """Rows of the architectures that a lookup table is made from."""
+    """Return the rows from which a lookup table is made."""
     wanted = neighbours(data.space)
     rows = find_rows(data.codes, wanted)
     if (rows < 0).any():
         raise UsageError(
-            f"'{method.label}' is made from {len(wanted)} architectures next to each other, of "
-            f"which '{data.name}' holds {(rows >= 0).sum()}: leave it out"
+            f"'{method.label}' needs {len(wanted)} neighbouring architectures, of which "
+            f"'{data.name}' has {(rows >= 0).sum()}: leave it out"
         )
     return rows
 
 
 def _table(data: DataSet, method: Method, cls: type[Predictor], encoder: Encoder) -> dict[str, Any]:
-    """What the device takes for each part, for a predictor that adds up parts timed alone."""
+    """Return the lookup table, for a predictor that adds up the latencies of parts."""
     if "table_ms" not in inspect.signature(cls).parameters or "table_ms" in method.params:
         return {}
     if data.lookup_table is None:
@@ -167,12 +171,12 @@ def _table(data: DataSet, method: Method, cls: type[Predictor], encoder: Encoder
 
 
 def _key(task: Task) -> str:
-    """From all that goes into the numbers, and nothing else."""
+    """Return a key of everything that determines the result, and of nothing else."""
     digest = hashlib.sha256(_FORMAT.encode())
     name = task.name
     params = task.predictors[0].get_params(deep=False)
     for text in (
-        *(name.data, name.device, name.predictor, name.encoding, str(name.size)),
+        *(name.data, name.device, _told(name.predictor), _told(name.encoding), str(name.size)),
         *(str(task.coverage), str(task.bins), str(task.keep_predictions)),
         *(f"{key}={_text(params[key])}" for key in sorted(params)),
     ):
@@ -181,9 +185,18 @@ def _key(task: Task) -> str:
     for array in (*arrays, *task.train, *task.test):
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
-    words = (name.data, name.device, name.predictor, name.encoding, str(name.size))
+    classes = [split(each)[1] for each in (name.predictor, name.encoding)]
+    words = (name.data, name.device, *classes, str(name.size))
     readable = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
     return f"{readable[:120]}-{digest.hexdigest()[:16]}"
+
+
+def _told(plugin: str) -> str:
+    """Return a plug-in's name; of one in a user's file the class and what the file says."""
+    path, class_name = split(plugin)
+    if path is None:
+        return plugin
+    return f"{class_name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _text(value: object) -> str:

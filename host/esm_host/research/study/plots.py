@@ -1,4 +1,4 @@
-"""Charts of a study: its data frames in, charts out."""
+"""Charts of a study, from its data frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIDE = 240
 
 
 def write_plots(study: Study, folder: Path) -> list[Path]:
-    """Writes all charts that a study has numbers for, as PNG; returns their paths."""
+    """Write all charts that a study has results for, as PNG, and return their paths."""
     results = study.results()
     written = []
 
@@ -44,12 +44,15 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
 
 
 def curves(results: pd.DataFrame, metric: str) -> alt.HConcatChart:
-    """A metric by training size, averaged over devices: as it is, and centred on the average of
-    the predictors; bands are one standard deviation between seeds (predictor study, Figure 1).
+    """Return a chart of a metric by training size, and one relative to the mean predictor.
+
+    Values are means over devices. Bands are one standard deviation between seeds (predictor study,
+    Figure 1).
 
     Args:
-        results: rows of one data set. Predictors that sizes do not apply to are horizontal lines,
-            and no part of the average.
+        results: Rows of one data set. Predictors with a fixed training set are horizontal lines,
+            and not part of the mean.
+        metric: Name in :data:`METRICS`.
     """
     found, sizes = by_size(results, metric), _sizes(results)
     labels = found["label"].unique().tolist()
@@ -73,10 +76,11 @@ def curves(results: pd.DataFrame, metric: str) -> alt.HConcatChart:
 
 
 def by_training_size(results: pd.DataFrame, metric: str) -> alt.LayerChart:
-    """A metric by training size, averaged over devices: as it is.
+    """Return a chart of a metric by training size, averaged over devices.
 
     Args:
-        results: rows of one data set, as :func:`curves` takes them.
+        results: Rows of one data set, as of :func:`curves`.
+        metric: Name in :data:`METRICS`.
     """
     found, sizes = by_size(results, metric), _sizes(results)
     level = (
@@ -116,11 +120,13 @@ def _lines(
 
 
 def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
-    """A metric by device and predictor or encoding, at the largest training size; whiskers are one
-    standard deviation between seeds (ESM, Figures 9 and 10).
+    """Return a chart of a metric by device and label, at the largest training size.
+
+    Whiskers are one standard deviation between seeds (ESM, Figures 9 and 10).
 
     Args:
-        results: rows of one data set.
+        results: Rows of one data set.
+        metric: Name in :data:`METRICS`.
     """
     found = by_device(results, metric)
     sd = found["sd"].fillna(0)
@@ -136,7 +142,7 @@ def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
     )
     y = alt.Y("mean:Q", title=METRICS[metric])
     drawn = base.mark_bar().encode(y, colour)
-    # Colours are fewer than predictors may be: every bar says whose it is.
+    # Bars have names, as there may be more predictors than colours.
     names = base.mark_text(
         angle=270, align="left", baseline="middle", dx=6, color=LIGHT.background, fontSize=11
     ).encode(text="label:N", y=alt.value(HEIGHT))
@@ -149,17 +155,19 @@ def bars(results: pd.DataFrame, metric: str) -> alt.LayerChart:
 
 
 def scatter(predictions: pd.DataFrame) -> alt.ConcatChart:
-    """Predictions against measurements, a panel per predictor and training size; the diagonal is
-    perfect (ESM, Figure 8). Where that is too many panels, at the largest size alone.
+    """Return predictions against measurements, a panel per predictor and training size.
+
+    The diagonal marks perfect predictions (ESM, Figure 8). If there are too many panels, only the
+    largest size is shown.
 
     Args:
-        predictions: rows of one device (:meth:`esm_host.research.study.results.Study.predictions`).
+        predictions: Rows of one device (:meth:`esm_host.research.study.results.Study.predictions`).
     """
     if predictions.groupby(["label", "size"]).ngroups > _MOST_PANELS:
         largest = predictions.groupby("label")["size"].transform("max")
         predictions = predictions[predictions["size"] == largest]
     both = predictions[["measured_ms", "predicted_ms"]].to_numpy(float)
-    # A prediction far off, or below zero, must not squeeze all others into a corner.
+    # Limit the axes, so that an outlier does not squeeze all others into a corner.
     low, high = predictions["measured_ms"].min(), predictions["measured_ms"].max()
     ends = [max(both.min(), low - 0.2 * (high - low)), min(both.max(), high + 0.2 * (high - low))]
     scale = alt.Scale(
@@ -189,7 +197,7 @@ def scatter(predictions: pd.DataFrame) -> alt.ConcatChart:
 
 
 def _by_label(labels: Sequence[str]) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
-    """By colour, and where colours run out by shape and dashes as well."""
+    """Return colours and, if these run out, shapes and dashes."""
     families = [number // _COLOURS for number in range(len(labels))]
     domain = list(labels)
     legend = legend_of(labels, symbolLimit=0, symbolOpacity=1)

@@ -1,4 +1,4 @@
-"""A study's folder: a small file per finished task, and data frames of all of them."""
+"""Folder of a study: a file per finished task, and data frames of all of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pandas as pd
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
 from esm_host.errors import DatasetError, UsageError
-from esm_host.research.study.plan import Planned
+from esm_host.research.study.plan import PlannedTask
 from esm_host.research.study.settings import StudySettings
-from esm_host.research.study.task import Outcome
+from esm_host.research.study.task import TaskResult
 
 SCHEMA_VERSION = 1
 
@@ -27,7 +27,7 @@ _LIBRARIES = ("esm-profiler", "numpy", "scikit-learn", "scipy", "torch")
 
 
 class StudyFolder:
-    """Where a study keeps everything: names of its files, and how tasks get there."""
+    """Files of a study."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class StudyFolder:
         self.tables = path / "tables.md"
 
     def prepare(self) -> None:
-        """Makes the folders.
+        """Make the folders.
 
         Raises:
             UsageError: they cannot be made.
@@ -53,21 +53,21 @@ class StudyFolder:
             ) from error
 
     def done(self, key: str) -> bool:
-        """Whether there is a result of a task that did not fail."""
+        """Return whether there is a result of a task that did not fail."""
         try:
             failure = pd.read_parquet(self.tasks / f"{key}.parquet", columns=["failure"])
-        except Exception:  # none yet, or damaged: it is computed (again)
+        except Exception:  # missing or damaged: compute it
             return False
         return not failure["failure"].any()
 
-    def keep(self, key: str, outcome: Outcome) -> None:
-        """Writes what came of a task, each file whole or not at all, the result last."""
-        if outcome.predictions is not None:
-            write_frame(outcome.predictions, self.predictions / f"{key}.parquet")
-        write_frame(outcome.rows, self.tasks / f"{key}.parquet")
+    def keep(self, key: str, result: TaskResult) -> None:
+        """Write the result of a task, each file atomically and the rows last."""
+        if result.predictions is not None:
+            write_frame(result.predictions, self.predictions / f"{key}.parquet")
+        write_frame(result.rows, self.tasks / f"{key}.parquet")
 
-    def describe(self, settings: StudySettings, tasks: Sequence[Planned]) -> None:
-        """Writes which of the files are the study's, and what it was made with."""
+    def describe(self, settings: StudySettings, tasks: Sequence[PlannedTask]) -> None:
+        """Write the manifest: the study's tasks and the versions of its libraries."""
         versions = {name: found for name in _LIBRARIES if (found := _version(name))}
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -83,10 +83,11 @@ class StudyFolder:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A study, finished or not, read from its folder.
+    """Study that has ended or not, as read from its folder.
 
     Attributes:
-        metrics: columns of :meth:`results` that its tables and plots show.
+        path: Folder of the study.
+        metrics: Columns of :meth:`results` in its tables and plots.
     """
 
     path: Path
@@ -95,32 +96,42 @@ class Study:
 
     @property
     def missing(self) -> int:
-        """Number of tasks that have no result yet."""
+        """Number of tasks without a result."""
         return len(self._tasks) - len(self._frames)
 
     def results(self) -> pd.DataFrame:
-        """A row per finished task and seed.
+        """Return a row per finished task and seed.
 
-        Columns: ``data``, ``device``, ``label``, ``predictor``, ``encoding``, ``size`` (samples to
-        train on, as asked for), ``fixed_size`` (True where the predictor asks for certain ones,
-        and size is how many), ``seed``, ``train_samples``, ``test_samples``, ``tau`` (Kendall's),
-        ``spearman``, ``accuracy_percent``, ``coverage_percent`` (measurements within the
-        predictor's intervals) and ``width_percent`` (of the intervals, as a share of the
-        measurement), NaN without intervals; ``fit_s`` and ``query_s`` (of all test samples), wall
-        time; ``bins`` and ``bin_accuracy_percent`` (lists, see :meth:`accuracy_by_bin`);
-        ``failure``, empty unless it failed.
+        Columns:
+            ``data``, ``device``, ``label``, ``predictor``, ``encoding``, ``seed``: Task and seed.
+            ``size``: Requested size of the training set.
+            ``fixed_size``: Whether the predictor has a training set of its own, whose size is
+                ``size``.
+            ``train_samples``, ``test_samples``: Sizes of the sets.
+            ``tau``, ``spearman``, ``accuracy_percent``: Kendall's tau, Spearman's correlation,
+                accuracy.
+            ``coverage_percent``: Share of the latencies within the prediction intervals; NaN
+                without intervals.
+            ``width_percent``: Width of the intervals relative to the latency; NaN without
+                intervals.
+            ``fit_s``, ``query_s``: Wall time of the fit, and of all predictions, s.
+            ``bins``, ``bin_accuracy_percent``: Lists (:meth:`accuracy_by_bin`).
+            ``failure``: Error message, empty if there is none.
         """
         return self._all.copy()
 
     def failures(self) -> pd.DataFrame:
-        """A row per task that failed: ``data``, ``device``, ``label``, ``size``, ``failure``."""
+        """Return a row per failed task: ``data``, ``device``, ``label``, ``size``, ``failure``."""
         failed = self._all[self._all["failure"] != ""]
         columns = ["data", "device", "label", "size", "failure"]
         return failed[columns].drop_duplicates(ignore_index=True)
 
     def accuracy_by_bin(self) -> pd.DataFrame:
-        """A row per task, seed and depth bin with test samples: ``data``, ``device``, ``label``,
-        ``encoding``, ``size``, ``seed``, ``bin`` (its depths), ``accuracy_percent``."""
+        """Return a row per task, seed and depth bin with test samples.
+
+        Columns: ``data``, ``device``, ``label``, ``encoding``, ``size``, ``seed``, ``bin`` (range
+        of depths), ``accuracy_percent``.
+        """
         columns = ["data", "device", "label", "encoding", "size", "seed"]
         frame = self._all[[*columns, "bins", "bin_accuracy_percent"]]
         frame = frame.explode(["bins", "bin_accuracy_percent"], ignore_index=True)
@@ -129,9 +140,11 @@ class Study:
         return frame.dropna(subset="accuracy_percent").reset_index(drop=True)
 
     def predictions(self) -> pd.DataFrame:
-        """Of the first seed, a row per task and test sample, where the study kept them: ``data``,
-        ``device``, ``label``, ``encoding``, ``size``, ``row`` (of the data), ``depth``,
-        ``measured_ms``, ``predicted_ms``."""
+        """Return a row per task and test sample of the first seed, if the study kept predictions.
+
+        Columns: ``data``, ``device``, ``label``, ``encoding``, ``size``, ``row`` (of the data),
+        ``depth``, ``measured_ms``, ``predicted_ms``.
+        """
         columns = ["data", "device", "label", "encoding", "size"]
         frames = []
         for task in self._tasks:
@@ -155,8 +168,8 @@ class Study:
     @cached_property
     def _all(self) -> pd.DataFrame:
         if not self._frames:
-            raise DatasetError(f"{self.path} holds no results yet: esm-host study makes them")
-        # Lists of numbers come back as arrays; a column of them is one of objects.
+            raise DatasetError(f"{self.path} holds no results yet: make them with esm-host study")
+        # Parquet returns lists as arrays.
         frame = pd.concat(self._frames, ignore_index=True)
         for name in ("bins", "bin_accuracy_percent"):
             frame[name] = frame[name].map(np.ndarray.tolist)
@@ -164,7 +177,7 @@ class Study:
 
 
 def load_study(path: str | Path) -> Study:
-    """Opens a study's folder for reading.
+    """Open the folder of a study for reading.
 
     Raises:
         UsageError: there is no study.
@@ -182,22 +195,22 @@ def load_study(path: str | Path) -> Study:
         raise UsageError(f"{path} is no study: make one with esm-host study FILE") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"{folder.manifest} is damaged ({error}): esm-host study FILE writes it again"
+            f"{folder.manifest} is damaged ({error}): write it again with esm-host study FILE"
         ) from error
 
 
 def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
-    except Exception as error:  # pyarrow has many
+    except Exception as error:  # pyarrow raises many classes
         raise DatasetError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): delete it, and esm-host study "
-            "FILE makes it again"
+            f"{path} is damaged ({str(error).splitlines()[0]}): delete it and make it again with "
+            "esm-host study FILE"
         ) from error
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """As Parquet, whole or not at all."""
+    """Write a frame as Parquet, atomically."""
     draft = path.with_name(path.name + ".part")
     frame.to_parquet(draft, compression="zstd", index=False)
     os.replace(draft, path)

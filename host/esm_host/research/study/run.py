@@ -1,4 +1,4 @@
-"""Runs a study: what is not there yet, on as many processors or machines as there are."""
+"""Run of a study, which computes its missing results."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.errors import EsmError
 from esm_host.parallel import map_unordered
 from esm_host.research.study.data import read_data
-from esm_host.research.study.plan import Planned, plan
+from esm_host.research.study.plan import PlannedTask, plan
 from esm_host.research.study.results import Study, StudyFolder, load_study
 from esm_host.research.study.settings import StudySettings, read_study
-from esm_host.research.study.task import Outcome, compute
+from esm_host.research.study.task import TaskResult, compute
 
 
 class StudyWatcher(Protocol):
-    """Is told how a study goes on."""
+    """Observer of a study."""
 
     def on_planned(self, tasks: int, there: int) -> None:
-        """So many tasks in all, of which so many have a result already."""
+        """Receive the number of tasks, and of those with a result."""
 
-    def on_task(self, outcome: Outcome) -> None:
-        """A task is over and kept."""
+    def on_task(self, outcome: TaskResult) -> None:
+        """Receive the result of a finished task, after it is kept."""
 
 
 def run_study(
@@ -31,21 +31,21 @@ def run_study(
     results: str | Path,
     watcher: StudyWatcher | None = None,
 ) -> Study:
-    """Computes what a study's folder does not hold yet; what failed before is tried again.
+    """Compute the missing results of a study; failed tasks are tried again.
 
-    Every finished task is kept at once: a study broken off anywhere goes on from there. Tasks are
-    computed one after another, unless within ``with esm_host.parallel.parallel(...)``: in several
-    processes, or on a cluster.
+    Every result is kept at once, so an interrupted study resumes. Tasks run one by one, unless
+    within ``with esm_host.parallel.parallel(...)``: then in several processes or on a cluster.
 
     Args:
-        study: settings, or the path of their TOML file.
-        results: folder; made if need be.
+        study: Settings, or the path of their TOML file.
+        results: Folder of the results, which is made.
+        watcher: Observer; None for none.
 
     Raises:
-        UsageError: the study makes no sense.
-        DatasetError: its data are damaged.
+        UsageError: the settings are wrong.
+        DatasetError: the data are damaged.
         BusyError: another program uses the folder.
-        EsmError: processes or the cluster that compute are gone; what is done is kept.
+        EsmError: the worker processes or the cluster failed; finished results are kept.
     """
     settings = study if isinstance(study, StudySettings) else read_study(Path(study))
     tasks = plan(settings, read_data(settings))
@@ -53,7 +53,7 @@ def run_study(
     folder.prepare()
     with RunFolder(folder.path).locked():
         folder.describe(settings, tasks)
-        different = {task.key: task for task in tasks}  # two labels of the same: computed once
+        different = {task.key: task for task in tasks}  # equal tasks of two labels run once
         pending = [task for key, task in different.items() if not folder.done(key)]
         if watcher is not None:
             watcher.on_planned(len(different), len(different) - len(pending))
@@ -64,9 +64,9 @@ def run_study(
                     if watcher is not None:
                         watcher.on_task(outcome)
         except EsmError as error:
-            raise type(error)(f"{error.marked}; what is done is kept") from error
+            raise type(error)(f"{error.marked}; finished results are kept") from error
     return load_study(folder.path)
 
 
-def _keyed(planned: Planned) -> tuple[str, Outcome]:
+def _keyed(planned: PlannedTask) -> tuple[str, TaskResult]:
     return planned.key, compute(planned.task)

@@ -1,4 +1,4 @@
-"""What a study compares, read from a TOML file."""
+"""Settings of a study, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esm_host.encoding import ENCODERS
+from esm_host import encoding, predictors
 from esm_host.errors import UsageError
-from esm_host.predictors import PREDICTORS
+from esm_host.plugins import plugin_class
 from esm_protos.nearest import nearest
+from esm_protos.plugins import Family, split
 
 METRICS = {
     "tau": "Kendall's tau",
     "spearman": "Spearman's rank correlation",
     "accuracy_percent": "accuracy (%)",
 }
-"""What tables and plots show: column of the results -> what it is called there."""
+"""Metrics in tables and plots: column of the results and title."""
 
 DEFAULT_ENCODING = "default"
-"""Stands for the encoding that a predictor is used with unless another is asked for."""
+"""Name that stands for the predictor's usual encoding."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A predictor on an encoding, with a name of its own in tables and plots.
+    """Predictor on an encoding, with a label in tables and plots.
 
     Attributes:
-        params: of the predictor's constructor, in place of its defaults.
+        predictor: Name of the predictor.
+        encoding: Name of the encoding.
+        label: Label in tables and plots.
+        params: Hyperparameters that differ from the defaults.
     """
 
     predictor: str
@@ -40,17 +44,17 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where numbers come from: a table of latencies, or a campaign's folder.
+class DataSource:
+    """Latency table, or folder of a campaign.
 
     Attributes:
-        path: of the Parquet file or the folder.
-        is_run: whether it is a campaign's folder.
-        devices: columns of a table, none for all; of a campaign one name, or none for its own.
-        name: of the data set in tables and plots; None leaves it to the data.
-        lookup_table: file with what the device takes for each part of a network, for predictors
-            that add those up.
-        sizes: of training sets, in place of the study's.
+        path: Parquet file, or folder.
+        is_run: Whether it is the folder of a campaign.
+        devices: Columns of a table, empty for all. For a campaign a name of the device, empty for
+            its own.
+        name: Name of the data set in tables and plots; None for the usual one.
+        lookup_table: File of a lookup table, for predictors that need one.
+        sizes: Sizes of the training sets; None for those of the study.
     """
 
     path: Path
@@ -63,19 +67,21 @@ class Source:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Every method on every device of every data set, with every number of training samples.
+    """Settings of a study: every method on every device of every data set with every size.
 
     Attributes:
-        sizes: numbers of training samples, rising; the smaller are contained in the larger.
-        seeds: how often each is repeated, with other samples and other random numbers.
-        test: samples that predictors are judged on; None takes all that are in no training set.
-        coverage: share of the measurements that intervals are to contain.
-        keep_predictions: of the first seed, for plots of predictions against measurements.
-        metrics: names of :data:`METRICS` that tables and plots show.
+        methods: Predictors and encodings.
+        data: Data sets.
+        sizes: Rising sizes of the training sets; larger ones contain the smaller.
+        seeds: Number of repeats with other samples and random numbers.
+        test: Number of test samples; None for all outside the training sets.
+        coverage: Share of the latencies that prediction intervals should hold.
+        keep_predictions: Whether to keep the predictions of the first seed, for plots.
+        metrics: Names in :data:`METRICS` for tables and plots.
     """
 
     methods: tuple[Method, ...]
-    data: tuple[Source, ...]
+    data: tuple[DataSource, ...]
     sizes: tuple[int, ...]
     seeds: int = 10
     test: int | None = 2000
@@ -85,17 +91,17 @@ class StudySettings:
 
 
 def read_study(path: Path) -> StudySettings:
-    """Reads a study's file.
+    """Read the file of a study.
 
-    A path in it is relative to the file; ``~`` and variables of the environment are expanded.
+    Paths are relative to the file. ``~`` and environment variables are expanded.
 
     Raises:
-        UsageError: there is no such file, or something in it is wrong.
+        UsageError: there is no such file, or it has an error.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
+        text = path.read_text(encoding="utf-8-sig")  # skips a byte order mark
     except FileNotFoundError:
-        raise UsageError(f"there is no {path}: write one, docs/study.md shows how") from None
+        raise UsageError(f"there is no {path}: write one as in docs/study.md") from None
     except (OSError, UnicodeError) as error:
         raise UsageError(f"{path} cannot be read as text ({error})") from error
     try:
@@ -106,20 +112,20 @@ def read_study(path: Path) -> StudySettings:
 
 
 class _Reader:
-    """Takes the file's values one by one; every mistake names the file and the key."""
+    """Reader of the file, whose errors name the file and the key."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def study(self, document: dict[str, Any]) -> StudySettings:
-        self._known(document, ("study", "data"), "the file")
+        self._check_keys(document, ("study", "data"), "the file")
         study, data = document.get("study"), document.get("data")
         if not isinstance(study, dict):
             raise self._error("needs a table [study] with predictors and sizes")
         if not isinstance(data, list) or not data or not all(isinstance(d, dict) for d in data):
             raise self._error('needs [[data]] with table = "FILE.parquet" or run = "DIR"')
         known = ("predictors", "encodings", "sizes", "seeds", "test", "coverage")
-        self._known(study, (*known, "keep_predictions", "metrics"), "[study]")
+        self._check_keys(study, (*known, "keep_predictions", "metrics"), "[study]")
         for key in ("predictors", "sizes"):
             if key not in study:
                 raise self._error(f"[study] needs {key}, a list")
@@ -132,7 +138,7 @@ class _Reader:
             optional["coverage"] = self._coverage(study["coverage"])
         if "keep_predictions" in study:
             if not isinstance(study["keep_predictions"], bool):
-                raise self._error("keep_predictions is true or false")
+                raise self._error("keep_predictions must be true or false")
             optional["keep_predictions"] = study["keep_predictions"]
         if "metrics" in study:
             metrics = self._list(study["metrics"], "metrics")
@@ -152,21 +158,22 @@ class _Reader:
                 entry = {"predictor": entry}
             if not isinstance(entry, dict) or "predictor" not in entry:
                 raise self._error(
-                    'predictors are names, or tables such as {predictor = "mlp", encoding = "fcc"}'
+                    "predictors must be names, or tables such as "
+                    '{predictor = "mlp", encoding = "fcc"}'
                 )
-            self._known(entry, ("predictor", "encoding", "label", "params"), "predictors")
-            name = self._name(entry["predictor"], PREDICTORS, "predictors")
+            self._check_keys(entry, ("predictor", "encoding", "label", "params"), "predictors")
+            name = self._plugin(entry["predictor"], predictors.FAMILY, "predictors")
             encodings = (
                 self._encodings(entry["encoding"], "encoding") if "encoding" in entry else common
             )
-            label, params = entry.get("label", name), entry.get("params", {})
+            label, params = entry.get("label", split(name)[1]), entry.get("params", {})
             if not isinstance(label, str) or not label.strip():
-                raise self._error(f"label of '{name}' is a text")
+                raise self._error(f"label of '{name}' must be a text")
             if not isinstance(params, dict):
-                raise self._error(f"params of '{name}' are a table, such as {{hidden = 128}}")
-            for encoding in encodings:
-                used = PREDICTORS[name].encoding if encoding == DEFAULT_ENCODING else encoding
-                own = label if len(encodings) == 1 else f"{label} {used}"
+                raise self._error(f"params of '{name}' must be a table, such as {{hidden = 128}}")
+            for each in encodings:
+                used = predictors.entry(name).encoding if each == DEFAULT_ENCODING else each
+                own = label if len(encodings) == 1 else f"{label} {split(used)[1]}"
                 methods.append(Method(name, used, own, params))
         labels = [method.label for method in methods]
         for label in labels:
@@ -178,28 +185,29 @@ class _Reader:
 
     def _encodings(self, value: Any, key: str) -> list[str]:
         names = [value] if isinstance(value, str) else self._list(value, key)
-        return list(dict.fromkeys(self._name(n, (DEFAULT_ENCODING, *ENCODERS), key) for n in names))
+        found = [self._plugin(n, encoding.FAMILY, key, (DEFAULT_ENCODING,)) for n in names]
+        return list(dict.fromkeys(found))
 
-    def _source(self, entry: dict[str, Any]) -> Source:
+    def _source(self, entry: dict[str, Any]) -> DataSource:
         known = ("table", "run", "devices", "name", "lookup_table", "sizes")
-        self._known(entry, known, "[[data]]")
+        self._check_keys(entry, known, "[[data]]")
         if ("table" in entry) == ("run" in entry):
             raise self._error('each [[data]] needs either table = "FILE.parquet" or run = "DIR"')
         is_run = "run" in entry
         devices = self._list(entry["devices"], "devices") if "devices" in entry else []
         if not all(isinstance(device, str) for device in devices):
-            raise self._error("devices are texts")
+            raise self._error("devices must be texts")
         if is_run and len(devices) > 1:
-            raise self._error("a run has one device: devices gives it one name, or leave it out")
+            raise self._error("a run has one device: give one name in devices, or leave it out")
         if "name" in entry and not isinstance(entry["name"], str):
-            raise self._error("name is a text")
+            raise self._error("name must be a text")
         lookup_table = None
         if "lookup_table" in entry:
             lookup_table = self._file(entry["lookup_table"], "lookup_table")
         path = self._file(entry["run" if is_run else "table"], "run" if is_run else "table")
         sizes = self._sizes(entry["sizes"]) if "sizes" in entry else None
         different = tuple(dict.fromkeys(devices))
-        return Source(path, is_run, different, entry.get("name"), lookup_table, sizes)
+        return DataSource(path, is_run, different, entry.get("name"), lookup_table, sizes)
 
     def _sizes(self, value: Any) -> tuple[int, ...]:
         sizes = {self._number(size, "sizes", 1, 10**7) for size in self._list(value, "sizes")}
@@ -207,15 +215,15 @@ class _Reader:
 
     def _file(self, value: Any, key: str) -> Path:
         if not isinstance(value, str) or not value:
-            raise self._error(f"{key} is a path")
+            raise self._error(f"{key} must be a path")
         expanded = os.path.expanduser(os.path.expandvars(value))
         if "$ESM_DATA" in expanded or "${ESM_DATA}" in expanded:
             raise self._error(
                 f"{key} is in $ESM_DATA, which is not set: export ESM_DATA=DIR, the folder of the "
-                "public latency tables (docs/study.md says which and where from)"
+                "public latency tables (see docs/study.md)"
             )
         if "$" in expanded:
-            raise self._error(f"{key} '{value}' names a variable that is not set: export it")
+            raise self._error(f"{key} '{value}' has a variable that is not set: export it")
         return self._path.parent / expanded
 
     def _test(self, value: Any) -> int | None:
@@ -237,8 +245,25 @@ class _Reader:
 
     def _list(self, value: Any, key: str) -> list[Any]:
         if not isinstance(value, list) or not value:
-            raise self._error(f"{key} is a list with one entry or more")
+            raise self._error(f"{key} must be a list with one entry or more")
         return value
+
+    def _plugin(self, value: Any, family: Family, key: str, others: Sequence[str] = ()) -> str:
+        """Return the name of a plug-in; its class is loaded where it is of a file.
+
+        Args:
+            others: words that may stand for one.
+        """
+        path, class_name = split(value) if isinstance(value, str) else (None, "")
+        if path is None:
+            return self._name(value, [*others, *family.names()], key)
+        place = self._file(str(path), key).resolve()
+        name = f"{place}:{class_name}" if class_name else str(place)
+        try:
+            plugin_class(family, name)
+        except UsageError as error:
+            raise self._error(f"{key}: {error}") from error
+        return name
 
     def _name(self, value: Any, known: Collection[str], key: str) -> str:
         if not isinstance(value, str) or value not in known:
@@ -246,7 +271,7 @@ class _Reader:
             raise self._error(f"{key}: unknown '{value}': {hint}choose {', '.join(known)}")
         return value
 
-    def _known(self, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         for key in table:
             if key not in known:
                 raise self._error(

@@ -1,4 +1,4 @@
-"""A study's results, averaged over devices and seeds, and as tables."""
+"""Means of a study's results over devices and seeds, and tables of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ DIGITS = {"tau": 3, "spearman": 3, "accuracy_percent": 1}
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text, the first column being names.
+class MarkdownTable:
+    """Table of text, whose first column has names.
 
     Attributes:
-        rows: as wide as ``headings``.
+        title: Title above the table.
+        headings: Headings of the columns.
+        rows: Rows of the same width.
     """
 
     title: str
@@ -32,21 +34,21 @@ class Table:
 
 
 def by_size(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean over the devices of one data set, and how it varies between seeds.
+    """Return means over the devices of a data set, with their spread between seeds.
 
-    Where a predictor failed on one of the devices, there is no row: a mean over the others would
-    be compared with means over all.
+    A predictor that failed on a device has no row, as its mean would not be comparable.
 
     Args:
-        results: rows of one data set (:meth:`esm_host.research.study.results.Study.results`).
+        results: Rows of one data set (:meth:`esm_host.research.study.results.Study.results`).
+        metric: Name in :data:`METRICS`.
 
     Returns:
-        ``label``, ``fixed_size``, ``size``, ``mean``, ``sd`` (of the mean over devices, between
-        seeds; NaN of one seed), ``seeds``; in the order of the study.
+        Rows in the order of the study. Columns: ``label``, ``fixed_size``, ``size``, ``mean``,
+            ``sd`` (of the mean over devices, between seeds; NaN for one seed), ``seeds``.
     """
     devices = results["device"].nunique()
     keys = ["label", "fixed_size", "size"]
-    # Devices may have other numbers of usable neighbours, and are averaged all the same.
+    # Devices are averaged even if their numbers of neighbours differ.
     largest = results.groupby("label", sort=False)["size"].transform("max")
     frame = results.assign(size=np.where(results["fixed_size"], largest, results["size"]))
     per_seed = frame.groupby([*keys, "seed"], sort=False)[metric].agg(["mean", "count"])
@@ -58,8 +60,10 @@ def by_size(results: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def by_device(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean over seeds at the largest size of every device: ``device``, ``label``, ``encoding``,
-    ``size``, ``mean``, ``sd``, ``seeds``; in the order of the study."""
+    """Return means over seeds at the largest size of every device, in the order of the study.
+
+    Columns: ``device``, ``label``, ``encoding``, ``size``, ``mean``, ``sd``, ``seeds``.
+    """
     sized = results["size"].where(~results["fixed_size"])
     largest = sized.groupby(results["device"]).transform("max")
     chosen = results[results["fixed_size"] | (results["size"] == largest)]
@@ -69,9 +73,12 @@ def by_device(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     return grouped.agg(mean="mean", sd="std", seeds="count").reset_index()
 
 
-def tables(results: pd.DataFrame, metrics: Sequence[str]) -> list[Table]:
-    """Of every data set and metric: predictors by training size, averaged over devices; and by
-    device at the largest size, as Table 1 of the predictor study."""
+def tables(results: pd.DataFrame, metrics: Sequence[str]) -> list[MarkdownTable]:
+    """Return tables of every data set and metric.
+
+    They show predictors by training size, averaged over devices, and by device at the largest size,
+    as Table 1 of the predictor study.
+    """
     made = []
     for data, rows in results.groupby("data", sort=False):
         devices = list(rows["device"].unique())
@@ -84,7 +91,7 @@ def tables(results: pd.DataFrame, metrics: Sequence[str]) -> list[Table]:
     return made
 
 
-def _sizes(rows: pd.DataFrame, metric: str, digits: int, title: str) -> Table:
+def _sizes(rows: pd.DataFrame, metric: str, digits: int, title: str) -> MarkdownTable:
     found = by_size(rows, metric)
     sizes = sorted(rows.loc[~rows["fixed_size"], "size"].unique().tolist())
     cells = {
@@ -96,12 +103,12 @@ def _sizes(rows: pd.DataFrame, metric: str, digits: int, title: str) -> Table:
         (label, *(cells.get((label, None if fixed[label] else size), "") for size in sizes))
         for label in rows["label"].unique()
     ]
-    if not sizes:  # nothing but predictors that sizes do not apply to
+    if not sizes:  # all predictors have a training set of their own
         lines = [(label, cells.get((label, None), "")) for label in rows["label"].unique()]
-    return Table(title, ("predictor", *map(str, sizes or ["its own"])), tuple(lines))
+    return MarkdownTable(title, ("predictor", *map(str, sizes or ["its own"])), tuple(lines))
 
 
-def _devices(rows: pd.DataFrame, metric: str, digits: int, title: str) -> Table:
+def _devices(rows: pd.DataFrame, metric: str, digits: int, title: str) -> MarkdownTable:
     found = by_device(rows, metric)
     cells = {
         (row.label, row.device): _cell(row.mean, row.sd, digits)
@@ -114,7 +121,7 @@ def _devices(rows: pd.DataFrame, metric: str, digits: int, title: str) -> Table:
         for label in rows["label"].unique()
     ]
     at = f", {sizes[-1]} training samples" if sizes else ""
-    return Table(title + at, ("predictor", *devices), tuple(lines))
+    return MarkdownTable(title + at, ("predictor", *devices), tuple(lines))
 
 
 def _cell(mean: float, sd: float, digits: int) -> str:

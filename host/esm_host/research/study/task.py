@@ -1,4 +1,4 @@
-"""One task of a study: one predictor on one device with one number of samples, all seeds."""
+"""Task of a study: one predictor on one device with one training size, for all seeds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Name:
-    """What a task is of, as the columns of the results have it.
+class TaskName:
+    """Name of a task, as in the columns of the results.
 
     Attributes:
-        size: samples to train on.
-        fixed_size: whether the predictor asks for certain architectures, so that sizes do not
-            apply to it.
+        data: Name of the data set.
+        device: Name of the device.
+        label: Label of the predictor.
+        predictor: Name of the predictor.
+        encoding: Name of the encoding.
+        size: Size of the training set.
+        fixed_size: Whether the predictor has a training set of its own.
     """
 
     data: str
@@ -41,18 +45,23 @@ class Name:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """All that a worker needs, on whichever machine it is.
+    """Everything that a worker needs, on any machine.
 
     Attributes:
-        predictors: one per seed, not fitted.
-        encodings: ``(n, d)``; ``latency_ms``, ``weights`` and ``depth`` are ``(n,)``.
-        train: rows that each is fitted to.
-        test: rows that each is judged on.
-        coverage: that intervals are made for, a share.
-        keep_predictions: of the first seed.
+        name: Name of the task.
+        predictors: Unfitted predictors, one per seed.
+        encodings: Encodings, ``(n, d)``.
+        latency_ms: Latencies, ms, ``(n,)``.
+        weights: Weights, ``(n,)``.
+        depth: Depths, ``(n,)``.
+        bins: Depth bins.
+        train: Rows of the training set, for each seed.
+        test: Rows of the test set, for each seed.
+        coverage: Share of the latencies that prediction intervals should hold.
+        keep_predictions: Whether to keep the predictions of the first seed.
     """
 
-    name: Name
+    name: TaskName
     predictors: Sequence[Predictor]
     encodings: NDArray[np.float32]
     latency_ms: NDArray[np.float64]
@@ -66,34 +75,33 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What came of a task.
+class TaskResult:
+    """Result of a task.
 
     Attributes:
-        rows: one per seed; columns as of
-            :meth:`esm_host.research.study.results.Study.results`.
+        rows: One row per seed (:meth:`esm_host.research.study.results.Study.results`).
         predictions: ``row``, ``depth``, ``measured_ms``, ``predicted_ms`` of the first seed; None
-            where they are not kept or it failed.
+            if they are not kept or the task failed.
     """
 
     rows: pd.DataFrame
     predictions: pd.DataFrame | None
 
 
-def compute(task: Task) -> Outcome:
-    """Fits and judges; what goes wrong becomes the outcome."""
+def compute(task: Task) -> TaskResult:
+    """Fit and evaluate the predictors; an error becomes part of the result."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _compute(task)
-    except Exception as error:  # others' code, on data that nobody has seen
+    except Exception as error:  # a predictor may raise anything
         text = " ".join(str(error).split())[:500]
         message = f"{type(error).__name__}: {text}" if text else type(error).__name__
         rows = [_row(task, seed, failure=message) for seed in range(len(task.predictors))]
-        return Outcome(pd.DataFrame(rows), None)
+        return TaskResult(pd.DataFrame(rows), None)
 
 
-def _compute(task: Task) -> Outcome:
+def _compute(task: Task) -> TaskResult:
     x, y, weights = task.encodings, task.latency_ms, task.weights
     began = time.perf_counter()
     samples = [(x[rows], y[rows], weights[rows]) for rows in task.train]
@@ -118,7 +126,7 @@ def _compute(task: Task) -> Outcome:
             columns: dict[str, NDArray[Any]] = {"row": test, "depth": depth}
             columns |= {"measured_ms": measured_ms, "predicted_ms": predicted_ms}
             kept = pd.DataFrame(columns)
-    return Outcome(pd.DataFrame(rows), kept)
+    return TaskResult(pd.DataFrame(rows), kept)
 
 
 _NUMBERS = (

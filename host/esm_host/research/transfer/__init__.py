@@ -1,1 +1,1 @@
-"""Few-shot predictors, and what they are made of."""
+"""Few-shot predictors of papers, and their parts."""

@@ -1,4 +1,4 @@
-"""A proxy device's predictor, adapted to another device by a scale and a few corrections."""
+"""Adaptation of a proxy's linear predictor by a scale and sparse corrections."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ Floats = NDArray[np.float64]
 VALIDATION = 20
 NORMS = ("l1", "l2")
 _PENALTIES = np.logspace(0, -4, 25)
-"""Shares of the smallest penalty that leaves no correction."""
+"""Penalties, relative to the smallest one without any correction."""
 
 
 class AdaProxy:
-    """Adapts a linear predictor, ``latency = weights . features`` (Lu et al. 2021, equation 3).
+    """Adaptation of a linear predictor, ``latency = weights . features`` (Lu et al. 2021, eq. 3).
 
-    Its weights are multiplied by ``alpha + b``, feature by feature: one scale for all, and
-    corrections ``b`` that a penalty lambda keeps sparse,
+    Its weights are multiplied by ``alpha + b``, feature by feature. ``alpha`` is one scale for all;
+    corrections ``b`` are kept sparse by a penalty lambda,
 
         min over alpha, b:  mean of squared errors + lambda |b|.
 
-    The paper writes a norm of ``b`` and calls it sparse: the sum of absolute values. Its authors'
-    program takes the Euclidean norm, and a constant that is free. Lambda is chosen by the rank
-    correlation on a part of the samples that is not fitted to; then all are.
+    The paper writes a norm of ``b`` and calls it sparse: the sum of absolute values. The authors'
+    program has the Euclidean norm and a free constant. Lambda is chosen by the rank correlation on
+    held-out samples; then all samples are fitted.
 
-    Weights are multiplied one by one, so the data must determine each of them, or they must be the
+    Weights are multiplied one by one. So the data must determine each of them, or they must be the
     smallest that fit (:func:`scipy.linalg.lstsq` with a cutoff well above rounding).
 
     Args:
-        weights: of the proxy's predictor, ``(features,)``: one-hot operations and a constant, or
-            what the last layer of a network multiplies its inputs by.
-        validation: samples to choose lambda on (20 in the paper); with fewer than twice as many
-            samples, half of them.
-        seed: of the split.
-        norm: ``"l1"``, as the paper describes it, or ``"l2"``, with a free constant, as its authors
-            computed it.
+        weights: Weights of the proxy's predictor, ``(features,)``: of one-hot operations and a
+            constant, or of the last layer of a network.
+        validation: Number of samples to choose lambda on (20 in the paper). With fewer than twice
+            as many samples, half of them.
+        seed: Random seed of the split.
+        norm: ``"l1"`` as in the paper, or ``"l2"`` with a free constant as in the authors' program.
 
     Raises:
         ValueError: there is no such norm.
@@ -61,16 +60,21 @@ class AdaProxy:
         self.norm = norm
 
     def fit(self, features: ArrayLike, latency_ms: ArrayLike) -> Self:
-        """Learns from ``(n, features)`` and ``(n,)`` of the target device.
+        """Fit to samples of the target device.
+
+        Args:
+            features: Features, ``(n, features)``.
+            latency_ms: Latencies, ms, ``(n,)``.
 
         Raises:
-            ValueError: shapes do not fit, values are not finite, or there are fewer than four.
+            ValueError: shapes disagree, values are not finite, or there are fewer than four
+                samples.
         """
         parts, latency_ms = self._parts(features), np.asarray(latency_ms, dtype=float)
         if latency_ms.shape != (len(parts),) or len(parts) < 4:
             raise ValueError(
-                f"{latency_ms.shape} latencies of {len(parts)} architectures: give one each, of 4 "
-                "or more"
+                f"{latency_ms.shape} latencies of {len(parts)} architectures: give a latency for "
+                "each of 4 or more"
             )
         if not np.isfinite(latency_ms).all() or not np.isfinite(parts).all():
             raise ValueError("features and latencies must be finite")
@@ -87,7 +91,7 @@ class AdaProxy:
         return self
 
     def predict(self, features: ArrayLike) -> Floats:
-        """Latencies on the target, ms, ``(n,)``; meant for ranking."""
+        """Return latencies on the target, ms, ``(n,)``, to rank by."""
         return np.asarray(self._parts(features) @ self.scales_ + self.constant_ms_)
 
     def _parts(self, features: ArrayLike) -> Floats:
@@ -98,23 +102,28 @@ class AdaProxy:
 
 
 def _sparse(parts: Floats, latency_ms: Floats, shares: Floats) -> tuple[Floats, Floats]:
-    """Return ``alpha + b``, ``(penalties, features)``, and no constants, ``(penalties,)``.
+    """Return ``alpha + b``, ``(penalties, features)``, and constants of 0, ``(penalties,)``.
 
     Args:
-        shares: of the smallest penalty that makes ``b`` nothing.
+        parts: Weighted features, ``(n, features)``.
+        latency_ms: Latencies, ms, ``(n,)``.
+        shares: Penalties, relative to the smallest one at which ``b`` is 0.
     """
     unit, unit_ms = float(np.abs(parts).max()), float(np.abs(latency_ms).max())
     if unit == 0:
         return np.zeros((len(shares), parts.shape[1])), np.zeros(len(shares))
-    parts, latency_ms = parts / unit, latency_ms / (unit_ms or 1)  # the path is found in absolutes
+    parts, latency_ms = (
+        parts / unit,
+        latency_ms / (unit_ms or 1),
+    )  # the path's tolerances are absolute
     whole = parts.sum(axis=1)
     size = whole @ whole
-    # For every b the best alpha is known: what is left is an ordinary lasso, whose solutions are
-    # linear between the corners of a path.
+    # The best alpha follows from b. The rest is an ordinary lasso, whose solutions are linear
+    # between the corners of a path.
     rest = latency_ms - whole * (whole @ latency_ms / size)
     reduced = parts - np.outer(whole, parts.T @ whole / size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of columns that are sums of others
+        warnings.simplefilter("ignore")  # about linearly dependent columns
         penalties, _, path = lars_path(reduced, rest, method="lasso", alpha_min=0.0)
     wanted = shares * penalties[0]
     b = np.stack([np.interp(-wanted, -penalties, one) for one in path], axis=1)
@@ -125,11 +134,14 @@ def _sparse(parts: Floats, latency_ms: Floats, shares: Floats) -> tuple[Floats, 
 def _short(parts: Floats, latency_ms: Floats, shares: Floats) -> tuple[Floats, Floats]:
     """Return ``alpha + b``, ``(penalties, features)``, and free constants, ``(penalties,)``.
 
-    For every penalty on the norm of ``b`` there is one on its square with the same solution, which
-    a singular value decomposition gives.
+    A penalty on the norm of ``b`` has the solution of some penalty on its square, which a singular
+    value decomposition gives.
 
     Args:
-        shares: of the largest eigenvalue of the features' products, as penalties on the square.
+        parts: Weighted features, ``(n, features)``.
+        latency_ms: Latencies, ms, ``(n,)``.
+        shares: Penalties on the square, relative to the largest eigenvalue of the features'
+            products.
     """
     centre, centre_ms = parts.mean(axis=0), latency_ms.mean()
     inner, rest = parts - centre, latency_ms - centre_ms

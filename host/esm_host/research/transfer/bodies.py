@@ -1,4 +1,4 @@
-"""What HELP and MultiPredict share: how they read architectures, and latencies of any device."""
+"""Parts of HELP and MultiPredict: inputs from architectures, and scaled latencies."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ _GRAPH_LAYERS = 4
 
 
 def check_encoding(space: SearchSpace, encoding: str | None) -> None:
-    """Raise UsageError where there is no such encoding, or not of this space."""
+    """Check that there is such an encoding, and that it suits the space.
+
+    Raises:
+        UsageError: it does not.
+    """
     if encoding is not None:
         make_encoder(encoding, space)
 
 
 class ArchitectureInput:
-    """Encodings for a network, whose first layers must suit them.
+    """Encodings for a network, and the network's first layers.
 
     Args:
-        encoding: its name; None takes ``graph`` of spaces with a wiring, whose cells both methods
-            read by graph convolutions, and ``operation-one-hot`` of others.
-        codes: of architectures to take the size of columns from, ``(n, *space.code_shape)``.
+        space: Search space.
+        encoding: Name of the encoding. None is ``graph`` for spaces with a wiring, whose cells both
+            methods read by graph convolutions, else ``operation-one-hot``.
+        codes: Architectures that determine the scale of the columns, ``(n, *space.code_shape)``.
     """
 
     def __init__(self, space: SearchSpace, encoding: str | None, codes: Codes) -> None:
@@ -38,11 +43,11 @@ class ArchitectureInput:
         self._largest = np.where(largest > 0, largest, 1).astype(np.float32)
 
     def __call__(self, codes: Codes) -> Tensor:
-        """``(n, d)``; no entry of what was seen is above 1."""
+        """Return scaled encodings, ``(n, d)``; entries of known architectures are at most 1."""
         return torch.from_numpy(self._encoder.encode_codes(codes) / self._largest)
 
     def body(self, width: int) -> nn.Module:
-        """First layers, ``(members, n, d)`` -> ``(members, n, width)``."""
+        """Return first layers, ``(members, n, d)`` -> ``(members, n, width)``."""
         layout = self._encoder.layout
         if layout.nodes:
             return _GraphBody(GraphColumns(layout), width)
@@ -52,13 +57,13 @@ class ArchitectureInput:
 
 
 class _GraphBody(nn.Module):
-    """Four graph convolutions along the edges; the last state of a node that all lead to."""
+    """Four graph convolutions along the edges, then the state of a global node."""
 
     def __init__(self, columns: GraphColumns, width: int) -> None:
         super().__init__()
         self.columns = columns
         widths = [columns.operations + 1, *[width] * _GRAPH_LAYERS]
-        # Nodes add up what they get: weights begin small, from -0.05 to 0.05.
+        # Nodes sum their inputs, so initial weights are small: -0.05 to 0.05.
         self.convolutions = nn.ModuleList(
             Linears(before, width, 0.05 * (before / 3) ** 0.5) for before in widths[:-1]
         )
@@ -77,11 +82,11 @@ class _GraphBody(nn.Module):
 
 @dataclass(frozen=True)
 class Scale:
-    """Latencies of one device in a unit of its own, in which nearly all are between 0 and 1.
+    """Unit of a device's latencies in which nearly all are between 0 and 1.
 
-    Both methods take a device's latencies from the least to the greatest. Of a new device that
-    would need all of its latencies: the least and the greatest of few are not those of all. So
-    here it is the mean, at 0.5, and three standard deviations to each side.
+    Both methods scale a device's latencies from the least to the greatest. For a new device, these
+    are unknown: the extremes of a few samples are not those of all. So here the mean is 0.5, with
+    three standard deviations to each side.
     """
 
     mean_ms: float

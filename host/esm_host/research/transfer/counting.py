@@ -1,4 +1,4 @@
-"""What stands for a latency without a learned predictor: counts, and layers that add up."""
+"""Few-shot baselines without a learned predictor: counts, and layer-wise tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PENALTIES = np.logspace(-2, 3, 6)
 
 
 class _CountPredictor(FewShotPredictor):
-    """One column of the cost encoding."""
+    """Ranking by one column of the cost encoding."""
 
     column: ClassVar[str]
 
@@ -30,41 +30,40 @@ class _CountPredictor(FewShotPredictor):
         self.place_ = self.encoder_.columns.index(written if self.space.prunes else self.column)
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
-        pass  # a count is the same on every device
+        pass  # counts do not depend on the device
 
     def _predict(self, codes: Codes) -> Floats:
         return self.encoder_.encode_codes(codes)[:, self.place_].astype(np.float64)
 
 
 class FlopsPredictor(_CountPredictor):
-    """Orders architectures by their FLOPs, in millions; no device changes that.
+    """Ranking by FLOPs, in millions, on every device.
 
-    Of the network as it is written, as the benchmarks count: also what leads nowhere, where a
-    space has that.
+    Networks are counted as written, as the benchmarks do: with blocks without effect.
     """
 
     column = "all.mflops"
 
 
 class ParametersPredictor(_CountPredictor):
-    """Orders architectures by their parameters, in millions, as :class:`FlopsPredictor`."""
+    """Ranking by parameters, in millions, as :class:`FlopsPredictor`."""
 
     column = "all.mparameters"
 
 
 class LayerWisePredictor(FewShotPredictor):
-    """A latency per layer and operation, and one for what all architectures have, added up.
+    """Sum of a latency per layer and operation, and a constant.
 
-    In the papers a layer-wise predictor is a lookup table: every operation is timed alone, in
-    every place where it may be, and a network takes the sum (Cai et al. 2019, ProxylessNAS). A new
-    device has whole networks measured and no layers. So the same model is fitted to them: no
-    latency negative, and each drawn by a ridge penalty to one that they all share, which is what
-    an operation that was never measured gets. The shared latency and, by cross-validation, the
-    penalty come from the samples; no source is used. Where architectures have a resolution of
-    their own, a layer takes as much longer as it has more pixels.
+    In papers a layer-wise predictor is a lookup table: every operation is timed alone at every
+    place, and a network takes the sum (Cai et al. 2019, ProxylessNAS). Here a new device has whole
+    networks measured and no layers, so the same model is fitted to networks. No latency is
+    negative. A ridge penalty draws each to a shared one, which is that of operations without a
+    sample. The shared latency and, by cross-validation, the penalty come from the samples; no
+    source is used. If architectures have a resolution, the latency of a layer grows with the
+    pixels.
 
     Args:
-        seed: of the folds.
+        seed: Random seed of the folds.
     """
 
     absolute = True
@@ -94,7 +93,7 @@ class LayerWisePredictor(FewShotPredictor):
         return np.asarray(self._layers(codes) @ self.table_ms_)
 
     def _layers(self, codes: Codes) -> Floats:
-        """``(n, operations + 1)``: the last is what all have."""
+        """Return ``(n, operations + 1)``; the last column is the constant."""
         hot = self.encoder_.encode_codes(codes).astype(np.float64)
         if self.space.resolutions:
             pixels = (hot[:, -1:] / max(self.space.resolutions)) ** 2
@@ -103,10 +102,10 @@ class LayerWisePredictor(FewShotPredictor):
 
 
 def _tables(layers: Floats, latency_ms: Floats, penalties: Floats) -> Floats:
-    """Latencies of every operation and of the rest, ms, ``(penalties, operations + 1)``."""
+    """Return latencies of every operation and the constant, ms, ``(penalties, operations + 1)``."""
     columns = layers.shape[1] - 1
     shared = float(latency_ms.sum() / layers.sum())
-    least_ms = 0.01 * float(latency_ms.min())  # of the rest: nothing runs in no time
+    least_ms = 0.01 * float(latency_ms.min())  # smallest constant: no network takes no time
     latency_ms = latency_ms - least_ms
     tables = []
     for penalty in penalties:

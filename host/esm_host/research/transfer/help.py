@@ -1,4 +1,4 @@
-"""HELP: a predictor that is ready to learn a new device, given how it takes to ten references."""
+"""HELP: meta-learned predictor with a device embedding of ten reference latencies."""
 
 from __future__ import annotations
 
@@ -20,55 +20,58 @@ from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 
 _FIRST_RATE = 1e-3
-"""Of the inner steps, before it is learned parameter by parameter."""
+"""Initial learning rate of the inner steps; it is then learned per parameter."""
 _NOISE = 0.01
-"""How much the modulation, about 1 in size, changes parameters."""
+"""Scale of the modulation's effect on parameters."""
 
 Parameters = Mapping[str, Tensor]
-"""Of a network, with tasks as their first axis."""
+"""Parameters of a network, with tasks as their first axis."""
 
 
 class HELPPredictor(FewShotPredictor):
     """Meta-learning over devices (Lee et al. 2021).
 
-    "HELP: Hardware-adaptive Efficient Latency Prediction for NAS via Meta-Learning". A device is
-    known by its latencies for ten reference architectures, from 0 for the least to 1 for the
-    greatest. The network reads the architecture (one-hot, or by graph convolutions in spaces that
-    have a wiring) and that embedding, and joins both. A task is a device: from ``support`` of its
-    latencies, ``inner_steps`` steps of gradient descent lead to the network that predicts others
-    (``query``), and all is trained so that these predictions are good: the initial parameters, a
-    learning rate for each of them (Meta-SGD), and a small network that, from the embedding, draws
-    factors for the inputs and a shift for the outputs of the last three layers, under a
-    Kullback-Leibler penalty to the standard normal. A new device's prediction is the mean over
-    ``draws`` of these. Sizes, rates and steps are those of the authors' code.
+    "HELP: Hardware-adaptive Efficient Latency Prediction for NAS via Meta-Learning". The embedding
+    of a device is its latencies for ten reference architectures, scaled from 0 to 1. The network
+    reads the architecture (one-hot, or by graph convolutions in spaces with a wiring) and that
+    embedding, and joins both.
 
-    Where this differs: The references are drawn from the architectures that most sources measured
-    and are in :attr:`references_` after learning; the method as published measures them on the new
-    device, so give them among the samples to have it. Of those not among the samples the latency
-    is estimated: by a ridge regression of the new device's latencies on those of the sources, at
-    the samples. Latencies are scaled by :class:`esm_host.research.transfer.bodies.Scale`.
-    Nothing is left out of the sources (there, a tenth of the slowest and of the fastest), and
-    there is no choice of the best episode, which takes further devices.
+    A task is a device. From ``support`` of its latencies, ``inner_steps`` steps of gradient descent
+    lead to the network that predicts others (``query``). Three parts are trained for these
+    predictions: the initial parameters, a learning rate for each of them (Meta-SGD), and a small
+    network. From the embedding it draws factors for the inputs and a shift for the outputs of the
+    last three layers. It has a Kullback-Leibler penalty to the standard normal. A new device's
+    prediction is the mean over ``draws`` of these. Sizes, rates and steps are those of the authors'
+    code.
+
+    Differences: The references are random architectures among those that most sources measured;
+    :attr:`references_` has them after learning. The published method measures them on the new
+    device; to do so, include them in the samples. The latency of others is estimated by a ridge
+    regression of the new device's latencies on those of the sources. Latencies are scaled by
+    :class:`esm_host.research.transfer.bodies.Scale`. All of a source's samples are used (there,
+    without a tenth of the slowest and of the fastest). The best episode is not selected, as that
+    needs further devices.
 
     Args:
-        encoding: of architectures; by default as
-            :class:`esm_host.research.transfer.bodies.ArchitectureInput` says.
-        references: how many reference architectures.
-        width: of the layers that read architecture and embedding; of those after them, twice that.
-        episodes: steps of meta-learning.
-        tasks: devices in each; all, where there are fewer.
-        support: samples per device that the inner steps see.
-        query: further samples per device that the outcome is judged by.
-        inner_steps: of gradient descent, in learning and in adapting.
-        learning_rate: of Adam, over episodes.
-        divergence: weight of the Kullback-Leibler penalty.
-        draws: of the modulation, when predicting.
-        seed: of references, initial weights, episodes and draws.
+        encoding: Encoding of architectures; None for the default of
+            :class:`esm_host.research.transfer.bodies.ArchitectureInput`.
+        references: Number of reference architectures.
+        width: Width of the layers that read architecture and embedding; those after them have twice
+            that.
+        episodes: Number of steps of meta-learning.
+        tasks: Devices per episode; all if there are fewer.
+        support: Samples per device for the inner steps.
+        query: Further samples per device for the loss.
+        inner_steps: Steps of gradient descent, in learning and in adapting.
+        learning_rate: Learning rate of Adam over episodes.
+        divergence: Weight of the Kullback-Leibler penalty.
+        draws: Number of draws of the modulation in a prediction.
+        seed: Random seed of references, initial weights, episodes and draws.
     """
 
     absolute = True
     rates_: dict[str, Tensor]
-    least_sources = 2  # what devices have in common is told by several
+    least_sources = 2  # meta-learning needs several tasks
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class HELPPredictor(FewShotPredictor):
         check_encoding(space, self.encoding)
 
     def _prepare(self, sources: Sequence[Source]) -> np.random.Generator:
-        """Draw references and networks; return the generator that goes on to draw episodes."""
+        """Draw references and networks, and return the generator for the episodes."""
         rng = np.random.default_rng(self.seed)
         self.known_ = KnownLatencies(sources)
         shared = self.known_.shared()
@@ -181,7 +184,7 @@ class HELPPredictor(FewShotPredictor):
             optimizer.step()
 
     def _rows(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Of one device, for support and query: some more than once where there are too few."""
+        """Return rows of a device for support and query, repeated if there are too few."""
         wanted = self.support + self.query
         repeats = -(-wanted // count)
         rows = np.concatenate([rng.permutation(count) for _ in range(repeats)])[:wanted]
@@ -190,7 +193,7 @@ class HELPPredictor(FewShotPredictor):
     # One device, or several at a time
 
     def _start(self, embedding: Tensor) -> tuple[Parameters, Tensor]:
-        """Parameters before the inner steps, and the divergence of the modulation, ``(tasks,)``."""
+        """Return parameters before the inner steps, and the divergence, ``(tasks,)``."""
         tasks = len(embedding)
         parameters = {
             name: parameter.expand(tasks, *parameter.shape[1:])
@@ -207,7 +210,7 @@ class HELPPredictor(FewShotPredictor):
     def _descend(
         self, parameters: Parameters, x: Tensor, y: Tensor, embedding: Tensor, traced: bool
     ) -> Parameters:
-        """After the inner steps; ``traced`` where these are to be differentiated."""
+        """Return parameters after the inner steps; ``traced`` keeps the graph for gradients."""
         for _ in range(self.inner_steps):
             predicted = functional_call(self.network_, dict(parameters), (x, embedding))
             # The sum over tasks: each one's gradient is that of its own mean.
@@ -232,7 +235,7 @@ class HELPPredictor(FewShotPredictor):
         self.adapted_parameters_ = {name: value.detach() for name, value in adapted.items()}
 
     def _at_references(self, codes: Codes, latency_ms: Floats) -> Floats:
-        """The new device's latencies for the references, ms: measured, or else estimated."""
+        """Return the new device's latencies for the references, ms: measured, or estimated."""
         measured = dict(zip(keys(codes), latency_ms.tolist(), strict=True))
         found = np.array([measured.get(key, np.nan) for key in keys(self.references_)])
         missing = np.isnan(found)
@@ -266,7 +269,12 @@ class _Joined(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``(tasks, n, d)`` and ``(tasks, references)`` -> ``(tasks, n)``."""
+        """Return predictions ``(tasks, n)``.
+
+        Args:
+            x: Encodings, ``(tasks, n, d)``.
+            embedding: Device embeddings, ``(tasks, references)``.
+        """
         device = self.device(embedding[:, None])
         state = torch.cat([self.body(x), device.expand(-1, x.shape[1], -1)], dim=-1)
         *hidden, last = self.joint
@@ -285,8 +293,12 @@ class _Modulator(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Factors, ``(tasks, layers, width)``, shifts, ``(tasks, layers)``, and the divergence of
-        what they are drawn from to the standard normal, ``(tasks,)``."""
+        """Return the modulation and its divergence to the standard normal.
+
+        Returns:
+            Factors, ``(tasks, layers, width)``; shifts, ``(tasks, layers)``; divergence,
+            ``(tasks,)``.
+        """
         mean, spread = self.layers(embedding).chunk(2, dim=-1)
         sd = nn.functional.softplus(spread)
         divergence = 0.5 * (mean**2 + sd**2 - 1 - 2 * sd.log()).sum(dim=-1)
@@ -295,6 +307,6 @@ class _Modulator(nn.Module):
 
 
 def _embedding(latency_ms: Floats) -> Tensor:
-    """``(references,)``, from 0 for the least to 1 for the greatest; zeros where all are equal."""
+    """Return latencies scaled from 0 to 1, ``(references,)``; zeros if all are equal."""
     spread = float(np.ptp(latency_ms)) or 1.0
     return torch.from_numpy((latency_ms - latency_ms.min()) / spread).float()

@@ -1,4 +1,4 @@
-"""MultiPredict: one network for all devices, which knows each by an embedding of its own."""
+"""MultiPredict: one network for all devices, with a learned embedding of each."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from esm_models.space import Codes, SearchSpace
 
 
 class MultiPredictPredictor(FewShotPredictor):
-    """A network trained on all sources, then a little further on a new device (Akhauri 2023).
+    """Network trained on all sources, then fine-tuned on a new device (Akhauri 2023).
 
     Akhauri and Abdelfattah, "Multi-Predict: Few Shot Predictors For Efficient Neural Architecture
-    Search". An architecture is read one-hot (by graph convolutions in spaces that have a wiring)
-    into a short vector; that, its zero-cost proxies and the embedding of the device, which is
-    learned, go through one wide hidden layer and a sigmoid. All sources' samples are learned
-    together, by the absolute error. A new device begins with the embedding of the source that
-    ranks its samples most alike; then the embedding and the layers after it are trained on them,
-    while what reads architectures stays. Sizes, rates and epochs are those of the authors' code.
+    Search". An architecture is read one-hot (by graph convolutions in spaces with a wiring) into a
+    short vector. That, its zero-cost proxies and the learned embedding of the device pass through
+    one wide hidden layer and a sigmoid. All sources are learned together, by the absolute error. A
+    new device begins with the embedding of the source whose ranking of the samples is most similar.
+    The embedding and the layers after it are then trained on the samples. The part that reads
+    architectures is fixed. Sizes, rates and epochs are those of the authors' code.
 
-    Where this differs: Of the 13 zero-cost proxies it has those that need no network to be run,
-    FLOPs and parameters, as logarithms, standardised. What sources take for samples of the new
-    device is predicted where they did not measure it
-    (:class:`esm_host.transfer.known.KnownLatencies`). Latencies are scaled by
+    Differences: Of the 13 zero-cost proxies it has those that need no inference, FLOPs and
+    parameters, as standardised logarithms. A source's missing latencies for the samples are
+    predicted (:class:`esm_host.transfer.known.KnownLatencies`). Latencies are scaled by
     :class:`esm_host.research.transfer.bodies.Scale`.
 
     Args:
-        encoding: of architectures; by default as
-            :class:`esm_host.research.transfer.bodies.ArchitectureInput` says.
-        width: of the layers that read architectures.
-        architecture: length of an architecture's vector.
-        device: length of a device's embedding.
-        joint: width of the hidden layer after both.
-        epochs: passes over the samples of all sources.
-        batch_size: samples per step.
-        learning_rate: of AdamW on the sources, falling to zero along a cosine.
-        steps: on the samples of a new device, all of them in each.
-        tuning_rate: of AdamW there, falling likewise.
-        weight_decay: of both.
-        seed: of the initial weights and the batches.
+        encoding: Encoding of architectures; None for the default of
+            :class:`esm_host.research.transfer.bodies.ArchitectureInput`.
+        width: Width of the layers that read architectures.
+        architecture: Length of an architecture's vector.
+        device: Length of a device's embedding.
+        joint: Width of the hidden layer after both.
+        epochs: Number of epochs over the samples of all sources.
+        batch_size: Samples per step.
+        learning_rate: Initial learning rate of AdamW on the sources, with a cosine schedule.
+        steps: Steps on the samples of a new device, all of them in each.
+        tuning_rate: Initial learning rate of AdamW there, with a cosine schedule.
+        weight_decay: Weight decay of both.
+        seed: Random seed of the initial weights and the batches.
     """
 
     absolute = True
@@ -120,7 +119,7 @@ class MultiPredictPredictor(FewShotPredictor):
         check_encoding(space, self.encoding)
 
     def _prepare(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """Draw the networks; return what they read of all sources' architectures."""
+        """Draw the networks and return their inputs for all sources' architectures."""
         self.known_ = KnownLatencies(sources)
         codes = np.concatenate([source.codes for source in sources])
         self.input_ = ArchitectureInput(self.space, self.encoding, codes)
@@ -143,7 +142,7 @@ class MultiPredictPredictor(FewShotPredictor):
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         self.scale_ = Scale.of(latency_ms)
         y = self.scale_.into(latency_ms)
-        nearest = _most_alike(self.known_.at(codes), latency_ms)
+        nearest = _nearest_source(self.known_.at(codes), latency_ms)
         with one_thread():
             with torch.inference_mode():
                 read = self._read(codes)
@@ -168,13 +167,13 @@ class MultiPredictPredictor(FewShotPredictor):
         return self.scale_.back(torch.cat(parts))
 
     def _read(self, codes: Codes) -> Tensor:
-        """What does not change with the device, ``(n, architecture + counts)``."""
+        """Return the part of the input without the device, ``(n, architecture + counts)``."""
         read = torch.cat([self.reader_(x) for x in self.input_(codes).split(ROWS)])
         return torch.cat([read, self.counts_(codes)], dim=1)
 
 
 class _Reader(nn.Module):
-    """Of an architecture, ``(n, d)`` -> ``(n, outputs)``."""
+    """Vector of an architecture, ``(n, d)`` -> ``(n, outputs)``."""
 
     def __init__(self, body: nn.Module, width: int, outputs: int) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class _Reader(nn.Module):
 
 
 class _Joint(nn.Module):
-    """Of what was read and a device, ``(n, inputs)`` and ``(n, device)``, a scaled latency."""
+    """Scaled latency from ``(n, inputs)`` of an architecture and ``(n, device)`` of a device."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -198,7 +197,7 @@ class _Joint(nn.Module):
 
 
 class _Counts:
-    """Logarithms of FLOPs and parameters, standardised by those that were seen."""
+    """Logarithms of FLOPs and parameters, standardised by the sources' architectures."""
 
     def __init__(self, space: SearchSpace, codes: Codes) -> None:
         self._encoder = CostEncoder(space)
@@ -209,15 +208,15 @@ class _Counts:
         self._mean, self._sd = seen.mean(dim=0), seen.std(dim=0, correction=0).clamp(min=1e-6)
 
     def __call__(self, codes: Codes) -> Tensor:
-        """``(n, 2)``."""
+        """Return ``(n, 2)``."""
         return (self._logarithms(codes) - self._mean) / self._sd
 
     def _logarithms(self, codes: Codes) -> Tensor:
         return torch.from_numpy(np.log1p(self._encoder.encode_codes(codes)[:, self._places]))
 
 
-def _most_alike(known_ms: Floats, latency_ms: Floats) -> int:
-    """The source, of ``(n, sources)``, whose ranks are most like those of ``(n,)``."""
+def _nearest_source(known_ms: Floats, latency_ms: Floats) -> int:
+    """Return the source, of ``(n, sources)``, whose ranks are nearest to those of ``(n,)``."""
     ranks, own = rankdata(known_ms, axis=0), rankdata(latency_ms)
     ranks, own = ranks - ranks.mean(axis=0), own - own.mean()
     spread = np.sqrt((ranks**2).sum(axis=0))

@@ -34,71 +34,73 @@ from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 
-_ROWS = 256  # predicted at once: more no longer fit the processor's cache
+_ROWS = 256  # rows per step, which fit the processor's cache
 _LEAST_RATE = 1e-6
 
 
 class NasflatPredictor(FewShotPredictor):
-    """Pretrained on all sources, fine-tuned on the new device (Akhauri and Abdelfattah 2024, "On
-    Latency Predictors for Neural Architecture Search").
+    """Network pretrained on all sources and fine-tuned on the new device.
 
-    The network is :class:`NasflatNetwork`. Its loss compares pairs of one batch, which holds
-    architectures of any sources; so that devices can be compared, latencies are brought to 0 to 1
-    device by device. The new device's embedding begins as that of the source whose latencies
-    correlate most with the few samples (section 5.2); then all weights are fine-tuned (3.4).
+    Akhauri and Abdelfattah 2024, "On Latency Predictors for Neural Architecture Search". The
+    network is :class:`NasflatNetwork`. Its loss compares pairs of one batch, which holds
+    architectures of any sources. Latencies are scaled to 0 to 1 per device to make them comparable.
+    The new device's embedding begins as that of the source whose latencies correlate most with the
+    samples (section 5.2). Then all weights are fine-tuned (3.4).
 
-    Hyperparameters are those of Table 20. What it does not tell is as in the authors' repository:
-    AdamW; a learning rate that falls along a cosine, epoch by epoch; batches of 128 both in
-    pretraining and in fine-tuning (the table's 16 is not used there in either); a chain of blocks
-    without edges. Different from theirs:
+    Hyperparameters are those of Table 20. Others are those of the authors' repository: AdamW; a
+    learning rate on a cosine schedule by epoch; batches of 128 in pretraining and in fine-tuning
+    (not the table's 16); a chain of blocks without edges. Differences:
 
-    - A source need not have measured the few samples: what correlates with them are the
-      network's predictions for each source.
-    - A batch's architectures are read once, not once per pair, so that dropout is the same in all
-      pairs of a sample.
-    - Graphs are those of :class:`GraphEncoder`. (In their FBNet, input and output take the places
-      of the first and last block.)
-    - Supplements are standardised by the sources' architectures, unless told otherwise.
+    - A source need not have measured the samples: they are compared with the network's predictions
+      for each source.
+    - A batch's architectures are read once, not once per pair. So dropout is the same in all pairs
+      of a sample.
+    - Graphs are those of :class:`GraphEncoder`. (In the authors' FBNet, input and output replace
+      the first and last block.)
+    - Supplements are standardised by the sources' architectures by default.
 
-    What supplements it matters most: with zero-cost proxies instead of Arch2Vec, from five GPUs of
-    FBNet to silver_4114, silver_4210r, gold_6240 and pixel3, Spearman's correlation was 0.86
-    instead of 0.67, and from pixel3 and titanx_1 to gold_6240, silver_4114, titanx_64 and 1080ti_64
-    0.85 instead of 0.57 (20 samples, one seed). In the authors' repository, too, the results that
-    are Table 7's for FBNet are of zero-cost proxies, whatever appendix A.2 says.
+    The supplement matters most. With zero-cost proxies instead of Arch2Vec, Spearman's correlation
+    rose from 0.67 to 0.86 from five GPUs of FBNet to silver_4114, silver_4210r, gold_6240 and
+    pixel3. From pixel3 and titanx_1 to gold_6240, silver_4114, titanx_64 and 1080ti_64 it rose from
+    0.57 to 0.85 (20 samples, one seed). In the authors' repository, too, the results of Table 7 for
+    FBNet are those of zero-cost proxies, despite appendix A.2.
 
     Pretraining takes about a millisecond per sample and epoch on one core for the 24 nodes of
     FBNet, half of that without edges.
 
     Args:
-        supplement: joins the head, such as zero-cost proxies or learnt encodings; or names of
-            :data:`esm_host.transfer.ENCODINGS` joined by ``+``, ``caz`` for all, and ``""`` for
-            none.
-        standardise: the supplement. Proxies from 0 to 1, as the authors take them, weigh less
-            beside the graph, that is, beside how many blocks there are of each option. From
-            silver_4114, silver_4210r, gold_6240 and pixel3 to four GPUs, Spearman's correlation
-            is then 0.66 instead of 0.90, and from pixel3 and titanx_1 0.83 instead of 0.86; only a
-            GPU that runs one image at a time gains (titanx_1 0.97 instead of 0.95).
-        units: whether a node's embedding also depends on its unit (stage). Theirs do not, so that
-            in a long chain only the supplement tells where a block is. On FBNet, from five GPUs
-            to silver_4114, silver_4210r, gold_6240 and pixel3, units rank the sources far better
-            without a supplement, but make little difference to the new devices.
-        edges: whether nodes see those before them; else each has but an edge to itself, and the
-            network reads how many blocks there are of each option. None for the authors' choice:
-            in cells, not in chains. With zero-cost proxies, from and to the devices above, new
+        supplement: Input of the head, such as zero-cost proxies or learned encodings. Names of
+            :data:`esm_host.transfer.ENCODINGS` joined by ``+``, ``caz`` for all, ``""`` for none.
+        standardise: Whether to standardise the supplement. Proxies from 0 to 1, as the authors have
+            them, weigh less than the graph, that is the number of blocks of each option. Spearman's
+            correlation is then 0.66 instead of 0.90 from silver_4114, silver_4210r, gold_6240 and
+            pixel3 to four GPUs, and 0.83 instead of 0.86 from pixel3 and titanx_1. Only a GPU at
+            batch 1 gains (titanx_1 0.97 instead of 0.95).
+        units: Whether a node's embedding also depends on its unit (stage). In the paper it does
+            not, so in a long chain only the supplement has the place of a block. On FBNet, from
+            five GPUs to silver_4114, silver_4210r, gold_6240 and pixel3, units rank the sources far
+            better without a supplement. For new devices they make little difference.
+        edges: Whether nodes have edges to those before them. Otherwise each has an edge to itself
+            only, and the network reads the number of blocks of each option. None for the authors'
+            choice: in cells, not in chains. With zero-cost proxies, on the devices above, new
             devices are ranked as well with edges as without.
-        operation_wise: the device's embedding meets every operation's (section 5.1, "OPHW" in
-            Table 2); else it joins the head alone.
-        initialise: the new device's embedding begins as that of the nearest source (section 5.2,
-            "INIT" in Table 2); else as it was drawn.
+        operation_wise: Whether the device's embedding joins that of every operation (section 5.1,
+            "OPHW" in Table 2); otherwise it joins the head.
+        initialise: Whether the new device's embedding begins as that of the nearest source (section
+            5.2, "INIT" in Table 2); otherwise it begins at random.
         layers: ``"dgf"``, ``"gat"`` or ``"ensemble"`` of both (Table 5).
-        epochs, batch_size, learning_rate: of pretraining.
-        weight_decay: of both.
-        transfer_epochs, transfer_learning_rate: of fine-tuning; None for the paper's, 40 and
-            0.003 in cells (NAS-Bench-201), 30 and 0.001 in chains of blocks (FBNet).
-        transfer_batch_size: of fine-tuning.
-        pairs: compared per batch, at most, as a multiple of its samples.
-        margin: by which the scores of a pair should differ.
-        seed: of all random numbers.
+        epochs: Number of epochs of pretraining.
+        batch_size: Samples per step of pretraining.
+        learning_rate: Learning rate of pretraining.
+        weight_decay: Weight decay of both.
+        transfer_epochs: Number of epochs of fine-tuning. None for the paper's: 40 in cells
+            (NAS-Bench-201), 30 in chains of blocks (FBNet).
+        transfer_learning_rate: Learning rate of fine-tuning. None for the paper's: 0.003 in cells,
+            0.001 in chains.
+        transfer_batch_size: Samples per step of fine-tuning.
+        pairs: Largest number of pairs per batch, as a multiple of its samples.
+        margin: Desired difference of the scores of a pair.
+        seed: Random seed.
     """
 
     least_samples = 2
@@ -184,12 +186,12 @@ class NasflatPredictor(FewShotPredictor):
             check_encodings(self.supplement)
 
     def _prepare(self, sources: Sequence[Source]) -> tuple[Architectures, Tensor]:
-        """Return each architecture of the sources once, and the rows that they have of these."""
+        """Return each architecture of the sources once, and the sources' rows of these."""
         self.source_names_ = tuple(source.name for source in sources)
         self._encoder = GraphEncoder(self.space)
         every = np.concatenate([source.codes for source in sources])
         shape = every.shape[1:]
-        # Most sources have measured the same architectures: each is encoded once.
+        # Most sources share architectures: encode each once.
         flat, rows = np.unique(every.reshape(len(every), -1), axis=0, return_inverse=True)
         codes = flat.reshape(-1, *shape)
         if self.supplement_ is not None and self.standardise:
@@ -201,7 +203,7 @@ class NasflatPredictor(FewShotPredictor):
     def _network(self, architectures: Architectures) -> NasflatNetwork:
         return NasflatNetwork(
             architectures.operations.shape[-1],
-            len(self.source_names_) + 1,  # the last is the new device's
+            len(self.source_names_) + 1,  # the last embedding is the new device's
             0 if architectures.supplement is None else architectures.supplement.shape[-1],
             self.operation_wise,
             self.layers,
@@ -270,7 +272,7 @@ class NasflatPredictor(FewShotPredictor):
         return bool(self.space.wiring) if self.edges is None else self.edges
 
     def _by_operation(self, operations: Tensor) -> tuple[Tensor, Tensor]:
-        """Input, one node per option, output; and how many there are of each."""
+        """Return input, one node per option and output, and the count of each."""
         options = len(self.space.options)
         inner = operations[:, 1:-1]
         count = inner[..., :options].sum(dim=1)
@@ -281,10 +283,10 @@ class NasflatPredictor(FewShotPredictor):
         return kinds, nn.functional.pad(count, (1, 1), value=1.0)
 
     def _features(self) -> list[int]:
-        """Columns of a node's features that its embedding depends on."""
+        """Return the features of a node on which its embedding depends."""
         options = len(self.space.options)
         units = self.space.unit_count if self.space.unit_count > 1 else 0
-        first = options + 2  # after input and output, whose embeddings are their own
+        first = options + 2  # input and output have embeddings of their own
         return [
             *range(options),
             *range(first, first + units if self.units else first),
@@ -300,7 +302,7 @@ class NasflatPredictor(FewShotPredictor):
         latency: Tensor,
         settings: tuple[int, int, float],
     ) -> None:
-        """Trains on pairs of samples, which are ``rows`` of the architectures on devices."""
+        """Train on pairs of samples, which are ``rows`` of the architectures on devices."""
         epochs, batch_size, rate = settings
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=rate, weight_decay=self.weight_decay, fused=True
@@ -335,7 +337,7 @@ def _from_0_to_1(latency_ms: Floats) -> Floats:
 
 
 def _correlation(one: Floats, other: Floats) -> float:
-    """Spearman's; 0 where one is the same for all."""
+    """Return Spearman's correlation; 0 if one is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])

@@ -1,5 +1,7 @@
-"""NASFLAT's network: operations and devices meet before the graph is read (Akhauri and Abdelfattah
-2024, "On Latency Predictors for Neural Architecture Search")."""
+"""Network of NASFLAT, which joins operations and devices before it reads the graph.
+
+Akhauri and Abdelfattah 2024, "On Latency Predictors for Neural Architecture Search".
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ SUPPLEMENT = (128, 128)
 SUPPLEMENT_OUT = 48
 HEAD = (200, 200, 200)
 DROPOUT = 0.1
-"""Widths of Table 20, and of the authors' repository where that has none: both embeddings share
-the table's 48, as do the node's halves."""
+"""Widths and dropout of Table 20, else of the authors' repository.
+
+The two embeddings share the table's 48, as do the two halves of a node.
+"""
 
 LAYERS = ("ensemble", "dgf", "gat")
-"""Layers of a graph network: a dense graph flow, a graph attention, or the mean of both."""
+"""Layers of a graph network: dense graph flow, graph attention, or the mean of both."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Architectures:
     """Graphs as tensors.
 
     Attributes:
-        operations: what each node is, ``(n, nodes, features)``.
-        incoming: 1 from column to row, ``(n, nodes, nodes)``, or ``(1, nodes, nodes)`` if the same
-            in all; None if the only edge of each node is to itself.
-        count: how many there are of each node, ``(n, nodes)``, with edges 0 or 1; None if one of
-            each in all. Without other edges, nodes of one operation are all alike.
-        supplement: ``(n, d)``.
+        operations: Features of each node, ``(n, nodes, features)``.
+        incoming: Edges from column to row, ``(n, nodes, nodes)``, or ``(1, nodes, nodes)`` if they
+            are the same for all. None if each node has an edge to itself only.
+        count: Count of each node, ``(n, nodes)``, 0 or 1 with edges. None if each is 1. Without
+            edges, nodes of one operation are equal.
+        supplement: Supplement, ``(n, d)``; None if there is none.
     """
 
     operations: Tensor
@@ -49,7 +53,7 @@ class Architectures:
         return len(self.operations)
 
     def take(self, rows: Tensor) -> Architectures:
-        """Some of them, in that order."""
+        """Return some of them, in that order."""
         incoming = self.incoming
         if incoming is not None and len(incoming) > 1:
             incoming = incoming[rows]
@@ -62,25 +66,25 @@ class Architectures:
 
 
 class NasflatNetwork(nn.Module):
-    """Scores that rank architectures on a device, the greater the slower (section 3, figure 3).
+    """Scores that rank architectures on a device, higher for slower (section 3, figure 3).
 
-    A node's operation and the device have an embedding each; both side by side go through a small
-    graph network, of which the output node's state and they themselves make, in an MLP, the
-    operation's embedding on this device in this architecture (section 5.1). With that the main
-    graph network reads the graph. The mean of its nodes, joined by the embedded supplement, goes
-    to the head. Nodes themselves begin alike, except for the input.
+    A node's operation and the device each have an embedding. Both pass side by side through a small
+    graph network. From them and the state of the output node an MLP makes the embedding of the
+    operation on this device in this architecture (section 5.1). With these the main graph network
+    reads the graph. The mean of its nodes and the embedded supplement are the input of the head.
+    Initial node states are equal, except for that of the input.
 
-    As in the authors' repository, and not told in the paper: the output node's state passes three
-    linear layers before it is joined; the input has no operation, the output one of its own, and
-    both have the device's embedding; the input is left out of the mean.
+    As in the authors' repository, beyond the paper: the output node's state passes three linear
+    layers before it is joined. The input has no operation, the output has one of its own, and both
+    have the device's embedding. The input is left out of the mean.
 
     Args:
-        features: of a node.
-        devices: to have an embedding.
-        supplement: its columns, 0 if there is none.
-        operation_wise: False lets the device's embedding join the head instead of the operations',
-            where it knows nothing of them.
-        layers: of :data:`LAYERS`.
+        features: Number of features of a node.
+        devices: Number of devices.
+        supplement: Number of columns of the supplement, 0 if there is none.
+        operation_wise: Whether the device's embedding joins those of the operations; otherwise it
+            joins the head.
+        layers: Name in :data:`LAYERS`.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class NasflatNetwork(nn.Module):
         self.head = _layers(read, HEAD, 1)
 
     def forward(self, architectures: Architectures, device: Tensor) -> Tensor:
-        """``(n,)`` scores of architectures on devices by number, ``(n,)``."""
+        """Return scores, ``(n,)``, of architectures on devices by number, ``(n,)``."""
         incoming, count = architectures.incoming, architectures.count
         nodes = architectures.operations.shape[1]
         start = self.hidden(self.nodes((torch.arange(nodes) > 0).long()))[None]
@@ -147,7 +151,7 @@ class NasflatNetwork(nn.Module):
         return scores[:, 0]
 
     def _refine(self, operation: Tensor, summary: Tensor) -> Tensor:
-        # A layer on both side by side, of which the summary is the same for all nodes.
+        # One layer on both; the summary is the same for all nodes.
         old, new = self.update.weight.split([operation.shape[-1], summary.shape[-1]], dim=1)
         joined = nn.functional.linear(operation, old) + nn.functional.linear(
             summary, new, self.update.bias
@@ -157,23 +161,22 @@ class NasflatNetwork(nn.Module):
 
 
 class GraphFlow(nn.Module):
-    """Layers that each are a dense graph flow, a graph attention or the mean of both (appendix
-    A.3.1, equations 1 to 3).
+    """Layers of dense graph flow, graph attention or the mean of both (A.3.1, equations 1 to 3).
 
-    A layer's states X become, with adjacency A and embeddings O of the operations,
+    With adjacency A and embeddings O of the operations, a layer's states X become
 
         flow       sigmoid(O W_o) * (A X W_f) + X W_f + b_f
         attention  LayerNorm(sigmoid(O W_p) * (softmax(LeakyReLU(A * S)) X W)), where S_ij is the
-                   weighted sum of products a . (X_i W * X_j W).
+        weighted sum of products a . (X_i W * X_j W).
 
-    As in equation 2, what is no edge has the weight of a score of 0 in the softmax, rather than
-    none. Between layers is a ReLU.
+    As in equation 2, a missing edge has a score of 0 in the softmax. There is a ReLU between
+    layers.
 
     Args:
-        inputs: width of the states that come in.
-        widths: of those that each layer makes.
-        operation: width of the operations' embeddings.
-        layers: of :data:`LAYERS`: the mean of both, or one alone.
+        inputs: Width of the input states.
+        widths: Width of the states after each layer.
+        operation: Width of the operations' embeddings.
+        layers: Name in :data:`LAYERS`.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ class GraphFlow(nn.Module):
     def forward(
         self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
-        """States ``(n or 1, nodes, inputs)`` -> ``(n, nodes, widths[-1])``."""
+        """Convert states ``(n or 1, nodes, inputs)`` to ``(n, nodes, widths[-1])``."""
         for layer in self.layers:
             state = torch.relu(layer(state, incoming, operation, count))
         last: Tensor = self.last(state, incoming, operation, count)
@@ -199,7 +202,7 @@ class GraphFlow(nn.Module):
     def output_node(
         self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
-        """What :meth:`forward` makes of the last node, ``(n, widths[-1])``, with less work."""
+        """Return :meth:`forward` of the last node, ``(n, widths[-1])``, at less cost."""
         for layer in self.layers:
             state = torch.relu(layer(state, incoming, operation, count))
         return self.last.output_node(state, incoming, operation, count)[:, 0]
@@ -224,7 +227,7 @@ class _Layer(nn.Module):
         attended = state @ self.attention
         if incoming is None:
             scores = (attended * self.score * attended).sum(dim=-1)
-            taken = _of_itself(scores, attended, attended, count)
+            taken = _attend_self(scores, attended, attended, count)
             return self._mean(own, own, taken, operation)
         scores = (attended * self.score) @ attended.mT
         taken = _softmax(scores, incoming, count) @ attended
@@ -233,14 +236,16 @@ class _Layer(nn.Module):
     def output_node(
         self, state: Tensor, incoming: Tensor | None, operation: Tensor, count: Tensor | None
     ) -> Tensor:
-        """:meth:`forward` of the last node, ``(n, 1, width)``: as products can be taken in another
-        order, those with the weights are of one node instead of all."""
+        """Return the result of :meth:`forward` for the last node, ``(n, 1, width)``.
+
+        Products are reordered, so that those with the weights are of one node instead of all.
+        """
         last, operation = state[:, -1:], operation[:, -1:]
         own = last @ self.flow
         attended = last @ self.attention
         if incoming is None:
             scores = (attended * self.score * attended).sum(dim=-1)
-            taken = _of_itself(scores, last, state, count) @ self.attention
+            taken = _attend_self(scores, last, state, count) @ self.attention
             return self._mean(own, own, taken, operation)
         incoming = incoming[:, -1:]
         scores = ((attended * self.score) @ self.attention.mT) @ state.mT
@@ -255,7 +260,7 @@ class _Layer(nn.Module):
             return gated
         flow = self._flow(own, flowing, operation)
         taken = torch.sigmoid(self.attention_gate(operation)) * taken
-        # The flow's bias is added with the norm's, and the half is taken where it costs least.
+        # Both biases and the factor of one half are folded into the norm.
         attention = nn.functional.layer_norm(
             taken,
             self.norm.normalized_shape,
@@ -280,9 +285,17 @@ def _softmax(scores: Tensor, incoming: Tensor, count: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def _of_itself(scores: Tensor, own: Tensor, states: Tensor, count: Tensor | None) -> Tensor:
-    """What nodes attend to whose only edge is to themselves, ``(n, some, width)``: their own
-    states ``own`` by ``scores``, ``(n, some)``, and all other ``states`` by scores of 0."""
+def _attend_self(scores: Tensor, own: Tensor, states: Tensor, count: Tensor | None) -> Tensor:
+    """Return the attention of nodes with an edge to themselves only, ``(n, some, width)``.
+
+    Their own states have scores ``scores``, all other states have scores of 0.
+
+    Args:
+        scores: Scores of the nodes' own states, ``(n, some)``.
+        own: Own states, ``(n, some, width)``.
+        states: States of all nodes, ``(n, nodes, width)``.
+        count: Count of each node, ``(n, nodes)``; None if each is 1.
+    """
     if count is None:
         total, together = states.new_full((1, 1), states.shape[1]), states.sum(1, keepdim=True)
     else:
@@ -304,9 +317,9 @@ def _layers(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def draw_pairs(latency: Tensor, per_sample: int) -> tuple[Tensor, Tensor]:
-    """Pairs of samples that differ, at random: the slower ones, and the faster ones.
+    """Return random pairs of samples that differ: the slower ones, and the faster ones.
 
-    At most ``per_sample`` times as many as there are samples, none twice.
+    There are at most ``per_sample`` times as many as samples, without repetitions.
     """
     n = len(latency)
     one, other = torch.triu_indices(n, n, 1)
@@ -318,6 +331,8 @@ def draw_pairs(latency: Tensor, per_sample: int) -> tuple[Tensor, Tensor]:
 
 
 def pairwise_hinge(scores: Tensor, slower: Tensor, faster: Tensor, margin: float) -> Tensor:
-    """Mean over pairs of what a score lacks to be ``margin`` above that of the faster (Ning et
-    al. 2022, "TA-GATES")."""
+    """Return the mean shortfall of the score differences to ``margin``.
+
+    The loss is that of Ning et al. 2022, "TA-GATES".
+    """
     return torch.relu(margin - (scores[slower] - scores[faster])).mean()

@@ -1,4 +1,4 @@
-"""Measures on a new device until a proxy, as it is or adapted, ranks as the device does."""
+"""Measurement on a new device until a proxy, unchanged or adapted, ranks as the device does."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from esm_models.space import Codes
 
 @dataclass(frozen=True, eq=False)
 class OneProxy:
-    """What Algorithm 1 came to.
+    """Result of Algorithm 1.
 
     Attributes:
-        decision: whether the proxy is used as it is, or adapted; ``MEASURE`` where neither was
-            enough before there were no more samples.
-        predictor: ranks the new device's architectures.
-        samples: measured on the new device.
-        proxy: how the proxy itself ranks these, at the time when that was decided.
-        adapted: how each adaptation ranked samples that were measured after it.
+        decision: Whether the proxy is used unchanged or adapted; ``MEASURE`` if the samples ended
+            before either sufficed.
+        predictor: Predictor that ranks the new device's architectures.
+        samples: Number of samples measured on the new device.
+        proxy: Rank correlation of the proxy with these at the time of the decision.
+        adapted: Rank correlation of each adaptation with samples measured after it.
     """
 
     decision: Decision
@@ -53,23 +53,28 @@ def one_proxy(
     seed: int = 0,
     by_interval: bool = True,
 ) -> OneProxy:
-    """Algorithm 1 of Lu et al. 2021 and the incremental adaptation of its section 5.4.
+    """Run Algorithm 1 of Lu et al. 2021 and the incremental adaptation of its section 5.4.
 
-    Measures ``first`` architectures, and ``step`` more as long as it cannot be told whether the
-    best proxy ranks as the new device does. If it does not, it is adapted; ``step`` more are
-    measured, which the adapted one has not seen, and it is adapted anew to all, until it ranks
-    those with a correlation of ``threshold`` or the pool ends.
+    It measures ``first`` architectures, and ``step`` more until the best proxy is known to rank as
+    the new device does, or not. If not, the proxy is adapted. Then ``step`` held-out architectures
+    are measured, and the proxy is adapted to all. This repeats until the correlation with the
+    held-out ones is ``threshold``, or the pool ends.
 
     Args:
-        measure: latencies on the new device, ms, ``(n,)`` of ``(n, *code_shape)``; NaN of what
+        sources: Source devices.
+        measure: Function from codes to latencies on the new device, ms, ``(n,)``; NaN if one
             failed.
-        pool: architectures to measure, in that order; its length is the most that it may cost.
-        model: as of :class:`~esm_host.research.transfer.proxy.ProxyPredictor`.
-        by_interval: as of :func:`~esm_host.transfer.monotonicity.decide`; False is the
-            paper's rule.
+        pool: Architectures to measure, in this order; its length limits their number.
+        threshold: Rank correlation from which a predictor suffices.
+        first: Number of first measurements.
+        step: Number of measurements per further step.
+        model: Model of :class:`~esm_host.research.transfer.proxy.ProxyPredictor`.
+        seed: Random seed.
+        by_interval: As of :func:`~esm_host.transfer.monotonicity.decide`; False is the paper's
+            rule.
 
     Raises:
-        ValueError: there are no sources, or ``pool``, ``first`` or ``step`` have fewer than four.
+        ValueError: there are no sources, or ``pool``, ``first`` or ``step`` is smaller than four.
     """
     if min(first, step, len(pool)) < LEAST_SHARED:
         raise ValueError(
@@ -80,12 +85,12 @@ def one_proxy(
     latency_ms = measure(pool[:first])
 
     def learn(predictor: ProxyPredictor) -> ProxyPredictor:
-        """From all that could be measured so far."""
+        """Adapt to all measurements so far."""
         there = np.flatnonzero(np.isfinite(latency_ms))
         return predictor.adapt(pool[there], latency_ms[there])
 
     def more() -> bool:
-        """Measures a step; whether there was one left."""
+        """Measure a step; return False if the pool has ended."""
         nonlocal latency_ms
         done = len(latency_ms)
         if done + step > len(pool):

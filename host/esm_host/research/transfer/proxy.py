@@ -1,9 +1,10 @@
-"""One proxy device: its predictor as it is, or adapted (Lu et al. 2021)."""
+"""Predictor of one proxy device, unchanged or adapted (Lu et al. 2021)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import lstsq
@@ -17,13 +18,13 @@ from esm_host.transfer.monotonicity import rank_correlation
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 
-_LEAST = 4  # samples, for a rank correlation
+_LEAST = 4  # smallest number of samples of a rank correlation
 _CUTOFF = 1e-8
-"""Smallest singular value that counts, as a share of the largest."""
+"""Smallest singular value that counts, relative to the largest."""
 
 
 class _Model(ABC):
-    """A device's predictor, linear in its features: ``latency_ms = features @ weights``."""
+    """Predictor of a device, linear in its features: ``latency_ms = features @ weights``."""
 
     weights: Floats
 
@@ -34,12 +35,13 @@ class _Model(ABC):
 class _Linear(_Model):
     """One-hot operations and a constant, by least squares.
 
-    Columns of one block add up to the constant, so many weights fit alike; these are the smallest.
+    The columns of a block add up to the constant, so many weights fit equally well. These are the
+    smallest.
     """
 
     def __init__(self, source: Source) -> None:
         self._encoder = OperationOneHotEncoder(source.space)
-        # SciPy's own cutoff keeps directions that rounding alone tells from nothing.
+        # SciPy's default cutoff keeps directions that are rounding errors.
         found = lstsq(self.features(source.codes), source.latency_ms, cond=_CUTOFF)
         self.weights = np.asarray(found[0])
 
@@ -49,7 +51,7 @@ class _Linear(_Model):
 
 
 class _Network(_Model):
-    """What the last layer of a perceptron takes; those before it stay as they are."""
+    """Inputs of the last layer of a perceptron; the layers before it are fixed."""
 
     def __init__(self, source: Source, seed: int) -> None:
         from esm_host.predictors.mlp import MLPPredictor
@@ -64,16 +66,19 @@ class _Network(_Model):
 
 
 class ProxyPredictor(FewShotPredictor):
-    """A predictor per source; that one is used whose order of the new device's samples is most
-    like theirs (Lu et al. 2021, section 5.3).
+    """Predictor of the source that ranks the new device's samples best.
+
+    There is a predictor per source (Lu et al. 2021, section 5.3).
 
     Args:
-        proxy: name of the source to take whatever the samples say.
+        proxy: Name of the source to use; None to choose by the samples.
         model: ``"linear"`` in one-hot operations, or ``"network"``, a perceptron on them.
-        seed: of the networks.
+        seed: Random seed of the networks.
     """
 
     least_samples = _LEAST
+    corrects: ClassVar[bool] = False
+    """Whether it learns from the samples what the proxy has wrong, not only which one to take."""
 
     def __init__(self, proxy: str | None = None, model: str = "linear", seed: int = 0) -> None:
         if model not in ("linear", "network"):
@@ -85,7 +90,7 @@ class ProxyPredictor(FewShotPredictor):
     def check(self, space: SearchSpace, sources: Sequence[str]) -> None:
         super().check(space, sources)
         if self.model == "network":
-            predictor_class("mlp")  # which needs torch
+            predictor_class("mlp")  # raises if torch is missing
         if self.proxy is not None and self.proxy not in sources:
             raise UsageError(
                 f"no source '{self.proxy}' to be the proxy: choose {', '.join(sources)}"
@@ -112,14 +117,18 @@ class ProxyPredictor(FewShotPredictor):
 
 
 class AdaProxyPredictor(ProxyPredictor):
-    """The proxy's predictor, adapted by :class:`~esm_host.research.transfer.adaproxy.AdaProxy`.
+    """Predictor of the proxy, adapted by :class:`~esm_host.research.transfer.adaproxy.AdaProxy`.
 
     Args:
-        proxy, model: as of :class:`ProxyPredictor`.
-        validation: samples that the penalty is chosen on.
-        seed: of the split, and of the networks.
-        norm: ``"l1"``, the paper's, or ``"l2"``, its authors' program's, of the corrections.
+        proxy: Name of the source to use; None to choose by the samples.
+        model: Model of :class:`ProxyPredictor`.
+        validation: Number of samples to choose the penalty on.
+        seed: Random seed of the split, and of the networks.
+        norm: Norm of the corrections: ``"l1"``, the paper's, or ``"l2"``, that of the authors'
+            program.
     """
+
+    corrects = True
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Learning a new device from its own samples alone: what few-shot methods must beat."""
+"""Baseline that learns a new device from its own samples alone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from esm_models.space import Codes, SearchSpace
 
 
 class ScratchPredictor(FewShotPredictor):
-    """Any predictor, trained on the new device's samples; of the sources it takes the space only.
+    """Any predictor, fitted to the new device's samples without sources.
 
-    ``auto`` is the strongest there is from scratch. ``gcn`` is BRP-NAS's way to a latency (Dudziak
-    et al. 2020): a graph convolutional network on the measurements of one device, 900 of them
-    where others compare themselves with it; its layers here are those of
+    ``auto`` is the strongest one. ``gcn`` is the latency predictor of BRP-NAS (Dudziak et al.
+    2020): a graph convolutional network on the measurements of one device, 900 in comparisons by
+    others. Its layers here are those of
     :class:`esm_host.predictors.baselines.graph_networks.GCNPredictor`.
 
     Args:
-        predictor: its name (:data:`esm_host.predictors.PREDICTORS`).
-        encoding: the name of another encoding than the one that it is used with.
-        params: of its constructor, in place of its defaults.
-        seed: of what it draws at random.
+        predictor: Name of the predictor (:data:`esm_host.predictors.PREDICTORS`).
+        encoding: Name of the encoding; None for the predictor's usual one.
+        params: Hyperparameters that differ from the defaults.
+        seed: Random seed.
 
     Raises:
-        UsageError: there is no such predictor. Learning raises it where there is no such encoding,
-            or the predictor cannot learn from it.
+        UsageError: there is no such predictor. :meth:`learn` raises it if there is no such
+            encoding, or it does not suit the predictor.
     """
 
     absolute = True
@@ -57,7 +57,7 @@ class ScratchPredictor(FewShotPredictor):
     def _prepare(self, space: SearchSpace) -> None:
         name = self.encoding or encoding_for(self.predictor, space)
         self.encoder_ = make_encoder(name, space)
-        self._make()  # which refuses what does not fit, now rather than when samples are there
+        self._make()  # raises early if the encoding does not suit the predictor
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         self.fitted_ = self._make().fit(self.encoder_.encode_codes(codes), latency_ms)

@@ -1,32 +1,61 @@
-"""Ways to search, by name; pymoo is loaded when one of its algorithms is asked for."""
+"""Search methods by name. A method is imported when it is used."""
 
 from __future__ import annotations
 
-from esm_host.errors import UsageError
-from esm_host.search.method import SearchMethod
-from esm_models.space import Codes, SearchSpace
-from esm_protos.nearest import nearest
+from typing import TYPE_CHECKING
+
+from esm_host.plugins import Entry, build, plugin_class
+from esm_protos.plugins import Family
+
+if TYPE_CHECKING:
+    from esm_host.search.method import SearchMethod
+    from esm_models.space import Codes, SearchSpace
+
+_PYMOO = "esm_host.search.methods.with_pymoo:PymooSearch"
 
 METHODS = {
-    "exhaustive": "every architecture; of small spaces",
-    "nsga2": "NSGA-II (Deb et al. 2002)",
-    "nsga3": "NSGA-III, of three objectives and more (Deb and Jain 2014)",
-    "sms-emoa": "SMS-EMOA, by hypervolume (Beume et al. 2007)",
-    "single-weight": "One Proxy's evolution of a weighted sum, weight by weight (Lu et al. 2021)",
+    "exhaustive": Entry(
+        "esm_host.search.methods.exhaustive:Exhaustive", "every architecture; for small spaces"
+    ),
+    "nsga2": Entry(_PYMOO, "NSGA-II (Deb et al. 2002)", {"algorithm": "nsga2"}),
+    "nsga3": Entry(
+        _PYMOO,
+        "NSGA-III, for three objectives and more (Deb and Jain 2014)",
+        {"algorithm": "nsga3"},
+    ),
+    "sms-emoa": Entry(
+        _PYMOO, "SMS-EMOA, by hypervolume (Beume et al. 2007)", {"algorithm": "sms-emoa"}
+    ),
+    "single-weight": Entry(
+        "esm_host.search.methods.single_weight:SingleWeight",
+        "One Proxy's evolution of a weighted sum, weight by weight (Lu et al. 2021)",
+    ),
 }
-"""And what each is."""
+"""Those that come with the project."""
 LISTED = 50_000
-"""Architectures of a space up to which all are looked at unless another method is asked for."""
+"""Largest space that is searched exhaustively by default."""
+
+FAMILY = Family(
+    what="method",
+    group="esm.search_methods",
+    base="esm_host.search.method:SearchMethod",
+    builtin={name: each.where for name, each in METHODS.items()},
+)
 
 
 def make_method(
     name: str | None, space: SearchSpace, seed: int = 0, listed: Codes | None = None
 ) -> SearchMethod:
-    """A method by name; by default ``exhaustive`` where there are few architectures, else
-    ``nsga2``.
+    """Return a search method by name.
+
+    The default is ``exhaustive`` for small spaces and listed architectures, else ``nsga2``.
 
     Args:
-        listed: the only architectures that are of any use, where these are known; few, then.
+        name: Name in :data:`METHODS`, of an installed package (entry points
+            ``esm.search_methods``), or ``path/to/file.py:Class``; None for the default.
+        space: Search space.
+        seed: Random seed.
+        listed: The few architectures with a value, if the values come from a table.
 
     Raises:
         UsageError: there is no such method, it does not suit the space, or pymoo is not installed.
@@ -34,18 +63,6 @@ def make_method(
     if name is None:
         few = listed is not None or space.count() <= LISTED
         name = "exhaustive" if few else "nsga2"
-    if name not in METHODS:
-        raise UsageError(
-            f"unknown method '{name}': {nearest(name, METHODS)}choose {', '.join(METHODS)}"
-        )
-    if name == "exhaustive":
-        from esm_host.search.methods.exhaustive import Exhaustive
-
-        return Exhaustive(listed)
-    if name == "single-weight":
-        from esm_host.search.methods.single_weight import SingleWeight
-
-        return SingleWeight(seed=seed)
-    from esm_host.search.methods.with_pymoo import PymooSearch
-
-    return PymooSearch(name, seed=seed)
+    cls: type[SearchMethod] = plugin_class(FAMILY, name)
+    given = METHODS[name].params if name in METHODS else {}
+    return build(cls, name, given, seed=seed, listed=listed)

@@ -1,4 +1,4 @@
-"""Looks at every architecture there is, or at every one of a list."""
+"""Exhaustive search."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _AT_ONCE = 10_000
 
 
 class Exhaustive(SearchMethod):
-    """The true front of what the problem says; of spaces with at most :data:`MOST`.
+    """Evaluation of every architecture of a space of at most :data:`MOST`, or of a list.
 
     Args:
-        listed: architectures, ``(m, *code_shape)``, one or more: nothing but these.
+        listed: The architectures to evaluate, ``(m, *code_shape)``, m at least 1; None for the
+            whole space.
     """
 
     def __init__(self, listed: Codes | None = None) -> None:
@@ -31,8 +32,8 @@ class Exhaustive(SearchMethod):
         count = problem.space.count()
         if count > MOST:
             raise UsageError(
-                f"{problem.space.name} has {count:.2g} architectures, too many to look at each: "
-                f"choose another {argument('method')}"
+                f"{problem.space.name} has {count:.2g} architectures, too many for an exhaustive "
+                f"search: choose another {argument('method')}"
             )
         for codes in GeneEncoding(problem.space).everything():
             evaluate(codes)

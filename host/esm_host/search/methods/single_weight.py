@@ -1,4 +1,4 @@
-"""One Proxy's evolutionary search: one weighted sum of the objectives after the other."""
+"""Evolutionary search of One Proxy, with one weighted sum of the objectives at a time."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from numpy.typing import NDArray
 from esm_host.search.front import Floats
 from esm_host.search.genes import GeneEncoding, Genes
 from esm_host.search.method import Evaluate, SearchMethod
-from esm_host.search.problem import Found, Problem
+from esm_host.search.problem import Candidates, Problem
 from esm_models.space import Codes
 
 
 class SingleWeight(SearchMethod):
-    """Lu et al. 2021 (One Proxy Device Is Enough), Appendix A; defaults are those of Section 6.
+    """Evolution by weighted sums (Lu et al. 2021, One Proxy Device Is Enough, Appendix A).
 
-    For every weight t a population evolves that is to make (t - 1) accuracy + t latency small
-    (equation 4). The fittest part of it are the parents, who live on. Their children take every
-    gene from either of two; a part of the children mutates, each with some probability, all of
-    their genes drawn anew. Objectives count in units of their spread in the first population.
-    Whoever breaks the limits is less fit than all who keep them.
+    For every weight t a population evolves to minimise (t - 1) accuracy + t latency (equation 4).
+    The fittest are the parents and survive. A child takes each gene from one of two parents. Some
+    children mutate: with a given probability all genes of such a child are drawn anew. Objectives
+    are in units of their spread in the first population. An architecture outside the limits is less
+    fit than any within them.
 
-    With more than two objectives weights are spread evenly over their simplex (Das and Dennis
-    1998), with one there is only one.
+    For more than two objectives the weights are spread evenly over the simplex (Das and Dennis
+    1998). A single objective has one weight. The defaults are those of Section 6.
 
     Args:
-        weights: how many, at least 2; of more than two objectives about so many.
-        population: architectures per generation.
-        parents: share of the population that lives on.
-        mutating: share of the population that are children who may mutate.
-        probability: that one of these does.
-        generations: after the first population.
+        weights: Number of weights, at least 2; approximate for more than two objectives.
+        population: Architectures per generation.
+        parents: Share of the population that survives.
+        mutating: Share of the population that are children subject to mutation.
+        probability: Probability that such a child mutates.
+        generations: Number of generations after the first population.
+        seed: Random seed.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SingleWeight(SearchMethod):
         encoding = GeneEncoding(problem.space)
         weights = self._simplex(len(problem.objectives))
         rngs = [np.random.default_rng([self.seed, number]) for number in range(len(weights))]
-        populations = [encoding.beginning(self.population, start, rng) for rng in rngs]
+        populations = [encoding.initial(self.population, start, rng) for rng in rngs]
         found = self._evaluate(populations, encoding, evaluate)
         fitness = [_fitness(first, each) for first, each in zip(found, weights, strict=True)]
         scores = [fit(each) for fit, each in zip(fitness, found, strict=True)]
@@ -70,7 +71,7 @@ class SingleWeight(SearchMethod):
             children = [
                 self._children(each, encoding, rng) for each, rng in zip(parents, rngs, strict=True)
             ]
-            # Of all weights at once: large arrays are scored faster than many small ones.
+            # One large array is scored faster than many small ones.
             found = self._evaluate(children, encoding, evaluate)
             populations = [np.concatenate(each) for each in zip(parents, children, strict=True)]
             scores = [
@@ -81,8 +82,8 @@ class SingleWeight(SearchMethod):
     @staticmethod
     def _evaluate(
         populations: Sequence[Genes], encoding: GeneEncoding, evaluate: Evaluate
-    ) -> list[Found]:
-        """Of populations of equal sizes."""
+    ) -> list[Candidates]:
+        """Evaluate populations of equal sizes."""
         found = evaluate(encoding.to_codes(np.concatenate(populations)))
         return [found[rows] for rows in np.split(np.arange(len(found)), len(populations))]
 
@@ -97,7 +98,7 @@ class SingleWeight(SearchMethod):
         return children
 
     def _simplex(self, objectives: int) -> NDArray[np.float64]:
-        """Weights of the objectives, ``(n, objectives)``, each row adding up to 1."""
+        """Return the weights of the objectives, ``(n, objectives)``; each row sums to 1."""
         if objectives == 1:
             return np.ones((1, 1))
         if objectives == 2:
@@ -110,16 +111,16 @@ class SingleWeight(SearchMethod):
         return np.array([step for step in steps if sum(step) == partitions]) / partitions
 
 
-def _fitness(first: Found, weights: Floats) -> Callable[[Found], Floats]:
-    """Less is fitter, in units of the first population's spread."""
+def _fitness(first: Candidates, weights: Floats) -> Callable[[Candidates], Floats]:
+    """Return a function for the fitness, less is fitter, in units of the first spread."""
     known = first.costs[np.isfinite(first.excess)]
     spread = known.std(axis=0) if len(known) else np.ones(len(weights))
     spread[spread == 0] = 1
 
-    def fitness(found: Found) -> Floats:
+    def fitness(found: Candidates) -> Floats:
         with np.errstate(invalid="ignore"):
             score = (found.costs / spread) @ weights
-        # Beyond all that keep the limits, by how far the limits are broken.
+        # Worse than anything within the limits, in order of the violation.
         return np.where(found.excess > 0, 1e12 * (1 + found.excess), score)
 
     return fitness

@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.search.genes import GeneEncoding, keys
-from esm_host.search.method import Evaluate, Remembered, SearchMethod
+from esm_host.search.method import Evaluate, EvaluationCache, SearchMethod
 from esm_host.search.problem import Problem
 from esm_models.space import Codes
 
 
 class PymooSearch(SearchMethod):
-    """NSGA-II, NSGA-III or SMS-EMOA: uniform crossover, every gene mutated with probability one
-    over their number, limits by constrained domination (Deb et al. 2002).
+    """NSGA-II, NSGA-III or SMS-EMOA with uniform crossover.
+
+    Every gene mutates with probability one over the number of genes. Limits are handled by
+    constrained domination (Deb et al. 2002).
 
     Args:
         algorithm: ``"nsga2"``, ``"nsga3"`` or ``"sms-emoa"``.
-        population: architectures per generation.
-        generations: the first population included.
+        population: Architectures per generation.
+        generations: Number of generations, including the first population.
+        seed: Random seed.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class PymooSearch(SearchMethod):
         from pymoo.optimize import minimize
 
         encoding = GeneEncoding(problem.space)
-        remembered = Remembered(evaluate)
+        remembered = EvaluationCache(evaluate)
         worst = np.finfo(float).max
 
         class Space(PymooProblem):  # type: ignore[misc]  # without types
@@ -61,7 +64,7 @@ class PymooSearch(SearchMethod):
                 out["G"] = np.minimum(found.excess, worst)[:, None]
 
         class Reset(Mutation):  # type: ignore[misc]
-            """Draws a gene anew."""
+            """Mutation that draws a gene anew."""
 
             def _do(
                 self, _: Any, x: NDArray[Any], *args: Any, random_state: Any, **kwargs: Any
@@ -71,7 +74,7 @@ class PymooSearch(SearchMethod):
                 return np.where(changed, drawn, x)
 
         class SameNetwork(DuplicateElimination):  # type: ignore[misc]
-            """Genes without effect make no other architecture."""
+            """Elimination of vectors that differ only in genes without effect."""
 
             def _do(self, pop: Any, other: Any, is_duplicate: NDArray[Any]) -> NDArray[Any]:
                 own = keys(encoding.to_codes(pop.get("X")))
@@ -83,7 +86,7 @@ class PymooSearch(SearchMethod):
                     is_duplicate[np.isin(own, keys(encoding.to_codes(other.get("X"))))] = True
                 return is_duplicate
 
-        first = encoding.beginning(self.population, start, np.random.default_rng(self.seed))
+        first = encoding.initial(self.population, start, np.random.default_rng(self.seed))
         algorithm = self._algorithm(
             len(problem.objectives),
             sampling=first,

@@ -1,7 +1,7 @@
-"""Whether the devices of a group are alike in fact, by the references that all of them measured.
+"""Paces of the devices of a group, from the reference models that all of them measured.
 
-Two figures say so: a device's pace, the ratio of its latencies to another's, which is divided out
-of the data set, and by how much single references stray from that pace, which nothing divides out.
+A device's pace is the ratio of its latencies to another's. It is divided out of the data set.
+Deviations of single reference models from that pace remain.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from esm_host.evaluation.quality import median_of
 from esm_protos.statistics import t_quantile
 
-_LEAST_REPEATS = 3  # from so many blocks on they tell their own scatter
+_LEAST_REPEATS = 3  # smallest number of blocks for an estimate of their scatter
 
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """The references on one device.
+    """Measurements of the reference models on a device.
 
     Attributes:
-        latency_ms: ``(blocks, references)``, NaN where one failed.
-        interval: half-widths of the 95 % intervals, as shares, ``(blocks, references)``.
+        latency_ms: Latencies, ms, ``(blocks, references)``; NaN where one failed.
+        interval: Half-widths of their 95 % confidence intervals, as shares, ``(blocks,
+            references)``.
     """
 
     latency_ms: NDArray[np.float64]
@@ -33,16 +34,17 @@ class Readings:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """A device against the median one of its group.
+class DevicePace:
+    """Pace of a device, relative to the median one of its group.
 
     Attributes:
-        against: name of the median device.
-        ratio: of latencies, averaged over the references (geometric mean): 1.1 when it takes a
-            tenth longer. NaN when no reference was measured on all devices.
-        interval: half-width of the ratio's 95 % interval, as a share; infinite when unknown.
-        stray: by how much the reference that strays most lies off the ratio, as a share.
-        stray_interval: half-width of that one's 95 % interval, as a share.
+        against: Name of the median device.
+        ratio: Geometric mean of the latencies' ratios; 1.1 for a device that takes 10 % longer. NaN
+            if no reference model was measured on all devices.
+        interval: Half-width of the ratio's 95 % confidence interval, as a share; infinite if
+            unknown.
+        stray: Deviation of the reference model furthest from the ratio, as a share.
+        stray_interval: Half-width of its 95 % confidence interval, as a share.
     """
 
     against: str
@@ -52,26 +54,29 @@ class Pace:
     stray_interval: float
 
     def beyond(self, tolerance: float) -> bool:
-        """Whether it differs by more than is tolerated and the interval explains."""
+        """Return whether the pace differs by more than the tolerance plus its interval."""
         return not abs(np.log(self.ratio)) - self.interval <= np.log1p(tolerance)
 
     def strays_beyond(self, tolerance: float) -> bool:
-        """Likewise of a single reference."""
+        """Return whether a single reference model deviates by more than that."""
         return not self.stray - self.stray_interval <= tolerance
 
 
-def compare(readings: Mapping[str, Readings], voters: Collection[str]) -> dict[str, Pace]:
-    """Every device's pace, by name.
+def compare_devices(
+    readings: Mapping[str, Readings], voters: Collection[str]
+) -> dict[str, DevicePace]:
+    """Return the pace of every device by name.
 
     Args:
-        voters: the devices of which the median one is taken.
+        readings: Measurements of the devices by name.
+        voters: Devices from which the median one is taken.
     """
     names = list(readings)
     means = np.stack([_mean(np.log(readings[name].latency_ms)) for name in names])
     errors = [_errors(readings[name]) for name in names]
     usable = np.isfinite(means).all(axis=0)
     if not usable.any():
-        return {name: Pace(names[0], np.nan, np.inf, np.nan, np.inf) for name in names}
+        return {name: DevicePace(names[0], np.nan, np.inf, np.nan, np.inf) for name in names}
     levels = means[:, usable].mean(axis=1)
     candidates = [index for index, name in enumerate(names) if name in voters]
     median = candidates[median_of(levels[candidates])]
@@ -81,7 +86,7 @@ def compare(readings: Mapping[str, Readings], voters: Collection[str]) -> dict[s
         strays = np.abs(np.expm1(ratios - ratios.mean()))
         worst = int(strays.argmax())
         both = [errors[index], errors[median]] if index != median else []
-        paces[name] = Pace(
+        paces[name] = DevicePace(
             names[median],
             float(np.exp(ratios.mean())),
             _together([level for level, _ in both]),
@@ -92,9 +97,9 @@ def compare(readings: Mapping[str, Readings], voters: Collection[str]) -> dict[s
 
 
 def _errors(readings: Readings) -> tuple[float, NDArray[np.float64]]:
-    """Half-widths for the mean of all references, and for each, ``(references,)``.
+    """Return half-widths for the mean of all reference models, and for each, ``(references,)``.
 
-    What the runs say, or what repeated blocks say of themselves, whichever is more.
+    They are those of the runs or of repeated blocks, whichever are larger.
     """
     logs = np.log(readings.latency_ms)
     known = np.isfinite(logs)
@@ -122,7 +127,7 @@ def _together(intervals: list[float]) -> float:
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each column, without NaN."""
+    """Return the mean of each column, ignoring NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "Mean of empty slice"
         return np.asarray(np.nanmean(values, axis=0))

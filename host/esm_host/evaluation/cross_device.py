@@ -16,17 +16,18 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Against:
-    """Predictions held against another campaign's measurements.
+class CrossDeviceAccuracy:
+    """Accuracy of a predictor on the measurements of another campaign.
 
     Attributes:
-        samples: architectures that were measured there.
-        seen: of which the predictor has learnt from, measured on its own device.
-        accuracy_percent: as it is.
-        scaled_percent: once all predictions are multiplied by ``pace``.
-        pace: median of measured over predicted latency.
-        tau, spearman: as :func:`~esm_host.evaluation.ranking.rank_correlations`.
-        bins: accuracy as it is, by depth.
+        samples: Number of architectures measured there.
+        seen: Number of these in the predictor's training set.
+        accuracy_percent: Accuracy of the predictions, in percent.
+        scaled_percent: Accuracy of the predictions multiplied by ``pace``, in percent.
+        pace: Median ratio of measured to predicted latency.
+        tau: Kendall's tau (:func:`~esm_host.evaluation.ranking.rank_correlations`).
+        spearman: Spearman's rank correlation.
+        bins: Accuracy by depth.
     """
 
     samples: int
@@ -48,17 +49,25 @@ class Against:
         return data
 
 
-def hold_against(
+def evaluate_across(
     measured_ms: Floats,
     predicted_ms: Floats,
     depth: NDArray[np.int64],
     seen: NDArray[np.bool_],
     bins: DepthBins,
-) -> Against:
-    """Compare predictions with measurements, all of them ``(n,)``, ``n`` one or more."""
+) -> CrossDeviceAccuracy:
+    """Compare predictions with measurements.
+
+    Args:
+        measured_ms: Measured latencies, ms, ``(n,)``, n at least 1.
+        predicted_ms: Predicted latencies, ms, ``(n,)``.
+        depth: Depth of each architecture, ``(n,)``.
+        seen: Whether each architecture is in the training set, ``(n,)``.
+        bins: Depth bins.
+    """
     pace = float(np.median(measured_ms / predicted_ms))
     tau, spearman = rank_correlations(measured_ms, predicted_ms)
-    return Against(
+    return CrossDeviceAccuracy(
         len(measured_ms),
         int(seen.sum()),
         accuracy_percent(measured_ms, predicted_ms),

@@ -1,4 +1,4 @@
-"""What was found out of architectures elsewhere, as a quantity to search by."""
+"""Quantity of architectures that is read from a table."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 import numpy as np
 
 from esm_host.search.front import Floats
-from esm_host.search.genes import Rows
+from esm_host.search.genes import RowIndex
 from esm_models.space import Codes
 
 
-class Known:
-    """A quantity of architectures that a table lists; NaN, so unfit, of all others.
+class TableMeasure:
+    """Measure that looks up listed architectures; NaN for all others.
 
     Args:
-        name: of the quantity.
-        codes: ``(m, *code_shape)``.
-        values: ``(m,)``.
+        name: Name of the quantity.
+        codes: Listed architectures, ``(m, *code_shape)``.
+        values: Their values, ``(m,)``.
     """
 
     def __init__(self, name: str, codes: Codes, values: Floats) -> None:
         self.codes = codes
         self._name = name
-        self._rows = Rows(codes)
-        self._values = np.append(values, np.nan)  # which row -1 is
+        self._rows = RowIndex(codes)
+        self._values = np.append(values, np.nan)  # for row -1: not listed
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
         return {self._name: self._values[self._rows(codes)]}

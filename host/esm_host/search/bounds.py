@@ -1,4 +1,4 @@
-"""A campaign's predictor, and how far its latencies can be promised."""
+"""Predicted latencies with an upper bound."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from esm_models.space import Codes
 _AT_ONCE = 1_000
 
 
-class Promise:
-    """Latencies of codes, and what they are at most with a probability.
+class LatencyBounds:
+    """Predicted latencies and their upper bounds at a probability.
 
-    A predictor may know how unsure it is of each architecture; of any other all are as far off as
-    those that it was judged by.
+    An :class:`~esm_host.predictors.base.IntervalPredictor` estimates its own uncertainty. The
+    bounds of other predictors follow from their errors on held-out samples.
 
     Args:
-        predictor: fitted to encodings of ``encoder``.
-        latency_ms, predicted_ms: what was measured, and predicted by a predictor that had not seen
-            it, ``(n,)``; not needed of one that knows.
+        predictor: Predictor, fitted to encodings of ``encoder``.
+        encoder: Encoder of architectures.
+        latency_ms: Measured latencies, ms, ``(n,)``.
+        predicted_ms: Held-out predictions of these, ms, ``(n,)``.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Promise:
 
     def __call__(self, codes: Codes, probability: float) -> tuple[Floats, Floats]:
         starts = range(0, max(len(codes), 1), _AT_ONCE)
-        # Small matrices gain nothing from threads of their own, and lose much where others compute
-        # as well: each thread takes a part of the rows instead.
+        # Threads within small matrix products do not pay, and slow other processes down. Threads
+        # take parts of the rows instead.
         with threadpool_limits(1), ThreadPoolExecutor(joblib.cpu_count()) as pool:
             parts = list(
                 pool.map(lambda at: self._some(codes[at : at + _AT_ONCE], probability), starts)

@@ -1,0 +1,130 @@
+"""Groups of options: a dataclass of options is one parameter of a command.
+
+Below are the groups that several commands share; those of one command are in its module.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from esm_host.arguments import flag
+from esm_host.cli.options import (
+    AllowFallback,
+    Batch,
+    CudaGraph,
+    Dtype,
+    Ep,
+    EpOption,
+    NoWait,
+    Patience,
+    Quiet,
+    Resolution,
+    Seed,
+    Space,
+    Tf32,
+    WidthMult,
+)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Make every field of a command's groups an option of the command, in the group's place."""
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        groups[name] = hints[name]
+        types = get_type_hints(hints[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, parameter.kind, default=field.default, annotation=types[field.name]
+            )
+            for field in fields(hints[name])
+        ]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
+
+
+def option_of(setting: str) -> str:
+    """Return the name of the option that gives a setting."""
+    return flag(setting).removeprefix("--").replace("-", "_")
+
+
+def settings_of(kind: type[Any], *groups: Any) -> dict[str, Any]:
+    """Return the fields of settings that groups of options give, enumerations as their values."""
+    options: Mapping[str, Any] = {name: v for group in groups for name, v in vars(group).items()}
+    found = {field.name: option_of(field.name) for field in fields(kind)}
+    return {
+        name: getattr(options[option], "value", options[option])
+        for name, option in found.items()
+        if option in options
+    }
+
+
+@dataclass(frozen=True)
+class SpaceOptions:
+    """Options of the search space."""
+
+    space: Space = "resnet"
+    resolution: Resolution = None
+    width_mult: WidthMult = 1.0
+    batch: Batch = 1
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class ProviderOptions:
+    """Options of the execution provider."""
+
+    ep: Ep = "cpu"
+    ep_option: EpOption = None
+    tf32: Tf32 = False
+    cuda_graph: CudaGraph = False
+    allow_fallback: AllowFallback = False
+
+    def spec(self, is_resumed: bool = False) -> dict[str, Any]:
+        """Return the settings of a measurement that they give, by their names in ``MeasureSpec``.
+
+        Args:
+            is_resumed: a campaign is resumed, which may have another provider than ``ep``.
+
+        Raises:
+            UsageError: an option is not of the form NAME=VALUE, or of another provider.
+        """
+        from esm_host.timing.provider_options import given_options
+
+        provider = None if is_resumed else self.ep
+        options = given_options(
+            self.ep_option or (), provider, tf32=self.tf32, cuda_graph=self.cuda_graph
+        )
+        return {
+            "provider": self.ep,
+            "provider_options": options,
+            "allow_fallback": self.allow_fallback,
+        }
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Options of a session with devices, and of its output."""
+
+    patience: Patience = 60.0
+    no_wait: NoWait = False
+    seed: Seed = 0
+    quiet: Quiet = False

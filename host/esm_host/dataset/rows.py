@@ -1,0 +1,64 @@
+"""Measurements as rows of a store's tables."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from esm_protos.messages import Failure, FailureKind, Measurement
+
+_FIELDS = frozenset(field.name for field in fields(Measurement))
+
+
+def to_row(measurement: Measurement, table: sa.Table) -> dict[str, Any]:
+    """Return the columns of a table that are fields of a measurement, arrays compressed."""
+    names = [column.name for column in table.c if column.name in _FIELDS]
+    row = {name: _written(getattr(measurement, name)) for name in names}
+    if "failure_kind" in table.c:
+        failure = measurement.failure
+        row["failure_kind"] = None if failure is None else failure.kind.value
+        row["failure_message"] = None if failure is None else plain(failure.message)
+    return row
+
+
+def from_row(
+    model_id: str, row: sa.RowMapping, more: Mapping[str, Any] | None = None
+) -> Measurement:
+    """Inverse of :func:`to_row`.
+
+    Args:
+        more: columns of further tables with fields of the same measurement.
+
+    Raises:
+        zlib.error: an array is damaged.
+    """
+    found = {
+        name: _read(value) for name, value in {**row, **(more or {})}.items() if name in _FIELDS
+    }
+    kind = row["failure_kind"]
+    failure = Failure(FailureKind(kind), row["failure_message"]) if kind else None
+    return Measurement(model_id, failure=failure, **found)
+
+
+def plain(text: str) -> str:
+    """Return a text without NUL, which PostgreSQL's has none of."""
+    return text.replace("\0", "")
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return zlib.compress(value.astype("<i8").tobytes())
+    return value
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return np.frombuffer(zlib.decompress(value), dtype="<i8").astype(np.int64)
+    if isinstance(value, list):  # JSON has no tuples
+        return tuple(map(_read, value))
+    return value

@@ -1,0 +1,225 @@
+"""Loop of a campaign: what the ask/tell loop asks for is kept, measured and told, round by round.
+
+All state is in the campaign's journal, so that a campaign broken off anywhere goes on from what is
+there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esm_host.arguments import argument
+from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
+from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.dataset.table import Dataset
+from esm_host.errors import DeviceError
+from esm_host.evaluation.accuracy import BinAccuracy
+from esm_host.extension.loop import Loop
+from esm_host.extension.settings import TrainingSettings
+from esm_host.predictors.base import Predictor
+from esm_models.architecture import Architecture
+
+
+class Journal(Protocol):
+    """Record of what was planned by round, and of what each round came to."""
+
+    def plan(self) -> dict[int, list[Architecture]]:
+        """Return the architectures by round; those of negative rounds are not the loop's."""
+
+    def add_plan(self, round_number: int, architectures: Sequence[Architecture], /) -> None:
+        """Keep a round's architectures before any of them is measured."""
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Return the results of the finished rounds, in order."""
+
+    def keep_round(self, round_number: int, result: Mapping[str, Any], /) -> None:
+        """Keep the result of a finished round, in place of an earlier one."""
+
+
+class RoundMeasurer(Protocol):
+    """Measures what is planned."""
+
+    def collect(self, round_number: int, /) -> RoundQuality:
+        """Measure what is missing of a round."""
+
+
+class LoopWatcher(Protocol):
+    """Is told how the loop goes on."""
+
+    def on_round(self, number: int, architectures: int) -> None:
+        """A round begins; so many architectures are planned for it."""
+
+    def on_training(self) -> None: ...
+
+    def on_evaluated(self, result: dict[str, Any]) -> None:
+        """A round is over; ``result`` is its entry in result.json."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """End of a campaign's loop.
+
+    Attributes:
+        reason: of the end, with marked names of arguments.
+        dataset: what was learnt from.
+        predicted_ms: out-of-fold predictions for the data set, ``(n,)``.
+        predictor: trained on everything that was measured.
+    """
+
+    converged: bool
+    reason: str
+    dataset: Dataset
+    predicted_ms: NDArray[np.float64]
+    predictor: Predictor
+
+
+class CampaignLoop:
+    """Loop of one campaign.
+
+    Args:
+        loop: asks for architectures; new.
+        settings: of which verdicts are learnt from.
+        measurer: not needed to :meth:`finish`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: TrainingSettings,
+        journal: Journal,
+        measurements: Measurements,
+        measurer: RoundMeasurer | None,
+        watcher: LoopWatcher,
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._journal = journal
+        self._measurements = measurements
+        self._measurer = measurer
+        self._watcher = watcher
+
+    def run(self) -> Outcome:
+        """Run, or go on, until the loop asks for no more.
+
+        Raises:
+            DeviceError: the device refuses or is gone, or too little could be measured.
+        """
+        planned, finished = self._planned(), self._journal.rounds()
+        everything = self._journal.plan().values()
+        self._loop.restore(planned, {a.key for each in everything for a in each})
+        if planned and len(finished) == len(planned):
+            # Judged anew: the target, the budget or whom to trust may have changed since.
+            self._judge(len(finished) - 1, finished[-1]["qc"])
+        number = len(finished)
+        while True:
+            if number == len(planned):  # else the last round was broken off: finish it
+                chosen = self._loop.ask()
+                if not chosen:
+                    return self._outcome(self._loop.ending)
+                self._journal.add_plan(number, chosen)
+                planned.append(chosen)
+            self._round(number, len(planned[number]))
+            number += 1
+
+    def finish(self) -> tuple[Outcome, dict[str, Any]]:
+        """Learn from what is there, whatever is planned; nothing is measured or kept.
+
+        Returns:
+            The end, and what a round of it would be in result.json.
+
+        Raises:
+            DeviceError: it is too little to learn from.
+        """
+        worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
+        worst = min(worst, MOST_DEVIATION)
+        qc = {"passed": False, "worst_reference_deviation_percent": 100 * worst}
+        result = self._judged({**qc, "remeasured_blocks": 0})
+        planned = sum(map(len, self._planned()))
+        reason = f"finished with {result['measured_models']} of {planned} planned architectures"
+        return self._outcome(reason), result
+
+    def _planned(self) -> list[list[Architecture]]:
+        """Return the loop's rounds: neither references nor what searches chose."""
+        return [chosen for number, chosen in self._journal.plan().items() if number >= 0]
+
+    def _round(self, number: int, architectures: int) -> None:
+        self._watcher.on_round(number, architectures)
+        assert self._measurer is not None
+        quality = self._measurer.collect(number)
+        qc = {
+            "passed": quality.passed,
+            "worst_reference_deviation_percent": 100 * quality.worst_reference_deviation,
+            "remeasured_blocks": quality.remeasured_blocks,
+        }
+        self._judge(number, qc)
+
+    def _judge(self, number: int, qc: dict[str, Any]) -> None:
+        """Train and evaluate on all that was measured up to a round, and keep the result."""
+        result = self._judged(qc)
+        self._journal.keep_round(number, result)
+        self._watcher.on_evaluated(result)
+
+    def _judged(self, qc: dict[str, Any]) -> dict[str, Any]:
+        """Train and evaluate on all that was measured so far."""
+        self._watcher.on_training()
+        start = time.monotonic()
+        measured = self._measurements.dataset()
+        self._dataset = self._trusted(measured)
+        self._tell(self._dataset)
+        evaluation = self._loop.evaluation
+        return {
+            "measured_models": len(measured),
+            "failed_models": sum(map(len, self._planned())) - len(measured),
+            "trusted_models": len(self._dataset),
+            "accuracy_percent": evaluation.accuracy_percent,
+            "bins": [_bin_json(entry) for entry in evaluation.bins],
+            "qc": qc,
+            "verdicts": measured.verdict_counts(),
+            "training_seconds": time.monotonic() - start,
+        }
+
+    def _tell(self, dataset: Dataset) -> None:
+        """Tell the loop of everything that is planned; what is not in the data set is unknown."""
+        values = zip(dataset.latency_ms.tolist(), dataset.interval.tolist(), strict=True)
+        known = dict(zip((a.key for a in dataset.architectures), values, strict=True))
+        planned = [
+            architecture
+            for number, architectures in self._journal.plan().items()
+            if number != REFERENCE_ROUND
+            for architecture in architectures
+        ]
+        told = [known.get(a.key, (np.nan, np.nan)) for a in planned]
+        self._loop.tell(planned, [ms for ms, _ in told], [interval for _, interval in told])
+
+    def _trusted(self, measured: Dataset) -> Dataset:
+        """Return what is learnt from; raises DeviceError where it is too little for that."""
+        dataset = measured.only(self._settings.trusted_verdicts)
+        if len(dataset) < 2 * self._settings.folds:
+            planned = sum(map(len, self._planned()))
+            failures = self._measurements.table().failures
+            raise DeviceError(
+                f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
+                f"them with a verdict that {argument('train_on')} accepts: too few to learn from; "
+                "the first "
+                f"failure: {next(iter(failures.values()), 'none')}"
+            )
+        return dataset
+
+    def _outcome(self, reason: str) -> Outcome:
+        loop = self._loop
+        predicted_ms = loop.evaluation.predicted_ms
+        return Outcome(loop.converged, reason, self._dataset, predicted_ms, loop.predictor)
+
+
+def _bin_json(entry: BinAccuracy) -> dict[str, Any]:
+    data = asdict(entry)
+    if not entry.samples:
+        data["accuracy_percent"] = None  # JSON has no NaN
+    return data

@@ -1,0 +1,122 @@
+"""Settings of sampling: which architectures are measured, and when there are enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esm_host.arguments import argument
+from esm_host.errors import UsageError, check_range
+from esm_host.extension.settings.seed import SeedSettings
+from esm_host.sampling import sampler_class
+from esm_host.sampling.bins import BINS, DepthBins
+from esm_host.transfer import LEAST_SAMPLES, sampler_and_encoding
+from esm_models.space import SearchSpace
+from esm_protos.plugins import absolute
+
+LEAST_INITIAL = 10
+"""Architectures that a campaign begins with, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(SeedSettings):
+    """Settings of sampling, of its extension and of its end.
+
+    Attributes:
+        initial: architectures measured before the first training (N_I).
+        step: architectures added by each extension (N_step).
+        bins: number of equally spaced depth bins (N_bins); None makes 5, or fewer where the space
+            has fewer depths.
+        target_accuracy_percent: accuracy that every bin must reach (Acc_TH).
+        judge: ``"bins"`` (every bin must pass) or ``"overall"``.
+        max_models: architectures measured at most; the campaign then ends unconverged.
+        sampling: name in :data:`esm_host.sampling.SAMPLERS`, or path/to/file.py:Class.
+        weight_below, weight_above: shares of a step that go to bins below and above the target
+            (W_B and W_A of Algorithm 1).
+        extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
+            of, models by how unsure the predictor is of them per second of device time.
+        held_out: with a warm start, number of the first architectures that are drawn at random:
+            they tell how good predictions from the others are.
+        sampler: with a warm start, how the other first architectures are chosen: a name in
+            :data:`esm_host.transfer.SAMPLERS`, as ``"cosine:zcp"`` with the encoding that it reads;
+            ``""`` is the method's own.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    initial: int = 300
+    step: int = 100
+    bins: int | None = None
+    target_accuracy_percent: float = 95.0
+    judge: str = "bins"
+    max_models: int = 4000
+    sampling: str = "balanced"
+    weight_below: float = 0.8
+    weight_above: float = 0.2
+    extension: str = "balanced"
+    held_out: int = 0
+    sampler: str = ""
+
+    def __post_init__(self) -> None:
+        SeedSettings.__post_init__(self)
+        check_range("initial", self.initial, LEAST_INITIAL, 10**9)
+        check_range("step", self.step, 1, 10**9)
+        check_range("target_accuracy_percent", self.target_accuracy_percent, 0, 100)
+        check_range("weight_below", self.weight_below, 0, 10**6)
+        check_range("weight_above", self.weight_above, 0, 10**6)
+        if self.bins is not None:
+            check_range("bins", self.bins, 1, 1000)
+        if self.max_models < self.initial:
+            raise UsageError(
+                f"{argument('max_models')} {self.max_models} is less than {argument('initial')} "
+                f"{self.initial}"
+            )
+        if not self.weight_below:
+            raise UsageError(
+                f"{argument('weight_below')} 0 would never extend a bin that needs it: give more"
+            )
+        if self.judge not in ("bins", "overall"):
+            raise UsageError(f"{argument('judge')} '{self.judge}': choose bins or overall")
+        self._check_extension()
+        self._check_first()
+
+    def _check_extension(self) -> None:
+        object.__setattr__(self, "sampling", absolute(self.sampling))
+        if self.extension not in ("balanced", "cost-aware"):
+            raise UsageError(
+                f"{argument('extension')} '{self.extension}': choose balanced or cost-aware"
+            )
+        if self.extension == "cost-aware" and not self.by_bin:
+            raise UsageError(
+                f"{argument('extension')} cost-aware extends bins: choose {argument('sampling')} "
+                "balanced"
+            )
+        most = self.bins or BINS
+        if not self.by_bin and self.judge == "bins" and most > self.initial:
+            raise UsageError(
+                f"{argument('bins')} {most} exceeds {argument('initial')} {self.initial}"
+            )
+
+    def _check_first(self) -> None:
+        if self.held_out and not 4 <= self.held_out <= self.initial - LEAST_SAMPLES:
+            raise UsageError(
+                f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
+                f"{LEAST_SAMPLES} or more"
+            )
+        if self.sampler:
+            sampler_and_encoding(self.sampler)
+
+    @property
+    def by_bin(self) -> bool:
+        """Whether the sampler can draw from one depth bin."""
+        return sampler_class(self.sampling).by_bin
+
+    def depth_bins(self, space: SearchSpace) -> DepthBins:
+        """Return the bins of a space's depths.
+
+        Raises:
+            UsageError: it has fewer depths than bins were asked for.
+        """
+        if self.bins is None:
+            return DepthBins.by_default(space.min_depth, space.max_depth)
+        return DepthBins(space.min_depth, space.max_depth, self.bins)

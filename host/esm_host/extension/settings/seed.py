@@ -1,0 +1,21 @@
+"""Random seed, which sampling and training share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esm_host.errors import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings:
+    """Random seed.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**63 - 1)

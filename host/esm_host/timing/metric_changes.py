@@ -1,0 +1,137 @@
+"""Metrics beside latency, before and after: changes and limits, without intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
+from esm_host.timing.metrics import Json, metrics_of, value_of
+from esm_protos.metrics import KNOWN, LATENCY, Better, Metric
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """What became of one metric of one model.
+
+    Attributes:
+        base, new: means over the timings of a side; None where no timing has a value.
+        limit: that the new value is to keep; None where nobody gave one.
+    """
+
+    metric: Metric
+    base: float | None
+    new: float | None
+    limit: float | None = None
+
+    @property
+    def change_percent(self) -> float | None:
+        """None where that is not known, or the base is 0."""
+        if self.base is None or self.new is None or self.base == 0:
+            return None
+        return 100 * (self.new / self.base - 1)
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether the new value is worse than its limit."""
+        if self.limit is None or self.new is None:
+            return False
+        return self.metric.worse(self.new, self.limit)
+
+    @property
+    def text(self) -> str:
+        """Both values, as people read them: ``104 MB to 131 MB (+26.0 %)``."""
+        ends = ("none" if v is None else self.metric.text(v) for v in (self.base, self.new))
+        percent = self.change_percent
+        return " to ".join(ends) + ("" if percent is None else f" ({percent:+.1f} %)")
+
+    @property
+    def over_text(self) -> str:
+        """What to say of a value that is worse than its limit."""
+        assert self.new is not None
+        assert self.limit is not None
+        side = "below" if self.metric.better is Better.HIGHER else "over"
+        value, limit = self.metric.text(self.new), self.metric.text(self.limit)
+        return f"{self.metric.heading} {value} {side} its limit of {limit}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "unit": self.metric.unit,
+            "base": self.base,
+            "new": self.new,
+            "change_percent": self.change_percent,
+            "limit": self.limit,
+            "over_limit": self.over_limit,
+        }
+
+    @classmethod
+    def from_json(cls, key: str, data: Json) -> Self:
+        """Inverse of :meth:`to_json`."""
+        metric = KNOWN.get(key) or Metric(key, data["unit"], "", better=Better.LOWER)
+        return cls(metric, data["base"], data["new"], data["limit"])
+
+
+def compared_metrics(timings: Iterable[Json]) -> dict[str, Metric]:
+    """Return the metrics beside latency of which lower or higher is better, by key.
+
+    Raises:
+        UsageError: one is not the JSON of a timing.
+    """
+    try:
+        found = {metric.key: metric for data in timings for metric in metrics_of(data)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
+        ) from error
+    del found[LATENCY.key]
+    return {key: metric for key, metric in found.items() if metric.better is not Better.NEITHER}
+
+
+def check_metric(name: str, key: str, metrics: Mapping[str, Metric]) -> Metric:
+    """Return the metric of a key.
+
+    Args:
+        name: of the argument that the key was given to.
+
+    Raises:
+        UsageError: there is no such metric, or it is latency.
+    """
+    if key == LATENCY.key:
+        raise UsageError(
+            f"{argument(name)} {key}: latency is compared anyway, and limited by "
+            f"{argument('max_latency_ms')}"
+        )
+    if key not in metrics:
+        known = ", ".join(metrics)
+        raise UsageError(f"{argument(name)} {key}: unknown metric, choose from {known}")
+    return metrics[key]
+
+
+def check_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> None:
+    """Raise UsageError for a limit of no metric, or one that is no number."""
+    for key, limit in limits.items():
+        check_metric("limits", key, metrics)
+        if not math.isfinite(limit):
+            raise UsageError(f"{argument('limits')} {key}={limit}: give a number")
+
+
+def metric_changes(
+    metrics: Mapping[str, Metric],
+    base: Sequence[Json],
+    new: Sequence[Json],
+    limits: Mapping[str, float],
+) -> tuple[MetricChange, ...]:
+    """Return the changes of one model's metrics that either side has, or that are limited."""
+    changes = [
+        MetricChange(metric, _mean(metric, base), _mean(metric, new), limits.get(key))
+        for key, metric in metrics.items()
+    ]
+    return tuple(c for c in changes if not c.base is c.new is c.limit is None)
+
+
+def _mean(metric: Metric, results: Sequence[Json]) -> float | None:
+    values = [v for result in results if (v := value_of(result, metric)) is not None]
+    return math.fsum(values) / len(values) if values else None
