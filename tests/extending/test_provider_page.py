@@ -108,3 +108,17 @@ def test_an_agent_does_not_start_without_it(folder: Path) -> None:
     with pytest.raises(WorkerUnavailableError, match=r"no such board \(line 1 of .*\)") as caught:
         AgentServer("127.0.0.1", 0, providers=["my_provider.py:TunedCpu"])
     assert str(caught.value).startswith(f"--provider {folder}/my_provider.py:TunedCpu: ")
+
+
+def test_the_class_does_what_every_provider_does(folder: Path) -> None:
+    program, *words = shlex.split(blocks("shell")[3])
+    assert program == "python"
+    words = [word.replace("my_provider.py", f"{folder}/my_provider.py") for word in words]
+    run = subprocess.run(
+        [sys.executable, *words, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
