@@ -26,22 +26,26 @@ from typing import Any
 
 import numpy as np
 
+import esm_agent
 from esm_agent.device.telemetry import Telemetry
-from esm_agent.measure import cuda, feeds, timing
+from esm_agent.measure import feeds, timing
 from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
-    OnnxRuntimeCpu,
     ProviderMissingError,
 )
 from esm_agent.measure.block import UploadedBlock, UploadedModel
-from esm_agent.measure.process import cpu_backend, cuda_backend
 from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
+from esm_agent.providers.base import DeviceLostError, Use
+from esm_agent.providers.cpu import CpuProvider
+from esm_agent.providers.cuda import CudaProvider
 from esm_protos.messages import FailureKind, MeasureSpec, RunOrder
 from esm_protos.statistics import trimmed_mean
 from esm_protos.weights import draw_weights
 
 SPEC = MeasureSpec(provider="cuda")
+CUDA = partial(make_provider, "cuda")
 NO_GPU = 3
 
 DEPTHS = (4, 40)
@@ -69,7 +73,7 @@ class SkippedError(Exception):
 class Box:
     """The GPU under test and a folder for models."""
 
-    def __init__(self, gpu: int, backend: cuda.Cuda, folder: Path) -> None:
+    def __init__(self, gpu: int, backend: CudaProvider, folder: Path) -> None:
         self.gpu, self.backend, self.folder = gpu, backend, folder
         self._saved = 0
 
@@ -86,12 +90,24 @@ class Box:
     def worker(self, gpu: int) -> Iterator[Worker]:
         """A measuring process as the agent has it."""
         worker = Worker(
-            cpu_backend, partial(Telemetry, gpu=gpu), make_others=(partial(cuda_backend, gpu),)
+            make_provider, partial(Telemetry, gpu=gpu), make_others=(partial(CUDA, gpu),)
         )
         try:
             yield worker
         finally:
             worker.stop()
+
+
+def stated_options() -> dict[str, str]:
+    return {option.name: option.default for option in CudaProvider.options}
+
+
+def with_option(name: str, value: str) -> MeasureSpec:
+    return replace(SPEC, provider_options={name: value})
+
+
+def reference_folder() -> Path:
+    return Path(esm_agent.__file__).parent / "reference_models"
 
 
 # Models
@@ -164,7 +180,7 @@ def output(model: DeviceModel) -> Any:
 
 
 def on_cpu(model: UploadedModel) -> Any:
-    loaded = OnnxRuntimeCpu().load(model, SPEC)
+    loaded = CpuProvider().load(model, SPEC)
     loaded.run()
     (expected,) = loaded.outputs()
     return expected.numpy()
@@ -259,7 +275,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
         weighted = space.build(space.extremes()[1], partial(draw_weights, seed=SPEC.seed))
         options = {"device_id": str(box.gpu), "use_tf32": "0"}
         session = onnxruntime.InferenceSession(
-            weighted, providers=[(cuda.PROVIDER, options), "CPUExecutionProvider"]
+            weighted, providers=[(CudaProvider.runtime_name, options), "CPUExecutionProvider"]
         )
         plain = latency_ms(partial(session.run, None, feeds.draw(session, SPEC.seed).arrays))
         figures[name] = {"ours_ms": ours, "plain_ms": plain, "copies_ms": copies}
@@ -272,12 +288,10 @@ def agrees_with_plain_runs(box: Box) -> Figures:
 
 def tf32(box: Box) -> Figures:
     """Off by default; on, results are coarser."""
-    data = (Path(cuda.__file__).parents[1] / "reference_models" / "beyond.onnx").read_bytes()
+    data = (reference_folder() / "beyond.onnx").read_bytes()
     expected = on_cpu(box.save(data))
-    off, on = (box.load(data, replace(SPEC, tf32=wanted)) for wanted in (False, True))
-    deep_off, deep_on = (
-        box.load(chain(DEPTHS[0]), replace(SPEC, tf32=wanted)) for wanted in (False, True)
-    )
+    off, on = (box.load(data, with_option("tf32", wanted)) for wanted in "01")
+    deep_off, deep_on = (box.load(chain(DEPTHS[0]), with_option("tf32", wanted)) for wanted in "01")
     convolved = output(deep_off)
     figures = {
         "gemm_error_off": error_between(output(off), expected),
@@ -302,9 +316,7 @@ def cuda_graph(box: Box) -> Figures:
         ("small", subnets("resnet", 32, 0.25)[1]),
         ("large", subnets("resnet", RESOLUTION, WIDTH)[1]),
     ):
-        plain, graph = (
-            box.load(data, replace(SPEC, cuda_graph=wanted)) for wanted in (False, True)
-        )
+        plain, graph = (box.load(data, with_option("cuda_graph", wanted)) for wanted in "01")
         figures[f"{name} error"] = error_between(output(graph), output(plain))
         figures[f"{name} plain_ms"] = latency_ms(plain.run)
         figures[f"{name} graph_ms"] = latency_ms(graph.run)
@@ -337,16 +349,12 @@ def refuses_fallback(box: Box) -> Figures:
 def convolution_search(box: Box) -> Figures:
     """How far sessions of the same model lie apart, by cuDNN's search; figures only."""
     data = subnets("resnet", RESOLUTION, WIDTH)[1]
-    figures: Figures = {"stated": cuda.CONV_SEARCH}
-    stated = cuda.CONV_SEARCH
-    try:
-        for search in ("EXHAUSTIVE", "HEURISTIC"):
-            cuda.CONV_SEARCH = search
-            found = [latency_ms(box.load(data).run) for _ in range(PASSES)]
-            figures[f"{search} ms"] = found
-            figures[f"{search} spread"] = float(np.std(np.log(found), ddof=1))
-    finally:
-        cuda.CONV_SEARCH = stated
+    figures: Figures = {"stated": stated_options()["conv_search"]}
+    for search in ("EXHAUSTIVE", "HEURISTIC"):
+        spec = with_option("conv_search", search)
+        found = [latency_ms(box.load(data, spec).run) for _ in range(PASSES)]
+        figures[f"{search} ms"] = found
+        figures[f"{search} spread"] = float(np.std(np.log(found), ddof=1))
     return figures
 
 
@@ -419,17 +427,18 @@ def every_gpu_by_number(box: Box) -> Figures:
         before = used_bytes(nvml)
         with box.worker(gpu) as worker:
             hello = worker.start()
-            if "cuda" not in hello.providers:
-                raise CheckFailedError(f"--gpu {gpu}: {'; '.join(hello.missing)}", **figures)
+            if not hello.gpu:
+                reasons = "; ".join(hello.missing.values())
+                raise CheckFailedError(f"--gpu {gpu}: {reasons}", **figures)
             grown = [now - then for now, then in zip(used_bytes(nvml), before, strict=True)]
         figures[f"gpu {gpu} grown_mb"] = [round(size / 1e6) for size in grown]
         if grown[gpu] < 50e6 or grown[gpu] != max(grown):
             raise CheckFailedError(f"--gpu {gpu} took another's memory", **figures)
     with box.worker(count) as worker:
         hello = worker.start()
-    if "cuda" in hello.providers:
+    if hello.gpu:
         raise CheckFailedError(f"--gpu {count} works, and is not there", **figures)
-    return {**figures, "beyond": hello.missing}
+    return {**figures, "beyond": list(hello.missing.values())}
 
 
 CHECKS: Sequence[Callable[[Box], Figures]] = (
@@ -489,7 +498,7 @@ def attempt(check: Callable[[Box], Figures], box: Box) -> dict[str, Any]:
         outcome, text = "skipped", f"{error.name} is not installed"
     except CheckFailedError as error:
         outcome, text, figures = "failed", str(error), error.figures
-    except (Exception, cuda.DeviceLostError) as error:
+    except (Exception, DeviceLostError) as error:
         traceback.print_exc()
         outcome, text = "failed", f"{type(error).__name__}: {error}"
     return {
@@ -524,7 +533,8 @@ def main() -> int:
 
     began = time.monotonic()
     try:
-        backend = cuda.Cuda(args.gpu)
+        backend = CudaProvider(args.gpu)
+        backend.prove()
     except ProviderMissingError as error:
         print(f"no GPU to check: {error}", file=sys.stderr)
         return NO_GPU
@@ -533,7 +543,7 @@ def main() -> int:
         "gpu": gpus[0].name if gpus else f"GPU {args.gpu}",
         "onnxruntime": onnxruntime.__version__,
         "python": sys.version.split()[0],
-        "provider": backend.settings(SPEC, cuda.CONV_SEARCH, SPEC.cuda_graph),
+        "provider": backend.runtime_options(stated_options(), Use.TIMED),
         "first_load_s": time.monotonic() - began,
     }
     print(json.dumps(rounded(about)), flush=True)

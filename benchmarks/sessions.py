@@ -36,10 +36,10 @@ def models() -> dict[str, Any]:
 
 def one_process(name: str) -> dict[str, Any]:
     """Logarithmic latencies of the visits of every session, in this process."""
-    from esm_agent.measure.backends import OnnxRuntimeCpu
+    from esm_agent.providers.cpu import CpuProvider
     from esm_protos.messages import MeasureSpec
 
-    backend = OnnxRuntimeCpu()
+    backend = CpuProvider()
     sessions = [backend.load(models()[name], MeasureSpec()) for _ in range(SESSIONS)]
     visits: list[list[float]] = [[] for _ in sessions]
     order = list(range(SESSIONS))

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 from onnx import TensorProto, TypeProto, helper
 
-from esm_agent.measure.backends import OnnxRuntimeCpu
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import MeasureSpec
 from esm_protos.value_types import ELEMENTS
 
@@ -76,7 +76,7 @@ def load(case: Case, folder: Path) -> Callable[[], object] | str:
         path = folder / "model.onnx"
         path.write_bytes(model.SerializeToString())
         try:
-            run = OnnxRuntimeCpu().load(UploadedModel("m", path), MeasureSpec()).run
+            run = CpuProvider().load(UploadedModel("m", path), MeasureSpec()).run
         except ModelError as refusal:
             error = refusal
         else:

@@ -111,7 +111,15 @@ def serve(
     ] = False,
     gpu: Annotated[
         int | None,
-        typer.Option(help="Number of the GPU for --ep cuda, as nvidia-smi counts.", min=0),
+        typer.Option(help="Number of the GPU to measure on, as nvidia-smi counts.", min=0),
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py:CLASS",
+            help="An execution provider of your own (docs/extending/provider.md); may be repeated.",
+            envvar="ESM_AGENT_PROVIDERS",
+        ),
     ] = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
@@ -230,6 +238,7 @@ def serve(
             cache_bytes=cache_bytes,
             history=history or _own_history(),
             machine=_own_lock() if take_turns else None,
+            providers=provider or (),
             metric_sources=[absolute(name) for name in metrics or ()],
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
@@ -357,16 +366,17 @@ def _examined(seconds: float, history: Path | None) -> Diagnosis:
     from esm_agent.measure.block import UploadedBlock
     from esm_agent.measure.history import HistoryFile
     from esm_agent.measure.worker import Worker
+    from esm_agent.providers import make_provider
     from esm_protos.messages import BlockResult
 
-    worker = Worker(history=HistoryFile(history) if history else None)
+    worker = Worker(make_provider, history=HistoryFile(history) if history else None)
 
     def measure(block: UploadedBlock) -> BlockResult:
         return worker.measure(block, lambda progress: None, lambda: False)
 
     try:
-        worker.start()
-        return examine(measure, Telemetry(), seconds)
+        hello = worker.start()
+        return examine(measure, Telemetry(), seconds, findings=hello.findings)
     finally:
         worker.stop()
 

@@ -25,6 +25,7 @@ from esm_host.timing.compare import compare as compare_timings
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
 from esm_host.timing.given import FROM_MEMORY
 from esm_host.timing.model_file import ModelFile, read_model_file
+from esm_host.timing.provider_options import given_options
 from esm_host.timing.spec import WARMUP
 from esm_host.transport import devices
 from esm_models.architecture import Architecture
@@ -78,7 +79,8 @@ def time(
     protocol: Literal["interleaved", "sequential"] = "interleaved",
     warmup: int = WARMUP,
     trim: float = 0.2,
-    provider: Literal["cpu", "cuda"] = "cpu",
+    provider: str = "cpu",
+    ep_options: Mapping[str, object] | None = None,
     tf32: bool = False,
     cuda_graph: bool = False,
     allow_fallback: bool = False,
@@ -118,8 +120,11 @@ def time(
         protocol: ``"interleaved"``, or ``"sequential"``: all runs of a model in a row.
         warmup: uncounted runs before each visit, at most.
         trim: share of the runs dropped at each end.
-        provider: ``"cpu"`` or ``"cuda"``; ``tf32``, ``cuda_graph`` and ``allow_fallback`` are of
-            the latter, as in :class:`esm_protos.messages.MeasureSpec`.
+        provider: execution provider, one of the device's.
+        ep_options: values of the provider's own options, by name, such as ``{"tf32": True}``.
+        tf32: deprecated, ``ep_options={"tf32": True}``.
+        cuda_graph: deprecated, ``ep_options={"cuda_graph": True}``.
+        allow_fallback: measure also models of which nodes run on another provider.
         timeout_s: that one model may take at a time.
         seed: of the inputs and the visiting order.
         profile_runs: runs to profile, apart from those timed; 0 profiles nothing.
@@ -162,8 +167,9 @@ def time(
         trim=trim,
         threads=counts[0],
         provider=provider,
-        tf32=tf32,
-        cuda_graph=cuda_graph,
+        provider_options=given_options(
+            ep_options or {}, provider, tf32=tf32, cuda_graph=cuda_graph
+        ),
         allow_fallback=allow_fallback,
         model_timeout_s=timeout_s,
         seed=seed,

@@ -10,6 +10,7 @@ import re
 
 _FLAGS = {
     "dims": "--dim",
+    "ep_options": "--ep-option",
     "formats": "--format",
     "group_tolerance_percent": "--group-tolerance",
     "inputs": "--input",
@@ -23,6 +24,7 @@ _FLAGS = {
     "precision_percent": "--precision",
     "probability": "--confidence",
     "provider": "--ep",
+    "provider_options": "--ep-option",
     "reference_tolerance_percent": "--reference-tolerance",
     "shapes": "--shape",
     "spread_s": "--spread",

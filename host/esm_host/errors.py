@@ -6,6 +6,7 @@ EsmError (1)
         RunExistsError (2)      the folder holds a campaign already
         MismatchError (2)       the folder is of another device, space or setting
     DeviceError (1)             the agent refused or failed
+        InvalidRequestError (2) what was asked of it makes no sense there
         NotNowError (75)        it asks to try again: it stops, lacks room, or lost the lease
         UnreachableError (69)   nobody answers
         VersionError (1)        the agent speaks another protocol version
@@ -75,6 +76,10 @@ class MismatchError(DatasetError):
 
 class DeviceError(EsmError):
     pass
+
+
+class InvalidRequestError(DeviceError):
+    exit_code = 2
 
 
 class NotNowError(DeviceError):

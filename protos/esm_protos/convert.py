@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from esm_protos import older_peers
 from esm_protos.messages import (
     CHUNK_BYTES,
     LONGEST_NS,
@@ -51,6 +52,7 @@ from esm_protos.messages import (
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
+from esm_protos.providers import OPTION_TYPES, ProviderInfo, ProviderOption
 from esm_protos.received import NonsenseError, check_lengths, nonsense
 from esm_protos.statistics import trimmed_mean
 from esm_protos.text import foreign
@@ -117,18 +119,24 @@ def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
 
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
-    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **_sent(spec, "protocol"))
+    fields = _sent(spec, "protocol")
+    fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
+    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **fields)
 
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     return MeasureSpec(
         protocol=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
-        **_received(message, MeasureSpec, "protocol", "sessions"),
+        provider_options={
+            **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
+            **message.provider_options,
+        },
+        **_received(message, MeasureSpec, "protocol", "sessions", "provider_options"),
     )
 
 
-_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics")
+_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -143,11 +151,14 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             pb.Metric(**{f.name: str(getattr(metric, f.name)) for f in pb.Metric.DESCRIPTOR.fields})
             for metric in info.metrics
         ],
+        provider_table=map(provider_to_pb, info.provider_table),
         **_sent(info, *_INFO_OTHERS),
     )
 
 
 def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
+    gpus = [gpu.name for gpu in message.state.gpus]
+    table = tuple(map(provider_from_pb, message.provider_table))
     return DeviceInfo(
         limits=Limits(**_received(message.limits, Limits)),
         state=state_from_pb(message.state),
@@ -157,6 +168,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         ),
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         metrics=tuple(map(_metric_from_pb, message.metrics)),
+        provider_table=table or older_peers.provider_table(message.providers, gpus),
         **_received(message, DeviceInfo, *_INFO_OTHERS),
     )
 
@@ -166,6 +178,25 @@ def _metric_from_pb(message: pb.Metric) -> Metric:
         return Metric.from_json({f.name: value for f, value in message.ListFields()})
     except (KeyError, ValueError) as error:
         raise NonsenseError(foreign(f"a metric with no key, or with another: {error}")) from error
+
+
+def provider_to_pb(provider: ProviderInfo) -> pb.Provider:
+    options = [pb.ProviderOption(**_sent(option)) for option in provider.options]
+    return pb.Provider(options=options, **_sent(provider, "options"))
+
+
+def provider_from_pb(message: pb.Provider) -> ProviderInfo:
+    return ProviderInfo(
+        options=tuple(map(_option_from_pb, message.options)),
+        identity=dict(message.identity),
+        **_received(message, ProviderInfo, "options", "identity"),
+    )
+
+
+def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
+    # What a later version may add is text to this one.
+    kind = message.type if message.type in OPTION_TYPES else "text"
+    return ProviderOption(type=kind, **_received(message, ProviderOption, "type"))
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:

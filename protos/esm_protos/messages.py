@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_protos import older_peers
 from esm_protos.metrics import PEAK_MEMORY, Metric
+from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import trimmed_mean
 
 PROTOCOL_VERSION = 5
@@ -32,6 +34,8 @@ ANNOUNCED_AS = "_esm-agent._tcp.local."
 """What agents are called in mDNS."""
 
 MAX_THREADS = 1024
+
+_MOST_OPTIONS = 1000
 
 
 class RunOrder(enum.Enum):
@@ -81,7 +85,9 @@ class MeasureSpec:
         trim: share of the counted runs dropped at each end, below 0.5.
         threads: threads of the runtime.
         seed: of the visiting order, the inputs and the weights of weightless graphs.
-        provider: ``"cpu"`` or ``"cuda"``.
+        provider: execution provider, by its name in :attr:`DeviceInfo.providers`.
+        provider_options: values of the provider's own options, by name; others have their default
+            (:class:`esm_protos.providers.ProviderOption`).
         model_timeout_s: longest time that loading a model or one inference may take, seconds.
         precision: a model is done when the half-width of its 95 % interval is below this share
             of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
@@ -97,8 +103,6 @@ class MeasureSpec:
             never; ``interleaved`` only.
         short_visits: visits of slow models have fewer runs, down to one: several in a row only
             make up for cold caches, which cost a slow model nothing.
-        tf32: ``cuda`` only: float32 matrix products by 19-bit tensor cores.
-        cuda_graph: ``cuda`` only: the launches of an inference recorded once and replayed.
         allow_fallback: measure also a model of which some nodes run on another provider.
 
     Raises:
@@ -113,6 +117,7 @@ class MeasureSpec:
     threads: int = 1
     seed: int = 0
     provider: str = "cpu"
+    provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_timeout_s: float = 60.0
     precision: float = 0.0
     max_block_s: float = 0.0
@@ -122,8 +127,6 @@ class MeasureSpec:
     references: bool = False
     sessions: int = 1
     long_visits: int = 0
-    tf32: bool = False
-    cuda_graph: bool = False
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
@@ -154,10 +157,30 @@ class MeasureSpec:
         for name in ("max_block_s", "min_block_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise ValueError(f"{name} {getattr(self, name):g} is outside 0 to 86400")
+        own = dict(sorted(self.provider_options.items()))
+        if len(own) > _MOST_OPTIONS:
+            raise ValueError(f"provider_options of {len(own)} names: {_MOST_OPTIONS} at most")
+        object.__setattr__(self, "provider_options", own)
+
+    @property
+    def execution(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """The provider with its options, hashable."""
+        return self.provider, tuple(self.provider_options.items())
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the protocol by name."""
         return {**asdict(self), "protocol": self.protocol.value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MeasureSpec:
+        """Inverse of :meth:`to_json`, also of what older versions wrote.
+
+        Raises:
+            TypeError: a field is unknown.
+            ValueError: a value is out of range.
+        """
+        fields = older_peers.spec_json(data)
+        return cls(**{**fields, "protocol": RunOrder(fields.get("protocol", "interleaved"))})
 
 
 @dataclass(frozen=True)
@@ -312,6 +335,8 @@ class DeviceInfo:
         time_unix_s: what its clock says; None: it does not tell.
         instance: random name of the agent's process; empty: it does not tell.
         metrics: what its sources measure of models.
+        providers: names of the execution providers that work.
+        provider_table: what they are, in the same order.
     """
 
     protocol_version: int
@@ -333,19 +358,22 @@ class DeviceInfo:
     time_unix_s: float | None = None
     instance: str = ""
     metrics: tuple[Metric, ...] = ()
+    provider_table: tuple[ProviderInfo, ...] = ()
 
     @property
     def processors(self) -> float:
         """Processors that models can use at a time: a quota of 1.5 is 1.5 processors."""
         return min(self.cpu_count, self.cpu_quota or math.inf)
 
+    def provider(self, name: str) -> ProviderInfo:
+        """Return what the device tells of a provider: at least its name."""
+        found = (each for each in self.provider_table if each.name == name)
+        return next(found, ProviderInfo(name))
+
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
         """What must be equal for two measurements by a provider to be of the same device."""
         names = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
-        identity: dict[str, str | int] = {name: getattr(self, name) for name in names}
-        if provider == "cuda":
-            identity["gpu"] = ", ".join(gpu.name for gpu in self.state.gpus)
-        return identity
+        return {**{name: getattr(self, name) for name in names}, **self.provider(provider).identity}
 
 
 @dataclass(frozen=True)

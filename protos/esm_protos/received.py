@@ -7,6 +7,7 @@ field, so a new field is checked too:
 - fractional numbers are not negative, except temperatures and values of metrics;
 - enumerations have a number that this side defines;
 - lists and names have a maximum length;
+- maps hold text by text, which a peer compares;
 - text for people is made printable and shortened (:mod:`esm_protos.text`). Names that a peer
   compares stay unchanged.
 
@@ -16,7 +17,7 @@ field, so a new field is checked too:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -66,7 +67,9 @@ def check(message: Message) -> None:
     check_lengths(message)
     for field, value in message.ListFields():
         name = field.name
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if _is_map(field):
+            _check_map(name, value)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for each in value if _is_list(field) else (value,):
                 check(each)
         elif field.type == FieldDescriptor.TYPE_STRING:
@@ -111,6 +114,18 @@ _FLOATS = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT)
 
 def _is_list(field: Any) -> bool:
     return bool(field.is_repeated)
+
+
+def _is_map(field: Any) -> bool:
+    kind = field.message_type
+    return kind is not None and bool(kind.GetOptions().map_entry)
+
+
+def _check_map(name: str, texts: Mapping[str, str]) -> None:
+    """Names and values are compared: they stay as they are."""
+    longest = max(map(len, (*texts, *texts.values())))
+    if longest > LONGEST_NAME:
+        raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
 
 
 def _words(name: str) -> str:

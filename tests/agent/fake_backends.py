@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu
+from esm_agent.measure.backends import Backend, LoadedModel
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 
 
-class ScriptedBackend:
+class ScriptedBackend(Backend):
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
     every load), ``slow PATH`` (0.25 s, a line for every run),
@@ -22,7 +23,7 @@ class ScriptedBackend:
     ``untyped`` (an exception while it loads), ``raises N`` (one in its Nth run),
     ``profile fails``, ``profile dies``, ``profile hangs``."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
@@ -82,19 +83,19 @@ class ScriptedBackend:
         return LoadedModel(run)
 
 
-class IdleBackend:
+class IdleBackend(Backend):
     """Takes every model, and does nothing with it."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         return LoadedModel(lambda: None)
 
 
-class ThrottlingBackend:
+class ThrottlingBackend(Backend):
     """A model of 5 ms, that takes 8 once it has run 200 times, as on a board that gets hot."""
 
-    provider = "cpu"
+    name = "cpu"
     runs = 0
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
@@ -116,19 +117,19 @@ class ThrottlingTelemetry:
         return DeviceState(at_ns, clock_mhz=(1500.0 if self.asked <= 2 else 940.0,))
 
 
-class InstantBackend:
+class InstantBackend(Backend):
     """Models that take no time."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         return LoadedModel(lambda: None)
 
 
-class InspectingBackend:
+class InspectingBackend(Backend):
     """Fails with what the expression that is the model gives in the measuring process."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         names = ("os", "pathlib", "resource", "socket", "tempfile")
@@ -155,10 +156,11 @@ class BrokenBackend:
         raise ImportError("No module named 'onnxruntime'")
 
 
-class RepeatingBackend(OnnxRuntimeCpu):
+class RepeatingBackend(CpuProvider):
     """A device that takes ``times`` times as long: it does the work as often."""
 
     def __init__(self, times: int) -> None:
+        super().__init__()
         self._times = times
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from esm_agent.measure.cuda import PROVIDER, Cuda
+from esm_agent.providers.cuda import CudaProvider
 from esm_protos.messages import DeviceState, GpuState
 
+PROVIDER = CudaProvider.runtime_name
 CPU = "CPUExecutionProvider"
 
 
@@ -150,13 +151,20 @@ class SteadyGpu:
         return DeviceState(at_ns, gpus=(GpuState("a GPU", clock_mhz=1980.0),))
 
 
-def working() -> Cuda:
-    return Cuda(0, FakeRuntime())
+def proved(gpu: int, runtime: FakeRuntime) -> CudaProvider:
+    """As the measuring process makes it."""
+    provider = CudaProvider(gpu, runtime)
+    provider.prove()
+    return provider
 
 
-def on_gpu(gpu: int) -> Cuda:
-    return Cuda(gpu, FakeRuntime())
+def working() -> CudaProvider:
+    return proved(0, FakeRuntime())
 
 
-def not_loading() -> Cuda:
-    return Cuda(0, FakeRuntime(loads=False))
+def on_gpu(gpu: int) -> CudaProvider:
+    return proved(gpu, FakeRuntime())
+
+
+def not_loading() -> CudaProvider:
+    return proved(0, FakeRuntime(loads=False))

@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from esm_agent.measure import backends, feeds
-from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu, first_run
+from esm_agent.measure.backends import LoadedModel, first_run
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_models.graph import WEIGHTLESS_LOCATION
 from esm_models.spaces import load_space
 from esm_protos.messages import Case, FailureKind, Input, MeasureSpec
@@ -48,7 +49,7 @@ def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
 ) -> None:
     space = load_space(name, resolution=64, width_mult=0.25, dtype=dtype)
     architecture = smallest(space)
-    model = OnnxRuntimeCpu().load(save(tmp_path, space.build(architecture)), SPEC)
+    model = CpuProvider().load(save(tmp_path, space.build(architecture)), SPEC)
     weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))
     session = onnxruntime.InferenceSession(weighted, providers=["CPUExecutionProvider"])
     feed = feeds.draw(session, SPEC.seed)
@@ -83,7 +84,7 @@ def test_both_sides_agree_on_where_no_weights_lie() -> None:
     ],
 )
 def test_inputs_are_drawn_by_type_and_free_dimensions_are_one(tmp_path: Path, kind: int) -> None:
-    model = OnnxRuntimeCpu().load(save(tmp_path, identity(kind)), SPEC)
+    model = CpuProvider().load(save(tmp_path, identity(kind)), SPEC)
     model.run()
     output = model.outputs()[0].numpy()
     assert output.shape == (1, 2)
@@ -107,7 +108,7 @@ def test_a_model_that_cannot_run_is_a_typed_refusal(
     tmp_path: Path, data: bytes, kind: FailureKind
 ) -> None:
     with pytest.raises(ModelError) as caught:
-        OnnxRuntimeCpu().load(save(tmp_path, data), SPEC)
+        CpuProvider().load(save(tmp_path, data), SPEC)
     assert caught.value.failure.kind is kind
     assert "\n" not in caught.value.failure.message
 
@@ -127,7 +128,7 @@ def test_external_data_elsewhere_is_not_read(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(ModelError) as caught:
-        OnnxRuntimeCpu().load(save(tmp_path, model.SerializeToString()), SPEC)
+        CpuProvider().load(save(tmp_path, model.SerializeToString()), SPEC)
     assert caught.value.failure.kind is FailureKind.INVALID_MODEL
 
 
@@ -135,7 +136,7 @@ def test_a_weightless_initializer_of_another_type_is_refused(tmp_path: Path) -> 
     model = onnx.load_from_string(load_space("resnet").build(smallest(load_space("resnet"))))
     model.graph.initializer[0].data_type = TensorProto.INT8
     with pytest.raises(ModelError, match="float32"):
-        OnnxRuntimeCpu().load(save(tmp_path, model.SerializeToString()), SPEC)
+        CpuProvider().load(save(tmp_path, model.SerializeToString()), SPEC)
 
 
 def test_a_failure_of_the_first_run_is_typed() -> None:
@@ -159,7 +160,7 @@ def test_a_models_own_threads_go_before_the_blocks_and_do_not_spin_beside_others
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     model = save(tmp_path, identity(TensorProto.FLOAT))
-    OnnxRuntimeCpu().load(replace(model, case=Case(threads=own)), MeasureSpec(threads=1))
+    CpuProvider().load(replace(model, case=Case(threads=own)), MeasureSpec(threads=1))
     (options,) = seen
     assert options.intra_op_num_threads == threads
     if stops:

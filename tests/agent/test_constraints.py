@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from esm_agent.measure import feeds
-from esm_agent.measure.backends import OnnxRuntimeCpu, first_run
+from esm_agent.measure.backends import first_run
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import FailureKind, MeasureSpec
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
@@ -43,7 +44,7 @@ def saved(
 
 def drawn(path: Path, seed: int = 0) -> dict[str, Any]:
     """What the model is fed, after it has run on that."""
-    loaded = OnnxRuntimeCpu().load(UploadedModel("m", path), MeasureSpec(seed=seed))
+    loaded = CpuProvider().load(UploadedModel("m", path), MeasureSpec(seed=seed))
     first_run(loaded)
     return dict(loaded.feed.arrays)
 
@@ -161,7 +162,7 @@ def test_where_drawing_cannot_fit_the_input_is_to_blame(tmp_path: Path) -> None:
 
 def load_failure(path: Path) -> tuple[FailureKind, str]:
     with pytest.raises(ModelError) as caught:
-        OnnxRuntimeCpu().load(UploadedModel("m", path), MeasureSpec())
+        CpuProvider().load(UploadedModel("m", path), MeasureSpec())
     return caught.value.failure.kind, caught.value.failure.message
 
 

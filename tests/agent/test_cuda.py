@@ -16,19 +16,20 @@ from esm_agent.measure import timing
 from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
-    OnnxRuntimeCpu,
     ProviderMissingError,
     first_run,
 )
 from esm_agent.measure.block import UploadedBlock, UploadedModel
-from esm_agent.measure.cuda import PROVIDER, Cuda, DeviceLostError, nodes_by_provider
-from esm_agent.measure.process import cpu_backend, cuda_backend
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
+from esm_agent.providers import make_provider
+from esm_agent.providers.base import DeviceLostError
+from esm_agent.providers.cpu import CpuProvider
+from esm_agent.providers.placement import nodes_by_provider
 from esm_agent.serving.server import AgentServer
 from esm_models.spaces import load_space
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, RunOrder
 from tests.agent import fake_cuda
-from tests.agent.fake_cuda import CPU, FakeRuntime
+from tests.agent.fake_cuda import CPU, PROVIDER, FakeRuntime, proved
 from tests.helpers import smallest
 
 SPEC = MeasureSpec(provider="cuda", seed=3, runs=4)
@@ -64,7 +65,7 @@ def loaded(
 ) -> tuple[DeviceModel, FakeRuntime]:
     """With a log that begins after the backend has proved itself."""
     runtime = FakeRuntime()
-    cuda = Cuda(1, runtime)
+    cuda = proved(1, runtime)
     runtime.cpu_ops = cpu_ops
     for kept in (runtime.log, runtime.settings, runtime.options, runtime.placed):
         kept.clear()
@@ -111,7 +112,7 @@ def test_a_model_gives_what_it_gives_on_the_processor(tmp_path: Path) -> None:
     path.write_bytes(space.build(smallest(space)))
     device, _ = loaded(path)
     device.run()
-    on_cpu = OnnxRuntimeCpu().load(UploadedModel("m", path), SPEC)
+    on_cpu = CpuProvider().load(UploadedModel("m", path), SPEC)
     on_cpu.run()
     expected = on_cpu.outputs()[0].numpy()
     np.testing.assert_array_equal(device.copy_out()[0], expected)
@@ -147,7 +148,11 @@ def test_types_that_numpy_lacks_are_bound_by_their_bits(
 
 @pytest.mark.parametrize(("tf32", "graph"), [(False, False), (True, False), (False, True)])
 def test_whatever_changes_latencies_is_stated(model: Path, tf32: bool, graph: bool) -> None:
-    spec = MeasureSpec(provider="cuda", tf32=tf32, cuda_graph=graph, threads=2)
+    spec = MeasureSpec(
+        provider="cuda",
+        provider_options={"tf32": str(int(tf32)), "cuda_graph": str(int(graph))},
+        threads=2,
+    )
     _, runtime = loaded(model, spec)
     profiled, timed = runtime.settings
     assert timed == {
@@ -168,7 +173,7 @@ def test_whatever_changes_latencies_is_stated(model: Path, tf32: bool, graph: bo
 def test_gpus_are_counted_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     runtime = FakeRuntime()
-    Cuda(3, runtime)
+    proved(3, runtime)
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert {settings["device_id"] for settings in runtime.settings} == {"3"}
 
@@ -227,7 +232,8 @@ def test_a_profile_is_read_for_nodes_alone() -> None:
             node("c", "Mul", CPU, [large]),
             node("d", "Mul", CPU, [small, real]),
             node("e", "Constant", CPU, []),
-        ]
+        ],
+        {PROVIDER},
     )
     assert ran_on == ((CPU, 4), (PROVIDER, 1))
     assert fallback == ("c", "d", "e")
@@ -247,7 +253,7 @@ def test_a_profile_is_read_for_nodes_alone() -> None:
 )
 def test_a_provider_that_does_not_work_is_missing(how: dict, words: str) -> None:
     with pytest.raises(ProviderMissingError, match=words):
-        Cuda(0, FakeRuntime(**how))
+        proved(0, FakeRuntime(**how))
 
 
 @pytest.mark.parametrize(
@@ -306,10 +312,11 @@ def measure(worker: Worker, spec: MeasureSpec, *paths: Path) -> BlockResult:
 def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol: RunOrder) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
-    worker = Worker(cpu_backend, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
+    worker = Worker(make_provider, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
     try:
         hello = worker.start()
-        assert (hello.providers, hello.missing) == (("cpu", "cuda"), ())
+        assert [each.name for each in hello.providers] == ["cpu", "cuda"]
+        assert (hello.missing, hello.gpu) == ({}, True)
         on_gpu, failed = measure(
             worker, MeasureSpec(provider="cuda", runs=4, protocol=protocol), model, bad
         ).measurements
@@ -325,13 +332,13 @@ def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol
 
 
 def test_a_provider_that_does_not_load_is_not_announced(model: Path, capfd) -> None:
-    worker = Worker(cpu_backend, Telemetry, make_others=(fake_cuda.not_loading,))
+    worker = Worker(make_provider, Telemetry, make_others=(fake_cuda.not_loading,))
     try:
         hello = worker.start()
         (measurement,) = measure(worker, SPEC, model).measurements
     finally:
         worker.stop()
-    assert hello.providers == ("cpu",)
+    assert [each.name for each in hello.providers] == ["cpu"]
     assert "did not load" in hello.missing[0]
     assert measurement.failure is not None, "nothing else runs in its place"
     assert "cuda has stopped working" in measurement.failure.message
@@ -344,8 +351,9 @@ def test_an_agent_that_was_given_a_gpu_must_have_it() -> None:
 
 
 def test_factories_reach_a_spawned_process() -> None:
-    for factory in (partial(cuda_backend, 1), partial(Telemetry, gpu=1)):
-        assert pickle.loads(pickle.dumps(factory)).keywords == factory.keywords
+    for factory in (partial(make_provider, "cuda", 1), partial(Telemetry, gpu=1)):
+        again = pickle.loads(pickle.dumps(factory))
+        assert (again.args, again.keywords) == (factory.args, factory.keywords)
 
 
 # Clocks

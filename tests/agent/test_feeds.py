@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from esm_agent.measure import feeds
-from esm_agent.measure.backends import OnnxRuntimeCpu, first_run
+from esm_agent.measure.backends import first_run
 from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import Case, FailureKind, Input, MeasureSpec
 
 
@@ -220,14 +221,14 @@ def model(tmp_path: Path, case: Case, kind: int = TensorProto.FLOAT) -> Uploaded
 def test_shapes_that_the_model_itself_does_not_take_are_told_with_what_was_fed(
     tmp_path: Path,
 ) -> None:
-    loaded = OnnxRuntimeCpu().load(model(tmp_path, shaped(a=(2, 4))), MeasureSpec())
+    loaded = CpuProvider().load(model(tmp_path, shaped(a=(2, 4))), MeasureSpec())
     with pytest.raises(ModelError, match="fed a float32 2x4, b float32 3x1") as caught:
         first_run(loaded)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT
 
 
 def test_a_free_dimension_that_cannot_be_one_is_explained(tmp_path: Path) -> None:
-    loaded = OnnxRuntimeCpu().load(model(tmp_path, Case()), MeasureSpec())
+    loaded = CpuProvider().load(model(tmp_path, Case()), MeasureSpec())
     with pytest.raises(ModelError, match="of a, b were set to 1: --shape changes them") as caught:
         first_run(loaded)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT

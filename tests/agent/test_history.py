@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from esm_agent.measure import history
 from esm_agent.measure.history import KEPT_S, MOMENT_S, HistoryFile, conditions
 from esm_protos.messages import MeasureSpec
+from esm_protos.providers import ProviderInfo, ProviderOption
 from tests.agent.fake_roots import laptop, pi4
 
 HERE = {"runtime": "onnxruntime 1.23", "threads": "1"}
@@ -201,22 +203,28 @@ def test_settings_of_block_and_device_make_conditions(tmp_path: Path) -> None:
     roots = [tmp_path / "pi", tmp_path / "laptop"]
     pi4(roots[0])
     laptop(roots[1])
-    spec = MeasureSpec()
+    spec, cpu = MeasureSpec(), ProviderInfo("cpu")
+    options = (ProviderOption("tf32", "bool", "0"), ProviderOption("size", "int", "4"))
+    cuda = {name: ProviderInfo("cuda", "", options, {"gpu": name}) for name in "AB"}
+    tf32 = MeasureSpec(provider="cuda", provider_options={"tf32": "1"})
     found = [
-        conditions("ort 1", spec, root=roots[0]),
-        conditions("ort 1", spec, root=roots[1]),
-        conditions("ort 2", spec, root=roots[0]),
-        conditions("ort 1", MeasureSpec(threads=4), root=roots[0]),
-        conditions("ort 1", MeasureSpec(provider="cuda"), "A", root=roots[0]),
-        conditions("ort 1", MeasureSpec(provider="cuda"), "B", root=roots[0]),
-        conditions("ort 1", MeasureSpec(provider="cuda", tf32=True), "A", root=roots[0]),
-        conditions("ort 1", spec, cpus=(0, 97), root=roots[0]),
+        conditions("ort 1", spec, cpu, root=roots[0]),
+        conditions("ort 1", spec, cpu, root=roots[1]),
+        conditions("ort 2", spec, cpu, root=roots[0]),
+        conditions("ort 1", MeasureSpec(threads=4), cpu, root=roots[0]),
+        conditions("ort 1", MeasureSpec(provider="cuda"), cuda["A"], root=roots[0]),
+        conditions("ort 1", MeasureSpec(provider="cuda"), cuda["B"], root=roots[0]),
+        conditions("ort 1", tf32, cuda["A"], root=roots[0]),
+        conditions("ort 1", spec, cpu, cpus=(0, 97), root=roots[0]),
     ]
+    assert (found[6]["gpu"], found[6]["settings"]) == ("A", "tf32"), "as older versions wrote it"
+    stated = replace(tf32, provider_options={"tf32": "1", "size": "4"})
+    assert conditions("ort 1", stated, cuda["A"], root=roots[0]) == found[6]
     governor = roots[0] / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     governor.write_text("userspace\n")
-    found.append(conditions("ort 1", spec, root=roots[0]))
+    found.append(conditions("ort 1", spec, cpu, root=roots[0]))
     assert len({json.dumps(each) for each in found}) == len(found)
-    again = conditions("ort 1", MeasureSpec(runs=7, seed=3, precision=0.1), root=roots[0])
+    again = conditions("ort 1", MeasureSpec(runs=7, seed=3, precision=0.1), cpu, root=roots[0])
     assert again == found[-1], "how long a block takes is no condition"
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
 from esm_protos.messages import BlockResult, MeasureSpec, RunOrder
 
 MB = 1 << 20
@@ -19,7 +20,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="no other system keep
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker()
+    worker = Worker(make_provider)
     yield worker
     worker.stop()
 
@@ -72,7 +73,7 @@ def test_a_model_takes_its_weights_and_not_its_neighbours(
 
 @linux
 def test_the_runtimes_code_counts_for_whoever_comes_later_too(tmp_path: Path) -> None:
-    worker = Worker()  # no model has brought in code of the runtime yet
+    worker = Worker(make_provider)  # no model has brought in code of the runtime yet
     try:
         first, second, third = peaks(
             measured(worker, *(gemm(tmp_path / f"{i}.onnx", 1) for i in range(3)))

@@ -16,6 +16,7 @@ import pytest
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.worker import Worker
 from esm_agent.operation.metrics import MetricsError, PrometheusMetrics
+from esm_agent.providers import make_provider
 from esm_agent.serving.server import AgentServer
 from esm_agent.serving.slot import Slot
 from esm_host.errors import NotNowError
@@ -87,7 +88,7 @@ def test_counts_refusals_by_code(metrics: PrometheusMetrics) -> None:
 
 
 def test_the_worker_rests_without_leases_and_restarts_are_counted() -> None:
-    slot = Slot(Worker(), rest_s=0.2)
+    slot = Slot(Worker(make_provider), rest_s=0.2)
     slot.start()
     try:
         first = slot.readings()

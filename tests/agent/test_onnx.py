@@ -13,6 +13,7 @@ import pytest
 
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
 from esm_protos.messages import FailureKind, Measurement, MeasureSpec
 from tests import onnx_cases
 from tests.onnx_cases import CaseFiles
@@ -57,7 +58,7 @@ SPEC = MeasureSpec(runs=2, warmup=0, threads=1)
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker()
+    worker = Worker(make_provider)
     yield worker
     worker.stop()
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from esm_agent.measure import profiling
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.outcomes import ModelError
-from esm_agent.measure.process import cpu_backend
 from esm_agent.measure.worker import CancelledError, Worker
+from esm_agent.providers import make_provider
 from esm_protos.messages import BlockResult, MeasureSpec, Progress, State
 from tests.agent import fake_cuda
 from tests.agent.fake_backends import ScriptedBackend
@@ -92,7 +92,7 @@ def test_a_profile_without_a_whole_inference_tells_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker(cpu_backend, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
+    worker = Worker(make_provider, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
     yield worker
     worker.stop()
 

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu
+from esm_agent.measure.backends import LoadedModel
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.history import HistoryFile
 from esm_agent.measure.outcomes import ModelError
 from esm_agent.measure.references import FOLDER, Company, reference_models
 from esm_agent.measure.timing import interleaved
 from esm_agent.measure.worker import CancelledError, Worker
+from esm_agent.providers import make_provider
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, Progress
 
 NAMES = {"arithmetic", "middle", "large", "beyond"}
@@ -135,7 +137,7 @@ def test_models_are_warmed_up_again_after_references() -> None:
     assert device.ran.count("own") == 200 + 3 * (1 + visits)
 
 
-class References(OnnxRuntimeCpu):
+class References(CpuProvider):
     """The runtime, but for some reference models, which fail, hang or die as told.
 
     Args:
@@ -144,6 +146,7 @@ class References(OnnxRuntimeCpu):
     """
 
     def __init__(self, what: str, *who: str) -> None:
+        super().__init__()
         self.what, self.who = what, who
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
@@ -195,7 +198,7 @@ def measured(
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker()
+    worker = Worker(make_provider)
     yield worker
     worker.stop()
 
@@ -255,7 +258,7 @@ def test_the_blocks_limit_holds_with_references_and_sessions(tmp_path: Path) -> 
     spec = replace(SPEC, runs=100_000, precision=1e-6, min_block_s=1, sessions=3)
     limits = Limits(2**40, 100, max_block_s=4)
     began = time.monotonic()
-    result = measured(Worker(limits=limits), block(tmp_path, spec))
+    result = measured(Worker(make_provider, limits=limits), block(tmp_path, spec))
     assert time.monotonic() - began < 15
     assert [m.failure for m in result.measurements] == [None, None]
     assert all(len(m.session_runs) >= 3 for m in result.measurements)
@@ -264,7 +267,7 @@ def test_the_blocks_limit_holds_with_references_and_sessions(tmp_path: Path) -> 
 
 def test_what_a_block_measured_is_usual_in_the_next(tmp_path: Path) -> None:
     file = HistoryFile(tmp_path / "history.jsonl")
-    worker = Worker(history=file)
+    worker = Worker(make_provider, history=file)
     try:
         first = worker.measure(block(tmp_path), lambda p: None, lambda: False)
         second = worker.measure(block(tmp_path), lambda p: None, lambda: False)
@@ -279,7 +282,9 @@ def test_what_a_block_measured_is_usual_in_the_next(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_costs_the_history_and_no_block(tmp_path: Path) -> None:
-    result = measured(Worker(history=HistoryFile(Path("/dev/full"))), block(tmp_path))
+    result = measured(
+        Worker(make_provider, history=HistoryFile(Path("/dev/full"))), block(tmp_path)
+    )
     assert [m.failure for m in result.measurements] == [None, None]
     assert {m.model_id for m in result.references} == NAMES
     assert result.no_history == "/dev/full: not a regular file"

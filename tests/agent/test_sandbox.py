@@ -15,6 +15,7 @@ from esm_agent.device.facts import usable_cpus
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.sandbox import MIN_MEMORY_BYTES, Confinement, default_memory_bytes
 from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, RunOrder
 from tests.agent.fake_backends import InspectingBackend, ScriptedBackend
@@ -117,7 +118,7 @@ def test_the_next_process_finds_an_empty_folder(inside: Inspected) -> None:
 @pytest.mark.parametrize("protocol", RunOrder)
 def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, protocol: RunOrder) -> None:
     """Weights of 4 GB, and of 256 MB that are there twice for a moment, under 512 MB."""
-    worker = Worker(confinement=Confinement(512 << 20))
+    worker = Worker(make_provider, confinement=Confinement(512 << 20))
     try:
         models = [weightless(rows) for rows in (64, 32_768, 32, 8_192, 16)]
         result = measured(worker, tmp_path, *models, protocol=protocol)
@@ -166,7 +167,7 @@ def test_what_the_kernel_kills_for_memory_is_out_of_memory(
 
 
 def test_weights_above_the_limit_are_out_of_memory_before_they_are_drawn(tmp_path: Path) -> None:
-    worker = Worker(limits=Limits(10**6, 8, max_memory_bytes=100_000))
+    worker = Worker(make_provider, limits=Limits(10**6, 8, max_memory_bytes=100_000))
     try:
         result = measured(worker, tmp_path, weightless(64), weightless(1000))
     finally:
@@ -179,7 +180,7 @@ def test_weights_above_the_limit_are_out_of_memory_before_they_are_drawn(tmp_pat
 
 def test_a_block_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
     """None of its models is silent for long, but all together are."""
-    worker = Worker(limits=Limits(10**6, 8, max_block_s=1.5))
+    worker = Worker(make_provider, limits=Limits(10**6, 8, max_block_s=1.5))
     try:
         worker.start()
         result = measured(worker, tmp_path, *[weightless(64)] * 8, runs=1_000_000)
@@ -196,7 +197,7 @@ def test_a_block_that_takes_too_long_is_broken_off(tmp_path: Path) -> None:
 def test_a_block_until_it_is_precise_keeps_what_was_measured_before_the_limit(
     tmp_path: Path,
 ) -> None:
-    worker = Worker(limits=Limits(10**6, 8, max_block_s=1.5))
+    worker = Worker(make_provider, limits=Limits(10**6, 8, max_block_s=1.5))
     try:
         worker.start()
         result = measured(worker, tmp_path, weightless(64), runs=1_000_000, precision=1e-9)

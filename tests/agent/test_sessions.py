@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esm_agent.measure.backends import LoadedModel
+from esm_agent.measure.backends import Backend, LoadedModel
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.outcomes import ModelError
@@ -17,6 +17,7 @@ from esm_agent.measure.references import FOLDER, reference_models
 from esm_agent.measure.sessions import Job, Sessions
 from esm_agent.measure.timing import Samples, interleaved
 from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Progress
 from esm_protos.statistics import MIN_ROUNDS
 
@@ -128,11 +129,11 @@ def test_a_model_that_cannot_be_opened_again_leaves_and_the_rest_goes_on() -> No
     assert alone.measured(MeasureSpec(runs=30, sessions=3)) == {}
 
 
-class Counted:
+class Counted(Backend):
     """Writes a line for every session; a model ``slow`` takes 0.6 s to load, and one ``fails`` has
     fewer than ``fails_from`` sessions."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def __init__(self, log: Path, fails_from: int = 100) -> None:
         self.log = log
@@ -195,7 +196,7 @@ def test_a_failed_session_is_an_outcome(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_one_session_and_no_reference() -> None:
     def peak(sessions: int, references: bool) -> int | None:
-        worker = Worker()
+        worker = Worker(make_provider)
         models = []
         for name in ("arithmetic", "large"):
             path = FOLDER / f"{name}.onnx"
@@ -215,10 +216,10 @@ def test_memory_is_that_of_one_session_and_no_reference() -> None:
     assert abs(company - plain) < 12e6
 
 
-class Small:
+class Small(Backend):
     """A device with room for so many models at a time."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def __init__(self, room: int) -> None:
         self.room = room

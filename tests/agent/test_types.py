@@ -12,10 +12,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
-from esm_agent.measure.backends import LoadedModel, OnnxRuntimeCpu
+from esm_agent.measure.backends import LoadedModel
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.onnx_values import decode, packed
 from esm_agent.measure.outcomes import ModelError
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import FailureKind, Input, MeasureSpec
 from esm_protos.value_types import BY_NUMBER, ELEMENTS, ValueType, runtime_type
 
@@ -67,7 +68,7 @@ def loaded(tmp_path: Path, model: bytes, **given: Any) -> LoadedModel:
     with zipfile.ZipFile(inputs, "w") as archive:
         for name, proto in given.items():
             archive.writestr(f"{name}.pb", proto.SerializeToString())
-    backend = OnnxRuntimeCpu()
+    backend = CpuProvider()
     return backend.load(UploadedModel("m", path, inputs=inputs if given else None), SPEC)
 
 
@@ -306,7 +307,7 @@ PROFILED += [passed_on(TENSOR(TensorProto.STRING, [])), joined(), is_there(TENSO
 def test_every_type_is_profiled(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
-    told = OnnxRuntimeCpu().profile(UploadedModel("m", path), SPEC, 2, lambda share: None)
+    told = CpuProvider().profile(UploadedModel("m", path), SPEC, 2, lambda share: None)
     assert told.runs == 2
 
 
@@ -361,7 +362,7 @@ def test_a_damaged_file_of_values_is_refused(
     path = tmp_path / "model.onnx"
     path.write_bytes(passed_on(TENSOR(FLOAT, [3])))
     with pytest.raises(ModelError) as caught:
-        OnnxRuntimeCpu().load(UploadedModel("m", path, inputs=inputs), SPEC)
+        CpuProvider().load(UploadedModel("m", path, inputs=inputs), SPEC)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT
 
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.process import Witness
 from esm_agent.measure.worker import CancelledError, Worker, WorkerUnavailableError
+from esm_agent.providers import make_provider
 from esm_protos.estimates import estimate_measured
 from esm_protos.messages import (
     BlockResult,
@@ -217,7 +218,7 @@ def test_a_scalar_in_bfloat16_is_measured(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 17)]
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    worker = Worker()
+    worker = Worker(make_provider)
     try:
         spec = MeasureSpec(runs=6)
         block = UploadedBlock("b", spec, (UploadedModel("m", path),))
@@ -285,6 +286,6 @@ def test_a_runtime_that_is_missing_is_an_error_with_the_cure() -> None:
 def test_a_process_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
     worker = Worker(partial(KilledOnceBackend, tmp_path / "killed"))
     try:
-        assert worker.start().providers == ("cpu",)
+        assert [each.name for each in worker.start().providers] == ["cpu"]
     finally:
         worker.stop()

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks import gpu_check
 from esm_agent.device.telemetry import Telemetry
-from esm_agent.measure.cuda import Cuda
 from tests.agent import fake_cuda
 from tests.agent.fake_cuda import FakeRuntime
 
@@ -24,12 +23,12 @@ def box(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> gpu_check.Box:
         "PASSES": 2,
         "RUNS": 3,
         "SPACES": ("resnet",),
-        "cuda_backend": fake_cuda.on_gpu,
+        "CUDA": fake_cuda.on_gpu,
         "Telemetry": fake_cuda.SteadyGpu,
     }.items():
         monkeypatch.setattr(gpu_check, name, value)
     runtime = FakeRuntime()
-    backend = Cuda(0, runtime)
+    backend = fake_cuda.proved(0, runtime)
     runtime.cpu_ops = ["Det"]
     return gpu_check.Box(0, backend, tmp_path)
 
@@ -69,11 +68,11 @@ def test_a_processor_has_no_tf32(box: gpu_check.Box, monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_that_falls_back_fails_the_check(box: gpu_check.Box) -> None:
-    box.backend._ort.cpu_ops = ["Gemm"]
+    box.backend.runtime.cpu_ops = ["Gemm"]
     row = gpu_check.attempt(gpu_check.nodes_on_cuda, box)
     assert row["outcome"] == "failed"
     assert "resnet smallest" in row["text"]
-    box.backend._ort.cpu_ops = []
+    box.backend.runtime.cpu_ops = []
     row = gpu_check.attempt(gpu_check.refuses_fallback, box)
     assert (row["outcome"], row["text"]) == ("failed", "not refused")
 

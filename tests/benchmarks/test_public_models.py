@@ -10,8 +10,8 @@ import pytest
 from benchmarks.direct_timing import open_session, random_inputs
 from benchmarks.public_models import KINDS, OPSET, build, write_models
 from esm_agent.measure import feeds
-from esm_agent.measure.backends import OnnxRuntimeCpu
 from esm_agent.measure.block import UploadedModel
+from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import MeasureSpec
 
 
@@ -57,7 +57,7 @@ def test_both_sides_open_sessions_alike(
         return real(model, options, providers=providers)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    OnnxRuntimeCpu().load(UploadedModel("audio", paths["audio"]), MeasureSpec())
+    CpuProvider().load(UploadedModel("audio", paths["audio"]), MeasureSpec())
     open_session(str(paths["audio"]))
     (ours, our_providers), (direct, their_providers) = seen
     assert our_providers == their_providers

@@ -1,7 +1,7 @@
 """What is run through the suites: all that comes with the project, or a plug-in of your own.
 
 ``pytest tests/conformance/test_predictors.py --plugin path/to/file.py:Class`` runs what every
-predictor does on that class alone, and likewise of encoders, samplers and spaces.
+predictor does on that class alone, and likewise of encoders, samplers, spaces and providers.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from esm_host.errors import DeviceError
+from esm_host.errors import DeviceError, InvalidRequestError
 from esm_host.transport.base import Profiler
 from esm_host.transport.fake import FakeProfiler
 from esm_host.transport.local import LocalProfiler
@@ -54,6 +54,19 @@ def test_says_what_the_device_is(profiler: Profiler) -> None:
     assert info.limits.max_block_models >= 64
     assert info.identity() == profiler.device_info().identity()
     assert info.state.at_ns == 0
+
+
+def test_tells_of_its_providers(profiler: Profiler) -> None:
+    info = profiler.device_info()
+    assert tuple(provider.name for provider in info.provider_table) == info.providers
+    assert info.provider("cpu").runtime_name == "CPUExecutionProvider"
+
+
+def test_an_unknown_option_is_refused_before_anything_is_measured(profiler: Profiler) -> None:
+    with pytest.raises(InvalidRequestError, match=r"x=1: the provider cpu has no such option") as e:
+        profiler.measure(block(GOOD, provider_options={"x": "1"}))
+    assert e.value.exit_code == 2
+    assert "\n" not in str(e.value)
 
 
 def test_a_free_device_is_had_at_once(profiler: Profiler) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from esm_agent.measure.backends import LoadedModel
+from esm_agent.measure.backends import Backend, LoadedModel
 from esm_agent.measure.block import UploadedModel
 from esm_agent.operation.metrics import Metrics
 from esm_agent.serving.server import AgentServer
@@ -27,10 +27,10 @@ HOSTS, SECONDS = 8, 60
 MANY, PROCESSES = 200, 4
 
 
-class StampingBackend:
+class StampingBackend(Backend):
     """Every model takes a millisecond, and writes when each run was to the file of its name."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -102,10 +102,10 @@ def test_eight_hosts_share_an_agent(tmp_path: Path) -> None:
         assert host["saw"] != [f"host {number}"]
 
 
-class OrderBackend:
+class OrderBackend(Backend):
     """Every model takes a millisecond; its name is written down when it is loaded."""
 
-    provider = "cpu"
+    name = "cpu"
 
     def __init__(self, order: Path) -> None:
         self._order = order

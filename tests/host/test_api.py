@@ -439,8 +439,8 @@ def test_impossible_campaigns_leave_no_folder(fake: FakeProfiler, tmp_path: Path
         esm_host.profile(SMALL, path, patience_s=-1)
     with pytest.raises(esm_host.ModelsError):
         esm_host.profile(esm_host.Settings("any", space="resnett"), path)
-    spec = esm_host.MeasureSpec(cuda_graph=True)
-    with pytest.raises(esm_host.UsageError, match=r"^cuda_graph needs provider cuda"):
+    spec = esm_host.MeasureSpec(provider_options={"cuda_graph": "1"})
+    with pytest.raises(esm_host.UsageError, match=r"^ep_options cuda_graph=1: .*cpu has no such"):
         esm_host.profile(esm_host.Settings("any", spec=spec), path)
     with pytest.raises(esm_host.UsageError, match="is no campaign"):
         esm_host.resume(path)

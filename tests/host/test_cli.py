@@ -38,6 +38,7 @@ from esm_models.graph import DTYPES
 from esm_models.spaces import SPACES, load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION
+from esm_protos.older_peers import provider_table
 from esm_protos.v1 import profiler_pb2_grpc
 from tests.helpers import read_only, smallest
 from tests.host.campaign import SPACE, latency
@@ -491,22 +492,20 @@ def test_a_folder_in_use_or_full_is_left_alone(fake: FakeProfiler, tmp_path: Pat
 def test_a_campaign_on_a_gpu_keeps_its_settings_and_its_gpu(
     fake: FakeProfiler, tmp_path: Path
 ) -> None:
-    fake._gpu = "H100"
+    fake.providers = provider_table(["cpu", "cuda"], ["H100"])
     run = tmp_path / "r"
     options = ["--ep", "cuda", "--tf32", "--target-accuracy", 1]
     assert esm_host("profile", *QUICK, *options, "--run", run).exit_code == 0
-    assert {(b.spec.provider, b.spec.tf32, b.spec.cuda_graph) for b in fake.blocks} == {
-        ("cuda", True, False)
-    }
+    assert {b.spec.execution for b in fake.blocks} == {("cuda", (("tf32", "1"),))}
     blocks = len(fake.blocks)
     resume = ["profile", "--run", run, "--resume"]
     assert esm_host(*resume, "--tf32").exit_code == 0
     result = esm_host(*resume, "--cuda-graph")
-    assert_refused(
-        result, 2, "measured with --cuda-graph off, not --cuda-graph on", "another --run"
-    )
+    words = "measured with --ep-option tf32=1, not --ep-option cuda_graph=1"
+    assert_refused(result, 2, words, "another --run")
+    assert esm_host(*resume, "--ep-option", "tf32=1").exit_code == 0
     assert_refused(esm_host(*resume, "--ep", "cpu"), 2, "--ep cuda, not --ep cpu")
-    fake._gpu = "T4"
+    fake.providers = provider_table(["cpu", "cuda"], ["T4"])
     result = esm_host(*resume, "--target-accuracy", 100)
     assert_refused(result, 2, "another device (gpu H100 -> T4)")
     assert len(fake.blocks) == blocks
@@ -533,6 +532,31 @@ def test_a_campaign_from_before_visits_varied_goes_on(fake: FakeProfiler, tmp_pa
                 store.execute(f"update {table} set {column} = ? where {key} = ?", (kept, name))
     again = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1)
     assert again.exit_code == 0, again.stderr
+
+
+def test_a_campaign_from_before_providers_had_options_goes_on(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    fake.providers = provider_table(["cpu", "cuda"], ["H100"])
+    run = tmp_path / "r"
+    options = ["--ep", "cuda", "--tf32", "--target-accuracy", 1, "--run", run]
+    assert esm_host("profile", *QUICK, *options).exit_code == 0
+    settings = run / "settings.json"
+
+    def older(value: dict) -> dict:
+        own = value.pop("provider_options")
+        return {**value, "tf32": own == {"tf32": "1"}, "cuda_graph": False}
+
+    data = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**data, "spec": older(data["spec"])}))
+    with closing(sqlite3.connect(run / "store.sqlite")) as store, store:
+        ((text,),) = store.execute("select value from facts where key = 'campaign'").fetchall()
+        kept = json.dumps(older(json.loads(text)))
+        store.execute("update facts set value = ? where key = 'campaign'", (kept,))
+    again = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1)
+    assert again.exit_code == 0, again.stderr
+    refused = esm_host("profile", "--run", run, "--resume", "--ep-option", "tf32=0")
+    assert_refused(refused, 2, "measured with --ep-option tf32=1, not --ep-option tf32=0")
 
 
 def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_path: Path) -> None:

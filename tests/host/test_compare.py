@@ -445,9 +445,33 @@ def test_gpus_count_where_they_were_used(compare: Invoke, timing: Json, new: Jso
     new["context"]["devices"]["pi4"]["info"]["state"]["gpus"] = [{"name": "a GPU"}]
     assert compare(timing, new).exit_code == 0
     base = copy.deepcopy(timing)
-    for data in (base, new):
-        data["context"]["spec"]["provider"] = "cuda"
-    assert_refused(compare(base, new), "gpu of pi4", "a GPU")
+    for data in (base, new):  # as files are from before agents had a table of providers
+        data["context"]["spec"] |= {"provider": "cuda", "tf32": False}
+        info = data["context"]["devices"]["pi4"]["info"]
+        info["providers"] = ["cpu", "cuda"]
+        del info["provider_table"]
+    assert_refused(compare(base, new), "gpu of pi4", "a GPU", "--allow gpu")
+
+
+def test_options_of_a_provider_count_with_their_defaults(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    base = copy.deepcopy(timing)
+    shared = {"name": "cpu", "runtime_name": "", "identity": {"wheel": "2"}, "may_fall_back": False}
+    spin = {"name": "spin", "type": "bool", "default": "1", "help": "", "choices": []}
+    for data, options in ((base, []), (new, [spin])):
+        table = [{**shared, "options": options}]
+        data["context"]["devices"]["pi4"]["info"]["provider_table"] = table
+    assert compare(base, new).exit_code == 0, "an option that an older agent lacks"
+    new["context"]["spec"]["provider_options"] = {"spin": "1"}
+    assert compare(base, new).exit_code == 0, "its default, stated"
+    new["context"]["spec"]["provider_options"] = {"spin": "0"}
+    assert_refused(compare(base, new), "the option spin of cpu differs on pi4: 1 and 0")
+    assert compare(base, new, "--allow", "spin").exit_code in (0, 2)
+    assert compare(new, base, "--allow", "spin").exit_code == 0
+    new["context"]["spec"]["provider_options"] = {}
+    new["context"]["devices"]["pi4"]["info"]["provider_table"][0]["identity"] = {"wheel": "3"}
+    assert_refused(compare(base, new), "wheel of pi4 differs: 2 and 3", "--allow wheel")
 
 
 def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:

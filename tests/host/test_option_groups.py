@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.option_groups import GpuOptions, SpaceOptions, grouped, settings_of
+from esm_host.cli.option_groups import ProviderOptions, SpaceOptions, grouped, settings_of
 from esm_host.cli.options import was_given
 from esm_host.extension.settings import Settings
 
@@ -22,11 +22,14 @@ class Group:
 @one_line_errors
 @grouped
 def command(
-    ctx: typer.Context, first: Annotated[str, typer.Argument()], group: Group, gpu: GpuOptions
+    ctx: typer.Context,
+    first: Annotated[str, typer.Argument()],
+    group: Group,
+    provider: ProviderOptions,
 ) -> None:
     """Say what is given."""
     given = [name for name in ("count", "tf32") if was_given(ctx, name)]
-    typer.echo(f"{first} {group} {gpu.tf32} {given}")
+    typer.echo(f"{first} {group} {provider.tf32} {given}")
 
 
 @pytest.mark.parametrize(

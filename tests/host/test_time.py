@@ -42,6 +42,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.older_peers import provider_table
 from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
@@ -769,13 +770,13 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     assert (entry["ran_on"], entry["fallback"]) == ({}, [])
     assert "copy_in_ms" not in esm_host_time(model, "--runs", 30, "--wide").stdout
 
-    fake._gpu = "a GPU"
+    fake.providers = provider_table(["cpu", "cuda"], ["a GPU"])
     options = ["--runs", 30, "--ep", "cuda", "--tf32", "--cuda-graph"]
     (entry,) = json.loads(esm_host_time(model, *options, "--json", "-").stdout)["results"]
     assert (entry["provider"], entry["copy_in_ms"], entry["copy_out_ms"]) == ("cuda", 0.02, 0.01)
     assert entry["ran_on"] == {"CUDAExecutionProvider": 5, "CPUExecutionProvider": 1}
     spec = fake.blocks[-1].spec
-    assert (spec.provider, spec.tf32, spec.cuda_graph) == ("cuda", True, True)
+    assert (spec.provider, spec.provider_options) == ("cuda", {"tf32": "1", "cuda_graph": "1"})
     assert not spec.allow_fallback
     heading, row = rows_of(esm_host_time(model, *options, "--wide").stdout)
     cells = dict(zip(heading.split()[1:], row.replace(" ±", "±").split()[1:], strict=False))
@@ -810,7 +811,10 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
-        (["--allow-fallback"], ["--allow-fallback needs --ep cuda"]),
+        (["--allow-fallback"], ["--allow-fallback changes nothing with --ep cpu"]),
+        (["--ep-option", "x=1"], ["--ep-option x=1", "the provider cpu has no such option"]),
+        (["--ep-option", "x"], ["--ep-option x: give NAME=VALUE"]),
+        (["--ep-option", "x=1", "--ep-option", "x=1"], ["--ep-option x=1: x is given twice"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
         (["--csv", "/"], ["--csv / is a folder"]),

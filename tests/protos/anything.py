@@ -37,6 +37,9 @@ _MOST = {
 }
 
 
+_MAPPED = st.sampled_from(("1", *_TEXTS))
+
+
 def messages(kind: type[M], odd: int = 8) -> st.SearchStrategy[M]:
     """Messages of a type; about one value in ``odd`` is not as a peer would mean it."""
     return st.composite(lambda draw: _drawn(draw, kind, odd))()
@@ -49,6 +52,11 @@ def _drawn(draw: Any, kind: type[M], odd: int) -> M:
             continue
         if field.is_repeated:
             count = draw(st.integers(0, 3))
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key = field.message_type.fields_by_name["key"]
+                keys = [_value(draw, key, odd) for _ in range(count)]
+                getattr(message, field.name).update({each: draw(_MAPPED) for each in keys})
+                continue
             values = [_value(draw, field, odd) for _ in range(count)]
             getattr(message, field.name).extend(values)
         elif field.type == FieldDescriptor.TYPE_MESSAGE:

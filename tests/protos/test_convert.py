@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.providers import OPTION_TYPES, OptionError, ProviderInfo, ProviderOption
 from esm_protos.received import received
 from esm_protos.v1 import profiler_pb2 as pb
 
@@ -60,8 +62,9 @@ specs = st.builds(
     seed=st.integers(0, 2**63 - 1),
     provider=st.sampled_from(["cpu", "cuda"]),
     model_timeout_s=st.floats(0.001, 3600),
-    tf32=st.booleans(),
-    cuda_graph=st.booleans(),
+    provider_options=st.dictionaries(
+        st.sampled_from(["tf32", "cuda_graph", "own"]), st.sampled_from(["0", "1", "x"])
+    ),
     allow_fallback=st.booleans(),
     min_rounds=st.integers(0, 1000),
     short_visits=st.booleans(),
@@ -109,6 +112,22 @@ states = st.builds(
         )
     ).map(tuple),
 )
+options = st.builds(
+    ProviderOption,
+    name=texts,
+    type=st.sampled_from(OPTION_TYPES),
+    default=texts,
+    help=texts,
+    choices=st.lists(texts, max_size=2).map(tuple),
+)
+providers = st.builds(
+    ProviderInfo,
+    name=texts,
+    runtime_name=texts,
+    options=st.lists(options, max_size=2).map(tuple),
+    identity=st.dictionaries(texts, texts, max_size=2),
+    may_fall_back=st.booleans(),
+)
 devices = st.builds(
     DeviceInfo,
     state=states,
@@ -122,7 +141,8 @@ devices = st.builds(
     os=texts,
     python_version=texts,
     runtime=texts,
-    providers=st.lists(texts).map(tuple),
+    provider_table=st.lists(providers, max_size=2).map(tuple),
+    providers=st.just(()),
     limits=st.builds(
         Limits,
         max_block_bytes=st.integers(0, 2**50),
@@ -177,6 +197,34 @@ def test_a_clock_that_no_calendar_has_is_left_out(value: float) -> None:
 def test_device_info_round_trip(info: DeviceInfo) -> None:
     wire = convert.device_info_to_pb(info).SerializeToString()
     assert convert.device_info_from_pb(received(pb.DeviceInfo, wire)) == info
+    assert [ProviderInfo.from_json(asdict(each)) for each in info.provider_table] == [
+        *info.provider_table
+    ]
+
+
+def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:
+    state = pb.DeviceState(gpus=[pb.GpuState(name="H100")])
+    info = convert.device_info_from_pb(pb.DeviceInfo(providers=["cpu", "cuda"], state=state))
+    assert [each.name for each in info.provider_table] == ["cpu", "cuda"]
+    assert info.identity("cuda")["gpu"] == "H100"
+    assert "gpu" not in info.identity("cpu")
+    assert info.provider("cuda").complete({"tf32": "1"}) == {"tf32": "1", "cuda_graph": "0"}
+    with pytest.raises(OptionError, match=r"own=1: .* it has tf32 .0 or 1., cuda_graph"):
+        info.provider("cuda").complete({"own": "1"})
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_options_reach_and_come_from_peers_with_a_field_for_each(on: bool) -> None:
+    sent = convert.spec_to_pb(MeasureSpec(provider_options={"tf32": str(int(on)), "own": "x"}))
+    assert (sent.tf32, sent.cuda_graph) == (on, False), "what an older agent reads"
+    old = pb.MeasureSpec()
+    old.CopyFrom(OLD_SPEC)
+    old.cuda_graph = on
+    read = convert.spec_from_pb(old)
+    assert read.provider_options == ({"cuda_graph": "1"} if on else {})
+    data = {**MeasureSpec().to_json(), "tf32": on, "cuda_graph": False}
+    del data["provider_options"]
+    assert MeasureSpec.from_json(data).provider_options == ({"tf32": "1"} if on else {})
 
 
 @given(st.sampled_from(State), st.floats(0, 1), st.none() | standings)

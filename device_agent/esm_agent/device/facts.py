@@ -11,11 +11,12 @@ from pathlib import Path
 from esm_agent import __version__
 from esm_agent.device.cgroups import read_groups
 from esm_protos.messages import PROTOCOL_VERSION, DeviceInfo, DeviceState, Limits
+from esm_protos.providers import ProviderInfo
 
 
 def device_info(
     runtime: str,
-    providers: tuple[str, ...],
+    providers: tuple[ProviderInfo, ...],
     limits: Limits,
     cpus: tuple[int, ...] = (),
     isolation: tuple[str, ...] = (),
@@ -40,7 +41,8 @@ def device_info(
         os=platform.platform(),
         python_version=platform.python_version(),
         runtime=runtime,
-        providers=providers,
+        providers=tuple(provider.name for provider in providers),
+        provider_table=providers,
         limits=limits,
         state=DeviceState(at_ns=0),
         isolation=isolation,

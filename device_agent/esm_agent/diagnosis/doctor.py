@@ -76,18 +76,24 @@ class _Case:
 
 
 def examine(
-    measure: Measure, telemetry: Telemetry, probe_s: float, cpus: tuple[int, ...] = ()
+    measure: Measure,
+    telemetry: Telemetry,
+    probe_s: float,
+    cpus: tuple[int, ...] = (),
+    findings: tuple[Finding, ...] = (),
 ) -> Diagnosis:
     """Times the probe and judges this device.
 
     Args:
         cpus: that the probe runs on; empty: all that this process may use.
+        findings: of the execution providers.
 
     Raises:
         Exception: whatever keeps ``measure`` from measuring.
     """
     result = run_probe(measure, probe_s)
-    return diagnose(read_machine(usable=cpus or None), telemetry.state(0), result)
+    found = diagnose(read_machine(usable=cpus or None), telemetry.state(0), result)
+    return Diagnosis((*found.findings, *findings))
 
 
 def diagnose(machine: Machine, now: DeviceState, probe: BlockResult) -> Diagnosis:

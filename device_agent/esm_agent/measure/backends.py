@@ -1,24 +1,31 @@
-"""What runs a model: ONNX Runtime, on the CPU here and on a GPU in :mod:`~.cuda`."""
+"""What runs models, as measuring sees it, and what all sessions of ONNX Runtime have in common."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from esm_agent.measure import feeds, profiling
-from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line, outcome
 from esm_agent.measure.versions import too_new
 from esm_protos.graphs import external_location, mapped
-from esm_protos.messages import Failure, FailureKind, MeasureSpec, Profile
+from esm_protos.messages import (
+    DeviceState,
+    Failure,
+    FailureKind,
+    Finding,
+    MeasureSpec,
+    Profile,
+)
+from esm_protos.providers import ProviderInfo
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
@@ -40,11 +47,17 @@ class LoadedModel:
         run: one inference; returns when it is over.
         feed: what it is fed.
         outputs: those of the last inference, as the runtime's values.
+        ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
+        fallback: names of the nodes that the provider asked for did not take.
+        settles: what it runs on raises its clock once it has work.
     """
 
     run: Callable[[], object]
     feed: Feed = field(default_factory=Feed)
     outputs: Callable[[], Sequence[Any]] = tuple
+    ran_on: tuple[tuple[str, int], ...] = ()
+    fallback: tuple[str, ...] = ()
+    settles: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +67,35 @@ class DeviceModel(LoadedModel):
     Attributes:
         copy_in: one crossing of the inputs to the device's memory; returns when it is over.
         copy_out: likewise of the outputs, back.
-        ran_on: how many nodes the runtime assigned to each provider.
-        fallback: names of the nodes that the provider asked for did not take.
     """
 
     copy_in: Callable[[], object]
     copy_out: Callable[[], object]
-    ran_on: tuple[tuple[str, int], ...]
-    fallback: tuple[str, ...]
 
 
-class Backend(Protocol):
-    """Turns a model file into something to time."""
+class Backend(ABC):
+    """Turns model files into something to time."""
 
-    provider: str
-    """What clients call it: ``"cpu"`` or ``"cuda"``."""
+    name: ClassVar[str]
+    """What clients call it."""
+    gpu: ClassVar[bool] = False
+    """Whether it runs on a GPU."""
 
+    def info(self, device: DeviceState) -> ProviderInfo:
+        """Return what clients are told of it.
+
+        Args:
+            device: its state now, which names the GPUs where a provider runs on one.
+        """
+        return ProviderInfo(self.name)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return what the doctor is to say of it."""
+        return ()
+
+    @abstractmethod
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
-        """The model, ready to run.
+        """Return the model, ready to run.
 
         Raises:
             ModelError: the model is invalid, unsupported or too large, or its inputs do not fit.
@@ -80,7 +104,7 @@ class Backend(Protocol):
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
     ) -> Profile:
-        """Where the time of ``runs`` runs goes, in a session of their own.
+        """Return where the time of ``runs`` runs goes, in a session of their own.
 
         Args:
             between: told before each run the share of them made.
@@ -88,40 +112,7 @@ class Backend(Protocol):
         Raises:
             ModelError: it cannot be told.
         """
-
-
-class OnnxRuntimeCpu:
-    """The CPU execution provider with a fixed number of threads."""
-
-    provider = "cpu"
-
-    def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
-        options, weights = session_options(model, spec)
-        session = _session(model, options)
-        del weights
-        feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
-        bound = Bound(session, values(feed))
-        return LoadedModel(bound.run, feed, bound.outputs)
-
-    def profile(
-        self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
-    ) -> Profile:
-        with profiling.folder() as prefix:
-            options, weights = session_options(model, spec)
-            profiling.enable(options, prefix)
-            session = _session(model, options)
-            del weights
-            feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
-            bound = Bound(session, values(feed))
-            return profiling.profile(session, bound.run, spec.warmup, runs, between)
-
-
-def _session(model: UploadedModel, options: ort.SessionOptions) -> Any:
-    """From the path and not from bytes: they may be gigabytes, and have more beside them."""
-    try:
-        return ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise load_error(error, model.path) from error
+        raise ModelError(FailureKind.CRASH, f"the provider {self.name} tells no profile")
 
 
 def load_error(error: Exception, path: Path) -> ModelError:

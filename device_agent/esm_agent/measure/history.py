@@ -34,6 +34,7 @@ from esm_protos.locks import lock
 from esm_protos.messages import LONGEST_NS, SHORTEST_NS, MeasureSpec, Usual
 from esm_protos.paces import usual_of
 from esm_protos.private_files import write_private
+from esm_protos.providers import ProviderInfo
 from esm_protos.user_folders import user_folder
 
 Floats = NDArray[np.float64]
@@ -78,7 +79,7 @@ class HistoryRecord:
 def conditions(
     runtime: str,
     spec: MeasureSpec,
-    gpu: str = "",
+    provider: ProviderInfo,
     cpus: Sequence[int] = (),
     root: Path = Path("/"),
 ) -> dict[str, str]:
@@ -87,7 +88,7 @@ def conditions(
     Args:
         runtime: Name and version of the runtime.
         spec: Settings of the block.
-        gpu: Name of the GPU that runs the models; "" without one.
+        provider: Execution provider that runs the models.
         cpus: Processors that run the models; empty for all available ones.
         root: Folder that holds ``proc`` and ``sys``; for tests.
     """
@@ -100,7 +101,8 @@ def conditions(
     return {
         "runtime": runtime,
         "provider": spec.provider,
-        "gpu": gpu,
+        "gpu": "",
+        **provider.identity,
         "threads": str(spec.threads),
         "cpus": ",".join(map(str, sorted(cpus or usable_cpus()))),
         "references": _references_digest(),
@@ -108,8 +110,16 @@ def conditions(
         "governor": " ".join(read["scaling_governor"]),
         "max_khz": " ".join(read["scaling_max_freq"]),
         "turbo": "" if turbo is None else str(turbo.on),
-        "settings": " ".join(name for name in ("tf32", "cuda_graph") if getattr(spec, name)),
+        "settings": " ".join(_settings(spec, provider)),
     }
+
+
+def _settings(spec: MeasureSpec, provider: ProviderInfo) -> Iterator[str]:
+    """Yield options that are not as by default, a switch that is on by its name."""
+    given = provider.complete(spec.provider_options)
+    for option in provider.options:
+        if (value := given[option.name]) != option.default:
+            yield option.name if value == "1" else f"{option.name}={value}"
 
 
 def history_file() -> Path:

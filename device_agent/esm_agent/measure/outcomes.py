@@ -68,7 +68,7 @@ _NUMBERS = re.compile(
     r"(?P<kept>"
     r"(?:Got invalid dimensions|Invalid rank) for input: .*?Expected: \d+"
     r"(?: index: \d+ Got: \d+ Expected: \d+)*"
-    r"|\b(?:opset|version|CUDA failure):? \d+"
+    r"|\b(?:opset|version|\w+ failure):? \d+"
     r"|[A-Za-z]\(\d+\)"  # an operator and its version
     r"|\.(?:cc|cpp|cu|cuh|h|hpp):\d+"
     r")|(?<!\w)(?<!\w\.)(?<![A-Za-z_]/)[-+]?\.?\d[\w.+-]*",

@@ -28,6 +28,7 @@ from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     DeviceState,
     Failure,
+    Finding,
     Measurement,
     Profile,
     RunOrder,
@@ -35,6 +36,7 @@ from esm_protos.messages import (
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.plugins import PluginError
+from esm_protos.providers import ProviderInfo
 
 if TYPE_CHECKING:
     from esm_agent.measure.backends import Backend
@@ -57,35 +59,23 @@ TelemetryFactory = Callable[[], Any]
 """Makes the :class:`~esm_agent.device.telemetry.Telemetry` in the process; must be importable."""
 
 
-def cpu_backend() -> Any:
-    """ONNX Runtime's CPU provider."""
-    from esm_agent.measure.backends import OnnxRuntimeCpu
-
-    return OnnxRuntimeCpu()
-
-
-def cuda_backend(gpu: int = 0) -> Any:
-    """ONNX Runtime's CUDA provider; raises ProviderMissingError where it does not work."""
-    from esm_agent.measure.cuda import Cuda
-
-    return Cuda(gpu)
-
-
 class Hello(NamedTuple):
     """What the process says once it is up.
 
     Attributes:
         isolation: what confines it.
-        missing: why providers are not there.
-        gpu: name of the GPU that it measures on; empty where none tells.
+        missing: why providers are not there, by the place of their factory among the others.
+        findings: what the doctor is to say of the providers.
+        gpu: whether one of the providers runs on a GPU.
         metrics: what its sources measure.
     """
 
     runtime: str
-    providers: tuple[str, ...]
+    providers: tuple[ProviderInfo, ...]
     isolation: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    gpu: str = ""
+    missing: Mapping[int, str] = {}
+    findings: tuple[Finding, ...] = ()
+    gpu: bool = False
     metrics: tuple[Metric, ...] = ()
 
 
@@ -230,10 +220,12 @@ def main(
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    gpus = telemetry.state(0, quick=True).gpus if "cuda" in backends else ()
-    gpu = ", ".join(each.name for each in gpus)
+    gpu = any(backend.gpu for backend in backends.values())
+    state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
+    infos = tuple(backend.info(state) for backend in backends.values())
+    findings = tuple(each for backend in backends.values() for each in backend.findings())
     told = tuple(metric for source in sources for metric in source.metrics)
-    connection.send(Hello(runtime, tuple(backends), isolation, missing, gpu, told))
+    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
     while True:
         try:
             job: Job = connection.recv()
@@ -249,17 +241,23 @@ def main(
 
 def _backends(
     make_first: BackendFactory, make_others: Sequence[BackendFactory]
-) -> tuple[dict[str, Backend], tuple[str, ...]]:
-    """By provider those that work, and why others do not."""
+) -> tuple[dict[str, Backend], dict[int, str]]:
+    """Return by name those that work, and why others do not."""
     from esm_agent.measure.backends import ProviderMissingError
 
-    made, missing = [make_first()], []
-    for make in make_others:
+    first: Backend = make_first()
+    made, missing = {first.name: first}, {}
+    for place, make in enumerate(make_others):
         try:
-            made.append(make())
+            backend: Backend = make()
         except ProviderMissingError as error:
-            missing.append(str(error))
-    return {backend.provider: backend for backend in made}, tuple(missing)
+            missing[place] = str(error)
+            continue
+        if backend.name in made:
+            missing[place] = f"there is a provider '{backend.name}' already: name it otherwise"
+        else:
+            made[backend.name] = backend
+    return made, missing
 
 
 def _measure(
@@ -474,14 +472,15 @@ def _settle(
     clock: timing.Clock,
     failed: timing.Failed = timing.raised,
 ) -> None:
-    """A GPU raises its clock only once it has work; a CPU's is the doctor's concern.
+    """Run what raises its clock only once it has work, as a GPU does; a CPU's is the doctor's
+    concern.
 
     Slow models have given it work in their first runs.
     """
     runs = {
         index: model.run
         for index, model in loaded.items()
-        if model.device and model.first_run_ns < timing.SETTLE_NS
+        if model.model.settles and model.first_run_ns < timing.SETTLE_NS
     }
 
     def between(index: int, share: float) -> None:
@@ -508,6 +507,8 @@ def _measurement(
         inputs=model.model.feed.inputs,
         metrics={} if peak is None else {PEAK_MEMORY.key: peak},
         weight_bytes=model.weight_bytes,
+        ran_on=model.model.ran_on,
+        fallback=model.model.fallback,
     )
     device = model.device
     if device is None:
@@ -516,8 +517,6 @@ def _measurement(
         measurement,
         copy_in_ns=timing.copies(device.copy_in, clock, board.tick),
         copy_out_ns=timing.copies(device.copy_out, clock, board.tick),
-        ran_on=device.ran_on,
-        fallback=device.fallback,
     )
 
 

@@ -209,7 +209,7 @@ class Sessions:
         if not job.references:
             return {}
         spec = replace(job.spec, seed=0)
-        setting = (spec.threads, spec.provider, spec.tf32, spec.cuda_graph)
+        setting = (spec.threads, spec.execution)
         if self._setting != setting:
             self._setting = setting
             self._references.clear()
@@ -313,7 +313,7 @@ def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
         tuple(beside),
         model.inputs and _content(model.inputs),
         (model.case.shapes, model.case.threads or spec.threads),
-        (spec.seed, spec.provider, spec.tf32, spec.cuda_graph, spec.allow_fallback),
+        (spec.seed, spec.execution, spec.allow_fallback),
     )
 
 

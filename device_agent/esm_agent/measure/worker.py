@@ -37,7 +37,6 @@ from esm_agent.measure.process import (
     Profiled,
     Refusal,
     TelemetryFactory,
-    cpu_backend,
 )
 from esm_agent.measure.references import reference_models
 from esm_agent.measure.sandbox import Confinement
@@ -54,6 +53,7 @@ from esm_protos.messages import (
     State,
     Usual,
 )
+from esm_protos.providers import ProviderInfo
 from esm_protos.text import install
 
 _POLL_S = 0.25
@@ -109,6 +109,8 @@ class Worker:
     die with the thread that started it.
 
     Args:
+        make_backend: what must work.
+        make_others: what need not.
         confinement: of the process; by default to its share of memory, without network.
         limits: that models are held to, and how long a block may take; None knows no such limits.
         history: where the reference models' latencies are remembered; None remembers nothing.
@@ -117,7 +119,7 @@ class Worker:
 
     def __init__(
         self,
-        make_backend: BackendFactory = cpu_backend,
+        make_backend: BackendFactory,
         make_telemetry: TelemetryFactory = Telemetry,
         confinement: Confinement | None = None,
         limits: Limits | None = None,
@@ -127,7 +129,7 @@ class Worker:
     ) -> None:
         self._history = history
         self._metrics = tuple(metrics)
-        self._runtime = self._gpu = ""
+        self._hello = Hello("", ())
         self._make_backend = make_backend
         self._make_telemetry = make_telemetry
         self._confinement = confinement or Confinement()
@@ -160,7 +162,7 @@ class Worker:
                     if isinstance(hello, Refusal):
                         self.stop()
                         raise WorkerUnavailableError(hello.text)
-                    self._runtime, self._gpu = hello.runtime, hello.gpu
+                    self._hello = hello
                     return hello
             except (EOFError, ConnectionResetError):
                 current.process.join()
@@ -316,8 +318,9 @@ class Worker:
             self._history.add(self._conditions(spec), latency_ns)
 
     def _conditions(self, spec: MeasureSpec) -> dict[str, str]:
-        gpu = self._gpu if spec.provider == "cuda" else ""
-        return conditions(self._runtime, spec, gpu, self._confinement.cpus)
+        providers = (each for each in self._hello.providers if each.name == spec.provider)
+        provider = next(providers, ProviderInfo(spec.provider))
+        return conditions(self._hello.runtime, spec, provider, self._confinement.cpus)
 
     def _attempt(
         self,

@@ -117,8 +117,6 @@ def _running(options: Sequence[str], drain_s: float) -> list[str]:
         "CacheDirectory=esm-agent",
         "CacheDirectoryMode=0700",
         "ConfigurationDirectory=esm-agent",
-        "# CUDA caches compiled kernels; the home folder is read-only.",
-        "Environment=CUDA_CACHE_PATH=%S/esm-agent/cuda",
         "UMask=0077",
     ]
 
@@ -177,7 +175,7 @@ def _confinement() -> list[str]:
         "RestrictRealtime=yes",
         "RestrictSUIDSGID=yes",
         "LockPersonality=yes",
-        "# No MemoryDenyWriteExecute: CUDA compiles kernels into memory.",
+        "# No MemoryDenyWriteExecute: execution providers compile kernels into memory.",
         "SystemCallArchitectures=native",
         "# seccomp: the measuring process confines itself further.",
         "SystemCallFilter=@system-service seccomp",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from esm_agent.device.facts import device_info, memory_bytes
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.door.auth import Door, OpenDoor
 from esm_agent.measure.history import HistoryFile
-from esm_agent.measure.process import BackendFactory, TelemetryFactory, cpu_backend, cuda_backend
+from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
+from esm_agent.providers import FAMILY, FIRST, make_provider
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
@@ -32,6 +33,7 @@ from esm_agent.serving.servicer import ProfilerServicer
 from esm_agent.serving.slot import Slot
 from esm_protos.addresses import join
 from esm_protos.messages import Limits
+from esm_protos.plugins import absolute
 from esm_protos.v1 import profiler_pb2, profiler_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -67,24 +69,26 @@ class AgentServer:
         metrics: Receiver of the counters; None for none.
         confinement: Limits of the measuring process; its folder is set here.
         max_block_s: Maximum duration of a block, seconds.
-        gpu: Number of the GPU of provider ``cuda``, which must work; None for the first GPU, if it
-            works.
+        gpu: Number of the GPU of the providers that run on one, of which one must work; None for
+            the first GPU, if one of them works.
         cache_folder: Folder of the cache of files; None for no cache.
         cache_bytes: Size of the cache; None for a size that depends on the disk.
         history: File with the history of the reference models; None for no history.
         metric_sources: Names of sources of metrics (:mod:`esm_agent.measure.sources`).
+        providers: Execution providers of the user, ``path/to/file.py:Class``, which must work.
         machine: Lock to hold while a block is measured; None if other agents may measure too.
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start, or ``gpu`` does not work.
+        WorkerUnavailableError: the measuring process does not start, or ``gpu`` or one of
+            ``providers`` does not work.
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        make_backend: BackendFactory = cpu_backend,
+        make_backend: BackendFactory = make_provider,
         make_telemetry: TelemetryFactory | None = None,
         lease_expiry_s: float = EXPIRY_S,
         door: Door | None = None,
@@ -97,6 +101,7 @@ class AgentServer:
         history: Path | None = None,
         machine: MachineLock | None = None,
         metric_sources: Sequence[str] = (),
+        providers: Sequence[str] = (),
     ) -> None:
         door = door or OpenDoor()
         if metrics is not None:
@@ -107,19 +112,21 @@ class AgentServer:
         self._cache = self._make_cache(cache_folder, cache_bytes)
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
-        cuda = partial(cuda_backend, gpu or 0)
+        own = [absolute(name) for name in providers]
+        others = [*(name for name in FAMILY.names() if name != FIRST), *own]
+        make_others = [partial(make_provider, name, gpu or 0) for name in others]
         history_file = None if history is None else HistoryFile(history)
         worker = Worker(
-            make_backend, telemetry, confinement, limits, (cuda,), history_file, metric_sources
+            make_backend, telemetry, confinement, limits, make_others, history_file, metric_sources
         )
         self._slot = Slot(
             worker, lease_expiry_s, metrics, has_access=door.has_access, machine=machine
         )
         try:
             hello = self._slot.start()
-            if gpu is not None and "cuda" not in hello.providers:
+            if reason := _lacks(hello, gpu, dict(enumerate(others)), own):
                 self._slot.stop()
-                raise WorkerUnavailableError(f"--gpu {gpu}: {'; '.join(hello.missing)}")
+                raise WorkerUnavailableError(reason)
         except WorkerUnavailableError:
             self._clean()
             raise
@@ -142,6 +149,7 @@ class AgentServer:
             metrics=metrics,
             cpus=confinement.cpus,
             cache=self._cache,
+            findings=hello.findings,
         )
         profiler_pb2_grpc.add_ProfilerServicer_to_server(servicer, self._server)
         self._health = Health(_HEALTH_OF)
@@ -163,8 +171,8 @@ class AgentServer:
         self._server.start()
         if metrics is not None:
             metrics.watch(self._slot.readings)
-        log.info("%s, providers %s; %s", hello.runtime, ", ".join(hello.providers), door.means)
-        for reason in hello.missing:
+        log.info("%s, providers %s; %s", hello.runtime, ", ".join(info.providers), door.means)
+        for reason in hello.missing.values():
             log.info("%s", reason)
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
@@ -198,6 +206,23 @@ class AgentServer:
         self._scratch.close()
         if self._cache is not None:
             self._cache.close()
+
+
+def _lacks(hello: Hello, gpu: int | None, others: Mapping[int, str], own: Collection[str]) -> str:
+    """Return why an agent cannot have the providers that it must have; empty if it can.
+
+    Args:
+        others: names of the providers that were tried, by their place.
+        own: those of them that must work.
+    """
+    if gpu is not None and not hello.gpu:
+        return f"--gpu {gpu}: {'; '.join(hello.missing.values())}"
+    reasons = [
+        f"--provider {name}: {hello.missing[place]}"
+        for place, name in others.items()
+        if name in own and place in hello.missing
+    ]
+    return "; ".join(reasons)
 
 
 def _why_not(host: str, port: int) -> str:

@@ -42,7 +42,8 @@ from esm_agent.serving.upload import (
     upload_parts,
 )
 from esm_protos import convert
-from esm_protos.messages import BlockResult, DeviceInfo, Progress
+from esm_protos.messages import BlockResult, DeviceInfo, Finding, Progress
+from esm_protos.providers import OptionError
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
@@ -75,6 +76,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         metrics: Counters of refused calls.
         cpus: Processors that models run on; empty for all available ones.
         cache: Cache of files; None for no cache.
+        findings: Findings of the execution providers, which the doctor adds to its own.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         metrics: Metrics | None = None,
         cpus: tuple[int, ...] = (),
         cache: Cache | None = None,
+        findings: tuple[Finding, ...] = (),
     ) -> None:
         self._info = info
         self._slot = slot
@@ -97,6 +100,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         self._metrics = metrics or Metrics()
         self._cpus = cpus
         self._cache = cache
+        self._findings = findings
 
     def GetDeviceInfo(
         self, request: pb.GetDeviceInfoRequest, context: grpc.ServicerContext
@@ -185,7 +189,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
         with self._refusals(context):
             check_version(request.protocol_version)
             check_probe_s(request.probe_s)
-        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus)
+        diagnosis = examine(measure, self._telemetry, request.probe_s, self._cpus, self._findings)
         return convert.diagnosis_to_pb(diagnosis)
 
     def _events(
@@ -224,6 +228,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     f"this device has no provider '{block.spec.provider}': it has "
                     f"{', '.join(self._info.providers)}"
                 )
+            self._info.provider(block.spec.provider).complete(block.spec.provider_options)
         return block
 
     def _opened_cache(self) -> Cache:
@@ -269,6 +274,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CacheFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooManyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (OptionError, grpc.StatusCode.INVALID_ARGUMENT),
     (UploadError, grpc.StatusCode.INVALID_ARGUMENT),
     (DamagedError, grpc.StatusCode.DATA_LOSS),  # the host sends the whole file again
     (CacheError, grpc.StatusCode.INVALID_ARGUMENT),

@@ -27,6 +27,7 @@ from esm_host.transport.distinct import check_distinct
 from esm_host.transport.limits import check_campaign, check_spec
 from esm_host.transport.patient import PatientProfiler
 from esm_models.space import SearchSpace
+from esm_protos import older_peers
 from esm_protos.messages import DeviceInfo, MeasureSpec
 
 PATIENCE_S = 60.0
@@ -182,7 +183,7 @@ def _check_store(
         store.add_fact("campaign", identity)
         return
     # What its version did not know yet was as it is by default now.
-    known = {**_spec_facts(MeasureSpec()), **known}
+    known = {**_spec_facts(MeasureSpec()), **older_peers.spec_json(known)}
     if known != identity:
         differs = [name for name, value in identity.items() if known.get(name) != value]
         raise MismatchError(

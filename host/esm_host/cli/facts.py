@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceInfo, DeviceState, GpuState, Limits
+from esm_protos.providers import ProviderInfo, ProviderOption
 
 _WIDTH = 12
 
@@ -40,6 +41,15 @@ def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> I
     for heading, text in facts.items():
         if text:
             yield f"{heading:{_WIDTH}} {text}"
+    for provider in now.provider_table:
+        for option in provider.options:
+            yield f"{'option':{_WIDTH}} {_option(provider, option)}"
+
+
+def _option(provider: ProviderInfo, option: ProviderOption) -> str:
+    text = f"{option.values}; {option.default} by default"
+    told = f": {option.help}" if option.help else ""
+    return f"--ep {provider.name} --ep-option {option.name}={option.default} ({text}){told}"
 
 
 def _size(size_bytes: int) -> str:

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.option_groups import GpuOptions, SpaceOptions, grouped
-from esm_host.cli.options import TIMING, Device, Ep, Json, NoWait, Quiet, Threads
+from esm_host.cli.option_groups import ProviderOptions, SpaceOptions, grouped
+from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 
@@ -44,7 +44,6 @@ class TimingOptions:
         ),
     ] = None
     threads: Threads = 1
-    ep: Ep = "cpu"
     timeout: Annotated[
         float,
         typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=TIMING),
@@ -58,7 +57,7 @@ def lookup(
     *,
     space: SpaceOptions,
     timing: TimingOptions,
-    gpu: GpuOptions,
+    provider: ProviderOptions,
     no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
     output: Json = None,
@@ -85,8 +84,7 @@ def lookup(
         None,
         timing.max_time,
         threads=timing.threads,
-        provider=timing.ep,
-        **vars(gpu),
+        **provider.spec(),
         model_timeout_s=timing.timeout,
         seed=seed,
     )

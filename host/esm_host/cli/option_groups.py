@@ -17,6 +17,8 @@ from esm_host.cli.options import (
     Batch,
     CudaGraph,
     Dtype,
+    Ep,
+    EpOption,
     NoWait,
     Patience,
     Quiet,
@@ -87,12 +89,35 @@ class SpaceOptions:
 
 
 @dataclass(frozen=True)
-class GpuOptions:
-    """Options of the execution provider cuda."""
+class ProviderOptions:
+    """Options of the execution provider."""
 
+    ep: Ep = "cpu"
+    ep_option: EpOption = None
     tf32: Tf32 = False
     cuda_graph: CudaGraph = False
     allow_fallback: AllowFallback = False
+
+    def spec(self, is_resumed: bool = False) -> dict[str, Any]:
+        """Return the settings of a measurement that they give, by their names in ``MeasureSpec``.
+
+        Args:
+            is_resumed: a campaign is resumed, which may have another provider than ``ep``.
+
+        Raises:
+            UsageError: an option is not of the form NAME=VALUE, or of another provider.
+        """
+        from esm_host.timing.provider_options import given_options
+
+        provider = None if is_resumed else self.ep
+        options = given_options(
+            self.ep_option or (), provider, tf32=self.tf32, cuda_graph=self.cuda_graph
+        )
+        return {
+            "provider": self.ep,
+            "provider_options": options,
+            "allow_fallback": self.allow_fallback,
+        }
 
 
 @dataclass(frozen=True)

@@ -218,32 +218,49 @@ MaxRuns = Annotated[
     int, typer.Option(help="Counted runs per model at most.", rich_help_panel=TIMING)
 ]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.", rich_help_panel=TIMING)]
-Ep = Annotated[str, typer.Option(help="Execution provider: cpu or cuda.", rich_help_panel=TIMING)]
+_EP = "Execution provider"
 
-_GPU = "GPU"
+Ep = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Execution provider, such as cpu; esm-host devices info lists a device's.",
+        rich_help_panel=_EP,
+    ),
+]
+EpOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ep-option",
+        metavar="NAME=VALUE",
+        help="Option of the execution provider, as esm-host devices info lists them; may be "
+        "repeated.",
+        rich_help_panel=_EP,
+    ),
+]
 
 Tf32 = Annotated[
     bool,
     typer.Option(
         "--tf32",
-        help="Let tensor cores round float32 to 19 bits (needs --ep cuda).",
-        rich_help_panel=_GPU,
+        help="Deprecated: --ep-option tf32=1.",
+        rich_help_panel=_EP,
     ),
 ]
 CudaGraph = Annotated[
     bool,
     typer.Option(
         "--cuda-graph",
-        help="Record an inference's launches once and replay them (needs --ep cuda).",
-        rich_help_panel=_GPU,
+        help="Deprecated: --ep-option cuda_graph=1.",
+        rich_help_panel=_EP,
     ),
 ]
 AllowFallback = Annotated[
     bool,
     typer.Option(
         "--allow-fallback",
-        help="Measure also models of which nodes run on the CPU (needs --ep cuda).",
-        rich_help_panel=_GPU,
+        help="Measure also models of which nodes run on another provider.",
+        rich_help_panel=_EP,
     ),
 ]
 

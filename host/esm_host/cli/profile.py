@@ -12,7 +12,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import (
-    GpuOptions,
+    ProviderOptions,
     SessionOptions,
     SpaceOptions,
     grouped,
@@ -24,7 +24,6 @@ from esm_host.cli.options import (
     TIMING,
     AsMeasured,
     DeviceOrGroup,
-    Ep,
     MaxRuns,
     Precision,
     SharedStore,
@@ -68,7 +67,12 @@ class JudgeName(enum.StrEnum):
     overall = "overall"
 
 
-_ALSO_SET_BY = {"runs": ("max_runs",), "precision": ("runs",), "long_visits": ("cache",)}
+_ALSO_SET_BY = {
+    "runs": ("max_runs",),
+    "precision": ("runs",),
+    "long_visits": ("cache",),
+    "provider_options": ("tf32", "cuda_graph"),
+}
 
 _SAMPLES = "Sampling and stopping"
 
@@ -235,7 +239,6 @@ class TimingOptions:
         float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=TIMING)
     ] = 0.2
     threads: Threads = 1
-    ep: Ep = "cpu"
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,7 @@ def profile(
     space: SpaceOptions,
     sampling: SamplingOptions,
     timing: TimingOptions,
-    gpu: GpuOptions,
+    provider: ProviderOptions,
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> None:
@@ -310,7 +313,7 @@ def profile(
     given = settings_of(Settings, campaign, space, sampling, blocks, session)
     plugins = ("space", "predictor", "encoding", "sampling")
     given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
-    spec = _spec(ctx, timing, gpu, blocks, session)
+    spec = _spec(ctx, campaign, timing, provider, blocks, session)
     if campaign.finish and not campaign.resume:
         raise UsageError("--finish trains on what a campaign has measured: give --resume as well")
     if campaign.preset and campaign.resume:
@@ -345,8 +348,9 @@ def profile(
 
 def _spec(
     ctx: typer.Context,
+    campaign: CampaignOptions,
     timing: TimingOptions,
-    gpu: GpuOptions,
+    provider: ProviderOptions,
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> dict[str, Any]:
@@ -360,7 +364,8 @@ def _spec(
     share = as_share("--precision", timing.precision)
     together = timing.protocol is ProtocolName.interleaved
     spec = {
-        **settings_of(MeasureSpec, timing, gpu, blocks, session),
+        **settings_of(MeasureSpec, timing, blocks, session),
+        **provider.spec(is_resumed=campaign.resume),
         "protocol": RunOrder(timing.protocol.value),
         "runs": timing.max_runs if timing.runs is None else timing.runs,
         "precision": 0.0 if timing.runs is not None or not together else share,
@@ -430,6 +435,9 @@ def _written(name: str, settings: Mapping[str, Any]) -> str:
         return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
     if name == "long_visits":
         return f"--cache {'warm' if settings[name] else 'cold'}"
+    if name == "provider_options":
+        given = " ".join(f"{flag(name)} {key}={value}" for key, value in settings[name].items())
+        return given or f"no {flag(name)}"
     value = getattr(settings[name], "value", settings[name])
     if isinstance(value, bool):
         value = "on" if value else "off"

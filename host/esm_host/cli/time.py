@@ -12,7 +12,7 @@ import typer
 
 from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.option_groups import GpuOptions, grouped
+from esm_host.cli.option_groups import ProviderOptions, grouped
 from esm_host.cli.options import NoWait, Quiet, device_names, examples
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
@@ -137,7 +137,6 @@ class RunOptions:
     ] = ProtocolName.interleaved
     warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10
     trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2
-    ep: Annotated[str, typer.Option(help="Execution provider: cpu or cuda.")] = "cpu"
     timeout: Annotated[
         float,
         typer.Option(help="Seconds that loading a model, or one inference, may take."),
@@ -211,7 +210,7 @@ def time(
     *,
     cases: CaseOptions,
     measuring: RunOptions,
-    gpu: GpuOptions,
+    provider: ProviderOptions,
     shown: OutputOptions,
 ) -> None:
     """Time ONNX models on devices.
@@ -244,8 +243,7 @@ def time(
         warmup=measuring.warmup,
         trim=measuring.trim,
         threads=counts[0],
-        provider=measuring.ep,
-        **vars(gpu),
+        **provider.spec(),
         model_timeout_s=measuring.timeout,
         seed=measuring.seed,
     )

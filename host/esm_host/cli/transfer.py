@@ -11,7 +11,7 @@ import typer
 
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import (
-    GpuOptions,
+    ProviderOptions,
     SessionOptions,
     SpaceOptions,
     grouped,
@@ -21,7 +21,6 @@ from esm_host.cli.options import (
     OWN,
     AsMeasured,
     DeviceOrGroup,
-    Ep,
     MaxRuns,
     Precision,
     SharedStore,
@@ -114,7 +113,6 @@ class TimingOptions:
     precision: Precision = 2.0
     max_runs: MaxRuns = 150
     threads: Threads = 1
-    ep: Ep = "cpu"
     raw: AsMeasured = False
 
 
@@ -125,7 +123,7 @@ def transfer(
     space: SpaceOptions,
     method: MethodOptions,
     timing: TimingOptions,
-    gpu: GpuOptions,
+    provider: ProviderOptions,
     session: SessionOptions,
 ) -> None:
     """Learn a device from a few measurements and what is known of others.
@@ -152,7 +150,8 @@ def transfer(
         "method_options": read_options(method.option or ()),
     }
     spec = {
-        **settings_of(MeasureSpec, timing, gpu, session),
+        **settings_of(MeasureSpec, timing, session),
+        **provider.spec(),
         "references": True,
         "runs": timing.max_runs,
         "precision": as_share("--precision", timing.precision),

@@ -28,12 +28,15 @@ from esm_host.timing.metric_changes import (
     compared_metrics,
     metric_changes,
 )
+from esm_protos import older_peers
+from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
 READ = (2, 3)
 """Schema versions of timings that are understood."""
 
-FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime", "gpu")
+FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
+"""Of a device, beside those that an execution provider tells."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
 """Settings that ``--max-time`` makes; its default grows with the number of models."""
@@ -497,7 +500,16 @@ def _check_arguments(
         raise UsageError(
             f"{argument('tolerance_percent')} {tolerance_percent:g}: give percent, 0 or more"
         )
-    known = (*base.get("context", {}).get("spec", {}), *FACTS, CASES, INPUTS, RAW, MAX_TIME)
+    context = base.get("context", {})
+    spec = context.get("spec", {})
+    told = {
+        name
+        for device in context.get("devices", {}).values()
+        for provider in provider_table(device.get("info") or {})
+        for name in (*provider.identity, *(option.name for option in provider.options))
+    }
+    facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*spec}))
+    known = (*spec, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
             raise UsageError(
@@ -521,10 +533,10 @@ def _differences(
     base: _Timing, new: _Timing, names: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """What differs, by name, and both values in words."""
-    ours, theirs = base.data["context"]["spec"], new.data["context"]["spec"]
+    ours, theirs = (older_peers.spec_json(each.data["context"]["spec"]) for each in (base, new))
     for name in (*ours, *(name for name in theirs if name not in ours)):
         lacked = name in _LACKED and (name not in ours or name not in theirs)
-        if lacked or name in _OF_MAX_TIME:
+        if lacked or name in (*_OF_MAX_TIME, "provider_options"):
             continue
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
@@ -545,10 +557,7 @@ def _differences(
             measured = device["info"] is not None and device.get("block_starts_s")
             if device["error"] is not None and not measured:
                 raise DifferentError(f"the {which} failed on {name}: {device['error']}")
-        for fact in FACTS:
-            one, other = (_fact(d["info"], fact, ours["provider"]) for d in (before, after))
-            if one != other:
-                yield fact, f"{fact} of {name} differs: {one} and {other}"
+        yield from _device_differences(name, before["info"], after["info"], (ours, theirs))
 
 
 def _max_time(spec: Json) -> str:
@@ -560,11 +569,50 @@ def _raw(data: Json) -> bool:
     return bool(data["context"].get("raw", data["schema_version"] < 3))
 
 
-def _fact(info: Json, name: str, provider: str) -> Any:
-    if name != "gpu":
-        return info[name]
-    gpus = info["state"].get("gpus", ()) if provider == "cuda" else ()
-    return ", ".join(gpu["name"] for gpu in gpus)
+def _device_differences(
+    name: str, before: Json, after: Json, specs: tuple[Json, Json]
+) -> Iterator[tuple[str, str]]:
+    """What differs of a device and of the execution provider that measured on it."""
+    ours, theirs = (
+        _provider(info, spec["provider"]) for info, spec in zip((before, after), specs, strict=True)
+    )
+    facts = [(fact, before[fact], after[fact]) for fact in FACTS]
+    facts += [
+        (fact, ours.identity.get(fact, ""), theirs.identity.get(fact, ""))
+        for fact in {**ours.identity, **theirs.identity}
+    ]
+    for fact, one, other in facts:
+        if one != other:
+            yield fact, f"{fact} of {name} differs: {one} and {other}"
+    if ours.name != theirs.name:
+        return
+    # An option that a version lacks is as it is by default in the other.
+    defaults = {option.name: option.default for option in (*theirs.options, *ours.options)}
+    own, others = (
+        {
+            **defaults,
+            **{option.name: option.default for option in provider.options},
+            **spec["provider_options"],
+        }
+        for provider, spec in zip((ours, theirs), specs, strict=True)
+    )
+    for option in {**own, **others}:
+        if own.get(option) != others.get(option):
+            text = f"{own.get(option)} and {others.get(option)}"
+            yield option, f"the option {option} of {ours.name} differs on {name}: {text}"
+
+
+def _provider(info: Json, name: str) -> ProviderInfo:
+    found = (provider for provider in provider_table(info) if provider.name == name)
+    return next(found, ProviderInfo(name))
+
+
+def provider_table(info: Json) -> tuple[ProviderInfo, ...]:
+    """Return the execution providers of a device, from the JSON of its facts."""
+    if "provider_table" in info:
+        return tuple(map(ProviderInfo.from_json, info["provider_table"]))
+    gpus = [gpu["name"] for gpu in info.get("state", {}).get("gpus", ())]
+    return older_peers.provider_table(info.get("providers", ()), gpus)
 
 
 _Key = tuple[str, ...]

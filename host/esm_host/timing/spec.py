@@ -7,7 +7,6 @@ from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_host.transport.limits import check_gpu_options
 from esm_protos.messages import MeasureSpec, RunOrder
 from esm_protos.statistics import MIN_ROUNDS
 
@@ -114,10 +113,8 @@ def for_models(spec: MeasureSpec, models: int, max_time_s: float | None) -> Meas
 
 def _spec(runs_name: str, **fields: Any) -> MeasureSpec:
     try:
-        spec = MeasureSpec(**fields)
+        return MeasureSpec(**fields)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         given = runs_name if name == "runs" else _ARGUMENTS.get(name, name)
         raise UsageError(f"{argument(given)} {rest}") from error
-    check_gpu_options(spec)
-    return spec

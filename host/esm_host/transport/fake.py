@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.errors import DeviceError
+from esm_host.errors import DeviceError, InvalidRequestError
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_protos.messages import (
     PROTOCOL_VERSION,
@@ -25,7 +25,6 @@ from esm_protos.messages import (
     Diagnosis,
     Failure,
     Finding,
-    GpuState,
     Holder,
     Input,
     Limits,
@@ -43,6 +42,7 @@ from esm_protos.messages import (
 )
 from esm_protos.metrics import PEAK_MEMORY
 from esm_protos.paces import usual_of
+from esm_protos.providers import OptionError, ProviderInfo
 
 Latency = Callable[[Model], float | Failure]
 """Milliseconds of a model, or why it has none."""
@@ -63,6 +63,7 @@ REFERENCES = (
     Reference("large", 16_785_408, 0.273),
     Reference("middle", 7_080_960, 0.467),
 )
+_CPU = "CPUExecutionProvider"
 _REFERENCE_RUNS, _REFERENCE_RUNS_PER_VISIT = 32, 4
 _MOMENT_S = 300.0
 _LONG_PAST = 1000
@@ -92,7 +93,7 @@ class FakeProfiler(Profiler):
         memory_bytes: what it says it has free; None does not tell.
         diagnosis: what the doctor finds.
         holder: somebody else who has the device.
-        gpu: name of its GPU, which the provider ``cuda`` then runs on.
+        providers: that it has. Those that may fall back have a memory of their own.
         cache_bytes: what its cache holds; 0 takes no files.
     """
 
@@ -105,13 +106,13 @@ class FakeProfiler(Profiler):
         memory_bytes: int | None = None,
         diagnosis: Diagnosis = _HEALTHY,
         holder: Holder | None = None,
-        gpu: str | None = None,
         cache_bytes: int = 1 << 40,
         memory_pace: Callable[[int], float] = lambda number: 1.0,
         weight_bytes: Callable[[Model], int] = lambda model: 0,
         past: int | None = None,
         session_spread: float = 0.0,
         references: Sequence[Reference] = REFERENCES,
+        providers: Sequence[ProviderInfo] = (ProviderInfo("cpu", _CPU),),
     ) -> None:
         self._references = references
         self._latency = latency
@@ -121,7 +122,6 @@ class FakeProfiler(Profiler):
         self._memory_bytes = memory_bytes
         self._diagnosis = diagnosis
         self._holder = holder
-        self._gpu = gpu
         self._cache_bytes = cache_bytes
         self._cached: set[bytes] = set()
         self._memory_pace = memory_pace
@@ -136,6 +136,7 @@ class FakeProfiler(Profiler):
         ]
         if past is None:
             self._past = [[each.latency_ms * 1e6 for each in self._references]] * _LONG_PAST
+        self.providers = tuple(providers)
         self.blocks: list[Block] = []
 
     def device_info(self) -> DeviceInfo:
@@ -150,17 +151,14 @@ class FakeProfiler(Profiler):
             os="fake",
             python_version="fake",
             runtime="fake 1",
-            providers=self._providers(),
+            providers=tuple(provider.name for provider in self.providers),
+            provider_table=self.providers,
             limits=Limits(
                 max_block_bytes=1 << 30,
                 max_block_models=256,
                 max_cache_bytes=self._cache_bytes,
             ),
-            state=DeviceState(
-                at_ns=0,
-                memory_available_bytes=self._memory_bytes,
-                gpus=() if self._gpu is None else (GpuState(self._gpu),),
-            ),
+            state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
         )
 
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
@@ -173,8 +171,7 @@ class FakeProfiler(Profiler):
 
     def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
         """What the block's :class:`Pending` returns, when it is asked."""
-        if block.spec.provider not in self._providers():
-            raise DeviceError(f"this device has no provider '{block.spec.provider}': it has cpu")
+        self._check_provider(block)
         self._receive(block, on_progress)
         on_progress(Progress(State.MEASURING, 0.0))
         number = len(self.blocks)
@@ -212,8 +209,19 @@ class FakeProfiler(Profiler):
                 raise DeviceError(f"{file.path} changed while it was sent")
             self._cached.add(file.sha256)
 
-    def _providers(self) -> tuple[str, ...]:
-        return ("cpu",) if self._gpu is None else ("cpu", "cuda")
+    def _provider(self, block: Block) -> ProviderInfo:
+        return self.device_info().provider(block.spec.provider)
+
+    def _check_provider(self, block: Block) -> None:
+        names = self.device_info().providers
+        if block.spec.provider not in names:
+            raise DeviceError(
+                f"this device has no provider '{block.spec.provider}': it has {', '.join(names)}"
+            )
+        try:
+            self._provider(block).complete(block.spec.provider_options)
+        except OptionError as error:
+            raise InvalidRequestError(f"{self._hostname} refused: {error}") from error
 
     def _slowed(self, weight_bytes: int, latency_ms: float, number: int) -> float:
         """By how much a block's paces slow a model down."""
@@ -261,15 +269,16 @@ class FakeProfiler(Profiler):
             session_runs=tuple(map(len, sessions)) if len(sessions) > 1 else (),
             inputs=tuple(Input(name, "float32", dims) for name, dims in model.case.shapes),
             metrics={PEAK_MEMORY.key: _memory(model)} if block.peak_memory else {},
-            profile=_profile(latency * 1e6, block),
+            profile=_profile(latency * 1e6, block, self._provider(block).runtime_name),
         )
-        if block.spec.provider == "cpu":
+        provider = self._provider(block)
+        if not provider.may_fall_back:
             return measurement
         return replace(
             measurement,
             copy_in_ns=np.full(3, 20_000),
             copy_out_ns=np.full(3, 10_000),
-            ran_on=(("CUDAExecutionProvider", 5), ("CPUExecutionProvider", 1)),
+            ran_on=((provider.runtime_name, 5), (_CPU, 1)),
             fallback=("resize",) if block.spec.allow_fallback else (),
         )
 
@@ -323,11 +332,10 @@ def _memory(model: Model) -> int:
     return 50_000_000 + model.size_bytes + inputs
 
 
-def _profile(latency_ns: float, block: Block) -> Profile | None:
+def _profile(latency_ns: float, block: Block, name: str) -> Profile | None:
     """Three quarters of it in two convolutions."""
     if not block.profile_runs:
         return None
-    name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[block.spec.provider]
     operators = (("Conv", 2, 0.75), ("Gemm", 1, 0.25))
     nodes = (("conv2", "Conv", 0.5), ("conv1", "Conv", 0.25), ("gemm", "Gemm", 0.25))
     return Profile(

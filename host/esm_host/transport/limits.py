@@ -10,17 +10,11 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
+from esm_protos.providers import OptionError
 from esm_protos.v1 import onnx_view_pb2
 
 _MOST_THREADS = 8
 """Threads for each processor: with more, a device is busy with changing between them."""
-
-
-def check_gpu_options(spec: MeasureSpec) -> None:
-    """Raises UsageError where an option would change nothing."""
-    for name in ("tf32", "cuda_graph", "allow_fallback"):
-        if getattr(spec, name) and spec.provider != "cuda":
-            raise UsageError(f"{argument(name)} needs {argument('provider')} cuda")
 
 
 def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
@@ -29,7 +23,16 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         raise UsageError(
             f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
         )
-    check_gpu_options(spec)
+    provider = device.provider(spec.provider)
+    try:
+        provider.complete(spec.provider_options)
+    except OptionError as error:
+        raise UsageError(f"{argument('ep_options')} {error}") from error
+    if spec.allow_fallback and not provider.may_fall_back:
+        raise UsageError(
+            f"{argument('allow_fallback')} changes nothing with {argument('provider')} "
+            f"{spec.provider}, which runs every node: leave it out"
+        )
     check_threads(device, [spec.threads])
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import grpc
 
-from esm_host.errors import AuthError, DeviceError, NotNowError, VersionError
+from esm_host.errors import AuthError, DeviceError, InvalidRequestError, NotNowError, VersionError
 from esm_host.transport.access import PLAIN, Access, explained, nobody
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.checked import CheckedChannel
@@ -147,6 +147,8 @@ class RemoteProfiler(Profiler):
             return AuthError(f"{self.name} refused: {details}")
         if code is grpc.StatusCode.FAILED_PRECONDITION and "protocol" in details:
             return VersionError(details)
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequestError(f"{self.name} refused: {details}")
         if code is grpc.StatusCode.ABORTED:
             return NotNowError(f"{self.name}: {details}")
         broken = "RST_STREAM" in details or "Stream removed" in details

@@ -29,7 +29,6 @@ from esm_host.extension.training import Learner
 from esm_host.report import plots
 from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
-from esm_host.transport.limits import check_gpu_options
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
 
@@ -86,7 +85,6 @@ def run_campaign(
     """
     if not patience_s >= 0:
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
-    check_gpu_options(settings.spec)  # before a device is asked
     watcher = complete(watcher)
     space = settings.search_space()
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None

@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class DeviceInfo(_message.Message):
     TIME_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_TABLE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -116,7 +117,43 @@ class DeviceInfo(_message.Message):
     time_unix_s: float
     instance: str
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+    provider_table: _containers.RepeatedCompositeFieldContainer[Provider]
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
+
+class Provider(_message.Message):
+    __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back")
+    class IdentityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_NAME_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    MAY_FALL_BACK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    runtime_name: str
+    options: _containers.RepeatedCompositeFieldContainer[ProviderOption]
+    identity: _containers.ScalarMap[str, str]
+    may_fall_back: bool
+    def __init__(self, name: _Optional[str] = ..., runtime_name: _Optional[str] = ..., options: _Optional[_Iterable[_Union[ProviderOption, _Mapping]]] = ..., identity: _Optional[_Mapping[str, str]] = ..., may_fall_back: bool = ...) -> None: ...
+
+class ProviderOption(_message.Message):
+    __slots__ = ("name", "type", "default", "help", "choices")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    HELP_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: str
+    default: str
+    help: str
+    choices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., default: _Optional[str] = ..., help: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("key", "unit", "about", "kind", "aggregate", "format", "better", "heading", "title")
@@ -341,7 +378,14 @@ class UploadReply(_message.Message):
     def __init__(self) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits", "provider_options")
+    class ProviderOptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     RUNS_PER_VISIT_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +406,7 @@ class MeasureSpec(_message.Message):
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     LONG_VISITS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -382,7 +427,8 @@ class MeasureSpec(_message.Message):
     references: bool
     sessions: int
     long_visits: int
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ...) -> None: ...
+    provider_options: _containers.ScalarMap[str, str]
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ..., provider_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
     __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs")

@@ -19,7 +19,7 @@ from esm_host.extension.settings.sampling import LEAST_INITIAL, SamplingSettings
 from esm_host.extension.settings.space import SpaceSettings
 from esm_host.extension.settings.training import TrainingSettings
 from esm_host.transfer import LEAST_SAMPLES, method_of
-from esm_protos.messages import MeasureSpec, RunOrder
+from esm_protos.messages import MeasureSpec
 
 __all__ = [
     "LONG_VISITS",
@@ -132,10 +132,9 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             DatasetError: written by a program with other settings.
         """
         try:
-            spec = dict(data["spec"])
-            spec["protocol"] = RunOrder(spec["protocol"])
+            spec = MeasureSpec.from_json(data["spec"])
             # Campaigns that say nothing are from before there was a choice.
-            return cls(**{"predictor": "mlp", **data, "spec": MeasureSpec(**spec)})
+            return cls(**{"predictor": "mlp", **data, "spec": spec})
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"

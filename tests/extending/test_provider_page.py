@@ -1,0 +1,124 @@
+"""The page "Add an execution provider", followed: its file is served, and its commands are run."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from esm_agent.measure.worker import WorkerUnavailableError
+from esm_agent.serving.server import AgentServer
+from esm_host.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending" / "provider.md").read_text()
+MOST_LINES = 60
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, which is the working directory: the page's file, and a model."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    assert code.startswith("# my_provider.py\n")
+    assert len(code.splitlines()) < MOST_LINES
+    (tmp_path / "my_provider.py").write_text(code)
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    return tmp_path
+
+
+def esm_host(words: list[str]) -> Result:
+    assert words[0] == "esm-host"
+    return CliRunner().invoke(app, words[1:])
+
+
+def timed(words: list[str]) -> dict:
+    """The JSON of a timing, made shorter than a user's."""
+    result = esm_host([*words, "--runs", "20", "--quiet", "--json", "-"])
+    assert result.exit_code == 0, result.output
+    found: dict = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture
+def address(folder: Path) -> Iterator[str]:
+    program, *words = shlex.split(blocks("shell")[0])
+    assert program == "esm-agent"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esm_agent.cli", *words, "--port", "0", "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.stdin.close()
+        process.wait(timeout=30)
+
+
+def test_the_file_runs_on_an_agent_and_its_options_are_checked(address: str) -> None:
+    info, time = (
+        shlex.split(line.replace("pi4", address)) for line in blocks("shell")[1].splitlines()
+    )
+    told = esm_host(info).stdout
+    assert "providers cpu, cpu-tuned" in told
+    assert "--ep cpu-tuned --ep-option spinning=1 (0 or 1; 1 by default): Let idle" in told
+    timing = timed(time)
+    (result,) = timing["results"]
+    assert (result["status"], result["provider"]) == ("success", "cpu-tuned")
+    assert timing["context"]["spec"]["provider_options"] == {"spinning": "0", "arena": "0"}
+    refused = esm_host([*time, "--ep-option", "spining=0"])
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "error: --ep-option spining=0: the provider cpu-tuned has no such option: did you mean "
+        "'spinning'? it has spinning (0 or 1), arena (0 or 1)\n"
+    )
+
+
+def test_the_local_device_takes_it_from_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, time = blocks("shell")[2].splitlines()
+    monkeypatch.setenv(*export.removeprefix("export ").split("="))
+    (result,) = timed(shlex.split(time))["results"]
+    assert (result["status"], result["provider"]) == ("success", "cpu-tuned")
+
+
+def test_an_agent_does_not_start_without_it(folder: Path) -> None:
+    (folder / "my_provider.py").write_text("raise RuntimeError('no such board')\n")
+    with pytest.raises(WorkerUnavailableError, match=r"no such board \(line 1 of .*\)") as caught:
+        AgentServer("127.0.0.1", 0, providers=["my_provider.py:TunedCpu"])
+    assert str(caught.value).startswith(f"--provider {folder}/my_provider.py:TunedCpu: ")
+
+
+def test_the_class_does_what_every_provider_does(folder: Path) -> None:
+    program, *words = shlex.split(blocks("shell")[3])
+    assert program == "python"
+    words = [word.replace("my_provider.py", f"{folder}/my_provider.py") for word in words]
+    run = subprocess.run(
+        [sys.executable, *words, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
