@@ -10,7 +10,7 @@ import pytest
 
 import esm_host
 from esm_host.extension.training import Learner
-from esm_host.sampling import BalancedSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from tests.host.campaign import SPACE, ByDepth
