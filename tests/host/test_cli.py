@@ -190,7 +190,7 @@ def test_no_report_of_another_source_is_overwritten(
     page = (tmp_path / "report.html").read_text()
     assert str(finished.parent) not in page.partition("</head>")[0], "no folder of its writer"
     other = shutil.copytree(finished, tmp_path / "other")
-    assert_refused(esm_host("report", other), 2, "report.html is there already", "--output")
+    assert_refused(esm_host("report", other), 2, "report.html exists", "--output")
     assert (tmp_path / "report.html").read_text() == page
     assert esm_host("report", other, "-o", "report.html").exit_code == 0
 
