@@ -139,7 +139,11 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
         (["board.csv", *NAMED, "--json", "no/x.json"], 2, ["--json no/x.json", "no folder"]),
-        (["board.csv", *NAMED, "--format", "help"], 2, ["--architecture is an option of --format columns"]),
+        (
+            ["board.csv", *NAMED, "--format", "help"],
+            2,
+            ["--architecture is an option of --format columns"],
+        ),
         (["board.csv", "--format", "help"], 2, ["no latency/DEVICE.pt"]),
         (["board.csv", "--format", "hw-nas-bench"], 1, ["no file of HW-NAS-Bench"]),
         (["board.csv", "--format", "hwnas"], 2, ["--format", "hw-nas-bench"]),
