@@ -366,7 +366,7 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
     assert "width = 1 / 0" in shown.stderr
     assert shown.stderr.splitlines()[-1].startswith("error: ")
     path = Path(__file__).parent / "own_spaces.py"
-    assert_refused(esm_host(*asked, path), 2, "say which class", f"{path}:Tiny")
+    assert_refused(esm_host(*asked, path), 2, "name a class", f"{path}:Tiny")
 
 
 @pytest.mark.parametrize(
