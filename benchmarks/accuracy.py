@@ -119,7 +119,7 @@ def measure(
                     MeasuringSettings(
                         "local",
                         spec=specs[name],
-                        # Sequential references deviate on any noisy machine; repeating does not help.
+                        # Sequential references deviate on noisy machines; repeating does not help.
                         max_remeasurements=0 if sequential else 2,
                     ),
                     live,

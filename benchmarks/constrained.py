@@ -200,7 +200,7 @@ def on(
 def _trained_where_it_matters(
     table: LatencyTable, target: Target, trained: Rows, seed: int
 ) -> Floats:
-    """Train the architectures that would be chosen, some at a time."""
+    """Train the architectures that would be chosen, some at a time; return the accuracies."""
     keeps = target.promised(PROBABILITY)(table.codes)[AT_MOST] <= target.limit_ms
     while True:
         accuracy = guessed(table, trained, seed)

@@ -141,7 +141,7 @@ SPACES = ("resnet", "mobilenetv3", "densenet")
 
 
 def latency_ms(run: Callable[[], object]) -> float:
-    """Return the median latency of consecutive runs, after equally long uncounted ones."""
+    """Return the trimmed mean of consecutive runs, ms, after equally long uncounted ones."""
     for _ in ("uncounted", "counted"):
         taken = []
         end = time.perf_counter() + SECONDS

@@ -107,7 +107,7 @@ class Truth:
     def __init__(self, latency_ms: Floats, accuracy: Floats) -> None:
         there = np.isfinite(latency_ms)
         self._slowest = float(latency_ms[there].max())
-        # What is not there is of no use to anybody.
+        # Missing architectures are slow and inaccurate, so that none is chosen.
         self.latency_ms = np.where(there, latency_ms, 10 * self._slowest)
         self.accuracy = np.where(there, accuracy, 0.0)
         front = self.front(np.arange(len(latency_ms)))

@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
 
 BOUNDS = Reading(rss_mb=8.0, descriptors=8, threads=8)
-"""Largest allowed increase from the median of the first third to that of the last.
+"""Largest allowed growth: increase from the median of the first third to that of the last.
 
 Of 10,000 blocks, 8 MB are 1.2 KB a block.
 """
