@@ -115,7 +115,7 @@ def test_what_makes_sense_is_believed(liar: tuple[Liar, RemoteProfiler]) -> None
         (events()[1:], "the result of another model"),
         (events()[2:], "the results of another block"),
         (events()[:2] + events()[:1], "the result of another model"),
-        ([GARBAGE], "no MeasureBlockEvent"),
+        ([GARBAGE], "not a MeasureBlockEvent"),
         (
             [pb.MeasureBlockEvent(progress=pb.Progress(state="STATE_QUEUED", fraction=NAN))],
             "fraction of nan",
@@ -155,14 +155,14 @@ def test_parts_have_an_end(
             lambda profiler: profiler.reserve("test"),
             "expires of inf s",
         ),
-        ("Lease", GARBAGE, lambda profiler: profiler.reserve("test"), "no LeaseReply"),
+        ("Lease", GARBAGE, lambda profiler: profiler.reserve("test"), "not a LeaseReply"),
         (
             "Lease",
             pb.LeaseReply(standing=pb.Standing(wait_s=-1)),
             lambda profiler: profiler.measure(BLOCK),
             "wait of -1.0 s",
         ),
-        ("GetDeviceInfo", GARBAGE, lambda profiler: profiler.device_info(), "no DeviceInfo"),
+        ("GetDeviceInfo", GARBAGE, lambda profiler: profiler.device_info(), "not a DeviceInfo"),
         (
             "Diagnose",
             pb.Diagnosis(findings=[pb.Finding(severity=44)]),  # type: ignore[arg-type]
