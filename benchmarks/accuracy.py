@@ -1,4 +1,4 @@
-"""How accurate a predictor gets, by timing protocol and by encoding.
+"""Accuracy of a predictor, by timing protocol and by encoding.
 
     python -m benchmarks.accuracy --run runs/accuracy [--json FILE]
 
@@ -90,7 +90,7 @@ def measure(
     specs: dict[str, MeasureSpec],
     models: int,
 ) -> None:
-    """The same plan under each protocol, in alternating rounds."""
+    """Measure one plan by each protocol, in alternating rounds."""
     rng = np.random.default_rng(0)
     sampler = BalancedSampler(space, bins)
     references = RandomSampler(space, bins).sample(4, rng)
@@ -119,7 +119,7 @@ def measure(
                     MeasuringSettings(
                         "local",
                         spec=specs[name],
-                        # In a row, references stray on any noisy machine: again would not help.
+                        # Sequential references deviate on noisy machines; repeating does not help.
                         max_remeasurements=0 if sequential else 2,
                     ),
                     live,
@@ -129,7 +129,7 @@ def measure(
 
 
 def as_measured(measurements: Measurements, dataset: Dataset) -> Dataset:
-    """Return the same measurements with the device's paces left in, and of cold models."""
+    """Return the measurements without correction for pace, and with the runs of cold models."""
     table = measurements.table()
     best = best_attempts(table)
     latency_ms = np.array([table.models[best[a.key]][a.key].raw_ms for a in dataset.architectures])
@@ -143,7 +143,7 @@ def accuracies(
     held_out: int,
     seeds: int,
 ) -> list[float]:
-    """Held-out accuracy for each seed, percent."""
+    """Return the held-out accuracy of each seed, percent."""
     encodings = make_encoder(encoding, space).encode(dataset.architectures)
     result = []
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""One proxy for every other device, adapted: with the samples of the paper, and step by step.
+"""Adaptation of one proxy to every other device, with the paper's samples and step by step.
 
     ESM_DATA=... python -m benchmarks.adaproxy fbnet --results runs/adaproxy
 
@@ -99,7 +99,7 @@ def on(
     methods: dict[str, FewShotPredictor],
     pool: NDArray[np.intp],
 ) -> dict[str, float]:
-    """Rank correlations of one target, by method."""
+    """Return the rank correlations of one target, by method."""
     truth = table.latency_of(target)
     own = pool[np.isfinite(truth[pool])]
     count = VALIDATION + next(

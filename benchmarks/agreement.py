@@ -1,4 +1,4 @@
-"""Whether esm-host's latency is what onnxruntime, timed directly, says it is.
+"""Agreement of esm-host's latencies with a direct timing of onnxruntime.
 
     python -m benchmarks.agreement [--pairs 45] [--json FILE]
 
@@ -39,7 +39,7 @@ TOLERANCE_PERCENT = 2.0
 
 
 class Direct:
-    """The independent script, kept running between turns."""
+    """Independent script, kept running between turns."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -74,7 +74,7 @@ def our_latency_ms(profiler: Profiler, model: Entry, runs: int) -> float:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median: the order statistics that the sign test does not reject.
+    """Return the 95 % interval of the median: order statistics that the sign test does not reject.
 
     Infinite with fewer than six values.
     """
@@ -91,7 +91,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def measure(
     paths: dict[str, Path], pairs: int, rng: random.Random
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, int], dict[str, Any]]:
-    """Pairs (direct, ours) of every model in milliseconds, its runs per turn, and the device."""
+    """Return pairs (direct, ours) of every model, ms, its runs per turn, and the device."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
     with LocalProfiler() as profiler, direct() as script:
         device = asdict(profiler.device_info())
@@ -119,7 +119,7 @@ def measure(
 
 
 def compare(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """One model's row."""
+    """Return the row of a model."""
     logs = [math.log(ours / theirs) for theirs, ours in pairs]
     low, high = (100 * math.expm1(v) if math.isfinite(v) else None for v in median_interval(logs))
     difference = 100 * math.expm1(statistics.median(logs))

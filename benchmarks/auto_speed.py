@@ -1,4 +1,4 @@
-"""How long the predictor `auto` takes to fit and to predict, beside LightGBM and ESM's perceptron.
+"""Time to fit and to predict of the predictor `auto`, LightGBM and ESM's perceptron.
 
     python -m benchmarks.auto_speed [--samples 300 4000] [--architectures 1000000] [--repeats 3]
 

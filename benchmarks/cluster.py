@@ -1,4 +1,4 @@
-"""What a cluster costs over processes of the same machine, and what travels to its workers.
+"""Overhead of a cluster over processes of one machine, and bytes sent to its workers.
 
     python -m benchmarks.cluster [--rounds 9] [--json FILE]
 
@@ -102,7 +102,7 @@ def study_tasks() -> list[Task]:
 
 
 def seconds(spec: str | int, tasks: list[Task]) -> tuple[float, float]:
-    """On the wall, and of processors."""
+    """Return the wall time and the processor time, s."""
     with parallel(spec):
         began, busy = time.perf_counter(), processor_s()
         outcomes = list(map_unordered(compute, tasks))
@@ -112,7 +112,7 @@ def seconds(spec: str | int, tasks: list[Task]) -> tuple[float, float]:
 
 
 def processor_s() -> float:
-    """So far, of this process and all that it has started and that are alive."""
+    """Return the processor time of this process and its living descendants so far, s."""
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(each.user + each.system for each in times)

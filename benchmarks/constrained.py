@@ -1,4 +1,4 @@
-"""The most accurate architecture within a latency, from twenty measurements.
+"""Most accurate architecture within a latency limit, from twenty measurements.
 
     ESM_DATA=... python -m benchmarks.constrained --results runs/constrained
 
@@ -63,8 +63,10 @@ RUNS, OVERHEAD = 50, 1.5
 
 
 def guessed(table: LatencyTable, trained: Rows, seed: int) -> Floats:
-    """Accuracies of the table's rows: of those that were trained the validation's, of all others
-    predicted, percent."""
+    """Return the accuracies of the table's rows, percent.
+
+    Trained rows have their validation accuracy, all others a predicted one.
+    """
     views = make_encoder("views", table.space)
     val = table.accuracy_percent["cifar100_val"]
     predictor = AutoPredictor(views.layout, seed)
@@ -76,7 +78,7 @@ def guessed(table: LatencyTable, trained: Rows, seed: int) -> Floats:
 
 
 class Target:
-    """One device with one limit, and everything that is true of it."""
+    """Device with a latency limit, and its true latencies."""
 
     def __init__(
         self, table: LatencyTable, name: str, limit_ms: float, learner: SourceGP, seed: int
@@ -94,7 +96,7 @@ class Target:
         self._first, self._encoder, self._seed = chosen, learner.encoder_, seed
 
     def site(self) -> Simulated:
-        """Where the first samples are measured, and nothing else yet."""
+        """Return a site that has measured the first samples only."""
         return Simulated(self._table, self.truth, self._first, self._encoder, self._seed)
 
     def problem(self, accuracy: Floats) -> Callable[[Sequence[Measure]], Problem]:
@@ -143,14 +145,14 @@ def compute(table: LatencyTable, seed: int) -> pd.DataFrame:
 def on(
     table: LatencyTable, target: Target, random: Rows, seed: int
 ) -> Sequence[Mapping[str, object]]:
-    """All ways of choosing on one target."""
+    """Run all methods on one target."""
     test = table.accuracy_percent["cifar100_test"]
     best = float(test[target.truth <= target.limit_ms].max())
     place = Places(table.codes)
     rows: list[Mapping[str, object]] = []
 
     def keep(way: str, accuracy: str, picked: Candidates, extra: Rows, search_s: float) -> None:
-        """Of several that are equally good the fastest is taken."""
+        """Return the row of a result; the fastest of several equally good architectures counts."""
         row = int(place(picked[np.argsort(picked.values[LATENCY], kind="stable")[:1]].codes)[0])
         latency_ms = float(target.truth[row])
         measured_ms = np.concatenate([target.truth[target.site().rows], target.truth[extra]])
@@ -198,7 +200,7 @@ def on(
 def _trained_where_it_matters(
     table: LatencyTable, target: Target, trained: Rows, seed: int
 ) -> Floats:
-    """Of what would be chosen it is found out how accurate it is, some at a time."""
+    """Train the architectures that would be chosen, some at a time; return the accuracies."""
     keeps = target.promised(PROBABILITY)(table.codes)[AT_MOST] <= target.limit_ms
     while True:
         accuracy = guessed(table, trained, seed)
@@ -210,7 +212,7 @@ def _trained_where_it_matters(
 
 
 def tables(results: pd.DataFrame) -> str:
-    """Markdown, by what is known of accuracy."""
+    """Return Markdown tables, by the known accuracies."""
     results = results.assign(
         total_s=results[["adapt_s", "search_s", "device_s"]].sum(axis=1),
         host_s=results[["adapt_s", "search_s"]].sum(axis=1),

@@ -1,4 +1,4 @@
-"""Measured models needed until every depth bin is accurate, by how they are chosen.
+"""Number of models needed until every depth bin is accurate, by sampling strategy.
 
     python -m benchmarks.convergence --measure --run runs/convergence   # 30 minutes, once
     python -m benchmarks.convergence --run runs/convergence [--json FILE] [--plot FILE.png]
@@ -114,7 +114,7 @@ class Pool:
     """Measured models. ``n`` rows; ``parts`` holds the rows of each part.
 
     Attributes:
-        cost: what models of a latency take of the device's time, loading included.
+        cost: Device time for models of a latency, including loading.
         depth, bin: of each, ``(n,)``.
     """
 
@@ -131,7 +131,7 @@ class Pool:
 
 
 def draw(sizes: dict[str, int]) -> tuple[list[Architecture], dict[str, list[Architecture]]]:
-    """References and the parts of the pool, all different; the same every time."""
+    """Return the reference models and the disjoint parts of the pool, the same every time."""
     rng = np.random.default_rng(2025)
     balanced, random = BalancedSampler(SPACE, BINS), RandomSampler(SPACE, BINS)
     references = random.sample(4, rng)
@@ -150,7 +150,7 @@ def draw(sizes: dict[str, int]) -> tuple[list[Architecture], dict[str, list[Arch
 
 
 def measure(store: Store, sizes: dict[str, int]) -> None:
-    """Measures what the store lacks of the pool; the parts mixed, so that no drift tells them."""
+    """Measure the missing models of the pool, with mixed parts, so that drift affects all alike."""
     references, parts = draw(sizes)
     known = store.fact("pools")
     if known is None:
@@ -185,7 +185,7 @@ def measure(store: Store, sizes: dict[str, int]) -> None:
 
 
 def measured_pool(store: Store) -> Pool:
-    """What was measured of a pool; models that failed are not in it."""
+    """Return the measured pool, without failed models."""
     dataset = Measurements(store, SPEC).dataset()
     row = {a.key: index for index, a in enumerate(dataset.architectures)}
     return _pool(
@@ -197,7 +197,7 @@ def measured_pool(store: Store) -> Pool:
 
 
 def simulated_pool(machine: str, sizes: dict[str, int]) -> Pool:
-    """The same pool with latencies that are made up."""
+    """Return the same pool with made-up latencies."""
     _, parts = draw(sizes)
     architectures = [a for part in parts.values() for a in part]
     rng = np.random.default_rng(0)
@@ -227,7 +227,7 @@ def _pool(
 
 @dataclass
 class State:
-    """What a strategy knows: the rows taken so far, and how good they made the predictor."""
+    """State of a strategy: the rows taken so far, and the predictor's accuracy with them."""
 
     pool: Pool
     taken: NDArray[np.int64]
@@ -238,7 +238,7 @@ class State:
     make_predictor: Callable[[int], Predictor]
 
     def left(self, part: str, bin_index: int | None = None) -> NDArray[np.int64]:
-        """Rows of a part, or of one bin of it, that are not taken."""
+        """Return the remaining rows of a part, or of one bin of it."""
         rows = np.setdiff1d(self.pool.parts[part], self.taken)
         return rows if bin_index is None else rows[self.pool.bin[rows] == bin_index]
 
@@ -247,19 +247,19 @@ Rows = NDArray[np.int64]
 
 
 def by_chance(state: State, step: int) -> Rows:
-    """Random sampling: its own part, bins or not."""
+    """Choose rows at random from the random part, without regard to bins."""
     return _some(state.left("random"), step, state.rng)
 
 
 def by_algorithm_1(state: State, step: int) -> Rows:
-    """The paper's extension: more for bins below the target, by chance within them."""
+    """Choose by the paper's extension: more from bins below the target, at random in each bin."""
     passing = [accuracy >= state.target_percent for accuracy in state.accuracy_percent]
     quotas = allocate(step, passing, WEIGHT_BELOW, WEIGHT_ABOVE)
     return _fill(state, step, quotas, lambda rows, n: _some(rows, n, state.rng))
 
 
 def by_cost(state: State, step: int) -> Rows:
-    """The cost-aware extension: by what bins are short of, what teaches most per second."""
+    """Choose by the cost-aware extension: the most informative models per second, by bin."""
     pool, taken = state.pool, state.taken
     _, committee = cross_validate(
         state.make_predictor,
@@ -290,7 +290,7 @@ def _some(rows: Rows, n: int, rng: np.random.Generator) -> Rows:
 
 
 def _fill(state: State, step: int, quotas: list[int], pick: Callable[[Rows, int], Rows]) -> Rows:
-    """Each bin's quota; what a bin lacks is taken from the others, as the loop does."""
+    """Choose each bin's quota; the others make up for a bin without enough rows."""
     picked = [pick(state.left("balanced", i), quota) for i, quota in enumerate(quotas)]
     missing = step - sum(map(len, picked))
     if missing:
@@ -301,7 +301,7 @@ def _fill(state: State, step: int, quotas: list[int], pick: Callable[[Rows, int]
 
 @dataclass
 class Curve:
-    """One replay, a list entry per round. ``needed`` is None if the pool ran out before."""
+    """Replay of a strategy, a list entry per round. ``needed`` is None if the pool ran out."""
 
     needed: int | None
     needed_seconds: float
@@ -317,7 +317,7 @@ def replay(
     target_percent: float,
     make_predictor: Callable[[int], Predictor] = lambda seed: MLPPredictor(seed=seed),
 ) -> Curve:
-    """The loop over a pool, until every bin reached the target and all checkpoints are passed."""
+    """Replay the loop until every bin has reached the target and all checkpoints are passed."""
     rng = np.random.default_rng(seed)
     state = State(
         pool,
@@ -362,7 +362,7 @@ def replay(
 
 
 def summary(curves: dict[str, list[Curve]]) -> dict[str, Any]:
-    """Per strategy, what the table shows. Where a seed ran out, means are bounds from below."""
+    """Return the table's figures per strategy; means are lower bounds if a seed ran out."""
     result: dict[str, Any] = {}
     for name, runs in curves.items():
         ran_out = [run.models[-1] for run in runs if run.needed is None]
@@ -412,7 +412,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def plot(path: Path, curves: dict[str, list[Curve]], target_percent: float) -> None:
-    """Accuracy of the worst bin over the number of models: every seed, and where it converged."""
+    """Plot the accuracy of the worst bin over the number of models, for every seed."""
     import altair as alt
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Whether stated intervals hold: timings of the same models in processes of their own.
+"""Coverage of stated intervals, from timings of the same models in separate processes.
 
     python -m benchmarks.coverage [--passes 10] [--every 360] [--max-time 6] [--json FILE]
 
@@ -46,7 +46,7 @@ _PROGRAM = str(Path(sys.executable).with_name("esm-host"))
 
 
 class Coverage:
-    """The models in a folder, and what was measured of them so far."""
+    """Models in a folder, and their measurements so far."""
 
     def __init__(self, folder: Path, alone_s: float, seed: int = 1) -> None:
         self._folder = folder
@@ -124,7 +124,7 @@ class Coverage:
             )
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per kind of timing and model."""
+        """Return a row per kind of timing and model."""
         return [
             {"kind": kind, "model": name, **held(entries)}
             for kind, models in self.taken.items()
@@ -133,7 +133,7 @@ class Coverage:
         ]
 
     def ratio_rows(self) -> list[dict[str, Any]]:
-        """One per pair of models that `time` compared in every pass."""
+        """Return a row per pair of models that `time` compared in every pass."""
         found: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for ratio in self.ratios:
             found[ratio["kind"], ratio["pair"]].append(ratio)
@@ -145,7 +145,7 @@ class Coverage:
 
 
 def held(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the intervals of one model hold the mean of its other passes."""
+    """Return how often the intervals of a model contain the mean of its other passes."""
     logs = np.log([entry["latency_ms"] for entry in entries])
     half = np.array([entry["half"] for entry in entries], dtype=float)
     count = len(logs)
@@ -177,7 +177,7 @@ def _entry(result: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _ratios(found: dict[str, Any], kind: str, number: int) -> Iterator[dict[str, Any]]:
-    """Those of a block, in the order of names: which of two is the faster may change."""
+    """Yield the ratios of a block, in the order of names, as the faster of two may change."""
     names = [Path(result["model"]).stem for result in found["results"]]
     for comparison in found["comparisons"]:
         if comparison["ci95"] is None:
@@ -203,7 +203,7 @@ def _of_depth(depth: int) -> Architecture:
 
 
 def report(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Print the rows and what they give by kind; return the latter."""
+    """Print the rows and their summary by kind; return the summary."""
     print(
         f"{'kind':22}{'model':18}{'latency':>10}{'SD raw':>8}{'SD':>7}{'half':>7}"
         f"{'asked':>7}{'held':>7}"
@@ -240,7 +240,7 @@ def report(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def write(study: Coverage, path: Path) -> None:
-    """Keep what was measured so far."""
+    """Save the measurements so far."""
     rows = [*study.rows(), *study.ratio_rows()]
     data = {"rows": rows, "taken": study.taken, "ratios": study.ratios}
     path.write_text(json.dumps(data, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Times an ONNX model as a user would who has nothing but onnxruntime: a plain loop.
+"""Timing of an ONNX model in a plain loop, with onnxruntime alone.
 
     python benchmarks/direct_timing.py MODEL.onnx RUNS
     python benchmarks/direct_timing.py        (reads lines "RUNS MODEL.onnx", answers each)
@@ -27,7 +27,7 @@ def open_session(path: str) -> onnxruntime.InferenceSession:
 
 
 def random_inputs(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray]:
-    """Integers are 0 or 1: valid tokens and indices almost everywhere."""
+    """Return random inputs; integers are 0 or 1, valid tokens and indices for most models."""
     rng = np.random.default_rng()
     inputs = {}
     for node in session.get_inputs():
@@ -40,7 +40,7 @@ def random_inputs(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray
 
 
 def time_model(path: str, runs: int) -> list[int]:
-    """Nanoseconds of every run, in a session of its own."""
+    """Return the latency of every run in a new session, ns."""
     session = open_session(path)
     inputs = random_inputs(session)
     for _ in range(WARMUP):

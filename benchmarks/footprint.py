@@ -1,4 +1,4 @@
-"""What the agent costs a device that it only waits on: disk, memory, and time to start.
+"""Cost of an idle agent on a device: disk, memory and start-up time.
 
     python -m benchmarks.footprint [--json FILE]
 
@@ -31,7 +31,7 @@ AIMS = {"disk_mb": 200.0, "rss_mb": 100.0, "start_s": 1.0}
 
 
 def install(folder: Path) -> Path:
-    """A fresh environment with the agent in it; its interpreter."""
+    """Create an environment with the agent installed; return its interpreter."""
     run = [sys.executable, "-m"]
     wheels = folder / "wheels"
     subprocess.run([*run, "pip", "wheel", "-q", "--no-deps", "-w", wheels, ROOT], check=True)
@@ -44,7 +44,7 @@ def install(folder: Path) -> Path:
 
 
 def disk_mb(python: Path) -> dict[str, float]:
-    """Megabytes of each installed package, the largest first."""
+    """Return the size of each installed package, MB, the largest first."""
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     owner: dict[Path, str] = {}
     for distribution in distributions(path=[str(site)]):
@@ -58,14 +58,14 @@ def disk_mb(python: Path) -> dict[str, float]:
 
 
 def needs_nothing_else(python: Path) -> bool:
-    """Whether neither torch nor onnx can be imported."""
+    """Return whether neither torch nor onnx can be imported."""
     program = f"import importlib.util as u; print(any(u.find_spec(m) for m in {NOT_SHIPPED}))"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.strip() == "False"
 
 
 def started(python: Path, *options: str) -> tuple[subprocess.Popen[str], float]:
-    """A running agent, and the seconds until it said that it listens."""
+    """Start an agent; return it and the seconds until it listens."""
     command = [python.with_name("esm-agent"), "serve", "--port", "0", *options]
     began = time.perf_counter()
     agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -83,7 +83,7 @@ def stop(agent: subprocess.Popen[str]) -> None:
 
 
 def memory_mb(pid: int) -> dict[str, dict[str, float]]:
-    """RSS and PSS of a process and of those that it started."""
+    """Return RSS and PSS of a process and of its children."""
     names = {pid: "agent"}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -133,7 +133,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures for people."""
+    """Print the figures."""
     for name, size in list(result["disk_mb_by_package"].items())[:8]:
         print(f"  {name:24}{size:8.1f} MB")
     for state in ("ready", "idle"):

@@ -1,4 +1,4 @@
-"""Forms of a measurement, and how often a small campaign reads what it wrote.
+"""Forms of a measurement, and the number of their conversions in a small campaign.
 
     python -m benchmarks.forms
 
@@ -48,12 +48,12 @@ FORMS = (
     ("esm_host.campaign.run:_Records", "data set and table of a run"),
     ("pandas:DataFrame", "Run.measurements()"),
 )
-"""Form of a measurement: what makes or holds it, and what it is there."""
+"""Forms of a measurement: the code that creates or holds it, and its form there."""
 
 
 @contextmanager
 def counted(owner: Any, name: str, counts: Counter[str], label: str) -> Iterator[None]:
-    """Count the calls of a method, or of a class method, as long as the context is open."""
+    """Count the calls of a method or class method while the context is open."""
     own = owner.__dict__[name]
     call: Callable[..., Any] = own.__func__ if isinstance(own, classmethod) else own
 
@@ -66,12 +66,12 @@ def counted(owner: Any, name: str, counts: Counter[str], label: str) -> Iterator
 
 
 def latency(model: Model) -> float:
-    """Return a latency in milliseconds that no predictor learns: it depends on the model's id."""
+    """Return a latency, ms, that depends on the model's id, so that no predictor learns it."""
     return model.size_bytes / 1e4 * (1 + int(model.model_id, 16) % 1000 / 1000)
 
 
 def campaign_counts() -> Counter[str]:
-    """Return how often a campaign of three rounds, and then its reading, did what is counted."""
+    """Return the counts in a campaign of three rounds and in reading it."""
     settings = Settings(
         device="fake",
         resolution=32,
@@ -104,7 +104,7 @@ def campaign_counts() -> Counter[str]:
 
 
 def forms() -> list[tuple[str, str]]:
-    """Return the forms of a measurement, each with what it is there.
+    """Return the forms of a measurement, each with its description.
 
     Raises:
         AttributeError: one of them is gone; take it off the list.

@@ -1,4 +1,4 @@
-"""Parts of a benchmark that know nothing of each other, computed and kept as one table."""
+"""Independent parts of a benchmark, computed in parallel and saved as one table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 
 def gathered(parts: Iterable[Any], jobs: int, label: Sequence[str]) -> pd.DataFrame:
-    """All rows, a line printed after each part.
+    """Compute all parts and return their rows; print a line after each part.
 
     Args:
         parts: ``joblib.delayed(compute)(...)``, each of which gives a data frame.
@@ -27,8 +27,7 @@ def gathered(parts: Iterable[Any], jobs: int, label: Sequence[str]) -> pd.DataFr
 def keep(
     results: pd.DataFrame, folder: Path, name: str, tables: Callable[[pd.DataFrame], str]
 ) -> None:
-    """Writes the rows as Parquet, and as Markdown what ``tables`` makes of them, which is printed
-    too."""
+    """Write the rows as Parquet and their ``tables`` as Markdown, and print the tables."""
     folder.mkdir(parents=True, exist_ok=True)
     results.to_parquet(folder / f"{name}.parquet", index=False)
     text = tables(results)

@@ -1,4 +1,4 @@
-"""Whether the agent's provider cuda does on this machine's GPU what it promises.
+"""Check of the agent's provider cuda on this machine's GPU.
 
     python -m benchmarks.gpu_check [--gpu 0] [--json FILE]
 
@@ -59,7 +59,7 @@ Figures = dict[str, Any]
 
 
 class CheckFailedError(Exception):
-    """The figures come with it."""
+    """Failed check, with its figures."""
 
     def __init__(self, text: str, **figures: Any) -> None:
         super().__init__(text)
@@ -67,11 +67,11 @@ class CheckFailedError(Exception):
 
 
 class SkippedError(Exception):
-    """Cannot be seen on this machine."""
+    """Check that this machine cannot run."""
 
 
 class Box:
-    """The GPU under test and a folder for models."""
+    """GPU under test, and a folder for models."""
 
     def __init__(self, gpu: int, backend: CudaProvider, folder: Path) -> None:
         self.gpu, self.backend, self.folder = gpu, backend, folder
@@ -88,7 +88,7 @@ class Box:
 
     @contextmanager
     def worker(self, gpu: int) -> Iterator[Worker]:
-        """A measuring process as the agent has it."""
+        """Return a measuring process as the agent starts it."""
         worker = Worker(
             make_provider, partial(Telemetry, gpu=gpu), make_others=(partial(CUDA, gpu),)
         )
@@ -125,7 +125,7 @@ def chain(depth: int) -> bytes:
 
 
 def subnets(name: str, resolution: int, width_mult: float) -> tuple[bytes, bytes]:
-    """The smallest and the largest of a search space."""
+    """Return the smallest and the largest subnet of a search space."""
     from esm_models.spaces import load_space
 
     space = load_space(name, resolution=resolution, width_mult=width_mult)
@@ -134,7 +134,7 @@ def subnets(name: str, resolution: int, width_mult: float) -> tuple[bytes, bytes
 
 
 def determinants() -> bytes:
-    """An operator that ONNX Runtime has for the CPU alone."""
+    """Return a model with an operator that ONNX Runtime supports on the CPU only."""
     from onnx import TensorProto, helper
 
     nodes = [
@@ -157,7 +157,7 @@ SPACES = ("resnet", "mobilenetv3", "densenet")
 
 
 def latency_ms(run: Callable[[], object]) -> float:
-    """Of runs in a row, after as long a time of uncounted ones."""
+    """Return the trimmed mean of consecutive runs, ms, after equally long uncounted ones."""
     for _ in ("uncounted", "counted"):
         taken = []
         end = time.perf_counter() + SECONDS
@@ -169,7 +169,7 @@ def latency_ms(run: Callable[[], object]) -> float:
 
 
 def error_between(got: Any, expected: Any) -> float:
-    """Largest difference, as a share of the largest value."""
+    """Return the largest difference, as a share of the largest value."""
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
@@ -190,7 +190,7 @@ def on_cpu(model: UploadedModel) -> Any:
 
 
 def nodes_on_cuda(box: Box) -> Figures:
-    """Every node of the search spaces' smallest and largest models runs on CUDA."""
+    """Check that every node of the spaces' smallest and largest models runs on CUDA."""
     figures: Figures = {}
     for name in SPACES:
         for size, data in zip(
@@ -204,7 +204,7 @@ def nodes_on_cuda(box: Box) -> Figures:
 
 
 def same_results_as_cpu(box: Box) -> Figures:
-    """Weightless models give what they give on the CPU, within 1e-3."""
+    """Check that weightless models give the CPU's results, within 1e-3."""
     figures = {}
     for name in SPACES:
         for size, data in zip(("smallest", "largest"), subnets(name, 64, 0.5), strict=True):
@@ -216,8 +216,11 @@ def same_results_as_cpu(box: Box) -> Figures:
 
 
 def synchronised(box: Box) -> Figures:
-    """A run is over when it returns: ten times the depth takes ten times as long, what follows
-    does not wait, and runs add up to the time that they took together."""
+    """Check that a run has ended when it returns.
+
+    Ten times the depth takes ten times as long, later calls do not wait, and the runs add up to
+    their total time.
+    """
     shallow, deep = (box.load(chain(depth)) for depth in DEPTHS)
     shallow_ms, deep_ms = latency_ms(shallow.run), latency_ms(deep.run)
     depth_ratio = DEPTHS[1] / DEPTHS[0]
@@ -258,7 +261,7 @@ def synchronised(box: Box) -> Figures:
 
 
 def agrees_with_plain_runs(box: Box) -> Figures:
-    """A plain ``session.run`` less its copies takes as long as what the agent times."""
+    """Check that a plain ``session.run`` without its copies takes as long as the agent's run."""
     import onnxruntime
 
     from esm_models.spaces import load_space
@@ -287,7 +290,7 @@ def agrees_with_plain_runs(box: Box) -> Figures:
 
 
 def tf32(box: Box) -> Figures:
-    """Off by default; on, results are coarser."""
+    """Check that TF32 is off by default, and that results are coarser with it."""
     data = (reference_folder() / "beyond.onnx").read_bytes()
     expected = on_cpu(box.save(data))
     off, on = (box.load(data, with_option("tf32", wanted)) for wanted in "01")
@@ -310,7 +313,7 @@ def tf32(box: Box) -> Figures:
 
 
 def cuda_graph(box: Box) -> Figures:
-    """Gives the same results, and is not slower."""
+    """Check that a CUDA graph gives the same results and is not slower."""
     figures: Figures = {}
     for name, data in (
         ("small", subnets("resnet", 32, 0.25)[1]),
@@ -328,7 +331,7 @@ def cuda_graph(box: Box) -> Figures:
 
 
 def refuses_fallback(box: Box) -> Figures:
-    """A model with an operator for the CPU alone is refused by name, and measured if allowed."""
+    """Check that a model with a CPU-only operator is refused by name, and measured if allowed."""
     data = determinants()
     try:
         box.load(data)
@@ -347,7 +350,7 @@ def refuses_fallback(box: Box) -> Figures:
 
 
 def convolution_search(box: Box) -> Figures:
-    """How far sessions of the same model lie apart, by cuDNN's search; figures only."""
+    """Measure the difference between sessions of a model, by cuDNN's search; figures only."""
     data = subnets("resnet", RESOLUTION, WIDTH)[1]
     figures: Figures = {"stated": stated_options()["conv_search"]}
     for search in ("EXHAUSTIVE", "HEURISTIC"):
@@ -359,7 +362,7 @@ def convolution_search(box: Box) -> Figures:
 
 
 def repeats(box: Box) -> Figures:
-    """Blocks in the agent's own process: how well passes agree, by protocol."""
+    """Measure the agreement of passes in the agent's own process, by protocol."""
     models = tuple(box.save(data) for name in SPACES for data in subnets(name, 64, 0.5))
     found: dict[RunOrder, list[list[float]]] = {protocol: [] for protocol in RunOrder}
     with box.worker(box.gpu) as worker:
@@ -388,7 +391,7 @@ def repeats(box: Box) -> Figures:
 
 
 def nvml_tells(box: Box) -> Figures:
-    """Clocks, temperature and power of this GPU and no other; the clock stays once it settled."""
+    """Check clocks, temperature and power of this GPU only, and that its clock stays settled."""
     telemetry = Telemetry(gpu=box.gpu)
     gpus = telemetry.state(0).gpus
     if not gpus:
@@ -417,7 +420,7 @@ def nvml_tells(box: Box) -> Figures:
 
 
 def every_gpu_by_number(box: Box) -> Figures:
-    """``--gpu N`` takes the memory of that GPU, and a number too high is refused."""
+    """Check that ``--gpu N`` uses the memory of that GPU, and refuses a number too high."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         raise SkippedError("CUDA_VISIBLE_DEVICES is set: its numbers are not those of nvidia-smi")
     nvml = nvml_module()
@@ -487,7 +490,7 @@ def compute_capability(gpu: int) -> int | None:
 
 
 def attempt(check: Callable[[Box], Figures], box: Box) -> dict[str, Any]:
-    """Its row: whatever it raises is what it saw."""
+    """Run a check and return its row; an exception becomes its outcome."""
     began = time.monotonic()
     outcome, text, figures = "ok", "", {}
     try:

@@ -1,4 +1,4 @@
-"""What a graph costs to build and to send, without weights and with.
+"""Cost of building and sending a graph, with and without weights.
 
     python -m benchmarks.graphs [--json FILE]
 

@@ -34,16 +34,16 @@ REFERENCE_RUNS = 8
 SIZES_MB = (0.0, 2.0, 8.0, 20.0, 60.0)
 """Weights of the block's models."""
 HISTORIES = (0, 3, 30, 300)
-"""Moments that the agent remembers."""
+"""Moments in the agent's history."""
 _SCALES_S = (0.01, 3.0, 300.0, 7200.0, 86_400.0)
-"""Time constants of the processes that a pace is the sum of."""
+"""Time constants of the processes whose sum is a pace."""
 _SLOW = 2
-"""Number of the first of them that outlasts a block."""
+"""Index of the first process that is slower than a block."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A kind of device. Standard deviations are of logarithms.
+    """Kind of device. Standard deviations are of logarithms.
 
     Attributes:
         arithmetic: of each process of the arithmetic pace.
@@ -87,7 +87,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Simulated:
-    """A model: its latency at paces of 1, and the share of it that memory slows down."""
+    """Model: its latency at paces of 1, and the share that depends on the memory pace."""
 
     name: str
     weight_bytes: int
@@ -96,7 +96,7 @@ class Simulated:
 
 
 class Device:
-    """A simulated device.
+    """Simulated device.
 
     Args:
         rng: of the device and of all that happens on it.
@@ -123,7 +123,7 @@ class Device:
         ]
 
     def _model(self, name: str, mb: float, computing_ms: float) -> Simulated:
-        """Return a model; no two of the same size feel memory quite alike."""
+        """Return a model; models of the same size differ in their sensitivity to memory."""
         streaming_ms = mb / self._mb_per_ms * mb / (mb + self._cache_mb)
         ms = computing_ms + streaming_ms
         feels = streaming_ms / ms * math.exp(self.rng.normal(0, 0.15))
@@ -144,7 +144,7 @@ class Device:
         return model.latency_ns * math.exp(trimmed_mean(self._feel(model, slow), 0.25))
 
     def usual(self, moments: int) -> Usual | None:
-        """Return what an agent remembers after so many moments."""
+        """Return the history of an agent after a number of moments."""
         slow = self.slow(moments)
         taken = np.empty((moments, len(self.references)))
         for column, model in enumerate(self.references):
@@ -161,7 +161,7 @@ class Device:
         return usual_of(names, np.arange(moments) * 3600.0, taken)
 
     def block(self, seconds: float, sessions: int) -> tuple[list[Runs], list[Runs]]:
-        """Measure all models for so long, and reference models for a tenth of it.
+        """Measure all models for a time, and reference models for a tenth of it.
 
         Returns:
             Runs of the models and of the references.
@@ -201,7 +201,7 @@ class Device:
         return found[: len(self.models)], found[len(self.models) :]
 
     def _visits(self, seconds: float) -> list[tuple[float, int]]:
-        """Return when each visit begins, in nanoseconds, and of which model it is."""
+        """Return the start of each visit, ns, and its model."""
         now, spent, next_reference = 0.0, 0.0, 0
         found = []
         rounds = 0
@@ -223,7 +223,7 @@ class Device:
         return found
 
     def _passing(self, at_s: Floats) -> Floats:
-        """Return what varies within a block, at these times, ``(n, 2)``."""
+        """Return the variation within a block at these times, shape ``(n, 2)``."""
         found = np.zeros((len(at_s), 2))
         gaps = np.diff(at_s)
         for column, sds in enumerate((self.setting.arithmetic, self.setting.memory)):
@@ -251,7 +251,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one setting, history and size; shares, not percent.
+    """Result for one setting, history and size; shares, not percent.
 
     Attributes:
         coverage: of the intervals, how many hold the truth.

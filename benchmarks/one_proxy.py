@@ -1,4 +1,4 @@
-"""One proxy's whole procedure on other devices, beside searching and measuring by turns.
+"""Procedure of One Proxy on other devices, compared with search in measured rounds.
 
     ESM_DATA=... python -m benchmarks.one_proxy nasbench201 --results runs/one-proxy
     ESM_DATA=... python -m benchmarks.one_proxy ofa_mobilenetv3 --results runs/one-proxy
@@ -79,7 +79,7 @@ COUNTS = (40, 60, 80)
 
 
 class Listed(SearchMethod):
-    """Looks at these, and at no others."""
+    """Search method that evaluates given architectures only."""
 
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
@@ -89,7 +89,7 @@ class Listed(SearchMethod):
 
 
 class Setting:
-    """A table with a proxy, targets and sources, and what is to be large."""
+    """Table with a proxy, targets, sources and objectives."""
 
     def __init__(self, name: str) -> None:
         self.table = read_benchmark(Path(os.environ["ESM_DATA"]) / f"{name}.parquet")
@@ -132,8 +132,7 @@ def main() -> None:
 
 
 def reference(table: LatencyTable, target: str) -> Callable[[Codes], Floats]:
-    """A predictor that has learnt all of the table's rows; how good it is by five folds is
-    printed."""
+    """Return a predictor trained on all rows; print its accuracy from five folds."""
     views = make_encoder("views", table.space)
     truth = table.latency_of(target)
     fold = np.random.default_rng(0).permutation(len(table)) % 5
@@ -256,8 +255,10 @@ def _problem(table: LatencyTable, worth: Floats) -> Callable[[Sequence[Measure]]
 
 
 def below(truth: Truth, latency_ms: Floats, accuracy: Floats) -> float:
-    """How much less accuracy what is not beaten has than the best that is as fast, percent, mean;
-    negative where it has more."""
+    """Return the mean accuracy loss of a front against the best of the same latency, percent.
+
+    It is negative if the front is better.
+    """
     kept = np.flatnonzero(pareto_front(latency_ms, accuracy) & (accuracy > 0))
     order = np.argsort(truth.latency_ms, kind="stable")
     best = np.maximum.accumulate(truth.accuracy[order])
@@ -268,13 +269,13 @@ def below(truth: Truth, latency_ms: Floats, accuracy: Floats) -> float:
 
 
 def tables(results: pd.DataFrame) -> str:
-    """Markdown: means over seeds by target and task, with the spread of the shares."""
+    """Return Markdown: means over seeds by target and task, with the spread of the shares."""
     figures = by_target(results, {"share": ".3f", "strict": ".3f", "below": ".1f"}, ["below"])
     return f"{figures}\n{_decisions(results)}"
 
 
 def _decisions(results: pd.DataFrame) -> str:
-    """What One Proxy decided, and what that cost."""
+    """Return a table of One Proxy's decisions and their cost."""
     lines = [
         "### Decisions\n",
         "| method | target | task | reuse | adapt | samples | front | after pruning | measured |",

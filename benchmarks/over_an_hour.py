@@ -25,7 +25,7 @@ from esm_protos.graphs import weight_bytes
 
 
 def paces(since_unix_s: float) -> pd.DataFrame:
-    """Return how much slower than usual the reference models were since then, by the minute."""
+    """Return the slowdown of the reference models since a time, minute by minute."""
     lines = [json.loads(line) for line in history_file().read_text().split("\n") if line]
     lines = [line for line in lines if line["at_unix_s"] >= since_unix_s]
     weight_mb = {model.model_id: weight_bytes(model.path) / 1e6 for model in reference_models()}

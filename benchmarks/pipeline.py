@@ -1,4 +1,4 @@
-"""What a campaign takes beyond the runs themselves, and what it sends.
+"""Overhead of a campaign in time and in bytes sent.
 
     python -m benchmarks.pipeline [--json FILE]
 

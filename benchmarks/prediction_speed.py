@@ -1,4 +1,4 @@
-"""How fast latencies of many architectures are predicted: over arrays of codes, and one by one.
+"""Speed of predicting many latencies, from arrays of codes and one by one.
 
     python -m benchmarks.prediction_speed [--architectures 1000000] [--repeats 5]
 

@@ -1,4 +1,4 @@
-"""Ten small models in the styles that people publish, with random weights inside.
+"""Ten small models in common published styles, with random weights.
 
     python -m benchmarks.public_models FOLDER
 
@@ -37,7 +37,7 @@ class Graph:
         return "input"
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
-        """The first output's name; empty inputs are left out, as ONNX has it."""
+        """Add an operator and return its first output; an empty input is an absent one."""
         number = len(self._nodes)
         names = [f"{kind.lower()}{number}.{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
@@ -122,7 +122,7 @@ class Graph:
         return self.dense(pooled, channels, classes)
 
     def serialize(self, name: str, output: str) -> bytes:
-        """As bytes, with all shapes."""
+        """Return the model as bytes, with all shapes."""
         result = self.op("Identity", output)
         graph = helper.make_graph(
             self._nodes,
@@ -266,17 +266,17 @@ KINDS: dict[str, tuple[str, Callable[[Graph], str]]] = {
     "lstm": ("LSTM", lstm),
     "audio": ("1-D convolutions, GRU", audio),
 }
-"""By name: what kind of model it is, and what builds it."""
+"""Models by name: the kind, and the function that builds it."""
 
 
 def build(name: str, seed: int = 0) -> bytes:
-    """The ONNX file of one model; the same bytes for the same seed."""
+    """Return the ONNX bytes of a model, which are equal for equal seeds."""
     graph = Graph(seed)
     return graph.serialize(name, KINDS[name][1](graph))
 
 
 def write_models(folder: Path) -> dict[str, Path]:
-    """All models as files, by name."""
+    """Write all models and return their paths, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.onnx" for name in KINDS}
     for name, path in paths.items():

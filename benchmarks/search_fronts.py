@@ -1,4 +1,4 @@
-"""What is found on a device by few measurements: verified fronts against the true ones.
+"""Verified fronts from few measurements, compared with the true fronts.
 
     ESM_DATA=... python -m benchmarks.search_fronts --results runs/search-fronts
 
@@ -62,7 +62,7 @@ ADAPTED, PER_DEVICE = 40, 900
 
 
 class Simulated:
-    """A device whose latencies are read from a table.
+    """Device whose latencies are read from a table.
 
     Args:
         truth: ``(n,)`` of the table's rows, NaN where it is missing.
@@ -102,12 +102,12 @@ class Simulated:
 
 
 class Truth:
-    """A table's column of latencies and one of accuracies, and what selections are worth."""
+    """Latencies and accuracies of a table, and the hypervolume of selections."""
 
     def __init__(self, latency_ms: Floats, accuracy: Floats) -> None:
         there = np.isfinite(latency_ms)
         self._slowest = float(latency_ms[there].max())
-        # What is not there is of no use to anybody.
+        # Missing architectures are slow and inaccurate, so that none is chosen.
         self.latency_ms = np.where(there, latency_ms, 10 * self._slowest)
         self.accuracy = np.where(there, accuracy, 0.0)
         front = self.front(np.arange(len(latency_ms)))
@@ -125,7 +125,7 @@ class Truth:
         return self.shares_of(self.latency_ms[rows], self.accuracy[rows])
 
     def shares_of(self, latency_ms: Floats, accuracy: Floats) -> dict[str, float]:
-        """The same of what need not be in the table."""
+        """Return the same figures for architectures outside the table."""
         whole, strict = self._volumes(latency_ms, accuracy)
         return {"share": whole / self._best[0], "strict": strict / self._best[1]}
 
@@ -218,7 +218,7 @@ def compute(table: LatencyTable, sources: Sequence[str], target: str, seed: int)
 def verify(
     table: LatencyTable, accuracy: Floats, site: Simulated, method: SearchMethod
 ) -> list[Rows]:
-    """What was measured, after each round."""
+    """Return the measured rows after each round."""
     known = TableMeasure("accuracy", table.codes, accuracy)
     progress = [site.rows]
 
@@ -260,13 +260,12 @@ def front_of(latency: Floats, accuracy: Floats) -> Rows:
 
 
 def tables(results: pd.DataFrame) -> str:
-    """Markdown: means over seeds by target and task, with their spread."""
+    """Return Markdown: means over seeds by target and task, with their spread."""
     return by_target(results, {"share": ".4f", "strict": ".4f"})
 
 
 def by_target(results: pd.DataFrame, digits: Mapping[str, str], large: Sequence[str] = ()) -> str:
-    """Markdown: a table per figure and task; means over seeds by target with their spread, and the
-    worst.
+    """Return Markdown: a table per figure and task, with means over seeds, spread and the worst.
 
     Args:
         digits: format of every figure.

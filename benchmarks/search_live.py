@@ -1,4 +1,4 @@
-"""Whether what a search chooses keeps its budget, on this machine.
+"""Share of a search's architectures within their latency budget, on this machine.
 
     python -m benchmarks.search_live --results runs/search-live
 
@@ -109,7 +109,7 @@ def search(results: Path, seed: int, budget_ms: float) -> dict[str, object]:
 def measured_again(
     run: Run, chosen: list[Architecture], others: list[Architecture], path: Path
 ) -> dict[str, float]:
-    """Latencies, ms, on the campaign's scale, by key; NaN of what failed."""
+    """Return latencies, ms, on the campaign's scale, by key; NaN for failed models."""
     folder, settings, space = RunFolder(path), run.settings, run.space
     encoder = run.encoder
     known = run.dataset()
@@ -138,7 +138,7 @@ def measured_again(
 
 
 def large_ones(run: Run, drawn: list[Architecture], budget_ms: float) -> list[Architecture]:
-    """Of those that may be within the budget the ones with the most FLOPs."""
+    """Return the architectures with the most FLOPs that may be within the budget."""
     near = np.flatnonzero(run.predict(drawn) <= NEAR * budget_ms)
     order = np.argsort(-mflops(run, drawn)[near], kind="stable")
     return [drawn[row] for row in near[order][:TRIED]]

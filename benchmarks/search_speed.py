@@ -1,4 +1,4 @@
-"""How fast architectures are scored while searching, by method and by predictor.
+"""Speed of evaluating architectures in a search, by method and by predictor.
 
     python -m benchmarks.search_speed [--candidates 1000000]
 

@@ -1,4 +1,4 @@
-"""How much sessions of one model differ, and what makes them differ.
+"""Differences between sessions of one model, and their causes.
 
     python -m benchmarks.sessions [--processes 5] [--json FILE]
 
@@ -35,7 +35,7 @@ def models() -> dict[str, Any]:
 
 
 def one_process(name: str) -> dict[str, Any]:
-    """Logarithmic latencies of the visits of every session, in this process."""
+    """Measure every session in this process; return the log latencies of its visits."""
     from esm_agent.providers.cpu import CpuProvider
     from esm_protos.messages import MeasureSpec
 
@@ -58,7 +58,7 @@ def one_process(name: str) -> dict[str, Any]:
 
 
 def between_percent(processes: list[list[list[float]]]) -> tuple[float, float]:
-    """Standard deviation between sessions of a process, and of what runs explain of it."""
+    """Return the standard deviation between sessions, and the part that runs explain."""
     seen, explained = [], []
     for visits in processes:
         logs = [np.log(each) for each in visits]

@@ -1,6 +1,6 @@
-"""Devices that exist on paper: latencies of ResNet subnets from a few machine constants.
+"""Simulated devices: latencies of ResNet subnets from a few machine constants.
 
-For developing what is later measured, and for tests. No figure that is quoted comes from here.
+For development and tests. No quoted figure comes from here.
 
 A layer takes the longer of computing and moving its data (the roofline: Williams et al. 2009), plus
 a launch; weights beyond the cache are fetched from memory, which no sum over layers can express;
@@ -61,7 +61,7 @@ MACHINES = {
 def latencies(
     space: ResNetSpace, codes: Codes, machine: Machine, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Milliseconds as one would measure them, ``(n,)``."""
+    """Return simulated measurements, ms, shape ``(n,)``."""
     seconds, weights = _blocks(space, machine)
     order = np.random.default_rng(0).normal(1, machine.order, (codes.shape[1], *2 * (10,)))
     total = np.full(len(codes), machine.start)
@@ -83,7 +83,7 @@ def latencies(
 def _blocks(
     space: ResNetSpace, machine: Machine
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Seconds and bytes of weights of every block, ``(units, options, first or later)``."""
+    """Return seconds and weight bytes of every block, ``(units, options, first or later)``."""
     seconds = np.zeros((len(space.widths), len(space.options), 2))
     weights = np.zeros_like(seconds)
     side, channels = -(-space.resolution // 4), space.channels(64)
@@ -111,7 +111,7 @@ def _blocks(
 def _conv(
     machine: Machine, side: int, out_side: int, channels: int, out: int, kernel: int
 ) -> tuple[float, float]:
-    """Seconds and bytes of weights of a convolution."""
+    """Return seconds and weight bytes of a convolution."""
     weights = 4 * kernel**2 * channels * out
     moved = weights + 4 * (channels * side**2 + out * out_side**2)
     reached = machine.flops * machine.efficiency[kernel] * out / (out + machine.half_channels)

@@ -39,7 +39,7 @@ from esm_protos.v1 import profiler_pb2_grpc
 
 HOSTS = 4
 READINGS = 60
-"""Over the whole run; ten rows of them are printed."""
+"""Number of readings over the whole run, of which ten rows are printed."""
 ROWS = 10
 SPEC = MeasureSpec(runs=3, warmup=0, model_timeout_s=10)
 
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
 
 BOUNDS = Reading(rss_mb=8.0, descriptors=8, threads=8)
-"""Most by which the median of the last third may exceed that of the first.
+"""Largest allowed growth: increase from the median of the first third to that of the last.
 
 Of 10,000 blocks, 8 MB are 1.2 KB a block.
 """
@@ -72,7 +72,7 @@ def reading(pid: int) -> Reading:
 
 
 def measuring_process(agent: int) -> int:
-    """The agent's child that measures: the largest one."""
+    """Return the agent's measuring process, its largest child."""
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     for task in Path(f"/proc/{agent}/task").iterdir():
         children += (task / "children").read_text().split()
@@ -81,7 +81,7 @@ def measuring_process(agent: int) -> int:
 
 @contextmanager
 def running_agent(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Access]]:
-    """An agent with TLS and a token, its address, and how to come in."""
+    """Start an agent with TLS and a token; yield it, its address and the access to it."""
     env = {
         **os.environ,
         "ESM_AGENT_CONFIG": str(folder / "config"),
@@ -105,7 +105,7 @@ def running_agent(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, 
 
 
 class Soak:
-    """Blocks by the number, from several hosts at a time; counts what became of them."""
+    """Many blocks from several hosts at a time, with counts of their outcomes."""
 
     def __init__(self, address: str, access: Access, folder: Path, blocks: int, each: int) -> None:
         self._address = address
@@ -118,7 +118,7 @@ class Soak:
         self.done = self.connects = self.failed = 0
 
     def run(self) -> None:
-        """One host after the other, until all blocks are measured."""
+        """Connect one host after the other, until all blocks are measured."""
         while (first := self._next()) is not None:
             with RemoteProfiler(self._address, "soak", self._access) as profiler:
                 profiler.reserve("soak")
@@ -156,7 +156,7 @@ class Soak:
         return File(hashlib.sha256(data).digest(), len(data), path)
 
     def _vanish(self, number: int) -> None:
-        """A lease, an offer and a block of a host that is gone in the middle of it."""
+        """Take a lease and begin a block, then disconnect in the middle of it."""
         lease_id = f"gone {number} {time.time_ns()}"
         with self._access.channel(self._address, ()) as channel:
             stub = profiler_pb2_grpc.ProfilerStub(channel)
@@ -169,7 +169,7 @@ class Soak:
 
 
 def relu(number: int) -> bytes:
-    """A small model, another one for every number."""
+    """Return a small model, a different one for every number."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], f"g{number}", [value], [])
     graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8]))
@@ -178,7 +178,7 @@ def relu(number: int) -> bytes:
 
 
 def endure(blocks: int, connects: int) -> tuple[dict[str, list[Reading]], Soak]:
-    """Readings of each process over the run."""
+    """Run the soak test and return the readings of each process."""
     with tempfile.TemporaryDirectory() as name, running_agent(Path(name)) as found:
         agent, address, access = found
         pids = {"agent": agent.pid, "measuring": measuring_process(agent.pid), "host": os.getpid()}
@@ -209,7 +209,7 @@ def shown(reading: Reading) -> str:
 
 
 def growth(readings: Sequence[Reading]) -> Reading:
-    """From the median of the first third of the readings to that of the last."""
+    """Return the increase from the median of the first third of readings to that of the last."""
     third = len(readings) // 3
     first, last = zip(*readings[:third], strict=True), zip(*readings[-third:], strict=True)
     pairs = zip(first, last, strict=True)

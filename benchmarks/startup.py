@@ -1,4 +1,4 @@
-"""How long a user waits: for the help, and for one trustworthy number.
+"""Waiting time of a user, for the help and for one reliable latency.
 
     python -m benchmarks.startup [--json FILE]
 
@@ -29,7 +29,7 @@ AIMS = {"help_s": 0.3, "time_s": 3.0}
 
 @contextmanager
 def running_agent() -> Iterator[str]:
-    """The address of an agent on this machine."""
+    """Start an agent on this machine and yield its address."""
     command = [sys.executable, "-m", "esm_agent.cli", "serve", "--port", "0"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     pipes["stderr"] = subprocess.DEVNULL
@@ -39,7 +39,7 @@ def running_agent() -> Iterator[str]:
 
 
 def seconds(*arguments: str) -> tuple[float, int]:
-    """Of one run of esm-host, and its exit code."""
+    """Return the duration of a run of esm-host, s, and its exit code."""
     program = Path(sys.executable).with_name("esm-host")
     start = time.perf_counter()
     done = subprocess.run([program, *arguments], capture_output=True)
@@ -47,7 +47,7 @@ def seconds(*arguments: str) -> tuple[float, int]:
 
 
 def timings() -> list[dict[str, Any]]:
-    """By default settings but for a shorter ``--max-time``; the JSON tells the device's part."""
+    """Time a model with default settings, except for a shorter ``--max-time``."""
     rows = []
     with running_agent() as address, tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "timing.json"

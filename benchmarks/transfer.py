@@ -1,4 +1,4 @@
-"""How well devices are ranked from few samples and what is known of others.
+"""Rank correlations of transferred predictors, from few samples and other devices' data.
 
     ESM_DATA=... python -m benchmarks.transfer benchmarks/transfer-fbnet.toml --results FOLDER
 
@@ -50,7 +50,7 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Method:
-    """A few-shot predictor by name, and how what it measures is chosen.
+    """Few-shot predictor by name, and its sampling.
 
     Attributes:
         sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.POOL_SAMPLERS`.
@@ -91,7 +91,7 @@ LEARNT: dict[str, type[LearnedEncoder]] = {"arch2vec": Arch2VecEncoder, "cate": 
 
 
 def encodings(names: str, table: LatencyTable, task: Task, folder: Path) -> Concatenated:
-    """Learnt once per search space, and kept in the results' folder."""
+    """Return supplementary encodings, trained once per space and kept in the results' folder."""
     parts: list[Supplement] = []
     for name in names.split("+"):
         if name == "zcp":
@@ -108,7 +108,7 @@ def encodings(names: str, table: LatencyTable, task: Task, folder: Path) -> Conc
 def chooser(
     method: Method, predictor: FewShotPredictor, table: LatencyTable, task: Task, folder: Path
 ) -> Callable[[Rows, int, int], Rows]:
-    """Takes a pool of rows, how many to choose of it, and a seed."""
+    """Return a sampler: a function of a pool of rows, the number to choose and a seed."""
     encoded = None
     if method.encoding:
         encoded = encodings(method.encoding, table, task, folder).encode_codes(table.codes)
@@ -153,7 +153,7 @@ def read_tasks(path: Path) -> list[Task]:
 
 
 def read_methods(path: Path) -> dict[str, Method]:
-    """By label, those of a file of tasks, or :data:`METHODS` where it has none."""
+    """Return the methods of a file of tasks by label, or :data:`METHODS` if it has none."""
     own = tomllib.loads(path.read_text()).get("methods")
     return METHODS if own is None else {label: Method(**each) for label, each in own.items()}
 
@@ -161,7 +161,7 @@ def read_methods(path: Path) -> dict[str, Method]:
 def compute(
     task: Task, label: str, method: Method, seed: int, counts: Sequence[int], folder: Path
 ) -> list[dict[str, object]]:
-    """A row per target and number of samples."""
+    """Return a row per target and number of samples."""
     table = read_benchmark(task.table)
     rng = np.random.default_rng(seed)
     known = np.sort(rng.choice(len(table), task.per_source, replace=False))
@@ -215,8 +215,10 @@ def learnt(
     table: LatencyTable,
     folder: Path,
 ) -> tuple[FewShotPredictor, float]:
-    """A predictor that has learnt the sources, and the processor seconds that it took; kept, since
-    several methods differ only in how they choose what to measure."""
+    """Return a predictor trained on the sources, and the processor seconds of the training.
+
+    It is cached, as several methods differ only in their sampling.
+    """
     params = "".join(f"-{name}={value}" for name, value in method.params.items())
     kind = f"{task.name}-{method.name}-{method.supplement}{params}"
     path = folder / "learnt" / f"{kind}-{seed}.joblib"
@@ -256,8 +258,11 @@ def kept(
 
 
 def tables(frame: pd.DataFrame, order: Sequence[str], labels: Sequence[str]) -> str:
-    """By number of samples: Spearman's correlation, its mean over the targets of a task, mean over
-    seeds and standard deviation between them; the geometric mean over tasks; and times."""
+    """Return tables of Spearman's correlation and of times, by number of samples.
+
+    A correlation is the mean over the targets of a task and over seeds, with the standard
+    deviation between seeds. The last column is the geometric mean over tasks.
+    """
     parts = []
     for count, some in frame.groupby("samples"):
         by_seed = some.groupby(["method", "task", "seed"])["spearman"].mean()
@@ -287,7 +292,7 @@ def tables(frame: pd.DataFrame, order: Sequence[str], labels: Sequence[str]) -> 
 
 
 def by_target(frame: pd.DataFrame, measure: str, labels: Sequence[str]) -> str:
-    """A row per target, a column per method and number of samples: means over seeds."""
+    """Return a row per target and a column per method and number of samples: means over seeds."""
     targets = list(dict.fromkeys(frame["target"]))
     known = [method for method in labels if method in set(frame["method"])]
     wide = frame.pivot_table(measure, ["task", "target"], ["method", "samples"]).reindex(
@@ -303,8 +308,10 @@ def by_target(frame: pd.DataFrame, measure: str, labels: Sequence[str]) -> str:
 
 
 def plot(path: Path, frame: pd.DataFrame, tasks: Sequence[str], labels: Sequence[str]) -> None:
-    """Geometric mean over tasks of the rank correlation, over the number of samples, of methods
-    that were tried with several: every seed, and their mean."""
+    """Plot rank correlation over the number of samples: every seed, and the mean.
+
+    A correlation is the geometric mean over tasks.
+    """
     import altair as alt
 
     from esm_host.report import plots

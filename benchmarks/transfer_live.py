@@ -88,7 +88,7 @@ def source(results: Path, name: str) -> Source:
 
 
 def judged(folder: Path, target: str, sources: Sequence[Source]) -> list[dict[str, object]]:
-    """By what was held out; of the samples also the first five and ten that the method chooses."""
+    """Return held-out figures, also for the first five and ten samples of the method."""
     keys = Store(folder / "store.sqlite").fact(HELD_OUT_FACT)
     dataset = load_run(folder).dataset()
     held = np.array([a.key in keys for a in dataset.architectures])

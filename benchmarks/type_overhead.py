@@ -32,11 +32,11 @@ UNCOUNTED = 5
 BASE = "float32"
 _FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 _OPSETS = {17: 8, 21: 10, 23: 11, 25: 12}
-"""With the version of the file format that is due to them; the first that has a type is used."""
+"""Opset versions with their file format versions; the first that supports a type is used."""
 
 
 class Case(NamedTuple):
-    """A type, and the operator that takes or gives it."""
+    """Type, and an operator that takes or returns it."""
 
     type: str
     operator: str
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every type as input and output of Identity; of what Identity lacks, one at a time."""
+    """Return a case for every type, with Identity or, where it lacks the type, another operator."""
     tensors = {e.name: helper.make_tensor_type_proto(e.number, [1]) for e in ELEMENTS}
     numbers = {element.name: element.number for element in ELEMENTS}
     found = [Case(name, "Identity", kind, kind) for name, kind in tensors.items()]
@@ -65,7 +65,7 @@ def cases() -> list[Case]:
 
 
 def load(case: Case, folder: Path) -> Callable[[], object] | str:
-    """The model as the agent runs it, or why the runtime does not."""
+    """Return the model as the agent runs it, or the runtime's reason to refuse it."""
     node = helper.make_node(case.operator, ["x"], ["y"], **case.attributes)
     values = helper.make_value_info("x", case.input), helper.make_value_info("y", case.output)
     graph = helper.make_graph([node], "empty", values[:1], values[1:])
@@ -86,7 +86,7 @@ def load(case: Case, folder: Path) -> Callable[[], object] | str:
 
 
 def measure(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Microseconds per inference, by model and round."""
+    """Return microseconds per inference, by model and round."""
     taken: list[list[float]] = [[0.0] * rounds for _ in runs]
     order = list(range(len(runs)))
     for number in range(rounds):

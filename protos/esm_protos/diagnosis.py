@@ -10,7 +10,7 @@ from esm_protos.text import printable
 
 SCHEMA_VERSION = 1
 NOT_FIT = 3
-"""Exit code of ``doctor`` when the device is not fit to measure."""
+"""Exit code of ``doctor`` for a device that is not fit to measure."""
 
 
 def lines(diagnosis: Diagnosis) -> list[str]:
@@ -36,7 +36,7 @@ def summary(diagnosis: Diagnosis) -> str:
 
 
 def to_json(diagnosis: Diagnosis, device: str) -> dict[str, Any]:
-    """Return the document that ``--json`` writes; ``device`` is the name the user gave."""
+    """Return the JSON of ``--json``; ``device`` is the name that the user gave."""
     return {
         "schema_version": SCHEMA_VERSION,
         "device": device,

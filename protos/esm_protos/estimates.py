@@ -188,12 +188,12 @@ class Estimate:
 
     @property
     def latency_ms(self) -> float:
-        """As ``latency_ns``, milliseconds."""
+        """Latency at the usual pace, ms."""
         return self.latency_ns / 1e6
 
     @property
     def raw_ms(self) -> float:
-        """As ``raw_ns``, milliseconds."""
+        """Uncorrected latency, ms."""
         return self.raw_ns / 1e6
 
     @property
@@ -203,7 +203,7 @@ class Estimate:
 
     @property
     def slower(self) -> float:
-        """Logarithm of how much slower than usual the block was for this model; 0 if unknown."""
+        """Logarithm of the block's slowdown for this model, compared with usual; 0 if unknown."""
         return 0.0 if self.shift is None else self.shift.value
 
     @property
@@ -329,13 +329,18 @@ def estimate_block(
 
 
 class BlockRuns:
-    """Runs of a block, with everything derived that nothing outside the block changes.
+    """Runs of a block, with all derived values that depend on the block alone.
 
-    What is usual for a device changes with every block; estimates for another ``usual`` cost
-    little then.
+    The usual latencies of a device change with every block. Estimates for new ones are cheap.
 
     Args:
-        models, trim, common_pace, references: as in :func:`estimate_block`.
+        models: Runs of the models.
+        trim: Share of the runs dropped at each end.
+        common_pace: Whether the block was interleaved, so that its models share a pace.
+        references: Runs of the reference models in the block.
+
+    Attributes:
+        slowdown: As in :class:`BlockEstimate`.
     """
 
     def __init__(
@@ -350,16 +355,15 @@ class BlockRuns:
         starts = [runs.visit_starts_ns for runs in all_runs]
         if common_pace and len(models) >= PACE_MODELS:
             factors = pace([np.median(v, axis=1) for v in visits], starts)
-        else:  # references alone are visited too seldom to tell the pace at every visit
+        else:  # visits of reference models are too rare to give the pace at every visit
             factors = [np.ones(len(v)) for v in visits]
         self._trim = trim
         self._models = [
             _ModelRuns(*each, trim) for each in zip(all_runs, visits, starts, factors, strict=True)
         ]
-        self._company = self._models[len(models) :]
+        self._references = self._models[len(models) :]
         del self._models[len(models) :]
         self.slowdown = _slowdown(factors, starts)
-        """As in :class:`BlockEstimate`."""
 
     @classmethod
     def of(
@@ -368,7 +372,7 @@ class BlockRuns:
         spec: MeasureSpec,
         references: Sequence[Measurement] = (),
     ) -> BlockRuns:
-        """Build from what was measured; models that failed are left out."""
+        """Build from the measurements without failure."""
         return cls(
             [Runs.of(m, spec) for m in measurements if m.failure is None],
             spec.trim,
@@ -380,14 +384,14 @@ class BlockRuns:
         """Return the estimates of the models, in their order.
 
         Args:
-            usual: what the device remembers of its reference models.
-            known: as in :func:`estimate_measured`, by the names of models.
+            usual: Usual latencies of the reference models; None if unknown.
+            known: As in :func:`estimate_measured`, by the names of the models.
         """
-        if not self._company:
+        if not self._references:
             return BlockEstimate([each.alone for each in self._models], self.slowdown)
         readings = [
             Reading(each.runs.name, each.runs.weight_bytes, each.alone.latency_ns, each.error)
-            for each in self._company
+            for each in self._references
         ]
         told = [
             KnownModel(
@@ -403,22 +407,24 @@ class BlockRuns:
             usual = None
         paces = Paces(readings, usual, told)
         estimates = [
-            each.at_usual(paces, _together(each, self._company, paces, self._trim))
+            each.at_usual(paces, _together(each, self._references, paces, self._trim))
             for each in self._models
         ]
         return BlockEstimate(estimates, self.slowdown, paces)
 
 
 class _ModelRuns:
-    """Runs of one model of a block, and what they say without the other models.
+    """Runs of a model in a block, and the estimate from them alone.
 
     Args:
-        visited: ``(visits, runs per visit)``.
-        start_ns: of the visits, ``(visits,)``.
-        factors: the device's pace at each visit, ``(visits,)``.
+        runs: Runs of the model.
+        visited: Latencies, ns, shape ``(visits, runs per visit)``.
+        start_ns: Start times of the visits, ns, shape ``(visits,)``.
+        factors: Pace of the device at each visit, shape ``(visits,)``.
+        trim: Share of the runs dropped at each end.
 
     Attributes:
-        alone: estimate with nothing but the pace of the block divided out.
+        alone: Estimate without correction by reference models, at the block's mean pace.
     """
 
     def __init__(
@@ -434,7 +440,7 @@ class _ModelRuns:
         self._visited = visited
         self._at_pace = visited / factors[:, None]
         self._trim = trim
-        # A last visit that is not full counts for the mean, at the pace of the one before.
+        # An incomplete last visit counts in the mean, at the pace of the visit before.
         of_runs = np.repeat(factors, visited.shape[1])
         of_runs = np.pad(of_runs, (0, len(runs.latency_ns) - len(of_runs)), mode="edge")
         self.alone = Estimate(
@@ -445,7 +451,7 @@ class _ModelRuns:
 
     @cached_property
     def influence(self) -> Floats:
-        """Influence of each visit on the mean, ``(visits,)``."""
+        """Influence of each visit on the mean, shape ``(visits,)``."""
         return influence(self._at_pace, self._trim)
 
     @cached_property
@@ -454,10 +460,10 @@ class _ModelRuns:
 
     @cached_property
     def _interruptions(self) -> float:
-        """Standard deviation between moments of what interrupts the runs, as a share.
+        """Standard deviation between moments of the delay by interruptions, as a share.
 
-        Other programs that lengthen most runs, beyond what memory does to them, do so by another
-        amount at another time; half of it stands for that.
+        Other programs delay most runs more than memory alone does, by an amount that varies with
+        time. Half of the delay is the estimate of its standard deviation.
         """
         longer = math.log(self.alone.latency_ns / float(np.quantile(self._at_pace, 0.1)))
         return max(longer - _MEMORY_EXCESS, 0.0) / 2
@@ -482,7 +488,8 @@ class _ModelRuns:
         """Return the latency at the device's usual pace.
 
         Args:
-            together: see :func:`_together`.
+            paces: Paces of the block.
+            together: Half-width from :func:`_together`; None if there is none.
         """
         runs, alone = self.runs, self.alone
         shift = paces.shift(runs.weight_bytes, alone.latency_ns)
@@ -501,7 +508,7 @@ class _ModelRuns:
 
 
 def _together(
-    model: _ModelRuns, company: Sequence[_ModelRuns], paces: Paces, trim: float
+    model: _ModelRuns, references: Sequence[_ModelRuns], paces: Paces, trim: float
 ) -> float | None:
     """Return the half-width from a model's and the reference models' runs together.
 
@@ -512,7 +519,7 @@ def _together(
         None if a reference model has too few visits, or visits in only a part of the block.
     """
     weights = paces.weights(model.runs.weight_bytes, model.alone.latency_ns)
-    used = [each for each in company if abs(weights.get(each.runs.name, 0.0)) > _MIN_WEIGHT]
+    used = [each for each in references if abs(weights.get(each.runs.name, 0.0)) > _MIN_WEIGHT]
     count = min(BATCHES, *(len(each.start_ns) for each in [model, *used]))
     if count < _MIN_BATCHES:
         return None
@@ -529,7 +536,7 @@ def _together(
 
 
 def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
-    """Whether what is remembered can be of the device that a block was measured on."""
+    """Return whether usual latencies are plausible for the device of a block."""
     known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
     return all(
         1 / _MAX_SLOWDOWN < each.latency_ns / known[each.name] < _MAX_SLOWDOWN
@@ -539,13 +546,14 @@ def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
 
 
 class _Sessions(NamedTuple):
-    """Spread between a model's sessions, as its runs show it.
+    """Observed spread between a model's sessions.
 
     Attributes:
-        sessions: number of sessions.
-        means_variance: of the sessions' mean logarithms; 0 with fewer than two sessions to compare.
-        runs_variance: part of ``means_variance`` that the runs within sessions explain.
-        compared: sessions with enough visits to be compared.
+        sessions: Number of sessions.
+        means_variance: Variance of the sessions' mean logarithms; 0 with fewer than two compared
+            sessions.
+        runs_variance: Part of ``means_variance`` that runs within sessions explain.
+        compared: Number of sessions with enough visits to be compared.
     """
 
     sessions: int
@@ -554,25 +562,25 @@ class _Sessions(NamedTuple):
     compared: int = 0
 
     def error(self, expected: float) -> float:
-        """Return the standard error that sessions leave in a mean over them, as a share.
+        """Return the standard error of a mean over sessions, from their spread, as a share.
 
         Args:
-            expected: standard deviation between sessions before any is seen.
+            expected: Prior standard deviation between sessions.
         """
         variance = expected**2
         if self.compared > 1:
-            # What runs make sessions differ by hides what sessions do.
+            # The spread of runs hides a part of the spread of sessions.
             shown = (variance / (variance + self.runs_variance)) ** 2
             freedom = (self.compared - 1) * shown
             seen = max(self.means_variance - self.runs_variance, 0.0)
             variance = _PRIOR_SESSIONS * variance + freedom * seen
             variance /= _PRIOR_SESSIONS + freedom
-        # Where a batch of rounds is a session or more, the runs' part has what sessions differ by.
+        # If a batch of rounds spans a session or more, the runs' part includes their spread.
         return math.sqrt(variance * max(1 / self.sessions - 1 / BATCHES, 0.0))
 
 
 def _median_error(values: Floats) -> float:
-    """Return the standard error of the median of consecutive visits, by batches of them."""
+    """Return the standard error of the median of consecutive visits, from batch medians."""
     count = min(len(values), _SESSION_BATCHES)
     batches = [np.median(part) for part in np.array_split(values, count)]
     # With one visit per batch the medians are plain values; a median has pi / 2 times the variance.
@@ -581,7 +589,7 @@ def _median_error(values: Floats) -> float:
 
 
 def _error(estimate: Estimate, visited: Floats) -> float:
-    """Standard error of a latency, as a share.
+    """Return the standard error of a latency, as a share.
 
     Few visits may agree by chance, so the prior spread counts as a further visit.
     """

@@ -1,6 +1,6 @@
-"""Table of the metrics that a timing yields.
+"""Table of the metrics of a timing.
 
-Every output takes its metrics from here: JSON, CSV, frames, printed tables, reports, comparisons,
+All outputs use it: JSON, CSV, frames, printed tables, reports, comparisons,
 and the table in docs/timing-json.md, which ``python -m esm_protos.metrics`` prints.
 """
 
@@ -29,23 +29,23 @@ class Kind(enum.StrEnum):
 
 
 class Aggregate(enum.StrEnum):
-    """How the values of several visits, or of several blocks, become one."""
+    """Method that combines the values of several visits or blocks into one."""
 
     TRIMMED_MEAN = "trimmed_mean"
-    """Mean without the fifth of the values at either end."""
+    """Mean without a fifth of the values at each end."""
     MEAN = "mean"
     MAX = "max"
     SUM = "sum"
     LAST = "last"
     NONE = "none"
-    """They do not: the value is derived from others. The first one counts."""
+    """Not combined: the value is derived from others. The first one is kept."""
 
 
 class Format(enum.StrEnum):
-    """How people read a value."""
+    """Format of a value in tables and reports."""
 
     NUMBER = "number"
-    """Five digits or more: ``5.8845``; a whole number where the kind is INT."""
+    """Five digits or more: ``5.8845``; a whole number for the kind INT."""
     RATE = "rate"
     """Two digits after the point, or fewer: ``169.90``."""
     PERCENT = "percent"
@@ -57,7 +57,7 @@ class Format(enum.StrEnum):
 
 
 class Better(enum.StrEnum):
-    """Which of two values is better."""
+    """Direction in which values are better."""
 
     LOWER = "lower"
     HIGHER = "higher"
@@ -66,32 +66,37 @@ class Better(enum.StrEnum):
 
 
 class Shown(enum.StrEnum):
-    """Where a metric is shown besides JSON, CSV, frames and reports."""
+    """Tables that show a metric, besides JSON, CSV, frames and reports."""
 
     TABLE = "table"
-    """In the table that ``esm-host time`` prints."""
+    """Table of ``esm-host time``."""
     WIDE = "wide"
-    """In that of ``esm-host time --wide``."""
+    """Table of ``esm-host time --wide``."""
     FILES = "files"
-    """Nowhere else."""
+    """No table."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a model's timing.
+    """Metric of a model's timing.
 
     Attributes:
-        key: its name, such as ``"energy_mj"``: letters, digits and underscores.
-        unit: such as ``"ms"``; empty for a count.
-        about: what it is, as docs and help say it.
-        heading: in printed tables; the key unless given.
-        title: in reports; the heading in words unless given.
-        field: its name in JSON, CSV and frames; the key unless given.
-        default: of files that lack it; None is no value.
-        since: schema version from which on every timing has it; 0 for none.
+        key: Key such as ``"energy_mj"``: letters, digits and underscores.
+        unit: Unit such as ``"ms"``; empty for a count.
+        about: Description in docs and help.
+        kind: Type of the values.
+        aggregate: Method that combines values.
+        format: Format in tables and reports.
+        better: Direction in which values are better.
+        heading: Heading in printed tables; by default the key.
+        title: Title in reports; by default the heading in words.
+        field: Name in JSON, CSV and frames; by default the key.
+        default: Value for files that lack the metric; None for no value.
+        since: Schema version from which on every timing has the metric; 0 for none.
+        shown: Tables that show the metric.
 
     Raises:
-        ValueError: the key has other characters, or more than 64.
+        ValueError: the key is too long or has other characters.
     """
 
     key: str
@@ -111,7 +116,8 @@ class Metric:
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
             raise ValueError(
-                f"{self.key!r} names no metric: give up to 64 letters, digits and _, a letter first"
+                f"{self.key!r} is not a metric's key: give up to 64 letters, digits and _, "
+                "a letter first"
             )
         heading = self.heading or self.key
         stem = heading[: -len(self.unit) - 1] if _names_unit(heading, self.unit) else heading
@@ -125,10 +131,10 @@ class Metric:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return a metric that a device told of; what this version does not know is left out.
+        """Build from a device's description of a metric, without fields unknown to this version.
 
         Raises:
-            KeyError, TypeError, ValueError: the key is missing, or is none.
+            KeyError, TypeError, ValueError: the key is missing or invalid.
         """
         told: dict[str, Any] = {
             name: str(data[name])
@@ -141,14 +147,14 @@ class Metric:
         return cls(str(data["key"]), told.pop("unit", ""), told.pop("about", ""), **told)
 
     def cell(self, value: float | None) -> str:
-        """Return a value as tables show it, where the heading may name the unit."""
+        """Return a value as text for tables, without the unit if the heading has it."""
         if value is None:
             return ""
         said = self.format is Format.RATE or _names_unit(self.heading, self.unit)
         return self._number(value) if said else self.text(value)
 
     def text(self, value: float) -> str:
-        """Return a value with its unit, as people read it."""
+        """Return a value as text with its unit."""
         number = self._number(value)
         return number if self.format is Format.BYTES else f"{number} {self.unit}".rstrip()
 
@@ -168,14 +174,14 @@ class Metric:
         return f"{value:.{4 if size < 10 else 3 if size < 100 else 2}f}"
 
     def typed(self, value: float | None) -> float | None:
-        """Return a value in the type of the metric; None where there is none."""
+        """Return a value in the type of the metric; None for None."""
         return None if value is None else self.one([value])
 
     def one(self, values: Sequence[float]) -> float:
-        """Return one value, in the type of the metric, from those of visits or blocks.
+        """Combine the values of visits or blocks into one of the metric's type.
 
         Args:
-            values: one or more.
+            values: One value or more.
         """
         value = self._combined(values)
         return round(value) if self.kind is Kind.INT else value
@@ -195,7 +201,7 @@ class Metric:
         return values[0]
 
     def worse(self, value: float, limit: float) -> bool:
-        """Return whether a value is beyond a limit, on the worse side."""
+        """Return whether a value is worse than a limit."""
         return value < limit if self.better is Better.HIGHER else value > limit
 
 
@@ -213,7 +219,7 @@ def _names_unit(heading: str, unit: str) -> bool:
 
 
 def _ms(key: str, about: str, **more: Any) -> Metric:
-    """Return a metric in milliseconds, of which lower is better."""
+    """Return a metric in milliseconds for which lower is better."""
     return Metric(key, "ms", about, **{"better": Better.LOWER, "shown": Shown.WIDE, **more})
 
 
@@ -224,7 +230,7 @@ def _bytes(key: str, about: str, **more: Any) -> Metric:
 LATENCY = _ms(
     "latency_ms",
     "trimmed mean of the runs at the device's usual pace; as measured with `--raw`, with "
-    "`--protocol sequential`, and where nothing is remembered",
+    "`--protocol sequential`, and without history",
     aggregate=Aggregate.TRIMMED_MEAN,
     title="trimmed mean",
     field="trimmed_mean_ms",
@@ -233,20 +239,20 @@ LATENCY = _ms(
 )
 PEAK_MEMORY = _bytes(
     "peak_rss_bytes",
-    "most that a process with this model alone had in memory, the runtime included",
+    "peak memory of a process with this model alone, including the runtime",
     better=Better.LOWER,
     heading="memory",
     since=2,
 )
 _SESSION = (
-    _ms("first_run_ms", "the very first inference", heading="first_ms", title="first run", since=2),
+    _ms("first_run_ms", "first inference", heading="first_ms", title="first run", since=2),
     _ms("load_ms", "creation of the session", since=2),
     _ms("copy_in_ms", "inputs to a GPU's memory, median; not part of the latency", since=2),
-    _ms("copy_out_ms", "outputs from a GPU's memory, likewise", since=2),
+    _ms("copy_out_ms", "outputs from a GPU's memory, median; not part of the latency", since=2),
 )
 _WEIGHTS = _bytes("weight_bytes", "initializers of the model", heading="weights", shown=Shown.FILES)
 METRICS = (LATENCY, PEAK_MEMORY, *_SESSION, _WEIGHTS)
-"""What is measured of a model. Latency has statistics of its own, in :data:`STATISTICS`."""
+"""Measured metrics of a model. :data:`STATISTICS` has further statistics of the latency."""
 
 
 def _statistic(key: str, unit: str, about: str, **more: Any) -> Metric:
@@ -263,8 +269,8 @@ STATISTICS = (
     _statistic(
         "ci95_percent",
         "%",
-        "half the width of the 95 % interval of the latency's logarithm, for this device at any "
-        "time; nearly percent of the latency",
+        "half-width of the 95 % interval of the latency's logarithm, for this device at any time; "
+        "nearly percent of the latency",
         title="±",
         since=2,
         **_PERCENT,
@@ -272,14 +278,14 @@ STATISTICS = (
     _statistic(
         "raw_ms",
         "ms",
-        "trimmed mean of the runs as measured; of several blocks the geometric mean of theirs",
+        "trimmed mean of the runs as measured; geometric mean over several blocks",
         title="as measured",
         since=3,
     ),
     _statistic(
         "block_ci95_percent",
         "%",
-        "half the width of the interval within the block: runs and sessions",
+        "half-width of the interval within the block, from runs and sessions",
         title="± within the block",
         since=3,
         **_PERCENT,
@@ -287,7 +293,7 @@ STATISTICS = (
     _statistic(
         "shift_percent",
         "%",
-        "how much slower than usual the device was for this model; null where it remembers nothing",
+        "how much slower than usual the device was for this model; null without history",
         title="slower than usual",
         since=3,
         **_PERCENT,
@@ -302,7 +308,7 @@ STATISTICS = (
     _statistic(
         "throughput_per_s",
         "1/s",
-        "`items_per_inference` over the latency",
+        "`items_per_inference` divided by the latency",
         format=Format.RATE,
         better=Better.HIGHER,
         heading="per_s",
@@ -311,21 +317,21 @@ STATISTICS = (
         shown=Shown.TABLE,
     ),
 )
-"""What is derived from a model's runs."""
+"""Metrics derived from a model's runs."""
 
 NUMBERS = (LATENCY, *STATISTICS, *_SESSION, PEAK_MEMORY, _WEIGHTS)
-"""All metrics of this version, in the order in which outputs have them."""
+"""All metrics of this version, in the order of the outputs."""
 KNOWN: Mapping[str, Metric] = {metric.key: metric for metric in NUMBERS}
 
 
 def known_and_told(told: Iterable[Metric], keys: Iterable[str] = ()) -> tuple[Metric, ...]:
-    """Return this version's metrics and others that devices told of.
+    """Return this version's metrics and further ones that devices report.
 
-    Devices that give one metric different units leave it without a unit.
+    A metric to which devices give different units has no unit.
 
     Args:
-        told: by devices.
-        keys: of values, which nobody may have described.
+        told: Metrics that devices report.
+        keys: Keys of values, possibly without a description.
     """
     found = dict(KNOWN)
     for metric in told:

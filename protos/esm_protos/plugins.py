@@ -1,7 +1,7 @@
-"""Plug-ins by name: built in, of an installed package, or a class in a Python file.
+"""Registry of plug-ins: built in, from installed packages, or classes in Python files.
 
-A family names its built-in plug-ins and a group of entry points. A name is looked up in this
-order: ``path/to/file.py:Class``, the built-in ones, the entry points of installed packages.
+A family has built-in plug-ins and a group of entry points. A name is looked up in this order:
+``path/to/file.py:Class``, the built-in ones, the entry points of installed packages.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 OWN_MODULES = "esm_own_"
-"""Prefix of the names of modules that are read from files; they can be imported nowhere else."""
+"""Prefix of the names of modules read from files, which cannot be imported otherwise."""
 _READ: dict[str, tuple[tuple[int, int], ModuleType]] = {}
-"""Name of a module that was read from a file -> when it was written and its size, the module."""
+"""Modules read from files, by name, with the time and the size of the file."""
 
 
 class PluginError(Exception):
-    """A plug-in cannot be loaded. The message is one line that names the cure.
+    """Error for a plug-in that cannot be loaded; the message is one line with a remedy.
 
     Attributes:
-        library: of an ImportError, the module that is missing; else ``""``.
+        library: Missing module; empty for other errors.
     """
 
     def __init__(self, message: str, library: str = "") -> None:
@@ -43,14 +43,14 @@ class PluginError(Exception):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of plug-in.
+    """Kind of plug-in.
 
     Attributes:
-        what: names one of them in messages, such as ``"search space"``.
-        group: of entry points, such as ``"esm.spaces"``.
-        base: ``"package.module:Class"`` that a plug-in derives from.
-        builtin: name -> ``"package.module:Class"``.
-        required: class attributes that a plug-in sets itself.
+        what: Word for a plug-in in messages, such as ``"search space"``.
+        group: Group of entry points, such as ``"esm.spaces"``.
+        base: Base class of the plug-ins, ``"package.module:Class"``.
+        builtin: Built-in plug-ins by name, ``"package.module:Class"``.
+        required: Class attributes that a plug-in must set.
     """
 
     what: str
@@ -64,13 +64,13 @@ class Family:
         return [*self.builtin, *(name for name in self._installed() if name not in self.builtin)]
 
     def load(self, name: str) -> type[Any]:
-        """Return the class behind a name; its libraries are loaded now.
+        """Import a plug-in and return its class.
 
         Args:
-            name: as :meth:`names` lists it, or ``path/to/file.py:Class``.
+            name: Name as in :meth:`names`, or ``path/to/file.py:Class``.
 
         Raises:
-            PluginError: there is no such plug-in, or it cannot be loaded.
+            PluginError: the plug-in does not exist, or cannot be loaded.
         """
         path, class_name = split(name)
         if path is not None:
@@ -117,7 +117,7 @@ class Family:
         ]
         if found and not class_name:
             which = " or ".join(f"{path}:{key}" for key in found)
-            raise PluginError(f"'{path}' is a file, say which class of it: {which}")
+            raise PluginError(f"'{path}' is a file, name a class of it: {which}")
         what = f" '{class_name}'" if class_name else ""
         has = f"it has {', '.join(found)}" if found else f"derive one from {base.__name__}"
         raise PluginError(f"'{path}' has no {self.what} class{what}: {has}")
@@ -126,7 +126,8 @@ class Family:
         base = load(self.base)
         if not _derives(cls, base):
             raise PluginError(
-                f"{where} is no {self.what} class: derive it from {base.__module__}:{base.__name__}"
+                f"{where} is not a {self.what} class: derive it from "
+                f"{base.__module__}:{base.__name__}"
             )
         missing = [part for part in self.required if not hasattr(cls, part)]
         abstract = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -137,7 +138,7 @@ class Family:
 
 
 def load(where: str) -> Any:
-    """Return what ``"package.module:name"`` names.
+    """Import and return the object ``"package.module:name"``.
 
     Raises:
         ModuleNotFoundError: a library that the module needs is not installed.
@@ -147,13 +148,13 @@ def load(where: str) -> Any:
 
 
 def split(name: str) -> tuple[Path | None, str]:
-    """Return file and class of ``path/to/file.py:Class``; no file of any other name."""
+    """Return the file and the class of ``path/to/file.py:Class``; None and the name of others."""
     path, _, class_name = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     return (Path(path), class_name) if path.endswith(".py") else (None, name)
 
 
 def absolute(name: str) -> str:
-    """Return a name that means the same from any folder: paths of files become absolute."""
+    """Return a name with an absolute path, which is valid in any folder."""
     path, class_name = split(name)
     if path is None:
         return name
@@ -161,20 +162,21 @@ def absolute(name: str) -> str:
 
 
 def read_module(path: Path, what: str) -> ModuleType:
-    """Run a Python file of the user's and return it as a module.
+    """Run a user's Python file and return it as a module.
 
-    A file that has not changed since is not run again: its classes stay the same ones.
+    An unchanged file is not run again, so that its classes stay the same objects.
 
     Args:
-        what: that is to be found there, in messages.
+        path: Path of the file.
+        what: Word for the expected plug-in in messages.
 
     Raises:
-        PluginError: there is no such file, or running it fails; the message names the line.
+        PluginError: the file does not exist, or fails; the message has the line.
     """
     if not path.is_file():
         raise PluginError(f"there is no file '{path}' to read the {what} from")
     place, written = path.resolve(), path.stat()
-    # Two files of one name are two modules.
+    # Files of the same name in two folders need two modules.
     name = f"{OWN_MODULES}{path.stem}_{hashlib.sha256(bytes(place)).hexdigest()[:8]}"
     version = (written.st_mtime_ns, written.st_size)
     if name in _READ and _READ[name][0] == version:
@@ -183,7 +185,7 @@ def read_module(path: Path, what: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # anything that a user's file may do
@@ -193,7 +195,7 @@ def read_module(path: Path, what: str) -> ModuleType:
 
 
 def described(error: BaseException, path: Path | None) -> str:
-    """Return an error on one line, with the line of a user's file that it comes from."""
+    """Return an error on one line, with its line in a user's file."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)

@@ -144,7 +144,7 @@ def test_the_doctor_remembers_and_compares(tmp_path: Path) -> None:
         findings = json.loads(doctor(*arguments).stdout)["findings"]
         return next(each["text"] for each in findings if each["check"] == "usual pace")
 
-    assert "nothing is remembered yet" in usual_pace()
+    assert "no history yet" in usual_pace()
     assert "of 1 moment" in usual_pace()
 
 

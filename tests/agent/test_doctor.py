@@ -195,7 +195,7 @@ def test_background(others: float, severity: Severity) -> None:
     last = replace(LATER, busy_s=110 + 10 * others)
     finding = about("background", last=last)
     assert finding.severity is severity
-    assert finding.text.startswith(f"others used {others:.2f} of 4 processors")
+    assert finding.text.startswith(f"other programs used {others:.2f} of 4 processors")
 
 
 def test_one_processor_is_not_unfit_for_a_little_background() -> None:
@@ -294,7 +294,7 @@ def test_whatever_is_wrong_comes_with_its_cure(tmp_path: Path) -> None:
         ((1.0, 1.1, 1.2, 1.2), USUAL, ADVICE, "memory is"),
         ((1.2, 1.2, 1.2, 1.2), USUAL, ADVICE, "arithmetic is"),
         ((0.8, 0.8, 0.8, 0.8), USUAL, ADVICE, "faster than usual"),
-        ((1.0, 1.0, 1.0, 1.0), None, UNKNOWN, "nothing is remembered yet"),
+        ((1.0, 1.0, 1.0, 1.0), None, UNKNOWN, "no history yet"),
         ((), USUAL, UNKNOWN, "no reference models"),
         ((1.2,), USUAL, ADVICE, "arithmetic is"),
     ],

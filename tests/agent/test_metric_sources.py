@@ -108,4 +108,4 @@ def test_a_source_that_fails_is_left_out_and_the_others_go_on(
         visit(visits, 0, 1)
     assert visits.values(0) == {"visits": 2, "inferences": 2}
     (record,) = caplog.records
-    assert "metric source Faulty is left out" in record.getMessage()
+    assert "metric source Faulty is dropped" in record.getMessage()

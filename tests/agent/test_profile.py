@@ -83,7 +83,7 @@ def test_only_the_slowest_nodes_are_kept_and_all_operators() -> None:
 
 
 def test_a_profile_without_a_whole_inference_tells_nothing() -> None:
-    with pytest.raises(ModelError, match="not a whole inference"):
+    with pytest.raises(ModelError, match="no whole inference"):
         profiling.summary([node("a", "Conv", 1, 2)])
 
 

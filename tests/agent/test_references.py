@@ -17,7 +17,7 @@ from esm_agent.measure.backends import LoadedModel
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.history import HistoryFile
 from esm_agent.measure.outcomes import ModelError
-from esm_agent.measure.references import FOLDER, Company, reference_models
+from esm_agent.measure.references import FOLDER, ReferenceVisits, reference_models
 from esm_agent.measure.timing import interleaved
 from esm_agent.measure.worker import CancelledError, Worker
 from esm_agent.providers import make_provider
@@ -44,11 +44,11 @@ class Device:
 
         return run
 
-    def company(self, costs_ns: dict[str, int], fails_at: int = 0) -> Company:
+    def company(self, costs_ns: dict[str, int], fails_at: int = 0) -> ReferenceVisits:
         runs = {name: self.model(name, cost, fails_at) for name, cost in costs_ns.items()}
-        return Company(runs, lambda: self.now, lambda: None, costs_ns)
+        return ReferenceVisits(runs, lambda: self.now, lambda: None, costs_ns)
 
-    def block(self, company: Company, cost_ns: int, seconds: float) -> int:
+    def block(self, company: ReferenceVisits, cost_ns: int, seconds: float) -> int:
         """Run a block of one model; return the time that the references took of it."""
         spent = 0
         while self.now < seconds * 1e9:

@@ -191,7 +191,7 @@ def test_no_report_of_another_source_is_overwritten(
     page = (tmp_path / "report.html").read_text()
     assert str(finished.parent) not in page.partition("</head>")[0], "no folder of its writer"
     other = shutil.copytree(finished, tmp_path / "other")
-    assert_refused(esm_host("report", other), 2, "report.html is there already", "--output")
+    assert_refused(esm_host("report", other), 2, "report.html exists", "--output")
     assert (tmp_path / "report.html").read_text() == page
     assert esm_host("report", other, "-o", "report.html").exit_code == 0
 
@@ -367,7 +367,7 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
     assert "width = 1 / 0" in shown.stderr
     assert shown.stderr.splitlines()[-1].startswith("error: ")
     path = Path(__file__).parent / "own_spaces.py"
-    assert_refused(esm_host(*asked, path), 2, "say which class", f"{path}:Tiny")
+    assert_refused(esm_host(*asked, path), 2, "name a class", f"{path}:Tiny")
 
 
 @pytest.mark.parametrize(

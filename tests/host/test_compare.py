@@ -247,7 +247,7 @@ def test_slower_but_not_stable_is_undecided_unless_timed_again(
     result = compare(timing, new, "--json", "-")
     assert (result.exit_code, outcomes(result)) == (0, ["undecided", "same", "same", "same"])
     assert "warning: 1 of 4 undecided" in result.stderr
-    assert "--base and --new take more timings" in result.stderr
+    assert "give the further timings by --base and --new" in result.stderr
     data = json.loads(result.stdout)
     assert (data["regressions"], data["timings"]) == (0, {"base": 1, "new": 1})
     assert "undecided" in compare(timing, new).stdout.splitlines()[1]
@@ -558,7 +558,7 @@ def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path
     assert_refused(compare(timing, {**timing, "context": {}}), "lacks what it should have")
     (tmp_path / "bad.json").write_bytes(b"\xff{")
     base = str(tmp_path / "base.json")
-    for other, words in (("bad.json", "is no JSON"), ("none.json", "cannot read")):
+    for other, words in (("bad.json", "is not JSON"), ("none.json", "cannot read")):
         assert_refused(CliRunner().invoke(app, ["compare", base, str(tmp_path / other)]), words)
 
 
@@ -590,7 +590,7 @@ def test_one_wide_interval_per_side_is_finite(
     ("options", "words"),
     [
         (["--confidence", "100"], "--confidence 100"),
-        (["--confidence", "0.95"], "--confidence 0.95: give percent"),
+        (["--confidence", "0.95"], "--confidence 0.95: give a percentage"),
         (["--tolerance", "-1"], "--tolerance -1"),
         (["--tolerance", "nan"], "--tolerance nan"),
         (["--allow", "weather"], "--allow weather"),
@@ -625,7 +625,7 @@ def test_no_timing_is_wrong_usage_for_a_report_as_well(tmp_path: Path) -> None:
     path.write_bytes(b"\xffmodel,device")
     output = str(tmp_path / "m.html")
     result = CliRunner().invoke(app, ["report", str(path), "--output", output])
-    assert_refused(result, "is no JSON")
+    assert_refused(result, "is not JSON")
     assert "codec" not in result.stderr
 
 

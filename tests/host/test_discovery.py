@@ -182,7 +182,7 @@ def test_nobody_there_is_no_error(config: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("esm_host.transport.discovery.ANNOUNCED_AS", "_esm-nobody._tcp.local.")
     result = find()
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "no agents found: start them with --announce" in result.stderr
+    assert "no agents found: start them with esm-agent serve --announce" in result.stderr
 
 
 def test_an_agent_for_this_machine_alone_has_nothing_to_announce() -> None:

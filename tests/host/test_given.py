@@ -157,7 +157,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, values: dict[str, Any], words: s
     [
         ("image", proto(np.zeros((1, 3))), "'image' is float32 and the tensor is float64"),
         ("input_0", proto([True]), "'image' is float32 and the tensor is bool"),
-        ("input_7", proto([True]), r"is of no input \(image, parts\)"),
+        ("input_7", proto([True]), r"matches no input \(image, parts\)"),
         ("other", proto([True]), "name it input_0.pb"),
     ],
 )
@@ -172,10 +172,10 @@ def test_files_that_hold_no_values(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         of([path], [IMAGE])
     path.write_bytes(b"no archive")
-    with pytest.raises(UsageError, match=r"no \.npz of arrays"):
+    with pytest.raises(UsageError, match=r"neither an \.npz of arrays"):
         of([path], [IMAGE])
     (tmp_path / "image.pb").write_bytes(b"no value")
-    with pytest.raises(UsageError, match="no ONNX value of type float32"):
+    with pytest.raises(UsageError, match="not an ONNX value of type float32"):
         of([tmp_path / "image.pb"], [IMAGE])
     with pytest.raises(UsageError, match=r"give a folder of \*\.pb"):
         of([saved(tmp_path / "empty")], [IMAGE])
@@ -196,5 +196,5 @@ def test_an_encrypted_zip_is_no_traceback(tmp_path: Path) -> None:
     data[6] |= 1  # flags of the file
     data[data.index(b"PK\x01\x02") + 8] |= 1  # and of its entry in the directory
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"is no \.npz"):
+    with pytest.raises(UsageError, match=r"is neither an \.npz"):
         Given([path], tmp_path, {})

@@ -214,7 +214,7 @@ def test_a_symbol_has_to_be_one_of_some_model() -> None:
         ([FIXED, SCALAR], [], 8, r"batch 8: m.onnx has no .* free \('fixed' is 1x5, 'scalar'"),
         ([], [], 8, "it takes none"),
         ([UNKNOWN], [], 8, "'unknown' is of any shape"),
-        ([IMAGE, MASK], ["1x3x2x2"], None, r"m.onnx has 2 inputs \(image, mask\): say which"),
+        ([IMAGE, MASK], ["1x3x2x2"], None, r"m.onnx has 2 inputs \(image, mask\): name one"),
     ],
 )
 def test_contradictions_name_both_sides(

@@ -296,7 +296,7 @@ def test_the_command_prints_a_table_and_writes_a_folder(path: Path, tmp_path: Pa
     assert lines[0].split()[:3] == ["predictor", "sd", "tau"]
     assert lines[1].split()[:3] == ["simulation", "0.00", "1.000"]
     assert any(line.startswith("mlp:40") for line in lines)
-    assert "50 measured perfectly: as 700 predicted at tau" in stdout
+    assert "50 measured candidates are as good as 700 predicted at tau" in stdout
     frame = pd.read_parquet(out / "selection.parquet")
     assert len(frame) == 3 * 11 + 1
     assert {file.suffix for file in out.iterdir()} == {".parquet", ".png"}
@@ -308,7 +308,7 @@ def test_the_command_prints_a_table_and_writes_a_folder(path: Path, tmp_path: Pa
         (("--pair", "board"), "give DEVICE:TASK"),
         (("--pair", "boat:toys"), "has no device 'boat'"),
         (("--pair", "board:tots"), "no accuracies of 'tots': choose toys"),
-        (("--pair", "board:toys", "--sizes", "10,x"), "'x' is no number"),
+        (("--pair", "board:toys", "--sizes", "10,x"), "'x' is not a number"),
         (("--pair", "board:toys", "--sizes", "701"), "has 1 to 700"),
         (("--pair", "board:toys", "--predictor", "mlp"), "give NAME:SAMPLES"),
         (("--pair", "board:toys", "--predictor", "mpl:9"), "unknown predictor 'mpl'"),

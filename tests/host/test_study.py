@@ -281,7 +281,7 @@ def test_interrupted_it_keeps_what_is_done_and_goes_on(
     assert len(study.results()) == 5 * 3
     shown = CliRunner().invoke(app, [*arguments, "--only-plots"])
     assert shown.exit_code == 0, shown.output
-    assert "7 tasks are not done yet" in shown.stdout
+    assert "7 tasks are missing" in shown.stdout
     done = counted(monkeypatch)
     assert run_study(folder / "study.toml", tmp_path).missing == 0
     assert len(done) == 7
@@ -412,7 +412,7 @@ def test_the_command_prints_tables_and_writes_plots(folder: Path, study: Study) 
         app, ["study", str(folder / "study.toml"), "--results", str(study.path), "--parallel", "1"]
     )
     assert result.exit_code == 0, result.output
-    assert "12 of 12 tasks are there already" in result.stderr
+    assert "12 of 12 tasks are done already" in result.stderr
     assert "table: Kendall's tau by device, 20 training samples" in result.stdout
     mean = study.results().query("label == 'on fc' and size == 20 and device == 'fast'")["tau"]
     assert f"{mean.mean():.3f} ±{mean.std():.3f}" in result.stdout

@@ -657,7 +657,7 @@ def test_own_space_class_missing_lists_those_in_the_file(tmp_path: Path, name: s
 @pytest.mark.parametrize("colon", ["", ":"])
 def test_own_space_without_a_class_lists_those_in_the_file(tmp_path: Path, colon: str) -> None:
     path = write_space(tmp_path, OWN_SPACE)
-    with pytest.raises(UnknownSpaceError, match=f"say which class of it: {path}:TinySpace"):
+    with pytest.raises(UnknownSpaceError, match=f"name a class of it: {path}:TinySpace"):
         load_space(f"{path}{colon}")
 
 

@@ -90,7 +90,7 @@ def test_a_whole_number_stays_one() -> None:
 
 @pytest.mark.parametrize("key", ["", "2x", "a b", "a-b", "x" * 65, "é", "a\n"])
 def test_what_is_no_key_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="names no metric"):
+    with pytest.raises(ValueError, match="is not a metric's key"):
         Metric(key, "", "")
     with pytest.raises(NonsenseError):
         convert.device_info_from_pb(pb.DeviceInfo(metrics=[pb.Metric(key=key)]))

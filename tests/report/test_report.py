@@ -173,15 +173,13 @@ def test_a_timing_shows_how_fast_the_device_was(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     text = written(path, tmp_path / "report.html").read_text()
     assert "Reference models over time" in text
-    assert re.search(
-        r"against what the device remembers: arithmetic [67]\.\d % slower, large", text
-    )
+    assert re.search(r"compared with the usual pace: arithmetic [67]\.\d % slower, large", text)
     assert "Latencies are at the device's usual pace." in html.unescape(text)
     data["context"]["devices"]["pi4"]["usual"] = None
     data["context"]["raw"] = True
     path.write_text(json.dumps(data))
     text = written(path, tmp_path / "report.html").read_text()
-    assert "The device remembers nothing yet" in text
+    assert "The device has no history yet" in text
     assert "Latencies are as measured." in text
 
 

@@ -155,8 +155,8 @@ def test_labels_say_as_little_as_tells_results_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("no JSON", "is no JSON: give a file"),
-        ("[]", "is no timing: give a file"),
+        ("no JSON", "is not JSON: give a file"),
+        ("[]", "is not a timing: give a file"),
         ('{"schema_version": 1, "models": []}', "schema version 1"),
         ('{"schema_version": 2, "kind": "timing", "results": [{}]}', "lacks"),
     ],

@@ -67,7 +67,7 @@ def test_a_csv_is_kept_under_its_name(board: Path) -> None:
         "device  latencies  missing  median_ms",
         "orin            2        0     0.8750",
     ]
-    assert f"kept in {folder()}; esm-host sources correlation" in result.stderr
+    assert f"saved in {folder()}; esm-host sources correlation" in result.stderr
     assert read_benchmark(folder() / "board.parquet").latency_ms["orin"].tolist() == [1.5, 0.25]
 
 
@@ -133,13 +133,17 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["board.csv", "--latency", "mean_us=o"], 1, ["no architectures", "--architecture"]),
         (["board.csv", "--latency", "mean=o"], 2, ["no column 'mean'", "'mean_us'"]),
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
-        (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "once each"]),
+        (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
         (["board.csv", *NAMED[:-1], "h"], 2, ["--unit 'h'", "s, ms, us, ns"]),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "not of numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
         (["board.csv", *NAMED, "--json", "no/x.json"], 2, ["--json no/x.json", "no folder"]),
-        (["board.csv", *NAMED, "--format", "help"], 2, ["--architecture is of --format columns"]),
+        (
+            ["board.csv", *NAMED, "--format", "help"],
+            2,
+            ["--architecture is an option of --format columns"],
+        ),
         (["board.csv", "--format", "help"], 2, ["no latency/DEVICE.pt"]),
         (["board.csv", "--format", "hw-nas-bench"], 1, ["no file of HW-NAS-Bench"]),
         (["board.csv", "--format", "hwnas"], 2, ["--format", "hw-nas-bench"]),
@@ -213,8 +217,8 @@ def test_the_matrix_and_its_json() -> None:
     lines = works("sources", "correlation").splitlines()
     assert lines[0] == "rank correlation in hundredths"
     assert lines[1].split() == ["device", "1", "2"]
-    assert lines[-1].startswith("best proxy for all others: ")
-    assert lines[-1].endswith("ranks as 1 of 2 do (correlation 0.9 or more)")
+    assert lines[-1].startswith("best proxy device: ")
+    assert lines[-1].endswith("(correlation 0.9 or more with 1 of 2 other devices)")
     data = json.loads(works("sources", "correlation", "--json", "-"))
     assert data["space"]["name"] == "nasbench201"
     place = {name.partition("/")[2]: number for number, name in enumerate(data["sources"])}
@@ -283,7 +287,7 @@ def test_the_heat_map(ending: str) -> None:
         ([], ["of blocks; of nasbench201"]),
         (["bords"], ["no source 'bords'", "esm-host sources list"]),
         (["boards/x"], ["no device 'x'", "choose a, b, c"]),
-        (["boards/a"], ["boards/a: there is nothing to compare with"]),
+        (["boards/a"], ["boards/a: nothing to compare with"]),
         (["boards/a", "--target", "a"], ["nothing to compare with"]),
         (["boards", "--target", "x"], ["no source 'x'"]),
         (["boards", "--threshold", "0"], ["--threshold 0"]),

@@ -1,8 +1,8 @@
-"""What on this device would spoil measurements, and how to put it right.
+"""Checks for conditions on a device that would spoil measurements, with remedies.
 
-:func:`diagnose` judges what others read: the machine's set-up, its state, and a probe. A finding
-is UNFIT only where numbers taken now are not worth much; what interleaving and reference models
-take out again (a clock that moves, common to all models of a block) is ADVICE.
+:func:`diagnose` judges the machine's set-up, its state and a probe. A finding is UNFIT only if
+latencies measured now would be unreliable. Disturbances that interleaving and reference models
+remove, such as a clock that changes for all models of a block, are ADVICE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from esm_protos.paces import Paces
 # pyperf (`pyperf check`) calls a result unstable from a standard deviation of 10 % of the mean.
 # The same share of a processor taken away, or of time spent waiting, moves a mean as much.
 _TENTH = 0.10
-# Below it, noise is smaller than the 3 % by which a block's references may stray.
+# Below it, noise is smaller than the 3 % by which a block's references may deviate.
 _STEADY = 0.02
 _REFERENCE_TOLERANCE = 0.03
 # Reading a page back from an SD card takes about a millisecond: 100 a second are a tenth of it.
@@ -38,22 +38,23 @@ _PAGES_PER_S = 100
 _HEAD_ROOM_K = 10.0
 _CLOCK_STEP_NS = 1_000  # 1 % of a model of 0.1 ms
 _COARSE_STEP_NS = 100_000
-_SAME_KIND = 0.9  # the favoured cores of one kind are less than a tenth faster
+_SAME_KIND = 0.9  # favoured cores of one kind are less than a tenth faster
 
 _MOST_MEMORY = 0.75  # the agent's own service gets 80 %
 
-_PI_BEFORE = 16  # the same again, for what has been
+_PI_BEFORE = 16  # offset of the bits for earlier events
 
 
 @dataclass(frozen=True)
 class _Case:
-    """Everything there is to judge by.
+    """Data that the checks judge.
 
     Attributes:
-        now: state after the probe, as the agent reads it.
-        during: states before, during and after the probe, as the measuring process read them.
-        noise: None where a model of the probe failed.
-        paces: against what is usual; None where the probe does not tell.
+        machine: Set-up of the machine.
+        now: State after the probe, as the agent reads it.
+        during: States before, during and after the probe, as the measuring process read them.
+        noise: Noise of the probe; None if one of its models failed.
+        paces: Paces compared with the usual ones; None if the probe had no reference models.
     """
 
     machine: Machine
@@ -64,11 +65,11 @@ class _Case:
 
     @property
     def seconds(self) -> float:
-        """From the first to the last state."""
+        """Time from the first to the last state, s."""
         return (self.during[-1].at_ns - self.during[0].at_ns) / 1e9 if self.during else 0.0
 
     def gone_up(self, counter: str) -> float | None:
-        """By how much during the probe; None where it was not told at both ends."""
+        """Return the increase of a counter during the probe; None if it is not reported."""
         if len(self.during) < 2 or self.seconds <= 0:
             return None
         first, last = (getattr(state, counter) for state in (self.during[0], self.during[-1]))
@@ -82,14 +83,17 @@ def examine(
     cpus: tuple[int, ...] = (),
     findings: tuple[Finding, ...] = (),
 ) -> Diagnosis:
-    """Times the probe and judges this device.
+    """Time the probe and diagnose this device.
 
     Args:
-        cpus: that the probe runs on; empty: all that this process may use.
-        findings: of the execution providers.
+        measure: Function that measures a block.
+        telemetry: Reader of the device's state.
+        probe_s: Duration of the probe, s.
+        cpus: Processors that the probe runs on; empty for all that this process may use.
+        findings: Findings of the execution providers.
 
     Raises:
-        Exception: whatever keeps ``measure`` from measuring.
+        Exception: ``measure`` failed.
     """
     result = run_probe(measure, probe_s)
     found = diagnose(read_machine(usable=cpus or None), telemetry.state(0), result)
@@ -97,11 +101,12 @@ def examine(
 
 
 def diagnose(machine: Machine, now: DeviceState, probe: BlockResult) -> Diagnosis:
-    """Findings of every check, in a fixed order.
+    """Return the findings of every check, in a fixed order.
 
     Args:
-        now: state after the probe.
-        probe: its states come from the measuring process.
+        machine: Set-up of the machine.
+        now: State after the probe.
+        probe: Result of the probe, with states from the measuring process.
     """
     failures = [(m.model_id, m.failure.message) for m in probe.measurements if m.failure]
     case = _Case(machine, now, probe.states, None if failures else noise(probe), paces(probe))
@@ -121,9 +126,7 @@ def diagnose(machine: Machine, now: DeviceState, probe: BlockResult) -> Diagnosi
 def _governor(case: _Case) -> Finding:
     governors = Counter(case.now.governors)
     if not governors:
-        return Finding(
-            "governor", Severity.UNKNOWN, "the device does not tell (virtual machines seldom do)"
-        )
+        return Finding("governor", Severity.UNKNOWN, "not reported (common on virtual machines)")
     text = ", ".join(f"{name} on {_processors(count)}" for name, count in governors.items())
     if set(governors) == {"performance"}:
         return Finding("governor", Severity.OK, text)
@@ -140,7 +143,7 @@ def _governor(case: _Case) -> Finding:
 def _turbo(case: _Case) -> Finding:
     turbo = case.machine.turbo
     if turbo is None:
-        return Finding("turbo", Severity.UNKNOWN, "the device does not tell")
+        return Finding("turbo", Severity.UNKNOWN, "not reported by the device")
     if not turbo.on:
         return Finding("turbo", Severity.OK, "off")
     # Linux, Documentation/cpu-freq/boost.txt: the boosted clock depends on the load and heat of
@@ -154,7 +157,7 @@ def _turbo(case: _Case) -> Finding:
 
 
 def _affinity(case: _Case) -> Finding:
-    """Which processors the agent runs on, where they are not all alike."""
+    """Check which processors the agent runs on, if they differ in kind."""
     machine = case.machine
     text = f"may use {len(machine.usable)} of {_processors(len(machine.online))}"
     mhz = [machine.max_mhz[n] for n in machine.usable if n in machine.max_mhz]
@@ -184,7 +187,7 @@ def _smt(case: _Case) -> Finding:
 
 
 def _quota(case: _Case) -> Finding:
-    """CPU quota of the control group, and whether it stopped the probe."""
+    """Check the CPU quota of the control group, and whether it stopped the probe."""
     quota, usable = case.machine.quota, len(case.machine.usable)
     periods, throttled = case.gone_up("cpu_periods"), case.gone_up("cpu_throttled_periods")
     stopped = ""
@@ -197,7 +200,7 @@ def _quota(case: _Case) -> Finding:
     text = f"this control group gets {quota:.2g} of {_processors(usable)}{stopped}"
     if quota < 1 or stopped:
         # CFS bandwidth control stops the group for the rest of each period, usually of 100 ms.
-        why = "" if stopped else ": runs are stopped in the middle again and again"
+        why = "" if stopped else ": runs are stopped midway again and again"
         return Finding("quota", Severity.UNFIT, f"{text}{why}", fix)
     return Finding(
         "quota",
@@ -208,7 +211,7 @@ def _quota(case: _Case) -> Finding:
 
 
 def _memory_limit(case: _Case) -> Finding:
-    """Memory limit of the control group."""
+    """Check the memory limit of the control group."""
     limit, physical = case.machine.memory_limit_bytes, case.machine.physical_bytes
     if limit is None or limit >= physical:
         return Finding("memory limit", Severity.OK, "none")
@@ -218,7 +221,7 @@ def _memory_limit(case: _Case) -> Finding:
     return Finding(
         "memory limit",
         Severity.ADVICE,
-        f"{text}: a larger model is out_of_memory",
+        f"{text}: a larger model fails with out_of_memory",
         "raise the container's limit: --memory, or MemoryMax= of the service",
     )
 
@@ -226,7 +229,7 @@ def _memory_limit(case: _Case) -> Finding:
 def _memory(case: _Case) -> Finding:
     available = case.now.memory_available_bytes
     if available is None:
-        return Finding("memory", Severity.UNKNOWN, "the device does not tell")
+        return Finding("memory", Severity.UNKNOWN, "not reported by the device")
     text = f"{available / 1e9:.1f} of {case.machine.memory_bytes / 1e9:.1f} GB are available"
     # A block's models alone may take a quarter of the memory (see esm_agent.serving.server).
     if available >= case.machine.memory_bytes / 4:
@@ -242,7 +245,7 @@ def _memory(case: _Case) -> Finding:
 def _swap(case: _Case) -> Finding:
     used, pages = case.now.swap_used_bytes, case.gone_up("swapped_pages")
     if used is None:
-        return Finding("swap", Severity.UNKNOWN, "the device does not tell")
+        return Finding("swap", Severity.UNKNOWN, "not reported by the device")
     fix = "stop other programs, or give a smaller --block-size; sudo swapoff -a shows what fits"
     if pages:
         per_s = pages / case.seconds
@@ -259,13 +262,15 @@ def _background(case: _Case) -> Finding:
     busy, own = case.gone_up("busy_s"), case.gone_up("own_s")
     cores, load = len(case.machine.online), case.now.load_1min
     loaded = "" if load is None else f"; load average {load:.2f}"
-    fix = "stop what runs beside the agent: top -o %CPU"
+    fix = "stop other programs: top -o %CPU lists them"
     if busy is None or own is None:
-        return Finding("background", Severity.UNKNOWN, f"the device does not tell{loaded}")
+        return Finding("background", Severity.UNKNOWN, f"not reported{loaded}")
     others = max(0.0, busy - own) / case.seconds
-    text = f"others used {others:.2f} of {_processors(cores)} during the probe{loaded}"
+    text = f"other programs used {others:.2f} of {_processors(cores)} during the probe{loaded}"
     if cores - others < 1 - _TENTH:
-        return Finding("background", Severity.UNFIT, f"{text}: not one is left for the agent", fix)
+        return Finding(
+            "background", Severity.UNFIT, f"{text}: less than one is left for the agent", fix
+        )
     if others > _TENTH:
         return Finding("background", Severity.ADVICE, text, fix)
     return Finding("background", Severity.OK, text)
@@ -274,7 +279,7 @@ def _background(case: _Case) -> Finding:
 def _stolen(case: _Case) -> Finding:
     stolen = case.gone_up("stolen_s")
     if stolen is None:
-        return Finding("stolen time", Severity.UNKNOWN, "the device does not tell")
+        return Finding("stolen time", Severity.UNKNOWN, "not reported by the device")
     share = stolen / case.seconds
     text = f"a hypervisor took {share:.1%} of a processor during the probe"
     fix = "measure at a quieter hour, or on a machine that is not shared"
@@ -288,13 +293,13 @@ def _stolen(case: _Case) -> Finding:
 def _temperature(case: _Case) -> Finding:
     told = [s.temperature_c for s in (case.now, *case.during) if s.temperature_c is not None]
     if not told:
-        return Finding("temperature", Severity.UNKNOWN, "the device does not tell")
+        return Finding("temperature", Severity.UNKNOWN, "not reported by the device")
     hottest, limit = max(told), case.machine.throttles_at_c
     if limit is None:
-        text = f"{hottest:.0f} C; the device does not tell where it slows down"
+        text = f"{hottest:.0f} C; the temperature at which it slows down is not reported"
         return Finding("temperature", Severity.UNKNOWN, text)
     text = f"{hottest:.0f} C, slows down at {limit:.0f} C"
-    fix = "a heat sink or a fan, or a cooler place"
+    fix = "add a heat sink or a fan, or choose a cooler place"
     if hottest >= limit:
         return Finding("temperature", Severity.UNFIT, text, fix)
     if limit - hottest < _HEAD_ROOM_K:
@@ -308,7 +313,7 @@ def _throttling(case: _Case) -> Finding:
         return _pi_throttling(bits)
     total = case.now.throttle_events
     if total is None:
-        return Finding("throttling", Severity.UNKNOWN, "the device does not tell")
+        return Finding("throttling", Severity.UNKNOWN, "not reported by the device")
     fix = "better cooling, or turbo off"
     if new := case.gone_up("throttle_events"):
         text = f"{new:.0f} times during the probe for heat"
@@ -320,7 +325,7 @@ def _throttling(case: _Case) -> Finding:
 
 
 def _pi_throttling(told: list[int]) -> Finding:
-    """Bits as in the Raspberry Pi documentation, `vcgencmd get_throttled`."""
+    """Return the finding for the bits of `vcgencmd get_throttled` (Raspberry Pi documentation)."""
     bits = 0
     for value in told:
         bits |= value
@@ -346,13 +351,13 @@ def _gpu(case: _Case) -> Finding:
         f"{gpu.name}: {', '.join(gpu.throttle_reasons)}" for gpu in gpus if gpu.throttle_reasons
     ]
     if not gpus:
-        return Finding("gpu", Severity.OK, "none that can be asked")
+        return Finding("gpu", Severity.OK, "none that can be read")
     if held:
         return Finding(
             "gpu",
             Severity.ADVICE,
             f"the clock is held back ({'; '.join(held)})",
-            "nvidia-smi -q -d PERFORMANCE,POWER,TEMPERATURE says by what limit",
+            "nvidia-smi -q -d PERFORMANCE,POWER,TEMPERATURE shows the limit",
         )
     return Finding("gpu", Severity.OK, ", ".join(gpu.name for gpu in gpus))
 
@@ -372,14 +377,12 @@ def _clock(case: _Case) -> Finding:
 
 def _pace(case: _Case) -> Finding:
     if case.noise is None or case.noise.spread is None or case.noise.span is None:
-        return Finding(
-            "pace", Severity.UNKNOWN, "the probe was too short to tell", "give more --seconds"
-        )
+        return Finding("pace", Severity.UNKNOWN, "the probe was too short", "give more --seconds")
     spread = case.noise.spread
     worst, most = max(case.noise.model_spreads.items(), key=lambda item: item[1])
     text = (
-        f"varies by {spread:.1%} from half second to half second, {case.noise.span:.1%} from the "
-        f"fastest to the slowest; most for '{worst}' ({most:.1%})"
+        f"varies by {spread:.1%} between half seconds, {case.noise.span:.1%} from the fastest to "
+        f"the slowest; most for '{worst}' ({most:.1%})"
     )
     if spread <= _STEADY:
         return Finding("pace", Severity.OK, text)
@@ -388,22 +391,24 @@ def _pace(case: _Case) -> Finding:
             "pace",
             Severity.ADVICE,
             text,
-            "nothing needed with --protocol interleaved and references: they remove most of it",
+            "none needed: --protocol interleaved and reference models remove most of it",
         )
-    return Finding("pace", Severity.UNFIT, text, "see to the findings above, then ask again")
+    return Finding(
+        "pace", Severity.UNFIT, text, "resolve the findings above, then run doctor again"
+    )
 
 
 def _usual_pace(case: _Case) -> Finding:
-    """How this moment compares with what the agent remembers of this device."""
+    """Compare the device's paces with its usual ones."""
     paces = case.paces
     if paces is None:
-        return Finding("usual pace", Severity.UNKNOWN, "no reference models were timed along")
+        return Finding("usual pace", Severity.UNKNOWN, "no reference models were timed")
     if not paces.known:
         return Finding(
             "usual pace",
             Severity.UNKNOWN,
-            "nothing is remembered yet of this device as it is set up now",
-            "nothing needed: every block is remembered, and intervals narrow with time",
+            "no history yet for this device in its present set-up",
+            "none needed: every block adds to the history, and intervals narrow with time",
         )
     arithmetic, *memory = (math.expm1(value) for value in paces.values)
     parts = {"arithmetic": arithmetic}
@@ -419,7 +424,7 @@ def _usual_pace(case: _Case) -> Finding:
         "usual pace",
         Severity.ADVICE,
         f"{text}, {of}",
-        "nothing needed: latencies are reported at the usual pace, with a wider interval",
+        "none needed: latencies are reported at the usual pace, with a wider interval",
     )
 
 
@@ -428,14 +433,12 @@ def _against_usual(share: float) -> str:
 
 
 def _interval(case: _Case) -> Finding:
-    """How well a latency is known after the probe, the pace that all models share divided out."""
+    """Check the intervals of the probe's latencies, without the pace that all models share."""
     worst, interval = "", math.inf
     if case.noise is not None:
         worst, interval = max(case.noise.intervals.items(), key=lambda item: item[1])
     if math.isinf(interval):
-        return Finding(
-            "noise", Severity.UNKNOWN, "the probe was too short to tell", "give more --seconds"
-        )
+        return Finding("noise", Severity.UNKNOWN, "the probe was too short", "give more --seconds")
     text = (
         f"95 % intervals of the probe's latencies are {interval:.1%} or less on either side; "
         f"widest for '{worst}'"
@@ -443,7 +446,7 @@ def _interval(case: _Case) -> Finding:
     if interval <= _REFERENCE_TOLERANCE:
         return Finding("noise", Severity.OK, text)
     severity = Severity.ADVICE if interval <= _TENTH else Severity.UNFIT
-    return Finding("noise", severity, text, "see to the findings above; more --runs make up for it")
+    return Finding("noise", severity, text, "resolve the findings above, or give more --runs")
 
 
 _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
@@ -476,8 +479,10 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _pinned(machine: Machine) -> str:
-    """Command for an agent on the processors best to measure on: isolated ones, or else those of
-    the fastest kind, one per core."""
+    """Return the command for an agent on the processors that are best to measure on.
+
+    These are the isolated ones, or else those of the fastest kind, one per core.
+    """
     chosen = set(machine.isolated or machine.usable)
     fastest = max((machine.max_mhz.get(n, 0.0) for n in chosen), default=0.0)
     chosen = {n for n in chosen if machine.max_mhz.get(n, 0.0) >= _SAME_KIND * fastest}

@@ -1,7 +1,7 @@
-"""A session with its inputs and outputs bound: one inference is one call, whatever the types.
+"""Session with bound inputs and outputs, in which an inference is one call for all types.
 
-Python's ``session.run`` turns outputs into numpy's arrays, which are fewer types than ONNX has,
-and takes time by type. Bound values stay the runtime's own.
+Python's ``session.run`` converts outputs to numpy arrays, which takes time and does not support all
+types of ONNX. Bound values stay values of the runtime.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TENSOR_TYPE = re.compile(r"(optional\()?tensor\(")
 
 
 def values(feed: Feed) -> dict[str, Any]:
-    """Make the runtime's values of a feed, by name; what is absent is left out.
+    """Return the runtime's values of a feed, by name, without absent values.
 
-    They may refer to the arrays' memory, and keep it.
+    They may refer to the arrays' memory, and keep it alive.
 
     Raises:
-        ModelError: the runtime has no such values.
+        ModelError: the runtime does not support a value.
     """
     return {
         name: _value(feed.types[name], value)
@@ -42,21 +42,20 @@ def values(feed: Feed) -> dict[str, Any]:
 
 
 class Bound:
-    """One inference of a session on values that stay.
+    """Session with bound inputs and outputs.
 
-    Tensors that come out are allocated by the first inference and reused, as in an application
-    that binds them too. All outputs are allocated at every inference where that cannot be: for
-    sequences and maps, to which the runtime would append, and for shapes that change from run to
-    run.
+    Output tensors are allocated by the first inference and reused, as in an application that binds
+    them. Outputs that cannot be reused are allocated at every inference: sequences and maps, to
+    which the runtime would append, and shapes that change from run to run.
 
     Attributes:
-        run: one inference; raises what the runtime raises.
+        run: Function that runs an inference; it raises the runtime's exceptions.
     """
 
     run: Callable[[], None]
 
     def __init__(self, session: Any, fed: dict[str, Any]) -> None:
-        """Bind values that :func:`values` made."""
+        """Bind the values that :func:`values` returned."""
         self._binding = binding = session.io_binding()
         self._allocated: Sequence[Any] | None = None
         inputs = OrtValueVector()
@@ -81,14 +80,14 @@ class Bound:
             try:
                 session.run_with_iobinding(binding)
             except Exception:
-                # Shapes have changed, or else this raises what the failure was, by its type.
+                # Shapes may have changed. If not, this raises the failure with its type.
                 allocating()
 
         are_tensors = all(_TENSOR_TYPE.match(kind) for kind in kinds.values())
         self.run = reusing if are_tensors else allocating
 
     def outputs(self) -> Sequence[Any]:
-        """Return the outputs of the last run, as the runtime's values, in the model's order."""
+        """Return the outputs of the last run as values of the runtime, in the model's order."""
         found = self._allocated
         return list(self._binding.get_outputs_as_ortvaluevector() if found is None else found)
 
@@ -104,7 +103,7 @@ def _value(kind: ValueType, value: NDArray[Any] | tuple[NDArray[Any], ...]) -> A
 
 
 def _tensor(element: Element, array: NDArray[Any]) -> Any:
-    """Make a tensor of numbers in the memory of an array of the same dimensions."""
+    """Return a tensor of numbers in the memory of an array of the same dimensions."""
     contiguous = np.asarray(array, order="C")
     if element.bits < 8:
         small = packed(contiguous, element.bits)
@@ -130,7 +129,10 @@ def _sequence(element: Element, arrays: Sequence[NDArray[Any]]) -> Any:
 
 
 def _constant(array: NDArray[Any], name: str) -> pb.Node:
-    """Python cannot hand strings to the runtime except in a model, or at every run anew."""
+    """Return a node with a tensor of strings.
+
+    Python can pass strings to the runtime only within a model, or again at every run.
+    """
     words = [str(word).encode() for word in array.ravel()]
     strings = pb.Tensor(dims=array.shape, data_type=8, string_data=words)
     attribute = pb.Attribute(name="value", t=strings, type=_TENSOR)
@@ -138,7 +140,7 @@ def _constant(array: NDArray[Any], name: str) -> pb.Node:
 
 
 def _made(nodes: Sequence[pb.Node], fed: dict[str, Any], kind: ValueType) -> Any:
-    """Return what a model of these nodes gives as ``value``."""
+    """Return the output ``value`` of a model of these nodes."""
     tensor = pb.Type(tensor_type=pb.TensorType(elem_type=kind.element.number))
     sequence = pb.Type(sequence_type=pb.SequenceType(elem_type=tensor))
     graph = pb.Graph(
@@ -159,5 +161,5 @@ def _made(nodes: Sequence[pb.Node], fed: dict[str, Any], kind: ValueType) -> Any
         )
         return session.run_with_ort_values(["value"], fed)[0]
     except Exception as error:
-        text = f"this runtime makes no value of type {kind}: {one_line(error)}"
+        text = f"this runtime does not support values of type {kind}: {one_line(error)}"
         raise ModelError(failure_kind(error), text) from error

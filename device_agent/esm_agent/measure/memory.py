@@ -1,4 +1,4 @@
-"""How much memory a model takes, by the kernel's high-water mark; Linux alone keeps one."""
+"""Peak memory of a model, from the kernel's high-water mark, which only Linux keeps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _RESIDENT = re.compile(r"^Rss:\s*(\d+) kB$", re.MULTILINE)
 
 
 class PeakMemory:
-    """The peak that a process with one model alone would have, from a process with several.
+    """Peak memory that a model would need alone, measured in a process with several models.
 
-    Made while the process holds no model. Code of the runtime that earlier models have brought into
-    memory counts for later ones too: alone, they would bring it in themselves.
+    Create it before the process loads a model. Code of the runtime that earlier models have loaded
+    counts for later ones too, as they would load it themselves.
 
     Args:
-        folder: the process's in ``/proc``.
+        folder: Folder of the process in ``/proc``.
     """
 
     def __init__(self, folder: Path = _SELF) -> None:
@@ -32,7 +32,7 @@ class PeakMemory:
         self._before: int | None = None
 
     def begin(self) -> None:
-        """From here on counts; memory that models left behind is given back first."""
+        """Begin a measurement, after returning the memory of earlier models to the system."""
         gc.collect()
         _give_back()
         self._before = _kib(self._folder, "VmRSS")
@@ -44,10 +44,10 @@ class PeakMemory:
             return
         peak = _kib(self._folder, "VmHWM")
         if self._before is not None and peak is not None and peak > self._before + _SLACK_KIB:
-            self._before = None  # an emulator that ignores it
+            self._before = None  # emulators may ignore the reset
 
     def peak_bytes(self) -> int | None:
-        """Since :meth:`begin`, without the other models; None where the system does not tell."""
+        """Return the peak since :meth:`begin`, without other models; None if unknown."""
         peak = _kib(self._folder, "VmHWM")
         if peak is None or self._before is None or self._bare is None:
             return None
@@ -64,7 +64,7 @@ def _kib(folder: Path, what: str) -> int | None:
 
 
 def _code_kib(folder: Path) -> int:
-    """Return how much of the shared libraries is in memory; 0 where the system does not tell."""
+    """Return the resident size of the shared libraries, KiB; 0 if the system does not report it."""
     try:
         text = (folder / "smaps").read_text()
     except OSError:
@@ -75,8 +75,11 @@ def _code_kib(folder: Path) -> int:
 
 
 def _give_back() -> None:
-    """Else the next model would fill what is free already, and seem to take nothing."""
+    """Return free memory to the system.
+
+    Otherwise the next model would reuse it, and seem to take no memory.
+    """
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
-        return  # glibc alone has it; Windows has no CDLL(None)
+        return  # only glibc has malloc_trim; Windows has no CDLL(None)

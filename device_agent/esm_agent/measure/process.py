@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import timing
 from esm_agent.measure.memory import PeakMemory
-from esm_agent.measure.references import Company
+from esm_agent.measure.references import ReferenceVisits
 from esm_agent.measure.sandbox import Confinement, confine
 from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
 from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
@@ -351,7 +351,7 @@ def _interleaved(
     _settle(loaded, witness, board, clock, failed)
     witness.note()
     origin = clock()
-    company = Company(
+    company = ReferenceVisits(
         {name: each.run for name, each in references.items()},
         clock,
         board.tick,
@@ -398,7 +398,7 @@ def _interleaved(
 
 
 def _company(
-    company: Company, references: Mapping[str, Loaded], origin: int
+    company: ReferenceVisits, references: Mapping[str, Loaded], origin: int
 ) -> tuple[Measurement, ...]:
     """Return what was measured of the reference models."""
     found = []
@@ -413,7 +413,7 @@ def _company(
 def _estimates(
     taken: Mapping[int, timing.Samples],
     loaded: Mapping[int, Loaded],
-    company: Company,
+    company: ReferenceVisits,
     references: Mapping[str, Loaded],
     job: Job,
 ) -> dict[int, Estimate]:

@@ -1,7 +1,7 @@
-"""Where an inference's time goes, by the runtime's own profiler.
+"""Profile of an inference, from the runtime's own profiler.
 
-It writes one event per line, ``ts`` (when it began) and ``dur`` in whole microseconds. Bodies of
-If, Loop and Scan run inside the event of their node, and have events of their own.
+The profiler writes one event per line, with its start ``ts`` and its duration ``dur`` in whole
+microseconds. Bodies of If, Loop and Scan run within the event of their node, and have events too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WARM_S, _LONGEST_S = 0.025, 30.0
 
 
 class Node(NamedTuple):
-    """Which node an event is of; two bodies may number theirs alike."""
+    """Node of an event. Nodes of two bodies may have the same number."""
 
     name: str
     number: str
@@ -34,7 +34,7 @@ class Node(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One passage through a node, microseconds."""
+    """One execution of a node, microseconds."""
 
     begin: int
     duration: int
@@ -43,22 +43,22 @@ class Span(NamedTuple):
 
 @contextmanager
 def folder() -> Iterator[str]:
-    """A prefix for profiles, in a folder that lasts as long as the block of code."""
+    """Yield a prefix for profiles, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as path:
         yield str(Path(path) / "profile")
 
 
 def enable(options: Any, prefix: str) -> None:
-    """Makes sessions with these options write a profile under the prefix."""
+    """Set session options so that sessions write a profile under the prefix."""
     options.enable_profiling = True
     options.profile_file_prefix = prefix
 
 
 def events(session: Any) -> list[dict[str, Any]]:
-    """All that a session's profile tells, once; the session profiles no more.
+    """End a session's profiling and return its events.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the profile cannot be read.
     """
     path = session.end_profiling()
     try:
@@ -71,7 +71,7 @@ def events(session: Any) -> list[dict[str, Any]]:
 
 
 def is_node(event: dict[str, Any]) -> bool:
-    """Whether it tells of a node's work."""
+    """Return whether an event is the execution of a node."""
     arguments = event.get("args", {})
     return event.get("cat") == "Node" and "provider" in arguments and "op_name" in arguments
 
@@ -85,14 +85,18 @@ def profile(
 ) -> Profile:
     """Return the profile of ``runs`` runs after ``warmup`` uncounted ones.
 
-    Slow models make fewer of both, one at least: warming up ends after 25 ms, and all after 30 s.
+    Slow models have fewer of both, at least one: the warm-up ends after 25 ms, and the profile
+    after 30 s.
 
     Args:
-        session: profiles all that it runs.
-        between: told before each run the share of them made.
+        session: Session with profiling enabled.
+        run: Function that runs an inference.
+        warmup: Number of uncounted runs.
+        runs: Number of counted runs.
+        between: Function called before each run with the share of counted runs done.
 
     Raises:
-        ModelError: the runtime does not tell.
+        ModelError: the runtime's profile is unusable.
     """
     began, uncounted = time.monotonic(), 0
     while not uncounted or (uncounted < warmup and time.monotonic() - began < _WARM_S):
@@ -108,17 +112,17 @@ def profile(
 
 
 def summary(found: Iterable[dict[str, Any]], warmup: int = 0) -> Profile:
-    """By operator and by node, per inference; of what ran after the first ``warmup`` inferences.
+    """Return the time per inference by operator and by node, after ``warmup`` inferences.
 
-    Of a node with a body the body's nodes are counted, and for itself only what is left of it.
+    The time of a node with a body excludes that of the body's nodes, which are counted themselves.
 
     Raises:
-        ModelError: there is no inference in there; the runtime keeps a million events at most.
+        ModelError: there is no whole inference; the runtime keeps at most a million events.
     """
     found = list(found)
     counted = sorted((e["ts"], e["dur"]) for e in found if e.get("name") == "model_run")[warmup:]
     if not counted:
-        raise ModelError(FailureKind.CRASH, "the runtime's profile has not a whole inference")
+        raise ModelError(FailureKind.CRASH, "the runtime's profile has no whole inference")
     begin, end = counted[0][0], counted[-1][0] + counted[-1][1]
     spans = [
         Span(event["ts"], event["dur"], _node(event))
@@ -164,13 +168,13 @@ _BODIES = frozenset({"If", "Loop", "Scan"})
 
 
 def _nested(spans: Iterable[Span]) -> Iterator[tuple[Span, int]]:
-    """Every span with the duration of those right inside it, microseconds."""
+    """Yield every span with the total duration of the spans directly within it, microseconds."""
     around: list[tuple[Span, list[int]]] = []
 
     def is_in(span: Span, outer: Span) -> bool:
         return outer.node.op_type in _BODIES and span.begin < outer.begin + outer.duration
 
-    # Of those that begin together, the outer one first.
+    # The outer span first, if spans begin together.
     for span in sorted(spans, key=lambda s: (s.begin, -s.duration, s.node.op_type not in _BODIES)):
         while around and not is_in(span, around[-1][0]):
             outer, inside = around.pop()

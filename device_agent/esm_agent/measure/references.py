@@ -1,7 +1,8 @@
-"""The agent's own reference models, timed along with a block's for a tenth of its time.
+"""Reference models of the agent, timed between a block's models for a tenth of its time.
 
-They span what slows a device down: arithmetic, and weights of growing size that the caches hold
-or do not hold. What they take now, against what they usually take, tells the device's paces.
+They respond to what slows a device down: one to arithmetic, the others to memory, with weights
+that fit or do not fit the caches. Their latencies, compared with the usual ones, give the
+device's paces.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from esm_agent.measure.timing import Clock, Run, Samples, Tick
 
 FOLDER = Path(__file__).parents[1] / "reference_models"
 SHARE = 0.1
-"""Of a block's time."""
+"""Share of a block's time."""
 _WARMUP, _WARM_NS = 6, 4_000_000
-"""Uncounted runs of a visit end with either. A network whose weights others have driven out of the
-caches is warm after six runs, a slow one earlier."""
+"""Limits of the uncounted runs of a visit: number and time. A network whose weights were evicted
+from the caches is warm after six runs, a slow one earlier."""
 _COUNTED, _COUNTED_NS = 16, 5_000_000
-"""Counted runs of a visit end with either: warming up costs as much as they do."""
+"""Limits of the counted runs of a visit: number and time. They cost as much as the warm-up."""
 _FEWEST_VISITS = 5
-"""Made even if they take more than their share: fewer have no interval."""
+"""Least visits, even beyond the share of time; fewer give no interval."""
 _COMPLETED, _COMPLETED_NS = 0.25, 2_000_000_000
-"""Time for these visits at most, once a block is over: the larger one of a share of the block's,
-and of 2 s."""
+"""Time limit of these visits after a block: a share of its time, or 2 s if that is longer."""
 _OFTEN = {"large": 3}
-"""Visits in each turn of all. What this one tells varies most from visit to visit."""
+"""Visits of a model in each turn, if more than one. The large model varies most between visits."""
 
 
 def reference_models() -> tuple[UploadedModel, ...]:
@@ -36,16 +36,19 @@ def reference_models() -> tuple[UploadedModel, ...]:
     return tuple(UploadedModel(path.stem, path) for path in sorted(FOLDER.glob("*.onnx")))
 
 
-class Company:
-    """Reference models that are visited between a block's own models.
+class ReferenceVisits:
+    """Visits of reference models between the visits of a block's own models.
 
     Args:
-        runs: by their names.
-        first_run_ns: how long their first runs took; a slow one then needs no uncounted run.
-        share: of the time from the first call of :meth:`visit` on.
+        runs: Functions that run an inference, by model.
+        clock: Clock, ns.
+        tick: Function called after each inference.
+        first_run_ns: Durations of the first runs; a slow model then needs no uncounted run.
+        seed: Random seed of the order.
+        share: Share of the time since creation.
 
     Attributes:
-        samples: what was taken of each so far. One whose run raised an exception is not there.
+        samples: Samples of each model so far, without models whose run raised an exception.
     """
 
     def __init__(
@@ -81,10 +84,10 @@ class Company:
         return visited
 
     def complete(self, limit_s: float = math.inf) -> None:
-        """Visit every reference as often as an interval takes, if that does not take too long.
+        """Visit every reference model until it has an interval, within a time limit.
 
         Args:
-            limit_s: time that is left.
+            limit_s: Time left, s.
         """
         entered = self._clock()
         allowed = min(max(_COMPLETED * (entered - self._began), _COMPLETED_NS), limit_s * 1e9)
@@ -116,7 +119,7 @@ class Company:
                 _WARM_NS,
                 _COUNTED_NS,
             )
-        except Exception:  # a block is not lost for want of a reference
+        except Exception:  # the block continues without this reference model
             del self.samples[name], self._runs[name]
             self._next = [each for each in self._next if each != name]
         self._spent_ns += self._clock() - entered

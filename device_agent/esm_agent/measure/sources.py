@@ -1,6 +1,6 @@
-"""Sources of metrics beside latency: plug-ins that watch a model's visits.
+"""Plug-ins that measure metrics other than latency during a model's visits.
 
-They run in the measuring process. ``esm-agent serve --metrics`` names them: classes in files, or
+They run in the measuring process. ``esm-agent serve --metrics`` selects them: classes in files, or
 entry points of installed packages in the group ``esm.metrics``.
 """
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 class MetricSource(ABC):
     """Source of one or more metrics of a model.
 
-    It is made once. It is started before each visit of a model and stopped after it; nothing else
-    runs meanwhile. A visit is a few inferences in a row.
+    It is created once, started before each visit of a model and stopped after it. Nothing else runs
+    in between. A visit is a few inferences in a row.
 
     Attributes:
-        metrics: what it measures. ``aggregate`` says how the values of a model's visits are put
-            together.
+        metrics: Measured metrics. ``aggregate`` sets how the values of a model's visits are
+            combined.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
@@ -39,10 +39,10 @@ class MetricSource(ABC):
 
     @abstractmethod
     def stop(self, inferences: int) -> Mapping[str, float]:
-        """End a visit and return its values by their metrics' keys; what is not known is absent.
+        """End a visit and return its known values, by key of the metric.
 
         Args:
-            inferences: of the visit, counted or not, 1 or more.
+            inferences: Number of inferences of the visit, counted or not; 1 or more.
         """
 
 
@@ -56,14 +56,13 @@ SOURCES = Family(
 
 
 def load_sources(names: Sequence[str]) -> list[MetricSource]:
-    """Return new sources.
+    """Create metric sources.
 
     Args:
-        names: ``path/to/file.py:Class``, or entry points.
+        names: Names: ``path/to/file.py:Class``, or entry points.
 
     Raises:
-        PluginError: there is no such source, or it cannot be made, or its metric has a key that is
-            taken.
+        PluginError: a source does not exist or cannot be created, or its metric's key is taken.
     """
     sources: list[MetricSource] = []
     taken = set(KNOWN)
@@ -81,12 +80,13 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
 
 
 class VisitMetrics:
-    """What sources measure of the models of one block.
+    """Values that metric sources measure for the models of a block.
 
-    A source that fails is left out from then on, and the agent's log says why.
+    A source that fails is dropped, and the agent's log has the reason.
 
     Args:
-        tick: told that an inference is over, of a visit or not.
+        sources: Metric sources.
+        tick: Function called after each inference.
     """
 
     def __init__(self, sources: Sequence[MetricSource], tick: Callable[[], None]) -> None:
@@ -126,7 +126,7 @@ class VisitMetrics:
                 self._values.setdefault(model, {}).setdefault(key, []).append(value)
 
     def values(self, model: int) -> dict[str, float]:
-        """Return the values of a model's visits, put together."""
+        """Return the combined values of a model's visits, by key."""
         taken = self._values.get(model, {})
         metrics = {m.key: m for source in self._sources for m in source.metrics}
         return {key: metrics[key].one(v) for key, v in taken.items() if key in metrics}
@@ -134,19 +134,23 @@ class VisitMetrics:
     def _drop(self, source: MetricSource, error: Exception) -> None:
         self._sources.remove(source)
         log.warning(
-            "metric source %s is left out of this block: %s",
+            "metric source %s is dropped for this block: %s",
             type(source).__name__,
             _described(error, type(source)),
         )
 
 
 def _described(error: Exception, source: type[MetricSource]) -> str:
-    """Return an error on one line, with the line of the source's file that it comes from."""
+    """Return an error on one line, with its line in the source's file."""
     return described(error, Path(inspect.getfile(source)))
 
 
 def _checked(source: MetricSource, values: Mapping[str, float]) -> dict[str, float]:
-    """Return values as numbers; raise ValueError for a key that is unknown, and what is none."""
+    """Return values as numbers.
+
+    Raises:
+        ValueError: a key is unknown, or a value is not finite.
+    """
     known = {metric.key for metric in source.metrics}
     found = {}
     for key, value in values.items():

@@ -1,8 +1,8 @@
-"""Commands: they assemble and print, and decide nothing."""
+"""Commands of ``esm-host``: they assemble and print, and decide nothing."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the program."""
     from esm_host.cli.app import app
     from esm_protos.streams import run
 

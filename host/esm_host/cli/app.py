@@ -1,4 +1,4 @@
-"""The command ``esm-host``: lists the commands, and loads the one that is asked for."""
+"""The program ``esm-host``: a list of commands, each loaded when it is run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 
 from esm_protos.commands import Command, Commands
 
-# Name, which is also its module's and its function's; section of the help; one line of help.
+# Name (also of the module and the function), section of the help, one line of help.
 COMMANDS = (
     ("time", "Measure", "Time ONNX models on devices."),
     (
         "compare",
         "Measure",
-        "Find models that became slower between timings, for continuous integration.",
+        "Find models that became slower between two timings, for continuous integration.",
     ),
     (
         "profile",
@@ -33,7 +33,7 @@ COMMANDS = (
     (
         "export",
         "Learn",
-        "Write chosen architectures as networks: ONNX, torch modules to train, JSON.",
+        "Export architectures as networks: ONNX files, trainable torch modules, JSON.",
     ),
     ("lookup", "Learn", "Time every part of a search space on a device, for a lookup table."),
     (
@@ -41,17 +41,21 @@ COMMANDS = (
         "Learn",
         "Compare predictors, encodings and training sizes on public latencies or your campaigns.",
     ),
-    ("selection", "Learn", "Find what selecting architectures by predicted latency costs."),
-    ("import", "Sources", "Keep latencies that others measured, to learn other devices from."),
-    ("sources", "Sources", "Look after what is known of other devices, and compare them."),
-    ("report", "Look", "Write a report that opens in any browser, without a network."),
-    ("campaigns", "Look", "Look after the campaigns that a team shares."),
+    (
+        "selection",
+        "Learn",
+        "Measure the accuracy lost when architectures are selected by predicted latency.",
+    ),
+    ("import", "Sources", "Import published latencies, to learn other devices from."),
+    ("sources", "Sources", "Manage and compare the data of other devices."),
+    ("report", "Look", "Write an HTML report that opens in any browser, offline."),
+    ("campaigns", "Look", "Manage the campaigns that a team shares."),
     ("devices", "Devices", "Add, inspect and group devices."),
 )
 
 
 class _Lazy(Commands):
-    """Knows its commands by :data:`COMMANDS` until one is needed."""
+    """Group of commands that lists :data:`COMMANDS` and imports a command when it is run."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -64,7 +68,7 @@ class _Lazy(Commands):
 
 
 def load(name: str) -> Any:
-    """A command as typer runs it."""
+    """Return a command as typer runs it."""
     word = f"{name}_" if iskeyword(name) else name
     found = getattr(import_module(f"esm_host.cli.{word}"), word)
     if not isinstance(found, typer.Typer):
@@ -79,7 +83,7 @@ def load(name: str) -> Any:
 app = typer.Typer(
     name="esm-host",
     cls=_Lazy,
-    help="Learns how fast neural networks run on a device, by measuring as few as possible.",
+    help="Learn how fast neural networks run on a device, by measuring as few as possible.",
     epilog="Each command has its own --help, with examples: esm-host time --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -105,7 +109,7 @@ def _options(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error comes from, before its one line.")
+        bool, typer.Option("--debug", help="Print the traceback of an error before its message.")
     ] = False,
 ) -> None:
     if debug:

@@ -1,4 +1,4 @@
-"""Files of architectures, as commands read them."""
+"""Reader of the files of architectures that commands take."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def read_entries(path: Path) -> list[Any]:
-    """Return what a file says of each architecture.
+    """Return the entries of a file, one for each architecture.
 
-    The file is JSON or has a short form on every line. In JSON an architecture is its JSON, its
-    short form, or an object with one of these and more, as ``predict --json`` writes them; one
-    alone needs no list. - is stdin.
+    The file is JSON, or has a short form on every line. In JSON an entry is the JSON of an
+    architecture, its short form, or an object with either of them as ``architecture``, as
+    ``predict --json`` writes it. A single architecture needs no list. - is stdin.
 
     Raises:
-        UsageError: the file cannot be read, looks like JSON and is none, or holds no architecture.
+        UsageError: the file cannot be read, is invalid JSON, or holds no architecture.
     """
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
@@ -44,11 +44,11 @@ def read_entries(path: Path) -> list[Any]:
 
 
 def read_architectures(path: Path, space: SearchSpace) -> list[Architecture]:
-    """Return the architectures alone.
+    """Return the architectures of a file.
 
     Raises:
-        UsageError: as :func:`read_entries`.
-        InvalidArchitectureError: one of them is no architecture.
+        UsageError: as for :func:`read_entries`.
+        InvalidArchitectureError: an entry is not an architecture of the space.
     """
     return [
         space.read(entry.get("architecture", entry) if isinstance(entry, dict) else entry)

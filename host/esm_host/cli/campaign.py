@@ -1,4 +1,4 @@
-"""Sets a campaign up, runs it and shows it: progress on stderr, what came of it on stdout."""
+"""Set-up, run and display of a campaign: progress on stderr, the result on stdout."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ TARGET_NOT_REACHED = 3
 
 
 def safe(name: str) -> str:
-    """As a part of a folder's name."""
+    """Return a name as a part of a folder's name."""
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
 
 
 def new_settings(
     given: dict[str, Any], spec: dict[str, Any], make: Callable[..., Settings] = Settings
 ) -> Settings:
-    """Settings of a campaign; raises UsageError that names the option."""
+    """Return the settings of a campaign.
+
+    Raises:
+        UsageError: a setting is invalid; the message names the option.
+    """
     try:
         return make(**given, spec=MeasureSpec(**spec))
     except ValueError as error:
@@ -50,8 +54,13 @@ def run_campaign(
     show: Callable[[CampaignResult, Settings], int] | None = None,
     finish: bool = False,
 ) -> int:
-    """Run a campaign (:func:`esm_host.workflows.profile.run_campaign`) and show its result by
-    ``show``, by default as a campaign that was to reach a target. Return its exit code."""
+    """Run a campaign, show its result, and return the exit code.
+
+    Args:
+        show: Function that prints the result and returns the exit code. By default it prints the
+            accuracy of every depth bin against the target.
+        finish: Whether to train on the models measured so far instead of measuring more.
+    """
     path = shlex.quote(str(folder.path))
     try:
         if finish:
@@ -60,10 +69,10 @@ def run_campaign(
             ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
     except KeyboardInterrupt:
         kept = (
-            f"what was measured is kept: esm-host profile --run {path} --resume goes on, "
-            "--resume --finish trains on it"
+            f"measurements are kept: esm-host profile --run {path} --resume continues, "
+            "--resume --finish trains on them"
         )
-        live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing begun'}")
+        live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing was measured'}")
         return INTERRUPTED
     live.stop()
     if ended.failures:
@@ -90,7 +99,7 @@ def _show_target(ended: CampaignResult, settings: Settings) -> int:
 
 
 def show_transfer(ended: CampaignResult, settings: Settings) -> int:
-    """What came of few measurements, without a target."""
+    """Print the result of a transfer, which has no target; return the exit code."""
     print_verdicts(ended.dataset)
     for line in said_of_transfer(ended.result["transfer"]):
         typer.echo(line)
@@ -106,16 +115,16 @@ def _times(result: dict[str, Any]) -> str:
 
 
 def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
-    """``transfer`` of result.json, in words."""
+    """Return the lines that describe ``transfer`` of result.json."""
     if figures is None:
         return []
     count, sources = figures["samples"], len(figures["sources"])
     lines = [
-        f"learnt from {count} models here and {sources} source{'s' * (sources != 1)}"
+        f"trained on {count} models of this device and {sources} source{'s' * (sources != 1)}"
         f"{learnt_by(figures)}"
     ]
     if "left_out_error_percent" in figures:
-        lines.append(f"each of them by the others: {left_out(figures)}")
+        lines.append(f"leave-one-out: {left_out(figures)}")
     if "spearman" in figures:
         held_out = figures["held_out"]
         lines += [
@@ -123,6 +132,6 @@ def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
             f"({figures['spearman_low']:.2f} to {figures['spearman_high']:.2f}), accuracy "
             f"{figures['accuracy_percent']:.1f} %, {figures['covered']} of {held_out} within "
             "their 90 % intervals",
-            f"the predictor that is kept has learnt from all {count + held_out}",
+            f"the saved predictor is trained on all {count + held_out}",
         ]
     return lines

@@ -1,4 +1,4 @@
-"""``esm-host campaigns``: the campaigns that a team shares."""
+"""``esm-host campaigns``: campaigns in a store that a team shares."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SCHEMA_VERSION = 1
 
 campaigns = typer.Typer(
     cls=Commands,
-    help="Look after the campaigns that a team shares.",
-    epilog="What to call first: esm-host campaigns list --store postgresql://USER@HOST/DATABASE",
+    help="Manage the campaigns that a team shares.",
+    epilog="Start with: esm-host campaigns list --store postgresql://USER@HOST/DATABASE",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -35,7 +35,7 @@ campaigns = typer.Typer(
 @campaigns.command("list")
 @one_line_errors
 def list_campaigns(store: SharedStore = "", output: Json = None) -> None:
-    """Show the campaigns in a shared store.
+    """List the campaigns in a shared store.
 
     Example: esm-host campaigns list --store postgresql://ada@db.lab/esm
     """
@@ -45,7 +45,9 @@ def list_campaigns(store: SharedStore = "", output: Json = None) -> None:
     found, problems = team.campaigns(_given(store))
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "campaigns": [asdict(each) for each in found]}
-        write_output(output, json.dumps(data, indent=2), f"{len(found)} campaigns are in {output}")
+        write_output(
+            output, json.dumps(data, indent=2), f"{len(found)} campaigns written to {output}"
+        )
     if str(output) != "-" and found:
         print_table(
             ("campaign", "device", "space", "models", "last measured (UTC)", "state"),
@@ -65,22 +67,22 @@ def list_campaigns(store: SharedStore = "", output: Json = None) -> None:
     for problem in problems:
         typer.echo(printable(f"warning: {problem}"), err=True)
     if not found:
-        typer.echo("there are no campaigns: esm-host profile --store URL begins one", err=True)
+        typer.echo("no campaigns in the store: esm-host profile --store URL begins one", err=True)
 
 
 @campaigns.command()
 @one_line_errors
 def attach(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the campaign.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the campaign.")],
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="DIR", help="Folder to make of it.", show_default="runs/NAME"),
+        typer.Argument(metavar="DIR", help="Folder to create.", show_default="runs/NAME"),
     ] = None,
     store: SharedStore = "",
 ) -> None:
-    """Make a folder of a teammate's campaign, to predict, report and go on with it here.
+    """Fetch a teammate's campaign into a folder, to predict, report or continue it here.
 
-    Of a folder that is there already, it gets the latest predictor and result.
+    An existing folder gets the latest predictor and result.
 
     Example: esm-host campaigns attach pi4-resnet --store postgresql://ada@db.lab/esm
     """
@@ -96,14 +98,12 @@ def attach(
 
 def _given(store: str) -> str:
     if not store:
-        raise UsageError(
-            "which store? give --store postgresql://USER@HOST/DATABASE, or set ESM_STORE"
-        )
+        raise UsageError("no store: give --store postgresql://USER@HOST/DATABASE, or set ESM_STORE")
     return store
 
 
 def _device(campaign: Campaign) -> str:
-    """With the name of its host, where that is another."""
+    """Return the device, with its hostname where that differs."""
     device, hostname = campaign.device, campaign.hostname
     return device if hostname in (None, device) else f"{device} ({hostname})"
 

@@ -1,4 +1,4 @@
-"""``esm-host compare``: whether models became slower between timings."""
+"""``esm-host compare``: models that became slower between timings."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ SLOWER = 3
 
 
 class Format(enum.StrEnum):
+    """Format of the printed table."""
+
     text = "text"
     markdown = "markdown"
     github = "github"
@@ -33,45 +35,51 @@ class Format(enum.StrEnum):
 
 @one_line_errors
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE.json", help="From esm-host time --json.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Likewise, taken later.")],
+    base: Annotated[
+        Path,
+        typer.Argument(metavar="BASE.json", help="Base timing: a file of esm-host time --json."),
+    ],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="New timing, likewise.")],
     more_base: Annotated[
         list[Path] | None,
         typer.Option(
             "--base",
             metavar="FILE",
-            help="A further timing like BASE.json; may be repeated. Several of each side tell what "
-            "timings vary by.",
+            help="Further base timing; may be repeated. Several timings on each side show how "
+            "much timings vary.",
         ),
     ] = None,
     more_new: Annotated[
         list[Path] | None,
-        typer.Option("--new", metavar="FILE", help="A further timing like NEW.json, likewise."),
+        typer.Option("--new", metavar="FILE", help="Further new timing; may be repeated."),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, percent.")] = 95.0,
+    confidence: Annotated[
+        float, typer.Option(help="Confidence of the intervals, in percent.")
+    ] = 95.0,
     tolerance: Annotated[
-        float, typer.Option(help="A model is slower when it is so by more than so many percent.")
+        float,
+        typer.Option(help="Increase in latency up to which a model is not slower, in percent."),
     ] = 2.0,
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="What may differ besides the models, such as runtime,hostname: settings, facts "
-            "of the device, cases, inputs (what was fed other shapes or types), raw (latencies as "
-            "measured beside others)."
+            help="Differences to accept, such as runtime,hostname: settings, facts of the device, "
+            "cases, inputs (other input shapes or types), raw (latencies as measured beside "
+            "latencies at the usual pace)."
         ),
     ] = None,
     match: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OLD=NEW",
-            help="A model of the base that has another name in the new timings; may be repeated.",
+            help="Old and new name of a renamed model; may be repeated.",
         ),
     ] = None,
     max_latency: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL=LIMIT",
-            help="What a model may take in the new timings, such as model.onnx=5ms; may be "
+            help="Limit on a model's latency in the new timings, such as model.onnx=5ms; may be "
             "repeated.",
         ),
     ] = None,
@@ -79,7 +87,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC=LIMIT",
-            help="What every model must keep in the new timings of another metric, such as "
+            help="Limit on another metric of every model in the new timings, such as "
             "peak_rss_bytes=200MB; may be repeated.",
         ),
     ] = None,
@@ -87,21 +95,21 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC",
-            help="Show the change of another metric too, such as peak_rss_bytes; may be repeated.",
+            help="Another metric whose change is shown, such as peak_rss_bytes; may be repeated.",
         ),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="Of what is printed; github adds annotations of its workflows.")
+        Format, typer.Option(help="Format of the table; github adds annotations for its workflows.")
     ] = Format.text,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 where a change is undecided, too.")
+        bool, typer.Option("--strict", help="Exit with 3 if a change is undecided, too.")
     ] = False,
     output: Json = None,
 ) -> None:
-    """Find models that became slower between timings, for continuous integration.
+    """Find models that became slower between two timings, for continuous integration.
 
-    Exit codes: 0; 2 if the timings cannot be compared; 3 if a model is slower, or fails now (with
-    --strict also if it is undecided).
+    Exit codes: 0 if no model is slower; 2 if the timings cannot be compared; 3 if a model is
+    slower or now fails. With --strict, also 3 if a change is undecided.
 
     Example: esm-host compare main.json branch.json --base main2.json --new branch2.json
     """
@@ -110,7 +118,7 @@ def compare(
     from esm_host.timing.metric_changes import check_metric, compared_metrics
 
     if not 50 <= confidence < 100:
-        raise UsageError(f"--confidence {confidence:g}: give percent, from 50 and below 100")
+        raise UsageError(f"--confidence {confidence:g}: give a percentage from 50 to below 100")
     paths = [base, *(more_base or ())], [new, *(more_new or ())]
     check_output(output, inputs=[path for side in paths for path in side])
     _check_once([path for side in paths for path in side])
@@ -131,7 +139,7 @@ def compare(
     outputs = []
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
-        outputs.append((output, text, f"the comparison is in {output}"))
+        outputs.append((output, text, f"comparison written to {output}"))
     with results_first(outputs):
         if str(output) != "-":
             _print_table(comparison, format, shown)
@@ -142,7 +150,7 @@ def compare(
         for path, timing in zip(side, timings, strict=True):
             _warn_of_interrupt(path, timing)
             _warn_of_verdicts(path, timing, alone)
-    _say_what_is_known(comparison)
+    _print_certainty(comparison)
     if slower := comparison.regressions:
         limited = ", or are over their limit" if any(map(_over_limit, slower)) else ""
         typer.echo(
@@ -156,8 +164,8 @@ def _over_limit(change: Change) -> bool:
     return change.over_limit or bool(change.metrics_over_limit)
 
 
-def _say_what_is_known(comparison: Comparison) -> None:
-    """Of the spread between timings, and what one timing per side leaves open."""
+def _print_certainty(comparison: Comparison) -> None:
+    """Print the degrees of freedom, and warn of undecided changes."""
     from esm_protos.statistics import t_quantile
 
     if freedom := comparison.degrees_of_freedom:
@@ -171,7 +179,7 @@ def _say_what_is_known(comparison: Comparison) -> None:
     if undecided := comparison.undecided:
         typer.echo(
             f"warning: {len(undecided)} of {len(comparison.changes)} undecided, not stable: time "
-            "each side again, --base and --new take more timings",
+            "each side again and give the further timings by --base and --new",
             err=True,
         )
 
@@ -183,12 +191,16 @@ def _warn_of_interrupt(path: Path, timing: Mapping[str, Any]) -> None:
 
 
 def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> None:
-    """Of what alone deserves no conclusion; among several, the spread between them counts it."""
+    """Warn of latencies that are not stable.
+
+    Args:
+        alone: Whether each side has one timing. With several, their spread shows the instability.
+    """
     verdicts = Counter(r["verdict"] for r in timing["results"] if r["verdict"] is not None)
     total = verdicts.total()
     if unstable := total - verdicts.pop("stable", 0):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        doubt = ": what follows from them is doubtful" if alone else ""
+        doubt = ": their changes are unreliable" if alone else ""
         typer.echo(
             f"warning: {path}: {unstable} of {total} latencies are not stable ({counts}){doubt}",
             err=True,
@@ -196,7 +208,7 @@ def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> Non
 
 
 def _check_once(paths: list[Path]) -> None:
-    """Raise UsageError for a timing given twice, which would count as two."""
+    """Check that no timing is given twice, which would count as two."""
     seen: set[Path] = set()
     for path in paths:
         if path.resolve() in seen:
@@ -211,7 +223,7 @@ def _read(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(
-            f"{path} is no JSON: give a file that esm-host time --json FILE wrote"
+            f"{path} is not JSON: give a file that esm-host time --json FILE wrote"
         ) from error
 
 
@@ -226,7 +238,7 @@ _UNITS = {
     "ms": {"us": 1e-3, "ms": 1.0, "s": 1e3},
     "bytes": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
 }
-"""Factors of the units that a limit may have, by the unit of its metric."""
+"""Factors of the units that a limit may be given in, by the unit of its metric."""
 
 
 def _max_latency(text: str) -> tuple[str, float]:
@@ -254,7 +266,7 @@ def _limit(text: str, metrics: Mapping[str, Metric]) -> tuple[str, float]:
 
 
 def _amount(text: str, unit: str) -> float | None:
-    """Return a number in a unit; None for text that is none."""
+    """Return an amount in a unit; None if the text is not an amount."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ%/")
     given = text[len(number) :]
     try:

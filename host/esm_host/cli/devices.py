@@ -1,4 +1,4 @@
-"""``esm-host devices``: what there is to know of the devices themselves."""
+"""``esm-host devices``: registered devices, groups, facts and health checks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add(
         str | None,
         typer.Option(
             help="Token from esm-agent pair; - reads it from standard input. Default: ESM_TOKEN, "
-            "which is not stored.",
+            "which is not saved.",
         ),
     ] = None,
     fingerprint: Annotated[
@@ -64,17 +64,19 @@ def add(
         typer.Option(help="Fingerprint of the agent's certificate, from esm-agent pair."),
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(help="Mutual TLS: the authority of the agent's certificate, PEM.")
+        Path | None, typer.Option(help="Mutual TLS: certificate of the agent's authority, PEM.")
     ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="Mutual TLS: this host's certificate, PEM.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Mutual TLS: its key, PEM.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Mutual TLS: key of that certificate, PEM.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a device of the same name.")
     ] = False,
 ) -> None:
-    """Add a device by name, if its agent answers. esm-agent pair prints this command.
+    """Add a device, if its agent answers. esm-agent pair prints this command.
 
     Example: esm-host devices add lab 127.0.0.1:7343
     """
@@ -119,14 +121,14 @@ def _print_added(added: Added) -> None:
         )
     )
     if info.time_unix_s is not None and (off := clock_off(info.time_unix_s, least_s=86_400)):
-        typer.echo(f"warning: {added.name}'s clock is {off}: set the clock that is wrong", err=True)
+        typer.echo(f"warning: {added.name}'s clock is {off}: correct the wrong clock", err=True)
     typer.echo(f"written to {added.path}", err=True)
 
 
 @devices.command("list")
 @one_line_errors
 def list_devices(output: Json = None) -> None:
-    """List the devices that have a name, with their users and software.
+    """List the registered devices, with their users and software.
 
     Example: esm-host devices list --json -
     """
@@ -185,9 +187,9 @@ def find(
     ] = 3.0,
     output: Json = None,
 ) -> None:
-    """List agents of this network that announce themselves (esm-agent serve --announce).
+    """List the agents that announce themselves in this network (esm-agent serve --announce).
 
-    These facts are not verified. `devices add` with a fingerprint verifies the agent.
+    The listed facts are not verified. `devices add` with a fingerprint verifies the agent.
 
     Example: esm-host devices find --seconds 5
     """
@@ -215,7 +217,10 @@ def find(
             ),
         )
     if not found:
-        typer.echo("no agents found: start them with --announce, in the same network", err=True)
+        typer.echo(
+            "no agents found: start them with esm-agent serve --announce, in the same network",
+            err=True,
+        )
 
 
 @devices.command()
@@ -233,12 +238,12 @@ def info(name: _Named, output: Json = None) -> None:
     check_output(output)
     with connect(name) as profiler:
         before, since = profiler.device_info(), time.monotonic()
-        time.sleep(_LOAD_S)  # what it has worked meanwhile is its load
+        time.sleep(_LOAD_S)  # the busy time between two answers gives the load
         now, between_s = profiler.device_info(), time.monotonic() - since
     if output is not None:
         data = {"schema_version": 1, "device": name, **asdict(now)}
         data["state"] = now.state.to_json()
-        write_output(output, json.dumps(data, indent=2), f"facts of {name} written to {output}")
+        write_output(output, json.dumps(data, indent=2), f"facts about {name} written to {output}")
         return
     entry = configured().get(name)
     title = name if entry is None else f"{name} ({entry.address})"
@@ -320,18 +325,21 @@ def group(
 def doctor(
     name: _Named,
     seconds: Annotated[
-        float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
+        float, typer.Option(help="Duration of timing built-in models, s.", min=0.1, max=600)
     ] = 10.0,
     no_wait: NoWait = False,
     output: Json = None,
 ) -> None:
-    """Find what would spoil measurements on a device. Example: esm-host devices doctor pi4"""
+    """Find conditions on a device that would spoil measurements.
+
+    Example: esm-host devices doctor pi4
+    """
     from esm_host.transport.devices import connect
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
     check_output(output)
     with connect(name) as profiler:
-        profiler.device_info()  # first, so that nobody waits for a device that is not there
+        profiler.device_info()  # fails at once if the device is unreachable
         profiler.reserve("doctor", not no_wait)
         typer.echo(f"timing built-in models on {name} for {seconds:g} s", err=True)
         diagnosis = profiler.diagnose(seconds)

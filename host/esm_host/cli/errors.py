@@ -1,4 +1,4 @@
-"""Every error a user can cause ends as one line on stderr and an exit code."""
+"""One line on stderr and an exit code for every error that a user can cause."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from esm_protos.text import install, printable
 INTERRUPTED = 130
 
 _NETWORKS = ("torch", "gpytorch")
-"""Modules that only predictors that are networks need."""
+"""Modules that only neural predictors need."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _extra(module: str | None) -> str:
-    """Return the extra that brings a module."""
+    """Return the extra that installs a module."""
     return "host" if module in _NETWORKS else "workstation"
 
 
@@ -31,7 +31,7 @@ _debug = False
 
 
 def debug() -> None:
-    """From now on errors show where they come from."""
+    """Print the tracebacks of errors from now on."""
     global _debug
     _debug = True
 
@@ -46,7 +46,7 @@ def _traced(command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Prints known errors and turns them into exit codes; bugs keep their traceback."""
+    """Print known errors in one line and exit with their codes; bugs keep their traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,9 +66,9 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(f"error: {printable(where + (error.strerror or str(error)))}", err=True)
             raise typer.Exit(1) from None
         except RuntimeError as error:
-            if "home directory" not in str(error):  # pathlib's, also where libraries ask for it
+            if "home directory" not in str(error):  # raised by pathlib, also within libraries
                 raise
-            typer.echo("error: this user has no home folder: set HOME to one", err=True)
+            typer.echo("error: this user has no home folder: set HOME", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

@@ -1,4 +1,4 @@
-"""``esm-host export``: chosen architectures as networks for other tools."""
+"""``esm-host export``: architectures as networks for other tools."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def export(
         str,
         typer.Argument(
             metavar="DIR|SPACE",
-            help="What the architectures are of: the folder of a campaign, a search space, or "
-            "path/to/file.py:Class.",
+            help="Search space of the architectures: its name, path/to/file.py:Class, or the "
+            "folder of a campaign.",
         ),
     ],
     architectures: Annotated[
@@ -37,8 +37,8 @@ def export(
             "--architectures",
             "-a",
             metavar="FILE",
-            help="File with the short form of an architecture on every line, or JSON, as esm-host "
-            "predict --json writes it; - is stdin.",
+            help="File with the short form of an architecture on every line, or JSON of esm-host "
+            "predict --json; - is stdin.",
         ),
     ],
     output: Annotated[
@@ -49,11 +49,11 @@ def export(
         typer.Option(
             "--format",
             metavar="NAME,NAME,...",
-            help="onnx, torch, json.",
-            show_default="all; of int8 onnx,json",
+            help="Formats to write: onnx, torch, json.",
+            show_default="all; for int8 onnx,json",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the weights.")] = 0,
     resolution: Resolution = None,
     width_mult: Annotated[
         float | None,
@@ -77,11 +77,11 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write chosen architectures as networks: ONNX, torch modules to train, JSON.
+    """Export architectures as networks: ONNX files, trainable torch modules, JSON.
 
-    Each gets a folder with model.onnx, model.py (a torch module that needs nothing else) and
-    weights.pt; architectures.json lists them. Of a campaign, networks are as it measured them; of a
-    search space, the options below say how large they are.
+    Each architecture gets a folder with model.onnx, model.py (a self-contained torch module) and
+    weights.pt; architectures.json lists them. Networks of a campaign have the size that it
+    measured. Networks of a search space have the size that the options below give.
 
     Example: esm-host export runs/pi4 --architectures chosen.json --output chosen
     """
@@ -104,7 +104,7 @@ def export(
 
 
 def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
-    """That of a campaign, or by name."""
+    """Return the search space of a campaign, or the space of that name."""
     from esm_host.campaign.run import load_run
     from esm_models.spaces import FAMILY, load_space
 
@@ -118,5 +118,5 @@ def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
         )
     if settings:
         flag = f"--{next(iter(settings)).replace('_', '-')}"
-        raise UsageError(f"{flag} is the campaign's own in {source}: leave it out")
+        raise UsageError(f"{flag}: the campaign in {source} sets it, leave it out")
     return load_run(source).space

@@ -1,4 +1,4 @@
-"""What a device says of itself, for people."""
+"""Printed facts of a device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ _WIDTH = 12
 
 
 def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> Iterator[str]:
-    """Each ``heading  text``; what the device does not tell has no line.
+    """Yield a line ``heading  text`` for each fact that the device reports.
 
     Args:
-        before: an earlier answer, ``between_s`` ago: counters between the two give the load.
+        name: Name of the device.
+        before: Earlier facts; the counters of the two give the load.
+        now: Current facts.
+        between_s: Time between the two, s.
     """
     state = now.state
     facts = {
@@ -71,7 +74,7 @@ def _occupancy(info: DeviceInfo) -> str:
         text = f"by {holder.owner} ({holder.purpose}), for {holder.held_s:.0f} s{waiting}"
     else:
         text = f"free{waiting}"
-    return f"{text}; stopping, takes nothing new" if occupancy.draining else text
+    return f"{text}; stopping, accepts no new work" if occupancy.draining else text
 
 
 def _clocks(state: DeviceState) -> str:
@@ -118,14 +121,14 @@ def _memory(state: DeviceState) -> str:
 
 
 def _time(unix_s: float) -> str:
-    """The device's clock, and by how much it differs from this workstation's."""
+    """Return the device's time, and its difference from this workstation's clock."""
     text = f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M} UTC"
     off = clock_off(unix_s)
     return f"{text}, {off}" if off else text
 
 
 def clock_off(unix_s: float, least_s: float = 60.0) -> str:
-    """Say by how much a device's clock differs from this workstation's; empty below ``least_s``."""
+    """Return a device's clock difference from this workstation, in words; empty below least_s."""
     off_s = unix_s - time.time()
     for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if abs(off_s) >= max(seconds, least_s):

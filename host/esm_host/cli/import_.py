@@ -1,4 +1,4 @@
-"""``esm-host import``: latencies that others measured, kept to learn from."""
+"""``esm-host import``: import of published latencies as sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-_COLUMNS = "Of --format columns"
+_COLUMNS = "For --format columns"
 
 
 @one_line_errors
@@ -36,10 +36,10 @@ def import_(
         ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="What to call it.", show_default="as the file")
+        str | None, typer.Option(help="Name of the source.", show_default="the file's name")
     ] = None,
     format: Annotated[
-        Format | None, typer.Option(help="Of the file.", show_default="as the file tells")
+        Format | None, typer.Option(help="Format of the file.", show_default="detected")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a source of the same name.")
@@ -48,8 +48,8 @@ def import_(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="With architectures: JSON, cells of NAS-Bench-201, or 22 block numbers of FBNet.",
-            show_default="architecture or arch; depth, kernel, expand and resolution of ofa",
+            help="Column of architectures: JSON, NAS-Bench-201 cells, or 22 FBNet block numbers.",
+            show_default="architecture or arch; for ofa depth, kernel, expand and resolution",
             rich_help_panel=_COLUMNS,
         ),
     ] = None,
@@ -57,7 +57,7 @@ def import_(
         list[str] | None,
         typer.Option(
             metavar="COLUMN=DEVICE",
-            help="With the latencies of a device; may be repeated.",
+            help="Column of a device's latencies; may be repeated.",
             show_default="all lat_ms_DEVICE",
             rich_help_panel=_COLUMNS,
         ),
@@ -65,13 +65,15 @@ def import_(
     unit: Annotated[
         str | None,
         typer.Option(
-            help="Of the latencies: s, ms, us or ns.", show_default="ms", rich_help_panel=_COLUMNS
+            help="Unit of the latencies: s, ms, us or ns.",
+            show_default="ms",
+            rich_help_panel=_COLUMNS,
         ),
     ] = None,
     resolution: Annotated[
         int | None,
         typer.Option(
-            help="Input side of the networks, pixels.",
+            help="Input resolution of the networks, pixels.",
             show_default="the search space's",
             rich_help_panel=_COLUMNS,
         ),
@@ -79,19 +81,23 @@ def import_(
     width_mult: Annotated[
         float | None,
         typer.Option(
-            help="Multiplier of their channel counts.", show_default="1", rich_help_panel=_COLUMNS
+            help="Multiplier of the networks' channel counts.",
+            show_default="1",
+            rich_help_panel=_COLUMNS,
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="Their batch size.", show_default="1", rich_help_panel=_COLUMNS),
+        typer.Option(
+            help="Batch size of the networks.", show_default="1", rich_help_panel=_COLUMNS
+        ),
     ] = None,
     output: Json = None,
 ) -> None:
-    """Keep latencies that others measured, to learn other devices from.
+    """Import published latencies, to learn other devices from.
 
-    Tables are kept in $ESM_SOURCES, or else $XDG_DATA_HOME/esm/sources. A campaign need not be
-    imported: its folder is a source as it is.
+    Tables are saved in $ESM_SOURCES, or else in $XDG_DATA_HOME/esm/sources. Campaigns need no
+    import: their folders are sources already.
 
     Example: esm-host import orin.csv --architecture cell --latency mean_us=orin --unit us
     """
@@ -102,7 +108,9 @@ def import_(
     found = format or format_of(path)
     if found is not Format.columns:
         for flag in (f for f, value in {**options, **settings}.items() if value is not None):
-            raise UsageError(f"--{flag.replace('_', '-')} is of --format columns: leave it out")
+            raise UsageError(
+                f"--{flag.replace('_', '-')} is an option of --format columns: leave it out"
+            )
     tables = _read(path, found, name, options, settings)
 
     from esm_host.sources.registry import entries_of, keep
@@ -116,9 +124,11 @@ def import_(
             "schema_version": SCHEMA_VERSION,
             "sources": [asdict(entry) for table in tables for entry in entries_of(table)],
         }
-        write_output(output, json.dumps(data, indent=2), f"what was imported is in {output}")
+        write_output(
+            output, json.dumps(data, indent=2), f"list of imported sources written to {output}"
+        )
     typer.echo(
-        f"kept in {folder}; esm-host sources correlation --space {tables[0].space.name} compares "
+        f"saved in {folder}; esm-host sources correlation --space {tables[0].space.name} compares "
         "the devices",
         err=True,
     )
@@ -147,14 +157,14 @@ def _read(
 
 
 def _latencies(texts: Sequence[str]) -> dict[str, str]:
-    """Column -> device."""
+    """Return the device of each column."""
     chosen: dict[str, str] = {}
     for text in texts:
         column, _, device = text.rpartition("=")
         if not column or not device:
             raise UsageError(f"--latency '{text}': give COLUMN=DEVICE, such as mean_us=orin")
         if column in chosen or device in chosen.values():
-            raise UsageError(f"--latency '{text}': a column and a device may be given once each")
+            raise UsageError(f"--latency '{text}': give each column and each device once")
         chosen[column] = device
     return chosen
 

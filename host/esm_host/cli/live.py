@@ -1,4 +1,4 @@
-"""Progress on stderr: a live view in a terminal, plain lines elsewhere."""
+"""Progress of a campaign on stderr: a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from esm_protos.terminal import shows_escapes
 
 
 class Live:
-    """Watches the loop and the collector.
+    """Display of a campaign's progress, and observer of its loop and its collector.
 
     Args:
-        quiet: only warnings.
+        quiet: Whether to print only warnings.
     """
 
     def __init__(self, quiet: bool) -> None:
@@ -37,7 +37,7 @@ class Live:
             TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
-            refresh_per_second=2,  # drawing costs time where this is the device
+            refresh_per_second=2,  # drawing disturbs timings if this machine is the device
             disable=quiet or not shows_escapes(sys.stderr),
         )
         self._models = self._bars.add_task("models", total=1, count="", note="")
@@ -58,11 +58,11 @@ class Live:
         self.stop()
 
     def stop(self) -> None:
-        """Clears the live view, so that results can be printed; twice does no harm."""
+        """Clear the live view, so that results can be printed. Repeated calls do nothing."""
         self._bars.stop()
 
     def warn(self, text: str) -> None:
-        """Always shown, quiet or not."""
+        """Print a warning, even if quiet."""
         print(f"warning: {on_command_line(text)}", file=sys.stderr, flush=True)
 
     # The collector
@@ -83,7 +83,7 @@ class Live:
         if begins:
             self.say("comparing the devices by the reference models")
         self._bars.update(self._models, note="comparing the devices" if begins else "")
-        self._block_began = time.monotonic()  # what is left is reckoned without it
+        self._block_began = time.monotonic()  # the comparison does not count in the time left
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
         now = time.monotonic()
@@ -100,8 +100,8 @@ class Live:
 
     def on_remeasure(self, blocks: int) -> None:
         self.say(
-            f"quality control: {blocks} block{'s' * (blocks != 1)} whose references strayed "
-            "will be measured again"
+            f"quality control: {blocks} block{'s' * (blocks != 1)} with deviating reference "
+            "models will be measured again"
         )
         self._bars.update(self._models, note="measuring again")
 
@@ -134,12 +134,12 @@ class Live:
 
 
 def percent(value: float | None) -> str:
-    """One decimal; a dash for what is not known."""
+    """Return a percentage with one decimal; a dash for None."""
     return "-" if value is None else f"{value:.1f} %"
 
 
 def print_bins(result: dict[str, Any], target_percent: float) -> None:
-    """Print the last round's accuracy of every bin."""
+    """Print the accuracy of every depth bin in the last round."""
     rows: list[Sequence[str]] = []
     for entry in result["bins"]:
         accuracy = entry["accuracy_percent"]
@@ -157,7 +157,7 @@ def print_bins(result: dict[str, Any], target_percent: float) -> None:
 
 
 def print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
-    """Print which device of a group measured how much, and at which pace."""
+    """Print the blocks, the models and the pace of every device of a group."""
     rows = []
     for device in devices:
         pace, interval = device["pace"], device["pace_interval"]
@@ -175,14 +175,14 @@ def print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_verdicts(dataset: Dataset) -> None:
-    """How many numbers have which verdict, and the commonest reason, on stdout."""
+    """Print the number of latencies of each verdict, and the most common reasons."""
     counts = dataset.verdict_counts()
     shares = ", ".join(f"{n} {Verdict(name).shown()}" for name, n in counts.items() if n)
     print(f"verdicts: {shares}; median interval ±{100 * np.median(dataset.interval):.1f} %")
-    # By kind, not by figure: "references off by 3.4 %" and "... by 4.1 %" are one reason.
+    # Without the figures: "references off by 3.4 %" and "... by 4.1 %" are one reason.
     kinds: dict[str, list[str]] = {}
     for judgement in dataset.judgements:
         for reason in judgement.reasons:
             kinds.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
     for reasons in sorted(kinds.values(), key=len, reverse=True)[:3]:
-        print(f"  {len(reasons)} of {len(dataset)}, such as: {reasons[0]}")
+        print(f"  {len(reasons)} of {len(dataset)}, for example: {reasons[0]}")

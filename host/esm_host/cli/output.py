@@ -1,4 +1,4 @@
-"""``--json``: looked at before the measuring begins, written when it is over."""
+"""Output files such as ``--json``: checked before the measuring, written after it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from esm_host.errors import UsageError
 def check_output(
     path: Path | None, flag: str = "--json", inputs: Iterable[Path | None] = ()
 ) -> None:
-    """Raise UsageError unless the flag can write there; nothing and - always can.
+    """Check that an output file can be written.
 
     Args:
-        inputs: files that the command reads, and other files that it writes.
+        path: Output file; None for none, - for stdout.
+        flag: Option that names the file.
+        inputs: Other files that the command reads or writes.
+
+    Raises:
+        UsageError: the file cannot be written, or is one of the inputs.
     """
     if path is None or str(path) == "-":
         return
@@ -36,7 +41,7 @@ def check_output(
 
 
 def _same(kept: Path, path: Path) -> bool:
-    """Whether both are one file, there or not yet; a device such as /dev/null is none."""
+    """Return whether two paths are one file. Devices such as /dev/null are not files."""
     if path.exists() and not path.is_file():
         return False
     if path.resolve() == kept.resolve():
@@ -45,19 +50,19 @@ def _same(kept: Path, path: Path) -> bool:
 
 
 def write_output(path: Path, text: str, said: str = "") -> None:
-    """Write to the file and say so on stderr, or to stdout where ``path`` is -."""
+    """Write a text to a file and print ``said`` on stderr, or to stdout if ``path`` is -."""
     with results_first([(path, text, said)]):
         pass
 
 
 @contextmanager
 def results_first(outputs: Sequence[tuple[Path, str, str]]) -> Iterator[None]:
-    """Write files; then the body prints; then stderr says where the files are.
+    """Write files, run the body, which prints results, then print the files' paths on stderr.
 
-    What cannot be written is raised after the body: results are printed at least.
+    A failed write is raised after the body, so that results are printed in any case.
 
     Args:
-        outputs: path (- is stdout), text, and what to say of the file.
+        outputs: Path (- for stdout), text, and message of each file.
 
     Raises:
         OSError: a file cannot be written.

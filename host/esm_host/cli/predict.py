@@ -1,4 +1,4 @@
-"""``esm-host predict``: latencies of architectures by a campaign's predictor."""
+"""``esm-host predict``: latencies that a campaign's predictor predicts."""
 
 from __future__ import annotations
 
@@ -41,36 +41,38 @@ def predict(
             help="File with a short form on every line, or JSON; - is stdin.",
         ),
     ] = None,
-    sample: Annotated[int, typer.Option(help="Draw so many from the search space.", min=0)] = 0,
+    sample: Annotated[
+        int, typer.Option(help="Number of architectures to draw from the search space.", min=0)
+    ] = 0,
     sampling: Annotated[
         str,
         typer.Option(
-            help=f"How to draw them: {', '.join(SAMPLERS)}, or {OWN}.",
+            help=f"Sampling method: {', '.join(SAMPLERS)}, or {OWN}.",
             autocompletion=sampler_names,
         ),
     ] = "balanced",
-    seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.", min=0)] = 0,
     interval: Annotated[
         float | None,
         typer.Option(
-            help="Also intervals that hold so many percent of the latencies. The predictor auto "
-            "knows how unsure it is of each; of others all are as wide, in proportion.",
+            help="Also print prediction intervals of this coverage, in percent. Their relative "
+            "width depends on the architecture for the predictor auto only.",
         ),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Hold the predictor against what this campaign measured, say on another device.",
+            help="Compare the predictions with this campaign's measurements, of any device.",
         ),
     ] = None,
     output: Json = None,
 ) -> None:
     """Predict latencies of given or sampled architectures.
 
-    The short form of an architecture is what the tables print: the option of every block, units
-    apart by |, equal neighbours counted, as in 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'. Where resolutions
-    are free, it begins with one: '160 px: ...'. In JSON an architecture is
+    The tables print architectures in their short form: the option of every block, units separated
+    by |, equal neighbours counted, as in 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'. If the space has several
+    resolutions, the form begins with the resolution: '160 px: ...'. In JSON an architecture is
     {"space": "resnet", "units": [["k3e1/2"], ["k5e1", "k5e1"], ...], "resolution": 160}.
 
     Example: esm-host predict runs/pi4 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'
@@ -106,7 +108,7 @@ def predict(
             result["interval_ms"] = [float(low_ms), float(high_ms)]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
-        write_output(output, text, f"{len(results)} predictions in {output}")
+        write_output(output, text, f"{len(results)} predictions written to {output}")
         return
     ends = () if interval is None else ("from_ms", "to_ms")
     headings = ("latency_ms", *ends, "blocks", "architecture")
@@ -126,14 +128,14 @@ def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:
 
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)
-        write_output(output, text, f"{found.samples} predictions are judged in {output}")
+        write_output(output, text, f"accuracy of {found.samples} predictions written to {output}")
         return
-    seen = f", {found.seen} of which it has learnt from on its own device" if found.seen else ""
+    seen = f", {found.seen} of them in the predictor's training set" if found.seen else ""
     print(f"{found.samples} architectures{seen}")
     print(
         f"rank correlation {found.spearman:.3f} (Spearman), {found.tau:.3f} (Kendall's tau)\n"
-        f"accuracy {found.accuracy_percent:.1f} %; {found.scaled_percent:.1f} % once all are "
-        f"multiplied by {found.pace:.3g}"
+        f"accuracy {found.accuracy_percent:.1f} %; {found.scaled_percent:.1f} % if all "
+        f"predictions are multiplied by {found.pace:.3g}"
     )
     print_table(
         ("blocks", "architectures", "accuracy"),

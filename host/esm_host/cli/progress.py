@@ -1,4 +1,4 @@
-"""What becomes of blocks, on stderr: a line per device in a terminal, a few lines elsewhere."""
+"""Progress of blocks on stderr: a line per device in a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-_REDRAWS_PER_S = 2  # drawing costs time where this is the device
-_SURE_AFTER_S = 3.0  # before, the time that is left is a guess
+_REDRAWS_PER_S = 2  # drawing disturbs timings if this machine is the device
+_SURE_AFTER_S = 3.0  # earlier estimates of the time left are too uncertain
 _WORTH_A_LINE_S = 30.0
 
 
 class DeviceLines:
-    """Watches devices that measure at the same time.
+    """Display of the progress of devices that measure at the same time.
 
     Args:
-        quiet: says nothing.
+        devices: Names of the devices.
+        quiet: Whether to print nothing.
     """
 
     def __init__(self, devices: Sequence[str], quiet: bool) -> None:
@@ -63,7 +64,7 @@ class DeviceLines:
             self._live.stop()
 
     def __call__(self, device: str, progress: Progress) -> None:
-        """Called from the devices' threads."""
+        """Show the progress of a device; called from the devices' threads."""
         if self._quiet:
             return
         with self._lock:
@@ -79,7 +80,7 @@ class DeviceLines:
             self._states[device] = state
 
     def wait(self, device: str, done: int, total: int, seconds: float) -> None:
-        """Say when a device's next block begins; called from the devices' threads."""
+        """Show when a device's next block begins; called from the devices' threads."""
         if self._quiet:
             return
         line = f"{done} of {total} blocks done, the next one in {duration(seconds)}"
@@ -95,7 +96,7 @@ class DeviceLines:
         sys.stderr.flush()
 
     def _left_s(self, device: str, progress: Progress) -> float | None:
-        """Return the time that measuring takes from now on; None while it is not known."""
+        """Return the measuring time left, s; None while it is unknown."""
         now, fraction = time.monotonic(), progress.fraction
         if progress.state is not State.MEASURING:
             self._measuring.pop(device, None)
@@ -133,7 +134,7 @@ class DeviceLines:
 
 
 def _state(progress: Progress) -> str:
-    """What is worth a line of its own when it changes."""
+    """Return the state whose change is printed as a line."""
     standing = progress.standing
     if standing is None or not standing.ahead:
         return progress.state.value
@@ -141,7 +142,7 @@ def _state(progress: Progress) -> str:
 
 
 def waiting(standing: Standing) -> str:
-    """Who has the device, and for how long."""
+    """Return the holder of the device and the expected wait, in words."""
     before = f", {standing.ahead - 1} more before us" if standing.ahead > 1 else ""
     about = f", about {duration(standing.wait_s)}" if standing.wait_s else ""
     return f"waiting{_for(standing)}{before}{about}"
@@ -153,5 +154,5 @@ def _for(standing: Standing) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In minutes where it is long."""
+    """Return a duration in seconds, or in minutes from 90 s on."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""``esm-host report``: one HTML file about a campaign, a search, a timing and more."""
+"""``esm-host report``: an HTML report of a campaign, a search, a study or a timing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a campaign, a search or a study, or JSON of esm-host time or compare.",
+            help="Folder of a campaign, a search or a study; JSON of esm-host time or compare.",
             metavar="DIR|FILE.json",
         ),
     ],
@@ -26,7 +26,7 @@ def report(
         typer.Option("--output", "-o", help="HTML file to write.", show_default="report.html"),
     ] = None,
 ) -> None:
-    """Write a report that opens in any browser, without a network.
+    """Write an HTML report that opens in any browser, offline.
 
     Example: esm-host report runs/pi4 --output pi4.html
     """
@@ -38,8 +38,8 @@ def report(
     if output is None:
         output = Path("report.html")
         if output.exists() and marked(output) != mark_of(source):
-            raise UsageError(f"{output} is there already, and not of {source}: give --output FILE")
-    # A report may lie in the folder, and is written anew.
+            raise UsageError(f"{output} exists and is not a report of {source}: give --output FILE")
+    # The folder may hold an older report, which may be overwritten.
     kept = [path for path in source.rglob("*") if path.suffix != ".html"]
     check_output(output, "--output", [source, *kept])
     write_report(source, output)

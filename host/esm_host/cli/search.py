@@ -1,4 +1,4 @@
-"""``esm-host search``: the best architectures within limits, measured."""
+"""``esm-host search``: search for architectures within limits, verified by measurement."""
 
 from __future__ import annotations
 
@@ -30,37 +30,38 @@ _LIMITS, _HOW = "Limits", "How"
 
 @dataclass(frozen=True)
 class WishOptions:
-    """Options of what is searched for."""
+    """Objectives and limits of the search."""
 
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="What else than the latency: flops, params, memory, or NAME=SOURCE with "
-            "table.parquet:COLUMN, file.py:FUNCTION or file.onnx:ENCODING; :min or :max behind it "
-            "says which way. May be repeated. [default: flops:max]",
+            help="Objective besides the latency: flops, params, memory, or NAME=SOURCE with "
+            "table.parquet:COLUMN, file.py:FUNCTION or file.onnx:ENCODING as SOURCE. Append :min "
+            "or :max for the direction. May be repeated. [default: flops:max]",
         ),
     ] = None
     max_latency: Annotated[
         list[float] | None,
         typer.Option(
-            help="Milliseconds; of several devices one for all, or one each in their order.",
+            help="Latency limit, ms; with several devices one for all, or one per RUN.",
             rich_help_panel=_LIMITS,
         ),
     ] = None
     min_accuracy: Annotated[
         float | None,
-        typer.Option(help="Of the objective accuracy.", rich_help_panel=_LIMITS),
+        typer.Option(help="Least value of the objective accuracy.", rich_help_panel=_LIMITS),
     ] = None
     limit: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of another quantity: 'flops<=3e8'. May be repeated.", rich_help_panel=_LIMITS
+            help="Limit on another quantity: 'flops<=3e8'. May be repeated.",
+            rich_help_panel=_LIMITS,
         ),
     ] = None
     confidence: Annotated[
         float,
         typer.Option(
-            help="Percent: how probable it is that a latency is within its limit.",
+            help="Least probability that a latency is within its limit, in percent.",
             rich_help_panel=_LIMITS,
         ),
     ] = 90.0
@@ -68,22 +69,22 @@ class WishOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options of how it is searched for, and of how much is measured."""
+    """Method of the search and number of measurements."""
 
     measure: Annotated[
         int,
         typer.Option(
-            help="Models to measure at most, until the front is stable; 0: predictions alone."
+            help="Most models to measure until the front is stable; 0 for predictions only."
         ),
     ] = 50
-    batch: Annotated[
-        int, typer.Option(help="Of these between two searches.", rich_help_panel=_HOW)
-    ] = 10
+    batch: Annotated[int, typer.Option(help="Models measured per round.", rich_help_panel=_HOW)] = (
+        10
+    )
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(METHODS)}, or {OWN}. [default: exhaustive of small spaces and of "
-            "tables, else nsga2]",
+            help=f"Search method: {', '.join(METHODS)}, or {OWN}. [default: exhaustive for small "
+            "spaces and tables, else nsga2]",
             autocompletion=search_methods,
             rich_help_panel=_HOW,
         ),
@@ -92,9 +93,9 @@ class MethodOptions:
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Search by another device's predictor, as One Proxy does: a source of esm-host "
-            "sources list, a campaign's folder or a Parquet file; of several devices the one that "
-            "ranks most alike. It is adapted where it does not rank as this device does.",
+            help="Search with another device's predictor (One Proxy): a source of esm-host "
+            "sources list, a campaign's folder or a Parquet file. With several devices, the one "
+            "with the highest rank correlation is used. A proxy that ranks differently is adapted.",
             rich_help_panel=_HOW,
             show_default=False,
         ),
@@ -103,8 +104,8 @@ class MethodOptions:
         str | None,
         typer.Option(
             metavar="N|dask://HOST:PORT",
-            help="Where functions of yours are asked: N processes on this machine, or the workers "
-            "of a Dask cluster (docs/cluster.md). [default: in this process]",
+            help="Processes that evaluate your functions: N on this machine, or the workers of a "
+            "Dask cluster (docs/cluster.md). [default: this process]",
             show_default=False,
             rich_help_panel=_HOW,
         ),
@@ -113,14 +114,16 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Options of the search's folder."""
+    """Folder of the search."""
 
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder. [default: RUN/search]")
     ] = None
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the folder's search, to a larger --measure too."),
+        typer.Option(
+            "--resume", help="Continue the search in the folder, also with a larger --measure."
+        ),
     ] = False
 
 
@@ -142,9 +145,9 @@ def search(
 ) -> None:
     """Find the best architectures within limits, and measure them.
 
-    Searches by a campaign's predictor for architectures that no other beats, measures them on the
-    campaign's device, learns from that and searches again, until the front is measured. What the
-    device refutes is dropped.
+    Each round predicts a Pareto front with the campaign's predictor, measures a part of it on the
+    campaign's device, and trains the predictor on the measurements. The search ends when the front
+    is measured. Architectures whose measured latency is too high are removed from it.
 
     Example: esm-host search runs/pi4 --max-latency 30 --objective accuracy=accuracy.py:estimate
     """
@@ -159,9 +162,7 @@ def search(
     else:
         settings = _new_settings(folders, wishes, how, session.seed)
         if not wishes.objective and not session.quiet:
-            typer.echo(
-                "no --objective: the most FLOPs within the limits stand in for accuracy", err=True
-            )
+            typer.echo("no --objective: FLOPs are maximised in place of accuracy", err=True)
     path = shlex.quote(str(folder.path))
     where = nullcontext() if how.parallel is None else computing(how.parallel)
     with Live(session.quiet) as live, where:
@@ -173,13 +174,12 @@ def search(
                 session.patience,
                 not session.no_wait,
                 live,
-                lambda rounds: live.say(_said_of_round(rounds)),
+                lambda rounds: live.say(_round_text(rounds)),
             )
         except KeyboardInterrupt:
             named = " ".join(shlex.quote(str(each)) for each in folders)
             live.warn(
-                f"interrupted; what was measured is kept: esm-host search {named} -o {path} "
-                "--resume"
+                f"interrupted; measurements are kept: esm-host search {named} -o {path} --resume"
                 if folder.settings.exists()
                 else "interrupted before anything was measured"
             )
@@ -193,18 +193,18 @@ def search(
 def _resumed(
     ctx: typer.Context, folder: SearchFolder, folders: Sequence[Path], measure: int
 ) -> SearchSettings:
-    """Return the settings of the folder's search, with another number to measure if given."""
+    """Return the settings of the folder's search, with the new --measure if given."""
     given = [name for name in _SETTINGS if was_given(ctx, name)]
     if given:
         raise UsageError(
-            f"--resume goes on with what the search was asked for: leave out "
+            f"--resume keeps the settings of the search: leave out "
             f"{', '.join('--' + name.replace('_', '-') for name in given)}"
         )
     settings = folder.read_settings()
     if was_given(ctx, "measure"):
         settings = replace(settings, measure=measure)
     if settings.runs != tuple(map(str, folders)):
-        raise UsageError(f"{folder.path} is of {' '.join(settings.runs)}: give these")
+        raise UsageError(f"{folder.path} is a search of {' '.join(settings.runs)}: give these runs")
     return settings
 
 
@@ -218,12 +218,14 @@ def _new_settings(
     if (least := wishes.min_accuracy) is not None:
         if not any(text.partition("=")[0].strip() == "accuracy" for text in objectives):
             raise UsageError(
-                f"--min-accuracy {least:g}: of which? give it, as --objective "
+                f"--min-accuracy {least:g} needs an objective accuracy: give --objective "
                 "accuracy=table.parquet:COLUMN"
             )
         limits.append(f"accuracy>={least!r}")
     if not 0 < wishes.confidence < 100:
-        raise UsageError(f"--confidence {wishes.confidence:g}: give percent, above 0 and below 100")
+        raise UsageError(
+            f"--confidence {wishes.confidence:g}: give a percentage above 0 and below 100"
+        )
     return SearchSettings(
         runs=tuple(map(str, folders)),
         objectives=tuple(objectives),
@@ -244,10 +246,10 @@ _SETTINGS = (
 )
 
 
-def _said_of_round(rounds: Sequence[Round]) -> str:
+def _round_text(rounds: Sequence[Round]) -> str:
     last = rounds[-1]
-    found = f"search {len(rounds)}: {len(last.front)} on the front of {last.evaluations:,} scored"
-    return f"{found}, {len(last.chosen)} of them measured now" if len(last.chosen) else found
+    text = f"round {len(rounds)}: {len(last.front)} on the front of {last.evaluations:,} evaluated"
+    return f"{text}, measuring {len(last.chosen)}" if len(last.chosen) else text
 
 
 def _show(searched: SearchResult) -> None:
@@ -266,20 +268,20 @@ def _show(searched: SearchResult) -> None:
         if len(front) > _SHOWN:
             typer.echo(f"... and {len(front) - _SHOWN} more")
     if verified is None:
-        typer.echo(f"{len(front)} predicted to be best; none was measured")
+        typer.echo(f"{len(front)} on the predicted front; none measured")
         return
     if not len(front):
-        typer.echo(f"{verified.measured} were measured for it")
+        typer.echo(f"{verified.measured} models measured")
         return
     if searched.by_proxy is not None:
         typer.echo(searched.by_proxy.describe(len(front)))
         return
     typer.echo(
-        f"{len(front)} on the front; {verified.measured} were measured for it, and it is "
+        f"{len(front)} on the front, {verified.measured} models measured; the front is "
         + (
-            "stable: what is left is not expected there, nor did hope find more"
+            "stable: no unmeasured architecture is expected to improve it"
             if verified.stable
-            else "not stable yet: --resume with a larger --measure goes on"
+            else "not stable yet: continue with --resume and a larger --measure"
         )
     )
 
@@ -289,12 +291,12 @@ def _nothing(searched: SearchResult) -> str:
     unknown = [name for name in _columns(searched) if not math.isfinite(values.get(name, 0))]
     if unknown:
         return (
-            f"nothing was found of which {' and '.join(unknown)} is known: check what "
-            "--objective names, or choose another --method"
+            f"no architecture with a known {' and '.join(unknown)} was found: check --objective, "
+            "or choose another --method"
         )
     known = ", ".join(f"{name} {_text(value)}" for name, value in values.items())
-    closest = f"; what comes closest has {known}" if known else ""
-    return f"nothing keeps {' and '.join(map(str, searched.problem.limits))}{closest}"
+    closest = f"; the closest has {known}" if known else ""
+    return f"no architecture meets {' and '.join(map(str, searched.problem.limits))}{closest}"
 
 
 def _columns(searched: SearchResult) -> list[str]:

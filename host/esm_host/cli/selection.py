@@ -1,4 +1,4 @@
-"""``esm-host selection``: what selecting architectures by predicted latency costs."""
+"""``esm-host selection``: accuracy lost by selecting architectures by predicted latency."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ def selection(
     table: Annotated[
         Path,
         typer.Argument(
-            metavar="TABLE.parquet", help="Latencies in lat_ms_DEVICE, accuracies in acc_TASK."
+            metavar="TABLE.parquet",
+            help="Table with latencies in lat_ms_DEVICE and accuracies in acc_TASK.",
         ),
     ],
     pair: Annotated[
         list[str],
         typer.Option(
             metavar="DEVICE:TASK",
-            help="Which latencies and which accuracies, such as raspi4:imagenet16_test; may be "
-            "repeated.",
+            help="Device of the latencies and task of the accuracies, such as "
+            "raspi4:imagenet16_test; may be repeated.",
         ),
     ],
     predictor: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME:SAMPLES",
-            help="A real predictor and on how many architectures it is trained, such as mlp:500; "
-            "may be repeated.",
+            help="Predictor to include and its number of training samples, such as mlp:500; may be "
+            "repeated.",
         ),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="Of all real predictors; by default each one's own.",
+            help="Encoding of all predictors; by default that of each predictor.",
             autocompletion=encoding_names,
         ),
     ] = None,
@@ -58,23 +59,23 @@ def selection(
         ),
     ] = None,
     simulations: Annotated[
-        int, typer.Option(help="Of each pair, size and standard deviation.", min=1)
+        int, typer.Option(help="Simulations per pair, size and standard deviation.", min=1)
     ] = 1000,
-    repeats: Annotated[
-        int, typer.Option(help="How often each real predictor is trained.", min=1)
-    ] = 5,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    repeats: Annotated[int, typer.Option(help="Number of trainings of each predictor.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     parallel: Parallel = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="For selection.parquet and charts."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for selection.parquet and charts."
+        ),
     ] = None,
 ) -> None:
-    """Find what selecting architectures by predicted latency costs.
+    """Measure the accuracy lost when architectures are selected by predicted latency.
 
-    Simulates predictors from perfect to poor, selects what is Pareto-optimal by predicted latency
-    and true accuracy, and tells what accuracy that loses, before and after the selected are
-    measured.
+    Predictors from perfect to poor are simulated. Each selects the Pareto front by predicted
+    latency and true accuracy. The tables show the accuracy lost against the true front, before and
+    after the selected architectures are measured.
 
     Example: esm-host selection nasbench201.parquet --pair raspi4:imagenet16_test -o selection
     """
@@ -106,7 +107,7 @@ def _split(text: str) -> list[str]:
 
 def _number(text: str, flag: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise UsageError(f"{flag}: '{text}' is no number of architectures: give 1 or more")
+        raise UsageError(f"{flag}: '{text}' is not a number of architectures: give 1 or more")
     return int(text)
 
 
@@ -150,12 +151,12 @@ def _print(results: pd.DataFrame) -> None:
     for tau in (0.9, 0.8):
         lost = at_tau(results, tau, "mra_all_percent"), at_tau(results, tau, "mra_verified_percent")
         if lost[0] == lost[0]:  # NaN is not
-            print(f"at tau {tau}: {lost[0]:.2f} points lost, {lost[1]:.2f} by the verified")
+            print(f"at tau {tau}: {lost[0]:.2f} points lost, {lost[1]:.2f} after verification")
     best = float(averages["best_hypervolume"].iloc[0])
     print(f"front of the whole table: hypervolume {best:.3f}")
     for size in sorted(set(averages["candidates"]) - {total}):
         if (tau := tau_worth(results, size)) == tau:
-            print(f"{size} measured perfectly: as {total} predicted at tau {tau:.2f}")
+            print(f"{size} measured candidates are as good as {total} predicted at tau {tau:.2f}")
 
 
 def _write(
@@ -184,4 +185,4 @@ def _write(
     }
     for name, chart in charts.items():
         save(chart, folder / f"{name}.png")
-    typer.echo(f"selection.parquet and {len(charts)} charts are in {folder}", err=True)
+    typer.echo(f"selection.parquet and {len(charts)} charts written to {folder}", err=True)

@@ -1,4 +1,4 @@
-"""``esm-host sources``: what is known of other devices."""
+"""``esm-host sources``: latencies of other devices, imported or measured by campaigns."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ _Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[SOURCE]...",
-        help="Imported tables, TABLE/DEVICE, campaigns' folders, Parquet files; all imported "
-        "tables and the campaigns in --runs unless given.",
+        help="Imported tables, TABLE/DEVICE, campaigns' folders, Parquet files; by default all "
+        "imported tables and the campaigns in --runs.",
         autocompletion=source_names,
     ),
 ]
 _Space = Annotated[
     str | None,
     typer.Option(
-        help="Search space; needed where there are sources of several.",
+        help="Search space; needed if the sources have several.",
         autocompletion=space_names,
     ),
 ]
-_Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder with campaigns.")]
+_Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder of campaigns.")]
 
 sources = typer.Typer(
     cls=Commands,
-    help="Look after what is known of other devices, and compare them.",
-    epilog="What to call first: esm-host import FILE, esm-host sources list",
+    help="Manage and compare the data of other devices.",
+    epilog="Start with: esm-host import FILE, esm-host sources list",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -58,7 +58,7 @@ sources = typer.Typer(
 @sources.command("list")
 @one_line_errors
 def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json = None) -> None:
-    """Show imported tables, device by device, and campaigns.
+    """List the devices of imported tables, and campaigns.
 
     Example: esm-host sources list --space fbnet
     """
@@ -69,7 +69,9 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
     shown = [entry for entry in found if space is None or entry.space.partition(",")[0] == space]
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "sources": [asdict(entry) for entry in shown]}
-        write_output(output, json.dumps(data, indent=2), f"{len(shown)} sources are in {output}")
+        write_output(
+            output, json.dumps(data, indent=2), f"{len(shown)} sources written to {output}"
+        )
     if str(output) != "-" and shown:
         print_table(
             ("source", "space", "architectures", "missing", "kind"),
@@ -88,7 +90,7 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
     for problem in problems:
         typer.echo(printable(f"warning: {on_command_line(problem)}"), err=True)
     if not shown:
-        typer.echo("there are no such sources: esm-host import FILE adds some", err=True)
+        typer.echo("no such sources: esm-host import FILE adds some", err=True)
 
 
 @sources.command()
@@ -96,17 +98,19 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
 def remove(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="Of an imported table.", autocompletion=source_names),
+        typer.Argument(
+            metavar="NAME", help="Name of an imported table.", autocompletion=source_names
+        ),
     ],
 ) -> None:
-    """Forget an imported table.
+    """Remove an imported table.
 
     Example: esm-host sources remove fbnet
     """
     from esm_host.sources import registry
 
     registry.remove(name)
-    typer.echo(f"source {name} is removed", err=True)
+    typer.echo(f"source {name} removed", err=True)
 
 
 @sources.command()
@@ -118,24 +122,24 @@ def correlation(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Find the best proxy for this device; may be repeated.",
+            help="Device to find the best proxy for; may be repeated.",
             autocompletion=source_names,
         ),
     ] = None,
     threshold: Annotated[
         float,
-        typer.Option(help="Correlation from which on a proxy ranks as the target does."),
+        typer.Option(help="Least rank correlation of a proxy that needs no adaptation."),
     ] = 0.9,
     runs: _Runs = Path("runs"),
     chart: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Heat map: .png, .svg or .html."),
+        typer.Option("--out", metavar="FILE", help="File of the heat map: .png, .svg or .html."),
     ] = None,
     output: Json = None,
 ) -> None:
-    """Tell which devices rank architectures alike, and which is the best proxy for others.
+    """Print the rank correlations between devices, and the best proxy for the others.
 
-    Spearman's rank correlation of every pair, from the architectures that both have measured.
+    The figures are Spearman's rank correlations over the architectures that both devices have.
 
     Example: esm-host sources correlation fbnet --target pixel3 --out fbnet.png
     """
@@ -153,7 +157,7 @@ def correlation(
     if targets and not any(proxies.values()):
         raise UsageError(
             f"no source has enough architectures in common with {compared.names[targets[0]]}: "
-            "measure some that others have"
+            "measure some that other sources have"
         )
     best = compared.best_proxy(targets, threshold)
     labels = _short(compared.names)
@@ -168,35 +172,35 @@ def correlation(
             [labels[number] for number in order], compared.matrix[order][:, order], threshold
         )
         save(shown, chart)
-        typer.echo(f"the heat map is in {chart}", err=True)
+        typer.echo(f"heat map written to {chart}", err=True)
     if output is not None:
         data = _correlation_json(chosen[0].space, compared, best, proxies, threshold)
         text = json.dumps(data, indent=2, allow_nan=False)
-        write_output(output, text, f"the correlations are in {output}")
+        write_output(output, text, f"correlations written to {output}")
 
 
 @sources.command()
 @one_line_errors
 def split(
-    train: Annotated[int, typer.Option(help="Devices to learn from.")],
-    test: Annotated[int, typer.Option(help="Devices to transfer to.")],
+    train: Annotated[int, typer.Option(help="Number of training devices.")],
+    test: Annotated[int, typer.Option(help="Number of target devices.")],
     names: _Names = None,
     space: _Space = None,
-    seed: Annotated[int, typer.Option(help="Another gives other sets.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     hardest: Annotated[
         bool,
         typer.Option(
             "--hardest",
-            help="Begin with the halves that rank least alike: harder than NASFLAT's, and nearly "
-            "the same for every seed.",
+            help="Begin with the halves of lowest rank correlation: harder than NASFLAT's, and "
+            "nearly the same for every seed.",
         ),
     ] = False,
     runs: _Runs = Path("runs"),
     output: Json = None,
 ) -> None:
-    """Choose devices to learn from and devices to transfer to, so that transfer is hard.
+    """Choose training and target devices between which transfer is hard.
 
-    Sets of devices that rank architectures unlike each other, by Algorithm 1 of NASFLAT.
+    The two sets of devices have low rank correlations (Algorithm 1 of NASFLAT).
 
     Example: esm-host sources split fbnet --train 5 --test 5
     """
@@ -233,26 +237,26 @@ def split(
             **{part: [compared.names[n] for n in numbers] for part, numbers in parts.items()},
             "mean_correlation": {name: _or_none(mean) for name, mean in means.items()},
         }
-        write_output(output, json.dumps(data, indent=2), f"the sets are in {output}")
+        write_output(output, json.dumps(data, indent=2), f"device sets written to {output}")
 
 
 def _chosen(
     names: Sequence[str] | None, runs: Path, space: str | None, targets: Sequence[str]
 ) -> tuple[list[Source], list[int]]:
-    """Two sources or more, and the numbers of the targets among them."""
+    """Return two sources or more, and the indices of the targets among them."""
     from esm_host.sources.registry import of_one_space
 
     found, numbers = of_one_space(names or (), runs, space, targets)
     if len(found) <= max(len(set(numbers)), 1):
         raise UsageError(
-            f"{', '.join(source.name for source in found)}: there is nothing to compare with, name "
-            "more sources or import them"
+            f"{', '.join(source.name for source in found)}: nothing to compare with: name or "
+            "import more sources"
         )
     return found, list(dict.fromkeys(numbers))
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Without the table where all are of one."""
+    """Return the devices' names, without the table if all are of one table."""
     parts = [name.split("/") for name in names]
     alike = all(len(part) == 2 and part[0] == parts[0][0] for part in parts)
     return [printable(part[1] if alike else "/".join(part)) for part in parts]
@@ -276,8 +280,8 @@ def _print(
         _print_matrix(compared, labels)
         others = [number for number in range(len(labels)) if number != best]
         strong = int((compared.matrix[best, others] >= threshold).sum())
-        text = f"ranks as {strong} of {len(others)} do (correlation {threshold:g} or more)"
-        print(printable(f"best proxy for all others: {labels[best]}, {text}"))
+        agrees = f"correlation {threshold:g} or more with {strong} of {len(others)} other devices"
+        print(printable(f"best proxy device: {labels[best]} ({agrees})"))
         return
     print_table(
         ("proxy", *(labels[target] for target in proxies)),
@@ -294,7 +298,7 @@ def _print(
 
 
 def _print_matrix(compared: Comparison, labels: Sequence[str]) -> None:
-    """Half of it, the other is the same."""
+    """Print the lower half of the symmetric matrix."""
     order = compared.order
     digits = len(str(len(order)))
     rows = []
@@ -309,8 +313,10 @@ def _print_matrix(compared: Comparison, labels: Sequence[str]) -> None:
 def _print_intervals(
     what: str, labels: Sequence[str], values: Mapping[int, RankCorrelation], threshold: float
 ) -> None:
-    """Print one side's correlations with the other, and what Algorithm 1 of One Proxy does: with
-    the interval of a correlation, and with its estimate alone, as in the paper."""
+    """Print correlations, and the decisions of Algorithm 1 of One Proxy.
+
+    It decides by the interval of a correlation, and by its estimate alone, as in the paper.
+    """
     from esm_host.transfer.monotonicity import decide
 
     print_table(

@@ -1,4 +1,4 @@
-"""``esm-host study``: predictors, encodings and training sizes against each other."""
+"""``esm-host study``: a comparison of predictors, encodings and training sizes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def study(
-    file: Annotated[Path, typer.Argument(help="What to compare.", metavar="FILE.toml")],
+    file: Annotated[Path, typer.Argument(help="Description of the study.", metavar="FILE.toml")],
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results; runs/study-FILE unless given.", metavar="DIR"),
+        typer.Option(help="Folder of the results; by default runs/study-FILE.", metavar="DIR"),
     ] = None,
     parallel: Parallel = None,
     only_plots: Annotated[
         bool,
-        typer.Option("--only-plots", help="Compute nothing; tables and plots of what is there."),
+        typer.Option("--only-plots", help="Write tables and plots of the existing results only."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare predictors, encodings and training sizes on public latencies or your campaigns.
 
-    What is done is kept task by task: after an interrupt, the same command goes on from there.
+    Each finished task is saved. After an interrupt, run the same command to continue.
 
     Example: esm-host study studies/nasbench201.toml --results runs/nasbench201
     """
@@ -47,13 +47,14 @@ def study(
                 run_study(file, where, _Progress(quiet))
         except KeyboardInterrupt:
             typer.echo(
-                f"interrupted; what is done is kept in {where}: the same command goes on", err=True
+                f"interrupted; finished tasks are kept in {where}: the same command continues",
+                err=True,
             )
             raise typer.Exit(INTERRUPTED) from None
     found = load_study(where)
     _write(found, StudyFolder(where))
     if found.missing:
-        typer.echo(f"{found.missing} tasks are not done yet: without --only-plots they are")
+        typer.echo(f"{found.missing} tasks are missing: run without --only-plots to compute them")
     failures = found.failures()
     if len(failures):
         first = failures.iloc[0]
@@ -87,7 +88,7 @@ def _write(found: Study, folder: object) -> None:
 
 
 class _Progress:
-    """A line per task."""
+    """Progress of a study on stderr, a line per task."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -96,7 +97,7 @@ class _Progress:
     def on_planned(self, tasks: int, there: int) -> None:
         self._done, self._tasks = there, tasks
         if there:
-            self._say(f"{there} of {tasks} tasks are there already")
+            self._say(f"{there} of {tasks} tasks are done already")
 
     def on_task(self, outcome: TaskResult) -> None:
         self._done += 1

@@ -1,4 +1,4 @@
-"""Tables on stdout: as wide as the terminal at most, and nothing left out."""
+"""Tables on stdout, complete and at most as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esm_protos.text import printable
 
 _GAP = "  "
 _NARROWEST = 16
-"""Letters to which a column of text is narrowed before columns go below each other."""
+"""Least width of a text column, in letters, before columns move below each other."""
 
 _STYLES = {
     "green": ("stable", "converged", "transferred", "done", "free", "faster", "mended"),
@@ -24,15 +24,16 @@ _STYLES = {
 
 
 class Verdict(str):
-    """A cell that judges, in green, yellow or red on terminals that show colours."""
+    """Cell in green, yellow or red, on terminals that show colours."""
 
     style: str | None
 
     def __new__(cls, text: str, word: str | None = None) -> Verdict:
-        """Make a cell.
+        """Create a cell.
 
         Args:
-            word: what decides the colour, by default the text; none where it is not known.
+            text: Text of the cell.
+            word: Word that decides the colour, by default the text. Unknown words have no colour.
         """
         cell = super().__new__(cls, printable(text))
         known = [style for style, words in _STYLES.items() if (word or text) in words]
@@ -40,7 +41,7 @@ class Verdict(str):
         return cell
 
     def shown(self) -> str:
-        """Return the text as stdout shows it."""
+        """Return the text, coloured if stdout shows colours."""
         return _in_style(self, self.style)
 
 
@@ -51,7 +52,7 @@ def _in_style(text: str, style: str | None) -> str:
 def print_markdown(
     headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()
 ) -> None:
-    """Print a table as GitHub and most wikis read it. Cells may be others' words."""
+    """Print a table in GitHub's Markdown. Cells may hold untrusted text."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(printable(cell).replace('|', bar) for cell in cells)} |"
@@ -70,15 +71,17 @@ def print_table(
     right: Container[int] = (),
     notes: Mapping[int, Sequence[str]] | None = None,
 ) -> None:
-    """Print columns as wide as their longest cell. Cells may be others' words.
+    """Print a table whose columns are as wide as their longest cell.
 
-    In a terminal that is narrower, texts are broken into lines; columns for which there still is
-    no room come below the others, after the first column again. Elsewhere every row is one line.
+    In a narrower terminal, texts are wrapped. Columns that still do not fit are printed below the
+    others, with the first column repeated. Elsewhere every row is one line. Cells may hold
+    untrusted text.
 
     Args:
-        rows: those that end early widen the first column only.
-        right: numbers of the columns that are set to the right.
-        notes: lines under rows, by the row's number from 0; neighbours share an equal one.
+        headings: Headings of the columns.
+        rows: Cells of each row. Rows with fewer cells widen the first column only.
+        right: Indices of the right-aligned columns.
+        notes: Lines under rows, by index of the row. Equal notes of neighbours are printed once.
     """
     table = [
         [cell if isinstance(cell, Verdict) else printable(cell) for cell in cells]
@@ -90,7 +93,7 @@ def print_table(
     if width is not None:
         least = _narrowest(table, right)
         groups = _groups(least, width)
-        if len(groups) > 1:  # then the first column need not be broken as well
+        if len(groups) > 1:  # the first column has room then
             least[0] = max(least[0], min(_widths(table)[0], width // 2))
             groups = _groups(least, width)
     for number, columns in enumerate(groups):
@@ -104,19 +107,19 @@ def print_table(
 
 
 def _full(table: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Return columns without the rows that end early."""
+    """Return the columns of the rows that have all cells."""
     return list(zip(*(cells for cells in table if len(cells) == len(table[0])), strict=True))
 
 
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:
-    """Return the widths of columns of which nothing is broken."""
+    """Return the widths of columns without wrapping."""
     widths = [max(map(len, column)) for column in _full(table)]
     widths[0] = max(len(cells[0]) for cells in table)
     return widths
 
 
 def _narrowest(table: Sequence[Sequence[str]], right: Container[int]) -> list[int]:
-    """Return the least widths: numbers and the words of headings are never broken."""
+    """Return the least widths; numbers and words of headings are never broken."""
     least = []
     for number, ((heading, *cells), width) in enumerate(
         zip(_full(table), _widths(table), strict=True)
@@ -127,7 +130,7 @@ def _narrowest(table: Sequence[Sequence[str]], right: Container[int]) -> list[in
 
 
 def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Return the columns that fit beside each other; every group has the first one."""
+    """Return the groups of columns that fit side by side; each begins with the first column."""
     groups, taken = [[0]], widths[0]
     for column, own in enumerate(widths[1:], start=1):
         if taken + len(_GAP) + own > width and len(groups[-1]) > 1:
@@ -155,7 +158,7 @@ def _print_part(
     for row, cells in enumerate(table):
         room = widths[: len(cells)]
         whole = len(cells) == len(table[0])
-        if not whole:  # its last cell has the room of those that are missing
+        if not whole:  # its last cell takes the room of the missing cells
             room[-1] = max(sum(widths[len(room) - 1 :]), len(cells[-1]) if width is None else 0)
         for line in _lines(cells, room, right if whole else ()):
             print(line)
@@ -180,7 +183,7 @@ def _lines(cells: Sequence[str], widths: Sequence[int], right: Container[int]) -
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """Return the lines of a text; one where the width is 0."""
+    """Return the lines of a wrapped text; a single line for width 0."""
     if not width or len(text) <= width:
         return [text]
     return textwrap.wrap(text, width, break_on_hyphens=False) or [""]

@@ -1,4 +1,4 @@
-"""Timings as people read them: tables on stdout, and CSV."""
+"""Tables of timings on stdout, and CSV."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from esm_protos.text import printable
 
 _TOP = 10
 _PAGE = 100
-_CUT_SHORT = "cut short by an interrupt: of what was measured until then"
+_CUT_SHORT = "cut short by an interrupt: results of the runs measured until then"
 _LOPSIDED = 0.3
-"""Half-width of the logarithm from which on the ends of a ratio's interval are shown: they are not
-equally far from it."""
+"""Half-width of a ratio's logarithm from which on both ends of its interval are shown, as they are
+at unequal distances."""
 
 Column = tuple[str, Callable[[Result], str]]
 
 
 def print_tables(timing: Timing, wide: bool) -> None:
-    """A table per device; then how devices compare; a model that failed has its outcome."""
+    """Print a table per device, then the comparison of devices."""
     ratios = {c.of: c.ratio for c in timing.comparisons if c.scope == "device"}
     fastest = {c.to for c in timing.comparisons if c.scope == "device"}
     several = len(timing.devices) > 1
@@ -56,7 +56,7 @@ def print_tables(timing: Timing, wide: bool) -> None:
 
 
 def print_profiles(timing: Timing) -> None:
-    """Where the time goes, by the runtime's own account."""
+    """Print the runtime's profiles of operators and nodes."""
     for result in timing.results:
         profile = result.measurement.profile
         if profile is None:
@@ -87,7 +87,7 @@ def print_profiles(timing: Timing) -> None:
 
 
 def as_csv(timing: Timing) -> str:
-    """One line per result, after a heading; what has no value is empty."""
+    """Return the results as CSV; missing values are empty."""
     text = io.StringIO()
     data = timing.to_json()
     metrics = metrics_of(data)
@@ -130,7 +130,7 @@ def _flat(row: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
 
 
 def _assumed(each: dict[str, Any]) -> str:
-    """``input:axis``; of an input of any rank its name alone."""
+    """Return ``input:axis``, or the name alone for an input of unknown rank."""
     return each["input"] if each["axis"] is None else f"{each['input']}:{each['axis']}"
 
 
@@ -150,7 +150,8 @@ def _columns(told: Sequence[Metric], wide: bool) -> Iterator[Column]:
     """Yield the columns of a device's table.
 
     Args:
-        told: metrics that the device told of.
+        told: Metrics that the device reports.
+        wide: Whether to include the columns of ``--wide``.
     """
     yield from _CASES
     for metric in known_and_told(told):
@@ -169,7 +170,6 @@ def _print_table(device: DeviceTiming, notes: Sequence[str], wide: bool) -> None
         return
     measured = [r for r in results if r.failure is None]
     columns = list(_columns(device.info.metrics if device.info else (), wide))
-    # What no model has is no column.
     columns = [column for column in columns if any(column[1](r) for r in measured)]
     headings = [heading for heading, _ in columns] + (["against"] if any(notes) else [])
     cells = [
@@ -194,12 +194,12 @@ def _print_table(device: DeviceTiming, notes: Sequence[str], wide: bool) -> None
 
 
 def _under(result: Result) -> tuple[str, ...]:
-    """Lines under a result."""
+    """Return the lines under a result."""
     return tuple(filter(None, (result.conditions, result.unusual)))
 
 
 def _names(results: Sequence[Result], width: int | None) -> list[str]:
-    """Return the models' paths, without folders where they are too long with them."""
+    """Return the models' paths, without their folders if they are too long."""
     paths = [printable(result.entry.path) for result in results]
     if width is None or max(map(len, paths)) <= width:
         return paths

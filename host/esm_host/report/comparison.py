@@ -1,4 +1,4 @@
-"""The report of a comparison of timings."""
+"""Report of a comparison of timings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from esm_protos.metrics import STATISTICS, Metric
 
 
 def comparison_page(comparison: Comparison) -> Page:
-    """Return what became of each model from one side to the other."""
+    """Return the report of a comparison: the changes of each model, and the settings."""
     changes, slower = comparison.changes, comparison.regressions
     timings = [plural(count, "timing") for count in comparison.timings]
     return Page(
@@ -99,8 +99,8 @@ def _changes(comparison: Comparison) -> Iterator[Any]:
         yield Figure(
             "change",
             "Change of each latency",
-            f"With its {percent} interval; to the right of 0 is slower. A change is a regression "
-            f"when all of its interval is beyond {comparison.tolerance_percent:g} % (red line).",
+            f"With its {percent} interval; right of 0 is slower. A change is a regression "
+            f"if its whole interval is beyond {comparison.tolerance_percent:g} % (red line).",
             _chart(pd.DataFrame(rows), comparison.tolerance_percent),
             [
                 Column("name", "result"),
@@ -136,7 +136,7 @@ def _changes(comparison: Comparison) -> Iterator[Any]:
 
 
 def _metrics(comparison: Comparison) -> Iterator[Table]:
-    """Yield what became of other metrics; statistics of the latency only where they are limited."""
+    """Yield the changes of other metrics; statistics of the latency only if they have a limit."""
     statistics = {metric.key for metric in STATISTICS}
     rows = [
         [
@@ -161,7 +161,7 @@ def _value(metric: Metric, value: float | None) -> Cell:
 
 
 def _chart(frame: pd.DataFrame, tolerance_percent: float) -> alt.LayerChart:
-    """Return changes with their intervals, a line per result."""
+    """Return a chart of the changes with their intervals, a row per result."""
     floats = ["change_percent", "low_percent", "high_percent"]
     frame = compact(frame.astype(dict.fromkeys(floats, float)))
     base = alt.Chart(frame).encode(

@@ -1,4 +1,4 @@
-"""The report of timed models."""
+"""Report of a timing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NODES = 25
 
 
 def timing_page(timing: TimingFile) -> Page:
-    """What was timed, how sure the numbers are, and where the time goes."""
+    """Return the report of a timing: results, intervals, comparisons, runs, profiles, devices."""
     results = timing.results()
     if results.empty:
         return Page("Timing", "no models", "Nothing was timed.", ("bad", "no results"), [])
@@ -67,7 +67,7 @@ def timing_page(timing: TimingFile) -> Page:
 
 
 def _settings(timing: TimingFile) -> dict[str, Any]:
-    """Settings by name; files of older versions have fewer."""
+    """Return the settings by name; older files have fewer."""
     context = timing.context
     more = {name: context[name] for name in ("raw", "spread_s") if name in context}
     without_option = ("references", "runs_per_visit")
@@ -177,7 +177,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         for name, entry in timing.devices.items()
         if entry["error"]
     ]
-    # What disturbs a device disturbs all models of a block.
+    # A disturbance of the device affects all models of a block.
     said: dict[tuple[str, str], list[str]] = {}
     for row in results.itertuples(index=False):
         for text in (*([row.failure] if row.failure else []), *row.warnings):
@@ -189,7 +189,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         parts.append(
             Table(
                 "trouble",
-                "Failures, and what speaks against a number",
+                "Failures and warnings",
                 ["result or device", "why"],
                 trouble,
                 wide=["why"],
@@ -199,7 +199,7 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
 
 
 def _results_tables(results: pd.DataFrame, metrics: Sequence[Metric]) -> Iterator[Table]:
-    """Yield what most look for first, with the verdict, and then the rest."""
+    """Yield a table of the main metrics with the verdict, and one of the others."""
     names = {
         "result": [Cell(name) for name in results["name"]],
         "device": [Cell(device) for device in results["device"]],
@@ -227,7 +227,7 @@ def _results_tables(results: pd.DataFrame, metrics: Sequence[Metric]) -> Iterato
 
 _FIRST = ("ci95_percent", "median_ms")
 _OWN_UNIT = (Format.BYTES, Format.RATE)
-"""Formats whose values or titles say the unit."""
+"""Formats whose values or titles contain the unit."""
 
 
 def _cell(metric: Metric, value: float) -> Cell:
@@ -252,7 +252,7 @@ def _fed_table(results: pd.DataFrame) -> Table:
         for row in results.itertuples(index=False)
     ]
     columns = ["result", "fed", "#threads", "provider"]
-    return Table("fed", "What each number holds for", columns, rows, wide=["fed"])
+    return Table("fed", "Conditions of each result", columns, rows, wide=["fed"])
 
 
 def _comparisons(timing: TimingFile) -> Iterator[Section]:
@@ -272,7 +272,7 @@ def _comparisons(timing: TimingFile) -> Iterator[Section]:
                 else DASH
             ),
             Cell("yes" if row.different else "not shown"),
-            Cell("pairs" if row.paired else "each by itself"),
+            Cell("pairs" if row.paired else "separate runs"),
         ]
         for row in comparisons.itertuples(index=False)
     ]
@@ -281,7 +281,7 @@ def _comparisons(timing: TimingFile) -> Iterator[Section]:
         "comparisons",
         "Comparisons",
         f"Each against the fastest. {different} of {plural(len(rows), 'difference')} "
-        f"{'is' if different == 1 else 'are'} beyond what chance explains.",
+        f"{'is' if different == 1 else 'are'} statistically significant.",
         [
             Table(
                 "ratios",
@@ -419,7 +419,7 @@ def _profiles(timing: TimingFile, done: pd.DataFrame) -> Iterator[Section]:
         yield Section(
             "profile",
             "Where the time goes",
-            "As the runtime itself told it in runs of their own, which are not among those timed.",
+            "From the runtime's profiler, in separate runs that are not among the timed ones.",
             groups,
         )
 
@@ -463,7 +463,7 @@ def _devices(timing: TimingFile) -> Iterator[Any]:
 
 
 def _paces(timing: TimingFile) -> Iterator[Figure]:
-    """Figure per device that timed reference models along."""
+    """Yield a figure per device that timed reference models."""
     paces = timing.paces()
     for index, (device, own) in enumerate(paces.groupby("device", sort=False)):
         middle = own.groupby("reference", sort=False)["slower_percent"].median()
@@ -472,10 +472,10 @@ def _paces(timing: TimingFile) -> Iterator[Figure]:
                 f"{name} {abs(value):.1f} % {'slower' if value > 0 else 'faster'}"
                 for name, value in middle.items()
             )
-            summary = f"Medians, against what the device remembers: {told}."
+            summary = f"Medians, compared with the usual pace: {told}."
         else:
             summary = (
-                "The device remembers nothing yet: zero is the median of each model in this timing."
+                "The device has no history yet: zero is the median of each model in this timing."
             )
         several = paces["device"].nunique() > 1
         yield Figure(
@@ -493,7 +493,7 @@ def _paces(timing: TimingFile) -> Iterator[Figure]:
 
 
 def _ranges(states: pd.DataFrame, column: str) -> str:
-    """Per device, from the lowest reading to the highest."""
+    """Return the lowest and the highest reading of each device, in words."""
     said = []
     for device, values in states.astype({column: float}).groupby("device")[column]:
         low, high = values.min(), values.max()

@@ -1,4 +1,4 @@
-"""Timing a user's own ONNX files on devices: what is asked of them, and what is made of it.
+"""Timing of a user's own ONNX files on devices, from the request to the result.
 
 request = read_request([Path("a.onnx")], batches=(1, 8))
 timing = time_models(connect, ["pi4", "local"], request, timing_spec())

@@ -23,22 +23,22 @@ _DECIDES: dict[str, tuple[int, ...]] = {
     "TopK": (1,),
     "Upsample": (1,),
 }
-"""Operators, and which of their inputs say how much they compute."""
+"""Operators, and the indices of their inputs that decide how much they compute."""
 
 _PASSES = frozenset(
     ("Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 )
-"""Operators that hand on the values of their first input."""
+"""Operators that pass on the values of their first input."""
 
 
 def deciding_inputs(model: view.Model, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return those of the inputs that decide how much an operator computes, with its kind."""
+    """Return the inputs that decide how much an operator computes, with the operator's type."""
     wanted = set(names)
     sources: dict[str, str] = {name: name for name in wanted}
     found: dict[str, str] = {}
     nodes = [
         node for body in bodies(model) if isinstance(body, view.Graph) for node in body.node
-    ]  # functions have names of their own
+    ]  # names within functions are local
     for node in nodes:
         if node.op_type in _PASSES and node.input and node.input[0] in sources and node.output:
             sources[node.output[0]] = sources[node.input[0]]
@@ -50,10 +50,10 @@ def deciding_inputs(model: view.Model, names: Iterable[str]) -> list[tuple[str, 
 
 
 def drawn_amounts(found: Sequence[tuple[str, str]]) -> str:
-    """Return the warning that such inputs were drawn; argument names marked."""
+    """Return the warning that such inputs were drawn, with marked names of arguments."""
     said = ", ".join(f"'{name}' (of {kind})" for name, kind in found[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return (
-        f"values of {said}{more} decide how much is computed and were drawn: give them by "
+        f"values of {said}{more} decide how much is computed and were drawn: set them by "
         f"{argument('inputs')}"
     )

@@ -1,4 +1,4 @@
-"""Well-known networks that come with the program, for those who have no file to time."""
+"""Well-known networks that come with the program, to time without a file."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ def example_names() -> list[str]:
 
 
 def example_model(name: str) -> bytes:
-    """Return an example as an ONNX model without weights, which the device draws.
+    """Return an example as an ONNX model without weights; the device draws them.
 
     Args:
-        name: such as ``"mobilenetv3"``.
+        name: Name of the example, such as ``"mobilenetv3"``.
 
     Raises:
-        UsageError: there is no such example; the message lists them.
+        UsageError: there is no such example; the message lists all.
     """
     return _path(name).read_bytes()
 
 
 def example_file(name: str) -> ModelFile:
-    """Return an example as a file that is called by its name; raise as :func:`example_model`."""
+    """Return an example as a model file with the example's name.
+
+    Raises:
+        UsageError: there is no such example.
+    """
     return replace(read_model_file(_path(name)), path=name)
 
 

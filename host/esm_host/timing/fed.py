@@ -1,4 +1,4 @@
-"""What a model was fed, in words."""
+"""Text of the inputs that a model was fed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def fed_text(inputs: Iterable[tuple[str, str, Sequence[int]]], most: int = _GROU
     """Return ``image 1x3x224x224 float32; ids, mask 1x128 int64``.
 
     Args:
-        inputs: names, types and dimensions.
-        most: shapes to list; further inputs are counted.
+        inputs: Names, types and dimensions.
+        most: Number of shapes to list; further inputs are counted.
     """
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name, kind, dims in inputs:

@@ -1,4 +1,4 @@
-"""What was timed as data frames: just measured, or the JSON that ``esm-host time --json`` wrote."""
+"""Data frames of a timing, just measured or read from the JSON of ``esm-host time --json``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from esm_protos.metrics import Metric
 from esm_protos.paces import WEIGHTLESS
 
 READ = (2, 3)
-"""Schema versions: latencies of 2 are as measured, those of 3 at the device's usual pace."""
+"""Readable schema versions: 2 has latencies as measured, 3 at the device's usual pace."""
 
 
 @dataclass(frozen=True, eq=False)
 class TimingFile:
-    """What was timed. A result is one model in one case on one device, numbered from 0.
+    """Timing as data frames. A result is a model in one case on one device, numbered from 0.
 
     Attributes:
-        path: None while it is nowhere but here.
-        data: the JSON as it is.
+        path: File of the timing; None if it was not read from a file.
+        data: JSON of the timing.
     """
 
     path: Path | None
@@ -38,14 +38,14 @@ class TimingFile:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """Of the JSON of what was just measured, the same as if it were read from a file."""
+        """Build from the JSON of a timing."""
         return cls(None, json.loads(json.dumps(data, allow_nan=False)))
 
     def save(self, path: str | Path) -> Path:
-        """Writes the JSON, all samples included, as ``esm-host time --json`` does.
+        """Write the JSON with all samples, as ``esm-host time --json`` does; return the path.
 
         Raises:
-            UsageError: there is no such folder, or it cannot be written.
+            UsageError: the file cannot be written.
         """
         path = Path(path)
         try:
@@ -56,34 +56,34 @@ class TimingFile:
 
     @property
     def context(self) -> dict[str, Any]:
-        """When, by what and how it was measured, and the devices."""
+        """Time of the timing, versions, settings and devices."""
         context: dict[str, Any] = self.data["context"]
         return context
 
     @property
     def devices(self) -> dict[str, Any]:
-        """By name: ``info``, ``states``, ``references``, ``usual``, ``busy_s``, ``error``..."""
+        """Data by device: ``info``, ``states``, ``references``, ``usual``, ``busy_s``..."""
         devices: dict[str, Any] = self.context["devices"]
         return devices
 
     @property
     def interrupted(self) -> bool:
-        """Whether an interrupt ended it early on any device."""
+        """Whether an interrupt cut the timing short on any device."""
         return any(entry.get("interrupted", False) for entry in self.devices.values())
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """What was measured: this version's metrics, and those that the devices told of."""
+        """Metrics of this version, and further ones that the devices report."""
         return metrics_of(self.data)
 
     def results(self) -> pd.DataFrame:
-        """A row per result.
+        """Return a row per result.
 
-        Columns: ``result``, ``label`` (what tells it from the others), ``name`` (from the others
-        of its device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
-        text), ``assumed`` (how many dimensions were taken as 1), ``fed`` (shapes and types of all
-        inputs, as text), ``status``, ``failure``, a column per metric (docs/timing.md; NaN where
-        there is none), ``low_ms`` and ``high_ms`` (the 95 % interval), ``provider``, ``verdict``,
+        Columns: ``result``, ``label`` (unique among all results), ``name`` (unique among those of
+        a device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
+        text), ``assumed`` (number of dimensions taken as 1), ``fed`` (shapes and types of all
+        inputs, as text), ``status``, ``failure``, a column per metric (docs/timing.md; NaN if
+        missing), ``low_ms`` and ``high_ms`` (95 % interval), ``provider``, ``verdict``,
         ``warnings`` (a tuple).
         """
         rows = []
@@ -121,7 +121,7 @@ class TimingFile:
         numbers = [*fields, "low_ms", "high_ms", "batch", "threads"]
         if not rows:
             return frame
-        # As pandas would have it, None among texts is a number: NaN.
+        # pandas would turn None among texts into NaN.
         texts = {
             name: pd.Series([row[name] for row in rows], dtype=object)
             for name in ("failure", "verdict")
@@ -129,7 +129,7 @@ class TimingFile:
         return frame.astype(dict.fromkeys(numbers, float)).assign(**texts)
 
     def _repr_html_(self) -> str:
-        """Show a notebook what matters of each result."""
+        """Return the main columns of the results as HTML, for notebooks."""
         frame = self.results()
         columns = ["label", "trimmed_mean_ms", "ci95_percent", "verdict", "failure"]
         shown = [name for name in columns if name in frame and frame[name].notna().any()]
@@ -137,7 +137,7 @@ class TimingFile:
         return html
 
     def samples(self) -> pd.DataFrame:
-        """A row per counted run, in the order of time: ``result``, ``start_s``, ``latency_ms``."""
+        """Return a row per counted run, in time order: ``result``, ``start_s``, ``latency_ms``."""
         frames = [
             pd.DataFrame(
                 {
@@ -153,20 +153,27 @@ class TimingFile:
         return pd.concat(frames, ignore_index=True) if frames else empty
 
     def operators(self) -> pd.DataFrame:
-        """What all nodes of an operator take of an inference of the results that were profiled:
-        ``result``, ``op_type``, ``provider``, ``calls``, ``ms``, ``share_percent``."""
+        """Return the time per inference of each operator in the profiled results.
+
+        Columns: ``result``, ``op_type``, ``provider``, ``calls``, ``ms``, ``share_percent``.
+        """
         frame = self._profiled("operators", ["op_type", "provider", "calls", "ms"])
         total = frame.groupby("result")["ms"].transform("sum")
         return frame.assign(share_percent=100 * frame["ms"] / total)
 
     def nodes(self) -> pd.DataFrame:
-        """Single nodes of the results that were profiled, slowest first: ``result``, ``name``,
-        ``op_type``, ``provider``, ``ms``."""
+        """Return the nodes of the profiled results, slowest first.
+
+        Columns: ``result``, ``name``, ``op_type``, ``provider``, ``ms``.
+        """
         return self._profiled("nodes", ["name", "op_type", "provider", "ms"])
 
     def comparisons(self) -> pd.DataFrame:
-        """Pairs that were compared: ``scope``, ``device``, results ``of`` and ``to`` (the faster
-        one), ``ratio``, ``low`` and ``high`` (its 95 % interval), ``paired``, ``different``."""
+        """Return a row per compared pair of results.
+
+        Columns: ``scope``, ``device``, ``of`` and ``to`` (the results; ``to`` is the fastest),
+        ``ratio``, ``low`` and ``high`` (its 95 % interval), ``paired``, ``different``.
+        """
         names = ["scope", "device", "of", "to", "ratio", "low", "high", "paired", "different"]
         rows = [
             {**entry, "low": entry["ci95"][0], "high": entry["ci95"][1]} if entry["ci95"] else entry
@@ -177,7 +184,7 @@ class TimingFile:
     def states(self) -> pd.DataFrame:
         """Return the states of the devices, a row per moment.
 
-        Columns: ``device``, ``part`` (states of one block, from 0), and those of
+        Columns: ``device``, ``part`` (number of the block, from 0), and those of
         :func:`~esm_host.evaluation.device_states.state_row`.
         """
         rows = []
@@ -191,11 +198,11 @@ class TimingFile:
         return pd.DataFrame(rows, columns=["device", "part", *STATE_COLUMNS])
 
     def paces(self) -> pd.DataFrame:
-        """How fast the devices were, as their reference models tell: a row per visit of one.
+        """Return the paces of the devices, a row per visit of a reference model.
 
-        Columns: ``device``, ``block``, ``reference``, ``at_s``, ``slower_percent`` (than usual;
-        than in this timing where the device remembers nothing), ``usual`` (whether it does).
-        Empty for files of version 2.
+        Columns: ``device``, ``block``, ``reference``, ``at_s``, ``slower_percent``, ``usual``.
+        ``slower_percent`` compares with the usual latency, or with the median of this timing if
+        the device has no history; ``usual`` tells which. Empty for files of version 2.
         """
         rows = []
         for device, entry in self.devices.items():
@@ -220,8 +227,7 @@ class TimingFile:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of each result, what tells it from the others of its device: the file, and of the case
-        as little as that takes."""
+        """Name of each result, unique on its device: the file, and what differs in the case."""
         results = self._results
         names = _short([result["model"] for result in results])
         for text in _PARTS:
@@ -235,7 +241,7 @@ class TimingFile:
 
     @cached_property
     def labels(self) -> list[str]:
-        """Of each result, its name, and its device where there are several."""
+        """Name of each result, with its device if there are several."""
         devices = [str(result["device"]) for result in self._results]
         if len(set(devices)) < 2:
             return self.names
@@ -260,11 +266,11 @@ class TimingInterrupt(KeyboardInterrupt):
     """Interrupt of a timing that has results.
 
     Attributes:
-        timing: what was measured until then; its devices are marked ``interrupted``.
+        timing: Timing until the interrupt; its devices are marked ``interrupted``.
     """
 
     def __init__(self, timing: TimingFile) -> None:
-        super().__init__("interrupted; what was measured is in this error's .timing")
+        super().__init__("interrupted; the results until then are in this error's .timing")
         self.timing = timing
 
 
@@ -283,8 +289,10 @@ def _usual_ms(device: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _visits(reference: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return when each visit began, in seconds, and what it tells, in milliseconds: its median, or
-    its quickest run where the model has no weights that count."""
+    """Return the start of each visit, s, and its latency, ms, both of shape (visits,).
+
+    The latency is the median of the visit, or its fastest run for a model with hardly any weights.
+    """
     samples_ms, starts_ms = (np.array(reference[name]) for name in ("samples_ms", "starts_ms"))
     per_visit = min(reference["runs_per_visit"], len(samples_ms))
     full = len(samples_ms) // per_visit
@@ -305,7 +313,7 @@ def _threads(threads: int | None) -> str:
 
 
 def _dims(case: Mapping[str, Any]) -> str:
-    """Files that say nothing are from before there were any."""
+    """Return the sizes of symbols as text; older files have none."""
     return ", ".join(f"{symbol}={size}" for symbol, size in case.get("dims", {}).items())
 
 
@@ -314,7 +322,7 @@ def _shapes(shapes: Mapping[str, list[int]]) -> str:
 
 
 def _short(paths: list[str]) -> list[str]:
-    """File names; whole paths where two files have the same name."""
+    """Return the file names; whole paths for files of the same name."""
 
     def homonyms(name: str) -> Iterator[str]:
         return (path for path in paths if PurePath(path).name == name)
@@ -325,11 +333,11 @@ def _short(paths: list[str]) -> list[str]:
 
 
 def load_timing(path: str | Path) -> TimingFile:
-    """Reads what ``esm-host time --json FILE`` wrote.
+    """Read a file that ``esm-host time --json FILE`` wrote.
 
     Raises:
-        UsageError: there is no such file.
-        NotATimingError: it is something else, or damaged.
+        UsageError: the file cannot be read.
+        NotATimingError: the file is not a timing, or is damaged.
     """
     path = Path(path)
     try:
@@ -338,11 +346,11 @@ def load_timing(path: str | Path) -> TimingFile:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise NotATimingError(
-            f"{path} is no JSON: give a file that esm-host time --json FILE wrote"
+            f"{path} is not JSON: give a file that esm-host time --json FILE wrote"
         ) from error
     if not isinstance(data, dict) or "schema_version" not in data:
         raise NotATimingError(
-            f"{path} is no timing: give a file that esm-host time --json FILE wrote"
+            f"{path} is not a timing: give a file that esm-host time --json FILE wrote"
         )
     found = data["schema_version"]
     if found not in READ or data.get("kind") != "timing":
@@ -360,7 +368,7 @@ def load_timing(path: str | Path) -> TimingFile:
         timing.paces()
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise NotATimingError(
-            f"{path} lacks what a timing has ({type(error).__name__}: {error}): time again with "
+            f"{path} lacks a part of a timing ({type(error).__name__}: {error}): time again with "
             "esm-host time --json"
         ) from error
     return timing

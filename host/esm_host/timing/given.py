@@ -1,7 +1,7 @@
-"""Values that inputs are given: arrays of an ``.npz``, or ONNX's own values in files.
+"""Input values from files: arrays of an ``.npz``, or ONNX values in ``.pb`` files.
 
-The device gets one zip per model, with the values of its inputs by name: ``NAME.npy`` as in an
-``.npz``, ``NAME.pb`` of a TensorProto, SequenceProto or OptionalProto.
+The device gets one zip per model, with a file for each input: ``NAME.npy`` as in an ``.npz``, or
+``NAME.pb`` of a TensorProto, SequenceProto or OptionalProto.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _PROTOS = {"tensor": pb.Tensor, "sequence": pb.Sequence, "optional": pb.Optional
 _NUMBERED = re.compile(r"input_(\d+)", re.ASCII)
 _NPZ = "np.savez(path, name=array) makes one"
 FROM_MEMORY = "values-from-memory.npz"
-"""Name of a file that its user does not know of."""
+"""Name of the file of values that were given in memory."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Of all files in a zip, so that the same values make the same one, which is sent once."""
+"""Date of all files in a zip, so that equal values make equal zips, which are sent once."""
 
 
 _UNREADABLE = (
@@ -42,12 +42,12 @@ _UNREADABLE = (
     EOFError,
     zipfile.BadZipFile,
     zlib.error,
-    RuntimeError,  # encrypted, or packed in a way that Python does not know
+    RuntimeError,  # encrypted, or compressed by an unsupported method
 )
 
 
 class _Head(NamedTuple):
-    """A proto's own name, and the types (numbers) and dimensions of its tensors."""
+    """Name of a proto, and the types (numbers) and dimensions of its tensors."""
 
     name: str
     tensors: tuple[tuple[int, Dims], ...]
@@ -55,13 +55,14 @@ class _Head(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """One value in a file.
+    """Value in a file.
 
     Attributes:
-        member: of a zip; None where the file is the value.
-        name: of its input; None where its position or the value itself says it.
-        position: among the model's inputs.
-        array: of an ``.npy``; None where the model's input says what to read.
+        path: File of the value.
+        member: Name within a zip; None if the file is the value.
+        name: Name of the input; None if the position or the value itself gives it.
+        position: Index of the input; None if the file's name has none.
+        array: Type and dimensions of an ``.npy``; None for an ONNX value.
     """
 
     path: Path
@@ -83,13 +84,13 @@ class _Source:
                 shutil.copyfileobj(file, target)
 
     def head(self, proto: str) -> _Head | None:
-        """Read the file, once, as such a proto; None if it is none."""
+        """Return the head of the file read as a proto of that kind; None if it is not one."""
         if proto not in self._heads:
             self._heads[proto] = _head(self.data(), proto)
         return self._heads[proto]
 
     def calls_itself(self, known: GraphInput) -> bool:
-        """Whether the value names this input as its own."""
+        """Return whether the value has the name of this input."""
         head = self.head(_proto(known.type))
         return head is not None and head.name == known.name
 
@@ -104,14 +105,14 @@ class Given:
     """Values from files, for the inputs of one or several models.
 
     Args:
-        paths: zips (``.npz``), files of ONNX values, or folders of such.
-        folder: for zips that are made of them.
-        models: inputs by the model's path, in the graph's order; those that are initializers too
+        paths: Zips (``.npz``), files of ONNX values, or folders of such files.
+        folder: Folder for the zips that are sent.
+        models: Inputs by the model's path, in the graph's order; inputs that are initializers too
             come last.
 
     Raises:
-        UsageError: a file cannot be read or holds no values; a value is of no model's input, or
-            of another type; two values are of one input.
+        UsageError: a file cannot be read or holds no values, a value belongs to no input or has
+            the wrong type, or two values belong to one input.
     """
 
     def __init__(
@@ -130,13 +131,13 @@ class Given:
             arrays = {name: _checked(source, path, types[name]) for name, source in chosen.items()}
             self._given[path] = self._packed(chosen), arrays
         unused = [source for source in self._sources if source not in used]
-        if models and unused:  # what is no ONNX is refused by the device
+        if models and unused:  # the device refuses files that are not ONNX
             raise _of_no_input(unused[0], list(dict.fromkeys(known.name for known in self._all)))
 
     def of(self, path: str) -> tuple[File | None, dict[str, Array | None]]:
-        """Return the file that a model is given, and types and dimensions of its values by input.
+        """Return the file of a model's values, and the type and dimensions of each by input.
 
-        What has no dimensions of its own is None: a sequence of several, an absent value.
+        Values without dimensions of their own are None: sequences of several, absent values.
         """
         return self._given.get(path, (None, {}))
 
@@ -172,7 +173,7 @@ class Given:
 
 
 def _label(path: Path) -> str:
-    """Return what messages call a file of values."""
+    """Return the name of a file of values in messages."""
     named = argument("inputs")
     return named if path.name == FROM_MEMORY else f"{named} {path}"
 
@@ -195,13 +196,13 @@ def _sources(path: Path) -> list[_Source]:
         raise UsageError(
             f"{_label(path)} is {instead}"
             if instead
-            else f"{_label(path)} is no .npz of arrays and no .pb of an ONNX value: {_NPZ}"
+            else f"{_label(path)} is neither an .npz of arrays nor a .pb of an ONNX value: {_NPZ}"
         ) from error
 
 
 def _file(path: Path) -> _Source:
     with path.open("rb"):
-        pass  # or it is said now that it cannot be read
+        pass  # fails early if the file cannot be read
     numbered = _NUMBERED.fullmatch(path.stem)
     return _Source(path, position=int(numbered[1]) if numbered else None)
 
@@ -244,9 +245,9 @@ def _header(path: Path, name: str, file: Any) -> Array:
 def _meant(
     source: _Source, inputs: Sequence[GraphInput], everywhere: Iterable[GraphInput]
 ) -> str | None:
-    """Return the input of a model that a value is of; None where it has none for it.
+    """Return the input of a model that a value belongs to; None if the model has no such input.
 
-    A value's own name counts most, if some model has such an input; then its position, then its
+    The value's own name decides, if some model has such an input; then its position, then its
     file's name.
     """
     name, names = source.name, [known.name for known in inputs]
@@ -263,8 +264,8 @@ def _of_no_input(source: _Source, names: Sequence[str]) -> UsageError:
     if source.name is not None:
         return UsageError(f"{argument('inputs')}: {unknown(source.name, names)}")
     return UsageError(
-        f"{source} is of no input ({', '.join(names) or 'there are none'}): name it input_0.pb by "
-        "the input's position, or INPUT.pb"
+        f"{source} matches no input ({', '.join(names) or 'there are none'}): name it input_0.pb "
+        "by the input's position, or INPUT.pb"
     )
 
 
@@ -285,14 +286,17 @@ def _head(data: bytes, proto: str) -> _Head | None:
 
 
 def _proto(kind: str | None) -> str:
-    """Return which proto holds a value of this type."""
+    """Return the kind of proto that holds a value of this type."""
     outer = (kind or "").partition("(")[0]
     return {"optional": "optional", "seq": "sequence"}.get(outer, "tensor")
 
 
 def _checked(source: _Source, path: str, known: GraphInput) -> Array | None:
-    """Return a value's type and dimensions, if it has one of each; raises UsageError unless the
-    input takes it."""
+    """Return the type and dimensions of a value; None if it has no or several dimensions.
+
+    Raises:
+        UsageError: the input has another type.
+    """
     if source.array is None:
         return _checked_proto(source, path, known)
     wanted, array = known.type, source.array
@@ -313,8 +317,8 @@ def _checked_proto(source: _Source, path: str, known: GraphInput) -> Array | Non
     head = source.head(_proto(known.type))
     if head is None:
         raise UsageError(
-            f"{source} is no ONNX value of type {known.type}, which '{known.name}' of {path} "
-            "is: save it by onnx.save_tensor, or give an .npz"
+            f"{source} is not an ONNX value of type {known.type}, the type of '{known.name}' of "
+            f"{path}: save it by onnx.save_tensor, or give an .npz"
         )
     element = (known.type or "").rstrip(")").rpartition("(")[2]
     for number, _ in head.tensors:

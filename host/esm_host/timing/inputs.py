@@ -1,4 +1,4 @@
-"""Shapes of a model's inputs: what the model declares, what a request gives, what is assumed."""
+"""Shapes of a model's inputs: declared by the model, given by a request, or assumed."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from esm_protos.value_types import tensor_type, value_type
 
 Dims: TypeAlias = tuple[int, ...]
 Dim: TypeAlias = int | str | None
-"""A number, a symbol that other dimensions may have too, or nothing known."""
+"""Size of a dimension: a number, a symbol that dimensions may share, or None if unknown."""
 
 _OVERRIDABLE_IR_VERSION = 4
-"""Before it, every initializer was an input too, and a constant all the same."""
+"""IR version before which all initializers are inputs too, and constant all the same."""
 _FREE = "N"
 _UNNAMED = ("", "?")
-"""Names that exporters write for a dimension without a name."""
+"""Symbols that exporters write for dimensions without a name."""
 _MAX_DIM = 2**31 - 1
 _SIZE = re.compile(r"\d+", re.ASCII)
 _BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
-"""Names of a first dimension that counts images or sequences."""
+"""Symbols of a first dimension that is the batch size."""
 _SHAPE = re.compile(r"(?:\d+|[A-Za-wyz_]\w*?)(?:x(?:\d+|[A-Za-wyz_]\w*?))*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input as the model declares it.
+    """Input as the model declares it.
 
     Attributes:
-        type: such as ``"float32"``, ``"bfloat16"`` or ``"seq(float32)"``; None if it is of no
-            kind that is fed.
-        dims: None where not even the rank is known.
+        name: Name of the input.
+        type: Type such as ``"float32"``, ``"bfloat16"`` or ``"seq(float32)"``; None for a type
+            that cannot be fed.
+        dims: Dimensions; None if even the rank is unknown.
     """
 
     name: str
@@ -46,10 +47,13 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GivenShape:
-    """Shape of an input; ``name`` is None where it was left out, a dim where it is free.
+    """Shape that a request gives for an input.
 
     Attributes:
-        symbols: names written for free dimensions; the model must have them there.
+        text: Text of the shape in the request.
+        name: Name of the input; None if it was left out.
+        dims: Sizes; None for a free dimension.
+        symbols: Symbols of free dimensions, which the model must have in the same places.
     """
 
     text: str
@@ -60,7 +64,7 @@ class GivenShape:
 
 @dataclass(frozen=True)
 class GivenDim:
-    """Sizes of a symbol, one case each."""
+    """Sizes of a symbol, each a case of its own."""
 
     symbol: str
     sizes: tuple[int, ...]
@@ -71,8 +75,9 @@ class Assumed:
     """Dimension without a size, taken as 1.
 
     Attributes:
-        axis: None for an input of any rank, which is fed as a scalar.
-        symbol: None where the dimension has no name.
+        input: Input that has the dimension.
+        axis: Index of the dimension; None for an input of unknown rank, which is fed a scalar.
+        symbol: Symbol of the dimension; None if it has none.
     """
 
     input: GraphInput
@@ -85,9 +90,9 @@ class Shapes:
     """Shapes that a model is fed in one case.
 
     Attributes:
-        dims: of every input with free dimensions whose rank is known.
-        assumed: what of it nobody gave.
-        items: images or sequences of one inference, as far as the model names its batch.
+        dims: Dimensions of every input that has free ones and a known rank.
+        assumed: Dimensions without a given size.
+        items: Batch size of an inference; 1 if the model does not name its batch dimension.
     """
 
     dims: tuple[tuple[str, Dims], ...]
@@ -97,21 +102,21 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Array:
-    """Type and dimensions of a value that an input is given."""
+    """Type and dimensions of an input's value."""
 
     type: str
     dims: Dims
 
 
 def graph_inputs(model: view.Model) -> tuple[GraphInput, ...]:
-    """What the model has to be fed; inputs that are initializers as well have their value."""
+    """Return the inputs that a model must be fed, without those that have an initializer."""
     own = {tensor.name for tensor in model.graph.initializer}
     own |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return tuple(_graph_input(value) for value in model.graph.input if value.name not in own)
 
 
 def overridable_inputs(model: view.Model) -> tuple[GraphInput, ...]:
-    """Return inputs that are initializers too: they may be given, and are never drawn."""
+    """Return the inputs that have an initializer. They may be given, and are never drawn."""
     if model.ir_version < _OVERRIDABLE_IR_VERSION:
         return ()
     own = {tensor.name for tensor in model.graph.initializer}
@@ -119,10 +124,13 @@ def overridable_inputs(model: view.Model) -> tuple[GraphInput, ...]:
 
 
 def parse_shape(text: str) -> GivenShape:
-    """Read ``NAME:1x3x224x224`` or ``1x3x224x224``; raises UsageError.
+    """Parse ``NAME:1x3x224x224`` or ``1x3x224x224``.
 
-    A name may hold colons itself. N in place of a number leaves that dimension free,
-    and so does the model's own name of it.
+    The name may contain colons. N, or the model's own symbol, in place of a number leaves that
+    dimension free.
+
+    Raises:
+        UsageError: the text is not a shape.
     """
     name, colon, dims = text.rpartition(":")
     numbers: tuple[int | None, ...] = ()
@@ -131,7 +139,7 @@ def parse_shape(text: str) -> GivenShape:
         parts = dims.split("x")
         numbers = tuple(int(part) if part.isdecimal() else None for part in parts)
         symbols = tuple(None if part.isdecimal() or part == _FREE else part for part in parts)
-        if all(symbols):  # names alone are no shape
+        if all(symbols):  # symbols alone are not a shape
             numbers = ()
     in_range = all(number is None or 0 < number <= _MAX_DIM for number in numbers)
     if not numbers or not in_range or (colon and not name):
@@ -142,7 +150,11 @@ def parse_shape(text: str) -> GivenShape:
 
 
 def parse_dims(texts: Sequence[str]) -> tuple[GivenDim, ...]:
-    """Read ``NAME=VALUE[,VALUE...]``, each for another symbol; raises UsageError."""
+    """Parse texts ``NAME=VALUE[,VALUE...]``, each for another symbol.
+
+    Raises:
+        UsageError: a text is malformed, or a symbol or a size is given twice.
+    """
     found: dict[str, GivenDim] = {}
     for text in texts:
         symbol, _, sizes = text.rpartition("=")
@@ -161,10 +173,14 @@ def parse_dims(texts: Sequence[str]) -> tuple[GivenDim, ...]:
 
 
 def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[GraphInput]]) -> None:
-    """Raise UsageError for a shape of an input that no model has, or of one given twice.
+    """Check that every shape belongs to an input of some model, and is given once.
 
     Args:
-        models: inputs, by the model's path.
+        shapes: Shapes of the request.
+        models: Inputs by the model's path.
+
+    Raises:
+        UsageError: an input is unknown, or is given twice.
     """
     known = sorted({known.name for inputs in models.values() for known in inputs})
     seen = set()
@@ -178,10 +194,14 @@ def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[Grap
 
 
 def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphInput]]) -> None:
-    """Raise UsageError for a symbol that no model has.
+    """Check that some model has each symbol.
 
     Args:
-        models: inputs, by the model's path.
+        dims: Sizes of the request.
+        models: Inputs by the model's path.
+
+    Raises:
+        UsageError: no model has a symbol.
     """
     known = sorted({symbol for inputs in models.values() for symbol in symbols(inputs)})
     for dim in dims:
@@ -195,7 +215,7 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
 
 
 def takes_batch(inputs: Iterable[GraphInput]) -> bool:
-    """Whether the first dimension of some input is free."""
+    """Return whether the first dimension of some input is free."""
     return any(
         not isinstance(known.dims[0], int)
         if known.dims
@@ -205,13 +225,13 @@ def takes_batch(inputs: Iterable[GraphInput]) -> bool:
 
 
 def symbols(inputs: Iterable[GraphInput]) -> list[str]:
-    """Return the names of dimensions, each once, in order."""
+    """Return the symbols of dimensions, each once, in order."""
     dims = (dim for known in inputs for dim in known.dims or ())
     return list(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """Return what to say of an input that is not there."""
+    """Return the message for an unknown input."""
     there = f"the model takes {', '.join(known)}" if known else "the model takes none"
     return f"there is no input '{name}': {nearest(name, known)}{there}"
 
@@ -224,20 +244,28 @@ def resolve(
     arrays: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
 ) -> Shapes:
-    """Return the dimensions of every input that leaves some free.
+    """Return the dimensions of every input that has free ones.
 
-    A dimension takes the first that there is: the size in the input's own shape or array; that of
-    its symbol in ``dims``; the only size that its symbol has in other shapes and arrays; the
-    batch, if it is the first; 1. Dimensions of one symbol may differ, as ONNX Runtime lets them.
+    The size of a free dimension is the first of these that exists:
+
+    1. the size in the input's own shape or array;
+    2. the size of its symbol in ``dims``;
+    3. the size of its symbol in other shapes and arrays, if they agree;
+    4. the batch size, if the dimension is the first;
+    5. 1.
+
+    Dimensions of one symbol may differ, as ONNX Runtime allows it.
 
     Args:
-        path: of the model, for messages.
-        batch: of the first dimension of every input that leaves it free.
-        arrays: what inputs are fed, where that is given.
-        dims: sizes by symbol.
+        path: Path of the model, for messages.
+        inputs: Inputs of the model.
+        shapes: Given shapes.
+        batch: Batch size; None if none is given.
+        arrays: Given values, by input.
+        dims: Given sizes, by symbol.
 
     Raises:
-        UsageError: something contradicts the model, or sets nothing in it.
+        UsageError: an argument contradicts the model, or has no effect on it.
     """
     arrays, dims = arrays or {}, dims or {}
     given = {name: _Given(array.dims, argument("inputs")) for name, array in arrays.items()}
@@ -258,7 +286,7 @@ def resolve(
     for known in inputs:
         own = given.get(known.name)
         declared: Sequence[Dim] | None = known.dims
-        if declared is None and own is not None:  # of any rank, until now
+        if declared is None and own is not None:  # unknown rank, which the value or shape sets
             declared = [None] * len(own.dims)
         if declared is not None:
             places[known] = [
@@ -285,7 +313,7 @@ def resolve(
 
 
 def assumption(assumed: Sequence[Assumed]) -> str:
-    """Return the warning that sizes were assumed, and how to give them; argument names marked."""
+    """Return the warning about assumed sizes and how to set them, with marked argument names."""
     said, cures = [], []
     named = [each for each in assumed if each.symbol is not None]
     first = {each.symbol for each in named if each.axis == 0}
@@ -321,7 +349,7 @@ def assumption(assumed: Sequence[Assumed]) -> str:
 
 @dataclass(frozen=True)
 class _Given:
-    """Dimensions of one input, and the argument that gave them."""
+    """Given dimensions of an input, and the argument that gives them."""
 
     dims: tuple[int | None, ...]
     source: str
@@ -329,7 +357,7 @@ class _Given:
 
 
 def _check(path: str, known: GraphInput, given: _Given) -> None:
-    """Raise UsageError where what was given is not what the model declares."""
+    """Check that given dimensions agree with those that the model declares."""
     if known.dims is None:
         return
     if len(known.dims) != len(given.dims):
@@ -358,7 +386,7 @@ def _agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
 
 
 def _sizes(inputs: Iterable[GraphInput], given: Mapping[str, _Given]) -> dict[str, set[int]]:
-    """Return the sizes that symbols were given by shapes and arrays."""
+    """Return the sizes of symbols in given shapes and arrays."""
     found: dict[str, set[int]] = {}
     for known in inputs:
         if known.name in given and known.dims is not None:
@@ -377,7 +405,7 @@ def _place(
     elsewhere: Mapping[str, set[int]],
     batch: int | None,
 ) -> tuple[int, str] | None:
-    """Return a dimension's size and what gave it; None where nothing did."""
+    """Return the size of a dimension and its origin; None if no size is given."""
     if isinstance(dim, int):
         return dim, ""
     if own is not None and (size := own.dims[axis]) is not None:
@@ -399,7 +427,7 @@ def _check_used(
     symbol: str | None,
     size: int,
 ) -> None:
-    """Raise UsageError unless a dimension of the symbol, or else a first one, has the size."""
+    """Check that a dimension of the symbol (for None a first dimension) has the size."""
     free = [
         (known, place)
         for known, found in places.items()
@@ -439,7 +467,7 @@ def _assumed(
 
 
 def _items(resolved: Mapping[GraphInput, Dims]) -> int:
-    """Return the size of the batch, where inputs name their first dimension so and agree."""
+    """Return the batch size, if inputs name their first dimension so and agree; else 1."""
     sizes = {
         dims[0]
         for known, dims in resolved.items()
@@ -458,21 +486,21 @@ def _and(names: Sequence[str | None]) -> str:
 
 
 def shown(dims: Sequence[Dim] | None) -> str:
-    """Return dimensions as people write them: ``Nx3x224x224``."""
+    """Return dimensions as text: ``Nx3x224x224``."""
     if dims is None:
         return "of any shape"
     return "x".join("?" if dim is None else str(dim) for dim in dims) or "a scalar"
 
 
 def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | None:
-    """The input that a shape is of; None where another model has it."""
+    """Return the input that a shape belongs to; None if this model has no such input."""
     if shape.name is not None:
         return shape.name if any(known.name == shape.name for known in inputs) else None
     if len(inputs) != 1:
         names = ", ".join(known.name for known in inputs) or "none"
         raise UsageError(
             f"{argument('shapes')} {shape.text}: {path} has {len(inputs)} inputs ({names}): "
-            f"say which, NAME:{shape.text}"
+            f"name one, NAME:{shape.text}"
         )
     return inputs[0].name
 
@@ -488,6 +516,6 @@ def _graph_input(value: view.ValueInfo) -> GraphInput:
 
 def _dim(dim: view.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        # Some exporters write a free dimension as -1. The runtime insists on 0 as on any size.
+        # Some exporters write a free dimension as -1. For the runtime, 0 is a size.
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     return None if dim.dim_param in _UNNAMED else str(dim.dim_param)

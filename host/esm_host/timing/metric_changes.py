@@ -1,4 +1,4 @@
-"""Metrics beside latency, before and after: changes and limits, without intervals."""
+"""Changes and limits of metrics other than latency, without intervals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from esm_protos.metrics import KNOWN, LATENCY, Better, Metric
 
 @dataclass(frozen=True)
 class MetricChange:
-    """What became of one metric of one model.
+    """Change of a metric of a model.
 
     Attributes:
-        base, new: means over the timings of a side; None where no timing has a value.
-        limit: that the new value is to keep; None where nobody gave one.
+        metric: The metric.
+        base: Mean over the base timings; None if no timing has a value.
+        new: Mean over the new timings, likewise.
+        limit: Limit on the new value; None if none is given.
     """
 
     metric: Metric
@@ -29,7 +31,7 @@ class MetricChange:
 
     @property
     def change_percent(self) -> float | None:
-        """None where that is not known, or the base is 0."""
+        """Relative change, percent; None if a value is unknown or the base is 0."""
         if self.base is None or self.new is None or self.base == 0:
             return None
         return 100 * (self.new / self.base - 1)
@@ -43,14 +45,14 @@ class MetricChange:
 
     @property
     def text(self) -> str:
-        """Both values, as people read them: ``104 MB to 131 MB (+26.0 %)``."""
+        """Both values as text: ``104 MB to 131 MB (+26.0 %)``."""
         ends = ("none" if v is None else self.metric.text(v) for v in (self.base, self.new))
         percent = self.change_percent
         return " to ".join(ends) + ("" if percent is None else f" ({percent:+.1f} %)")
 
     @property
     def over_text(self) -> str:
-        """What to say of a value that is worse than its limit."""
+        """Message for a value that is worse than its limit."""
         assert self.new is not None
         assert self.limit is not None
         side = "below" if self.metric.better is Better.HIGHER else "over"
@@ -69,22 +71,22 @@ class MetricChange:
 
     @classmethod
     def from_json(cls, key: str, data: Json) -> Self:
-        """Inverse of :meth:`to_json`."""
+        """Build from the JSON of :meth:`to_json`."""
         metric = KNOWN.get(key) or Metric(key, data["unit"], "", better=Better.LOWER)
         return cls(metric, data["base"], data["new"], data["limit"])
 
 
 def compared_metrics(timings: Iterable[Json]) -> dict[str, Metric]:
-    """Return the metrics beside latency of which lower or higher is better, by key.
+    """Return the comparable metrics other than latency, by key.
 
     Raises:
-        UsageError: one is not the JSON of a timing.
+        UsageError: an argument is not the JSON of a timing.
     """
     try:
         found = {metric.key: metric for data in timings for metric in metrics_of(data)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
+            f"a timing lacks a required part ({error!r}): write it again, esm-host time --json"
         ) from error
     del found[LATENCY.key]
     return {key: metric for key, metric in found.items() if metric.better is not Better.NEITHER}
@@ -94,14 +96,16 @@ def check_metric(name: str, key: str, metrics: Mapping[str, Metric]) -> Metric:
     """Return the metric of a key.
 
     Args:
-        name: of the argument that the key was given to.
+        name: Name of the argument that the key is from.
+        key: Key of the metric.
+        metrics: Comparable metrics, by key.
 
     Raises:
-        UsageError: there is no such metric, or it is latency.
+        UsageError: the metric is unknown, or is latency.
     """
     if key == LATENCY.key:
         raise UsageError(
-            f"{argument(name)} {key}: latency is compared anyway, and limited by "
+            f"{argument(name)} {key}: latency is always compared, and is limited by "
             f"{argument('max_latency_ms')}"
         )
     if key not in metrics:
@@ -111,7 +115,7 @@ def check_metric(name: str, key: str, metrics: Mapping[str, Metric]) -> Metric:
 
 
 def check_limits(limits: Mapping[str, float], metrics: Mapping[str, Metric]) -> None:
-    """Raise UsageError for a limit of no metric, or one that is no number."""
+    """Check that every limit is a number and belongs to a metric."""
     for key, limit in limits.items():
         check_metric("limits", key, metrics)
         if not math.isfinite(limit):
@@ -124,7 +128,7 @@ def metric_changes(
     new: Sequence[Json],
     limits: Mapping[str, float],
 ) -> tuple[MetricChange, ...]:
-    """Return the changes of one model's metrics that either side has, or that are limited."""
+    """Return the changes of a model's metrics that have a value on either side, or a limit."""
     changes = [
         MetricChange(metric, _mean(metric, base), _mean(metric, new), limits.get(key))
         for key, metric in metrics.items()

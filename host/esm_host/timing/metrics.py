@@ -1,4 +1,4 @@
-"""Metrics in the JSON of a timing, of this version or an older one."""
+"""Metrics in the JSON of a timing of this or an older version."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TAKEN = (
     *("dims", "assumed", "fed", "inputs", "input_types", "status", "failure", "low_ms", "high_ms"),
     *("ci95_low_ms", "ci95_high_ms", "provider", "verdict", "warnings", "interrupted"),
 )
-"""Columns of frames and CSV beside the metrics. A metric with such a key is in JSON alone."""
+"""Other columns of frames and CSV. A metric with such a key appears in JSON only."""
 
 
 def metrics_of(data: Json) -> tuple[Metric, ...]:
-    """Return all metrics of a timing: this version's, and those that its devices told of.
+    """Return all metrics of a timing: this version's, and further ones that devices report.
 
     Raises:
-        KeyError, TypeError, ValueError: a device tells of a metric that is none.
+        KeyError, TypeError, ValueError: a device reports an invalid metric.
     """
     infos = [device["info"] or {} for device in data["context"]["devices"].values()]
     told = [Metric.from_json(each) for info in infos for each in info.get("metrics", ())]
@@ -30,13 +30,15 @@ def metrics_of(data: Json) -> tuple[Metric, ...]:
 
 
 def value_of(result: Json, metric: Metric, schema_version: int = 0) -> float | None:
-    """Return a metric's value of a result; None where it has none.
+    """Return the value of a metric in a result; None if it has no value.
 
     Args:
-        schema_version: of the file; 0 lets a file lack any metric.
+        result: JSON of the result.
+        metric: The metric.
+        schema_version: Schema version of the file; with 0 any metric may be missing.
 
     Raises:
-        KeyError: the file lacks a metric that all of its version have.
+        KeyError: a metric that the schema version requires is missing.
     """
     if metric.key in KNOWN and metric.field in result:
         value = result[metric.field]

@@ -1,4 +1,4 @@
-"""A user's ONNX file: what of it is read here, and the files that hold its weights."""
+"""Reader of a user's ONNX file and of the files that hold its weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.weights import WEIGHTLESS_LOCATION
 
 INLINE_BYTES = 1 << 20
-"""What is larger goes to the device's cache, so that it is sent once."""
+"""Largest file sent with the request. Larger files are cached on the device, and sent once."""
 
 MAX_PROTOBUF_BYTES = 2**31
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """An ONNX file that was looked at.
+    """ONNX file.
 
     Attributes:
-        path: as given, as text.
-        data: its bytes where they are few.
-        external: files that it keeps data in, by the location that it names.
-        outline: all but the weights; None if the file is too large to be read.
+        path: Path as given.
+        data: Content of a small file; digest and size of a large one.
+        external: Files of external data, with the locations in the model.
+        outline: Model without weights; None if the file is too large to be read.
     """
 
     path: str
@@ -40,16 +40,17 @@ class ModelFile:
 
 
 def read_model_file(path: Path, name: str | None = None) -> ModelFile:
-    """Reads a file, those above 1 MiB by streaming.
+    """Read an ONNX file; files above 1 MiB are streamed.
 
     Args:
-        name: of a model from memory, which has no files beside it.
+        path: Path of the file.
+        name: Name of a model from memory, which has no external data; None for a user's file.
 
     Raises:
-        UsageError: it cannot be read, is of another format or cut short, or lacks files that it
-            names.
+        UsageError: the file cannot be read, has another format or is cut short, or external data
+            is missing.
     """
-    # A name that is no text has no place in a message or in JSON.
+    # JSON and messages cannot hold undecodable bytes of a path.
     in_memory = name is not None
     name = (name or str(path)).encode(errors="backslashreplace").decode()
     try:
@@ -63,7 +64,7 @@ def read_model_file(path: Path, name: str | None = None) -> ModelFile:
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
     size_bytes = data.size_bytes if isinstance(data, File) else len(data)
-    # Above protobuf's limit nothing can be read here; the device's limit tells why.
+    # Files above protobuf's limit cannot be read here; the device refuses them.
     if size_bytes < MAX_PROTOBUF_BYTES and (outline is None or not outline.HasField("graph")):
         raise UsageError(f"{name} {what_it_is(path, name, size_bytes, head)}")
     if in_memory and outline is not None and (locations := external_locations(outline)):
@@ -76,14 +77,18 @@ def read_model_file(path: Path, name: str | None = None) -> ModelFile:
 
 
 def hashed(path: Path) -> File:
-    """A file for the device's cache; raises OSError."""
+    """Return the digest and the size of a file, for the device's cache.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
         return File(digest, file.tell(), path)
 
 
 def external_locations(model: view.Model) -> list[str]:
-    """Files, besides the model's own, that hold data of it, each once, in order."""
+    """Return the locations of external data, each once, in order."""
     found = (external_location(tensor) for body in bodies(model) for tensor in tensors(body))
     return list(dict.fromkeys(f for f in found if f is not None and f != WEIGHTLESS_LOCATION))
 
@@ -96,7 +101,7 @@ def _outline(path: Path, data: bytes | File) -> view.Model | None:
         else:
             with mapped(path) as window:
                 model.MergeFromString(window)
-        # The weights are among what the view does not know.
+        # Weights are unknown fields of the view.
         model.DiscardUnknownFields()
         outline = view.Model()
         outline.MergeFromString(model.SerializeToString())
@@ -142,7 +147,7 @@ def _external(path: Path, name: str, outline: view.Model) -> Iterator[tuple[str,
 
 
 def _needed_bytes(outline: view.Model) -> dict[str, int]:
-    """Return how long external files are at least, as far as the model tells."""
+    """Return the least size of each external file, bytes, from the offsets in the model."""
     found: dict[str, int] = {}
     for body in bodies(outline):
         for tensor in tensors(body):

@@ -1,4 +1,4 @@
-"""Files that are not ONNX: what they are by their first bytes, and how to get an ONNX file."""
+"""Formats of files that are not ONNX, by their first bytes, and their conversion to ONNX."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _is_page(head: bytes) -> bool:
 
 
 def _is_torch_archive(head: bytes) -> bool:
-    """Its first member is NAME/data.pkl or NAME/.format_version."""
+    """Return whether the first member of a zip is NAME/data.pkl or NAME/.format_version."""
     return head.startswith(b"PK\x03\x04") and (b"/data.pkl" in head or b"/.format_version" in head)
 
 
@@ -67,7 +67,7 @@ _IN_PLACE_OF_FILES: _Formats = (
     (_starts(b"\xfd7zXZ\x00"), _PACKED.format("xz", "unxz -k")),
     (_starts(b"BZh"), _PACKED.format("bzip2", "bunzip2 -k")),
 )
-"""What stands where a file of any name should be."""
+"""Placeholders and compressed forms of any file."""
 
 _MODELS_AND_ARCHIVES: _Formats = (
     (_is_torch_archive, f"a PyTorch file: {_EXPORT}"),
@@ -89,11 +89,13 @@ _MODELS_AND_ARCHIVES: _Formats = (
 
 
 def what_it_is(path: Path, name: str, size_bytes: int, head: bytes) -> str:
-    """Return what a file without an ONNX graph is, with the cure, to follow the file's name.
+    """Return the rest of a message after the file's name: the file's format and a remedy.
 
     Args:
-        name: what messages call it.
-        head: its first :data:`HEAD_BYTES`.
+        path: File without an ONNX graph.
+        name: Name of the file in messages.
+        size_bytes: Size of the file.
+        head: First :data:`HEAD_BYTES` of the file.
     """
     if not size_bytes:
         return "is empty: export or download it again"
@@ -115,9 +117,9 @@ def what_it_is(path: Path, name: str, size_bytes: int, head: bytes) -> str:
 
 
 def stands_in(name: str, head: bytes) -> str | None:
-    """Return what stands in place of a file, such as a pointer of git-lfs, and the cure.
+    """Return the placeholder in place of a file, such as a git-lfs pointer, and a remedy.
 
-    None where nothing does.
+    None if the file is not a placeholder.
     """
     text = _text(_IN_PLACE_OF_FILES, head)
     return text and text.format(path=shlex.quote(name))
@@ -128,11 +130,11 @@ def _text(formats: _Formats, head: bytes) -> str | None:
 
 
 _FIRST_FIELDS = (b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x32", b"\x3a", b"\x42", b"\x72")
-"""Tags that an ONNX file may begin with, ``ir_version`` as a rule."""
+"""First bytes of ONNX files: tags of fields, mostly of ``ir_version``."""
 
 
 def folder_hint(path: Path) -> str:
-    """Return what to say of a folder that was given as a model."""
+    """Return the advice for a folder given as a model."""
     try:
         inside = sorted(path.glob("*.onnx"))
     except OSError:

@@ -1,4 +1,4 @@
-"""Latencies of a space's parts, each timed alone."""
+"""Latencies of the parts of a search space, each timed alone."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from esm_protos.messages import Block, MeasureSpec, Model
 
 BLOCK_PARTS = 20
 PARTS = BLOCK_PARTS + 2
-"""Parts of a block, including those in every block."""
+"""Parts per block, including those in every block."""
 _KNOWN_MOMENTS = 10
-"""Moments of history from which on blocks are at the device's usual pace; with fewer, what differs
-between them is corrected in part only."""
+"""Moments of history from which on blocks are at the device's usual pace. With fewer, differences
+between blocks are corrected only in part."""
 
 
 @dataclass(frozen=True)
 class PartTime:
-    """How long a part takes alone.
+    """Latency of a part timed alone.
 
     Attributes:
-        latency_ms: at the device's usual pace; at that of all blocks together where the device
-            hardly knows it.
-        interval: half-width of the 95 % interval, as a share; infinite with too few runs to tell.
-        runs: counted ones.
+        part: The part.
+        latency_ms: Latency at the device's usual pace; at the mean pace of all blocks if the
+            device has little history.
+        interval: Half-width of the 95 % interval, as a share; infinite with too few runs.
+        runs: Number of counted runs.
     """
 
     part: Part
@@ -43,7 +44,7 @@ class PartTime:
     runs: int
 
     def to_json(self) -> dict[str, Any]:
-        """Its entry in a lookup table's file."""
+        """Return the entry of a lookup table's file."""
         return {
             "key": self.part.key,
             "name": self.part.name,
@@ -66,20 +67,23 @@ def time_parts(
 ) -> list[PartTime]:
     """Time every part as a graph without weights, in blocks of :data:`BLOCK_PARTS`.
 
-    Two parts, those a third and two thirds up the order of work, are in every block. Where the
-    device hardly knows its usual pace, they bring blocks to one: what they are faster or slower
-    than on average is divided out of the others. Elsewhere that would only add their noise.
+    Two parts, at a third and at two thirds of the order by FLOPs, are in every block. If the device
+    has little history, they bring the blocks to one pace: their deviation from their mean is
+    divided out of the other latencies. Otherwise that would only add their noise.
 
     Args:
-        on_progress: of the block that is being measured.
-        on_block: told how many parts are done, of how many.
+        profiler: Connected device.
+        parts: Parts to time.
+        spec: Settings of the blocks.
+        on_progress: Function called with the progress of the current block.
+        on_block: Function called with the number of parts done and the number of all.
 
     Returns:
-        in the order of ``parts``.
+        Latencies in the order of ``parts``.
 
     Raises:
-        UsageError: the device cannot do what is asked.
-        DeviceError: it is gone or refuses, or a part fails.
+        UsageError: the device does not support the settings.
+        DeviceError: the device is unreachable or refuses, or a part fails.
     """
     models = [Model(part.key, part.build()) for part in parts]
     info = profiler.device_info()

@@ -1,4 +1,4 @@
-"""Which models are timed, in which cases: the cross product of a sweep, as one block."""
+"""Request of a timing: models and their cases, the cross product of a sweep, in one block."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from esm_protos.messages import MAX_THREADS, Case, File, Model
 
 @dataclass(frozen=True)
 class Entry:
-    """One model in one case.
+    """Model in one case.
 
     Attributes:
-        file: that the model was read from.
-        model: as the device gets it; its id is unique in the request.
-        batch: None where none was asked for.
-        dims: sizes of symbols that were asked for.
-        assumed: dimensions that nobody gave a size.
-        items: images or sequences of one inference, as far as that is known.
-        amounts: inputs that are drawn and decide how much is computed, with the operator's kind.
+        file: File of the model.
+        model: Model as sent to the device; its id is unique in the request.
+        batch: Batch size; None if none is given.
+        dims: Given sizes of symbols.
+        assumed: Dimensions without a given size.
+        items: Batch size of an inference; 1 if unknown.
+        amounts: Drawn inputs that decide how much is computed, with the operator's type.
     """
 
     file: ModelFile
@@ -71,21 +71,21 @@ def read_request(
     folder: Path | None = None,
     dims: Sequence[str] = (),
 ) -> tuple[Entry, ...]:
-    """Read ONNX files and work out their cases; whether they run is for the device to judge.
+    """Read ONNX files and return their cases. The device decides whether they run.
 
     Args:
-        models: paths, or what was read already.
-        batches: of every input whose first dimension is free; models without one ignore them
-            beside models with one.
-        shapes: ``"NAME:1x3x224x224"``, or without the name of a model's only input.
-        threads: of the runtime; without any, or with one, the block's spec says it.
-        inputs: ``.npz``, files of ONNX values or folders of such, that inputs are fed.
-        folder: for a file that is made of them; needed with ``inputs``.
-        dims: ``"NAME=SIZE"`` or ``"NAME=SIZE,SIZE"`` of named dimensions; several make a cross
+        models: Paths, or files read already.
+        batches: Batch sizes, for every input whose first dimension is free. Models without such
+            an input ignore them, if other models have one.
+        shapes: Shapes ``"NAME:1x3x224x224"``; the name of an only input may be left out.
+        threads: Thread counts of the runtime. With none or one, the block's spec sets it.
+        inputs: Values of inputs: ``.npz`` files, files of ONNX values, or folders of such files.
+        folder: Folder for the files of values that are sent; required with ``inputs``.
+        dims: Sizes ``"NAME=SIZE"`` or ``"NAME=SIZE,SIZE"`` of symbols; several make a cross
             product, for models that have them.
 
     Raises:
-        UsageError: a file cannot be read or is given twice, or a case makes no sense.
+        UsageError: a file cannot be read or is given twice, or a case is impossible.
     """
     for name, values, high in (("batch", batches, 2**31 - 1), ("threads", threads, MAX_THREADS)):
         for value in values:
@@ -104,7 +104,7 @@ def read_request(
         for file in files
         if file.outline is not None
     }
-    # Like --dim, a batch is of the models that leave one free, if there are any.
+    # Like --dim, a batch size applies to the models that have a free one, if there are any.
     fixed = {path for path, own in parsed.items() if not takes_batch(own)}
     if len(fixed) == len(files):
         fixed = set()
@@ -119,7 +119,7 @@ def read_request(
 
 
 def _sizes(file: ModelFile, sweep: Sequence[GivenDim]) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Yield the sizes of a model's own symbols, case by case."""
+    """Yield the sizes of a model's symbols, case by case."""
     known = [] if file.outline is None else symbols(graph_inputs(file.outline))
     own = [dim for dim in sweep if dim.symbol in known]
     for sizes in product(*(dim.sizes for dim in own)):
@@ -150,13 +150,13 @@ def _shapes(
         return Shapes(()), (), None
     inputs = graph_inputs(file.outline)
     own, arrays = fed.of(file.path)
-    # A value without dimensions of its own leaves nothing to work out.
+    # Values without dimensions of their own need no shape.
     sized = [each for each in inputs if arrays.get(each.name, each) is not None]
     known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
     shapes = resolve(file.path, sized, given, batch, known, dict(dims))
     drawn = [each.name for each in inputs if each.name not in arrays]
     amounts = tuple(deciding_inputs(file.outline, drawn))
-    if not (given or arrays or batch or dims):  # the device draws by itself
+    if not (given or arrays or batch or dims):  # the device draws the inputs itself
         shapes = Shapes((), shapes.assumed, shapes.items)
     return shapes, amounts, own
 

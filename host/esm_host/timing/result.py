@@ -1,4 +1,4 @@
-"""What timing gave, and its JSON, which docs/timing.md describes."""
+"""Results of a timing and their JSON, which docs/timing.md describes."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ from esm_protos.statistics import trimmed_mean
 SCHEMA_VERSION = 3
 
 Words: TypeAlias = Callable[[str], str]
-"""Renders a message's marked names of arguments."""
+"""Function that renders the marked names of arguments in a message."""
 
 
 @dataclass(frozen=True)
 class BlockLatency:
-    """One model in one block.
+    """Latency of a model in one block.
 
     Attributes:
-        estimate: as it is reported: raw, or at the device's usual pace.
-        paces: of the block; None without reference models.
+        measurement: Measurement of the model.
+        estimate: Reported estimate: as measured, or at the device's usual pace.
+        paces: Paces of the block; None without reference models.
     """
 
     measurement: Measurement
@@ -69,13 +70,16 @@ class BlockLatency:
 
 @dataclass(frozen=True)
 class Result:
-    """One model in one case on one device.
+    """Result of a model in one case on one device.
 
     Attributes:
-        measurement: of all blocks; a failure if the model failed in any.
-        estimate: of all blocks; None if the model failed.
-        judgement: likewise.
-        blocks: the model in each block, in the order of time; empty if it failed.
+        device: Name of the device.
+        spec: Settings of the timing.
+        entry: The model and its case.
+        measurement: Measurement over all blocks; a failure if the model failed in any.
+        estimate: Estimate from all blocks; None if the model failed.
+        judgement: Verdict and its reasons; None if the model failed.
+        blocks: Latencies in each block, in time order; empty if the model failed.
     """
 
     device: str
@@ -92,7 +96,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Of the model and its case."""
+        """Name of the model and its case."""
         return self.entry.model.model_id
 
     @property
@@ -101,7 +105,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """What speaks against the number, one line each."""
+        """Reasons to doubt the latency, one line each."""
         found = list(self.judgement.reasons) if self.judgement else []
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
@@ -110,31 +114,31 @@ class Result:
 
     @property
     def fed(self) -> str:
-        """Shapes and types of the inputs; empty where a model failed before it was fed."""
+        """Shapes and types of the inputs; empty if the model failed earlier."""
         return fed_text((fed.name, fed.type, fed.dims) for fed in self.measurement.inputs)
 
     @property
     def conditions(self) -> str:
-        """Conditions of the number, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
+        """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property
     def unusual(self) -> str | None:
-        """What was unusual of the device for this model; None if nothing was."""
+        """Description of the device's unusual pace for this model; None at the usual pace."""
         if self.estimate is None or self.estimate.shift is None or not self.estimate.parts.moments:
             return None
         return describe_shift(self.estimate.shift)
 
     @property
     def assumptions(self) -> list[str]:
-        """Warnings of sizes and amounts that were not given, with marked names of arguments."""
+        """Warnings about sizes and amounts that were not given, with marked names of arguments."""
         assumed, amounts = self.entry.assumed, self.entry.amounts
         return [assumption(assumed)] * bool(assumed) + [drawn_amounts(amounts)] * bool(amounts)
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """By their names in JSON; None for every one that has no value."""
+        """Numbers by their names in JSON; None for a missing value."""
         numbers: dict[str, Any] = dict.fromkeys(metric.field for metric in NUMBERS)
         numbers["ci95_ms"] = None
         measured = self.measurement
@@ -166,12 +170,12 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Values of other metrics, by their keys: what sources of the device measured."""
+        """Values of the metrics that plug-ins of the device measured, by key."""
         values = self.measurement.values()
         return {key: value for key, value in values.items() if key not in KNOWN}
 
     def value(self, metric: Metric) -> float | None:
-        """Return the value of a metric; None where it has none."""
+        """Return the value of a metric; None if it has none."""
         found: float | None = (self.numbers | self.metrics).get(metric.field)
         return found
 
@@ -216,14 +220,16 @@ class Result:
 
 @dataclass(frozen=True)
 class DeviceTiming:
-    """What became of the timing on one device.
+    """Timing on one device.
 
     Attributes:
-        info: None where the device did not even tell what it is.
-        blocks: in the order of time; empty where nothing was measured.
-        error: why nothing was measured, or no further block.
-        starts_s: when each block began, since the first one; by the host's clock.
-        interrupted: whether an interrupt ended it early.
+        name: Name of the device.
+        results: Results, in the order of the request.
+        info: Facts of the device; None if it did not answer.
+        blocks: Results of the blocks, in time order; empty if nothing was measured.
+        starts_s: Start of each block after the first one's, s, by the host's clock.
+        error: Error that prevented the timing or its further blocks; None if there was none.
+        interrupted: Whether an interrupt cut the timing short.
     """
 
     name: str
@@ -255,7 +261,7 @@ class DeviceTiming:
         }
 
     def _states(self) -> Iterator[DeviceState]:
-        """All on one clock, which begins with the first block's first run."""
+        """Yield all states on one clock, which begins with the first run of the first block."""
         for block, start_s in zip(self.blocks, self.starts_s, strict=True):
             for state in block.states:
                 yield replace(state, at_ns=state.at_ns + round(start_s * 1e9))
@@ -263,12 +269,15 @@ class DeviceTiming:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result against the fastest: of its device in the same case, or with ``devices`` of all
-    devices.
+    """Comparison of a result with the fastest one.
 
     Attributes:
-        of: number of the result.
-        to: number of the fastest one.
+        scope: ``device`` for the fastest on the same device in the same case, ``devices`` for the
+            fastest over all devices.
+        device: Device of the result.
+        of: Index of the result.
+        to: Index of the fastest result.
+        ratio: Ratio of their latencies.
     """
 
     scope: Literal["device", "devices"]
@@ -293,12 +302,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Timing:
-    """What timing models gave: by device, in it by model and case, as they were given.
+    """Timing of models on devices, in the order of the request.
 
     Attributes:
-        created_at: ISO 8601, UTC.
-        raw: whether latencies are as measured, and not at the device's usual pace.
-        spread_s: time that blocks are spread over; 0: there is one.
+        created_at: Time of the timing, ISO 8601, UTC.
+        spec: Settings of the timing.
+        devices: Timings of the devices.
+        raw: Whether latencies are as measured, and not at the device's usual pace.
+        spread_s: Time over which the blocks are spread; 0 for a single block.
     """
 
     created_at: str
@@ -309,7 +320,7 @@ class Timing:
 
     @property
     def interrupted(self) -> bool:
-        """Whether an interrupt ended it early on any device."""
+        """Whether an interrupt cut the timing short on any device."""
         return any(device.interrupted for device in self.devices)
 
     @cached_property
@@ -317,7 +328,7 @@ class Timing:
         return tuple(result for device in self.devices for result in device.results)
 
     def as_measured(self, device: DeviceTiming) -> bool:
-        """Whether a device's latencies are as measured, and not at its usual pace."""
+        """Return whether a device's latencies are as measured, and not at its usual pace."""
         return self.raw or not self.spec.references or common_usual(device.blocks) is None
 
     @cached_property
@@ -329,7 +340,7 @@ class Timing:
         """Return plain values, as docs/timing.md describes them.
 
         Args:
-            words: renders the names of arguments in messages.
+            words: Function that renders the names of arguments in messages.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -356,8 +367,10 @@ def _within_devices(results: Sequence[Result], raw: bool) -> Iterator[Comparison
 
 
 def _alike(results: Sequence[Result], numbers: Sequence[int]) -> list[list[int]]:
-    """Return results that are worth comparing together: models in the same case (batch, sizes,
-    threads). Where no case has two models, they are one model's cases, and compared."""
+    """Return groups of results to compare: models in the same case (batch, sizes, threads).
+
+    If no case has two models, all results are one group.
+    """
     by_case: dict[object, list[int]] = {}
     for number in numbers:
         entry = results[number].entry
@@ -368,7 +381,6 @@ def _alike(results: Sequence[Result], numbers: Sequence[int]) -> list[list[int]]
 
 
 def _between_devices(results: Sequence[Result]) -> Iterator[Comparison]:
-    """By model and case."""
     for name in dict.fromkeys(result.name for result in results):
         numbers = [n for n, r in enumerate(results) if r.name == name and r.estimate]
         for of, to in _against_fastest(results, numbers):
@@ -418,12 +430,12 @@ def _latency_ns(result: Result) -> float:
 
 
 def _percent(share: float) -> float | None:
-    """None for infinity, which JSON does not have."""
+    """Return a share in percent; None for infinity, which JSON lacks."""
     return 100 * share if np.isfinite(share) else None
 
 
 def _shift_percent(estimate: Estimate) -> float | None:
-    """Percent by which the device was slower than usual; None where it remembers nothing."""
+    """Return how much slower than usual the device was, percent; None without history."""
     if estimate.shift is None or not estimate.parts.moments:
         return None
     return 100 * float(np.expm1(estimate.shift.value))
@@ -434,10 +446,12 @@ def _session_runs(measured: Measurement) -> list[int]:
 
 
 def _reference(measured: Measurement, start_s: float, trim: float) -> dict[str, Any]:
-    """JSON of a reference model in a block.
+    """Return the JSON of a reference model in a block.
 
     Args:
-        start_s: of the block, since the first one.
+        measured: Measurement of the reference model.
+        start_s: Start of the block after the first one's, s.
+        trim: Share of the runs dropped at each end.
     """
     return {
         "name": measured.model_id,

@@ -1,4 +1,4 @@
-"""Measuring a request in blocks on each device, all devices at the same time."""
+"""Measurement of a request in blocks, on all devices at the same time."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from esm_protos.messages import (
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
-"""Told the device's name; called from threads of the devices'."""
+"""Function of a device's name and its progress, called from the devices' threads."""
 OnWait = Callable[[str, int, int, float], None]
-"""Told the device's name, how many blocks are done, of how many, and when the next one begins, in
-seconds from now on; called likewise."""
+"""Function of a device's name, the blocks done, all blocks, and the seconds until the next one;
+called from the devices' threads."""
 
 _LET_GO_S = 5.0
 
@@ -63,21 +63,25 @@ def time_models(
 ) -> Timing:
     """Measure the request on every device; if one fails, the others' results are kept.
 
-    An interrupt (KeyboardInterrupt) ends it early: a device's first block with what it has if its
-    models are measured in turn, a later one without a result. A second interrupt is raised.
+    An interrupt (KeyboardInterrupt) ends the timing early. The first block keeps its runs so far if
+    its models are interleaved; a later block is dropped. A second interrupt is raised.
 
     Args:
-        connect: makes a device's profiler, which is used from one thread.
-        devices: their names, each once.
-        peak_memory: ask how much memory every model takes.
-        profile_runs: profile every model for so many runs.
-        wait: False gives up on a device that somebody else uses.
-        raw: report latencies as measured, not at the device's usual pace.
-        spread_s: spread several blocks over so many seconds; nobody holds the device between them.
-        on_interrupt: called once the first interrupt has come.
+        connect: Function that connects to a device. Each profiler is used from one thread.
+        devices: Names of the devices, each once.
+        request: Models and their cases.
+        spec: Settings of the blocks.
+        peak_memory: Whether to measure the memory of every model.
+        profile_runs: Profiled runs of every model.
+        wait: Whether to wait for a device in use.
+        on_progress: Function called with the progress of each device.
+        raw: Whether to report latencies as measured, not at the device's usual pace.
+        spread_s: Time over which to spread several blocks, s. The device is free between them.
+        on_wait: Function called while a device waits for its next block.
+        on_interrupt: Function called after the first interrupt.
 
     Raises:
-        KeyboardInterrupt: nothing was measured before an interrupt, or a second one came.
+        KeyboardInterrupt: interrupted before anything was measured, or interrupted twice.
         UsageError: a device is given twice, or two names lead to one agent.
         EsmError: the only device failed.
     """
@@ -126,7 +130,7 @@ def time_models(
                     break
                 if number < FEWEST:
                     raise
-                error = caught  # an hour's blocks are not lost for the last one
+                error = caught  # the earlier blocks are kept
                 break
         timing = _device_timing(name, request, spec, measured, raw)
         return replace(timing, error=error, interrupted=turn.unwanted.is_set())
@@ -155,12 +159,18 @@ def time_block(
     """Measure the request in one block on a connected device.
 
     Args:
-        name: of the device, in the results.
-        on_submit: given what cancels the block, also from another thread.
+        profiler: Connected device.
+        request: Models and their cases.
+        spec: Settings of the block.
+        name: Name of the device in the results.
+        peak_memory: Whether to measure the memory of every model.
+        profile_runs: Profiled runs of every model.
+        on_progress: Function called with the progress of the block.
+        on_submit: Function called with the pending block, which any thread may cancel.
 
     Raises:
-        UsageError: the device cannot do what is asked.
-        DeviceError: it is gone or refuses.
+        UsageError: the device does not support the settings.
+        DeviceError: the device is unreachable or refuses.
     """
     measured = _measure(profiler, request, spec, peak_memory, profile_runs, on_progress, on_submit)
     return _device_timing(name, request, spec, [measured], raw=False)
@@ -168,10 +178,12 @@ def time_block(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A block that was measured.
+    """Measured block.
 
     Attributes:
-        began: about when its first run was, by the host's monotonic clock.
+        info: Facts of the device.
+        block: Result of the block.
+        began: Approximate time of the first run, by the host's monotonic clock, s.
     """
 
     info: DeviceInfo
@@ -210,10 +222,10 @@ def _measure(
 
 
 class _Meeting:
-    """Point where all devices wait until each has told what it is, or has failed.
+    """Barrier at which all devices wait until each has reported its facts or failed.
 
     Attributes:
-        devices: what they told, by name.
+        devices: Facts of the devices, by name.
     """
 
     def __init__(self, count: int) -> None:
@@ -221,7 +233,11 @@ class _Meeting:
         self.devices: dict[str, DeviceInfo] = {}
 
     def arrive(self, name: str, profiler: Profiler) -> None:
-        """Wait for the others; raise UsageError if two are the same agent."""
+        """Wait for the other devices.
+
+        Raises:
+            UsageError: two names lead to one agent.
+        """
         try:
             self.devices[name] = profiler.device_info()
         finally:
@@ -229,18 +245,19 @@ class _Meeting:
         check_distinct(self.devices)
 
     def miss(self) -> None:
-        """Let the others go on without a device that cannot be connected to."""
+        """Release the other devices if this one cannot be connected to."""
         self._barrier.wait()
 
 
 class _Turn:
-    """One device's part.
+    """Timing of one device, run in a thread.
 
     Attributes:
-        timing: what became of it.
-        unwanted: set once no further block is wanted.
-        ended: set once :meth:`run` is over.
-        may_finish: whether a block that is ended early still has a result.
+        timing: Timing of the device so far.
+        unwanted: Event set when no further block is wanted.
+        ended: Event set when :meth:`run` ends.
+        may_finish: Whether a block that is ended early still has a result.
+        bug: Unexpected exception; None if there was none.
     """
 
     def __init__(
@@ -263,7 +280,7 @@ class _Turn:
         self.bug: BaseException | None = None
 
     def measure(self) -> None:
-        """Catch what a device or its user is to blame for."""
+        """Time the device, and record errors of the device or its user."""
         try:
             self.timing = self._timed(self, self._name)
         except EsmError as error:
@@ -272,7 +289,7 @@ class _Turn:
             self.timing = DeviceTiming(self._name, error=why, interrupted=interrupted)
 
     def connected(self) -> Profiler:
-        """Connect to the device; the others go on without one that cannot be connected to."""
+        """Connect to the device; on failure, release the other devices."""
         try:
             profiler = self._connect(self._name)
         except BaseException:
@@ -283,7 +300,7 @@ class _Turn:
         return profiler
 
     def run(self) -> None:
-        """As the body of a thread."""
+        """Run the timing, as the body of a thread."""
         try:
             self.measure()
         except BaseException as error:
@@ -292,7 +309,7 @@ class _Turn:
             self.ended.set()
 
     def end(self) -> None:
-        """End with what there is, from another thread."""
+        """End the timing early with the results so far; called from another thread."""
         self.unwanted.set()
         if self._pending is not None:
             if self.may_finish:
@@ -301,13 +318,13 @@ class _Turn:
                 self._pending.cancel()
 
     def cancel(self) -> None:
-        """From another thread."""
+        """Cancel the timing; called from another thread."""
         self.unwanted.set()
         if self._pending is not None:
             self._pending.cancel()
 
     def submitted(self, pending: Pending) -> None:
-        """Take what ends the block."""
+        """Record the pending block, which :meth:`end` and :meth:`cancel` end."""
         self._pending = pending
         self.may_finish = False
         if self.unwanted.is_set():
@@ -315,7 +332,7 @@ class _Turn:
 
 
 def _together(turns: Sequence[_Turn], on_interrupt: Callable[[], None]) -> None:
-    """Run all turns, each in a thread of its own, until they end or are interrupted twice."""
+    """Run all turns, each in its own thread, until they end or are interrupted twice."""
     for turn in turns:
         threading.Thread(target=turn.run, daemon=True).start()
     try:
@@ -338,8 +355,11 @@ def _together(turns: Sequence[_Turn], on_interrupt: Callable[[], None]) -> None:
 
 
 def _wait(turns: Sequence[_Turn]) -> None:
-    """Wait until all have ended. Not by joining their threads: a thread whose join was interrupted
-    counts as stopped (CPython before 3.13), and is not waited for again."""
+    """Wait until all turns have ended.
+
+    Threads are not joined: CPython before 3.13 takes a thread for stopped once its join was
+    interrupted.
+    """
     for turn in turns:
         turn.ended.wait()
 
@@ -415,7 +435,7 @@ def _latency(
 
 
 def _raw(estimate: Estimate) -> Estimate:
-    """Return a latency as it was in its block."""
+    """Return the estimate at the pace of its block."""
     slower = estimate.shift.value if estimate.shift else 0.0
     latency_ns = estimate.latency_ns * math.exp(slower)
     return replace(estimate, latency_ns=latency_ns, parts=estimate.parts.raw)

@@ -1,4 +1,4 @@
-"""How models are timed where the number itself is wanted."""
+"""Settings of a timing, in which the latency itself is wanted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from esm_protos.statistics import MIN_ROUNDS
 PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
-"""Long enough to meet a device's ups and downs, short enough to wait for."""
+"""Least time of a block: covers variations of a device, and is short enough to wait for."""
 MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
-"""Default ``--max-time`` for one model, and for each further one. Slow models take longer by
-default: ``MIN_ROUNDS`` rounds."""
+"""Default ``--max-time`` for one model, and for each further one. By default, slow models take
+``MIN_ROUNDS`` rounds, even if that is longer."""
 WARMUP, RUNS_PER_VISIT = 10, 4
-"""More than in a campaign, where models are compared: here the number itself is wanted, and
-beside others a model is as fast as alone only after so many runs (docs/measuring.md)."""
+"""More than in a campaign, which compares models. Only after so many runs is an interleaved model
+as fast as alone (docs/measuring.md)."""
 SESSIONS = 2
-"""Of each model in a block."""
+"""Sessions of each model in a block."""
 _VISITS = 2 * MIN_ROUNDS
-"""Visits that few runs are spread over, before there are several in one."""
+"""Visits over which few runs are spread before a visit has several."""
 
 _ARGUMENTS = {"model_timeout_s": "timeout_s", "max_block_s": "max_time_s"}
 
@@ -39,16 +39,17 @@ def timing_spec(
     """Return the settings for exactly ``runs``, or for a precision within limits.
 
     Args:
-        precision_percent: half-width of the 95 % interval, percent of the latency.
-        max_runs: counted runs of one model at most.
-        max_time_s: no new round after so many seconds; None: 20, and 2 for each further model, or
-            as long as the rounds take without which there is no interval.
-        sessions: of each model in a block; None: 2, or 1 where the runs are few. With a precision,
-            at least.
-        others: further fields of :class:`MeasureSpec`, whose defaults hold.
+        runs: Counted runs of each model; None to run until a precision is reached.
+        precision_percent: Half-width of the 95 % interval, in percent of the latency.
+        max_runs: Most counted runs of a model.
+        max_time_s: Time after which no round begins, s. By default 20, plus 2 for each further
+            model; longer if an interval needs more rounds.
+        sessions: Sessions of each model in a block; with a precision, the least number. By
+            default 2, or 1 for few runs.
+        others: Further fields of :class:`MeasureSpec`.
 
     Raises:
-        UsageError: values are out of range or exclude each other.
+        UsageError: a value is out of range, or values exclude each other.
     """
     most = runs or max_runs or MAX_RUNS
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
@@ -90,7 +91,7 @@ def timing_spec(
             f"{argument('precision_percent')} {percent:g}: give percent, above 0 and below 100"
         )
     seconds = MAX_TIME_S if max_time_s is None else max_time_s
-    if not seconds > 0:  # zero, to an agent, is no limit
+    if not seconds > 0:  # an agent takes 0 as no limit
         raise UsageError(f"{argument('max_time_s')} {seconds:g}: give seconds, more than 0")
     return _spec(
         "max_runs",
@@ -105,7 +106,7 @@ def timing_spec(
 
 
 def for_models(spec: MeasureSpec, models: int, max_time_s: float | None) -> MeasureSpec:
-    """Return the settings for a block of so many models; a time that was given stays."""
+    """Return the settings for a block with a number of models; a given time stays."""
     if not spec.precision or max_time_s is not None:
         return spec
     return replace(spec, max_block_s=MAX_TIME_S + (models - 1) * MAX_TIME_MORE_S)

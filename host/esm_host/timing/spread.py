@@ -1,7 +1,7 @@
-"""A timing spread over minutes: blocks at several moments, and one number of all of them.
+"""Timing spread over minutes: blocks at several moments, and one estimate from all of them.
 
-Runs of one block say nothing of what the device does minutes later. Blocks at several moments do:
-their spread is that of the moments.
+Runs of one block do not show how the device varies over minutes. The spread between blocks at
+several moments does.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from esm_protos.paces import Shift
 from esm_protos.statistics import t_quantile
 
 FEWEST, MOST = 3, 10
-"""Blocks."""
+"""Least and largest number of blocks."""
 _GAP_S = 60.0
-"""Between the beginnings of blocks, where there are neither too few nor too many."""
+"""Time between the starts of blocks, if their number is within its limits."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_S = 7 * 86_400.0
 _NUMBER = re.compile(r"[\d.,]+")
@@ -38,7 +38,7 @@ def parse_duration(given: str | float) -> float:
     """Return seconds from a text such as ``"30s"``, ``"10m"`` or ``"1h"``, or from a number.
 
     Raises:
-        UsageError: it is no duration, or not above 0 and up to a week.
+        UsageError: the value is not a duration above 0 and up to a week.
     """
     seconds = math.nan
     if not isinstance(given, str):
@@ -53,7 +53,7 @@ def parse_duration(given: str | float) -> float:
 
 
 def block_starts(spread_s: float) -> list[float]:
-    """Return when blocks begin that are spread evenly over a time, in seconds from now on."""
+    """Return the start times of blocks spread evenly over a time, in seconds from now on."""
     if not spread_s:
         return [0.0]
     count = min(max(round(spread_s / _GAP_S), FEWEST), MOST)
@@ -61,7 +61,7 @@ def block_starts(spread_s: float) -> list[float]:
 
 
 def common_usual(blocks: Sequence[BlockResult]) -> Usual | None:
-    """Return what the device remembers best in any block: all blocks are held against it."""
+    """Return the usual paces with the most moments, with which all blocks are compared."""
     told = [block.usual for block in blocks if block.usual is not None]
     return max(told, key=lambda usual: usual.moments, default=None)
 
@@ -69,8 +69,8 @@ def common_usual(blocks: Sequence[BlockResult]) -> Usual | None:
 def pool(estimates: Sequence[Estimate]) -> Estimate:
     """Return one estimate from a model's estimates in several blocks.
 
-    The latency is the geometric mean. Its interval is Student's over the blocks; what the blocks
-    have in common, their spread does not tell, so that is added.
+    The latency is the geometric mean. Its interval is Student's over the blocks, plus the error
+    that the blocks share, which their spread does not show.
     """
     if len(estimates) == 1:
         return estimates[0]
@@ -90,10 +90,11 @@ def pool(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def pool_ratios(ratios: Sequence[Ratio], shared: float) -> Ratio:
-    """Return one ratio from those of the same two models in several blocks.
+    """Return one ratio from the ratios of two models in several blocks.
 
     Args:
-        shared: half-width of the 95 % interval of what all blocks have in common, a logarithm.
+        ratios: Ratios, one per block.
+        shared: Half-width of the 95 % interval of the error that all blocks share, a logarithm.
     """
     mean, between = _mean([ratio.value for ratio in ratios])
     half = math.hypot(between, shared)
@@ -105,10 +106,10 @@ def pool_ratios(ratios: Sequence[Ratio], shared: float) -> Ratio:
 def pool_evidence(
     blocks: Sequence[Sequence[tuple[Verdict, str]]],
 ) -> list[tuple[Verdict, str]]:
-    """Return what speaks against the numbers of several blocks, each kind once.
+    """Return the evidence against the latencies of several blocks, each kind once.
 
     Args:
-        blocks: evidence of each, in words that differ in their numbers alone.
+        blocks: Evidence of each block. Texts that differ only in their numbers are one kind.
     """
     if len(blocks) == 1:
         return list(blocks[0])
@@ -125,11 +126,12 @@ def pool_evidence(
 def join(
     measurements: Sequence[Measurement], starts_ns: Sequence[int], metrics: Sequence[Metric] = ()
 ) -> Measurement:
-    """Return a model's measurements in several blocks as one, in the order of time.
+    """Join a model's measurements in several blocks into one, in time order.
 
     Args:
-        starts_ns: when each block began, since the first one.
-        metrics: that the device told of.
+        measurements: Measurements, one per block.
+        starts_ns: Start of each block after the first one's, ns.
+        metrics: Metrics that the device reports.
     """
     first = measurements[0]
     for measurement in measurements:
@@ -160,7 +162,7 @@ def _mean_shift(shifts: Sequence[Shift]) -> Shift | None:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Geometric mean, and the half-width of its logarithm's 95 % interval."""
+    """Return the geometric mean, and the half-width of its logarithm's 95 % interval."""
     logs: NDArray[np.float64] = np.log(values)
     count = len(logs)
     error = float(logs.std(ddof=1)) / math.sqrt(count)
