@@ -474,6 +474,6 @@ def test_plain_text_to_another_machine_is_warned_of(config: Path) -> None:
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(esm_host.UsageError, match="a token goes with a fingerprint"):
+        with pytest.raises(esm_host.UsageError, match="a token needs a fingerprint"):
             esm_host.devices.add("there", "127.unknown.invalid:7343", token="esm_abcdefgh")
     assert not config.exists()

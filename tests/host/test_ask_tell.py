@@ -10,7 +10,7 @@ import pytest
 
 import esm_host
 from esm_host.extension.training import Learner
-from esm_host.sampling import BalancedSampler
+from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from tests.host.campaign import SPACE, ByDepth
@@ -165,7 +165,7 @@ def test_too_little_to_learn_from_is_an_error() -> None:
 
 
 def test_other_devices_are_of_campaigns() -> None:
-    with pytest.raises(esm_host.UsageError, match=r"^warm_start is of campaigns"):
+    with pytest.raises(esm_host.UsageError, match=r"^warm_start needs a campaign"):
         esm_host.Loop(SPACE, training=esm_host.TrainingSettings(warm_start="all"))
 
 

@@ -318,7 +318,7 @@ def test_a_group_is_written_replaced_listed_renamed_and_removed(config: Path) ->
     assert command("rename", "warm", "hot").exit_code == 0
     listed = command("list")
     assert "group hot: pi4" in listed.stdout.splitlines()
-    assert "devices.kitchen.pem is no certificate: pair again" in listed.stderr
+    assert "devices.kitchen.pem is not a certificate: pair again" in listed.stderr
     assert json.loads(command("list", "--json", "-").stdout)["groups"] == {
         "all": ["pi4", "kitchen", "rack"],
         "cold": ["kitchen"],

@@ -132,7 +132,7 @@ def test_a_result_of_nonsense_is_refused_whole(
     handler, profiler = liar
     handler.answers["MeasureBlock"] = sent
     text = refused(lambda: profiler.measure(BLOCK))
-    assert text.startswith("pi4 sent nonsense: ")
+    assert text.startswith("pi4 sent an invalid answer: ")
     assert words in text
 
 
@@ -182,7 +182,7 @@ def test_an_answer_of_nonsense_is_one_line(
     handler, profiler = liar
     handler.answers[method] = [answer]
     text = refused(lambda: call(profiler))
-    assert text.startswith("pi4 sent nonsense: ")
+    assert text.startswith("pi4 sent an invalid answer: ")
     assert words in text
     assert "Traceback" not in capfd.readouterr().err
 
@@ -222,7 +222,7 @@ def mutated_answers(liar: tuple[Liar, RemoteProfiler], numbers: range) -> Counte
 def test_some_mutated_answers(liar: tuple[Liar, RemoteProfiler]) -> None:
     counts = mutated_answers(liar, range(100))
     assert counts["believed"] > 10
-    assert counts["pi4 sent nonsense"] > 50
+    assert counts["pi4 sent an invalid answer"] > 50
 
 
 @pytest.mark.faults

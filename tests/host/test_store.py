@@ -194,14 +194,14 @@ def test_words_of_a_device_may_hold_what_a_database_does_not(store: Store) -> No
 
 def test_a_block_is_stored_once(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    with pytest.raises(DatasetError, match=r"cannot take this: (UNIQUE|duplicate key)"):
+    with pytest.raises(DatasetError, match=r"cannot store this: (UNIQUE|duplicate key)"):
         add(store, "one", [samples(PLAN[2])])
     assert len(store.measurements()) == 1
 
 
 def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
     stranger = Architecture("s", (("z",),))
-    with pytest.raises(DatasetError, match=r"cannot take this: .*(?i:foreign key)"):
+    with pytest.raises(DatasetError, match=r"cannot store this: .*(?i:foreign key)"):
         add(store, "one", [samples(PLAN[1]), samples(stranger)])
     assert store.blocks() == []
     assert store.measurements() == []

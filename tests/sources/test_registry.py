@@ -92,7 +92,7 @@ def test_only_trusted_measurements_of_a_campaign_count(campaign: Path, tmp_path:
     settings = json.loads((copy / "settings.json").read_text())
     settings["train_on"] = "noisy"  # none of these is
     (copy / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(DatasetError, match="nothing measured to learn from yet"):
+    with pytest.raises(DatasetError, match="no measurements to learn from yet"):
         load(str(copy))
 
 
@@ -146,7 +146,7 @@ def test_what_is_named_is_taken_as_it_is_and_must_fit(campaign: Path, tmp_path: 
     assert named(fitting(CELLS, names, tmp_path)) == [
         *("few/a", "few/b", "boards/b", "boards/a", "boards/c")
     ]
-    with pytest.raises(UsageError, match="is of resnet, not of fbnet: leave it out"):
+    with pytest.raises(UsageError, match="is of resnet, not of fbnet: omit it"):
         fitting(load_space("fbnet"), [str(campaign)], tmp_path)
     other = load_space("resnet", resolution=64, batch=8)  # a device may be another by its batch
     assert named(fitting(other, [str(campaign)], tmp_path)) == [str(campaign)]
