@@ -90,7 +90,7 @@ def parallel(spec: str | int | None = None, warn: Callable[[str], None] = _warn)
             _within(_CHECK_S, partial(_check, client))
         except TimeoutError as error:
             raise ClusterError(
-                f"{_name(client)} or one of its workers does not answer: start them again"
+                f"{_name(client)} or one of its workers does not answer: restart them"
             ) from error
         token = _cluster.set(client)
         try:
@@ -252,7 +252,7 @@ def _scheduler(spec: str | int | None) -> str | None:
     text = "" if spec is None else str(spec)
     if spec is None or (text.isdecimal() and int(text) > 0):
         return None
-    with suppress(ValueError):  # of the port, or of brackets
+    with suppress(ValueError):  # an invalid port or bracket
         url = urlsplit(text)
         rest = url.path.strip("/") or url.query or url.fragment or url.username is not None
         if url.scheme in _PROTOCOLS and url.hostname and not rest:
@@ -305,7 +305,7 @@ def _client(scheduler: str) -> Client:
     connect = partial(Client, scheduler, timeout=_PATIENCE_S, set_as_default=False)
     try:
         return _within(_PATIENCE_S, connect)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Dask raises many types
         raise ClusterError(
             f"{scheduler} does not work as a Dask scheduler "
             f"({_line(error) or 'it does not answer'}): correct --parallel, or the certificates"

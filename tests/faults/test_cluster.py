@@ -103,7 +103,7 @@ def test_a_worker_that_hangs_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("esm_host.parallel._CHECK_S", 3)
     with Cluster(tmp_path) as cluster:
         cluster.workers[1].send_signal(signal.SIGSTOP)
-        refused(cluster.spec, "or one of its workers does not answer: start them again$")
+        refused(cluster.spec, "or one of its workers does not answer: restart them$")
 
 
 def test_workers_that_are_not_fit(tmp_path: Path) -> None:

@@ -425,7 +425,7 @@ WRONG: dict[str, tuple[str, tuple[object, ...], str]] = {
     "seed": ("resnet", ("--seed", -1), "--seed -1: give 0 or more"),
     "unknown space": ("resent", (), "'resent' is neither the folder of a campaign nor a search"),
     "no campaign": ("folder", (), "folder is no campaign"),
-    "too large": ("resnet", ("--width-mult", 8), "GiB and ONNX files hold 2"),
+    "too large": ("resnet", ("--width-mult", 8), "GiB, and an ONNX file holds 2"),
     "int8": ("resnet", ("--dtype", "int8", "--format", "torch"), "int8 networks have no torch"),
 }
 

@@ -247,7 +247,7 @@ def test_a_device_does_not_move_to_where_another_answers_or_none(
     try:
         move = ["devices", "set", "pi4", "--address"]
         refused = esm_host(*move, f"127.0.0.1:{other.port}")
-        assert_refused(refused, 77, "another certificate than the one that is pinned")
+        assert_refused(refused, 77, "another certificate than the pinned one")
         assert_refused(esm_host(*move, "127.0.0.1:1"), 69, "no agent answers")
         assert_refused(esm_host(*move, "127.0.0.1"), 2, "HOST:PORT")
         assert_refused(esm_host(*move[:2], "pi5", *move[3:], "127.0.0.1:1"), 2, "'pi4'")

@@ -91,7 +91,7 @@ def test_several_columns_a_name_and_json(board: Path) -> None:
 def test_a_taken_name_is_replaced_only_when_asked(board: Path) -> None:
     works("import", board, *NAMED)
     again = esm_host("import", board, *NAMED)
-    assert_refused(again, 2, "there is a source 'board'", "--replace", "--name")
+    assert_refused(again, 2, "there is already a source 'board'", "--replace", "--name")
     works("import", board, *NAMED, "--replace")
     works("import", board, *NAMED, "--name", "second")
     assert tables() == ["board", "second"]
@@ -114,7 +114,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
     torch.save([1.0], tmp_path / "h" / "latency" / "short.pt")
     result = esm_host("import", "h")
     assert result.stdout.splitlines()[0] == "help-fbnet: 2 architectures of fbnet"
-    assert "warning: short has 1 latencies of 2 architectures: left out" in result.stderr
+    assert "warning: short has 1 latencies for 2 architectures: left out" in result.stderr
     entry = {"config": [{"arch_str": CELL}, {"arch_str": OTHER}], "pixel3_latency": [3.5, 4.5]}
     content = {"nasbench201": {"cifar10": entry, "cifar100": entry}}
     Path("hw.pickle").write_bytes(pickle.dumps(content))

@@ -81,7 +81,7 @@ def test_devices_of_other_architectures_are_named_and_left_out(tmp_path: Path) -
     table = read_help(help_folder(tmp_path / "h", arch=[[8] * 22] * 2, **files), told.append)
     assert list(table.latency_ms) == ["pixel2", "pixel3"]
     assert np.isnan(table.latency_ms["pixel3"][0])
-    assert told == ["v100 has 3 latencies of 2 architectures: left out"]
+    assert told == ["v100 has 3 latencies for 2 architectures: left out"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_fbnets_latencies_are_those_of_its_operators_added_up(
     ("content", "words"),
     [
         ([1, 2], "not a file of HW-NAS-Bench"),
-        ({}, "neither nasbench201 nor fbnet"),
+        ({}, "no latencies of nasbench201 or fbnet"),
         ({"nasbench201": {"cifar10": {}}}, "it lacks 'config'"),
         ({"nasbench201": {"cifar10": {"config": [{"arch_str": "x"}]}}}, "no 22 blocks"),
         (

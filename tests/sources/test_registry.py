@@ -45,7 +45,7 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
     keep([made_table("one")])
-    with pytest.raises(UsageError, match="'one': add --replace, or give another --name"):
+    with pytest.raises(UsageError, match="'one': give --replace, or another --name"):
         keep([made_table("two"), made_table("one")])
     assert tables() == ["one"]  # all or none
     keep([made_table("two"), made_table("one", n=30)], replace=True)

@@ -373,7 +373,7 @@ class Run:
             )
         except ValueError as error:
             raise DatasetError(
-                f"{self.path} has {error}: measure more, or train {argument('predictor')} auto"
+                f"{self.path} has {error}: measure more, or use {argument('predictor')} auto"
             ) from error
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
@@ -396,7 +396,7 @@ class Run:
             )
         theirs, own = other.dataset(), self.dataset()
         if not len(theirs):
-            raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
+            raise DatasetError(f"{other.path} holds no measurements yet: resume it first")
         known = {a.key for a in own.architectures}
         return evaluate_across(
             theirs.latency_ms,

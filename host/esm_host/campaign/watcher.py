@@ -65,7 +65,7 @@ def complete(watcher: object | None) -> CampaignWatcher:
     if not own:
         raise UsageError(
             f"{argument('watcher')} {type(watcher).__name__} has none of the methods "
-            f"{', '.join(names)}: give it one, or derive it from esm_host.Watcher"
+            f"{', '.join(names)}: add one, or derive the class from esm_host.Watcher"
         )
     completed = Watcher()
     vars(completed).update(own)

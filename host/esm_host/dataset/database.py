@@ -109,7 +109,7 @@ class SqliteFile(Database):
     """SQLite file; opened for reading only if it or its folder is write-protected."""
 
     def __init__(self, path: Path) -> None:
-        # A path is no part of a URL: it may have a "?" or a "%".
+        # Not a URL string, because a path may contain "?" or "%".
         url = sa.URL.create("sqlite", database=str(path))
         self.engine = sa.create_engine(url, creator=self._connect)
         sa.event.listen(self.engine, "connect", _check_foreign_keys)
@@ -275,7 +275,7 @@ class PostgresSchema(Database):
         if not self._alone:
             self.engine.dispose()
 
-    # The files beside the store
+    # Files beside the store
 
     def keep_files(self, files: Mapping[str, bytes]) -> None:
         """Store files by name; they replace all files stored before."""
@@ -302,7 +302,7 @@ class PostgresSchema(Database):
         Raises:
             BusyError: another host runs the campaign.
         """
-        self.engine.dispose()  # the next connection takes the lock
+        self.engine.dispose()  # the next connection acquires the lock
         self._alone = True
         try:
             with self._reading():

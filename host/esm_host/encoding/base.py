@@ -98,7 +98,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Encode blocks, shape ``(n, units, max_depth)``, and input sides, pixels, shape ``(n,)``."""
+        """Encode blocks, shape ``(n, units, max_depth)``, and input sides in pixels, ``(n,)``."""
 
     # Helpers of encoders
 

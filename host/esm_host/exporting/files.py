@@ -144,8 +144,8 @@ def export_architectures(
             size = 4 * each.parameters
             if size > _MOST_BYTES:
                 raise UsageError(
-                    f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB and ONNX files "
-                    f"hold 2: export {argument('formats')} torch,json, or of a smaller "
+                    f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB, and an ONNX "
+                    f"file holds 2: export {argument('formats')} torch,json, or use a smaller "
                     f"{argument('width_mult')}"
                 )
     sources = _sources(space, different) if "torch" in formats else {}

@@ -143,8 +143,8 @@ class _Writer:
         said = (
             f'"""{_said(a.space)}, {a.depth} blocks: images of {shape} in, {results} numbers out.',
             f"Units: {_said(units)}",
-            f"Written by esm-host export {version('esm-profiler')}. A new {CLASS}() is as torch "
-            "initialises it; weights.pt holds the ONNX file's:",
+            f"Written by esm-host export {version('esm-profiler')}. A new {CLASS}() has torch's "
+            "initial weights; weights.pt holds those of the ONNX file:",
         )
         lines = [line for text in said for line in (*textwrap.wrap(text, _WIDTH), "")]
         lines += [
@@ -295,7 +295,7 @@ class _Operator:
             UsageError: the attribute has another value.
         """
         if self._given.pop(attribute, default) != value:
-            raise self._refused(f" of this {attribute}")
+            raise self._refused(f" with this {attribute}")
 
     def _shape(self, tensor: str) -> Shape:
         return self.writer.net.shape(tensor)
@@ -315,7 +315,7 @@ class _Operator:
         self._expect("kernel_shape", list(kernel), list(kernel))
         self._expect("dilations", [1, 1], [1, 1])
         if len(kernel) != 2 or per_group * groups != in_channels:
-            raise self._refused(f" of {len(kernel)} dimensions")
+            raise self._refused(f" in {len(kernel)} dimensions")
         padding, around = self._padding()
         folded = self.node.name in self.writer.net.folded and not any(
             reader.op_type == "BatchNormalization"  # an unfolded one of a user's own space
@@ -409,7 +409,7 @@ class _Operator:
             return lambda x: f"{x[0]}.unflatten({first}, {after})"
         if len(after) == 1:
             return lambda x: f"{x[0]}.flatten({first}, {first + len(before) - 1})"
-        raise self._refused(" of several dimensions")
+        raise self._refused(" over several dimensions")
 
     def _padding(self, value: str = "") -> tuple[list[int], Callable[[str], str]]:
         """Return torch's symmetric padding, and a function that pads if the ends differ."""

@@ -68,8 +68,8 @@ def _plateau_signatures(
         )
         return [Signature("noise", text)]
     text = (
-        f"{brought}. The encoding may not tell architectures apart: try {argument('encoding')} "
-        f"views or {argument('predictor')} auto"
+        f"{brought}. The encoding may not distinguish the architectures: "
+        f"try {argument('encoding')} views or {argument('predictor')} auto"
     )
     if settings.predictor == "auto" and settings.encoding in (None, "views"):
         text = (

@@ -58,14 +58,17 @@ def load_torch(path: Path) -> Any:
                 raise PlainPickleError("it is not a file of torch")
             with archive.open(inside[0]) as file:
                 return _load(file)
-    except (RuntimeError, zipfile.BadZipFile) as error:  # encrypted, oddly compressed, damaged
+    except (
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:  # encrypted, of unknown compression, or damaged
         raise PlainPickleError(str(error)) from error
 
 
 def _load(file: IO[bytes]) -> Any:
     try:
         return _Unpickler(file).load()
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle may raise any type
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PlainPickleError(text) from error
 
@@ -75,7 +78,7 @@ class _Unpickler(pickle.Unpickler):
         if module.startswith("torch"):
             raise pickle.UnpicklingError("it holds tensors: save lists of numbers")
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}")
         return _STAND_INS[module, name]
 
 
@@ -111,7 +114,7 @@ def _array(data: Any, dtype: _DType, shape: Any, order: Any = "C") -> NDArray[An
         raise ValueError("it holds an array of objects")
     sides = (shape,) if isinstance(shape, int) else tuple(shape)
     if math.prod(sides) * dtype.numpy.itemsize != len(data):
-        raise ValueError("an array's size is not that of its data")
+        raise ValueError("the size of an array differs from that of its data")
     return np.frombuffer(data, dtype.numpy).reshape(sides, order="F" if order == "F" else "C")
 
 
@@ -121,7 +124,7 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"it asks for the encoding {encoding!r}")
+        raise ValueError(f"it needs the encoding {encoding!r}")
     return text.encode("latin1")
 
 

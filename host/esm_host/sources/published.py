@@ -58,7 +58,7 @@ def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None
             latency_ms[file.stem] = plausible_latencies(values)
         else:
             shape = " x ".join(map(str, values.shape))
-            warn(f"{file.stem} has {shape} latencies of {len(codes)} architectures: left out")
+            warn(f"{file.stem} has {shape} latencies for {len(codes)} architectures: left out")
     if not latency_ms:
         raise DatasetError(f"no file in {folder / 'latency'} has {len(codes)} latencies")
     return LatencyTable(name or f"{HELP}-{space.name}", space, codes, latency_ms, {})
@@ -130,7 +130,7 @@ def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]
     except LookupError as error:
         raise DatasetError(f"{path} is not a file of HW-NAS-Bench (it lacks {error})") from error
     if not any(table.latency_ms for table in tables):
-        raise DatasetError(f"{path} holds latencies of neither nasbench201 nor fbnet")
+        raise DatasetError(f"{path} holds no latencies of nasbench201 or fbnet")
     return tables
 
 

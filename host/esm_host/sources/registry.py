@@ -44,7 +44,7 @@ def keep(imported: Sequence[LatencyTable], replace: bool = False) -> list[Path]:
     for table, path in zip(imported, paths, strict=True):
         if path.exists() and not replace:
             raise UsageError(
-                f"there is a source '{table.name}': add --replace, or give another --name"
+                f"there is already a source '{table.name}': give --replace, or another --name"
             )
     for table, path in zip(imported, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def of_one_space(
     spaces = list(dict.fromkeys(describe(source.space) for source in found))
     if not names and len(spaces) > 1:
         raise UsageError(
-            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name them"
+            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name the sources"
         )
     for source in (*found, *chosen):
         _check_fit(source, (chosen or found)[0].space)

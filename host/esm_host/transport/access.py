@@ -157,7 +157,7 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the fingerprint verifies it, below
+    context.verify_mode = ssl.CERT_NONE  # verified by the fingerprint below
     context.set_alpn_protocols(["h2"])
     try:
         with (
@@ -199,7 +199,7 @@ def no_agent(address: str, name: str | None = None) -> UnreachableError:
 class Finding(enum.Enum):
     """Result of a TLS handshake outside gRPC with an agent that gRPC cannot reach."""
 
-    NOTHING = "nothing wrong with TLS"
+    NOTHING = "no TLS error"
     NO_TLS = "plain text"
     WANTS_TLS = "TLS"
     OTHER_CERTIFICATE = "not the certificate that is pinned"
@@ -293,7 +293,7 @@ def tls_error(address: str, name: str, access: Access) -> AuthError | None:
         refused += "if `date` there is wrong"
     dated = (access.token and out_of_dates(access.roots or b"")) or _clock()
     texts = {
-        Finding.OTHER_CERTIFICATE: f"{who} has another certificate than the one that is pinned: "
+        Finding.OTHER_CERTIFICATE: f"{who} has another certificate than the pinned one: "
         "if it was renewed, run `esm-agent pair` on the device and paste its line, with --force; "
         "otherwise another machine answers",
         Finding.WRONG_DATES: f"the certificate of {who} is not valid ({words}): {dated}: "

@@ -159,10 +159,10 @@ def groups() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     written = read_toml(path).get("groups", {})
     if not isinstance(written, dict):
-        raise UsageError(f"{path}: groups are written below [groups]")
+        raise UsageError(f"{path}: write groups below [groups]")
     for name, members in written.items():
         if not (isinstance(members, list) and members and all(type(m) is str for m in members)):
-            raise UsageError(f'{path}: a group is written {name} = ["DEVICE", ...]')
+            raise UsageError(f'{path}: write a group as {name} = ["DEVICE", ...]')
         if name in known:
             raise UsageError(f"{path}: '{name}' is both a device and a group: rename one")
         for member in members:

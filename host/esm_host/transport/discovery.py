@@ -78,7 +78,7 @@ def find(seconds: float) -> list[AnnouncedAgent]:
         zeroconf = Zeroconf()
     except OSError as error:
         raise DeviceError(
-            f"cannot listen for announcements ({error.strerror or error}): is there a network?"
+            f"cannot listen for announcements ({error.strerror or error}): check the network"
         ) from error
     try:
         browser = ServiceBrowser(zeroconf, ANNOUNCED_AS, handlers=[on_change])

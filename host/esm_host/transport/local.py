@@ -107,7 +107,7 @@ class _Pending(Pending):
         try:
             return self._inner.result(on_progress)
         except UnreachableError as error:
-            raise UnreachableError("the local agent died and is started again") from error
+            raise UnreachableError("the local agent died and is restarted") from error
 
     def finish(self) -> None:
         self._inner.finish()

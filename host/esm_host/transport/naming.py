@@ -133,7 +133,7 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
-            f"'{name}' is in group {', '.join(holders)}: give {argument('force')} to remove it there"
+            f"'{name}' is in group {', '.join(holders)}: give {argument('force')} to remove it"
         )
     with _edited(_without_section(name)) as document:
         if name in document.get("devices", {}):

@@ -202,7 +202,7 @@ def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> No
     if resume:
         known = folder.read_settings()
         if replace(known, measure=settings.measure) != settings:
-            raise UsageError(f"{folder.path} holds another search: give {argument('resume')} alone")
+            raise UsageError(f"{folder.path} holds another search: give only {argument('resume')}")
         if settings.measure < known.measure:
             raise UsageError(
                 f"{argument('measure')} {settings.measure}: the search in {folder.path} has "

@@ -101,7 +101,7 @@ class SamplingSettings(SeedSettings):
     def _check_first(self) -> None:
         if self.held_out and not 4 <= self.held_out <= self.initial - LEAST_SAMPLES:
             raise UsageError(
-                f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
+                f"{self.held_out} of {self.initial} held out: hold out 4 or more, and leave "
                 f"{LEAST_SAMPLES} or more"
             )
         if self.sampler:
