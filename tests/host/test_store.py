@@ -69,7 +69,7 @@ def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> 
     assert [stored.metrics for stored in store.measurements()] == [{}]
     told = {"peak_rss_bytes": 2**40, "energy_mj": -1.5}
     add(store, "some", [samples(PLAN[1]), replace(samples(PLAN[2]), metrics=told)])
-    kept = [stored.measurement for stored in Store(store.database).measurements()]
+    kept = [stored for stored in Store(store.database).measurements()]
     assert [measured.metrics for measured in kept] == [{}, {}, told]
     assert kept[-1].peak_rss_bytes == 2**40
 
@@ -257,7 +257,7 @@ def test_another_schema_version_is_refused(store: Store, version: int) -> None:
         at = table.c.key == "schema_version"
         connection.execute(table.update().where(at).values(value=version))
     store.close()
-    cure = f"schema version {version}, .* use the esm-profiler that wrote it"
+    cure = f"schema version {version}, .* use the version of esm-profiler that wrote it"
     with pytest.raises(DatasetError, match=cure) as caught:
         Store(store.database)
     assert "\n" not in str(caught.value)

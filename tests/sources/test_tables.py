@@ -77,15 +77,15 @@ OFA |= {"resolution": 160}
     ("columns", "words"),
     [
         ({"x": 1}, "needs a column 'architecture' or 'arch'"),
-        ({"arch": None}, "row 1 holds no 22 blocks"),
-        ({"arch": BLOCKS[2:]}, "row 1 holds no 22 blocks"),
+        ({"arch": None}, "row 1 needs 22 blocks"),
+        ({"arch": BLOCKS[2:]}, "row 1 needs 22 blocks"),
         ({"arch": BLOCKS[:-1] + "9"}, "row 1 has the block 9: choose 0, 1"),
-        ({"arch": "-1" + BLOCKS[1:]}, "row 1 holds no 22 blocks"),
+        ({"arch": "-1" + BLOCKS[1:]}, "row 1 needs 22 blocks"),
         ({"arch": CELL[:-1]}, "not a cell of NAS-Bench-201"),
         ({"arch": CELL.replace("none~2", "nothing~2")}, "not a cell of NAS-Bench-201"),
         ({"arch": CELL.replace("~1|+", "~0|+")}, "not a cell of NAS-Bench-201"),
         ({**OFA, "depth": "2_2_2_2_5"}, "depth 5: choose 2, 3, 4"),
-        ({**OFA, "depth": "2_2_2_2"}, "no 5 depths"),
+        ({**OFA, "depth": "2_2_2_2"}, "needs 5 depths"),
         ({**OFA, "kernel": OFA["kernel"].replace("3", "4", 1)}, "kernel 4: choose 3, 5, 7"),
         ({**OFA, "resolution": 161}, "resolution 161: choose 128"),
         ({k: v for k, v in OFA.items() if k != "resolution"}, "no column 'resolution'"),
@@ -93,7 +93,7 @@ OFA |= {"resolution": 160}
         ({"architecture": None}, "row 1: "),
         ({"architecture": "[" * 10_000}, "row 1: "),
         ({"architecture": '{"space": "resnet", "units": []}'}, "row 1: resnet has 4 units"),
-        ({"architecture": '{"space": "resnext", "units": []}'}, "of 'resnext', not of resnet"),
+        ({"architecture": '{"space": "resnext", "units": []}'}, "unknown space 'resnext'"),
     ],
 )
 def test_what_is_no_architecture_is_told(columns: dict[str, object], words: str) -> None:
@@ -125,7 +125,7 @@ def test_a_table_does_not_say_which_file_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("noted", "words"),
     [
-        ({"name": []}, r"of '\[\]', not of resnet"),
+        ({"name": []}, r"unknown space '\[\]'"),
         ({"name": "resnet", "wings": 2}, "resnet cannot be built"),
         ({"name": "resnet", "resolution": "large"}, "resnet cannot be built"),
         ({"name": "resnet", "resolution": 8}, "resolution 8 is too small"),
