@@ -108,14 +108,14 @@ def test_what_makes_sense_is_believed(liar: tuple[Liar, RemoteProfiler]) -> None
         (events(latency_ns=[5, 0, 7]), "latency of 0 ns"),
         (events(latency_ns=[5, 2**63, 7]), "latency of 9223372036854775808 ns"),
         (events(latency_ns=[5]), "1 latencies with 3 starts"),
-        (events(latency_ns=[5] * 4, start_ns=[0] * 4), "4 runs of a model instead of 3"),
+        (events(latency_ns=[5] * 4, start_ns=[0] * 4), "4 runs of a model instead of at most 3"),
         (events(trimmed_mean_ns=NAN), "trimmed mean of nan ns"),
         (events(model_id="c"), "the result of another model"),
         (events(failure=pb.Failure(kind=77)), "unknown kind number 77"),  # type: ignore[arg-type]
         (events()[1:], "the result of another model"),
         (events()[2:], "the results of another block"),
         (events()[:2] + events()[:1], "the result of another model"),
-        ([GARBAGE], "no MeasureBlockEvent"),
+        ([GARBAGE], "not a MeasureBlockEvent"),
         (
             [pb.MeasureBlockEvent(progress=pb.Progress(state="STATE_QUEUED", fraction=NAN))],
             "fraction of nan",

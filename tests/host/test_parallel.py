@@ -283,7 +283,7 @@ def test_nobody_there_or_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
         refused(
             f"dask://127.0.0.1:{port}", r"does not work as a Dask scheduler \(it does not answer\)"
         )
-        refused(f"dask+tls://127.0.0.1:{port}", r"at tls://.* \(TLS .*, or the certificates$")
+        refused(f"dask+tls://127.0.0.1:{port}", r"^tls://.* \(TLS .*, or the certificates$")
     refused(f"dask://127.0.0.1:{port}", r"no Dask .* \(Connection refused\): start one there")
     result = CliRunner().invoke(app, ["study", "s.toml", "--parallel", f"dask://localhost:{port}"])
     assert (result.exit_code, result.stderr.count("\n")) == (69, 1)

@@ -69,7 +69,7 @@ def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> 
     assert [stored.metrics for stored in store.measurements()] == [{}]
     told = {"peak_rss_bytes": 2**40, "energy_mj": -1.5}
     add(store, "some", [samples(PLAN[1]), replace(samples(PLAN[2]), metrics=told)])
-    kept = [stored for stored in Store(store.database).measurements()]
+    kept = Store(store.database).measurements()
     assert [measured.metrics for measured in kept] == [{}, {}, told]
     assert kept[-1].peak_rss_bytes == 2**40
 

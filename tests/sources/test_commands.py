@@ -147,7 +147,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["x.parquet"], 1, ["x.parquet cannot be read"]),
         (["x.pickle"], 1, ["not a file of HW-NAS-Bench"]),
         (["."], 2, ["no folder 'latency'", "HELP"]),
-        (["campaign"], 2, ["campaign is a campaign", "source as it is"]),
+        (["campaign"], 2, ["campaign is a campaign", "use its folder as a source"]),
         ([], 2, ["missing argument"]),
     ],
 )

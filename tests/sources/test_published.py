@@ -213,7 +213,7 @@ def test_fbnets_latencies_are_those_of_its_operators_added_up(
         ([1, 2], "not a file of HW-NAS-Bench"),
         ({}, "no latencies of nasbench201 or fbnet"),
         ({"nasbench201": {"cifar10": {}}}, "it lacks 'config'"),
-        ({"nasbench201": {"cifar10": {"config": [{"arch_str": "x"}]}}}, "no 22 blocks"),
+        ({"nasbench201": {"cifar10": {"config": [{"arch_str": "x"}]}}}, "needs 22 blocks"),
         (
             {"nasbench201": {"c": {"config": [{"arch_str": CELLS[0]}], "a_latency": [1, 2]}}},
             "'a' for 1 cells",
