@@ -36,7 +36,7 @@ FORMS = (
     ("esm_agent.measure.process:JobResult", "measurements of a job"),
     ("esm_protos.messages:BlockResult", "measurements of a block"),
     ("esm_protos.v1.profiler_pb2:ModelResult", "message on the wire"),
-    ("esm_host.dataset.lanes:Finished", "block with its device"),
+    ("esm_host.dataset.lanes:MeasuredBlock", "block with its device"),
     ("esm_host.dataset.rows:to_row", "dict of columns"),
     ("esm_host.dataset.schema:MEASUREMENTS", "row of the store"),
     ("esm_host.dataset.usual_pace:Block", "measurements of a stored block"),

@@ -1,6 +1,6 @@
-"""Why it is measured, and what follows: sampling, encoding, predicting, deciding what is next.
+"""Measurement of latencies, training of latency predictors, and search.
 
-The names below are for programs and notebooks; docs/python.md shows them at work.
+The names below are the interface for programs and notebooks; see docs/python.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from esm_models.spaces import load_space as load_space
     from esm_protos.messages import MeasureSpec as MeasureSpec
 
-# By module, which is imported when a name is asked for: `import esm_host` stays fast.
+# Names by module; a module is imported on first use, so that `import esm_host` stays fast.
 _NAMES = {
     "esm_host.api": (
         *("compare", "export", "profile", "resume", "time", "torch_module", "write_report"),
@@ -94,7 +94,7 @@ _MODULES = ("devices", "team")
 __all__ = sorted([*_MODULES, *_LAZY])
 
 
-if not TYPE_CHECKING:  # to which a name that is not there is a mistake
+if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":

@@ -1,4 +1,4 @@
-"""What the commands do, for Python: the names of ``esm_host`` itself. Nothing here prints."""
+"""Python interface of the commands, exported by ``esm_host``. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
     from esm_host.search.record import SearchRecord
 
     Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
-    """An ONNX model: the path of its file, its bytes, or as ``onnx`` has it; or a torch module."""
+    """ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
 
     Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
     Inputs: TypeAlias = (
         Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     )
-    """Values by the inputs' names, or paths of files and folders that hold them."""
+    """Values by input name, or paths of files and folders with values."""
 
     Timing: TypeAlias = TimingFile | str | os.PathLike[str]
-    """What :func:`time` gave, or the path of what it saved."""
+    """Result of :func:`time`, or the path of its file."""
 
     OnProgress: TypeAlias = Callable[[str, Progress], None]
 
@@ -90,56 +90,60 @@ def time(
     wait: bool = True,
     on_progress: OnProgress | None = None,
 ) -> TimingFile:
-    """Times ONNX models on devices: all in all cases together, in turn, on all devices at once.
+    """Time ONNX models on devices, interleaved with each other and on all devices at once.
 
-    Without ``runs`` each is measured until it is known to the precision, within the limits.
+    Without ``runs`` each model is measured until it reaches the precision, within the limits.
 
     Args:
-        models: one or several, or several by names of your own. Those from memory that have no
-            name are called ``model-1``, ``model-2``... A ``torch.nn.Module`` is exported first,
+        models: One or several models, or a mapping from names to models. Unnamed models from
+            memory are called ``model-1``, ``model-2``... A ``torch.nn.Module`` is exported first,
             with ``example_inputs``.
-        example_inputs: of torch modules: a tensor, or a tuple of what ``forward`` takes.
+        example_inputs: Inputs of torch modules: a tensor, or a tuple of the arguments of
+            ``forward``.
         device: ``"local"``, ``"host:port"`` or a name; or several.
-        batch: sizes of the first dimension of inputs that leave it free.
-        shapes: dimensions of inputs by name; None for one left free.
-        dims: sizes of named dimensions, ``{"H": [320, 640], "W": 640}``; all combinations are
-            cases. A dimension that nothing sets is taken as 1, and ``warnings`` say so.
-        threads: of the runtime; several are several cases.
-        inputs: by the inputs' names, arrays or ONNX's TensorProto, SequenceProto and OptionalProto;
-            or paths of an ``.npz``, of such protos in files, or of folders of them. What is not
-            given is random.
-        runs: exactly so many counted runs of every model and case.
-        precision_percent: half-width of the 95 % interval, percent of the latency; 2 by default.
-        max_runs: of one model; 100,000 by default.
-        max_time_s: seconds of measuring, all models together; by default 20, and 2 for each
+        batch: Sizes of the first dimension of inputs that leave it free.
+        shapes: Dimensions of inputs by name; None for a free dimension.
+        dims: Sizes of named dimensions, ``{"H": [320, 640], "W": 640}``; all combinations are
+            cases. A dimension without a size is 1, and ``warnings`` say so.
+        threads: Numbers of threads of the runtime; several are several cases.
+        inputs: Values by input name: arrays, or ONNX's TensorProto, SequenceProto and
+            OptionalProto. Or paths of an ``.npz``, of files with such protos, or of folders of
+            them. Missing values are random.
+        runs: Exact number of counted runs of every model and case; None measures to the
+            precision.
+        precision_percent: Half-width of the 95 % confidence interval, percent of the latency;
+            None for 2.
+        max_runs: Largest number of runs of one model; None for 100,000.
+        max_time_s: Largest measuring time of all models together, s; None for 20, plus 2 per
             further model.
-        sessions: of each model in a block; 2 by default.
-        spread: spread 3 to 10 blocks evenly over this time, ``"10m"`` or seconds; others can use
-            the device between them.
-        raw: report latencies and intervals as measured, not at the device's usual pace.
-        protocol: ``"interleaved"``, or ``"sequential"``: all runs of a model in a row.
-        warmup: uncounted runs before each visit, at most.
-        trim: share of the runs dropped at each end.
-        provider: execution provider, one of the device's.
-        ep_options: values of the provider's own options, by name, such as ``{"tf32": True}``.
-        tf32: deprecated, ``ep_options={"tf32": True}``.
-        cuda_graph: deprecated, ``ep_options={"cuda_graph": True}``.
-        allow_fallback: measure also models of which nodes run on another provider.
-        timeout_s: that one model may take at a time.
-        seed: of the inputs and the visiting order.
-        profile_runs: runs to profile, apart from those timed; 0 profiles nothing.
-        wait: False gives up on a device that somebody else uses.
-        on_progress: told the device and how far it is, from the devices' threads.
+        sessions: Number of sessions of each model in a block; None for 2.
+        spread: Time over which 3 to 10 blocks are spread evenly, ``"10m"`` or seconds; None for
+            one block. Others can use the device between blocks.
+        raw: Whether latencies and intervals are as measured instead of at the device's usual
+            pace.
+        protocol: ``"interleaved"``, or ``"sequential"`` for all runs of a model in a row.
+        warmup: Largest number of warm-up runs before each visit.
+        trim: Share of the runs dropped at each end.
+        provider: Execution provider, one of the device's.
+        ep_options: Values of the provider's own options by name, such as ``{"tf32": True}``.
+        tf32: Deprecated: ``ep_options={"tf32": True}``.
+        cuda_graph: Deprecated: ``ep_options={"cuda_graph": True}``.
+        allow_fallback: Whether to measure models of which nodes run on another provider.
+        timeout_s: Largest time of one model in a block, s.
+        seed: Random seed of the inputs and the visiting order.
+        profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        on_progress: Callback with the device and its progress, from the devices' threads.
 
     Returns:
-        Data frames of the results. A model that failed has its ``failure`` there; so has, among
-        several devices, one that failed its ``error`` in ``.devices``.
+        Data frames of the results. A failed model has a ``failure``. If one of several devices
+        fails, it has an ``error`` in ``.devices``.
 
     Raises:
-        UsageError: something that was asked for makes no sense.
-        BusyError: the only device is somebody else's and ``wait`` is False.
-        DeviceError: the only device is gone or refuses.
-        TimingInterrupt: a KeyboardInterrupt ended it early; it has what was measured.
+        UsageError: an argument is invalid.
+        BusyError: the only device is in use and ``wait`` is False.
+        DeviceError: the only device is unreachable or refuses.
+        TimingInterrupt: a KeyboardInterrupt ended the timing; it holds the results so far.
 
     Example::
 
@@ -217,24 +221,26 @@ def compare(
     max_latency_ms: Mapping[str, float] | None = None,
     limits: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Whether models became slower between timings, or fail now.
+    """Compare timings and report models that became slower or now fail.
 
     Args:
-        base, new: what :func:`time` gave, or paths of what it saved. One or several: several of
-            each side tell what timings of one model vary by.
-        confidence: of the intervals, above 0 and below 1.
-        tolerance_percent: a model is slower when even its interval's lower end is above this.
-        allow: names of settings and facts of devices that may differ, ``["hostname"]``;
-            ``"cases"`` compares what all have.
-        match: models that have another name in the new timings, ``{"v1.onnx": "v2.onnx"}``.
-        max_latency_ms: that a model may take in the new timings, by its name.
-        limits: of other metrics, by their keys, that every model must keep in the new timings,
-            ``{"peak_rss_bytes": 2e8}``.
+        base: Results of :func:`time`, or paths of their files. Several timings show the variation
+            between timings of one model.
+        new: Results or paths of the new timings, one or several.
+        confidence: Confidence level of the intervals, between 0 and 1.
+        tolerance_percent: Tolerated slowdown; a model is slower if the lower end of its interval
+            exceeds it.
+        allow: Names of settings and device facts that may differ, ``["hostname"]``; ``"cases"``
+            compares the common cases.
+        match: New names of renamed models, ``{"v1.onnx": "v2.onnx"}``; None for none.
+        max_latency_ms: Latency limits in the new timings, ms, by model; None for none.
+        limits: Limits of other metrics in the new timings, by key, ``{"peak_rss_bytes": 2e8}``;
+            None for none.
 
     Raises:
-        UsageError: an argument makes no sense, or there is no such file.
-        DatasetError: a file is no timing.
-        DifferentError: something else than the models differs.
+        UsageError: an argument is invalid, or a file does not exist.
+        DatasetError: a file is not a timing.
+        DifferentError: something other than the models differs.
 
     Example::
 
@@ -262,27 +268,27 @@ def profile(
     wait: bool = True,
     watcher: object | None = None,
 ) -> Run:
-    """Learns a latency predictor for a device by measuring as few models as possible.
+    """Train a latency predictor for a device with as few measured models as possible.
 
-    Interrupted, it keeps what was measured, and :func:`resume` goes on from there.
+    If it is interrupted, its measurements are kept, and :func:`resume` continues.
 
     Args:
-        settings: device (or group), search space, target and all else.
-        run: folder of the campaign, which is made.
-        store: URL of a PostgreSQL database that is to hold its records, for a team to share.
-        patience_s: how long to wait for a device that went away.
-        wait: False gives up on a device that somebody else uses.
-        watcher: is told how it goes on: an object with any of the methods of :class:`Watcher`.
+        settings: Settings of the campaign.
+        run: Folder of the campaign, which is created.
+        store: URL of a PostgreSQL database for a shared store; empty for a file in the folder.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        watcher: Object with any of the methods of :class:`Watcher`; None for none.
 
     Returns:
-        The campaign; ``.converged`` says whether it reached its target.
+        The campaign; ``.converged`` is True if it reached its target.
 
     Raises:
-        UsageError: something that was asked for makes no sense.
-        ModelsError: likewise of the search space.
-        RunExistsError: the folder holds a campaign already, or the shared store one of its name.
-        BusyError: the device, without ``wait``, or the folder is in use.
-        DeviceError: the device is gone or refuses.
+        UsageError: a setting is invalid.
+        ModelsError: a setting of the search space is invalid.
+        RunExistsError: the folder or the shared store already holds a campaign of this name.
+        BusyError: the folder is in use, or the device is in use and ``wait`` is False.
+        DeviceError: the device is unreachable or refuses.
 
     Example::
 
@@ -314,22 +320,31 @@ def resume(
     wait: bool = True,
     watcher: object | None = None,
 ) -> Run:
-    """Goes on with a campaign, or judges a finished one anew; measures nothing twice.
+    """Resume a campaign, or evaluate a finished one again; nothing is measured twice.
+
+    A setting that is None keeps its value. :class:`Settings` describes them.
 
     Args:
-        run: or its folder.
-        device: another name of the same device.
-        target_accuracy_percent, max_models, train_on, weights, predictor, encoding,
-            group_tolerance_percent, raw: in place of those that it has, as :class:`Settings`
-            describes them.
-        finish: measure no more, and train on what is there; no device is needed, and the campaign
-            can go on later.
-        patience_s, wait, watcher: as in :func:`profile`.
+        run: The campaign or its folder.
+        device: Another name of the same device.
+        target_accuracy_percent: New target accuracy.
+        max_models: New limit of measured architectures.
+        train_on: New verdicts to train on.
+        weights: New weights of the samples.
+        predictor: New predictor.
+        encoding: New encoding.
+        group_tolerance_percent: New tolerance of the paces in a group.
+        raw: Whether latencies are as measured.
+        finish: Whether to train on the measurements so far, without a device; the campaign can be
+            resumed later.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        watcher: Object with any of the methods of :class:`Watcher`; None for none.
 
     Raises:
-        UsageError: there is no campaign, or a value is out of range.
+        UsageError: the folder holds no campaign, or a value is out of range.
         MismatchError: the device is another one.
-        Others as :func:`profile`.
+        ModelsError, BusyError, DeviceError: as in :func:`profile`.
 
     Example::
 
@@ -363,17 +378,17 @@ def write_report(
     source: Run | TimingFile | SearchRecord | Study | Comparison | str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
 ) -> Path:
-    """Writes one HTML file that opens in any browser, without a network.
+    """Write an HTML report in a single file, which needs no network.
 
     Args:
-        source: a campaign, a search, a timing, a study or a comparison, or the folder or file of
-            one.
+        source: Campaign, search, timing, study or comparison, or its folder or file.
+        output: Path of the report.
 
     Returns:
-        The file's path.
+        Path of the report.
 
     Raises:
-        UsageError: there is no such source, or no such folder to write to.
+        UsageError: the source or the folder of the report does not exist.
         DatasetError: the source is damaged.
 
     Example::
@@ -422,24 +437,24 @@ def export(
     formats: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Exported]:
-    """Writes networks for other tools: as ONNX with weights, as torch modules to train, as JSON.
+    """Export networks for other tools: ONNX with weights, torch modules to train, JSON.
 
     Args:
-        source: a campaign or its folder, or a search space: what the architectures are of.
-        architectures: values, their JSON or short forms, or mappings that hold these as
-            ``"architecture"``;
-            what else is in these goes into the list.
-        output: folder, which is made. In it a folder per architecture, with ``model.onnx``,
+        source: Campaign, its folder, or the search space of the architectures.
+        architectures: Architectures, their JSON or short forms, or mappings that hold one as
+            ``"architecture"``; their further values are copied to the index.
+        output: Folder, which is created. It gets a folder per architecture, with ``model.onnx``,
             ``model.py`` and ``weights.pt``, and ``architectures.json``.
-        formats: of ``"onnx"``, ``"torch"``, ``"json"``; by default all that there are.
-        seed: of the weights.
+        formats: Formats of ``"onnx"``, ``"torch"``, ``"json"``; None for all that the space
+            supports.
+        seed: Random seed of the weights.
 
     Returns:
-        Of each architecture its folder and number of parameters.
+        Folder and number of parameters of each architecture.
 
     Raises:
-        UsageError: something that was asked for makes no sense, the folder holds something, or a
-            network has no torch form.
+        UsageError: an argument is invalid, the folder is not empty, or a network has no torch
+            form.
         ModelsError: an architecture is not in the search space.
 
     Example::
@@ -458,16 +473,16 @@ def torch_module(
     *,
     seed: int | None = None,
 ) -> nn.Module:
-    """The network of an architecture as a torch module to train, batch normalisation included.
+    """Return the network of an architecture as a torch module to train, with batch normalisation.
 
     Args:
-        source: a campaign or its folder, or a search space: what the architecture is of.
-        architecture: a value, its JSON or its short form.
-        seed: of the weights, those that :func:`export` writes; None leaves them as torch
-            initialises them.
+        source: Campaign, its folder, or the search space of the architecture.
+        architecture: Architecture, its JSON or its short form.
+        seed: Random seed of the weights, as in :func:`export`; None keeps torch's initial
+            weights.
 
     Raises:
-        UsageError: the network is of int8, or has an operator without a torch form.
+        UsageError: the network is int8, or has an operator without a torch form.
         ModelsError: the architecture is not in the search space.
 
     Example::
@@ -508,10 +523,10 @@ def _opened(path: Path) -> Run | TimingFile | SearchRecord | Study | Comparison:
 
 
 def _comparison(path: Path) -> Comparison | None:
-    """Read a comparison; None where the file is something else.
+    """Read a comparison; None if the file is something else.
 
     Raises:
-        DatasetError: it is damaged, or of another version.
+        DatasetError: the comparison is damaged, or of another version.
     """
     try:
         data = json.loads(path.read_bytes())
@@ -548,7 +563,7 @@ def _several(values: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
-    """As they are written on the command line."""
+    """Return shapes in the form of the command line."""
     return [
         f"{name}:{'x'.join('N' if dim is None else str(dim) for dim in dims)}"
         for name, dims in (shapes or {}).items()
@@ -556,12 +571,12 @@ def _shapes(shapes: Mapping[str, Sequence[int | None]] | None) -> list[str]:
 
 
 def _dims(dims: Mapping[str, int | Sequence[int]] | None) -> list[str]:
-    """As they are written on the command line."""
+    """Return dimensions in the form of the command line."""
     return [f"{name}={','.join(map(str, _several(sizes)))}" for name, sizes in (dims or {}).items()]
 
 
 def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
-    """Paths of values; those from memory are written to the folder, the same to the same file."""
+    """Return the paths of values; values from memory are written to the folder."""
     if inputs is None or (isinstance(inputs, Mapping) and not inputs):
         return []
     if isinstance(inputs, str | os.PathLike):
@@ -589,7 +604,7 @@ def _fed(inputs: Inputs | None, folder: Path) -> list[Path]:
 def _files(
     models: Model | Sequence[Model] | Mapping[str, Model], folder: Path, example_inputs: Any
 ) -> list[Path | ModelFile]:
-    """As a request takes them; those from memory are written to the folder."""
+    """Return the models of a request; models from memory are written to the folder."""
     if isinstance(models, Mapping):
         named = enumerate(models.items())
         return [

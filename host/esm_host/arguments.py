@@ -1,7 +1,6 @@
-"""Names of arguments in messages: a caller in Python reads ``max_time_s``, a user of the command
-line ``--max-time``.
+"""Names of arguments in messages, in Python (``max_time_s``) or as options (``--max-time``).
 
-Code that both reach marks the name, and the code that prints the message renders it.
+Shared code marks the name. The code that prints the message renders it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _FLAGS = {
 }
 
 _MARK = "\0"
-"""Neither a path nor an argument of a program can hold it."""
+"""Character that no path and no program argument can contain."""
 
 _MARKED = re.compile(f"{_MARK}(.*?){_MARK}(.*?){_MARK}", re.DOTALL)
 
@@ -46,7 +45,7 @@ def argument(name: str) -> str:
 
 
 def either(python: str, command: str) -> str:
-    """Mark a text that reads otherwise on the command line, such as what to call next."""
+    """Mark a text with two forms, for Python and for the command line."""
     return f"{_MARK}{python}{_MARK}{command}{_MARK}"
 
 

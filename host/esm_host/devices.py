@@ -1,7 +1,7 @@
-"""Devices by name, as ``esm-host devices`` has them: ``esm_host.devices``.
+"""Devices by name, as in ``esm-host devices``: ``esm_host.devices``.
 
-Names and how to come in are in ``$XDG_CONFIG_HOME/esm/devices.toml``, or the file that ESM_CONFIG
-names; command and Python share it.
+Names and credentials are in ``$XDG_CONFIG_HOME/esm/devices.toml``, or in the file of ESM_CONFIG.
+The command and Python share this file.
 
 Example::
 
@@ -20,52 +20,55 @@ from esm_host.transport import discovery as _discovery
 from esm_host.transport import naming as _naming
 from esm_host.transport import overview as _overview
 from esm_host.transport import pairing as _pairing
-from esm_host.transport.discovery import Found
+from esm_host.transport.discovery import AnnouncedAgent
 from esm_host.transport.overview import Row
-from esm_host.transport.pairing import Added
+from esm_host.transport.pairing import AddedDevice
 from esm_protos.messages import DeviceInfo, Diagnosis
 
 __all__ = [
-    *("Added", "Found", "Row", "add", "doctor", "find", "group", "groups", "info", "list"),
-    *("remove", "rename"),
+    *("AddedDevice", "AnnouncedAgent", "Row", "add", "doctor", "find", "group", "groups", "info"),
+    *("list", "remove", "rename"),
 ]
 
 
 def info(name: str) -> DeviceInfo:
-    """What a device is, what its agent takes, and how it is now.
+    """Return the facts, limits and current state of a device.
 
     Args:
         name: ``"local"``, ``"host:port"`` or a name.
 
     Raises:
         UsageError: the name is unknown.
-        DeviceError: nobody answers, or does not let us in.
+        DeviceError: no agent answers, or it rejects this host.
     """
     with _devices.connect(name) as profiler:
         return profiler.device_info()
 
 
 def doctor(name: str, seconds: float = 10.0, *, wait: bool = True) -> Diagnosis:
-    """What on a device would spoil measurements; ``.fit`` says whether it can measure at all.
+    """Diagnose a device for causes of bad measurements; ``.fit`` is False if it cannot measure.
 
     Args:
         name: ``"local"``, ``"host:port"`` or a name.
-        seconds: how long built-in models are timed, 0.1 to 600.
-        wait: False gives up on a device that somebody else uses.
+        seconds: Time to run built-in models, 0.1 to 600 s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
 
     Raises:
         UsageError: the name is unknown.
-        BusyError: somebody else uses it and ``wait`` is False.
-        DeviceError: nobody answers, or the agent refuses.
+        BusyError: the device is in use and ``wait`` is False.
+        DeviceError: no agent answers, or the agent refuses.
     """
     with _devices.connect(name) as profiler:
-        profiler.device_info()  # first, so that nobody waits for a device that is not there
+        profiler.device_info()  # report an unreachable device before waiting
         profiler.reserve("doctor", wait)
         return profiler.diagnose(seconds)
 
 
-def find(seconds: float = 3.0) -> tuple[Found, ...]:
-    """Agents of this network that announce themselves; what they say is not proven.
+def find(seconds: float = 3.0) -> tuple[AnnouncedAgent, ...]:
+    """Return the agents that announce themselves in this network; their claims are unverified.
+
+    Args:
+        seconds: Time to listen, s.
 
     Raises:
         DeviceError: this machine has no network to listen in.
@@ -83,45 +86,51 @@ def add(
     certificate: str | Path | None = None,
     key: str | Path | None = None,
     force: bool = False,
-) -> Added:
-    """Gives a device a name, once it answers; ``esm-agent pair`` prints what it takes.
+) -> AddedDevice:
+    """Give a device a name after its agent answered; ``esm-agent pair`` prints the arguments.
 
-    A device of another machine without a token or certificates is added with a Python warning:
-    anybody in between reads and changes what is sent.
+    A device on another machine without a token or certificates causes a Python warning: others on
+    the network can read and change the traffic.
 
     Args:
-        address: ``"host:port"``.
-        token: without it ESM_TOKEN serves, and is not stored.
-        fingerprint: of the agent's certificate, ``"sha256:..."``.
-        ca, certificate, key: mutual TLS, files in PEM.
-        force: replaces a device of the same name.
+        name: Name of the device.
+        address: Address, ``"host:port"``.
+        token: Token; None uses ESM_TOKEN, which is not stored.
+        fingerprint: Fingerprint of the agent's certificate, ``"sha256:..."``.
+        ca: Certificate of the agent's authority for mutual TLS, PEM file.
+        certificate: Certificate of this host for mutual TLS, PEM file.
+        key: Key of this host's certificate, PEM file.
+        force: Whether to replace a device of the same name.
 
     Raises:
-        UsageError: the arguments do not go together, or the name is taken.
-        UnreachableError: nobody answers.
-        AuthError: the agent is another one, or does not let us in.
+        UsageError: the arguments do not fit together, or the name is taken.
+        UnreachableError: no agent answers.
+        AuthError: another agent answers, or the agent rejects the token or certificate.
     """
     return _pairing.add(
         name,
         address,
         token,
         fingerprint,
-        None if ca is None else Path(ca),
-        None if certificate is None else Path(certificate),
-        None if key is None else Path(key),
+        _pairing.MutualTls.of(
+            None if ca is None else Path(ca),
+            None if certificate is None else Path(certificate),
+            None if key is None else Path(key),
+        ),
         force,
         lambda text: warnings.warn(text, stacklevel=4),
     )
 
 
 def remove(name: str, *, force: bool = False) -> tuple[str, ...]:
-    """Forgets a device, with its token and its pinned certificate, or a group.
+    """Delete a device with its token and pinned certificate, or a group.
 
     Args:
-        force: takes it out of its groups as well.
+        name: Name of the device or group.
+        force: Whether to remove the device from its groups too.
 
     Returns:
-        Groups that it was the last one of, and which are gone with it.
+        Groups that became empty and were deleted too.
 
     Raises:
         UsageError: the name is unknown, or the device is in a group.
@@ -130,35 +139,35 @@ def remove(name: str, *, force: bool = False) -> tuple[str, ...]:
 
 
 def rename(old: str, new: str) -> None:
-    """Gives a device, in its groups too, or a group another name; campaigns keep the old one.
+    """Rename a device, also in its groups, or a group; campaigns keep the old name.
 
     Raises:
-        UsageError: there is no such name, or the new one is taken.
+        UsageError: the old name is unknown, or the new one is taken.
     """
     _naming.rename(old, new)
 
 
 def group(name: str, members: Sequence[str]) -> None:
-    """Gives several devices one name together; replaces a group of that name.
+    """Give several devices a common name; replace a group of that name.
 
     Raises:
-        UsageError: a device is unknown, or the name is a device's.
+        UsageError: a device is unknown, or the name is that of a device.
     """
     _naming.save_group(name, members)
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """Devices of every group, by its name."""
+    """Return the devices of every group, by its name."""
     return _devices.groups()
 
 
-# Last: within this module it hides Python's.
+# Last, because it hides the built-in list in this module.
 def list() -> tuple[Row, ...]:
-    """Devices that have a name: who uses them, what runs there. Those that do not answer say why.
+    """Return all named devices with their users and runtimes, or their errors.
 
-    ``pandas.DataFrame(esm_host.devices.list())`` is a table of them.
+    ``pandas.DataFrame(esm_host.devices.list())`` makes a table.
 
     Raises:
-        UsageError: the configuration cannot be understood.
+        UsageError: the configuration is unreadable.
     """
     return tuple(_overview.overview())

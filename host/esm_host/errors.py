@@ -1,18 +1,19 @@
-"""The host's errors. Each message is one line that names the cure; each class has an exit code.
+"""Errors of the host: one line with a cure, and an exit code per class.
 
 EsmError (1)
-    UsageError (2)              what was asked for makes no sense
-    DatasetError (1)            a store or run folder is unusable
-        RunExistsError (2)      the folder holds a campaign already
-        MismatchError (2)       the folder is of another device, space or setting
-    DeviceError (1)             the agent refused or failed
-        InvalidRequestError (2) what was asked of it makes no sense there
-        NotNowError (75)        it asks to try again: it stops, lacks room, or lost the lease
-        UnreachableError (69)   nobody answers
-        VersionError (1)        the agent speaks another protocol version
-        AuthError (77)          the agent does not let this host in, or is not the one it knows
-    BusyError (75)              somebody else uses it
-    ClusterError (69)           no scheduler or worker answers, or they are not fit
+    UsageError (2)
+    DatasetError (1)
+        NotATimingError (2)
+        RunExistsError (2)
+        MismatchError (2)
+    DeviceError (1)
+        InvalidRequestError (2)
+        NotNowError (75)
+        UnreachableError (69)
+        VersionError (1)
+        AuthError (77)
+    BusyError (75)
+    ClusterError (69)
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from esm_models.errors import InvalidSpaceError
 
 
 class EsmError(Exception):
-    """Error with a message that names arguments as Python has them.
+    """Error whose message names arguments as in Python.
 
     Attributes:
-        marked: message with its arguments marked, for an error that quotes this one.
+        marked: Message with marked arguments, for errors that quote this one.
     """
 
     exit_code: ClassVar[int] = 1
@@ -45,11 +46,13 @@ class EsmError(Exception):
 
 
 class UsageError(EsmError):
+    """Error of an invalid argument or setting."""
+
     exit_code = 2
 
     @classmethod
     def of_space(cls, error: InvalidSpaceError) -> UsageError:
-        """Quote the error of a search space's settings, with the argument marked."""
+        """Return the error of a search space's settings, with its argument marked."""
         text = str(error)
         if error.argument:
             text = argument(error.argument) + text.removeprefix(error.argument)
@@ -57,7 +60,7 @@ class UsageError(EsmError):
 
 
 class DatasetError(EsmError):
-    pass
+    """Error of an unusable store or run folder."""
 
 
 class NotATimingError(DatasetError):
@@ -67,46 +70,66 @@ class NotATimingError(DatasetError):
 
 
 class RunExistsError(DatasetError):
+    """Error of a folder that already holds a campaign."""
+
     exit_code = 2
 
 
 class MismatchError(DatasetError):
+    """Error of a folder with another device, space or setting."""
+
     exit_code = 2
 
 
 class DeviceError(EsmError):
-    pass
+    """Error of an agent that refuses or fails."""
 
 
 class InvalidRequestError(DeviceError):
+    """Error of a request that an agent cannot carry out, such as an unknown option."""
+
     exit_code = 2
 
 
 class NotNowError(DeviceError):
+    """Error of an agent that stops, lacks space, or lost the lease; another attempt may succeed."""
+
     exit_code = 75
 
 
 class UnreachableError(DeviceError):
+    """Error of an address without an agent that answers."""
+
     exit_code = 69
 
 
 class VersionError(DeviceError):
-    pass
+    """Error of an agent with another protocol version."""
 
 
 class AuthError(DeviceError):
+    """Error of an agent that rejects this host, or is not the expected one."""
+
     exit_code = 77
 
 
 class BusyError(EsmError):
+    """Error of a device or folder that another program uses."""
+
     exit_code = 75
 
 
 class ClusterError(EsmError):
+    """Error of a cluster that does not answer or is unsuitable."""
+
     exit_code = 69
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise UsageError unless an argument is within a range, both ends included."""
+    """Check that an argument is within a range, both ends included.
+
+    Raises:
+        UsageError: the argument is outside the range.
+    """
     if not low <= value <= high:
         raise UsageError(f"{argument(name)} {value} is outside {low} to {high}")

@@ -1,4 +1,4 @@
-"""Where tasks are computed: by processes of this machine, or by the workers of a Dask cluster."""
+"""Parallel computation in processes of this machine, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ R = TypeVar("R")
 Array = NDArray[Any]
 
 _PROTOCOLS = {"dask": "tcp", "dask+tls": "tls"}
-_PORT = 8786  # of Dask's schedulers, unless they are told another
-_PATIENCE_S = 10.0  # with somebody who connects
-_CHECK_S = 60.0  # with workers, which load libraries first
+_PORT = 8786  # default port of Dask's schedulers
+_PATIENCE_S = 10.0  # for a connection
+_CHECK_S = 60.0  # for workers, which load libraries first
 _LOOK_S = 15.0
 _SMALL_BYTES = 1024
 
@@ -52,7 +52,7 @@ _LIBRARIES = (
     *("numpy", "scipy", "pandas", "scikit-learn", "torch"),
     *("gpytorch", "lightgbm", "ngboost", "xgboost", "xgboost-cpu"),
 )
-"""Of which machines must have the same, to understand each other and for results to be equal."""
+"""Libraries whose versions must agree on all machines, for communication and equal results."""
 
 _cluster: ContextVar[Client | None] = ContextVar("cluster", default=None)
 
@@ -63,18 +63,18 @@ def _warn(text: str) -> None:
 
 @contextmanager
 def parallel(spec: str | int | None = None, warn: Callable[[str], None] = _warn) -> Iterator[None]:
-    """Where :func:`map_unordered`, and every ``joblib.Parallel``, computes inside of the ``with``.
+    """Set where :func:`map_unordered` and every ``joblib.Parallel`` compute, inside the context.
 
     Args:
-        spec: a number of processes on this machine, None for one per processor; or
-            ``"dask://HOST:PORT"``, the scheduler of a Dask cluster, ``"dask+tls://HOST:PORT"`` with
-            the certificates that Dask is set to. The port is 8786 unless given.
-        warn: is told when all workers of a cluster are gone; tasks wait for others.
+        spec: Number of processes on this machine; None for one per processor. Or the scheduler of
+            a Dask cluster, ``"dask://HOST:PORT"``, or ``"dask+tls://HOST:PORT"`` with the
+            certificates of Dask's configuration. The default port is 8786.
+        warn: Callback for a cluster that lost all workers; tasks wait for new ones.
 
     Raises:
-        UsageError: the spec is none, or the library for clusters is not installed.
-        ClusterError: the scheduler does not answer, has no workers, or they are not fit: another
-            version of what results depend on, or several tasks at a time in one process.
+        UsageError: the spec is invalid, or the library for clusters is not installed.
+        ClusterError: the scheduler does not answer, has no workers, or they are unsuitable: other
+            versions, or several tasks at a time in one process.
     """
     scheduler = _scheduler(spec)
     if scheduler is None:
@@ -90,7 +90,7 @@ def parallel(spec: str | int | None = None, warn: Callable[[str], None] = _warn)
             _within(_CHECK_S, partial(_check, client))
         except TimeoutError as error:
             raise ClusterError(
-                f"{_name(client)} or one of its workers does not answer: start them again"
+                f"{_name(client)} or one of its workers does not answer: restart them"
             ) from error
         token = _cluster.set(client)
         try:
@@ -101,18 +101,18 @@ def parallel(spec: str | int | None = None, warn: Callable[[str], None] = _warn)
 
 
 def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R, None, None]:
-    """What a function makes of each task, in the order in which they come to their end.
+    """Yield the result of a function for each task, in the order of completion.
 
-    On a cluster, arrays go to a worker once and not with every task that has them, and what a
-    worker that dies was at is done again by another one. There a task has one thread.
+    On a cluster, arrays are sent to a worker once, not with every task. Tasks of a worker that
+    dies are computed again by another one. Each task has one thread.
 
     Args:
-        function: of a module, so that other processes find it.
-        tasks: with all that the function needs: workers have none of this machine's files.
+        function: Function of a module, so that other processes can import it.
+        tasks: Tasks with all data they need, because workers have none of this machine's files.
 
     Raises:
         EsmError: a process of this machine was killed.
-        ClusterError: the scheduler is gone, or a task was the end of several workers.
+        ClusterError: the scheduler is unreachable, or a task killed several workers.
     """
     client = _cluster.get()
     _own_by_value()
@@ -125,15 +125,15 @@ def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R
             yield from found
     except TerminatedWorkerError as error:
         raise EsmError(
-            "a process was killed, most likely for want of memory: run it again with a smaller "
+            "a process was killed, probably for lack of memory: run it again with a smaller "
             "number in --parallel"
         ) from error
 
 
 class ByValue:
-    """A value that is pickled together with the code of users' files that it needs.
+    """Value that is pickled with the code of the user's files that it needs.
 
-    Unpickling gives the value itself.
+    Unpickling returns the value itself.
     """
 
     def __init__(self, value: object) -> None:
@@ -145,25 +145,25 @@ class ByValue:
 
 
 def _own_by_value() -> None:
-    """Pickle the classes of users' files with their code, which no other process can import."""
+    """Pickle classes of the user's files with their code, which other processes lack."""
     for name, module in list(sys.modules.items()):
         if name.startswith(OWN_MODULES):
             cloudpickle.register_pickle_by_value(module)
 
 
-# What goes to a cluster
+# Tasks on a cluster
 
 
 def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-    # By Dask itself: through joblib, a cluster of one worker is taken for no cluster at all, and
-    # one to which workers come later is not used as a whole.
+    # Through Dask, not joblib: joblib does not use a cluster of one worker, nor workers that join
+    # later.
     from distributed import KilledWorker, as_completed
     from distributed.comm.core import CommClosedError
 
     arrays: dict[str, Array] = {}
     packed = _packed(((function, task) for task in tasks), arrays)
-    # Computed rather than scattered: what was scattered is lost together with the workers that
-    # hold it, what was computed is computed again.
+    # Computed rather than scattered: scattered data are lost with their workers, computed data are
+    # computed again.
     there = client.submit(pickle.loads, pickle.dumps(arrays), pure=False)
     futures = client.map(_compute, packed, arrays=there, facts=_facts(), pure=False)
     finished = as_completed(futures, loop=client.loop)
@@ -174,15 +174,15 @@ def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> I
     except (
         asyncio.CancelledError,
         concurrent.futures.CancelledError,
-        CommClosedError,  # it went just when a result was fetched from it
+        CommClosedError,  # the connection closed while a result was fetched
     ) as error:
         raise ClusterError(
-            f"{_name(client)} is gone: start scheduler and workers, and run it again"
+            f"{_name(client)} is unreachable: start scheduler and workers, and run it again"
         ) from error
     except KilledWorker as error:
         raise ClusterError(
-            "several workers died of the same task, most likely for want of memory: start fewer "
-            "on a machine, or give them more by --memory-limit"
+            "several workers died of the same task, probably for lack of memory: start fewer "
+            "on a machine, or give them more with --memory-limit"
         ) from error
     finally:
         with suppress(Exception):  # of a scheduler that is gone
@@ -190,10 +190,10 @@ def _map_on(client: Client, function: Callable[[T], R], tasks: Iterable[T]) -> I
 
 
 def _compute(task: bytes, arrays: Mapping[str, Array], facts: Mapping[str, str]) -> Any:
-    """On a worker."""
+    """Run a task on a worker."""
     from distributed import get_worker
 
-    if different := _different(_facts(), facts):  # a worker that came later
+    if different := _different(_facts(), facts):  # a worker that joined later
         raise _unfit(get_worker().address, different)
     with threadpool_limits(1):
         function, argument = _Unpickler(io.BytesIO(task), arrays).load()
@@ -201,7 +201,7 @@ def _compute(task: bytes, arrays: Mapping[str, Array], facts: Mapping[str, str])
 
 
 def _packed(tasks: Iterable[object], arrays: dict[str, Array]) -> list[bytes]:
-    """Tasks without their arrays, which are added to ``arrays``."""
+    """Return pickled tasks without their arrays, which are added to ``arrays``."""
     known: dict[int, tuple[Array, str]] = {}
     packed = []
     for task in tasks:
@@ -212,14 +212,14 @@ def _packed(tasks: Iterable[object], arrays: dict[str, Array]) -> list[bytes]:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Puts arrays aside, each once, by a digest of what they hold."""
+    """Pickler that moves arrays out of the pickle, each once, by a digest of its content."""
 
     def __init__(
         self, file: io.BytesIO, arrays: dict[str, Array], known: dict[int, tuple[Array, str]]
     ) -> None:
         super().__init__(file)
         self._arrays = arrays
-        self._known = known  # with the arrays: an id is another's when its object is gone
+        self._known = known  # keeps the arrays alive, so that their ids stay unique
 
     def persistent_id(self, value: object) -> str | None:
         if type(value) is not np.ndarray or value.nbytes < _SMALL_BYTES or value.dtype.hasobject:
@@ -240,27 +240,27 @@ class _Unpickler(pickle.Unpickler):
         self._arrays = arrays
 
     def persistent_load(self, key: str) -> Array:
-        # As it was there: aligned, and the task's own to write to.
+        # A copy, aligned as the original, that the task may write to.
         return self._arrays[key].copy(order="K")
 
 
-# What a cluster must be like
+# Connection and checks
 
 
 def _scheduler(spec: str | int | None) -> str | None:
-    """The address by which Dask knows it; None: it is of this machine."""
+    """Return Dask's address of the scheduler; None for this machine."""
     text = "" if spec is None else str(spec)
     if spec is None or (text.isdecimal() and int(text) > 0):
         return None
-    with suppress(ValueError):  # of the port, or of brackets
+    with suppress(ValueError):  # an invalid port or bracket
         url = urlsplit(text)
         rest = url.path.strip("/") or url.query or url.fragment or url.username is not None
         if url.scheme in _PROTOCOLS and url.hostname and not rest:
             host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
             return f"{_PROTOCOLS[url.scheme]}://{host}:{url.port or _PORT}"
     raise UsageError(
-        f"--parallel '{text}': give a number of processes on this machine, or dask://HOST:PORT, "
-        "the scheduler of a cluster"
+        f"--parallel '{text}': give a number of processes on this machine, or the scheduler of a "
+        "cluster, dask://HOST:PORT"
     )
 
 
@@ -271,7 +271,7 @@ def _connected(scheduler: str) -> Iterator[Client]:
         import distributed  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(f"a cluster needs {error.name}: {install('cluster')}") from error
-    # Dask tells of trouble in many lines; ours is one.
+    # Dask logs many lines per problem; the program prints one.
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -305,16 +305,19 @@ def _client(scheduler: str) -> Client:
     connect = partial(Client, scheduler, timeout=_PATIENCE_S, set_as_default=False)
     try:
         return _within(_PATIENCE_S, connect)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Dask raises many types
         raise ClusterError(
-            f"what listens at {scheduler} is no Dask scheduler for us "
+            f"{scheduler} does not work as a Dask scheduler "
             f"({_line(error) or 'it does not answer'}): correct --parallel, or the certificates"
         ) from error
 
 
 def _within(wait_s: float, function: Callable[[], R]) -> R:
-    """What the function gives, or TimeoutError: Dask waits without end for what takes a connection
-    and then says nothing, as its own dashboard does."""
+    """Return the function's result, or raise TimeoutError after the wait.
+
+    Dask has no time limit for a server that accepts a connection and then stays silent, such as
+    its own dashboard.
+    """
     found: concurrent.futures.Future[R] = concurrent.futures.Future()
 
     def call() -> None:
@@ -328,18 +331,22 @@ def _within(wait_s: float, function: Callable[[], R]) -> R:
 
 
 def _check(client: Client) -> None:
-    """Raises ClusterError unless the workers are fit."""
+    """Check that the workers are suitable.
+
+    Raises:
+        ClusterError: there are no workers, or they are unsuitable.
+    """
     threads = client.nthreads()
     if not threads:
         raise ClusterError(
-            f"{_name(client)} has no workers: start some (dask worker {_address(client)} "
+            f"{_name(client)} has no workers: start one or more (dask worker {_address(client)} "
             "--nthreads 1)"
         )
     for worker, number in threads.items():
-        if number != 1:  # of which each would draw the other's random numbers
+        if number != 1:  # the tasks would share one random generator
             raise ClusterError(
                 f"the worker {worker} computes {number} tasks at a time in one process: start it "
-                "with --nthreads 1, and as many as it has processors by --nworkers -1"
+                "with --nthreads 1, and with --nworkers -1 for one per processor"
             )
     here = _facts()
     try:
@@ -348,7 +355,7 @@ def _check(client: Client) -> None:
         scheduler = error
     workers = client.run(_facts, on_error="return")
     for where, found in {_name(client): scheduler, **workers}.items():
-        if isinstance(found, BaseException):  # most likely that there is no esm-profiler
+        if isinstance(found, BaseException):  # probably esm-profiler is not installed there
             raise _unfit(where, _line(found))
         if different := _different(found, here):
             raise _unfit(where, different)
@@ -356,18 +363,16 @@ def _check(client: Client) -> None:
 
 @contextmanager
 def _watched(client: Client, warn: Callable[[str], None]) -> Iterator[None]:
-    """Says when tasks wait because all workers are gone."""
+    """Warn when tasks wait because all workers are gone."""
     over = threading.Event()
 
     def watch() -> None:
         there = True
         while not over.wait(_LOOK_S):
-            with suppress(Exception):  # of a scheduler that is gone, of which tasks tell
+            with suppress(Exception):  # the tasks report an unreachable scheduler
                 before, there = there, bool(client.nthreads())
                 if before and not there:
-                    warn(
-                        f"{_name(client)} has no workers any more: tasks wait until there are some"
-                    )
+                    warn(f"{_name(client)} has lost all workers: tasks wait for new ones")
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -378,7 +383,7 @@ def _watched(client: Client, warn: Callable[[str], None]) -> Iterator[None]:
 
 @cache
 def _facts() -> dict[str, str]:
-    """What results depend on, as it is in this process."""
+    """Return the versions of this process that results depend on."""
     facts = {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     facts |= {"esm-profiler": _version("esm-profiler"), "esm-profiler's code": _code()}
     for name in _LIBRARIES:
@@ -388,7 +393,7 @@ def _facts() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    """Without where it was built for; empty if it is not installed."""
+    """Return a version without its build tag; empty if the library is not installed."""
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
@@ -396,7 +401,7 @@ def _version(name: str) -> str:
 
 
 def _code() -> str:
-    """A digest of the project's own modules."""
+    """Return a digest of the project's own modules."""
     digest = hashlib.sha256()
     for package in ("esm_host", "esm_models", "esm_protos"):
         spec = importlib.util.find_spec(package)
@@ -409,7 +414,7 @@ def _code() -> str:
 
 
 def _different(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """What is not as it is here; empty if all is."""
+    """Return the versions that differ from those here; empty if none does."""
     return ", ".join(
         f"{name} {there.get(name) or 'missing'} (here {mine or 'missing'})"
         for name, mine in here.items()
@@ -419,8 +424,8 @@ def _different(there: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 def _unfit(where: str, different: str) -> ClusterError:
     return ClusterError(
-        f"{where} is not fit: {different}: install the same esm-profiler and libraries there, and "
-        "start it again"
+        f"{where} is unsuitable: {different}: install the same esm-profiler and libraries there, "
+        "and start it again"
     )
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins of the host by name: what is known of one before it is loaded, and the class itself.
+"""Plug-ins of the host by name: their description without loading them, and their classes.
 
 Names are those of :class:`~esm_protos.plugins.Family`; errors are the host's.
 """
@@ -22,12 +22,12 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a plug-in before it is loaded.
+    """Description of a plug-in that is not yet loaded.
 
     Attributes:
         where: ``"package.module:Class"``, or the name of a plug-in that is not built in.
-        about: a line for help and documentation.
-        params: of the constructor, where this name differs from the class's defaults.
+        about: One line for help and documentation.
+        params: Arguments of the constructor that replace its defaults.
     """
 
     where: str
@@ -41,13 +41,15 @@ def about(cls: type[Any]) -> str:
 
 
 def plugin_class(family: Family, name: str, extra: str = "host") -> type[Any]:
-    """Return the class behind a name; its library is loaded now.
+    """Load the class of a plug-in and its library.
 
     Args:
-        extra: of the install, for libraries other than torch.
+        family: Family of the plug-in.
+        name: Name of the plug-in.
+        extra: Extra of the package that installs the library, if it is not torch.
 
     Raises:
-        UsageError: there is no such plug-in, or it cannot be loaded.
+        UsageError: the plug-in does not exist or cannot be loaded.
     """
     try:
         return family.load(name)
@@ -56,15 +58,15 @@ def plugin_class(family: Family, name: str, extra: str = "host") -> type[Any]:
 
 
 def load_class(where: str, what: str, extra: str = "host") -> Any:
-    """Return a class or a function by where it is; its library is loaded now.
+    """Load a class or a function, and its library, from its location.
 
     Args:
-        where: ``package.module:name``.
-        what: names the class in the error.
-        extra: of the install, for libraries other than torch.
+        where: Location, ``package.module:name``.
+        what: Name of the class in the error.
+        extra: Extra of the package that installs the library, if it is not torch.
 
     Raises:
-        UsageError: its library is not installed.
+        UsageError: the library is not installed.
     """
     try:
         return plugins.load(where)
@@ -77,10 +79,11 @@ def read_module(path: Path, what: str) -> ModuleType:
     """Run a Python file of the user's and return it as a module.
 
     Args:
-        what: that is to be found there, in messages.
+        path: Path of the file.
+        what: Expected content, for messages.
 
     Raises:
-        UsageError: there is no such file, or running it fails.
+        UsageError: the file does not exist, or fails.
     """
     try:
         return plugins.read_module(path, what)
@@ -92,9 +95,10 @@ def build(cls: type[C], name: str, given: Mapping[str, Any], **offered: Any) -> 
     """Return an instance of a plug-in.
 
     Args:
-        name: of the plug-in.
-        given: arguments of the constructor.
-        offered: further ones, for constructors that have parameters of these names.
+        cls: Class of the plug-in.
+        name: Name of the plug-in.
+        given: Arguments of the constructor.
+        **offered: Further arguments, passed if the constructor has parameters of these names.
 
     Raises:
         UsageError: the constructor of a class from a file fails.

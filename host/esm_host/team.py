@@ -1,4 +1,4 @@
-"""What a team shares: the campaigns in its store, and folders of them on this machine."""
+"""Campaigns in the shared store of a team, and their folders on this machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from esm_host.dataset.database import PostgresSchema
 from esm_host.dataset.store import Store
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.sources.registry import described
+from esm_host.sources.registry import describe_settings
 from esm_protos.nearest import nearest
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign as a list shows it.
+    """Campaign in a list.
 
     Attributes:
-        device: what it was called where the campaign was last run.
-        hostname: of the device; None until it measured something.
-        space: name of the search space, and where they are not its own, its settings.
-        last_measured_at: ISO 8601, UTC; None likewise.
-        running: a host runs it now.
-        finished: it has come to an end, and nothing was measured since.
-        converged: whether it then had reached its target; None unless it is finished and has one.
+        name: Name of the campaign.
+        device: Name of the device on the host that last ran the campaign.
+        hostname: Host name of the device; None without measurements.
+        space: Name of the search space, with its settings if they are not the defaults.
+        measured_models: Number of measured architectures.
+        last_measured_at: Time of the last block, ISO 8601 in UTC; None without measurements.
+        running: Whether a host runs the campaign now.
+        finished: Whether the campaign ended, and nothing was measured since.
+        converged: Whether it reached its target; None if it is not finished or has no target.
     """
 
     name: str
@@ -43,14 +45,14 @@ class Campaign:
 
 
 def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
-    """All campaigns in a shared store, by name; and in a line each, what cannot be read.
+    """Return all campaigns in a shared store by name, and one line per unreadable campaign.
 
     Args:
         store: URL of the database.
 
     Raises:
-        UsageError: it is not one.
-        DatasetError: it is out of reach.
+        UsageError: the URL is invalid.
+        DatasetError: the database is unreachable.
     """
     found, problems = [], []
     for name, running in database.campaigns(store).items():
@@ -62,22 +64,24 @@ def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
 
 
 def attach(name: str, path: Path, store: str) -> None:
-    """Makes a folder of a campaign that another machine began, or brings it up to date.
+    """Create or update the folder of a campaign that another machine began.
 
     Args:
+        name: Name of the campaign.
+        path: Path of the folder.
         store: URL of the database.
 
     Raises:
-        UsageError: there is no such campaign.
-        RunExistsError: the folder is another campaign's.
-        DatasetError: the store is out of reach, or the campaign has not begun.
+        UsageError: the campaign does not exist.
+        RunExistsError: the folder holds another campaign.
+        DatasetError: the store is unreachable, or the campaign has not begun.
         BusyError: another program uses the folder.
     """
     known = database.campaigns(store)
     if name not in known:
         raise UsageError(
             f"there is no campaign '{name}' in {database.without_password(store)}: "
-            f"{nearest(name, known)}esm-host campaigns list shows what there is"
+            f"{nearest(name, known)}see esm-host campaigns list"
         )
     RunFolder(path).attach(PostgresSchema(store, name))
 
@@ -92,15 +96,15 @@ def _campaign(place: PostgresSchema, running: bool) -> Campaign:
         result = json.loads(files[RESULT]) if RESULT in files else {}
     except ValueError as error:
         raise DatasetError(
-            f"{place.location} has damaged files ({error}): --resume writes them again where it "
-            "was run"
+            f"{place.location} has damaged files ({error}): --resume on its machine writes them "
+            "again"
         ) from error
     finished = result.get("measured_models") == extent.measured_models
     return Campaign(
         place.name,
         settings.device,
         extent.hostname,
-        described(settings),
+        describe_settings(settings),
         extent.measured_models,
         extent.measured_at,
         running,

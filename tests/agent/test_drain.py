@@ -198,7 +198,7 @@ def test_a_campaign_goes_on_with_the_next_agent(port: int, tmp_path: Path) -> No
         until_reported(1)
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(timeout=60) == 0
-        until(lambda: "Waiting for it" in said.read_text() or host.poll() is not None)
+        until(lambda: "Waiting for the device" in said.read_text() or host.poll() is not None)
         assert host.poll() is None, f"it should wait:\n{said.read_text()}"
         until_drained = [str(e["block_id"]) for e in events(log) if e["event"] == "block measured"]
         assert events(log)[-1]["event"] == "stopped"

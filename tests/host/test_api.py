@@ -258,7 +258,7 @@ def test_one_device_of_several_may_fail(
 def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     busy = FakeProfiler(latency, holder=Holder("ada", "profile resnet", "ada", 1.0))
     monkeypatch.setattr(devices, "connect", lambda device: busy)
-    with pytest.raises(esm_host.BusyError, match=r"ada .*leave out wait=False to wait"):
+    with pytest.raises(esm_host.BusyError, match=r"ada .*omit wait=False to wait"):
         esm_host.time(folder / "small.onnx", "any", wait=False)
     with pytest.raises(esm_host.BusyError, match="ada"):
         esm_host.devices.doctor("any", wait=False)
@@ -442,7 +442,7 @@ def test_impossible_campaigns_leave_no_folder(fake: FakeProfiler, tmp_path: Path
     spec = esm_host.MeasureSpec(provider_options={"cuda_graph": "1"})
     with pytest.raises(esm_host.UsageError, match=r"^ep_options cuda_graph=1: .*cpu has no such"):
         esm_host.profile(esm_host.Settings("any", spec=spec), path)
-    with pytest.raises(esm_host.UsageError, match="is no campaign"):
+    with pytest.raises(esm_host.UsageError, match="is not a campaign"):
         esm_host.resume(path)
     assert not path.exists()
 
@@ -474,6 +474,6 @@ def test_plain_text_to_another_machine_is_warned_of(config: Path) -> None:
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(esm_host.UsageError, match="a token goes with a fingerprint"):
+        with pytest.raises(esm_host.UsageError, match="a token needs a fingerprint"):
             esm_host.devices.add("there", "127.unknown.invalid:7343", token="esm_abcdefgh")
     assert not config.exists()

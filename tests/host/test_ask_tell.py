@@ -165,7 +165,7 @@ def test_too_little_to_learn_from_is_an_error() -> None:
 
 
 def test_other_devices_are_of_campaigns() -> None:
-    with pytest.raises(esm_host.UsageError, match=r"^warm_start is of campaigns"):
+    with pytest.raises(esm_host.UsageError, match=r"^warm_start needs a campaign"):
         esm_host.Loop(SPACE, training=esm_host.TrainingSettings(warm_start="all"))
 
 
@@ -175,7 +175,7 @@ def test_a_part_of_the_settings_checks_its_own() -> None:
         (lambda: esm_host.TrainingSettings(folds=1), "^folds 1 is outside 2"),
         (lambda: esm_host.MeasuringSettings("pi4", block_size=0), "^block_size 0 is outside 1"),
         (lambda: esm_host.SamplingSettings(seed=-1), "^seed -1 is outside"),
-        (lambda: esm_host.Settings("pi4", sampler="random"), "^sampler is of a transfer"),
+        (lambda: esm_host.Settings("pi4", sampler="random"), "^sampler belongs to a transfer"),
         (lambda: esm_host.Settings("pi4", held_out=4), "^held_out is of a transfer"),
     ):
         with pytest.raises(esm_host.UsageError, match=message):

@@ -667,7 +667,7 @@ def test_predict_refuses_architectures_outside_the_space(
 
 
 def test_predict_without_a_campaign_or_predictor(finished: Path, tmp_path: Path) -> None:
-    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 2, "is no campaign")
+    assert_refused(esm_host("predict", tmp_path, "--sample", 1), 2, "is not a campaign")
     (tmp_path / "settings.json").write_text((finished / "settings.json").read_text())
     assert_refused(esm_host("predict", tmp_path, "--sample", 1), 1, "no predictor yet")
     (tmp_path / "result.json").write_text((finished / "result.json").read_text())

@@ -277,16 +277,16 @@ def test_a_file_that_would_come_out_wrong_is_left_alone(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("rename", "kitchen", "pi4"), ("'pi4' already",)),
-        (("rename", "kitchen", "all"), ("group 'all' already",)),
-        (("rename", "kitchen", "../x"), ("no name",)),
+        (("rename", "kitchen", "pi4"), ("already a device 'pi4'",)),
+        (("rename", "kitchen", "all"), ("already a group 'all'",)),
+        (("rename", "kitchen", "../x"), ("not a valid name",)),
         (("rename", "kitchn", "x"), ("unknown device 'kitchn'", "did you mean 'kitchen'")),
         (("remove", "kitchn"), ("unknown device 'kitchn'", "did you mean 'kitchen'")),
-        (("group", "pi4", "rack"), ("device 'pi4' already",)),
-        (("group", "local", "rack"), ("no name",)),
+        (("group", "pi4", "rack"), ("already a device 'pi4'",)),
+        (("group", "local", "rack"), ("not a valid name",)),
         (("group", "new", "pi4", "rak"), ("unknown device 'rak'", "did you mean 'rack'")),
         (("group", "new", "all"), ("unknown device 'all'",)),
-        (("add", "all", "127.0.0.1:1"), ("group 'all' already",)),
+        (("add", "all", "127.0.0.1:1"), ("already a group 'all'",)),
         (("info", "all"), ("'all' is a group", "pi4, kitchen, rack")),
         (("doctor", "cold"), ("'cold' is a group", "kitchen")),
     ],
@@ -318,7 +318,7 @@ def test_a_group_is_written_replaced_listed_renamed_and_removed(config: Path) ->
     assert command("rename", "warm", "hot").exit_code == 0
     listed = command("list")
     assert "group hot: pi4" in listed.stdout.splitlines()
-    assert "devices.kitchen.pem is no certificate: pair again" in listed.stderr
+    assert "devices.kitchen.pem is not a certificate: pair again" in listed.stderr
     assert json.loads(command("list", "--json", "-").stdout)["groups"] == {
         "all": ["pi4", "kitchen", "rack"],
         "cold": ["kitchen"],
@@ -337,9 +337,9 @@ def test_any_other_name_stands_for_itself(config: Path) -> None:
     ("groups", "words"),
     [
         ('g = ["pi4", "rak"]', "unknown device 'rak': did you mean 'rack'"),
-        ('g = "pi4"', "a group is written g"),
-        ("g = []", "a group is written g"),
-        ("g = [[1]]", "a group is written g"),
+        ('g = "pi4"', "write a group as g"),
+        ("g = []", "write a group as g"),
+        ("g = [[1]]", "write a group as g"),
         ('pi4 = ["rack"]', "both a device and a group"),
     ],
 )

@@ -319,7 +319,7 @@ def test_int8_networks_are_onnx_alone(tmp_path: Path) -> None:
     ("option", "said"),
     [
         ("Sigmoid", r"operator Sigmoid \(unit1.block1.sigmoid1\) has no torch form"),
-        ("dilated", r"operator Conv of this dilations \(unit1.block1.conv1\)"),
+        ("dilated", r"operator Conv with this dilations \(unit1.block1.conv1\)"),
         ("constant", r"operator Add \(unit1.block1.add1\)"),
     ],
 )
@@ -418,14 +418,14 @@ WRONG: dict[str, tuple[str, tuple[object, ...], str]] = {
     "no architecture": ("resnet", ("-a", "other.json"), "architecture 2: an architecture is writ"),
     "unknown option": ("resnet", ("-a", "k9.json"), "architecture 1: unit 1 has a block 'k9e1'"),
     "format": ("resnet", ("--format", "onnx,tflite"), "--format 'tflite': choose from onnx, torch"),
-    "no format": ("resnet", ("--format", ","), "--format names none"),
-    "folder in use": ("resnet", ("-o", "."), "--output . is there already: give a new or an empty"),
-    "file in the way": ("resnet", ("-o", "text.json"), "--output text.json is there already"),
-    "no parent": ("resnet", ("-o", "no/such"), "--output no/such: there is no folder no"),
+    "no format": ("resnet", ("--format", ","), "--format is empty"),
+    "folder in use": ("resnet", ("-o", "."), "--output . already exists: give a new or an empty"),
+    "file in the way": ("resnet", ("-o", "text.json"), "--output text.json already exists"),
+    "no parent": ("resnet", ("-o", "no/such"), "--output no/such: the folder no does not exist"),
     "seed": ("resnet", ("--seed", -1), "--seed -1: give 0 or more"),
     "unknown space": ("resent", (), "'resent' is neither the folder of a campaign nor a search"),
-    "no campaign": ("folder", (), "folder is no campaign"),
-    "too large": ("resnet", ("--width-mult", 8), "GiB and ONNX files hold 2"),
+    "no campaign": ("folder", (), "folder is not a campaign"),
+    "too large": ("resnet", ("--width-mult", 8), "GiB, and an ONNX file holds 2"),
     "int8": ("resnet", ("--dtype", "int8", "--format", "torch"), "int8 networks have no torch"),
 }
 

@@ -152,7 +152,7 @@ def test_two_that_differ_are_refused_before_anything_is_measured(
 ) -> None:
     store, collector, _ = assemble(tmp_path, rack(1, slow), Log())
     plan(store)
-    with pytest.raises(MismatchError, match=r"takes 2\.0\d times .*tolerated 10 %.*doctor pi-"):
+    with pytest.raises(MismatchError, match=r"takes 2\.0\d times .*limit is 10 %.*doctor pi-"):
         collector.collect(0)
     assert {block.round for block in store.blocks()} == {REFERENCE_ROUND}
 
@@ -166,7 +166,7 @@ def test_one_of_three_that_differs_is_left_out_and_the_figures_are_said(tmp_path
     assert collector.collect(0).passed
     assert devices["pi-2"].measured == []
     (warning,) = log.warnings
-    assert "going on without pi-2: pi-2 takes 2.02 times" in warning
+    assert "continuing without pi-2: pi-2 takes 2.02 times" in warning
     assert "devices doctor pi-2" in warning
     measurements = Measurements(store, SPEC)
     np.testing.assert_allclose(measurements.dataset().latency_ms, truth(planned), rtol=1e-4)
@@ -194,7 +194,7 @@ def test_devices_of_one_pace_but_of_another_kind_are_refused(tmp_path: Path) -> 
     devices["pi-2"]._latency = lambda model: (
         latency(model) * (1.08 if references.index(model.model_id) % 2 else 1 / 1.08)
     )
-    with pytest.raises(MismatchError, match=r"runs a reference 8\.0 % .*off its pace.*tolerated 3"):
+    with pytest.raises(MismatchError, match=r"runs a reference 8\.0 % .*off its pace.*limit is 3"):
         collector.collect(0)
 
 
@@ -206,7 +206,7 @@ def test_who_leaves_is_done_without_and_taken_in_again_in_the_next_round(tmp_pat
     first = plan(store)
     assert collector.collect(0).passed
     assert len(log.warnings) == 1
-    assert "going on without pi-2: no agent answers" in log.warnings[0]
+    assert "continuing without pi-2: no agent answers" in log.warnings[0]
     assert len(devices["pi-2"].measured) == 1
     assert {counts(devices)[a.key] for a in first} == {1}
     entries = {entry["name"]: entry for entry in device_entries(store, Measurements(store, SPEC))}
@@ -399,7 +399,7 @@ def test_an_agent_that_is_killed_costs_the_campaign_nothing_but_its_help(
         monkeypatch.setattr(Live, "on_block", lambda *_: second.kill())
         result = profile(run, "--initial", 40, "--target-accuracy", 1, *lenient)
         assert result.exit_code == 0, result.output
-        assert result.stderr.count("going on without pi-2") == 1
+        assert result.stderr.count("continuing without pi-2") == 1
         entries = {e["name"]: e for e in json.loads((run / "result.json").read_text())["devices"]}
         assert entries["pi-1"]["models"] + entries["pi-2"]["models"] == 40
         assert entries["pi-2"]["left_at"] in result.stdout
@@ -411,5 +411,5 @@ def test_an_agent_that_is_killed_costs_the_campaign_nothing_but_its_help(
         more = ["--resume", "--target-accuracy", 100, "--max-models", 45]
         result = profile(run, *more)
         assert result.exit_code == 3, result.output
-        assert "going on without pi-2" in result.stderr
+        assert "continuing without pi-2" in result.stderr
         assert json.loads((run / "result.json").read_text())["measured_models"] == 45

@@ -258,7 +258,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
             "cannot be listed",
         ),
         (["--space", SCOPED, "--json", "/no/such/folder/t.json"], 2, "there is no folder"),
-        (["--space", SCOPED, "--no-wait"], 75, "leave out --no-wait to wait"),
+        (["--space", SCOPED, "--no-wait"], 75, "omit --no-wait to wait"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -25,7 +25,7 @@ QUICK = {
 
 @pytest.mark.parametrize("name", ["gcn", "bonas", "nao"])
 def test_graphs_need_their_layout(name: str) -> None:
-    with pytest.raises(UsageError, match="take the encoding graph"):
+    with pytest.raises(UsageError, match="choose the encoding graph"):
         make_predictor(name, make_encoder("operation-one-hot", SPACE))
     encoder = make_encoder("graph", SPACE)
     with pytest.raises(ValueError, match="choose the encoding graph"):

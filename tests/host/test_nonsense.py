@@ -108,7 +108,7 @@ def test_what_makes_sense_is_believed(liar: tuple[Liar, RemoteProfiler]) -> None
         (events(latency_ns=[5, 0, 7]), "latency of 0 ns"),
         (events(latency_ns=[5, 2**63, 7]), "latency of 9223372036854775808 ns"),
         (events(latency_ns=[5]), "1 latencies with 3 starts"),
-        (events(latency_ns=[5] * 4, start_ns=[0] * 4), "4 runs of a model instead of 3"),
+        (events(latency_ns=[5] * 4, start_ns=[0] * 4), "4 runs of a model instead of at most 3"),
         (events(trimmed_mean_ns=NAN), "trimmed mean of nan ns"),
         (events(model_id="c"), "the result of another model"),
         (events(failure=pb.Failure(kind=77)), "unknown kind number 77"),  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_a_result_of_nonsense_is_refused_whole(
     handler, profiler = liar
     handler.answers["MeasureBlock"] = sent
     text = refused(lambda: profiler.measure(BLOCK))
-    assert text.startswith("pi4 sent nonsense: ")
+    assert text.startswith("pi4 sent an invalid answer: ")
     assert words in text
 
 
@@ -182,7 +182,7 @@ def test_an_answer_of_nonsense_is_one_line(
     handler, profiler = liar
     handler.answers[method] = [answer]
     text = refused(lambda: call(profiler))
-    assert text.startswith("pi4 sent nonsense: ")
+    assert text.startswith("pi4 sent an invalid answer: ")
     assert words in text
     assert "Traceback" not in capfd.readouterr().err
 
@@ -222,7 +222,7 @@ def mutated_answers(liar: tuple[Liar, RemoteProfiler], numbers: range) -> Counte
 def test_some_mutated_answers(liar: tuple[Liar, RemoteProfiler]) -> None:
     counts = mutated_answers(liar, range(100))
     assert counts["believed"] > 10
-    assert counts["pi4 sent nonsense"] > 50
+    assert counts["pi4 sent an invalid answer"] > 50
 
 
 @pytest.mark.faults

@@ -64,5 +64,5 @@ def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
         later = json.dumps(SCHEMA_VERSION + 1)
         connection.execute("UPDATE facts SET value = ? WHERE key = 'schema_version'", [later])
         connection.commit()
-    with pytest.raises(DatasetError, match="use the esm-profiler that wrote it"):
+    with pytest.raises(DatasetError, match="use the version of esm-profiler that wrote it"):
         Store(SqliteFile(path))

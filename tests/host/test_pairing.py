@@ -127,7 +127,7 @@ def test_comments_stay_and_names_are_not_taken_twice(
     assert esm_host(*arguments).exit_code == 0
     kept = config.read_text()
     assert kept.startswith(text)
-    assert_refused(esm_host(*arguments), 2, "'pi4' already", "--force")
+    assert_refused(esm_host(*arguments), 2, "already a device 'pi4'", "--force")
     assert config.read_text() == kept
     arguments[2] = "old"
     assert esm_host(*arguments, "--force").exit_code == 0
@@ -166,15 +166,15 @@ def test_the_token_may_come_from_elsewhere(
     ("change", "code", "words"),
     [
         ({"--fingerprint": "sha256:" + "0" * 64}, 77, "another certificate"),
-        ({"--fingerprint": "0" * 64}, 2, "no fingerprint"),
-        ({"--fingerprint": None}, 2, "goes with a fingerprint"),
+        ({"--fingerprint": "0" * 64}, 2, "not a fingerprint"),
+        ({"--fingerprint": None}, 2, "needs a fingerprint"),
         ({"--token": "esm_wrong-but-well-formed"}, 77, "esm-agent pair"),
         ({"--token": "two words"}, 2, "malformed token"),
-        ({"--token": None}, 2, "goes with a fingerprint"),
+        ({"--token": None}, 2, "needs a fingerprint"),
         ({"address": "127.0.0.1:1"}, 69, "no agent answers"),
         ({"address": "127.0.0.1"}, 2, "HOST:PORT"),
-        ({"name": "local"}, 2, "no name"),
-        ({"name": "../x"}, 2, "no name"),
+        ({"name": "local"}, 2, "not a valid name"),
+        ({"name": "../x"}, 2, "not a valid name"),
     ],
 )
 def test_nothing_is_written_unless_the_agent_lets_this_host_in(
@@ -247,7 +247,7 @@ def test_a_device_does_not_move_to_where_another_answers_or_none(
     try:
         move = ["devices", "set", "pi4", "--address"]
         refused = esm_host(*move, f"127.0.0.1:{other.port}")
-        assert_refused(refused, 77, "another certificate than the one that is pinned")
+        assert_refused(refused, 77, "another certificate than the pinned one")
         assert_refused(esm_host(*move, "127.0.0.1:1"), 69, "no agent answers")
         assert_refused(esm_host(*move, "127.0.0.1"), 2, "HOST:PORT")
         assert_refused(esm_host(*move[:2], "pi5", *move[3:], "127.0.0.1:1"), 2, "'pi4'")
@@ -267,7 +267,7 @@ def test_mutual_tls_from_both_ends(config: Path, tmp_path: Path) -> None:
     agent = AgentServer("127.0.0.1", 0, door=door)
     try:
         add = ["devices", "add", "rack", f"127.0.0.1:{agent.port}", "--ca", ours.ca]
-        assert_refused(esm_host(*add), 2, "all of --ca, --certificate and --key")
+        assert_refused(esm_host(*add), 2, "mutual TLS needs --ca, --certificate and --key")
         files = ["--certificate", ada.certificate, "--key", ada.key]
         result = esm_host(*add, *files)
         assert result.exit_code == 0, result.output

@@ -112,7 +112,8 @@ def test_what_is_no_spec_says_what_is(spec: str, folder: Path) -> None:
     arguments = ["study", str(folder / "study.toml"), f"--parallel={spec}"]
     result = CliRunner().invoke(app, [*arguments, "--results", str(folder / "results")])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "give a number of processes on this machine, or dask://HOST:PORT" in result.stderr
+    wanted = "give a number of processes on this machine, or the scheduler of a cluster, dask:"
+    assert wanted in result.stderr
     assert not (folder / "results").exists()
 
 
@@ -234,7 +235,7 @@ def test_all_workers_gone_others_go_on(tmp_path: Path, monkeypatch: pytest.Monke
                     cluster.workers[0].kill()
     assert sorted(found) == sums(6)
     assert said == [
-        f"the scheduler {cluster.address} has no workers any more: tasks wait until there are some"
+        f"the scheduler {cluster.address} has lost all workers: tasks wait for new ones"
     ]
 
 
@@ -254,7 +255,8 @@ def test_a_scheduler_that_dies_is_one_line(tmp_path: Path) -> None:
     ):
         lose(cluster)
     assert str(caught.value) == (
-        f"the scheduler {cluster.address} is gone: start scheduler and workers, and run it again"
+        f"the scheduler {cluster.address} is unreachable: start scheduler and workers, "
+        "and run it again"
     )
     assert 3 <= len(found) < 20
 
@@ -270,7 +272,7 @@ def test_a_scheduler_that_dies_while_a_result_comes_is_one_line(
 
     with Cluster(tmp_path, workers=1) as cluster, parallel(cluster.spec):
         monkeypatch.setattr(Future, "result", cut)
-        with pytest.raises(ClusterError, match="is gone: start scheduler and workers"):
+        with pytest.raises(ClusterError, match="is unreachable: start scheduler and workers"):
             list(map_unordered(done, tasks(2)))
 
 
@@ -278,8 +280,10 @@ def test_nobody_there_or_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        refused(f"dask://127.0.0.1:{port}", r"is no Dask scheduler for us \(it does not answer\)")
-        refused(f"dask+tls://127.0.0.1:{port}", r"at tls://.* \(TLS .*, or the certificates$")
+        refused(
+            f"dask://127.0.0.1:{port}", r"does not work as a Dask scheduler \(it does not answer\)"
+        )
+        refused(f"dask+tls://127.0.0.1:{port}", r"^tls://.* \(TLS .*, or the certificates$")
     refused(f"dask://127.0.0.1:{port}", r"no Dask .* \(Connection refused\): start one there")
     result = CliRunner().invoke(app, ["study", "s.toml", "--parallel", f"dask://localhost:{port}"])
     assert (result.exit_code, result.stderr.count("\n")) == (69, 1)
@@ -287,14 +291,16 @@ def test_nobody_there_or_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_workers(tmp_path: Path) -> None:
     with Cluster(tmp_path, workers=0) as cluster:
-        refused(cluster.spec, rf"has no workers: start some \(dask worker {cluster.address} ")
+        refused(
+            cluster.spec, rf"has no workers: start one or more \(dask worker {cluster.address} "
+        )
 
 
 def test_a_worker_of_other_code(cluster: Cluster, tmp_path: Path) -> None:
     with cluster.with_worker(path=with_other_code(tmp_path)):
         refused(
             cluster.spec,
-            r"^tcp://\S+ is not fit: esm-profiler's code \w+ \(here \w+\): install the same",
+            r"^tcp://\S+ is unsuitable: esm-profiler's code \w+ \(here \w+\): install the same",
         )
     with parallel(cluster.spec):
         pass

@@ -45,7 +45,7 @@ def test_waits_for_a_device_that_comes_back_and_says_so() -> None:
     flaky = Flaky(UnreachableError("lost"), away=3)
     result = PatientProfiler(flaky, 60, said.append, pause_s=0).measure(BLOCK)
     assert result.block_id == "b"
-    assert said == ["lost", "nobody there Waiting for it."]
+    assert said == ["lost", "nobody there Waiting for the device."]
 
 
 def test_patience_ends() -> None:

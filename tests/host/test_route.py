@@ -124,7 +124,7 @@ def test_a_proxy_that_was_asked_for_is_used_for_all(
             assert profiler.device_info().hostname
         with (
             RemoteProfiler(address, "pi4", PLAIN) as profiler,
-            pytest.raises(AuthError, match="wants TLS"),
+            pytest.raises(AuthError, match="requires TLS"),
         ):
             profiler.device_info()
     finally:
@@ -221,7 +221,7 @@ def test_agents_listen_on_ipv6_and_are_reached_there(
             assert profiler.device_info().hostname
         with (
             RemoteProfiler(address) as profiler,
-            pytest.raises(AuthError, match="wants TLS"),
+            pytest.raises(AuthError, match="requires TLS"),
         ):
             profiler.device_info()
     finally:

@@ -206,7 +206,7 @@ def test_a_device_that_has_become_slower_is_told_of(
     monkeypatch.setattr(fake, "_pace", lambda number: 1.3)
     result = esm_host("search", run, *SEARCH)
     assert result.exit_code == 0, result.output
-    assert "takes 1.30 times as long as usual: figures are at its usual pace" in result.stderr
+    assert "takes 1.30 times as long as usual: latencies refer to its usual pace" in result.stderr
 
 
 def test_predictions_alone_touch_no_device(

@@ -44,7 +44,8 @@ def test_a_plateau_of_latencies_that_are_not_known_asks_for_a_quieter_device() -
     (found,) = signatures(FLAT, Settings("pi4"), interval=0.23)
     assert found.name == "noise"
     assert (
-        "known to ±23 % (median) where ±2 % was asked: measure where less else runs" in found.text
+        "intervals of ±23 % (median) instead of ±2 %: stop other programs on the device"
+        in found.text
     )
     assert "precision" not in on_command_line(found.text)
     assert signatures(FLAT, Settings("pi4"), interval=0.03)[0].name == "plateau"

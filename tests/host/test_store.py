@@ -194,14 +194,14 @@ def test_words_of_a_device_may_hold_what_a_database_does_not(store: Store) -> No
 
 def test_a_block_is_stored_once(store: Store) -> None:
     add(store, "one", [samples(PLAN[1])])
-    with pytest.raises(DatasetError, match=r"cannot take this: (UNIQUE|duplicate key)"):
+    with pytest.raises(DatasetError, match=r"cannot store this: (UNIQUE|duplicate key)"):
         add(store, "one", [samples(PLAN[2])])
     assert len(store.measurements()) == 1
 
 
 def test_a_block_is_stored_whole_or_not_at_all(store: Store) -> None:
     stranger = Architecture("s", (("z",),))
-    with pytest.raises(DatasetError, match=r"cannot take this: .*(?i:foreign key)"):
+    with pytest.raises(DatasetError, match=r"cannot store this: .*(?i:foreign key)"):
         add(store, "one", [samples(PLAN[1]), samples(stranger)])
     assert store.blocks() == []
     assert store.measurements() == []
@@ -257,7 +257,7 @@ def test_another_schema_version_is_refused(store: Store, version: int) -> None:
         at = table.c.key == "schema_version"
         connection.execute(table.update().where(at).values(value=version))
     store.close()
-    cure = f"schema version {version}, .* use the esm-profiler that wrote it"
+    cure = f"schema version {version}, .* use the version of esm-profiler that wrote it"
     with pytest.raises(DatasetError, match=cure) as caught:
         Store(store.database)
     assert "\n" not in str(caught.value)

@@ -271,7 +271,7 @@ def test_a_name_is_one_campaigns(
         shared_store,
     )
     again = esm("profile", "--run", mine, "--resume", "--max-models", 40)
-    refused(again, 2, "not the one that this folder is of", "another --run")
+    refused(again, 2, "another campaign of the same name", "another --run")
     assert len(fake.blocks) == blocks
 
 
@@ -280,11 +280,11 @@ def test_a_resumed_campaign_stays_where_it_is(
 ) -> None:
     elsewhere = shared_store.replace("/shared?", "/postgres?")
     resume = ["profile", "--run", mine, "--resume"]
-    refused(esm(*resume, "--store", elsewhere), 2, "has its records in", "leave --store out")
+    refused(esm(*resume, "--store", elsewhere), 2, "has its store in", "omit --store")
     assert esm(*resume, "--store", shared_store).exit_code == 0
     assert esm("profile", *SMALL, "--run", "own", "--target-accuracy", 1).exit_code == 0
     result = esm("profile", "--run", "own", "--resume", "--store", shared_store)
-    refused(result, 2, "own/store.sqlite", "leave --store out")
+    refused(result, 2, "own/store.sqlite", "omit --store")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_database_that_cannot_be_used(fake: FakeProfiler, shared_store: str) -
         assert not Path("r").exists()
 
     tried("postgresql://ada@127.0.0.1:1/esm", "Connection refused", "its server runs")
-    tried("postgresql://ada@no.invalid/esm", "no.invalid", "can be reached")
+    tried("postgresql://ada@no.invalid/esm", "no.invalid", "is reachable")
     tried(
         shared_store.replace("/shared?", "/nothing?"),
         'database "nothing" does not exist',
@@ -355,7 +355,12 @@ def test_a_team_set_up_as_the_guide_says(fake: FakeProfiler, postgres: Server) -
     result = esm("campaigns", "list", "--store", eve)
     assert "warning: campaign 'pi4'" in result.stderr
     refused(esm("campaigns", "attach", "pi4", "eve", "--store", eve), 1, "permission denied")
-    refused(esm(*begin, "--run", "own", "--store", eve), 1, "begin no campaign", "GRANT CREATE")
+    refused(
+        esm(*begin, "--run", "own", "--store", eve),
+        1,
+        "not permit you to begin a campaign",
+        "GRANT CREATE",
+    )
     assert not Path("eve").exists()
     assert not Path("own").exists()
 
@@ -434,7 +439,7 @@ def test_a_database_that_goes_away_costs_no_more_than_a_block(
         patch.setattr(fake, "answer", answer_late)
         result = esm(*begin)
     try:
-        refused(result, 1, "cannot be used", "its server runs", "then go on with --resume")
+        refused(result, 1, "cannot be used", "its server runs", "then continue with --resume")
         resume = ["profile", "--run", "r", "--resume", "--quiet"]
         refused(esm(*resume), 1, "cannot be used", "its server runs")
     finally:

@@ -125,7 +125,7 @@ def test_sources_of_other_settings_are_taken_by_name_only(known: Path, tmp_path:
     assert imported.exit_code == 0, imported.output
     try:
         other = ["--batch", 2, "--held-out", 4]
-        assert_refused(transfer(tmp_path / "run", *other), "other resolutions", "resnet", "name")
+        assert_refused(transfer(tmp_path / "run", *other), "no source matches resnet", "name")
         named = transfer(tmp_path / "run", *other, "--source", "others")
         assert named.exit_code == 0, named.output
     finally:

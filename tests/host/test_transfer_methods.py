@@ -178,7 +178,7 @@ def test_help_is_given_its_references(known: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_is_of_a_transfer() -> None:
-    with pytest.raises(esm_host.UsageError, match="is of a transfer"):
+    with pytest.raises(esm_host.UsageError, match="belongs to a transfer"):
         Settings("local", method="nasflat")
 
 
@@ -200,7 +200,7 @@ def test_the_same_from_python(known: Path, tmp_path: Path) -> None:
         (["--method", "nasflt"], ["unknown method 'nasflt'", "did you mean 'nasflat'", "adaproxy"]),
         (["--sampler", "kmeans"], ["unknown sampler 'kmeans'", "did you mean 'k-means'"]),
         (["--sampler", "cosine:zpc"], ["unknown encoding 'zpc'", "arch2vec"]),
-        (["--sampler", "random:zcp"], ["'random' reads no encoding"]),
+        (["--sampler", "random:zcp"], ["'random' uses no encoding"]),
         (["--option", "epochs=3"], ["'gaussian' has no option 'epochs'"]),
         (["--option", "epochs"], ["'epochs'", "NAME=VALUE"]),
         (["--method", "nasflat", "--option", "epoch=3"], ["no option 'epoch'", "'epochs'"]),
@@ -209,7 +209,7 @@ def test_the_same_from_python(known: Path, tmp_path: Path) -> None:
         (["--method", "nasflat", "--option", "supplement=zc"], ["unknown encoding 'zc'"]),
         (["--method", "proxy", "--option", "proxy=pi9"], ["no source 'pi9'", "known/slow"]),
         (["--method", "adaproxy", "--option", "norm=l3"], ["'l3'", "l1 or l2"]),
-        (["--method", "brp-nas", "--option", "encoding=fcc"], ["learns from graphs"]),
+        (["--method", "brp-nas", "--option", "encoding=fcc"], ["needs graphs"]),
     ],
 )
 def test_wrong_names(

@@ -91,7 +91,7 @@ def test_several_columns_a_name_and_json(board: Path) -> None:
 def test_a_taken_name_is_replaced_only_when_asked(board: Path) -> None:
     works("import", board, *NAMED)
     again = esm_host("import", board, *NAMED)
-    assert_refused(again, 2, "there is a source 'board'", "--replace", "--name")
+    assert_refused(again, 2, "there is already a source 'board'", "--replace", "--name")
     works("import", board, *NAMED, "--replace")
     works("import", board, *NAMED, "--name", "second")
     assert tables() == ["board", "second"]
@@ -114,7 +114,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
     torch.save([1.0], tmp_path / "h" / "latency" / "short.pt")
     result = esm_host("import", "h")
     assert result.stdout.splitlines()[0] == "help-fbnet: 2 architectures of fbnet"
-    assert "warning: short has 1 latencies of 2 architectures: left out" in result.stderr
+    assert "warning: short has 1 latencies for 2 architectures: left out" in result.stderr
     entry = {"config": [{"arch_str": CELL}, {"arch_str": OTHER}], "pixel3_latency": [3.5, 4.5]}
     content = {"nasbench201": {"cifar10": entry, "cifar100": entry}}
     Path("hw.pickle").write_bytes(pickle.dumps(content))
@@ -135,7 +135,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
         (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
         (["board.csv", *NAMED[:-1], "h"], 2, ["--unit 'h'", "s, ms, us, ns"]),
-        (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "not of numbers"]),
+        (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "must hold numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
         (["board.csv", *NAMED, "--json", "no/x.json"], 2, ["--json no/x.json", "no folder"]),
@@ -145,13 +145,13 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
             ["--architecture is an option of --format columns"],
         ),
         (["board.csv", "--format", "help"], 2, ["no latency/DEVICE.pt"]),
-        (["board.csv", "--format", "hw-nas-bench"], 1, ["no file of HW-NAS-Bench"]),
+        (["board.csv", "--format", "hw-nas-bench"], 1, ["not a file of HW-NAS-Bench"]),
         (["board.csv", "--format", "hwnas"], 2, ["--format", "hw-nas-bench"]),
-        (["x.txt"], 2, ["x.txt does not tell its format", "columns, help, hw-nas-bench"]),
+        (["x.txt"], 2, ["x.txt has an unknown format", "columns, help, hw-nas-bench"]),
         (["x.parquet"], 1, ["x.parquet cannot be read"]),
-        (["x.pickle"], 1, ["no file of HW-NAS-Bench"]),
-        (["."], 2, ["no folder latency", "HELP"]),
-        (["campaign"], 2, ["campaign is a campaign", "source as it is"]),
+        (["x.pickle"], 1, ["not a file of HW-NAS-Bench"]),
+        (["."], 2, ["no folder 'latency'", "HELP"]),
+        (["campaign"], 2, ["campaign is a campaign", "use its folder as a source"]),
         ([], 2, ["missing argument"]),
     ],
 )

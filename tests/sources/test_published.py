@@ -81,7 +81,7 @@ def test_devices_of_other_architectures_are_named_and_left_out(tmp_path: Path) -
     table = read_help(help_folder(tmp_path / "h", arch=[[8] * 22] * 2, **files), told.append)
     assert list(table.latency_ms) == ["pixel2", "pixel3"]
     assert np.isnan(table.latency_ms["pixel3"][0])
-    assert told == ["v100 has 3 latencies of 2 architectures: left out"]
+    assert told == ["v100 has 3 latencies for 2 architectures: left out"]
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_devices_of_other_architectures_are_named_and_left_out(tmp_path: Path) -
     [
         ({}, "none of arch.pt, str_arch2idx.pt and ofa_archs.pt"),
         ({"arch": [[9] * 22] * 2}, "block 9"),
-        ({"arch": 5}, "no architectures of HELP's"),
-        ({"arch": [["a"] * 22]}, "no architectures of HELP's"),
-        ({"str_arch2idx": {CELLS[0]: 0, CELLS[1]: 2}}, "does not number them from 0"),
-        ({"str_arch2idx": "{"}, "no architectures of HELP's"),
-        ({"ofa_archs": {"archs": []}}, "no architectures of HELP's"),
+        ({"arch": 5}, "no valid architectures of HELP"),
+        ({"arch": [["a"] * 22]}, "no valid architectures of HELP"),
+        ({"str_arch2idx": {CELLS[0]: 0, CELLS[1]: 2}}, "does not number its cells from 0"),
+        ({"str_arch2idx": "{"}, "no valid architectures of HELP"),
+        ({"ofa_archs": {"archs": []}}, "no valid architectures of HELP"),
         ({"arch": [[8] * 22] * 3}, "has 3 latencies"),
-        ({"arch": [[8] * 22] * 2, "latency/x": {"a": 1}}, "no list of milliseconds"),
+        ({"arch": [[8] * 22] * 2, "latency/x": {"a": 1}}, "not a list of milliseconds"),
         ({"arch": [[8] * 22] * 2, "latency/x": torch.ones(2)}, "save lists of numbers"),
     ],
 )
@@ -210,10 +210,10 @@ def test_fbnets_latencies_are_those_of_its_operators_added_up(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "no file of HW-NAS-Bench"),
-        ({}, "neither nasbench201 nor fbnet"),
+        ([1, 2], "not a file of HW-NAS-Bench"),
+        ({}, "no latencies of nasbench201 or fbnet"),
         ({"nasbench201": {"cifar10": {}}}, "it lacks 'config'"),
-        ({"nasbench201": {"cifar10": {"config": [{"arch_str": "x"}]}}}, "no 22 blocks"),
+        ({"nasbench201": {"cifar10": {"config": [{"arch_str": "x"}]}}}, "needs 22 blocks"),
         (
             {"nasbench201": {"c": {"config": [{"arch_str": CELLS[0]}], "a_latency": [1, 2]}}},
             "'a' for 1 cells",

@@ -45,7 +45,7 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
     keep([made_table("one")])
-    with pytest.raises(UsageError, match="'one': add --replace, or give another --name"):
+    with pytest.raises(UsageError, match="'one': give --replace, or another --name"):
         keep([made_table("two"), made_table("one")])
     assert tables() == ["one"]  # all or none
     keep([made_table("two"), made_table("one", n=30)], replace=True)
@@ -92,7 +92,7 @@ def test_only_trusted_measurements_of_a_campaign_count(campaign: Path, tmp_path:
     settings = json.loads((copy / "settings.json").read_text())
     settings["train_on"] = "noisy"  # none of these is
     (copy / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(DatasetError, match="nothing measured to learn from yet"):
+    with pytest.raises(DatasetError, match="no measurements to learn from yet"):
         load(str(copy))
 
 
@@ -146,7 +146,7 @@ def test_what_is_named_is_taken_as_it_is_and_must_fit(campaign: Path, tmp_path: 
     assert named(fitting(CELLS, names, tmp_path)) == [
         *("few/a", "few/b", "boards/b", "boards/a", "boards/c")
     ]
-    with pytest.raises(UsageError, match="is of resnet, not of fbnet: leave it out"):
+    with pytest.raises(UsageError, match="is of resnet, not of fbnet: omit it"):
         fitting(load_space("fbnet"), [str(campaign)], tmp_path)
     other = load_space("resnet", resolution=64, batch=8)  # a device may be another by its batch
     assert named(fitting(other, [str(campaign)], tmp_path)) == [str(campaign)]
@@ -236,7 +236,7 @@ def test_sources_of_one_space(tmp_path: Path) -> None:
         (["boards", "blocks"], None, [], "'blocks/a' is of fbnet, not of nasbench201"),
         (["boards"], "fbnet", [], "'boards/a' is of nasbench201, not fbnet"),
         ([], "nasbench201", ["d"], "no source 'd'"),
-        ([], None, ["a"], "'a' is 2 devices: give one of blocks/a, boards/a"),
+        ([], None, ["a"], "'a' matches 2 devices: give one of blocks/a, boards/a"),
         ([], "nasbench201", ["blocks"], "'blocks' is 3 devices"),
         ([], "nasbench201", ["blocks/a"], "'blocks/a' is of fbnet, not nasbench201"),
         (["boards"], None, ["blocks/a"], "is of nasbench201, not of fbnet"),

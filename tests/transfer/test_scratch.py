@@ -53,7 +53,7 @@ def test_what_does_not_exist_or_fit_is_refused_early() -> None:
         ScratchPredictor("gnc")
     with pytest.raises(UsageError, match="unknown encoding"):
         ScratchPredictor(encoding="view").learn(SOURCES)
-    with pytest.raises(UsageError, match="learns from graphs"):
+    with pytest.raises(UsageError, match="needs graphs"):
         ScratchPredictor("gcn", "fcc").learn(SOURCES)
 
 

@@ -1,1 +1,1 @@
-"""One campaign: its folder, session, results and predictor."""
+"""Folder, session, results and predictor of one campaign."""

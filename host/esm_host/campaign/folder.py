@@ -1,4 +1,4 @@
-"""The folder of one campaign, and the lock that keeps two programs out of it."""
+"""Folder of one campaign, and the lock that keeps a second program out of it."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ if TYPE_CHECKING:
 SETTINGS, RESULT = "settings.json", "result.json"
 
 
-def resuming(path: Path) -> str:
-    """Return, marked, what goes on with a campaign."""
+def resume_command(path: Path) -> str:
+    """Return, marked, the command that resumes a campaign."""
     return either(f"esm_host.resume('{path}')", f"esm-host profile --run {path} --resume")
 
 
 class RunFolder:
-    """Where a campaign keeps everything: names of its files, and its store.
+    """Folder of a campaign: the names of its files, and its store.
 
     Args:
-        store: URL of the PostgreSQL database that a new campaign's records are to be in; those
-            of an old one are where they are.
+        path: Path of the folder.
+        store: URL of the PostgreSQL database for the store of a new campaign; empty for a file.
+            An old campaign keeps its store.
 
     Raises:
-        UsageError: the URL is not one, or the folder's name cannot be a campaign's there.
-        DatasetError: the database's driver is missing.
+        UsageError: the URL is invalid, or the folder's name cannot be the name of a schema.
+        DatasetError: the PostgreSQL driver is not installed.
     """
 
     def __init__(self, path: Path, store: str = "") -> None:
@@ -71,7 +72,7 @@ class RunFolder:
 
     @cached_property
     def database(self) -> Database:
-        """Of the campaign's records."""
+        """Database of the campaign's store."""
         if not self.settings.exists():
             return self._new or SqliteFile(self.store)
         link = self._read_link()
@@ -79,46 +80,49 @@ class RunFolder:
 
     @property
     def shared(self) -> PostgresSchema | None:
-        """The database, where it is one that a team shares."""
+        """Database of the team, if the campaign is shared; else None."""
         return self.database if isinstance(self.database, PostgresSchema) else None
 
     def open_store(self, make: bool = False) -> Store:
-        """The campaign's store.
+        """Open the campaign's store.
 
         Args:
-            make: where there is none yet.
+            make: Whether to create a missing store.
 
         Raises:
-            DatasetError: there is none, or it is unusable or out of reach.
-            MismatchError: it is another campaign's by now.
+            DatasetError: the store is missing, unusable or unreachable.
+            MismatchError: the store now belongs to another campaign.
         """
         if not make and not self.database.exists():
             raise DatasetError(
-                f"{self.path} holds no measurements yet: {resuming(self.path)} begins"
+                f"{self.path} holds no measurements yet: {resume_command(self.path)} begins them"
             )
         return Store(self.database)
 
     def prepare(self, resume: bool) -> None:
-        """Checks that the folder fits what is asked; makes it for a new campaign, brings that of
-        a shared one up to date.
+        """Create the folder of a new campaign, or check and refresh that of an old one.
+
+        Args:
+            resume: Whether to continue the folder's campaign.
 
         Raises:
-            RunExistsError: there is a campaign in it, or of its name in the shared store, and
-                ``resume`` is false.
-            UsageError: it holds none and ``resume`` is true, or it cannot be made.
-            DatasetError: the shared store is out of reach.
+            RunExistsError: ``resume`` is false, and the folder or the shared store holds a
+                campaign of this name.
+            UsageError: ``resume`` is true and the folder holds no campaign, or the folder cannot
+                be created.
+            DatasetError: the shared store is unreachable.
             BusyError: another program uses the folder of a shared campaign.
         """
         if resume:
             if not self.settings.exists():
                 raise UsageError(
-                    f"{self.path} holds no campaign to resume: leave {argument('resume')} out"
+                    f"{self.path} holds no campaign to resume: omit {argument('resume')}"
                 )
             self.refresh()
             return
         if self.settings.exists() or self.store.exists():
             raise RunExistsError(
-                f"{self.path} holds a campaign: {resuming(self.path)} goes on with it; or give "
+                f"{self.path} holds a campaign: {resume_command(self.path)} continues it; or give "
                 f"another {argument('run')}"
             )
         if self._new is not None:
@@ -129,14 +133,14 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
+            raise UsageError(f"{self.path} cannot be created: {error.strerror}") from error
 
     def read_settings(self) -> Settings:
-        """The settings of the folder's campaign.
+        """Return the settings of the folder's campaign.
 
         Raises:
-            UsageError: there is none.
-            DatasetError: its settings are damaged.
+            UsageError: the folder holds no campaign.
+            DatasetError: the settings are damaged.
         """
         try:
             data = json.loads(self.settings.read_text())
@@ -147,35 +151,35 @@ class RunFolder:
             return Settings.from_json(data)
         except (FileNotFoundError, NotADirectoryError):
             making = either("esm_host.profile", f"esm-host profile --run {self.path}")
-            raise UsageError(f"{self.path} is no campaign: make one with {making}") from None
+            raise UsageError(f"{self.path} is not a campaign: create one with {making}") from None
         except ValueError as error:
             raise DatasetError(
                 f"{self.settings} is damaged ({error}): restore it from a copy"
             ) from error
 
     def encoder(self, settings: TrainingSettings, space: SearchSpace) -> Encoder:
-        """That of the folder's campaign, which knows its sources if it has any.
+        """Return the encoder of the campaign's predictor, with its sources if it has any.
 
         Raises:
-            UsageError: there is no such encoding, or it does not suit the space.
-            DatasetError: what the sources were learnt to be is gone or damaged.
+            UsageError: the encoding does not exist or does not suit the space.
+            DatasetError: the file of the sources is missing or damaged.
         """
         if not settings.warm_start or settings.adapts:
             return settings.encoder(space)
         return self.sources_encoder(space)
 
     def sources_encoder(self, space: SearchSpace) -> SourcesEncoder:
-        """Return the encoder that knows what the campaign's sources expect.
+        """Return the encoder with the predictions of the campaign's sources.
 
         Raises:
-            DatasetError: what the sources were learnt to be is gone or damaged.
+            DatasetError: the file of the sources is missing or damaged.
         """
         from esm_host.encoding.sources import SourceModels, SourcesEncoder  # slow to load
 
         return SourcesEncoder(space, SourceModels.load(self.sources))
 
     def kept_method(self, settings: TrainingSettings, space: SearchSpace) -> KeptMethod:
-        """Return the campaign's few-shot method, as its folder has it."""
+        """Return the campaign's few-shot method from its folder."""
         from esm_host.transfer.kept import KeptMethod  # slow to load
 
         name, options = settings.method, settings.method_options
@@ -184,10 +188,10 @@ class RunFolder:
     def predictors(
         self, settings: TrainingSettings, encoder: Encoder
     ) -> Callable[[int], Predictor]:
-        """Return what makes the campaign's predictor, unfitted, by the number of the member.
+        """Return a factory of the campaign's unfitted predictors, by committee member.
 
         Raises:
-            UsageError: there is no such predictor, or it cannot learn from the encoding.
+            UsageError: the predictor does not exist or cannot use the encoding.
         """
         if settings.adapts:
             from esm_host.transfer.adapted import AdaptedPredictor  # slow to load
@@ -199,34 +203,36 @@ class RunFolder:
     # Sharing
 
     def refresh(self) -> None:
-        """Gets what other hosts have made of the campaign, where it is shared.
+        """Update the folder from the shared store, if the campaign is shared.
 
         Raises:
-            MismatchError: it is another campaign's name by now.
-            DatasetError: the shared store is out of reach.
+            MismatchError: the shared store now holds another campaign of this name.
+            DatasetError: the shared store is unreachable.
             BusyError: another program uses the folder.
         """
         if (shared := self.shared) is not None and shared.exists():
-            with closing(Store(shared)), self._locked_here():  # which says whether it is ours
+            with closing(Store(shared)), self._locked_here():  # checks the campaign's id
                 self._write(shared.kept_files())
 
     def share(self) -> None:
-        """Copies of the files beside a shared store go into it, so that other machines can make
-        the folder.
+        """Copy the folder's files into a shared store, so that other machines can restore them.
 
         Raises:
-            DatasetError: the database is out of reach or full.
+            DatasetError: the database is unreachable or full.
         """
         if self.shared is not None:
             files = (path for path in self._copied if path.exists())
             self.shared.keep_files({path.name: path.read_bytes() for path in files})
 
     def attach(self, database: PostgresSchema) -> None:
-        """Makes the folder of a campaign that another machine began, or brings it up to date.
+        """Create or update the folder of a campaign that another machine began.
+
+        Args:
+            database: Database of the campaign.
 
         Raises:
-            RunExistsError: it is the folder of another campaign.
-            DatasetError: the database is out of reach, or the campaign has not begun.
+            RunExistsError: the folder holds another campaign.
+            DatasetError: the database is unreachable, or the campaign has not begun.
             BusyError: another program uses the folder.
         """
         with closing(Store(database)) as store:
@@ -246,18 +252,20 @@ class RunFolder:
             self._write(files)
 
     def check_store(self, url: str) -> None:
-        """Raises MismatchError unless the campaign is in that shared store."""
+        """Check that the campaign is in a shared store.
+
+        Raises:
+            MismatchError: its store is elsewhere.
+        """
         if self.settings.exists() and (
             self.shared is None or self.shared.url != without_password(url)
         ):
             where = self.shared.url if self.shared else self.store
-            raise MismatchError(
-                f"{self.path} has its records in {where}: leave {argument('store')} out"
-            )
+            raise MismatchError(f"{self.path} has its store in {where}: omit {argument('store')}")
 
     @property
     def _copied(self) -> tuple[Path, ...]:
-        """Files beside the store; settings last, which make a folder a campaign's."""
+        """Files beside the store; the settings come last, because they mark a complete folder."""
         return (
             self.sources,
             self.method,
@@ -268,7 +276,7 @@ class RunFolder:
         )
 
     def _write(self, files: Mapping[str, bytes]) -> None:
-        """The files beside the store, and no others; nothing where none were kept."""
+        """Write these files and delete the others; do nothing without settings."""
         if self.settings.name not in files:
             return
         for path in self._copied:
@@ -278,7 +286,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def _read_link(self) -> tuple[str, str, str] | None:
-        """Of the shared store: its URL, and the campaign's name and id there."""
+        """Return the URL of the shared store, and the campaign's name and id there."""
         try:
             data = json.loads(self.shared_store.read_text())
             return str(data["store"]), str(data["campaign"]), str(data["id"])
@@ -295,11 +303,11 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Exclusive use, of the shared store too, given back however the program ends.
+        """Lock the folder and the shared store; the lock ends with the program at the latest.
 
         Raises:
             BusyError: another program uses the folder, or another host runs the campaign.
-            DatasetError: the folder cannot be written, or the shared store is out of reach.
+            DatasetError: the folder cannot be written, or the shared store is unreachable.
         """
         with self._locked_here():
             if (shared := self.shared) is None:
@@ -326,8 +334,8 @@ class RunFolder:
         try:
             if not locked:
                 raise DatasetError(
-                    f"{self.path} is on a file system without locks, where two programs would "
-                    "spoil each other's work: choose a folder on a disk of this machine"
+                    f"{self.path} is on a file system without locks, where two programs could "
+                    "overwrite each other's files: choose a folder on a local disk"
                 )
             yield
         finally:

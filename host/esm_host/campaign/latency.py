@@ -1,4 +1,4 @@
-"""A campaign's predictor as a function: an architecture in, milliseconds out."""
+"""Latency function of a campaign: from an architecture to milliseconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.campaign.folder import resuming
+from esm_host.campaign.folder import resume_command
 from esm_host.errors import DatasetError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class Latency:
     """Latency function of :meth:`esm_host.campaign.run.Run.latency`.
 
-    Call it with an architecture, its JSON or its short form.
-
-    It needs the campaign's folder no more, and can be pickled: other processes predict the same.
+    Call it with an architecture, its JSON or its short form. It does not need the campaign's
+    folder and can be pickled for other processes.
 
     Args:
-        path: the campaign's folder, for messages.
-        encoder: of the campaign's search space and settings.
-        model: the predictor as ONNX, or itself where it has no such form.
+        path: Folder of the campaign, for messages.
+        settings: Settings of the campaign.
+        encoder: Encoder of the campaign's predictor.
+        model: Predictor as an ONNX file; the predictor itself if it has no ONNX form.
 
     Raises:
         DatasetError: the ONNX model is damaged.
@@ -50,20 +50,23 @@ class Latency:
         self._settings = settings
         self._encoder = encoder
         self._model = model
-        self._predict  # noqa: B018  # a damaged model is told now
+        self._predict  # noqa: B018  # reports a damaged model now
 
     def __call__(self, architecture: Architecture | Mapping[str, Any] | str) -> float:
-        """Milliseconds.
+        """Return the latency of an architecture, ms.
 
         Raises:
-            InvalidArchitectureError: it is not in the search space.
+            InvalidArchitectureError: the architecture is not in the search space.
         """
         return float(self.many([architecture])[0])
 
     def many(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
-        """The same of several at once, ``(n,)``, which takes less time than one by one."""
+        """Return the latencies of several architectures, ms, shape ``(n,)``.
+
+        Faster than one call per architecture.
+        """
         return self._predict(
             self._encoder.encode([self._encoder.space.read(given) for given in architectures])
         )
@@ -72,20 +75,20 @@ class Latency:
         return f"<Latency by {self.path}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Spaces and their tables of parts are made again from the settings: a user's own space is
-        # of a module that another process does not have.
+        # The space is loaded again from the settings: another process has not imported the module
+        # of a user's own space.
         sources: SourceModels | None = getattr(self._encoder, "models", None)
         model = self._model if isinstance(self._model, bytes) else ByValue(self._model)
-        return _again, (self.path, self._settings, sources, model)
+        return _rebuild, (self.path, self._settings, sources, model)
 
     @cached_property
     def _predict(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
         if not isinstance(self._model, bytes):
             return self._model.predict
-        import onnxruntime  # quicker than what was fitted
+        import onnxruntime  # faster than the fitted predictor
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # more only wait for each other on one architecture
+        options.intra_op_num_threads = 1  # more threads do not help a batch of one
         try:
             session = onnxruntime.InferenceSession(
                 self._model, options, providers=["CPUExecutionProvider"]
@@ -107,11 +110,11 @@ class Latency:
     def _damaged(self, error: Exception) -> DatasetError:
         return DatasetError(
             f"the predictor in {self.path} is damaged ({str(error).splitlines()[0]}): "
-            f"{resuming(self.path)} writes it again"
+            f"{resume_command(self.path)} writes it again"
         )
 
 
-def _again(
+def _rebuild(
     path: Path, settings: Settings, sources: SourceModels | None, model: bytes | Predictor
 ) -> Latency:
     space = settings.search_space()

@@ -1,4 +1,4 @@
-"""``result.json``: what a campaign came to, for programs."""
+"""``result.json``, the result of a campaign for programs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,18 @@ def campaign_result(
     converged: bool,
     unfinished: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole result, derived from the store. Times cover all sessions of the campaign; of a
-    group, device time is that of all devices together.
+    """Return the content of ``result.json``, derived from the store.
+
+    Times cover all sessions of the campaign. The device time of a group is the sum over its
+    devices.
 
     Args:
-        device: what it told of itself.
-        unfinished: what a round came to that is not complete.
+        store: Store of the campaign.
+        measurements: Measurements of the store.
+        settings: Settings of the campaign.
+        device: Self-description of the device.
+        converged: Whether the target accuracy was reached.
+        unfinished: Result of an incomplete round; None if there is none.
     """
     blocks = store.blocks()
     rounds = store.rounds() + ([] if unfinished is None else [dict(unfinished)])
@@ -68,16 +74,17 @@ def _signatures(
 
 
 def devices(store: Store, measurements: Measurements) -> list[dict[str, Any]]:
-    """Every device that took part, or was to; its pace is that of all of its blocks.
+    """Return every device of the campaign, with its pace over all of its blocks.
 
-    ``pace`` is against the median device's, 1.04 when it takes 4 % longer; None where there is
-    no other. ``left_at`` tells when a device was last given up, if it measured nothing since.
+    ``pace`` is relative to the median device: 1.04 for a device that takes 4 % longer. It is None
+    for a single device. ``left_at`` is the time of a device's last departure, None if it measured
+    again.
     """
     blocks = store.blocks()
     departures = {departure.device: departure for departure in store.departures()}
     models = _models(store, measurements)
     paces: dict[str, DevicePace]
-    if store.fact(GROUP_FACT) is None and blocks:  # one device, by whatever name it was reached
+    if store.fact(GROUP_FACT) is None and blocks:  # a single device, even if its name changed
         name = blocks[-1].device
         blocks = [replace(block, device=name) for block in blocks]
         models, paces = Counter({name: models.total()}), {}
@@ -113,7 +120,7 @@ def _paces(measurements: Measurements, blocks: Sequence[StoredBlock]) -> dict[st
 
 
 def _models(store: Store, measurements: Measurements) -> Counter[str]:
-    """How many models each device measured, references not counted."""
+    """Return the number of models that each device measured, references not counted."""
     references = {a.key for a in store.references()}
     table = measurements.table()
     models: Counter[str] = Counter()
@@ -123,5 +130,5 @@ def _models(store: Store, measurements: Measurements) -> Counter[str]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return a value, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""A campaign's folder, read: its settings, its result, and data frames of what was measured."""
+"""Campaign folder as Python objects: settings, result, and data frames of the measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from esm_host.arguments import argument
-from esm_host.campaign.folder import RunFolder, resuming
+from esm_host.campaign.folder import RunFolder, resume_command
 from esm_host.campaign.latency import Latency
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """What the store held when it was read; metrics by architecture key."""
+    """Content of the store when it was read; metrics by architecture key."""
 
     table: BlockTable
     dataset: Dataset
@@ -53,11 +53,12 @@ class _Records:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A campaign, finished or not; read once, when it is first asked for, and never changed.
+    """Campaign, finished or not; read on first use and then unchanged.
 
     Attributes:
-        settings: that it was asked for with.
-        result: what ``result.json`` holds; None until the campaign has come to an end.
+        path: Folder of the campaign.
+        settings: Settings of the campaign.
+        result: Content of ``result.json``; None until the campaign ends.
     """
 
     path: Path
@@ -66,11 +67,11 @@ class Run:
 
     @property
     def converged(self) -> bool:
-        """Whether it has come to an end, and reached its target."""
+        """Whether the campaign has ended and reached its target."""
         return self.result is not None and bool(self.result["converged"])
 
     def _repr_html_(self) -> str:
-        """Show a notebook how far the campaign is, and its accuracy by depth."""
+        """Return the progress of the campaign and its accuracy by depth, for notebooks."""
         frame = self.measurements()
         state = "not finished" if self.result is None else "finished"
         if self.result is not None and self.settings.has_target:
@@ -84,17 +85,23 @@ class Run:
         return f"<p>{escape(title)}</p>{table if len(last) else ''}"
 
     def measurements(self) -> pd.DataFrame:
-        """A row per architecture that was measured, in the order of the plan.
+        """Return one row per measured architecture, in the order of the plan.
 
-        Columns: ``architecture_key``, ``architecture`` (as text), ``round``, ``block``, ``depth``,
-        ``bin`` (its depths), ``unit1_depth`` ..., ``mean_FEATURE`` (over its blocks) ..., or
-        ``FEATURE_WORD`` (how many blocks have it) where a feature's values are words,
-        ``resolution`` (pixels) where architectures have their own, ``latency_ms`` (at the device's
-        usual pace, unless the campaign is raw), ``interval_percent`` (half-width of the 95 %
-        interval for the device at any time), ``raw_ms`` (as measured), ``verdict``,
-        ``reasons`` (a tuple), ``predicted_ms`` (by a predictor that had not seen it; NaN until the
-        campaign has come to an end), ``error_percent`` (of the prediction). Then a column per
-        metric that was measured of any, such as ``load_ms`` (docs/timing.md): NaN where it was not.
+        Columns:
+
+        - ``architecture_key``, ``architecture`` (as text), ``round``, ``block``
+        - ``depth``, ``bin`` (range of depths), ``unit1_depth`` ...
+        - ``mean_FEATURE``: mean over the blocks; ``FEATURE_WORD``: number of blocks with this
+          word, for features whose values are words
+        - ``resolution``: pixels, if architectures have their own
+        - ``latency_ms``: at the device's usual pace, unless the campaign is raw
+        - ``interval_percent``: half-width of the 95 % confidence interval for the device at any
+          time
+        - ``raw_ms``: as measured; ``verdict``; ``reasons``: a tuple
+        - ``predicted_ms``: out-of-fold prediction; NaN until the campaign ends;
+          ``error_percent``: error of that prediction
+        - one column per measured metric, such as ``load_ms`` (docs/timing.md); NaN if not
+          measured
         """
         records, bins = self._records, self._bins
         dataset = records.dataset
@@ -130,7 +137,7 @@ class Run:
         return frame.assign(**metrics)
 
     def _metrics(self, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Return the metrics that were measured of any architecture, ``(n,)`` each."""
+        """Return every metric that was measured, shape ``(n,)`` each."""
         values = [self._records.metrics[key] for key in keys]
         measured = {name for each in values for name in each}
         known = [metric.key for metric in METRICS if metric.key in measured]
@@ -140,25 +147,29 @@ class Run:
         }
 
     def dataset(self) -> Dataset:
-        """The same as values and arrays, for learning from it."""
+        """Return the measurements as arrays."""
         return self._records.dataset
 
     def figures(self) -> Figures:
-        """Of everything that is planned, reference models included."""
+        """Return the figures of every planned architecture, reference models included."""
         return self._records.figures
 
     def failures(self) -> pd.DataFrame:
-        """Architectures that could not be measured: ``architecture_key``, ``message``."""
+        """Return the architectures that could not be measured.
+
+        Columns: ``architecture_key``, ``message``.
+        """
         failures = self._records.table.failures
         return pd.DataFrame(list(failures.items()), columns=["architecture_key", "message"])
 
     def blocks(self) -> pd.DataFrame:
-        """A row per measured block, in the order of time.
+        """Return one row per measured block, in the order of time.
 
-        Columns: ``block`` (from 1), ``block_id``, ``round``, ``device``, ``pace`` (1 at the
-        device's usual pace, 1.1 a tenth slower; without the agent's reference models 1 at the
-        median of the campaign), ``worst_deviation_percent`` (of a reference, when the block was
-        judged), ``passed`` (None where it is not judged yet), ``models``, ``busy_s``, ``wall_s``.
+        Columns: ``block`` (from 1), ``block_id``, ``round``, ``device``, ``pace``,
+        ``worst_deviation_percent`` (of a reference, when the block was judged), ``passed`` (None
+        before judgement), ``models``, ``busy_s``, ``wall_s``. ``pace`` is 1 at the device's usual
+        pace and 1.1 if a tenth slower. Without the agent's reference models it is relative to the
+        median of the campaign.
         """
         table = self._records.table
         worst = [block.worst_deviation for block in table.blocks]
@@ -180,9 +191,11 @@ class Run:
         )
 
     def references(self) -> pd.DataFrame:
-        """A row per block and reference model: ``block``, ``device``, ``reference`` (from 1),
-        ``latency_ms`` as measured, ``deviation_percent`` once the device's pace is taken out; NaN
-        where it failed."""
+        """Return one row per block and reference model.
+
+        Columns: ``block``, ``device``, ``reference`` (from 1), ``latency_ms`` (as measured),
+        ``deviation_percent`` (with the device's pace divided out). NaN if the reference failed.
+        """
         table = self._records.table
         blocks, references = table.references_ms.shape
         return pd.DataFrame(
@@ -196,10 +209,13 @@ class Run:
         )
 
     def paces(self) -> pd.DataFrame:
-        """A row per block and reference model of the agent, smallest weights first: ``block``,
-        ``device``, ``at_s`` (when the block ended, since the first one did), ``reference`` (its
-        name), ``weight_mb``, ``latency_ms``, ``usual_ms`` and ``slower_percent`` (than usual; NaN
-        where that is not known). Empty for a campaign without them."""
+        """Return one row per block and reference model of the agent, smallest weights first.
+
+        Columns: ``block``, ``device``, ``at_s`` (end of the block, counted from the end of the
+        first), ``reference`` (name), ``weight_mb``, ``latency_ms``, ``usual_ms``,
+        ``slower_percent`` (than usual; NaN if unknown). Empty for a campaign without these
+        models.
+        """
         table = self._records.table
         ends = [datetime.fromisoformat(block.measured_at) for block in table.blocks]
         rows = [
@@ -222,9 +238,12 @@ class Run:
         return pd.DataFrame(rows, columns=[*names, "slower_percent"])
 
     def rounds(self) -> pd.DataFrame:
-        """A row per finished round: ``round``, models ``measured``, ``trusted`` and ``failed`` so
-        far, ``accuracy_percent``, ``worst_bin_percent``, ``references_passed``,
-        ``remeasured_blocks``, ``training_s``."""
+        """Return one row per finished round.
+
+        Columns: ``round``; ``measured_models``, ``trusted_models`` and ``failed_models`` so far;
+        ``accuracy_percent``, ``worst_bin_percent``, ``references_passed``, ``remeasured_blocks``,
+        ``training_s``.
+        """
         names = (
             *("round", "measured_models", "trusted_models", "failed_models", "accuracy_percent"),
             *("worst_bin_percent", "references_passed", "remeasured_blocks", "training_s"),
@@ -243,9 +262,12 @@ class Run:
         return pd.DataFrame(rows, columns=list(names))
 
     def accuracy(self) -> pd.DataFrame:
-        """A row per finished round and depth bin: ``round``, ``measured_models`` (of all depths),
-        ``bin``, ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
-        samples); and one with bin ``all`` over all depths."""
+        """Return one row per finished round and depth bin, and one over all depths.
+
+        Columns: ``round``, ``measured_models`` (of all depths), ``bin`` (``all`` over all
+        depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
+        samples).
+        """
         rows = []
         for number, entry in enumerate(self._records.rounds):
             common = {"round": number, "measured_models": entry["measured_models"]}
@@ -271,11 +293,11 @@ class Run:
         return pd.DataFrame(rows, columns=[*names, "accuracy_percent"])
 
     def states(self) -> pd.DataFrame:
-        """Return the states of the devices, a row per moment.
+        """Return the states of the devices, one row per moment.
 
         Columns: ``block``, ``device``, and those of
-        :func:`~esm_host.evaluation.device_states.state_row`; ``at_s`` counts from the block's first
-        run.
+        :func:`~esm_host.evaluation.device_states.state_row`. ``at_s`` counts from the block's
+        first run.
         """
         rows = [
             {"block": number, "device": device, **state_row(state)}
@@ -289,21 +311,24 @@ class Run:
     def predict(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
-        """Latencies of architectures (values, their JSON or short forms) by the campaign's
-        predictor, in milliseconds, ``(n,)``.
+        """Return latencies predicted by the campaign's predictor, ms, shape ``(n,)``.
+
+        Args:
+            architectures: Architectures, their JSON or their short forms.
 
         Raises:
-            DatasetError: there is no predictor yet, or it is damaged.
-            InvalidArchitectureError: one is not in the search space.
+            DatasetError: the predictor does not exist yet, or is damaged.
+            InvalidArchitectureError: an architecture is not in the search space.
         """
         return self.latency().many(architectures)
 
     def latency(self) -> Latency:
-        """The campaign's predictor as a function of one architecture, for loops that ask often
-        and for other processes.
+        """Return the campaign's predictor as a function of one architecture.
+
+        It suits loops with many calls, and other processes.
 
         Raises:
-            DatasetError: there is no predictor yet, or it is damaged.
+            DatasetError: the predictor does not exist yet, or is damaged.
         """
         return self._latency
 
@@ -311,23 +336,26 @@ class Run:
     def _latency(self) -> Latency:
         self._check_finished()
         path = self._folder.predictor_onnx
-        # Predictors of a kind that has no such form are fitted again.
+        # A predictor without an ONNX form is fitted again.
         model = path.read_bytes() if path.exists() else self.predictor
         return Latency(self.path, self.settings, self.encoder, model)
 
     def predict_interval(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str], coverage: float = 0.9
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper ends, milliseconds, ``(n,)``, of intervals that hold a share
-        ``coverage`` of the latencies.
+        """Return the lower and upper ends of prediction intervals, ms, shape ``(n,)`` each.
 
-        ``auto`` knows how unsure it is of each architecture. With any other predictor all intervals
-        are as wide, in proportion, as its errors at models that it had not seen ask for.
+        ``auto`` estimates its uncertainty for each architecture. The intervals of other
+        predictors all have the same relative width, from their out-of-fold errors.
+
+        Args:
+            architectures: Architectures, their JSON or their short forms.
+            coverage: Share of latencies that the intervals shall cover.
 
         Raises:
-            UsageError: the coverage makes no sense.
-            DatasetError: there is no predictor yet, or it was judged by too few models.
-            InvalidArchitectureError: one is not in the search space.
+            UsageError: the coverage is not between 0 and 1.
+            DatasetError: the predictor does not exist yet, or too few models were held out.
+            InvalidArchitectureError: an architecture is not in the search space.
         """
         if not 0 < coverage < 1:
             raise UsageError(f"coverage {coverage:g}: give a share above 0 and below 1")
@@ -345,28 +373,30 @@ class Run:
             )
         except ValueError as error:
             raise DatasetError(
-                f"{self.path} has {error}: measure more, or train {argument('predictor')} auto"
+                f"{self.path} has {error}: measure more, or use {argument('predictor')} auto"
             ) from error
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
 
     def against(self, other: Run) -> CrossDeviceAccuracy:
-        """Hold the campaign's predictor against what another campaign measured, say on another
-        device.
+        """Evaluate the campaign's predictor on the measurements of another campaign.
+
+        Args:
+            other: Campaign of the same space, such as one on another device.
 
         Raises:
-            UsageError: the other one is of another search space.
-            DatasetError: there is no predictor yet, or the other one has measured nothing.
-            InvalidArchitectureError: the spaces' options differ.
+            UsageError: the other campaign has another search space.
+            DatasetError: the predictor does not exist yet, or the other campaign is empty.
+            InvalidArchitectureError: the options of the spaces differ.
         """
         if other.space.name != self.space.name:
             raise UsageError(
                 f"{other.path} is of the space {other.space.name}, {self.path} of "
-                f"{self.space.name}: give one of the same"
+                f"{self.space.name}: give two campaigns of one space"
             )
         theirs, own = other.dataset(), self.dataset()
         if not len(theirs):
-            raise DatasetError(f"{other.path} has measured nothing yet: resume it first")
+            raise DatasetError(f"{other.path} holds no measurements yet: resume it first")
         known = {a.key for a in own.architectures}
         return evaluate_across(
             theirs.latency_ms,
@@ -378,10 +408,10 @@ class Run:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """The campaign's predictor, fitted again to what was measured: the same.
+        """Predictor of the campaign, fitted again to the same measurements.
 
         Raises:
-            DatasetError: the campaign has not come to an end.
+            DatasetError: the campaign has not ended.
         """
         self._check_finished()
         settings, encoder = self.settings, self.encoder
@@ -390,23 +420,25 @@ class Run:
 
     def _check_finished(self) -> None:
         if self.result is None:
-            raise DatasetError(f"{self.path} has no predictor yet: {resuming(self.path)} makes it")
+            raise DatasetError(
+                f"{self.path} has no predictor yet: {resume_command(self.path)} trains it"
+            )
 
     @cached_property
     def encoder(self) -> Encoder:
-        """By which the campaign's predictor is told architectures.
+        """Encoder of the campaign's predictor.
 
         Raises:
-            DatasetError: what it learnt of other devices is gone or damaged.
+            DatasetError: the file of the sources is missing or damaged.
         """
         return self._folder.encoder(self.settings, self.space)
 
     @property
     def sources_encoder(self) -> SourcesEncoder:
-        """Return what the sources of a warm start expect of an architecture.
+        """Encoder with the predictions of a warm start's sources.
 
         Raises:
-            DatasetError: that is gone or damaged.
+            DatasetError: the file of the sources is missing or damaged.
         """
         return self._folder.sources_encoder(self.space)
 
@@ -416,14 +448,16 @@ class Run:
         return self.encoder.encode([self.space.read(given) for given in architectures])
 
     def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
-        """``n`` different architectures of the search space; fewer where it is exhausted.
+        """Return ``n`` different architectures of the search space; fewer if it is exhausted.
 
         Args:
-            sampling: ``"balanced"``, equally many of every depth bin, ``"random"``, or a sampler
-                of your own as ``path/to/file.py:Class``.
+            n: Number of architectures.
+            sampling: ``"balanced"`` (equally many of every depth bin), ``"random"``, or your own
+                sampler as ``path/to/file.py:Class``.
+            seed: Random seed.
 
         Raises:
-            UsageError: ``n`` or ``seed`` is negative, or there is no such sampling.
+            UsageError: ``n`` or ``seed`` is negative, or the sampling does not exist.
         """
         if seed < 0:
             raise UsageError(f"seed {seed}: give 0 or more")
@@ -432,10 +466,10 @@ class Run:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space that is sampled."""
+        """Search space of the campaign."""
         return self.settings.search_space()
 
-    # What the frames are made of
+    # Sources of the frames
 
     @property
     def _folder(self) -> RunFolder:
@@ -448,7 +482,7 @@ class Run:
             measurements = Measurements(store, self.settings.spec, self.settings.raw)
             table = measurements.table()
             dataset, figures = measurements.dataset(), measurements.figures()
-            # One more, where the campaign was finished in the middle of a round.
+            # The result has one round more if the campaign was finished within a round.
             rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
             return _Records(table, dataset, figures, rounds, measurements.metrics())
         finally:
@@ -465,7 +499,7 @@ class Run:
         except (KeyError, ValueError) as error:
             raise DatasetError(
                 f"{path} is damaged ({str(error).splitlines()[0]}): "
-                f"{resuming(self.path)} writes it again"
+                f"{resume_command(self.path)} writes it again"
             ) from error
 
     @cached_property
@@ -478,13 +512,15 @@ class Run:
 
     @property
     def _devices(self) -> list[str]:
-        """Of each block, who measured it."""
+        """Device of each block."""
         blocks = self._records.table.blocks
         return [block.device for block in blocks]
 
     def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
-        """The depth of every unit; of every feature the mean over an architecture's blocks, or
-        how many have each word; and the resolution where it is free."""
+        """Return columns of the architectures: unit depths, features and resolution.
+
+        A numeric feature has its mean over the blocks. A feature of words has one count per word.
+        """
         space = self.space
         encoded = space.encode(architectures)
         codes = space.blocks_of(encoded)
@@ -499,7 +535,7 @@ class Run:
                     count = (present & (values[codes] == number)).sum(axis=(1, 2))
                     columns[f"{feature.name}_{word}"] = count
                 continue
-            total = values[codes].sum(axis=(1, 2))  # code -1: no block there, 0
+            total = values[codes].sum(axis=(1, 2))  # code -1 (no block) has value 0
             columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
         if space.resolutions:
             columns["resolution"] = space.resolution_of(encoded)
@@ -507,11 +543,11 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Opens a campaign's folder for reading.
+    """Open a campaign's folder for reading.
 
     Raises:
-        UsageError: there is no campaign.
-        DatasetError: it is damaged.
+        UsageError: the folder holds no campaign.
+        DatasetError: the folder is damaged.
     """
     folder = RunFolder(Path(path))
     settings = folder.read_settings()
@@ -522,6 +558,6 @@ def load_run(path: str | Path) -> Run:
         pass
     except ValueError as error:
         raise DatasetError(
-            f"{folder.result} is damaged ({error}): {resuming(folder.path)} writes it again"
+            f"{folder.result} is damaged ({error}): {resume_command(folder.path)} writes it again"
         ) from error
     return Run(folder.path, settings, result)

@@ -1,4 +1,4 @@
-"""What a campaign measures with: its devices and its store, put together."""
+"""Session of a campaign: its devices and its store."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class CampaignDevices:
     """Devices of a campaign, connected and reserved.
 
     Attributes:
-        answers: of those that are there, by name.
-        missing: why the others are not.
+        members: All devices of the campaign.
+        answers: Reachable devices, by name.
+        missing: Errors of the unreachable devices, by name.
     """
 
     members: Sequence[Member]
@@ -53,7 +54,7 @@ class CampaignDevices:
 
 @dataclass(frozen=True, eq=False)
 class CampaignSession:
-    """Store of a campaign, and what measures into it."""
+    """Open store of a campaign, with its measurements and its collector."""
 
     store: Store
     measurements: Measurements
@@ -61,7 +62,7 @@ class CampaignSession:
 
 
 @contextmanager
-def connected(
+def connect_devices(
     settings: MeasuringSettings,
     space: SearchSpace,
     resume: bool,
@@ -69,17 +70,20 @@ def connected(
     wait: bool,
     warn: Callable[[str], None],
 ) -> Iterator[CampaignDevices]:
-    """A campaign's devices, reserved until the end.
+    """Connect to a campaign's devices and reserve them until the context ends.
 
     Args:
-        resume: they measured before, and will come back if they are gone.
-        patience_s: how long to wait for a device that went away.
-        wait: False gives up on a device that somebody else uses.
+        settings: Settings of measuring.
+        space: Search space of the campaign.
+        resume: Whether the campaign is resumed; unreachable devices are then waited for.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        warn: Callback for warnings.
 
     Raises:
-        UsageError: a device cannot do what is asked, or two names lead to one agent.
-        BusyError: somebody else uses it, and ``wait`` is False.
-        DeviceError: it is gone or refuses.
+        UsageError: a device does not support the settings, or two names lead to one agent.
+        BusyError: the device is in use and ``wait`` is False.
+        DeviceError: the device is unreachable or refuses.
     """
     with ExitStack() as stack:
         members = [
@@ -105,11 +109,18 @@ def open_session(
     found: CampaignDevices,
     watcher: collect.Watcher,
 ) -> Iterator[CampaignSession]:
-    """A campaign's store and what measures into it, with its reference models planned.
+    """Open a campaign's store and its collector, with the reference models planned.
+
+    Args:
+        settings: Settings of the campaign.
+        folder: Folder of the campaign.
+        space: Search space of the campaign.
+        found: Connected devices.
+        watcher: Receiver of events.
 
     Raises:
         DatasetError: the store is unusable.
-        MismatchError: it was made with other settings, or by other devices.
+        MismatchError: the store was made with other settings or devices.
     """
     with closing(folder.open_store(make=True)) as store:
         _check_store(store, settings, space, folder)
@@ -134,13 +145,13 @@ def open_session(
 def _ask_all(
     members: Sequence[Member], reserve: Callable[[Profiler, DeviceInfo], None], resume: bool
 ) -> tuple[dict[str, DeviceInfo], dict[str, EsmError]]:
-    """The devices that answer, and why the others do not, by name.
+    """Return the reachable devices, and the errors of the others, by name.
 
     Raises:
-        EsmError: nobody answers; the first one's. Or a device cannot do what is asked, or two
-            names lead to one agent.
+        EsmError: no device is reachable (the first error), a device does not support the
+            settings, or two names lead to one agent.
     """
-    # A new campaign's device that is not there is a mistake; an old one's will come back.
+    # A new campaign reports an unreachable device at once. A resumed one waits for its return.
     for patient in [None, members[0]] if resume else [None]:
         devices: dict[str, DeviceInfo] = {}
         errors: dict[str, EsmError] = {}
@@ -170,19 +181,23 @@ def _ask_all(
 def _check_store(
     store: Store, settings: MeasuringSettings, space: SearchSpace, folder: RunFolder
 ) -> None:
-    """Raises MismatchError unless the store was made by the same space and settings."""
+    """Check that the store was made with the same space and settings.
+
+    Raises:
+        MismatchError: a setting differs.
+    """
     identity = {
         **space.settings(),
         **_spec_facts(settings.spec),
         "references": settings.references,
-        # Notices a user's own space that was edited since.
+        # Detects edits of a user's own space.
         "graph": hashlib.sha256(space.build(space.extremes()[1])).hexdigest(),
     }
     known = store.fact("campaign")
     if known is None:
         store.add_fact("campaign", identity)
         return
-    # What its version did not know yet was as it is by default now.
+    # Settings that the older version lacked had today's defaults.
     known = {**_spec_facts(MeasureSpec()), **older_peers.spec_json(known)}
     if known != identity:
         differs = [name for name, value in identity.items() if known.get(name) != value]
@@ -193,7 +208,10 @@ def _check_store(
 
 
 def _spec_facts(spec: MeasureSpec) -> dict[str, Any]:
-    """A spec by its fields. ``references`` has another name here: that one is taken by the number
-    of the campaign's own reference models."""
+    """Return the fields of a spec.
+
+    ``references`` is renamed, because that name holds the number of the campaign's own reference
+    models.
+    """
     facts = spec.to_json()
     return {**facts, "agent_references": facts.pop("references")}

@@ -1,4 +1,4 @@
-"""Watchers of campaigns and searches: objects whose methods are called as they go on."""
+"""Watchers of campaigns and searches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from esm_protos.messages import Progress
 
 
 class CampaignWatcher(LoopWatcher, collect.Watcher, Protocol):
-    """Is told how a campaign goes on."""
+    """Receiver of the events of a campaign."""
 
 
 class Watcher:
-    """Watcher that cares for nothing, to derive from.
+    """Watcher that ignores every event; derive from it and override methods.
 
     Example::
 
@@ -27,33 +27,33 @@ class Watcher:
     """
 
     def on_round(self, number: int, architectures: int) -> None:
-        """A round begins; so many architectures are planned for it."""
+        """Report that a round begins, and its number of planned architectures."""
 
     def on_progress(self, progress: Progress, device: str) -> None:
-        """Of a block; ``device`` is empty where there is one only."""
+        """Report the progress of a block; ``device`` is empty for a single device."""
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
-        """A block is kept; ``pending`` models of the round are not measured yet."""
+        """Report a stored block; ``pending`` models of the round are not yet measured."""
 
     def on_remeasure(self, blocks: int) -> None:
-        """That many blocks failed quality control and are measured again."""
+        """Report the number of blocks that failed quality control and are measured again."""
 
     def on_compare(self, begins: bool) -> None:
-        """The devices of a group are compared from now on, or have been."""
+        """Report that the comparison of a group's devices begins, or has ended."""
 
     def on_training(self) -> None:
-        """Predictors are trained on what was measured so far."""
+        """Report that predictors are trained on the measurements so far."""
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
-        """A round is over; ``result`` is its entry in the campaign's ``result["rounds"]``."""
+        """Report that a round ended; ``result`` is its entry in ``result["rounds"]``."""
 
     def warn(self, text: str) -> None:
-        """Something speaks against the result, or a device went away; a warning of Python's."""
+        """Issue a Python warning about the result or a lost device."""
         warnings.warn(in_python(text), stacklevel=2)
 
 
 def complete(watcher: object | None) -> CampaignWatcher:
-    """Return a watcher with all methods: an object's own, and for the others those of Watcher.
+    """Return a watcher with all methods; missing ones come from :class:`Watcher`.
 
     Raises:
         UsageError: the object has none of the methods.
@@ -65,7 +65,7 @@ def complete(watcher: object | None) -> CampaignWatcher:
     if not own:
         raise UsageError(
             f"{argument('watcher')} {type(watcher).__name__} has none of the methods "
-            f"{', '.join(names)}: give it one, or derive it from esm_host.Watcher"
+            f"{', '.join(names)}: add one, or derive the class from esm_host.Watcher"
         )
     completed = Watcher()
     vars(completed).update(own)

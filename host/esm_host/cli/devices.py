@@ -24,7 +24,7 @@ from esm_protos.commands import Commands
 from esm_protos.text import printable
 
 if TYPE_CHECKING:
-    from esm_host.transport.pairing import Added
+    from esm_host.transport.pairing import AddedDevice
 
 _LOAD_S = 0.5
 
@@ -84,7 +84,9 @@ def add(
 
     token = sys.stdin.readline().strip() if token == "-" else token
     added = pairing.add(
-        *(name, address, token, fingerprint, ca, certificate, key, force),
+        *(name, address, token, fingerprint),
+        pairing.MutualTls.of(ca, certificate, key),
+        force,
         warn=lambda text: typer.echo(f"warning: {text}", err=True),
     )
     _print_added(added)
@@ -110,7 +112,7 @@ def set_device(
     _print_added(pairing.move(name, address))
 
 
-def _print_added(added: Added) -> None:
+def _print_added(added: AddedDevice) -> None:
     from esm_host.cli.facts import clock_off
 
     info = added.info

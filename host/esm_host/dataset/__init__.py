@@ -1,0 +1,1 @@
+"""Store of measurements, measurement of blocks, and data sets derived from them."""

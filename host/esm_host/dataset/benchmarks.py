@@ -1,4 +1,4 @@
-"""Tables of latencies, as codes of their search spaces and columns of numbers."""
+"""Tables of latencies, stored as architecture codes and numeric columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
 
 LATENCY = "lat_ms_"
-"""What names of columns of latencies begin with."""
+"""Prefix of the names of latency columns."""
 _ACCURACY = "acc_"
 
 _LEAST_MS = 0.5
@@ -29,12 +29,15 @@ _LEAST_SHARE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Architectures of one space with what is known of them, row by row.
+    """Architectures of one space with their latencies and accuracies, row by row.
 
     Attributes:
-        codes: ``(n, *space.code_shape)``.
-        latency_ms: by device, ``(n,)``; NaN where it is missing.
-        accuracy_percent: by task, ``(n,)``; of some tables only.
+        name: Name of the table.
+        space: Search space of the architectures.
+        codes: Codes of the architectures, shape ``(n, *space.code_shape)``.
+        latency_ms: Latencies by device, ms, shape ``(n,)``; NaN where missing.
+        accuracy_percent: Accuracies by task, percent, shape ``(n,)``; empty in tables without
+            them.
     """
 
     name: str
@@ -47,10 +50,10 @@ class LatencyTable:
         return len(self.codes)
 
     def latency_of(self, device: str) -> NDArray[np.float64]:
-        """Of one device, ``(n,)``.
+        """Return the latencies of one device, ms, shape ``(n,)``.
 
         Raises:
-            UsageError: there is no such device.
+            UsageError: the table has no such device.
         """
         if device not in self.latency_ms:
             raise UsageError(
@@ -60,30 +63,30 @@ class LatencyTable:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A Parquet table as it is.
+    """Read a Parquet table.
 
     Raises:
-        UsageError: there is no such file.
-        DatasetError: it cannot be read.
+        UsageError: the file does not exist.
+        DatasetError: the file cannot be read.
     """
     try:
         return pd.read_parquet(path)
     except FileNotFoundError as error:
         raise UsageError(f"there is no {path}") from error
-    except Exception as error:  # pyarrow has many
+    except Exception as error:  # pyarrow raises many types
         text = str(error).splitlines()[0]
         raise DatasetError(f"{path} cannot be read as Parquet ({text})") from error
 
 
 def read_benchmark(path: Path) -> LatencyTable:
-    """Reads a Parquet table of architectures.
+    """Read a Parquet table of architectures.
 
-    Of which space, its columns tell (:func:`codes_of`). Latencies are in ``lat_ms_DEVICE``,
-    accuracies in ``acc_TASK``.
+    The columns determine the space (:func:`codes_of`). Latencies are in columns
+    ``lat_ms_DEVICE``, accuracies in ``acc_TASK``.
 
     Raises:
-        UsageError: there is no such file.
-        DatasetError: it is no such table, or damaged.
+        UsageError: the file does not exist.
+        DatasetError: the file holds no such table, or is damaged.
     """
     frame = read_parquet(path)
     try:
@@ -95,14 +98,14 @@ def read_benchmark(path: Path) -> LatencyTable:
         }
         accuracy_percent = accuracies(frame)
     except (TypeError, ValueError) as error:
-        raise DatasetError(f"{path} is no table of architectures ({error})") from error
-    if "architecture" not in frame:  # not one that we wrote
-        latency_ms = {device: measured(values) for device, values in latency_ms.items()}
+        raise DatasetError(f"{path} is not a table of architectures ({error})") from error
+    if "architecture" not in frame:  # a table of another program
+        latency_ms = {device: plausible_latencies(values) for device, values in latency_ms.items()}
     return LatencyTable(path.stem, space, codes, latency_ms, accuracy_percent)
 
 
 def write_table(table: LatencyTable, path: Path) -> None:
-    """Writes what :func:`read_benchmark` reads, of any search space of the project."""
+    """Write a table of any built-in space in the format of :func:`read_benchmark`."""
     columns: dict[str, object] = {
         "architecture": [json.dumps(a.to_json()) for a in table.space.decode(table.codes)]
     }
@@ -114,10 +117,10 @@ def write_table(table: LatencyTable, path: Path) -> None:
 
 
 def accuracies(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """By task, percent, ``(n,)``.
+    """Return the accuracies of a table by task, percent, shape ``(n,)``.
 
     Raises:
-        TypeError, ValueError: a column of them holds something else than numbers.
+        TypeError, ValueError: an accuracy column holds something other than numbers.
     """
     return {
         name.removeprefix(_ACCURACY): frame[name].to_numpy(float)
@@ -126,10 +129,13 @@ def accuracies(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def measured(latency_ms: ArrayLike) -> NDArray[np.float64]:
-    """Latencies of others, ``(n,)``, NaN where what is there was not measured: nothing, zero or
-    less, or next to nothing. Public tables have a few hundred values thousands of times below the
-    others of their device; what is below 0.5 ms and a twentieth of the device's median is such."""
+def plausible_latencies(latency_ms: ArrayLike) -> NDArray[np.float64]:
+    """Return published latencies, shape ``(n,)``, with implausible values replaced by NaN.
+
+    Public tables hold a few hundred values thousands of times below the others of their device. A
+    value is implausible if it is not positive and finite. It is also implausible below both 0.5
+    ms and a twentieth of the device's median.
+    """
     values = np.array(latency_ms, dtype=float)
     values[~(np.isfinite(values) & (values > 0))] = np.nan
     if np.isfinite(values).any():
@@ -140,19 +146,23 @@ def measured(latency_ms: ArrayLike) -> NDArray[np.float64]:
 def codes_of(
     frame: pd.DataFrame, settings: Mapping[str, Any] | None = None
 ) -> tuple[SearchSpace, Codes]:
-    """The search space whose architectures these are, and their codes.
+    """Return the search space of a table and the codes of its architectures.
 
-    Its columns tell which: ``architecture`` with architectures as JSON, as :func:`write_table`
-    makes it; of the public tables, ``arch`` with cells of NAS-Bench-201 or with 22 block numbers
-    of FBNet, or ``depth``, ``kernel``, ``expand`` and ``resolution`` of Once-for-all. Own spaces
-    are none of them: a table must not say which file is run.
+    The columns determine the space:
+
+    - ``architecture``: architectures as JSON, as :func:`write_table` writes them.
+    - ``arch``: cells of NAS-Bench-201, or 22 block numbers of FBNet.
+    - ``depth``, ``kernel``, ``expand`` and ``resolution``: Once-for-all.
+
+    Only built-in spaces are accepted, because a table must not decide which file is run.
 
     Args:
-        settings: of the space, such as its resolution; by default what :func:`write_table` noted,
-            else the space's own.
+        frame: The table.
+        settings: Settings of the space, such as its resolution. None uses those that
+            :func:`write_table` stored, or the defaults of the space.
 
     Raises:
-        ValueError: there are none, or they are of no space of the project.
+        ValueError: the table has no architectures, or none of a built-in space.
     """
     if not len(frame):
         raise ValueError("it has no rows")
@@ -166,7 +176,9 @@ def codes_of(
             return _ofa(frame, settings or {})
     except ModelsError as error:
         raise ValueError(str(error)) from error
-    raise ValueError("it has no column architecture, nor arch, nor depth, kernel and expand")
+    raise ValueError(
+        "it needs a column 'architecture' or 'arch', or columns 'depth', 'kernel' and 'expand'"
+    )
 
 
 def _json(frame: pd.DataFrame, settings: Mapping[str, Any] | None) -> tuple[SearchSpace, Codes]:
@@ -182,7 +194,7 @@ def _json(frame: pd.DataFrame, settings: Mapping[str, Any] | None) -> tuple[Sear
     settings = dict(settings or {})
     name = str(settings.pop("name", architectures[0].space))
     if name not in SPACES:
-        raise ValueError(f"they are of {name[:80]!r}, not of {', '.join(SPACES)}")
+        raise ValueError(f"unknown space {name[:80]!r}: choose {', '.join(SPACES)}")
     space = load_space(name, **settings)
     for row, architecture in enumerate(architectures, start=1):
         try:
@@ -203,12 +215,12 @@ def _nasbench201(cells: Sequence[str], settings: Mapping[str, Any]) -> tuple[Sea
     for row, cell in enumerate(cells, start=1):
         found = _CELL.fullmatch(cell.strip())
         if not found or not index.keys() >= set(found.groups()):
-            raise ValueError(f"row {row} holds no cell of NAS-Bench-201: {cell[:80]!r}")
+            raise ValueError(f"row {row} is not a cell of NAS-Bench-201: {cell[:80]!r}")
         rows.append([index[operation] for operation in found.groups()])
     return space, np.array(rows, dtype=np.int16).reshape(len(rows), *space.code_shape)
 
 
-# The benchmark's order of block types; ours is from the cheapest to the dearest.
+# The benchmark's order of block types; ours is by rising cost.
 _FBNET_ORDER = (
     *("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6"),
     *("k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip"),
@@ -250,23 +262,25 @@ def _ofa(frame: pd.DataFrame, settings: Mapping[str, Any]) -> tuple[SearchSpace,
         choices = list(space.resolutions) or [space.resolution]
         codes[:, units:, 0] = _places(sides, choices, "resolution")[:, None]
     elif space.resolutions:
-        raise ValueError("it has no column resolution")
+        raise ValueError("it has no column 'resolution'")
     return space, codes
 
 
 def _numbers(rows: Sequence[str], what: str, count: int) -> NDArray[np.int64]:
-    """Numbers joined by ``_``, ``(n, count)``."""
+    """Return numbers joined by ``_``, shape ``(n, count)``."""
     found = []
     for row, text in enumerate(rows, start=1):
         parts = str(text).split("_")
         if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
-            raise ValueError(f"row {row} holds no {count} {what} joined by _: {str(text)[:80]!r}")
+            raise ValueError(
+                f"row {row} needs {count} {what} joined by '_', not {str(text)[:80]!r}"
+            )
         found.append([int(part) for part in parts])
     return np.array(found, dtype=np.int64)
 
 
 def _places(values: ArrayLike, choices: Sequence[int], what: str) -> NDArray[np.int64]:
-    """Where each value is among rising choices."""
+    """Return the index of each value in rising choices."""
     numbers = np.asarray(values, dtype=float)
     places = np.searchsorted(choices, numbers).clip(max=len(choices) - 1)
     wrong = np.asarray(choices)[places] != numbers

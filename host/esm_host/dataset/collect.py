@@ -1,4 +1,4 @@
-"""Dataset generation (ESM, II-C): the plan is measured block by block until every block passes."""
+"""Dataset generation (ESM, II-C): the plan is measured in blocks until every block passes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ from esm_protos.messages import BlockResult, DeviceInfo, FailureKind, Model
 
 
 class Watcher(GroupWatcher, Protocol):
-    """Is told how collecting goes on."""
+    """Receiver of the events of a collection."""
 
     def on_block(self, block_id: str, models: int, pending: int) -> None:
-        """A block is in the store; ``pending`` models of the round are not measured yet."""
+        """Report a stored block.
+
+        Args:
+            block_id: Id of the block.
+            models: Number of models in the block.
+            pending: Number of models of the round that are not yet measured.
+        """
 
     def on_remeasure(self, blocks: int) -> None:
-        """That many blocks failed quality control and are measured again."""
+        """Report the number of blocks that failed quality control and are measured again."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,9 @@ class RoundQuality:
     """Quality control of one round's blocks.
 
     Attributes:
-        passed: every block that the data set uses passed.
-        worst_reference_deviation: largest among those blocks, as a share.
-        remeasured_blocks: how many blocks were attempts at a block that had failed.
+        passed: Whether every block that the data set uses passed.
+        worst_reference_deviation: Largest reference deviation in those blocks, as a share.
+        remeasured_blocks: Number of blocks that were measured again.
     """
 
     passed: bool
@@ -52,9 +58,11 @@ class RoundQuality:
 
 
 MOST_DEVIATION = 10.0
-"""Largest deviation of a reference that is stored, as a share: JSON has no word for infinity, which
-one that failed has."""
-# Outcomes that say something about the model and not about the moment.
+"""Largest reference deviation that is stored, as a share.
+
+A failed reference deviates infinitely, which JSON cannot express.
+"""
+# Failures of the model itself: measuring it again does not help.
 _LASTING = (FailureKind.INVALID_MODEL, FailureKind.INVALID_INPUT, FailureKind.UNSUPPORTED_OP)
 
 
@@ -65,18 +73,21 @@ class _State:
 
 
 Built = tuple[Architecture, bytes]
-"""An architecture and its graph."""
+"""Architecture and its ONNX graph."""
 Anchors = Callable[[Sequence[Architecture]], Sequence[Architecture]]
 
 
 class Collector:
-    """Measures planned architectures on one device, or on several alike, and stores what comes
-    back.
+    """Measurement of planned architectures on one device, or on a group of equal devices.
 
     Args:
-        measurements: reads the same store.
-        members: the devices.
-        references: models that every block holds.
+        store: Store that receives the blocks.
+        measurements: Measurements of the same store.
+        members: Devices that measure.
+        space: Search space of the architectures.
+        references: Reference models that every block holds.
+        settings: Settings of measuring.
+        watcher: Receiver of events.
     """
 
     def __init__(
@@ -108,22 +119,23 @@ class Collector:
         )
 
     def collect(self, round_number: int, anchors: Anchors | None = None) -> RoundQuality:
-        """Measures what is missing of a planned round; nothing that is there already.
+        """Measure the architectures of a planned round that are not yet measured.
 
         Args:
-            anchors: chooses, for architectures to be measured, those of earlier rounds that every
-                block holds beside the references (:func:`~esm_host.dataset.table.anchored`).
+            round_number: Number of the round.
+            anchors: Function that selects anchors for a set of architectures. Anchors are
+                architectures of earlier rounds that every block holds beside the references
+                (:func:`~esm_host.dataset.table.anchored`).
 
         Raises:
-            DeviceError: the device refuses, is gone, or fails every model of a block; of several,
-                the last one does.
-            MismatchError: another device answers than the one the store is of, or the devices of
-                a group differ.
+            DeviceError: the last device refuses, is unreachable, or fails every model of a block.
+            MismatchError: the device is not the one of the store, or the devices of a group
+                differ.
         """
         planned = self._store.plan()[round_number]
         while True:
             self._measure(round_number, self._state(round_number, planned), anchors)
-            # Only now: a block can be judged by nothing but the others.
+            # Blocks are judged against each other, so all of them must be there.
             failed = self._judge(round_number)
             state = self._state(round_number, planned)
             if not state.pending:
@@ -134,24 +146,28 @@ class Collector:
     def admit(
         self, devices: Mapping[str, DeviceInfo], missing: Mapping[str, EsmError] | None = None
     ) -> None:
-        """Takes the devices that answered, by name, and notes those that did not.
+        """Admit the devices that answered and record those that did not.
+
+        Args:
+            devices: Devices that answered, by name.
+            missing: Errors of the devices that did not, by name.
 
         Raises:
-            MismatchError: one is not of those whose measurements the store holds.
+            MismatchError: the store holds measurements of other devices.
         """
         self._group.admit(devices, missing or {})
 
-    # What the store says
+    # State of the store
 
     def _state(self, round_number: int, planned: Sequence[Architecture]) -> _State:
-        """What is left to measure of a round."""
+        """Return the architectures of a round that are still to be measured."""
         blocks = {block.block_id: block for block in self._store.blocks()}
         attempts: Counter[str] = Counter()
         done: set[str] = set()
         for attempt in self._store.attempts(round_number):
             attempts[attempt.architecture_key] += 1
             passed = blocks[attempt.block_id].passed
-            # Not judged yet: that comes first. Invalid: it would be so every time.
+            # An unjudged block is judged first. An invalid model stays invalid.
             if passed is None or (
                 attempt.failure_kind in _LASTING if attempt.failure_kind else passed
             ):
@@ -166,7 +182,7 @@ class Collector:
         )
 
     def _judge(self, round_number: int) -> int:
-        """Judges the round's blocks that have no judgement yet; returns how many failed."""
+        """Judge the round's unjudged blocks and return the number that failed."""
         table = self._measurements.table()
         failed = 0
         straying = table.quality.straying(self._tolerance).tolist()
@@ -197,7 +213,7 @@ class Collector:
     # Measuring
 
     def _measure(self, round_number: int, state: _State, anchors: Anchors | None) -> None:
-        """Measures and stores what is pending, block by block."""
+        """Measure and store the pending architectures, block by block."""
         if not state.pending:
             return
         along = [] if anchors is None else list(anchors(state.pending))
@@ -217,10 +233,13 @@ class Collector:
         anchors: Sequence[Architecture],
         devices: Sequence[DeviceInfo],
     ) -> Iterator[Batch]:
-        """Models of one block after the other, as many as ``block_size``, which counts anchors,
-        and memory allow on each of the devices."""
+        """Yield the batches of pending models.
+
+        A batch holds at most ``block_size`` models, anchors included, and fits the memory of
+        every device.
+        """
         available = min(map(_available_bytes, devices))
-        # Half: the device may have other plans, and the estimate is rough.
+        # Half, because the estimate is rough and other programs may need memory.
         room = available / 2
         references = [*self._built_references(), *self._built(anchors)]
         size = self._block_size - len(anchors)
@@ -233,7 +252,7 @@ class Collector:
             if fixed + memory > room:
                 raise DeviceError(
                     f"the device has {available / 1e6:.0f} MB for models, too little for a model "
-                    f"of about {memory / 1e6:.0f} MB beside the references' {fixed / 1e6:.0f} MB: "
+                    f"of about {memory / 1e6:.0f} MB and {fixed / 1e6:.0f} MB of references: "
                     "end other programs there, raise its --memory-limit, or choose a smaller space"
                 )
             if group and (len(group) == size or needed + memory > room):
@@ -250,7 +269,11 @@ class Collector:
         return [(a, self._space.build(a)) for a in architectures]
 
     def _check_failures(self, result: BlockResult) -> None:
-        """Raises DeviceError where going on would be in vain."""
+        """Check that a block's failures allow the campaign to continue.
+
+        Raises:
+            DeviceError: every model failed, or a reference model cannot be measured at all.
+        """
         failures = {m.model_id: m.failure for m in result.measurements if m.failure is not None}
         if len(failures) == len(result.measurements):
             first = next(iter(failures.values()))
@@ -263,8 +286,8 @@ class Collector:
             if failure is not None and failure.kind in _LASTING:
                 raise DeviceError(
                     f"a reference model cannot be measured ({failure.kind.value}: "
-                    f"{failure.message}): draw others with another {argument('seed')} and "
-                    f"{argument('run')}"
+                    f"{failure.message}): give another {argument('seed')} and {argument('run')} "
+                    "to draw others"
                 )
 
 
@@ -280,7 +303,7 @@ def _batch(group: Sequence[Built], references: Sequence[Built]) -> Batch:
 
 
 def _spread(group: Sequence[Built], references: Sequence[Built]) -> list[Built]:
-    """The references spread evenly among the group, as runs in a row need."""
+    """Spread the references evenly among the group, as runs in a row need."""
     mixed = list(group)
     places = np.linspace(0, len(group), len(references) + 2)[1:-1].round().astype(int)
     for shift, (place, reference) in enumerate(zip(places.tolist(), references, strict=True)):

@@ -1,4 +1,4 @@
-"""What measuring one more model costs the device, learnt from those that it measured."""
+"""Device time of measuring one more model, estimated from stored measurements."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from esm_protos.messages import MeasureSpec, RunOrder
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """Device time of a model: so many runs, and loading it.
+    """Device time of a model, from its number of runs and its load time.
 
     Attributes:
-        runs: of a model, uncounted ones too, on average.
-        load_ms: mean duration of loading a model.
+        runs: Mean number of runs of a model, warm-up included.
+        load_ms: Mean duration of loading a model, ms.
     """
 
     runs: float
     load_ms: float
 
     def seconds(self, latency_ms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of models with these latencies, ``(n,)``."""
+        """Return the device time of models with these latencies, s, shape ``(n,)``."""
         return (self.runs * latency_ms + self.load_ms) / 1e3
 
 
 def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
-    """From all models that were measured; by the spec alone where none was."""
+    """Return the device time of a model, averaged over all measurements.
+
+    A store without measurements falls back to the runs of the spec.
+    """
     measured = [m for m in store.measurements() if m.failure is None]
     counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
     per_visit = spec.runs_per_visit if spec.protocol is RunOrder.INTERLEAVED else spec.runs

@@ -1,7 +1,8 @@
-"""Where a store's tables are: in a SQLite file, or in a PostgreSQL database that a team shares.
+"""Databases of a store: a SQLite file, or a PostgreSQL database that a team shares.
 
-All in which the two differ is here. In PostgreSQL every campaign has a schema of its own, with one
-table more: of the files beside the store, so that other machines can make the folder again.
+This module holds every difference between the two. In PostgreSQL each campaign has its own
+schema. The schema has one more table, with the files of the campaign folder, so that another
+machine can restore the folder.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
 from esm_protos.text import install
 
 STORE_VARIABLE = "ESM_STORE"
-"""The environment's variable with the URL of a shared store."""
+"""Environment variable with the URL of a shared store."""
 ID_FACT = "id"
-"""What tells a campaign of a shared store from another that had its name."""
+"""Fact that identifies a campaign of a shared store; names can be used again."""
 
 _WANTED = "give postgresql://USER@HOST/DATABASE"
 _NAME = re.compile(r"(?!pg_|public$|information_schema$)[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LOCKS = 0x65736D  # "esm": the class of our advisory locks
 _CONNECTION = {
     "connect_timeout": "10",
-    # A server that vanished is noticed within a minute.
+    # An unreachable server is noticed within a minute.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -53,14 +54,14 @@ _files = sa.Table(
 
 
 class Database(ABC):
-    """The database of one campaign's store.
+    """Database of one campaign's store.
 
     Attributes:
-        engine: connects to it; what is closed connects again when it is used.
-        schema: that the tables are in; None where there is only one.
-        location: what messages call the store.
-        campaign: what they call the campaign.
-        facts: that a store there has beside its schema's version.
+        engine: SQLAlchemy engine; it connects again after it was closed.
+        schema: Schema of the tables; None where the database has only one.
+        location: Name of the store in messages.
+        campaign: Name of the campaign in messages.
+        facts: Facts of the store besides its schema version.
     """
 
     engine: sa.Engine
@@ -71,40 +72,44 @@ class Database(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything that may be a store."""
+        """Return whether the database holds tables."""
 
     @abstractmethod
     def making(self) -> AbstractContextManager[sa.Connection]:
-        """A transaction in which the store's tables are made."""
+        """Open a transaction that creates the store's tables."""
 
     @contextmanager
     def migrating(self) -> Iterator[sa.Connection]:
-        """A transaction in which an older store's tables are brought up to date."""
+        """Open a transaction that migrates an older store's tables."""
         with self.engine.begin() as connection:
             yield connection
 
     @abstractmethod
     def check(self) -> None:
-        """Raises DatasetError where it is damaged."""
+        """Check the database for damage.
+
+        Raises:
+            DatasetError: the database is damaged.
+        """
 
     @abstractmethod
     def unreadable(self, reason: object) -> DatasetError:
-        """What an error while reading comes to: one line with its cure."""
+        """Return the error of a failed read: one line with its cure."""
 
     @abstractmethod
     def unwritable(self, error: DBAPIError) -> DatasetError:
-        """Likewise while writing."""
+        """Return the error of a failed write: one line with its cure."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends its connections."""
+        """Close the connections."""
 
 
 class SqliteFile(Database):
-    """A file of its own. One that may not be written, or whose folder may not, is read."""
+    """SQLite file; opened for reading only if it or its folder is write-protected."""
 
     def __init__(self, path: Path) -> None:
-        # A path is no part of a URL: it may have a "?" or a "%".
+        # Not a URL string, because a path may contain "?" or "%".
         url = sa.URL.create("sqlite", database=str(path))
         self.engine = sa.create_engine(url, creator=self._connect)
         sa.event.listen(self.engine, "connect", _check_foreign_keys)
@@ -119,11 +124,11 @@ class SqliteFile(Database):
         return self._path.exists()
 
     def _connect(self) -> sqlite3.Connection:
-        """Connect; a connection may be used in any thread, by one at a time."""
+        """Connect; a connection may move between threads, but only one may use it at a time."""
         path = self._path
         if self._may_be_written():
             return sqlite3.connect(path, check_same_thread=False)
-        # What is in the log alone is read by writing an index beside it.
+        # SQLite reads the write-ahead log through an index that it writes beside it.
         if self._copy is None and self._log.exists() and self._log.stat().st_size:
             self._copy = self._copied()
         if self._copy is not None:
@@ -165,7 +170,7 @@ class SqliteFile(Database):
     @contextmanager
     def making(self) -> Iterator[sa.Connection]:
         with self.engine.connect() as connection:
-            # Survives kill -9 at any point, and a power cut up to the last transaction.
+            # Survives kill -9 at any point; a power cut may lose the last transaction.
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         with self.engine.begin() as connection:
             yield connection
@@ -179,13 +184,13 @@ class SqliteFile(Database):
     def unreadable(self, reason: object) -> DatasetError:
         return DatasetError(
             f"{self.location} is not a usable store ({detail_of(reason)}): restore it from a copy, "
-            f"or start afresh in another {argument('run')} folder"
+            f"or begin a new campaign in another {argument('run')} folder"
         )
 
     def unwritable(self, error: DBAPIError) -> DatasetError:
         return DatasetError(
-            f"{self.location} cannot be written ({detail_of(error)}): make room or mend its "
-            "permissions, then go on with --resume"
+            f"{self.location} cannot be written ({detail_of(error)}): free disk space or correct "
+            "its permissions, then continue with --resume"
         )
 
     def close(self) -> None:
@@ -196,31 +201,31 @@ class SqliteFile(Database):
 
 
 class PostgresSchema(Database):
-    """A schema of a PostgreSQL database, named after its campaign.
+    """Schema of a PostgreSQL database, named after its campaign.
 
     Args:
-        url: of the database; a password in it serves for as long as the program runs.
-        name: of the campaign.
-        campaign_id: that the campaign must have; None takes any.
+        url: URL of the database; its password is kept until the program ends.
+        name: Name of the campaign.
+        campaign_id: Id that the campaign must have; None accepts any.
 
     Raises:
-        UsageError: the URL is not one, or the name cannot be a schema's.
-        DatasetError: the driver is missing.
+        UsageError: the URL is invalid, or the name cannot be the name of a schema.
+        DatasetError: the PostgreSQL driver is not installed.
     """
 
     def __init__(self, url: str, name: str, campaign_id: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"'{name}' cannot be the name of a campaign in a shared store: give a "
-                f"{argument('run')} whose "
-                "last part is of letters, digits, '.', '_' and '-', 63 at most"
+                f"{argument('run')} whose last part has at most 63 letters, digits, '.', '_' "
+                "and '-'"
             )
         self.url = without_password(url)
         self.name = self.schema = name
         self.location = f"campaign '{name}' of {self.url}"
         self.campaign = self.location
         self.facts = {} if campaign_id is None else {ID_FACT: campaign_id}
-        # Of one connection, which holds the lock: losing it is noticed by what would write.
+        # The only connection holds the lock, so no write can follow the loss of the lock.
         self.engine = _engine(self.url, schema_translate_map={None: name})
         sa.event.listen(self.engine, "connect", self._on_connect)
         self._alone = False
@@ -237,27 +242,27 @@ class PostgresSchema(Database):
             yield connection
 
     def check(self) -> None:
-        """A server looks after its files itself."""
+        """Do nothing: the server checks its own files."""
 
     def check_new(self) -> None:
-        """Raises unless a campaign of this name can begin.
+        """Check that a campaign of this name can begin.
 
         Raises:
-            RunExistsError: there is one already.
-            DatasetError: the database cannot be reached, or forbids it.
+            RunExistsError: a campaign of this name exists.
+            DatasetError: the database is unreachable, or does not permit a new campaign.
         """
         with self._reading() as connection:
             inspector = sa.inspect(connection)
             if inspector.has_schema(self.name):
                 raise RunExistsError(
-                    f"{self.url} has a campaign '{self.name}' already: give another --run, or go "
-                    f"on with that one, esm-host campaigns attach {self.name}"
+                    f"{self.url} already has a campaign '{self.name}': give another --run, or "
+                    f"continue that one with esm-host campaigns attach {self.name}"
                 )
             permitted = sa.func.has_database_privilege(sa.func.current_database(), "CREATE")
             if not connection.scalar(sa.select(permitted)):
                 raise DatasetError(
-                    f"{self.url} lets you begin no campaign: its owner permits it by GRANT CREATE "
-                    "ON DATABASE, as docs/team.md says"
+                    f"{self.url} does not permit you to begin a campaign: ask its owner for GRANT "
+                    "CREATE ON DATABASE (see docs/team.md)"
                 )
 
     def unreadable(self, reason: object) -> DatasetError:
@@ -270,10 +275,10 @@ class PostgresSchema(Database):
         if not self._alone:
             self.engine.dispose()
 
-    # The files beside the store
+    # Files beside the store
 
     def keep_files(self, files: Mapping[str, bytes]) -> None:
-        """Keeps files by name, in place of all that it had kept."""
+        """Store files by name; they replace all files stored before."""
         try:
             with self.engine.begin() as connection:
                 connection.execute(_files.delete())
@@ -284,7 +289,7 @@ class PostgresSchema(Database):
             raise self.unwritable(error) from error
 
     def kept_files(self) -> dict[str, bytes]:
-        """What was kept, by name."""
+        """Return the stored files by name."""
         with self._reading() as connection:
             return {row.name: row.data for row in connection.execute(sa.select(_files))}
 
@@ -292,12 +297,12 @@ class PostgresSchema(Database):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other hosts from running the campaign, until the end of this or of the program.
+        """Lock the campaign against other hosts, until the context or the program ends.
 
         Raises:
-            BusyError: one of them runs it.
+            BusyError: another host runs the campaign.
         """
-        self.engine.dispose()  # the next connection takes the lock
+        self.engine.dispose()  # the next connection acquires the lock
         self._alone = True
         try:
             with self._reading():
@@ -311,7 +316,7 @@ class PostgresSchema(Database):
         if not self._alone:
             return
         with connection.cursor() as cursor:
-            # The lock of a host that vanished is free within a minute.
+            # The lock of a crashed host is released within a minute.
             cursor.execute("SET tcp_keepalives_idle = 30")
             cursor.execute("SET tcp_keepalives_interval = 10")
             cursor.execute("SET tcp_keepalives_count = 3")
@@ -338,7 +343,7 @@ class PostgresSchema(Database):
             raise self.unreadable(error) from error
 
     def _error(self, done: str, reason: object) -> DatasetError:
-        # Not a statement failed, but the connection.
+        # The connection failed, not a statement.
         if isinstance(reason, DBAPIError) and (
             reason.connection_invalidated or reason.statement is None
         ):
@@ -346,9 +351,9 @@ class PostgresSchema(Database):
         else:
             error = DatasetError(
                 f"{self.location} cannot be {done} ({detail_of(reason)}): its database may be "
-                "full, its tables damaged or not yours; docs/team.md tells what is needed"
+                "full, its tables damaged or not yours (see docs/team.md)"
             )
-        return DatasetError(f"{error}; then go on with --resume") if self._alone else error
+        return DatasetError(f"{error}; then continue with --resume") if self._alone else error
 
 
 # All campaigns of a database
@@ -358,7 +363,7 @@ SELECT objid::bigint, application_name FROM pg_locks JOIN pg_stat_activity USING
 WHERE locktype = 'advisory' AND classid = {_LOCKS} AND objsubid = 2 AND granted
 AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-"""Who runs campaigns: of each the lock's key, and what the program calls itself."""
+"""Query of the running campaigns: key of the lock, name of the program that holds it."""
 
 _CAMPAIGNS = """
 SELECT nspname FROM pg_namespace n
@@ -369,11 +374,11 @@ ORDER BY nspname
 
 
 def campaigns(url: str) -> dict[str, bool]:
-    """Names of the campaigns in a shared store, and whether a host is running each.
+    """Return the campaigns of a shared store, and whether a host runs each.
 
     Raises:
-        UsageError: the URL is not one.
-        DatasetError: the database cannot be reached.
+        UsageError: the URL is invalid.
+        DatasetError: the database is unreachable.
     """
     url = without_password(url)
     engine = _engine(url)
@@ -389,23 +394,22 @@ def campaigns(url: str) -> dict[str, bool]:
 
 
 def _key(name: str) -> int:
-    """Of a campaign's lock, as the server lists it."""
+    """Return the key of a campaign's lock, as the server lists it."""
     return zlib.crc32(name.encode())
 
 
 def without_password(url: str) -> str:
-    """A database's URL as it may be shown and written; a password in it is remembered for as long
-    as the program runs.
+    """Return a database URL without its password, which is kept until the program ends.
 
     Raises:
-        UsageError: it is none of a PostgreSQL database.
+        UsageError: the URL is not one of a PostgreSQL database.
     """
     try:
         parts = sa.make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError(f"{argument('store')} is no URL: {_WANTED}") from None
+        raise UsageError(f"{argument('store')} is not a URL: {_WANTED}") from None
     if parts.drivername.partition("+")[0] not in ("postgresql", "postgres") or not parts.database:
-        raise UsageError(f"{argument('store')} is no URL of a PostgreSQL database: {_WANTED}")
+        raise UsageError(f"{argument('store')} is not the URL of a PostgreSQL database: {_WANTED}")
     if {"password", "sslpassword"} & parts.query.keys():
         raise UsageError(
             f"{argument('store')} has a password among its options: put it into ~/.pgpass"
@@ -424,7 +428,7 @@ def without_password(url: str) -> str:
 
 
 _passwords: dict[str, str] = {}
-"""That came with URLs, by these without them."""
+"""Passwords by the URLs that they were removed from."""
 
 
 def _engine(url: str, **options: Any) -> sa.Engine:
@@ -447,26 +451,26 @@ def _engine(url: str, **options: Any) -> sa.Engine:
 
 
 def _unreachable(url: str, error: DBAPIError) -> DatasetError:
-    """A database does not answer, or does not let us in: one line with the cure."""
-    # Of the ways that were tried, and their addresses, only why the last one failed.
+    """Return the error of a database that is unreachable or refuses access, with its cure."""
+    # The driver lists every address that it tried; the last reason is enough.
     said = [line for line in str(error.orig).splitlines() if "failed: " in line]
     detail = said[-1].rpartition("failed: ")[2] if said else detail_of(error)
     detail = detail.removeprefix("FATAL:").strip()
     cures = {
         "password": "put the password into ~/.pgpass or PGPASSWORD, and the user into the URL",
-        "permission denied": "its owner permits it by GRANT CONNECT, as docs/team.md says",
-        "pg_hba": "its pg_hba.conf must let you in, as docs/team.md says",
-        "role": "name another user, postgresql://USER@HOST/DATABASE, or create that one",
+        "permission denied": "ask its owner for GRANT CONNECT (see docs/team.md)",
+        "pg_hba": "its pg_hba.conf must permit your host (see docs/team.md)",
+        "role": "give another user (postgresql://USER@HOST/DATABASE), or create that one",
         "does not exist": "create it with createdb, or correct the URL",
     }
     cure = next((cure for word, cure in cures.items() if word in detail), None)
     return DatasetError(
-        f"{url} cannot be used ({detail}): {cure or 'see that its server runs and can be reached'}"
+        f"{url} cannot be used ({detail}): {cure or 'check that its server runs and is reachable'}"
     )
 
 
 def detail_of(reason: object) -> str:
-    """The first line of what a database says."""
+    """Return the first line of a database error."""
     lines = str(getattr(reason, "orig", reason)).strip().splitlines()
     return lines[0].removesuffix(":") if lines else "no reason given"
 

@@ -1,4 +1,4 @@
-"""The devices of a campaign: one, or several alike. Who takes part, and whether they are alike."""
+"""Devices of a campaign: a single device, or a group of equal devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Protocol
 
-from esm_host.dataset.lanes import Batch, Finished, Member, OneEach, Shared, Source, measured
+from esm_host.dataset.lanes import (
+    Batch,
+    MeasuredBlock,
+    Member,
+    SameBatch,
+    SharedBatches,
+    Source,
+    measure_batches,
+)
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.roster import Roster
 from esm_host.dataset.settings import MeasuringSettings
@@ -17,32 +25,36 @@ from esm_host.evaluation.device_paces import DevicePace, compare_devices
 from esm_host.transport.distinct import check_distinct
 from esm_protos.messages import BlockResult, DeviceInfo, Progress
 
-_ENOUGH = 0.25  # an interval of so much of what is tolerated decides nothing any more
+_ENOUGH = 0.25  # share of the tolerance below which a narrower interval changes no decision
 _MOST_REPEATS = 8
 
 
 class GroupWatcher(Protocol):
-    """Is told what becomes of the devices."""
+    """Receiver of events about the devices of a group."""
 
     def on_progress(self, progress: Progress, device: str) -> None:
-        """Of a block; ``device`` is empty where there is one only."""
+        """Report the progress of a block; ``device`` is empty for a single device."""
 
     def on_compare(self, begins: bool) -> None:
-        """The devices' references are looked at, or were."""
+        """Report that the comparison of the devices begins, or has ended."""
 
     def warn(self, text: str) -> None: ...
 
 
 class Group:
-    """Measures batches on all of its devices that are there.
+    """Measurement of batches on all reachable devices of a group.
 
     Args:
-        members: who may take part; one is no group, unless the store is of one.
-        settings: of which ``group_tolerance_percent`` is by how much a member's pace may differ,
-            and ``reference_tolerance_percent`` likewise of a single reference, its member's pace
-            divided out.
-        references: makes the batch of the references alone.
-        check_result: raises DeviceError for a block with which going on would be in vain.
+        store: Store that receives the blocks.
+        measurements: Measurements of the same store.
+        members: Devices that may take part. A single device is a group only if the store is of a
+            group.
+        settings: Settings of measuring. ``group_tolerance_percent`` limits the deviation of a
+            member's pace. ``reference_tolerance_percent`` limits the deviation of a single
+            reference, with the pace of its member divided out.
+        references: Function that makes the batch of references.
+        check_result: Function that raises DeviceError for a block that ends the campaign.
+        watcher: Receiver of events.
     """
 
     def __init__(
@@ -70,10 +82,14 @@ class Group:
         self._unlike: set[str] = set()
 
     def admit(self, devices: Mapping[str, DeviceInfo], missing: Mapping[str, EsmError]) -> None:
-        """Takes in the members that answered, by name; the others are asked again later.
+        """Admit the members that answered; the others are tried again later.
+
+        Args:
+            devices: Devices that answered, by name.
+            missing: Errors of the devices that did not, by name.
 
         Raises:
-            MismatchError: one of them is not of the store's devices, or of another kind.
+            MismatchError: a device is not one of the store's, or of another kind.
         """
         for member in self._members:
             if member.name in devices:
@@ -83,35 +99,35 @@ class Group:
                 self._tell(member, missing[member.name])
 
     def muster(self) -> list[DeviceInfo]:
-        """Takes in who came (back), and finds out whether all who are there are alike.
+        """Admit the members that are reachable now, and compare new ones with the others.
 
         Returns:
-            The devices that take part in what is measured next.
+            Devices that take part in the next measurement.
 
         Raises:
-            DeviceError: none is there; the error of the first.
-            MismatchError: they differ, and which of them is wrong cannot be known.
+            DeviceError: no device is reachable; the error of the first.
+            MismatchError: the devices differ, and no majority shows which of them is wrong.
         """
         devices = self._answering()
         names = {member.name for member in self._present}
-        # Alone, one that measured already could be held against the past only.
+        # A single device that measured before could be compared only with its own past.
         alone = len(names) == 1 and names <= self._measurements.readings().keys()
         if self._roster.is_group and not alone and names - self._compared:
             self._compare()
         here = {member.name for member in self._present}
         return [device for name, device in devices.items() if name in here]
 
-    def measure(self, round_number: int, batches: Iterator[Batch]) -> Generator[Finished]:
-        """Blocks as they are measured and stored; close it to cancel what is on the devices.
+    def measure(self, round_number: int, batches: Iterator[Batch]) -> Generator[MeasuredBlock]:
+        """Yield blocks as they are measured and stored; close it to cancel running blocks.
 
         Raises:
-            DeviceError: the last device is gone, or refuses.
+            DeviceError: the last device is unreachable, or refuses.
         """
-        return self._kept(round_number, Shared(batches))
+        return self._kept(round_number, SharedBatches(batches))
 
-    def _kept(self, round_number: int, source: Source) -> Generator[Finished]:
+    def _kept(self, round_number: int, source: Source) -> Generator[MeasuredBlock]:
         began = time.monotonic()
-        blocks = measured(
+        blocks = measure_batches(
             tuple(self._present), source, self._spec, self._check, self._on_progress, self._lose
         )
         with closing(blocks):
@@ -136,7 +152,7 @@ class Group:
     def _on_progress(self, name: str, progress: Progress) -> None:
         self._watcher.on_progress(progress, name if len(self._members) > 1 else "")
 
-    # Coming and going
+    # Members that join and leave
 
     def _answering(self) -> dict[str, DeviceInfo]:
         devices: dict[str, DeviceInfo] = {}
@@ -171,11 +187,11 @@ class Group:
                 if not here:
                     self._present.append(member)
         if not self._present:
-            raise first or DeviceError("no device of the group is there")
+            raise first or DeviceError("no device of the group is reachable")
         return devices
 
     def _lose(self, member: Member, error: EsmError) -> None:
-        """Goes on without a member; raises its error where it is the last."""
+        """Continue without a member; raise its error if it was the last."""
         self._present.remove(member)
         self._compared.discard(member.name)
         if not self._present:
@@ -184,12 +200,12 @@ class Group:
 
     def _tell(self, member: Member, error: EsmError) -> None:
         self._store.add_departure(member.name, str(error))
-        self._watcher.warn(f"going on without {member.name}: {error}")
+        self._watcher.warn(f"continuing without {member.name}: {error}")
 
-    # Alike in fact
+    # Comparison of the members
 
     def _compare(self) -> None:
-        """Measures the references on all members at a time, and leaves out who differs."""
+        """Measure the references on all members and exclude those that differ."""
         self._watcher.on_compare(begins=True)
         blocks: set[str] = set()
         for _ in range(_MOST_REPEATS):
@@ -201,25 +217,24 @@ class Group:
         unlike = {name: why for name in paces if (why := self._difference(name, paces[name]))}
         if 2 * len(voters - unlike.keys()) <= len(voters):
             raise MismatchError(
-                f"{'; '.join(unlike.values())}: which of them is wrong cannot be known; "
-                f"esm-host devices doctor {next(iter(unlike))} says what may be, or measure on one "
-                "of them alone"
+                f"{'; '.join(unlike.values())}: it is not clear which of them is wrong; "
+                f"run esm-host devices doctor {next(iter(unlike))}, or measure on a single device"
             )
         for member in tuple(self._present):
             if (why := unlike.get(member.name)) is not None:
                 self._unlike.add(member.name)
-                cure = f"esm-host devices doctor {member.name} says what may be wrong"
+                cure = f"run esm-host devices doctor {member.name}"
                 self._lose(member, MismatchError(f"{why}: {cure}"))
         self._compared = {member.name for member in self._present}
 
     def _measure_references(self) -> set[str]:
-        with closing(self._kept(REFERENCE_ROUND, OneEach(self._references()))) as finished:
+        with closing(self._kept(REFERENCE_ROUND, SameBatch(self._references()))) as finished:
             return {each.block.block_id for each in finished}
 
     def _paces(self, blocks: set[str]) -> tuple[dict[str, DevicePace], set[str]]:
-        """Of all that are there, by these blocks, and of who was, by what the store has.
+        """Return the paces of the members, and the names of the devices they are compared with.
 
-        The others are held against those that measured for the data set, if any did.
+        Members are compared with the devices that measured for the data set, if there are any.
         """
         readings = self._measurements.readings()
         incumbents = set(readings)
@@ -232,12 +247,12 @@ class Group:
         if pace.beyond(self._tolerance):
             return (
                 f"{name} takes {pace.ratio:.2f} times (± {pace.ratio * pace.interval:.2f}) as long "
-                f"as {against} for the references; tolerated {100 * self._tolerance:g} %"
+                f"as {against} for the references; the limit is {100 * self._tolerance:g} %"
             )
         if pace.strays_beyond(self._stray_tolerance):
             return (
                 f"{name} runs a reference {100 * pace.stray:.1f} % "
                 f"(± {100 * pace.stray_interval:.1f} %) off its pace against {against}, "
-                f"{pace.ratio:.2f}; tolerated {100 * self._stray_tolerance:g} %"
+                f"{pace.ratio:.2f}; the limit is {100 * self._stray_tolerance:g} %"
             )
         return None

@@ -1,7 +1,8 @@
-"""Batches of models go in, measured blocks come out: one lane per device, each always busy.
+"""Lanes that turn batches of models into measured blocks: one per device, each always busy.
 
-One device is measured on in the caller's thread. Several have a thread each; what they bring is
-handed over in the caller's thread, in the order in which it comes, so that one thread stores it.
+A single device is measured in the caller's thread. With several devices each lane has its own
+thread. Results pass to the caller's thread in the order in which they arrive, so that one thread
+stores them.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from esm_host.transport.base import OnProgress, Pending, Profiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Model, Progress, State
 
-_LEAVE_S = 10.0  # what a lane may take to end once it is told to
+_LEAVE_S = 10.0  # time that a lane gets to end after it is stopped
 
 
 @dataclass(frozen=True)
 class Member:
-    """A device of a campaign.
+    """Device of a campaign.
 
     Attributes:
-        name: what users call it.
-        impatient: the same device, without waiting for it to come back.
+        name: Name of the device.
+        profiler: Profiler of the device.
+        impatient: Profiler of the same device that does not wait for its return; None uses
+            ``profiler``.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Member:
 
     @property
     def at_once(self) -> Profiler:
-        """Answers or fails without waiting for a device that went away."""
+        """Profiler that fails at once if the device is unreachable."""
         return self.impatient or self.profiler
 
 
@@ -50,8 +53,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A measured block, and the device as it was afterwards."""
+class MeasuredBlock:
+    """Measured block, and the state of the device after it."""
 
     device_name: str
     batch: Batch
@@ -62,34 +65,35 @@ class Finished:
 
 
 Check = Callable[[str, DeviceInfo, BlockResult], None]
-"""Raises an EsmError unless a device's block is one to keep."""
+"""Check of a device's block; raises EsmError if the block must not be kept."""
 
 
 class Source(Protocol):
-    """Where lanes get their batches; called from all of their threads."""
+    """Source of batches for the lanes; called from all of their threads."""
 
     error: Exception | None
-    """Why no batch can be made any more, which is no device's fault."""
+    """Error that ended the source, not caused by a device; None while there is none."""
 
     def take(self, device: str, wait: bool) -> Batch | None:
-        """The next batch for a device, or None.
+        """Return the next batch for a device, or None.
 
         Args:
-            wait: whether to wait for what other devices may give back.
+            device: Name of the device.
+            wait: Whether to wait for batches that other devices may give back.
         """
 
     def done(self) -> None:
-        """A batch that was taken has been measured."""
+        """Record that a batch was measured."""
 
     def give_back(self, batch: Batch) -> None:
-        """A batch that was taken will not be measured by its taker."""
+        """Return a batch that its device will not measure."""
 
     def close(self) -> None:
-        """Nothing is given out any more."""
+        """Give out no more batches."""
 
 
-class Shared:
-    """Batches for whoever is free; those that are given back come first."""
+class SharedBatches:
+    """Batches for the next free device; returned batches are served first."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.error: Exception | None = None
@@ -128,7 +132,7 @@ class Shared:
             self._changed.notify_all()
 
     def _made(self) -> Batch | None:
-        if self.error is not None:  # an iterator that failed once looks as if it had ended
+        if self.error is not None:  # a failed iterator would look like one that ended
             raise self.error
         try:
             return next(self._batches, None)
@@ -137,8 +141,8 @@ class Shared:
             raise
 
 
-class OneEach:
-    """The same batch for every device, once."""
+class SameBatch:
+    """Source that gives every device the same batch, once."""
 
     error: Exception | None = None
 
@@ -162,28 +166,34 @@ class OneEach:
         pass
 
 
-def measured(
+def measure_batches(
     members: Sequence[Member],
     source: Source,
     spec: MeasureSpec,
     check: Check,
     on_progress: Callable[[str, Progress], None],
     on_left: Callable[[Member, EsmError], None],
-) -> Generator[Finished]:
-    """Measures all batches of a source, each on the next device that is free.
+) -> Generator[MeasuredBlock]:
+    """Measure all batches of a source, each on the next free device.
 
-    A device that fails gives its batches back, and the others go on; of a single device the error
-    is raised. Close the iterator to cancel what is on the devices.
+    A device that fails gives its batches back, and the others continue. With a single device the
+    error is raised. Close the iterator to cancel running blocks.
 
     Args:
-        on_left: told of a device that failed, in the caller's thread; raises to end it all.
+        members: Devices that measure.
+        source: Source of the batches.
+        spec: Settings of a measurement.
+        check: Check of each block.
+        on_progress: Callback for the progress of a device's block, with the name of the device.
+        on_left: Callback for a device that failed, in the caller's thread. It raises to end all
+            lanes.
     """
     lanes = [_Lane(member, source, spec, check) for member in members]
     if len(lanes) == 1:
         name = members[0].name
         yield from lanes[0].blocks(lambda progress: on_progress(name, progress))
         return
-    events: queue.SimpleQueue[Callable[[], Finished | None]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[Callable[[], MeasuredBlock | None]] = queue.SimpleQueue()
     running = set(lanes)
 
     def left(lane: _Lane, error: BaseException | None) -> None:
@@ -232,8 +242,11 @@ class _Sent:
 
 
 class _Lane:
-    """The next block is built and sent while one is measured, so that the device never waits for
-    the host: it is on the device, whole, before the last run of the one before it."""
+    """Lane of one device, which keeps the device from waiting for the host.
+
+    The next block is built and sent while the current one is measured. It is complete on the
+    device before the last run of the current block.
+    """
 
     def __init__(self, member: Member, source: Source, spec: MeasureSpec, check: Check) -> None:
         self.member = member
@@ -243,12 +256,12 @@ class _Lane:
         self._sent: deque[_Sent] = deque()
         self._stopped = False
 
-    def blocks(self, on_progress: OnProgress) -> Iterator[Finished]:
-        """Measures until the source has nothing left."""
+    def blocks(self, on_progress: OnProgress) -> Iterator[MeasuredBlock]:
+        """Measure until the source is empty."""
 
         def ahead(progress: Progress) -> None:
             on_progress(progress)
-            # Not before the device has taken this one: blocks are to come in their order.
+            # Blocks keep their order only if the device has accepted this one.
             if len(self._sent) == 1 and progress.state is not State.QUEUED:
                 self._send(wait=False)
 
@@ -256,10 +269,10 @@ class _Lane:
             while self._sent or self._send(wait=True):
                 current = self._sent[0]
                 result = current.pending.result(ahead)
-                # Asked afterwards: the device may have gone and another come while it waited.
+                # Read afterwards: another device may have taken its place during the wait.
                 device = self.member.profiler.device_info()
                 self._check(self.member.name, device, result)
-                yield Finished(
+                yield MeasuredBlock(
                     self.member.name,
                     current.batch,
                     current.block,
@@ -275,7 +288,7 @@ class _Lane:
                 self._source.give_back(sent.batch)
 
     def stop(self) -> None:
-        """Cancels what is on the device; from any thread."""
+        """Cancel all blocks on the device; callable from any thread."""
         self._stopped = True
         for sent in tuple(self._sent):
             sent.pending.cancel()

@@ -1,8 +1,8 @@
-"""From stored blocks to a data set: one latency per architecture, drift removed.
+"""Data set derived from stored blocks: one latency per architecture, drift removed.
 
-Where the agent timed reference models of its own along, latencies are at the device's usual pace
-(:mod:`esm_host.dataset.usual_pace`). Blocks of older campaigns have none; the block's factor, which
-the campaign's own reference models tell, is divided out then.
+Blocks with the agent's reference models give latencies at the device's usual pace
+(:mod:`esm_host.dataset.usual_pace`). Blocks of older campaigns have none. Their latencies are
+divided by the block's factor, which comes from the campaign's own reference models.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ from esm_protos.messages import MeasureSpec, RunOrder
 
 
 class Measurements:
-    """What a store's blocks say. Blocks are never changed, so each is read once.
+    """Values derived from a store's blocks. Blocks never change, so each is read once.
 
     Args:
-        raw: latencies of the data set are as measured, the devices of a group apart.
+        store: Store of the blocks.
+        spec: Settings of a measurement.
+        raw: Whether the data set holds latencies as measured, only scaled between the devices of
+            a group.
     """
 
     def __init__(self, store: Store, spec: MeasureSpec, raw: bool = False) -> None:
@@ -51,33 +54,37 @@ class Measurements:
         self._read_up_to = 0
         self._read: dict[str, Block] = {}
         self._paces: dict[str, DevicePaces] = {}
-        """Of the devices, by the ids of their blocks."""
+        """Paces of the devices, by the ids of their blocks."""
         self._table: BlockTable | None = None
 
     def table(self) -> BlockTable:
-        """All blocks so far, judged by their references."""
+        """Return all blocks so far, judged by their references."""
         blocks = self._blocks()
         if self._table is None or self._table.blocks != blocks:
             self._table = self._made(blocks)
         return self._table
 
     def readings(self, block_ids: Collection[str] | None = None) -> dict[str, Readings]:
-        """The references by device: in these blocks, or in all that count for the data set."""
+        """Return the readings of the references by device.
+
+        Args:
+            block_ids: Ids of the blocks to read; None takes all that count for the data set.
+        """
         by_device: dict[str, list[StoredBlock]] = {}
         for block in self._blocks(block_ids):
             by_device.setdefault(block.device, []).append(block)
         return {
             name: Readings(
                 self._of_references(blocks, lambda model: model.latency_ns) / 1e6,
-                # What is not known of the usual paces decides nothing: devices whose agents
-                # remember nothing yet are compared as they are now.
+                # The uncertainty of the usual pace is left out. Otherwise devices whose agents
+                # remember nothing yet could not be compared.
                 self._of_references(blocks, lambda model: model.within),
             )
             for name, blocks in by_device.items()
         }
 
     def dataset(self) -> Dataset:
-        """Every planned architecture that could be measured, with its best attempt's latency."""
+        """Return every measured architecture of the plan with the latency of its best attempt."""
         table = self.table()
         best = best_attempts(table)
         architectures = [
@@ -91,7 +98,7 @@ class Measurements:
         found = [table.models[index][a.key] for a, index in zip(architectures, used, strict=True)]
         verdicts = self._store.verdicts()
         for index, block in enumerate(table.blocks):
-            # Of a round that is not complete, or of a version that gave none.
+            # An incomplete round, or a version without verdicts.
             if any((block.block_id, key) not in verdicts for key in table.models[index]):
                 for key, judgement in self.judgements(index).items():
                     verdicts.setdefault((block.block_id, key), judgement)
@@ -122,9 +129,9 @@ class Measurements:
         )
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Return the values of metrics, by architecture key and the metric's key.
+        """Return the metrics of each architecture by its key, then by the metric's key.
 
-        They are of the attempts that :meth:`dataset` takes.
+        They come from the same attempts as :meth:`dataset`.
         """
         table = self.table()
         found = {}
@@ -139,9 +146,9 @@ class Measurements:
         """Return the verdicts on the models of a block, by their keys.
 
         Args:
-            index: of the block in the table.
-            by_references: what quality control says of the block; nothing before all blocks of
-                its round are there.
+            index: Index of the block in the table.
+            by_references: Evidence of quality control. Empty until all blocks of the round are
+                measured.
         """
         table = self.table()
         block_id = table.blocks[index].block_id
@@ -156,7 +163,7 @@ class Measurements:
         }
 
     def figures(self) -> Figures:
-        """Of everything that is planned."""
+        """Return the figures of every planned architecture."""
         table, dataset = self.table(), self.dataset()
         own = [block.round >= REFERENCE_ROUND for block in table.blocks]
         if self._raw:
@@ -185,7 +192,10 @@ class Measurements:
         )
 
     def _warm_references(self, blocks: Sequence[StoredBlock]) -> NDArray[np.float64]:
-        """``(blocks, references)``; 1 where a reference failed."""
+        """Return the warm ratios of the references, shape ``(blocks, references)``.
+
+        A reference that failed has ratio 1.
+        """
         references = self._reference_keys
         warm = [self._paces[block.block_id].warm for block in blocks]
         ratios = [[each.get(key, (1.0, 0.0))[0] for key in references] for each in warm]
@@ -249,8 +259,10 @@ class Measurements:
         )
 
     def _by_anchors(self, table: BlockTable) -> BlockTable:
-        """The table, blocks with anchors estimated again: what these take at the usual pace is
-        known from their own blocks."""
+        """Return the table with the blocks that hold anchors estimated again.
+
+        The latencies of anchors at the usual pace are known from their own blocks.
+        """
         best = best_attempts(table)
         models, anchors = list(table.models), list(table.anchors)
         factors = table.quality.factors.copy()
@@ -276,7 +288,7 @@ class Measurements:
         return self._spec.protocol is RunOrder.INTERLEAVED
 
     def _blocks(self, block_ids: Collection[str] | None = None) -> list[StoredBlock]:
-        """These, or those of all devices that measured more than the references; read."""
+        """Read and return these blocks, or those of all devices that measured architectures."""
         blocks = self._store.blocks()
         self._read_new(blocks)
         if block_ids is not None:
@@ -285,7 +297,7 @@ class Measurements:
         return [block for block in blocks if block.device in counted]
 
     def _devices(self, blocks: Sequence[StoredBlock]) -> NDArray[np.int64]:
-        """Numbers of the blocks' devices; of no group there is one, by whatever name."""
+        """Return the device number of each block; always 0 without a group."""
         if self._store.fact(GROUP_FACT) is None:
             return np.zeros(len(blocks), dtype=np.int64)
         names = sorted({block.device for block in blocks})
@@ -293,7 +305,7 @@ class Measurements:
 
     @property
     def _reference_keys(self) -> list[str]:
-        """Keys of the campaign's own reference models; they are planned before all else."""
+        """Keys of the campaign's own reference models, which are planned first."""
         if not self._references:
             self._references = [a.key for a in self._store.references()]
         return self._references
@@ -304,8 +316,10 @@ class Measurements:
     def _of_references(
         self, blocks: Sequence[StoredBlock], figure: Callable[[Estimate], float]
     ) -> NDArray[np.float64]:
-        """A figure of every reference in each block, ``(blocks, references)``, NaN where it
-        failed."""
+        """Return a figure of every reference in each block, shape ``(blocks, references)``.
+
+        A reference that failed has NaN.
+        """
         references = self._reference_keys
         found = map(self._estimates, blocks)
         return np.array(
@@ -317,7 +331,7 @@ class Measurements:
         ).reshape(len(blocks), len(references))
 
     def _read_new(self, blocks: Sequence[StoredBlock]) -> None:
-        """Read the blocks that are not read yet; what was derived of the others is kept."""
+        """Read the blocks that are not yet read; values derived from the others are kept."""
         fresh = {block.block_id: block for block in blocks if block.number > self._read_up_to}
         if not fresh:
             return
@@ -338,6 +352,8 @@ class Measurements:
 
 
 def _typical(blocks: Sequence[StoredBlock]) -> NDArray[np.bool_]:
-    """Blocks that tell a campaign's scale, ``(blocks,)``: what a search measured later must not
-    shift it."""
+    """Return whether each block counts for the campaign's scale, shape ``(blocks,)``.
+
+    Blocks of a later search do not count, so that they cannot shift it.
+    """
     return np.array([block.round >= REFERENCE_ROUND for block in blocks], dtype=bool)

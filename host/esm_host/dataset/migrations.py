@@ -1,6 +1,6 @@
-"""Stores of older versions, brought to today's tables step by step.
+"""Migrations of older stores to the current tables, one version at a time.
 
-Nothing that was measured changes. A store that may not be written is copied first.
+Measured values do not change. A write-protected store is copied first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NOTHING = zlib.compress(b"").hex()
 
 
 def _to_2(connection: sa.Connection) -> None:
-    """Add states of the device, and verdicts."""
+    """Add device states and verdicts."""
     connection.exec_driver_sql("ALTER TABLE blocks ADD COLUMN states JSON NOT NULL DEFAULT '[]'")
     connection.exec_driver_sql(
         "CREATE TABLE verdicts (block_id VARCHAR NOT NULL REFERENCES blocks (block_id), "
@@ -25,7 +25,7 @@ def _to_2(connection: sa.Connection) -> None:
 
 
 def _to_3(connection: sa.Connection) -> None:
-    """Add copies to and from a GPU, and execution providers of nodes."""
+    """Add GPU copies and the execution providers of nodes."""
     for name in ("copy_in_ns", "copy_out_ns"):
         connection.exec_driver_sql(
             f"ALTER TABLE measurements ADD COLUMN {name} BLOB NOT NULL DEFAULT x'{_NOTHING}'"
@@ -40,10 +40,12 @@ _STEPS: dict[int, Callable[[sa.Connection], None]] = {1: _to_2, 2: _to_3}
 
 
 def migrate(connection: sa.Connection, version: int, wanted: int) -> None:
-    """Take a store from one version of its schema to another, in the connection's transaction.
+    """Migrate a store to another schema version, in the connection's transaction.
 
     Args:
-        version: from 1 to ``wanted``.
+        connection: Open connection to the store.
+        version: Version of the store, from 1 to ``wanted``.
+        wanted: Version to migrate to.
     """
     for step in range(version, wanted):
         _STEPS[step](connection)

@@ -1,4 +1,4 @@
-"""Whose measurements a store takes: those of one device, or of the members of one group."""
+"""Roster of the devices whose measurements a store accepts: one device, or one group."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from esm_host.dataset.store import GROUP_FACT, Store
 from esm_host.errors import MismatchError
 from esm_protos.messages import DeviceInfo
 
-_KIND = "device_identity"  # of the first; a member's own is the fact "device_identity NAME"
+_KIND = "device_identity"  # of the first device; a member's is the fact "device_identity NAME"
 
 Identity = dict[str, str | int]
 
 
 class Roster:
-    """Whom a store knows.
+    """Devices that a store accepts.
 
     Args:
-        provider: what models are measured with; it decides which facts count.
-        names: of the devices at hand; several make a new campaign one of a group.
+        store: Store that holds the identities.
+        provider: Execution provider; it determines which facts identify a device.
+        names: Names of the given devices. Several make a new campaign a group campaign.
     """
 
     def __init__(self, store: Store, provider: str, names: Sequence[str]) -> None:
@@ -36,16 +37,20 @@ class Roster:
 
     @property
     def is_group(self) -> bool:
-        """Whether several devices may measure, also where one alone is at hand."""
+        """Whether several devices may measure, even if only one is given."""
         return len(self._names) > 1 or self._group is not None
 
     def admit(self, name: str, device: DeviceInfo) -> None:
-        """Writes down who the device is, unless the store knows it; raises as :meth:`check`."""
+        """Record the identity of a new device and check it against the store.
+
+        Raises:
+            MismatchError: as in :meth:`check`, or the store was begun on a single device.
+        """
         if self.is_group and self._group is None:
             if self._kind is not None:
                 raise MismatchError(
-                    f"{self._where} was begun on one device, not on a group: go on with that one, "
-                    f"or measure on the group in another {argument('run')} folder"
+                    f"{self._where} was begun on one device, not on a group: continue with that "
+                    f"device, or measure on the group in another {argument('run')} folder"
                 )
             self._group = self._names
             self._store.add_fact(GROUP_FACT, self._group)
@@ -59,11 +64,11 @@ class Roster:
         self.check(name, device)
 
     def check(self, name: str, device: DeviceInfo) -> None:
-        """Writes nothing; from any thread.
+        """Check a device against the store without writing; callable from any thread.
 
         Raises:
-            MismatchError: the device is another one than was admitted by that name, a stranger,
-                or of another kind than the rest of its group.
+            MismatchError: the device is unknown, differs from the one admitted by that name, or
+                is of another kind than its group.
         """
         identity = device.identity(self._provider)
         if self._group is None:
@@ -77,7 +82,7 @@ class Roster:
         elif identity not in self._own.values():
             raise MismatchError(
                 f"{self._where} holds measurements of the group {', '.join(self._group)}; {name} "
-                f"({device.hostname}) is none of them: measure it in another {argument('run')} "
+                f"({device.hostname}) is not one of them: measure it in another {argument('run')} "
                 "folder"
             )
 
@@ -91,8 +96,8 @@ class Roster:
         ]
         if differs:
             raise MismatchError(
-                f"{name} is not like the rest of the group ({'; '.join(differs)}): take it out of "
-                "the group, or make them alike"
+                f"{name} differs from the rest of the group ({'; '.join(differs)}): remove it from "
+                "the group, or make them equal"
             )
 
     def _other(self, known: Identity, identity: Identity) -> MismatchError:

@@ -1,4 +1,4 @@
-"""Measurements as rows of a store's tables."""
+"""Conversion of measurements to and from table rows."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def to_row(measurement: Measurement, table: sa.Table) -> dict[str, Any]:
 def from_row(
     model_id: str, row: sa.RowMapping, more: Mapping[str, Any] | None = None
 ) -> Measurement:
-    """Inverse of :func:`to_row`.
+    """Return the measurement of a row, the inverse of :func:`to_row`.
 
     Args:
-        more: columns of further tables with fields of the same measurement.
+        model_id: Id of the measured model.
+        row: Row of the main table.
+        more: Columns of further tables with fields of the same measurement; None for none.
 
     Raises:
         zlib.error: an array is damaged.
@@ -46,7 +48,7 @@ def from_row(
 
 
 def plain(text: str) -> str:
-    """Return a text without NUL, which PostgreSQL's has none of."""
+    """Return a text without NUL characters, which PostgreSQL cannot store."""
     return text.replace("\0", "")
 
 

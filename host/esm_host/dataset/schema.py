@@ -1,4 +1,4 @@
-"""Tables of a store."""
+"""SQLAlchemy tables of a store."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ROUNDS = sa.Table(
 
 DEPARTURES = sa.Table(
     "departures",
-    # Made when the first device of a group leaves: stores of single devices have no such table.
+    # Created when the first device of a group leaves; stores of single devices lack the table.
     sa.MetaData(),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("device", sa.String, nullable=False),
@@ -86,8 +86,10 @@ DEPARTURES = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
 )
 WITH_REFERENCES = sa.MetaData()
-"""Tables made when the first block with the agent's reference models is stored. Other stores have
-none of them, and programs that do not know them read the rest."""
+"""Tables created with the first block that holds the agent's reference models.
+
+Other stores lack them. Older programs ignore them and read the rest.
+"""
 AGENT_REFERENCES = sa.Table(
     "agent_references",
     WITH_REFERENCES,
@@ -123,7 +125,7 @@ VISITS = sa.Table(
 )
 VALUES = sa.Table(
     "metrics",
-    # Made when the first such value is stored: other stores have no such table, as older ones.
+    # Created with the first metric; stores without metrics, and older ones, lack the table.
     sa.MetaData(),
     sa.Column("block_id", sa.String, primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),

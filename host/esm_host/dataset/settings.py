@@ -1,4 +1,4 @@
-"""Settings of measuring: the devices, the runs of a model, and the quality control of blocks."""
+"""Settings of measuring: devices, runs of a model, and quality control of blocks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from esm_host.errors import check_range
 from esm_protos.messages import MeasureSpec
 
 PRECISION = 0.02
-"""Half-width of the 95 % interval that a model is measured to, as a share."""
+"""Half-width of the 95 % confidence interval at which a model is done, as a share."""
 LONG_VISITS = 20
-"""Of so many rounds of a campaign, the visits of one are long: these tell how long warm models
-take."""
+"""Rounds of visits from one with long visits to the next; long visits give warm latencies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +18,16 @@ class MeasuringSettings:
     """Settings of measuring.
 
     Attributes:
-        device: ``"local"``, ``"host:port"``, or a name of a device or a group.
-        spec: settings of a measurement; by default 150 runs of a model at most, fewer where 2 % of
-            the latency are reached earlier, with the agent's reference models timed along.
-        references: number of the campaign's own reference models, which every block holds. Whether
-            the agent's reference models are timed along is ``spec.references``.
-        reference_tolerance_percent: deviation of a reference from which its block fails.
-        max_remeasurements: of a block that failed.
-        group_tolerance_percent: by which the pace of one of several devices may differ.
-        block_size: architectures per block, references not counted.
-        raw: latencies are as measured, not at the device's usual pace.
+        device: ``"local"``, ``"host:port"``, or the name of a device or a group.
+        spec: Settings of a measurement. By default at most 150 runs of a model, fewer once its
+            confidence interval is 2 %, with the agent's reference models timed in the same block
+            (``spec.references``).
+        references: Number of the campaign's own reference models, which every block holds.
+        reference_tolerance_percent: Largest deviation of a reference at which a block passes.
+        max_remeasurements: Largest number of repeats of a failed block.
+        group_tolerance_percent: Largest difference in pace between the devices of a group.
+        block_size: Architectures per block, references not counted.
+        raw: Whether latencies are as measured instead of at the device's usual pace.
 
     Raises:
         UsageError: a value is out of range.

@@ -1,8 +1,8 @@
-"""The append-only store: what was planned, what was measured, what was judged of it.
+"""Append-only store of a campaign: plan, measured blocks and judgements.
 
-SQLite, or PostgreSQL where a team shares it, through SQLAlchemy Core. A block and its measurements
-are written in one transaction, or not at all; nothing is ever changed or deleted. Raw samples are
-kept; latencies are derived.
+The store is a SQLite file, or a PostgreSQL schema for a team, through SQLAlchemy Core. A block
+and its measurements are written in one transaction. They are never changed or deleted. The store
+keeps raw samples; latencies are derived from them.
 """
 
 from __future__ import annotations
@@ -55,19 +55,29 @@ from esm_protos.messages import (
 )
 
 REFERENCE_ROUND = -1
-"""The round of the plan under which the reference models stand."""
+"""Round of the plan that holds the reference models."""
 GROUP_FACT = "group"
-"""Names of the devices of a campaign on a group; a campaign on one device has no such fact."""
+"""Fact with the names of a group's devices; a campaign on a single device lacks it."""
 
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """A measured block, with its judgement if it has one yet.
+    """Measured block with its judgement, which is None before quality control.
 
     Attributes:
-        round: ``REFERENCE_ROUND`` for blocks of the references alone, which tell the devices of a
-            group apart.
-        device: what users call the device that measured it.
+        number: Number of the block in the store.
+        block_id: Id of the block.
+        round: Round of the plan; ``REFERENCE_ROUND`` for blocks of references alone, which
+            compare the devices of a group.
+        measured_at: Time of storage, ISO 8601 in UTC.
+        device: Name of the device.
+        hostname: Host name of the device.
+        busy_ns: Time that the device spent on the block, ns.
+        running_ns: Time of the runs alone, ns.
+        bytes_sent: Bytes sent to the device.
+        wall_seconds: Time between the previous block and this one, s.
+        passed: Whether the block passed; None before it is judged.
+        worst_deviation: Largest reference deviation, as a share; None before the block is judged.
     """
 
     number: int
@@ -86,7 +96,7 @@ class StoredBlock:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One measuring of an architecture, without its samples."""
+    """One attempt to measure an architecture, without its samples."""
 
     architecture_key: str
     block_id: str
@@ -95,12 +105,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far a campaign has come.
+    """Progress of a campaign.
 
     Attributes:
-        measured_models: architectures that were measured, references not counted.
-        measured_at: when the last block was stored, as ISO 8601 in UTC, and the host name of the
-            device that measured it; None where there is none.
+        measured_models: Number of measured architectures, references not counted.
+        measured_at: Time of the last block, ISO 8601 in UTC; None without blocks.
+        hostname: Host name of the device that measured the last block; None without blocks.
     """
 
     measured_models: int
@@ -110,7 +120,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Departure:
-    """A device of a group was given up."""
+    """Departure of a device from a group."""
 
     device: str
     left_at: str
@@ -118,14 +128,15 @@ class Departure:
 
 
 class Store:
-    """One campaign's records.
+    """Append-only store of one campaign.
 
     Args:
-        place: a SQLite file, or another database; its tables are made unless it has them.
+        place: SQLite file or other database; missing tables are created.
 
     Raises:
-        DatasetError: it is no store, is damaged, of another schema version, or out of reach.
-        MismatchError: it is of another campaign than was asked for.
+        DatasetError: the place is not a store, is damaged, unreachable, or of a later schema
+            version.
+        MismatchError: the store belongs to another campaign.
     """
 
     def __init__(self, place: Path | Database) -> None:
@@ -153,15 +164,15 @@ class Store:
         if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
             raise DatasetError(
                 f"{database.location} has schema version {found}, this program reads up to "
-                f"{SCHEMA_VERSION}: use the esm-profiler that wrote it"
+                f"{SCHEMA_VERSION}: use the version of esm-profiler that wrote it"
             )
         if found < SCHEMA_VERSION:
             with database.migrating() as connection:
                 migrate(connection, found, SCHEMA_VERSION)
         if any(self.fact(key) != value for key, value in database.facts.items()):
             raise MismatchError(
-                f"{database.location} is not the one that this folder is of, but another of its "
-                f"name: give another {argument('run')}"
+                f"{database.location} is another campaign of the same name, not the one of this "
+                f"folder: give another {argument('run')}"
             )
 
     @contextmanager
@@ -171,7 +182,7 @@ class Store:
                 yield connection
         except sa.exc.IntegrityError as error:
             raise DatasetError(
-                f"{self.database.location} cannot take this: {detail_of(error)}"
+                f"{self.database.location} cannot store this: {detail_of(error)}"
             ) from error
         except DBAPIError as error:
             raise self.database.unwritable(error) from error
@@ -190,7 +201,7 @@ class Store:
     # Facts, written once
 
     def fact(self, key: str) -> Any:
-        """A fact, or None."""
+        """Return a fact, or None."""
         with self._reading() as connection:
             return connection.scalar(sa.select(FACTS.c.value).where(FACTS.c.key == key))
 
@@ -201,7 +212,7 @@ class Store:
     # The plan
 
     def add_plan(self, round_number: int, architectures: Sequence[Architecture]) -> None:
-        """Writes down a round's architectures before any of them is measured."""
+        """Store a round's architectures before they are measured."""
         rows = [
             {
                 "architecture_key": architecture.key,
@@ -216,10 +227,10 @@ class Store:
         self._plan[round_number] = list(architectures)
 
     def plan(self) -> dict[int, list[Architecture]]:
-        """Architectures by round, in order; references under REFERENCE_ROUND.
+        """Return the architectures by round, in order; references under REFERENCE_ROUND.
 
-        A round is written whole and never changes, so each is read once. The architectures of all
-        calls are the same objects.
+        A round is written whole and never changes, so each is read once. All calls return the
+        same architecture objects.
         """
         unread = PLAN.c.round.not_in(list(self._plan))
         query = sa.select(PLAN).where(unread).order_by(PLAN.c.round, PLAN.c.position)
@@ -231,7 +242,7 @@ class Store:
         return {number: list(self._plan[number]) for number in sorted(self._plan)}
 
     def references(self) -> list[Architecture]:
-        """The campaign's own reference models; none before they are planned."""
+        """Return the campaign's own reference models; empty before they are planned."""
         return self.plan().get(REFERENCE_ROUND, [])
 
     # Blocks
@@ -246,13 +257,19 @@ class Store:
         wall_seconds: float,
         name: str = "",
     ) -> None:
-        """Keeps a measured block whole. Model ids are architecture keys.
+        """Store a measured block. Model ids are architecture keys.
 
         Args:
-            name: what users call the device; its hostname unless given.
+            round_number: Round of the plan.
+            block: Block as it was sent.
+            result: Result of the block.
+            device: Device that measured the block.
+            bytes_sent: Bytes sent to the device.
+            wall_seconds: Time between the previous block and this one, s.
+            name: Name of the device; empty for its host name.
 
         Raises:
-            DatasetError: the block is there already, or a model is not in the plan.
+            DatasetError: the store already holds the block, or a model is not in the plan.
         """
         rows = [
             {
@@ -322,7 +339,7 @@ class Store:
         return sa.inspect(connection).has_table(table.name, self.database.schema)
 
     def blocks(self) -> list[StoredBlock]:
-        """All blocks in the order in which they were measured."""
+        """Return all blocks in the order of measurement."""
         columns = [getattr(BLOCKS.c, name) for name in _BLOCK_COLUMNS]
         hostname = BLOCKS.c.device["hostname"].as_string()
         # Older stores have no names.
@@ -342,7 +359,7 @@ class Store:
             return [StoredBlock(**row) for row in connection.execute(query).mappings()]
 
     def extent(self) -> Extent:
-        """What there is, without reading it all."""
+        """Return the progress of the campaign without reading all of it."""
         count = (
             sa.select(sa.func.count(MEASUREMENTS.c.architecture_key.distinct()))
             .join(PLAN, MEASUREMENTS.c.architecture_key == PLAN.c.architecture_key)
@@ -358,7 +375,7 @@ class Store:
             return Extent(connection.execute(count).scalar_one(), measured_at, hostname)
 
     def attempts(self, round_number: int) -> list[Attempt]:
-        """Every measuring of a round's architectures so far, in the order of their blocks."""
+        """Return all attempts to measure a round's architectures, in the order of their blocks."""
         query = (
             sa.select(
                 MEASUREMENTS.c.architecture_key,
@@ -377,10 +394,10 @@ class Store:
             ]
 
     def results(self, after: int = 0) -> list[BlockResult]:
-        """Results of the blocks whose number exceeds ``after``, in their order, as they were added.
+        """Return the results of the blocks whose number exceeds ``after``, in order.
 
-        Model ids are architecture keys, those of the agent's reference models its names for them.
-        What a store does not keep is as it is by default.
+        Model ids are architecture keys. The agent's reference models keep the agent's names.
+        Fields that the store does not hold have their defaults.
         """
         blocks = (
             sa.select(BLOCKS.c.block_id, BLOCKS.c.busy_ns, BLOCKS.c.running_ns, BLOCKS.c.states)
@@ -422,13 +439,13 @@ class Store:
             ]
 
     def measurements(self) -> list[Measurement]:
-        """All measurements of the blocks' models, in the order of the blocks."""
+        """Return all measurements of the blocks' models, in the order of the blocks."""
         return [each for result in self.results() for each in result.measurements]
 
     def _since(
         self, connection: sa.Connection, table: sa.Table, after: int
     ) -> Sequence[sa.RowMapping]:
-        """Rows of the blocks whose number exceeds ``after``; none where there is no such table."""
+        """Return the rows of blocks whose number exceeds ``after``; empty without the table."""
         if not self._has(connection, table):
             return []
         query = (
@@ -441,19 +458,21 @@ class Store:
         return connection.execute(query).mappings().all()
 
     def last_device(self) -> dict[str, Any]:
-        """Return the device that measured the last block, as it told of itself; the store has
-        one."""
+        """Return the self-description of the device that measured the last block.
+
+        The store must hold a block.
+        """
         query = sa.select(BLOCKS.c.device).order_by(BLOCKS.c.number.desc()).limit(1)
         with self._reading() as connection:
             device: dict[str, Any] = connection.execute(query).scalar_one()
         return {key: value for key, value in device.items() if key != "name"}
 
     def processors(self, block_id: str) -> float:
-        """Return the processors that a block's models could use at a time."""
+        """Return the number of processors that a block's models could use at a time."""
         query = sa.select(BLOCKS.c.device).where(BLOCKS.c.block_id == block_id)
         with self._reading() as connection:
             device = connection.execute(query).scalar_one()
-        # Blocks of older versions know of no quota.
+        # Blocks of older versions have no quota.
         return float(min(device["cpu_count"], device.get("cpu_quota") or math.inf))
 
     def add_judgement(
@@ -463,7 +482,7 @@ class Store:
         worst_deviation: float,
         verdicts: Mapping[str, Judgement],
     ) -> None:
-        """Keeps what quality control says of a block, and the verdict on each of its models."""
+        """Store the result of a block's quality control and the verdicts on its models."""
         row = {"block_id": block_id, "passed": passed, "worst_deviation": worst_deviation}
         rows = [
             {
@@ -480,7 +499,7 @@ class Store:
                 connection.execute(VERDICTS.insert(), rows)
 
     def verdicts(self) -> dict[tuple[str, str], Judgement]:
-        """Judgements by block id and architecture key."""
+        """Return the judgements by block id and architecture key."""
         with self._reading() as connection:
             return {
                 (row.block_id, row.architecture_key): Judgement(
@@ -499,7 +518,7 @@ class Store:
             connection.execute(DEPARTURES.insert(), row)
 
     def departures(self) -> list[Departure]:
-        """Of devices of a group, in order; a device that came back may be among them."""
+        """Return the departures from a group in order, also of devices that returned later."""
         query = sa.select(DEPARTURES.c.device, DEPARTURES.c.left_at, DEPARTURES.c.reason)
         with self._reading() as connection:
             if not self._has(connection, DEPARTURES):
@@ -509,13 +528,13 @@ class Store:
     # Rounds
 
     def keep_round(self, round_number: int, result: Mapping[str, Any]) -> None:
-        """Keeps what a finished round came to, in place of what it had come to before."""
+        """Store the result of a finished round; it replaces the round's previous result."""
         with self._writing() as connection:
             connection.execute(ROUNDS.delete().where(ROUNDS.c.round == round_number))
             connection.execute(ROUNDS.insert(), {"round": round_number, "result": dict(result)})
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Results of the finished rounds, in order."""
+        """Return the results of the finished rounds, in order."""
         query = sa.select(ROUNDS.c.result).order_by(ROUNDS.c.round)
         with self._reading() as connection:
             return list(connection.scalars(query))

@@ -18,18 +18,18 @@ from esm_protos.messages import DeviceState
 
 _LEAST_ERROR = 0.02
 WIDEST = 0.5
-"""Interval, as a share, that is reckoned with at most; also where there were too few rounds for
-one."""
+"""Largest interval in calculations, as a share; also used if too few runs give an interval."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Architectures with their latencies: what a predictor learns from.
+    """Architectures with their latencies, the training set of a predictor.
 
     Attributes:
-        latency_ms: ``(n,)``.
-        interval: half-width of the 95 % interval of the latency's logarithm for the device at any
-            time, ``(n,)``: nearly a share of the latency.
+        architectures: Architectures, length ``n``.
+        latency_ms: Latencies, ms, shape ``(n,)``.
+        interval: Half-width of the 95 % confidence interval of the log latency of the device at
+            any time, shape ``(n,)``. Close to a share of the latency.
     """
 
     architectures: list[Architecture]
@@ -38,18 +38,21 @@ class Samples:
 
     @property
     def depth(self) -> NDArray[np.int64]:
-        """Number of blocks of each architecture, ``(n,)``."""
+        """Number of blocks of each architecture, shape ``(n,)``."""
         return np.array([a.depth for a in self.architectures], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.architectures)
 
     def weights(self, kind: str = "interval") -> NDArray[np.float64]:
-        """How much each number should count in training, ``(n,)``: its inverse variance, or, of
-        another kind than ``"interval"``, all the same.
+        """Return the training weights of the samples, shape ``(n,)``.
 
-        To what the interval says of a number comes what a predictor misses anyway and what varies
-        between blocks, taken as 2 %; so no number counts for much more than another.
+        A weight is the inverse variance of a sample. The variance includes 2 % for the
+        predictor's own error and for differences between blocks. This keeps single samples from
+        dominating.
+
+        Args:
+            kind: ``"interval"`` for inverse variances; any other kind gives equal weights.
         """
         if kind != "interval":
             return np.ones(len(self))
@@ -61,20 +64,20 @@ class Samples:
 class Dataset(Samples):
     """Samples of a campaign, in the order of the plan.
 
-    Latencies are trimmed means at the device's usual pace; of a campaign without the agent's
-    reference models with the pace and the block's factor divided out; of a raw one as measured. Of
-    a group, on the scale of its median device.
+    Latencies are trimmed means at the device's usual pace. Without the agent's reference models,
+    the pace and the block's factor are divided out. Raw campaigns keep latencies as measured.
+    Latencies of a group are on the scale of its median device.
 
     Attributes:
-        judgements: verdict and reasons of each, ``(n,)``.
-        raw_ms: trimmed mean as measured, ``(n,)``.
+        judgements: Verdict and reasons of each sample, length ``n``.
+        raw_ms: Trimmed means as measured, ms, shape ``(n,)``.
     """
 
     judgements: list[Judgement]
     raw_ms: NDArray[np.float64]
 
     def only(self, verdicts: Collection[Verdict]) -> Dataset:
-        """Those with one of these verdicts."""
+        """Return the samples with one of these verdicts."""
         rows = [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
         return Dataset(
             [self.architectures[i] for i in rows],
@@ -85,29 +88,32 @@ class Dataset(Samples):
         )
 
     def verdict_counts(self) -> dict[str, int]:
-        """How many have each verdict, from the best to the worst."""
+        """Return the number of samples with each verdict, from the best to the worst."""
         counts = Counter(judgement.verdict for judgement in self.judgements)
         return {verdict.value: counts[verdict] for verdict in Verdict}
 
 
 @dataclass(frozen=True, eq=False)
 class BlockTable:
-    """Every block's models and how its references fared.
+    """Models and reference deviations of every block.
 
-    Of a group, blocks of the references alone are among them; of devices that measured nothing
-    else, none.
+    For a group, blocks of references alone are included, except those of devices that measured
+    nothing else.
 
     Attributes:
-        models: per block, what was measured by architecture key, its round's and the references;
-            models that failed are absent.
-        anchors: per block, models of other rounds that were measured along.
-        states: of the device before, during and after each block.
-        failures: architecture key -> message, of models that were never measured.
-        references_ms: the campaign's reference models in each block, with no more than the pace
-            within it divided out, ``(blocks, references)``, NaN where a reference failed.
-        divisors: by what ``latency_ms`` of a block's models is divided for the data set,
+        blocks: Stored blocks.
+        models: Estimates per block by architecture key, for models of the block's round and the
+            references. Models that failed are absent.
+        anchors: Estimates per block, for models of other rounds.
+        states: Device states before, during and after each block.
+        failures: Messages of models that were never measured, by architecture key.
+        references_ms: Latencies of the campaign's reference models in each block, ms, shape
+            ``(blocks, references)``. Only the pace within the block is divided out; NaN if a
+            reference failed.
+        quality: Quality control of the blocks.
+        divisors: Divisors of the latencies of each block's models for the data set, shape
             ``(blocks,)``.
-        agent: per block, the agent's reference models, smallest weights first.
+        agent: Readings of the agent's reference models per block, smallest weights first.
     """
 
     blocks: list[StoredBlock]
@@ -123,15 +129,16 @@ class BlockTable:
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """Every architecture that is planned, reference models included.
+    """Figures of every planned architecture, reference models included.
 
     Attributes:
-        rounds: that planned them, ``(n,)``.
-        latency_ms: as in :class:`Dataset`, of a reference the median of its blocks, NaN of what
-            was not measured, ``(n,)``.
-        interval: half-width of the 95 % interval, as a share of the latency, at most
-            :data:`WIDEST`; 0 of a reference, which many blocks hold, ``(n,)``.
-        verdicts: ``"reference"`` of a reference, empty of what was not measured, ``(n,)``.
+        architectures: Planned architectures, length ``n``.
+        rounds: Rounds that planned them, shape ``(n,)``.
+        latency_ms: Latencies as in :class:`Dataset`, ms, shape ``(n,)``. The median over blocks
+            for a reference; NaN if not measured.
+        interval: Half-width of the 95 % confidence interval, as a share of the latency, at most
+            :data:`WIDEST`, shape ``(n,)``. 0 for a reference, which many blocks hold.
+        verdicts: Verdicts, length ``n``; ``"reference"`` for a reference, empty if not measured.
     """
 
     architectures: list[Architecture]
@@ -142,9 +149,11 @@ class Figures:
 
 
 def anchored(table: BlockTable) -> NDArray[np.float64]:
-    """The blocks' factors, ``(blocks,)``: where anchors were measured along, they tell it, and not
-    the references. What slows a device down need not slow every network alike; anchors are chosen
-    to be like the rest of their block, references by chance."""
+    """Return the factors of the blocks, shape ``(blocks,)``, from anchors where a block has them.
+
+    A slow device does not slow every network equally. Anchors are chosen to resemble the rest of
+    their block, references are random.
+    """
     factors = table.quality.factors.copy()
     known_ms = {
         key: table.models[index][key].latency_ms / factors[index]
@@ -158,8 +167,11 @@ def anchored(table: BlockTable) -> NDArray[np.float64]:
 
 
 def best_attempts(table: BlockTable) -> dict[str, int]:
-    """Per architecture key, the index of the block to believe: passed before not judged yet before
-    failed, then the one whose references strayed least."""
+    """Return the index of the block to use for each architecture key.
+
+    Passed blocks come before unjudged ones, then failed ones. Among equals the smallest reference
+    deviation wins.
+    """
     best: dict[str, int] = {}
     for index, block in enumerate(table.blocks):
         for key in table.models[index]:

@@ -1,9 +1,9 @@
-"""Latencies of stored blocks at the device's usual pace, by the reference models in them.
+"""Latencies of stored blocks at the device's usual pace, from their reference models.
 
-The agent's reference models tell how far each block is from what is usual for the device. They say
-little of a single model. The campaign's own reference models are networks like the others, and
-every block holds them: what they take at the usual pace is known from all blocks together, and
-then they tell the paces of each block as well.
+The agent's reference models give the deviation of each block from the device's usual pace, but
+only roughly for a single model. The campaign's own reference models are networks like the others,
+in every block. All blocks together give their usual latencies. These then give a second estimate
+of each block's pace.
 """
 
 from __future__ import annotations
@@ -26,30 +26,36 @@ Estimates = Mapping[str, Estimate]
 """Estimates by architecture key."""
 
 FEWEST_BLOCKS = 3
-"""Blocks from which the usual latency of a campaign's reference model is known: fewer say nothing
-that the agent's reference models do not."""
+"""Fewest blocks that give the usual latency of a campaign's reference model.
+
+Fewer blocks add nothing to the agent's reference models.
+"""
 FEWEST_TOLD = 3
-"""Known models of a block that are believed: one alone may stray."""
+"""Fewest known models of a block that give its pace; a single one may be an outlier."""
 _FEW_MOMENTS = 12
-"""With fewer, the campaign's own blocks tell better what is usual, if there are more of them."""
+"""Remembered moments below which the campaign's own blocks are used, if there are more of them."""
 _STRAY = 0.03
 _MOST_EXPLAINED = 0.1
-"""So much of a deviation an interval explains at most: where little is remembered of the device it
-is wide, but what is not known of the usual pace is the same in all blocks."""
+"""Largest share of a deviation that an interval explains.
+
+The interval is wide if the agent remembers little of the device. But this uncertainty of the usual
+pace is the same in all blocks.
+"""
 
 
 class Block:
-    """A stored block with what was measured in it, its runs taken apart once.
+    """Stored block with its measurements, whose runs are split only once.
 
     Attributes:
-        measurements: of its models, without those that failed.
-        failures: of the others, by architecture key.
-        states: of the device before, during and after the block.
-        slowdown: from its first third to its last, as a share.
-        usual: what the agent remembered of its reference models before the block.
-        references: weights of the agent's reference models in bytes by their names, smallest
-            first, without those that failed.
-        reference_ns: their latencies at the block's pace, by their names.
+        stored: Record of the block in the store.
+        measurements: Measurements of its models, failed ones excluded.
+        failures: Failures of the other models, by architecture key.
+        states: Device states before, during and after the block.
+        slowdown: Slowdown from its first third to its last, as a share.
+        usual: Usual latencies that the agent remembered before the block; None if it had none.
+        references: Weights of the agent's reference models, bytes, by name, smallest first,
+            failed ones excluded.
+        reference_ns: Latencies of the agent's reference models at the block's pace, ns, by name.
     """
 
     def __init__(self, stored: StoredBlock, result: BlockResult, spec: MeasureSpec) -> None:
@@ -72,8 +78,8 @@ class Block:
         """Return the estimates of the models by their keys.
 
         Args:
-            usual: what is usual for the agent's reference models.
-            known: usual latencies of models of the block, where other blocks have told them.
+            usual: Usual latencies of the agent's reference models; None if unknown.
+            known: Usual latencies of models of the block, from other blocks; None for none.
         """
         found = self._runs.estimate(usual, known).models
         return {
@@ -84,10 +90,13 @@ class Block:
 
 @dataclass(frozen=True)
 class AgentReading:
-    """One of the agent's reference models in a block.
+    """Reading of one of the agent's reference models in a block.
 
     Attributes:
-        usual_ms: NaN where nothing is known of it.
+        name: Name of the reference model.
+        weight_bytes: Size of its weights, bytes.
+        latency_ms: Latency in the block, ms.
+        usual_ms: Usual latency, ms; NaN if unknown.
     """
 
     name: str
@@ -102,12 +111,16 @@ def explained(estimate: Estimate) -> float:
 
 
 class DevicePaces:
-    """One device's blocks at its usual pace; at their own, without the agent's reference models.
+    """Paces of one device's blocks, relative to its usual pace.
+
+    Without the agent's reference models each block keeps its own pace.
 
     Args:
-        blocks: of the device, in the order of time.
-        references: keys of the campaign's own reference models.
-        typical: ids of the blocks that tell the usual latencies of these; all do if none does.
+        blocks: Blocks of the device, in the order of time.
+        spec: Settings of a measurement.
+        references: Keys of the campaign's own reference models.
+        typical: Ids of the blocks that give their usual latencies. All blocks are used if none of
+            them qualifies.
     """
 
     def __init__(
@@ -120,7 +133,7 @@ class DevicePaces:
         self._blocks = {block.stored.block_id: block for block in blocks}
         self._spec = spec
         remembered = [block.usual for block in blocks if block.usual is not None]
-        # The newest one, unless the agent has lost its memory since.
+        # The newest, unless the agent has lost its memory since.
         self.usual = max(reversed(remembered), key=lambda usual: usual.moments, default=None)
         moments = 0 if self.usual is None else self.usual.moments
         if moments < min(len(blocks), _FEW_MOMENTS):
@@ -128,12 +141,14 @@ class DevicePaces:
         alone = {id: block.estimates(self.usual) for id, block in self._blocks.items()}
         self._known = self._usual_latencies(alone, references, typical)
         self.estimates = {id: self.by(id, {}, alone[id]) for id in self._blocks}
-        """By block ids; models by their keys."""
+        """Estimates by block id, then by architecture key."""
 
     @cached_property
     def warm(self) -> dict[str, tuple[float, float]]:
-        """How many times as long models take when they are warm, and the standard errors, by their
-        keys; 1 and 0 where latencies are as measured, without long visits."""
+        """Ratios of warm to measured latency and their standard errors, by architecture key.
+
+        Without long visits the ratio is 1 and the error 0, and latencies stay as measured.
+        """
         taken: dict[str, list[Measurement]] = {}
         for block in self._blocks.values():
             for measurement in block.measurements:
@@ -144,11 +159,12 @@ class DevicePaces:
         return dict(zip(taken, zip(ratios.tolist(), errors.tolist(), strict=True), strict=True))
 
     def by(self, block_id: str, anchors: Known, alone: Estimates | None = None) -> Estimates:
-        """Return a block's estimates by all that is known of models in it.
+        """Return a block's estimates from all models with known latencies in it.
 
         Args:
-            anchors: models that are known beside the campaign's reference models.
-            alone: the estimates by the agent's reference models.
+            block_id: Id of the block.
+            anchors: Known models besides the campaign's reference models.
+            alone: Estimates from the agent's reference models; None computes them.
         """
         block = self._blocks[block_id]
         found = alone or block.estimates(self.usual)
@@ -163,7 +179,7 @@ class DevicePaces:
         return found if not left else {**found, **_divided(found, own, math.exp(left))}
 
     def readings(self, block_id: str) -> list[AgentReading]:
-        """Return the agent's reference models in a block, smallest weights first."""
+        """Return a block's readings of the agent's reference models, smallest weights first."""
         block, usual_ms = self._blocks[block_id], {}
         if self.usual is not None:
             usual_ms = dict(
@@ -182,9 +198,9 @@ class DevicePaces:
         references: Collection[str],
         typical: Collection[str],
     ) -> dict[str, tuple[float, float]]:
-        """What the campaign's reference models take at the usual pace: medians over the blocks."""
-        with_company = [id for id, block in self._blocks.items() if block.references]
-        counted = [id for id in with_company if id in typical] or with_company
+        """Return usual latencies of the campaign's reference models, medians over the blocks."""
+        paced = [id for id, block in self._blocks.items() if block.references]
+        counted = [id for id in paced if id in typical] or paced
         known = {}
         for key in references:
             values = [alone[id][key].latency_ns for id in counted if key in alone[id]]
@@ -197,8 +213,10 @@ class DevicePaces:
 
 
 def _agreeing(found: Estimates, known: Known) -> dict[str, tuple[float, float]]:
-    """Known models of a block, without those that stray from the others; none if too few are left
-    to tell which of them stray."""
+    """Return the known models of a block without outliers.
+
+    Empty if too few models are left to tell outliers apart.
+    """
     off = {key: math.log(found[key].latency_ns / known[key][0]) for key in known if key in found}
     if len(off) < FEWEST_TOLD:
         return {}
@@ -211,8 +229,10 @@ def _agreeing(found: Estimates, known: Known) -> dict[str, tuple[float, float]]:
 
 
 def _left(found: Estimates, anchors: Known) -> float:
-    """What anchors are still off together, a logarithm: a device may slow networks of one kind
-    down and no reference model. 0 where it is little or they are too few."""
+    """Return the log deviation that the anchors still share, 0 if small or if anchors are few.
+
+    A device may slow down networks of one kind and no reference model.
+    """
     off = [math.log(found[key].latency_ns / anchors[key][0]) for key in anchors if key in found]
     left = float(np.median(off)) if len(off) >= FEWEST_TOLD else 0.0
     return left if abs(left) > _STRAY else 0.0
@@ -223,8 +243,10 @@ def _divided(found: Estimates, keys: Iterable[str], factor: float) -> Estimates:
 
 
 def _own_usual(blocks: Sequence[Block]) -> Usual | None:
-    """What is usual, by the campaign's own blocks, each a moment; None where they have no such
-    models."""
+    """Return the usual latencies from the campaign's own blocks, each one moment.
+
+    None if the blocks hold no reference models of the agent.
+    """
     names = sorted({name for block in blocks for name in block.reference_ns})
     rows = [[block.reference_ns.get(name, math.nan) for name in names] for block in blocks]
     at_s = [datetime.fromisoformat(block.stored.measured_at).timestamp() for block in blocks]

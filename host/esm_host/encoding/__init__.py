@@ -1,4 +1,4 @@
-"""Architectures as numbers that a predictor can learn from; encodings by name."""
+"""Encoders of architectures as numbers for predictors, by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENCODERS = {
     "graph": "esm_host.encoding.graphs:GraphEncoder",
     "path": "esm_host.encoding.graphs:PathEncoder",
 }
-"""Name -> where its class is."""
+"""Locations of the encoders' classes, by name."""
 
 FAMILY = Family(
     what="encoding",
@@ -39,10 +39,10 @@ FAMILY = Family(
 
 
 def encoder_class(name: str) -> type[Encoder]:
-    """Return the class behind a name.
+    """Return the class of an encoder.
 
     Raises:
-        UsageError: there is no such encoding, or it cannot be loaded.
+        UsageError: the encoding does not exist or cannot be loaded.
     """
     found: type[Encoder] = plugins.plugin_class(FAMILY, name)
     return found
@@ -52,17 +52,18 @@ def make_encoder(name: str, space: SearchSpace) -> Encoder:
     """Return an encoder by name.
 
     Args:
-        name: in :data:`ENCODERS`, of an installed package (entry points ``esm.encodings``), or
-            ``path/to/file.py:Class``.
+        name: Name in :data:`ENCODERS`, of an installed package (entry points ``esm.encodings``),
+            or ``path/to/file.py:Class``.
+        space: Search space to encode.
 
     Raises:
-        UsageError: there is no such encoding, it does not suit the space, or it is a user's own
-            and fails.
+        UsageError: the encoding does not exist, does not suit the space, or is a user's own and
+            fails.
     """
     cls = encoder_class(name)
     if name in ENCODERS:
         return cls(space)
-    try:  # mistakes show now, not in the middle of a campaign
+    try:  # report errors now instead of during a campaign
         encoder = cls(space)
         ends = list(space.extremes())
         shape, expected = encoder.encode(ends).shape, (len(ends), len(encoder))

@@ -1,4 +1,4 @@
-"""What an encoder is: architectures as integer codes in, one vector each out."""
+"""Interface of encoders: from integer codes of architectures to vectors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from esm_models.parts import Part
 
 Encoding = NDArray[np.float32]
-"""``(n, len(columns))``."""
+"""Vectors of architectures, shape ``(n, len(columns))``."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the columns of an encoding belong together, for predictors that care.
+    """Structure of an encoding's columns, for predictors that use it.
 
     Attributes:
-        groups: name -> first column and the one after the last; they may not overlap.
-        nodes: of an encoding that is a graph, its number of nodes, from the input to the output:
-            group ``"operations"`` is then ``(nodes, operations)``, what each node is in numbers
-            from 0 to 1, zeros where one is absent, and group ``"adjacency"`` is
-            ``(nodes, nodes)``, 1 from row to column. 0 of other encodings.
+        groups: First column and end (exclusive) by group name; groups do not overlap.
+        nodes: Number of nodes of a graph encoding, from input to output; 0 for other encodings.
+            Group ``"operations"`` then has shape ``(nodes, operations)``, values from 0 to 1,
+            zeros for an absent node. Group ``"adjacency"`` has shape ``(nodes, nodes)``, 1 for an
+            edge from row to column.
     """
 
     groups: Mapping[str, tuple[int, int]]
@@ -37,18 +37,18 @@ class Layout:
 
 
 class Encoder(ABC):
-    """Turns architectures of one space into vectors, many at a time.
+    """Encoder of one space's architectures as vectors, many at a time.
 
-    Equal architectures get equal vectors; ``columns`` names every entry. Where architectures have
-    a resolution of their own, it is the last column, unless ``with_resolution`` is False because
-    the encoding has it in another way.
+    Equal architectures get equal vectors; ``columns`` names every entry. If architectures have
+    their own resolution, it is the last column. An encoder with ``with_resolution`` False encodes
+    it differently.
     """
 
     name: ClassVar[str]
     with_resolution: ClassVar[bool] = True
 
     parts: tuple[Part, ...] = ()
-    """Part of a network that each column counts; none of an encoding that counts no parts."""
+    """Part of a network that each column counts; empty for an encoding without counts."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
@@ -57,7 +57,7 @@ class Encoder(ABC):
 
     @classmethod
     def suits(cls, space: SearchSpace) -> bool:
-        """Whether it can encode this space; some cannot encode every one."""
+        """Return whether the encoder supports this space."""
         return True
 
     @property
@@ -65,22 +65,22 @@ class Encoder(ABC):
         return Layout({self.name: (0, len(self))})
 
     def __len__(self) -> int:
-        """Length of a vector."""
+        """Return the length of a vector."""
         return len(self.columns)
 
     def encode(self, architectures: Sequence[Architecture]) -> Encoding:
-        """Vectors of architectures, ``(n, len(self))``.
+        """Return the vectors of architectures, shape ``(n, len(self))``.
 
         Raises:
-            InvalidArchitectureError: one of them is not in the space.
+            InvalidArchitectureError: an architecture is not in the space.
         """
         return self.encode_codes(self.space.encode(architectures))
 
     def encode_codes(self, codes: Codes) -> Encoding:
-        """Vectors of codes, ``(n, *space.code_shape)`` -> ``(n, len(self))``.
+        """Return the vectors, shape ``(n, len(self))``, of codes, shape ``(n, *space.code_shape)``.
 
         Raises:
-            ValueError: the codes have another space's shape.
+            ValueError: the codes have the shape of another space.
         """
         expected = self.space.code_shape
         if codes.ndim != 3 or codes.shape[1:] != expected:
@@ -98,13 +98,16 @@ class Encoder(ABC):
 
     @abstractmethod
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Of blocks alone, ``(n, units, max_depth)``, and input sides in pixels, ``(n,)``."""
+        """Encode blocks, shape ``(n, units, max_depth)``, and input sides in pixels, ``(n,)``."""
 
-    # What encoders share
+    # Helpers of encoders
 
     def _units(self) -> range:
         return range(1, self.space.unit_count + 1)
 
     def _values(self, codes: Codes) -> NDArray[np.float32]:
-        """Feature values of every block, ``(n, units, max_depth, features)``, 0 where absent."""
+        """Return the feature values of blocks, shape ``(n, units, max_depth, features)``.
+
+        Absent blocks have 0.
+        """
         return self.space.feature_values[codes]

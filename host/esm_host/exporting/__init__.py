@@ -1,1 +1,1 @@
-"""Architectures as files for other tools: ONNX with weights, torch modules to train, JSON."""
+"""Export of architectures for other tools: ONNX with weights, torch modules to train, JSON."""

@@ -1,4 +1,4 @@
-"""A folder per architecture, with ``model.onnx``, ``model.py`` and ``weights.pt``, and a list."""
+"""Folder per architecture with ``model.onnx``, ``model.py`` and ``weights.pt``, and an index."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ FORMATS = ("onnx", "torch", "json")
 INDEX = "architectures.json"
 
 _MOST_BYTES = 2**31 - 2**20
-"""Of a file's weights: protobuf ends at 2 GiB, and operators need some."""
+"""Largest size of a file's weights; protobuf's limit is 2 GiB, and operators need some of it."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One architecture and what has been written of it.
+    """Export of one architecture.
 
     Attributes:
-        folder: of its files; also where the format is JSON alone, and nothing lies there.
-        parameters: numbers in the initializers of its graph.
+        architecture: The architecture.
+        folder: Folder of its files; with JSON alone it is not created.
+        parameters: Number of values in the initializers of its graph.
     """
 
     architecture: Architecture
@@ -46,10 +47,10 @@ class Exported:
 
 
 def chosen_formats(space: SearchSpace, formats: Sequence[str] | None) -> tuple[str, ...]:
-    """Formats by name; by default all that the space has.
+    """Return the chosen formats; None chooses all that the space supports.
 
     Raises:
-        UsageError: there is no such format, or none is given.
+        UsageError: a format does not exist, or the list is empty.
     """
     if formats is None:
         return FORMATS if space.dtype == FLOAT32 else ("onnx", "json")
@@ -58,32 +59,38 @@ def chosen_formats(space: SearchSpace, formats: Sequence[str] | None) -> tuple[s
         if name not in FORMATS:
             raise UsageError(f"{argument('formats')} '{name}': choose from {known}")
     if not formats:
-        raise UsageError(f"{argument('formats')} names none: choose from {known}")
+        raise UsageError(f"{argument('formats')} is empty: choose from {known}")
     return tuple(name for name in FORMATS if name in formats)
 
 
 def check_folder(path: Path) -> None:
-    """Raises UsageError unless the folder is empty or can be made."""
+    """Check that the folder is empty or can be created.
+
+    Raises:
+        UsageError: the folder is not empty, or its parent does not exist.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
-            f"{argument('output')} {path} is there already: give a new or an empty folder"
+            f"{argument('output')} {path} already exists: give a new or an empty folder"
         )
     if not path.exists() and not path.parent.is_dir():
-        raise UsageError(f"{argument('output')} {path}: there is no folder {path.parent}")
+        raise UsageError(f"{argument('output')} {path}: the folder {path.parent} does not exist")
 
 
 def read_entries(
     space: SearchSpace, entries: Sequence[Architecture | Mapping[str, Any] | str]
 ) -> list[tuple[Architecture, dict[str, Any]]]:
-    """Architectures of the space, and what else is said of each.
+    """Return architectures of the space, and the further values of each entry.
 
     Args:
-        entries: architectures, their JSON or short forms, or mappings that hold these as
-            ``"architecture"``, as in ``results`` of ``esm-host predict --json``.
+        space: Search space.
+        entries: Architectures, their JSON or short forms, or mappings that hold one as
+            ``"architecture"``, such as ``results`` of ``esm-host predict --json``.
 
     Raises:
-        UsageError: there is none.
-        InvalidArchitectureError: one is of another shape or space; the message says which.
+        UsageError: there are no entries.
+        InvalidArchitectureError: an architecture is of another space; the message gives its
+            number.
     """
     if not len(entries):
         raise UsageError("an empty list of architectures exports nothing: give one")
@@ -109,18 +116,20 @@ def export_architectures(
     formats: Sequence[str] | None,
     seed: int,
 ) -> list[Exported]:
-    """Writes the networks of architectures; all that can be wrong is found before the first file.
+    """Write the networks of architectures; all errors are reported before the first file.
 
     Args:
-        entries: as :func:`read_entries` takes them.
-        formats: of :data:`FORMATS`; None for all that the space has.
-        seed: of the weights, which are those that devices draw.
+        space: Search space.
+        entries: As in :func:`read_entries`.
+        output: Folder, which is created.
+        formats: Formats of :data:`FORMATS`; None for all that the space supports.
+        seed: Random seed of the weights, which are those that devices draw.
 
     Returns:
-        In the order of the entries; equal ones share their files.
+        Exports in the order of the entries; equal ones share their files.
 
     Raises:
-        UsageError: an argument makes no sense, a network has no torch form, or is too large.
+        UsageError: an argument is invalid, a network has no torch form, or is too large.
         InvalidArchitectureError: an architecture is not in the space.
     """
     formats = chosen_formats(space, formats)
@@ -135,8 +144,8 @@ def export_architectures(
             size = 4 * each.parameters
             if size > _MOST_BYTES:
                 raise UsageError(
-                    f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB and ONNX files "
-                    f"hold 2: export {argument('formats')} torch,json, or of a smaller "
+                    f"the weights of {each.folder.name} take {size / 2**30:.1f} GiB, and an ONNX "
+                    f"file holds 2: export {argument('formats')} torch,json, or use a smaller "
                     f"{argument('width_mult')}"
                 )
     sources = _sources(space, different) if "torch" in formats else {}
@@ -187,7 +196,7 @@ def _write_torch(folder: Path, source: TorchSource, seed: int) -> None:
 
 
 def _name(architecture: Architecture) -> str:
-    """Of the folder, which Python can import from."""
+    """Return the name of an architecture's folder, which Python can import from."""
     stem = "".join(c if c.isascii() and c.isalnum() else "_" for c in architecture.space)
     return f"{stem}_{architecture.key}"
 

@@ -1,4 +1,4 @@
-"""A user's torch module as ONNX, so that it can be timed."""
+"""Export of a user's torch module to ONNX, for timing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def onnx_of(module: nn.Module, example_inputs: Any, name: str) -> bytes:
     """Return a module as ONNX, in evaluation mode, by torch's own exporter.
 
     Args:
-        example_inputs: a tensor, or a tuple of what ``forward`` takes; their shapes are the
-            graph's.
-        name: that a message calls it.
+        module: The module.
+        example_inputs: Tensor, or tuple of the arguments of ``forward``; the graph has their
+            shapes.
+        name: Name of the module in messages.
 
     Raises:
-        UsageError: torch cannot export it.
+        UsageError: torch cannot export the module.
     """
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     training = module.training
@@ -33,14 +34,14 @@ def onnx_of(module: nn.Module, example_inputs: Any, name: str) -> bytes:
             warnings.catch_warnings(),
             torch.no_grad(),
         ):
-            warnings.simplefilter("ignore")  # of the exporter's future
+            warnings.simplefilter("ignore")  # deprecation warnings of the exporter
             module.eval()
-            # The newer exporter needs a package that torch does not bring.
+            # The newer exporter needs a package that torch does not install.
             newer = find_spec("onnxscript") is not None
             path = Path(folder) / "module.onnx"
             torch.onnx.export(module, given, path, dynamo=newer, external_data=False)
             return path.read_bytes()
-    except Exception as error:  # whatever a user's forward raises
+    except Exception as error:  # a user's forward may raise any type
         first = next(iter(str(error).strip().splitlines()), "")
         raise UsageError(
             f"{name} cannot be exported by torch ({type(error).__name__}: {first}): export it "

@@ -1,4 +1,4 @@
-"""The torch module of a subnet, and the weights that make it compute what its ONNX file does."""
+"""Torch module of a subnet, and the weights with which it computes the same as its ONNX file."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _NORM_ARRAYS = ("weight", "bias", "running_mean", "running_var")
 
 
 def build(source: TorchSource, name: str) -> nn.Module:
-    """The module, with weights as torch initialises them.
+    """Return the module, with weights as torch initialises them.
 
     Args:
-        name: of the module that its classes are in.
+        source: Source of the module.
+        name: Name of the Python module with its classes.
     """
     module = ModuleType(name)
     place = f"<{name}>"
     exec(compile(source.text, place, "exec"), module.__dict__)
-    # Tracebacks, notebooks and TorchScript read the text there.
+    # Tracebacks, notebooks and TorchScript read the source from the line cache.
     linecache.cache[place] = (len(source.text), None, source.text.splitlines(True), place)
     network: nn.Module = getattr(module, CLASS)()
     return network
 
 
 def weights_of(source: TorchSource, weights: WeightSource) -> dict[str, Tensor]:
-    """A state dict with which the module, in inference, gives what the graph with these weights
-    gives.
+    """Return the state dict with which the module in inference equals the graph with these weights.
 
-    A convolution's bias becomes the shift of its batch normalisation, whose mean is then 0 and
-    whose deviation 1, so that it does nothing else.
+    The bias of a convolution becomes the shift of its batch normalisation, with mean 0 and
+    deviation 1.
     """
     state: dict[str, Tensor] = {}
     for layer in source.layers:
@@ -46,7 +46,7 @@ def weights_of(source: TorchSource, weights: WeightSource) -> dict[str, Tensor]:
         if layer.folded:
             state[f"{layer.path}.weight"], shift = arrays
             ones, zeros = torch.ones_like(shift), torch.zeros_like(shift)
-            # It divides by sqrt(variance + epsilon).
+            # The layer divides by sqrt(variance + epsilon).
             state |= _norm(layer.path + NORM, [ones, shift, zeros, ones - NORM_EPSILON])
         else:
             named = zip(names, arrays, strict=True)

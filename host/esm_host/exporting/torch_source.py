@@ -1,8 +1,8 @@
-"""A subnet as the Python of a torch module: one class per scope of its graph, to read and to edit.
+"""Python source of a subnet's torch module: one class per scope of its graph, to read and edit.
 
-The graph is walked, so every space has this, also a user's own. Where a convolution's weight and
-bias stand for a batch normalisation too (:attr:`esm_models.graph.Network.folded`), the module has
-both layers. Scopes of equal layers share a class.
+The source comes from the graph, so every space has one, even a user's own. If a convolution's
+weight and bias include a batch normalisation (:attr:`esm_models.graph.Network.folded`), the
+module has both layers. Scopes with equal layers share a class.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from esm_models.space import SearchSpace
 Shape = tuple[int, ...]
 
 CLASS = "Model"
-"""The whole network's."""
+"""Name of the network's class."""
 
 NORM = "_norm"
-"""What the name of a folded batch normalisation ends in."""
+"""Suffix of the name of a folded batch normalisation."""
 
 NORM_EPSILON = 1e-5
 
@@ -43,14 +43,14 @@ _TAB = "    "
 
 @dataclass(frozen=True)
 class Layer:
-    """Where the arrays of one operator go.
+    """Layer of the module that receives the arrays of one operator.
 
     Attributes:
-        path: of the layer in the module, such as ``"unit1.block2.conv1"``.
+        path: Path of the layer in the module, such as ``"unit1.block2.conv1"``.
         operator: ``Conv``, ``BatchNormalization`` or ``Gemm``.
-        folded: whether ``path + NORM`` is a batch normalisation that the convolution's bias
-            stands for.
-        arrays: name and shape of its initializers in the graph, in the operator's order.
+        folded: Whether ``path + NORM`` is a batch normalisation folded into the convolution's
+            bias.
+        arrays: Name and shape of its initializers in the graph, in the operator's order.
     """
 
     path: str
@@ -61,23 +61,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class TorchSource:
-    """The text of a module that defines :data:`CLASS`, and where its weights come from."""
+    """Source of a module that defines :data:`CLASS`, and its layers."""
 
     text: str
     layers: tuple[Layer, ...]
 
 
 def torch_source(space: SearchSpace, architecture: Architecture) -> TorchSource:
-    """The Python of a subnet, for torch alone: it needs nothing of this project.
+    """Return the Python source of a subnet, which needs only torch.
 
     Raises:
         InvalidArchitectureError: the architecture is not in this space.
-        UsageError: the network is of int8, or has an operator without a torch form.
+        UsageError: the network is int8, or has an operator without a torch form.
     """
     if space.dtype != FLOAT32:
         raise UsageError(
-            f"{space.dtype} networks have no torch form, as nothing trains through integers: "
-            f"export {argument('formats')} onnx,json, or the same of {argument('dtype')} float32"
+            f"{space.dtype} networks have no torch form, because integers cannot be trained: "
+            f"export {argument('formats')} onnx,json, or use {argument('dtype')} float32"
         )
     net, output = space.trace(architecture)
     writer = _Writer(net, output, architecture)
@@ -87,7 +87,7 @@ def torch_source(space: SearchSpace, architecture: Architecture) -> TorchSource:
 
 @dataclass(frozen=True)
 class _Step:
-    """One line of ``forward``: the tensors that it reads and writes, and its right-hand side."""
+    """Line of ``forward``: the tensors that it reads and writes, and its right-hand side."""
 
     reads: Sequence[str]
     writes: Sequence[str]
@@ -96,10 +96,13 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Module:
-    """A class of the text as used in one place.
+    """Class of the source, as used in one place.
 
     Attributes:
-        layers: of it and all below, relative to it.
+        name: Name of the class.
+        inputs: Tensors that ``forward`` takes.
+        outputs: Tensors that ``forward`` returns.
+        layers: Its layers and those below, with relative paths.
     """
 
     name: str
@@ -115,7 +118,7 @@ class _Class:
 
 
 class _Writer:
-    """What is known of the graph, and the classes written so far."""
+    """Writer of the source, with the graph and the classes written so far."""
 
     def __init__(self, net: Network, output: str, architecture: Architecture) -> None:
         self.net = net
@@ -140,8 +143,8 @@ class _Writer:
         said = (
             f'"""{_said(a.space)}, {a.depth} blocks: images of {shape} in, {results} numbers out.',
             f"Units: {_said(units)}",
-            f"Written by esm-host export {version('esm-profiler')}. A new {CLASS}() is as torch "
-            "initialises it; weights.pt holds the ONNX file's:",
+            f"Written by esm-host export {version('esm-profiler')}. A new {CLASS}() has torch's "
+            "initial weights; weights.pt holds those of the ONNX file:",
         )
         lines = [line for text in said for line in (*textwrap.wrap(text, _WIDTH), "")]
         lines += [
@@ -170,7 +173,7 @@ class _Writer:
         return "\n".join([f"class {known.name}(nn.Module):", *about, text])
 
     def _described(self, path: str) -> str:
-        """A scope, and the option of the block that it is."""
+        """Return the name of a scope, with the option of its block."""
         block = _BLOCK.fullmatch(path)
         if block is not None:
             unit, number = (int(digits) - 1 for digits in block.groups())
@@ -182,7 +185,7 @@ class _Writer:
     # Modules
 
     def module(self, scopes: tuple[str, ...], nodes: Sequence[NodeProto]) -> _Module:
-        """Writes the class of a scope's operators, unless an equal one is there."""
+        """Write the class of a scope's operators, unless an equal one exists."""
         names = _Names()
         init: list[str] = []
         layers: list[Layer] = []
@@ -190,7 +193,7 @@ class _Writer:
         for scope, group in groupby(nodes, key=lambda node: _scope(node, len(scopes))):
             inner = list(group)
             if scope is None or not any(set(node.input) & self.weights.keys() for node in inner):
-                for node in inner:  # what has no layers is written where it is used
+                for node in inner:  # operators without layers are written inline
                     if node.op_type != "Constant":
                         steps.append(_Operator(self, node, names, init, layers).step())
                 continue
@@ -225,7 +228,7 @@ class _Writer:
         return known.name
 
     def _ends(self, nodes: Sequence[NodeProto]) -> tuple[list[str], list[str]]:
-        """Tensors that come from outside, and those of use there."""
+        """Return the tensors that come from outside, and those that are used outside."""
         made = dict.fromkeys(name for node in nodes for name in node.output)
         inside = {id(node) for node in nodes}
         ignored = made.keys() | self.weights.keys() | self.constants
@@ -243,7 +246,7 @@ class _Writer:
 
 
 class _Operator:
-    """One operator, its layers and its line of ``forward``."""
+    """Operator with its layers and its line of ``forward``."""
 
     def __init__(
         self,
@@ -282,25 +285,29 @@ class _Operator:
         )
 
     def _take(self, attribute: str, default: Any) -> Any:
-        """An attribute that is thereby dealt with."""
+        """Return an attribute and mark it as handled."""
         return self._given.pop(attribute, default)
 
     def _expect(self, attribute: str, value: Any, default: Any) -> None:
-        """Refuses an attribute of another value."""
+        """Check that an attribute has a value.
+
+        Raises:
+            UsageError: the attribute has another value.
+        """
         if self._given.pop(attribute, default) != value:
-            raise self._refused(f" of this {attribute}")
+            raise self._refused(f" with this {attribute}")
 
     def _shape(self, tensor: str) -> Shape:
         return self.writer.net.shape(tensor)
 
     def _layer(self, text: str, folded: bool = False) -> str:
-        """Adds a layer of the operator's name; gives that name."""
+        """Add a layer named after the operator and return its name."""
         name = self._names.new(self.node.name.rpartition(".")[2], *[NORM] * folded)
         self._init.append(f"self.{name} = {text}")
         self._layers.append(Layer(name, self.node.op_type, folded, self._arrays))
         return name
 
-    # Translations: each gives the right-hand side from the names of what the operator reads
+    # Translations: each returns a function from the input names to the right-hand side
 
     def conv(self) -> _Render:
         (out_channels, per_group, *kernel), *biases = (shape for _, shape in self._arrays)
@@ -308,10 +315,10 @@ class _Operator:
         self._expect("kernel_shape", list(kernel), list(kernel))
         self._expect("dilations", [1, 1], [1, 1])
         if len(kernel) != 2 or per_group * groups != in_channels:
-            raise self._refused(f" of {len(kernel)} dimensions")
+            raise self._refused(f" in {len(kernel)} dimensions")
         padding, around = self._padding()
         folded = self.node.name in self.writer.net.folded and not any(
-            reader.op_type == "BatchNormalization"  # a user's own, unfolded
+            reader.op_type == "BatchNormalization"  # an unfolded one of a user's own space
             for reader in self.writer.readers.get(self.node.output[0], ())
         )
         arguments = [str(in_channels), str(out_channels), _pair(kernel)]
@@ -391,7 +398,7 @@ class _Operator:
         return lambda x: f"{x[0]}.permute({order})"
 
     def reshape(self) -> _Render:
-        """As one dimension that parts or several that join, so that batch and sides stay free."""
+        """Translate to flatten or unflatten, so that batch and sides stay free."""
         before, after = self._shape(self.node.input[0]), self._shape(self.node.output[0])
         first = 0
         while min(len(before), len(after)) > 1 and before[-1] == after[-1]:
@@ -402,10 +409,10 @@ class _Operator:
             return lambda x: f"{x[0]}.unflatten({first}, {after})"
         if len(after) == 1:
             return lambda x: f"{x[0]}.flatten({first}, {first + len(before) - 1})"
-        raise self._refused(" of several dimensions")
+        raise self._refused(" over several dimensions")
 
     def _padding(self, value: str = "") -> tuple[list[int], Callable[[str], str]]:
-        """What torch pads at both ends, or what does it where the ends differ."""
+        """Return torch's symmetric padding, and a function that pads if the ends differ."""
         self._expect("auto_pad", b"NOTSET", b"NOTSET")
         self._expect("ceil_mode", 0, 0)
         top, left, bottom, right = self._take("pads", [0] * 4)
@@ -450,23 +457,23 @@ _TRANSLATIONS: dict[str, Callable[[_Operator], _Render]] = {
     "Reshape": _Operator.reshape,
     "Transpose": _Operator.transpose,
 }
-"""Of all operators that :class:`esm_models.graph.Network` writes."""
+"""Translations of all operators that :class:`esm_models.graph.Network` writes."""
 
 _PADDED_AVERAGE = '''\
 def padded_average(x: Tensor, kernel: int, stride: int, sides: tuple[int, ...]) -> Tensor:
-    """Mean over the pixels of the image alone, where its ends are padded differently."""
+    """Return the mean over the image's pixels only, for different padding at its ends."""
     inside = F.pad(torch.ones_like(x[:1, :1]), sides)
     return F.avg_pool2d(F.pad(x, sides), kernel, stride) / F.avg_pool2d(inside, kernel, stride)'''
 
 
 class _Names:
-    """Attributes of one class."""
+    """Attribute names of one class."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
 
     def new(self, wanted: str, *endings: str) -> str:
-        """A name that is free, also with these endings."""
+        """Return a free name, free also with these endings."""
         stem = re.sub(r"\W", "_", wanted, flags=re.ASCII)
         hides = hasattr(nn.Module, stem) or stem == "training" or stem.startswith("_")
         if hides or keyword.iskeyword(stem) or not stem.isidentifier():
@@ -480,7 +487,7 @@ class _Names:
 
 
 def _scope(node: NodeProto, depth: int) -> str | None:
-    """The scope that an operator is in below so many others; None where it is in no further."""
+    """Return the scope of an operator at a depth of scopes; None if it has no further one."""
     parts = node.name.split(".")
     return parts[depth] if len(parts) > depth + 1 else None
 
@@ -491,14 +498,14 @@ def _capitalised(scope: str) -> str:
 
 
 def _pair(values: Sequence[int]) -> str:
-    """As torch takes it: one number where all are equal."""
+    """Return a pair as torch accepts it: one number if both are equal."""
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
 
 
 def _body(
     init: Sequence[str], inputs: Sequence[str], steps: Sequence[_Step], outputs: Sequence[str]
 ) -> str:
-    """A class from ``__init__`` on."""
+    """Return the source of a class from ``__init__`` on."""
     arguments, lines = _forward(inputs, steps, outputs)
     kind = "Tensor" if len(outputs) == 1 else f"tuple[{', '.join(['Tensor'] * len(outputs))}]"
     typed = ", ".join(f"{name}: Tensor" for name in arguments)
@@ -516,7 +523,7 @@ def _body(
 def _forward(
     inputs: Sequence[str], steps: Sequence[_Step], outputs: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Arguments and lines; a variable is given a new value once its last is of no use."""
+    """Return the arguments and lines of ``forward``; variables are reused after their last use."""
     last = {name: number for number, step in enumerate(steps) for name in step.reads}
     last |= dict.fromkeys(outputs, len(steps))
     held: dict[str, str] = {}
@@ -537,7 +544,7 @@ def _forward(
         left, right = ", ".join(held[name] for name in step.writes), step.render(given)
         lines.append(f"{left} = {right}")
         for name in step.writes:
-            if name not in last:  # nobody reads it
+            if name not in last:  # the tensor is not read
                 del held[name]
     if steps and list(steps[-1].writes) == list(outputs):
         lines[-1] = f"return {right}"
@@ -555,5 +562,5 @@ def _variables() -> Iterable[str]:
 
 
 def _said(text: str) -> str:
-    """Words of a space's author, as a docstring may hold them."""
+    """Return the text of a space's author, safe for a docstring."""
     return "".join(c for c in text if c.isprintable()).replace("\\", "/").replace('"', "'")

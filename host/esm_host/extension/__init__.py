@@ -1,0 +1,1 @@
+"""Loop that trains a predictor, evaluates it and extends its training set."""

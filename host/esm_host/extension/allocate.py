@@ -1,33 +1,37 @@
-"""How many new samples each depth bin gets: ESM's Algorithm 1, and by what a bin is short of."""
+"""Allocation of new samples to depth bins: ESM's Algorithm 1, and by shortfall."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 MARGIN_PERCENT = 1.0
-"""A bin is aimed this far beyond the target, so that one just above it does not fall back."""
+"""Margin above the target, so that a bin just above it does not fall back."""
 LEAST_PERCENT = 0.1
-"""What a bin far above the target counts as short of: it still gets a sample now and then."""
+"""Shortfall of a bin far above the target, which still gets a sample now and then."""
 
 
 def allocate(
     step: int, passing: Sequence[bool], weight_below: float, weight_above: float
 ) -> list[int]:
-    """Divides ``step`` samples among bins, more to those below the accuracy threshold.
+    """Divide ``step`` samples among bins, more to those below the accuracy threshold.
 
-    The bins below share ``weight_below / (weight_below + weight_above)`` of the step equally,
-    the bins above the rest; a side without bins leaves its share to the other (ESM, Algorithm 1).
+    The bins below the threshold share ``weight_below / (weight_below + weight_above)`` of the
+    step equally, the bins above it the rest. A side without bins leaves its share to the other
+    (ESM, Algorithm 1).
 
     Args:
-        passing: whether each bin reached the threshold.
+        step: Number of samples.
+        passing: Whether each bin reached the threshold.
+        weight_below: Weight of the bins below the threshold (W_B).
+        weight_above: Weight of the bins above the threshold (W_A).
 
     Returns:
-        Samples per bin, summing to ``step`` (largest remainders get the odd ones).
+        Samples per bin, summing to ``step``; largest remainders get the odd ones.
     """
     below = sum(not passed for passed in passing)
     above = len(passing) - below
     total = weight_below * bool(below) + weight_above * bool(above)
-    if total == 0:  # only passing bins, and they weigh nothing
+    if total == 0:  # only passing bins, with weight 0
         weight_above = total = 1.0
     return _whole(
         step,
@@ -41,15 +45,18 @@ def allocate(
 def by_shortfall(
     step: int, accuracy_percent: Sequence[float | None], target_percent: float
 ) -> list[int]:
-    """Divides ``step`` samples among bins in proportion to what each is short of the target.
+    """Divide ``step`` samples among bins in proportion to their shortfall.
 
-    Algorithm 1 knows only pass or fail, so a bin at 94.9 % gets as much as one at 80 %.
+    Algorithm 1 only distinguishes pass from fail, so a bin at 94.9 % gets as much as one at 80 %.
 
     Args:
-        accuracy_percent: of each bin; None where nothing is measured, which counts as the worst.
+        step: Number of samples.
+        accuracy_percent: Accuracy of each bin. None for a bin without samples, which counts as
+            the worst.
+        target_percent: Target accuracy.
 
     Returns:
-        Samples per bin, summing to ``step`` (largest remainders get the odd ones).
+        Samples per bin, summing to ``step``; largest remainders get the odd ones.
     """
     worst = min((value for value in accuracy_percent if value is not None), default=0.0)
     short = [
@@ -60,7 +67,7 @@ def by_shortfall(
 
 
 def _whole(step: int, exact: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to ``step``, by largest remainders."""
+    """Round to integers that sum to ``step``, by largest remainders."""
     shares = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
     for index in by_remainder[: step - sum(shares)]:

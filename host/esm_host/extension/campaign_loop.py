@@ -1,7 +1,6 @@
-"""Loop of a campaign: what the ask/tell loop asks for is kept, measured and told, round by round.
+"""Loop of a campaign: each round is planned, measured and evaluated.
 
-All state is in the campaign's journal, so that a campaign broken off anywhere goes on from what is
-there.
+All state is in the campaign's journal, so an interrupted campaign can continue.
 """
 
 from __future__ import annotations
@@ -28,49 +27,50 @@ from esm_models.architecture import Architecture
 
 
 class Journal(Protocol):
-    """Record of what was planned by round, and of what each round came to."""
+    """Record of the plan and the results of all rounds."""
 
     def plan(self) -> dict[int, list[Architecture]]:
-        """Return the architectures by round; those of negative rounds are not the loop's."""
+        """Return the architectures by round; negative rounds do not belong to the loop."""
 
     def add_plan(self, round_number: int, architectures: Sequence[Architecture], /) -> None:
-        """Keep a round's architectures before any of them is measured."""
+        """Store a round's architectures before they are measured."""
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the results of the finished rounds, in order."""
 
     def keep_round(self, round_number: int, result: Mapping[str, Any], /) -> None:
-        """Keep the result of a finished round, in place of an earlier one."""
+        """Store the result of a finished round; it replaces an earlier one."""
 
 
 class RoundMeasurer(Protocol):
-    """Measures what is planned."""
+    """Measurement of planned rounds."""
 
     def collect(self, round_number: int, /) -> RoundQuality:
-        """Measure what is missing of a round."""
+        """Measure the architectures of a round that are not yet measured."""
 
 
 class LoopWatcher(Protocol):
-    """Is told how the loop goes on."""
+    """Receiver of the events of a loop."""
 
     def on_round(self, number: int, architectures: int) -> None:
-        """A round begins; so many architectures are planned for it."""
+        """Report that a round begins, and its number of planned architectures."""
 
     def on_training(self) -> None: ...
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
-        """A round is over; ``result`` is its entry in result.json."""
+        """Report that a round ended; ``result`` is its entry in result.json."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """End of a campaign's loop.
+    """Outcome of a campaign's loop.
 
     Attributes:
-        reason: of the end, with marked names of arguments.
-        dataset: what was learnt from.
-        predicted_ms: out-of-fold predictions for the data set, ``(n,)``.
-        predictor: trained on everything that was measured.
+        converged: Whether the target accuracy was reached.
+        reason: Reason of the end, with marked names of arguments.
+        dataset: Training set.
+        predicted_ms: Out-of-fold predictions for the training set, ms, shape ``(n,)``.
+        predictor: Predictor trained on the whole training set.
     """
 
     converged: bool
@@ -84,9 +84,12 @@ class CampaignLoop:
     """Loop of one campaign.
 
     Args:
-        loop: asks for architectures; new.
-        settings: of which verdicts are learnt from.
-        measurer: not needed to :meth:`finish`.
+        loop: New ask/tell loop.
+        settings: Settings of training.
+        journal: Record of the rounds.
+        measurements: Measurements of the campaign.
+        measurer: Measurement of rounds; None is enough for :meth:`finish`.
+        watcher: Receiver of events.
     """
 
     def __init__(
@@ -106,20 +109,21 @@ class CampaignLoop:
         self._watcher = watcher
 
     def run(self) -> Outcome:
-        """Run, or go on, until the loop asks for no more.
+        """Run or resume the loop until it ends.
 
         Raises:
-            DeviceError: the device refuses or is gone, or too little could be measured.
+            DeviceError: the device refuses or is unreachable, or too few models could be
+                measured.
         """
         planned, finished = self._planned(), self._journal.rounds()
         everything = self._journal.plan().values()
         self._loop.restore(planned, {a.key for each in everything for a in each})
         if planned and len(finished) == len(planned):
-            # Judged anew: the target, the budget or whom to trust may have changed since.
+            # Evaluate again: target, budget or trusted verdicts may have changed.
             self._judge(len(finished) - 1, finished[-1]["qc"])
         number = len(finished)
         while True:
-            if number == len(planned):  # else the last round was broken off: finish it
+            if number == len(planned):  # otherwise complete the interrupted round first
                 chosen = self._loop.ask()
                 if not chosen:
                     return self._outcome(self._loop.ending)
@@ -129,13 +133,13 @@ class CampaignLoop:
             number += 1
 
     def finish(self) -> tuple[Outcome, dict[str, Any]]:
-        """Learn from what is there, whatever is planned; nothing is measured or kept.
+        """Train on the measurements so far; nothing is measured or stored.
 
         Returns:
-            The end, and what a round of it would be in result.json.
+            Outcome, and its round as an entry of result.json.
 
         Raises:
-            DeviceError: it is too little to learn from.
+            DeviceError: there are too few measurements to learn from.
         """
         worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
         worst = min(worst, MOST_DEVIATION)
@@ -146,7 +150,7 @@ class CampaignLoop:
         return self._outcome(reason), result
 
     def _planned(self) -> list[list[Architecture]]:
-        """Return the loop's rounds: neither references nor what searches chose."""
+        """Return the loop's rounds, without references and searches."""
         return [chosen for number, chosen in self._journal.plan().items() if number >= 0]
 
     def _round(self, number: int, architectures: int) -> None:
@@ -161,13 +165,13 @@ class CampaignLoop:
         self._judge(number, qc)
 
     def _judge(self, number: int, qc: dict[str, Any]) -> None:
-        """Train and evaluate on all that was measured up to a round, and keep the result."""
+        """Train and evaluate on all measurements so far, and store the result of a round."""
         result = self._judged(qc)
         self._journal.keep_round(number, result)
         self._watcher.on_evaluated(result)
 
     def _judged(self, qc: dict[str, Any]) -> dict[str, Any]:
-        """Train and evaluate on all that was measured so far."""
+        """Train and evaluate on all measurements so far."""
         self._watcher.on_training()
         start = time.monotonic()
         measured = self._measurements.dataset()
@@ -186,7 +190,7 @@ class CampaignLoop:
         }
 
     def _tell(self, dataset: Dataset) -> None:
-        """Tell the loop of everything that is planned; what is not in the data set is unknown."""
+        """Tell the loop the latencies of everything planned; NaN outside the data set."""
         values = zip(dataset.latency_ms.tolist(), dataset.interval.tolist(), strict=True)
         known = dict(zip((a.key for a in dataset.architectures), values, strict=True))
         planned = [
@@ -199,7 +203,11 @@ class CampaignLoop:
         self._loop.tell(planned, [ms for ms, _ in told], [interval for _, interval in told])
 
     def _trusted(self, measured: Dataset) -> Dataset:
-        """Return what is learnt from; raises DeviceError where it is too little for that."""
+        """Return the training set.
+
+        Raises:
+            DeviceError: the training set is too small.
+        """
         dataset = measured.only(self._settings.trusted_verdicts)
         if len(dataset) < 2 * self._settings.folds:
             planned = sum(map(len, self._planned()))
@@ -207,8 +215,7 @@ class CampaignLoop:
             raise DeviceError(
                 f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
                 f"them with a verdict that {argument('train_on')} accepts: too few to learn from; "
-                "the first "
-                f"failure: {next(iter(failures.values()), 'none')}"
+                f"first failure: {next(iter(failures.values()), 'none')}"
             )
         return dataset
 

@@ -1,4 +1,7 @@
-"""The networks of a cross-validation: they judge the predictor, and disagree where it is unsure."""
+"""Committee of the predictors of a cross-validation.
+
+Their out-of-fold errors give the accuracy, their disagreement the uncertainty.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from esm_host.predictors.base import Predictor
 Floats = NDArray[np.float64]
 
 FASTEST_MS = 1e-3
-"""No network runs faster; a predictor may say so where it has seen nothing."""
+"""Lower limit of predictions: far from the training set a predictor may give less."""
 
 
 def cross_validate(
@@ -26,15 +29,17 @@ def cross_validate(
     folds: int,
     seed: int,
 ) -> tuple[Floats, list[Predictor]]:
-    """Out-of-fold predictions, ``(n,)``, and the predictors that made them.
+    """Return out-of-fold predictions, ms, shape ``(n,)``, and the predictors that made them.
 
     Args:
-        make_predictor: a fresh, unfitted predictor; members by number, so that each may start
-            from other weights (Lakshminarayanan et al. 2017).
-        encodings: ``(n, d)``.
-        latency_ms: ``(n,)``.
-        weights: how much each sample counts in training, ``(n,)``.
-        strata: bin of each sample, ``(n,)``.
+        make_predictor: Factory of unfitted predictors, by member. Each may start from other
+            weights (Lakshminarayanan et al. 2017).
+        encodings: Encodings, shape ``(n, d)``.
+        latency_ms: Latencies, ms, shape ``(n,)``.
+        weights: Training weights, shape ``(n,)``.
+        strata: Bin of each sample, shape ``(n,)``.
+        folds: Number of folds.
+        seed: Random seed of the folds.
     """
     fold = assign_folds(strata, folds, seed)
     numbers = range(int(fold.max()) + 1)
@@ -53,20 +58,21 @@ def cross_validate(
 def choose(
     committee: list[Predictor], encodings: Encoding, seconds: Callable[[Floats], Floats], count: int
 ) -> NDArray[np.int64]:
-    """The candidates that teach most per second of the device's time.
+    """Return the candidates with the largest information gain per second of device time.
 
     Query by committee: predictors trained on different parts of the data disagree where the data
-    do not decide (Seung et al. 1992; for regression by variance, Krogh and Vedelsby 1995). The
-    standard deviation is taken relative to the prediction, as accuracy is, and divided by the
-    expected cost, the usual return on investment (Settles 2009, section 6.6).
+    are not decisive (Seung et al. 1992; for regression by variance, Krogh and Vedelsby 1995). The
+    gain is the standard deviation relative to the prediction. It is divided by the expected cost,
+    the usual return on investment (Settles 2009, section 6.6).
 
     Args:
-        committee: fitted predictors, two at least.
-        encodings: of the candidates, ``(n, d)``.
-        seconds: of the device's time that models of such latencies (milliseconds) take.
+        committee: Two or more fitted predictors.
+        encodings: Encodings of the candidates, shape ``(n, d)``.
+        seconds: Function from latencies, ms, to device time, s.
+        count: Number of candidates to choose.
 
     Returns:
-        Rows of the best ``count`` candidates, best first; the earlier one where two are equal.
+        Rows of the best ``count`` candidates, best first; the earlier one of equals.
     """
     each = [np.maximum(member.predict(encodings), FASTEST_MS) for member in committee]
     mean = np.mean(each, axis=0)

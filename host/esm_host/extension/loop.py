@@ -1,7 +1,7 @@
-"""Train, evaluate, extend (ESM, Fig. 5 and Algorithm 1), with a measuring loop of your own.
+"""Loop that trains, evaluates and extends (ESM, Fig. 5 and Algorithm 1), for your own measurements.
 
-The loop asks for architectures and is told their latencies. It knows no device, no store and no
-network. Campaigns run on it as well (:mod:`esm_host.extension.campaign_loop`).
+You ask the loop for architectures and tell it their latencies. It has no device, store or
+network. Campaigns use the same loop (:mod:`esm_host.extension.campaign_loop`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
 CANDIDATES = 30
-"""Architectures that the cost-aware extension looks at for each that it asks for."""
+"""Candidates of the cost-aware extension per architecture that it selects."""
 
 Seconds = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Device time, seconds, ``(n,)``, that models of such latencies, milliseconds, take to measure."""
+"""Function from latencies, ms, shape ``(n,)``, to device time, s, shape ``(n,)``."""
 
 
 class Draw(Protocol):
-    """Draws so many architectures of a bin, none of the excluded keys; fewer where it ends."""
+    """Function that draws ``n`` new architectures of a bin; fewer if the bin is exhausted."""
 
     def __call__(
         self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
@@ -41,19 +41,19 @@ class Draw(Protocol):
 
 
 class Loop:
-    """Loop that asks for architectures until a predictor of their latency is accurate.
+    """Loop that asks for architectures until the latency predictor reaches its target accuracy.
 
     Args:
-        space: that architectures are drawn from.
-        sampling: how many and which, and the target.
-        training: predictor, and how it learns.
-        learner: of the predictor; made of ``training`` by default.
-        draw_first: draws the first round, from the whole space; by default the sampler does, bin
-            by bin.
-        seconds: cost of a model, for the cost-aware extension; by default its latency.
+        space: Search space of the architectures.
+        sampling: Settings of sampling and the target; None uses the defaults.
+        training: Settings of the predictor and its training; None uses the defaults.
+        learner: Learner of the predictor; None makes it from ``training``.
+        draw_first: Function that draws the first round from the whole space; None draws by bin
+            with the sampler.
+        seconds: Device time of a model, for the cost-aware extension; by default its latency.
 
     Raises:
-        UsageError: the settings do not suit the space, or ask for a warm start.
+        UsageError: the settings do not suit the space, or include a warm start.
 
     Example::
 
@@ -89,29 +89,30 @@ class Loop:
 
     @property
     def rounds(self) -> list[list[Architecture]]:
-        """Architectures that were asked for, by round, to :meth:`restore` a loop from."""
+        """Architectures by round, to :meth:`restore` a loop from."""
         return [list(architectures) for architectures in self._rounds]
 
     def restore(
         self, rounds: Iterable[Sequence[Architecture]], exclude: Collection[str] = ()
     ) -> None:
-        """Go on from rounds that were asked for before; tell their latencies again.
+        """Restore earlier rounds; tell their latencies again.
 
         Args:
-            exclude: keys of further architectures that are never asked for.
+            rounds: Architectures of the earlier rounds.
+            exclude: Keys of further architectures that must not be drawn.
         """
         self._rounds = [list(architectures) for architectures in rounds]
         self._excluded = set(exclude)
         self._exhausted = False
 
     def ask(self) -> list[Architecture]:
-        """Return the architectures to measure next; none where the loop has come to an end.
+        """Return the architectures to measure next; empty at the end of the loop.
 
-        They are the same until each of them is told. Then the predictor is trained and evaluated,
-        and the next ones are drawn.
+        They stay the same until all of them are told. Then the predictor is trained and
+        evaluated, and the next architectures are drawn.
 
         Raises:
-            UsageError: too few latencies were told to learn from.
+            UsageError: there are too few latencies to learn from.
         """
         waiting = self._waiting()
         if waiting or self.ending:
@@ -128,17 +129,18 @@ class Loop:
         latency_ms: ArrayLike,
         interval: ArrayLike | None = None,
     ) -> None:
-        """Give latencies that were measured. A later latency of an architecture replaces it.
+        """Add measured latencies; a later latency of an architecture replaces an earlier one.
 
         Args:
-            architectures: those of :meth:`ask`, some of them, or others of the space.
-            latency_ms: milliseconds, ``(n,)``; NaN of a model that could not be measured.
-            interval: half-width of each latency's 95 % interval, as a share of it, ``(n,)``.
-                Latencies with a wide one count less in training. By default all count the same.
+            architectures: Architectures of the space, usually those of :meth:`ask`.
+            latency_ms: Latencies, ms, shape ``(n,)``; NaN for a model that could not be measured.
+            interval: Half-width of each 95 % confidence interval, as a share of the latency,
+                shape ``(n,)``. Wide intervals count less in training. None gives equal weights.
 
         Raises:
-            UsageError: there are not as many values as architectures, or one makes no sense.
-            InvalidArchitectureError: one is not in the search space.
+            UsageError: the number of values differs from that of the architectures, or a value is
+                invalid.
+            InvalidArchitectureError: an architecture is not in the search space.
         """
         told = [self._space.read(given) for given in architectures]
         for architecture in told:
@@ -149,7 +151,7 @@ class Loop:
         known = ~np.isnan(latencies)
         if not (latencies[known] > 0).all() or np.isinf(latencies).any():
             raise UsageError(
-                f"{argument('latency_ms')}: give positive milliseconds, or NaN of a model that "
+                f"{argument('latency_ms')}: give positive milliseconds, or NaN for a model that "
                 "could not be measured"
             )
         if not (intervals[known] >= 0).all():
@@ -160,12 +162,10 @@ class Loop:
 
     @property
     def accuracy_percent(self) -> float:
-        """Accuracy (100 - mean absolute percentage error) on architectures not seen in training.
-
-        NaN before any latency is told.
+        """Accuracy (100 - MAPE) on architectures not seen in training; NaN without latencies.
 
         Raises:
-            UsageError: too few latencies were told to learn from.
+            UsageError: there are too few latencies to learn from.
         """
         return self.evaluation.accuracy_percent if self._told else float("nan")
 
@@ -174,7 +174,7 @@ class Loop:
         """Whether the target accuracy is reached, in every bin or overall.
 
         Raises:
-            UsageError: too few latencies were told to learn from.
+            UsageError: there are too few latencies to learn from.
         """
         if not self._told:
             return False
@@ -184,7 +184,7 @@ class Loop:
 
     @property
     def reason(self) -> str:
-        """Why the loop has come to an end; empty while it goes on."""
+        """Reason for the end of the loop; empty while it continues."""
         return in_python(self.ending)
 
     @property
@@ -200,10 +200,10 @@ class Loop:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Evaluation of the predictor on all latencies that were told.
+        """Evaluation of the predictor on all latencies.
 
         Raises:
-            UsageError: too few latencies were told to learn from.
+            UsageError: there are too few latencies to learn from.
         """
         if self._evaluation is None:
             samples = self._samples()
@@ -217,31 +217,31 @@ class Loop:
 
     @property
     def predictor(self) -> Predictor:
-        """Predictor that is trained on all latencies that were told.
+        """Predictor trained on all latencies.
 
         Raises:
-            UsageError: no latency was told.
+            UsageError: there are no latencies.
         """
         if self._predictor is None:
             samples = self._samples()
             if not len(samples):
-                raise UsageError("there is nothing to learn from: tell latencies first")
+                raise UsageError("there are no latencies to learn from: call tell first")
             self._predictor = self._learner.train(samples)
         return self._predictor
 
     def predict(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
-        """Return predicted latencies, milliseconds, ``(n,)``.
+        """Return predicted latencies, ms, shape ``(n,)``.
 
         Raises:
-            UsageError: no latency was told.
-            InvalidArchitectureError: one is not in the search space.
+            UsageError: there are no latencies to learn from.
+            InvalidArchitectureError: an architecture is not in the search space.
         """
         given = [self._space.read(each) for each in architectures]
         return self.predictor.predict(self._learner.encoder.encode(given))
 
-    # What was told
+    # Told latencies
 
     def _forget(self) -> None:
         self._evaluation = None
@@ -253,22 +253,22 @@ class Loop:
         return Samples(list(known), values[:, 0], values[:, 1])
 
     def _passing(self) -> list[bool]:
-        """Whether each bin reaches the target; one without samples does not."""
+        """Return whether each bin reaches the target; a bin without samples does not."""
         target = self._settings.target_accuracy_percent
         return [each.accuracy_percent >= target for each in self.evaluation.bins]
 
-    # What is asked for
+    # Rounds
 
     @property
     def _asked(self) -> int:
         return sum(map(len, self._rounds))
 
     def _waiting(self) -> list[Architecture]:
-        """Architectures of the last round that were not told yet."""
+        """Return the architectures of the last round that were not yet told."""
         return [a for a in (self._rounds[-1] if self._rounds else ()) if a not in self._told]
 
     def _draw(self, number: int) -> list[Architecture]:
-        """Draw the next round; nothing where the space is exhausted."""
+        """Draw the next round; empty if the space is exhausted."""
         settings = self._settings
         if number == 0:
             if self._draw_first is not None:
@@ -288,7 +288,7 @@ class Loop:
     def _draw_instructive(
         self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
     ) -> list[Architecture]:
-        """Draw many, and keep those that teach most per second of the device's time."""
+        """Draw many candidates and keep those with the largest gain per second of device time."""
         pool = self._sampler.sample(CANDIDATES * n, rng, bin_index, exclude)
         encodings = self._learner.encoder.encode(pool)
         rows = choose(self.evaluation.committee, encodings, self._seconds, n)
@@ -306,15 +306,15 @@ class Loop:
         else:
             for index, quota in enumerate(quotas):
                 drawn.extend(draw(quota, rng, index, taken | {a.key for a in drawn}))
-            if len(drawn) < total:  # a small bin is exhausted: the others take its share
+            if len(drawn) < total:  # other bins take the share of an exhausted one
                 others = taken | {a.key for a in drawn}
                 drawn.extend(draw(total - len(drawn), rng, None, others))
-        # Bins mix within blocks, so that a bad block costs every bin a little.
+        # Mix the bins within blocks, so that a bad block affects every bin a little.
         return [drawn[index] for index in rng.permutation(len(drawn))]
 
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
-    """Return a value of each of ``count`` architectures; one for all of them may be given."""
+    """Return one value for each of ``count`` architectures; a scalar is repeated."""
     column = np.asarray(values, dtype=np.float64)
     if column.shape not in ((), (count,)):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Settings of published systems, whole."""
+"""Complete settings of published systems."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from esm_protos.messages import RunOrder
 
 @dataclass(frozen=True)
 class Preset:
-    """Differences from the defaults.
+    """Differences from the default settings.
 
     Attributes:
-        settings: of the campaign, by their names in
+        settings: Campaign settings by their names in
             :class:`~esm_host.extension.settings.Settings`.
-        spec: of its measurements, by their names in
-            :class:`~esm_protos.messages.MeasureSpec`.
+        spec: Measurement settings by their names in :class:`~esm_protos.messages.MeasureSpec`.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +53,7 @@ def preset(name: str) -> Preset:
     """Return a preset by its name.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: the preset does not exist.
     """
     if name not in PRESETS:
         raise UsageError(f"{argument('preset')} '{name}': choose {' or '.join(PRESETS)}")

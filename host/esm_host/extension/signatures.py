@@ -12,13 +12,13 @@ from esm_host.extension.settings import MeasuringSettings, SamplingSettings, Set
 from esm_host.sampling.bins import depth_range
 
 _LOOKED_AT = 3
-"""Rounds that a signature is seen in: the last ones."""
+"""Number of last rounds in which a signature must appear."""
 _GAINED_PERCENT = 0.5
-"""Accuracy gained over them that still is progress."""
+"""Smallest gain of accuracy over these rounds that counts as progress."""
 _WIDE = 3.0
-"""Times the asked interval from which the device, and not the precision, is to blame."""
+"""Multiple of the requested interval above which the device is the cause, not the precision."""
 _FAILED_SHARE = 0.3
-"""Share of blocks measured again from which quality control counts as failing."""
+"""Share of remeasured blocks above which quality control counts as failing."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Signature:
     """Failure signature at the end of a campaign, and its cure.
 
     Attributes:
-        name: ``"plateau"``, ``"noise"`` (a plateau of numbers that are hardly known), ``"bin"`` or
+        name: ``"plateau"``, ``"noise"`` (a plateau with wide confidence intervals), ``"bin"`` or
             ``"quality control"``.
-        text: one line, with marked names of arguments.
+        text: One line with marked names of arguments.
     """
 
     name: str
@@ -38,20 +38,21 @@ class Signature:
 def signatures(
     rounds: Sequence[Mapping[str, Any]], settings: Settings, interval: float = 0.0
 ) -> list[Signature]:
-    """Return the signatures of a campaign that has missed its target.
+    """Return the failure signatures of a campaign that missed its target.
 
     Args:
-        rounds: as ``result.json`` has them.
-        interval: median half-width of the latencies' 95 % intervals, as a share.
+        rounds: Rounds as in ``result.json``.
+        settings: Settings of the campaign.
+        interval: Median half-width of the latencies' 95 % confidence intervals, as a share.
     """
     last = list(rounds[-_LOOKED_AT:])
     found = []
     if len(last) == _LOOKED_AT:
-        found += _of_a_bin(last, settings) or _of_a_plateau(last, settings, interval)
-    return [*found, *_of_quality_control(last, settings)]
+        found += _bin_signatures(last, settings) or _plateau_signatures(last, settings, interval)
+    return [*found, *_control_signatures(last, settings)]
 
 
-def _of_a_plateau(
+def _plateau_signatures(
     last: Sequence[Mapping[str, Any]], settings: Settings, interval: float
 ) -> list[Signature]:
     gained = last[-1]["accuracy_percent"] - last[0]["accuracy_percent"]
@@ -62,24 +63,26 @@ def _of_a_plateau(
     asked = settings.spec.precision or DEFAULT_PRECISION
     if interval > _WIDE * asked:
         text = (
-            f"{brought}. Their latencies are known to ±{100 * interval:.0f} % (median) where "
-            f"±{100 * asked:g} % was asked: measure where less else runs; {_QUIETER}"
+            f"{brought}. Their latencies have intervals of ±{100 * interval:.0f} % (median) "
+            f"instead of ±{100 * asked:g} %: stop other programs on the device; {_QUIETER}"
         )
         return [Signature("noise", text)]
     text = (
-        f"{brought}. The encoding may not tell architectures apart: try {argument('encoding')} "
-        f"views or {argument('predictor')} auto"
+        f"{brought}. The encoding may not distinguish the architectures: "
+        f"try {argument('encoding')} views or {argument('predictor')} auto"
     )
     if settings.predictor == "auto" and settings.encoding in (None, "views"):
         text = (
-            f"{brought}. What is left may be noise: try a narrower {argument('precision')} on a "
+            f"{brought}. The rest may be noise: try a narrower {argument('precision')} in a "
             f"new campaign, or {_QUIETER}"
         )
     return [Signature("plateau", text)]
 
 
-def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: SamplingSettings) -> list[Signature]:
-    """One bin is below the target in all of the rounds, and all others above in the last one."""
+def _bin_signatures(
+    last: Sequence[Mapping[str, Any]], settings: SamplingSettings
+) -> list[Signature]:
+    """Return a signature if a single bin misses the target in all of the rounds."""
     target = settings.target_accuracy_percent
     below = [
         {n for n, entry in enumerate(each["bins"]) if entry["samples"] and _misses(entry, target)}
@@ -92,17 +95,17 @@ def _of_a_bin(last: Sequence[Mapping[str, Any]], settings: SamplingSettings) -> 
     cure = f"try {argument('sampling')} balanced"
     if settings.by_bin:
         cure = (
-            f"give it more of each step, by {argument('extension')} cost-aware or a larger "
+            f"give it more of each step with {argument('extension')} cost-aware or a larger "
             f"{argument('weight_below')} ({settings.weight_below:g})"
         )
     text = (
-        f"one bin stays behind: architectures of {blocks} blocks, {entry['accuracy_percent']:.1f} "
-        f"% from {entry['samples']} models; {cure}"
+        f"one bin misses the target: architectures of {blocks} blocks, "
+        f"{entry['accuracy_percent']:.1f} % from {entry['samples']} models; {cure}"
     )
     return [Signature("bin", text)]
 
 
-def _of_quality_control(
+def _control_signatures(
     last: Sequence[Mapping[str, Any]], settings: MeasuringSettings
 ) -> list[Signature]:
     again = sum(each["qc"]["remeasured_blocks"] for each in last)
@@ -113,12 +116,12 @@ def _of_quality_control(
         return []
     text = (
         f"quality control keeps failing: {again} blocks of the last rounds were measured again. "
-        f"The device is not steady: {_QUIETER}, or give more {argument('runs')}"
+        f"The device is unstable: {_QUIETER}, or give more {argument('runs')}"
     )
     return [Signature("quality control", text)]
 
 
-_QUIETER = "ask `esm-host devices doctor` what disturbs it"
+_QUIETER = "run `esm-host devices doctor` to find the cause"
 
 
 def _misses(entry: Mapping[str, Any], target: float) -> bool:

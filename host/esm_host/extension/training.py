@@ -1,4 +1,4 @@
-"""Training and evaluation of a campaign's predictor, on as much data as its settings trust."""
+"""Training and evaluation of a campaign's predictor."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from esm_host.sampling.bins import DepthBins
 from esm_models.space import SearchSpace
 
 MakePredictor = Callable[[int], Predictor]
-"""Makes a fresh, unfitted predictor. The number tells the members of a cross-validation apart,
-which are to start from different weights."""
+"""Factory of unfitted predictors, by member of a cross-validation.
+
+Each member starts from different weights.
+"""
 
 
 def train(
     predictor: Predictor, encoder: Encoder, dataset: Dataset, settings: TrainingSettings
 ) -> Predictor:
-    """Fit a predictor to what has a trusted verdict, weighted as the settings say."""
+    """Fit a predictor to the samples with trusted verdicts, weighted as the settings say."""
     return _fit(predictor, encoder, dataset.only(settings.trusted_verdicts), settings)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Accuracy of a predictor on architectures that it has not seen, by cross-validation.
+    """Accuracy of a predictor on unseen architectures, by cross-validation.
 
     Attributes:
-        accuracy_percent: 100 - mean absolute percentage error, over all samples.
-        bins: the same by depth bin.
-        predicted_ms: out-of-fold predictions of the samples, ``(n,)``.
-        committee: the predictors that made them.
+        accuracy_percent: Accuracy (100 - MAPE) over all samples.
+        bins: Accuracy by depth bin.
+        predicted_ms: Out-of-fold predictions of the samples, ms, shape ``(n,)``.
+        committee: Predictors that made them.
     """
 
     accuracy_percent: float
@@ -61,28 +63,28 @@ class Learner:
 
     @classmethod
     def of(cls, space: SearchSpace, settings: TrainingSettings) -> Learner:
-        """Make the learner of a search space that knows of no other device.
+        """Make the learner of a search space, without sources.
 
         Raises:
-            UsageError: the settings ask for a warm start, or the encoding or the predictor does not
-                suit the space.
+            UsageError: the settings include a warm start, or the encoding or the predictor does
+                not suit the space.
         """
         if settings.warm_start:
-            raise UsageError(f"{argument('warm_start')} is of campaigns: leave it out")
+            raise UsageError(f"{argument('warm_start')} needs a campaign: omit it")
         encoder = settings.encoder(space)
 
         def make(member: int) -> Predictor:
             return make_predictor(settings.predictor, encoder, settings.seed + member)
 
-        make(0)  # what it lacks is found now
+        make(0)  # reports a missing library now
         return cls(encoder, make, settings)
 
     def enough(self, samples: int) -> bool:
-        """Return whether a cross-validation can judge so many samples."""
+        """Return whether there are enough samples for a cross-validation."""
         return samples >= 2 * self._settings.folds
 
     def evaluate(self, samples: Samples, bins: DepthBins) -> Evaluation:
-        """Cross-validate the predictor, folds stratified by depth bin."""
+        """Cross-validate the predictor, with folds stratified by depth bin."""
         depth = samples.depth
         predicted_ms, committee = cross_validate(
             self._make_predictor,
@@ -101,7 +103,7 @@ class Learner:
         )
 
     def train(self, samples: Samples) -> Predictor:
-        """Return a predictor that is fitted to all samples."""
+        """Return a predictor fitted to all samples."""
         return _fit(self._make_predictor(0), self.encoder, samples, self._settings)
 
 

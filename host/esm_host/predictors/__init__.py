@@ -1,4 +1,4 @@
-"""Latency predictors by name; each is loaded when it is asked for."""
+"""Latency predictors by name, loaded on first use."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from esm_models.space import SearchSpace
 
 USUAL_ENCODING = "operation-one-hot"
-"""What the predictor study feeds all predictors that bring no encoding of their own."""
+"""Encoding in the predictor study of all predictors without an encoding of their own."""
 
 
 @dataclass(frozen=True)
 class Entry(plugins.Entry):
-    """What is known of a predictor before it is loaded.
+    """Description of a predictor that is not yet loaded.
 
     Attributes:
-        encoding: that it is used with unless another is asked for.
+        encoding: Default encoding of the predictor.
     """
 
     encoding: str = USUAL_ENCODING
 
 
-# The predictor study has a small MLP, wider, and a large one, thinner and deeper (Laube et al.
-# 2022, Section 4); their sizes are in a supplement that we do not have. The large one's were chosen
-# on latencies of NAS-Bench-201 on 1080ti_1 and FBNet on 1080ti_32, of which we report no figure;
-# the small one follows it.
+# The predictor study has a small, wide MLP and a large, deep one (Laube et al. 2022, Section 4).
+# Their sizes are in a supplement that we do not have. The large one was chosen on latencies of
+# NAS-Bench-201 on 1080ti_1 and FBNet on 1080ti_32, which no reported figure uses. The small one
+# follows it.
 _STEPS = {"epochs": 30, "min_steps": 800, "batch_size": 32}
 _SMALL = {"hidden": 128, "layers": 3, "learning_rate": 0.003, "weight_decay": 1e-3, **_STEPS}
-# With PyTorch's initial weights, some of the deep networks fade to a constant.
+# With PyTorch's initial weights, some of the deep networks collapse to a constant.
 _LARGE = {
     "hidden": 32,
     "layers": 6,
@@ -49,7 +49,7 @@ _LARGE = {
 PREDICTORS: dict[str, Entry] = {
     "auto": Entry(
         "esm_host.predictors.auto:AutoPredictor",
-        "several, cross-validated and weighted; the default",
+        "weighted combination of several predictors, by cross-validation; the default",
         encoding="views",
     ),
     "mlp": Entry(
@@ -59,22 +59,22 @@ PREDICTORS: dict[str, Entry] = {
     ),
     "mlp-esm": Entry(
         "esm_host.predictors.mlp:MLPPredictor",
-        "the same on plain inputs, at one learning rate: what ESM's paper says, and no more",
+        "the same as in ESM's paper: inputs as they are, constant learning rate",
         {"standardise": False, "cosine": False},
         encoding="fcc",
     ),
     "lookup": Entry(
-        "esm_host.predictors.lookup:LookupPredictor", "a latency per operation, added up"
+        "esm_host.predictors.lookup:LookupPredictor", "sum of one latency per operation"
     ),
     "lookup-bias": Entry(
         "esm_host.predictors.lookup:LookupBiasPredictor",
-        "parts timed one by one, with bias correction",
+        "sum of parts that were timed separately, with bias correction",
         encoding="parts",
     ),
     "linear": Entry("esm_host.predictors.linear:LinearPredictor", "least squares"),
     "ridge": Entry(
         "esm_host.predictors.linear:RidgePredictor",
-        "ridge regression, its penalty by leave-one-out",
+        "ridge regression, penalty by leave-one-out",
     ),
     "bayesian": Entry("esm_host.predictors.linear:BayesianPredictor", "Bayesian linear regression"),
     "svr": Entry("esm_host.predictors.baselines.kernel:SVRPredictor", "support vector regression"),
@@ -95,10 +95,10 @@ PREDICTORS: dict[str, Entry] = {
         "NGBoost's boosted trees, with uncertainty",
     ),
     "mlp-small": Entry(
-        "esm_host.predictors.mlp:MLPPredictor", "a wide, shallow MLP: 3 layers of 128", _SMALL
+        "esm_host.predictors.mlp:MLPPredictor", "wide, shallow MLP: 3 layers of 128", _SMALL
     ),
     "mlp-large": Entry(
-        "esm_host.predictors.mlp:MLPPredictor", "a thin, deep MLP: 6 layers of 32", _LARGE
+        "esm_host.predictors.mlp:MLPPredictor", "narrow, deep MLP: 6 layers of 32", _LARGE
     ),
     "bananas": Entry(
         "esm_host.predictors.baselines.bananas:BANANASPredictor",
@@ -125,7 +125,7 @@ PREDICTORS: dict[str, Entry] = {
         encoding="graph",
     ),
 }
-"""Those that come with the project."""
+"""Built-in predictors by name."""
 
 FAMILY = Family(
     what="predictor",
@@ -136,14 +136,14 @@ FAMILY = Family(
 
 
 def entry(name: str) -> Entry:
-    """Return what is known of a predictor; one that is not built in is loaded for it.
+    """Return the description of a predictor; one that is not built in is loaded.
 
     Args:
-        name: in :data:`PREDICTORS`, of an installed package (entry points ``esm.predictors``), or
-            ``path/to/file.py:Class``.
+        name: Name in :data:`PREDICTORS`, of an installed package (entry points
+            ``esm.predictors``), or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such predictor, or it cannot be loaded.
+        UsageError: the predictor does not exist or cannot be loaded.
     """
     if name in PREDICTORS:
         return PREDICTORS[name]
@@ -152,40 +152,42 @@ def entry(name: str) -> Entry:
 
 
 def predictor_class(name: str) -> type[Predictor]:
-    """Return the class behind a name; its library is loaded now.
+    """Load the class of a predictor and its library.
 
     Raises:
-        UsageError: there is no such predictor, or its library is not installed.
+        UsageError: the predictor does not exist, or its library is not installed.
     """
     found: type[Predictor] = plugins.plugin_class(FAMILY, name, "predictors")
     return found
 
 
 def encoding_for(name: str, space: SearchSpace) -> str:
-    """Return the encoding that a predictor is used with; the usual one where that does not suit.
+    """Return a predictor's default encoding, or the usual one if that does not suit the space.
 
     Raises:
-        UsageError: there is no such predictor.
+        UsageError: the predictor does not exist.
     """
     encoding = entry(name).encoding
     return encoding if encoder_class(encoding).suits(space) else USUAL_ENCODING
 
 
 def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) -> Predictor:
-    """Return an unfitted predictor by name, for vectors of an encoder.
+    """Return an unfitted predictor for the vectors of an encoder.
 
     Args:
-        seed: of what it draws at random, if anything.
-        params: of its constructor, in place of its defaults.
+        name: Name of the predictor.
+        encoder: Encoder of its inputs.
+        seed: Random seed.
+        **params: Arguments of the constructor that replace its defaults.
 
     Raises:
-        UsageError: as :func:`predictor_class`, or it cannot learn from this encoding.
+        UsageError: the predictor does not exist, its library is not installed, or it cannot use
+            this encoding.
     """
     cls = predictor_class(name)
     if cls.needs_graph and not encoder.layout.nodes:
         raise UsageError(
-            f"predictor '{name}' learns from graphs, not from '{encoder.name}': take the encoding "
-            "graph"
+            f"predictor '{name}' needs graphs, not '{encoder.name}': choose the encoding graph"
         )
     given = {**entry(name).params, **params}
     return plugins.build(cls, name, given, seed=seed, layout=encoder.layout)

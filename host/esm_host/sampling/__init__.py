@@ -1,4 +1,4 @@
-"""Which architectures are measured first, and how more are drawn; samplers by name."""
+"""Samplers of architectures, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLERS = {
     "balanced": "esm_host.sampling.balanced:BalancedSampler",
     "random": "esm_host.sampling.random:RandomSampler",
 }
-"""Name -> where its class is."""
+"""Locations of the samplers' classes, by name."""
 
 FAMILY = Family(
     what="sampler",
@@ -27,14 +27,14 @@ FAMILY = Family(
 
 
 def sampler_class(name: str) -> type[Sampler]:
-    """Return the class behind a name.
+    """Return the class of a sampler.
 
     Args:
-        name: in :data:`SAMPLERS`, of an installed package (entry points ``esm.samplers``), or
-            ``path/to/file.py:Class``.
+        name: Name in :data:`SAMPLERS`, of an installed package (entry points ``esm.samplers``),
+            or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such sampler, or it cannot be loaded.
+        UsageError: the sampler does not exist or cannot be loaded.
     """
     found: type[Sampler] = plugin_class(FAMILY, name)
     return found
@@ -43,8 +43,13 @@ def sampler_class(name: str) -> type[Sampler]:
 def make_sampler(name: str, space: SearchSpace, bins: DepthBins) -> Sampler:
     """Return a sampler by name.
 
+    Args:
+        name: As in :func:`sampler_class`.
+        space: Search space.
+        bins: Depth bins of the space.
+
     Raises:
-        UsageError: as :func:`sampler_class`.
+        UsageError: the sampler does not exist or cannot be loaded.
     """
     return sampler_class(name)(space, bins)
 

@@ -12,15 +12,15 @@ from esm_models.space import Codes
 
 
 class BalancedSampler(Sampler):
-    """A bin's depths are equally likely, and all architectures of one depth are.
+    """Sampler with equally likely depths in a bin, and equally likely architectures of a depth.
 
     Depths are drawn unit by unit with the exact number of ways to complete them (dynamic
-    programming), so corners cost no more than the middle: nothing is ever rejected.
+    programming). Nothing is rejected, so rare depths cost no more than common ones.
     """
 
     @cached_property
     def _ways(self) -> list[dict[int, int]]:
-        """Per unit, the number of ways in which it and the units after it sum to each depth."""
+        """Number of ways in which each unit and those after it sum to each depth."""
         ways: list[dict[int, int]] = [{0: 1}]
         for depths in reversed(self.space.depths):
             table: dict[int, int] = {}
@@ -46,7 +46,7 @@ class BalancedSampler(Sampler):
     def _unit_depths(
         self, remaining: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Numbers of blocks per unit, ``(n, units)``, that sum to each of ``remaining``."""
+        """Return block counts per unit, shape ``(n, units)``, that sum to each of ``remaining``."""
         remaining = remaining.copy()
         columns = np.empty((len(remaining), self.space.unit_count), np.int64)
         for unit, depths in enumerate(self.space.depths):

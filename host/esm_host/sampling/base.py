@@ -1,4 +1,4 @@
-"""What a sampler is: it draws architectures that nobody has drawn yet."""
+"""Interface of samplers, which draw new architectures of a search space."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from esm_models.space import Codes, SearchSpace
 
 
 class Sampler(ABC):
-    """Draws from a search space; the same generator state gives the same architectures."""
+    """Sampler of a search space; equal generator states give equal architectures."""
 
     by_bin: ClassVar[bool] = True
-    """Whether it can draw from one depth bin; if not, all is left to chance."""
+    """Whether the sampler can draw from one depth bin; otherwise it draws from the whole space."""
 
     def __init__(self, space: SearchSpace, bins: DepthBins) -> None:
         self.space = space
         self.bins = bins
 
     def quotas(self, total: int) -> list[int] | None:
-        """Return how many of ``total`` first samples each bin gets: equally many, or None of a
-        sampler that knows no bins."""
+        """Return the number of first samples per bin, equal shares of ``total``.
+
+        None for a sampler without bins.
+        """
         if not self.by_bin:
             return None
         share, rest = divmod(total, self.bins.count)
@@ -35,12 +37,13 @@ class Sampler(ABC):
 
     @abstractmethod
     def _codes(self, n: int, bin_index: int | None, rng: np.random.Generator) -> Codes:
-        """Return ``n`` architectures as codes, ``(n, *space.code_shape)``; repetitions are
-        allowed.
+        """Draw ``n`` architectures as codes, shape ``(n, *space.code_shape)``, possibly repeated.
 
         Args:
-            bin_index: draw from this depth bin; None draws from the whole space. Always None of a
-                sampler that is not :attr:`by_bin`.
+            n: Number of architectures.
+            bin_index: Depth bin to draw from; None for the whole space. Always None unless
+                :attr:`by_bin`.
+            rng: Random generator.
         """
 
     def sample(
@@ -50,18 +53,22 @@ class Sampler(ABC):
         bin_index: int | None = None,
         exclude: Collection[str] = (),
     ) -> list[Architecture]:
-        """``n`` different architectures whose keys are not in ``exclude``.
+        """Draw ``n`` different architectures; fewer if the bin or the space seems exhausted.
 
-        Fewer where the bin (or the space) does not seem to hold that many.
+        Args:
+            n: Number of architectures.
+            rng: Random generator.
+            bin_index: Depth bin to draw from; None for the whole space.
+            exclude: Keys of architectures that must not be drawn.
 
         Raises:
-            UsageError: ``n`` is negative.
+            UsageError: ``n`` is negative, or the sampler has no bins.
         """
         if n < 0:
             raise UsageError(f"cannot draw {n} architectures: give 0 or more")
         if bin_index is not None and not self.by_bin:
             raise UsageError(
-                f"{type(self).__name__} knows no bins: choose {argument('sampling')} balanced"
+                f"{type(self).__name__} has no bins: choose {argument('sampling')} balanced"
             )
         seen = set(exclude)
         drawn: list[Architecture] = []
@@ -79,7 +86,7 @@ class Sampler(ABC):
 
 
 def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Generator) -> Codes:
-    """Codes with given numbers of blocks, ``(n, units)``; options and resolutions uniform."""
+    """Draw codes with given block counts, shape ``(n, units)``; options and resolutions uniform."""
     shape = (*unit_depths.shape, space.max_unit_depth)
     if space.one_option_per_unit:
         options = rng.integers(len(space.options), size=(*unit_depths.shape, 1), dtype=np.int16)

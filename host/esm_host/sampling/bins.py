@@ -1,4 +1,4 @@
-"""Bins along the number of blocks, the dimension by which ESM balances and judges (ESM, II-B)."""
+"""Bins of the depth, the number of blocks, by which ESM balances and evaluates (ESM, II-B)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 
 BINS = 5
-"""By default, where there are as many depths."""
+"""Default number of bins, if there are as many depths."""
 
 
 @dataclass(frozen=True)
 class DepthBins:
-    """Equally spaced bins over depths ``min_depth``..``max_depth``, both included.
+    """Equally spaced bins of the depths ``min_depth`` to ``max_depth``, both included.
 
     Raises:
         UsageError: there are fewer depths than bins.
@@ -36,17 +36,17 @@ class DepthBins:
 
     @classmethod
     def by_default(cls, min_depth: int, max_depth: int) -> DepthBins:
-        """:data:`BINS`, or as many as there are depths."""
+        """Return :data:`BINS` bins, or one per depth if there are fewer depths."""
         return cls(min_depth, max_depth, min(BINS, max_depth - min_depth + 1))
 
     def of(self, depths: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Bin index of each depth."""
+        """Return the bin index of each depth."""
         span = self.max_depth - self.min_depth + 1
         index: NDArray[np.int64] = (np.asarray(depths) - self.min_depth) * self.count // span
         return index
 
     def depths(self, index: int) -> range:
-        """The depths of one bin; never empty."""
+        """Return the depths of one bin; never empty."""
         span = self.max_depth - self.min_depth + 1
         # Smallest d with d * count // span == index is the ceiling of index * span / count.
         low = -(-index * span // self.count)
@@ -55,5 +55,5 @@ class DepthBins:
 
 
 def depth_range(low: int, high: int) -> str:
-    """``6-9``, or ``6`` where both are."""
+    """Return ``6-9``, or ``6`` if both ends are equal."""
     return str(low) if low == high else f"{low}-{high}"

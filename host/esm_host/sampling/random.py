@@ -1,4 +1,4 @@
-"""ESM's random sampling: every choice uniform, so that depths crowd in the middle (ESM, II-C1)."""
+"""ESM's random sampling: uniform choices, which concentrate in the middle depths (ESM, II-C1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from esm_models.space import Codes
 
 
 class RandomSampler(Sampler):
-    """Every unit's depth and every block's options uniform and independent."""
+    """Sampler with uniform, independent unit depths and block options."""
 
     by_bin = False
 

@@ -1,1 +1,1 @@
-"""Latencies that are known already, of other devices: imported tables and finished campaigns."""
+"""Sources of a transfer: latencies of other devices from imported tables and finished campaigns."""

@@ -1,4 +1,4 @@
-"""Tables of others, by columns that their owner names."""
+"""Reader of tables whose columns the user names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from esm_host.dataset.benchmarks import LATENCY, LatencyTable, accuracies, codes_of, measured
+from esm_host.dataset.benchmarks import (
+    LATENCY,
+    LatencyTable,
+    accuracies,
+    codes_of,
+    plausible_latencies,
+)
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.formats import stem
 from esm_models.errors import InvalidSpaceError
 
 UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
-"""Milliseconds in each."""
+"""Milliseconds per unit."""
 
 
 def read_columns(
@@ -27,25 +33,26 @@ def read_columns(
     unit: str = "ms",
     settings: Mapping[str, Any] | None = None,
 ) -> LatencyTable:
-    """Reads a CSV, TSV or Parquet file. Accuracies are kept where columns are called ``acc_TASK``.
+    """Read a CSV, TSV or Parquet file; columns ``acc_TASK`` are kept as accuracies.
 
     Args:
-        name: of the table that it becomes; the file's unless given.
-        architecture: column with architectures: as JSON, as cells of NAS-Bench-201, or as 22 block
-            numbers of FBNet; by default ``architecture`` or ``arch``, or the four columns of
+        path: Path of the file.
+        name: Name of the new table; None uses the file's.
+        architecture: Column with the architectures: JSON, cells of NAS-Bench-201, or 22 block
+            numbers of FBNet. None uses ``architecture``, ``arch``, or the four columns of
             Once-for-all.
-        latencies: column -> device; by default all columns ``lat_ms_DEVICE``.
-        unit: of the columns in ``latencies``, in :data:`UNITS`.
-        settings: of the search space, such as its resolution; its own unless given.
+        latencies: Devices by column; None uses all columns ``lat_ms_DEVICE``.
+        unit: Unit of the columns in ``latencies``, from :data:`UNITS`.
+        settings: Settings of the search space, such as its resolution; None uses its defaults.
 
     Raises:
-        UsageError: there is no such file, column or unit.
-        DatasetError: the file cannot be read, or its architectures are of no known space.
+        UsageError: the file, a column or the unit does not exist.
+        DatasetError: the file cannot be read, or its architectures are of no built-in space.
     """
     if unit not in UNITS:
         raise UsageError(f"--unit '{unit}': choose {', '.join(UNITS)}")
     if unit != "ms" and not latencies:
-        raise UsageError(f"--unit {unit} is of columns that --latency COLUMN=DEVICE names")
+        raise UsageError(f"--unit {unit} needs columns that --latency COLUMN=DEVICE names")
     frame = read_frame(path)
     chosen = dict(latencies or {})
     if not chosen:
@@ -61,25 +68,27 @@ def read_columns(
     try:
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:
-        if settings and isinstance(error.__cause__, InvalidSpaceError):  # not the file's fault
+        if settings and isinstance(error.__cause__, InvalidSpaceError):  # the file is valid
             raise UsageError.of_space(error.__cause__) from error
         raise DatasetError(
-            f"{path} has no architectures of a known space ({error}): --architecture names their "
-            "column"
+            f"{path} has no architectures of a known space ({error}): name their column with "
+            "--architecture"
         ) from error
     scale = UNITS[unit]
-    latency_ms = {device: measured(scale * _floats(frame, c, path)) for c, device in chosen.items()}
+    latency_ms = {
+        device: plausible_latencies(scale * _floats(frame, c, path)) for c, device in chosen.items()
+    }
     if not any(np.isfinite(values).any() for values in latency_ms.values()):
         raise DatasetError(f"{path} has no latency above 0 in {', '.join(chosen)}")
     try:
         accuracy_percent = accuracies(frame)
     except (TypeError, ValueError) as error:
-        raise DatasetError(f"{path} has accuracies that are no numbers ({error})") from error
+        raise DatasetError(f"{path} has accuracies that are not numbers ({error})") from error
     return LatencyTable(name or stem(path), space, codes, latency_ms, accuracy_percent)
 
 
 def _searched(frame: pd.DataFrame, architecture: str | None) -> pd.DataFrame:
-    """Where the architectures are looked for."""
+    """Return the frame in which the architectures are looked up."""
     if architecture is None:
         return frame
     is_json = frame[architecture].astype(str).str.lstrip().str.startswith("{").any()
@@ -96,17 +105,17 @@ def _floats(frame: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]
     wrong = frame.loc[numbers.isna() & frame[column].notna(), column]
     if len(wrong):
         raise DatasetError(
-            f"column '{column}' of {path} is not of numbers: {str(wrong.iloc[0])[:80]!r}"
+            f"column '{column}' of {path} must hold numbers: {str(wrong.iloc[0])[:80]!r}"
         )
     return np.asarray(numbers.to_numpy(dtype=float, na_value=np.nan))
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or Parquet file as it is.
+    """Read a CSV, TSV or Parquet file.
 
     Raises:
-        UsageError: there is no such file.
-        DatasetError: it cannot be read.
+        UsageError: the file does not exist.
+        DatasetError: the file cannot be read.
     """
     try:
         if path.suffix == ".parquet":
@@ -115,7 +124,7 @@ def read_frame(path: Path) -> pd.DataFrame:
             frame = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",")
     except FileNotFoundError as error:
         raise UsageError(f"there is no {path}") from error
-    except Exception as error:  # pandas and pyarrow have many
+    except Exception as error:  # pandas and pyarrow raise many types
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(f"{path} cannot be read ({text})") from error
     frame.columns = frame.columns.map(str)

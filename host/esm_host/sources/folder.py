@@ -1,4 +1,4 @@
-"""Where imported tables are kept, and what they are called."""
+"""Folder of the imported tables, and their names."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def folder() -> Path:
-    """``$ESM_SOURCES``, or ``$XDG_DATA_HOME/esm/sources``; raises OSError without a home folder."""
+    """Return ``$ESM_SOURCES``, or ``$XDG_DATA_HOME/esm/sources``.
+
+    Raises:
+        OSError: the user has no home folder.
+    """
     if given := os.environ.get("ESM_SOURCES"):
         return Path(given)
     return user_folder("XDG_DATA_HOME", ".local/share") / "esm" / "sources"
 
 
 def tables() -> list[str]:
-    """Names of the imported tables."""
+    """Return the names of the imported tables."""
     return sorted(path.stem for path in folder().glob("*.parquet") if _NAME.fullmatch(path.stem))
 
 
 def file_of(name: str) -> Path:
-    """Where a table of that name is, or would be.
+    """Return the path of a table, which need not exist.
 
     Raises:
-        UsageError: it cannot be a table's name.
+        UsageError: the name is invalid.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(

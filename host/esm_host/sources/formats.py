@@ -1,4 +1,4 @@
-"""Which of the formats that can be imported a file is in."""
+"""Formats of files that can be imported."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ from esm_host.errors import UsageError
 
 
 class Format(enum.StrEnum):
+    """Format of a file that can be imported."""
+
     columns = "columns"
-    """CSV, TSV or Parquet, by columns."""
+    """CSV, TSV or Parquet file with named columns."""
     help = "help"
-    """A folder of HELP's data."""
+    """Folder of HELP's data."""
     hw_nas_bench = "hw-nas-bench"
-    """The pickle of HW-NAS-Bench."""
+    """Pickle file of HW-NAS-Bench."""
 
 
 def format_of(path: Path) -> Format:
-    """By the file's ending, or by what is in the folder.
+    """Return the format of a file by its ending, or of a folder by its content.
 
     Raises:
-        UsageError: there is no such file or folder, or it does not tell.
+        UsageError: the path does not exist, or its format is unknown.
     """
     if not path.exists():
         raise UsageError(f"there is no {path}")
     if path.is_dir():
         if (path / "settings.json").exists():
-            raise UsageError(f"{path} is a campaign: it is a source as it is, by its folder's name")
+            raise UsageError(f"{path} is a campaign: use its folder as a source, without an import")
         if (path / "latency").is_dir():
             return Format.help
-        raise UsageError(f"{path} has no folder latency: give one of HELP's data, or a file")
+        raise UsageError(f"{path} has no folder 'latency': give a folder of HELP's data, or a file")
     if path.suffix in (".pickle", ".pkl"):
         return Format.hw_nas_bench
     if stem(path) != path.name:
         return Format.columns
-    raise UsageError(f"{path} does not tell its format: give --format {', '.join(Format)}")
+    raise UsageError(f"{path} has an unknown format: give --format {', '.join(Format)}")
 
 
 def stem(path: Path) -> str:
-    """A table's file name without its ending."""
+    """Return a table's file name without its ending."""
     for ending in (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz"):
         if path.name.endswith(ending):
             return path.name.removesuffix(ending)

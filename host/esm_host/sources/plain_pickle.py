@@ -1,8 +1,8 @@
-"""Pickles and files of torch's that hold numbers and text, read so that no code of theirs runs.
+"""Safe reader of pickles and torch files that hold only numbers and text.
 
-Unpickling calls whatever a file names. Here it names what is in :data:`_STAND_INS` or is refused.
-Not even numpy's own functions are among them: numpy makes arrays of objects from any bytes, which
-is memory that a file could forge.
+Unpickling calls any function that a file names. This reader allows only those in
+:data:`_STAND_INS`. Even numpy's own functions are excluded: from forged bytes they would make
+arrays of objects, which are pointers into memory.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from numpy.typing import NDArray
 
 _MOST_BYTES = 2**30
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-"""What files of torch's before version 1.6 begin with."""
+"""Magic number of files that torch wrote before version 1.6."""
 
 
 class PlainPickleError(ValueError):
-    """The file is damaged, or holds more than numbers and text."""
+    """File that is damaged, or holds more than numbers and text."""
 
 
 def load_pickle(path: Path) -> Any:
-    """What a pickle holds: numbers, text, lists, dictionaries and arrays of numbers.
+    """Return the content of a pickle: numbers, text, lists, dictionaries and numeric arrays.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        PlainPickleError: it is damaged, or holds something else.
+        FileNotFoundError: the file does not exist.
+        PlainPickleError: the file is damaged, or holds something else.
     """
     with path.open("rb") as file:
         return _load(file)
 
 
 def load_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, of any version: the same, and no tensors.
+    """Return the content of a file of ``torch.save``, of any version, without tensors.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        PlainPickleError: it is damaged, or holds something else.
+        FileNotFoundError: the file does not exist.
+        PlainPickleError: the file is damaged, or holds something else.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
@@ -55,17 +55,20 @@ def load_torch(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             inside = [each for each in archive.infolist() if each.filename.endswith("/data.pkl")]
             if len(inside) != 1 or inside[0].file_size > _MOST_BYTES:
-                raise PlainPickleError("it is no file of torch's")
+                raise PlainPickleError("it is not a file of torch")
             with archive.open(inside[0]) as file:
                 return _load(file)
-    except (RuntimeError, zipfile.BadZipFile) as error:  # encrypted, oddly compressed, damaged
+    except (
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:  # encrypted, of unknown compression, or damaged
         raise PlainPickleError(str(error)) from error
 
 
 def _load(file: IO[bytes]) -> Any:
     try:
         return _Unpickler(file).load()
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle may raise any type
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PlainPickleError(text) from error
 
@@ -75,12 +78,12 @@ class _Unpickler(pickle.Unpickler):
         if module.startswith("torch"):
             raise pickle.UnpicklingError("it holds tensors: save lists of numbers")
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}")
         return _STAND_INS[module, name]
 
 
 class _DType:
-    """A type of numbers."""
+    """Numeric data type."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch(r"[<>=|]?([iuf][1248]|b1)", code):
@@ -93,7 +96,7 @@ class _DType:
 
 
 class _Array(np.ndarray[Any, np.dtype[Any]]):
-    """An array whose numbers come after it. Never handed out itself: it makes arrays of objects."""
+    """Array that is built from a pickle's state; never returned, because it can hold objects."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -111,7 +114,7 @@ def _array(data: Any, dtype: _DType, shape: Any, order: Any = "C") -> NDArray[An
         raise ValueError("it holds an array of objects")
     sides = (shape,) if isinstance(shape, int) else tuple(shape)
     if math.prod(sides) * dtype.numpy.itemsize != len(data):
-        raise ValueError("an array's size is not that of its data")
+        raise ValueError("the size of an array differs from that of its data")
     return np.frombuffer(data, dtype.numpy).reshape(sides, order="F" if order == "F" else "C")
 
 
@@ -121,7 +124,7 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"it asks for the encoding {encoding!r}")
+        raise ValueError(f"it needs the encoding {encoding!r}")
     return text.encode("latin1")
 
 

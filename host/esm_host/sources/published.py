@@ -1,4 +1,4 @@
-"""The files that HELP and HW-NAS-Bench publish."""
+"""Readers of the published files of HELP and HW-NAS-Bench."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from esm_host.dataset.benchmarks import LatencyTable, codes_of, measured
+from esm_host.dataset.benchmarks import LatencyTable, codes_of, plausible_latencies
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.plain_pickle import load_pickle, load_torch
 from esm_models.spaces import load_space
@@ -20,23 +20,25 @@ HW_NAS_BENCH = "hw-nas-bench"
 
 _SUFFIX = "_latency"
 _DRAWN = 2000
-"""Architectures of FBNet that HW-NAS-Bench's latencies of operators are added up for."""
+"""Number of random FBNet architectures whose latency is the sum of HW-NAS-Bench's operators."""
 
 
 # HELP
 
 
 def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None) -> LatencyTable:
-    """A folder of HELP's data (https://github.com/HayeonLee/HELP): ``latency/DEVICE.pt``, lists of
-    milliseconds, beside what says of which architectures: ``arch.pt`` (FBNet), ``str_arch2idx.pt``
-    (NAS-Bench-201) or ``ofa_archs.pt`` (Once-for-all).
+    """Read a folder of HELP's data (https://github.com/HayeonLee/HELP).
+
+    Latencies are in ``latency/DEVICE.pt``, lists of milliseconds. The architectures are in
+    ``arch.pt`` (FBNet), ``str_arch2idx.pt`` (NAS-Bench-201) or ``ofa_archs.pt`` (Once-for-all).
 
     Args:
-        warn: is told of devices that have latencies of other architectures, and are left out.
-        name: of the table; ``help-SPACE`` unless given.
+        folder: The folder.
+        warn: Callback for devices with latencies of other architectures, which are left out.
+        name: Name of the table; None uses ``help-SPACE``.
 
     Raises:
-        UsageError: it is no such folder.
+        UsageError: the folder holds no such data.
         DatasetError: a file is damaged, or holds more than numbers and text.
     """
     files = sorted((folder / "latency").glob("*.pt"))
@@ -45,30 +47,31 @@ def read_help(folder: Path, warn: Callable[[str], None], name: str | None = None
     try:
         space, codes = codes_of(help_architectures(folder))
     except (TypeError, ValueError, LookupError, SyntaxError, RecursionError) as error:
-        raise DatasetError(f"{folder} holds no architectures of HELP's ({error})") from error
+        raise DatasetError(f"{folder} holds no valid architectures of HELP ({error})") from error
     latency_ms = {}
     for file in files:
         try:
             values = np.asarray(load_torch(file), dtype=float)
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"{file} holds no list of milliseconds ({error})") from error
+            raise DatasetError(f"{file} is not a list of milliseconds ({error})") from error
         if values.shape == (len(codes),):
-            latency_ms[file.stem] = measured(values)
+            latency_ms[file.stem] = plausible_latencies(values)
         else:
             shape = " x ".join(map(str, values.shape))
-            warn(f"{file.stem} has {shape} latencies of {len(codes)} architectures: left out")
+            warn(f"{file.stem} has {shape} latencies for {len(codes)} architectures: left out")
     if not latency_ms:
         raise DatasetError(f"no file in {folder / 'latency'} has {len(codes)} latencies")
     return LatencyTable(name or f"{HELP}-{space.name}", space, codes, latency_ms, {})
 
 
 def help_architectures(folder: Path) -> pd.DataFrame:
-    """Return the architectures of a folder of HELP's data, as columns of the public tables
-    (:func:`esm_host.dataset.benchmarks.codes_of`).
+    """Return the architectures of a folder of HELP's data as columns.
+
+    The columns are those of :func:`esm_host.dataset.benchmarks.codes_of`.
 
     Raises:
-        UsageError: it has none.
-        TypeError, ValueError, LookupError, SyntaxError, RecursionError: they are damaged.
+        UsageError: the folder holds no architectures.
+        TypeError, ValueError, LookupError, SyntaxError, RecursionError: a file is damaged.
     """
     if (folder / "ofa_archs.pt").exists():
         rows = load_torch(folder / "ofa_archs.pt")["arch"]
@@ -83,7 +86,7 @@ def help_architectures(folder: Path) -> pd.DataFrame:
         if isinstance(index, str):
             index = ast.literal_eval(index)
         if sorted(index.values()) != list(range(len(index))):
-            raise ValueError("str_arch2idx.pt does not number them from 0")
+            raise ValueError("str_arch2idx.pt does not number its cells from 0")
         return pd.DataFrame({"arch": sorted(index, key=index.__getitem__)})
     if (folder / "arch.pt").exists():
         return pd.DataFrame({"arch": [_joined(row) for row in load_torch(folder / "arch.pt")]})
@@ -98,17 +101,19 @@ def _joined(numbers: Any) -> str:
 
 
 def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]:
-    """The pickle of HW-NAS-Bench (https://github.com/GATECH-EIC/HW-NAS-Bench): a table of
-    NAS-Bench-201 per data set, ``NAME-cifar10``, and one of FBNet for CIFAR-100, ``NAME-fbnet``.
+    """Read the pickle of HW-NAS-Bench (https://github.com/GATECH-EIC/HW-NAS-Bench).
 
-    Of FBNet it has latencies of operators, which are added up for 2,000 architectures.
+    Returns one table of NAS-Bench-201 per data set, such as ``NAME-cifar10``, and one of FBNet
+    for CIFAR-100, ``NAME-fbnet``. The file holds operator latencies for FBNet. They are added up
+    for 2,000 random architectures.
 
     Args:
-        name: what the tables' names begin with; ``hw-nas-bench`` unless given.
+        path: Path of the file.
+        name: Prefix of the tables' names; None uses ``hw-nas-bench``.
 
     Raises:
-        UsageError: there is no such file.
-        DatasetError: it is something else, damaged, or holds more than numbers and text.
+        UsageError: the file does not exist.
+        DatasetError: the file is of another kind, damaged, or holds more than numbers and text.
     """
     name = name or HW_NAS_BENCH
     tables = []
@@ -121,11 +126,11 @@ def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]
     except FileNotFoundError as error:
         raise UsageError(f"there is no {path}") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path} is no file of HW-NAS-Bench ({error})") from error
+        raise DatasetError(f"{path} is not a file of HW-NAS-Bench ({error})") from error
     except LookupError as error:
-        raise DatasetError(f"{path} is no file of HW-NAS-Bench (it lacks {error})") from error
+        raise DatasetError(f"{path} is not a file of HW-NAS-Bench (it lacks {error})") from error
     if not any(table.latency_ms for table in tables):
-        raise DatasetError(f"{path} holds latencies of neither nasbench201 nor fbnet")
+        raise DatasetError(f"{path} holds no latencies of nasbench201 or fbnet")
     return tables
 
 
@@ -134,7 +139,7 @@ def _cells(name: str, entry: Mapping[str, Any]) -> LatencyTable:
     arch = [configurations[number]["arch_str"] for number in range(len(configurations))]
     space, codes = codes_of(pd.DataFrame({"arch": arch}))
     latency_ms = {
-        key.removesuffix(_SUFFIX): measured(values)
+        key.removesuffix(_SUFFIX): plausible_latencies(values)
         for key, values in entry.items()
         if key.endswith(_SUFFIX)
     }
@@ -158,11 +163,11 @@ def _blocks(name: str, entry: Mapping[str, Mapping[str, float]]) -> LatencyTable
                 total_ms += np.array([float(operators[each]) for each in names])[
                     codes[:, unit, block]
                 ]
-            latency_ms[key.removesuffix(_SUFFIX)] = measured(total_ms)
+            latency_ms[key.removesuffix(_SUFFIX)] = plausible_latencies(total_ms)
     return LatencyTable(name, space, codes, latency_ms, {})
 
 
-# Operators of all networks for images of 32 pixels: stem and head.
+# Operators that every network has, for images of 32 pixels: stem and head.
 _FIXED = (
     "ConvNorm_H32_W32_Cin3_Cout16_kernel3_stride1_group1",
     "ConvNorm_H4_W4_Cin352_Cout1504_kernel1_stride1_group1",
@@ -172,7 +177,7 @@ _FIXED = (
 
 
 def _layers() -> Iterator[tuple[int, int, list[str]]]:
-    """Unit, block, and the names of its operators in the order of the codes."""
+    """Yield unit, block, and the operator names of the block in the order of the codes."""
     space = load_space("fbnet")
     side, channels = 32, 16
     widths, strides = (16, 24, 32, 64, 112, 184, 352), (1, 1, 2, 2, 1, 2, 1)

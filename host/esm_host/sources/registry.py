@@ -1,4 +1,4 @@
-"""What there is to learn from: imported tables, and campaigns."""
+"""Registry of all sources: imported tables and campaigns."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
 
 LEAST = 20
-"""Architectures that a source must have to be taken unasked."""
+"""Fewest architectures of a source that is used without being named."""
 
 
 # Imported tables
 
 
 def keep(imported: Sequence[LatencyTable], replace: bool = False) -> list[Path]:
-    """Keeps tables under their names, all or none; returns the files.
+    """Store tables under their names, all or none, and return their files.
+
+    Args:
+        imported: Tables to store.
+        replace: Whether to replace existing tables.
 
     Raises:
-        UsageError: a name cannot be one, or is taken and ``replace`` is false.
+        UsageError: a name is invalid, or is taken and ``replace`` is false.
     """
     paths = [file_of(table.name) for table in imported]
     for table, path in zip(imported, paths, strict=True):
         if path.exists() and not replace:
             raise UsageError(
-                f"there is a source '{table.name}': add --replace, or give another --name"
+                f"there is already a source '{table.name}': give --replace, or another --name"
             )
     for table, path in zip(imported, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,31 +55,30 @@ def keep(imported: Sequence[LatencyTable], replace: bool = False) -> list[Path]:
 
 
 def remove(name: str) -> None:
-    """Forgets an imported table.
+    """Delete an imported table.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: the table does not exist.
     """
     if name not in tables():
-        raise UsageError(
-            f"there is no imported source '{name}': esm-host sources list shows what there is"
-        )
+        raise UsageError(f"there is no imported source '{name}': see esm-host sources list")
     file_of(name).unlink()
 
 
-# All that there is
+# All sources
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A source as a list shows it.
+    """Source in a list.
 
     Attributes:
+        name: Name of the source.
         kind: ``"imported"`` or ``"campaign"``.
-        space: name of the search space, and where they are not its own, its settings.
-        device: of a campaign what it was called.
-        architectures: with a latency.
-        missing: without one.
+        space: Name of the search space, with its settings if they are not the defaults.
+        device: Name of the device.
+        architectures: Number of architectures with a latency.
+        missing: Number of architectures without a latency.
     """
 
     name: str
@@ -87,8 +90,11 @@ class Entry:
 
 
 def entries(runs: Path) -> tuple[list[Entry], list[str]]:
-    """All imported tables, device by device, and all campaigns in a folder that have measured
-    something; and in a line each, with marked names of arguments, what cannot be read."""
+    """List all imported tables by device, and the campaigns of a folder with measurements.
+
+    Returns:
+        Entries, and one line per unreadable source, with marked names of arguments.
+    """
     found, problems = [], []
     for name in tables():
         try:
@@ -102,13 +108,13 @@ def entries(runs: Path) -> tuple[list[Entry], list[str]]:
         except EsmError as error:
             problems.append(error.marked)
             continue
-        space = described(settings)
+        space = describe_settings(settings)
         found.append(Entry(str(path), "campaign", space, settings.device, architectures, 0))
     return found, problems
 
 
 def entries_of(table: LatencyTable) -> list[Entry]:
-    """A table's devices."""
+    """Return one entry per device of a table."""
     space, counts = describe(table.space), []
     for device, latency_ms in table.latency_ms.items():
         there = int(np.isfinite(latency_ms).sum())
@@ -118,18 +124,21 @@ def entries_of(table: LatencyTable) -> list[Entry]:
 
 
 def campaigns(runs: Path) -> list[Path]:
-    """Folders of campaigns in a folder."""
+    """Return the campaign folders in a folder."""
     return sorted(path.parent for path in runs.glob("*/settings.json"))
 
 
 def load(name: str) -> list[Source]:
-    """The sources of a campaign's folder, of an imported table, of one of its devices
-    (``TABLE/DEVICE``), or of a Parquet file.
+    """Load a source by name.
+
+    Args:
+        name: Folder of a campaign, imported table, one of its devices (``TABLE/DEVICE``), or a
+            Parquet file.
 
     Raises:
-        UsageError: there is nothing of that name.
-        DatasetError: it is damaged, or has no latencies.
-        ModelsError: it is a campaign whose own search space is gone.
+        UsageError: the source does not exist.
+        DatasetError: the source is damaged, or has no latencies.
+        ModelsError: the source is a campaign whose own search space is missing.
     """
     table, _, device = name.partition("/")
     path = Path(name)
@@ -151,14 +160,15 @@ def load(name: str) -> list[Source]:
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
-    """All that can be read of imported tables and of campaigns in a folder, of any search space.
+    """Load all readable sources of any space: imported tables, and campaigns of a folder.
 
     Args:
-        space: one of a user's own whose campaigns are wanted too. Others' own spaces are files that
-            would be run to look at them: they are left out.
+        runs: Folder of the campaigns.
+        space: User's own space whose campaigns are included. Campaigns of other own spaces are
+            left out, because loading them runs the file of the space.
     """
     found: list[Source] = []
-    # What is unfinished or damaged teaches nothing; it is told of where it is asked for.
+    # Unfinished or damaged sources are skipped here and reported when they are named.
     for name in tables():
         with suppress(EsmError):
             found += _of_table(read_benchmark(file_of(name)))
@@ -172,17 +182,21 @@ def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
 def fitting(
     space: SearchSpace, names: Sequence[str], runs: Path, but: Path | None = None
 ) -> list[Source]:
-    """What there is to learn from for a search space: what is named, or all imported tables and
-    all campaigns in a folder, those of other spaces, resolutions, widths, batches and dtypes and
-    too small ones left out.
+    """Return the sources for a search space.
+
+    Named sources only need to be of the space. Unnamed sources also need the same resolution,
+    width, batch and dtype, and enough architectures.
 
     Args:
-        but: a campaign that is no source, the one that asks.
+        space: The search space.
+        names: Names of the sources; empty takes imported tables and campaigns of the folder.
+        runs: Folder of the campaigns.
+        but: Folder of a campaign to leave out; None for none.
 
     Raises:
-        UsageError: what is named does not exist, or is of another space.
-        DatasetError: what is named is damaged.
-        ModelsError: what is named is a campaign whose own search space is gone.
+        UsageError: a named source does not exist, or is of another space.
+        DatasetError: a named source is damaged.
+        ModelsError: a named source is a campaign whose own search space is missing.
     """
     if names:
         named = _named(names)
@@ -200,19 +214,20 @@ def fitting(
 def of_one_space(
     names: Sequence[str], runs: Path, space: str | None = None, targets: Sequence[str] = ()
 ) -> tuple[list[Source], list[int]]:
-    """Sources that can be compared, and which of them the targets are.
+    """Return comparable sources, and the indices of the targets among them.
 
     Args:
-        names: of the sources; none takes all imported tables and all campaigns in a folder, those
-            of other spaces and too small ones left out.
-        space: name, or path/to/file.py:Class; that of the targets or else of all sources unless
-            given.
-        targets: names of sources, or of devices that only one of the sources has.
+        names: Names of the sources; empty takes imported tables and campaigns of the folder,
+            without those of other spaces and small ones.
+        runs: Folder of the campaigns.
+        space: Name of the space, or path/to/file.py:Class. None uses the space of the targets, or
+            the one that all sources share.
+        targets: Names of sources, or of devices that only one of the sources has.
 
     Raises:
-        UsageError: there is nothing of a name, or the sources are of several spaces.
-        DatasetError: what is named is damaged.
-        ModelsError: there is no such space.
+        UsageError: a source does not exist, or the sources are of several spaces.
+        DatasetError: a named source is damaged.
+        ModelsError: the space does not exist.
     """
     wanted = None if space is None else load_space(space)
     if names:
@@ -226,14 +241,14 @@ def of_one_space(
     if not found:
         raise UsageError(
             f"there are no sources{f' of {space}' if space else ''} with {LEAST} architectures or "
-            "more: esm-host import FILE adds some"
+            "more: add some with esm-host import FILE"
         )
     if chosen and not names:
         found = [source for source in found if _alike(source, chosen[0].space)]
     spaces = list(dict.fromkeys(describe(source.space) for source in found))
     if not names and len(spaces) > 1:
         raise UsageError(
-            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name them"
+            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name the sources"
         )
     for source in (*found, *chosen):
         _check_fit(source, (chosen or found)[0].space)
@@ -247,31 +262,31 @@ def _named(names: Sequence[str]) -> list[Source]:
 
 
 def _find(name: str, sources: Sequence[Source]) -> Source:
-    """Of the sources, or of all that there is, the one that is called so."""
+    """Return the source of a name, from the given sources or from all."""
     short = [source for source in sources if source.name.partition("/")[2] == name]
     found = [source for source in sources if source.name == name] or short or load(name)
     if len(found) > 1:
         raise UsageError(
-            f"'{name}' is {len(found)} devices: give one of "
+            f"'{name}' matches {len(found)} devices: give one of "
             f"{', '.join(source.name for source in found)}"
         )
     return found[0]
 
 
 def _alike(source: Source, space: SearchSpace) -> bool:
-    """Whether it also has the same resolution, widths, batch and dtype: it is taken unasked."""
+    """Return whether a source has the same resolution, width, batch and dtype."""
     return source.fits(space) and source.space.settings() == space.settings()
 
 
 def _check_fit(source: Source, space: SearchSpace) -> None:
     if not source.fits(space):
         raise UsageError(
-            f"source '{source.name}' is of {source.space.name}, not of {space.name}: leave it out"
+            f"source '{source.name}' is of {source.space.name}, not of {space.name}: omit it"
         )
 
 
 def describe(space: SearchSpace) -> str:
-    """A space's name, and its settings where they are not its own."""
+    """Return a space's name, with its settings if they are not the defaults."""
     settings: dict[str, Any] = space.settings()
     own = type(space)().settings()
     resolution = settings["resolution"]
@@ -284,8 +299,8 @@ def describe(space: SearchSpace) -> str:
     )
 
 
-def described(settings: SpaceSettings) -> str:
-    """A campaign's search space likewise, without loading it."""
+def describe_settings(settings: SpaceSettings) -> str:
+    """Return the description of a campaign's search space without loading it."""
     own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
     return _description(settings.space, *own)
 
@@ -308,11 +323,11 @@ def _of_table(table: LatencyTable) -> list[Source]:
         there = np.isfinite(latency_ms)
         if there.any():
             name = f"{table.name}/{device}"
-            # Devices that have all share their architectures, which are then encoded once.
+            # Complete devices share one array of codes, so their architectures are encoded once.
             codes = table.codes if there.all() else table.codes[there]
             sources.append(Source(name, table.space, codes, latency_ms[there]))
     if not sources:
-        raise DatasetError(f"source '{table.name}' has no latencies: leave it out")
+        raise DatasetError(f"source '{table.name}' has no latencies: omit it")
     return sources
 
 
@@ -320,7 +335,7 @@ def _campaign(path: Path) -> Source:
     run = load_run(path)
     measured = _measured(run)
     if not len(measured):
-        raise DatasetError(f"{path} has nothing measured to learn from yet: leave it out")
+        raise DatasetError(f"{path} has no measurements to learn from yet: omit it")
     return Source(
         str(path), run.space, run.space.encode(measured.architectures), measured.latency_ms
     )
@@ -331,8 +346,10 @@ def _measured(run: Run) -> Dataset:
 
 
 def _may_be(path: Path, space: SearchSpace | None) -> bool:
-    """Whether a campaign may be of that space. Its own space is a file that is run when it is
-    looked at, so not unless the names agree."""
+    """Return whether a campaign may be of a space.
+
+    Loading a user's own space runs its file, so the names must agree first.
+    """
     name = RunFolder(path).read_settings().space
     if space is None or name in SPACES:
         return name in SPACES and (space is None or name == space.name)

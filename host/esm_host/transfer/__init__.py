@@ -1,4 +1,4 @@
-"""Few-shot predictors by name, which transfer what is known of one device to another."""
+"""Few-shot predictors by name, which transfer latencies of other devices to a new one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 DEFAULT = "gaussian"
 ALIASES = {"ours": DEFAULT}
 LEAST_SAMPLES = 5
-"""Samples of the new device that a campaign's predictor learns from, at least."""
+"""Smallest number of samples of the new device."""
 
 
 @dataclass(frozen=True)
 class Method(plugins.Entry):
-    """What is known of a few-shot predictor before it is loaded.
+    """Description of a few-shot predictor that is not yet loaded.
 
     Attributes:
-        sampler: in :data:`SAMPLERS`, that chooses what a campaign measures unless another is asked
-            for.
-        per_source: architectures of a source that a campaign learns from at most, drawn at random;
-            None takes all.
+        sampler: Default sampler of a campaign's first architectures, from :data:`SAMPLERS`.
+        per_source: Largest number of random architectures of a source to learn from; None for
+            all.
     """
 
     sampler: str = "random"
@@ -39,48 +38,48 @@ class Method(plugins.Entry):
 
 
 _NASFLAT_SAMPLES = 800
-"""Per source, of NASFLAT's Table 7 on FBNet; a network takes minutes to learn more."""
+"""Samples per source in NASFLAT's Table 7 on FBNet; more take minutes of training."""
 
 METHODS: dict[str, Method] = {
     "gaussian": Method(
         "esm_host.transfer.gaussian:SourceGP",
-        "the default, also called ours: a Gaussian process that knows what others would take",
+        "Gaussian process on the sources' predictions; the default, also called ours",
         sampler="informative",
     ),
     "nasflat": Method(
         "esm_host.research.transfer.nasflat:NasflatPredictor",
-        "a graph network with an embedding per device",
+        "graph network with an embedding per device",
         {"supplement": "zcp"},
         sampler="cosine:zcp",
         per_source=_NASFLAT_SAMPLES,
     ),
     "proxy": Method(
         "esm_host.research.transfer.proxy:ProxyPredictor",
-        "the predictor of the source that ranks most alike",
+        "predictor of the source with the most similar ranking",
     ),
     "adaproxy": Method(
-        "esm_host.research.transfer.proxy:AdaProxyPredictor", "the same, scaled and corrected"
+        "esm_host.research.transfer.proxy:AdaProxyPredictor", "proxy, scaled and corrected"
     ),
     "adaproxy-network": Method(
         "esm_host.research.transfer.proxy:AdaProxyPredictor",
-        "the same, a perceptron's last layer",
+        "proxy, with the last layer of a perceptron adapted",
         {"model": "network"},
         per_source=_NASFLAT_SAMPLES,
     ),
     "flops": Method(
-        "esm_host.research.transfer.counting:FlopsPredictor", "orders by FLOPs; learns nothing"
+        "esm_host.research.transfer.counting:FlopsPredictor", "ranking by FLOPs, without learning"
     ),
     "parameters": Method(
         "esm_host.research.transfer.counting:ParametersPredictor",
-        "orders by parameters; learns nothing",
+        "ranking by parameters, without learning",
     ),
     "layer-wise": Method(
         "esm_host.research.transfer.counting:LayerWisePredictor",
-        "a latency per layer, added up, without sources",
+        "sum of one latency per layer, without sources",
     ),
     "scratch": Method(
         "esm_host.research.transfer.scratch:ScratchPredictor",
-        "the automatic predictor, without sources",
+        "automatic predictor, without sources",
     ),
     "brp-nas": Method(
         "esm_host.research.transfer.scratch:ScratchPredictor",
@@ -89,31 +88,31 @@ METHODS: dict[str, Method] = {
     ),
     "help": Method(
         "esm_host.research.transfer.help:HELPPredictor",
-        "meta-learned, given how references run",
+        "meta-learned network with latencies of references",
         sampler="shared",
         per_source=_NASFLAT_SAMPLES,
     ),
     "multipredict": Method(
         "esm_host.research.transfer.multipredict:MultiPredictPredictor",
-        "one network with an embedding per device",
+        "one network for all devices, with an embedding per device",
         per_source=_NASFLAT_SAMPLES,
     ),
 }
 
 SAMPLERS: dict[str, str] = {
-    "informative": "those that tell most of all others, by what the sources expect",
-    "random": "any",
-    "shared": "at random of those that most sources have measured, as HELP's references",
-    "parameters": "spread over the numbers of parameters",
-    "latency-oracle": "spread over latencies, which the sources' models stand in for",
+    "informative": "most informative about all others, by the sources' predictions",
+    "random": "uniform at random",
+    "shared": "random among those that most sources measured, as HELP's references",
+    "parameters": "spread over the number of parameters",
+    "latency-oracle": "spread over latency, as the sources' models predict it",
     "cosine": "spread over the mean cosine similarity of encodings; cosine:ENCODING",
-    "k-means": "the middles of clusters of encodings; k-means:ENCODING",
+    "k-means": "centres of clusters of encodings; k-means:ENCODING",
 }
 
 ENCODINGS: dict[str, str] = {
-    "zcp": "zero-cost proxies that are counted from the graph",
-    "arch2vec": "Arch2Vec, learnt on the space first",
-    "cate": "CATE, learnt on the space first",
+    "zcp": "zero-cost proxies, counted from the graph",
+    "arch2vec": "Arch2Vec, trained on the space first",
+    "cate": "CATE, trained on the space first",
 }
 """Encodings of architectures for samplers and NASFLAT; several are joined by ``+``."""
 
@@ -129,14 +128,14 @@ FAMILY = Family(
 
 
 def method_of(name: str) -> Method:
-    """Return what is known of a method; one that is not built in is loaded for it.
+    """Return the description of a method; one that is not built in is loaded.
 
     Args:
-        name: in :data:`METHODS` or :data:`ALIASES`, of an installed package (entry points
+        name: Name in :data:`METHODS` or :data:`ALIASES`, of an installed package (entry points
             ``esm.transfer_methods``), or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: there is no such method, or it cannot be loaded.
+        UsageError: the method does not exist or cannot be loaded.
     """
     name = ALIASES.get(name, name)
     if name in METHODS:
@@ -146,24 +145,25 @@ def method_of(name: str) -> Method:
 
 
 def method_class(name: str) -> type[FewShotPredictor]:
-    """Return the class behind a name; its library is loaded now.
+    """Load the class of a method and its library.
 
     Raises:
-        UsageError: there is no such method, or its library is not installed.
+        UsageError: the method does not exist, or its library is not installed.
     """
     found: type[FewShotPredictor] = plugins.plugin_class(FAMILY, ALIASES.get(name, name))
     return found
 
 
 def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
-    """Return a few-shot predictor by name, which has learnt nothing yet.
+    """Return an untrained few-shot predictor.
 
     Args:
-        seed: of what it draws at random, if anything.
-        params: of its constructor, in place of its defaults.
+        name: Name of the method.
+        seed: Random seed.
+        **params: Arguments of the constructor that replace its defaults.
 
     Raises:
-        UsageError: there is no such method, its library is not installed, or it has no such
+        UsageError: the method does not exist, its library is not installed, or it has no such
             parameter.
     """
     cls = method_class(name)
@@ -180,19 +180,19 @@ def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
 
 
 def read_options(texts: Iterable[str]) -> dict[str, Any]:
-    """Return options of a method by name, of texts ``NAME=VALUE``.
+    """Return options of a method from texts ``NAME=VALUE``.
 
     Args:
-        texts: a value is a number, true, false or null, as JSON has them, or else a word.
+        texts: Texts; a value is JSON (number, true, false, null) or else a word.
 
     Raises:
-        UsageError: one of them has no name or no ``=``.
+        UsageError: a text has no name or no ``=``.
     """
     options: dict[str, Any] = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not name.strip() or not sign:
-            raise UsageError(f"option '{text}': give NAME=VALUE, as epochs=20")
+            raise UsageError(f"option '{text}': give NAME=VALUE, such as epochs=20")
         try:
             options[name.strip()] = json.loads(value)
         except ValueError:
@@ -210,10 +210,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
-    """Raise UsageError where a value is a word or a number and its parameter is something else."""
+    """Check that a simple value fits the type of its parameter.
+
+    Raises:
+        UsageError: the value has another type.
+    """
     if annotation is inspect.Parameter.empty:
         return
-    # A module without postponed annotations has types where others have their names.
+    # A module without postponed annotations has types instead of names.
     kinds = getattr(annotation, "__name__", str(annotation)).split(" | ")
     fitting = [each for kind in kinds for each in _KINDS.get(kind, ())]
     if type(value) in fitting or not isinstance(value, str | int | float | None):
@@ -225,14 +229,14 @@ def _check_type(name: str, option: str, value: Any, annotation: Any) -> None:
 
 
 def sampler_and_encoding(text: str) -> tuple[str, str]:
-    """Return a sampler's name and the encoding that it reads, ``""`` of one that reads none.
+    """Return a sampler's name and its encoding, ``""`` for a sampler without one.
 
     Args:
-        text: ``"random"``, ``"cosine"`` or ``"cosine:cate+zcp"``; zcp is the default, and caz
-            short for all three.
+        text: Text such as ``"random"``, ``"cosine"`` or ``"cosine:cate+zcp"``. The default
+            encoding is zcp; caz stands for all three.
 
     Raises:
-        UsageError: there is no such sampler or encoding.
+        UsageError: the sampler or the encoding does not exist.
     """
     name, colon, encoding = text.partition(":")
     if name not in SAMPLERS:
@@ -240,16 +244,16 @@ def sampler_and_encoding(text: str) -> tuple[str, str]:
         raise UsageError(f"unknown sampler '{name}': {hint}choose {', '.join(SAMPLERS)}")
     if name not in ("cosine", "k-means"):
         if colon:
-            raise UsageError(f"sampler '{name}' reads no encoding: leave ':{encoding}' out")
+            raise UsageError(f"sampler '{name}' uses no encoding: omit ':{encoding}'")
         return name, ""
     return name, encoding_names(encoding or "zcp")
 
 
 def encoding_names(text: str) -> str:
-    """Return encodings joined by ``+``, ``caz`` written out.
+    """Return encodings joined by ``+``, with ``caz`` expanded.
 
     Raises:
-        UsageError: there is no such encoding.
+        UsageError: an encoding does not exist.
     """
     names = CAZ if text == "caz" else text
     for name in names.split("+"):

@@ -1,4 +1,6 @@
+"""Connections to devices and their configuration."""
+
 import os
 
-# Else gRPC writes lines of its own to stderr, of every handshake that fails.
+# Otherwise gRPC writes a line to stderr for every failed handshake.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,7 +1,7 @@
-"""How this host proves who it is to an agent, and knows the agent: channels, and TLS without gRPC.
+"""Authentication between this host and agents: channels, and TLS checks outside gRPC.
 
-A token leaves this host only as a call credential of a TLS channel; gRPC itself refuses to send
-those over plain text.
+A token is only sent as a call credential of a TLS channel. gRPC refuses to send it over plain
+text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from esm_host.transport.validity import out_of_dates
 from esm_protos.addresses import join, split
 
 PINNED_NAME = "esm-agent"
-"""What agents' own certificates are issued to; each is pinned, so that the name tells nothing."""
+"""Name in agents' own certificates; they are pinned, so the name identifies nothing."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,512}", re.ASCII)  # RFC 6750's alphabet
 _FINGERPRINT = re.compile(r"sha256:(?P<digits>[0-9a-f]{64})")
@@ -39,10 +39,14 @@ _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}
 
 @dataclass(frozen=True)
 class Access:
-    """Plain text by default; TLS with ``roots`` (PEM), and then a token or a client certificate.
+    """Credentials for an agent: plain text by default, TLS with ``roots``.
 
     Attributes:
-        server_name: what the agent's certificate is issued to; None: its address.
+        roots: Accepted certificates in PEM; None for plain text.
+        token: Token that is sent to the agent; None for none.
+        certificate: Client certificate in PEM; None for none.
+        key: Key of the client certificate in PEM; None for none.
+        server_name: Name in the agent's certificate; None for its address.
     """
 
     roots: bytes | None = None
@@ -52,7 +56,7 @@ class Access:
     server_name: str | None = None
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
-        """A channel that verifies the agent and tells it who this host is; does not connect yet.
+        """Return a channel that authenticates both sides; it does not connect yet.
 
         Raises:
             UsageError: the address is malformed.
@@ -76,15 +80,20 @@ PLAIN = Access()
 
 
 def pinned(certificate: bytes, token: str) -> Access:
-    """The agent that has this very certificate, called with a token."""
+    """Return the access to the agent with this very certificate, by token."""
     return Access(roots=certificate, token=token, server_name=PINNED_NAME)
 
 
 def mutual(ca: Path, certificate: Path, key: Path) -> Access:
-    """An agent whose certificate ``ca`` issued, called with a certificate of one's own.
+    """Return the access by mutual TLS.
+
+    Args:
+        ca: Certificate of the authority that issued the agent's certificate, PEM.
+        certificate: Certificate of this host, PEM.
+        key: Key of this host's certificate, PEM, without a password.
 
     Raises:
-        UsageError: a file cannot be read, or is not what it should be.
+        UsageError: a file cannot be read or is invalid.
     """
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -101,7 +110,11 @@ def mutual(ca: Path, certificate: Path, key: Path) -> Access:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return host (IPv6 without brackets) and port of ``host:port``; raise UsageError."""
+    """Return host (IPv6 without brackets) and port of ``host:port``.
+
+    Raises:
+        UsageError: the address is malformed.
+    """
     try:
         return split(address)
     except ValueError as error:
@@ -109,34 +122,42 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an address leads to this machine only; raise UsageError."""
+    """Return whether an address leads to this machine only.
+
+    Raises:
+        UsageError: the address is malformed.
+    """
     host, _ = split_address(address)
     return is_this_machine(host)
 
 
 def check_token(token: str) -> str:
-    """Raises UsageError for what cannot be a token; never repeats it."""
+    """Return a token if it is well-formed; the error never repeats the token.
+
+    Raises:
+        UsageError: the token is malformed.
+    """
     if not _TOKEN.fullmatch(token):
         raise UsageError("malformed token: paste the whole line that `esm-agent pair` printed")
     return token
 
 
 def fetch_certificate(address: str, fingerprint: str) -> bytes:
-    """The agent's certificate in PEM, if it has this fingerprint.
+    """Return the agent's certificate in PEM if it has this fingerprint.
 
     Raises:
         UsageError: the fingerprint or the address is malformed.
-        UnreachableError: nobody answers.
-        AuthError: the agent speaks no TLS, or has another certificate.
+        UnreachableError: no agent answers.
+        AuthError: the agent does not speak TLS, or has another certificate.
     """
     match = _FINGERPRINT.fullmatch(fingerprint.strip().lower())
     if match is None:
         raise UsageError(
-            f"'{fingerprint}' is no fingerprint: give sha256: and 64 hexadecimal digits"
+            f"'{fingerprint}' is not a fingerprint: give sha256: and 64 hexadecimal digits"
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the fingerprint verifies it, below
+    context.verify_mode = ssl.CERT_NONE  # verified by the fingerprint below
     context.set_alpn_protocols(["h2"])
     try:
         with (
@@ -145,39 +166,40 @@ def fetch_certificate(address: str, fingerprint: str) -> bytes:
         ):
             der = tls.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:
-        if isinstance(error, ssl.SSLEOFError):  # a tunnel that leads to nobody
-            raise nobody(address) from error
+        if isinstance(error, ssl.SSLEOFError):  # a tunnel without an agent at its end
+            raise no_agent(address) from error
         raise AuthError(
             f"{address} does not speak TLS: start the agent with `esm-agent serve --tls` or --host"
         ) from error
     except OSError as error:
-        raise nobody(address) from error
+        raise no_agent(address) from error
     found = hashlib.sha256(der).hexdigest()
     if not hmac.compare_digest(found, match["digits"]):
         raise AuthError(
             f"{address} has another certificate, sha256:{found}: if it is your device, run "
-            "`esm-agent pair` there and paste its new line; if not, another machine answers"
+            "`esm-agent pair` there and paste its new line; otherwise another machine answers"
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
-def nobody(address: str, name: str | None = None) -> UnreachableError:
+def no_agent(address: str, name: str | None = None) -> UnreachableError:
     """Return the error for an address where no agent answers.
 
     Args:
-        name: what users call the device.
+        address: The address, ``host:port``.
+        name: Name of the device; None if it has none.
     """
     who = address if name in (None, address) else f"{address} ({name})"
     return UnreachableError(
         unreachable_proxy(split_address(address))
-        or f"no agent answers at {who}: is `esm-agent serve` running there, and the address right?"
+        or f"no agent answers at {who}: check the address and that `esm-agent serve` runs there"
     )
 
 
 class Finding(enum.Enum):
-    """What a TLS handshake, apart from gRPC's, says about a channel that does not come about."""
+    """Result of a TLS handshake outside gRPC with an agent that gRPC cannot reach."""
 
-    NOTHING = "nothing wrong with TLS"
+    NOTHING = "no TLS error"
     NO_TLS = "plain text"
     WANTS_TLS = "TLS"
     OTHER_CERTIFICATE = "not the certificate that is pinned"
@@ -187,14 +209,14 @@ class Finding(enum.Enum):
 
 
 def probe(address: str, access: Access) -> tuple[Finding, str]:
-    """Looks why a channel does not come about; gRPC says UNAVAILABLE whatever the reason.
+    """Find out why a channel fails; gRPC reports UNAVAILABLE for every reason.
 
     Returns:
-        What was found, and OpenSSL's words for it.
+        Finding, and OpenSSL's message.
     """
     finding, words = _probe(address, access)
     if finding is Finding.REFUSED:
-        # An agent that is being stopped looks the same, but only once.
+        # A stopping agent looks the same, but only once.
         time.sleep(_AGAIN_S)
         return _probe(address, access)
     return finding, words
@@ -221,10 +243,10 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
             with context.wrap_socket(plain, server_hostname=name) as tls:
                 if access.roots is None:
                     return Finding.WANTS_TLS, ""
-                # With TLS 1.3 a server looks at the client's certificate after the handshake; a
-                # gRPC server that is content speaks first, and one that is not hangs up.
+                # With TLS 1.3 a server checks the client's certificate after the handshake. A
+                # gRPC server that accepts it sends first; otherwise it closes the connection.
                 if not tls.recv(1) and access.certificate is not None:
-                    return Finding.REFUSED, "it hangs up"
+                    return Finding.REFUSED, "it closes the connection"
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in _DATES:
                 return Finding.WRONG_DATES, error.verify_message
@@ -234,7 +256,7 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
         except ssl.SSLError as error:
             if access.roots is not None and error.reason in _NOT_TLS:
                 return Finding.NO_TLS, ""
-            # Else the connection ended: an agent that is being stopped, a tunnel to nobody.
+            # Otherwise the connection ended: a stopping agent, or a tunnel without an agent.
             if "ALERT" in (error.reason or "") and access.certificate is not None:
                 return Finding.REFUSED, error.reason
         except OSError:
@@ -243,15 +265,18 @@ def _probe(address: str, access: Access) -> tuple[Finding, str]:
 
 
 def _load_chain(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """From memory, which the ssl module does not offer: by a private file, for a moment."""
+    """Load a certificate chain from memory, through a short-lived private file.
+
+    The ssl module can load one only from a file.
+    """
     with tempfile.NamedTemporaryFile() as file:  # mode 0600
         file.write(key + b"\n" + certificate)
         file.flush()
         context.load_cert_chain(file.name)
 
 
-def explained(address: str, name: str, access: Access) -> AuthError | None:
-    """The error for a channel that TLS keeps from coming about; None where TLS is not to blame."""
+def tls_error(address: str, name: str, access: Access) -> AuthError | None:
+    """Return the TLS error behind a failed channel; None if TLS is not the cause."""
     finding, words = probe(address, access)
     who = name if name == address else f"{name} ({address})"
     cure = (
@@ -262,22 +287,22 @@ def explained(address: str, name: str, access: Access) -> AuthError | None:
     )
     refused = f"{who} does not accept this host's certificate"
     if reason := out_of_dates(access.certificate or b""):
-        refused += f": {reason}: set the clock if it is wrong, else {cure}"
+        refused += f": {reason}: set the clock if it is wrong, otherwise {cure}"
     else:
         refused += f" ({words}): have the agent's --client-ca issue one, or set the device's clock "
         refused += "if `date` there is wrong"
     dated = (access.token and out_of_dates(access.roots or b"")) or _clock()
     texts = {
-        Finding.OTHER_CERTIFICATE: f"{who} has another certificate than the one that is pinned: "
+        Finding.OTHER_CERTIFICATE: f"{who} has another certificate than the pinned one: "
         "if it was renewed, run `esm-agent pair` on the device and paste its line, with --force; "
-        "if not, another machine answers",
+        "otherwise another machine answers",
         Finding.WRONG_DATES: f"the certificate of {who} is not valid ({words}): {dated}: "
-        f"set the clock if it is wrong, else {cure}",
+        f"set the clock if it is wrong, otherwise {cure}",
         Finding.WRONG_CERTIFICATE: f"the certificate of {who} is not valid ({words}): {cure}",
         Finding.REFUSED: refused,
-        Finding.NO_TLS: f"{who} speaks plain text now, so nothing was sent: start it "
+        Finding.NO_TLS: f"{who} now speaks plain text, so nothing was sent: start it "
         "with `esm-agent serve --tls` or --host",
-        Finding.WANTS_TLS: f"{who} wants TLS and a token: run `esm-agent pair` on the "
+        Finding.WANTS_TLS: f"{who} requires TLS and a token: run `esm-agent pair` on the "
         "device and paste the line that it prints",
     }
     return AuthError(texts[finding]) if finding in texts else None

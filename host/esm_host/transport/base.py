@@ -1,4 +1,4 @@
-"""The seam between the host and whatever measures: real agents and fakes pass the same tests."""
+"""Interface of profilers: real agents and fakes implement it and pass the same tests."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore(progress: Progress) -> None:
-    """Who does not care for progress."""
+    """Ignore progress."""
 
 
 def busy(device: str, holder: Holder | None) -> BusyError:
-    """What to say of a device that is somebody else's."""
-    who = f"{holder.owner} ({holder.purpose})" if holder else "somebody else"
-    return BusyError(f"{device} is in use by {who}: leave out {argument('wait=False')} to wait")
+    """Return the error for a device that another host uses."""
+    who = f"{holder.owner} ({holder.purpose})" if holder else "another host"
+    return BusyError(f"{device} is in use by {who}: omit {argument('wait=False')} to wait")
 
 
 class Pending(ABC):
-    """A block on its way to the device, or there, or measured already."""
+    """Block that was submitted to a device."""
 
     bytes_sent: int = 0
-    """Payload sent for it so far."""
+    """Payload sent so far, bytes."""
 
     @abstractmethod
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
-        """Waits for the block.
+        """Wait for the block and return its result.
 
         Returns:
-            One measurement per model, in the block's order. A model that cannot be measured is
-            a failure in there, not an exception.
+            One measurement per model, in the block's order. A model that cannot be measured has a
+            failure there and raises nothing.
 
         Raises:
             UnreachableError: the connection is lost; the block counts as not measured.
@@ -53,56 +53,60 @@ class Pending(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """End the measuring early, from another thread: :meth:`result` then returns what was
-        measured until now.
+        """End the measurement early; :meth:`result` then returns the runs so far.
 
-        A block that is not being measured yet, or whose models are not measured in turn, is
-        measured to its end. An agent that cannot end a block early has it cancelled.
+        Callable from another thread. A block that has not started, or whose models are measured
+        sequentially, is measured completely. An agent that cannot end a block early cancels it.
         """
 
     @abstractmethod
     def cancel(self) -> None:
-        """The block is not wanted any more; does no harm when it is measured already."""
+        """Cancel the block; without effect if it is already measured."""
 
 
 class Profiler(ABC):
-    """Measures blocks on one device. Use as a context manager, from one thread.
+    """Interface to one device that measures blocks; a context manager for one thread.
 
-    A device measures one block at a time, those of several hosts in turn. A block submitted
-    while another one is measured is sent at once and waits on the device.
+    A device measures one block at a time, and the blocks of several hosts in turn. A block
+    submitted during another one is sent at once and waits on the device.
     """
 
     @abstractmethod
     def device_info(self) -> DeviceInfo:
-        """What the device is, asked anew each time.
+        """Return the current facts and state of the device.
 
         Raises:
-            UnreachableError: nobody answers.
+            UnreachableError: no agent answers.
             VersionError: the agent speaks another protocol version.
         """
 
     @abstractmethod
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
-        """Takes a place in the queue for the device, kept until :meth:`close`.
+        """Take a place in the device's queue until :meth:`close`.
 
-        Measuring takes one anyhow; this says first what for, and who else is there.
+        Measuring takes a place too. This method states the purpose first and reports the others
+        in the queue.
 
         Args:
-            purpose: shown to others, ``"profile resnet"``.
-            wait: False takes no place behind others.
+            purpose: Purpose shown to others, such as ``"profile resnet"``.
+            wait: Whether to wait behind others.
 
         Raises:
-            BusyError: the device is somebody else's and ``wait`` is False.
-            UnreachableError: nobody answers.
+            BusyError: another host uses the device and ``wait`` is False.
+            UnreachableError: no agent answers.
             VersionError: the agent speaks another protocol version.
         """
 
     @abstractmethod
     def submit(self, block: Block) -> Pending:
-        """Begins to send a block, whose models are measured together; does not wait."""
+        """Start to send a block, whose models are measured together; do not wait."""
 
     def measure(self, block: Block, on_progress: OnProgress = ignore) -> BlockResult:
-        """Submits a block and waits for it; raises as :meth:`Pending.result`."""
+        """Submit a block and wait for its result.
+
+        Raises:
+            UnreachableError, DeviceError: as :meth:`Pending.result`.
+        """
         pending = self.submit(block)
         try:
             return pending.result(on_progress)
@@ -111,20 +115,20 @@ class Profiler(ABC):
 
     @abstractmethod
     def diagnose(self, probe_s: float = 10.0) -> Diagnosis:
-        """Looks for what would spoil measurements; waits while the device is busy.
+        """Diagnose the device for causes of bad measurements; wait while it is busy.
 
         Args:
-            probe_s: how long built-in models are timed for it, 0.1 to 600 seconds.
+            probe_s: Time to run built-in models, 0.1 to 600 s.
 
         Raises:
-            UnreachableError: nobody answers, or the connection is lost.
+            UnreachableError: no agent answers, or the connection is lost.
             VersionError: the agent speaks another protocol version.
             DeviceError: the agent refuses.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the device; calling it twice does no harm."""
+        """Release the device; a second call has no effect."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
-"""A channel that lets in only answers that make sense.
+"""gRPC channel that validates every answer.
 
-gRPC's own way with an answer that is no message is a traceback on stderr.
+gRPC itself prints a traceback to stderr for an answer that it cannot parse.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _Read = Callable[[bytes], Message]
 
 
 class CheckedChannel:
-    """Passes every answer through :func:`esm_protos.received.received`.
+    """Channel that passes every answer through :func:`esm_protos.received.received`.
 
-    Calls raise NonsenseError for an answer that is refused, besides what gRPC raises.
+    Calls raise NonsenseError for an invalid answer, besides gRPC's own errors.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -40,13 +40,13 @@ class CheckedChannel:
 
 
 def _reader(options: dict[str, Any]) -> _Read:
-    """Return a reader of answers, in place of the stub's deserializer, which is taken out."""
+    """Remove the stub's deserializer from the options and return a validating one."""
     kind = options.pop("response_deserializer").__self__
     return lambda data: received(kind, data)
 
 
 class _Single:
-    """A method with one answer."""
+    """Method with one answer."""
 
     def __init__(self, call: Any, read: _Read) -> None:
         self._call = call
@@ -56,12 +56,12 @@ class _Single:
         return self._read(self._call(request, **options))
 
     def future(self, request: Any, **options: Any) -> Any:
-        """As gRPC's own; its result are the answer's bytes."""
+        """Return gRPC's own future; its result is the answer's bytes."""
         return self._call.future(request, **options)
 
 
 class _Stream:
-    """The answers of a call, one after the other."""
+    """Answers of a streaming call."""
 
     def __init__(self, call: Any, read: _Read) -> None:
         self._call = call

@@ -1,9 +1,9 @@
-"""Devices by name: ``$XDG_CONFIG_HOME/esm/devices.toml``, or the file that ESM_CONFIG names.
+"""Names of devices in ``$XDG_CONFIG_HOME/esm/devices.toml``, or in the file of ESM_CONFIG.
 
 [devices.pi4]
 address = "192.168.1.20:7343"
 pinned = "devices.pi4.pem"      # the agent's certificate, next to this file
-token = "esm_..."               # ESM_TOKEN is taken instead, where it is set
+token = "esm_..."               # ESM_TOKEN replaces it
 
 [devices.rack]
 address = "rack.lan:7343"
@@ -28,7 +28,7 @@ from esm_host.errors import UsageError
 from esm_protos.nearest import nearest
 from esm_protos.user_folders import user_folder
 
-if TYPE_CHECKING:  # a shell that completes names is not kept waiting for gRPC
+if TYPE_CHECKING:  # loading gRPC would slow down shell completion
     from esm_host.transport.access import Access
     from esm_host.transport.base import Profiler
 
@@ -37,7 +37,7 @@ _ANSWER_S = 10.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A device as the file has it; paths are relative to the file."""
+    """Device in the configuration file; paths are relative to the file."""
 
     address: str
     pinned: str | None = None
@@ -47,10 +47,10 @@ class Entry:
     key: str | None = None
 
     def access(self, name: str) -> Access:
-        """How to come in.
+        """Return the credentials for the device.
 
         Raises:
-            UsageError: something is missing, or a file cannot be read.
+            UsageError: a value is missing, or a file cannot be read.
         """
         import ssl
 
@@ -68,33 +68,38 @@ class Entry:
                     f"device '{name}' has a token but no certificate, and tokens are not sent over "
                     f"plain text: {cure}"
                 )
-            return PLAIN  # ESM_TOKEN may be of another device
+            return PLAIN  # ESM_TOKEN may belong to another device
         token = os.environ.get("ESM_TOKEN") or self.token
         if token is None:
-            raise UsageError(f"there is no token for device '{name}': set ESM_TOKEN, or {cure}")
+            raise UsageError(f"device '{name}' has no token: set ESM_TOKEN, or {cure}")
         path = beside(self.pinned)
         try:
             pem = path.read_bytes()
             ssl.create_default_context(cadata=pem.decode("ascii", "replace"))
             return pinned(pem, check_token(token))
         except ssl.SSLError as error:
-            raise UsageError(f"{path} is no certificate: {cure}") from error
+            raise UsageError(f"{path} is not a certificate: {cure}") from error
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}: {cure}") from error
 
 
 def config_path() -> Path:
-    """Return where device names are kept; raise OSError without a home folder."""
+    """Return the path of the configuration file.
+
+    Raises:
+        OSError: the user has no home folder.
+    """
     if path := os.environ.get("ESM_CONFIG"):
         return Path(path)
     return user_folder("XDG_CONFIG_HOME", ".config") / "esm" / "devices.toml"
 
 
 def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
-    """A profiler for ``local``, a ``host:port`` or a configured name. Does not connect yet.
+    """Return a profiler for ``local``, ``host:port`` or a name; it does not connect yet.
 
     Args:
-        answer_s: an agent that does not tell within so long what it is counts as unreachable.
+        device: The device.
+        answer_s: Time after which an agent that does not answer counts as unreachable, s.
 
     Raises:
         UsageError: the name is unknown or the configuration unreadable.
@@ -122,13 +127,17 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
 
 
 def configured() -> dict[str, Entry]:
-    """All devices that have a name; raises UsageError where the file cannot be understood."""
+    """Return all named devices.
+
+    Raises:
+        UsageError: the configuration is unreadable.
+    """
     try:
         path = config_path()
     except OSError:
-        return {}  # nowhere to keep them
+        return {}  # without a home folder there is no configuration
     try:
-        devices = parsed(path).get("devices", {})
+        devices = read_toml(path).get("devices", {})
         return {name: _entry(values) for name, values in devices.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
@@ -137,33 +146,37 @@ def configured() -> dict[str, Entry]:
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """Names that stand for several devices; raises UsageError as :func:`configured` does."""
+    """Return the devices of every group, by its name.
+
+    Raises:
+        UsageError: the configuration is unreadable.
+    """
     try:
         path = config_path()
     except OSError:
         return {}
     known = configured()
     found: dict[str, tuple[str, ...]] = {}
-    written = parsed(path).get("groups", {})
+    written = read_toml(path).get("groups", {})
     if not isinstance(written, dict):
-        raise UsageError(f"{path}: groups are written below [groups]")
+        raise UsageError(f"{path}: write groups below [groups]")
     for name, members in written.items():
         if not (isinstance(members, list) and members and all(type(m) is str for m in members)):
-            raise UsageError(f'{path}: a group is written {name} = ["DEVICE", ...]')
+            raise UsageError(f'{path}: write a group as {name} = ["DEVICE", ...]')
         if name in known:
             raise UsageError(f"{path}: '{name}' is both a device and a group: rename one")
         for member in members:
             if member not in known:
                 raise UsageError(
                     f"{path}: group '{name}' has an unknown device '{member}': "
-                    f"{nearest(member, known)}take it out, or add it"
+                    f"{nearest(member, known)}remove it, or add the device"
                 )
         found[name] = tuple(dict.fromkeys(members))
     return found
 
 
 def members(name: str) -> tuple[str, ...]:
-    """The devices of a group; any other name stands for itself, known or not."""
+    """Return the devices of a group; any other name, known or not, returns itself."""
     if name == "local" or ":" in name:
         return (name,)
     return groups().get(name, (name,))
@@ -172,7 +185,7 @@ def members(name: str) -> tuple[str, ...]:
 def unknown(
     name: str, known: Mapping[str, object], what: str = "'local', host:port or a name"
 ) -> UsageError:
-    """The error for a name that nothing has, with the nearest one."""
+    """Return the error for an unknown name, with the most similar known one."""
     try:
         path = config_path()
         names = f"{path} has {', '.join(known) or 'none: see esm-host devices add'}"
@@ -181,13 +194,13 @@ def unknown(
     return UsageError(f"unknown device '{name}': {nearest(name, known)}give {what} ({names})")
 
 
-def parsed(path: Path) -> dict[str, Any]:
-    """The file's text as TOML; empty without a file."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a missing file is empty."""
     return tomllib.loads(text_of(path)) if path.exists() else {}
 
 
 def text_of(path: Path) -> str:
-    """Return a file's text, without the byte order mark that some editors of Windows write."""
+    """Return a file's text without the byte order mark that some Windows editors write."""
     return path.read_text(encoding="utf-8-sig")
 
 
@@ -197,5 +210,5 @@ def _entry(values: Mapping[str, object]) -> Entry:
 
 
 def beside(text: str) -> Path:
-    """A path of the configuration, which is relative to its folder."""
+    """Return a path of the configuration, which is relative to its folder."""
     return config_path().parent / Path(text).expanduser()

@@ -1,7 +1,7 @@
-"""Agents that announce themselves in the local network (mDNS, ``esm-agent serve --announce``).
+"""Discovery of agents in the local network (mDNS, ``esm-agent serve --announce``).
 
-Anybody there may answer, and say anything: the answers are hints to people, cut short, few, and
-nothing is sent to an address because of them.
+Any machine may answer with any content. Answers are therefore shortened, limited in number and
+only shown to the user. Nothing is sent to an address because of an answer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ _DETAILS_S = 2.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """An agent as it describes itself; what it does not say is empty.
+class AnnouncedAgent:
+    """Agent as it announces itself; missing texts are empty.
 
     Attributes:
-        addresses: IPv4, each ``host:port``; first those in a network that this machine is in.
-        tls: whether it wants TLS; None: it does not say.
-        known_as: names of configured devices that have one of the addresses.
-        next_step: what to do to use it; empty for a known one.
+        hostname: Host name.
+        addresses: IPv4 addresses, each ``host:port``, those in networks of this machine first.
+        machine: CPU architecture.
+        agent_version: Version of the agent.
+        protocol_version: Protocol version; None if it is not announced.
+        tls: Whether the agent requires TLS; None if it is not announced.
+        known_as: Names of configured devices with one of the addresses.
+        next_step: Next step to use the agent; empty for a configured one.
     """
 
     hostname: str
@@ -46,11 +50,14 @@ class Found:
     next_step: str
 
 
-def find(seconds: float) -> list[Found]:
-    """Listens for so long. Sorted by host name.
+def find(seconds: float) -> list[AnnouncedAgent]:
+    """Listen for announcements and return the agents, sorted by host name.
+
+    Args:
+        seconds: Time to listen, s.
 
     Raises:
-        UsageError: the configuration cannot be understood.
+        UsageError: the configuration is unreadable.
         DeviceError: this machine has no network to listen in.
     """
     from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
@@ -71,7 +78,7 @@ def find(seconds: float) -> list[Found]:
         zeroconf = Zeroconf()
     except OSError as error:
         raise DeviceError(
-            f"cannot listen for announcements ({error.strerror or error}): is there a network?"
+            f"cannot listen for announcements ({error.strerror or error}): check the network"
         ) from error
     try:
         browser = ServiceBrowser(zeroconf, ANNOUNCED_AS, handlers=[on_change])
@@ -81,10 +88,10 @@ def find(seconds: float) -> list[Found]:
         deadline = time.monotonic() + _DETAILS_S
         for name in list(names):
             left_ms = 1000 * (deadline - time.monotonic())
-            # Whatever a stranger says, it is not to hide the others.
+            # An invalid answer must not hide the others.
             with contextlib.suppress(Exception):
                 info = ServiceInfo(ANNOUNCED_AS, name)
-                # Mostly they come along with the name.
+                # The details usually arrive with the name.
                 if info.load_from_cache(zeroconf) or (
                     left_ms > 0 and info.request(zeroconf, left_ms)
                 ):
@@ -102,8 +109,8 @@ def _described(
     addresses: list[str],
     port: int | None,
     known: Mapping[str, set[str]],
-) -> Found | None:
-    """None for what nobody could connect to."""
+) -> AnnouncedAgent | None:
+    """Return the agent of an announcement; None if it has no usable address."""
 
     def said(key: bytes) -> str:
         return foreign((properties.get(key) or b"").decode(errors="replace"), _LONGEST)
@@ -125,13 +132,16 @@ def _described(
     else:
         option = "" if port == DEFAULT_PORT else f" --port {port}"
         step = f"run `esm-agent pair{option}` there, and paste its line here"
-    return Found(
+    return AnnouncedAgent(
         said(b"hostname"), where, said(b"machine"), said(b"agent"), protocol, tls, known_as, step
     )
 
 
 def _distance(address: str) -> int:
-    """0 beside this machine, 1 if it is this machine's own: its containers' network has one too."""
+    """Return 0 for an address in a network of this machine, 1 for its own, 2 for others.
+
+    An address of this machine comes second, because container networks have one too.
+    """
     import ifaddr
 
     own = [ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4]
@@ -143,9 +153,9 @@ def _distance(address: str) -> int:
 
 
 class _Resolving:
-    """Looks configured devices' addresses up while the network is listened to.
+    """Background lookup of the configured devices' addresses.
 
-    A name server that does not answer holds nothing up: what is not known in time is left out.
+    A slow name server delays nothing: addresses that arrive too late are left out.
     """
 
     def __init__(self, known: Mapping[str, Entry]) -> None:
@@ -154,7 +164,7 @@ class _Resolving:
             threading.Thread(target=self._resolve, args=(name, entry.address), daemon=True).start()
 
     def addresses(self) -> dict[str, set[str]]:
-        """``ip:port`` of each device, so far."""
+        """Return the addresses of each device so far, ``ip:port``."""
         return {name: set(addresses) for name, addresses in self._found.items()}
 
     def _resolve(self, name: str, address: str) -> None:

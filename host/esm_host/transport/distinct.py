@@ -1,4 +1,7 @@
-"""Names of devices that lead to one agent, which differs from itself by noise only."""
+"""Check for device names that lead to the same agent.
+
+An agent compared with itself would differ by noise only.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from esm_protos.messages import DeviceInfo
 
 
 def check_distinct(devices: Mapping[str, DeviceInfo]) -> None:
-    """Raise UsageError if two names lead to the same agent.
+    """Check that no two names lead to the same agent.
 
-    Agents that do not tell their instance pass.
+    Agents that do not report their instance pass.
 
     Args:
-        devices: what the agents told, by name.
+        devices: Device information by name.
+
+    Raises:
+        UsageError: two names lead to the same agent.
     """
     names: dict[str, str] = {}
     for name, device in devices.items():

@@ -1,4 +1,4 @@
-"""This host's place in a device's queue, kept by a heartbeat for as long as it lives."""
+"""Lease of a device, renewed by a heartbeat while this host runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from esm_protos.messages import PROTOCOL_VERSION, Standing
 from esm_protos.v1 import profiler_pb2 as pb
 
 _ANSWER_S = 10.0
-_BEATS = 5  # in the time in which a lease expires: some may be lost
+_BEATS = 5  # per lifetime of a lease, so that some may be lost
 
 
 class Lease:
-    """Made by the first :meth:`renew`, or by the next after the agent has lost it.
+    """Place in a device's queue, taken by :meth:`renew`, and again after the agent lost it.
 
     Args:
-        stub: of the agent.
+        stub: gRPC stub of the agent.
     """
 
     def __init__(self, stub: Any) -> None:
@@ -37,13 +37,15 @@ class Lease:
         return self._id
 
     def renew(self, purpose: str | None = None, no_wait: bool = False) -> Standing:
-        """Takes a place in the queue, or keeps it; a heartbeat keeps it from then on.
+        """Take or keep a place in the queue; a heartbeat keeps it from then on.
 
-        With ``no_wait`` no place is taken where others are before it.
+        Args:
+            purpose: Purpose shown to others; None keeps the last one.
+            no_wait: Whether to take no place behind others.
 
         Raises:
             grpc.RpcError: the agent does not answer, or refuses.
-            NonsenseError: the agent's answer makes no sense.
+            NonsenseError: the agent's answer is invalid.
         """
         self._purpose = purpose or self._purpose
         lease_id = self._id or uuid.uuid4().hex
@@ -57,7 +59,7 @@ class Lease:
         return standing
 
     def release(self) -> None:
-        """Gives the place back; an agent that does not answer will find out by itself."""
+        """Give the place back; without an answer the lease expires by itself."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
@@ -67,7 +69,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._over.wait(self._pause_s):
-            # Nothing may end the heartbeat. The call that waits for a block tells what is wrong.
+            # No error may end the heartbeat. The call that waits for a block reports it.
             with contextlib.suppress(Exception):
                 self._say(self._id, no_wait=False)
 
@@ -89,4 +91,4 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        return "somebody"
+        return "unknown"

@@ -1,4 +1,4 @@
-"""This machine as the device: starts an agent of its own and speaks gRPC with it."""
+"""Profiler of this machine: starts its own agent and connects to it over gRPC."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Stand
 
 
 class LocalProfiler(Profiler):
-    """An agent on a free loopback port that ends with this process, however this process ends.
+    """Profiler with an agent on a free loopback port, which ends with this process.
 
-    An agent that has died is started again by the next call. The local agents of one user measure
-    one at a time.
+    An agent that died is started again by the next call. The local agents of one user measure one
+    at a time.
 
     Raises:
-        DeviceError: the agent does not start; its own words say why.
+        DeviceError: the agent does not start; the message quotes its last line.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class LocalProfiler(Profiler):
 
     @property
     def agent_pid(self) -> int:
-        """Process id of the running agent; starts it if necessary."""
+        """Process id of the running agent, which is started if necessary."""
         self._agent()
         assert self._process is not None
         return self._process.pid
@@ -80,7 +80,7 @@ class LocalProfiler(Profiler):
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            start_new_session=True,  # a Ctrl-C at the host is the host's to handle
+            start_new_session=True,  # the host handles Ctrl-C
         )
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
@@ -88,13 +88,13 @@ class LocalProfiler(Profiler):
         if ":" not in address:
             self._process.wait()
             self._log.seek(0)
-            said = self._log.read().strip().splitlines() or ["it said nothing"]
+            said = self._log.read().strip().splitlines() or ["it printed nothing"]
             raise DeviceError(f"the local agent did not start: {said[-1]}")
         self._remote = RemoteProfiler(address, "local")
 
 
 class _Pending(Pending):
-    """Says of a lost connection what it means here."""
+    """Block of the local agent, with its own message for a lost connection."""
 
     def __init__(self, inner: Pending) -> None:
         self._inner = inner
@@ -107,7 +107,7 @@ class _Pending(Pending):
         try:
             return self._inner.result(on_progress)
         except UnreachableError as error:
-            raise UnreachableError("the local agent died and is started again") from error
+            raise UnreachableError("the local agent died and is restarted") from error
 
     def finish(self) -> None:
         self._inner.finish()

@@ -1,6 +1,6 @@
-"""Changes to the names of devices: ``devices.toml`` and the certificates next to it.
+"""Editing of device names: ``devices.toml`` and the certificates beside it.
 
-Comments stay; whatever is written is for its owner only.
+Comments are kept. Written files are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -31,35 +31,41 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
 
 
 def check_new(name: str, force: bool = False) -> None:
-    """Raises UsageError for a name that cannot be added.
+    """Check that a name can be added.
 
     Args:
-        force: a device may have it already.
+        name: The name.
+        force: Whether the name of an existing device is accepted.
+
+    Raises:
+        UsageError: the name is invalid or taken.
     """
     _check_spelling(name, "device")
     if name in groups():
-        raise UsageError(f"there is a group '{name}' already: choose another name")
+        raise UsageError(f"there is already a group '{name}': choose another name")
     if name in configured() and not force:
-        raise UsageError(f"there is a device '{name}' already: {argument('force')} replaces it")
+        raise UsageError(f"there is already a device '{name}': replace it with {argument('force')}")
 
 
 def pinned_file(name: str) -> str:
-    """Of a device's certificate, next to the configuration."""
+    """Return the file name of a device's certificate, beside the configuration."""
     return f"{config_path().stem}.{name}.pem"
 
 
 def save(name: str, entry: Entry, certificate: bytes | None = None) -> Path:
-    """Writes a device to the configuration, whose comments stay, for its owner only.
+    """Write a device to the configuration.
 
     Args:
-        certificate: to be kept as ``entry.pinned``.
+        name: Name of the device.
+        entry: Its entry.
+        certificate: Certificate to store as ``entry.pinned``; None for none.
 
     Returns:
-        The configuration's path.
+        Path of the configuration.
 
     Raises:
-        UsageError: the configuration cannot be understood.
-        OSError: it cannot be written.
+        UsageError: the configuration is unreadable.
+        OSError: the configuration cannot be written.
     """
     import tomlkit
 
@@ -78,16 +84,21 @@ def save(name: str, entry: Entry, certificate: bytes | None = None) -> Path:
 
 
 def save_group(name: str, devices: Sequence[str]) -> Path:
-    """Writes a group, or replaces one; raises as :func:`save` does, and for unknown devices."""
+    """Write a group, or replace one.
+
+    Raises:
+        UsageError: as in :func:`save`, a device is unknown, or two names lead to one agent.
+        OSError: the configuration cannot be written.
+    """
     import tomlkit
 
     known = configured()
     _check_spelling(name, "group")
     if name in known:
-        raise UsageError(f"there is a device '{name}' already: choose another name for the group")
+        raise UsageError(f"there is already a device '{name}': choose another name for the group")
     for device in devices:
         if device not in known:
-            raise unknown(device, known, "a device that has a name")
+            raise unknown(device, known, "the name of a device")
     addresses: dict[str, str] = {}
     for device in devices:
         if (other := addresses.setdefault(known[device].address, device)) != device:
@@ -98,13 +109,14 @@ def save_group(name: str, devices: Sequence[str]) -> Path:
 
 
 def remove(name: str, force: bool = False) -> tuple[str, ...]:
-    """Forgets a device with its pinned certificate, or a group.
+    """Delete a device with its pinned certificate, or a group.
 
     Args:
-        force: takes the device out of its groups too.
+        name: Name of the device or group.
+        force: Whether to remove the device from its groups too.
 
     Returns:
-        Groups that the device was the last one of, and which are gone with it.
+        Groups that became empty and were deleted too.
 
     Raises:
         UsageError: the name is unknown, or the device is in a group.
@@ -117,11 +129,11 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
         return ()
     known = configured()
     if name not in known:
-        raise unknown(name, {**known, **grouped}, "a device or group that has a name")
+        raise unknown(name, {**known, **grouped}, "the name of a device or group")
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
-            f"'{name}' is in group {', '.join(holders)}: {argument('force')} also removes it there"
+            f"'{name}' is in group {', '.join(holders)}: give {argument('force')} to remove it"
         )
     with _edited(_without_section(name)) as document:
         if name in document.get("devices", {}):
@@ -134,28 +146,28 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
                 array = document["groups"][group]
                 while name in array:
                     array.remove(name)
-    if known[name].pinned == pinned_file(name):  # a file elsewhere is not ours to delete
+    if known[name].pinned == pinned_file(name):  # a file elsewhere belongs to the user
         beside(pinned_file(name)).unlink(missing_ok=True)
     return gone
 
 
 def rename(old: str, new: str) -> None:
-    """Gives a device, in its groups too, or a group another name; moves its certificate.
+    """Rename a device, also in its groups and its certificate file, or rename a group.
 
     Raises:
-        UsageError: there is no such name, or the new one is taken.
+        UsageError: the old name is unknown, or the new one is taken.
         OSError: the configuration cannot be written.
     """
     known, grouped = configured(), groups()
     if new in known:
-        raise UsageError(f"there is a device '{new}' already: choose another name, or remove it")
+        raise UsageError(f"there is already a device '{new}': choose another name, or remove it")
     check_new(new)
     if old in grouped:
         with _edited() as document:
             document["groups"][new] = document["groups"].pop(old)
         return
     if old not in known:
-        raise unknown(old, {**known, **grouped}, "a device or group that has a name")
+        raise unknown(old, {**known, **grouped}, "the name of a device or group")
     moves = known[old].pinned == pinned_file(old)
     with _edited(_renamed_section(old, new)) as document:
         devices = document["devices"]
@@ -175,15 +187,17 @@ def rename(old: str, new: str) -> None:
 
 def _check_spelling(name: str, what: str) -> None:
     if name == "local" or not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a {what}: use letters, digits, '.', '_' and '-'")
+        raise UsageError(
+            f"'{name}' is not a valid name of a {what}: use letters, digits, '.', '_' and '-'"
+        )
 
 
 @contextmanager
 def _edited(text: str | None = None) -> Iterator[Any]:
-    """The configuration as a document that keeps its comments; written when the block is over.
+    """Open the configuration as a document with its comments; write it at the end.
 
     Args:
-        text: to begin with, in place of the file's.
+        text: Text to start from instead of the file's; None for the file's.
     """
     import tomlkit
     import tomlkit.exceptions
@@ -195,7 +209,7 @@ def _edited(text: str | None = None) -> Iterator[Any]:
         document = tomlkit.parse(text)
         yield document
         written = tomlkit.dumps(document)
-        if tomllib.loads(written) != document.unwrap():  # what tomlkit makes of some dotted keys
+        if tomllib.loads(written) != document.unwrap():  # tomlkit loses some dotted keys
             raise ValueError("it has dotted keys: write [devices.NAME] and [groups] instead")
     except (ValueError, TypeError, AttributeError, tomlkit.exceptions.TOMLKitError) as error:
         raise UsageError(f"{path} cannot be changed ({error}): correct it first") from error
@@ -203,9 +217,9 @@ def _edited(text: str | None = None) -> Iterator[Any]:
 
 
 def _section(text: str, name: str) -> re.Match[str] | None:
-    """Of a device, as it stands in the file: its header, and all up to an empty line.
+    """Return the section of a device in the file: its header and all lines up to an empty one.
 
-    None where it is written in another way.
+    None if it is written in another form.
     """
     word = re.escape(name)
     header = rf"""[ \t]*\[[ \t]*devices[ \t]*\.[ \t]*(?P<name>{word}|"{word}"|'{word}')[ \t]*\]"""
@@ -213,9 +227,9 @@ def _section(text: str, name: str) -> re.Match[str] | None:
 
 
 def _without_section(name: str) -> str | None:
-    """The file's text without a device, and with every comment that stands apart from it.
+    """Return the file's text without a device, with all separate comments kept.
 
-    None where that is better left to the parser, which counts those to the device above.
+    None if the section has another form; the parser then removes it with its comments.
     """
     text = text_of(config_path())
     found = _section(text, name)
@@ -227,7 +241,7 @@ def _without_section(name: str) -> str | None:
 
 
 def _renamed_section(old: str, new: str) -> str | None:
-    """The file's text with another name in a device's header, which stays where it is; or None."""
+    """Return the file's text with a device's header renamed in place; None for another form."""
     text = text_of(config_path())
     found = _section(text, old)
     if found is None:
@@ -246,6 +260,6 @@ def _if_it_says(text: str, wanted: dict[str, Any]) -> str | None:
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # keep a symbolic link
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, data)

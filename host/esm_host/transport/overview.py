@@ -1,4 +1,4 @@
-"""All configured devices at a glance."""
+"""Overview of all configured devices."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ _AT_A_TIME = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One device. What is not known is None.
+    """State of one device; unknown values are None.
 
     Attributes:
+        name: Name of the device.
+        address: Address of its agent.
         state: ``free``, ``held``, ``draining``, ``unreachable``, ``not authorised``,
             ``misconfigured`` or ``refused``.
-        error: why it could not be asked, with the cure.
-        owner: who holds it, and ``purpose`` what for, as their host says it.
-        client: who holds it, as the agent knows them.
+        error: Reason why the device did not answer, with the cure.
+        owner: Owner of the current lease, as its host states it.
+        purpose: Purpose of the lease, as its host states it.
+        client: Client of the lease, as the agent identifies it.
+        held_s: Age of the lease, s.
+        waiting: Number of waiting clients.
+        agent_version: Version of the agent.
+        runtime: Runtime and its version.
+        memory_free_bytes: Free memory, bytes.
     """
 
     name: str
@@ -40,10 +48,13 @@ class Row:
 
 
 def overview(answer_s: float = _ANSWER_S) -> list[Row]:
-    """Asks every device at once; those that do not answer in time are unreachable.
+    """Query every device at once; a device that does not answer in time is unreachable.
+
+    Args:
+        answer_s: Time to wait for an answer, s.
 
     Raises:
-        UsageError: the configuration cannot be understood.
+        UsageError: the configuration is unreadable.
     """
     entries = configured()
     if not entries:

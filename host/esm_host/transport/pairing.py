@@ -1,4 +1,4 @@
-"""Names for agents that answer: in plain text, pinned and with a token, or by mutual TLS."""
+"""Addition of devices after their agent answered: plain text, token, or mutual TLS."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from esm_protos.messages import DeviceInfo
 
 
 @dataclass(frozen=True)
-class Added:
-    """A device that has a name now.
+class AddedDevice:
+    """Device that was added to the configuration.
 
     Attributes:
-        path: of the file that it was written to.
+        name: Name of the device.
+        address: Its address, ``host:port``.
+        info: Its device information.
+        path: Path of the configuration file.
     """
 
     name: str
@@ -37,51 +40,69 @@ class Added:
     path: Path
 
 
+@dataclass(frozen=True)
+class MutualTls:
+    """Files for mutual TLS, in PEM; all three are needed.
+
+    Attributes:
+        ca: Certificate of the authority that issued the agent's certificate.
+        certificate: Certificate of this host.
+        key: Key of this host's certificate.
+    """
+
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+
+    @classmethod
+    def of(cls, ca: Path | None, certificate: Path | None, key: Path | None) -> MutualTls | None:
+        """Return the files; None if none of them is given."""
+        return cls(ca, certificate, key) if ca or certificate or key else None
+
+
 def add(
     name: str,
     address: str,
     token: str | None = None,
     fingerprint: str | None = None,
-    ca: Path | None = None,
-    certificate: Path | None = None,
-    key: Path | None = None,
+    tls: MutualTls | None = None,
     force: bool = False,
     warn: Callable[[str], None] = lambda text: None,
-) -> Added:
-    """Asks the agent what it is, and writes its name and how to come in to the configuration.
+) -> AddedDevice:
+    """Query the agent and write its name and credentials to the configuration.
 
     Args:
-        address: ``host:port``.
-        token: from ``esm-agent pair``; without it ESM_TOKEN serves, and is not stored.
-        fingerprint: of the agent's certificate, from ``esm-agent pair``.
-        ca, certificate, key: mutual TLS, in PEM: the authority of the agent's certificate, and
-            what this host shows.
-        force: replaces a device of the same name.
-        warn: told when anybody in between could read and change what is sent.
+        name: Name of the device.
+        address: Address, ``host:port``.
+        token: Token from ``esm-agent pair``; None uses ESM_TOKEN, which is not stored.
+        fingerprint: Fingerprint of the agent's certificate, from ``esm-agent pair``.
+        tls: Files for mutual TLS; None without.
+        force: Whether to replace a device of the same name.
+        warn: Callback for a connection that others could read and change.
 
     Raises:
-        UsageError: the arguments do not go together, or the name is taken.
-        UnreachableError: nobody answers.
-        AuthError: the agent is another one than the fingerprint says, or does not let us in.
+        UsageError: the arguments do not fit together, or the name is taken.
+        UnreachableError: no agent answers.
+        AuthError: the fingerprint differs, or the agent rejects the token or certificate.
         OSError: the configuration cannot be written.
     """
     naming.check_new(name, force)
     pem = None
-    if ca or certificate or key:
-        if ca is None or certificate is None or key is None or token or fingerprint:
+    if tls is not None:
+        if tls.ca is None or tls.certificate is None or tls.key is None or token or fingerprint:
             raise UsageError(
-                f"mutual TLS takes all of {argument('ca')}, {argument('certificate')} and "
+                f"mutual TLS needs {argument('ca')}, {argument('certificate')} and "
                 f"{argument('key')}, and no token or fingerprint"
             )
-        paths = [path.expanduser().resolve() for path in (ca, certificate, key)]
+        paths = [path.expanduser().resolve() for path in (tls.ca, tls.certificate, tls.key)]
         access = mutual(*paths)
         entry = Entry(address, None, None, *map(str, paths))
     elif token or fingerprint:
         secret = token or os.environ.get("ESM_TOKEN")
         if not (secret and fingerprint):
             raise UsageError(
-                "a token goes with a fingerprint, so that only the right agent gets it: paste the "
-                "line that `esm-agent pair` printed, whole"
+                "a token needs a fingerprint, so that only the right agent receives it: paste the "
+                "whole line that `esm-agent pair` printed"
             )
         pem = fetch_certificate(address, fingerprint)
         access = pinned(pem, check_token(secret))
@@ -91,30 +112,31 @@ def add(
         entry = Entry(address)
         if not is_loopback(address):
             warn(
-                f"{address} is another machine, and without a token and a fingerprint anybody in "
-                "between reads and changes what is sent: see esm-agent pair"
+                f"{address} is another machine, and without a token and a fingerprint others on "
+                "the network can read and change the traffic: see esm-agent pair"
             )
     with RemoteProfiler(address, name, access) as profiler:
         info = profiler.device_info()
-    return Added(name, address, info, naming.save(name, entry, pem))
+    return AddedDevice(name, address, info, naming.save(name, entry, pem))
 
 
-def move(name: str, address: str) -> Added:
-    """Give a device another address. Its token and its pinned certificate stay.
+def move(name: str, address: str) -> AddedDevice:
+    """Give a device another address; its token and pinned certificate stay.
 
     Args:
-        address: ``host:port``; the same agent must answer there.
+        name: Name of the device.
+        address: New address, ``host:port``, of the same agent.
 
     Raises:
         UsageError: the name is unknown, or the address is malformed.
-        UnreachableError: nobody answers.
-        AuthError: another agent answers, or it does not let us in.
+        UnreachableError: no agent answers.
+        AuthError: another agent answers, or the agent rejects the token or certificate.
         OSError: the configuration cannot be written.
     """
     known = configured()
     if name not in known:
-        raise unknown(name, known, "a device that has a name")
+        raise unknown(name, known, "the name of a device")
     entry = replace(known[name], address=address)
     with RemoteProfiler(address, name, entry.access(name)) as profiler:
         info = profiler.device_info()
-    return Added(name, address, info, naming.save(name, entry))
+    return AddedDevice(name, address, info, naming.save(name, entry))

@@ -1,4 +1,4 @@
-"""Waits for a device that comes back: a rebooting Pi does not end a campaign."""
+"""Profiler that waits for an unreachable device, so that a reboot does not end a campaign."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
 
 _MAX_LOSSES = 10
-"""Of one block: a reboot or a bad network is not to blame on it, but so many are."""
+"""Lost connections of one block after which the block itself is taken as the cause."""
 
 T = TypeVar("T")
 
 
 class PatientProfiler(Profiler):
-    """Repeats a call that found nobody until it succeeds or patience ends.
+    """Profiler that repeats failed calls until the device answers or the patience ends.
 
-    Sending a block again is safe: a block that was not answered is not stored.
+    Sending a block again is safe, because a block without an answer is not stored.
 
     Args:
-        inner: does the measuring.
-        patience_s: how long the device may stay away at a time, seconds.
-        on_wait: told why, each time before waiting.
+        inner: Profiler of the device.
+        patience_s: Longest time to wait for the device, s.
+        on_wait: Callback with the reason, before each wait.
+        pause_s: Time between two attempts, s.
     """
 
     def __init__(
@@ -54,20 +55,21 @@ class PatientProfiler(Profiler):
         return _Pending(self, block)
 
     def submit_once(self, block: Block) -> Pending:
-        """Without patience."""
+        """Submit a block without repeating."""
         return self._inner.submit(block)
 
     def wait(
         self, error: DeviceError, since: float | None, unwanted: threading.Event | None = None
     ) -> float:
-        """Pauses until the device answers; raises when it has been so for too long.
+        """Wait until the device answers.
 
         Args:
-            since: when the same trouble began; None says that it is new.
-            unwanted: once set, the error is raised at once.
+            error: Error to raise when the patience ends.
+            since: Start of the same trouble; None if it is new.
+            unwanted: Event that ends the wait with the error; None for none.
 
         Returns:
-            When it began.
+            Start of the trouble.
         """
         unwanted = unwanted or threading.Event()
         now = time.monotonic()
@@ -95,13 +97,13 @@ class PatientProfiler(Profiler):
                 if time.monotonic() >= deadline or unwanted.is_set():
                     raise
                 if not told:
-                    self._on_wait(f"{error} Waiting for it.")
+                    self._on_wait(f"{error} Waiting for the device.")
                     told = True
                 unwanted.wait(self._pause_s)
 
 
 class _Pending(Pending):
-    """A block that is submitted again as often as the device is lost, within reason."""
+    """Block that is submitted again each time the device is lost, up to a limit."""
 
     def __init__(self, profiler: PatientProfiler, block: Block) -> None:
         self._profiler = profiler
@@ -115,7 +117,11 @@ class _Pending(Pending):
         return self._sent_before + self._current.bytes_sent
 
     def result(self, on_progress: OnProgress = ignore) -> BlockResult:
-        """As the device measures; raises DeviceError when the block loses it again and again."""
+        """Return the result of the block.
+
+        Raises:
+            DeviceError: the device was lost too often during the block.
+        """
         losses = 0
         refused_since: float | None = None
         while True:
@@ -127,14 +133,14 @@ class _Pending(Pending):
                 losses += 1
                 if losses == _MAX_LOSSES:
                     raise DeviceError(
-                        f"the agent was lost {losses} times while it measured one block: it may "
-                        f"lack memory; a smaller {argument('block_size')} helps"
+                        f"the agent was lost {losses} times during one block, perhaps for lack of "
+                        f"memory: give a smaller {argument('block_size')}"
                     ) from error
                 self._profiler.wait(error, None, self._unwanted)
                 refused_since = None
             self._sent_before += self._current.bytes_sent
             self._current = self._profiler.submit_once(self._block)
-            if self._unwanted.is_set():  # meanwhile, from another thread
+            if self._unwanted.is_set():  # set by another thread meanwhile
                 self._current.cancel()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""An agent over gRPC. Foreign errors become the host's own in this file only."""
+"""Profiler of an agent over gRPC; the only place that translates gRPC's errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any
 import grpc
 
 from esm_host.errors import AuthError, DeviceError, InvalidRequestError, NotNowError, VersionError
-from esm_host.transport.access import PLAIN, Access, explained, nobody
+from esm_host.transport.access import PLAIN, Access, no_agent, tls_error
 from esm_host.transport.base import OnProgress, Pending, Profiler, busy, ignore
 from esm_host.transport.checked import CheckedChannel
 from esm_host.transport.lease import Lease
@@ -37,7 +37,7 @@ from esm_protos.v1 import profiler_pb2_grpc
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # An agent that comes back is found within a second, not after minutes of back-off.
+    # A restarted agent is found within a second instead of after minutes of back-off.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
@@ -45,7 +45,7 @@ _ANSWER_S = 10.0
 _OFFER_S = 60.0
 _LOOK_S = 0.2
 
-# The block is lost but another attempt may succeed: the agent or the network went away.
+# The agent or the network failed. The block is lost, but another attempt may succeed.
 _GONE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
@@ -54,13 +54,13 @@ _GONE = {
 
 
 class RemoteProfiler(Profiler):
-    """The agent at an address.
+    """Profiler of the agent at an address.
 
     Args:
-        address: ``host:port``.
-        name: what users call the device, for messages.
-        access: how the agent is known, and this host to it.
-        answer_s: facts of the device come within so long, or nobody is there.
+        address: Address, ``host:port``.
+        name: Name of the device in messages; None for the address.
+        access: Credentials of both sides.
+        answer_s: Time after which an agent that does not answer counts as unreachable, s.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RemoteProfiler(Profiler):
                 standing = self._lease.renew(purpose, no_wait=not wait)
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    self.device_info()  # an agent without leases can at least tell its version
+                    self.device_info()  # reports the version of an agent without leases
                 raise
         if not wait and standing.ahead:
             raise busy(self.name, standing.holder)
@@ -111,7 +111,7 @@ class RemoteProfiler(Profiler):
             protocol_version=PROTOCOL_VERSION, probe_s=probe_s, lease_id=self._renewed()
         )
         with self.translating():
-            # No deadline: it may wait for the blocks of others.
+            # No deadline, because it may wait for the blocks of others.
             return convert.diagnosis_from_pb(self._stub.Diagnose(request))
 
     def close(self) -> None:
@@ -119,24 +119,24 @@ class RemoteProfiler(Profiler):
         self._channel.close()
 
     def _renewed(self) -> str:
-        """The lease's id, the agent having been told of it if it can be reached."""
-        # An agent that cannot be reached: the call that needs it will say so better.
+        """Renew the lease if the agent is reachable, and return its id."""
+        # The call that needs the lease reports an unreachable agent better.
         with self.translating(), contextlib.suppress(grpc.RpcError):
             self._lease.renew()
         return self._lease.lease_id
 
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
-        """Raises the host's own errors for what gRPC raises, and for what makes no sense."""
+        """Translate gRPC's errors and invalid answers into the host's own errors."""
         try:
             yield
         except grpc.RpcError as error:
             raise self.translated(error) from None
         except NonsenseError as error:
-            raise DeviceError(f"{self.name} sent nonsense: {error}") from error
+            raise DeviceError(f"{self.name} sent an invalid answer: {error}") from error
 
     def translated(self, error: grpc.RpcError) -> DeviceError:
-        """The host's own error for one of gRPC's."""
+        """Return the host's own error for one of gRPC's."""
         code, details = error.code(), foreign(error.details() or "no details")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return VersionError(
@@ -154,18 +154,18 @@ class RemoteProfiler(Profiler):
         broken = "RST_STREAM" in details or "Stream removed" in details
         if code in _GONE or broken:
             if code is grpc.StatusCode.UNAVAILABLE and (
-                reason := explained(self.address, self.name, self._access)
+                reason := tls_error(self.address, self.name, self._access)
             ):
                 return reason
-            return nobody(self.address, self.name)
+            return no_agent(self.address, self.name)
         return DeviceError(f"{self.name} refused: {details}")
 
 
 class _Call(Pending):
-    """One MeasureBlock call. gRPC sends it in the background and keeps its events until asked.
+    """MeasureBlock call, which gRPC sends in the background.
 
-    A block with files begins only when its result is asked for, with the upload of those that the
-    agent lacks.
+    gRPC keeps its events until :meth:`result`. A block with files starts only in :meth:`result`,
+    after the files that the agent lacks are uploaded.
     """
 
     def __init__(self, profiler: RemoteProfiler, block: Block, stub: Any, lease_id: str) -> None:
@@ -183,7 +183,7 @@ class _Call(Pending):
                 self._upload(on_progress)
                 self._call = self._stub.MeasureBlock(self._requests())
             measurements: list[Measurement] = []
-            result, done = pb.ModelResult(), pb.BlockDone()  # put together from their parts
+            result, done = pb.ModelResult(), pb.BlockDone()  # joined from their parts
             try:
                 for event in self._call:
                     kind = event.WhichOneof("event")
@@ -199,7 +199,7 @@ class _Call(Pending):
                         if kind == "done":
                             return self._complete(measurements, done)
             except NonsenseError:
-                self.cancel()  # there may be no end to it
+                self.cancel()  # the stream may be endless
                 raise
         name = self._profiler.name
         raise DeviceError(f"{name} ended block {self._block.block_id} without a result")
@@ -220,7 +220,10 @@ class _Call(Pending):
             self._call.cancel()
 
     def _upload(self, on_progress: OnProgress) -> None:
-        """Send what the agent lacks, from where it broke off; prove the files that others sent."""
+        """Upload the files that the agent lacks, and prove those that other hosts sent.
+
+        Interrupted uploads continue where they stopped.
+        """
         lacks: list[tuple[File, int]] = []
         unproved: list[tuple[File, bytes]] = []
         for offered, offer in convert.offer_requests(self._files, self._lease_id):
@@ -241,7 +244,7 @@ class _Call(Pending):
             try:
                 self._send_file(file, have, told)
             except grpc.RpcError as error:
-                # What the agent kept of a broken upload was damaged, and is gone.
+                # The agent discarded a damaged partial upload.
                 if error.code() is not grpc.StatusCode.DATA_LOSS or not have:
                     raise
                 total += have
@@ -256,7 +259,7 @@ class _Call(Pending):
             self._send(self._pieces(file, offset, source), told)
 
     def _send(self, requests: Iterator[pb.UploadRequest], told: Callable[[], None]) -> None:
-        """Make one Upload call; ``told`` is called now and then until it ends."""
+        """Make one Upload call; ``told`` is called repeatedly until it ends."""
         call = self._stub.Upload.future(requests)
         try:
             while not call.done():
@@ -268,7 +271,7 @@ class _Call(Pending):
             call.cancel()
 
     def _proof(self, file: File, nonce: bytes) -> Iterator[pb.UploadRequest]:
-        """Show that this host has a file, which then need not be sent."""
+        """Return the proof that this host has a file, which then need not be sent."""
         assert file.path is not None
         code = hmac.new(nonce, digestmod=hashlib.sha256)
         with file.path.open("rb") as source:
@@ -301,16 +304,22 @@ class _Call(Pending):
             yield request
 
     def _expected(self, number: int, message: pb.ModelResult) -> Measurement:
-        """The result of the block's next model; raises NonsenseError where it is none."""
+        """Return the result of the block's next model.
+
+        Raises:
+            NonsenseError: the result is of another model, or has too many runs.
+        """
         models = self._block.models
         if number == len(models) or message.model_id != models[number].model_id:
-            raise NonsenseError("the result of another model than it was sent")
+            raise NonsenseError("the result of another model")
         runs = self._block.spec.runs
         if len(message.latency_ns) > runs:
-            raise NonsenseError(f"{len(message.latency_ns)} runs of a model instead of {runs}")
+            raise NonsenseError(
+                f"{len(message.latency_ns)} runs of a model instead of at most {runs}"
+            )
         return convert.measurement_from_pb(message)
 
     def _complete(self, measurements: list[Measurement], done: pb.BlockDone) -> BlockResult:
         if len(measurements) < len(self._block.models) or done.block_id != self._block.block_id:
-            raise NonsenseError("the results of another block than it was sent")
+            raise NonsenseError("the results of another block")
         return convert.result_from_pb(done, tuple(measurements))

@@ -1,7 +1,7 @@
-"""The way to an agent: direct, or through the proxy that ESM_PROXY names.
+"""Connections to agents, direct or through the proxy of ESM_PROXY.
 
-The environment's other proxies (``http_proxy``, ``https_proxy``, ``grpc_proxy``) are ignored. They
-lead to the internet, where agents are not, and they would see the graphs of plain text agents.
+Other proxy variables (``http_proxy``, ``https_proxy``, ``grpc_proxy``) are ignored. Their proxies
+lead to the internet, where agents are not. They would also see the graphs of plain-text agents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ _LOOK_S = 3.0
 
 
 def channel_options(address: tuple[str, int]) -> tuple[tuple[str, Any], ...]:
-    """Return gRPC's options for the way to a host and port; raise UsageError as :func:`connect`."""
+    """Return gRPC's options for a connection to a host and port.
+
+    Raises:
+        UsageError: ESM_PROXY is malformed.
+    """
     proxy = _proxy(address[0])
     if proxy is None:
         return (("grpc.enable_http_proxy", 0),)
@@ -33,7 +37,7 @@ def connect(address: tuple[str, int], timeout_s: float) -> socket.socket:
     """Open a TCP connection to a host and port.
 
     Raises:
-        OSError: nobody answers there, or the proxy does not lead there.
+        OSError: the host does not answer, or the proxy does not reach it.
         UsageError: ESM_PROXY is malformed.
     """
     proxy = _proxy(address[0])
@@ -50,7 +54,7 @@ def connect(address: tuple[str, int], timeout_s: float) -> socket.socket:
 
 
 def unreachable_proxy(address: tuple[str, int]) -> str | None:
-    """Return what is wrong where the proxy for an address takes no connections; else None."""
+    """Return a message if the proxy for an address accepts no connections; else None."""
     proxy = _proxy(address[0])
     if proxy is None:
         return None
@@ -59,7 +63,7 @@ def unreachable_proxy(address: tuple[str, int]) -> str | None:
     try:
         socket.create_connection((proxy.hostname, proxy.port), timeout=_LOOK_S).close()
     except OSError:
-        where = join(proxy.hostname, proxy.port)  # without the account, which has a password
+        where = join(proxy.hostname, proxy.port)  # without user name and password
         return f"the proxy {where} ({VARIABLE}) does not answer: unset it or correct it"
     return None
 
@@ -72,10 +76,10 @@ def _ask_for_tunnel(connection: socket.socket, proxy: SplitResult, target: str) 
     connection.sendall("\r\n".join((*lines, "", "")).encode())
     reply = b""
     while not reply.endswith(b"\r\n\r\n"):
-        byte = connection.recv(1)  # no byte more: what follows is the agent's
+        byte = connection.recv(1)  # one byte at a time: the next bytes are the agent's
         reply += byte
         if not byte or len(reply) > _LONGEST_REPLY_BYTES:
-            raise ConnectionError("the proxy does not answer as a proxy does")
+            raise ConnectionError("the proxy's answer is not one of a proxy")
     status = reply.split(b" ", 2)[1:2]
     if status != [b"200"]:
         raise ConnectionError("the proxy refuses")
@@ -92,7 +96,7 @@ def _proxy(host: str) -> SplitResult | None:
     except ValueError:
         pass
     # The value may hold a password.
-    raise UsageError(f"{VARIABLE} is no proxy: give http://HOST:PORT, or unset it")
+    raise UsageError(f"{VARIABLE} is not a proxy: give http://HOST:PORT, or unset it")
 
 
 def is_this_machine(host: str) -> bool:

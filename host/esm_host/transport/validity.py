@@ -1,4 +1,4 @@
-"""The dates of a certificate, read without a library for certificates: hosts need none."""
+"""Validity dates of a certificate, read without a certificate library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
 
 
 def out_of_dates(certificate: bytes) -> str | None:
-    """Say why a certificate in PEM is not valid by this clock; None if it is, or is none."""
+    """Return why a certificate in PEM is not valid now; None if it is valid or unreadable."""
     try:
         begin, end = _dates(certificate)
     except (ValueError, IndexError):
@@ -24,7 +24,10 @@ def out_of_dates(certificate: bytes) -> str | None:
 
 
 def _dates(certificate: bytes) -> tuple[datetime, datetime]:
-    """RFC 5280, 4.1: Certificate, TBSCertificate, and in it the Validity, which is the fifth."""
+    """Return the validity dates of a certificate.
+
+    RFC 5280, 4.1: Validity is the fifth field of TBSCertificate.
+    """
     text = certificate.decode("ascii")
     text = text[text.index("-----BEGIN CERTIFICATE") :].partition("-----END CERTIFICATE-----")[0]
     der = ssl.PEM_cert_to_DER_cert(f"{text}-----END CERTIFICATE-----\n")
@@ -36,7 +39,7 @@ def _dates(certificate: bytes) -> tuple[datetime, datetime]:
 
 
 def _elements(der: bytes) -> list[tuple[int, bytes]]:
-    """The tags and contents of what follows each other in DER."""
+    """Return the tags and contents of consecutive DER elements."""
     found = []
     while der:
         size, start = der[1], 2
@@ -53,5 +56,5 @@ def _time(tag: int, value: bytes) -> datetime:
     if tag == _UTC_TIME:
         text = ("19" if text[:2] >= "50" else "20") + text
     elif tag != _GENERALIZED_TIME:
-        raise ValueError("no time")
+        raise ValueError("not a time")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)

@@ -1,1 +1,1 @@
-"""Campaigns and searches, put together from their parts and run."""
+"""Campaigns and searches, assembled from their parts and run."""

@@ -1,4 +1,4 @@
-"""A campaign's device as a search's site: where it measures (:mod:`esm_host.search.verify`)."""
+"""Campaign as the place where a search measures (:mod:`esm_host.search.verify`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from esm_host.atomic import write_bytes
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run
-from esm_host.campaign.session import CampaignSession, connected, open_session
+from esm_host.campaign.session import CampaignSession, connect_devices, open_session
 from esm_host.campaign.watcher import CampaignWatcher
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
@@ -31,21 +31,27 @@ _OTHER_PACE = 1.1
 
 
 def latency_of(run: Run, probability: float, name: str) -> Measure:
-    """Latencies as a campaign left them: measured, or predicted.
+    """Return the latencies of a campaign, measured or predicted.
 
     Args:
-        probability: of a predicted one being at most what it says.
-        name: of the device, where there are several.
+        run: The campaign.
+        probability: Probability that a predicted latency is not exceeded.
+        name: Name of the device; empty for a single one.
     """
     return _latency(run, run.figures(), run.predictor, probability, name)
 
 
 class CampaignSite:
-    """What a campaign measured is known, its predictor tells the rest, and its device measures
-    more, into its store.
+    """Site of a search: a campaign's measurements, its predictor, and its device for new ones.
+
+    New measurements go into the campaign's store.
 
     Args:
-        turn: is held while it measures: the same for all campaigns of one device.
+        run: The campaign.
+        session: Open session of the campaign.
+        watcher: Receiver of events.
+        name: Name of the device; empty for a single one.
+        turn: Lock held while the site measures, shared by all campaigns of one device.
     """
 
     def __init__(
@@ -76,19 +82,19 @@ class CampaignSite:
         there = {a.key for each in plan.values() for a in each}
         fresh = [a for a in self._space.decode(codes) if a.key not in there]
         if fresh:
-            # Below the references' round: a campaign that goes on does not count them as its own.
+            # Rounds below REFERENCE_ROUND do not count as the campaign's own when it resumes.
             number = min(plan) - 1
             self._store.add_plan(number, fresh)
             self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
         rounds = sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True)
         before = max((block.number for block in self._store.blocks()), default=0)
         with self._turn:
-            for number in rounds:  # what is there already costs nothing
+            for number in rounds:  # skips what is already measured
                 self._collector.collect(number, self._anchors)
         self._check_pace(before)
 
     def keep_predictor(self) -> None:
-        """The campaign's, which has learnt from what was measured since."""
+        """Store the campaign's predictor, trained on the new measurements too."""
         folder = RunFolder(self._run.path)
         exported = self._fitted().to_onnx()
         if exported is not None:
@@ -96,7 +102,7 @@ class CampaignSite:
         folder.share()
 
     def _fitted(self) -> Predictor:
-        """To all that was measured."""
+        """Return the predictor, fitted to all measurements."""
         blocks = len(self._store.blocks())
         if self._fit is None or self._fit[0] != blocks:
             settings, dataset = self._settings, self._measurements.dataset()
@@ -104,8 +110,10 @@ class CampaignSite:
         return self._fit[1]
 
     def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
-        """Of the campaign's own architectures those that are most like the chosen ones. None where
-        models run one after the other, for then they have no pace in common."""
+        """Return the campaign's architectures that are most similar to the chosen ones.
+
+        Empty for sequential runs, whose models have no common pace.
+        """
         if self._settings.spec.protocol is not RunOrder.INTERLEAVED:
             return []
         figures = self._measurements.figures()
@@ -122,25 +130,24 @@ class CampaignSite:
         return [own[row] for row in rows.tolist()]
 
     def _check_pace(self, before: int) -> None:
-        """Warns where the device is not what it was in the campaign, by what came after a block."""
+        """Warn if the device's pace after block ``before`` differs from the campaign's."""
         table = self._measurements.table()
         paces = table.quality.factors[[block.number > before for block in table.blocks]]
         now = float(np.median(paces)) if len(paces) else 1.0
         if not 1 / _OTHER_PACE < now < _OTHER_PACE:
             takes = f"{self._settings.device} takes {now:.2f} times as long as"
             if any(table.agent):
-                self._watcher.warn(f"{takes} usual: {self._what_becomes_of_it()}")
+                self._watcher.warn(f"{takes} usual: {self._scale_note()}")
             else:
                 self._watcher.warn(
-                    f"{takes} in most of the campaign {self._run.path}: that is divided out, "
-                    "figures are at the campaign's pace; if that was not the usual one, profile "
-                    "again"
+                    f"{takes} in most of the campaign {self._run.path}. Latencies are divided by "
+                    "this and refer to the campaign's pace; if that was unusual, profile again"
                 )
 
-    def _what_becomes_of_it(self) -> str:
+    def _scale_note(self) -> str:
         if self._settings.raw:
-            return "figures are as measured"
-        return "figures are at its usual pace"
+            return "latencies are as measured"
+        return "latencies refer to its usual pace"
 
 
 @contextmanager
@@ -151,11 +158,19 @@ def campaign_sites(
     wait: bool,
     watcher: CampaignWatcher,
 ) -> Iterator[list[CampaignSite]]:
-    """The devices of campaigns, reserved until the end.
+    """Connect to the devices of campaigns and reserve them until the context ends.
+
+    Args:
+        runs: Campaigns.
+        names: Names of their devices.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        watcher: Receiver of events.
 
     Raises:
-        BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
-        DeviceError: a device is gone or refuses.
+        BusyError: another program uses a campaign's folder, or a device is in use and ``wait`` is
+            False.
+        DeviceError: a device is unreachable or refuses.
     """
     turns: defaultdict[str, Lock] = defaultdict(Lock)
     with ExitStack() as stack:
@@ -163,7 +178,7 @@ def campaign_sites(
         for run, name in zip(runs, names, strict=True):
             folder, settings, space = RunFolder(run.path), run.settings, run.space
             found = stack.enter_context(
-                connected(settings, space, True, patience_s, wait, watcher.warn)
+                connect_devices(settings, space, True, patience_s, wait, watcher.warn)
             )
             stack.enter_context(folder.locked())
             session = stack.enter_context(open_session(settings, folder, space, found, watcher))
@@ -179,7 +194,7 @@ def _latency(
     name: str,
 ) -> Measure:
     judged = run.measurements()
-    # As they are now: whatever is measured tells more of the pace of all blocks.
+    # Use the current figures: new measurements refine the pace of all blocks.
     latency_ms = dict(zip((a.key for a in figures.architectures), figures.latency_ms, strict=True))
     return LatencyMeasure(
         LatencyBounds(

@@ -1,4 +1,4 @@
-"""A campaign from beginning to end: put together from its parts, run, and written to its folder."""
+"""Campaign from beginning to end: assembled, run, and written to its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esm_host.atomic import write_bytes, write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
-from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connected, open_session
+from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connect_devices, open_session
 from esm_host.campaign.watcher import CampaignWatcher, complete
 from esm_host.dataset.cost import device_time
 from esm_host.dataset.measurements import Measurements
@@ -38,7 +38,7 @@ RESUMABLE = frozenset(
         *("predictor", "encoding", "group_tolerance_percent", "raw"),
     }
 )
-"""Settings that a resumed campaign may change: they alter nothing that was measured."""
+"""Settings that a resumed campaign may change, because they do not affect measured values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +46,11 @@ class CampaignResult:
     """Result of a campaign.
 
     Attributes:
-        reason: of the end, with marked names of arguments.
-        result: what ``result.json`` holds.
-        dataset: all that was measured.
-        failures: why architectures could not be measured, by their keys.
+        converged: Whether the target accuracy was reached.
+        reason: Reason of the end, with marked names of arguments.
+        result: Content of ``result.json``.
+        dataset: All measured samples.
+        failures: Messages of the architectures that could not be measured, by key.
     """
 
     converged: bool
@@ -67,21 +68,24 @@ def run_campaign(
     wait: bool = True,
     watcher: object | None = None,
 ) -> CampaignResult:
-    """Runs a campaign to its end, or goes on with it; broken off, it keeps what was measured.
+    """Run or resume a campaign; if it is interrupted, its measurements are kept.
 
-    Everything that can be wrong with the request is found before anything is measured.
+    Invalid settings are reported before anything is measured.
 
     Args:
-        patience_s: how long to wait for a device that went away.
-        wait: False gives up on a device that somebody else uses.
-        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
+        settings: Settings of the campaign.
+        folder: Folder of the campaign.
+        resume: Whether to continue the folder's campaign.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        watcher: Object with any of the methods of :class:`CampaignWatcher`; None for none.
 
     Raises:
-        UsageError: something that was asked for makes no sense.
-        ModelsError: likewise of the search space.
-        DatasetError: the folder is unusable, or of another campaign.
-        BusyError: somebody else uses the folder, or the device and ``wait`` is False.
-        DeviceError: the device is gone or refuses.
+        UsageError: a setting is invalid.
+        ModelsError: a setting of the search space is invalid.
+        DatasetError: the folder is unusable or holds another campaign.
+        BusyError: another program uses the folder, or the device is in use and ``wait`` is False.
+        DeviceError: the device is unreachable or refuses.
     """
     if not patience_s >= 0:
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
@@ -89,14 +93,14 @@ def run_campaign(
     space = settings.search_space()
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
-    folder.predictors(settings, encoder)(0)  # what it lacks is found now
+    folder.predictors(settings, encoder)(0)  # reports a missing library now
     _check_space(settings, space)
     if settings.initial <= 2 * settings.block_size:
         watcher.warn(
-            "fewer than three blocks before the first training: quality control has nothing to "
-            f"compare them with; a smaller {argument('block_size')} helps"
+            "fewer than three blocks before the first training: too few for quality control; "
+            f"give a smaller {argument('block_size')}"
         )
-    with connected(settings, space, resume, patience_s, wait, watcher.warn) as found:
+    with connect_devices(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
         with folder.locked():
             return _run(settings, folder, space, encoder, known, found, watcher)
@@ -109,7 +113,7 @@ def _check_space(settings: Settings, space: SearchSpace) -> None:
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
             f"{settings.references} exceed the "
-            f"space's {space.count()} architectures: give less"
+            f"space's {space.count()} architectures: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):
@@ -132,11 +136,12 @@ def _run(
     if not folder.settings.exists():
         if known is not None:
             known.keep(settings, folder)
-        # First: a folder with settings can be resumed, however little it holds.
+        # Before the first measurement: a folder with settings can be resumed.
         write_json(folder.settings, settings.to_json())
     with open_session(settings, folder, space, found, watcher) as session:
         store, measurements = session.store, session.measurements
-        write_json(folder.settings, settings.to_json())  # a raised target, say
+        # The settings of a resumed campaign may have changed.
+        write_json(folder.settings, settings.to_json())
         folder.share()
         draw_first = (
             FirstArchitectures(
@@ -166,13 +171,13 @@ def _run(
 def finish_campaign(
     settings: Settings, folder: RunFolder, watcher: object | None = None
 ) -> CampaignResult:
-    """Train on what a campaign has measured so far; no device is needed, and it can go on later.
+    """Train on a campaign's measurements so far, without a device; it can be resumed later.
 
     Raises:
-        UsageError: there is no campaign.
-        DatasetError: the folder is unusable, or nothing was measured.
-        BusyError: somebody else uses the folder.
-        DeviceError: what was measured is too little to learn from.
+        UsageError: the folder holds no campaign.
+        DatasetError: the folder is unusable, or holds no measurements.
+        BusyError: another program uses the folder.
+        DeviceError: there are too few measurements to learn from.
     """
     folder.prepare(resume=True)
     space = settings.search_space()
@@ -180,9 +185,9 @@ def finish_campaign(
     with folder.locked(), closing(folder.open_store()) as store:
         if not store.blocks():
             raise DatasetError(
-                f"{folder.path} has measured nothing yet: leave {argument('finish')} out"
+                f"{folder.path} holds no measurements yet: omit {argument('finish')}"
             )
-        write_json(folder.settings, settings.to_json())  # another predictor, say
+        write_json(folder.settings, settings.to_json())  # the predictor may have changed
         measurements = Measurements(store, settings.spec, settings.raw)
         learner = Learner(encoder, folder.predictors(settings, encoder), settings)
         loop = Loop(space, settings, learner=learner)
@@ -212,7 +217,7 @@ def _conclude(
     device: Mapping[str, Any],
     unfinished: Mapping[str, Any] | None = None,
 ) -> CampaignResult:
-    """Write what a campaign came to."""
+    """Write the result of a campaign."""
     result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
     dataset, failures = measurements.dataset(), measurements.table().failures
     if settings.warm_start:
@@ -231,7 +236,7 @@ def _judged(
     dataset: Dataset,
     held_out: Collection[str],
 ) -> dict[str, Any]:
-    """Accuracy of predictions that learn from sources."""
+    """Return the accuracy of predictions that learn from sources."""
     trusted = dataset.only(settings.trusted_verdicts)
     expected = folder.sources_encoder(encoder.space)
     about = {
@@ -247,10 +252,10 @@ def _judged(
 
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
-    """The predictor, its predictions, the pictures and, last, the result."""
+    """Write the predictor, its predictions, the plots and, last, the result."""
     exported = outcome.predictor.to_onnx()
     if exported is None:
-        folder.predictor_onnx.unlink(missing_ok=True)  # another predictor's
+        folder.predictor_onnx.unlink(missing_ok=True)  # left by an earlier predictor
     else:
         write_bytes(folder.predictor_onnx, exported)
     pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""A search from beginning to end: put together from its parts, run, and written to its folder."""
+"""Search from beginning to end: assembled, run, and written to its folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_json
-from esm_host.campaign.folder import RunFolder, resuming
+from esm_host.campaign.folder import RunFolder, resume_command
 from esm_host.campaign.run import Run, load_run
 from esm_host.campaign.session import PATIENCE_S
 from esm_host.campaign.watcher import complete
@@ -28,7 +28,7 @@ from esm_models.space import SearchSpace
 
 
 class ProxyResult(Protocol):
-    """Result of a search with a proxy."""
+    """Result of a search with a proxy device."""
 
     @property
     def verified(self) -> Verification: ...
@@ -36,7 +36,7 @@ class ProxyResult(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
     def describe(self, count: int) -> str:
-        """Return what became of the proxy, and of the ``count`` on the front, in words."""
+        """Describe the proxy's contribution to a front of ``count`` architectures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,13 @@ class SearchResult:
     """Result of a search.
 
     Attributes:
-        front: architectures on it, with their quantities: measured, or predicted where nothing
-            was to be measured.
-        closest: of what keeps not all limits, what comes closest, where the front is empty.
-        verified: how it was measured; None if it was not.
-        problem: that was posed.
-        by_proxy: what became of the proxy, where there was one.
+        front: Architectures on the front with their quantities, measured if anything was
+            measured, else predicted.
+        closest: Candidates closest to the limits, if the front is empty.
+        verified: Verification by measurement; None if nothing was measured.
+        problem: Problem of the search.
+        result: Content of the result file.
+        by_proxy: Result of the proxy search; None without a proxy.
     """
 
     front: Candidates
@@ -69,28 +70,31 @@ def run_search(
     watcher: object | None = None,
     on_round: Callable[[Sequence[Round]], None] | None = None,
 ) -> SearchResult:
-    """Searches, and measures what it finds with the campaigns' devices; broken off, it goes on
-    from what was measured.
+    """Search, and measure candidates on the devices of the campaigns.
 
-    What is measured is kept in the campaigns' stores, and their predictors learn from it.
+    Measurements go into the campaigns' stores, and their predictors learn from them. An
+    interrupted search can be resumed.
 
     Args:
-        output: folder, which is made.
-        resume: go on with the folder's search, whose settings these are; it may measure more.
-        patience_s: how long to wait for a device that went away.
-        wait: False gives up on a device that somebody else uses.
-        watcher: has those methods of :class:`CampaignWatcher` that it cares for.
-        on_round: is told all rounds before what the last one chose is measured.
+        settings: Settings of the search.
+        output: Folder of the search, which is created.
+        resume: Whether to continue the folder's search with these settings; it may measure more.
+        patience_s: Time to wait for an unreachable device, s.
+        wait: Whether to wait for a device that is in use; if False it raises BusyError.
+        watcher: Object with any of the methods of :class:`CampaignWatcher`; None for none.
+        on_round: Callback with all rounds, called before the candidates of the last one are
+            measured.
 
     Raises:
-        UsageError: something that was asked for makes no sense.
+        UsageError: a setting is invalid.
         DatasetError: a campaign or the folder is unusable.
-        BusyError: somebody else uses a campaign's folder, or a device and ``wait`` is False.
-        DeviceError: a device is gone or refuses.
+        BusyError: another program uses a campaign's folder, or a device is in use and ``wait`` is
+            False.
+        DeviceError: a device is unreachable or refuses.
     """
     folder, watcher = SearchFolder(Path(output)), complete(watcher)
     runs = [load_run(path) for path in settings.runs]
-    if settings.measure:  # a team's campaign may have gone on elsewhere
+    if settings.measure:  # a shared campaign may have progressed elsewhere
         for run in runs:
             RunFolder(run.path).prepare(resume=True)
         runs = [load_run(path) for path in settings.runs]
@@ -110,7 +114,7 @@ def run_search(
     verified: Verification | None = None
     if settings.measure:
         with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
-            write_json(folder.settings, settings.to_json())  # once nobody else uses the campaigns
+            write_json(folder.settings, settings.to_json())  # after the campaigns are locked
             posed = problem([site.latency(settings.probability) for site in sites])
             past, keep = read_rounds(folder, posed), _keeping(folder, posed, on_round)
             if proxied is None:
@@ -145,8 +149,8 @@ def _proxy_search(settings: SearchSettings, run: Run) -> Callable[..., ProxyResu
     """Return a search that begins with the front of another device.
 
     Raises:
-        UsageError: there is no such source, or it is of another space.
-        DatasetError: it is damaged.
+        UsageError: the source does not exist or has another space.
+        DatasetError: the source is damaged.
     """
     cls = load_class("esm_host.research.proxy_search:ProxySearch", argument("proxy"))
     found: Callable[..., ProxyResult] = cls(settings, run)
@@ -156,7 +160,7 @@ def _proxy_search(settings: SearchSettings, run: Run) -> Callable[..., ProxyResu
 def _keeping(
     folder: SearchFolder, posed: Problem, on_round: Callable[[Sequence[Round]], None] | None
 ) -> Callable[[Sequence[Round]], None]:
-    """Return what writes all rounds before the last one's choice is measured."""
+    """Return a callback that writes all rounds before the last one is measured."""
 
     def keep(rounds: Sequence[Round]) -> None:
         write_rounds(folder, rounds, posed.space)
@@ -170,42 +174,47 @@ def _common_space(runs: Sequence[Run]) -> SearchSpace:
     first, *others = runs
     for run in runs:
         if run.result is None:
-            raise UsageError(f"{run.path} has no predictor yet: {resuming(run.path)} makes it")
+            raise UsageError(
+                f"{run.path} has no predictor yet: {resume_command(run.path)} trains it"
+            )
     for other in others:
         if other.space.code_shape != first.space.code_shape or (
             other.space.name != first.space.name
             or other.space.resolutions != first.space.resolutions
         ):
             raise UsageError(
-                f"{first.path} and {other.path} are of different search spaces: a search is of one"
+                f"{first.path} and {other.path} have different spaces: give campaigns of one space"
             )
     return first.space
 
 
 def _check_names(settings: SearchSettings) -> None:
-    """Raises UsageError unless the devices' quantities can be told apart."""
+    """Check that the devices' quantities have different names.
+
+    Raises:
+        UsageError: two campaign folders have the same name.
+    """
     if len(set(settings.devices)) < len(settings.devices):
-        raise UsageError("two campaigns' folders have one name: rename one of them")
+        raise UsageError("two campaign folders have the same name: rename one of them")
 
 
 def _prepare(folder: SearchFolder, settings: SearchSettings, resume: bool) -> None:
     if resume:
         known = folder.read_settings()
         if replace(known, measure=settings.measure) != settings:
-            raise UsageError(f"{folder.path} holds another search: give {argument('resume')} alone")
+            raise UsageError(f"{folder.path} holds another search: give only {argument('resume')}")
         if settings.measure < known.measure:
             raise UsageError(
-                f"{argument('measure')} {settings.measure}: the search in {folder.path} was asked "
-                "for "
-                f"{known.measure}; give more, or leave it out"
+                f"{argument('measure')} {settings.measure}: the search in {folder.path} has "
+                f"{known.measure} already; give more, or omit it"
             )
         return
     if folder.settings.exists() and (folder.rounds.exists() or folder.front.exists()):
         raise RunExistsError(
-            f"{folder.path} holds a search: {argument('resume')} goes on with it; or give another "
+            f"{folder.path} holds a search: {argument('resume')} continues it; or give another "
             f"{argument('output')}"
         )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder.path} cannot be made: {error.strerror}") from error
+        raise UsageError(f"{folder.path} cannot be created: {error.strerror}") from error

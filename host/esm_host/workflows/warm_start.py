@@ -1,4 +1,4 @@
-"""A campaign that begins with what is known of other devices."""
+"""Warm start of a campaign with latencies of other devices."""
 
 from __future__ import annotations
 
@@ -29,45 +29,47 @@ from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
 POOL = 1500
-"""Architectures that the first ones are chosen from."""
+"""Number of candidates for the first architectures."""
 SHARED = "shared"
-"""The sampler that takes architectures which the sources have measured, and none of a pool."""
+"""Sampler that takes architectures measured by the sources instead of random candidates."""
 
 
 @dataclass(frozen=True, eq=False)
 class WarmStart:
-    """Knowledge of other devices that a new campaign starts with, before its folder is made.
+    """Sources of a new campaign, before its folder is created.
 
     Attributes:
-        expected: what the sources' models expect of an architecture.
-        sources: as much of them as the campaign's method learns from.
+        expected: Encoder with the predictions of the sources' models.
+        sources: Sources, reduced to what the campaign's method learns from.
     """
 
     expected: SourcesEncoder
     sources: Sequence[Source]
 
     def encoder(self, settings: Settings) -> Encoder:
-        """Return the one that the campaign's predictor learns from."""
+        """Return the encoder of the campaign's predictor."""
         space = self.expected.space
         return settings.encoder(space) if settings.adapts else self.expected
 
     def keep(self, settings: Settings, folder: RunFolder) -> None:
-        """Write into the campaign's folder what it needs of the sources, which may go then."""
+        """Write what the campaign needs of its sources into its folder."""
         self.expected.models.save(folder.sources)
         if settings.adapts or settings.first_sampler == SHARED:
             folder.kept_method(settings, self.expected.space).keep(self.sources)
 
 
 def warm_start(settings: Settings, space: SearchSpace, folder: Path) -> WarmStart:
-    """Find a new campaign's sources, and whether its method and its sampler can work with them.
+    """Load a new campaign's sources and check that its method and sampler can use them.
 
     Args:
-        folder: of the campaign; others beside it are sources if all are asked for.
+        settings: Settings of the campaign.
+        space: Search space of the campaign.
+        folder: Folder of the campaign; ``"all"`` includes the campaigns beside it.
 
     Raises:
-        UsageError: there is no source of the space, one that is named does not exist, or the method
-            or the sampler cannot work with them, or lacks a library.
-        DatasetError: one that is named is damaged.
+        UsageError: the space has no source, a named source does not exist, the method or the
+            sampler cannot use them, or a library is missing.
+        DatasetError: a named source is damaged.
     """
     method = make_method(settings.method, settings.seed, **settings.method_options)
     encoding = sampler_and_encoding(settings.first_sampler)[1]
@@ -77,13 +79,13 @@ def warm_start(settings: Settings, space: SearchSpace, folder: Path) -> WarmStar
     if not found:
         if any(source.fits(space) for source in registry.everything(folder.parent, space)):
             raise UsageError(
-                f"all that is known of {space.name} is of other resolutions, widths, batches or "
-                f"dtypes than {registry.describe(space)}, or of less than {registry.LEAST} "
-                "architectures: name what to learn from, as esm-host sources list calls it"
+                f"no source matches {registry.describe(space)} with at least {registry.LEAST} "
+                "architectures: name the sources to learn from, as in "
+                "esm-host sources list"
             )
         raise UsageError(
-            f"no latencies of {space.name} are known of any other device: give some to esm-host "
-            "import, name a campaign's folder, or begin without them"
+            f"there are no latencies of {space.name} from other devices: add some with esm-host "
+            "import, name a campaign's folder, or begin without a warm start"
         )
     method.check(space, [source.name for source in found])
     expected = SourcesEncoder(space, learn(space, found))
@@ -91,13 +93,14 @@ def warm_start(settings: Settings, space: SearchSpace, folder: Path) -> WarmStar
 
 
 class FirstArchitectures:
-    """Draws the first architectures of a warm start, by the campaign's sampler.
+    """Drawing of the first architectures of a warm start, with the campaign's sampler.
 
     Args:
-        expected: what the sources' models expect of an architecture.
-        sources: what they measured, where the sampler takes of that.
-        sampler: draws the pool, and those that are held out.
-        keep: is given the keys of these.
+        settings: Settings of the campaign.
+        expected: Encoder with the predictions of the sources' models.
+        sources: Function that returns the sources, for samplers that need them.
+        sampler: Sampler of the candidates and the held-out set.
+        keep: Callback that stores the keys of the held-out set.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class FirstArchitectures:
         return [*chosen, *(pool[row] for row in rows), *by_chance]
 
     def _shared(self, count: int, taken: Collection[str]) -> list[Architecture]:
-        """Return what most sources measured, in the order in which HELP draws its references."""
+        """Return the architectures that most sources measured, in HELP's order of references."""
         from esm_host.transfer.known import KnownLatencies  # slow to load
 
         codes = KnownLatencies(self._sources()).shared()
@@ -164,7 +167,7 @@ class FirstArchitectures:
 
 
 def _encodings(function: str) -> Callable[..., Any]:
-    """Return a function of the encodings that samplers of papers read."""
+    """Return a function of the encodings that published samplers use."""
     found: Callable[..., Any] = load_class(
         f"esm_host.research.encodings.by_name:{function}", argument("sampler")
     )

@@ -1,8 +1,9 @@
 """Settings of a campaign (ESM, II-B), in four parts.
 
-:class:`SpaceSettings` make the search space, :class:`SamplingSettings` choose architectures,
-:class:`MeasuringSettings` measure them and :class:`TrainingSettings` learn from them.
-:class:`Settings` are all four: the whole that a campaign stores. Code takes the part that it needs.
+:class:`SpaceSettings` define the search space, :class:`SamplingSettings` the choice of
+architectures, :class:`MeasuringSettings` the measurement and :class:`TrainingSettings` the
+predictor. :class:`Settings` combine all four and are stored with the campaign. Code takes only
+the part that it needs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSettings):
-    """Settings of one campaign: all of its four parts.
+    """Settings of one campaign, all four parts.
 
     Attributes:
-        preset: name in :data:`esm_host.extension.presets.PRESETS`, whose values these settings
-            began with; it changes nothing by itself.
+        preset: Name in :data:`esm_host.extension.presets.PRESETS` whose values were the starting
+            point. It has no effect by itself.
 
     Raises:
         UsageError: a value is out of range.
@@ -51,18 +52,20 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
         if not self.warm_start and (self.sampler or self.held_out):
             name = "sampler" if self.sampler else "held_out"
             raise UsageError(
-                f"{argument(name)} is of a transfer: give {argument('warm_start')} as well"
+                f"{argument(name)} belongs to a transfer: give {argument('warm_start')} as well"
             )
 
     @classmethod
     def of_preset(cls, name: str, device: str, **changes: Any) -> Self:
-        """Return the settings of a published system, on a device.
+        """Return the settings of a published system for a device.
 
         Args:
-            changes: further settings, in place of the preset's.
+            name: Name of the preset.
+            device: Name of the device.
+            **changes: Settings that replace those of the preset.
 
         Raises:
-            UsageError: there is no such preset, or a value is out of range.
+            UsageError: the preset does not exist, or a value is out of range.
         """
         found = preset(name)
         spec = changes.pop("spec", None) or MeasureSpec(**found.spec)
@@ -77,13 +80,14 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
         sources: Sequence[str] = (),
         **changes: Any,
     ) -> Self:
-        """Return the settings of a campaign that learns a device from a few samples and sources.
+        """Return the settings of a campaign that learns a device from few samples and sources.
 
         Args:
-            samples: models to learn from, chosen by ``sampler``.
-            held_out: models drawn at random that tell how good it is: 4 or more, or 0.
-            sources: names of them; none takes all that are known of the space.
-            changes: further settings, such as ``method`` and ``sampler``.
+            device: Name of the device.
+            samples: Number of models to learn from, chosen by ``sampler``.
+            held_out: Number of random models in the held-out set: 4 or more, or 0.
+            sources: Names of the sources; empty for all sources of the space.
+            **changes: Further settings, such as ``method`` and ``sampler``.
 
         Raises:
             UsageError: a value is out of range.
@@ -98,7 +102,7 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             )
         if sources and not all(name.strip(" ,") for name in sources):
             raise UsageError(
-                f"{argument('source')} names nothing: leave it out to learn from all that there are"
+                f"{argument('source')} has an empty name: omit it to learn from all sources"
             )
         given = {
             "initial": measured,
@@ -107,13 +111,13 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             "sampling": "random",
             "warm_start": ",".join(sources) if sources else "all",
             "held_out": held_out,
-            "block_size": min(20, -(-measured // 3)),  # that there are three to compare
+            "block_size": min(20, -(-measured // 3)),  # at least three blocks to compare
         }
         return cls(device, **{**given, **changes})
 
     @property
     def has_target(self) -> bool:
-        """Whether the campaign is to reach an accuracy. A transfer measures so many, and ends."""
+        """Whether the campaign has a target accuracy; a transfer ends after its samples."""
         return not self.warm_start or self.initial < self.max_models
 
     @property

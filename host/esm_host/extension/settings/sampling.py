@@ -1,4 +1,4 @@
-"""Settings of sampling: which architectures are measured, and when there are enough."""
+"""Settings of sampling: the choice of architectures and the end of the campaign."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esm_models.space import SearchSpace
 from esm_protos.plugins import absolute
 
 LEAST_INITIAL = 10
-"""Architectures that a campaign begins with, at least."""
+"""Smallest number of architectures in the first round of a campaign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +22,24 @@ class SamplingSettings(SeedSettings):
     """Settings of sampling, of its extension and of its end.
 
     Attributes:
-        initial: architectures measured before the first training (N_I).
-        step: architectures added by each extension (N_step).
-        bins: number of equally spaced depth bins (N_bins); None makes 5, or fewer where the space
+        initial: Architectures measured before the first training (N_I).
+        step: Architectures added by each extension (N_step).
+        bins: Number of equally spaced depth bins (N_bins). None makes 5, or fewer if the space
             has fewer depths.
-        target_accuracy_percent: accuracy that every bin must reach (Acc_TH).
-        judge: ``"bins"`` (every bin must pass) or ``"overall"``.
-        max_models: architectures measured at most; the campaign then ends unconverged.
-        sampling: name in :data:`esm_host.sampling.SAMPLERS`, or path/to/file.py:Class.
-        weight_below, weight_above: shares of a step that go to bins below and above the target
-            (W_B and W_A of Algorithm 1).
-        extension: ``"balanced"`` (Algorithm 1) or ``"cost-aware"``: bins by what they are short
-            of, models by how unsure the predictor is of them per second of device time.
-        held_out: with a warm start, number of the first architectures that are drawn at random:
-            they tell how good predictions from the others are.
-        sampler: with a warm start, how the other first architectures are chosen: a name in
-            :data:`esm_host.transfer.SAMPLERS`, as ``"cosine:zcp"`` with the encoding that it reads;
-            ``""`` is the method's own.
+        target_accuracy_percent: Target accuracy (Acc_TH).
+        judge: ``"bins"`` if every bin must reach the target, ``"overall"`` for the overall
+            accuracy.
+        max_models: Largest number of measured architectures; the campaign then ends without
+            convergence.
+        sampling: Name in :data:`esm_host.sampling.SAMPLERS`, or path/to/file.py:Class.
+        weight_below: Share of a step for bins below the target (W_B of Algorithm 1).
+        weight_above: Share of a step for bins above the target (W_A of Algorithm 1).
+        extension: ``"balanced"`` (Algorithm 1), or ``"cost-aware"``: bins by their shortfall,
+            models by the predictor's uncertainty per second of device time.
+        held_out: Number of random first architectures of a warm start that form the held-out set.
+        sampler: Sampler of the other first architectures of a warm start: a name in
+            :data:`esm_host.transfer.SAMPLERS`, with its encoding if it needs one
+            (``"cosine:zcp"``). Empty for the sampler of the method.
 
     Raises:
         UsageError: a value is out of range.
@@ -73,7 +74,7 @@ class SamplingSettings(SeedSettings):
             )
         if not self.weight_below:
             raise UsageError(
-                f"{argument('weight_below')} 0 would never extend a bin that needs it: give more"
+                f"{argument('weight_below')} 0 never extends a bin below the target: give more"
             )
         if self.judge not in ("bins", "overall"):
             raise UsageError(f"{argument('judge')} '{self.judge}': choose bins or overall")
@@ -100,7 +101,7 @@ class SamplingSettings(SeedSettings):
     def _check_first(self) -> None:
         if self.held_out and not 4 <= self.held_out <= self.initial - LEAST_SAMPLES:
             raise UsageError(
-                f"{self.held_out} held out of {self.initial}: hold out 4 or more, and leave "
+                f"{self.held_out} of {self.initial} held out: hold out 4 or more, and leave "
                 f"{LEAST_SAMPLES} or more"
             )
         if self.sampler:
@@ -112,10 +113,10 @@ class SamplingSettings(SeedSettings):
         return sampler_class(self.sampling).by_bin
 
     def depth_bins(self, space: SearchSpace) -> DepthBins:
-        """Return the bins of a space's depths.
+        """Return the depth bins of a space.
 
         Raises:
-            UsageError: it has fewer depths than bins were asked for.
+            UsageError: the space has fewer depths than bins.
         """
         if self.bins is None:
             return DepthBins.by_default(space.min_depth, space.max_depth)

@@ -1,4 +1,4 @@
-"""Random seed, which sampling and training share."""
+"""Random seed of sampling and training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SeedSettings:
     """Random seed.
 
     Raises:
-        UsageError: it is out of range.
+        UsageError: the seed is out of range.
     """
 
     seed: int = 0

@@ -12,14 +12,14 @@ from esm_protos.plugins import absolute
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """Settings that make a search space.
+    """Settings of a search space.
 
     Attributes:
-        space: name, or path/to/file.py:Class.
-        resolution: input side, pixels; None leaves it to the space.
-        width_mult: multiplier of channel counts.
-        batch: batch size.
-        dtype: of the networks' arithmetic, ``"float32"`` or ``"int8"``.
+        space: Name of the space, or path/to/file.py:Class.
+        resolution: Input side, pixels; None for the default of the space.
+        width_mult: Multiplier of channel counts.
+        batch: Batch size.
+        dtype: Arithmetic of the networks, ``"float32"`` or ``"int8"``.
     """
 
     space: str = "resnet"
@@ -29,15 +29,15 @@ class SpaceSettings:
     dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "space", absolute(self.space))  # found again from any folder
+        object.__setattr__(self, "space", absolute(self.space))  # valid from any working folder
 
     def search_space(self) -> SearchSpace:
         """Make the search space.
 
         Raises:
-            ModelsError: it does not exist, or not with these settings.
+            ModelsError: the space does not exist or rejects the settings.
         """
-        # A user's own space may have a constructor that does not know what is optional.
+        # The constructor of a user's own space may lack optional arguments.
         others = {} if self.dtype == FLOAT32 else {"dtype": self.dtype}
         return load_space(
             self.space,

@@ -1,4 +1,4 @@
-"""Settings of training: the predictor, and what it learns from."""
+"""Settings of training: the predictor and its training set."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ class TrainingSettings(SeedSettings):
     """Settings of a predictor's training and evaluation.
 
     Attributes:
-        predictor: name in :data:`esm_host.predictors.PREDICTORS`, or path/to/file.py:Class.
-        encoding: name in :data:`esm_host.encoding.ENCODERS`, or path/to/file.py:Class; None is
-            the one that suits the predictor.
-        folds: of the cross-validation that tells the accuracy.
-        train_on: verdicts of the numbers that predictors are trained and judged on, by commas.
-        weights: ``"interval"``: uncertain numbers count less in training; or ``"equal"``.
-        warm_start: sources to learn from as well, by commas: latencies of other devices
-            (:func:`esm_host.sources.registry.load`), or ``"all"`` that there are of the space.
-            The first architectures are then those that tell most, not those that chance draws.
-        method: with a warm start, how sources are learnt: a name in
-            :data:`esm_host.transfer.METHODS`.
-        method_options: of the method's constructor, in place of its defaults.
+        predictor: Name in :data:`esm_host.predictors.PREDICTORS`, or path/to/file.py:Class.
+        encoding: Name in :data:`esm_host.encoding.ENCODERS`, or path/to/file.py:Class. None for
+            the default of the predictor.
+        folds: Number of folds of the cross-validation.
+        train_on: Verdicts of the samples to train and evaluate on, comma-separated.
+        weights: ``"interval"`` if uncertain samples count less in training, or ``"equal"``.
+        warm_start: Sources to learn from, comma-separated: latencies of other devices
+            (:func:`esm_host.sources.registry.load`), or ``"all"`` of the space. The first
+            architectures are then the most informative, not random ones.
+        method: Few-shot method of a warm start, a name in :data:`esm_host.transfer.METHODS`.
+        method_options: Arguments of the method's constructor that replace its defaults.
 
     Raises:
         UsageError: a value is out of range.
@@ -59,13 +58,13 @@ class TrainingSettings(SeedSettings):
             raise UsageError(f"{argument('weights')} '{self.weights}': choose equal or interval")
         if not self.trusted_verdicts:
             raise UsageError(f"{argument('train_on')} names no verdict: give one or more")
-        for name in ("predictor", "encoding", "method"):  # found again from any folder
+        for name in ("predictor", "encoding", "method"):  # valid from any working folder
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, absolute(getattr(self, name)))
         entry(self.predictor)
         if self.predictor == "lookup-bias":
             raise UsageError(
-                f"{argument('predictor')} lookup-bias needs a lookup table: compare it by "
+                f"{argument('predictor')} lookup-bias needs a lookup table: evaluate it with "
                 "esm-host study"
             )
         object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
@@ -75,17 +74,17 @@ class TrainingSettings(SeedSettings):
     def _check_sources(self) -> None:
         if self.warm_start not in ("", "all") and not self.source_names:
             raise UsageError(
-                f"{argument('warm_start')} '{self.warm_start}' names no source: give names by "
-                "commas, or all"
+                f"{argument('warm_start')} '{self.warm_start}' names no source: give names "
+                "separated by commas, or all"
             )
         if self.warm_start and (self.predictor != "auto" or self.encoding is not None):
             raise UsageError(
-                f"{argument('warm_start')} is for {argument('predictor')} auto and its own "
-                f"encoding: leave {argument('predictor')} and {argument('encoding')} out"
+                f"{argument('warm_start')} needs {argument('predictor')} auto and its own "
+                f"encoding: omit {argument('predictor')} and {argument('encoding')}"
             )
         if not self.warm_start and (self.method != DEFAULT or self.method_options):
             raise UsageError(
-                f"{argument('method')} is of a transfer: give {argument('warm_start')} as well"
+                f"{argument('method')} belongs to a transfer: give {argument('warm_start')} as well"
             )
 
     @property
@@ -107,24 +106,24 @@ class TrainingSettings(SeedSettings):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """``warm_start`` as names; none where all there are is asked for."""
+        """Names in ``warm_start``; empty for all sources."""
         if self.warm_start == "all":
             return ()
         return tuple(name.strip() for name in self.warm_start.split(",") if name.strip())
 
     @property
     def adapts(self) -> bool:
-        """Whether the predictor is a few-shot method, adapted, instead of ``predictor``."""
+        """Whether the predictor is an adapted few-shot method instead of ``predictor``."""
         return bool(self.warm_start) and self.method != DEFAULT
 
     def encoder(self, space: SearchSpace) -> Encoder:
-        """Make the encoder of ``encoding``, or the one that suits the predictor.
+        """Make the encoder of ``encoding``, or the default of the predictor.
 
-        A campaign that ``auto`` learns sources in has one of its own
+        A campaign whose ``auto`` learns from sources has its own encoder
         (:meth:`esm_host.campaign.folder.RunFolder.encoder`).
 
         Raises:
-            UsageError: there is no such encoding, or it does not suit the space.
+            UsageError: the encoding does not exist or does not suit the space.
         """
         from esm_host.encoding.codes import CodesEncoder  # slow to load
 

@@ -1,4 +1,4 @@
-"""Encodings of architectures by name, several side by side."""
+"""Encodings of architectures by name, concatenated if there are several."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _LEARNT = {
 
 
 def check_encodings(names: str) -> None:
-    """Raise UsageError unless what these encodings need is installed.
+    """Check that the libraries of these encodings are installed.
 
     Args:
-        names: as :func:`~esm_host.transfer.encoding_names` gives them, or ``""``.
+        names: Names from :func:`~esm_host.transfer.encoding_names`, or ``""``.
+
+    Raises:
+        UsageError: a library is not installed.
     """
     for name in names.split("+"):
         if name in _LEARNT:
@@ -38,11 +41,13 @@ def supplement_of(
     """Return the encodings of a space, or None without names.
 
     Args:
-        names: joined by ``+``. Learnt ones are learnt now, which takes a minute or so.
-        trained: what :func:`supplement_weights` gave, in place of learning.
+        names: Names joined by ``+``. Learned encodings are trained now, which takes about a
+            minute.
+        space: Search space.
+        trained: Weights from :func:`supplement_weights`, instead of training; None trains.
 
     Raises:
-        UsageError: there is no such encoding, or it needs what is not installed.
+        UsageError: an encoding does not exist, or its library is not installed.
     """
     if not names:
         return None
@@ -58,7 +63,7 @@ def supplement_of(
 
 
 def supplement_weights(supplement: Supplement) -> dict[str, NDArray[Any]]:
-    """Return the weights of those that were learnt, by name."""
+    """Return the weights of the learned encodings, by name."""
     arrays: dict[str, NDArray[Any]] = {}
     for part in getattr(supplement, "parts", ()):
         if hasattr(part, "trained"):
