@@ -163,7 +163,7 @@ def test_a_warm_start_measures_what_tells_most(known: Path, tmp_path: Path) -> N
 
 def test_wrong_input(known: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert_refused(transfer(run), "no latencies of resnet are known", "esm-host import")
+    assert_refused(transfer(run), "no latencies of resnet from other devices", "esm-host import")
     assert_refused(transfer(run, "--source", "nothing"), "no source 'nothing'")
     assert_refused(transfer(run, "--source", f"{tmp_path}/no.parquet"), "there is no")
     assert_refused(

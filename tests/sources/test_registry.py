@@ -53,7 +53,7 @@ def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
     assert [len(source) for source in load("one")] == [30, 30, 20]
     remove("one")
     assert tables() == ["two"]
-    with pytest.raises(UsageError, match="no imported source 'one': esm-host sources list"):
+    with pytest.raises(UsageError, match="no imported source 'one': see esm-host sources list"):
         remove("one")
 
 

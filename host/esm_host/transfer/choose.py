@@ -5,12 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.encoding.base import Layout
+from esm_host.encoding.base import Encoder, Layout
+from esm_models.space import Codes
 
 Floats = NDArray[np.float64]
 
 NOISE = 0.05
 """Variance of a measurement, in units of the latencies' variance."""
+
+
+def choose(
+    encoder: Encoder, codes: Codes, count: int, seconds: ArrayLike = 1.0
+) -> NDArray[np.intp]:
+    """Return rows of a pool to measure on a new device, most informative first, ``(count,)``.
+
+    Args:
+        encoder: Encoder whose groups of columns count the same.
+        codes: Pool, ``(n, *code_shape)``.
+        count: Number of rows.
+        seconds: Device time of each row, s, ``(n,)``, or one for all.
+    """
+    features = prior_features(encoder.encode_codes(codes), encoder.layout)
+    return most_informative(features, count, seconds)
 
 
 def prior_features(encodings: ArrayLike, layout: Layout) -> Floats:

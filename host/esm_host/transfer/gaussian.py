@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.encoding.sources import SourcesEncoder
 from esm_host.predictors.auto import AutoPredictor
 from esm_host.predictors.candidates import WITH_SOURCES, WITHOUT_SOURCES
-from esm_host.transfer import source_models
 from esm_host.transfer.base import FewShotPredictor, Floats
-from esm_host.transfer.choose import most_informative, prior_features
+from esm_host.transfer.choose import choose
 from esm_host.transfer.source import Source
+from esm_host.transfer.source_models import sources_encoder
 from esm_models.space import Codes
 
 
@@ -36,15 +35,11 @@ class SourceGP(FewShotPredictor):
         self.seed = seed
 
     def choose(self, pool: Codes, count: int, seconds: ArrayLike = 1.0) -> NDArray[np.intp]:
-        """Return rows of a pool to measure on the new device, most informative first, ``(count,)``.
-
-        See :func:`~esm_host.transfer.choose.most_informative`.
-        """
-        features = prior_features(self.encoder_.encode_codes(pool), self.encoder_.layout)
-        return most_informative(features, count, seconds)
+        """Return rows of a pool to measure (:func:`esm_host.transfer.choose.choose`)."""
+        return choose(self.encoder_, pool, count, seconds)
 
     def _learn(self, sources: Sequence[Source]) -> None:
-        self.encoder_ = SourcesEncoder(self.space, source_models.learn(self.space, sources))
+        self.encoder_ = sources_encoder(self.space, sources)
 
     def _adapt(self, codes: Codes, latency_ms: Floats) -> None:
         self.predictor_ = AutoPredictor(self.encoder_.layout, self.seed)

@@ -7,12 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.encoding.sources import SourceModels
+from esm_host.encoding.sources import SourceModels, SourcesEncoder
 from esm_host.encoding.views import ViewsEncoder
 from esm_host.predictors.design import Design
 from esm_host.predictors.process import Process
 from esm_host.transfer.source import Source
 from esm_models.space import SearchSpace
+
+
+def sources_encoder(space: SearchSpace, sources: Sequence[Source]) -> SourcesEncoder:
+    """Return the encoder of a transfer: the sources' predictions beside what the network tells.
+
+    The command and the benchmarks both learn sources by it.
+    """
+    return SourcesEncoder(space, learn(space, sources))
 
 
 def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:

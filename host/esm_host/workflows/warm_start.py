@@ -20,11 +20,11 @@ from esm_host.plugins import load_class
 from esm_host.sampling.base import Sampler
 from esm_host.sources import registry
 from esm_host.transfer import make_method, sampler_and_encoding
-from esm_host.transfer.choose import most_informative, prior_features
+from esm_host.transfer.choose import choose
 from esm_host.transfer.kept import reduced
 from esm_host.transfer.samplers import sample
 from esm_host.transfer.source import Source
-from esm_host.transfer.source_models import learn
+from esm_host.transfer.source_models import sources_encoder
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
@@ -88,7 +88,7 @@ def warm_start(settings: Settings, space: SearchSpace, folder: Path) -> WarmStar
             "import, name a campaign's folder, or begin without a warm start"
         )
     method.check(space, [source.name for source in found])
-    expected = SourcesEncoder(space, learn(space, found))
+    expected = sources_encoder(space, found)
     return WarmStart(expected, reduced(settings.method, space, found, settings.seed))
 
 
@@ -149,10 +149,9 @@ class FirstArchitectures:
     ) -> NDArray[np.intp]:
         name, encoding = sampler_and_encoding(self._settings.first_sampler)
         space = self._expected.space
-        if name == "informative":
-            encodings = self._expected.encode(pool)
-            return most_informative(prior_features(encodings, self._expected.layout), count)
         codes = space.encode(pool)
+        if name == "informative":
+            return choose(self._expected, codes, count)
         latency_ms, encoded = None, None
         if name == "latency-oracle":
             first, end = self._expected.layout.groups[GROUP]
