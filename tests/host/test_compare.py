@@ -171,7 +171,7 @@ def test_what_was_fed_otherwise_is_not_compared(compare: Invoke, timing: Json, n
     new["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 640, 640]}]
     timing["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 1, 1]}]
     refused = compare(timing, new)
-    assert_refused(refused, "fed x 1x3x1x1 float32 in the base timing and x 1x3x640x640 float32")
+    assert_refused(refused, "had input x 1x3x1x1 float32 in the base timing and x 1x3x640x640 float32")
     assert "--allow inputs compares them anyway" in refused.stderr
     allowed = compare(timing, new, "--allow", "inputs")
     assert allowed.exit_code == 0

@@ -811,7 +811,7 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
-        (["--allow-fallback"], ["--allow-fallback changes nothing with --ep cpu"]),
+        (["--allow-fallback"], ["--allow-fallback has no effect with --ep cpu"]),
         (["--ep-option", "x=1"], ["--ep-option x=1", "the provider cpu has no such option"]),
         (["--ep-option", "x"], ["--ep-option x: give NAME=VALUE"]),
         (["--ep-option", "x=1", "--ep-option", "x=1"], ["--ep-option x=1: x is given twice"]),
