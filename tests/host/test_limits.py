@@ -115,9 +115,7 @@ def test_files_for_the_cache_count_once_and_apart() -> None:
     check_models(replace(LIMITS, max_cache_bytes=90_000), models, parsed)
     with pytest.raises(UsageError, match=r"holds 0 MB.*--cache-size"):
         check_models(replace(LIMITS, max_cache_bytes=89_999), models, parsed)
-    with pytest.raises(
-        UsageError, match=r"takes none.*esm-agent serve --cache DIR .*XDG_CACHE_HOME"
-    ):
+    with pytest.raises(UsageError, match=r"no cache.*esm-agent serve --cache DIR .*XDG_CACHE_HOME"):
         check_models(LIMITS, models, parsed)
     with pytest.raises(UsageError, match="a: the model has 0 MB, above"):
         check_models(replace(LIMITS, max_model_bytes=39_999), models, parsed)
