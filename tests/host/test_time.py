@@ -929,7 +929,7 @@ def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:
     paths = [tmp_path / f"{index}.onnx" for index in range(257)]
     for path in paths:
         path.write_bytes(BARE)
-    assert_refused(esm_host_time(*paths), 2, "257 models", "256 at a time")
+    assert_refused(esm_host_time(*paths), 2, "257 models", "256 per block")
 
 
 def test_help_loads_nothing_heavy() -> None:
