@@ -1,4 +1,4 @@
-"""The command ``esm-agent``."""
+"""Command ``esm-agent``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SLEEP_S = 1.0
 
 app = typer.Typer(
     name="esm-agent",
-    help="Times neural networks on this device for a host elsewhere.",
+    help="Time neural networks on this device for a remote host.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -72,6 +72,8 @@ def _checked_host(host: str) -> str:
 
 
 class LogFormat(StrEnum):
+    """Values of ``--log-format``."""
+
     TEXT = "text"
     JSON = "json"
 
@@ -82,42 +84,47 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv4 and IPv6.",
+            help="Address to listen on: 0.0.0.0 for all IPv4 addresses, :: for all IPv4 and IPv6.",
             callback=_checked_host,
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
+        int, typer.Option(help="Port to listen on; 0 selects a free port.", min=0, max=65535)
     ] = DEFAULT_PORT,
     tls: Annotated[
-        bool, typer.Option("--tls", help="TLS and tokens for this machine as well.")
+        bool,
+        typer.Option("--tls", help="Require TLS and a token from clients on this machine, too."),
     ] = False,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve other machines without authentication.")
+        bool, typer.Option("--insecure", help="Accept other machines without TLS and tokens.")
     ] = False,
     certificate: Annotated[
-        Path | None, typer.Option(help="Mutual TLS: this agent's certificate, PEM.")
+        Path | None, typer.Option(help="Certificate of this agent for mutual TLS, a PEM file.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Mutual TLS: its key, PEM.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Private key of this agent for mutual TLS, a PEM file.")
+    ] = None,
     client_ca: Annotated[
-        Path | None, typer.Option(help="Mutual TLS: the authority of client certificates, PEM.")
+        Path | None,
+        typer.Option(help="Certificate authority of the clients for mutual TLS, a PEM file."),
     ] = None,
     config: Config = None,
     announce: Annotated[
         bool,
         typer.Option(
-            "--announce", help="Tell the local network (mDNS) of this agent: esm-host devices find."
+            "--announce",
+            help="Announce this agent on the local network (mDNS), for esm-host devices find.",
         ),
     ] = False,
     gpu: Annotated[
         int | None,
-        typer.Option(help="Number of the GPU to measure on, as nvidia-smi counts.", min=0),
+        typer.Option(help="GPU to measure on, by its number in nvidia-smi.", min=0),
     ] = None,
     provider: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE.py:CLASS",
-            help="An execution provider of your own (docs/extending/provider.md); may be repeated.",
+            help="Additional execution provider (docs/extending/provider.md). May be repeated.",
             envvar="ESM_AGENT_PROVIDERS",
         ),
     ] = None,
@@ -128,50 +135,54 @@ def serve(
         bool,
         typer.Option(
             "--take-turns",
-            help="Measure only while no other such agent of this user on this machine does.",
+            help="Take turns with other agents of this user on this machine that set this option.",
         ),
     ] = False,
     drain: Annotated[
         float,
-        typer.Option(help="Seconds in which a block may end once a stop is asked for.", min=0),
+        typer.Option(
+            help="Time for the current block to end after a stop signal, in seconds.", min=0
+        ),
     ] = DRAIN_S,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="Lines for people, or JSON objects.")
-    ] = LogFormat.TEXT,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.TEXT,
     metrics_port: Annotated[
         int | None,
-        typer.Option(help="Serve counters for Prometheus on this port.", min=0, max=65535),
+        typer.Option(
+            help="Port of the Prometheus counters; 0 selects a free port.", min=0, max=65535
+        ),
     ] = None,
     metrics_host: Annotated[
         str,
-        typer.Option(help="Address of the counters; they need no token.", callback=_checked_host),
+        typer.Option(
+            help="Address of the Prometheus counters. They need no token.", callback=_checked_host
+        ),
     ] = "127.0.0.1",
     memory_limit: Annotated[
         str | None,
         typer.Option(
-            help="Memory that models may use together, such as 1500M or 2G.",
-            show_default="three quarters of the device's",
+            help="Maximum memory of all models together, such as 1500M or 2G.",
+            show_default="three quarters of the device's memory",
         ),
     ] = None,
     cpus: Annotated[
         str | None,
         typer.Option(
-            help="Processors to measure on, such as 2,3; the agent itself keeps off them.",
+            help="Processors to measure on, such as 2,3. The agent itself uses the others.",
             show_default="all",
         ),
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of files that hosts send once: large models, their weights, inputs.",
+            help="Cache folder for uploaded files: large models, weights and inputs.",
             show_default="~/.cache/esm-agent",
         ),
     ] = None,
     cache_size: Annotated[
         str | None,
         typer.Option(
-            help="What the files in it may take together, such as 8G; 0 keeps none.",
-            show_default="half of what is free there, up to 32G",
+            help="Maximum size of the cache, such as 8G; 0 accepts no files.",
+            show_default="half of the free space, up to 32G",
         ),
     ] = None,
     history: History = None,
@@ -179,17 +190,17 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="FILE:CLASS",
-            help="Source of further metrics, such as my_metric.py:PageFaults, or the name of an "
-            "installed one; may be repeated.",
+            help="Source of additional metrics: a file and class, such as my_metric.py:PageFaults, "
+            "or the name of an installed source. May be repeated.",
         ),
     ] = None,
     max_block_time: Annotated[
-        float, typer.Option(help="Seconds after which a block is broken off.", min=1, max=86_400)
+        float, typer.Option(help="Time limit of a block, in seconds.", min=1, max=86_400)
     ] = 3600.0,
 ) -> None:
-    """Serve measurements until stopped (Ctrl-C, SIGTERM, SIGHUP; a second one stops at once).
+    """Serve measurements until Ctrl-C, SIGTERM or SIGHUP; a second signal stops at once.
 
-    Prints one line with the address once it is ready. Other machines need TLS and a token: see
+    The command prints its address when it is ready. Other machines need TLS and a token: see
     esm-agent pair.
 
     Example: esm-agent serve --host 0.0.0.0 --announce
@@ -214,7 +225,9 @@ def serve(
     except (AccessError, AnnounceError) as error:
         fail(2, str(error))
     if open_to_others and insecure:
-        logging.warning("INSECURE: anyone who reaches %s can run models here", join(host, port))
+        logging.warning(
+            "INSECURE: every machine that reaches %s can run models here", join(host, port)
+        )
     stops = _stops()
     counters = Metrics()
     try:
@@ -253,7 +266,7 @@ def serve(
     reason = _first(stops)
     if announcement is not None:
         announcement.withdraw()
-    if reason is not None:  # else its host is gone, which nothing would be finished for
+    if reason is not None:  # on end of standard input, the host is gone: nothing to finish
         logs.event(
             logging.getLogger(__name__), logging.INFO, "draining", signal=reason, drain_s=drain
         )
@@ -264,7 +277,7 @@ def serve(
 
 
 def _own_cache() -> Path | None:
-    """The user's cache folder; None, with a warning, for a user without a home folder."""
+    """Return the user's cache folder; None, with a warning, if there is no home folder."""
     from esm_agent.serving.cache import cache_folder
 
     try:
@@ -275,18 +288,18 @@ def _own_cache() -> Path | None:
 
 
 def _own_history() -> Path | None:
-    """The user's history file; None, with a warning, for a user without a home folder."""
+    """Return the user's history file; None, with a warning, if there is no home folder."""
     from esm_agent.measure.history import history_file
 
     try:
         return history_file()
     except OSError as error:
-        logging.warning("nothing is remembered: %s, or give --history", error.strerror)
+        logging.warning("no history: %s, or give --history", error.strerror)
         return None
 
 
 def _own_lock() -> MachineLock | None:
-    """The user's lock; None for a user without a home folder."""
+    """Return the user's lock; None if there is no home folder."""
     from esm_agent.measure.history import history_file
     from esm_agent.serving.machine_lock import MachineLock
 
@@ -296,16 +309,18 @@ def _own_lock() -> MachineLock | None:
 
 
 def _first(stops: queue.SimpleQueue[str | None]) -> str | None:
-    """The first reason to stop, waited for in short sleeps: Python looks at a signal that comes
-    just before a sleep only when the sleep ends."""
+    """Wait for the first reason to stop and return it.
+
+    The wait consists of short sleeps: a signal just before a sleep is handled only after it.
+    """
     while True:
         with contextlib.suppress(queue.Empty):
             return stops.get(timeout=_SLEEP_S)
 
 
 def _stops() -> queue.SimpleQueue[str | None]:
-    """Where a reason to stop appears: a signal's name, or None when standard input has ended."""
-    # Of all queues and events only this one may be filled from within a signal handler.
+    """Return a queue of reasons to stop: signal names, or None at the end of standard input."""
+    # SimpleQueue is the only queue or event that a signal handler can use safely.
     stops: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     asked: list[int] = []
 
@@ -318,7 +333,7 @@ def _stops() -> queue.SimpleQueue[str | None]:
         stops.put(signal.Signals(number).name)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup lets a program outlive its terminal.
+        # nohup ignores SIGHUP: keep ignoring it.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     return stops
@@ -328,14 +343,20 @@ def _stops() -> queue.SimpleQueue[str | None]:
 @one_line_errors
 def doctor(
     seconds: Annotated[
-        float, typer.Option(help="Seconds for which built-in models are timed.", min=0.1, max=600)
+        float,
+        typer.Option(
+            help="Time for which built-in models are timed, in seconds.", min=0.1, max=600
+        ),
     ] = 10.0,
     history: History = None,
     output: Annotated[
         Path | None, typer.Option("--json", help="Write JSON to this file; - is stdout.")
     ] = None,
 ) -> None:
-    """Find what would spoil measurements on this device. Example: esm-agent doctor --seconds 30"""
+    """Check this device for conditions that disturb measurements.
+
+    Example: esm-agent doctor --seconds 30
+    """
     from esm_agent.measure.worker import WorkerUnavailableError
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
@@ -390,13 +411,15 @@ app.command("history")(show_history)
 @one_line_errors
 def show_cache(
     cache: Annotated[
-        Path | None, typer.Option(help="As of serve.", show_default="~/.cache/esm-agent")
+        Path | None, typer.Option(help="Cache folder.", show_default="~/.cache/esm-agent")
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete all files.")] = False,
 ) -> None:
-    """Show the size of the cache of uploaded files, or clear it. Example: esm-agent cache --clear
+    """Show the size of the cache of uploaded files, or clear it.
 
     A running agent needs no restart: hosts upload missing files again.
+
+    Example: esm-agent cache --clear
     """
     from esm_agent.serving.cache import Cache, cache_folder
 
@@ -424,7 +447,7 @@ def install_service(
     system: Annotated[
         bool | None,
         typer.Option(
-            "--system/--user", help="Service of the device (default for root), or of your user."
+            "--system/--user", help="Install a system service (default for root) or a user service."
         ),
     ] = None,
     dry_run: Annotated[
@@ -439,12 +462,12 @@ def install_service(
     from esm_agent.serving import announce
 
     given = options or []
-    # As `serve` would read them: a typing error is better found now than by systemd.
+    # Parsed like `serve`, so that a mistyped option fails now and not in systemd.
     serving = (
         typer.main.get_group(app).commands["serve"].make_context("esm-agent serve", list(given))
     )
     if serving.params["until_stdin_closes"]:
-        fail(2, "--until-stdin-closes ends a service at once: leave it out")
+        fail(2, "--until-stdin-closes would end a service at once: leave it out")
     try:
         if serving.params["announce"]:
             announce.check(serving.params["host"])
@@ -463,17 +486,17 @@ def install_service(
 
 
 def _wait_for_eof(stops: queue.SimpleQueue[str | None]) -> None:
-    if sys.stdin is not None:  # else it was closed from the beginning
+    if sys.stdin is not None:  # None: closed from the start
         sys.stdin.read()
     stops.put(None)
 
 
 def main() -> None:
-    """Entry point."""
-    # Else gRPC writes a line of its own for every handshake that fails.
+    """Run the command."""
+    # By default gRPC logs every failed handshake.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # A process that is spawned imports the main module of its parent again; the measuring process
-    # needs nothing of this one, and starts a third faster without.
+    # A spawned process imports the main module of its parent. The measuring process does not need
+    # it and starts a third faster without.
     main_module = sys.modules["__main__"]
     main_module.__spec__ = None
     main_module.__dict__.pop("__file__", None)

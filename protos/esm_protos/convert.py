@@ -1,8 +1,8 @@
-"""Between messages and their wire form. Nothing else touches the generated classes' fields.
+"""Conversion between messages and protobuf. No other module uses fields of generated classes.
 
-Fields that both forms have by one name are copied by ``_sent`` and ``_received``; the functions
-name those that differ. Functions named ``*_from_pb`` take messages that :mod:`esm_protos.received`
-has let in. They raise NonsenseError, in one line, on values that make no sense together.
+``_sent`` and ``_received`` copy the fields with equal names; the functions convert the others.
+Functions named ``*_from_pb`` take messages already checked by :mod:`esm_protos.received`. They
+raise NonsenseError for inconsistent values.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from esm_protos.v1 import profiler_pb2 as pb
 
 Member = TypeVar("Member", bound=enum.Enum)
 Part = TypeVar("Part", pb.ModelResult, pb.BlockDone)
-_YEAR_10000_S = 253_402_300_800  # what people's calendars and datetime end before
+_YEAR_10000_S = 253_402_300_800  # datetime ends before the year 10000
 
 
 def _numbers(kind: type[Member], wire: Any, prefix: str) -> dict[Member, Any]:
-    """Return the wire's numbers of an enumeration's members, which it names after them."""
+    """Return the protobuf number of each member of an enumeration, by its prefixed name."""
     return {member: wire.Value(f"{prefix}_{member.name}") for member in kind}
 
 
@@ -80,7 +80,11 @@ _SAMPLES = ("latency_ns", "start_ns", "copy_in_ns", "copy_out_ns", "warm_ns")
 
 
 def _member(numbers: Mapping[Member, Any], number: int, what: str) -> Member:
-    """Return the member with a number; raises NonsenseError where there is none."""
+    """Return the member with a number.
+
+    Raises:
+        NonsenseError: the number is unknown.
+    """
     for member, own in numbers.items():
         if own == number:
             return member
@@ -88,10 +92,11 @@ def _member(numbers: Mapping[Member, Any], number: int, what: str) -> Member:
 
 
 def _sent(value: Any, *others: str) -> dict[str, Any]:
-    """Return a message's fields as the wire has them.
+    """Return the fields of a message for protobuf.
 
     Args:
-        others: fields that the wire has in another form.
+        value: Message.
+        others: Fields to leave out because protobuf has them in another form.
     """
     found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in others}
     return {
@@ -101,11 +106,12 @@ def _sent(value: Any, *others: str) -> dict[str, Any]:
 
 
 def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
-    """Return a message's fields from the wire: lists as tuples, None for what is absent.
+    """Return the fields of a message from protobuf: lists as tuples, absent values as None.
 
     Args:
-        kind: class of the message.
-        others: fields that the wire has in another form.
+        message: Protobuf message.
+        kind: Class of the message.
+        others: Fields to leave out because protobuf has them in another form.
     """
     found: dict[str, Any] = {}
     for name in (field.name for field in fields(kind) if field.name not in others):
@@ -119,12 +125,14 @@ def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
 
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
+    """Return a spec as a protobuf message."""
     fields = _sent(spec, "protocol")
     fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
     return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **fields)
 
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
+    """Return a spec from its protobuf message."""
     return MeasureSpec(
         protocol=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
@@ -140,6 +148,7 @@ _INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provi
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
+    """Return the description of a device as a protobuf message."""
     return pb.DeviceInfo(
         limits=pb.Limits(**_sent(info.limits)),
         state=state_to_pb(info.state),
@@ -157,6 +166,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
 
 
 def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
+    """Return the description of a device from its protobuf message."""
     gpus = [gpu.name for gpu in message.state.gpus]
     table = tuple(map(provider_from_pb, message.provider_table))
     return DeviceInfo(
@@ -181,11 +191,13 @@ def _metric_from_pb(message: pb.Metric) -> Metric:
 
 
 def provider_to_pb(provider: ProviderInfo) -> pb.Provider:
+    """Return the description of a provider as a protobuf message."""
     options = [pb.ProviderOption(**_sent(option)) for option in provider.options]
     return pb.Provider(options=options, **_sent(provider, "options"))
 
 
 def provider_from_pb(message: pb.Provider) -> ProviderInfo:
+    """Return the description of a provider from its protobuf message."""
     return ProviderInfo(
         options=tuple(map(_option_from_pb, message.options)),
         identity=dict(message.identity),
@@ -200,10 +212,12 @@ def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
 
 
 def standing_to_pb(standing: Standing) -> pb.Standing:
+    """Return the position of a lease as a protobuf message."""
     return pb.Standing(holder=_holder_to_pb(standing.holder), **_sent(standing, "holder"))
 
 
 def standing_from_pb(message: pb.Standing) -> Standing:
+    """Return the position of a lease from its protobuf message."""
     if message.expires_s > _LONGEST_LEASE_S:
         raise nonsense("expires_s", message.expires_s)
     return Standing(holder=_holder_from_pb(message), **_received(message, Standing, "holder"))
@@ -218,27 +232,31 @@ def _holder_from_pb(message: pb.Occupancy | pb.Standing) -> Holder | None:
 
 
 def state_to_pb(state: DeviceState) -> pb.DeviceState:
+    """Return the state of a device as a protobuf message."""
     gpus = [pb.GpuState(**_sent(gpu)) for gpu in state.gpus]
     return pb.DeviceState(gpus=gpus, **_sent(state, "gpus"))
 
 
 def state_from_pb(message: pb.DeviceState) -> DeviceState:
+    """Return the state of a device from its protobuf message."""
     gpus = tuple(GpuState(**_received(gpu, GpuState)) for gpu in message.gpus)
     return DeviceState(gpus=gpus, **_received(message, DeviceState, "gpus"))
 
 
 def file_to_pb(file: File) -> pb.File:
+    """Return a file as a protobuf message."""
     return pb.File(**_sent(file, "path"))
 
 
 def file_from_pb(message: pb.File) -> File:
+    """Return a file from its protobuf message."""
     if len(message.sha256) != hashlib.sha256().digest_size:
-        raise NonsenseError("a file is named by its SHA-256, of 32 bytes")
+        raise NonsenseError("the name of a file is not a SHA-256 of 32 bytes")
     return File(message.sha256, message.size_bytes)
 
 
 def case_from_pb(message: pb.ModelHeader) -> Case:
-    """How a model is to be run, from its header."""
+    """Return the case of a model from its header."""
     if message.threads > MAX_THREADS:
         raise NonsenseError(f"threads {message.threads} is above {MAX_THREADS}")
     shapes = tuple((shape.input, tuple(shape.dims)) for shape in message.shapes)
@@ -251,7 +269,7 @@ def case_from_pb(message: pb.ModelHeader) -> Case:
 def offer_requests(
     files: Sequence[File], lease_id: str
 ) -> Iterator[tuple[Sequence[File], pb.OfferRequest]]:
-    """All files of a block, in as many requests as they need; each with the files that it names."""
+    """Yield requests that offer the files of a block, each with its files."""
     for start in range(0, len(files), _OFFERED_AT_ONCE):
         offered = files[start : start + _OFFERED_AT_ONCE]
         yield (
@@ -267,9 +285,9 @@ def offer_requests(
 def missing_from_pb(
     message: pb.OfferReply, offered: Sequence[File]
 ) -> tuple[list[tuple[File, int]], list[tuple[File, bytes]]]:
-    """Return the offered files that the agent lacks, and those that it wants a proof of.
+    """Return the offered files that the agent lacks, and those that need a proof of possession.
 
-    The first come with how many of their bytes are there, the second with the proof's nonce.
+    Missing files come with the number of bytes already uploaded, the others with the proof's nonce.
     """
     lacks, unproved = [], []
     for each in message.missing:
@@ -277,7 +295,9 @@ def missing_from_pb(
             raise NonsenseError(f"file {each.file} of {len(offered)} is missing")
         file = offered[each.file]
         if each.have_bytes > file.size_bytes:
-            raise NonsenseError(f"it has {each.have_bytes} bytes of a file of {file.size_bytes}")
+            raise NonsenseError(
+                f"the agent reports {each.have_bytes} bytes of a file of {file.size_bytes}"
+            )
         if each.nonce:
             unproved.append((file, each.nonce))
         else:
@@ -286,13 +306,13 @@ def missing_from_pb(
 
 
 def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRequest]:
-    """The header, then every model in chunks that is not in the cache: what a client sends."""
+    """Yield the requests of a block: its header, then the models outside the cache in chunks."""
     headers = []
     encoded = []
     for model in block.models:
         data = b"" if isinstance(model.data, File) else model.data
         encoding = pb.ENCODING_CACHED if isinstance(model.data, File) else pb.ENCODING_PLAIN
-        # What fits into one chunk is a graph, or soon compressed; weights are noise to zlib.
+        # A model of one chunk is mostly graph, or small; weights do not compress.
         if data and len(data) <= CHUNK_BYTES:
             data, encoding = zlib.compress(data), pb.ENCODING_ZLIB
         encoded.append(data)
@@ -334,7 +354,7 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
 def _header_parts(
     header: pb.BlockHeader, models: Sequence[pb.ModelHeader]
 ) -> Iterator[pb.BlockHeader]:
-    """A block's header with its models; what is not of models is in the first part."""
+    """Yield a block's header with its models in parts; the first has the other fields."""
     part, size = header, header.ByteSize()
     for model in models:
         for piece in pieces(model):
@@ -351,10 +371,10 @@ def _header_parts(
 
 
 def join_header(header: pb.BlockHeader, part: pb.BlockHeader) -> None:
-    """Add the next part of a block's header to what came before.
+    """Add the next part of a block's header to the previous parts.
 
     Raises:
-        NonsenseError: the header becomes larger than any block's.
+        NonsenseError: the header becomes too large.
     """
     before = len(header.models)
     header.MergeFrom(part)
@@ -369,11 +389,13 @@ def join_header(header: pb.BlockHeader, part: pb.BlockHeader) -> None:
 
 
 def progress_to_pb(progress: Progress) -> pb.Progress:
+    """Return the progress of a block as a protobuf message."""
     standing = None if progress.standing is None else standing_to_pb(progress.standing)
     return pb.Progress(state=_STATES[progress.state], fraction=progress.fraction, standing=standing)
 
 
 def progress_from_pb(message: pb.Progress) -> Progress:
+    """Return the progress of a block from its protobuf message."""
     state = _member(_STATES, message.state, "state")
     if message.fraction > 1:
         raise nonsense("fraction", message.fraction)
@@ -385,6 +407,7 @@ _RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
+    """Return a measurement as a protobuf message."""
     message = pb.ModelResult(
         ran_on=[pb.ProviderNodes(provider=p, nodes=n) for p, n in measurement.ran_on],
         fallback=[foreign(name) for name in measurement.fallback],
@@ -409,7 +432,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
 
 
 def measurement_from_pb(message: pb.ModelResult) -> Measurement:
-    """The trimmed mean is left behind: this side derives it from the samples."""
+    """Return a measurement; its trimmed mean is derived from the samples, not read."""
     failure = None
     if message.HasField("failure"):
         kind = _member(_FAILURES, message.failure.kind, "failure kind")
@@ -443,7 +466,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
 
 
 def _values_from_pb(message: pb.ModelResult) -> dict[str, float]:
-    """Return values of metrics by their keys; peak memory has a field that is older than these."""
+    """Return values of metrics by key; peak memory has an older field of its own."""
     peak = {PEAK_MEMORY.key: message.peak_rss_bytes} if message.peak_rss_bytes else {}
     values = {each.key: each.value for each in message.metrics}
     for key in values:
@@ -472,7 +495,7 @@ def _profile_from_pb(message: pb.Profile) -> Profile:
 
 
 def result_events(measurement: Measurement, trim: float) -> Iterator[pb.MeasureBlockEvent]:
-    """A model's result as an agent sends it: in parts where it is large."""
+    """Yield the events of a model's result, in parts if it is large."""
     *parts, last = pieces(measurement_to_pb(measurement, trim))
     for part in parts:
         yield pb.MeasureBlockEvent(result_part=part)
@@ -480,7 +503,7 @@ def result_events(measurement: Measurement, trim: float) -> Iterator[pb.MeasureB
 
 
 def done_events(result: BlockResult, trim: float) -> Iterator[pb.MeasureBlockEvent]:
-    """The end of a block as an agent sends it: in parts where it is large."""
+    """Yield the events of the end of a block, in parts if it is large."""
     *parts, last = pieces(done_to_pb(result, trim))
     for part in parts:
         yield pb.MeasureBlockEvent(done_part=part)
@@ -488,13 +511,17 @@ def done_events(result: BlockResult, trim: float) -> Iterator[pb.MeasureBlockEve
 
 
 def join_part(whole: Part, part: Part) -> None:
-    """Add the next part of a result or of a block's end; raises NonsenseError above all bounds."""
+    """Add the next part of a result or of the end of a block.
+
+    Raises:
+        NonsenseError: the whole becomes too large.
+    """
     whole.MergeFrom(part)
     check_lengths(whole)
 
 
 def done_to_pb(result: BlockResult, trim: float) -> pb.BlockDone:
-    """All of a result but the measurements of the block's own models."""
+    """Return the end of a block: its result without the measurements of its models."""
     return pb.BlockDone(
         block_id=result.block_id,
         busy_ns=result.busy_ns,
@@ -539,6 +566,7 @@ def _usual_from_pb(message: pb.Usual) -> Usual:
 
 
 def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...]) -> BlockResult:
+    """Return the result of a block from its protobuf message."""
     return BlockResult(
         block_id=message.block_id,
         measurements=measurements,
@@ -553,6 +581,7 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
 
 
 def diagnosis_to_pb(diagnosis: Diagnosis) -> pb.Diagnosis:
+    """Return a diagnosis as a protobuf message."""
     return pb.Diagnosis(
         findings=[
             pb.Finding(severity=_SEVERITIES[each.severity], **_sent(each, "severity"))
@@ -562,6 +591,7 @@ def diagnosis_to_pb(diagnosis: Diagnosis) -> pb.Diagnosis:
 
 
 def diagnosis_from_pb(message: pb.Diagnosis) -> Diagnosis:
+    """Return a diagnosis from its protobuf message."""
     return Diagnosis(
         tuple(
             Finding(

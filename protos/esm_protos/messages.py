@@ -1,7 +1,7 @@
-"""What host and agent say to each other, as frozen values; :mod:`esm_protos.convert` sends them.
+"""Messages between host and agent, as frozen dataclasses; :mod:`esm_protos.convert` encodes them.
 
-Raw samples are kept, statistics are derived from them. Times are integer nanoseconds where they
-were measured and float milliseconds where people read them.
+Messages carry raw samples; statistics are derived from them. Measured times are integer
+nanoseconds, displayed times float milliseconds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import trimmed_mean
 
 PROTOCOL_VERSION = 5
-"""Raised when an old peer would misread what a new one says."""
+"""Protocol version, incremented when an older peer would misread new messages."""
 
 CHUNK_BYTES = 1 << 20
-"""Models travel in pieces of this size, well below gRPC's 4 MB message limit."""
+"""Size of the chunks of an upload, well below gRPC's message limit of 4 MB."""
 
 DEFAULT_PORT = 7343
 
 ANNOUNCED_AS = "_esm-agent._tcp.local."
-"""What agents are called in mDNS."""
+"""Service type of agents in mDNS."""
 
 MAX_THREADS = 1024
 
@@ -39,7 +39,7 @@ _MOST_OPTIONS = 1000
 
 
 class RunOrder(enum.Enum):
-    """How the runs of a block are ordered."""
+    """Order of the runs of a block."""
 
     SEQUENTIAL = "sequential"
     """All runs of a model in a row (ESM, II-C)."""
@@ -48,17 +48,17 @@ class RunOrder(enum.Enum):
 
 
 class State(enum.Enum):
-    """What becomes of a block at the moment."""
+    """Current state of a block."""
 
     UPLOADING = "uploading"
-    """Its files are on their way to the device's cache; the host knows, the agent does not."""
+    """The host is uploading files to the device's cache; the agent never reports this state."""
     QUEUED = "queued"
     PREPARING = "preparing"
     MEASURING = "measuring"
 
 
 class FailureKind(enum.Enum):
-    """Why a model has no latency."""
+    """Reason why a model has no latency."""
 
     INVALID_MODEL = "invalid_model"
     UNSUPPORTED_OP = "unsupported_op"
@@ -66,44 +66,45 @@ class FailureKind(enum.Enum):
     CRASH = "crash"
     TIMEOUT = "timeout"
     INVALID_INPUT = "invalid_input"
-    """The model does not take the inputs or shapes that were given."""
+    """The model does not accept the given inputs or shapes."""
 
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """How a block is measured. Numbers taken with different specs are not comparable.
+    """Settings of a measurement. Latencies measured with different specs are not comparable.
 
-    The defaults are ESM's 150 runs and 20 % trimmed at each end (ESM, II-C), taken in visits of
-    one run after two uncounted ones (docs/measuring.md says what more of them would change).
+    The defaults are ESM's 150 runs and 20 % trimmed at each end (ESM, II-C). Each visit has one
+    counted run after two uncounted ones (docs/measuring.md).
 
     Attributes:
-        runs: counted runs per model; with a precision, the most.
-        runs_per_visit: counted runs in a row; ``interleaved`` only. With ``short_visits``, the
-            most.
-        warmup: uncounted runs before each visit, at most: a slow model needs fewer to be warm
-            (``sequential``: before all runs, exactly).
-        trim: share of the counted runs dropped at each end, below 0.5.
-        threads: threads of the runtime.
-        seed: of the visiting order, the inputs and the weights of weightless graphs.
-        provider: execution provider, by its name in :attr:`DeviceInfo.providers`.
-        provider_options: values of the provider's own options, by name; others have their default
+        protocol: Order of the runs.
+        runs: Number of counted runs per model; with a precision, the maximum.
+        runs_per_visit: Number of counted runs in a row, the maximum with ``short_visits``;
+            ``interleaved`` only.
+        warmup: Maximum number of uncounted runs before each visit; slow models need fewer.
+            ``sequential``: exact number before all runs.
+        trim: Share of the counted runs dropped at each end, below 0.5.
+        threads: Number of threads of the runtime.
+        seed: Random seed of the visiting order, the inputs and the weights of weightless graphs.
+        provider: Execution provider, by its name in :attr:`DeviceInfo.providers`.
+        provider_options: Values of the provider's options, by name; others have their default
             (:class:`esm_protos.providers.ProviderOption`).
-        model_timeout_s: longest time that loading a model or one inference may take, seconds.
-        precision: a model is done when the half-width of its 95 % interval is below this share
-            of its latency; 0 takes exactly ``runs``. ``interleaved`` only.
-        max_block_s: no new round begins after so many seconds of rounds; 0 sets no limit.
-        min_block_s: with a precision, no model is done before so many seconds of rounds; what is
-            too short to meet the device's ups and downs looks tighter than it is.
-        min_rounds: rounds that are made even after ``max_block_s``.
-        references: time the agent's own reference models along, which tell how the device fares
-            now and how it usually does; ``interleaved`` only.
-        sessions: sessions of each model in turn, each opened anew; with a precision, more follow
-            while the block goes on, unless it is 1. ``interleaved`` only.
-        long_visits: in every so many rounds visits go on, uncounted, until models are warm; 0:
-            never; ``interleaved`` only.
-        short_visits: visits of slow models have fewer runs, down to one: several in a row only
-            make up for cold caches, which cost a slow model nothing.
-        allow_fallback: measure also a model of which some nodes run on another provider.
+        model_timeout_s: Time limit for loading a model or for one inference, seconds.
+        precision: Half-width of the 95 % interval at which a model is done, as a share of its
+            latency; 0 makes exactly ``runs`` runs. ``interleaved`` only.
+        max_block_s: Time after which no new round begins, seconds; 0 sets no limit.
+        min_block_s: Minimum time of rounds before a model is done, seconds. Shorter blocks miss
+            the device's slow variation and give intervals that are too narrow.
+        min_rounds: Minimum number of rounds, even after ``max_block_s``.
+        short_visits: Whether visits of slow models have fewer runs, down to one. Several runs in a
+            row only offset cold caches, which do not slow down these models.
+        references: Whether to time the agent's reference models, which give the device's current
+            and usual pace; ``interleaved`` only.
+        sessions: Number of sessions per model, one after the other. With a precision, further
+            sessions follow in long blocks, unless the number is 1. ``interleaved`` only.
+        long_visits: Every this many rounds, visits continue uncounted until models are warm; 0:
+            never. ``interleaved`` only.
+        allow_fallback: Whether to measure models with nodes on another provider.
 
     Raises:
         ValueError: a value is out of range.
@@ -151,7 +152,7 @@ class MeasureSpec:
         if not 0 <= self.precision < 1:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
         if self.precision and self.protocol is RunOrder.SEQUENTIAL:
-            raise ValueError("precision needs the interleaved protocol: its unit is the round")
+            raise ValueError("precision needs the interleaved protocol")
         if self.protocol is RunOrder.SEQUENTIAL and (self.references or self.sessions > 1):
             raise ValueError("references and sessions need the interleaved protocol")
         for name in ("max_block_s", "min_block_s"):
@@ -159,21 +160,21 @@ class MeasureSpec:
                 raise ValueError(f"{name} {getattr(self, name):g} is outside 0 to 86400")
         own = dict(sorted(self.provider_options.items()))
         if len(own) > _MOST_OPTIONS:
-            raise ValueError(f"provider_options of {len(own)} names: {_MOST_OPTIONS} at most")
+            raise ValueError(f"{len(own)} provider_options: {_MOST_OPTIONS} at most")
         object.__setattr__(self, "provider_options", own)
 
     @property
     def execution(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """The provider with its options, hashable."""
+        """Provider with its options, hashable."""
         return self.provider, tuple(self.provider_options.items())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, the protocol by name."""
+        """Return the spec as JSON values."""
         return {**asdict(self), "protocol": self.protocol.value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MeasureSpec:
-        """Inverse of :meth:`to_json`, also of what older versions wrote.
+        """Return the spec that this or an older version wrote with :meth:`to_json`.
 
         Raises:
             TypeError: a field is unknown.
@@ -185,15 +186,17 @@ class MeasureSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an agent accepts in one block.
+    """Limits of an agent for one block.
 
     Attributes:
-        max_block_bytes: of all models of a block together.
-        max_model_bytes: of one ONNX file.
-        max_model_parameters: numbers in all initializers of one model.
-        max_memory_bytes: of the measuring process with all models of a block.
-        max_block_s: a block that takes longer is broken off.
-        max_cache_bytes: all files of a block together; 0: the agent takes none.
+        max_block_bytes: Size of all models of a block.
+        max_block_models: Number of models of a block.
+        max_model_bytes: Size of one ONNX file.
+        max_model_nodes: Number of nodes of one model.
+        max_model_parameters: Number of elements in all initializers of one model.
+        max_memory_bytes: Memory of the measuring process with all models of a block.
+        max_block_s: Time after which a block is stopped, seconds.
+        max_cache_bytes: Size of all files of a block; 0: the agent accepts none.
     """
 
     max_block_bytes: int
@@ -208,12 +211,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the device.
+    """Holder of the device.
 
     Attributes:
-        owner: as its host says it, ``"ada@workstation"``.
-        purpose: likewise, ``"profile resnet"``.
-        client: whom the agent knows it as: its token's name.
+        owner: User and host as stated by the host, ``"ada@workstation"``.
+        purpose: Purpose as stated by the host, ``"profile resnet"``.
+        client: Name of the client's token.
+        held_s: Time since the holder got the device, seconds.
     """
 
     owner: str
@@ -224,13 +228,13 @@ class Holder:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a lease stands in the queue.
+    """Position of a lease in the queue.
 
     Attributes:
-        ahead: leases before it; with 0 it holds the device.
-        holder: who holds the device.
-        wait_s: about how long until its turn.
-        expires_s: when it is gone unless it is renewed.
+        ahead: Number of leases before it; 0: it holds the device.
+        holder: Holder of the device; None if it is free.
+        wait_s: Estimated waiting time, seconds.
+        expires_s: Time until the lease expires unless it is renewed, seconds.
     """
 
     ahead: int
@@ -241,7 +245,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Who has the device and how many wait; ``draining`` agents take no more blocks."""
+    """Holder of the device and number of waiting leases; ``draining``: no new blocks accepted."""
 
     holder: Holder | None = None
     waiting: int = 0
@@ -254,12 +258,12 @@ PI_THROTTLED_BITS = {
     2: "throttled",
     3: "soft temperature limit",
 }
-"""What the low bits of ``DeviceState.pi_throttled`` say of now; 16 higher, of what has been."""
+"""Meaning of the bits of ``DeviceState.pi_throttled`` for now; 16 bits higher, since the start."""
 
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU at one moment; None and empty where it does not tell."""
+    """State of one GPU at one moment; None or empty: unknown."""
 
     name: str
     clock_mhz: float | None = None
@@ -271,23 +275,28 @@ class GpuState:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """What a device said of itself at one moment; None and empty where it does not tell.
+    """State of a device at one moment; None or empty: unknown.
 
-    Counters count since the device started: two states give what happened between them.
+    Counters start with the device; the difference of two states covers the time between them.
 
     Attributes:
-        at_ns: since the block's first run, negative before it.
-        clock_mhz: of each core.
-        governors: frequency governor of each core.
-        pi_throttled: bits of a Raspberry Pi's ``vcgencmd get_throttled``.
-        throttle_events: counter of thermal throttling, x86.
-        busy_s: counter of processor time, everybody's.
-        own_s: counter of processor time, the measuring process's.
-        stolen_s: counter of processor time that the hypervisor gave to others.
-        swapped_pages: counter, in and out.
-        cpu_periods: counter of the control group's periods in which it ran.
-        cpu_throttled_periods: counter of those in which its CPU quota stopped it.
-        cpu_throttled_s: counter of the time for which its CPU quota stopped it.
+        at_ns: Time since the block's first run, negative before it.
+        clock_mhz: Clock of each core.
+        governors: Frequency governor of each core.
+        temperature_c: Temperature.
+        pi_throttled: Bits of a Raspberry Pi's ``vcgencmd get_throttled``.
+        throttle_events: Counter of thermal throttling, x86.
+        load_1min: Load average of one minute.
+        busy_s: Counter of the processor time of all processes.
+        own_s: Counter of the processor time of the measuring process.
+        stolen_s: Counter of the processor time that the hypervisor gave to other machines.
+        memory_available_bytes: Available memory.
+        swap_used_bytes: Used swap space.
+        swapped_pages: Counter of pages swapped in and out.
+        cpu_periods: Counter of the control group's periods in which it ran.
+        cpu_throttled_periods: Counter of periods in which the CPU quota stopped it.
+        cpu_throttled_s: Counter of the time for which the CPU quota stopped it.
+        gpus: State of each GPU.
     """
 
     at_ns: int
@@ -309,12 +318,12 @@ class DeviceState:
     gpus: tuple[GpuState, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Without what the device does not tell."""
+        """Return the state as JSON values, without unknown ones."""
         return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceState:
-        """Inverse of :meth:`to_json`, also after a passage through JSON."""
+        """Return the state that :meth:`to_json` wrote."""
         gpus = tuple(
             GpuState(**{**gpu, "throttle_reasons": tuple(gpu["throttle_reasons"])})
             for gpu in data.get("gpus", ())
@@ -325,18 +334,19 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device as its agent sees it.
+    """Description of a device by its agent.
 
     Attributes:
-        cpu_count: processors that the agent may use.
-        memory_bytes: physical memory, or the limit of the agent's control group if it is lower.
-        isolation: names of what confines the measuring process.
-        cpu_quota: processors' worth of time that the agent's control group gets; None: no limit.
-        time_unix_s: what its clock says; None: it does not tell.
-        instance: random name of the agent's process; empty: it does not tell.
-        metrics: what its sources measure of models.
-        providers: names of the execution providers that work.
-        provider_table: what they are, in the same order.
+        cpu_count: Number of processors that the agent may use.
+        memory_bytes: Physical memory, or the limit of the agent's control group if it is lower.
+        runtime: Name and version of the runtime.
+        providers: Names of the execution providers that work.
+        isolation: Names of the mechanisms that confine the measuring process.
+        cpu_quota: CPU quota of the agent's control group, in processors; None: no limit.
+        time_unix_s: Time of the device's clock; None: unknown.
+        instance: Random name of the agent's process; empty: unknown.
+        metrics: Metrics that the agent's sources measure.
+        provider_table: Descriptions of the providers, in the same order.
     """
 
     protocol_version: int
@@ -362,43 +372,43 @@ class DeviceInfo:
 
     @property
     def processors(self) -> float:
-        """Processors that models can use at a time: a quota of 1.5 is 1.5 processors."""
+        """Number of processors that models can use; a quota of 1.5 is 1.5 processors."""
         return min(self.cpu_count, self.cpu_quota or math.inf)
 
     def provider(self, name: str) -> ProviderInfo:
-        """Return what the device tells of a provider: at least its name."""
+        """Return the description of a provider; only its name if unknown."""
         found = (each for each in self.provider_table if each.name == name)
         return next(found, ProviderInfo(name))
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
-        """What must be equal for two measurements by a provider to be of the same device."""
+        """Return the facts that are equal for two measurements of the same device by a provider."""
         names = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
         return {**{name: getattr(self, name) for name in names}, **self.provider(provider).identity}
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as the agent's cache names it; ``path`` is where the host has it, if it does."""
+    """File of the agent's cache, named by its SHA-256; ``path`` is its place on the host."""
 
     sha256: bytes
     size_bytes: int
     path: Path | None = field(default=None, compare=False)
 
     def read_bytes(self) -> bytes:
-        """All of it, from where the host has it."""
-        assert self.path is not None, "only the host has it by path"
+        """Return the contents of the file on the host."""
+        assert self.path is not None, "only files of the host have a path"
         return self.path.read_bytes()
 
 
 @dataclass(frozen=True)
 class Case:
-    """How one model is run, where that is not the same for all models of a block.
+    """Shapes, inputs and threads of one model of a block.
 
     Attributes:
-        shapes: dimensions of inputs, by name; a free dimension of others is taken as 1.
-        inputs: a zip of values by their input's name, ``NAME.npy`` as in an ``.npz`` or ``NAME.pb``
-            of an ONNX value; inputs that it lacks are drawn.
-        threads: of the runtime; 0 takes those of the block's spec.
+        shapes: Dimensions of inputs, by name; free dimensions of other inputs become 1.
+        inputs: Zip file of input values: ``NAME.npy`` as in an ``.npz``, or ``NAME.pb`` with an
+            ONNX value. Missing inputs are random.
+        threads: Number of threads of the runtime; 0: that of the block's spec.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -408,12 +418,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Model:
-    """A model to measure.
+    """Model to measure.
 
     Attributes:
-        model_id: the client's name for it, unique in its block.
-        data: ONNX bytes, which travel with the block, or a file for the cache.
-        external: files that the model keeps data in, by the location that it names.
+        model_id: Name given by the client, unique in its block.
+        data: ONNX bytes, sent with the block, or a file of the cache.
+        case: Shapes, inputs and threads.
+        external: Files with the model's external data, each with its location in the model.
     """
 
     model_id: str
@@ -423,29 +434,32 @@ class Model:
 
     @property
     def files(self) -> tuple[File, ...]:
-        """All that have to lie in the cache before it is measured."""
+        """Files that must be in the cache before the model is measured."""
         own = (self.data, self.case.inputs, *(file for _, file in self.external))
         return tuple(file for file in own if isinstance(file, File))
 
     @property
     def size_bytes(self) -> int:
-        """Of the ONNX file, without external data."""
+        """Size of the ONNX file, without external data."""
         return self.data.size_bytes if isinstance(self.data, File) else len(self.data)
 
     @property
     def sha256(self) -> bytes:
-        """Of the ONNX file, without external data."""
+        """SHA-256 of the ONNX file, without external data."""
         own = self.data
         return own.sha256 if isinstance(own, File) else hashlib.sha256(own).digest()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Models that are measured together. The id is the client's, and unique for all time.
+    """Models that are measured together.
 
     Attributes:
-        peak_memory: tell how much memory every model takes: they are loaded one by one.
-        profile_runs: profile every model for so many runs, after all of them were timed.
+        block_id: Globally unique name given by the client.
+        spec: Settings of the measurement.
+        models: Models of the block.
+        peak_memory: Whether to measure the memory of every model; they are then loaded one by one.
+        profile_runs: Number of profiled runs per model, after all timing; 0 for none.
     """
 
     block_id: str
@@ -457,9 +471,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Progress:
-    """``fraction`` (0 to 1) of the work of ``state``; while it is queued, its lease's standing.
+    """Progress of a block.
 
-    ``total_bytes`` are those of an upload, without what the device has; only the host knows them.
+    Attributes:
+        state: Current state.
+        fraction: Share of the state's work that is done, 0 to 1.
+        standing: Position of the lease while the block is queued; else None.
+        total_bytes: Size of an upload without files already in the cache; set by the host only.
     """
 
     state: State
@@ -470,18 +488,22 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failure:
+    """Failure of a model."""
+
     kind: FailureKind
     message: str
 
 
 @dataclass(frozen=True)
 class Input:
-    """Input as it was fed.
+    """Type and shape of a model's input.
 
     Attributes:
-        type: numpy's name or ONNX's in lower case: ``"float32"``, ``"string"``, ``"bfloat16"``,
-            ``"seq(float32)"``, ``"optional(int64)"``.
-        dims: of a sequence, those of its tensors; empty if they differ, and for an absent value.
+        name: Name of the input.
+        type: Name in numpy or, in lower case, in ONNX: ``"float32"``, ``"string"``,
+            ``"bfloat16"``, ``"seq(float32)"``, ``"optional(int64)"``.
+        dims: Dimensions; of a sequence, those of its tensors. Empty if they differ, and for an
+            absent value.
     """
 
     name: str
@@ -491,7 +513,7 @@ class Input:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """What all nodes of an operator take of an inference; ``calls`` per inference."""
+    """Time of all nodes of an operator per inference; ``calls`` counts them per inference."""
 
     op_type: str
     provider: str
@@ -501,7 +523,7 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """What one node takes of an inference."""
+    """Time of one node per inference."""
 
     name: str
     op_type: str
@@ -511,11 +533,12 @@ class NodeTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where an inference's time goes, as the runtime itself told it in ``runs`` runs of their own.
+    """Times of operators and nodes, from the runtime's profiler.
 
     Attributes:
-        operators: all of them, slowest first.
-        nodes: slowest first; of a large model only the slowest.
+        runs: Number of profiled runs.
+        operators: Times of all operators, slowest first.
+        nodes: Times of nodes, slowest first; for a large model only the slowest nodes.
     """
 
     runs: int
@@ -532,27 +555,29 @@ def _none() -> Nanoseconds:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What measuring one model gave: samples, or a failure.
+    """Samples of one model, or its failure.
 
     Attributes:
-        latency_ns: counted runs in the order in which they were taken, ``(runs,)``.
-        start_ns: when each started, since the block's first run, ``(runs,)``.
-        load_ns: duration of session creation.
-        first_run_ns: duration of the very first inference.
-        copy_in_ns: some crossings of the inputs to the device's memory, by themselves; empty
-            where there is nothing to cross. ``latency_ns`` is without them.
-        copy_out_ns: likewise of the outputs.
-        ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
-        fallback: names of nodes that ran on another provider than the one asked for.
-        inputs: as they were fed.
-        metrics: further values by their metrics' keys: what sources of the agent measured, and
-            peak memory where somebody asked and the device tells.
-        profile: None where nobody asked.
-        runs_per_visit: counted runs of each visit; 0: those of the block's spec.
-        weight_bytes: of its initializers; 0 where the agent does not tell.
-        session_runs: counted runs of each of its sessions, in the order of time; empty for one.
-        warming_ns: trimmed means of a visit's uncounted runs, by their place in the visit.
-        warm_ns: latency at the end of each long visit.
+        model_id: Name of the model in its block.
+        latency_ns: Latencies of the counted runs, in order of time, shape ``(runs,)``.
+        start_ns: Start of each run since the block's first run, shape ``(runs,)``.
+        load_ns: Duration of session creation.
+        first_run_ns: Duration of the first inference.
+        failure: Failure; None if the model was timed.
+        copy_in_ns: Durations of separate copies of the inputs to the device's memory, which
+            ``latency_ns`` does not include; empty if inputs need no copy.
+        copy_out_ns: Durations of copies of the outputs, likewise.
+        ran_on: Number of nodes on each provider; empty if not determined.
+        fallback: Names of nodes on another provider than the requested one.
+        inputs: Types and shapes of the inputs.
+        metrics: Values of further metrics by key: those of the agent's sources, and peak memory
+            if requested and known.
+        profile: Profile; None if not requested.
+        runs_per_visit: Number of counted runs of each visit; 0: that of the block's spec.
+        weight_bytes: Size of the initializers; 0 if unknown.
+        session_runs: Number of counted runs of each session, in order of time; empty for one.
+        warming_ns: Trimmed means of a visit's uncounted runs, by position in the visit.
+        warm_ns: Latency at the end of each long visit.
     """
 
     model_id: str
@@ -576,17 +601,20 @@ class Measurement:
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
+        """Return the measurement of a failed model."""
         return cls(model_id, _none(), _none(), failure=Failure(kind, message))
 
     @property
     def peak_rss_bytes(self) -> int | None:
-        """Most that a process with this model alone had in memory while it was loaded and first
-        run; None where nobody asked or the device does not tell."""
+        """Peak memory of a process with only this model, during loading and the first run.
+
+        None if not requested or unknown.
+        """
         value = self.metrics.get(PEAK_MEMORY.key)
         return None if value is None else round(value)
 
     def values(self) -> dict[str, float]:
-        """Return what was measured beside latency, by the metrics' keys; nothing of a failure."""
+        """Return all metrics besides latency, by key; none for a failed model."""
         if self.failure is not None:
             return {}
         copies = {"copy_in_ms": self.copy_in_ns, "copy_out_ms": self.copy_out_ns}
@@ -603,36 +631,39 @@ class Measurement:
         return self.runs_per_visit or spec.runs_per_visit
 
     def trimmed_mean_ms(self, trim: float) -> float:
-        """Mean of the samples after dropping the fastest and slowest ``trim`` share of them.
+        """Return the mean latency, ms, without the fastest and slowest ``trim`` share of samples.
 
         Raises:
-            ValueError: there are no samples, because the model failed.
+            ValueError: there are no samples because the model failed.
         """
         return trimmed_mean(self.latency_ns, trim) / 1e6
 
 
 SHORTEST_NS, LONGEST_NS = 1.0, 1e12
-"""Latencies of a reference model that make sense, up to 1000 s."""
+"""Smallest and largest valid latency of a reference model, ns."""
 MOST_SPREAD = 1.0
-"""Standard deviation of a logarithm, a factor of 2.7. No device varies by more between moments:
-a file or a peer that says so is broken."""
+"""Largest valid standard deviation of a log latency, a factor of 2.7.
+
+No device varies more between moments; a larger value comes from a broken file or peer.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Usual:
-    """What an agent remembers of its reference models under the conditions of a block: the same
-    runtime, provider, threads and clock settings.
+    """Usual latencies of the reference models under the conditions of a block.
+
+    The conditions are runtime, provider, threads and clock settings.
 
     Attributes:
-        references: names of the models, ``(r,)``.
-        latency_ns: mean of the middle half of the moments, of logarithms, ``(r,)``.
-        spread: standard deviation between moments, ``(r, r)``: of the logarithm of a latency on
-            the diagonal, of the difference of two logarithms elsewhere; :data:`MOST_SPREAD` at
-            most.
-        moments: number of moments of five minutes.
-        span_s: from the first moment to the last.
-        block_spread: as ``spread``, of single blocks against what is usual; None where that is not
-            known.
+        references: Names of the ``r`` models.
+        latency_ns: Geometric mean over the middle half of the moments, shape ``(r,)``.
+        spread: Standard deviation between moments, shape ``(r, r)``: of a log latency on the
+            diagonal, of the difference of two log latencies elsewhere. At most
+            :data:`MOST_SPREAD`.
+        moments: Number of moments, each of five minutes.
+        span_s: Time from the first moment to the last, seconds.
+        block_spread: As ``spread``, between single blocks and the usual latencies; None if
+            unknown.
     """
 
     references: tuple[str, ...]
@@ -648,6 +679,7 @@ class Usual:
                 object.__setattr__(self, name, np.minimum(given, MOST_SPREAD))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the usual latencies as JSON values."""
         return {
             "references": list(self.references),
             "latency_ms": (self.latency_ns / 1e6).tolist(),
@@ -659,7 +691,7 @@ class Usual:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usual:
-        """Inverse of :meth:`to_json`, of older versions too."""
+        """Return what this or an older version wrote with :meth:`to_json`."""
         of_blocks = data.get("block_spread")
         return cls(
             tuple(data["references"]),
@@ -673,16 +705,18 @@ class Usual:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What measuring a block gave, one measurement per model in the block's order.
+    """Result of a block.
 
     Attributes:
-        busy_ns: from the first load to the last run.
-        running_ns: of which inside inferences, counted or not.
-        states: of the device before, during (about one a second) and after the block.
-        references: the agent's reference models, timed along; empty where nobody asked.
-        usual: what is usual for them; None where the agent remembers nothing.
-        no_references: why none were timed that were asked for; empty where it does not tell.
-        no_history: why the agent cannot remember them; empty where it can.
+        block_id: Name of the block.
+        measurements: Measurement of each model, in the block's order.
+        busy_ns: Time from the first load to the last run.
+        running_ns: Time inside inferences, counted or not.
+        states: States of the device before, during (about one per second) and after the block.
+        references: Measurements of the agent's reference models; empty if not requested.
+        usual: Usual latencies of the reference models; None without history.
+        no_references: Reason for missing reference models; empty if there are some, or unknown.
+        no_history: Reason why the agent cannot store their latencies; empty if it can.
     """
 
     block_id: str
@@ -697,19 +731,19 @@ class BlockResult:
 
 
 class Severity(enum.Enum):
-    """How much a finding matters."""
+    """Severity of a finding."""
 
     OK = "ok"
     UNKNOWN = "unknown"
-    """The device does not tell."""
+    """The device gives no information."""
     ADVICE = "advice"
     UNFIT = "unfit"
-    """Numbers taken now are not worth much."""
+    """Latencies measured now are unreliable."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``fix`` is empty where nothing is to be done."""
+    """Result of one check; ``fix`` is empty if nothing needs to be done."""
 
     check: str
     severity: Severity
@@ -719,11 +753,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a device's doctor found."""
+    """Result of the doctor."""
 
     findings: tuple[Finding, ...]
 
     @property
     def fit(self) -> bool:
-        """Whether the device can measure as it is now."""
+        """Whether the device is currently fit to measure."""
         return all(finding.severity is not Severity.UNFIT for finding in self.findings)

@@ -328,7 +328,7 @@ def test_a_name_that_is_given_again_has_none_of_the_old_ones_files(tmp_path: Pat
         ("server certificate of another CA", "certificate.*not valid.*authority"),
         ("client certificate of another CA", "does not accept this host's certificate"),
         ("client certificate that has expired", "does not accept.*valid from.*clock"),
-        ("plain text to a port with TLS", "wants TLS.*esm-agent pair"),
+        ("plain text to a port with TLS", "requires TLS.*esm-agent pair"),
     ],
 )
 def test_a_host_says_what_is_wrong(agents: Agents, case: str, cure: str) -> None:

@@ -483,7 +483,7 @@ def test_what_did_not_come_with_a_model_is_not_read(address: str, tmp_path: Path
         (measurement,) = profiler.measure(Block("b", SPEC, (model,))).measurements
     assert measurement.failure is not None
     assert measurement.failure.kind is FailureKind.INVALID_MODEL
-    assert "did not come with the model" in measurement.failure.message
+    assert "was not uploaded with the model" in measurement.failure.message
 
 
 @pytest.mark.parametrize(

@@ -199,4 +199,4 @@ if __name__ == "__main__":
     assert most == 300 << 20
     assert ok is None
     assert large[0] == "out_of_memory"
-    assert "the 0.42 GB that this device's control group may use ran out" in large[1]
+    assert "the 0.42 GB of this device's control group ran out" in large[1]

@@ -294,7 +294,7 @@ def test_an_output_that_cannot_lie_on_a_device_is_refused(tmp_path: Path) -> Non
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match="output y is no tensor of numbers: seq"):
+    with pytest.raises(ModelError, match="output y is not a tensor of numbers: seq"):
         loaded(path)
 
 

@@ -114,7 +114,7 @@ def test_addresses_in_memory_are_refused_even_where_a_file_of_that_name_came(
     failure = examine(proto.SerializeToString(), LIMITS, {"*/_ORT_MEM_ADDR_/*", "weights.bin"})
     assert failure is not None
     assert failure.kind is FailureKind.INVALID_MODEL
-    assert "lies at an address in memory" in failure.message
+    assert "refers to an address in memory" in failure.message
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -130,7 +130,7 @@ def test_data_elsewhere_is_refused_wherever_it_is_asked_for(place: str, location
 
     kind, text = kind_and_text(edit)
     assert kind is FailureKind.INVALID_MODEL
-    assert "lies in another file" in text
+    assert "is stored in another file" in text
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -156,7 +156,7 @@ def test_a_second_location_hides_behind_no_first_one() -> None:
 def test_absurd_dimensions_are_refused(place: str, dims: list[int]) -> None:
     kind, text = kind_and_text(lambda m: PLACES[place](m).dims.__setitem__(slice(None), dims))
     assert kind is FailureKind.INVALID_MODEL
-    assert "dimension" in text or "more numbers than can be addressed" in text or "limit" in text
+    assert "dimension" in text or "more elements than can be addressed" in text or "limit" in text
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_a_part_of_the_settings_checks_its_own() -> None:
         (lambda: esm_host.MeasuringSettings("pi4", block_size=0), "^block_size 0 is outside 1"),
         (lambda: esm_host.SamplingSettings(seed=-1), "^seed -1 is outside"),
         (lambda: esm_host.Settings("pi4", sampler="random"), "^sampler belongs to a transfer"),
-        (lambda: esm_host.Settings("pi4", held_out=4), "^held_out is of a transfer"),
+        (lambda: esm_host.Settings("pi4", held_out=4), "^held_out belongs to a transfer"),
     ):
         with pytest.raises(esm_host.UsageError, match=message):
             make()

@@ -269,7 +269,7 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
 def test_an_exact_number_of_runs_and_a_precision_exclude_each_other(tmp_path: Path) -> None:
     for option in (("--precision", 1), ("--max-runs", 9)):
         refused = esm_host("profile", *QUICK, "--run", tmp_path / "r", *option)
-        assert_refused(refused, 2, "--runs takes exactly", "leave out")
+        assert_refused(refused, 2, "--runs cannot be combined", "leave them out")
 
 
 def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
@@ -291,7 +291,7 @@ def test_a_precision_and_a_number_of_runs_are_named_as_they_were_given(
 
 def test_a_warning_names_its_option_as_it_is_typed(fake: FakeProfiler, tmp_path: Path) -> None:
     shown = esm_host("profile", *QUICK, "--run", tmp_path / "r", "--target-accuracy", 1)
-    assert "a smaller --block-size helps" in shown.stderr
+    assert "give a smaller --block-size" in shown.stderr
     assert "\0" not in shown.output
 
 

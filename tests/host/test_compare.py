@@ -134,7 +134,7 @@ def test_a_latency_over_its_limit_is_a_regression(compare: Invoke, timing: Json,
     assert over == [False, True, False, False], "with a batch of 8 it takes 8 ms"
     shown = compare(timing, timing, "--max-latency", f"{name}=4000us")
     assert "over its limit of 4 ms" in shown.stdout
-    assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "no model of this name")
+    assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "contain no such model")
     assert_refused(compare(timing, timing, "--max-latency", "a=4min"), "MODEL=LIMIT")
 
 
@@ -171,8 +171,10 @@ def test_what_was_fed_otherwise_is_not_compared(compare: Invoke, timing: Json, n
     new["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 640, 640]}]
     timing["results"][0]["inputs"] = [{"name": "x", "type": "float32", "dims": [1, 3, 1, 1]}]
     refused = compare(timing, new)
-    assert_refused(refused, "fed x 1x3x1x1 float32 in the base timing and x 1x3x640x640 float32")
-    assert "--allow inputs compares anyhow" in refused.stderr
+    assert_refused(
+        refused, "had input x 1x3x1x1 float32 in the base timing and x 1x3x640x640 float32"
+    )
+    assert "--allow inputs compares them anyway" in refused.stderr
     allowed = compare(timing, new, "--allow", "inputs")
     assert allowed.exit_code == 0
     assert "warning: " in allowed.stderr
@@ -319,13 +321,13 @@ def test_every_further_timing_is_checked(compare: Invoke, timing: Json, new: Jso
     assert len(outcomes(allowed)) == 3
     new = copy.deepcopy(timing)
     new["context"]["spec"]["runs"] = 100
-    words = "base timing 2 is not as the base", "setting runs differs: 80 and 100"
+    words = "base timing 2 differs from the base", "setting runs differs: 80 and 100"
     assert_refused(compare(timing, other, bases=[new]), *words)
     new = copy.deepcopy(timing)
     new["context"]["devices"]["pi4"]["info"]["hostname"] = "other"
     assert_refused(compare(timing, other, news=[new]), "new timing 2", "hostname of pi4 differs")
     assert_refused(compare(timing, other, bases=[timing]), "base timings 1 and 2 are the same")
-    assert_refused(compare(timing, other, news=[{}]), "new2.json is no timing")
+    assert_refused(compare(timing, other, news=[{}]), "new2.json is not a timing")
 
 
 def test_what_fails_more_often_is_a_regression(compare: Invoke, timing: Json) -> None:
@@ -482,7 +484,7 @@ def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 4
     new["results"] = []
-    assert_refused(compare(timing, new, "--allow", "cases"), "no model was timed", "nothing")
+    assert_refused(compare(timing, new, "--allow", "cases"), "no case in common", "nothing")
 
 
 def test_without_an_interval_nothing_is_said(compare: Invoke, timing: Json, new: Json) -> None:
@@ -553,9 +555,9 @@ def test_a_metric_of_a_device_is_compared(compare: Invoke, timing: Json, new: Js
 
 
 def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path) -> None:
-    assert_refused(compare(timing, {"models": []}), "new.json is no timing")
+    assert_refused(compare(timing, {"models": []}), "new.json is not a timing")
     assert_refused(compare(timing | {"schema_version": 9}, timing), "base.json", "version 9")
-    assert_refused(compare(timing, {**timing, "context": {}}), "lacks what it should have")
+    assert_refused(compare(timing, {**timing, "context": {}}), "a timing is incomplete")
     (tmp_path / "bad.json").write_bytes(b"\xff{")
     base = str(tmp_path / "base.json")
     for other, words in (("bad.json", "is not JSON"), ("none.json", "cannot read")):
@@ -640,7 +642,7 @@ def test_the_same_inputs_compare_however_they_were_asked_for(
     assert outcomes(result) == ["same"] * 4
     for entry in new["results"]:
         entry["inputs"][0]["dims"][0] += 100
-    assert_refused(compare(timing, new), "no model was timed in the same case", "batch 1, ")
+    assert_refused(compare(timing, new), "the timings have no case in common", "batch 1, ")
 
 
 # Files of older versions, and raw ones
@@ -682,7 +684,7 @@ def test_raw_latencies_compare_with_raw_ones_alone(compare: Invoke, timing: Json
     ):
         refused = compare(base, new)
         assert_refused(refused, f"only the {name} timing has latencies as measured", "time both")
-        assert "--allow raw compares anyhow" in refused.stderr
+        assert "--allow raw compares them anyway" in refused.stderr
         allowed = compare(base, new, "--allow", "raw")
         assert allowed.exit_code == 0
         assert "has latencies as measured" in allowed.stderr

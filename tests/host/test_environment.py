@@ -89,7 +89,7 @@ def test_a_campaign_wants_a_file_system_with_locks(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
-        pytest.raises(DatasetError, match=r"without locks, .*: choose a folder on a disk"),
+        pytest.raises(DatasetError, match=r"without locks, .*: choose a folder on a local disk"),
         RunFolder(tmp_path).locked(),
     ):
         pass

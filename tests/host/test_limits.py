@@ -53,13 +53,13 @@ def test_what_fits_passes() -> None:
 @pytest.mark.parametrize(
     ("models", "words"),
     [
-        ([b""] * 5, "5 models: the device takes 4"),
-        ([graph(), graph(11)], r"m1: the model has more nodes than .* 10: give a smaller one"),
+        ([b""] * 5, "5 models: the device accepts 4"),
+        ([graph(), graph(11)], r"m1: the model has more nodes than .* 10: give a smaller model"),
         ([in_a_branch(graph(5))], "more nodes"),
         ([graph(1, 1001)], r"m0: .* more parameters than .* 1000: give"),
         ([in_a_branch(graph(1, 501))], "more parameters"),
         ([b"\x4a\xff\xfd\x03" + bytes(65_279)], r"m0: the model has 0 MB.* give a smaller"),
-        ([b"\x4a\xbf\xa6\x03" + bytes(54_079)] * 2, "together: the device takes"),
+        ([b"\x4a\xbf\xa6\x03" + bytes(54_079)] * 2, "in total: the device accepts"),
     ],
 )
 def test_models_that_are_too_many_or_too_large_are_refused(models: list[bytes], words: str) -> None:
@@ -115,11 +115,9 @@ def test_files_for_the_cache_count_once_and_apart() -> None:
     check_models(replace(LIMITS, max_cache_bytes=90_000), models, parsed)
     with pytest.raises(UsageError, match=r"holds 0 MB.*--cache-size"):
         check_models(replace(LIMITS, max_cache_bytes=89_999), models, parsed)
-    with pytest.raises(
-        UsageError, match=r"takes none.*esm-agent serve --cache DIR .*XDG_CACHE_HOME"
-    ):
+    with pytest.raises(UsageError, match=r"no cache.*esm-agent serve --cache DIR .*XDG_CACHE_HOME"):
         check_models(LIMITS, models, parsed)
-    with pytest.raises(UsageError, match="a: the model is of 0 MB, above"):
+    with pytest.raises(UsageError, match="a: the model has 0 MB, above"):
         check_models(replace(LIMITS, max_model_bytes=39_999), models, parsed)
 
 

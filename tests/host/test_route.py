@@ -163,7 +163,9 @@ def test_a_malformed_proxy_is_refused_without_its_password(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ESM_PROXY", value)
-    with pytest.raises(UsageError, match="ESM_PROXY is no proxy: give http://HOST:PORT") as caught:
+    with pytest.raises(
+        UsageError, match="ESM_PROXY is not a proxy: give http://HOST:PORT"
+    ) as caught:
         RemoteProfiler("pi4.invalid:7343")
     assert "geheim" not in str(caught.value)
 

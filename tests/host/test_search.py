@@ -166,7 +166,7 @@ def test_a_search_goes_on_to_a_larger_budget(run: Path, fake: FakeProfiler) -> N
     assert found["settings"]["measure"] == 20
     assert found["rounds"][:3] == first["rounds"][:3]
     refused = esm_host("search", run, "--resume", "--measure", 19)
-    assert_refused(refused, 2, "--measure 19", "asked for 20", "give more")
+    assert_refused(refused, 2, "--measure 19", "has 20 already", "give more")
 
 
 def test_broken_off_it_resumes_to_the_same_front(

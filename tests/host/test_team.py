@@ -253,7 +253,7 @@ def test_a_name_is_one_campaigns(
     refused(
         esm(*begin, "--run", "other/pi4-resnet"),
         2,
-        "has a campaign 'pi4-resnet' already",
+        "already has a campaign 'pi4-resnet'",
         "another --run",
         "esm-host campaigns attach pi4-resnet",
     )
@@ -290,8 +290,8 @@ def test_a_resumed_campaign_stays_where_it_is(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("lab", ["--store is no URL", "give postgresql://"]),
-        ("postgresql://db:port/esm", ["--store is no URL"]),
+        ("lab", ["--store is not a URL", "give postgresql://"]),
+        ("postgresql://db:port/esm", ["--store is not a URL"]),
         ("mysql://ada@db/esm", ["of a PostgreSQL database", "give postgresql://"]),
         ("postgresql://ada@db", ["give postgresql://USER@HOST/DATABASE"]),
         ("postgresql://db/esm?password=s3cret", ["password", "~/.pgpass"]),

@@ -811,7 +811,7 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep cuda", "cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
-        (["--allow-fallback"], ["--allow-fallback changes nothing with --ep cpu"]),
+        (["--allow-fallback"], ["--allow-fallback has no effect with --ep cpu"]),
         (["--ep-option", "x=1"], ["--ep-option x=1", "the provider cpu has no such option"]),
         (["--ep-option", "x"], ["--ep-option x: give NAME=VALUE"]),
         (["--ep-option", "x=1", "--ep-option", "x=1"], ["--ep-option x=1: x is given twice"]),
@@ -929,7 +929,7 @@ def test_more_than_a_device_takes(fake: FakeProfiler, tmp_path: Path) -> None:
     paths = [tmp_path / f"{index}.onnx" for index in range(257)]
     for path in paths:
         path.write_bytes(BARE)
-    assert_refused(esm_host_time(*paths), 2, "257 models", "256 at a time")
+    assert_refused(esm_host_time(*paths), 2, "257 models", "256 per block")
 
 
 def test_help_loads_nothing_heavy() -> None:

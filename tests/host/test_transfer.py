@@ -173,7 +173,7 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
     assert_refused(transfer(run, "--source", known, "--held-out", 3), "4 or more")
     few = ["--source", known, "--samples", 5]
     assert_refused(transfer(run, *few, "--held-out", 4), "--samples 5 and --held-out 4", "10")
-    assert_refused(transfer(run, "--source", ""), "--source names nothing")
+    assert_refused(transfer(run, "--source", ""), "--source has an empty name")
     assert_refused(transfer(run, "--dtype", "int4"), "--dtype 'int4': choose float32 or int8")
     comma = ["profile", *SMALL, "--run", run, "--warm-start", ","]
     assert_refused(esm_host(*comma), "--warm-start ',' names no source")

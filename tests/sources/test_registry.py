@@ -237,7 +237,7 @@ def test_sources_of_one_space(tmp_path: Path) -> None:
         (["boards"], "fbnet", [], "'boards/a' is of nasbench201, not fbnet"),
         ([], "nasbench201", ["d"], "no source 'd'"),
         ([], None, ["a"], "'a' matches 2 devices: give one of blocks/a, boards/a"),
-        ([], "nasbench201", ["blocks"], "'blocks' is 3 devices"),
+        ([], "nasbench201", ["blocks"], "'blocks' matches 3 devices"),
         ([], "nasbench201", ["blocks/a"], "'blocks/a' is of fbnet, not nasbench201"),
         (["boards"], None, ["blocks/a"], "is of nasbench201, not of fbnet"),
     ],

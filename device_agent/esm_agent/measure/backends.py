@@ -1,4 +1,4 @@
-"""What runs models, as measuring sees it, and what all sessions of ONNX Runtime have in common."""
+"""Interface of backends that run models, and common settings of ONNX Runtime sessions."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
 
 
 class ProviderMissingError(Exception):
-    """A provider does not work on this device; the text says why."""
+    """A provider does not work on this device; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory.
+    """Model in memory.
 
     Attributes:
-        run: one inference; returns when it is over.
-        feed: what it is fed.
-        outputs: those of the last inference, as the runtime's values.
-        ran_on: how many nodes the runtime assigned to each provider; empty where nobody asked.
-        fallback: names of the nodes that the provider asked for did not take.
-        settles: what it runs on raises its clock once it has work.
+        run: Function that makes one inference and returns at its end.
+        feed: Inputs.
+        outputs: Function that returns the outputs of the last inference, as runtime values.
+        ran_on: Number of nodes on each provider; empty if not determined.
+        fallback: Names of nodes on another provider than the requested one.
+        settles: Whether the processor raises its clock under load.
     """
 
     run: Callable[[], object]
@@ -62,11 +62,11 @@ class LoadedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceModel(LoadedModel):
-    """A model on a device with a memory of its own, from and to which ``run`` goes.
+    """Model on a device with its own memory, which holds its inputs and outputs.
 
     Attributes:
-        copy_in: one crossing of the inputs to the device's memory; returns when it is over.
-        copy_out: likewise of the outputs, back.
+        copy_in: Function that copies the inputs to the device once and returns at the end.
+        copy_out: Function that copies the outputs back, likewise.
     """
 
     copy_in: Callable[[], object]
@@ -74,23 +74,23 @@ class DeviceModel(LoadedModel):
 
 
 class Backend(ABC):
-    """Turns model files into something to time."""
+    """Loader of model files for timing."""
 
     name: ClassVar[str]
-    """What clients call it."""
+    """Name of the provider for clients."""
     gpu: ClassVar[bool] = False
     """Whether it runs on a GPU."""
 
     def info(self, device: DeviceState) -> ProviderInfo:
-        """Return what clients are told of it.
+        """Return the description of the provider for clients.
 
         Args:
-            device: its state now, which names the GPUs where a provider runs on one.
+            device: Current state of the device, with the names of its GPUs.
         """
         return ProviderInfo(self.name)
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what the doctor is to say of it."""
+        """Return the doctor's findings about the provider."""
         return ()
 
     @abstractmethod
@@ -104,19 +104,22 @@ class Backend(ABC):
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
     ) -> Profile:
-        """Return where the time of ``runs`` runs goes, in a session of their own.
+        """Return the profile of ``runs`` runs in a new session.
 
         Args:
-            between: told before each run the share of them made.
+            model: Model to profile.
+            spec: Spec of the block.
+            runs: Number of runs.
+            between: Callback before each run, with the share of runs made.
 
         Raises:
-            ModelError: it cannot be told.
+            ModelError: the model cannot be profiled.
         """
-        raise ModelError(FailureKind.CRASH, f"the provider {self.name} tells no profile")
+        raise ModelError(FailureKind.CRASH, f"the provider {self.name} has no profile")
 
 
 def load_error(error: Exception, path: Path) -> ModelError:
-    """Return what to report of a model of which the runtime makes no session."""
+    """Return the error to report if the runtime cannot create a session."""
     kind, text = failure_kind(error), one_line(error)
     if kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
         kind, text = FailureKind.UNSUPPORTED_OP, newer
@@ -126,12 +129,12 @@ def load_error(error: Exception, path: Path) -> ModelError:
 def session_options(
     model: UploadedModel, spec: MeasureSpec
 ) -> tuple[ort.SessionOptions, list[Any]]:
-    """What all providers have in common, and the weights that the model leaves to its runner.
+    """Return the session options common to all providers, and the random weights of the model.
 
-    The options only refer to the weights: keep those until the session has been made.
+    The options only refer to the weights: keep them until the session exists.
 
     Raises:
-        ModelError: the model is no ONNX file, or its weights cannot be drawn.
+        ModelError: the model is not an ONNX file, or its weights cannot be drawn.
     """
     threads = model.case.threads or spec.threads
     options = ort.SessionOptions()
@@ -147,16 +150,16 @@ def session_options(
     if names:
         try:
             options.add_external_initializers(names, weights)
-        except Exception as error:  # one is there twice
+        except Exception as error:  # a duplicate name
             raise ModelError(failure_kind(error), one_line(error)) from error
     return options, weights
 
 
 def first_run(model: LoadedModel) -> None:
-    """The first inference, in which a model may still turn out not to work.
+    """Make the first inference.
 
     Raises:
-        ModelError: it does not.
+        ModelError: the inference fails.
     """
     try:
         model.run()
@@ -165,19 +168,19 @@ def first_run(model: LoadedModel) -> None:
 
 
 def first_run_error(error: Exception, feed: Feed) -> ModelError:
-    """What to report of a model whose first run raised ``error``."""
+    """Return the error to report if the first run raised ``error``."""
     failure = outcome(error)
     failure = feed.blamed(Failure(failure.kind, f"the first run failed: {failure.message}"))
     return ModelError(failure.kind, failure.message)
 
 
 def _drawn_weights(path: Path, seed: int) -> tuple[list[str], list[Any]]:
-    """Names and arrays of the initializers that the model leaves to its runner."""
+    """Return the names and arrays of weightless initializers, drawn at random."""
     if path.stat().st_size > _MAX_WEIGHTLESS_BYTES:
         return [], []
     with mapped(path) as data:
         if _WEIGHTLESS.search(data) is None:
-            return [], []  # most models with weights need not be taken apart here
+            return [], []  # avoids parsing most models with weights
         model = onnx_view_pb2.Model()
         try:
             model.MergeFromString(data)

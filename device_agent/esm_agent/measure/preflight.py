@@ -1,7 +1,7 @@
-"""What is looked at in a model file before the runtime sees it: size, places, operators.
+"""Checks of a model file before the runtime loads it: size, data locations, operators.
 
-Read with the few fields of :mod:`esm_protos.v1.onnx_view_pb2`; inside the measuring process,
-since even that may be more than there is memory for.
+They use the few fields of :mod:`esm_protos.v1.onnx_view_pb2` and run in the measuring process,
+because parsing may exhaust the memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DOMAINS = {
     *("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"),  # ONNX Runtime's own
 }
 _FLOAT_BYTES = 4  # weights are drawn as float32
-_MOST_NUMBERS = 2**63 - 1  # the runtime counts them by int64
+_MOST_NUMBERS = 2**63 - 1  # the runtime counts in int64
 
 
 class _RefusedError(Exception):
@@ -41,10 +41,12 @@ class _RefusedError(Exception):
 def examine(
     data: bytes | memoryview, limits: Limits, external: Collection[str] = frozenset()
 ) -> Failure | None:
-    """Why the model is not to be given to the runtime; None if it may be.
+    """Return why the model is refused; None if the runtime may load it.
 
     Args:
-        external: files that came with it.
+        data: Contents of the model file.
+        limits: Limits of the device.
+        external: Locations of the external files uploaded with the model.
     """
     try:
         model = view.Model()
@@ -58,7 +60,7 @@ def examine(
             text = (
                 f"the model's weights take {size / 1e9:.2g} GB, more than the "
                 f"{limits.max_memory_bytes / 1e9:.2g} GB that a model may use on this device: "
-                "give a smaller one, or its agent a larger --memory-limit"
+                "give a smaller model, or start the agent with a larger --memory-limit"
             )
             return Failure(FailureKind.OUT_OF_MEMORY, text)
         known = _DOMAINS | {function.domain for function in model.functions}
@@ -75,9 +77,9 @@ def examine(
 
 
 def _least_bytes(data: bytes | memoryview, model: view.Model) -> int:
-    """Return the memory that the model takes at least: its file, and the weights drawn for it.
+    """Return the minimum memory of the model, bytes: its file and its drawn weights.
 
-    External data does not count: it is mapped, and need not be in memory as a whole.
+    External data does not count: it is memory-mapped.
     """
     drawn: Iterator[int] = (
         math.prod(tensor.dims)
@@ -88,7 +90,7 @@ def _least_bytes(data: bytes | memoryview, model: view.Model) -> int:
 
 
 def _short(name: str | bytes) -> str:
-    """For messages. What is no UTF-8 is bytes here, and nothing that a model may be named."""
+    """Return a name shortened for messages; refuse names that are not UTF-8, given as bytes."""
     if isinstance(name, bytes):
         raise _RefusedError("a name in the model is not UTF-8")
     return name[:100]
@@ -99,15 +101,15 @@ def _check_nodes(body: Body, known: set[str]) -> None:
         for name in (node.domain, node.op_type):
             _short(name)
         if node.domain not in known:
-            # No library of operators is ever registered here.
+            # The agent registers no custom operators.
             raise _RefusedError(
-                f"operator {_short(node.op_type)} is of domain '{_short(node.domain)}', which this "
-                "device does not have",
+                f"operator {_short(node.op_type)} belongs to domain '{_short(node.domain)}', "
+                "which this device does not support",
                 FailureKind.UNSUPPORTED_OP,
             )
         if node.op_type == "EPContext":
             raise _RefusedError(
-                "an EPContext node names a file of compiled code, and none travels with a model",
+                "an EPContext node refers to a file of compiled code, which cannot be uploaded",
                 FailureKind.UNSUPPORTED_OP,
             )
 
@@ -124,7 +126,7 @@ def _check_dims(body: Body) -> None:
                 raise _RefusedError("a sparse initializer has a negative dimension")
             _check_product("a sparse initializer", sparse.dims)
         for given in body.input:
-            # What is not positive is free here, and taken as 1.
+            # A dimension that is not positive is free, and becomes 1.
             dims = [max(dim.dim_value, 1) for dim in given.type.tensor_type.shape.dim]
             _check_product(f"input {_short(given.name)}", dims)
 
@@ -134,31 +136,31 @@ def _check_product(what: str, dims: Sequence[int]) -> None:
         raise _RefusedError(f"{what} has {len(dims)} dimensions; {MAX_RANK} is the limit")
     numbers = 1
     for dim in dims:
-        numbers *= max(dim, 1)  # a dimension of 0 hides no overflow of the others
+        numbers *= max(dim, 1)  # a dimension of 0 must not hide an overflow
     if numbers > _MOST_NUMBERS // 8:
-        raise _RefusedError(f"{what} has more numbers than can be addressed")
+        raise _RefusedError(f"{what} has more elements than can be addressed")
 
 
 def _check_places(body: Body, drawn: int, external: Collection[str]) -> None:
-    """``drawn``: how many of its tensors, the first, the device draws if they are weightless."""
+    """Check the data locations of tensors; the first ``drawn`` may be weightless."""
     for position, tensor in enumerate(tensors(body)):
-        # In any entry, whatever its key: there the runtime would read this process's memory.
+        # Check every entry: the runtime would read this process's memory.
         if any(is_memory_address(str(entry.value)) for entry in tensor.external_data):
             raise _RefusedError(
-                f"tensor {_short(tensor.name)} lies at an address in memory, not in a file"
+                f"tensor {_short(tensor.name)} refers to an address in memory, not to a file"
             )
         location = external_location(tensor)
         if location is None or (location == WEIGHTLESS_LOCATION and position < drawn):
             continue
         named = [entry for entry in tensor.external_data if entry.key == "location"]
-        if location in external and len(named) == 1:  # a second could be what the runtime goes by
+        if location in external and len(named) == 1:  # the runtime might use a second one
             continue
         if location == WEIGHTLESS_LOCATION:
             raise _RefusedError(
-                f"tensor {_short(tensor.name)} is weightless, which only the main graph's "
-                "initializers may be"
+                f"tensor {_short(tensor.name)} is weightless; only initializers of the main "
+                "graph may be"
             )
         raise _RefusedError(
-            f"tensor {_short(tensor.name)} lies in another file ({location[:100] or 'unnamed'}), "
-            "which did not come with the model"
+            f"tensor {_short(tensor.name)} is stored in another file "
+            f"({location[:100] or 'unnamed'}), which was not uploaded with the model"
         )

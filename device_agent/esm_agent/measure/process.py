@@ -1,7 +1,7 @@
-"""Inside the measuring process: takes jobs, loads their models, times them, watches the device.
+"""Measuring process: receives jobs, loads models, times them and records the device's state.
 
-The process is spawned by :mod:`~.worker`, and kept from block to block. Where it stands
-is written to shared memory, which costs the measurement nothing.
+:mod:`~.worker` spawns the process and keeps it from block to block. The process writes its progress
+to shared memory, which does not disturb the measurement.
 """
 
 from __future__ import annotations
@@ -46,28 +46,30 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
-"""A session that takes longer to make and to run once is not made again within a block."""
+"""Longest time to create a session and run it once for which sessions are renewed in a block."""
 CELLS = 5
 FINISH = 4
-"""Cells of the shared page, and the one by which the agent asks for an early end."""
+"""Number of cells of the shared page, and index of the cell that requests an early end."""
 REFERENCES = -1
-"""Index that stands for the reference models where the board says which model runs."""
+"""Index of the reference models in the board's cell of the current model."""
 
 BackendFactory = Callable[[], Any]
-"""Makes the :class:`esm_agent.measure.backends.Backend` inside the process; must be importable."""
+"""Factory of a :class:`~esm_agent.measure.backends.Backend` in the process; importable by name."""
 TelemetryFactory = Callable[[], Any]
-"""Makes the :class:`~esm_agent.device.telemetry.Telemetry` in the process; must be importable."""
+"""Factory of a :class:`~esm_agent.device.telemetry.Telemetry`, also importable by name."""
 
 
 class Hello(NamedTuple):
-    """What the process says once it is up.
+    """First message of the process.
 
     Attributes:
-        isolation: what confines it.
-        missing: why providers are not there, by the place of their factory among the others.
-        findings: what the doctor is to say of the providers.
-        gpu: whether one of the providers runs on a GPU.
-        metrics: what its sources measure.
+        runtime: Name and version of the runtime.
+        providers: Execution providers that work.
+        isolation: Names of the mechanisms that confine the process.
+        missing: Reason for each missing provider, by the index of its factory in ``make_others``.
+        findings: Findings of the doctor about the providers.
+        gpu: Whether a provider runs on a GPU.
+        metrics: Metrics of the sources.
     """
 
     runtime: str
@@ -80,14 +82,13 @@ class Hello(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why the process cannot measure as it was asked to; it ends then."""
+    """Reason why the process cannot measure; sent before it ends."""
 
     text: str
 
 
 class JobResult(NamedTuple):
-    """What timing gave. With ``profile_runs``, a :class:`Profiled` follows for every model that
-    has a latency."""
+    """Result of a job. With ``profile_runs``, a :class:`Profiled` follows for every timed model."""
 
     measurements: dict[int, Measurement]
     running_ns: int
@@ -98,34 +99,37 @@ class JobResult(NamedTuple):
 
 
 class Profiled(NamedTuple):
-    """None where the runtime did not tell, which is no reason to lose the latency."""
+    """Profile of a model; None if the runtime gave none, which does not affect the latency."""
 
     model: int
     profile: Profile | None
 
 
 class Board:
-    """The shared page: state, current model, share done (per million), signs of life so far, and
-    whether the agent wants an early end."""
+    """Shared page of progress.
+
+    Its cells: state, current model, share done (per million), number of ticks, early end requested.
+    """
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
         self._timing = 1.0
 
     def expect(self, job: Job) -> None:
-        """From now on it is told of this job: how much of its measuring is timing."""
+        """Start a job: set the share of timing in its measuring."""
         self._timing = job.spec.runs / (job.spec.runs + job.profile_runs)
 
     def write(self, state: State, model: int, fraction: float) -> None:
-        """Of loading, or of timing."""
+        """Write the progress of loading or timing."""
         self._write(state, model, fraction * (self._timing if state is State.MEASURING else 1))
 
     def write_profiling(self, model: int, fraction: float) -> None:
+        """Write the progress of profiling."""
         self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
 
     @contextmanager
     def references(self) -> Iterator[None]:
-        """Say that what happens within is not for any model of the block."""
+        """Show the reference models as the current model within the context."""
         model = self.cells[1]
         self.cells[1] = REFERENCES
         self.tick()
@@ -136,11 +140,11 @@ class Board:
             self.tick()
 
     def tick(self) -> None:
-        """Show that something was finished: the time-out begins anew."""
+        """Restart the time-out."""
         self.cells[3] += 1
 
     def finished(self) -> bool:
-        """Return whether the job is to end with what it has."""
+        """Return whether the job should end with the runs so far."""
         return bool(self.cells[FINISH])
 
     def _write(self, state: State, model: int, fraction: float) -> None:
@@ -151,9 +155,9 @@ class Board:
 
 
 class Witness:
-    """Asks the device for its state before, about once a second during, and after a block.
+    """Recorder of the device's state before, about once a second during, and after a block.
 
-    Long blocks are looked at less often, so that a result stays a small message.
+    Long blocks are sampled less often, so that the result stays small.
     """
 
     def __init__(self, telemetry: Telemetry, clock: timing.Clock) -> None:
@@ -163,7 +167,7 @@ class Witness:
         self._states = [telemetry.state(clock())]
 
     def look(self) -> None:
-        """Called between visits: asks when it is time to."""
+        """Record the state if it is time; called between visits."""
         now = self._clock()
         if now - self._states[-1].at_ns < self._gap_ns:
             return
@@ -173,16 +177,16 @@ class Witness:
             self._gap_ns *= 2
 
     def note(self) -> None:
-        """Ask now: what loading did to counters is told apart from what timing does."""
+        """Record the state now, to separate the counters of loading from those of timing."""
         self._states.append(self._telemetry.state(self._clock(), quick=True))
 
     def gpu_clock_mhz(self) -> float | None:
-        """Now, where the device tells."""
+        """Return the current clock of the first GPU, MHz; None if unknown."""
         gpus = self._telemetry.state(self._clock(), quick=True).gpus
         return gpus[0].clock_mhz if gpus else None
 
     def states(self, origin_ns: int) -> tuple[DeviceState, ...]:
-        """All of them and a last one, their times since ``origin_ns``."""
+        """Record a last state and return all of them, with times since ``origin_ns``."""
         self._states.append(self._telemetry.state(self._clock()))
         return tuple(replace(state, at_ns=state.at_ns - origin_ns) for state in self._states)
 
@@ -196,15 +200,20 @@ def main(
     make_others: Sequence[BackendFactory] = (),
     metrics: Sequence[str] = (),
 ) -> None:
-    """Take jobs until the agent hangs up.
+    """Process jobs until the agent closes the connection.
 
     Args:
-        make_others: backends that need not work.
-        metrics: names of sources of metrics.
+        connection: Connection to the agent.
+        cells: Cells of the shared page.
+        make_backend: Factory of the backend that must work.
+        make_telemetry: Factory of the telemetry.
+        confinement: Confinement of this process.
+        make_others: Factories of optional backends.
+        metrics: Names of metric sources.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     if sys.platform == "linux":
-        # A hung native call must not outlive an agent that was killed.
+        # A hung native call must not outlive a killed agent.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         sources = load_sources(metrics)
@@ -212,7 +221,7 @@ def main(
         connection.send(Refusal(str(error)))
         return
     isolation = confine(confinement)
-    import numpy.random  # noqa: F401  else it would count for the first model's memory
+    import numpy.random  # noqa: F401  later it would count as memory of the first model
     import onnxruntime
 
     board = Board(cells)
@@ -242,7 +251,7 @@ def main(
 def _backends(
     make_first: BackendFactory, make_others: Sequence[BackendFactory]
 ) -> tuple[dict[str, Backend], dict[int, str]]:
-    """Return by name those that work, and why others do not."""
+    """Return the working backends by name, and the reasons for missing ones by index."""
     from esm_agent.measure.backends import ProviderMissingError
 
     first: Backend = make_first()
@@ -254,7 +263,7 @@ def _backends(
             missing[place] = str(error)
             continue
         if backend.name in made:
-            missing[place] = f"there is a provider '{backend.name}' already: name it otherwise"
+            missing[place] = f"there is already a provider '{backend.name}': choose another name"
         else:
             made[backend.name] = backend
     return made, missing
@@ -267,7 +276,7 @@ def _measure(
     board: Board,
     sources: Sequence[MetricSource],
 ) -> JobResult:
-    """One attempt at a block. A model that fails is left out and the rest is measured."""
+    """Measure a block once; a model that fails is left out."""
     clock = time.perf_counter_ns
     began = clock()
     visits = VisitMetrics(sources, board.tick)
@@ -288,8 +297,7 @@ def _measure(
 
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
-    """Of every model that has a latency, when all have; sent one by one, should one of them kill
-    the process."""
+    """Yield the profile of every timed model, one by one: profiling may kill the process."""
     todo = [i for i in job.models if result.measurements[i].failure is None]
     for position, index in enumerate(todo):
 
@@ -308,7 +316,11 @@ def _interleaved(
     clock: timing.Clock,
     visits: VisitMetrics,
 ) -> tuple[JobResult, int]:
-    """Return the result without ``busy_ns`` and ``states``, and the clock when the runs began."""
+    """Measure models in turn.
+
+    Returns:
+        The result without ``busy_ns`` and ``states``, and the clock at the first run.
+    """
     entered = clock()
     loaded, failures = sessions.load(
         job, lambda index, share: board.write(State.PREPARING, index, share)
@@ -373,7 +385,7 @@ def _interleaved(
         board.finished,
     )
     visits.end()
-    with board.references():  # half of the time that is left: results take some as well
+    with board.references():  # the other half of the remaining time is for the results
         company.complete((job.limit_s - (clock() - entered) / 1e9) / 2)
     measurements = {}
     for index, model in list(loaded.items()):
@@ -386,7 +398,7 @@ def _interleaved(
             failed(index, error)
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
-    told = _company(company, references, origin)
+    told = _reference_measurements(company, references, origin)
     no_references = sessions.no_references or "their runs failed"
     result = JobResult(
         measurements,
@@ -397,10 +409,10 @@ def _interleaved(
     return result, origin
 
 
-def _company(
+def _reference_measurements(
     company: ReferenceVisits, references: Mapping[str, Loaded], origin: int
 ) -> tuple[Measurement, ...]:
-    """Return what was measured of the reference models."""
+    """Return the measurements of the reference models."""
     found = []
     for name, samples in company.samples.items():
         model = references[name]
@@ -417,7 +429,7 @@ def _estimates(
     references: Mapping[str, Loaded],
     job: Job,
 ) -> dict[int, Estimate]:
-    """Return what is known so far of the models."""
+    """Return the estimates from the runs so far."""
     block = estimate_block(
         [each.as_runs(loaded[index].weight_bytes) for index, each in taken.items()],
         job.spec.trim,
@@ -440,7 +452,7 @@ def _sequential(
     clock: timing.Clock,
     visits: VisitMetrics,
 ) -> tuple[JobResult, int]:
-    """As :func:`_interleaved`."""
+    """Measure models one after the other; returns as :func:`_interleaved`."""
     measurements: dict[int, Measurement] = {}
     running_ns = 0
     origin = clock()
@@ -472,10 +484,9 @@ def _settle(
     clock: timing.Clock,
     failed: timing.Failed = timing.raised,
 ) -> None:
-    """Run what raises its clock only once it has work, as a GPU does; a CPU's is the doctor's
-    concern.
+    """Run models on GPUs until the clock has settled; a GPU raises its clock under load.
 
-    Slow models have given it work in their first runs.
+    Slow models have already loaded the GPU in their first run. The doctor checks CPU clocks.
     """
     runs = {
         index: model.run
@@ -499,7 +510,7 @@ def _measurement(
     board: Board,
     clock: timing.Clock,
 ) -> Measurement:
-    """With the copies, which are timed now that all runs are over."""
+    """Return the measurement of a model; times its copies, now that all runs are over."""
     name = job.models[index].model_id
     peak = model.peak_rss_bytes if job.peak_memory else None
     measurement = replace(

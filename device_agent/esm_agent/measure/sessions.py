@@ -1,4 +1,4 @@
-"""Sessions of models: made between blocks, or anew within one, when nothing is timed."""
+"""Sessions of models, created while nothing is timed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ if TYPE_CHECKING:
 
 _LARGE_BYTES = 64 << 20
 _SLOW_REFERENCE_NS = 1_000_000_000
-"""A reference model that runs longer would take more time than it is worth."""
+"""Longest inference of a reference model, ns; slower ones take too much of a block."""
 
 T = TypeVar("T")
 
 
 class Job(NamedTuple):
-    """Models of a block by their index in it, and how to measure them.
+    """Models of a block and how to measure them.
 
     Attributes:
-        loaders: how many models are loaded at a time; with one, a model that kills the process
-            while it loads is known.
-        limits: what the runtime is to see of models; None shows it anything.
-        peak_memory: tell how much every model takes; one is loaded at a time.
-        profile_runs: 0 profiles nothing.
-        limit_s: time after which the agent breaks the block off.
-        references: the agent's reference models, to be timed along.
-        usual: what it remembers of them.
+        spec: Spec of the block.
+        models: Models by their index in the block.
+        loaders: Number of models loaded at a time. With 1, a model that kills the process during
+            loading is identified.
+        limits: Limits of models; None accepts every model.
+        peak_memory: Whether to measure the memory of every model; they then load one at a time.
+        profile_runs: Number of profiled runs per model; 0 for no profile.
+        limit_s: Time after which the agent stops the block, seconds.
+        references: Reference models of the agent to time with the block.
+        usual: Usual latencies of the reference models; None without history.
     """
 
     spec: MeasureSpec
@@ -52,7 +54,7 @@ class Job(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A model in memory, run once, and what that took."""
+    """Model in memory with the durations and the memory of its loading and first run."""
 
     model: LoadedModel
     load_ns: int
@@ -62,18 +64,19 @@ class Loaded(NamedTuple):
 
     @property
     def run(self) -> timing.Run:
+        """Function that makes one inference."""
         return self.model.run
 
     @property
     def device(self) -> DeviceModel | None:
-        """Where it lies in a memory other than this program's."""
+        """Model with its copy functions if the device has its own memory; else None."""
         from esm_agent.measure.backends import DeviceModel
 
         return self.model if isinstance(self.model, DeviceModel) else None
 
 
 def failure_of_later_run(error: Exception) -> Failure:
-    """The outcome of a model that ran before, and then did not."""
+    """Return the failure of a model that ran before."""
     from esm_agent.measure.outcomes import outcome
 
     failure = outcome(error)
@@ -81,15 +84,16 @@ def failure_of_later_run(error: Exception) -> Failure:
 
 
 class Sessions:
-    """Loads the models of one block after the other, between blocks, when nothing is timed.
-
-    What two blocks in a row share, the references, stays loaded.
+    """Sessions of successive blocks. Models shared by two blocks in a row stay loaded.
 
     Args:
-        tick: told that a model is loaded, or has run.
+        backends: Backends by provider name.
+        clock: Clock, ns.
+        memory: Meter of peak memory.
+        tick: Callback after a model has loaded or run.
 
     Attributes:
-        no_references: why there are no reference models that a job asked for; else empty.
+        no_references: Reason for missing reference models; empty if there are some.
     """
 
     def __init__(
@@ -112,12 +116,12 @@ class Sessions:
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
     ) -> tuple[dict[int, Loaded], dict[int, Failure]]:
-        """The job's models that could be loaded, and why the others could not."""
+        """Return the loaded models of a job, and the failures of the others, by index."""
         keys = {index: _key(model, job.spec) for index, model in job.models.items()}
         loaded = {i: self._kept[key] for i, key in keys.items() if key in self._kept}
-        if job.peak_memory:  # it was not asked for when they were loaded
+        if job.peak_memory:  # kept models may have no memory figure
             loaded = {i: model for i, model in loaded.items() if model.peak_rss_bytes is not None}
-        self._kept = {}  # what this block lacks makes room for what it brings
+        self._kept = {}  # frees models that this block does not contain
         failures: dict[int, Failure] = {}
         fresh = [index for index in keys if index not in loaded]
         for index, session in self._fresh(job, fresh, on_model):
@@ -125,14 +129,14 @@ class Sessions:
                 failures[index] = session
             else:
                 loaded[index] = session
-        if job.loaders > 1:  # what lacked memory may have lacked it for what loaded beside it
+        if job.loaders > 1:  # models loading at the same time may have taken the memory
             for index in [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]:
                 on_model(index, 1.0)
                 session = self._session(job, index)
                 if not isinstance(session, Failure):
                     del failures[index]
                     loaded[index] = session
-        # Only now: first runs are timed, so nothing may load beside them.
+        # After all loading, because first runs are timed.
         for index in [i for i, model in loaded.items() if not model.first_run_ns]:
             on_model(index, 1.0)
             started = self._first_run(loaded.pop(index))
@@ -143,13 +147,13 @@ class Sessions:
         self._make_room(job, loaded, failures)
         now = {keys[index] for index in loaded}
         shared = now & self._last
-        if shared != now:  # else the same was asked again, and is to be measured afresh
+        if shared != now:  # the same block again is measured with new sessions
             self._kept = {keys[i]: model for i, model in loaded.items() if keys[i] in shared}
         self._last = now
         return {index: loaded[index] for index in keys if index in loaded}, failures
 
     def _make_room(self, job: Job, loaded: dict[int, Loaded], failures: dict[int, Failure]) -> None:
-        """Load models that lacked memory once more, without the references of earlier blocks."""
+        """Unload earlier reference models and retry models that ran out of memory."""
         lacking = [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]
         if not lacking or not self._references:
             return
@@ -168,7 +172,9 @@ class Sessions:
 
         if job.loaders == 1:
             for position, index in enumerate(indices):
-                on_model(index, position / len(indices))  # should it kill the process
+                on_model(
+                    index, position / len(indices)
+                )  # identifies a model that kills the process
                 yield index, self._measured(job, index) if job.peak_memory else session(index)
             return
         with ThreadPoolExecutor(job.loaders) as pool:
@@ -177,20 +183,24 @@ class Sessions:
                 yield found
 
     def load_one(self, job: Job, index: int) -> Loaded | Failure:
-        """A model that is measured by itself."""
+        """Load and run one model without others beside it."""
         if job.peak_memory:
             return self._measured(job, index)
         session = self._session(job, index)
         return session if isinstance(session, Failure) else self._first_run(session)
 
     def renew(self, job: Job, index: int, loaded: dict[int, Loaded]) -> Failure | None:
-        """Replace a model's session by a new one, run once; if that fails, the model is gone."""
+        """Replace the session of a model by a new one, and run it once.
+
+        Returns:
+            None; or the failure, after which the model is no longer loaded.
+        """
         old = loaded.pop(index)
         keys = [key for key, kept in self._kept.items() if kept is old]
         for key in keys:
             del self._kept[key]
         as_before = old._asdict()
-        del old, as_before["model"]  # makes room
+        del old, as_before["model"]  # frees memory for the new session
         made = self._made(job, index)
         model = made if isinstance(made, Failure) else self._first_run(made)
         if isinstance(model, Failure):
@@ -200,10 +210,10 @@ class Sessions:
         return None
 
     def references(self, job: Job) -> dict[str, Loaded]:
-        """Return the job's reference models that this device can run; they stay loaded.
+        """Return the reference models of a job that this device can run; they stay loaded.
 
-        What lacks memory now may fit beside the next block. What fails otherwise, or is slow, is
-        not tried again. Afterwards ``no_references`` says why there are none.
+        Models that ran out of memory are tried again with the next block. Others that failed, or
+        are slow, are not. If none is left, ``no_references`` gets the reason.
         """
         self.no_references = ""
         if not job.references:
@@ -223,9 +233,7 @@ class Sessions:
                 if model.kind is not FailureKind.OUT_OF_MEMORY:
                     self._references[name] = model.message
             elif model.first_run_ns > _SLOW_REFERENCE_NS:
-                self._references[name] = (
-                    f"one inference of them took {model.first_run_ns / 1e9:.1f} s"
-                )
+                self._references[name] = f"one inference took {model.first_run_ns / 1e9:.1f} s"
             else:
                 self._references[name] = model
         known = self._references.items()
@@ -235,7 +243,7 @@ class Sessions:
         return found
 
     def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
-        """Where the time of a model goes; None if that cannot be told."""
+        """Return the profile of a model; None if profiling fails."""
         model, backend = job.models[index], self._backends[job.spec.provider]
         try:
             return backend.profile(model, job.spec, job.profile_runs, between)
@@ -243,7 +251,7 @@ class Sessions:
             return None
 
     def _measured(self, job: Job, index: int) -> Loaded | Failure:
-        """Loaded and run once, with nothing beside it, so that its memory is known."""
+        """Load and run one model with nothing beside it, and measure its memory."""
         weights = self._weights(job, index)
         if isinstance(weights, Failure):
             return weights
@@ -262,15 +270,15 @@ class Sessions:
         return made if isinstance(made, Failure) else made._replace(weight_bytes=weights)
 
     def _weights(self, job: Job, index: int) -> int | Failure:
-        """Return the bytes of its weights, or why the runtime is not to see the model."""
-        # Counted before the model is loaded: the file is read for it.
+        """Return the size of a model's weights, bytes, or why the model is refused."""
+        # Before loading, because it reads the file.
         refusal = self._refusal(job, index)
         if refusal is not None:
             return refusal
         return _attempted(lambda: weight_bytes(job.models[index].path))
 
     def _refusal(self, job: Job, index: int) -> Failure | None:
-        """Why the runtime is not to see the model."""
+        """Return why a model is refused; None if it is accepted."""
         model, limits = job.models[index], job.limits
         if limits is None:
             return None
@@ -284,7 +292,7 @@ class Sessions:
     def _made(self, job: Job, index: int) -> Loaded | Failure:
         model, spec = job.models[index], job.spec
         backend = self._backends.get(spec.provider)
-        if backend is None:  # it worked when the agent announced it
+        if backend is None:  # it worked at the start of the agent
             text = f"the provider {spec.provider} has stopped working: restart the agent"
             return Failure(FailureKind.CRASH, text)
         start = self._clock()
@@ -306,7 +314,7 @@ class Sessions:
 
 
 def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
-    """What two models must have in common for one session to serve both."""
+    """Return a key that is equal for models that can share a session."""
     beside = [(place, _content(model.path.parent / place)) for place in sorted(model.external)]
     return (
         _content(model.path),
@@ -318,10 +326,12 @@ def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
 
 
 def _content(path: Path) -> object:
-    """Tells files of other content apart. What is large comes from the cache, so that the same
-    content is the same file, and is not read for it."""
+    """Return a key of a file's content.
+
+    Large files come from the cache, where equal content is one file: they are not read.
+    """
     if not path.is_file():
-        return None  # the runtime will say so
+        return None  # reported by the runtime
     about = path.stat()
     if about.st_size > _LARGE_BYTES:
         return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
@@ -330,7 +340,7 @@ def _content(path: Path) -> object:
 
 
 def _attempted(call: Callable[[], T]) -> T | Failure:
-    """What the call gives, or the outcome of a model that does not work."""
+    """Return the result of a call, or the failure of its exception."""
     from esm_agent.measure.outcomes import outcome
 
     try:

@@ -1,9 +1,8 @@
-"""The handle through which the agent drives its measuring process.
+"""Control of the measuring process from the agent.
 
-Models run in a process of their own, so that one that crashes or hangs takes nothing else with
-it. The process is spawned (never forked: the agent's gRPC threads must not be copied) and kept
-from block to block. It writes to shared memory where it stands: the agent reads there which
-model to blame, and how far the block has come.
+Models run in a separate process, so that a crash or hang does not affect the agent. The process is
+spawned, not forked, because the agent's gRPC threads must not be copied. It is kept from block to
+block. From shared memory the agent reads the current model and the progress of the block.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ _STARTS = 3
 
 
 class CancelledError(Exception):
-    """The client no longer wants the block."""
+    """The client cancelled the block."""
 
 
 class WorkerUnavailableError(Exception):
@@ -74,7 +73,7 @@ class _Process:
     """The measuring process.
 
     Attributes:
-        oom_kills: what the kernel had killed for want of memory when the last job was sent.
+        oom_kills: Number of the kernel's out-of-memory kills when the last job was sent.
     """
 
     process: Any
@@ -83,17 +82,19 @@ class _Process:
     oom_kills: int | None = None
 
     def kill(self) -> None:
+        """Kill the process and close the connection."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed the process, which has ended, for want of memory."""
+        """Return whether the kernel killed the ended process because memory ran out."""
         if self.process.exitcode != -signal.SIGKILL or self.oom_kills is None:
             return False
         return (oom_kills() or 0) > self.oom_kills
 
     def exit_text(self) -> str:
+        """Return how the process ended, in words."""
         code = self.process.exitcode
         if code == -signal.SIGKILL:
             return "killed by SIGKILL: the device's memory may have run out"
@@ -103,18 +104,22 @@ class _Process:
 
 
 class Worker:
-    """Measures blocks in a process that it starts, watches, kills and starts again.
+    """Owner of the measuring process: starts it, watches it, kills it and restarts it.
 
-    Use from one thread, which must live as long as the worker: on Linux the process is told to
-    die with the thread that started it.
+    Use it from one thread that lives as long as the worker: on Linux the process dies with the
+    thread that started it.
 
     Args:
-        make_backend: what must work.
-        make_others: what need not.
-        confinement: of the process; by default to its share of memory, without network.
-        limits: that models are held to, and how long a block may take; None knows no such limits.
-        history: where the reference models' latencies are remembered; None remembers nothing.
-        metrics: names of sources of metrics (:mod:`esm_agent.measure.sources`).
+        make_backend: Factory of the backend that must work.
+        make_telemetry: Factory of the telemetry.
+        confinement: Confinement of the process; by default a share of memory and no network.
+        limits: Limits of models and blocks; None sets none.
+        make_others: Factories of optional backends.
+        history: Store of the reference models' latencies; None stores nothing.
+        metrics: Names of metric sources (:mod:`esm_agent.measure.sources`).
+
+    Attributes:
+        restarts: Number of starts after the process died or was killed with its block.
     """
 
     def __init__(
@@ -137,22 +142,20 @@ class Worker:
         self._make_others = tuple(make_others)
         self._current: _Process | None = None
         self.restarts = 0
-        """Starts after the process had died, or was killed with its block."""
 
     @property
     def pid(self) -> int | None:
-        """Of the process, if there is one; from any thread."""
+        """Process id; None without a process. Safe from any thread."""
         current = self._current
         return None if current is None else current.process.pid
 
     def start(self) -> Hello:
-        """Starts the process and returns what it says of its runtime.
+        """Start the process and return its first message.
 
-        A process that is killed while it starts is started again: that came from outside.
+        A process killed during its start is started again: the cause is outside.
 
         Raises:
-            WorkerUnavailableError: it does not start, most likely for want of onnxruntime; or a
-                source of metrics cannot be loaded.
+            WorkerUnavailableError: the process does not start, or a metric source does not load.
         """
         for attempt in range(1, _STARTS + 1):
             self._current = current = self._spawn()
@@ -178,7 +181,7 @@ class Worker:
     def _spawn(self) -> _Process:
         try:
             os.getcwd()
-        except OSError:  # the folder was removed, and from there nothing can be spawned
+        except OSError:  # the working folder was removed: nothing can be spawned from there
             os.chdir("/")
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -202,7 +205,7 @@ class Worker:
         return _Process(process, ours, cells)
 
     def stop(self) -> None:
-        """Kills the process; the next block starts another."""
+        """Kill the process; the next block starts another."""
         if self._current is not None:
             self._current.kill()
             self._current = None
@@ -214,22 +217,27 @@ class Worker:
         cancelled: Callable[[], bool],
         finished: Callable[[], bool] = lambda: False,
     ) -> BlockResult:
-        """Measures all models of a block together; one that fails does not fail the others.
+        """Measure all models of a block together; a model that fails does not affect the others.
 
-        When the process dies, the block is measured again from its start, since its models must
-        be measured together, and loaded one by one, to know which one it was. The first death
-        may have come from outside; at the second one on the same model, that model is left out
-        with outcome CRASH, or OUT_OF_MEMORY if the kernel says so. A model that takes longer than
-        ``model_timeout_s`` to load, or for one inference, is left out at once with outcome
-        TIMEOUT; when the block exceeds its limit, so are all of them. Reference models that do any
-        of this are left out together. Once models are timed nothing takes that away: what goes
-        wrong from then on costs profiles.
+        If the process dies, the whole block is measured again, because its models must be measured
+        together. Models then load one by one, to identify the cause. The first death may have an
+        outside cause. At the second death on the same model, the model is left out with CRASH, or
+        with OUT_OF_MEMORY if the kernel reports it.
 
-        Once ``finished()`` is true, models in turn are not visited again after the first round, and
-        none is profiled.
+        A model that exceeds ``model_timeout_s`` for loading or one inference is left out at once
+        with TIMEOUT. If the block exceeds its limit, all models fail with TIMEOUT. If a reference
+        model fails in any of these ways, all reference models are left out. After timing, failures
+        cost only profiles.
+
+        Args:
+            block: Block to measure.
+            on_progress: Callback for progress.
+            cancelled: Returns whether the client cancelled the block.
+            finished: Returns whether the client requests an early end: models then get no visits
+                after the first round and no profile.
 
         Raises:
-            CancelledError: ``cancelled()`` became true; the process was killed.
+            CancelledError: the block was cancelled; the process was killed.
             WorkerUnavailableError: the process cannot be started.
         """
         left_out: dict[int, Measurement] = {}
@@ -238,7 +246,7 @@ class Worker:
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
-        usual = self._past(block.spec)
+        usual = self._usual(block.spec)
         began = time.monotonic()
         ends = began + self._limits.max_block_s if self._limits else math.inf
         while True:
@@ -259,7 +267,7 @@ class Worker:
                 profiles = self._profiles(job, attempt, ends, on_progress, cancelled, finished)
                 for index, profile in profiles:
                     results[index] = replace(results[index], profile=profile)
-                if cancelled():  # the files go with the client: that one is missing means nothing
+                if cancelled():  # uploaded files are gone: failures of this attempt mean nothing
                     raise CancelledError
                 ordered = tuple(results[i] for i in range(len(models)))
                 self._remember(block.spec, attempt)
@@ -278,8 +286,8 @@ class Worker:
             if self._limits and time.monotonic() > ends:
                 text = (
                     f"the block took longer than this device's limit of "
-                    f"{self._limits.max_block_s:g} s: give it fewer models or runs, or the agent "
-                    "a longer --max-block-time"
+                    f"{self._limits.max_block_s:g} s: give fewer models or runs, or start the "
+                    "agent with a longer --max-block-time"
                 )
                 for i, model in todo.items():
                     left_out[i] = Measurement.failed(model.model_id, FailureKind.TIMEOUT, text)
@@ -288,21 +296,21 @@ class Worker:
                     block.block_id, ordered, round((time.monotonic() - began) * 1e9), 0
                 )
             if state is State.PREPARING and loaders > 1 and index != REFERENCES:
-                loaders = 1  # it may have been any of those that were loading
+                loaders = 1  # any model that was loading may be the cause
                 continue
             deaths[index] += 1
             if failure.kind is not FailureKind.TIMEOUT and deaths[index] < 2:
                 continue
             if index == REFERENCES:
                 references = ()
-                no_references = f"with them the measuring process failed: {failure.message}"
+                no_references = f"the measuring process failed with them: {failure.message}"
             else:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message
                 )
 
-    def _past(self, spec: MeasureSpec) -> Usual | None:
-        """What is remembered of the reference models under the conditions of a block."""
+    def _usual(self, spec: MeasureSpec) -> Usual | None:
+        """Return the reference models' history under the conditions of a spec."""
         if self._history is None or not spec.references:
             return None
         names = [model.model_id for model in reference_models()]
@@ -330,8 +338,12 @@ class Worker:
         cancelled: Callable[[], bool],
         finished: Callable[[], bool],
     ) -> JobResult | tuple[int, State, Failure]:
-        """The result, or the model and the state at which it broke off, and why: at the latest
-        when the monotonic clock says ``ends``."""
+        """Measure once.
+
+        Returns:
+            The result; or the current model, the state and the failure if the process died or the
+            monotonic clock reached ``ends``.
+        """
         if self._current is None or not self._current.process.is_alive():
             self.stop()
             self.start()
@@ -342,12 +354,12 @@ class Worker:
         current.cells[:] = [0, first, 0, 0, 0]
         current.oom_kills = oom_kills()
         try:
-            # Only now: starting the process may have taken a second.
+            # Computed after the start of the process, which may take a second.
             current.connection.send(job._replace(limit_s=ends - time.monotonic()))
         except (ConnectionResetError, BrokenPipeError):
             return self._death(current)
         answer = self._answer(job, ends, on_progress, cancelled, finished)
-        assert not isinstance(answer, Profiled), "they come after the result"
+        assert not isinstance(answer, Profiled), "profiles follow the result"
         return answer
 
     def _profiles(
@@ -359,7 +371,7 @@ class Worker:
         cancelled: Callable[[], bool],
         finished: Callable[[], bool],
     ) -> Iterator[Profiled]:
-        """What follows a result, as far as the process, the time and the runtime let it."""
+        """Yield the profiles after a result, until the process ends or time runs out."""
         timed = [i for i in job.models if result.measurements[i].failure is None]
         for _ in timed if job.profile_runs else ():
             answer = self._answer(job, ends, on_progress, cancelled, finished)
@@ -375,7 +387,7 @@ class Worker:
         cancelled: Callable[[], bool],
         finished: Callable[[], bool],
     ) -> JobResult | Profiled | tuple[int, State, Failure]:
-        """The next thing that the process says; or as :meth:`_attempt`, and it is dead."""
+        """Return the next message of the process; or a failure, as :meth:`_attempt`."""
         current = self._current
         assert current is not None
         ticks, changed = current.cells[3], time.monotonic()
@@ -420,8 +432,10 @@ class Worker:
 def _out_of_memory_text() -> str:
     size = f"{memory_bytes() / 1e9:.2g} GB"
     if read_groups().memory_limit() == memory_bytes():
-        what = f"the {size} that this device's control group may use"
+        what = f"the {size} of this device's control group"
         fix = "raise the container's limit, --memory or MemoryMax="
     else:
         what, fix = f"this device's memory of {size}", "stop other programs"
-    return f"{what} ran out, and the kernel killed the measuring process: {fix}, or give less"
+    return (
+        f"{what} ran out, and the kernel killed the measuring process: {fix}, or give fewer models"
+    )

@@ -1,4 +1,4 @@
-"""Execution providers by name: built in, of an installed package, or a user's own file."""
+"""Execution providers by name: built in, from an installed package, or from a user's file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from esm_agent.providers.base import Provider
 
 FIRST = "cpu"
-"""The provider that works wherever the runtime does."""
+"""Name of the provider that is always available."""
 
 FAMILY = Family(
     what="execution provider",
@@ -26,14 +26,14 @@ FAMILY = Family(
 
 
 def make_provider(name: str = FIRST, device: int = 0) -> Provider:
-    """Return a provider that works: all but the first one have run a built-in model.
+    """Return a working provider; all but the CPU provider are tested with a built-in model.
 
     Args:
-        name: as :meth:`esm_protos.plugins.Family.load` takes it.
-        device: number of the GPU, for a provider that runs on one.
+        name: Name or file, as in :meth:`esm_protos.plugins.Family.load`.
+        device: Number of the GPU, for a GPU provider.
 
     Raises:
-        ProviderMissingError: it cannot be loaded, or no model runs on it.
+        ProviderMissingError: the provider cannot be loaded, or no model runs on it.
     """
     try:
         provider: Provider = FAMILY.load(name)(device)
@@ -43,7 +43,7 @@ def make_provider(name: str = FIRST, device: int = 0) -> Provider:
         raise ProviderMissingError(str(error)) from error
     except ProviderMissingError:
         raise
-    except Exception as error:  # a user's own may fail in any way
+    except Exception as error:  # a user's provider may raise anything
         raise ProviderMissingError(
             f"no provider '{name}': {described(error, split(name)[0])}"
         ) from error

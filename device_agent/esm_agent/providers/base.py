@@ -1,8 +1,8 @@
-"""An execution provider of ONNX Runtime: what every one does, and what sets one apart.
+"""Base class of the execution providers of ONNX Runtime.
 
-A provider is one file with a class derived from :class:`Provider`. It states its names and its
-options; the hooks that it overrides turn option values into what the runtime takes. Sessions,
-proof of where nodes ran, binding and profiles are made here (docs/extending/provider.md).
+A provider is one file with a subclass of :class:`Provider`. It declares its names and options. The
+hooks that it overrides translate option values for the runtime. The base class creates sessions,
+checks where nodes ran, binds inputs and outputs, and profiles (docs/extending/provider.md).
 """
 
 from __future__ import annotations
@@ -41,48 +41,51 @@ from esm_protos.user_folders import user_folder
 __all__ = ["Options", "Provider", "ProviderOption", "Use"]
 
 Options = Mapping[str, str]
-"""Values of all of a provider's own options."""
+"""Values of all options of a provider, by name."""
 
 CPU = "CPUExecutionProvider"
 _PROBE = UploadedModel("probe", Path(__file__).parents[1] / "reference_models" / "arithmetic.onnx")
 
 
 class DeviceLostError(BaseException):
-    """A device is of no more use to this process. No ``except Exception`` may keep it alive: the
-    agent starts another, and finds out which model it was."""
+    """The process can no longer use the device and must end.
+
+    It is no ``Exception``, so that no handler keeps the process alive. The agent starts another
+    process and identifies the model.
+    """
 
 
 class Use(enum.Enum):
-    """What a session is for."""
+    """Purpose of a session."""
 
     TIMED = "timed"
     PROFILED = "profiled"
-    """Each node's time is wanted."""
+    """Profiling: the time of each node."""
     PLACED = "placed"
-    """Where each node runs is wanted, and not how fast."""
+    """Placement: the provider of each node, not its time."""
 
 
 class Provider(Backend):
     """Base of execution providers.
 
     Args:
-        device: number of the GPU, for a provider that runs on one.
-        runtime: the module onnxruntime; for tests.
+        device: Number of the GPU, for a GPU provider.
+        runtime: Module onnxruntime, or a substitute in tests.
 
     Attributes:
-        name: what clients call it.
-        runtime_name: what ONNX Runtime calls it.
-        options: its own, which clients set by ``--ep-option NAME=VALUE``. All that changes
-            latencies is one of them, or stated in :meth:`runtime_options`.
-        cure: what to do where this onnxruntime has no such provider.
-        why_not_loading: what to say, after the agent's log, where the provider's libraries do not
-            load.
-        may_fall_back: the runtime may run nodes on another provider. Each model is then run once
-            under the runtime's profiler, and is refused if a node ran elsewhere.
-        gpu: runs on a GPU, which ``esm-agent serve --gpu`` chooses; its clock is waited for.
-        memory: name of the device's memory, as ``OrtValue`` takes it, where inputs and outputs
-            stay and copies are timed apart; empty: the program's own.
-        fatal: matches errors after which the process must end.
+        name: Name for clients.
+        runtime_name: Name in ONNX Runtime.
+        options: Options that clients set with ``--ep-option NAME=VALUE``. Every setting that
+            changes latencies is an option or is fixed in :meth:`runtime_options`.
+        cure: Remedy if this onnxruntime lacks the provider.
+        why_not_loading: End of the message if the provider's libraries do not load.
+        may_fall_back: Whether the runtime may run nodes on another provider. If so, each model
+            runs once under the runtime's profiler and is refused if a node ran elsewhere.
+        gpu: Whether the provider runs on the GPU of ``esm-agent serve --gpu``. Timing then waits
+            until the clock has settled.
+        memory: Name of the device's memory in ``OrtValue``; inputs and outputs stay there, and
+            copies are timed separately. Empty: main memory.
+        fatal: Pattern of errors after which the process must end.
     """
 
     runtime_name: ClassVar[str]
@@ -98,16 +101,16 @@ class Provider(Backend):
         self.device = device
         self.runtime = runtime
 
-    # What sets a provider apart
+    # Hooks
 
     def why_not(self) -> str:
-        """Return why the runtime cannot have it here, with the cure; empty if it can."""
+        """Return why the runtime lacks the provider, with the remedy; empty if it has it."""
         if self.runtime_name in self.runtime.get_available_providers():
             return ""
         return "this onnxruntime has none" + (f" ({self.cure})" if self.cure else "")
 
     def prepare(self) -> None:
-        """Do what has to precede the first session, such as loading libraries."""
+        """Prepare the first session, such as by loading libraries."""
 
     def providers(self, options: Options, use: Use) -> list[tuple[str, dict[str, str]]]:
         """Return the runtime's providers in order of preference, each with its options."""
@@ -115,24 +118,30 @@ class Provider(Backend):
         return [own, (CPU, {})] if self.may_fall_back else [own]
 
     def runtime_options(self, options: Options, use: Use) -> dict[str, str]:
-        """Return what the runtime's provider is given; by default the options as they are."""
+        """Return the options for the runtime's provider; by default ``options`` unchanged."""
         return dict(options)
 
     def configure(self, session: onnxruntime.SessionOptions, options: Options) -> None:
-        """Set further options of a session, beside the threads and what all providers share."""
+        """Set further session options, besides those common to all providers."""
 
     def own_names(self) -> tuple[str, ...]:
-        """Return the runtime's providers on which a node is no fallback."""
+        """Return the runtime's providers on which a node does not count as fallback."""
         return (self.runtime_name,)
 
     def identity(self, device: DeviceState) -> dict[str, str]:
-        """Return facts beyond those of the machine and of onnxruntime that must be equal for
-        latencies to be comparable, such as a GPU's name or a library's version."""
+        """Return facts that must be equal for latencies to be comparable.
+
+        Examples are the name of a GPU or the version of a library. Facts of the machine and of
+        onnxruntime are included elsewhere.
+        """
         return {}
 
     def cache_folder(self) -> Path:
-        """Return a folder that outlives the process, for models that the provider compiles; raise
-        OSError where there is none."""
+        """Return a persistent folder for compiled models.
+
+        Raises:
+            OSError: the folder cannot be created.
+        """
         given = os.environ.get("CACHE_DIRECTORY")  # systemd's
         own = Path(given) if given else user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
         folder = own / "providers" / self.name
@@ -140,10 +149,10 @@ class Provider(Backend):
         return folder
 
     def explain(self, error: Exception) -> ModelError:
-        """Return what to report of a model that raised an error while it was bound or run."""
+        """Return the error to report if binding or running a model raised ``error``."""
         return ModelError(failure_kind(error), one_line(error))
 
-    # What every provider does
+    # Common to all providers
 
     def info(self, device: DeviceState) -> ProviderInfo:
         return ProviderInfo(
@@ -158,7 +167,7 @@ class Provider(Backend):
         """Run a built-in model.
 
         Raises:
-            ProviderMissingError: it does not run; the text names the cure.
+            ProviderMissingError: the model does not run; the text gives the remedy.
         """
         if reason := self.why_not():
             raise ProviderMissingError(f"no provider {self.name}: {reason}")
@@ -170,11 +179,11 @@ class Provider(Backend):
             raise ProviderMissingError(f"no provider {self.name}{where}: {error}") from error
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
-        """Return the model, ready to run, where the runtime did put it on this provider.
+        """Return the model, ready to run on this provider.
 
         Raises:
             ModelError: the model is invalid, unsupported or too large, its inputs do not fit, or
-                nodes fell back and the spec does not allow that.
+                nodes fell back although the spec does not allow it.
             DeviceLostError: the process must end.
         """
         if not self.may_fall_back:
@@ -197,10 +206,10 @@ class Provider(Backend):
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
     ) -> Profile:
-        """Return where the time of ``runs`` runs goes; on a device of its own, that of launches.
+        """Return the profile of ``runs`` runs; on a GPU, the times of kernel launches.
 
         Raises:
-            ModelError: it cannot be told.
+            ModelError: the model cannot be profiled.
             DeviceLostError: the process must end.
         """
         with profiling.folder() as prefix:
@@ -215,11 +224,13 @@ class Provider(Backend):
                 raise self._explanation(error) from error
 
     def _session(self, model: UploadedModel, spec: MeasureSpec, use: Use, profile: str = "") -> Any:
-        """Return a session from the model's path: its bytes may be gigabytes, and have more beside
-        them.
+        """Return a session of a model file.
 
         Args:
-            profile: prefix of the file into which the runtime profiles it; empty: it does not.
+            model: Model, loaded by path: it may have gigabytes and external data.
+            spec: Spec of the block.
+            use: Purpose of the session.
+            profile: Prefix of the runtime's profile file; empty: no profile.
         """
         own = ProviderInfo(self.name, options=self.options).complete(spec.provider_options)
         options, weights = session_options(model, spec)
@@ -227,7 +238,7 @@ class Provider(Backend):
         if profile:
             profiling.enable(options, profile)
         providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
-        # Else the runtime's Python part takes another provider when this one raises.
+        # By default the Python API of the runtime retries with another provider after an error.
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
         try:
             session = self.runtime.InferenceSession(
@@ -237,10 +248,10 @@ class Provider(Backend):
             self._check_lost(error)
             raise load_error(error, model.path) from error
         del weights
-        if self.runtime_name not in session.get_providers():  # it warns, and goes on without
+        if self.runtime_name not in session.get_providers():  # the runtime only warns
             what = f"the {called(self.runtime_name)} provider did not load"
             raise ModelError(
-                FailureKind.CRASH, f"{what}, the agent's log says why{self.why_not_loading}"
+                FailureKind.CRASH, f"{what}; see the agent's log{self.why_not_loading}"
             )
         return session
 
@@ -251,10 +262,10 @@ class Provider(Backend):
         return feed
 
     def _placement(self, model: UploadedModel, spec: MeasureSpec) -> Placement:
-        """Return from a profiled run what the runtime did, not what it planned.
+        """Return the actual placement of nodes, from a profiled run.
 
-        Every onnxruntime that we support profiles; what tells without a run is newer. Its option
-        ``session.disable_cpu_ep_fallback`` names no node, and objects to arithmetic on shapes too.
+        Every supported onnxruntime can profile; APIs that need no run are newer. The option
+        ``session.disable_cpu_ep_fallback`` names no node and also rejects arithmetic on shapes.
         """
         with profiling.folder() as prefix:
             session = self._session(model, spec, Use.PLACED, prefix)
@@ -288,12 +299,16 @@ class Provider(Backend):
         return self.explain(error)
 
     def _check_lost(self, error: Exception) -> None:
-        """Raise DeviceLostError where the process is lost with the model."""
+        """Check whether an error is fatal.
+
+        Raises:
+            DeviceLostError: the process must end.
+        """
         if self.fatal is not None and self.fatal.search(str(error)):
             raise DeviceLostError(one_line(error)) from error
 
 
 def _run(session: Any, feed: Feed) -> Any:
-    """Make one inference from and to the program's memory; return the runtime's values."""
+    """Make one inference with inputs and outputs in main memory; return the runtime's values."""
     names = [output.name for output in session.get_outputs()]
     return session.run_with_ort_values(names, values(feed))

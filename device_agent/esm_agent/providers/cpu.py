@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider, with a fixed number of threads."""
+"""CPU provider of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from esm_agent.providers.base import Options, Provider, Use
 
 
 class CpuProvider(Provider):
-    """The CPU provider; every model runs on it whole."""
+    """CPU provider; it runs every node."""
 
     name = "cpu"
     runtime_name = "CPUExecutionProvider"
     may_fall_back = False
 
     def runtime_options(self, options: Options, use: Use) -> dict[str, str]:
-        """Return nothing: options of providers derived from it are of the session."""
+        """Return no options: subclasses set theirs on the session."""
         return {}

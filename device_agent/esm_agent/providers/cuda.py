@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider: inputs and outputs stay on the GPU, copies are timed apart."""
+"""CUDA provider of ONNX Runtime: inputs and outputs stay on the GPU."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from esm_protos.text import install
 
 
 class CudaProvider(Provider):
-    """The CUDA provider on one GPU, by its number in the order of nvidia-smi among those that CUDA
-    may see."""
+    """CUDA provider on one GPU, numbered as in nvidia-smi among the GPUs visible to CUDA."""
 
     name = "cuda"
     runtime_name = "CUDAExecutionProvider"
     options = (
-        ProviderOption("tf32", "bool", "0", "Let tensor cores round float32 to 19 bits."),
+        ProviderOption("tf32", "bool", "0", "Round float32 to TF32 (19 bits) for tensor cores."),
         ProviderOption(
-            "cuda_graph", "bool", "0", "Record an inference's launches once and replay them."
+            "cuda_graph",
+            "bool",
+            "0",
+            "Record the kernel launches of an inference once and replay them.",
         ),
         ProviderOption(
             "conv_search",
             "text",
             "EXHAUSTIVE",
-            "How cuDNN chooses algorithms of convolutions; EXHAUSTIVE times them.",
+            "Selection of convolution algorithms in cuDNN; EXHAUSTIVE times them.",
             ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
         ),
     )
     cure = f"in an environment of its own, {install('agent-cuda')}"
     why_not_loading = (
-        ": most often libraries of CUDA or cuDNN are missing "
+        ": usually libraries of CUDA or cuDNN are missing "
         f"({install('agent-cuda')}), or nvidia-smi shows no GPU"
     )
     gpu = True
     memory = "cuda"
-    # cudaGetErrorString of those errors after which nothing works in the process any more.
+    # Texts of cudaGetErrorString after which the process cannot use CUDA any more.
     fatal = re.compile(
         "uncorrectable (ECC|NVLink) error|illegal memory access|launch timed out|"
         "device-side assert|hardware stack error|illegal instruction|misaligned address|"
@@ -47,21 +49,21 @@ class CudaProvider(Provider):
     )
 
     def prepare(self) -> None:
-        # As nvidia-smi and NVML count; by itself CUDA begins with the fastest.
+        # The order of nvidia-smi and NVML; by default CUDA puts the fastest GPU first.
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        # Compiled kernels are kept: as a service not at home, which it cannot write to.
+        # Cache of compiled kernels: a service cannot write to the home folder.
         if folder := os.environ.get("STATE_DIRECTORY"):
             os.environ.setdefault("CUDA_CACHE_PATH", f"{folder.partition(':')[0]}/cuda")
         # Since onnxruntime 1.21; finds the libraries that pip installed.
         if hasattr(self.runtime, "preload_dlls"):
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the agent's address
+            with contextlib.redirect_stdout(sys.stderr):  # stdout carries the agent's address
                 self.runtime.preload_dlls()
 
     def runtime_options(self, options: Options, use: Use) -> dict[str, str]:
-        """Return the provider's options; whatever changes latencies is stated, also the defaults.
+        """Return the provider's options, with explicit defaults for all that change latencies.
 
-        Which algorithm and how it is launched makes no difference to where a node runs, and a
-        replayed graph has no nodes to tell of.
+        Placement does not depend on the algorithm search or on CUDA graphs, and a replayed graph
+        has no nodes in a profile. Other sessions than timed ones therefore do without.
         """
         timed, placed = use is Use.TIMED, use is Use.PLACED
         return {
@@ -71,7 +73,7 @@ class CudaProvider(Provider):
             "cudnn_conv_algo_search": "HEURISTIC" if placed else options["conv_search"],
             "cudnn_conv_use_max_workspace": "1",
             "do_copy_in_default_stream": "1",
-            # A block's models share the memory: no session takes twice what it needs.
+            # Models of a block share the memory: allocate no more than needed.
             "arena_extend_strategy": "kSameAsRequested",
         }
 
@@ -80,10 +82,11 @@ class CudaProvider(Provider):
 
     def explain(self, error: Exception) -> ModelError:
         text = one_line(error)
-        if "as requested by the user" in text:  # its words when a CUDA graph cannot be recorded
+        # The runtime's message if a CUDA graph cannot be recorded.
+        if "as requested by the user" in text:
             text = (
-                "no CUDA graph can be made of this model, leave --ep-option cuda_graph=1 out: "
-                f"{text}"
+                "this model cannot be recorded as a CUDA graph, leave out --ep-option "
+                f"cuda_graph=1: {text}"
             )
             return ModelError(FailureKind.UNSUPPORTED_OP, text)
         return super().explain(error)

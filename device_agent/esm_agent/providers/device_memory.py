@@ -1,8 +1,8 @@
-"""Inputs and outputs in a device's own memory: runs copy nothing, copies are timed apart.
+"""Inputs and outputs in a device's own memory: runs copy nothing, copies are timed separately.
 
-What is timed is ``run_with_iobinding`` on buffers that were placed before, and a synchronisation
-of the device after it. By default the run itself waits for the provider's stream at its end; the
-second wait costs microseconds and does not depend on that default.
+A timed run is ``run_with_iobinding`` on preallocated buffers, followed by a synchronization of the
+device. By default the run already waits for the provider's stream. The second wait costs
+microseconds and makes the timing independent of that default.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from esm_protos.value_types import BY_NUMBER
 
 
 class DeviceMemory:
-    """The memory of one device.
+    """Memory of one device.
 
     Args:
-        name: as ``OrtValue`` takes it, such as ``"cuda"``.
-        device: number of the device.
-        runtime: the module onnxruntime.
+        name: Name in ``OrtValue``, such as ``"cuda"``.
+        device: Number of the device.
+        runtime: Module onnxruntime.
     """
 
     def __init__(self, name: str, device: int, runtime: Any) -> None:
@@ -39,13 +39,15 @@ class DeviceMemory:
     def bound(
         self, session: Any, placement: Placement, explain: Callable[[Exception], Exception]
     ) -> DeviceModel:
-        """Return a session with its buffers on the device, at addresses that stay.
+        """Return a session with its buffers on the device, at fixed addresses.
 
         Args:
-            explain: turns what a run or a copy raises into what to report of the model.
+            session: Session of the runtime.
+            placement: Placement of its nodes, with inputs and outputs.
+            explain: Converts an exception of a run or copy into the error to report.
 
         Raises:
-            ModelError: an output is no tensor of numbers.
+            ModelError: an output is not a tensor of numbers.
         """
         make = self._runtime.OrtValue
         binding = session.io_binding()
@@ -59,7 +61,7 @@ class DeviceMemory:
             value = make.ortvalue_from_numpy(stored, self._name, self._device)
             if element.in_numpy:
                 binding.bind_ortvalue_input(name, value)
-            else:  # copied as its bits, and told to the runtime as what it is
+            else:  # stored as raw bits, bound with its real type
                 where = (self._name, self._device, element.number, array.shape, value.data_ptr())
                 binding.bind_input(name, *where)
             inputs.append((value, stored))
@@ -67,7 +69,7 @@ class DeviceMemory:
         for meta, output in zip(session.get_outputs(), placement.outputs, strict=True):
             known = BY_NUMBER.get(output.element_type()) if output.is_tensor() else None
             if known is None or known.name == "string":
-                text = f"output {meta.name} is no tensor of numbers: {meta.type}"
+                text = f"output {meta.name} is not a tensor of numbers: {meta.type}"
                 raise ModelError(FailureKind.UNSUPPORTED_OP, text)
             dims = tuple(output.shape())
             small = known.bits < 8
@@ -82,7 +84,7 @@ class DeviceMemory:
             outputs.append(value)
         binding.synchronize_inputs()
 
-        # No context managers: entering one takes a microsecond, which would be timed.
+        # No context managers: entering one takes a microsecond of the timed run.
         def run() -> None:
             try:
                 session.run_with_iobinding(binding)
@@ -94,7 +96,7 @@ class DeviceMemory:
             try:
                 for value, array in inputs:
                     value.update_inplace(array)
-                binding.synchronize_inputs()  # from memory that may be paged, copies return early
+                binding.synchronize_inputs()  # copies from pageable memory return early
             except Exception as error:
                 raise explain(error) from error
 
@@ -108,8 +110,12 @@ class DeviceMemory:
 
 
 def check_feed(feed: Feed) -> None:
-    """Raise ModelError for inputs that cannot lie in a device's memory."""
+    """Check that all inputs can be stored in a device's memory.
+
+    Raises:
+        ModelError: an input is a sequence or contains strings.
+    """
     for name, kind in feed.types.items():
         if kind.is_sequence or kind.element.name == "string":
-            text = f"input {name} is of type {kind}, which is not put on a GPU here"
+            text = f"input {name} has type {kind}, which is not supported on a GPU"
             raise ModelError(FailureKind.UNSUPPORTED_OP, text)

@@ -1,4 +1,4 @@
-"""Where the nodes of a model ran, as the runtime's own profile of a run tells."""
+"""Placement of a model's nodes on providers, from the runtime's profile of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from esm_agent.measure.feeds import Feed
 
 _SHOWN_NODES = 5
 _SMALL_TENSOR = 100
-"""Numbers: what the runtime itself takes for a shape when it moves its arithmetic to the CPU."""
+"""Largest number of elements that the runtime treats as a shape and computes on the CPU."""
 
 
 class Placement(NamedTuple):
-    """Where the nodes of a model ran, what came out, and of what."""
+    """Placement of the nodes of a model in one run, with its outputs and inputs.
+
+    Attributes:
+        ran_on: Number of nodes on each provider.
+        fallback: Names of nodes on another provider than the requested one.
+        outputs: Outputs of the run, as runtime values.
+        feed: Inputs of the run.
+    """
 
     ran_on: tuple[tuple[str, int], ...]
     fallback: tuple[str, ...]
@@ -27,13 +34,14 @@ class Placement(NamedTuple):
 def nodes_by_provider(
     events: Iterable[dict[str, Any]], own: Collection[str]
 ) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
-    """Return nodes per provider, and the names of those that fell back, from a run's profile.
+    """Return the number of nodes per provider, and the names of nodes that fell back.
 
-    Copies that the runtime put between providers are no nodes of the model. Arithmetic on shapes
-    is one, but no fallback: the runtime keeps it on the CPU on purpose, where a size is needed.
+    Copies that the runtime inserts between providers do not count as nodes. Arithmetic on shapes
+    counts as a node but not as fallback: the runtime deliberately keeps it on the CPU.
 
     Args:
-        own: the runtime's providers on which a node is no fallback.
+        events: Events of the run's profile.
+        own: Providers of the runtime on which a node does not count as fallback.
     """
     nodes = {}
     for event in events:
@@ -42,7 +50,7 @@ def nodes_by_provider(
         arguments = event["args"]
         if not arguments["op_name"].startswith("Memcpy"):
             name = event["name"].removesuffix("_kernel_time")
-            nodes[name, arguments.get("node_index")] = arguments  # loops run theirs repeatedly
+            nodes[name, arguments.get("node_index")] = arguments  # loops repeat their nodes
     counts = Counter(arguments["provider"] for arguments in nodes.values())
     fallback = tuple(
         name
@@ -53,7 +61,7 @@ def nodes_by_provider(
 
 
 def _is_about_shapes(arguments: dict[str, Any]) -> bool:
-    """Few whole numbers in, few whole numbers out."""
+    """Return whether a node computes shapes: few integers in, few integers out."""
     outputs = arguments.get("output_type_shape", [])
     tensors = [*arguments.get("input_type_shape", []), *outputs]
     return bool(outputs) and all(
@@ -64,16 +72,16 @@ def _is_about_shapes(arguments: dict[str, Any]) -> bool:
 
 
 def called(runtime_name: str) -> str:
-    """Return what people call one of the runtime's providers."""
+    """Return the short name of one of the runtime's providers."""
     return runtime_name.removesuffix("ExecutionProvider")
 
 
 def refusal(placement: Placement, runtime_name: str) -> str:
-    """Return why a model is not timed of which nodes fell back."""
+    """Return the message that refuses a model with fallback nodes."""
     names = ", ".join(placement.fallback[:_SHOWN_NODES])
     more = len(placement.fallback) - _SHOWN_NODES
     total = sum(count for _, count in placement.ran_on)
     return (
         f"{len(placement.fallback)} of {total} nodes did not run on {called(runtime_name)}: {names}"
-        f"{f' and {more} more' if more > 0 else ''}; --allow-fallback measures the model as it is"
+        f"{f' and {more} more' if more > 0 else ''}; --allow-fallback measures the model anyway"
     )

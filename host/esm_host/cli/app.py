@@ -21,12 +21,12 @@ COMMANDS = (
     (
         "profile",
         "Learn",
-        "Learn a latency predictor for a device by measuring as few models as possible.",
+        "Train a latency predictor for a device from as few measurements as possible.",
     ),
     (
         "transfer",
         "Learn",
-        "Learn a device from a few measurements and what is known of others.",
+        "Train a latency predictor from a few measurements and latencies of other devices.",
     ),
     ("predict", "Learn", "Predict latencies of given or sampled architectures."),
     ("search", "Learn", "Find the best architectures within limits, and measure them."),

@@ -1,4 +1,4 @@
-"""``esm-host lookup``: how long each part of a search space takes on a device."""
+"""Command ``esm-host lookup``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class TimingOptions:
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Exactly so many counted runs per part, however precise.", rich_help_panel=TIMING
+            help="Exact number of counted runs per part, regardless of the interval.",
+            rich_help_panel=TIMING,
         ),
     ] = None
     precision: Annotated[
         float | None,
         typer.Option(
-            help="Percent of the latency: a part is done when its 95 % interval is within plus or "
-            "minus so much.",
+            help="Half-width of the 95 % confidence interval at which a part is done, in percent "
+            "of its latency.",
             show_default="2",
             rich_help_panel=TIMING,
         ),
@@ -38,7 +39,7 @@ class TimingOptions:
     max_time: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of measuring at most, for 22 parts together.",
+            help="Maximum measuring time per block of 22 parts, in seconds.",
             show_default="62",
             rich_help_panel=TIMING,
         ),
@@ -46,7 +47,10 @@ class TimingOptions:
     threads: Threads = 1
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds that one part may take at a time.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Time limit for loading a part or for one inference, in seconds.",
+            rich_help_panel=TIMING,
+        ),
     ] = 60.0
 
 
@@ -59,14 +63,16 @@ def lookup(
     timing: TimingOptions,
     provider: ProviderOptions,
     no_wait: NoWait = False,
-    seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the inputs and the visiting order.")
+    ] = 0,
     output: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Time every part of a search space on a device, for a lookup table.
 
-    A part is a block, or what stands before, between and after the blocks; parts that do the same
-    work are timed once. The predictor lookup-bias adds them up (docs/lookup.md).
+    A part is a block or a layer outside the blocks. Equal parts are timed once. The predictor
+    lookup-bias adds them up (docs/lookup.md).
 
     Example: esm-host lookup --device pi4 --space resnet --resolution 64 --json pi4.json
     """

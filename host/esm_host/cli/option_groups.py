@@ -1,6 +1,6 @@
-"""Groups of options: a dataclass of options is one parameter of a command.
+"""Groups of options, each a dataclass that a command takes as one parameter.
 
-Below are the groups that several commands share; those of one command are in its module.
+Groups of a single command are defined in its module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from esm_host.cli.options import (
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Make every field of a command's groups an option of the command, in the group's place."""
+    """Expand the option groups of a command into options, in the place of the group."""
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
@@ -62,12 +62,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def option_of(setting: str) -> str:
-    """Return the name of the option that gives a setting."""
+    """Return the name of the option of a setting."""
     return flag(setting).removeprefix("--").replace("-", "_")
 
 
 def settings_of(kind: type[Any], *groups: Any) -> dict[str, Any]:
-    """Return the fields of settings that groups of options give, enumerations as their values."""
+    """Return the fields of ``kind`` that have an option in the groups; enumerations as values."""
     options: Mapping[str, Any] = {name: v for group in groups for name, v in vars(group).items()}
     found = {field.name: option_of(field.name) for field in fields(kind)}
     return {
@@ -99,13 +99,13 @@ class ProviderOptions:
     allow_fallback: AllowFallback = False
 
     def spec(self, is_resumed: bool = False) -> dict[str, Any]:
-        """Return the settings of a measurement that they give, by their names in ``MeasureSpec``.
+        """Return the fields of ``MeasureSpec`` that these options set.
 
         Args:
-            is_resumed: a campaign is resumed, which may have another provider than ``ep``.
+            is_resumed: Whether a campaign is resumed; its provider may differ from ``ep``.
 
         Raises:
-            UsageError: an option is not of the form NAME=VALUE, or of another provider.
+            UsageError: an option is not NAME=VALUE or belongs to another provider.
         """
         from esm_host.timing.provider_options import given_options
 
@@ -122,7 +122,7 @@ class ProviderOptions:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """Options of a session with devices, and of its output."""
+    """Options of the connection to devices, the seed and the output."""
 
     patience: Patience = 60.0
     no_wait: NoWait = False

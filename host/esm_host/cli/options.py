@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and shell completions shared by several commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esm_host.search import methods
 from esm_models import spaces
 from esm_models.spaces import SPACES
 
-# What a shell completes: nothing that the commands need is loaded for it.
+# Completions run at every press of Tab: they import nothing heavy at module level.
 
 OWN = "path/to/file.py:Class"
 DTYPES = ("float32", "int8")
@@ -23,38 +23,38 @@ VERDICTS = ("stable", "noisy", "unresolved", "throttled")
 
 
 def was_given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter has a value that somebody gave, and not its default."""
+    """Return whether the user set a parameter, on the command line or by environment variable."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
-def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+def _with_prefix(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
 def names_of_devices(incomplete: str) -> list[str]:
-    """Devices that have a name."""
-    return _beginning(incomplete, _named()[0])
+    """Complete names of devices."""
+    return _with_prefix(incomplete, _configured_names()[0])
 
 
 def device_names(incomplete: str) -> list[str]:
-    """The same, and this machine."""
-    return [*_beginning(incomplete, ["local"]), *names_of_devices(incomplete)]
+    """Complete names of devices, including 'local'."""
+    return [*_with_prefix(incomplete, ["local"]), *names_of_devices(incomplete)]
 
 
 def names_of_all(incomplete: str) -> list[str]:
-    """Devices and groups that have a name."""
-    devices, groups = _named()
-    return _beginning(incomplete, [*devices, *groups])
+    """Complete names of devices and groups."""
+    devices, groups = _configured_names()
+    return _with_prefix(incomplete, [*devices, *groups])
 
 
 def devices_or_groups(incomplete: str) -> list[str]:
-    """Devices and groups that have a name, and this machine."""
-    return [*_beginning(incomplete, ["local"]), *names_of_all(incomplete)]
+    """Complete names of devices and groups, including 'local'."""
+    return [*_with_prefix(incomplete, ["local"]), *names_of_all(incomplete)]
 
 
-def _named() -> tuple[Iterable[str], Iterable[str]]:
-    """Devices and groups; neither where the file is wrong, which a command will say."""
+def _configured_names() -> tuple[Iterable[str], Iterable[str]]:
+    """Return the names of devices and groups; none if devices.toml is invalid."""
     from esm_host.transport.devices import configured, groups
 
     try:
@@ -64,70 +64,70 @@ def _named() -> tuple[Iterable[str], Iterable[str]]:
 
 
 def examples(incomplete: str) -> list[str]:
-    """Examples of ``esm-host time``."""
+    """Complete example models of ``esm-host time``."""
     from esm_host.timing.examples import example_names
 
-    return _beginning(incomplete, example_names())
+    return _with_prefix(incomplete, example_names())
 
 
 def space_names(incomplete: str) -> list[str]:
-    """Search spaces."""
-    return _beginning(incomplete, spaces.FAMILY.names())
+    """Complete search spaces."""
+    return _with_prefix(incomplete, spaces.FAMILY.names())
 
 
 def encoding_names(incomplete: str) -> list[str]:
-    """Encodings of architectures."""
-    return _beginning(incomplete, encoding.FAMILY.names())
+    """Complete encodings of architectures."""
+    return _with_prefix(incomplete, encoding.FAMILY.names())
 
 
 def sampler_names(incomplete: str) -> list[str]:
-    """Samplers of campaigns."""
-    return _beginning(incomplete, sampling.FAMILY.names())
+    """Complete samplers of campaigns."""
+    return _with_prefix(incomplete, sampling.FAMILY.names())
 
 
 def transfer_methods(incomplete: str) -> list[str]:
-    """Few-shot methods."""
-    return _beginning(incomplete, [*transfer.FAMILY.names(), *transfer.ALIASES])
+    """Complete transfer methods."""
+    return _with_prefix(incomplete, [*transfer.FAMILY.names(), *transfer.ALIASES])
 
 
 def transfer_samplers(incomplete: str) -> list[str]:
-    """Samplers of the models to learn from."""
-    return _beginning(incomplete, transfer.SAMPLERS)
+    """Complete samplers of ``esm-host transfer``."""
+    return _with_prefix(incomplete, transfer.SAMPLERS)
 
 
 def dtype_names(incomplete: str) -> list[str]:
-    """Arithmetics of networks."""
-    return _beginning(incomplete, DTYPES)
+    """Complete data types of networks."""
+    return _with_prefix(incomplete, DTYPES)
 
 
 def predictor_names(incomplete: str) -> list[str]:
-    """Latency predictors."""
-    return _beginning(incomplete, predictors.FAMILY.names())
+    """Complete latency predictors."""
+    return _with_prefix(incomplete, predictors.FAMILY.names())
 
 
 def source_names(incomplete: str) -> list[str]:
-    """Imported tables."""
+    """Complete imported tables."""
     from esm_host.sources.folder import tables
 
-    return _beginning(incomplete, tables())
+    return _with_prefix(incomplete, tables())
 
 
 def search_methods(incomplete: str) -> list[str]:
-    """Ways to search."""
-    return _beginning(incomplete, methods.FAMILY.names())
+    """Complete search methods."""
+    return _with_prefix(incomplete, methods.FAMILY.names())
 
 
 def verdict_names(incomplete: str) -> list[str]:
-    """Verdicts, of which several are joined by commas."""
+    """Complete the last verdict of a comma-separated list."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
-    return [before + comma + name for name in _beginning(last, VERDICTS) if name not in given]
+    return [before + comma + name for name in _with_prefix(last, VERDICTS) if name not in given]
 
 
 Device = Annotated[
     str,
     typer.Option(
-        help="'local', host:port, or a name from devices.toml.",
+        help="Device: 'local', host:port, or a name from devices.toml.",
         envvar="ESM_DEVICE",
         autocompletion=device_names,
     ),
@@ -135,7 +135,7 @@ Device = Annotated[
 DeviceOrGroup = Annotated[
     str,
     typer.Option(
-        help="'local', host:port, or a name of a device or a group from devices.toml.",
+        help="Device or group: 'local', host:port, or a name from devices.toml.",
         envvar="ESM_DEVICE",
         autocompletion=devices_or_groups,
     ),
@@ -144,7 +144,7 @@ SharedStore = Annotated[
     str,
     typer.Option(
         metavar="URL",
-        help="PostgreSQL database that a team shares: postgresql://USER@HOST/DATABASE.",
+        help="PostgreSQL database shared by a team: postgresql://USER@HOST/DATABASE.",
         envvar="ESM_STORE",
         show_default=False,
     ),
@@ -154,25 +154,27 @@ Parallel = Annotated[
     str | None,
     typer.Option(
         metavar="N|dask://HOST:PORT",
-        help="Where to compute: N processes on this machine, or the workers of a Dask cluster "
+        help="Number of worker processes on this machine, or address of a Dask cluster "
         "(docs/cluster.md). [default: one process per processor]",
         show_default=False,
     ),
 ]
 NoWait = Annotated[
     bool,
-    typer.Option("--no-wait", help="Give up (exit code 75) if somebody else uses the device."),
+    typer.Option("--no-wait", help="Exit with code 75 if another user holds the device."),
 ]
-Patience = Annotated[float, typer.Option(help="Seconds to wait for a device that went away.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Patience = Annotated[
+    float, typer.Option(help="Time to wait for an unreachable device, in seconds.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 _SPACE = "Search space"
 
 Space = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(SPACES)}, or {OWN}.",
+        help=f"Search space: {', '.join(SPACES)}, or {OWN}.",
         autocompletion=space_names,
         rich_help_panel=_SPACE,
     ),
@@ -180,18 +182,19 @@ Space = Annotated[
 Resolution = Annotated[
     int | None,
     typer.Option(
-        help="Input side, pixels. [default: 32 of nasbench201 and fbnet, free in ofa, else 224]",
+        help="Height and width of the input, in pixels. [default: 32 for nasbench201 and fbnet, "
+        "sampled in ofa, otherwise 224]",
         rich_help_panel=_SPACE,
     ),
 ]
 WidthMult = Annotated[
-    float, typer.Option(help="Multiplier of channel counts.", rich_help_panel=_SPACE)
+    float, typer.Option(help="Multiplier of the channel counts.", rich_help_panel=_SPACE)
 ]
 Batch = Annotated[int, typer.Option(help="Batch size.", rich_help_panel=_SPACE)]
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Arithmetic of the networks: float32 or int8.",
+        help="Data type of the networks: float32 or int8.",
         autocompletion=dtype_names,
         rich_help_panel=_SPACE,
     ),
@@ -202,7 +205,8 @@ TIMING = "Timing"
 Precision = Annotated[
     float,
     typer.Option(
-        help="Measure until every model's 95 % interval is within this percent.",
+        help="Half-width of the 95 % confidence interval at which a model is done, in percent of "
+        "its latency.",
         rich_help_panel=TIMING,
     ),
 ]
@@ -210,21 +214,24 @@ AsMeasured = Annotated[
     bool,
     typer.Option(
         "--raw/--no-raw",
-        help="Report latencies as measured, not at the device's usual pace.",
+        help="Report latencies as measured, without correction to the device's usual pace.",
         rich_help_panel=TIMING,
     ),
 ]
 MaxRuns = Annotated[
-    int, typer.Option(help="Counted runs per model at most.", rich_help_panel=TIMING)
+    int, typer.Option(help="Maximum number of counted runs per model.", rich_help_panel=TIMING)
 ]
-Threads = Annotated[int, typer.Option(help="Threads of the runtime.", rich_help_panel=TIMING)]
+Threads = Annotated[
+    int, typer.Option(help="Number of threads of ONNX Runtime.", rich_help_panel=TIMING)
+]
 _EP = "Execution provider"
 
 Ep = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Execution provider, such as cpu; esm-host devices info lists a device's.",
+        help="Execution provider, such as cpu. List the device's providers with esm-host devices "
+        "info.",
         rich_help_panel=_EP,
     ),
 ]
@@ -233,7 +240,7 @@ EpOption = Annotated[
     typer.Option(
         "--ep-option",
         metavar="NAME=VALUE",
-        help="Option of the execution provider, as esm-host devices info lists them; may be "
+        help="Option of the execution provider. List them with esm-host devices info. May be "
         "repeated.",
         rich_help_panel=_EP,
     ),
@@ -243,7 +250,7 @@ Tf32 = Annotated[
     bool,
     typer.Option(
         "--tf32",
-        help="Deprecated: --ep-option tf32=1.",
+        help="Deprecated: use --ep-option tf32=1.",
         rich_help_panel=_EP,
     ),
 ]
@@ -251,7 +258,7 @@ CudaGraph = Annotated[
     bool,
     typer.Option(
         "--cuda-graph",
-        help="Deprecated: --ep-option cuda_graph=1.",
+        help="Deprecated: use --ep-option cuda_graph=1.",
         rich_help_panel=_EP,
     ),
 ]
@@ -259,21 +266,25 @@ AllowFallback = Annotated[
     bool,
     typer.Option(
         "--allow-fallback",
-        help="Measure also models of which nodes run on another provider.",
+        help="Also measure models with nodes that fall back to another provider.",
         rich_help_panel=_EP,
     ),
 ]
 
 
 def as_share(option: str, percent: float) -> float:
-    """An option's percent as a share; raises UsageError unless above 0 and below 100."""
+    """Return a percentage as a share.
+
+    Raises:
+        UsageError: it is not above 0 and below 100.
+    """
     if not 0 < percent < 100:
-        raise UsageError(f"{option} {percent:g}: give percent, above 0 and below 100")
+        raise UsageError(f"{option} {percent:g}: give a percentage above 0 and below 100")
     return percent / 100
 
 
 def computing(where: str | None) -> AbstractContextManager[None]:
-    """Within it, tasks are computed where ``--parallel`` says."""
+    """Return a context in which tasks run where ``--parallel`` says."""
     from esm_host.parallel import parallel
 
     return parallel(where, lambda text: typer.echo(f"warning: {text}", err=True))

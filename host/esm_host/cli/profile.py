@@ -1,4 +1,4 @@
-"""``esm-host profile``: learns a latency predictor for a device."""
+"""Command ``esm-host profile``."""
 
 from __future__ import annotations
 
@@ -43,26 +43,36 @@ if TYPE_CHECKING:
 
 
 class ExtensionName(enum.StrEnum):
+    """Values of ``--extension``."""
+
     balanced = "balanced"
     cost_aware = "cost-aware"
 
 
 class WeightsName(enum.StrEnum):
+    """Values of ``--weights``."""
+
     equal = "equal"
     interval = "interval"
 
 
 class ProtocolName(enum.StrEnum):
+    """Values of ``--protocol``."""
+
     interleaved = "interleaved"
     sequential = "sequential"
 
 
 class CacheName(enum.StrEnum):
+    """Values of ``--cache``."""
+
     warm = "warm"
     cold = "cold"
 
 
 class JudgeName(enum.StrEnum):
+    """Values of ``--judge``."""
+
     bins = "bins"
     overall = "overall"
 
@@ -83,25 +93,25 @@ class CampaignOptions:
 
     device: DeviceOrGroup = "local"
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the campaign. [default: runs/DEVICE-SPACE]")
+        Path | None, typer.Option(help="Campaign folder. [default: runs/DEVICE-SPACE]")
     ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's campaign.")] = (
-        False
-    )
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the campaign in the folder.")
+    ] = False
     finish: Annotated[
         bool,
         typer.Option(
             "--finish",
-            help="With --resume: measure no more, and train on what is there. The campaign can go "
-            "on later.",
+            help="With --resume: train on the samples in the folder without measuring more. The "
+            "campaign can be resumed later.",
         ),
     ] = False
     preset: Annotated[
         str,
         typer.Option(
-            help="Begin with a published system's settings: esm (150 runs in a row, the paper's "
-            "perceptron on plain inputs, equal weights, 300 and 100 models). Other options change "
-            "single ones."
+            help="Settings of a published system: esm (150 runs in a row, the paper's perceptron, "
+            "equal weights, 300 initial models, steps of 100). Other options override single "
+            "settings."
         ),
     ] = ""
     store: SharedStore = ""
@@ -109,43 +119,48 @@ class CampaignOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of sampling, training and the target."""
+    """Options of sampling, training and stopping."""
 
     initial: Annotated[
         int,
-        typer.Option(help="Models measured before the first training.", rich_help_panel=_SAMPLES),
+        typer.Option(
+            help="Number of models measured before the first training.", rich_help_panel=_SAMPLES
+        ),
     ] = 300
     step: Annotated[
-        int, typer.Option(help="Models added by each extension.", rich_help_panel=_SAMPLES)
+        int,
+        typer.Option(help="Number of models added by each extension.", rich_help_panel=_SAMPLES),
     ] = 100
     bins: Annotated[
         int | None,
         typer.Option(
-            help="Bins along depth. [default: 5, or as many as there are depths]",
+            help="Number of depth bins. [default: 5, or the number of depths if lower]",
             rich_help_panel=_SAMPLES,
         ),
     ] = None
     target_accuracy: Annotated[
         float,
         typer.Option(
-            help="Percent that every bin must reach (100 - mean absolute percentage error).",
+            help="Target accuracy, in percent (100 - mean absolute percentage error).",
             rich_help_panel=_SAMPLES,
         ),
     ] = 95.0
     judge: Annotated[
         JudgeName,
         typer.Option(
-            help="Who must reach it: every bin, or all together.", rich_help_panel=_SAMPLES
+            help="Whether each depth bin must reach the target, or only the overall accuracy.",
+            rich_help_panel=_SAMPLES,
         ),
     ] = JudgeName.bins
     max_models: Annotated[
-        int, typer.Option(help="Stop after so many models.", rich_help_panel=_SAMPLES)
+        int, typer.Option(help="Stop after this many models.", rich_help_panel=_SAMPLES)
     ] = 4000
     predictor: Annotated[
         str,
         typer.Option(
-            help="auto chooses by itself; mlp is the paper's; docs/predictors.md has them all. Or "
-            f"{OWN}.",
+            help="Predictor: auto (mean of cross-validated candidates), mlp (the paper's), "
+            "another of "
+            f"docs/predictors.md, or {OWN}.",
             autocompletion=predictor_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -153,8 +168,8 @@ class SamplingOptions:
     encoding: Annotated[
         str | None,
         typer.Option(
-            help=f"fcc, fc, statistical, ..., or {OWN}. [default: the one that suits the "
-            "predictor]",
+            help=f"Encoding of architectures: fcc, fc, statistical, ..., or {OWN}. [default: "
+            "depends on the predictor]",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -163,38 +178,42 @@ class SamplingOptions:
         str,
         typer.Option(
             metavar="SOURCES",
-            help="Learn from other devices as well: sources of esm-host sources list, folders of "
-            "campaigns or Parquet files, by commas; 'all' takes what there is of the space.",
+            help="Also train on latencies of other devices: names from esm-host sources list, "
+            "campaign folders or Parquet files, separated by commas; 'all' takes every source of "
+            "the space.",
             rich_help_panel=_SAMPLES,
         ),
     ] = ""
     sampling: Annotated[
         str,
         typer.Option(
-            help=f"balanced (equal numbers per bin), random (all left to chance), or {OWN}.",
+            help=f"Sampler: balanced (equal numbers per depth bin), random (uniform), or {OWN}.",
             autocompletion=sampler_names,
             rich_help_panel=_SAMPLES,
         ),
     ] = "balanced"
     weight_below: Annotated[
         float,
-        typer.Option(help="Share of a step for bins below the target.", rich_help_panel=_SAMPLES),
+        typer.Option(
+            help="Share of a step drawn from bins below the target.", rich_help_panel=_SAMPLES
+        ),
     ] = 0.8
     weight_above: Annotated[
-        float, typer.Option(help="Share of a step for the others.", rich_help_panel=_SAMPLES)
+        float,
+        typer.Option(help="Share of a step drawn from the other bins.", rich_help_panel=_SAMPLES),
     ] = 0.2
     extension: Annotated[
         ExtensionName,
         typer.Option(
-            help="How a step is drawn: by chance within bins (the paper's Algorithm 1), or where "
-            "the predictor is unsure, per second of device time.",
+            help="How a step is drawn: balanced (at random within bins, the paper's Algorithm 1) "
+            "or cost-aware (by uncertainty per second of device time).",
             rich_help_panel=_SAMPLES,
         ),
     ] = ExtensionName.balanced
     train_on: Annotated[
         str,
         typer.Option(
-            help="Verdicts of the numbers to learn from, by commas; all by default.",
+            help="Verdicts of the latencies to train on, separated by commas. [default: all]",
             autocompletion=verdict_names,
             rich_help_panel=_SAMPLES,
             show_default=False,
@@ -203,7 +222,8 @@ class SamplingOptions:
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="All numbers count the same, or uncertain ones less.", rich_help_panel=_SAMPLES
+            help="Weights of the training latencies: equal, or lower for wide intervals.",
+            rich_help_panel=_SAMPLES,
         ),
     ] = WeightsName.interval
 
@@ -215,7 +235,7 @@ class TimingOptions:
     protocol: Annotated[
         ProtocolName,
         typer.Option(
-            help="Models in turn, or all runs of a model in a row (the paper's).",
+            help="Order of runs: models in turn, or all runs of a model in a row (the paper's).",
             rich_help_panel=TIMING,
         ),
     ] = ProtocolName.interleaved
@@ -224,19 +244,29 @@ class TimingOptions:
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Exactly so many counted runs per model, whatever the interval (the paper: 150).",
+            help="Exact number of counted runs per model, regardless of the interval (the paper: "
+            "150).",
             rich_help_panel=TIMING,
         ),
     ] = None
     runs_per_visit: Annotated[
-        int, typer.Option(help="Counted runs per visit (interleaved).", rich_help_panel=TIMING)
+        int,
+        typer.Option(
+            help="Number of counted runs per visit (interleaved only).", rich_help_panel=TIMING
+        ),
     ] = 1
     warmup: Annotated[
         int,
-        typer.Option(help="Uncounted runs before each visit, at most.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Maximum number of uncounted warm-up runs before each visit.",
+            rich_help_panel=TIMING,
+        ),
     ] = 2
     trim: Annotated[
-        float, typer.Option(help="Share of runs dropped at each end.", rich_help_panel=TIMING)
+        float,
+        typer.Option(
+            help="Share of the fastest and of the slowest runs to drop.", rich_help_panel=TIMING
+        ),
     ] = 0.2
     threads: Threads = 1
 
@@ -247,29 +277,39 @@ class BlockOptions:
 
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds that one model may take at a time.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Time limit for loading a model or for one inference, in seconds.",
+            rich_help_panel=TIMING,
+        ),
     ] = 60.0
     block_size: Annotated[
-        int, typer.Option(help="Models measured together.", rich_help_panel=TIMING)
+        int,
+        typer.Option(help="Number of models measured together in a block.", rich_help_panel=TIMING),
     ] = 20
     references: Annotated[
         int,
         typer.Option(
-            help="The campaign's own reference models in every block.", rich_help_panel=TIMING
+            help="Number of the campaign's own reference models in each block.",
+            rich_help_panel=TIMING,
         ),
     ] = 4
     reference_tolerance: Annotated[
         float,
-        typer.Option(help="Percent by which a reference may stray.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Maximum drift of a reference model, in percent.", rich_help_panel=TIMING
+        ),
     ] = 3.0
     max_remeasurements: Annotated[
         int,
-        typer.Option(help="Times a block that failed is measured again.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Maximum number of repetitions of a block that fails quality control.",
+            rich_help_panel=TIMING,
+        ),
     ] = 2
     group_tolerance: Annotated[
         float,
         typer.Option(
-            help="Percent by which one device of a group may be slower or faster than the others.",
+            help="Maximum difference between a device of a group and the others, in percent.",
             rich_help_panel=TIMING,
         ),
     ] = 10.0
@@ -277,7 +317,8 @@ class BlockOptions:
     cache: Annotated[
         CacheName,
         typer.Option(
-            help="Latencies of a model that has just run, or of one that follows another.",
+            help="State of the caches: warm (the model has just run) or cold (another model ran "
+            "before).",
             rich_help_panel=TIMING,
         ),
     ] = CacheName.warm
@@ -295,12 +336,12 @@ def profile(
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> None:
-    """Learn a latency predictor for a device by measuring as few models as possible.
+    """Train a latency predictor for a device from as few measurements as possible.
 
-    Samples a search space, measures the models on the device, trains a predictor, and measures
-    more where it is not accurate enough, until every depth bin reaches the target. Ctrl-C keeps
-    what was measured; --resume goes on from there. A group of devices of one kind measures
-    together (docs/groups.md).
+    The command samples a search space, measures the models and trains a predictor. It then
+    measures more models where accuracy is low, until every depth bin reaches the target. Ctrl-C
+    keeps all measurements; --resume continues. Devices of one kind can share the work as a group
+    (docs/groups.md).
 
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
@@ -315,9 +356,9 @@ def profile(
     given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
     spec = _spec(ctx, campaign, timing, provider, blocks, session)
     if campaign.finish and not campaign.resume:
-        raise UsageError("--finish trains on what a campaign has measured: give --resume as well")
+        raise UsageError("--finish needs --resume")
     if campaign.preset and campaign.resume:
-        raise UsageError("--preset is for a new campaign: leave it out, or --resume")
+        raise UsageError("--preset cannot be combined with --resume: leave one of them out")
     name = f"{safe(campaign.device)}-{safe(space.space)}"
     path = campaign.run or Path("runs") / name
     folder = RunFolder(path, "" if campaign.resume else campaign.store)
@@ -327,10 +368,10 @@ def profile(
         folder.prepare(resume=True)
         settings = _resumed(ctx, folder, given, spec)
     else:
-        # Not on a resumed one, which is measured as it was begun.
+        # A resumed campaign keeps its stored setting.
         spec["references"] = timing.protocol is ProtocolName.interleaved
         if campaign.preset:
-            _begin_with(campaign.preset, ctx, given, spec)
+            _apply_preset(campaign.preset, ctx, given, spec)
         settings = new_settings(given, spec)
     with Live(session.quiet) as live:
         raise typer.Exit(
@@ -354,13 +395,13 @@ def _spec(
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> dict[str, Any]:
-    """Return the settings of a measurement, by their names in ``MeasureSpec``."""
+    """Return the fields of ``MeasureSpec`` that the options set."""
     from esm_host.extension.settings import LONG_VISITS
     from esm_protos.messages import MeasureSpec, RunOrder
 
     asked = {name for name in ("precision", "max_runs") if was_given(ctx, name)}
     if timing.runs is not None and asked:
-        raise UsageError("--runs takes exactly so many runs: leave out --precision and --max-runs")
+        raise UsageError("--runs cannot be combined with --precision or --max-runs: leave them out")
     share = as_share("--precision", timing.precision)
     together = timing.protocol is ProtocolName.interleaved
     spec = {
@@ -369,15 +410,17 @@ def _spec(
         "protocol": RunOrder(timing.protocol.value),
         "runs": timing.max_runs if timing.runs is None else timing.runs,
         "precision": 0.0 if timing.runs is not None or not together else share,
-        # In a row, all models are warm.
+        # Sequential runs are always warm.
         "long_visits": LONG_VISITS if together and blocks.cache is CacheName.warm else 0,
     }
-    del spec["references"]  # the option is the number of the campaign's own
+    del spec["references"]  # the option of this name counts the campaign's own references
     return spec
 
 
-def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict[str, Any]) -> None:
-    """Put a preset's values in place of those that nobody gave."""
+def _apply_preset(
+    name: str, ctx: typer.Context, given: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    """Replace the values that the user did not set by those of a preset."""
     from esm_host.extension.presets import preset
     from esm_protos.messages import RunOrder
 
@@ -391,7 +434,7 @@ def _begin_with(name: str, ctx: typer.Context, given: dict[str, Any], spec: dict
 
 
 def _options(setting: str) -> tuple[str, ...]:
-    """Return the parameters that say a setting."""
+    """Return the parameters that can set a setting."""
     return (option_of(setting), *_ALSO_SET_BY.get(setting, ()))
 
 
@@ -403,7 +446,11 @@ def _on_the_command_line(ctx: typer.Context, name: str) -> bool:
 def _resumed(
     ctx: typer.Context, folder: RunFolder, given: dict[str, Any], spec: dict[str, Any]
 ) -> Settings:
-    """The stored settings, with what may change taken from the command line where it is given."""
+    """Return the stored settings, updated by the command line.
+
+    Raises:
+        MismatchError: an option differs from the stored setting and may not change.
+    """
     from esm_host.errors import MismatchError
     from esm_host.workflows.profile import RESUMABLE
 
@@ -417,18 +464,18 @@ def _resumed(
                 continue
             if name not in RESUMABLE:
                 raise MismatchError(
-                    f"{folder.path} was measured with {_written(name, owner)}, not "
-                    f"{_written(name, asked)}: leave the option out, or give another --run"
+                    f"{folder.path} was measured with {_as_option(name, owner)}, not "
+                    f"{_as_option(name, asked)}: leave the option out, or give another --run"
                 )
             changes[name] = value
     return replace(stored, **changes)
 
 
-def _written(name: str, settings: Mapping[str, Any]) -> str:
-    """A setting as it is written on the command line, or ``on`` and ``off``."""
+def _as_option(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a setting as an option of the command line; flags as ``on`` or ``off``."""
     from esm_host.arguments import flag
 
-    if name in ("runs", "precision"):  # exactly so many, or as many as a precision takes
+    if name in ("runs", "precision"):
         runs, precision = settings["runs"], settings["precision"]
         if not precision:
             return f"--runs {runs}"

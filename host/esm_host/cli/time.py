@@ -1,4 +1,4 @@
-"""``esm-host time``: how long a user's own models take on devices."""
+"""Command ``esm-host time``."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ _CASES = "Cases"
 
 @dataclass(frozen=True)
 class CaseOptions:
-    """Options of the cases that models are measured in."""
+    """Options of the cases in which models are measured."""
 
     batch: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SIZE[,SIZE...]",
-            help="Batch sizes, such as 1,8,32: the first dimension of inputs that leave it free.",
+            help="Batch sizes, such as 1,8,32. Sets the first dimension of inputs where it is "
+            "free.",
             rich_help_panel=_CASES,
         ),
     ] = None
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shape of an input, such as x:1x3x224x224 (N for a dimension left free); the name "
-            "of an only input may be left out.",
+            help="Shape of an input, such as x:1x3x224x224 (N: a dimension left free). With a "
+            "single input, leave the name out.",
             rich_help_panel=_CASES,
         ),
     ] = None
@@ -50,8 +51,8 @@ class CaseOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME=SIZE[,SIZE...]",
-            help="Sizes of a named dimension, such as H=320,640; several options make all "
-            "combinations.",
+            help="Sizes of a named dimension, such as H=320,640. May be repeated; all combinations "
+            "are measured.",
             rich_help_panel=_CASES,
         ),
     ] = None
@@ -59,7 +60,7 @@ class CaseOptions:
         list[str] | None,
         typer.Option(
             metavar="COUNT[,COUNT...]",
-            help="Threads of the runtime, such as 1,2,4.",
+            help="Numbers of threads of ONNX Runtime, such as 1,2,4.",
             show_default="1",
             rich_help_panel=_CASES,
         ),
@@ -68,8 +69,8 @@ class CaseOptions:
         list[Path] | None,
         typer.Option(
             "--input",
-            help="An .npz with inputs by name, or a file or folder of ONNX values, such as "
-            "input_0.pb. Other inputs are random. May be repeated.",
+            help="Input values: an .npz file with arrays by name, or a file or folder of ONNX "
+            "values such as input_0.pb. Other inputs are random. May be repeated.",
             rich_help_panel=_CASES,
         ),
     ] = None
@@ -82,36 +83,38 @@ class RunOptions:
     runs: Annotated[
         int | None,
         typer.Option(
-            help="Exactly so many counted runs per model, however precise. An interval takes 5."
+            help="Exact number of counted runs per model, regardless of the interval. An interval "
+            "needs 5."
         ),
     ] = None
     precision: Annotated[
         float | None,
         typer.Option(
-            help="Percent of the latency: a model is done when its 95 % interval is within plus "
-            "or minus so much.",
+            help="Half-width of the 95 % confidence interval at which a model is done, in percent "
+            "of its latency.",
             show_default="2",
         ),
     ] = None
     max_runs: Annotated[
         int | None,
         typer.Option(
-            help="Counted runs per model at most. An interval takes 5.", show_default="100000"
+            help="Maximum number of counted runs per model. An interval needs 5.",
+            show_default="100000",
         ),
     ] = None
     max_time: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of measuring, all models together, after which no new round of runs "
-            "begins. By default slow models go on until they have 5 runs, which an interval takes.",
-            show_default="20, and 2 per further model",
+            help="Measuring time for all models together, in seconds; no round of runs begins "
+            "later. By default, slow models still get the 5 runs that an interval needs.",
+            show_default="20 + 2 per further model",
         ),
     ] = None
     sessions: Annotated[
         int | None,
         typer.Option(
-            help="Sessions of each model in a block, in turn; with a precision at least so many. "
-            "A session's place in memory changes its latency.",
+            help="Number of sessions of each model in a block; with a precision, the minimum. "
+            "Latency depends on where a session lies in memory.",
             show_default="2",
         ),
     ] = None
@@ -119,48 +122,58 @@ class RunOptions:
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h, for an "
-            "interval that holds what the device does meanwhile. Each block takes the runs and "
-            "the time that other options say. Others can use the device between blocks.",
+            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h. The "
+            "interval then includes the variation of the device over it. The other options apply "
+            "to each block. Others can use the device between blocks.",
         ),
     ] = None
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
-            help="Report latencies and intervals as measured, not at the device's usual pace.",
+            help="Report latencies and intervals as measured, without correction to the device's "
+            "usual pace.",
         ),
     ] = False
     protocol: Annotated[
         ProtocolName,
-        typer.Option(help="Models in turn, or all runs of a model in a row (needs --runs)."),
+        typer.Option(
+            help="Order of runs: models in turn, or all runs of a model in a row (needs --runs)."
+        ),
     ] = ProtocolName.interleaved
-    warmup: Annotated[int, typer.Option(help="Uncounted runs before each visit, at most.")] = 10
-    trim: Annotated[float, typer.Option(help="Share of runs dropped at each end.")] = 0.2
+    warmup: Annotated[
+        int, typer.Option(help="Maximum number of uncounted warm-up runs before each visit.")
+    ] = 10
+    trim: Annotated[
+        float, typer.Option(help="Share of the fastest and of the slowest runs to drop.")
+    ] = 0.2
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds that loading a model, or one inference, may take."),
+        typer.Option(help="Time limit for loading a model or for one inference, in seconds."),
     ] = 60.0
     no_wait: NoWait = False
-    seed: Annotated[int, typer.Option(help="Of the inputs and the visiting order.")] = 0
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs and the visiting order.")] = 0
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Options of what is shown and kept."""
+    """Options of the output."""
 
     profile: Annotated[
-        bool, typer.Option("--profile", help="Also show which operators and nodes take the time.")
+        bool, typer.Option("--profile", help="Also show the time of each operator and node.")
     ] = False
     profile_runs: Annotated[
-        int, typer.Option(help="Runs to profile, apart from those timed.", min=1, max=1000)
+        int,
+        typer.Option(
+            help="Number of profiled runs, in addition to the timed ones.", min=1, max=1000
+        ),
     ] = 20
     wide: Annotated[
         bool,
         typer.Option(
             "--wide",
-            help="Show every number. latency_ms is at the device's usual pace, raw_ms and all "
-            "other times are as measured.",
+            help="Show all columns. latency_ms is at the device's usual pace; raw_ms and all other "
+            "times are as measured.",
         ),
     ] = False
     output: Annotated[
@@ -169,12 +182,16 @@ class OutputOptions:
     ] = None
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", help="Write a line per result to this file; - is stdout."),
+        typer.Option("--csv", help="Write a CSV line per result to this file; - is stdout."),
     ] = None
     quiet: Quiet = False
 
     def check(self, inputs: list[Path]) -> None:
-        """Raise UsageError where results cannot be written, or would replace an input."""
+        """Check the output files.
+
+        Raises:
+            UsageError: a file cannot be written or would overwrite an input.
+        """
         check_output(self.output, inputs=inputs)
         check_output(self.csv, "--csv", [*inputs, self.output])
         if str(self.output) == str(self.csv) == "-":
@@ -192,16 +209,16 @@ def time(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A well-known network that comes with the program, such as mobilenetv3, resnet18 "
-            "or resnet50, with random weights; may be repeated.",
+            help="Example network with random weights, such as mobilenetv3, resnet18 or resnet50. "
+            "May be repeated.",
             autocompletion=examples,
         ),
     ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="'local', host:port, or a name from devices.toml; give several to measure on all "
-            "of them at once.",
+            help="Device: 'local', host:port, or a name from devices.toml. May be repeated; "
+            "devices measure in parallel.",
             envvar="ESM_DEVICE",
             show_default="local",
             autocompletion=device_names,
@@ -215,13 +232,13 @@ def time(
 ) -> None:
     """Time ONNX models on devices.
 
-    All models, in all cases, are measured together, in turn, until each is known to the
-    precision. Latencies are at the device's usual pace, and intervals hold at any time. Inputs are
-    random unless given. A free dimension that no option sets is taken as 1, with a warning. Ctrl-C
-    ends the timing and keeps what was measured.
+    Models are measured in turn until each reaches the precision. Latencies are at the device's
+    usual pace; intervals include its variation over time. Inputs are random unless given. A free
+    dimension that no option sets becomes 1, with a warning. Ctrl-C ends the timing and keeps all
+    results.
 
-    Exit codes: 0; 1 if a model or a device failed; 2 wrong usage; 3 if one is not known to the
-    precision, or the device throttled; 130 interrupted.
+    Exit codes: 0 success; 1 a model or a device failed; 2 wrong usage; 3 a model missed the
+    precision or the device throttled; 130 interrupted.
 
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
@@ -294,7 +311,7 @@ def _show(timing: Timing, shown: OutputOptions) -> None:
 
     texts = []
     if shown.output is not None:
-        # On one line: indented, thousands of samples would each have their own.
+        # Not indented: each of thousands of samples would take a line.
         text = json.dumps(timing.to_json(on_command_line), allow_nan=False)
         texts.append((shown.output, text, f"all samples are in {shown.output}"))
     if shown.csv is not None:
@@ -306,11 +323,13 @@ def _show(timing: Timing, shown: OutputOptions) -> None:
 
 
 def _say_interrupted() -> None:
-    typer.echo("interrupted: ending with what was measured; Ctrl-C again stops at once", err=True)
+    typer.echo(
+        "interrupted: keeping the results so far; press Ctrl-C again to stop at once", err=True
+    )
 
 
 def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
-    """Read numbers that commas or repeated options keep apart."""
+    """Return the numbers of comma-separated or repeated options."""
     try:
         return tuple(int(number) for text in texts for number in text.split(","))
     except ValueError:
@@ -318,7 +337,7 @@ def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
 
 
 def _exit_code(timing: Timing) -> int:
-    """Says on stderr what is wrong, if anything is."""
+    """Print warnings to stderr and return the exit code."""
     from esm_host.evaluation.verdict import Verdict
 
     several = len(timing.devices) > 1
@@ -342,21 +361,19 @@ def _exit_code(timing: Timing) -> int:
         verdict = result.judgement.verdict
         why = on_command_line(f"{verdict}: {'; '.join(result.warnings)}")
         doubts.setdefault((result.device, why), []).append(name)
-        # With --runs nobody asked for a precision.
+        # --runs sets no precision to reach.
         unsure |= verdict is Verdict.THROTTLED or (
             verdict is Verdict.UNRESOLVED and timing.spec.precision > 0
         )
         disturbed |= result.judgement.disturbed
     for (_, why), names in doubts.items():
-        # What disturbs a device disturbs all models of a block.
+        # A disturbed device affects all models of a block: one line is enough.
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         typer.echo(f"warning: {names[0]}{more}: {why}", err=True)
     for path, text in assumed:
         typer.echo(f"warning: {path}: {text}", err=True)
     if unsure and disturbed:
-        typer.echo(
-            "a quieter or cooler device helps; esm-host devices doctor says what is wrong", err=True
-        )
+        typer.echo("run esm-host devices doctor to find what disturbs the device", err=True)
     if timing.interrupted:
         return INTERRUPTED
     return FAILED if failed else UNSURE if unsure else 0

@@ -1,4 +1,4 @@
-"""``esm-host transfer``: learns a device from few measurements and what is known of others."""
+"""Command ``esm-host transfer``."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from esm_host.cli.options import (
 )
 from esm_host.transfer import DEFAULT, ENCODINGS, METHODS, SAMPLERS, Method, read_options
 
-_HOW = "How it learns"
+_HOW = "Method"
 
 
 def _listed(names: Mapping[str, str | Method]) -> str:
-    """Names, and what each is."""
+    """Return names, each with its description."""
     abouts = {n: each.about if isinstance(each, Method) else each for n, each in names.items()}
     return "; ".join(f"{name} ({about})" for name, about in abouts.items())
 
@@ -47,16 +47,14 @@ class CampaignOptions:
     device: DeviceOrGroup = "local"
     run: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the campaign that it makes. [default: runs/DEVICE-SPACE-transfer]"
-        ),
+        typer.Option(help="Folder of the new campaign. [default: runs/DEVICE-SPACE-transfer]"),
     ] = None
     source: Annotated[
         list[str] | None,
         typer.Option(
-            help="A table or TABLE/DEVICE of esm-host sources list, a campaign's folder or a "
-            "Parquet file; may be repeated. [default: all that there are of the space, and the "
-            "campaigns beside --run]"
+            help="Source of latencies: a TABLE or TABLE/DEVICE from esm-host sources list, a "
+            "campaign folder or a Parquet file. May be repeated. [default: all sources of the "
+            "space and the campaigns beside --run]"
         ),
     ] = None
     store: SharedStore = ""
@@ -64,22 +62,23 @@ class CampaignOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options of the samples and of how they are learnt from."""
+    """Options of the samples and the method."""
 
     samples: Annotated[
-        int, typer.Option(help="Models to learn from, chosen to tell most.", min=5)
+        int, typer.Option(help="Number of models to train on, chosen by the sampler.", min=5)
     ] = 20
     held_out: Annotated[
         int,
         typer.Option(
-            help="Models drawn at random that tell how good it is; 4 or more, or 0.", min=0
+            help="Number of random held-out models for the accuracy estimate: 0, or 4 and more.",
+            min=0,
         ),
     ] = 10
     method: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help=f"{_listed(METHODS)}. docs/transfer.md says more of them. Or {OWN}.",
+            help=f"Transfer method (docs/transfer.md): {_listed(METHODS)}; or {OWN}.",
             autocompletion=transfer_methods,
             rich_help_panel=_HOW,
             show_default=False,
@@ -89,7 +88,7 @@ class MethodOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Of the method, in place of its default: epochs=20. May be repeated.",
+            help="Option of the method, such as epochs=20. May be repeated.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -97,9 +96,9 @@ class MethodOptions:
         str,
         typer.Option(
             metavar="NAME",
-            help=f"How the models to learn from are chosen: {_listed(SAMPLERS)}. ENCODING is "
-            f"{', '.join(ENCODINGS)}, or several joined by +, or caz for all. [default: the "
-            "method's own]",
+            help=f"Sampler of the training models: {_listed(SAMPLERS)}. ENCODING is "
+            f"{', '.join(ENCODINGS)}, several joined by +, or caz for all. [default: depends on "
+            "the method]",
             autocompletion=transfer_samplers,
             rich_help_panel=_HOW,
         ),
@@ -126,14 +125,13 @@ def transfer(
     provider: ProviderOptions,
     session: SessionOptions,
 ) -> None:
-    """Learn a device from a few measurements and what is known of others.
+    """Train a latency predictor from a few measurements and latencies of other devices.
 
-    Chooses the models that tell most, measures them and a few that chance chooses, and learns
-    from these and from latencies of other devices: imported tables and earlier campaigns. What it
-    makes is a campaign: predict and report take it, and esm-host profile --run ... --resume
-    --max-models 300 measures on.
+    The command measures the most informative models and a few random held-out ones. It trains on
+    them and on other devices: imported tables and earlier campaigns. The result is a campaign for
+    predict and report. To measure more: esm-host profile --run ... --resume --max-models 300.
 
-    --method and --sampler take published systems instead of the default.
+    --method and --sampler also select published systems.
 
     Example: esm-host transfer --device pi5 --space fbnet --samples 20
     """

@@ -1,8 +1,8 @@
-"""Whether models became slower between timings: a regression check, from their JSON.
+"""Regression check between timings, from their JSON (docs/compare.md).
 
-With one timing per side the interval is made of theirs, which hold for the device at any time;
-files of schema version 2 know only the runs within each. Several per side tell what timings of one
-model vary by (docs/compare.md).
+With one timing per side, the interval of a change combines the intervals of the timings. These
+include the variation of the device over time, except in files of schema version 2. With several
+timings per side, the interval follows from the spread between timings.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
 
 READ = (2, 3)
-"""Schema versions of timings that are understood."""
+"""Supported schema versions of timings."""
 
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
-"""Of a device, beside those that an execution provider tells."""
+"""Facts of a device that must be equal, besides those of its execution provider."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
-"""Settings that ``--max-time`` makes; its default grows with the number of models."""
+"""Settings derived from ``--max-time``, whose default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
-"""Settings that older files lack; what follows from them is in the intervals."""
+"""Settings missing in older files; the intervals already include their effect."""
 
 _BOUNDS = {
     "trimmed_mean_ms": (1e-9, 1e12),
     "ci95_percent": (0.0, sys.float_info.max),
     "block_ci95_percent": (0.0, sys.float_info.max),
 }
-"""Least and greatest values that make sense; None says that there is none."""
+"""Smallest and largest valid values of each field; a field may also be None."""
 
 Json = Mapping[str, Any]
 
@@ -60,39 +60,42 @@ class DifferentError(EsmError):
 
 
 class Outcome(enum.StrEnum):
+    """Result of comparing the latencies of one model."""
+
     SLOWER = "slower"
-    """By more than is tolerated, even at the interval's lower end."""
+    """The lower end of the interval is above the tolerance."""
     UNDECIDED = "undecided"
-    """Likewise, but from one timing per side, of which one is not stable."""
+    """As SLOWER, but from one timing per side, at least one of which is not stable."""
     TOLERATED = "tolerated"
-    """Slower, but perhaps by less than is tolerated."""
+    """Slower, but the interval reaches below the tolerance."""
     SAME = "same"
-    """The interval holds 0."""
+    """The interval contains 0."""
     FASTER = "faster"
     FAILED = "failed"
-    """It ran before and does not now; of several timings, it fails in a larger share."""
+    """The model fails in a larger share of the new timings than of the base."""
     MENDED = "mended"
-    """It did not run before and does now; likewise."""
+    """The model fails in a smaller share of the new timings than of the base."""
     NEVER_RAN = "never_ran"
 
     @property
     def is_regression(self) -> bool:
+        """Whether the outcome is a regression."""
         return self in (Outcome.SLOWER, Outcome.FAILED)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one model in one case on one device.
+    """Change of one model in one case on one device.
 
     Attributes:
-        device: by its name in the base.
-        base_ms, new_ms: of several timings the geometric mean of those that ran.
-        change_percent: None unless all ran, as the one below.
-        interval_percent: low and high, at the confidence asked for.
-        model_changed: the files differ, which may be the point.
-        limit_ms: that the new latency is to keep; None where nobody gave one.
-        over_limit: it lies above, even at its interval's lower end.
-        metrics: what became of other metrics.
+        device: Name of the device in the base.
+        base_ms, new_ms: Latencies, ms: the geometric means of the timings in which the model ran.
+        change_percent: Change of the latency, percent; None unless the model ran in all timings.
+        interval_percent: Confidence interval of the change, percent; None as above.
+        model_changed: Whether the model files differ.
+        limit_ms: Upper limit of the new latency, ms; None without a limit.
+        over_limit: Whether the lower end of the new latency's interval is above the limit.
+        metrics: Changes of other metrics.
     """
 
     model: str
@@ -110,19 +113,25 @@ class Change:
 
     @property
     def metrics_over_limit(self) -> list[MetricChange]:
+        """Changes of metrics above their limit."""
         return [change for change in self.metrics if change.over_limit]
 
     @property
     def is_regression(self) -> bool:
+        """Whether the model became slower or fails, or a limit is exceeded."""
         return self.outcome.is_regression or self.over_limit or bool(self.metrics_over_limit)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All changes, and the differences between the timings that were let pass.
+    """Result of a comparison.
 
     Attributes:
-        timings: how many there are of the base and of the new.
+        confidence: Confidence level of the intervals.
+        tolerance_percent: Largest change that is no regression, percent.
+        changes: Change of every model, case and device.
+        allowed: Differences between the timings that the caller allowed, in words.
+        timings: Number of base timings and of new timings.
     """
 
     confidence: float
@@ -133,19 +142,21 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Change]:
+        """Changes that are regressions."""
         return [change for change in self.changes if change.is_regression]
 
     @property
     def undecided(self) -> list[Change]:
+        """Changes without a decision."""
         return [change for change in self.changes if change.outcome is Outcome.UNDECIDED]
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the spread between timings; 0 with one per side, which tell none."""
+        """Degrees of freedom of the spread between timings; 0 with one timing per side."""
         return sum(self.timings) - 2
 
     def name(self, change: Change) -> str:
-        """Return a model with its case, and with its device where there are several."""
+        """Return the label of a model with its case, and its device if there are several."""
         several = len({each.device for each in self.changes}) > 1
         parts = [f"{change.device}: {change.model}" if several else change.model]
         if change.case["batch"]:
@@ -156,7 +167,7 @@ class Comparison:
         return ", ".join(parts)
 
     def verdict(self, change: Change) -> str:
-        """Return what became of a model, in words."""
+        """Return the outcome of a change in words."""
         words = {
             Outcome.SLOWER: "slower",
             Outcome.UNDECIDED: "undecided, not stable: time each side again",
@@ -174,10 +185,10 @@ class Comparison:
 
     @classmethod
     def from_json(cls, data: Json) -> Comparison:
-        """Return what :meth:`to_json` wrote.
+        """Return the comparison that :meth:`to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: it wrote something else.
+            KeyError, TypeError, ValueError: the data is no comparison.
         """
         if data["schema_version"] != 1 or data["kind"] != "comparison":
             raise ValueError(f"kind {data['kind']}, schema version {data['schema_version']}")
@@ -186,7 +197,7 @@ class Comparison:
             low_high = result["interval_percent"]
             interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
             outcome = Outcome(result["outcome"])
-            # Files of older versions have no other metrics.
+            # Files of older versions have no "metrics".
             metrics = tuple(
                 MetricChange.from_json(key, each) for key, each in result.get("metrics", {}).items()
             )
@@ -201,6 +212,7 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
         return {
             "schema_version": 1,
             "kind": "comparison",
@@ -230,28 +242,27 @@ def compare(
     limits_ms: Mapping[str, float] | None = None,
     limits: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Compares the timings of two sides, result by result: by model, case and device.
+    """Compare the latencies of two sides by model, case and device.
 
-    Models have the same name where their paths are equal, or, should paths differ, their files'
-    names. The only device of each timing is taken to be the same whatever it was called.
+    Models match by path, or by file name if the paths differ. A single device per timing matches
+    whatever its name.
 
     Args:
-        base, new: one or several, all taken alike.
-        confidence: of the intervals, from 0.5 and below 1.
-        tolerance_percent: a change is a regression when its lower end is above this.
-        allow: names of settings and facts of devices that may differ; ``cases`` compares what
-            all have, ``inputs`` also what was fed other shapes or types, ``raw`` latencies as
-            measured with those at the device's usual pace.
-        match: models of the base that have another name in the new timings, ``{"v1.onnx":
-            "v2.onnx"}``: paths, or names of files.
-        limits_ms: latencies, by the models' names in the base, that a new one must keep: it is a
-            regression where even its interval's lower end is above.
-        limits: of other metrics, by their keys and in their units, that every model's new value
-            must keep: ``{"peak_rss_bytes": 2e8}``.
+        base, new: One or more timings per side, all measured in the same way.
+        confidence: Confidence level of the intervals, at least 0.5 and below 1.
+        tolerance_percent: Largest lower end of an interval that is no regression, percent.
+        allow: Names of settings and device facts that may differ. ``cases`` allows missing
+            models or cases; ``inputs`` allows other input shapes or types; ``raw`` allows
+            latencies as measured next to latencies at the usual pace.
+        match: New name of each renamed model, ``{"v1.onnx": "v2.onnx"}``: paths or file names.
+        limits_ms: Upper limits of new latencies, ms, by the model's name in the base. A limit is
+            exceeded if the lower end of the interval is above it.
+        limits: Upper limits of other metrics for every model, by key, in the metric's unit:
+            ``{"peak_rss_bytes": 2e8}``.
 
     Raises:
-        UsageError: an argument makes no sense, or one is not the JSON of a timing.
-        DifferentError: something else than the models differs.
+        UsageError: an argument is invalid, or data is not the JSON of a timing.
+        DifferentError: settings, devices or cases differ and ``allow`` does not name them.
     """
     sides = [_side(name, given) for name, given in (("base", base), ("new", new))]
     for old, theirs in (match or {}).items():
@@ -268,20 +279,24 @@ def compare(
             names = _device_names(first.data, timing.data)
             for what, text in _differences(first, timing, names):
                 told = (
-                    text if len(timings) == 2 else f"the {timing.name} is not as the base: {text}"
+                    text
+                    if len(timings) == 2
+                    else f"the {timing.name} differs from the base: {text}"
                 )
                 if what not in allow:
-                    raise DifferentError(f"{told}: {argument('allow')} {what} compares anyhow")
+                    raise DifferentError(f"{told}: {argument('allow')} {what} compares them anyway")
                 allowed.append(told)
             found.append(_results(timing.data, names))
-        found = _fed_alike(_named_alike(found))
+        found = _match_inputs(_match_names(found))
         for text in _unmatched([timing.name for timing in timings], found):
             if CASES not in allow:
-                raise DifferentError(f"{text}: {argument('allow')} {CASES} compares what all have")
+                raise DifferentError(
+                    f"{text}: {argument('allow')} {CASES} compares the common cases"
+                )
             allowed.append(text)
-        for text in _fed_otherwise([timing.name for timing in timings], found):
+        for text in _different_inputs([timing.name for timing in timings], found):
             if INPUTS not in allow:
-                raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares anyhow")
+                raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares them anyway")
             allowed.append(text)
         spec = first.data["context"]["spec"]
         max_latency = _Limits(limits_ms or {})
@@ -303,7 +318,7 @@ def compare(
         )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
-            f"a timing lacks what it should have ({error!r}): write it again, esm-host time --json"
+            f"a timing is incomplete ({error!r}): write it again with esm-host time --json"
         ) from error
     max_latency.check()
     counts = len(sides[0]), len(sides[1])
@@ -311,21 +326,31 @@ def compare(
 
 
 def check_timing(data: Any, name: str) -> Json:
-    """The data, if it is the JSON of a timing that is understood; else raises UsageError."""
+    """Return the data of a timing.
+
+    Raises:
+        UsageError: it is not the JSON of a timing of a supported version.
+    """
     if not isinstance(data, Mapping) or data.get("kind") != "timing":
-        raise UsageError(f"{name} is no timing: give a file that esm-host time --json FILE wrote")
+        raise UsageError(
+            f"{name} is not a timing: give a file written by esm-host time --json FILE"
+        )
     if data.get("schema_version") not in READ:
         understood = " and ".join(map(str, READ))
         raise UsageError(
-            f"{name} has schema version {data.get('schema_version')}, {understood} are understood: "
-            "write it again with this version of esm-host time"
+            f"{name} has schema version {data.get('schema_version')}; supported: {understood}. "
+            "Write it again with this version of esm-host time"
         )
     _check_numbers(data, name)
     return data
 
 
 def _check_numbers(data: Json, name: str) -> None:
-    """Raise UsageError for a number that no timing has, such as NaN, which would count as equal."""
+    """Check the ranges of numbers; NaN would compare as equal.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
     results = data.get("results")
     for result in results if isinstance(results, list) else ():
         for field, (least, most) in _BOUNDS.items():
@@ -334,8 +359,8 @@ def _check_numbers(data: Json, name: str) -> None:
                 continue
             if not isinstance(value, int | float) or not least <= value <= most:
                 raise UsageError(
-                    f"{name}: {field} of {result.get('model')} is {value!r}: write it again, "
-                    "esm-host time --json"
+                    f"{name}: {field} of {result.get('model')} is {value!r}: write it again "
+                    "with esm-host time --json"
                 )
 
 
@@ -348,8 +373,8 @@ class _Judge:
     limits: _Limits
 
     def change(self, base: Sequence[Json], new: Sequence[Json]) -> Change:
-        """From a model's results in all timings of each side."""
-        outcome = _failed(base, new)
+        """Return the change of a model from its results in all timings of each side."""
+        outcome = _failure_outcome(base, new)
         value = interval = None
         if outcome is None:
             middle = _log_mean(new) - _log_mean(base)
@@ -386,11 +411,11 @@ class _Judge:
         return Outcome.FASTER if high < 0 else Outcome.SAME
 
     def _half(self, base: Sequence[Json], new: Sequence[Json]) -> float:
-        """Half-width of the interval of the means' difference, in logarithms.
+        """Return the half-width of the interval of the difference of mean logarithms.
 
-        Of several timings that of Student's two-sample t: the variance between timings is taken
-        to be that of either side, which has few to tell it by. The standard error is no less than
-        what runs and sessions within the timings leave, however well these agree by chance.
+        Several timings give a two-sample t interval (Student) with a pooled variance, since each
+        side has few timings. Timings may agree by chance: the standard error is at least that of
+        the runs and sessions within the timings.
         """
         freedom = len(base) + len(new) - 2
         if freedom == 0:
@@ -401,7 +426,7 @@ class _Judge:
         return min(t_quantile(freedom, self.confidence) * max(between, within), WIDEST)
 
     def _half_of(self, results: Sequence[Json]) -> float:
-        """Half-width of the interval of one side's latency, in logarithms."""
+        """Return the half-width of the interval of one side's log latency."""
         ran = [result for result in results if result["trimmed_mean_ms"] is not None]
         if len(ran) > 1:
             between = float(np.std(_logs(ran), ddof=1)) / math.sqrt(len(ran))
@@ -411,40 +436,39 @@ class _Judge:
         return self._error(ran[0], "ci95_percent") * t_quantile(freedom, self.confidence)
 
     def _within_error(self, results: Sequence[Json]) -> float:
-        """Return the standard error that runs and sessions leave in the mean of several timings."""
+        """Return the standard error of the mean due to runs and sessions within the timings."""
         errors = (self._error(result, _within(result)) for result in results)
         return math.hypot(*errors) / len(results)
 
     def _error(self, result: Json, name: str) -> float:
-        """Return the standard error of which an interval is, as a share.
+        """Return the standard error behind an interval, as a share of the latency.
 
         Args:
-            name: of half the interval's width, in percent.
+            name: Field with the half-width of the interval, percent.
         """
         if result[name] is None:
             raise DifferentError(
-                f"{_called(result)} has too few runs for an interval: measure more, "
-                f"{argument('runs')}"
+                f"{_label(result)} has too few runs for an interval: give more {argument('runs')}"
             )
         return float(result[name]) / 100 / t_quantile(self._freedom(result))
 
     def _freedom(self, result: Json) -> int:
         if (blocks := len(result.get("blocks", ()))) > 1:
             return blocks - 1
-        # Files from before visits could differ by model do not say it of each.
+        # Older files state the runs per visit only once for all models.
         per_visit = result.get("runs_per_visit") or self.runs_per_visit
         return degrees_of_freedom(result["runs"] // per_visit, self.trim)
 
 
 class _Limits:
-    """Limits of latencies, by models' paths, names of files, or these without an ending."""
+    """Latency limits by model path, file name, or file name without its ending."""
 
     def __init__(self, limits_ms: Mapping[str, float]) -> None:
         self._limits_ms = limits_ms
         self._used: set[str] = set()
 
     def of(self, model: str) -> float | None:
-        """Return the limit of a model, ms, or None."""
+        """Return the limit of a model, ms; None without a limit."""
         for name in (model, PurePath(model).name, PurePath(model).stem):
             if name in self._limits_ms:
                 self._used.add(name)
@@ -452,16 +476,18 @@ class _Limits:
         return None
 
     def check(self) -> None:
-        """Raise UsageError for a limit of a model that is not there."""
+        """Check that every limit belongs to a model.
+
+        Raises:
+            UsageError: the timings have no model of a limit's name.
+        """
         for name in self._limits_ms.keys() - self._used:
-            raise UsageError(
-                f"{argument('max_latency')} {name}: the timings have no model of this name"
-            )
+            raise UsageError(f"{argument('max_latency')} {name}: the timings contain no such model")
 
 
 @dataclass(frozen=True)
 class _Timing:
-    """Name: what messages call it."""
+    """A timing and its name in messages."""
 
     name: str
     data: Json
@@ -470,9 +496,9 @@ class _Timing:
 def _side(name: str, given: Json | Sequence[Json]) -> list[_Timing]:
     several = [given] if isinstance(given, Mapping) else list(given)
     if not several:
-        raise UsageError(f"there is no {name} timing: give one or more")
+        raise UsageError(f"no {name} timing: give at least one")
     for (i, one), (j, other) in combinations(enumerate(several, start=1), 2):
-        if one == other:  # it would count as if the device had repeated it exactly
+        if one == other:  # a copy would count as a perfect repetition
             raise UsageError(f"{name} timings {i} and {j} are the same: give each once")
     if len(several) == 1:
         return [_Timing(f"{name} timing", several[0])]
@@ -480,7 +506,7 @@ def _side(name: str, given: Json | Sequence[Json]) -> list[_Timing]:
 
 
 def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
-    """Return a timing in which a model has the name that it has in the base."""
+    """Return a timing with a model renamed to its name in the base."""
     results = timing.data.get("results", ())
     own = [r for r in results if new in (r.get("model"), PurePath(str(r.get("model"))).name)]
     if not own:
@@ -492,13 +518,13 @@ def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
 def _check_arguments(
     base: Json, confidence: float, tolerance_percent: float, allow: Sequence[str]
 ) -> None:
-    if not 0.5 <= confidence < 1:  # less is of no use, and 0.95 is meant as 95
+    if not 0.5 <= confidence < 1:  # above 1, percent were probably meant
         raise UsageError(
-            f"{argument('confidence')} {confidence:g}: give a share, from 0.5 and below 1"
+            f"{argument('confidence')} {confidence:g}: give a share of at least 0.5 and below 1"
         )
     if not 0 <= tolerance_percent < math.inf:
         raise UsageError(
-            f"{argument('tolerance_percent')} {tolerance_percent:g}: give percent, 0 or more"
+            f"{argument('tolerance_percent')} {tolerance_percent:g}: give a percentage of 0 or more"
         )
     context = base.get("context", {})
     spec = context.get("spec", {})
@@ -513,12 +539,12 @@ def _check_arguments(
     for name in allow:
         if name not in known:
             raise UsageError(
-                f"{argument('allow')} {name}: unknown name, choose from {', '.join(known)}"
+                f"{argument('allow')} {name}: unknown name; choose from {', '.join(known)}"
             )
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:
-    """Devices of the new timing, and what the base calls them."""
+    """Return the base's name for each device of the new timing."""
     ours, theirs = (list(data["context"]["devices"]) for data in (base, new))
     if len(ours) == len(theirs) == 1:
         return {theirs[0]: ours[0]}
@@ -532,7 +558,7 @@ def _device_names(base: Json, new: Json) -> dict[str, str]:
 def _differences(
     base: _Timing, new: _Timing, names: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """What differs, by name, and both values in words."""
+    """Yield the name of each difference and its description with both values."""
     ours, theirs = (older_peers.spec_json(each.data["context"]["spec"]) for each in (base, new))
     for name in (*ours, *(name for name in theirs if name not in ours)):
         lacked = name in _LACKED and (name not in ours or name not in theirs)
@@ -547,8 +573,8 @@ def _differences(
         which = base.name if raw else new.name
         yield (
             RAW,
-            f"only the {which} has latencies as measured, as --raw and older versions give them; "
-            "time both alike",
+            f"only the {which} has latencies as measured (--raw or an older version): time both in "
+            "the same way",
         )
     for theirs_name, name in names.items():
         before = base.data["context"]["devices"][name]
@@ -565,14 +591,14 @@ def _max_time(spec: Json) -> str:
 
 
 def _raw(data: Json) -> bool:
-    """Whether latencies are as measured, not at the device's usual pace."""
+    """Return whether latencies are as measured, not at the device's usual pace."""
     return bool(data["context"].get("raw", data["schema_version"] < 3))
 
 
 def _device_differences(
     name: str, before: Json, after: Json, specs: tuple[Json, Json]
 ) -> Iterator[tuple[str, str]]:
-    """What differs of a device and of the execution provider that measured on it."""
+    """Yield the differences of a device and of its execution provider, as :func:`_differences`."""
     ours, theirs = (
         _provider(info, spec["provider"]) for info, spec in zip((before, after), specs, strict=True)
     )
@@ -586,7 +612,7 @@ def _device_differences(
             yield fact, f"{fact} of {name} differs: {one} and {other}"
     if ours.name != theirs.name:
         return
-    # An option that a version lacks is as it is by default in the other.
+    # An option unknown to one version has the default of the other.
     defaults = {option.name: option.default for option in (*theirs.options, *ours.options)}
     own, others = (
         {
@@ -608,7 +634,7 @@ def _provider(info: Json, name: str) -> ProviderInfo:
 
 
 def provider_table(info: Json) -> tuple[ProviderInfo, ...]:
-    """Return the execution providers of a device, from the JSON of its facts."""
+    """Return the execution providers of a device from its JSON."""
     if "provider_table" in info:
         return tuple(map(ProviderInfo.from_json, info["provider_table"]))
     gpus = [gpu["name"] for gpu in info.get("state", {}).get("gpus", ())]
@@ -619,20 +645,20 @@ _Key = tuple[str, ...]
 
 
 def _results(data: Json, names: Mapping[str, str]) -> dict[_Key, Json]:
-    """By model, device and case."""
+    """Return the results of a timing by model, device and case."""
     found: dict[_Key, Json] = {}
     for result in data["results"]:
         case = result["case"]
         shapes = sorted((name, tuple(dims)) for name, dims in case["shapes"].items())
-        # Files that say nothing of dims are from before there were any.
+        # Older files have no "dims".
         dims = sorted(case.get("dims", {}).items())
         rest = (case["batch"], dims, case["threads"], case["inputs_sha256"], shapes)
         found[result["model"], names[result["device"]], repr(rest)] = result
     return found
 
 
-def _named_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
-    """By the names of files, where paths differ and their names do not repeat."""
+def _match_names(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
+    """Return the results by file name if paths differ and file names are unique."""
     paths = [{key[0] for key in results} for results in found]
     if all(p == paths[0] for p in paths) or any(
         len({PurePath(path).name for path in p}) < len(p) for p in paths
@@ -644,10 +670,10 @@ def _named_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
     ]
 
 
-def _fed_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
-    """Give results the key of the base's where a model was fed the same in another wording.
+def _match_inputs(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
+    """Return the results with the base's keys where equal inputs were given in another form.
 
-    Only where one result of the model in each timing was fed so.
+    A key changes only if exactly one result per timing has these inputs.
     """
     first = found[0]
     renamed = [first]
@@ -663,7 +689,7 @@ def _fed_alike(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
 
 
 def _same_work(one: _Key, a: Json, other: _Key, b: Json) -> bool:
-    """Whether a model on a device was fed inputs of the same shapes and types."""
+    """Return whether a model on a device had inputs of the same shapes and types."""
     return (
         one[:2] == other[:2]
         and bool(a["inputs"] and b["inputs"])
@@ -674,16 +700,16 @@ def _same_work(one: _Key, a: Json, other: _Key, b: Json) -> bool:
 
 
 def _some(results: Mapping[_Key, Json]) -> str:
-    called = [f"'{_called(result)}'" for result in results.values()]
+    called = [f"'{_label(result)}'" for result in results.values()]
     more = f" and {len(called) - 2} more" if len(called) > 2 else ""
     return ", ".join(called[:2]) + more or "nothing"
 
 
 def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
-    """What one timing has and another lacks."""
+    """Yield descriptions of results that are missing in a timing."""
     if not set.intersection(*(set(results) for results in found)):
         raise DifferentError(
-            "no model was timed in the same case: "
+            "the timings have no case in common: "
             + ", ".join(
                 f"{name} has {_some(results)}" for name, results in zip(names, found, strict=True)
             )
@@ -692,27 +718,27 @@ def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> It
         has = [name for name, results in zip(names, found, strict=True) if key in results]
         lacks = [name for name in names if name not in has]
         if len(has) == 1:
-            yield f"only the {has[0]} has {_called(result)}"
+            yield f"only the {has[0]} has {_label(result)}"
         elif lacks:
-            yield f"the {lacks[0]} lacks {_called(result)}"
+            yield f"the {lacks[0]} lacks {_label(result)}"
 
 
-def _fed_otherwise(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
-    """Yield what the timings fed other shapes or types, though the case is the same."""
+def _different_inputs(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
+    """Yield descriptions of equal cases with other input shapes or types."""
     for key, first in found[0].items():
         for name, results in zip(names[1:], found[1:], strict=True):
             other = results.get(key)
             if other is None or not (first["inputs"] and other["inputs"]):
-                continue  # what failed may not say what it was fed
+                continue  # a failed result may lack its inputs
             if _types_and_dims(first) != _types_and_dims(other):
                 yield (
-                    f"{_called(first)} was fed {_fed(first)} in the {names[0]} and {_fed(other)} "
+                    f"{_label(first)} had input {_fed(first)} in the {names[0]} and {_fed(other)} "
                     f"in the {name}"
                 )
 
 
 def _types_and_dims(result: Json) -> list[tuple[Any, ...]]:
-    """An export may name inputs otherwise."""
+    """Return the types and dimensions of inputs without names, which exporters may change."""
     return [(fed["type"], *fed["dims"]) for fed in result["inputs"]]
 
 
@@ -720,8 +746,8 @@ def _fed(result: Json) -> str:
     return fed_text((fed["name"], fed["type"], fed["dims"]) for fed in result["inputs"])
 
 
-def _called(result: Json) -> str:
-    """The model, and its case where it has one."""
+def _label(result: Json) -> str:
+    """Return the label of a result: its model and case."""
     case = result["case"]
     parts = [result["model"]]
     parts += [f"batch {case['batch']}"] if case["batch"] else []
@@ -737,7 +763,7 @@ def _content(result: Json) -> tuple[Any, Any]:
 
 
 def _within(result: Json) -> str:
-    """Name of the interval that runs and sessions of a timing leave."""
+    """Return the field with the interval due to runs and sessions within the timing."""
     return "block_ci95_percent" if "block_ci95_percent" in result else "ci95_percent"
 
 
@@ -746,7 +772,7 @@ def _stable(*results: Json) -> bool:
 
 
 def _logs(results: Sequence[Json]) -> list[float]:
-    """Of the latencies of those that ran."""
+    """Return the logarithms of the latencies, without failed results."""
     latencies = (result["trimmed_mean_ms"] for result in results)
     return [math.log(latency) for latency in latencies if latency is not None]
 
@@ -762,8 +788,8 @@ def _latency_ms(results: Sequence[Json]) -> float | None:
     return ran[0] if ran else None
 
 
-def _failed(base: Sequence[Json], new: Sequence[Json]) -> Outcome | None:
-    """None if it ran in all timings."""
+def _failure_outcome(base: Sequence[Json], new: Sequence[Json]) -> Outcome | None:
+    """Return the outcome of failures; None if the model ran in all timings."""
     before, after = (1 - len(_logs(side)) / len(side) for side in (base, new))
     if before == after:
         return None if after == 0 else Outcome.NEVER_RAN

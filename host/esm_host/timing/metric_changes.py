@@ -86,7 +86,7 @@ def compared_metrics(timings: Iterable[Json]) -> dict[str, Metric]:
         found = {metric.key: metric for data in timings for metric in metrics_of(data)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"a timing lacks a required part ({error!r}): write it again, esm-host time --json"
+            f"a timing is incomplete ({error!r}): write it again with esm-host time --json"
         ) from error
     del found[LATENCY.key]
     return {key: metric for key, metric in found.items() if metric.better is not Better.NEITHER}

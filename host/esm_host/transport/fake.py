@@ -1,7 +1,7 @@
-"""A device that measures nothing: latencies come from a function. For tests and dry runs.
+"""Simulated device for tests and dry runs: latencies come from a function.
 
-It has a known truth: latencies at its usual pace are what the function says. Its paces, memory and
-sessions may vary around that as those of real devices do.
+The function gives the true latency at the usual pace. Pace, memory and sessions vary around it as
+on real devices.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from esm_protos.paces import usual_of
 from esm_protos.providers import OptionError, ProviderInfo
 
 Latency = Callable[[Model], float | Failure]
-"""Milliseconds of a model, or why it has none."""
+"""Function from a model to its latency, ms, or its failure."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One of the agent's reference models, as a virtual machine times it."""
+    """Reference model of the agent, with its latency on a virtual machine."""
 
     name: str
     weight_bytes: int
@@ -67,34 +67,36 @@ _CPU = "CPUExecutionProvider"
 _REFERENCE_RUNS, _REFERENCE_RUNS_PER_VISIT = 32, 4
 _MOMENT_S = 300.0
 _LONG_PAST = 1000
-"""Blocks that it remembers at most, as an agent does."""
+"""Maximum number of remembered blocks, as in an agent."""
 _CACHED_BYTES, _UNCACHED_BYTES = 1e6, 64e6
-"""Memory does not slow down weights below the one, and fully those above the other."""
+"""Weight sizes below which memory has no effect and above which it has its full effect."""
 _BYTES_PER_NS = 20.0
 _HALF = 0.2
-"""Share of an inference that reading the weights takes at which memory's pace is felt by half."""
+"""Share of an inference spent reading weights at which memory has half of its effect."""
 
 _HEALTHY = Diagnosis((Finding("pace", Severity.OK, "a fake device never varies"),))
 
 
 class FakeProfiler(Profiler):
-    """Answers at once, the same for the same block.
+    """Profiler that answers at once; equal blocks give equal results.
 
     Args:
-        latency: of each model.
-        pace: factor common to a block, by the number of blocks measured before it.
-        memory_pace: factor of memory in a block, likewise; models feel it by their weights.
-        weight_bytes: size of a model's weights.
-        past: blocks with the agent's reference models that it remembers from before the first;
-            they are numbered -past to -1. None: many, all at its usual pace.
-        noise: standard deviation of every run's relative error.
-        session_spread: standard deviation between the sessions of a model, as a share.
-        references: that its agent has; an agent of an older version has none.
-        memory_bytes: what it says it has free; None does not tell.
-        diagnosis: what the doctor finds.
-        holder: somebody else who has the device.
-        providers: that it has. Those that may fall back have a memory of their own.
-        cache_bytes: what its cache holds; 0 takes no files.
+        latency: Latency of each model.
+        pace: Factor on all latencies of a block, by the number of earlier blocks.
+        noise: Standard deviation of the relative error of a run.
+        hostname: Name of the device.
+        memory_bytes: Reported free memory; None reports none.
+        diagnosis: Result of the doctor.
+        holder: Another holder of the device; None if it is free.
+        cache_bytes: Size of the cache; 0 accepts no files.
+        memory_pace: Factor of memory by the number of earlier blocks. Its effect grows with the
+            size of the weights.
+        weight_bytes: Size of a model's weights.
+        past: Number of remembered blocks before the first, numbered -past to -1. None: many
+            blocks, all at the usual pace.
+        session_spread: Relative standard deviation between the sessions of a model.
+        references: Reference models of the agent; older agents have none.
+        providers: Execution providers. Those that may fall back have their own memory.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ class FakeProfiler(Profiler):
         return _Pending(self, block)
 
     def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
-        """What the block's :class:`Pending` returns, when it is asked."""
+        """Return the result of a block, for its :class:`Pending`."""
         self._check_provider(block)
         self._receive(block, on_progress)
         on_progress(Progress(State.MEASURING, 0.0))
@@ -198,10 +200,14 @@ class FakeProfiler(Profiler):
         pass
 
     def _receive(self, block: Block, on_progress: OnProgress) -> None:
-        """Files that it has not got yet; raises DeviceError for what is too much."""
+        """Store the files of a block that are not in the cache.
+
+        Raises:
+            DeviceError: the files exceed the cache, or a file changed.
+        """
         files = {file.sha256: file for model in block.models for file in model.files}
         if sum(file.size_bytes for file in files.values()) > self._cache_bytes:
-            raise DeviceError("the files of this block are more than the cache holds")
+            raise DeviceError("the files of this block exceed the cache")
         missing = [file for digest, file in files.items() if digest not in self._cached]
         for number, file in enumerate(missing):
             on_progress(Progress(State.UPLOADING, number / len(missing)))
@@ -224,12 +230,12 @@ class FakeProfiler(Profiler):
             raise InvalidRequestError(f"{self._hostname} refused: {error}") from error
 
     def _slowed(self, weight_bytes: int, latency_ms: float, number: int) -> float:
-        """By how much a block's paces slow a model down."""
+        """Return the factor of a block's paces on the latency of a model."""
         streamed = weight_bytes / (latency_ms * 1e6) / _BYTES_PER_NS
         low, high = math.log(_CACHED_BYTES), math.log(_UNCACHED_BYTES)
         reached = min(max((math.log(max(weight_bytes, 1)) - low) / (high - low), 0.0), 1.0)
-        feels = reached * streamed / (streamed + _HALF)
-        return float(self._pace(number) * self._memory_pace(number) ** feels)
+        sensitivity = reached * streamed / (streamed + _HALF)
+        return float(self._pace(number) * self._memory_pace(number) ** sensitivity)
 
     def _usual(self) -> Usual | None:
         names = [each.name for each in self._references]
@@ -327,13 +333,13 @@ def _in_turn(measured: Sequence[Measurement], per_visit: int) -> tuple[Measureme
 
 
 def _memory(model: Model) -> int:
-    """What inputs and the model take, and a runtime."""
+    """Return the memory of the inputs, the model and a runtime, bytes."""
     inputs = sum(4 * math.prod(dims) for _, dims in model.case.shapes)
     return 50_000_000 + model.size_bytes + inputs
 
 
 def _profile(latency_ns: float, block: Block, name: str) -> Profile | None:
-    """Three quarters of it in two convolutions."""
+    """Return a profile with three quarters of the time in two convolutions."""
     if not block.profile_runs:
         return None
     operators = (("Conv", 2, 0.75), ("Gemm", 1, 0.25))

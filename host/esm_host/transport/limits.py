@@ -1,4 +1,7 @@
-"""What a device can do and takes, checked before anything is sent to it; it checks again."""
+"""Checks of specs and models against a device's limits, before anything is sent.
+
+The device repeats them.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from esm_protos.providers import OptionError
 from esm_protos.v1 import onnx_view_pb2
 
 _MOST_THREADS = 8
-"""Threads for each processor: with more, a device is busy with changing between them."""
+"""Maximum number of threads per processor; more spend their time on context switches."""
 
 
 def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
-    """Raises UsageError unless the device can measure like that."""
+    """Check that the device can measure with a spec.
+
+    Raises:
+        UsageError: the device lacks a provider or option, or a limit is exceeded.
+    """
     if spec.provider not in device.providers:
         raise UsageError(
             f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
@@ -30,20 +37,24 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         raise UsageError(f"{argument('ep_options')} {error}") from error
     if spec.allow_fallback and not provider.may_fall_back:
         raise UsageError(
-            f"{argument('allow_fallback')} changes nothing with {argument('provider')} "
+            f"{argument('allow_fallback')} has no effect with {argument('provider')} "
             f"{spec.provider}, which runs every node: leave it out"
         )
     check_threads(device, [spec.threads])
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(
-            f"{argument('max_time_s')} {spec.max_block_s:g}: the device breaks blocks off after "
-            f"{longest:g} s, give less, or start it with esm-agent serve --max-block-time"
+            f"{argument('max_time_s')} {spec.max_block_s:g}: the device stops blocks after "
+            f"{longest:g} s. Give less, or start its agent with a longer --max-block-time"
         )
 
 
 def check_threads(device: DeviceInfo, counts: Iterable[int]) -> None:
-    """Raises UsageError where threads far exceed the device's processors."""
+    """Check numbers of threads against the device's processors.
+
+    Raises:
+        UsageError: there are more than 8 threads per processor.
+    """
     processors = max(device.processors, 1.0)
     most = int(_MOST_THREADS * processors)
     for threads in counts:
@@ -59,16 +70,20 @@ def check_models(
     models: Sequence[Model],
     outlines: Mapping[bytes, onnx_view_pb2.Model | None] | None = None,
 ) -> None:
-    """Raises UsageError unless the device takes these models as one block.
+    """Check that the device accepts these models as one block.
 
     Args:
-        outlines: what is known of ONNX files already, by their hash; others are read, and None is
-            of no ONNX.
+        limits: Limits of the device.
+        models: Models of the block.
+        outlines: Parsed models by SHA-256, None for a file that is not ONNX. Others are read.
+
+    Raises:
+        UsageError: a model, or all together, exceed a limit.
     """
     outlines = outlines or {}
     if len(models) > limits.max_block_models:
         raise UsageError(
-            f"{len(models)} models: the device takes {limits.max_block_models} at a time, "
+            f"{len(models)} models: the device accepts {limits.max_block_models} per block, "
             "give fewer"
         )
     for model in {model.sha256: model for model in models}.values():
@@ -78,12 +93,12 @@ def check_models(
             data = model.data if isinstance(model.data, bytes) else model.data.read_bytes()
             excess = excess_of(data, limits)
         if excess:
-            raise UsageError(f"{model.model_id}: {excess}: give a smaller one")
+            raise UsageError(f"{model.model_id}: {excess}: give a smaller model")
     size = sum(len(model.data) for model in models if isinstance(model.data, bytes))
     if size > limits.max_block_bytes:
         raise UsageError(
-            f"models of {size / 1e6:.0f} MB together: the device takes "
-            f"{limits.max_block_bytes / 1e6:.0f} MB at a time, give fewer or smaller ones"
+            f"models of {size / 1e6:.0f} MB in total: the device accepts "
+            f"{limits.max_block_bytes / 1e6:.0f} MB per block, give fewer or smaller ones"
         )
     _check_files(limits, models)
 
@@ -93,22 +108,28 @@ def _check_files(limits: Limits, models: Sequence[Model]) -> None:
     size = sum(files.values())
     if files and not limits.max_cache_bytes:
         raise UsageError(
-            f"files of {size / 1e6:.1f} MB: the device takes none, give its agent a cache, "
+            f"files of {size / 1e6:.1f} MB: the device has no cache for them. Start its agent with "
             "esm-agent serve --cache DIR --cache-size 8G (for 'local', set XDG_CACHE_HOME)"
         )
     if size > limits.max_cache_bytes:
         raise UsageError(
-            f"files of {size / 1e6:.0f} MB together: the device's cache holds "
-            f"{limits.max_cache_bytes / 1e6:.0f} MB, give fewer models or its agent a larger "
-            "esm-agent serve --cache-size"
+            f"files of {size / 1e6:.0f} MB in total: the device's cache holds "
+            f"{limits.max_cache_bytes / 1e6:.0f} MB. Give fewer models, or start its agent with a "
+            "larger --cache-size"
         )
 
 
 def check_campaign(limits: Limits, block_size: int, references: int, largest: bytes) -> None:
-    """Raises UsageError unless the device takes blocks of a search space.
+    """Check that the device accepts blocks of a search space.
 
     Args:
-        largest: the space's largest graph.
+        limits: Limits of the device.
+        block_size: Number of models per block.
+        references: Number of reference models per block.
+        largest: Largest graph of the space, ONNX.
+
+    Raises:
+        UsageError: a block can exceed a limit.
     """
     models = block_size + references
     if models > limits.max_block_models:
@@ -123,24 +144,24 @@ def check_campaign(limits: Limits, block_size: int, references: int, largest: by
         raise UsageError(
             f"{argument('block_size')} {block_size} and {argument('references')} {references} "
             "make blocks of up to "
-            f"{models * len(largest) / 1e6:.0f} MB; the device takes "
+            f"{models * len(largest) / 1e6:.0f} MB; the device accepts "
             f"{limits.max_block_bytes / 1e6:.0f} MB: give less"
         )
 
 
 def excess_of(data: bytes, limits: Limits) -> str | None:
-    """What of a model the device does not take, and its limit; None if it takes it."""
+    """Return the limit that a model exceeds, in words; None if it exceeds none."""
     try:
         return too_large(data, onnx_view_pb2.Model.FromString(data), limits)
     except DecodeError:
-        return None  # no ONNX file: the device says so
+        return None  # not ONNX: reported by the device
 
 
 def _excess(size_bytes: int, outline: onnx_view_pb2.Model | None, limits: Limits) -> str | None:
-    """As :func:`excess_of`, of a file that lies elsewhere."""
+    """Return the same as :func:`excess_of` for a file that is not in memory."""
     if size_bytes > limits.max_model_bytes:
         return (
-            f"the model is of {size_bytes / 1e6:.0f} MB, above this device's limit of "
+            f"the model has {size_bytes / 1e6:.0f} MB, above this device's limit of "
             f"{limits.max_model_bytes / 1e6:.0f} MB"
         )
     return None if outline is None else too_large(b"", outline, limits)
