@@ -28,11 +28,11 @@ import numpy as np
 
 import esm_agent
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.errors import ProviderMissingError
 from esm_agent.measure import feeds, timing
 from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
-    ProviderMissingError,
 )
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.worker import Worker

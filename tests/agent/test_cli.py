@@ -160,3 +160,9 @@ def test_the_agent_never_loads_what_it_does_not_ship() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_process_that_serves_loads_no_runtime() -> None:
+    """Only the measuring process needs ONNX Runtime, and it rests while the agent is idle."""
+    code = "import sys, esm_agent.serving.server; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.errors import ProviderMissingError
 from esm_agent.measure import timing
 from esm_agent.measure.backends import (
     DeviceModel,
     ModelError,
-    ProviderMissingError,
     first_run,
 )
 from esm_agent.measure.block import UploadedBlock, UploadedModel

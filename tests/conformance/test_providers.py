@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from esm_agent.measure.backends import ProviderMissingError, first_run
+from esm_agent.errors import ProviderMissingError
+from esm_agent.measure.backends import first_run
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.worker import Worker
 from esm_agent.providers import FAMILY, FIRST, make_provider

@@ -35,10 +35,6 @@ _MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
 _WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
 
 
-class ProviderMissingError(Exception):
-    """A provider does not work on this device; the text gives the reason."""
-
-
 @dataclass(frozen=True)
 class LoadedModel:
     """Model in memory.

@@ -252,7 +252,7 @@ def _backends(
     make_first: BackendFactory, make_others: Sequence[BackendFactory]
 ) -> tuple[dict[str, Backend], dict[int, str]]:
     """Return the working backends by name, and the reasons for missing ones by index."""
-    from esm_agent.measure.backends import ProviderMissingError
+    from esm_agent.errors import ProviderMissingError
 
     first: Backend = make_first()
     made, missing = {first.name: first}, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from esm_agent.measure.backends import ProviderMissingError
+from esm_agent.errors import ProviderMissingError
 from esm_protos.plugins import Family, PluginError, described, split
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import onnxruntime
 
+from esm_agent.errors import ProviderMissingError
 from esm_agent.measure import feeds, profiling
 from esm_agent.measure.backends import (
     Backend,
     LoadedModel,
-    ProviderMissingError,
     first_run,
     first_run_error,
     load_error,
