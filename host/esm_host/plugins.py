@@ -6,7 +6,9 @@ Names are those of :class:`~esm_protos.plugins.Family`; errors are the host's.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 from esm_host.errors import EsmError, UsageError
 from esm_protos import plugins
-from esm_protos.plugins import Family, PluginError, described, split
+from esm_protos.plugins import OWN_MODULES, Family, PluginError, described, split
 from esm_protos.text import install
 
 C = TypeVar("C")
@@ -38,6 +40,29 @@ class Entry:
 def about(cls: type[Any]) -> str:
     """Return the first line of a class's docstring, without the full stop."""
     return (inspect.getdoc(cls) or cls.__name__).partition("\n")[0].removesuffix(".")
+
+
+@contextmanager
+def own_failures(plugin: object) -> Iterator[None]:
+    """Turn an exception of a user's class into one line with its file and line.
+
+    Args:
+        plugin: Instance of the class; of a class that comes with the project nothing changes.
+
+    Raises:
+        EsmError: the user's code failed.
+    """
+    module = sys.modules.get(type(plugin).__module__)
+    own = module is not None and module.__name__.startswith(OWN_MODULES)
+    try:
+        yield
+    except EsmError:
+        raise
+    except Exception as error:  # anything that a user's class may do
+        if not own:
+            raise
+        path = Path(str(getattr(module, "__file__", "")))
+        raise EsmError(f"{path}:{type(plugin).__name__}: {described(error, path)}") from error
 
 
 def plugin_class(family: Family, name: str, extra: str = "host") -> type[Any]:

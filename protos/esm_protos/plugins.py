@@ -85,9 +85,9 @@ class Family:
         installed = self._installed()
         if name not in installed:
             names = self.names()
+            known = f"{nearest(name, names)}choose {', '.join(names)}, or " if names else ""
             raise PluginError(
-                f"unknown {self.what} '{name}': {nearest(name, names)}choose {', '.join(names)}, "
-                "or give your own as path/to/file.py:Class"
+                f"unknown {self.what} '{name}': {known}give your own as path/to/file.py:Class"
             )
         entry = installed[name]
         try:

@@ -65,7 +65,7 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
         PluginError: a source does not exist or cannot be created, or its metric's key is taken.
     """
     sources: list[MetricSource] = []
-    taken = set(KNOWN)
+    taken = {name for metric in KNOWN.values() for name in (metric.key, metric.field)}
     for name in names:
         made = SOURCES.load(name)
         try:

@@ -142,6 +142,8 @@ class Loop:
                 invalid.
             InvalidArchitectureError: an architecture is not in the search space.
         """
+        if isinstance(architectures, str | Architecture | Mapping):
+            raise UsageError(f"{argument('architectures')}: give a list, also of a single one")
         told = [self._space.read(given) for given in architectures]
         for architecture in told:
             if architecture not in self._told:
@@ -315,8 +317,11 @@ class Loop:
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
     """Return one value for each of ``count`` architectures; a scalar is repeated."""
-    column = np.asarray(values, dtype=np.float64)
-    if column.shape not in ((), (count,)):
+    try:
+        column = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{argument(name)}: give {count} numbers") from error
+    if values is None or column.shape not in ((), (count,)):
         raise UsageError(
             f"{argument(name)} has the shape {column.shape}: give {count} values, one for each "
             "architecture"

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from esm_host.plugins import own_failures
+
 Floats = NDArray[np.float64]
 
 Samples = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]
@@ -76,7 +78,8 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
                 positive, a weight is negative, or all weights are zero.
         """
         x, y, weights = self._samples(encodings, latency_ms, sample_weight)
-        self._fit(x, y, weights)
+        with own_failures(self):
+            self._fit(x, y, weights)
         return self
 
     @classmethod
@@ -96,7 +99,8 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
     @classmethod
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
         for predictor, part in zip(predictors, samples, strict=True):
-            predictor._fit(*part)
+            with own_failures(predictor):
+                predictor._fit(*part)
 
     def to_onnx(self) -> bytes | None:
         """Return the fitted predictor as ONNX; None if it has no such form.
@@ -129,9 +133,10 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
                 "choose a Gaussian process, a Bayesian predictor or auto"
             )
         x = self._ready(encodings)
-        if return_std:
-            return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
-        return self._predict(x) if len(x) else np.zeros(0)
+        with own_failures(self):
+            if return_std:
+                return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
+            return _one_each(self._predict(x), len(x)) if len(x) else np.zeros(0)
 
     def _ready(self, encodings: ArrayLike) -> NDArray[np.float32]:
         """Return encodings that the fitted predictor can take.
@@ -207,3 +212,13 @@ class IntervalPredictor(Predictor):
         Raises:
             ValueError: as :meth:`predict`, or the probability is not between 0 and 1.
         """
+
+
+def _one_each(predicted: Floats, count: int) -> Floats:
+    """Return predictions unchanged; a wrong number of them, or NaN, raises ValueError."""
+    found = np.asarray(predicted)
+    if found.shape != (count,):
+        raise ValueError(f"_predict returned the shape {found.shape} for {count} encodings")
+    if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        raise ValueError("_predict returned values that are not finite numbers")
+    return predicted

@@ -10,6 +10,7 @@ import numpy as np
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
+from esm_host.plugins import own_failures
 from esm_host.sampling.bins import DepthBins
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
@@ -75,8 +76,10 @@ class Sampler(ABC):
         barren = 0
         while len(drawn) < n and barren < 20:
             fresh = 0
-            batch = self._codes(max(2 * (n - len(drawn)), 16), bin_index, rng)
-            for architecture in self.space.decode(batch):
+            with own_failures(self):
+                batch = self._codes(max(2 * (n - len(drawn)), 16), bin_index, rng)
+                architectures = self.space.decode(batch)
+            for architecture in architectures:
                 if architecture.key not in seen and len(drawn) < n:
                     seen.add(architecture.key)
                     drawn.append(architecture)
