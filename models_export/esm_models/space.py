@@ -396,7 +396,7 @@ class SearchSpace(ABC):
         return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 
     def showcase(self) -> Codes:
-        """Return option codes of a few architectures that together contain every possible part."""
+        """Return option codes of architectures that together contain every possible part."""
         return self.blocks_of(self.encode(self.uniform()))
 
     def channels(self, base: float) -> int:
