@@ -41,7 +41,8 @@ class Network:
 
     Args:
         input_shape: Shape (batch, channels, height, width).
-        weights: Values of the initializers, as in :meth:`esm_models.space.SearchSpace.build`.
+        weights: Function that returns the values of the initializers, as in
+            :meth:`esm_models.space.SearchSpace.build`; None leaves them out.
         dtype: Type of the arithmetic, one of :data:`DTYPES`; input and output are float32.
     """
 
@@ -133,7 +134,7 @@ class Network:
         )
 
     def batch_norm(self, x: str) -> str:
-        """Add a batch normalisation in inference form that no convolution precedes."""
+        """Add a standalone batch normalisation, in inference form."""
         channels = self._shapes[x][1]
         name = self._name("norm")
         parameters = [
@@ -244,7 +245,7 @@ class Network:
 
         Args:
             name: Name of the graph.
-            output: Name of the result so far.
+            output: Current name of the output tensor.
         """
         for node in self._nodes:
             for names in (node.input, node.output):

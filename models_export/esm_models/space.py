@@ -93,10 +93,11 @@ class SearchSpace(ABC):
     one_option_per_unit: ClassVar[bool] = False
     """Whether all blocks of a unit share one option."""
     wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
-    """Pairs of a block and the block that reads its output; empty if blocks follow each other.
-    Blocks count from 0; -1 is the input, and the number of blocks is the output."""
+    """Edges (source, target) between block numbers; empty if the blocks follow each other. Source
+    -1 is the input, and target ``n``, for ``n`` blocks, is the output."""
     prunes: ClassVar[bool] = False
-    """Whether graphs omit blocks without effect, which a framework without a compiler would run."""
+    """Whether exported graphs omit blocks that do not affect the output. A training framework would
+    still run them."""
     min_resolution: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
@@ -379,10 +380,10 @@ class SearchSpace(ABC):
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
-        """Return numbers for the contents of the places of a graph, ``(n, places)``.
+        """Return an id for the operators at each place of a graph, shape ``(n, places)``.
 
-        Equal numbers mean equal operators and shapes, at places of one architecture or of two with
-        the same resolution. By default a block depends only on its option, and all other parts are
+        Equal ids mean equal operators and shapes, within an architecture or between two with the
+        same resolution. By default a block depends only on its option, and all other parts are
         constant. A space with other dependencies overrides both methods.
 
         Args:
@@ -395,7 +396,7 @@ class SearchSpace(ABC):
         return np.pad(np.where(flat < 0, 1, first + flat), ((0, 0), (1, 0)))
 
     def showcase(self) -> Codes:
-        """Return the blocks of architectures that together have all contents of all places."""
+        """Return option codes of architectures that together contain every possible part."""
         return self.blocks_of(self.encode(self.uniform()))
 
     def channels(self, base: float) -> int:

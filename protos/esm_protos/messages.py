@@ -1,7 +1,16 @@
 """Messages between host and agent, as frozen dataclasses; :mod:`esm_protos.convert` encodes them.
 
 Messages carry raw samples; statistics are derived from them. Measured times are integer
-nanoseconds, displayed times float milliseconds.
+nanoseconds, displayed times float milliseconds. ESM is the paper that README.md cites (DAC 2025).
+
+Terms (docs/measuring.md):
+
+* Block: models that are measured together.
+* Round: one visit of each model of a block.
+* Visit: a few runs of one model in a row, uncounted ones first.
+* Session: model loaded into the runtime.
+* Lease: a client's right to have blocks measured, kept by renewals.
+* Pace: speed of the device, which varies over time.
 """
 
 from __future__ import annotations
@@ -81,8 +90,8 @@ class MeasureSpec:
         runs: Number of counted runs per model; with a precision, the maximum.
         runs_per_visit: Number of counted runs in a row, the maximum with ``short_visits``;
             ``interleaved`` only.
-        warmup: Maximum number of uncounted runs before each visit; slow models need fewer.
-            ``sequential``: exact number before all runs.
+        warmup: Maximum number of uncounted runs at the start of each visit. ``sequential``: exact
+            number before all runs.
         trim: Share of the counted runs dropped at each end, below 0.5.
         threads: Number of threads of the runtime.
         seed: Random seed of the visiting order, the inputs and the weights of weightless graphs.
@@ -90,18 +99,18 @@ class MeasureSpec:
         provider_options: Values of the provider's options, by name; others have their default
             (:class:`esm_protos.providers.ProviderOption`).
         model_timeout_s: Time limit for loading a model or for one inference, seconds.
-        precision: Half-width of the 95 % interval at which a model is done, as a share of its
-            latency; 0 makes exactly ``runs`` runs. ``interleaved`` only.
+        precision: Target half-width of the 95 % interval, as a share of the latency; 0 sets no
+            target. ``interleaved`` only.
         max_block_s: Time after which no new round begins, seconds; 0 sets no limit.
         min_block_s: Minimum time of rounds before a model is done, seconds. Shorter blocks miss
             the device's slow variation and give intervals that are too narrow.
         min_rounds: Minimum number of rounds, even after ``max_block_s``.
         short_visits: Whether visits of slow models have fewer runs, down to one. Several runs in a
             row only offset cold caches, which do not slow down these models.
-        references: Whether to time the agent's reference models, which give the device's current
-            and usual pace; ``interleaved`` only.
-        sessions: Number of sessions per model, one after the other. With a precision, further
-            sessions follow in long blocks, unless the number is 1. ``interleaved`` only.
+        references: Whether to time the agent's built-in reference models, which give the device's
+            current and usual pace; ``interleaved`` only.
+        sessions: Number of sessions per model, one after the other. With a precision, it is the
+            minimum, except that 1 never opens another. ``interleaved`` only.
         long_visits: Every this many rounds, visits continue uncounted until models are warm; 0:
             never. ``interleaved`` only.
         allow_fallback: Whether to measure models with nodes on another provider.
@@ -258,7 +267,8 @@ PI_THROTTLED_BITS = {
     2: "throttled",
     3: "soft temperature limit",
 }
-"""Meaning of the bits of ``DeviceState.pi_throttled`` for now; 16 bits higher, since the start."""
+"""Meanings of bits 0 to 3 of ``DeviceState.pi_throttled``, the current state. Bits 16 to 19 say
+whether each has occurred since boot."""
 
 
 @dataclass(frozen=True)
@@ -381,7 +391,10 @@ class DeviceInfo:
         return next(found, ProviderInfo(name))
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
-        """Return the facts that are equal for two measurements of the same device by a provider."""
+        """Return the facts that identify a device and provider.
+
+        Latencies are comparable if these facts are equal.
+        """
         names = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
         return {**{name: getattr(self, name) for name in names}, **self.provider(provider).identity}
 
@@ -650,9 +663,10 @@ No device varies more between moments; a larger value comes from a broken file o
 
 @dataclass(frozen=True, eq=False)
 class Usual:
-    """Usual latencies of the reference models under the conditions of a block.
+    """Usual latencies of a device's reference models under the conditions of a block.
 
-    The conditions are runtime, provider, threads and clock settings.
+    They are averages over moments, which are windows of five minutes. The conditions are
+    runtime, provider, threads and clock settings.
 
     Attributes:
         references: Names of the ``r`` models.
@@ -660,7 +674,7 @@ class Usual:
         spread: Standard deviation between moments, shape ``(r, r)``: of a log latency on the
             diagonal, of the difference of two log latencies elsewhere. At most
             :data:`MOST_SPREAD`.
-        moments: Number of moments, each of five minutes.
+        moments: Number of moments.
         span_s: Time from the first moment to the last, seconds.
         block_spread: As ``spread``, between single blocks and the usual latencies; None if
             unknown.

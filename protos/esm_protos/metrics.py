@@ -1,4 +1,4 @@
-"""Table of the metrics of a timing.
+"""Table of the metrics reported for a timed model.
 
 All outputs use it: JSON, CSV, frames, printed tables, reports, comparisons,
 and the table in docs/timing-json.md, which ``python -m esm_protos.metrics`` prints.
@@ -38,7 +38,7 @@ class Aggregate(enum.StrEnum):
     SUM = "sum"
     LAST = "last"
     NONE = "none"
-    """Not combined: the value is derived from others. The first one is kept."""
+    """No combination, because the value is derived from other values; the first one is kept."""
 
 
 class Format(enum.StrEnum):
@@ -201,7 +201,7 @@ class Metric:
         return values[0]
 
     def worse(self, value: float, limit: float) -> bool:
-        """Return whether a value is worse than a limit."""
+        """Return whether a value is worse than a limit; only for metrics with a direction."""
         return value < limit if self.better is Better.HIGHER else value > limit
 
 
@@ -229,8 +229,8 @@ def _bytes(key: str, about: str, **more: Any) -> Metric:
 
 LATENCY = _ms(
     "latency_ms",
-    "trimmed mean of the runs at the device's usual pace; as measured with `--raw`, with "
-    "`--protocol sequential`, and without history",
+    "trimmed mean of the runs, corrected to the device's usual pace; uncorrected with `--raw`, "
+    "with `--protocol sequential`, and without history",
     aggregate=Aggregate.TRIMMED_MEAN,
     title="trimmed mean",
     field="trimmed_mean_ms",

@@ -148,7 +148,10 @@ def load(where: str) -> Any:
 
 
 def split(name: str) -> tuple[Path | None, str]:
-    """Return the file and the class of ``path/to/file.py:Class``; None and the name of others."""
+    """Split ``path/to/file.py:Class`` into path and class.
+
+    The class is empty for a path alone. Any other name gives ``(None, name)``.
+    """
     path, _, class_name = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     return (Path(path), class_name) if path.endswith(".py") else (None, name)
 

@@ -46,7 +46,7 @@ class Device:
             if index in self.fails:
                 del samples[index], self.runs[index]
             else:
-                samples[index].renewed()
+                samples[index].begin_session()
 
     def measured(self, spec: MeasureSpec) -> dict[int, Samples]:
         return interleaved(

@@ -91,11 +91,11 @@ def test_a_model_that_fails_leaves_and_the_others_go_on() -> None:
 def test_an_early_end_leaves_every_model_its_first_runs() -> None:
     device = Device(dict.fromkeys(range(3), 10))
     spec = MeasureSpec(runs=100, runs_per_visit=2)
-    at_once = interleaved(device.runs, spec, clock=device.clock, finished=lambda: True)
+    at_once = interleaved(device.runs, spec, clock=device.clock, finish_requested=lambda: True)
     assert [len(each.latency_ns) for each in at_once.values()] == [2, 2, 2]
     device.log.clear()
     later = interleaved(
-        device.runs, spec, clock=device.clock, finished=lambda: len(device.log) >= 60
+        device.runs, spec, clock=device.clock, finish_requested=lambda: len(device.log) >= 60
     )
     assert all(2 <= len(each.latency_ns) < 100 for each in later.values())
 

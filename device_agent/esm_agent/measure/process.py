@@ -143,7 +143,7 @@ class Board:
         """Restart the time-out."""
         self.cells[3] += 1
 
-    def finished(self) -> bool:
+    def finish_requested(self) -> bool:
         """Return whether the job should end with the runs so far."""
         return bool(self.cells[FINISH])
 
@@ -305,7 +305,9 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
             board.write_profiling(index, (position + share) / len(todo))
 
         between(0)
-        yield Profiled(index, None if board.finished() else sessions.profile(job, index, between))
+        yield Profiled(
+            index, None if board.finish_requested() else sessions.profile(job, index, between)
+        )
 
 
 def _interleaved(
@@ -355,7 +357,7 @@ def _interleaved(
             failure = sessions.renew(job, index, loaded)
             if failure is None:
                 runs[index] = loaded[index].run
-                samples[index].renewed()
+                samples[index].begin_session()
             else:
                 failures[index] = failure
                 del samples[index]
@@ -382,7 +384,7 @@ def _interleaved(
         failed,
         estimates,
         renew,
-        board.finished,
+        board.finish_requested,
     )
     visits.end()
     with board.references():  # the other half of the remaining time is for the results
@@ -482,7 +484,7 @@ def _settle(
     witness: Witness,
     board: Board,
     clock: timing.Clock,
-    failed: timing.Failed = timing.raised,
+    failed: timing.Failed = timing.raise_error,
 ) -> None:
     """Run models on GPUs until the clock has settled; a GPU raises its clock under load.
 

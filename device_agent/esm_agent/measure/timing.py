@@ -2,7 +2,8 @@
 
 Only ``run()`` is between two clock readings. All other work (progress, the device's state,
 cancellation) is in ``between``, called between visits, and in ``tick``, called after every
-inference.
+inference. Visit, round, session, block and pace are defined in :mod:`esm_protos.messages`. ESM is
+the paper that README.md cites (DAC 2025).
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ _SLOW_NS = 200_000_000
 """Latency from which a model needs no uncounted run; cold caches cost it less than 1 ms."""
 _VISIT_NS = 100_000_000
 """Duration after which a short visit ends."""
-_LONG_RUNS, _LONG_COUNTED = 5, 3
-"""Runs of a long visit after its counted ones: first to warm the model up, then to time it
-warm."""
+_LONG_WARMUP, _LONG_TIMED = 5, 3
+"""Numbers of uncounted runs that end a long visit: to warm the model up, then to time it."""
 _WARMING_TRIM = 0.2
 FIRST_LOOK = 10
 """Rounds before the first check of the intervals; with fewer, too many are narrow by chance."""
@@ -49,11 +49,11 @@ _ROUND_VARIES = 1.5
 _LOOK_AGAIN = 1.2
 """Growth of the number of rounds until the next check of the intervals. A check after every round
 would stop too many models by chance."""
-_MOST_PASSING = 0.7
-"""Smallest share of an interval that a longer block must be able to reduce, once the runs have
-reached the precision."""
-_HARDLY_PASSING = 0.2
-"""The same before the runs have reached the precision."""
+_REDUCIBLE_ONCE_PRECISE = 0.7
+"""Threshold for a model whose runs have reached the precision. It stays in the block only if more
+runs can reduce at least this share of its interval."""
+_REDUCIBLE_BEFORE = 0.2
+"""The same threshold for a model whose runs have not reached the precision."""
 _SESSION_ROUNDS, _LEAST_S = 2, 0.1
 """Minimum rounds of a session; time for all sessions if the block has no minimum, seconds."""
 _SESSION_WORTH = 20
@@ -76,7 +76,7 @@ fails from the samples. Its second argument is the share of the block that is do
 
 @dataclass
 class Samples:
-    """Counted runs of a model, in time order.
+    """Recorder of a model's runs: counted latencies in time order, and uncounted times.
 
     Attributes:
         latency_ns: Latencies of the counted runs, ns.
@@ -99,7 +99,7 @@ class Samples:
     warming_ns: dict[int, list[int]] = field(default_factory=dict)
     warm_ns: list[int] = field(default_factory=list)
 
-    def row(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
+    def add_runs(self, run: Run, warmup: int, runs: int, clock: Clock, tick: Tick) -> None:
         """Add ``runs`` counted runs after ``warmup`` uncounted ones."""
         for _ in range(warmup):
             self._uncounted(run, clock, tick)
@@ -113,7 +113,7 @@ class Samples:
         most: int,
         clock: Clock,
         tick: Tick,
-        warm_ns: int = _WARM_NS,
+        warmup_limit_ns: int = _WARM_NS,
         visit_ns: int = _VISIT_NS,
         long: bool = False,
     ) -> None:
@@ -125,18 +125,18 @@ class Samples:
             most: Maximum number of counted runs.
             clock: Clock.
             tick: Function called after every inference.
-            warm_ns: Time after which no further uncounted run begins.
-            visit_ns: Duration of the counted runs after which the first visit ends; later visits
-                have the same number of runs.
-            long: Whether to continue with uncounted runs until the model is warm, and then record
-                its latency.
+            warmup_limit_ns: Time after which no further warm-up run begins, ns.
+            visit_ns: Duration of the counted runs after which the first visit ends, ns; later
+                visits have the same number of runs.
+            long: Whether to add a fixed number of uncounted runs to a visit shorter than
+                ``warmup_limit_ns``, and record the latency afterwards.
         """
         entered = clock()
         if self.fastest_ns < _SLOW_NS:
             for place in range(warmup):
                 took = self._uncounted(run, clock, tick)
                 self.warming_ns.setdefault(place, []).append(took)
-                if clock() - entered >= warm_ns:
+                if clock() - entered >= warmup_limit_ns:
                     break
         decided = self.runs_per_visit
         for count in range(1, min(most, decided or most) + 1):
@@ -146,10 +146,10 @@ class Samples:
                 self.runs_per_visit = count
                 if count * self.fastest_ns >= visit_ns:
                     break
-        if long and clock() - entered < warm_ns:
-            for _ in range(_LONG_RUNS):
+        if long and clock() - entered < warmup_limit_ns:
+            for _ in range(_LONG_WARMUP):
                 self._uncounted(run, clock, tick)
-            warm = [self._uncounted(run, clock, tick) for _ in range(_LONG_COUNTED)]
+            warm = [self._uncounted(run, clock, tick) for _ in range(_LONG_TIMED)]
             self.warm_ns.append(round(sum(warm) / len(warm)))
 
     def _counted(self, run: Run, clock: Clock, tick: Tick) -> None:
@@ -192,7 +192,7 @@ class Samples:
             warm_ns=np.array(self.warm_ns, dtype=np.int64),
         )
 
-    def renewed(self) -> None:
+    def begin_session(self) -> None:
         """Begin a new session."""
         self.session_began.append(len(self.latency_ns))
 
@@ -214,7 +214,7 @@ class Samples:
         return counts if len(counts) > 1 else ()
 
 
-def raised(index: int, error: Exception) -> None:
+def raise_error(index: int, error: Exception) -> None:
     """Raise the error of a model, which ends the block."""
     raise error
 
@@ -224,7 +224,7 @@ def settle(
     clock_mhz: Callable[[], float | None],
     between: Between,
     clock: Clock = time.perf_counter_ns,
-    failed: Failed = raised,
+    failed: Failed = raise_error,
 ) -> None:
     """Run the models in turn, uncounted, until the device's pace is stable, for 5 s at most.
 
@@ -282,7 +282,7 @@ def sequential(
 ) -> Samples:
     """Take all runs of a model in a row, after the warm-up (ESM, II-C)."""
     samples = Samples()
-    samples.row(run, spec.warmup, spec.runs, clock, tick)
+    samples.add_runs(run, spec.warmup, spec.runs, clock, tick)
     return samples
 
 
@@ -294,10 +294,10 @@ def interleaved(
     tick: Tick = lambda: None,
     first_run_ns: Mapping[int, int] | None = None,
     limit_s: float = math.inf,
-    failed: Failed = raised,
+    failed: Failed = raise_error,
     estimates: Estimates | None = None,
     renew: Renew = lambda samples, share: None,
-    finished: Callable[[], bool] = lambda: False,
+    finish_requested: Callable[[], bool] = lambda: False,
 ) -> dict[int, Samples]:
     """Take runs in rounds over all models, in a new random order, with a few runs per visit.
 
@@ -319,19 +319,20 @@ def interleaved(
         clock: Clock.
         tick: Function called after every inference.
         first_run_ns: Durations of the models' first runs, ns; a slow model needs no uncounted run.
-        limit_s: Time limit of the block, seconds. With a precision, no round begins that would
-            exceed it.
+        limit_s: Time limit of a block with a precision, seconds. The rounds end earlier, to leave
+            time for the result.
         failed: Function called with a model whose run raises an error, and which then leaves the
             block; by default the error is raised.
         estimates: Function whose estimates are compared with the precision; by default from the
             block's models alone.
         renew: Function called before each session except the first; its time does not count.
-        finished: Function that returns whether to end the block, after the first round.
+        finish_requested: Function that returns whether to end early; called before each visit
+            from the second round on.
 
     Returns:
         Samples of each model that did not fail. Without a precision each has ``spec.runs`` runs,
-        or fewer if ``spec.max_block_s`` or ``finished`` ended the block. The last visit is shorter
-        if ``runs_per_visit`` does not divide the runs.
+        or fewer if ``spec.max_block_s`` or ``finish_requested`` ended the block. The last visit is
+        shorter if ``runs_per_visit`` does not divide the runs.
     """
     first = first_run_ns or {}
     per_visit = 0 if spec.short_visits else spec.runs_per_visit
@@ -349,7 +350,7 @@ def interleaved(
         done = max(len(samples[index].latency_ns) for index in active)
         shuffle(active)
         for position, index in enumerate(active):
-            if rounds and finished():
+            if rounds and finish_requested():
                 return samples
             count = min(spec.runs_per_visit, spec.runs - done)
             visited = (done + count * position / len(active)) / spec.runs
@@ -450,5 +451,5 @@ def _needs_more(estimate: Estimate, precision: float) -> bool:
     parts = estimate.parts
     if parts.interval < precision:
         return False
-    worth = _HARDLY_PASSING if parts.runs >= precision else _MOST_PASSING
+    worth = _REDUCIBLE_BEFORE if parts.runs >= precision else _REDUCIBLE_ONCE_PRECISE
     return parts.passing >= worth * parts.interval

@@ -215,7 +215,7 @@ class Worker:
         block: UploadedBlock,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        finished: Callable[[], bool] = lambda: False,
+        finish_requested: Callable[[], bool] = lambda: False,
     ) -> BlockResult:
         """Measure all models of a block together; a model that fails does not affect the others.
 
@@ -233,8 +233,8 @@ class Worker:
             block: Block to measure.
             on_progress: Callback for progress.
             cancelled: Returns whether the client cancelled the block.
-            finished: Returns whether the client requests an early end: models then get no visits
-                after the first round and no profile.
+            finish_requested: Returns whether the client requests an early end: models then get no
+                visits after the first round and no profile.
 
         Raises:
             CancelledError: the block was cancelled; the process was killed.
@@ -261,10 +261,12 @@ class Worker:
                 references=references,
                 usual=usual,
             )
-            attempt = self._attempt(job, ends, on_progress, cancelled, finished)
+            attempt = self._attempt(job, ends, on_progress, cancelled, finish_requested)
             if isinstance(attempt, JobResult):
                 results = {**left_out, **attempt.measurements}
-                profiles = self._profiles(job, attempt, ends, on_progress, cancelled, finished)
+                profiles = self._profiles(
+                    job, attempt, ends, on_progress, cancelled, finish_requested
+                )
                 for index, profile in profiles:
                     results[index] = replace(results[index], profile=profile)
                 if cancelled():  # uploaded files are gone: failures of this attempt mean nothing
@@ -336,7 +338,7 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        finished: Callable[[], bool],
+        finish_requested: Callable[[], bool],
     ) -> JobResult | tuple[int, State, Failure]:
         """Measure once.
 
@@ -358,7 +360,7 @@ class Worker:
             current.connection.send(job._replace(limit_s=ends - time.monotonic()))
         except (ConnectionResetError, BrokenPipeError):
             return self._death(current)
-        answer = self._answer(job, ends, on_progress, cancelled, finished)
+        answer = self._answer(job, ends, on_progress, cancelled, finish_requested)
         assert not isinstance(answer, Profiled), "profiles follow the result"
         return answer
 
@@ -369,12 +371,12 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        finished: Callable[[], bool],
+        finish_requested: Callable[[], bool],
     ) -> Iterator[Profiled]:
         """Yield the profiles after a result, until the process ends or time runs out."""
         timed = [i for i in job.models if result.measurements[i].failure is None]
         for _ in timed if job.profile_runs else ():
-            answer = self._answer(job, ends, on_progress, cancelled, finished)
+            answer = self._answer(job, ends, on_progress, cancelled, finish_requested)
             if not isinstance(answer, Profiled):
                 return
             yield answer
@@ -385,7 +387,7 @@ class Worker:
         ends: float,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
-        finished: Callable[[], bool],
+        finish_requested: Callable[[], bool],
     ) -> JobResult | Profiled | tuple[int, State, Failure]:
         """Return the next message of the process; or a failure, as :meth:`_attempt`."""
         current = self._current
@@ -396,7 +398,7 @@ class Worker:
                 if cancelled():
                     self.stop()
                     raise CancelledError
-                current.cells[FINISH] = finished()
+                current.cells[FINISH] = finish_requested()
                 state, model, share, now_ticks = current.cells[:FINISH]
                 on_progress(Progress(STATES[state], share / 1_000_000))
                 if time.monotonic() > ends:

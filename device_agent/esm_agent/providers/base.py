@@ -131,6 +131,8 @@ class Provider(Backend):
     def identity(self, device: DeviceState) -> dict[str, str]:
         """Return facts that must be equal for latencies to be comparable.
 
+        ``device`` is the state of the device, not the number of the GPU.
+
         Examples are the name of a GPU or the version of a library. Facts of the machine and of
         onnxruntime are included elsewhere.
         """
@@ -264,7 +266,7 @@ class Provider(Backend):
     def _placement(self, model: UploadedModel, spec: MeasureSpec) -> Placement:
         """Return the actual placement of nodes, from a profiled run.
 
-        Every supported onnxruntime can profile; APIs that need no run are newer. The option
+        The profiler is used because every supported onnxruntime has it. The option
         ``session.disable_cpu_ep_fallback`` names no node and also rejects arithmetic on shapes.
         """
         with profiling.folder() as prefix:

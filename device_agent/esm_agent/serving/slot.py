@@ -59,7 +59,7 @@ class Ticket:
         self.facts = facts
         self.reason: Exception | None = None
         self._cancelled = threading.Event()
-        self._finished = threading.Event()
+        self._finish = threading.Event()
         self._last_progress = Progress(State.QUEUED, 0.0)
         self._events: deque[Event] = deque((self._last_progress,))
         self._changed = threading.Condition()
@@ -76,10 +76,10 @@ class Ticket:
 
     def finish(self) -> None:
         """End the measurement early, with the runs so far."""
-        self._finished.set()
+        self._finish.set()
 
-    def is_finished(self) -> bool:
-        return self._finished.is_set()
+    def finish_requested(self) -> bool:
+        return self._finish.is_set()
 
     def report(self, event: Event) -> None:
         """Add an event; skip progress of less than a percent in the same place of the queue."""
@@ -139,7 +139,8 @@ def _place(progress: Progress) -> tuple[int, str] | None:
 class Slot:
     """Measuring slot with its worker and the queue of leases.
 
-    Its thread lives as long as the agent, because the worker's process ends with its thread.
+    The measuring thread must outlive every block, because the worker's process ends with the
+    thread that started it.
 
     Args:
         worker: Worker that measures the blocks.
@@ -170,7 +171,7 @@ class Slot:
         self._last_turn = ""
         self._tickets: defaultdict[str, deque[Ticket]] = defaultdict(deque)
         self._running: Ticket | None = None
-        self._open: set[Ticket] = set()
+        self._active_calls: set[Ticket] = set()
         self._draining = self._stopped = False
         self._changed = threading.Condition()
         self._hello: queue.SimpleQueue[Hello | Exception] = queue.SimpleQueue()
@@ -196,6 +197,8 @@ class Slot:
         self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
     ) -> Standing:
         """Renew or create a lease as :meth:`~.lease.Leases.renew`.
+
+        With ``no_wait``, no lease is created if the device or the machine's lock is held.
 
         Raises:
             DrainingError: the lease is new, and the agent is stopping.
@@ -248,7 +251,7 @@ class Slot:
     # Blocks
 
     def check_open(self) -> None:
-        """Check that the agent accepts blocks.
+        """Raise an error if the agent no longer accepts blocks.
 
         Raises:
             DrainingError: the agent is stopping.
@@ -271,7 +274,7 @@ class Slot:
                     f"{MOST_BLOCKS} blocks of this lease are waiting: send more when they are done"
                 )
             ticket = Ticket(block, lease_id, self._facts[lease_id])
-            self._open.add(ticket)
+            self._active_calls.add(ticket)
             self._tickets[lease_id].append(ticket)
             self._report_standings()
             self._changed.notify_all()
@@ -291,9 +294,9 @@ class Slot:
                 running.finish()
 
     def close(self, ticket: Ticket) -> None:
-        """Close a block whose call has ended; drop it if it was not measured."""
+        """Close a block whose call has ended; drop it from the queue or cancel its measurement."""
         with self._changed:
-            self._open.discard(ticket)
+            self._active_calls.discard(ticket)
             ticket.cancel()
             waiting = self._tickets.get(ticket.lease_id, ())
             if ticket in waiting:
@@ -302,7 +305,7 @@ class Slot:
             self._changed.notify_all()
 
     def drain(self, patience_s: float) -> bool:
-        """Accept nothing new, return waiting blocks to their hosts, and wait for the running one.
+        """Reject new and waiting blocks with DrainingError; wait for the running block's result.
 
         Args:
             patience_s: Maximum time to wait, seconds.
@@ -319,7 +322,7 @@ class Slot:
                     self._log_block(ticket, ticket.reason, 0.0)
                 tickets.clear()
             self._changed.notify_all()
-            while self._running is not None or self._open:
+            while self._running is not None or self._active_calls:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return False
@@ -377,7 +380,7 @@ class Slot:
             try:
                 self._wake()
                 event: Event = self._worker.measure(
-                    block, ticket.report, ticket.is_cancelled, ticket.is_finished
+                    block, ticket.report, ticket.is_cancelled, ticket.finish_requested
                 )
             except Exception as error:  # the slot must survive any error of a block
                 event = error
@@ -422,16 +425,19 @@ class Slot:
     def _await_machine(self, ticket: Ticket) -> None:
         with self._changed:
             while not (
-                ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, wait=True)
+                ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, keep_place=True)
             ):
                 ticket.report(Progress(State.QUEUED, 0.0, self._behind_machine()))
                 self._changed.wait(_MACHINE_S)
 
-    def _take_machine(self, purpose: str, wait: bool = False) -> bool:
-        """Take the machine's lock; return False, and with ``wait`` stay queued, if it is held."""
+    def _take_machine(self, purpose: str, keep_place: bool = False) -> bool:
+        """Try to take the machine's lock without blocking, and return whether it is taken.
+
+        If another agent holds it, give up the place in its queue unless ``keep_place``.
+        """
         if self._machine is None or self._machine.acquire(purpose):
             return True
-        if not wait:
+        if not keep_place:
             self._machine.release()
         return False
 

@@ -61,6 +61,7 @@ JUDGEMENTS = sa.Table(
     sa.Column("passed", sa.Boolean, nullable=False),
     sa.Column("worst_deviation", sa.Float, nullable=False),
 )
+"""Results of the quality control of blocks."""
 VERDICTS = sa.Table(
     "verdicts",
     SCHEMA,
@@ -69,6 +70,7 @@ VERDICTS = sa.Table(
     sa.Column("verdict", sa.String, nullable=False),
     sa.Column("reasons", sa.JSON, nullable=False),
 )
+"""Judgements of the models of a block (:class:`esm_host.evaluation.verdict.Judgement`)."""
 ROUNDS = sa.Table(
     "rounds",
     SCHEMA,

@@ -1,8 +1,9 @@
-"""Append-only store of a campaign: plan, measured blocks and judgements.
+"""Store of a campaign: plan, measured blocks, results of quality control and of rounds.
 
 The store is a SQLite file, or a PostgreSQL schema for a team, through SQLAlchemy Core. A block
-and its measurements are written in one transaction. They are never changed or deleted. The store
-keeps raw samples; latencies are derived from them.
+and its measurements are written in one transaction. Plan, blocks and results of quality control
+are append-only; the result of a round can be replaced. The store keeps raw samples; latencies are
+derived from them.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ from esm_protos.messages import (
 )
 
 REFERENCE_ROUND = -1
-"""Round of the plan that holds the reference models."""
+"""Round of the plan that holds the campaign's own reference architectures. The agent's built-in
+reference models are stored with each block."""
 GROUP_FACT = "group"
 """Fact with the names of a group's devices; a campaign on a single device lacks it."""
 
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """Measured block with its judgement, which is None before quality control.
+    """Measured block with the result of its quality control, which is None before it.
 
     Attributes:
         number: Number of the block in the store.
@@ -242,7 +244,7 @@ class Store:
         return {number: list(self._plan[number]) for number in sorted(self._plan)}
 
     def references(self) -> list[Architecture]:
-        """Return the campaign's own reference models; empty before they are planned."""
+        """Return the campaign's own reference architectures; empty before they are planned."""
         return self.plan().get(REFERENCE_ROUND, [])
 
     # Blocks
@@ -482,7 +484,7 @@ class Store:
         worst_deviation: float,
         verdicts: Mapping[str, Judgement],
     ) -> None:
-        """Store the result of a block's quality control and the verdicts on its models."""
+        """Store the result of a block's quality control and the judgements of its models."""
         row = {"block_id": block_id, "passed": passed, "worst_deviation": worst_deviation}
         rows = [
             {
@@ -499,7 +501,7 @@ class Store:
                 connection.execute(VERDICTS.insert(), rows)
 
     def verdicts(self) -> dict[tuple[str, str], Judgement]:
-        """Return the judgements by block id and architecture key."""
+        """Return the judgements of models by block id and architecture key."""
         with self._reading() as connection:
             return {
                 (row.block_id, row.architecture_key): Judgement(

@@ -33,7 +33,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdict with its reasons, the worst first; warnings leave it ``stable``."""
+    """Verdict on a model with its reasons, the worst first; warnings leave it ``stable``."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """Loop that trains, evaluates and extends (ESM, Fig. 5 and Algorithm 1), for your own measurements.
 
 You ask the loop for architectures and tell it their latencies. It has no device, store or
-network. Campaigns use the same loop (:mod:`esm_host.extension.campaign_loop`).
+network. Campaigns use the same loop (:mod:`esm_host.extension.campaign_loop`). ESM is the paper
+that README.md cites (DAC 2025).
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
 CANDIDATES = 30
-"""Candidates of the cost-aware extension per architecture that it selects."""
+"""Number of candidates that the cost-aware extension draws per selected architecture."""
 
-Seconds = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Function from latencies, ms, shape ``(n,)``, to device time, s, shape ``(n,)``."""
+DeviceTimes = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Function that converts latencies, ms, shape ``(n,)``, to device times, s, shape ``(n,)``."""
 
 
 class Draw(Protocol):
@@ -41,7 +42,7 @@ class Draw(Protocol):
 
 
 class Loop:
-    """Loop that asks for architectures until the latency predictor reaches its target accuracy.
+    """Loop that proposes architectures to measure until the predictor reaches its target accuracy.
 
     Args:
         space: Search space of the architectures.
@@ -50,7 +51,7 @@ class Loop:
         learner: Learner of the predictor; None makes it from ``training``.
         draw_first: Function that draws the first round from the whole space; None draws by bin
             with the sampler.
-        seconds: Device time of a model, for the cost-aware extension; by default its latency.
+        seconds: Device times of models, for the cost-aware extension; by default their latencies.
 
     Raises:
         UsageError: the settings do not suit the space, or include a warm start.
@@ -71,7 +72,7 @@ class Loop:
         *,
         learner: Learner | None = None,
         draw_first: Draw | None = None,
-        seconds: Seconds = lambda latency_ms: latency_ms / 1e3,
+        seconds: DeviceTimes = lambda latency_ms: latency_ms / 1e3,
     ) -> None:
         self._space = space
         self._settings = sampling or SamplingSettings()
@@ -186,12 +187,12 @@ class Loop:
 
     @property
     def reason(self) -> str:
-        """Reason for the end of the loop; empty while it continues."""
+        """Reason for the end, with Python names of arguments; empty while the loop continues."""
         return in_python(self.ending)
 
     @property
     def ending(self) -> str:
-        """``reason`` with marked names of arguments (:mod:`esm_host.arguments`)."""
+        """``reason`` with names of arguments still marked (:mod:`esm_host.arguments`)."""
         if not self._rounds or self._waiting():
             return ""
         if self.converged:
@@ -246,6 +247,7 @@ class Loop:
     # Told latencies
 
     def _forget(self) -> None:
+        """Discard the cached predictor and evaluation."""
         self._evaluation = None
         self._predictor = None
 
@@ -311,7 +313,7 @@ class Loop:
             if len(drawn) < total:  # other bins take the share of an exhausted one
                 others = taken | {a.key for a in drawn}
                 drawn.extend(draw(total - len(drawn), rng, None, others))
-        # Mix the bins within blocks, so that a bad block affects every bin a little.
+        # Shuffle the bins, so that one bad measurement block affects every bin only slightly.
         return [drawn[index] for index in rng.permutation(len(drawn))]
 
 

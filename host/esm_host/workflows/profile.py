@@ -1,4 +1,4 @@
-"""Campaign from beginning to end: assembled, run, and written to its folder."""
+"""Workflow of ``esm-host profile``: runs a campaign from start to finish."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ RESUMABLE = frozenset(
         *("predictor", "encoding", "group_tolerance_percent", "raw"),
     }
 )
-"""Settings that a resumed campaign may change, because they do not affect measured values."""
+"""Settings that a resumed campaign may change, because stored measurements stay comparable.
+``device`` may be another address of the same device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ class CampaignResult:
 
     Attributes:
         converged: Whether the target accuracy was reached.
-        reason: Reason of the end, with marked names of arguments.
+        reason: Reason for the end, with names of arguments still marked
+            (:mod:`esm_host.arguments`).
         result: Content of ``result.json``.
         dataset: All measured samples.
         failures: Messages of the architectures that could not be measured, by key.
@@ -171,7 +173,9 @@ def _run(
 def finish_campaign(
     settings: Settings, folder: RunFolder, watcher: object | None = None
 ) -> CampaignResult:
-    """Train on a campaign's measurements so far, without a device; it can be resumed later.
+    """Train on a campaign's measurements so far and write its result, without a device.
+
+    The campaign can still be resumed.
 
     Raises:
         UsageError: the folder holds no campaign.
