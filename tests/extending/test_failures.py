@@ -82,7 +82,7 @@ def test_a_sampler(tmp_path: Path) -> None:
     file.write_text(SAMPLER)
     space = load_space("resnet", resolution=32)
     sampler = make_sampler(f"{file}:Own", space, DepthBins(space.min_depth, space.max_depth, 2))
-    with pytest.raises(EsmError, match="has no attribute 'foo' .line 9 of"):
+    with pytest.raises(EsmError, match=r"has no attribute 'foo' \(line 9 of"):
         sampler.sample(3, np.random.default_rng(0))
 
 
