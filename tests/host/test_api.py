@@ -327,7 +327,7 @@ def test_arguments_of_comparisons_are_named(fake: FakeProfiler, folder: Path) ->
     timing = esm_host.time(folder / "small.onnx", "any", runs=100)
     with pytest.raises(esm_host.UsageError, match=r"^confidence 95: give a share"):
         esm_host.compare(timing, timing, confidence=95)
-    with pytest.raises(esm_host.UsageError, match=r"^tolerance_percent -1: give percent"):
+    with pytest.raises(esm_host.UsageError, match=r"^tolerance_percent -1: give a percentage"):
         esm_host.compare(timing, timing, tolerance_percent=-1)
 
 

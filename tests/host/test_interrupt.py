@@ -72,7 +72,7 @@ def test_what_was_measured_is_kept_and_marked(
     out, csv = tmp_path / "cut.json", tmp_path / "cut.csv"
     result = interrupted(State.MEASURING, *UNLIMITED, "--json", out, "--csv", csv)
     assert result.exit_code == 130, result.output
-    assert "Ctrl-C again stops at once" in result.stderr
+    assert "press Ctrl-C again to stop at once" in result.stderr
     assert "model.onnx" in result.stdout
     assert "cut short by an interrupt" in result.stdout
     data = json.loads(out.read_text())
