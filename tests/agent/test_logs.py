@@ -217,7 +217,7 @@ def test_a_block_whose_client_goes_is_logged_as_cancelled(
     long = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
     with RemoteProfiler(f"127.0.0.1:{agent.port}") as profiler:
         running, waiting = profiler.submit(long), profiler.submit(BLOCK)
-        until(lambda: len(agent._slot._open) == 2)  # both have arrived
+        until(lambda: len(agent._slot._active_calls) == 2)  # both have arrived
         until(lambda: any(line["event"] == "lease has its turn" for line in logged(caplog)))
         for block in (waiting, running):
             block.cancel()
