@@ -6,7 +6,6 @@ Names are those of :class:`~esm_protos.plugins.Family`; errors are the host's.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,16 +51,14 @@ def own_failures(plugin: object) -> Iterator[None]:
     Raises:
         EsmError: the user's code failed.
     """
-    module = sys.modules.get(type(plugin).__module__)
-    own = module is not None and module.__name__.startswith(OWN_MODULES)
     try:
         yield
     except EsmError:
         raise
     except Exception as error:  # anything that a user's class may do
-        if not own:
+        if not type(plugin).__module__.startswith(OWN_MODULES):
             raise
-        path = Path(str(getattr(module, "__file__", "")))
+        path = Path(inspect.getfile(type(plugin)))
         raise EsmError(f"{path}:{type(plugin).__name__}: {described(error, path)}") from error
 
 

@@ -36,7 +36,7 @@ class ProviderOption:
 
     @property
     def values(self) -> str:
-        """What it takes, in words."""
+        """Allowed values, in words."""
         if self.type == "bool":
             return "0 or 1"
         if self.choices:

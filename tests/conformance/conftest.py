@@ -1,4 +1,4 @@
-"""What is run through the suites: all that comes with the project, or a plug-in of your own.
+"""Selection of the classes that the suites run on: those of the project, or a plug-in.
 
 ``pytest tests/conformance/test_predictors.py --plugin path/to/file.py:Class`` runs what every
 predictor does on that class alone, and likewise of encoders, samplers, spaces and providers.

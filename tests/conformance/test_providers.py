@@ -1,4 +1,4 @@
-"""What every execution provider does: the CPU's really, others on a runtime that stands for one.
+"""Suite of execution providers: CPU on the real runtime, others on a stand-in.
 
 ``--plugin path/to/file.py:Class`` runs the suite on a provider of your own.
 """

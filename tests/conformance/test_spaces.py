@@ -1,4 +1,4 @@
-"""What every search space does."""
+"""Suite of search spaces."""
 
 import json
 from typing import Any

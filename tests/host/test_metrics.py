@@ -81,7 +81,7 @@ def test_a_metric_of_the_device_is_in_every_output(metered: Metered, tmp_path: P
 
 
 def test_a_campaign_keeps_metrics(metered: Metered, tmp_path: Path) -> None:
-    """Of the attempt whose latency it takes."""
+    """The metrics are those of the attempt whose latency counts."""
     store = Store(tmp_path / "store.sqlite")
     plan = [Architecture("s", (("a",), ("b",) * number)) for number in range(1, 5)]
     store.add_plan(REFERENCE_ROUND, plan[:1])

@@ -314,7 +314,7 @@ def _runs(latency_ns: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _in_turn(measured: Sequence[Measurement], per_visit: int) -> tuple[Measurement, ...]:
-    """As if the models had been visited round after round."""
+    """Return measurements with starts as if the models had been visited in turn."""
     runs = [m.latency_ns for m in measured if m.latency_ns.size]
     if not runs:
         return tuple(measured)

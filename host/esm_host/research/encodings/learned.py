@@ -47,7 +47,7 @@ class Graphs:
 
     @property
     def present(self) -> Tensor:
-        """Which nodes are present, ``(n, nodes)``."""
+        """Presence of each node, ``(n, nodes)``."""
         return self.operations.any(dim=-1)
 
 
