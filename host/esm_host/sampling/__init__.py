@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = {
     "balanced": "esm_host.sampling.balanced:BalancedSampler",
+    "informative": "esm_host.sampling.informative:InformativeSampler",
     "random": "esm_host.sampling.random:RandomSampler",
 }
 """Locations of the samplers' classes, by name."""

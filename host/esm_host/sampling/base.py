@@ -22,6 +22,9 @@ class Sampler(ABC):
     by_bin: ClassVar[bool] = True
     """Whether the sampler can draw from one depth bin; otherwise it draws from the whole space."""
 
+    chooses: ClassVar[bool] = False
+    """Whether draws are candidates, of which the loop measures the most informative ones."""
+
     def __init__(self, space: SearchSpace, bins: DepthBins) -> None:
         self.space = space
         self.bins = bins

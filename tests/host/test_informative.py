@@ -1,4 +1,4 @@
-"""Which architectures are measured on a new device."""
+"""Choice of the most informative architectures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.encoding.base import Layout
-from esm_host.transfer.choose import most_informative, prior_features
+from esm_host.sampling.informative import (
+    most_informative,
+    posterior_features,
+    prior_features,
+)
 
 
 def mean_variance(features: np.ndarray, chosen: list[int]) -> float:
@@ -34,7 +37,7 @@ def test_networks_of_all_depths_are_chosen_where_depth_varies() -> None:
     rng = np.random.default_rng(0)
     depth = rng.integers(1, 11, 300)
     blocks = (np.arange(10) < depth[:, None]) * rng.choice([1.0, 2.0], (300, 10))
-    features = prior_features(blocks, Layout({"blocks": (0, 10)}))
+    features = prior_features(blocks, {"blocks": (0, 10)})
     chosen = depth[most_informative(features, 8)]
     assert chosen.min() <= 3
     assert chosen.max() >= 9
@@ -54,13 +57,39 @@ def test_what_takes_long_must_tell_more() -> None:
 def test_groups_have_the_same_say_however_wide() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 101)) * rng.uniform(0.1, 100, 101) + 5
-    features = prior_features(x, Layout({"one": (0, 1), "many": (1, 101)}))
+    features = prior_features(x, {"one": (0, 1), "many": (1, 101)})
     assert (features[:, :1] ** 2).sum(axis=1).mean() == pytest.approx(0.5)
     assert (features[:, 1:] ** 2).sum(axis=1).mean() == pytest.approx(0.5)
 
 
 def test_columns_that_never_vary_do_not_matter() -> None:
     x = np.array([[1.0, 7.0], [2.0, 7.0], [3.0, 7.0]])
-    features = prior_features(x, Layout({"a": (0, 1), "b": (1, 2)}))
+    features = prior_features(x, {"a": (0, 1), "b": (1, 2)})
     assert features.shape == (3, 1)
-    assert prior_features(x[:1], Layout({"a": (0, 1)})).shape == (1, 1)
+    assert prior_features(x[:1], {"a": (0, 1)}).shape == (1, 1)
+
+
+def test_the_variance_is_of_what_is_not_known() -> None:
+    features = np.random.default_rng(0).normal(size=(25, 4))
+    left = posterior_features(features, features[[3, 7]])
+    assert (left**2).sum(axis=1).mean() == pytest.approx(mean_variance(features, [3, 7]))
+    again = most_informative(posterior_features(features, features[[3, 7]]), 3)
+    assert again.tolist() != most_informative(features, 3).tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 40))
+def test_strata_have_equal_shares(strata: list[int], count: int) -> None:
+    features = np.random.default_rng(0).normal(size=(len(strata), 3))
+    chosen = most_informative(features, count, strata=np.array(strata))
+    assert len(set(chosen.tolist())) == len(chosen) == min(count, len(strata))
+    taken = np.bincount(np.array(strata)[chosen], minlength=4)
+    there = np.bincount(strata, minlength=4)
+    for mine, size in zip(taken, there, strict=True):
+        assert mine == size or mine >= taken.max() - 1
+
+
+def test_important_rows_are_told_of_first() -> None:
+    features = np.eye(6)
+    important = np.where(np.arange(6) < 3, 1.0, 0.1)
+    assert set(most_informative(features, 3, importance=important).tolist()) == {0, 1, 2}
