@@ -261,7 +261,7 @@ def by_algorithm_1(state: State, step: int) -> Rows:
 def by_cost(state: State, step: int) -> Rows:
     """Choose by the cost-aware extension: the most informative models per second, by bin."""
     pool, taken = state.pool, state.taken
-    _, committee = cross_validate(
+    *_, committee = cross_validate(
         state.make_predictor,
         pool.encodings[taken],
         pool.latency_ms[taken],

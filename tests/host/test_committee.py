@@ -68,7 +68,7 @@ def test_members_have_not_seen_what_they_are_judged_by() -> None:
 
     encodings = np.ones((20, 2), np.float32)
     strata = np.repeat([0, 1], 10)
-    predicted, members = cross_validate(make, encodings, np.ones(20), np.ones(20), strata, 4, 3)
+    predicted, _, members = cross_validate(make, encodings, np.ones(20), np.ones(20), strata, 4, 3)
     assert numbers == [0, 1, 2, 3]
     assert [member.samples_ for member in members] == [15] * 4  # type: ignore[attr-defined]
     assert np.unique(predicted, return_counts=True)[1].tolist() == [5] * 4

@@ -24,12 +24,21 @@ def accuracy_percent(measured_ms: Floats, predicted_ms: Floats) -> float:
 
 @dataclass(frozen=True)
 class BinAccuracy:
-    """Accuracy over the architectures of a depth bin; NaN if there are none."""
+    """Accuracy over the architectures of a depth bin.
+
+    Attributes:
+        depth_min: Smallest depth.
+        depth_max: Largest depth.
+        accuracy_percent: Accuracy; NaN without samples.
+        samples: Number of samples.
+        lower_percent: Lower confidence bound of the accuracy; None where it is not estimated.
+    """
 
     depth_min: int
     depth_max: int
     accuracy_percent: float
     samples: int
+    lower_percent: float | None = None
 
 
 def accuracy_by_bin(

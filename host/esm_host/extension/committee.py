@@ -28,8 +28,11 @@ def cross_validate(
     strata: NDArray[np.int64],
     folds: int,
     seed: int,
-) -> tuple[Floats, list[Predictor]]:
-    """Return out-of-fold predictions, ms, shape ``(n,)``, and the predictors that made them.
+) -> tuple[Floats, Floats, list[Predictor]]:
+    """Return out-of-fold predictions, their standard deviations, and the predictors.
+
+    Predictions are in ms, shape ``(n,)``. Standard deviations are shares of them, shape ``(n,)``;
+    1 from predictors that do not know theirs.
 
     Args:
         make_predictor: Factory of unfitted predictors, by member. Each may start from other
@@ -48,11 +51,19 @@ def cross_validate(
     type(committee[0]).fit_all(
         committee, [(encodings[rows], latency_ms[rows], weights[rows]) for rows in others]
     )
-    predicted = np.empty(len(fold))
+    predicted, stds = np.empty((2, len(fold)))
     for number, member in enumerate(committee):
         rows = np.flatnonzero(fold == number)
-        predicted[rows] = member.predict(encodings[rows])
-    return predicted, committee
+        predicted[rows], stds[rows] = with_std(member, encodings[rows])
+    return predicted, stds, committee
+
+
+def with_std(predictor: Predictor, encodings: Encoding) -> tuple[Floats, Floats]:
+    """Return predictions, ms, and their standard deviations as shares, shape ``(n,)`` each."""
+    if not predictor.knows_std:
+        return predictor.predict(encodings), np.ones(len(encodings))
+    predicted, std = predictor.predict(encodings, return_std=True)
+    return predicted, std / predicted
 
 
 def choose(

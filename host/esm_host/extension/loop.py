@@ -8,6 +8,7 @@ that README.md cites (DAC 2025).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +22,23 @@ from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
-from esm_host.predictors.base import Predictor
+from esm_host.predictors.base import JointPredictor, Predictor
 from esm_host.sampling import make_sampler
+from esm_host.sampling.informative import (
+    NOISE,
+    most_informative,
+    posterior_features,
+    prior_features,
+)
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 
 CANDIDATES = 30
 """Number of candidates that the cost-aware extension draws per selected architecture."""
+CANDIDATES_AT_ONCE = 1000
+"""Number of candidates of which the most informative ones are measured."""
+POPULATION = 100
+"""Number of random architectures of a bin for which its accuracy is estimated."""
 
 DeviceTimes = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Function that converts latencies, ms, shape ``(n,)``, to device times, s, shape ``(n,)``."""
@@ -182,7 +193,9 @@ class Loop:
         if not self._told:
             return False
         if self._settings.judge == "overall":
-            return self.evaluation.accuracy_percent >= self._settings.target_accuracy_percent
+            found = [_surely(each) for each in self.evaluation.bins]
+            overall = np.mean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
+            return bool(overall >= self._settings.target_accuracy_percent)
         return all(self._passing())
 
     @property
@@ -215,7 +228,19 @@ class Loop:
                     f"{len(samples)} of {len(self._told)} architectures have a latency: too few to "
                     "learn from"
                 )
-            self._evaluation = self._learner.evaluate(samples, self._bins)
+            if not self._sampler.chooses:
+                evaluation = self._learner.evaluate(samples, self._bins)
+            else:
+                evaluation = self._learner.evaluate(samples, self._bins, self.predictor)
+                evaluation = self._learner.expect(
+                    evaluation,
+                    samples,
+                    self.predictor,
+                    self._population,
+                    self._bins,
+                    self._settings.confidence,
+                )
+            self._evaluation = evaluation
         return self._evaluation
 
     @property
@@ -259,7 +284,7 @@ class Loop:
     def _passing(self) -> list[bool]:
         """Return whether each bin reaches the target; a bin without samples does not."""
         target = self._settings.target_accuracy_percent
-        return [each.accuracy_percent >= target for each in self.evaluation.bins]
+        return [_surely(each) >= target for each in self.evaluation.bins]
 
     # Rounds
 
@@ -277,9 +302,13 @@ class Loop:
         if number == 0:
             if self._draw_first is not None:
                 return self._drawn(number, settings.initial, None, self._draw_first)
+            if self._sampler.chooses:
+                return self._drawn(number, settings.initial, None, self._draw_informative)
             quotas = self._sampler.quotas(settings.initial)
             return self._drawn(number, settings.initial, quotas, self._sampler.sample)
         step = min(settings.step, settings.max_models - self._asked)
+        if self._sampler.chooses:
+            return self._drawn(number, step, None, self._draw_informative)
         if self._sampler.quotas(step) is None:
             return self._drawn(number, step, None, self._sampler.sample)
         if settings.extension == "cost-aware":
@@ -288,6 +317,57 @@ class Loop:
             return self._drawn(number, step, quotas, self._draw_instructive)
         quotas = allocate(step, self._passing(), settings.weight_below, settings.weight_above)
         return self._drawn(number, step, quotas, self._sampler.sample)
+
+    @cached_property
+    def _population(self) -> list[list[Architecture]]:
+        """Random architectures of each bin, for which the accuracy is estimated."""
+        rng = np.random.default_rng([self._settings.seed, POPULATION])
+        return [self._sampler.sample(POPULATION, rng, each) for each in range(self._bins.count)]
+
+    def _draw_informative(
+        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
+    ) -> list[Architecture]:
+        """Draw candidates by bin and keep the most informative ones."""
+        share = -(-max(CANDIDATES_AT_ONCE, 2 * n) // self._bins.count)
+        pool = [
+            candidate
+            for each in range(self._bins.count)
+            for candidate in self._sampler.sample(share, rng, each, exclude)
+        ]
+        strata = self._bins.of(np.array([each.depth for each in pool], dtype=np.int64))
+        encoder, samples = self._learner.encoder, self._samples()
+        encodings = encoder.encode([*pool, *samples.architectures])
+        noise, seconds, importance = NOISE, np.ones(len(pool)), None
+        if not len(samples):
+            features = prior_features(encodings, encoder.layout.groups)
+        else:
+            if isinstance(self.predictor, JointPredictor):
+                features, noise = self.predictor.joint_features(encodings)
+            else:
+                features = prior_features(encodings, encoder.layout.groups)
+            weights = samples.weights()
+            known = features[len(pool) :]
+            features = posterior_features(
+                features[: len(pool)], known, noise * weights.mean() / weights
+            )
+            seconds = self._seconds(self.predictor.predict(encodings[: len(pool)]))
+            importance = self._importance()[strata]
+        rows = (
+            most_informative(features, n, strata=strata)
+            if importance is None
+            else most_informative(features, n, seconds, noise, importance)
+        )
+        return [pool[row] for row in rows]
+
+    def _importance(self) -> NDArray[np.float64]:
+        """Return the weight of each bin in the choice: the square of its expected error.
+
+        The bins below the target share ``weight_below`` to the ``weight_above`` of the others.
+        """
+        errors = np.array([100 - each.accuracy_percent for each in self.evaluation.bins])
+        passing = np.array(self._passing())
+        share = np.where(passing, self._settings.weight_above, self._settings.weight_below)
+        return np.asarray(share * errors**2)
 
     def _draw_instructive(
         self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
@@ -329,6 +409,11 @@ def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
             "architecture"
         )
     return np.broadcast_to(column, (count,))
+
+
+def _surely(entry: BinAccuracy) -> float:
+    """Return the accuracy of a bin, or its lower bound where that is estimated."""
+    return entry.accuracy_percent if entry.lower_percent is None else entry.lower_percent
 
 
 def _accuracy(entry: BinAccuracy) -> float | None:

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.conformal import quantile
-from esm_host.predictors.base import Floats, IntervalPredictor
+from esm_host.predictors.base import Floats, IntervalPredictor, JointPredictor
 from esm_host.predictors.candidates import fit_candidates, left_out
 from esm_host.predictors.design import INDUCING, MANY_INDUCING
 from esm_host.predictors.fold_networks import FoldNetworks
@@ -34,7 +34,7 @@ _FINEST = 1e-5
 """Smallest half-width of an interval of log latency, near the rounding error."""
 
 
-class AutoPredictor(IntervalPredictor):
+class AutoPredictor(IntervalPredictor, JointPredictor):
     """Mean of candidates on log latency, weighted by their held-out likelihood.
 
     Every candidate predicts each sample from the others. Its weight follows from the errors
@@ -89,15 +89,22 @@ class AutoPredictor(IntervalPredictor):
             )
         errors = np.abs(truth - means).mean(axis=1)
         self.errors_ = dict(zip(names, errors.tolist(), strict=True))
-        weights = weigh(truth, means)
-        heard = np.flatnonzero(weights >= _LEAST_SAY)
-        self.weights_ = weights[heard] / weights[heard].sum()
+        say = weigh(truth, means)
+        self.leading_ = fitted[names[int(np.argmax(say[: len(fitted)]))]]
+        heard = np.flatnonzero(say >= _LEAST_SAY)
+        self.weights_ = say[heard] / say[heard].sum()
         self.processes_ = [fitted[names[each]] for each in heard if names[each] in fitted]
         self.networks_ = networks if len(self.processes_) < len(heard) else None
         self.best_ = int(np.argmax(self.weights_))
         mean, std = self._mixture(means[heard], stds[heard[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
+        held_out = np.empty((2, len(latency_ms)))
+        held_out[:, counted] = mean, std
+        ignored = np.flatnonzero(weights == 0)
+        if len(ignored):
+            held_out[:, ignored] = self._in_log(encodings[ignored])
+        self.held_out_ = held_out
 
     def _mixture(self, means: Floats, std: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the weighted mixture, ``(n,)`` each.
@@ -161,6 +168,16 @@ class AutoPredictor(IntervalPredictor):
         mean, std = self._in_log(self._ready(encodings))
         bound = quantile(self.above_, probability, float(norm.ppf(probability)))
         return _exp(mean), _exp(mean + std * bound)
+
+    def held_out(self) -> tuple[Floats, Floats]:
+        if not hasattr(self, "held_out_"):
+            raise ValueError("AutoPredictor is not fitted yet: call fit first")
+        mean, std = self.held_out_
+        return _exp(mean), std * self._width(0.6827)
+
+    def joint_features(self, encodings: ArrayLike) -> tuple[Floats, float]:
+        x, process = self._ready(encodings), self.leading_
+        return process.joint_features(x, evaluate([process], [False], x)[0])
 
     def _width(self, coverage: float) -> float:
         """Return the half-width of an interval, in standard deviations."""

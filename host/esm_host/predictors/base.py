@@ -214,6 +214,34 @@ class IntervalPredictor(Predictor):
         """
 
 
+class JointPredictor(Predictor):
+    """Predictor that knows how latencies vary together, and predicts its samples held out."""
+
+    @abstractmethod
+    def held_out(self) -> tuple[Floats, Floats]:
+        """Return held-out predictions of the training samples, and their standard deviations.
+
+        Predictions are in ms, ``(n,)``, standard deviations are shares of them, ``(n,)``.
+
+        Raises:
+            ValueError: the predictor is not fitted.
+        """
+
+    @abstractmethod
+    def joint_features(self, encodings: ArrayLike) -> tuple[Floats, float]:
+        """Return features whose products are the covariance of log latencies, ``(n, k)``.
+
+        The covariance is that before any latency is known, with the kernels of the fit. The second
+        result is the variance of a measured log latency.
+
+        Args:
+            encodings: Encodings, ``(n, d)``.
+
+        Raises:
+            ValueError: as :meth:`predict`.
+        """
+
+
 def _one_each(predicted: Floats, count: int) -> Floats:
     """Return predictions unchanged; a wrong number of them, or NaN, raises ValueError."""
     found = np.asarray(predicted)

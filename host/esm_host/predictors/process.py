@@ -96,27 +96,15 @@ class Process:
         linear = [name for name in self.linear if name in design.groups]
         smooth = [name for name in self.smooth if name in design.inducing]
         self.kernels_ = k = self._search(inputs, Kernels.default(linear, smooth), like)
-        deviation = np.zeros(len(design.centre))
-        for name, log_variance in k.linear.items():
-            deviation[design.groups[name]] = math.exp(log_variance / 2)
-        features = [inputs * deviation, np.full((len(inputs), 1), math.sqrt(OFFSET))]
-        roots = []
-        for name, (variance, length) in k.smooth.items():
-            points = design.inducing[name]
-            among = _near(squared_distances(points, points), variance, length)
-            among[np.diag_indices(len(points))] += _SAME_PLACE * math.exp(variance)
-            roots.append(cholesky(among, lower=True))
-            own = squared_distances(points, inputs[:, design.groups[name]])
-            features.append(solve_triangular(roots[-1], _near(own, variance, length), lower=True).T)
-        joined = np.concatenate(features, axis=1)
+        joined, roots = self._features(inputs)
         self.noise_ = math.exp(k.noise)
         noise = self.noise_ * self.variance_ + jitter((joined**2).sum(axis=1))
         posterior = regress(joined, self.targets_, noise, self.seed)
         known = np.maximum(posterior.left_out_std**2 - noise, 0)
         self.left_out_ = self._in_log(posterior.left_out_mean, known)
-        ends = np.cumsum([each.shape[1] for each in features])
-        slopes, constant, *smooths = np.split(posterior.weights, ends[:-1])
-        self.slopes_ = slopes * deviation[:, None]
+        widths = [inputs.shape[1], 1, *(len(root) for root in roots)]
+        slopes, constant, *smooths = np.split(posterior.weights, np.cumsum(widths)[:-1])
+        self.slopes_ = slopes * self._deviation[:, None]
         self.constant_ = math.sqrt(OFFSET) * constant[0]
         self.smooth_ = [
             Smooth(name, variance, length, solve_triangular(root, dual, lower=True, trans=1))
@@ -124,6 +112,47 @@ class Process:
                 k.smooth.items(), roots, smooths, strict=True
             )
         ]
+
+    @property
+    def _deviation(self) -> Floats:
+        """Prior standard deviation of the weight of every column, ``(d,)``."""
+        deviation = np.zeros(len(self.design.centre))
+        for name, log_variance in self.kernels_.linear.items():
+            deviation[self.design.groups[name]] = math.exp(log_variance / 2)
+        return deviation
+
+    def _features(self, inputs: Floats) -> tuple[Floats, list[Floats]]:
+        """Return features whose weights have a prior variance of 1, and roots of the kernels.
+
+        The features are the columns, the constant, and those of every smooth kernel, ``(n, k)``.
+        """
+        features = [inputs * self._deviation, np.full((len(inputs), 1), math.sqrt(OFFSET))]
+        roots = []
+        for name, (variance, length) in self.kernels_.smooth.items():
+            points = self.design.inducing[name]
+            among = _near(squared_distances(points, points), variance, length)
+            among[np.diag_indices(len(points))] += _SAME_PLACE * math.exp(variance)
+            roots.append(cholesky(among, lower=True))
+            own = squared_distances(points, inputs[:, self.design.groups[name]])
+            features.append(solve_triangular(roots[-1], _near(own, variance, length), lower=True).T)
+        return np.concatenate(features, axis=1), roots
+
+    def joint_features(
+        self, encodings: NDArray[np.float32], values: Floats
+    ) -> tuple[Floats, float]:
+        """Return features whose products are the prior covariance of log latencies, ``(n, k)``.
+
+        The second result is the variance of a measured log latency.
+
+        Args:
+            encodings: Encodings, ``(n, d)``.
+            values: Result of :func:`~esm_host.predictors.readout.evaluate` for this process.
+        """
+        features = self._features(self.design.inputs(encodings))[0]
+        if self.log_:
+            return features * self.scale_, self.noise_ * self.scale_**2
+        shares = self.scale_ / self._as_latency(values[:, 0])
+        return features * shares[:, None], self.noise_ * (self.scale_ / self.usual_ms_) ** 2
 
     @property
     def single(self) -> bool:

@@ -36,6 +36,8 @@ class SamplingSettings(SeedSettings):
         weight_above: Share of a step for bins above the target (W_A of Algorithm 1).
         extension: ``"balanced"`` (Algorithm 1), or ``"cost-aware"``: bins by their shortfall,
             models by the predictor's uncertainty per second of device time.
+        confidence: Probability with which the accuracy of a bin reaches the target when the
+            campaign says so, if the sampler chooses its samples.
         held_out: Number of random first architectures of a warm start that form the held-out set.
         sampler: Sampler of the other first architectures of a warm start: a name in
             :data:`esm_host.transfer.SAMPLERS`, with its encoding if it needs one
@@ -55,6 +57,7 @@ class SamplingSettings(SeedSettings):
     weight_below: float = 0.8
     weight_above: float = 0.2
     extension: str = "balanced"
+    confidence: float = 0.9
     held_out: int = 0
     sampler: str = ""
 
@@ -63,6 +66,7 @@ class SamplingSettings(SeedSettings):
         check_range("initial", self.initial, LEAST_INITIAL, 10**9)
         check_range("step", self.step, 1, 10**9)
         check_range("target_accuracy_percent", self.target_accuracy_percent, 0, 100)
+        check_range("confidence", self.confidence, 0.5, 0.999)
         check_range("weight_below", self.weight_below, 0, 10**6)
         check_range("weight_above", self.weight_above, 0, 10**6)
         if self.bins is not None:
