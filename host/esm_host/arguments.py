@@ -11,6 +11,7 @@ _FLAGS = {
     "dims": "--dim",
     "ep_options": "--ep-option",
     "formats": "--format",
+    "confidence_percent": "--confidence",
     "group_tolerance_percent": "--group-tolerance",
     "inputs": "--input",
     "limits": "--limit",

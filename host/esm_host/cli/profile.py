@@ -124,13 +124,19 @@ class SamplingOptions:
     initial: Annotated[
         int,
         typer.Option(
-            help="Number of models measured before the first training.", rich_help_panel=_SAMPLES
+            help="Number of models measured before the first training.",
+            show_default="300, or 20 if informative",
+            rich_help_panel=_SAMPLES,
         ),
-    ] = 300
+    ] = 0
     step: Annotated[
         int,
-        typer.Option(help="Number of models added by each extension.", rich_help_panel=_SAMPLES),
-    ] = 100
+        typer.Option(
+            help="Number of models added by each extension.",
+            show_default="100, or 20 if informative",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = 0
     bins: Annotated[
         int | None,
         typer.Option(
@@ -187,11 +193,21 @@ class SamplingOptions:
     sampling: Annotated[
         str,
         typer.Option(
-            help=f"Sampler: balanced (equal numbers per depth bin), random (uniform), or {OWN}.",
+            help="Sampler: balanced (equal numbers per depth bin), random (uniform), informative "
+            "(the models that teach the predictor most; a bin passes when the lower bound of its "
+            f"accuracy does), or {OWN}.",
             autocompletion=sampler_names,
             rich_help_panel=_SAMPLES,
         ),
     ] = "balanced"
+    confidence: Annotated[
+        float,
+        typer.Option(
+            help="With --sampling informative: confidence of the lower bound of a bin's accuracy, "
+            "in percent.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = 90.0
     weight_below: Annotated[
         float,
         typer.Option(

@@ -238,7 +238,7 @@ class Loop:
                     self.predictor,
                     self._population,
                     self._bins,
-                    self._settings.confidence,
+                    self._settings.confidence_percent / 100,
                 )
             self._evaluation = evaluation
         return self._evaluation

@@ -27,7 +27,7 @@ from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import Learner
 from esm_host.report import plots
-from esm_host.sampling import make_sampler
+from esm_host.sampling import make_sampler, sampler_class
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
@@ -97,7 +97,8 @@ def run_campaign(
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
     folder.predictors(settings, encoder)(0)  # reports a missing library now
     _check_space(settings, space)
-    if settings.initial <= 2 * settings.block_size:
+    chooses = sampler_class(settings.sampling).chooses  # then every block is a round
+    if settings.initial <= 2 * settings.block_size and not chooses:
         watcher.warn(
             "fewer than three blocks before the first training: too few for quality control; "
             f"give a smaller {argument('block_size')}"

@@ -22,8 +22,10 @@ class SamplingSettings(SeedSettings):
     """Settings of sampling, of its extension and of its end.
 
     Attributes:
-        initial: Architectures measured before the first training (N_I).
-        step: Architectures added by each extension (N_step).
+        initial: Architectures measured before the first training (N_I). 0 for the default of the
+            sampler: 20 if it chooses its samples, otherwise the paper's 300.
+        step: Architectures added by each extension (N_step). 0 for the default of the sampler: 20
+            if it chooses its samples, otherwise the paper's 100.
         bins: Number of equally spaced depth bins (N_bins). None makes 5, or fewer if the space
             has fewer depths.
         target_accuracy_percent: Target accuracy (Acc_TH).
@@ -36,8 +38,8 @@ class SamplingSettings(SeedSettings):
         weight_above: Share of a step for bins above the target (W_A of Algorithm 1).
         extension: ``"balanced"`` (Algorithm 1), or ``"cost-aware"``: bins by their shortfall,
             models by the predictor's uncertainty per second of device time.
-        confidence: Probability with which the accuracy of a bin reaches the target when the
-            campaign says so, if the sampler chooses its samples.
+        confidence_percent: Confidence of the lower bound of a bin's accuracy, which must reach the
+            target if the sampler chooses its samples.
         held_out: Number of random first architectures of a warm start that form the held-out set.
         sampler: Sampler of the other first architectures of a warm start: a name in
             :data:`esm_host.transfer.SAMPLERS`, with its encoding if it needs one
@@ -47,8 +49,8 @@ class SamplingSettings(SeedSettings):
         UsageError: a value is out of range.
     """
 
-    initial: int = 300
-    step: int = 100
+    initial: int = 0
+    step: int = 0
     bins: int | None = None
     target_accuracy_percent: float = 95.0
     judge: str = "bins"
@@ -57,16 +59,21 @@ class SamplingSettings(SeedSettings):
     weight_below: float = 0.8
     weight_above: float = 0.2
     extension: str = "balanced"
-    confidence: float = 0.9
+    confidence_percent: float = 90.0
     held_out: int = 0
     sampler: str = ""
 
     def __post_init__(self) -> None:
         SeedSettings.__post_init__(self)
+        object.__setattr__(self, "sampling", absolute(self.sampling))
+        sampler = sampler_class(self.sampling)
+        for name, chosen, drawn in (("initial", 20, 300), ("step", 20, 100)):
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, chosen if sampler.chooses else drawn)
         check_range("initial", self.initial, LEAST_INITIAL, 10**9)
         check_range("step", self.step, 1, 10**9)
         check_range("target_accuracy_percent", self.target_accuracy_percent, 0, 100)
-        check_range("confidence", self.confidence, 0.5, 0.999)
+        check_range("confidence_percent", self.confidence_percent, 50, 99.9)
         check_range("weight_below", self.weight_below, 0, 10**6)
         check_range("weight_above", self.weight_above, 0, 10**6)
         if self.bins is not None:
@@ -86,10 +93,14 @@ class SamplingSettings(SeedSettings):
         self._check_first()
 
     def _check_extension(self) -> None:
-        object.__setattr__(self, "sampling", absolute(self.sampling))
         if self.extension not in ("balanced", "cost-aware"):
             raise UsageError(
                 f"{argument('extension')} '{self.extension}': choose balanced or cost-aware"
+            )
+        if self.extension == "cost-aware" and sampler_class(self.sampling).chooses:
+            raise UsageError(
+                f"{argument('extension')} cost-aware chooses among random samples: choose "
+                f"{argument('sampling')} balanced"
             )
         if self.extension == "cost-aware" and not self.by_bin:
             raise UsageError(
