@@ -166,7 +166,7 @@ def time(
         max_runs,
         max_time_s,
         sessions,
-        protocol=RunOrder(protocol),
+        run_order=RunOrder(protocol),
         warmup=warmup,
         trim=trim,
         threads=counts[0],

@@ -48,7 +48,7 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
@@ -126,21 +126,21 @@ def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
     """Return a spec as a protobuf message."""
-    fields = _sent(spec, "protocol")
+    fields = _sent(spec, "run_order")
     fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
-    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **fields)
+    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.run_order], **fields)
 
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     """Return a spec from its protobuf message."""
     return MeasureSpec(
-        protocol=_member(_PROTOCOLS, message.protocol, "protocol"),
+        run_order=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
         provider_options={
             **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
             **message.provider_options,
         },
-        **_received(message, MeasureSpec, "protocol", "sessions", "provider_options"),
+        **_received(message, MeasureSpec, "run_order", "sessions", "provider_options"),
     )
 
 
@@ -529,13 +529,13 @@ def done_to_pb(result: BlockResult, trim: float) -> pb.BlockDone:
         states=[state_to_pb(state) for state in result.states],
         references=[measurement_to_pb(each, trim) for each in result.references],
         usual=None if result.usual is None else _usual_to_pb(result.usual),
-        no_references=foreign(result.no_references),
-        no_history=foreign(result.no_history),
+        no_references=foreign(result.references_problem),
+        no_history=foreign(result.history_problem),
     )
 
 
-def _usual_to_pb(usual: Usual) -> pb.Usual:
-    return pb.Usual(
+def _usual_to_pb(usual: UsualLatencies) -> pb.UsualLatencies:
+    return pb.UsualLatencies(
         references=usual.references,
         latency_ns=usual.latency_ns.tolist(),
         spread=usual.spread.ravel().tolist(),
@@ -545,7 +545,7 @@ def _usual_to_pb(usual: Usual) -> pb.Usual:
     )
 
 
-def _usual_from_pb(message: pb.Usual) -> Usual:
+def _usual_from_pb(message: pb.UsualLatencies) -> UsualLatencies:
     count = len(message.references)
     sizes = len(message.spread), len(message.block_spread) or count**2
     if len(message.latency_ns) != count or set(sizes) != {count**2}:
@@ -553,7 +553,7 @@ def _usual_from_pb(message: pb.Usual) -> Usual:
     for latency_ns in message.latency_ns:
         if not SHORTEST_NS <= latency_ns <= LONGEST_NS:
             raise nonsense("latency_ns", latency_ns)
-    return Usual(
+    return UsualLatencies(
         tuple(message.references),
         np.array(message.latency_ns, dtype=np.float64),
         np.array(message.spread, dtype=np.float64).reshape(count, count),
@@ -575,8 +575,8 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
         states=tuple(state_from_pb(state) for state in message.states),
         references=tuple(map(measurement_from_pb, message.references)),
         usual=_usual_from_pb(message.usual) if message.HasField("usual") else None,
-        no_references=message.no_references,
-        no_history=message.no_history,
+        references_problem=message.no_references,
+        history_problem=message.no_history,
     )
 
 

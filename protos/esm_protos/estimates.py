@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_protos.messages import Measurement, MeasureSpec, RunOrder, Usual
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder, UsualLatencies
 from esm_protos.paces import WEIGHTLESS, KnownModel, Paces, Reading, Shift
 from esm_protos.statistics import (
     BATCHES,
@@ -274,7 +274,7 @@ def estimate_references(
     Models that failed are left out.
     """
     runs = [_pace_runs(Runs.of(m, spec)) for m in references if m.failure is None]
-    block = estimate_block(runs, spec.trim, spec.protocol is RunOrder.INTERLEAVED)
+    block = estimate_block(runs, spec.trim, spec.run_order is RunOrder.INTERLEAVED)
     return {each.name: estimate for each, estimate in zip(runs, block.models, strict=True)}
 
 
@@ -291,7 +291,7 @@ def estimate_measured(
     measurements: Sequence[Measurement],
     spec: MeasureSpec,
     references: Sequence[Measurement] = (),
-    usual: Usual | None = None,
+    usual: UsualLatencies | None = None,
     known: Known | None = None,
 ) -> BlockEstimate:
     """Return the estimates of a block's models, in their order, without those that failed.
@@ -312,7 +312,7 @@ def estimate_block(
     trim: float,
     common_pace: bool,
     references: Sequence[Runs] = (),
-    usual: Usual | None = None,
+    usual: UsualLatencies | None = None,
     known: Known | None = None,
 ) -> BlockEstimate:
     """Return the estimates of a block's models, from their runs.
@@ -376,11 +376,13 @@ class BlockRuns:
         return cls(
             [Runs.of(m, spec) for m in measurements if m.failure is None],
             spec.trim,
-            spec.protocol is RunOrder.INTERLEAVED,
+            spec.run_order is RunOrder.INTERLEAVED,
             [Runs.of(m, spec) for m in references if m.failure is None],
         )
 
-    def estimate(self, usual: Usual | None = None, known: Known | None = None) -> BlockEstimate:
+    def estimate(
+        self, usual: UsualLatencies | None = None, known: Known | None = None
+    ) -> BlockEstimate:
         """Return the estimates of the models, in their order.
 
         Args:
@@ -535,7 +537,7 @@ def _together(
     return half_width(sums, degrees_of_freedom(count, trim))
 
 
-def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
+def _of_this_device(readings: Sequence[Reading], usual: UsualLatencies) -> bool:
     """Return whether usual latencies are plausible for the device of a block."""
     known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
     return all(

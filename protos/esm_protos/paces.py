@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_protos.messages import Usual
+from esm_protos.messages import UsualLatencies
 from esm_protos.statistics import t_quantile, trimmed_mean
 
 Floats = NDArray[np.float64]
@@ -140,7 +140,7 @@ class Paces:
     def __init__(
         self,
         readings: Sequence[Reading],
-        usual: Usual | None,
+        usual: UsualLatencies | None,
         known: Sequence[KnownModel] = (),
     ) -> None:
         if usual is not None and (
@@ -363,12 +363,12 @@ def _size(reading: Reading) -> int:
     return reading.weight_bytes
 
 
-def usual_of(
+def usual_latencies(
     references: Sequence[str],
     at_unix_s: Floats,
     latency_ns: Floats,
     moment: NDArray[np.int64] | None = None,
-) -> Usual | None:
+) -> UsualLatencies | None:
     """Return the usual latencies over all moments; None without blocks.
 
     The latency at a moment is the median of its blocks.
@@ -394,7 +394,7 @@ def usual_of(
     logs = np.array([np.median(blocks[own], axis=0) for own in of_moments])
     middle = np.array([_middle(column) for column in logs.T])
     squares = [_products(blocks[own] - middle) for own in of_moments]
-    return Usual(
+    return UsualLatencies(
         tuple(references),
         np.exp(middle),
         _products(logs - logs.mean(axis=0)) ** 0.5,

@@ -50,7 +50,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Progress,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.providers import ProviderInfo
 from esm_protos.text import install
@@ -242,7 +242,7 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         references = reference_models() if block.spec.references else ()
-        no_references = ""
+        references_problem = ""
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
@@ -281,7 +281,7 @@ class Worker:
                     attempt.states,
                     attempt.references,
                     usual,
-                    no_references or attempt.no_references,
+                    references_problem or attempt.references_problem,
                     self._history.problem if self._history and block.spec.references else "",
                 )
             index, state, failure = attempt
@@ -305,13 +305,13 @@ class Worker:
                 continue
             if index == REFERENCES:
                 references = ()
-                no_references = f"the measuring process failed with them: {failure.message}"
+                references_problem = f"the measuring process failed with them: {failure.message}"
             else:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message
                 )
 
-    def _usual(self, spec: MeasureSpec) -> Usual | None:
+    def _usual(self, spec: MeasureSpec) -> UsualLatencies | None:
         """Return the reference models' history under the conditions of a spec."""
         if self._history is None or not spec.references:
             return None

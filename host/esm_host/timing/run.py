@@ -21,7 +21,14 @@ from esm_host.evaluation.verdict import (
 )
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
-from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
+from esm_host.timing.spread import (
+    FEWEST,
+    block_starts,
+    common_usual_latencies,
+    join,
+    pool,
+    pool_evidence,
+)
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
 from esm_host.transport.limits import check_models, check_spec, check_threads
@@ -96,7 +103,7 @@ def time_models(
 
         def told(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
-            turn.may_finish = first and measuring and spec.protocol is RunOrder.INTERLEAVED
+            turn.may_finish = first and measuring and spec.run_order is RunOrder.INTERLEAVED
             on_progress(name, progress)
 
         return _measure(
@@ -386,7 +393,7 @@ def _results(
     info: DeviceInfo,
     raw: bool,
 ) -> tuple[Result, ...]:
-    usual = common_usual(blocks)
+    usual = common_usual_latencies(blocks)
     estimated = []
     evidence: list[list[tuple[Verdict, str]]] = []
     for block in blocks:
@@ -398,7 +405,7 @@ def _results(
         evidence.append(
             [
                 *block_evidence(block.states, estimate.slowdown),
-                *missing_references_evidence(missing, block.no_references),
+                *missing_references_evidence(missing, block.references_problem),
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
@@ -421,7 +428,7 @@ def _results(
             [*pool_evidence(evidence), *threads_evidence(threads, info.processors)],
             pooled.parts,
             pooled.shift,
-            next((block.no_history for block in blocks if block.no_history), ""),
+            next((block.history_problem for block in blocks if block.history_problem), ""),
         )
         results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)

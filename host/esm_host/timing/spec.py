@@ -53,7 +53,7 @@ def timing_spec(
     """
     most = runs or max_runs or MAX_RUNS
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
-    together = others.get("protocol") is not RunOrder.SEQUENTIAL
+    together = others.get("run_order") is not RunOrder.SEQUENTIAL
     if sessions is None:
         sessions = SESSIONS if together and most >= _VISITS * SESSIONS else 1
     elif sessions > 1 and not together:
@@ -80,7 +80,7 @@ def timing_spec(
                     f"{argument('runs')} takes exactly so many runs: leave {argument(name)} out"
                 )
         return _spec("runs", runs=runs, **others)
-    if others.get("protocol") is RunOrder.SEQUENTIAL:
+    if others.get("run_order") is RunOrder.SEQUENTIAL:
         raise UsageError(
             f"{argument('protocol')} sequential takes a fixed number of runs: give "
             f"{argument('runs')}"
