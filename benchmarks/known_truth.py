@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_agent.measure.timing import FIRST_LOOK
+from esm_agent.measure.timing import FIRST_CHECK
 from esm_protos.estimates import Runs, estimate_block
 from esm_protos.messages import UsualLatencies
 from esm_protos.paces import WEIGHTLESS, usual_latencies
@@ -205,7 +205,7 @@ class Device:
         now, spent, next_reference = 0.0, 0.0, 0
         found = []
         rounds = 0
-        while now < 1e9 * seconds or rounds < FIRST_LOOK:
+        while now < 1e9 * seconds or rounds < FIRST_CHECK:
             rounds += 1
             for number in self.rng.permutation(len(self.models)).tolist():
                 while spent < 0.1 * now:

@@ -91,30 +91,30 @@ def _member(numbers: Mapping[Member, Any], number: int, what: str) -> Member:
     raise NonsenseError(f"unknown {what} number {number}")
 
 
-def _sent(value: Any, *others: str) -> dict[str, Any]:
+def _sent(value: Any, *omitted: str) -> dict[str, Any]:
     """Return the fields of a message for protobuf.
 
     Args:
         value: Message.
-        others: Fields to leave out because protobuf has them in another form.
+        omitted: Fields to leave out because protobuf has them in another form.
     """
-    found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in others}
+    found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in omitted}
     return {
         name: each.tolist() if isinstance(each, np.ndarray) else each
         for name, each in found.items()
     }
 
 
-def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
+def _received(message: Any, kind: type, *omitted: str) -> dict[str, Any]:
     """Return the fields of a message from protobuf: lists as tuples, absent values as None.
 
     Args:
         message: Protobuf message.
         kind: Class of the message.
-        others: Fields to leave out because protobuf has them in another form.
+        omitted: Fields to leave out because protobuf has them in another form.
     """
     found: dict[str, Any] = {}
-    for name in (field.name for field in fields(kind) if field.name not in others):
+    for name in (field.name for field in fields(kind) if field.name not in omitted):
         descriptor = message.DESCRIPTOR.fields_by_name[name]
         value = getattr(message, name)
         if descriptor.has_presence:
@@ -144,7 +144,7 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     )
 
 
-_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
+_INFO_OMITTED = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -161,7 +161,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             for metric in info.metrics
         ],
         provider_table=map(provider_to_pb, info.provider_table),
-        **_sent(info, *_INFO_OTHERS),
+        **_sent(info, *_INFO_OMITTED),
     )
 
 
@@ -179,7 +179,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         metrics=tuple(map(_metric_from_pb, message.metrics)),
         provider_table=table or older_peers.provider_table(message.providers, gpus),
-        **_received(message, DeviceInfo, *_INFO_OTHERS),
+        **_received(message, DeviceInfo, *_INFO_OMITTED),
     )
 
 
@@ -206,7 +206,7 @@ def provider_from_pb(message: pb.Provider) -> ProviderInfo:
 
 
 def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
-    # What a later version may add is text to this one.
+    # A type that a later version adds is text for this one.
     kind = message.type if message.type in OPTION_TYPES else "text"
     return ProviderOption(type=kind, **_received(message, ProviderOption, "type"))
 
@@ -403,7 +403,7 @@ def progress_from_pb(message: pb.Progress) -> Progress:
     return Progress(state, message.fraction, standing)
 
 
-_RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
+_RESULT_OMITTED = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
@@ -421,7 +421,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
             if key != PEAK_MEMORY.key
         ],
         profile=_profile_to_pb(measurement.profile),
-        **_sent(measurement, *_RESULT_OTHERS),
+        **_sent(measurement, *_RESULT_OMITTED),
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -461,7 +461,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
         **samples,
-        **_received(message, Measurement, *_RESULT_OTHERS, *_SAMPLES),
+        **_received(message, Measurement, *_RESULT_OMITTED, *_SAMPLES),
     )
 
 

@@ -281,8 +281,8 @@ def estimate_references(
 def _pace_runs(reference: Runs) -> Runs:
     """Return the runs of a reference model that show the device's pace.
 
-    A model with hardly any weights shows the processor's clock by its quickest runs. What delays
-    only some runs, and long ones more often, does not slow down all models alike.
+    A model with hardly any weights shows the processor's clock by its quickest runs. A
+    disturbance that delays only some runs, and long ones more often, is not the clock.
     """
     return reference.quickest if reference.weight_bytes < WEIGHTLESS else reference
 
@@ -395,7 +395,7 @@ class BlockRuns:
             Reading(each.runs.name, each.runs.weight_bytes, each.alone.latency_ns, each.error)
             for each in self._references
         ]
-        told = [
+        known_models = [
             KnownModel(
                 each.runs.weight_bytes,
                 each.alone.latency_ns,
@@ -407,9 +407,9 @@ class BlockRuns:
         ]
         if usual is not None and not _of_this_device(readings, usual):
             usual = None
-        paces = Paces(readings, usual, told)
+        paces = Paces(readings, usual, known_models)
         estimates = [
-            each.at_usual(paces, _together(each, self._references, paces, self._trim))
+            each.at_usual(paces, _joint_half_width(each, self._references, paces, self._trim))
             for each in self._models
         ]
         return BlockEstimate(estimates, self.slowdown, paces)
@@ -486,21 +486,21 @@ class _ModelRuns:
         by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
         return _Sessions(count, float(means.var(ddof=1)), by_runs, len(parts))
 
-    def at_usual(self, paces: Paces, together: float | None) -> Estimate:
+    def at_usual(self, paces: Paces, joint: float | None) -> Estimate:
         """Return the latency at the device's usual pace.
 
         Args:
             paces: Paces of the block.
-            together: Half-width from :func:`_together`; None if there is none.
+            joint: Half-width from :func:`_joint_half_width`; None if there is none.
         """
         runs, alone = self.runs, self.alone
         shift = paces.shift(runs.weight_bytes, alone.latency_ns)
         expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
         t = _t(_freedom(paces))
         parts = Parts(
-            runs=alone.parts.runs if together is None else together,
+            runs=alone.parts.runs if joint is None else joint,
             own_runs=alone.parts.runs,
-            readings=_t(_NORMAL_FREEDOM) * shift.passing if together is None else 0.0,
+            readings=_t(_NORMAL_FREEDOM) * shift.passing if joint is None else 0.0,
             sessions=_t(_SESSION_FREEDOM) * self._sessions.error(expected),
             pace=t * math.hypot(shift.lasting, self._interruptions),
             history=t * shift.shared,
@@ -509,7 +509,7 @@ class _ModelRuns:
         return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
 
-def _together(
+def _joint_half_width(
     model: _ModelRuns, references: Sequence[_ModelRuns], paces: Paces, trim: float
 ) -> float | None:
     """Return the half-width from a model's and the reference models' runs together.

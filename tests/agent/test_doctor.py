@@ -268,7 +268,7 @@ def test_pace(relative: float, severity: Severity) -> None:
 def test_a_probe_that_was_too_short() -> None:
     diagnosis = diagnose(HEALTHY, GOOD, probe(GOOD, LATER, runs=9))
     noise = find(diagnosis, "noise")
-    assert (noise.severity, noise.fix) == (UNKNOWN, "give more --seconds")
+    assert (noise.severity, noise.fix) == (UNKNOWN, "give more seconds")
 
 
 def test_a_probe_that_failed_is_unfit() -> None:

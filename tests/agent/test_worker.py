@@ -134,7 +134,7 @@ def test_the_time_out_is_of_one_inference(measure: Measure, run_order: RunOrder)
 def test_a_model_that_times_out_says_at_what(measure: Measure) -> None:
     (hung,) = measure("hang", timeout_s=0.5).measurements
     assert hung.failure is not None
-    assert hung.failure.message == "one inference took longer than 0.5 s: give a longer --timeout"
+    assert hung.failure.message == "one inference took longer than 0.5 s: give a longer timeout"
 
 
 def test_a_slow_model_is_run_once_before_its_rounds(worker: Worker, tmp_path: Path) -> None:

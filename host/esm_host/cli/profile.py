@@ -1,4 +1,4 @@
-"""Command ``esm-host profile``."""
+"""Command ``esm-host profile``: makes settings of options; :mod:`esm_host.workflows` runs them."""
 
 from __future__ import annotations
 

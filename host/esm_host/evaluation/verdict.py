@@ -182,7 +182,7 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     """
     if threads <= processors:
         return []
-    fix = f"give --threads {int(processors)}" if processors >= 1 else "raise its CPU quota"
+    fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
     what = f"{threads} thread{'s' * (threads > 1)} on {processors:.3g} processor"
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 

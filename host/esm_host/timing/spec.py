@@ -15,7 +15,7 @@ MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Least time of a block: covers variations of a device, and is short enough to wait for."""
 MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
-"""Default ``--max-time`` for one model, and for each further one. By default, slow models take
+"""Default ``max_time_s`` for one model, and for each further one. By default, slow models take
 ``MIN_ROUNDS`` rounds, even if that is longer."""
 WARMUP, RUNS_PER_VISIT = 10, 4
 """More than in a campaign, which compares models. Only after so many runs is an interleaved model
