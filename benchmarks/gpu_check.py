@@ -362,7 +362,7 @@ def convolution_search(box: Box) -> Figures:
 
 
 def repeats(box: Box) -> Figures:
-    """Measure the agreement of passes in the agent's own process, by protocol."""
+    """Measure the agreement of passes in the agent's own process, by order of runs."""
     models = tuple(box.save(data) for name in SPACES for data in subnets(name, 64, 0.5))
     found: dict[RunOrder, list[list[float]]] = {run_order: [] for run_order in RunOrder}
     with box.worker(box.gpu) as worker:

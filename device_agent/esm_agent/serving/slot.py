@@ -198,11 +198,11 @@ class Slot:
     # Leases
 
     def renew(
-        self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
+        self, lease_id: str, owner: str, purpose: str, client: str, wait: bool, peer: str = ""
     ) -> Standing:
         """Renew or create a lease as :meth:`~.lease.Leases.renew`.
 
-        With ``no_wait``, no lease is created if the device or the machine's lock is held.
+        Without ``wait``, no lease is created if the device or the machine's lock is held.
 
         Raises:
             DrainingError: the lease is new, and the agent is stopping.
@@ -213,10 +213,11 @@ class Slot:
             if self._draining and not known:
                 raise _stopping()
             now = time.monotonic()
-            if no_wait and not known and not self._facts and not self._take_machine(purpose):
+            may_wait = wait or known
+            if not (may_wait or self._facts or self._take_machine(purpose)):
                 return self._machine_standing()
-            standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
-            if no_wait and standing.ahead and not known:
+            standing = self._leases.renew(lease_id, owner, purpose, client, wait, now)
+            if standing.ahead and not may_wait:
                 return standing  # no lease was created
             self._facts[lease_id] = LeaseFacts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
             if not known:
