@@ -580,7 +580,7 @@ class Measurement:
         failure: Failure; None if the model was timed.
         copy_in_ns: Durations of separate copies of the inputs to the device's memory, which
             ``latency_ns`` does not include; empty if inputs need no copy.
-        copy_out_ns: Durations of copies of the outputs, likewise.
+        copy_out_ns: Durations of separate copies of the outputs to main memory.
         ran_on: Number of nodes on each provider; empty if not determined.
         fallback: Names of nodes on another provider than the requested one.
         inputs: Types and shapes of the inputs.

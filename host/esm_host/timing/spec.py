@@ -18,8 +18,8 @@ MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
 """Default ``max_time_s`` for one model, and for each further one. By default, slow models take
 ``MIN_ROUNDS`` rounds, even if that is longer."""
 WARMUP, RUNS_PER_VISIT = 10, 4
-"""More than in a campaign, which compares models. Only after so many runs is an interleaved model
-as fast as alone (docs/measuring.md)."""
+"""Runs of a visit. An interleaved model needs this many to be as fast as alone
+(docs/measuring.md); a campaign, which only compares models, takes fewer."""
 SESSIONS = 2
 """Sessions of each model in a block."""
 _VISITS = 2 * MIN_ROUNDS
@@ -77,7 +77,8 @@ def timing_spec(
         for name, value in (*limits, ("max_time_s", max_time_s)):
             if value is not None:
                 raise UsageError(
-                    f"{argument('runs')} takes exactly so many runs: leave {argument(name)} out"
+                    f"{argument('runs')} {runs} is an exact number of runs: leave "
+                    f"{argument(name)} out"
                 )
         return _spec("runs", runs=runs, **others)
     if others.get("run_order") is RunOrder.SEQUENTIAL:
