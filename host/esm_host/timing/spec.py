@@ -77,8 +77,7 @@ def timing_spec(
         for name, value in (*limits, ("max_time_s", max_time_s)):
             if value is not None:
                 raise UsageError(
-                    f"{argument('runs')} {runs} is an exact number of runs: leave "
-                    f"{argument(name)} out"
+                    f"{argument('runs')} takes exactly {runs} runs: leave {argument(name)} out"
                 )
         return _spec("runs", runs=runs, **others)
     if others.get("run_order") is RunOrder.SEQUENTIAL:
