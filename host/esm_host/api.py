@@ -128,7 +128,7 @@ def time(
         ep_options: Values of the provider's own options by name, such as ``{"tf32": True}``.
         tf32: Deprecated: ``ep_options={"tf32": True}``.
         cuda_graph: Deprecated: ``ep_options={"cuda_graph": True}``.
-        allow_fallback: Whether to measure models of which nodes run on another provider.
+        allow_fallback: Whether to measure models with nodes on another provider.
         timeout_s: Largest time of one model in a block, s.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
@@ -166,7 +166,7 @@ def time(
         max_runs,
         max_time_s,
         sessions,
-        protocol=RunOrder(protocol),
+        run_order=RunOrder(protocol),
         warmup=warmup,
         trim=trim,
         threads=counts[0],
@@ -538,7 +538,7 @@ def _comparison(path: Path) -> Comparison | None:
         return Comparison.from_json(data)
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} is no comparison that this program reads ({error}): compare again with "
+            f"{path} is not a comparison that this program reads ({error}): compare again with "
             "esm-host compare --json"
         ) from error
 

@@ -90,14 +90,16 @@ def _campaign(place: PostgresSchema, running: bool) -> Campaign:
     with closing(Store(place)) as store:
         extent, files = store.extent(), place.kept_files()
     if SETTINGS not in files:
-        raise DatasetError(f"{place.location} has not begun: --resume begins it on its machine")
+        raise DatasetError(
+            f"{place.location} has not begun: esm-host profile --resume on its machine begins it"
+        )
     try:
         settings = Settings.from_json(json.loads(files[SETTINGS]))
         result = json.loads(files[RESULT]) if RESULT in files else {}
     except ValueError as error:
         raise DatasetError(
-            f"{place.location} has damaged files ({error}): --resume on its machine writes them "
-            "again"
+            f"{place.location} has damaged files ({error}): esm-host profile --resume on its "
+            "machine writes them again"
         ) from error
     finished = result.get("measured_models") == extent.measured_models
     return Campaign(

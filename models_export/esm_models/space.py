@@ -72,7 +72,7 @@ class SearchSpace(ABC):
     """Family of networks that differ in the depth of their units and the options of their blocks.
 
     A subclass sets the class attributes and defines :meth:`network`. If its options are not a grid
-    of features, it also defines :attr:`options`, from the cheapest to the most expensive.
+    of features, it also defines :attr:`options`, in order from the cheapest to the most expensive.
 
     Args:
         resolution: Input height and width, pixels. The default is :attr:`default_resolution`, or
@@ -405,7 +405,7 @@ class SearchSpace(ABC):
 
 
 def round_channels(channels: float) -> int:
-    """Round a channel count to a multiple of 8, as is usual for mobile networks.
+    """Round a channel count to a multiple of 8, as mobile networks do.
 
     The result is the nearest multiple, at least 8. It is the next larger one if rounding down
     would lose more than 10 %.

@@ -229,8 +229,8 @@ def _bytes(key: str, about: str, **more: Any) -> Metric:
 
 LATENCY = _ms(
     "latency_ms",
-    "trimmed mean of the runs, corrected to the device's usual pace; uncorrected with `--raw`, "
-    "with `--protocol sequential`, and without history",
+    "trimmed mean of the runs, corrected to the device's usual pace; uncorrected if raw or "
+    "sequential, and without history",
     aggregate=Aggregate.TRIMMED_MEAN,
     title="trimmed mean",
     field="trimmed_mean_ms",

@@ -190,7 +190,7 @@ def test_a_model_that_falls_back_is_refused_with_its_nodes(model: Path) -> None:
     with pytest.raises(ModelError, match="1 of 4 nodes did not run on CUDA: exp;") as caught:
         loaded(model, cpu_ops=["Exp"])
     assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
-    assert "--allow-fallback" in str(caught.value)
+    assert "allow fallback to measure" in str(caught.value)
 
 
 def test_a_long_list_of_nodes_is_cut(tmp_path: Path) -> None:
@@ -308,8 +308,10 @@ def measure(worker: Worker, spec: MeasureSpec, *paths: Path) -> BlockResult:
     )
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
-def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol: RunOrder) -> None:
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_one_process_serves_both_providers(
+    model: Path, tmp_path: Path, run_order: RunOrder
+) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"no model")
     worker = Worker(make_provider, fake_cuda.SteadyGpu, make_others=(fake_cuda.working,))
@@ -318,9 +320,9 @@ def test_one_process_serves_both_providers(model: Path, tmp_path: Path, protocol
         assert [each.name for each in hello.providers] == ["cpu", "cuda"]
         assert (hello.missing, hello.gpu) == ({}, True)
         on_gpu, failed = measure(
-            worker, MeasureSpec(provider="cuda", runs=4, protocol=protocol), model, bad
+            worker, MeasureSpec(provider="cuda", runs=4, run_order=run_order), model, bad
         ).measurements
-        (on_cpu,) = measure(worker, MeasureSpec(runs=4, protocol=protocol), model).measurements
+        (on_cpu,) = measure(worker, MeasureSpec(runs=4, run_order=run_order), model).measurements
     finally:
         worker.stop()
     assert failed.failure is not None

@@ -18,7 +18,7 @@ from esm_protos.messages import (
     GpuState,
     Measurement,
     Severity,
-    Usual,
+    UsualLatencies,
 )
 from tests.agent.fake_roots import laptop, pi4
 
@@ -54,7 +54,7 @@ LATER = replace(GOOD, at_ns=10 * 10**9, busy_s=110.2, own_s=20.0)
 
 
 REFERENCES = ("arithmetic", "middle", "large", "beyond")
-USUAL = Usual(REFERENCES, np.full(4, 1e6), np.full((4, 4), 0.02), 200, 1e6)
+USUAL = UsualLatencies(REFERENCES, np.full(4, 1e6), np.full((4, 4), 0.02), 200, 1e6)
 
 
 def probe(
@@ -63,7 +63,7 @@ def probe(
     runs: int = 600,
     failure: str = "",
     references_ms: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
-    usual: Usual | None = USUAL,
+    usual: UsualLatencies | None = USUAL,
 ) -> BlockResult:
     """Ten seconds of four models whose pace is ``relative`` slower in every other second."""
     start = np.arange(runs, dtype=np.int64) * (10 * 10**9 // runs)
@@ -268,7 +268,7 @@ def test_pace(relative: float, severity: Severity) -> None:
 def test_a_probe_that_was_too_short() -> None:
     diagnosis = diagnose(HEALTHY, GOOD, probe(GOOD, LATER, runs=9))
     noise = find(diagnosis, "noise")
-    assert (noise.severity, noise.fix) == (UNKNOWN, "give more --seconds")
+    assert (noise.severity, noise.fix) == (UNKNOWN, "give more seconds")
 
 
 def test_a_probe_that_failed_is_unfit() -> None:
@@ -300,7 +300,7 @@ def test_whatever_is_wrong_comes_with_its_cure(tmp_path: Path) -> None:
     ],
 )
 def test_tells_how_the_moment_compares_with_what_is_usual(
-    references_ms: tuple[float, ...], usual: Usual | None, severity: Severity, words: str
+    references_ms: tuple[float, ...], usual: UsualLatencies | None, severity: Severity, words: str
 ) -> None:
     told = probe(GOOD, LATER, references_ms=references_ms, usual=usual)
     finding = find(diagnose(HEALTHY, GOOD, told), "usual pace")

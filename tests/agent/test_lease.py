@@ -10,7 +10,7 @@ EXPIRY_S = 30.0
 
 
 def renew(leases: Leases, lease_id: str, now: float = 0.0, **kwargs):
-    given = {"owner": lease_id, "purpose": "test", "client": "token", "no_wait": False}
+    given = {"owner": lease_id, "purpose": "test", "client": "token", "wait": True}
     return leases.renew(lease_id, **{**given, **kwargs}, now=now)
 
 
@@ -97,8 +97,8 @@ def test_a_silent_lease_expires_and_a_renewed_one_does_not() -> None:
 
 def test_nobody_waits_who_does_not_want_to() -> None:
     leases = Leases(EXPIRY_S)
-    assert renew(leases, "a", no_wait=True).ahead == 0
-    refused = renew(leases, "b", no_wait=True)
+    assert renew(leases, "a", wait=False).ahead == 0
+    refused = renew(leases, "b", wait=False)
     assert refused.ahead == 1
     assert refused.holder is not None
     assert leases.occupancy(0.0).waiting == 0, "no lease was made"

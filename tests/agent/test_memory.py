@@ -46,9 +46,9 @@ def measured(
     worker: Worker,
     *models: UploadedModel,
     peak_memory: bool = True,
-    protocol: RunOrder = RunOrder.INTERLEAVED,
+    run_order: RunOrder = RunOrder.INTERLEAVED,
 ) -> BlockResult:
-    spec = MeasureSpec(runs=2, warmup=0, protocol=protocol)
+    spec = MeasureSpec(runs=2, warmup=0, run_order=run_order)
     block = UploadedBlock("b", spec, models, peak_memory=peak_memory)
     return worker.measure(block, lambda progress: None, lambda: False)
 
@@ -58,12 +58,12 @@ def peaks(result: BlockResult) -> list[int]:
 
 
 @linux
-@pytest.mark.parametrize("protocol", RunOrder)
+@pytest.mark.parametrize("run_order", RunOrder)
 def test_a_model_takes_its_weights_and_not_its_neighbours(
-    worker: Worker, tmp_path: Path, protocol: RunOrder
+    worker: Worker, tmp_path: Path, run_order: RunOrder
 ) -> None:
     models = [gemm(tmp_path / f"{i}.onnx", size) for i, size in enumerate((1, 64, 2, 64))]
-    small, large, other, again = peaks(measured(worker, *models, protocol=protocol))
+    small, large, other, again = peaks(measured(worker, *models, run_order=run_order))
     assert small > 10 * MB, "the runtime itself counts"
     assert other < small + 32 * MB
     # Whoever comes first brings in some MB of the runtime's own code.

@@ -94,7 +94,7 @@ def test_the_worker_rests_without_leases_and_restarts_are_counted() -> None:
         first = slot.readings()
         assert first.worker_pid is not None
         wait_for(slot, None)
-        slot.renew("a", "ada", "test", "anyone", no_wait=False)
+        slot.renew("a", "ada", "test", "anyone", wait=True)
         assert measured(slot).measurements[0].failure is None
         second = slot.readings()
         assert second.worker_pid not in (None, first.worker_pid)

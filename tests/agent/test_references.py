@@ -235,13 +235,13 @@ def test_what_references_do_costs_no_model(
     assert [m.failure for m in result.measurements] == [None, None]
     assert [len(m.latency_ns) for m in result.measurements] == [40, 40]
     assert {m.model_id for m in result.references} == left
-    assert bool(result.no_references) is not bool(left), "why there are none"
+    assert bool(result.references_problem) is not bool(left), "why there are none"
 
 
 def test_why_no_reference_was_timed_is_told(tmp_path: Path) -> None:
     result = measured(Worker(partial(References, "memory", *NAMES)), block(tmp_path))
     assert result.references == ()
-    assert result.no_references == "scripted"
+    assert result.references_problem == "scripted"
 
 
 def test_a_block_can_be_cancelled_while_references_run(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_what_is_no_file_costs_the_history_and_no_block(tmp_path: Path) -> None:
     )
     assert [m.failure for m in result.measurements] == [None, None]
     assert {m.model_id for m in result.references} == NAMES
-    assert result.no_history == "/dev/full: not a regular file"
+    assert result.history_problem == "/dev/full: not a regular file"
 
 
 def test_references_come_by_name() -> None:

@@ -115,13 +115,13 @@ def test_the_next_process_finds_an_empty_folder(inside: Inspected) -> None:
     assert inside.ask("os.listdir()") == "[]"
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
-def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, protocol: RunOrder) -> None:
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, run_order: RunOrder) -> None:
     """Weights of 4 GB, and of 256 MB that are there twice for a moment, under 512 MB."""
     worker = Worker(make_provider, confinement=Confinement(512 << 20))
     try:
         models = [weightless(rows) for rows in (64, 32_768, 32, 8_192, 16)]
-        result = measured(worker, tmp_path, *models, protocol=protocol)
+        result = measured(worker, tmp_path, *models, run_order=run_order)
         assert outcomes(result) == [
             None,
             FailureKind.OUT_OF_MEMORY,

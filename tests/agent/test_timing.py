@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_agent.measure.timing import FIRST_LOOK, copies, interleaved, sequential, settle
+from esm_agent.measure.timing import FIRST_CHECK, copies, interleaved, sequential, settle
 from esm_protos.estimates import estimate_block
 from esm_protos.messages import MeasureSpec
 from esm_protos.statistics import MIN_ROUNDS, PACE_MODELS, relative_interval
@@ -188,14 +188,14 @@ def test_tight_models_leave_early_and_loose_ones_stay_until_the_cap() -> None:
     counts = [len(samples[index].latency_ns) for index in range(8)]
     assert counts[3] == 100
     # Those that stay keep the loose one company, so that the device's pace is known.
-    assert sorted(counts)[: 8 - PACE_MODELS] == [FIRST_LOOK] * (8 - PACE_MODELS)
+    assert sorted(counts)[: 8 - PACE_MODELS] == [FIRST_CHECK] * (8 - PACE_MODELS)
     assert counts.count(100) == PACE_MODELS
 
 
 def test_a_block_of_steady_models_ends_with_the_first_look() -> None:
     device = Device({0: 100, 1: 5_000_000, 2: 20})
     samples = interleaved(device.runs, MeasureSpec(precision=0.02), clock=device.clock)
-    assert {len(s.latency_ns) for s in samples.values()} == {FIRST_LOOK}
+    assert {len(s.latency_ns) for s in samples.values()} == {FIRST_CHECK}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -226,7 +226,7 @@ def test_one_noisy_model_alone_stops_when_it_is_tight() -> None:
     noisy(device, 0, 100_000)
     spec = MeasureSpec(runs=10_000, precision=0.01)
     (samples,) = interleaved(device.runs, spec, clock=device.clock).values()
-    assert FIRST_LOOK < len(samples.latency_ns) < 1_000
+    assert FIRST_CHECK < len(samples.latency_ns) < 1_000
     runs = np.array(samples.latency_ns, dtype=float)[:, None]
     assert relative_interval(runs, spec.trim) < 0.01
 
@@ -255,10 +255,10 @@ DEFAULT = MeasureSpec(
 @pytest.mark.parametrize(
     ("costs_s", "runs"),
     [
-        ([1.0], FIRST_LOOK),
-        ([1.6], FIRST_LOOK),
+        ([1.0], FIRST_CHECK),
+        ([1.6], FIRST_CHECK),
         ([20.0], MIN_ROUNDS),
-        ([0.2] * 8, FIRST_LOOK),
+        ([0.2] * 8, FIRST_CHECK),
         ([2.0] * 8, MIN_ROUNDS),
     ],
 )

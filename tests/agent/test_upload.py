@@ -130,7 +130,7 @@ def test_anything_else_is_refused(tmp_path: Path, edit: Callable[[Requests], obj
     ids=["models", "bytes"],
 )
 def test_too_much_is_refused_by_the_header_alone(tmp_path: Path, sent: Requests) -> None:
-    with pytest.raises(TooLargeError, match="--block-size"):
+    with pytest.raises(TooLargeError, match="fewer models per block"):
         receive(sent[:1], tmp_path, LIMITS)
     assert not list(tmp_path.iterdir())
 

@@ -46,7 +46,7 @@ def worker() -> Iterator[Worker]:
 def measure(worker: Worker, tmp_path: Path) -> Measure:
     def measure(
         *scripts: str,
-        protocol: RunOrder = RunOrder.INTERLEAVED,
+        run_order: RunOrder = RunOrder.INTERLEAVED,
         timeout_s: float = 30,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -58,7 +58,7 @@ def measure(worker: Worker, tmp_path: Path) -> Measure:
             path.write_text(script)
             models.append(UploadedModel(f"m{index}", path))
         spec = MeasureSpec(
-            protocol=protocol, runs=6, runs_per_visit=runs_per_visit, model_timeout_s=timeout_s
+            run_order=run_order, runs=6, runs_per_visit=runs_per_visit, model_timeout_s=timeout_s
         )
         return worker.measure(UploadedBlock("b", spec, tuple(models)), on_progress, cancelled)
 
@@ -69,9 +69,9 @@ def outcomes(result: BlockResult) -> list[FailureKind | None]:
     return [m.failure.kind if m.failure else None for m in result.measurements]
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
-def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol: RunOrder) -> None:
-    result = measure("ok", "ok", "ok", protocol=protocol)
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_every_model_is_measured_in_the_blocks_order(measure: Measure, run_order: RunOrder) -> None:
+    result = measure("ok", "ok", "ok", run_order=run_order)
     assert [m.model_id for m in result.measurements] == ["m0", "m1", "m2"]
     assert all(len(m.latency_ns) == len(m.start_ns) == 6 for m in result.measurements)
     assert 0 < result.running_ns <= result.busy_ns
@@ -80,7 +80,7 @@ def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol:
     assert len(set(starts)) == 18, "starts order the runs of the whole block"
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
+@pytest.mark.parametrize("run_order", RunOrder)
 @pytest.mark.parametrize(
     ("script", "kind"),
     [
@@ -90,14 +90,14 @@ def test_every_model_is_measured_in_the_blocks_order(measure: Measure, protocol:
     ],
 )
 def test_a_bad_model_fails_alone(
-    measure: Measure, protocol: RunOrder, script: str, kind: FailureKind
+    measure: Measure, run_order: RunOrder, script: str, kind: FailureKind
 ) -> None:
-    result = measure("ok", script, "ok", protocol=protocol)
+    result = measure("ok", script, "ok", run_order=run_order)
     assert outcomes(result) == [None, kind, None]
     assert len(result.measurements[2].latency_ns) == 6
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
+@pytest.mark.parametrize("run_order", RunOrder)
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -108,11 +108,11 @@ def test_a_bad_model_fails_alone(
     ],
 )
 def test_an_exception_is_an_outcome_in_its_own_words(
-    worker: Worker, measure: Measure, protocol: RunOrder, script: str, words: str
+    worker: Worker, measure: Measure, run_order: RunOrder, script: str, words: str
 ) -> None:
     measure("ok")
     pid = worker.pid
-    result = measure("ok", script, "ok", protocol=protocol)
+    result = measure("ok", script, "ok", run_order=run_order)
     assert outcomes(result) == [None, FailureKind.INVALID_MODEL, None]
     assert result.measurements[1].failure.message == words
     assert [len(result.measurements[i].latency_ns) for i in (0, 2)] == [6, 6]
@@ -124,17 +124,17 @@ def test_a_model_that_hangs_times_out_and_the_rest_is_measured(measure: Measure)
     assert outcomes(result) == [None, FailureKind.TIMEOUT, None]
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
-def test_the_time_out_is_of_one_inference(measure: Measure, protocol: RunOrder) -> None:
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_the_time_out_is_of_one_inference(measure: Measure, run_order: RunOrder) -> None:
     """A model whose runs together take longer than it."""
-    result = measure("sleep 0.4", protocol=protocol, timeout_s=0.9, runs_per_visit=6)
+    result = measure("sleep 0.4", run_order=run_order, timeout_s=0.9, runs_per_visit=6)
     assert outcomes(result) == [None]
 
 
 def test_a_model_that_times_out_says_at_what(measure: Measure) -> None:
     (hung,) = measure("hang", timeout_s=0.5).measurements
     assert hung.failure is not None
-    assert hung.failure.message == "one inference took longer than 0.5 s: give a longer --timeout"
+    assert hung.failure.message == "one inference took longer than 0.5 s: give a longer timeout"
 
 
 def test_a_slow_model_is_run_once_before_its_rounds(worker: Worker, tmp_path: Path) -> None:

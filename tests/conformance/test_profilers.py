@@ -89,9 +89,9 @@ def test_refuses_a_probe_of_no_length(profiler: Profiler) -> None:
         profiler.diagnose(probe_s=0)
 
 
-@pytest.mark.parametrize("protocol", RunOrder)
-def test_measures_a_block_in_order(profiler: Profiler, protocol: RunOrder) -> None:
-    result = profiler.measure(block(GOOD, LARGE, protocol=protocol))
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_measures_a_block_in_order(profiler: Profiler, run_order: RunOrder) -> None:
+    result = profiler.measure(block(GOOD, LARGE, run_order=run_order))
     assert result.block_id == "block"
     assert [m.model_id for m in result.measurements] == ["small", "large"]
     for measurement in result.measurements:

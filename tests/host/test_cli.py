@@ -566,7 +566,7 @@ def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_
     with closing(sqlite3.connect(run / "store.sqlite")) as store:
         reasons = {text for (text,) in store.execute("select reasons from verdicts")}
     assert reasons
-    assert all("2 threads on 1 processor: give --threads 1" in text for text in reasons)
+    assert all("2 threads on 1 processor: give at most 1" in text for text in reasons)
 
 
 def test_an_edited_own_space_is_noticed(fake: FakeProfiler, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_devices_pace_is_divided_out(tmp_path: Path) -> None:
 
 def test_in_a_row_the_pace_stays_in_and_fails_the_block(tmp_path: Path) -> None:
     profiler = FakeProfiler(latency, pace=lambda number: 1.5 if number == 2 else 1.0)
-    spec = MeasureSpec(runs=12, protocol=RunOrder.SEQUENTIAL)
+    spec = MeasureSpec(runs=12, run_order=RunOrder.SEQUENTIAL)
     store, collector, _ = assemble(tmp_path, profiler, Log(), spec=spec)
     planned = plan(store)
     quality = collector.collect(0)

@@ -421,7 +421,7 @@ def test_the_default_time_of_more_models_is_no_difference(
     new["context"]["spec"] |= {"precision": 0.02, "max_block_s": 24, "min_rounds": 5}
     assert compare(timing, new).exit_code == 0
     new["context"]["spec"] |= {"max_block_s": 30, "min_rounds": 0}
-    words = "--max-time differs: its default and 30 s"
+    words = "the setting max_time differs: its default and 30 s"
     assert_refused(compare(timing, new), words, "--allow max_time")
     result = compare(timing, new, "--allow", "max_time")
     assert result.exit_code == 0

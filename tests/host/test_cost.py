@@ -16,7 +16,7 @@ def test_without_measurements_the_spec_tells(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     cost = device_time(store, MeasureSpec(runs=150, runs_per_visit=3, warmup=2))
     np.testing.assert_allclose(cost.seconds(np.array([1.0, 10.0])), [0.25, 2.5])
-    in_a_row = MeasureSpec(protocol=RunOrder.SEQUENTIAL, runs=148, warmup=2)
+    in_a_row = MeasureSpec(run_order=RunOrder.SEQUENTIAL, runs=148, warmup=2)
     np.testing.assert_allclose(device_time(store, in_a_row).seconds(np.array([2.0])), [0.3])
 
 

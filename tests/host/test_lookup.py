@@ -231,9 +231,9 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
         load_lookup_table(tmp_path / "none.json", encoder())
     data = json.loads(table.read_text())
     for change, message in (
-        ({"kind": "timing"}, "no lookup table"),
+        ({"kind": "timing"}, "not a lookup table"),
         ({"schema_version": 9}, "schema version 9"),
-        ({"parts": [{}]}, "is no complete lookup table"),
+        ({"parts": [{}]}, "is not a complete lookup table"),
     ):
         (tmp_path / "t.json").write_text(json.dumps({**data, **change}))
         with pytest.raises(DatasetError, match=message):

@@ -21,7 +21,7 @@ from esm_protos.messages import (
     Measurement,
     MeasureSpec,
     Model,
-    Usual,
+    UsualLatencies,
 )
 
 PLAN = [Architecture("s", (("a",), ("b",) * n)) for n in range(1, 6)]
@@ -123,7 +123,9 @@ def test_the_agents_reference_models_are_kept_beside_a_block(store: Store) -> No
     own = replace(samples(PLAN[2]), runs_per_visit=3, weight_bytes=2**40, session_runs=(1, 2))
     large = replace(own, model_id="large", copy_in_ns=np.zeros(0), copy_out_ns=np.zeros(0))
     failed = Measurement.failed("beyond", FailureKind.OUT_OF_MEMORY, "no\0 room")
-    usual = Usual(("large", "beyond"), np.array([1e6, 2.5e6]), np.array([[0, 1], [1, 0.5]]), 7, 9.5)
+    usual = UsualLatencies(
+        ("large", "beyond"), np.array([1e6, 2.5e6]), np.array([[0, 1], [1, 0.5]]), 7, 9.5
+    )
     block = Block("two", MeasureSpec(), (Model(own.model_id, b""),))
     done = BlockResult("two", (own,), 9, 7, references=(large, failed), usual=usual)
     store.add_block(0, block, done, DEVICE, 11, 1.5)

@@ -446,8 +446,8 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         ),
         ('["fc", "one-hot"]', '["fc", "onehot"]', r"encoding: .* did you mean 'one-hot'"),
         ("seeds = 3", "seed = 3", r"unknown key 'seed' in \[study\]: did you mean 'seeds'"),
-        ("seeds = 3", "seeds = 0", "seeds: 0 is no whole number from 1"),
-        ("seeds = 3", "seeds = true", "seeds: True is no whole number"),
+        ("seeds = 3", "seeds = 0", "seeds: 0 is not a whole number from 1"),
+        ("seeds = 3", "seeds = true", "seeds: True is not a whole number"),
         ("sizes = [20, 10]", "sizes = []", "sizes must be a list with one entry"),
         ("sizes = [20, 10]", "", r"\[study\] needs sizes"),
         ("sizes = [20, 10]", "sizes = [20, 100]", "sizes up to 100 and 50 test samples need 150"),
@@ -501,7 +501,7 @@ def test_paths_are_relative_to_the_file_and_variables_are_expanded(
 
 
 def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no study: make one with esm-host study"):
+    with pytest.raises(UsageError, match="is not a study: make one with esm-host study"):
         load_study(tmp_path)
     result = CliRunner().invoke(app, ["study", str(tmp_path / "no.toml")])
     assert (result.exit_code, "there is no" in result.stderr) == (2, True)

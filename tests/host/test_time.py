@@ -228,7 +228,7 @@ def test_options_reach_the_device(fake: FakeProfiler, model: Path) -> None:
     options = "--runs 40 --protocol sequential --warmup 7 --trim 0.1 --threads 2 --timeout 9"
     assert esm_host_time(model, *options.split(), "--seed", 5).exit_code == 0
     assert fake.blocks[-1].spec == MeasureSpec(
-        protocol=RunOrder.SEQUENTIAL,
+        run_order=RunOrder.SEQUENTIAL,
         runs=40,
         runs_per_visit=4,
         warmup=7,
@@ -282,7 +282,7 @@ def test_more_threads_than_processors_are_a_warning_of_every_number(
     result = esm_host_time(model, "--threads", "1,2", "--json", "-")
     one, two = json.loads(result.stdout)["results"]
     assert one["warnings"] == [ALONE]
-    assert two["warnings"] == [ALONE, "2 threads on 1 processor: give --threads 1"]
+    assert two["warnings"] == [ALONE, "2 threads on 1 processor: give at most 1"]
     assert two["verdict"] == "stable"
     assert "2 threads on 1 processor" in result.stderr
     assert result.exit_code == 0

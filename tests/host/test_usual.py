@@ -115,11 +115,11 @@ def test_why_nothing_is_remembered_and_no_reference_was_timed_is_told(
             result = super().answer(block, on_progress)
             return replace(result, **lacking)
 
-    lacking = {"references": (), "no_references": "one inference of them took 2.0 s"}
+    lacking = {"references": (), "references_problem": "one inference of them took 2.0 s"}
     warned = timed(monkeypatch, Poor(), models).stderr
     assert "no reference models (one inference of them took 2.0 s), so" in warned
     assert "update" not in warned
-    lacking = {"usual": None, "no_history": "/state/h: Is a directory"}
+    lacking = {"usual": None, "history_problem": "/state/h: Is a directory"}
     warned = timed(monkeypatch, Poor(), models).stderr
     assert "history cannot be kept (/state/h: Is a directory)" in warned
 

@@ -160,9 +160,9 @@ def test_a_quota_that_stopped_only_loading_does_not_count() -> None:
     ("threads", "processors", "text"),
     [
         (2, 2, None),
-        (2, 1.5, "2 threads on 1.5 processors: give --threads 1"),
+        (2, 1.5, "2 threads on 1.5 processors: give at most 1"),
         (1, 0.1, "1 thread on 0.1 processors: raise its CPU quota"),
-        (8, 1, "8 threads on 1 processor: give --threads 1"),
+        (8, 1, "8 threads on 1 processor: give at most 1"),
     ],
 )
 def test_more_threads_than_processors_warn(

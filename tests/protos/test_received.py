@@ -117,7 +117,9 @@ def test_a_state_that_is_let_in_survives_json(message: pb.DeviceState) -> None:
         ),
         *(
             (
-                pb.BlockDone(usual=pb.Usual(references=["a"], latency_ns=[taken], spread=[0.1])),
+                pb.BlockDone(
+                    usual=pb.UsualLatencies(references=["a"], latency_ns=[taken], spread=[0.1])
+                ),
                 f"latency of {taken} ns",
             )
             for taken in (5e-324, 0.5, 9e15)

@@ -58,7 +58,7 @@ def test_what_is_read_is_what_was_written(searched: Path) -> None:
     chosen = [row for each in told["rounds"] for row in each["chosen"]]
     assert record.chosen()["key"].tolist() == [row["key"] for row in chosen]
     assert record.chosen()["latency_ms"].tolist() == [row["latency_ms"] for row in chosen]
-    assert record.believed()["key"].tolist() == [r["key"] for r in told["rounds"][0]["front"]]
+    assert record.predicted()["key"].tolist() == [r["key"] for r in told["rounds"][0]["front"]]
     assert not record.stable
     assert len(chosen) == told["measured"] == 10
 
@@ -246,7 +246,7 @@ def test_several_devices_have_a_picture_each(searched: Path, tmp_path: Path) -> 
         stairs: [
             layer["mark"]["type"]
             for layer in search_plots.verified_front(
-                points, record.believed(), axes, (), stairs
+                points, record.predicted(), axes, (), stairs
             ).to_dict()["layer"]
         ]
         for stairs in (True, False)
@@ -263,7 +263,7 @@ def test_axes_are_logarithmic_where_values_span_more_than_a_decade(searched: Pat
         stretched = measured.copy()
         stretched.loc[stretched.index[0], "latency_ms"] *= factor
         points = search_plots.measured_points(stretched, record.chosen(), axes)
-        spec = search_plots.verified_front(points, record.believed(), axes).to_dict()
+        spec = search_plots.verified_front(points, record.predicted(), axes).to_dict()
         scales = [layer["encoding"]["x"]["scale"] for layer in spec["layer"]]
         assert {scale.get("type", "linear") for scale in scales} == {expected}
 

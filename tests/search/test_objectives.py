@@ -65,7 +65,7 @@ def test_a_table_tells_what_it_lists(tmp_path: Path) -> None:
         np.testing.assert_array_equal(measure(codes)["accuracy"], [*range(8), np.nan, np.nan])
         with pytest.raises(UsageError, match="choose acc_cifar"):
             read_measure(parse_objective(f"accuracy={path}:imagenet"), SPACE)
-        with pytest.raises(DatasetError, match="no table of nasbench201"):
+        with pytest.raises(DatasetError, match="not a table of nasbench201"):
             read_measure(parse_objective(f"accuracy={path}:cifar"), load_space("nasbench201"))
 
 
@@ -130,7 +130,7 @@ def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
     np.testing.assert_allclose(measure(codes)["accuracy"], predictor.predict(encodings), rtol=1e-4)
     with pytest.raises(UsageError, match="columns"):
         read_measure(parse_objective(f"accuracy={path}:one-hot"), SPACE)
-    for shape, words in (([1, len(encoder)], "is no predictor"), (["n", "k"], None)):
+    for shape, words in (([1, len(encoder)], "is not a predictor"), (["n", "k"], None)):
         model = onnx.load_from_string(predictor.to_onnx())
         dims = model.graph.input[0].type.tensor_type.shape.dim
         for dim, size in zip(dims, shape, strict=True):
@@ -142,7 +142,7 @@ def test_a_fitted_predictor_tells_of_its_encoding(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
     path.write_bytes(b"nonsense")
-    with pytest.raises(DatasetError, match="no ONNX model"):
+    with pytest.raises(DatasetError, match="not an ONNX model"):
         read_measure(parse_objective(f"accuracy={path}:fcc"), SPACE)
 
 

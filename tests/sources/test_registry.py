@@ -45,7 +45,7 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
     keep([made_table("one")])
-    with pytest.raises(UsageError, match="'one': give --replace, or another --name"):
+    with pytest.raises(UsageError, match="'one': give replace, or another name"):
         keep([made_table("two"), made_table("one")])
     assert tables() == ["one"]  # all or none
     keep([made_table("two"), made_table("one", n=30)], replace=True)
@@ -217,7 +217,7 @@ def test_the_list_has_devices_campaigns_and_what_is_wrong(tmp_path: Path, campai
 
 def test_sources_of_one_space(tmp_path: Path) -> None:
     keep([made_table(), made_table("more", 30), made_table("blocks", space="fbnet")])
-    with pytest.raises(UsageError, match="of fbnet; of nasbench201: choose with --space"):
+    with pytest.raises(UsageError, match="of fbnet; of nasbench201: choose with space"):
         of_one_space([], tmp_path)
     found, targets = of_one_space([], tmp_path, "fbnet")
     assert (named(found), targets) == (["blocks/a", "blocks/b", "blocks/c"], [])

@@ -168,7 +168,7 @@ class _Trap:
 def test_no_code_of_a_file_is_run(kind: type[LearnedEncoder], tmp_path: Path) -> None:
     path = tmp_path / "trap.npz"
     np.savez(path, about=np.array(_Trap(), dtype=object))
-    with pytest.raises(DatasetError, match="no learned encoding"):
+    with pytest.raises(DatasetError, match="not a learned encoding"):
         kind.load(path, SPACE)
 
 

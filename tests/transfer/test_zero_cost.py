@@ -75,7 +75,7 @@ def test_tables_without_proxies(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="must be finite"):
         ProxyTable.read(tmp_path / "holes.parquet")
     table(tmp_path / "other.parquet", arch="1_2_3")
-    with pytest.raises(DatasetError, match="no table of proxies"):
+    with pytest.raises(DatasetError, match="not a table of proxies"):
         ProxyTable.read(tmp_path / "other.parquet")
 
 

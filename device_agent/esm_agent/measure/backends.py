@@ -62,7 +62,7 @@ class DeviceModel(LoadedModel):
 
     Attributes:
         copy_in: Function that copies the inputs to the device once and returns at the end.
-        copy_out: Function that copies the outputs back, likewise.
+        copy_out: Function that copies the outputs back once and returns at the end.
     """
 
     copy_in: Callable[[], object]

@@ -119,9 +119,9 @@ class Feed:
         fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
         text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
-            text += f"; free dimensions of {_listed(self.free)} were set to 1: --shape changes them"
+            text += f"; free dimensions of {_listed(self.free)} were set to 1: give their sizes"
         if self.drawn:
-            text += f"; values of {_listed(self.drawn)} are random: --input sets them"
+            text += f"; values of {_listed(self.drawn)} are random: give values"
         return Failure(FailureKind.INVALID_INPUT, text)
 
 

@@ -95,7 +95,7 @@ class JobResult(NamedTuple):
     busy_ns: int = 0
     states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
-    no_references: str = ""
+    references_problem: str = ""
 
 
 class Profiled(NamedTuple):
@@ -283,7 +283,7 @@ def _measure(
     witness = Witness(telemetry, clock)
     gc.disable()  # no collection inside a timed run
     try:
-        measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
+        measure = _sequential if job.spec.run_order is RunOrder.SEQUENTIAL else _interleaved
         result, origin = measure(sessions, witness, job, board, clock, visits)
     finally:
         gc.enable()
@@ -401,12 +401,12 @@ def _interleaved(
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
     told = _reference_measurements(company, references, origin)
-    no_references = sessions.no_references or "their runs failed"
+    references_problem = sessions.references_problem or "their runs failed"
     result = JobResult(
         measurements,
         sum(each.running_ns for each in taken),
         references=told,
-        no_references="" if told or not job.references else no_references,
+        references_problem="" if told or not job.references else references_problem,
     )
     return result, origin
 

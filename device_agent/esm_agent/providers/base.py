@@ -75,7 +75,7 @@ class Provider(Backend):
     Attributes:
         name: Name for clients.
         runtime_name: Name in ONNX Runtime.
-        options: Options that clients set with ``--ep-option NAME=VALUE``. Every setting that
+        options: Options that clients set by name. Every setting that
             changes latencies is an option or is fixed in :meth:`runtime_options`.
         cure: Remedy if this onnxruntime lacks the provider.
         why_not_loading: End of the message if the provider's libraries do not load.

@@ -69,8 +69,8 @@ class AgentServer:
         metrics: Receiver of the counters; None for none.
         confinement: Limits of the measuring process; its folder is set here.
         max_block_s: Maximum duration of a block, seconds.
-        gpu: Number of the GPU of the providers that run on one, of which one must work; None for
-            the first GPU, if one of them works.
+        gpu: Number of the GPU for the providers that run on one, and one of them must work; None
+            for the first GPU, if one of them works.
         cache_folder: Folder of the cache of files; None for no cache.
         cache_bytes: Size of the cache; None for a size that depends on the disk.
         history: File with the history of the reference models; None for no history.

@@ -121,7 +121,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     f"a lease needs an id, and names of at most {_LONGEST_NAME} characters"
                 )
             standing = self._slot.renew(
-                *names, self._client_of(context), request.no_wait, context.peer()
+                *names, self._client_of(context), not request.no_wait, context.peer()
             )
         return pb.LeaseReply(standing=convert.standing_to_pb(standing))
 

@@ -39,7 +39,9 @@ def compare(
         Path,
         typer.Argument(metavar="BASE.json", help="Base timing: a file of esm-host time --json."),
     ],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="New timing, likewise.")],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW.json", help="New timing, from the same command.")
+    ],
     more_base: Annotated[
         list[Path] | None,
         typer.Option(
@@ -58,7 +60,7 @@ def compare(
     ] = 95.0,
     tolerance: Annotated[
         float,
-        typer.Option(help="Increase in latency up to which a model is not slower, in percent."),
+        typer.Option(help="Tolerated increase of a latency, in percent."),
     ] = 2.0,
     allow: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""Command ``esm-host profile``."""
+"""Command ``esm-host profile``: makes settings of options; :mod:`esm_host.workflows` runs them."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ def _spec(
     spec = {
         **settings_of(MeasureSpec, timing, blocks, session),
         **provider.spec(is_resumed=campaign.resume),
-        "protocol": RunOrder(timing.protocol.value),
+        "run_order": RunOrder(timing.protocol.value),
         "runs": timing.max_runs if timing.runs is None else timing.runs,
         "precision": 0.0 if timing.runs is not None or not together else share,
         # Sequential runs are always warm.
@@ -429,7 +429,7 @@ def _apply_preset(
         for setting, value in values.items():
             if not any(was_given(ctx, option) for option in _options(setting)):
                 asked[setting] = value
-    if spec["protocol"] is RunOrder.SEQUENTIAL:
+    if spec["run_order"] is RunOrder.SEQUENTIAL:
         spec |= {"references": False, "long_visits": 0}
 
 

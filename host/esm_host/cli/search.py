@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import SessionOptions, grouped
 from esm_host.cli.options import OWN, computing, search_methods, was_given
@@ -274,7 +275,7 @@ def _show(searched: SearchResult) -> None:
         typer.echo(f"{verified.measured} models measured")
         return
     if searched.by_proxy is not None:
-        typer.echo(searched.by_proxy.describe(len(front)))
+        typer.echo(on_command_line(searched.by_proxy.describe(len(front))))
         return
     typer.echo(
         f"{len(front)} on the front, {verified.measured} models measured; the front is "

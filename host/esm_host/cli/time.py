@@ -256,7 +256,7 @@ def time(
         measuring.max_runs,
         measuring.max_time,
         measuring.sessions,
-        protocol=RunOrder(measuring.protocol.value),
+        run_order=RunOrder(measuring.protocol.value),
         warmup=measuring.warmup,
         trim=measuring.trim,
         threads=counts[0],

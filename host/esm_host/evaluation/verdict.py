@@ -62,7 +62,7 @@ def judge_number(
     evidence: Sequence[tuple[Verdict, str]],
     parts: Parts | None = None,
     shift: Shift | None = None,
-    no_history: str = "",
+    history_problem: str = "",
 ) -> Judgement:
     """Return the verdict on a model's latency.
 
@@ -73,7 +73,8 @@ def judge_number(
         parts: Parts of ``interval``. If given, the reason names the widest part and its remedy,
             with marked names of arguments.
         shift: Deviation of the block from the usual pace.
-        no_history: Reason why the device has no history of its reference models; empty if it has.
+        history_problem: Reason why the device keeps no history of its reference models; empty if it
+            keeps one.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
@@ -85,7 +86,7 @@ def judge_number(
         text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
         if parts is not None:
             pace, others = max(parts.pace, parts.history), _widest_but_pace(parts)
-            lacking = _short_history(parts, no_history) if pace >= min(others, wanted) else ""
+            lacking = _short_history(parts, history_problem) if pace >= min(others, wanted) else ""
             if lacking and pace >= others:
                 # Without figures of the model, so that the text is the same for the whole block.
                 text = f"interval too wide, {held}: {lacking}"
@@ -103,14 +104,14 @@ def _widest_but_pace(parts: Parts) -> float:
     return max(parts.passing, parts.sessions, parts.blocks or 0.0)
 
 
-def _short_history(parts: Parts, no_history: str) -> str:
+def _short_history(parts: Parts, history_problem: str) -> str:
     """Return that the device's history is too short; empty if it is not."""
     if parts.moments >= _FEW_MOMENTS:
         return ""
-    if no_history:
+    if history_problem:
         return (
-            f"this device's history cannot be kept ({no_history}): make room for that file, or "
-            "set XDG_STATE_HOME for the agent's user"
+            f"this device's history cannot be kept ({history_problem}): make room for that file, "
+            "or set XDG_STATE_HOME for the agent's user"
         )
     cure = f"time again later, or give {argument('spread')} 1h"
     if not parts.moments:
@@ -181,7 +182,7 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     """
     if threads <= processors:
         return []
-    fix = f"give --threads {int(processors)}" if processors >= 1 else "raise its CPU quota"
+    fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
     what = f"{threads} thread{'s' * (threads > 1)} on {processors:.3g} processor"
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 

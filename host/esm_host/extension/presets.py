@@ -38,7 +38,7 @@ PRESETS = {
             "raw": True,
         },
         {
-            "protocol": RunOrder.SEQUENTIAL,
+            "run_order": RunOrder.SEQUENTIAL,
             "runs": 150,
             "precision": 0.0,
             "trim": 0.2,

@@ -1,4 +1,4 @@
-"""Base classes of networks of which several are trained in the same steps."""
+"""Base classes of networks; several networks are trained in the same steps."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class GraphPredictor(NetworkPredictor[N]):
         """Return the columns of the graph in encodings of this width.
 
         Raises:
-            ValueError: the encodings are no graphs.
+            ValueError: the encodings are not graphs.
         """
         if self.layout is None or not self.layout.nodes:
             raise ValueError(

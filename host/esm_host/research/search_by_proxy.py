@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.research.transfer.one_proxy import OneProxy, one_proxy
 from esm_host.research.transfer.proxy import AdaProxyPredictor
@@ -139,7 +140,10 @@ class ProxyVerification:
         }
 
     def describe(self, count: int) -> str:
-        """Return the result for the proxy and the front of ``count`` architectures, in words."""
+        """Return the result for the proxy and the front of ``count`` architectures, in words.
+
+        Names of arguments are marked (:mod:`esm_host.arguments`).
+        """
         found = self.check.proxy
         ranks = (
             f"{self.proxy} ranks {self.check.samples} samples with a correlation of "
@@ -147,7 +151,7 @@ class ProxyVerification:
             f"{'used unchanged' if self.decision is Decision.REUSE else 'adapted'}"
         )
         measured = f"{self.verified.measured} of its front and {self.fresh} more samples measured"
-        more = "continue with --resume and a larger --measure"
+        more = f"continue with {argument('resume')} and a larger {argument('measure')}"
         rest = "the whole front" if self.verified.stable else more
         return f"{ranks}\n{count} on the front; {measured}: {rest}"
 

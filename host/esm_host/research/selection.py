@@ -148,11 +148,11 @@ def run_selection(
         - ``device``, ``task``, ``source``: ``source`` is ``"simulation"`` or a predictor's name.
         - ``train_samples``: Number of training samples; 0 for simulations.
         - ``candidates``: Number of candidates. Where it is the table's length, rows without a value
-          and training samples are no candidates.
+          and training samples are not candidates.
         - ``deviation_std``: Standard deviation of the predictions' deviations, relative to that of
           the table's latencies.
         - ``kendall_tau``: Kendall's tau of predicted and true latencies of all.
-        - ``selections``: Number of selections of which the following are means. These are
+        - ``selections``: Number of selections. The following are means over them:
           ``selected``, ``verified``, ``mra_all_percent``, ``mra_verified_percent`` and
           ``hypervolume`` (:class:`esm_host.evaluation.selection.SelectionResults`), each with its
           standard deviation in ``NAME_sd``. The unit of the hypervolume is a standard deviation of

@@ -151,7 +151,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
             if other.name != space.name:
                 raise ValueError(f"it is of {other.name}, not of {space.name}")
     except (TypeError, ValueError, ModelsError) as error:
-        raise DatasetError(f"{path} is no table of {space.name} ({error})") from error
+        raise DatasetError(f"{path} is not a table of {space.name} ({error})") from error
     if not len(codes):
         raise DatasetError(f"{path} lists no architecture: give a table that does")
     known = TableMeasure(name, codes, numbers)
@@ -246,7 +246,8 @@ class _OnnxPredictor:
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise DatasetError(
-                f"{path} is no ONNX model ({str(error).splitlines()[0]}): give a fitted predictor"
+                f"{path} is not an ONNX model ({str(error).splitlines()[0]}): give a fitted "
+                "predictor"
             ) from error
         inputs = self._session.get_inputs()
         for asked in inputs[:1]:
@@ -262,7 +263,7 @@ class _OnnxPredictor:
             self._compute(np.zeros((3, len(encoder)), np.float32))
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise UsageError(
-                f"{path} is no predictor ({_on_a_line(error)}): its input must be float32 "
+                f"{path} is not a predictor ({_on_a_line(error)}): its input must be float32 "
                 "encodings, in a batch of any size, and its output a number for each"
             ) from error
 

@@ -93,9 +93,12 @@ class SearchRecord:
         own = [quantity(n, device) for device in self.devices for n in (INTERVAL, VERDICT)]
         return kept.drop(columns=own).sort_values(self.objectives[0].name, ignore_index=True)
 
-    def believed(self) -> pd.DataFrame:
+    def predicted(self) -> pd.DataFrame:
         """Return the front that the first round predicted."""
         return self._frame(self.rounds[0]["front"] if self.rounds else [])
+
+    believed = predicted
+    """Former name of :meth:`predicted`."""
 
     def chosen(self) -> pd.DataFrame:
         """Return the architectures chosen to be measured, with the predictions of their round.
@@ -277,7 +280,7 @@ def load_search(path: str | Path) -> SearchRecord:
         )
     record = SearchRecord(folder.path, settings, runs, rounds, result)
     try:
-        record.front(), record.believed(), record.chosen(), record.searches()
+        record.front(), record.predicted(), record.chosen(), record.searches()
     except (KeyError, TypeError, ValueError, ModelsError) as error:
         raise DatasetError(f"{folder.path} is damaged ({error}): restore it from a copy") from error
     return record

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
@@ -44,7 +45,8 @@ def keep(imported: Sequence[LatencyTable], replace: bool = False) -> list[Path]:
     for table, path in zip(imported, paths, strict=True):
         if path.exists() and not replace:
             raise UsageError(
-                f"there is already a source '{table.name}': give --replace, or another --name"
+                f"there is already a source '{table.name}': give {argument('replace')}, "
+                f"or another {argument('name')}"
             )
     for table, path in zip(imported, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +250,8 @@ def of_one_space(
     spaces = list(dict.fromkeys(describe(source.space) for source in found))
     if not names and len(spaces) > 1:
         raise UsageError(
-            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name the sources"
+            f"there are sources of {'; of '.join(spaces)}: choose with {argument('space')}, "
+            "or name the sources"
         )
     for source in (*found, *chosen):
         _check_fit(source, (chosen or found)[0].space)

@@ -39,7 +39,7 @@ FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
 """Facts of a device that must be equal, besides those of its execution provider."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
-"""Settings derived from ``--max-time``, whose default grows with the number of models."""
+"""Settings derived from ``max_time_s``, whose default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings missing in older files; the intervals already include their effect."""
 
@@ -54,7 +54,7 @@ Json = Mapping[str, Any]
 
 
 class DifferentError(EsmError):
-    """The timings were not taken in the same way."""
+    """Error of timings that were not taken in the same way."""
 
     exit_code = 2
 
@@ -65,7 +65,7 @@ class Outcome(enum.StrEnum):
     SLOWER = "slower"
     """The lower end of the interval is above the tolerance."""
     UNDECIDED = "undecided"
-    """As SLOWER, but from one timing per side, at least one of which is not stable."""
+    """As SLOWER, but from one timing per side, and one or both are not stable."""
     TOLERATED = "tolerated"
     """Slower, but the interval reaches below the tolerance."""
     SAME = "same"
@@ -128,7 +128,7 @@ class Comparison:
 
     Attributes:
         confidence: Confidence level of the intervals.
-        tolerance_percent: Largest change that is no regression, percent.
+        tolerance_percent: Largest change that is not a regression, percent.
         changes: Change of every model, case and device.
         allowed: Differences between the timings that the caller allowed, in words.
         timings: Number of base timings and of new timings.
@@ -188,7 +188,7 @@ class Comparison:
         """Return the comparison that :meth:`to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is no comparison.
+            KeyError, TypeError, ValueError: the data is not a comparison.
         """
         if data["schema_version"] != 1 or data["kind"] != "comparison":
             raise ValueError(f"kind {data['kind']}, schema version {data['schema_version']}")
@@ -250,7 +250,7 @@ def compare(
     Args:
         base, new: One or more timings per side, all measured in the same way.
         confidence: Confidence level of the intervals, at least 0.5 and below 1.
-        tolerance_percent: Largest lower end of an interval that is no regression, percent.
+        tolerance_percent: Largest lower end of an interval that is not a regression, percent.
         allow: Names of settings and device facts that may differ. ``cases`` allows missing
             models or cases; ``inputs`` allows other input shapes or types; ``raw`` allows
             latencies as measured next to latencies at the usual pace.
@@ -568,12 +568,12 @@ def _differences(
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     told = "min_rounds" in ours and "min_rounds" in theirs
     if told and (one := _max_time(ours)) != (other := _max_time(theirs)):
-        yield MAX_TIME, f"--max-time differs: {one} and {other}"
+        yield MAX_TIME, f"the setting {MAX_TIME} differs: {one} and {other}"
     if (raw := _raw(base.data)) != _raw(new.data):
         which = base.name if raw else new.name
         yield (
             RAW,
-            f"only the {which} has latencies as measured (--raw or an older version): time both in "
+            f"only the {which} has latencies as measured (raw, or an older version): time both in "
             "the same way",
         )
     for theirs_name, name in names.items():

@@ -20,7 +20,7 @@ class MetricChange:
     Attributes:
         metric: The metric.
         base: Mean over the base timings; None if no timing has a value.
-        new: Mean over the new timings, likewise.
+        new: Mean over the new timings; None if no timing has a value.
         limit: Limit on the new value; None if none is given.
     """
 

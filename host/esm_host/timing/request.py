@@ -104,7 +104,7 @@ def read_request(
         for file in files
         if file.outline is not None
     }
-    # Like --dim, a batch size applies to the models that have a free one, if there are any.
+    # Like ``dims``, a batch size applies to the models that have a free one, if there are any.
     fixed = {path for path, own in parsed.items() if not takes_batch(own)}
     if len(fixed) == len(files):
         fixed = set()

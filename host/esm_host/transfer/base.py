@@ -34,8 +34,8 @@ class FewShotPredictor(ABC):
     """Smallest number of sources."""
 
     sampler: ClassVar[str] = "random"
-    """In :data:`esm_host.transfer.SAMPLERS`, that chooses what a campaign measures unless another
-    is asked for. What comes with the project says so in :data:`esm_host.transfer.METHODS`."""
+    """Sampler of a campaign's first architectures, from :data:`esm_host.transfer.SAMPLERS`, if the
+    user gives none. For the project's own methods :data:`esm_host.transfer.METHODS` has it."""
 
     per_source: ClassVar[int | None] = None
     """Architectures of a source that a campaign learns from at most; None takes all."""

@@ -114,7 +114,7 @@ class CampaignSite:
 
         Empty for sequential runs, whose models have no common pace.
         """
-        if self._settings.spec.protocol is not RunOrder.INTERLEAVED:
+        if self._settings.spec.run_order is not RunOrder.INTERLEAVED:
             return []
         figures = self._measurements.figures()
         trusted = self._settings.trusted_verdicts

@@ -1,4 +1,4 @@
-"""Workflow of ``esm-host profile``: runs a campaign from start to finish."""
+"""Campaign from its settings to its result, for Python and for :mod:`esm_host.cli.profile`."""
 
 from __future__ import annotations
 

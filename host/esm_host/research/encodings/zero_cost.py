@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 _PREFIX = "zc_"
 _LOGARITHMIC = ("fisher", "flops", "grad_norm", "params", "snip", "synflow")
-"""Proxies of which the authors of NASFLAT take the logarithm of one plus the value."""
+"""Proxies that NASFLAT uses as the logarithm of one plus the value."""
 
 
 class Supplement(Protocol):
@@ -80,7 +80,7 @@ class ProxyTable:
             space, codes = codes_of(frame)
             return cls(space, codes, frame[columns].to_numpy(float), names)
         except (KeyError, ValueError, IndexError, ModelsError) as error:
-            raise DatasetError(f"{path} is no table of proxies ({error})") from error
+            raise DatasetError(f"{path} is not a table of proxies ({error})") from error
 
     def __len__(self) -> int:
         """Return the number of proxies."""

@@ -192,7 +192,7 @@ def load_study(path: str | Path) -> Study:
             )
         return Study(folder.path, tuple(manifest["metrics"]), manifest["tasks"])
     except FileNotFoundError:
-        raise UsageError(f"{path} is no study: make one with esm-host study FILE") from None
+        raise UsageError(f"{path} is not a study: make one with esm-host study FILE") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{folder.manifest} is damaged ({error}): write it again with esm-host study FILE"

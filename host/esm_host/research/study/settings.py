@@ -240,7 +240,7 @@ class _Reader:
 
     def _number(self, value: Any, key: str, low: int, high: int) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise self._error(f"{key}: {value!r} is no whole number from {low} to {high}")
+            raise self._error(f"{key}: {value!r} is not a whole number from {low} to {high}")
         return value
 
     def _list(self, value: Any, key: str) -> list[Any]:
