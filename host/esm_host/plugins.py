@@ -42,12 +42,13 @@ def about(cls: type[Any]) -> str:
 
 
 @contextmanager
-def own_failures(plugin: object) -> Iterator[None]:
+def own_failures(plugin: object, what: str = "") -> Iterator[None]:
     """Turn an exception of a user's class into one line with its file and line.
 
     Args:
         plugin: The class or an instance of it; of a class that comes with the project, or that a
             program defines, the exception stays as it is.
+        what: What failed, such as ``"cannot be built"``.
 
     Raises:
         EsmError: the user's code failed.
@@ -57,7 +58,7 @@ def own_failures(plugin: object) -> Iterator[None]:
     except EsmError:
         raise
     except Exception as error:  # anything that a user's class may do
-        if text := own_failure(plugin, error):
+        if text := own_failure(plugin, error, what):
             raise EsmError(text) from error
         raise
 

@@ -214,16 +214,18 @@ def described(error: BaseException, path: Path | None) -> str:
     return f"{' '.join(f'{type(error).__name__}: {error}'.split())}{at}"
 
 
-def own_failure(plugin: object, error: BaseException) -> str:
+def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
     """Return a failure of a class from a user's file on one line, with its file and line.
 
     Args:
         plugin: The class or an instance of it; for a class that is not from a file the result
             is ``""``.
         error: Failure.
+        what: What failed, such as ``"cannot be built"``.
     """
     path = own_file(plugin)
-    return "" if path is None else f"{own_name(plugin)}: {described(error, path)}"
+    subject = f"{own_name(plugin)} {what}".rstrip()
+    return "" if path is None else f"{subject}: {described(error, path)}"
 
 
 def own_file(plugin: object) -> Path | None:

@@ -26,6 +26,7 @@ from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_acros
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
+from esm_host.plugins import own_failures
 from esm_host.predictors import predictor_class
 from esm_host.predictors.base import IntervalPredictor
 from esm_host.sampling import make_sampler
@@ -364,7 +365,9 @@ class Run:
         if own and issubclass(predictor_class(settings.predictor), IntervalPredictor):
             predictor = self.predictor
             assert isinstance(predictor, IntervalPredictor)
-            return predictor.predict_interval(self._encode(architectures), coverage)
+            encodings = self._encode(architectures)
+            with own_failures(predictor):
+                return predictor.predict_interval(encodings, coverage)
         latency_ms = self.predict(architectures)
         judged = self.measurements()
         try:
