@@ -28,6 +28,7 @@ from esm_host.timing.model_file import ModelFile, read_model_file
 from esm_host.timing.provider_options import given_options
 from esm_host.timing.spec import WARMUP
 from esm_host.transport import devices
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import Progress, RunOrder
@@ -42,23 +43,25 @@ if TYPE_CHECKING:
     from esm_host.research.study.results import Study
     from esm_host.search.record import SearchRecord
 
-    Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
-    """ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
+# Texts, because the classes of onnx and torch load only when they are needed.
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | nn.Module"
+"""ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
 
-    Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
-    Inputs: TypeAlias = (
-        Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    )
-    """Values by input name, or paths of files and folders with values."""
+Value: TypeAlias = "ArrayLike | TensorProto | SequenceProto | OptionalProto"
+Inputs: TypeAlias = (
+    "Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
+)
+"""Values by input name, or paths of files and folders with values."""
 
-    Timing: TypeAlias = TimingFile | str | os.PathLike[str]
-    """Result of :func:`time`, or the path of its file."""
+Timing: TypeAlias = "TimingFile | str | os.PathLike[str]"
+"""Result of :func:`time`, or the path of its file."""
 
-    OnProgress: TypeAlias = Callable[[str, Progress], None]
+OnProgress: TypeAlias = "Callable[[str, Progress], None]"
 
 _MOST_PROFILE_RUNS = 1000
 
 
+@typed
 def time(
     models: Model | Sequence[Model] | Mapping[str, Model],
     device: str | Sequence[str] = "local",
@@ -210,6 +213,7 @@ def time(
     return file
 
 
+@typed
 def compare(
     base: Timing | Sequence[Timing],
     new: Timing | Sequence[Timing],
@@ -259,6 +263,7 @@ def compare(
     )
 
 
+@typed
 def profile(
     settings: Settings,
     run: str | os.PathLike[str],
@@ -303,6 +308,7 @@ def profile(
     return load_run(folder.path)
 
 
+@typed
 def resume(
     run: Run | str | os.PathLike[str],
     *,
@@ -374,6 +380,7 @@ def resume(
     return load_run(folder.path)
 
 
+@typed
 def write_report(
     source: Run | TimingFile | SearchRecord | Study | Comparison | str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
@@ -429,6 +436,7 @@ def _page(source: Run | TimingFile | SearchRecord | Study | Comparison) -> Page:
     return study_page(source) if isinstance(source, Study) else search_page(source)
 
 
+@typed
 def export(
     source: Run | SearchSpace | str | os.PathLike[str],
     architectures: Sequence[Architecture | Mapping[str, Any] | str],
@@ -467,6 +475,7 @@ def export(
     return export_architectures(_space(source), architectures, Path(output), formats, seed)
 
 
+@typed
 def torch_module(
     source: Run | SearchSpace | str | os.PathLike[str],
     architecture: Architecture | Mapping[str, Any] | str,
@@ -544,7 +553,7 @@ def _comparison(path: Path) -> Comparison | None:
 
 
 def _timings(given: Timing | Sequence[Timing]) -> Sequence[Timing]:
-    return [given] if isinstance(given, TimingFile | str | os.PathLike) else given
+    return [given] if isinstance(given, TimingFile | str | os.PathLike) else list(given)
 
 
 def _timing(source: Timing) -> TimingFile:

@@ -125,6 +125,13 @@ class SearchSpace(ABC):
         dtype: str = FLOAT32,
     ) -> None:
         self._check_class()
+        for name, number, kind, words in (
+            ("resolution", resolution, int | np.integer | None, "a whole number"),
+            ("width_mult", width_mult, int | float | np.number, "a number"),
+            ("batch", batch, int | np.integer, "a whole number"),
+        ):
+            if not isinstance(number, kind):
+                raise TypeError(f"{name} {number!r}: give {words}")
         if resolution is not None:
             self.resolutions = ()
         elif self.resolutions:
@@ -313,6 +320,10 @@ class SearchSpace(ABC):
         Raises:
             InvalidArchitectureError: it is not; the message says why.
         """
+        if not isinstance(architecture, Architecture):
+            raise InvalidArchitectureError(
+                f"{architecture!r} is no architecture: read one with read(), or draw one"
+            )
         if architecture.space != self.name:
             raise InvalidArchitectureError(
                 f"the architecture is of space '{architecture.space}', not '{self.name}'"
@@ -394,6 +405,10 @@ class SearchSpace(ABC):
         Raises:
             InvalidArchitectureError: an architecture is not in the space.
         """
+        if not hasattr(architectures, "__len__"):
+            raise InvalidArchitectureError(
+                f"{architectures!r} is no list of architectures: give a list, also of a single one"
+            )
         codes = np.full((len(architectures), *self.code_shape), -1, dtype=np.int16)
         for row, architecture in enumerate(architectures):
             self.validate(architecture)

@@ -14,6 +14,7 @@ from esm_host.campaign.folder import resume_command
 from esm_host.errors import DatasetError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Latency:
         """
         return float(self.many([architecture])[0])
 
+    @typed
     def many(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
