@@ -228,6 +228,19 @@ def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
     return "" if path is None else f"{subject}: {described(error, path)}"
 
 
+def failure_in_own_file(error: BaseException) -> str:
+    """Return a failure on one line, with the last line of a user's file that it passed through.
+
+    It is ``""`` if no file of a user took part. Properties and generators fail far from the call
+    that a base class makes.
+    """
+    own = {module.__file__ for name, module in list(sys.modules.items()) if name in _READ}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in own:
+            return f"{frame.filename}: {described(error, Path(frame.filename))}"
+    return ""
+
+
 def own_file(plugin: object) -> Path | None:
     """Return the user's file that a class is from; None for any other class."""
     cls = plugin if inspect.isclass(plugin) else type(plugin)
