@@ -19,7 +19,15 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+from esm_host.timing import (
+    TimingOptions,
+    TimingWatcher,
+    for_models,
+    parse_duration,
+    read_request,
+    time_models,
+    timing_spec,
+)
 from esm_host.timing.compare import Comparison, check_timing
 from esm_host.timing.compare import compare as compare_timings
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
@@ -201,11 +209,8 @@ def time(
             names,
             request,
             spec,
-            profile_runs=profile_runs,
-            wait=wait,
-            on_progress=on_progress or _ignore,
-            raw=raw,
-            spread_s=spread_s,
+            TimingOptions(profile_runs, wait, raw, spread_s),
+            TimingWatcher() if on_progress is None else TimingWatcher(on_progress),
         )
     file = TimingFile.of(timing.to_json())
     if timing.interrupted:
@@ -558,10 +563,6 @@ def _timings(given: Timing | Sequence[Timing]) -> Sequence[Timing]:
 
 def _timing(source: Timing) -> TimingFile:
     return source if isinstance(source, TimingFile) else load_timing(Path(source))
-
-
-def _ignore(device: str, progress: Progress) -> None:
-    pass
 
 
 def _several(values: int | Sequence[int]) -> tuple[int, ...]:

@@ -151,9 +151,10 @@ class MeasureSpec:
             ("long_visits", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
         ):
-            if not isinstance(value := getattr(self, name), Integral):
+            value: Any = getattr(self, name)
+            if not isinstance(value, Integral):
                 raise ValueError(f"{name} {value!r}: give a whole number")
-            if not low <= value <= high:
+            if not low <= int(value) <= high:
                 raise ValueError(f"{name} {value} is outside {low} to {high}")
         for name in ("trim", "model_timeout_s", "precision", "max_block_s", "min_block_s"):
             if not isinstance(value := getattr(self, name), Real):

@@ -115,7 +115,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         self._check_names()
-        for name, kind in (*_CHOICES.items(), ("shown", Shown)):
+        choices: dict[str, type[enum.StrEnum]] = {**_CHOICES, "shown": Shown}
+        for name, kind in choices.items():
             object.__setattr__(self, name, self._choice(name, kind))
         if not isinstance(self.default, int | float | None):
             raise self._error("default", "a number or None")
