@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
@@ -40,6 +40,7 @@ from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import Progress, RunOrder
+from esm_protos.nearest import nearest
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -313,44 +314,42 @@ def profile(
     return load_run(folder.path)
 
 
+class Changes(TypedDict, total=False):
+    """Settings that a resumed campaign may change; None keeps a value."""
+
+    device: str | None
+    target_accuracy_percent: float | None
+    max_models: int | None
+    train_on: str | None
+    weights: str | None
+    predictor: str | None
+    encoding: str | None
+    group_tolerance_percent: float | None
+    raw: bool | None
+
+
 @typed
 def resume(
     run: Run | str | os.PathLike[str],
     *,
-    device: str | None = None,
-    target_accuracy_percent: float | None = None,
-    max_models: int | None = None,
-    train_on: str | None = None,
-    weights: str | None = None,
-    predictor: str | None = None,
-    encoding: str | None = None,
-    group_tolerance_percent: float | None = None,
-    raw: bool | None = None,
     finish: bool = False,
     patience_s: float = 60.0,
     wait: bool = True,
     watcher: object | None = None,
+    **changes: Unpack[Changes],
 ) -> Run:
     """Resume a campaign, or evaluate a finished one again; nothing is measured twice.
 
-    A setting that is None keeps its value. :class:`Settings` describes them.
-
     Args:
         run: The campaign or its folder.
-        device: Another name of the same device.
-        target_accuracy_percent: New target accuracy.
-        max_models: New limit of measured architectures.
-        train_on: New verdicts to train on.
-        weights: New weights of the samples.
-        predictor: New predictor.
-        encoding: New encoding.
-        group_tolerance_percent: New tolerance of the paces in a group.
-        raw: Whether latencies are as measured.
         finish: Whether to train on the measurements so far, without a device; the campaign can be
             resumed later.
         patience_s: Time to wait for an unreachable device, s.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         watcher: Object with any of the methods of :class:`Watcher`; None for none.
+        **changes: New values of ``device``, ``target_accuracy_percent``, ``max_models``,
+            ``train_on``, ``weights``, ``predictor``, ``encoding``, ``group_tolerance_percent`` and
+            ``raw``, as in :class:`Settings`. A setting that is None keeps its value.
 
     Raises:
         UsageError: the folder holds no campaign, or a value is out of range.
@@ -364,18 +363,13 @@ def resume(
     from esm_host.workflows.profile import finish_campaign, run_campaign
 
     folder = RunFolder(run.path if isinstance(run, Run) else Path(run))
-    changes: dict[str, Any] = {
-        "device": device,
-        "target_accuracy_percent": target_accuracy_percent,
-        "max_models": max_models,
-        "train_on": train_on,
-        "weights": weights,
-        "predictor": predictor,
-        "encoding": encoding,
-        "group_tolerance_percent": group_tolerance_percent,
-        "raw": raw,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
+    known = Changes.__annotations__
+    for name in changes:
+        if name not in known:
+            raise UsageError(
+                f"resume changes no {name}: {nearest(name, known)}choose {', '.join(known)}"
+            )
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     folder.refresh()
     settings = replace(folder.read_settings(), **given)
     if finish:

@@ -63,6 +63,8 @@ class WrongTypeError(UsageError, TypeError):
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Check the arguments of a function by its annotations; a decorator.
 
+    Keywords are checked by their ``TypedDict``; the function refuses those that it does not know.
+
     Raises:
         WrongTypeError: an argument has another type; the message says what the function takes.
     """
@@ -72,7 +74,14 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            _check(name, value, signature.parameters[name].annotation, names)
+            parameter = signature.parameters[name]
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                _check(name, value, parameter.annotation, names)
+                continue
+            unpacked = parameter.annotation.removeprefix("Unpack[").removesuffix("]")
+            known = names[unpacked].__annotations__
+            for key in value.keys() & known.keys():
+                _check(key, value[key], known[key].__forward_arg__, names)
         return function(*args, **kwargs)
 
     return checked

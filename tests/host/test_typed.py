@@ -48,6 +48,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: esm_host.profile("pi4", NOWHERE), "^settings 'pi4' .*: give a Settings"),
     (lambda: esm_host.resume(5), "^run 5 .*: give a campaign or a path"),
     (lambda: esm_host.resume(NOWHERE, max_models="3"), "^max_models '3' .*: give a whole number"),
+    (lambda: esm_host.resume(NOWHERE, max_model=3), "max_model: did you mean 'max_models'"),
     (lambda: esm_host.write_report(5), "^source 5 .*: give a campaign, a timing, a search, "),
     (lambda: esm_host.export(5, [ONE], "x"), "^source 5 .*: give a campaign, a search space"),
     (lambda: esm_host.export(SPACE, ONE, "x"), "^architectures .*: give a list of architectures"),
