@@ -59,7 +59,7 @@ class Latency:
         Raises:
             InvalidArchitectureError: the architecture is not in the search space.
         """
-        return float(self.many([architecture])[0])
+        return float(self._many([architecture])[0])
 
     @typed
     def many(
@@ -69,6 +69,11 @@ class Latency:
 
         Faster than one call per architecture.
         """
+        return self._many(architectures)
+
+    def _many(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
+    ) -> NDArray[np.float64]:
         return self._predict(
             self._encoder.encode([self._encoder.space.read(given) for given in architectures])
         )
