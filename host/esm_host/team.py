@@ -14,6 +14,7 @@ from esm_host.dataset.store import Store
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sources.registry import describe_settings
+from esm_host.typed import typed
 from esm_protos.nearest import nearest
 
 
@@ -44,6 +45,7 @@ class Campaign:
     converged: bool | None
 
 
+@typed
 def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
     """Return all campaigns in a shared store by name, and one line per unreadable campaign.
 
@@ -63,7 +65,8 @@ def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
     return found, problems
 
 
-def attach(name: str, path: Path, store: str) -> None:
+@typed
+def attach(name: str, path: str | Path, store: str) -> None:
     """Create or update the folder of a campaign that another machine began.
 
     Args:
@@ -83,7 +86,7 @@ def attach(name: str, path: Path, store: str) -> None:
             f"there is no campaign '{name}' in {database.without_password(store)}: "
             f"{nearest(name, known)}see esm-host campaigns list"
         )
-    RunFolder(path).attach(PostgresSchema(store, name))
+    RunFolder(Path(path)).attach(PostgresSchema(store, name))
 
 
 def _campaign(place: PostgresSchema, running: bool) -> Campaign:

@@ -20,6 +20,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,23 @@ class MeasureSpec:
             ("long_visits", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} {getattr(self, name)} is outside {low} to {high}")
+            value: Any = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise ValueError(f"{name} {value!r}: give a whole number")
+            if not low <= int(value) <= high:
+                raise ValueError(f"{name} {value} is outside {low} to {high}")
+        for name in ("trim", "model_timeout_s", "precision", "max_block_s", "min_block_s"):
+            if not isinstance(value := getattr(self, name), Real):
+                raise ValueError(f"{name} {value!r}: give a number")
+        if not isinstance(self.provider, str):
+            raise ValueError(f"provider {self.provider!r}: give the name of an execution provider")
+        if not isinstance(self.provider_options, Mapping):
+            raise ValueError(
+                f"provider_options {self.provider_options!r}: give a dictionary of texts"
+            )
+        if not isinstance(self.run_order, RunOrder):
+            known = " or ".join(f"RunOrder.{order.name}" for order in RunOrder)
+            raise ValueError(f"run_order {self.protocol!r}: give {known}")
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from esm_host.research.search_by_proxy import ProxyFront, search_by_proxy
+from esm_host.research.transfer.one_proxy import OneProxySettings
 from esm_host.search.front import nondominated
 from esm_host.search.genes import GeneEncoding, keys
 from esm_host.search.latency import AT_MOST, LATENCY
@@ -57,13 +59,20 @@ class Device:
         return np.where(failed, np.nan, self.truth(codes))
 
 
-def run(device: Device, pool: Codes = POOL[:110], *limits: Limit, **settings: object) -> ProxyFront:
+def run(
+    device: Device,
+    pool: Codes = POOL[:110],
+    *limits: Limit,
+    proxy_front: Codes | None = None,
+    **settings: Any,
+) -> ProxyFront:
     proxy = Source("proxy", CELLS, POOL[500:900], summed(POOL[500:900], 3))
 
     def posed(measures: Sequence[Measure]) -> Problem:
         return problem(measures, *limits)
 
-    return search_by_proxy(posed, proxy, device, pool, Exhaustive(), **settings)  # type: ignore[arg-type]
+    own = OneProxySettings(**settings)
+    return search_by_proxy(posed, proxy, device, pool, Exhaustive(), own, proxy_front)
 
 
 def own_front(latency: np.ndarray) -> set[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from esm_host.research.transfer.one_proxy import one_proxy
+from esm_host.research.transfer.one_proxy import OneProxySettings, one_proxy
 from esm_host.research.transfer.proxy import AdaProxyPredictor, ProxyPredictor
 from esm_host.sampling.random import RandomSampler
 from esm_host.transfer.monotonicity import Decision
@@ -32,7 +32,7 @@ def latency(codes, seed, noise=0.0):
 
 def run(codes, measure, **settings):
     source = Source("proxy", SPACE, codes[:400], latency(codes[:400], 3))
-    return one_proxy([source], measure, codes[400:], **settings)
+    return one_proxy([source], measure, codes[400:], OneProxySettings(**settings))
 
 
 def test_reuses_a_proxy_that_ranks_alike(codes):

@@ -35,7 +35,7 @@ from esm_protos.messages import (
     State,
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
-from esm_protos.plugins import PluginError
+from esm_protos.plugins import PluginError, own_failure
 from esm_protos.providers import ProviderInfo
 
 if TYPE_CHECKING:
@@ -231,7 +231,11 @@ def main(
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
-    infos = tuple(backend.info(state) for backend in backends.values())
+    try:
+        infos = tuple(_info(backend, state) for backend in backends.values())
+    except PluginError as error:
+        connection.send(Refusal(str(error)))
+        return
     findings = tuple(each for backend in backends.values() for each in backend.findings())
     told = tuple(metric for source in sources for metric in source.metrics)
     connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
@@ -267,6 +271,22 @@ def _backends(
         else:
             made[backend.name] = backend
     return made, missing
+
+
+def _info(backend: Backend, state: DeviceState) -> ProviderInfo:
+    """Return the description of a provider.
+
+    Raises:
+        PluginError: a provider from a user's file fails, or describes itself wrongly.
+    """
+    try:
+        info = backend.info(state)
+        info.check()
+    except Exception as error:  # anything that a user's class may do
+        if text := own_failure(backend, error):
+            raise PluginError(text) from error
+        raise
+    return info
 
 
 def _measure(

@@ -78,5 +78,12 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
                 f"error: {error.name} is not installed: {install(_extra(error.name))}", err=True
             )
             raise typer.Exit(1) from None
+        except Exception as error:  # a bug keeps its traceback, but not one in a user's file
+            from esm_protos.plugins import failure_in_own_file
+
+            if not (text := failure_in_own_file(error)):
+                raise
+            typer.echo(f"error: {printable(text)}", err=True)
+            raise typer.Exit(1) from None
 
     return wrapped

@@ -243,7 +243,15 @@ def time(
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
     from esm_host.cli.progress import DeviceLines
-    from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+    from esm_host.timing import (
+        TimingOptions,
+        TimingWatcher,
+        for_models,
+        parse_duration,
+        read_request,
+        time_models,
+        timing_spec,
+    )
     from esm_host.timing.examples import example_file
     from esm_host.transport import devices
     from esm_protos.messages import RunOrder
@@ -294,13 +302,13 @@ def time(
             names,
             request,
             spec,
-            profile_runs=shown.profile_runs if shown.profile else 0,
-            wait=not measuring.no_wait,
-            on_progress=on_progress,
-            raw=measuring.raw,
-            spread_s=spread_s,
-            on_wait=on_progress.wait,
-            on_interrupt=_say_interrupted,
+            TimingOptions(
+                profile_runs=shown.profile_runs if shown.profile else 0,
+                wait=not measuring.no_wait,
+                raw=measuring.raw,
+                spread_s=spread_s,
+            ),
+            TimingWatcher(on_progress, on_progress.wait, _say_interrupted),
         )
     _show(timing, shown)
     raise typer.Exit(_exit_code(timing))

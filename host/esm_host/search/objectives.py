@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from esm_host.sources.columns import read_frame
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.plugins import described
 
 COUNTED = {
     "flops": "flops",
@@ -119,7 +120,7 @@ def read_measure(spec: ObjectiveSpec, space: SearchSpace) -> Measure:
     if file.suffix in (".parquet", ".csv", ".tsv"):
         return _table(spec.name, file, what, space)
     if file.suffix == ".py":
-        return _Function(spec.name, load_function(file, what), space)
+        return _Function(spec.name, file, load_function(file, what), space)
     if file.suffix == ".onnx":
         return _OnnxPredictor(spec.name, file, make_encoder(what, space))
     raise UsageError(
@@ -181,9 +182,14 @@ class _Function:
     """Measure by a user's function, called once per architecture."""
 
     def __init__(
-        self, name: str, function: Callable[[Sequence[Architecture]], Any], space: SearchSpace
+        self,
+        name: str,
+        path: Path,
+        function: Callable[[Sequence[Architecture]], Any],
+        space: SearchSpace,
     ) -> None:
         self._name = name
+        self._path = path
         self._function = function
         self._space = space
         self._values: dict[bytes, float] = {}
@@ -201,7 +207,7 @@ class _Function:
         workers = joblib.effective_n_jobs()
         parts = np.array_split(codes, min(len(codes), _PARTS * workers) if workers > 1 else 1)
         tasks = [
-            _Task(number, self._name, self._function, self._space.decode(part))
+            _Task(number, self._name, self._path, self._function, self._space.decode(part))
             for number, part in enumerate(parts)
         ]
         values = dict(map_unordered(_evaluate, tasks))
@@ -212,15 +218,20 @@ class _Function:
 class _Task:
     number: int
     name: str
+    path: Path
     function: Callable[[Sequence[Architecture]], Any]
     architectures: Sequence[Architecture]
 
 
 def _evaluate(task: _Task) -> tuple[int, NDArray[np.float64]]:
     try:
-        values = np.asarray(task.function(task.architectures), dtype=float)
+        found = task.function(task.architectures)
+        # A generator runs, and fails, here.
+        values = np.asarray(list(found) if isinstance(found, Iterator) else found, dtype=float)
     except (Exception, SystemExit) as error:  # anything that a user's function may do
-        raise EsmError(f"the objective {task.name} failed: {_on_a_line(error)}") from error
+        raise EsmError(
+            f"the objective {task.name} failed: {described(error, task.path)}"
+        ) from error
     if values.shape != (len(task.architectures),):
         count = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(

@@ -23,6 +23,7 @@ from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
 from esm_host.search.problem import Limit, Objective, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
@@ -257,6 +258,7 @@ def holds_search(path: Path) -> bool:
         return False
 
 
+@typed
 def load_search(path: str | Path) -> SearchRecord:
     """Open the folder of a search for reading.
 

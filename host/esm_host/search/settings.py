@@ -16,6 +16,7 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import COUNTED, ObjectiveSpec, parse_objective
 from esm_host.search.problem import Limit, Objective
+from esm_host.typed import check_fields
 from esm_protos.plugins import absolute
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
@@ -60,6 +61,7 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method is not None:
             object.__setattr__(self, "method", absolute(self.method))
         if not self.runs:

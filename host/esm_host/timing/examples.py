@@ -9,6 +9,7 @@ import esm_models
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.timing.model_file import ModelFile, read_model_file
+from esm_host.typed import typed
 
 _FOLDER = Path(esm_models.__file__).parent / "example_models"
 
@@ -18,6 +19,7 @@ def example_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.onnx"))
 
 
+@typed
 def example_model(name: str) -> bytes:
     """Return an example as an ONNX model without weights; the device draws them.
 

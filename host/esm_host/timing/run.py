@@ -55,19 +55,45 @@ _CANCEL_S = 5.0
 """Time that a cancelled device has to end, s."""
 
 
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a timing besides the settings of its blocks.
+
+    Attributes:
+        profile_runs: Profiled runs of every model.
+        wait: Whether to wait for a device in use.
+        raw: Whether to report latencies as measured, not at the device's usual pace.
+        spread_s: Time over which to spread several blocks, s. The device is free between them.
+    """
+
+    profile_runs: int = 0
+    wait: bool = True
+    raw: bool = False
+    spread_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TimingWatcher:
+    """Functions that are called during a timing.
+
+    Attributes:
+        on_progress: Function called with the progress of each device.
+        on_wait: Function called while a device waits for its next block.
+        on_interrupt: Function called after the first interrupt.
+    """
+
+    on_progress: OnDeviceProgress = lambda device, progress: None
+    on_wait: OnWait = lambda device, done, total, seconds: None
+    on_interrupt: Callable[[], None] = lambda: None
+
+
 def time_models(
     connect: Connect,
     devices: Sequence[str],
     request: Sequence[Entry],
     spec: MeasureSpec,
-    peak_memory: bool = True,
-    profile_runs: int = 0,
-    wait: bool = True,
-    on_progress: OnDeviceProgress = lambda device, progress: None,
-    raw: bool = False,
-    spread_s: float = 0.0,
-    on_wait: OnWait = lambda device, done, total, seconds: None,
-    on_interrupt: Callable[[], None] = lambda: None,
+    options: TimingOptions | None = None,
+    watcher: TimingWatcher | None = None,
 ) -> Timing:
     """Measure the request on every device; if one fails, the others' results are kept.
 
@@ -79,20 +105,15 @@ def time_models(
         devices: Names of the devices, each once.
         request: Models and their cases.
         spec: Settings of the blocks.
-        peak_memory: Whether to measure the memory of every model.
-        profile_runs: Profiled runs of every model.
-        wait: Whether to wait for a device in use.
-        on_progress: Function called with the progress of each device.
-        raw: Whether to report latencies as measured, not at the device's usual pace.
-        spread_s: Time over which to spread several blocks, s. The device is free between them.
-        on_wait: Function called while a device waits for its next block.
-        on_interrupt: Function called after the first interrupt.
+        options: Further options; None for the defaults.
+        watcher: Functions called during the timing; None for none.
 
     Raises:
         KeyboardInterrupt: interrupted before anything was measured, or interrupted twice.
         UsageError: a device is given twice, or two names lead to one agent.
         EsmError: the only device failed.
     """
+    options, watcher = options or TimingOptions(), watcher or TimingWatcher()
     if len(set(devices)) < len(devices):
         raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -100,31 +121,31 @@ def time_models(
     count = len(request)
 
     def measure(thread: _DeviceThread, name: str, profiler: Profiler, first: bool) -> _Measured:
-        profiler.reserve(f"time {count} model{'s' * (count != 1)}", wait)
+        profiler.reserve(f"time {count} model{'s' * (count != 1)}", options.wait)
 
         def report(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
             thread.may_finish = first and measuring and spec.run_order is RunOrder.INTERLEAVED
-            on_progress(name, progress)
+            watcher.on_progress(name, progress)
 
         return _measure(
             profiler,
             request,
             spec,
-            peak_memory and first,
-            profile_runs if first else 0,
+            first,
+            options.profile_runs if first else 0,
             report,
             thread.submitted,
         )
 
     def time_device(thread: _DeviceThread, name: str) -> DeviceTiming:
         measured: list[_Measured] = []
-        starts = block_starts(spread_s)
+        starts = block_starts(options.spread_s)
         began = time.monotonic()
         error: EsmError | None = None
         for number, start in enumerate(starts):
             if number and (left_s := began + start - time.monotonic()) > 0:
-                on_wait(name, number, len(starts), left_s)
+                watcher.on_wait(name, number, len(starts), left_s)
                 thread.stopping.wait(left_s)
             if measured and thread.stopping.is_set():
                 break
@@ -140,18 +161,18 @@ def time_models(
                     raise
                 error = caught  # the earlier blocks are kept
                 break
-        timing = _device_timing(name, request, spec, measured, raw)
+        timing = _device_timing(name, request, spec, measured, options.raw)
         return replace(timing, error=error, interrupted=thread.stopping.is_set())
 
     threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
-    _run_all(threads, on_interrupt)
+    _run_all(threads, watcher.on_interrupt)
     check_distinct({name: meeting.devices[name] for name in devices if name in meeting.devices})
     timings = tuple(thread.timing for thread in threads)
     if any(thread.stopping.is_set() for thread in threads) and not any(t.blocks for t in timings):
         raise KeyboardInterrupt
     if len(timings) == 1 and timings[0].error is not None and not timings[0].blocks:
         raise timings[0].error
-    return Timing(created_at, spec, timings, raw, spread_s)
+    return Timing(created_at, spec, timings, options.raw, options.spread_s)
 
 
 def time_block(

@@ -114,7 +114,12 @@ ENCODINGS: dict[str, str] = {
     "arch2vec": "Arch2Vec, trained on the space first",
     "cate": "CATE, trained on the space first",
 }
-"""Encodings of architectures for samplers and NASFLAT; several are joined by ``+``."""
+"""Encodings of architectures for samplers and NASFLAT; several are joined by ``+``.
+
+They are no family of plug-ins. Each is trained on the whole space, its weights are stored with a
+campaign, and its name is part of stored settings. An encoding of your own belongs to a predictor
+(:data:`esm_host.encoding.FAMILY`).
+"""
 
 CAZ = "cate+arch2vec+zcp"
 

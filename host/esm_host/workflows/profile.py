@@ -26,6 +26,7 @@ from esm_host.extension.campaign_loop import CampaignLoop, Outcome
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import Learner
+from esm_host.plugins import own_failures
 from esm_host.report import plots
 from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
@@ -257,7 +258,8 @@ def _judged(
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
     """Write the predictor, its predictions, the plots and, last, the result."""
-    exported = outcome.predictor.to_onnx()
+    with own_failures(outcome.predictor):
+        exported = outcome.predictor.to_onnx()
     if exported is None:
         folder.predictor_onnx.unlink(missing_ok=True)  # left by an earlier predictor
     else:

@@ -20,6 +20,7 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.research.study.plan import PlannedTask
 from esm_host.research.study.settings import StudySettings
 from esm_host.research.study.task import TaskResult
+from esm_host.typed import typed
 
 SCHEMA_VERSION = 1
 
@@ -176,6 +177,7 @@ class Study:
         return frame
 
 
+@typed
 def load_study(path: str | Path) -> Study:
     """Open the folder of a study for reading.
 
