@@ -208,7 +208,7 @@ def serve(
     from esm_agent.door.auth import choose_door
     from esm_agent.errors import AccessError
     from esm_agent.measure.sandbox import Confinement, leave_cpus, size_bytes
-    from esm_agent.measure.worker import WorkerUnavailableError
+    from esm_agent.measure.worker import UnusableOptionError, WorkerUnavailableError
     from esm_agent.operation import logs
     from esm_agent.operation.metrics import Metrics, MetricsError, PrometheusMetrics
     from esm_agent.serving.announce import AnnounceError, Announcement
@@ -256,7 +256,7 @@ def serve(
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         counters.stop()
-        fail(1, str(error))
+        fail(2 if isinstance(error, UnusableOptionError) else 1, str(error))
     print(f"esm-agent {__version__} listening on {join(host, server.port)}", flush=True)
     if until_stdin_closes:
         threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()

@@ -5,12 +5,14 @@ Plain text loads faster than boxes and colours, and works in a pipe.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
+from typer._click.globals import get_current_context
 from typer.core import TyperCommand, TyperGroup
 
 from esm_protos.nearest import nearest
@@ -85,6 +87,30 @@ def one_line(error: typer.TyperException) -> str:
     if ctx is not None:
         hint += f"see {ctx.command_path} --help"
     return f"{text}{'' if text.endswith('?') else ':'} {hint}" if hint else text
+
+
+def with_origins(text: str) -> str:
+    """Return the error of the running command with the true origin of its values.
+
+    A variable replaces the option that it set. If the error quotes only the value, the variable
+    precedes it.
+    """
+    ctx = get_current_context(silent=True)
+    for param in () if ctx is None else ctx.command.params:
+        source = ctx.get_parameter_source(param.name) if ctx and param.name else None
+        variable = str(getattr(param, "envvar", None))
+        if source is None or source.name != "ENVIRONMENT" or variable in text:
+            continue
+        for option in param.opts:
+            text = re.sub(rf"(?<![\w-]){re.escape(option)}(?![\w-])", variable, text)
+        values = re.split(r"[,\s]+", os.environ.get(variable, ""))
+        if variable not in text and any(_quotes(text, value) for value in values):
+            text = f"{variable}: {text}"
+    return text
+
+
+def _quotes(text: str, value: str) -> bool:
+    return bool(value and re.search(rf"(?<![\w.-]){re.escape(value)}(?![\w.-])", text))
 
 
 def _commands_with(error: typer.TyperException) -> list[str]:

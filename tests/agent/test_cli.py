@@ -1,6 +1,7 @@
 """``esm-agent serve`` as a program."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -93,6 +94,39 @@ def test_says_why_it_cannot_listen(options: tuple[str, ...], words: str) -> None
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: cannot listen on ")
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "origin"),
+    [
+        (("--provider", "{}/p.py:Npu"), {}, "--provider {}/p.py:Npu: "),
+        ((), {"ESM_AGENT_PROVIDERS": "{}/p.py:Npu"}, "ESM_AGENT_PROVIDERS {}/p.py:Npu: "),
+        (("--provider", "cpuu"), {}, "--provider cpuu: unknown execution provider 'cpuu'"),
+        (("--metrics", "{}/p.py:Npu"), {}, "--metrics {}/p.py:Npu: there is no file"),
+        (("--gpu", "9"), {"CUDA_VISIBLE_DEVICES": ""}, "--gpu 9: "),
+    ],
+)
+def test_what_does_not_work_here_is_a_usage_error_that_names_its_origin(
+    options: tuple[str, ...], variables: dict[str, str], origin: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--port", "0", *(option.format(tmp_path) for option in options)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {name: value.format(tmp_path) for name, value in variables.items()},
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {origin.format(tmp_path)}")
+
+
+def test_a_folder_of_the_environment_is_named_by_its_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    variables = {"ESM_AGENT_CONFIG": str(tmp_path / "file")}
+    done = CliRunner().invoke(app, ["tokens", "list"], env=variables)
+    assert done.stderr.startswith(f"error: ESM_AGENT_CONFIG: {tmp_path}/file")
+    done = CliRunner().invoke(app, ["tokens", "list", "--config", str(tmp_path / "file")])
+    assert done.stderr.startswith(f"error: {tmp_path}/file")
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")

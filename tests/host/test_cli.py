@@ -429,6 +429,41 @@ def test_an_unknown_device_names_the_known(tmp_path: Path, monkeypatch: pytest.M
     assert_refused(result, 2, "devices.toml cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "arguments", "words"),
+    [
+        ("ESM_DEVICE", "pi5", ["time", "--example", "resnet18"], "unknown device 'pi5'"),
+        ("ESM_DEVICE", "pi4,pi5", ["time", "--example", "resnet18"], "unknown device 'pi5'"),
+        ("ESM_DEVICE", "pi5:0x7", ["profile"], "invalid address 'pi5:0x7'"),
+        ("ESM_STORE", "nope", ["campaigns", "list"], "is not a URL"),
+        ("ESM_STORE", "nope", ["profile"], "is not a URL"),
+        ("ESM_AGENT_PROVIDERS", "x.py:Npu", ["devices", "info", "local"], "there is no file"),
+    ],
+)
+def test_a_value_of_the_environment_is_named_by_its_variable(
+    variable: str,
+    value: str,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tmp_path / "devices.toml"
+    config.write_text('[devices.pi4]\naddress = "127.0.0.1:1"\n')
+    monkeypatch.setenv("ESM_CONFIG", str(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+    result = esm_host(*arguments)
+    assert_refused(result, 2, variable, words)
+    assert "--" not in result.stderr
+
+
+def test_an_option_beside_a_variable_is_named_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESM_STORE", "postgresql://a@b/c")
+    result = esm_host("campaigns", "list", "--store", "nope")
+    assert_refused(result, 2, "--store is not a URL")
+
+
 def test_an_agent_that_is_not_there_is_exit_code_69(tmp_path: Path) -> None:
     result = esm_host("profile", "--device", "127.0.0.1:1", "--run", tmp_path / "r")
     assert_refused(result, 69, "no agent answers at 127.0.0.1:1")

@@ -67,14 +67,17 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
     sources: list[MetricSource] = []
     taken = {name for metric in KNOWN.values() for name in (metric.key, metric.field)}
     for name in names:
-        made = SOURCES.load(name)
+        try:
+            made = SOURCES.load(name)
+        except PluginError as error:
+            raise PluginError(f"--metrics {name}: {error}") from error
         try:
             sources.append(made())
         except Exception as error:  # anything that a user's class may do
-            raise PluginError(f"metric source '{name}': {_described(error, made)}") from error
+            raise PluginError(f"--metrics {name}: {_described(error, made)}") from error
         for metric in made.metrics:
             if metric.key in taken:
-                raise PluginError(f"metric source '{name}': {metric.key} is taken: rename its key")
+                raise PluginError(f"--metrics {name}: {metric.key} is taken: rename its key")
             taken.add(metric.key)
     return sources
 

@@ -104,16 +104,31 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
     Raises:
         UsageError: the name is unknown or the configuration unreadable.
     """
-    from esm_host.transport.access import split_address
     from esm_host.transport.remote import RemoteProfiler
 
     if device == "local":
         from esm_host.transport.local import LocalProfiler
 
         return LocalProfiler()
+    entry = find(device)
+    if entry is None:
+        return RemoteProfiler(device, answer_s=answer_s)
+    return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
+
+
+def find(device: str) -> Entry | None:
+    """Return the entry of a named device; None for ``local`` or ``host:port``.
+
+    Raises:
+        UsageError: the name is unknown or the configuration unreadable.
+    """
+    from esm_host.transport.access import split_address
+
+    if device == "local":
+        return None
     if ":" in device:
         split_address(device)
-        return RemoteProfiler(device, answer_s=answer_s)
+        return None
     known = configured()
     if device not in known:
         grouped = groups()
@@ -122,8 +137,7 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
                 f"'{device}' is a group: name one of its devices ({', '.join(grouped[device])})"
             )
         raise unknown(device, known)
-    entry = known[device]
-    return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
+    return known[device]
 
 
 def configured() -> dict[str, Entry]:
