@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError
 from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
+from esm_protos.nearest import unknown
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
@@ -126,7 +127,7 @@ class SearchSpace(ABC):
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"{batch} is outside 1 to 4096", "batch")
         if dtype not in DTYPES:
-            raise InvalidSpaceError(f"'{dtype}': choose {' or '.join(DTYPES)}", "dtype")
+            raise InvalidSpaceError(unknown("dtype", dtype, DTYPES))
         self.resolution = resolution
         """Input height and width, pixels; the largest if architectures have their own."""
         self.width_mult = float(width_mult)

@@ -130,7 +130,7 @@ def test_pairing_keeps_a_certificate_that_is_of_tomorrow_by_this_devices_clock(
         (["pair", "host1"], ["paired already", "tokens revoke host1"]),
         (["pair", "two words"], ["invalid name 'two words'"]),
         (["pair", "\x1b[2J"], ["invalid name"]),
-        (["tokens", "revoke", "nobody"], ["unknown token 'nobody': choose from host1"]),
+        (["tokens", "revoke", "nobody"], ["unknown token 'nobody': choose host1"]),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

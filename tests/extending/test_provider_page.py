@@ -89,8 +89,8 @@ def test_the_file_runs_on_an_agent_and_its_options_are_checked(address: str) -> 
     refused = esm_host([*time, "--ep-option", "spining=0"])
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "error: --ep-option spining=0: the provider cpu-tuned has no such option: did you mean "
-        "'spinning'? it has spinning (0 or 1), arena (0 or 1)\n"
+        "error: --ep-option spining=0: unknown option 'spining' of the provider cpu-tuned: did you "
+        "mean 'spinning'? choose spinning (0 or 1), arena (0 or 1)\n"
     )
 
 

@@ -250,7 +250,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
     ("arguments", "code", "word"),
     [
         (["--space", "resnet9"], 2, "unknown search space"),
-        (["--dtype", "int4"], 2, "--dtype 'int4': choose float32 or int8"),
+        (["--dtype", "int4"], 2, "unknown dtype 'int4': did you mean 'int8'? choose float32, int8"),
         (["--runs", 5, "--precision", 1], 2, "--runs"),
         (
             ["--space", f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:TwoBefore"],

@@ -293,7 +293,7 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": "stable,calm"}, "^train_on.*calm.*choose from stable"),
+        ({"train_on": "stable,calm"}, "^train_on.*unknown verdict 'calm'.*choose stable"),
         ({"train_on": " , "}, "^train_on names no verdict"),
         ({"weights": "heavy"}, "^weights 'heavy'"),
     ],

@@ -131,10 +131,14 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["none.csv"], 2, ["there is no none.csv"]),
         (["board.csv"], 2, ["no column lat_ms_DEVICE", "--latency COLUMN=DEVICE", "'mean_us'"]),
         (["board.csv", "--latency", "mean_us=o"], 1, ["no architectures", "--architecture"]),
-        (["board.csv", "--latency", "mean=o"], 2, ["no column 'mean'", "'mean_us'"]),
+        (
+            ["board.csv", "--latency", "mean=o"],
+            2,
+            ["unknown column 'mean'", "did you mean 'mean_us'"],
+        ),
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
         (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
-        (["board.csv", *NAMED[:-1], "h"], 2, ["--unit 'h'", "s, ms, us, ns"]),
+        (["board.csv", *NAMED[:-1], "h"], 2, ["--unit: unknown unit 'h'", "s, ms, us, ns"]),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "must hold numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
@@ -194,7 +198,7 @@ def test_the_list_and_what_is_removed_from_it(campaign: Path) -> None:
     assert [entry["name"] for entry in data["sources"]] == [str(campaign)]
     works("sources", "remove", "blocks")
     assert "blocks" not in works("sources", "list")
-    assert_refused(esm_host("sources", "remove", "blocks"), 2, "no imported source 'blocks'")
+    assert_refused(esm_host("sources", "remove", "blocks"), 2, "unknown imported source 'blocks'")
 
 
 def test_an_empty_or_damaged_list() -> None:
@@ -285,11 +289,11 @@ def test_the_heat_map(ending: str) -> None:
     [
         (["boards", "blocks"], ["'blocks/a' is of fbnet, not of nasbench201"]),
         ([], ["of blocks; of nasbench201"]),
-        (["bords"], ["no source 'bords'", "esm-host sources list"]),
-        (["boards/x"], ["no device 'x'", "choose a, b, c"]),
+        (["bords"], ["unknown source 'bords'", "esm-host sources list"]),
+        (["boards/x"], ["unknown device 'x'", "choose a, b, c"]),
         (["boards/a"], ["boards/a: nothing to compare with"]),
         (["boards/a", "--target", "a"], ["nothing to compare with"]),
-        (["boards", "--target", "x"], ["no source 'x'"]),
+        (["boards", "--target", "x"], ["unknown source 'x'"]),
         (["boards", "--threshold", "0"], ["--threshold 0"]),
         (["boards", "--threshold", "1.5"], ["--threshold 1.5"]),
         (["boards", "--out", "map.gif"], ["--out map.gif", ".png, .svg or .html"]),

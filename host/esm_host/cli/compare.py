@@ -115,7 +115,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, compared_metrics
+    from esm_host.timing.metric_changes import check_metric, metrics_by_key
 
     if not 50 <= confidence < 100:
         raise UsageError(f"--confidence {confidence:g}: give a percentage from 50 to below 100")
@@ -124,7 +124,7 @@ def compare(
     _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in allow or () for name in text.split(",") if name]
-    metrics = compared_metrics(timing for side in sides for timing in side)
+    metrics = metrics_by_key(timing for side in sides for timing in side)
     shown = [check_metric("metric", key, metrics) for key in metric or ()]
     comparison = compared(
         sides[0],

@@ -249,8 +249,6 @@ def time(
     from esm_protos.messages import RunOrder
 
     names = [name for text in device or ["local"] for name in text.split(",") if name]
-    for name in names:
-        devices.find(name)
     counts = _numbers("--threads", cases.threads or ["1"])
     spec = timing_spec(
         measuring.runs,

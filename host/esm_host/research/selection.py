@@ -33,6 +33,7 @@ from esm_host.parallel import map_unordered
 from esm_host.predictors import entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.research.deviation import TYPICAL, Deviations
+from esm_protos.nearest import unknown
 
 Floats = NDArray[np.float64]
 
@@ -96,9 +97,9 @@ class _Data:
     def __init__(self, table: LatencyTable, pair: Pair) -> None:
         latency_ms = table.latency_of(pair.device)
         if pair.task not in table.accuracy_percent:
-            known = ", ".join(table.accuracy_percent)
+            known = table.accuracy_percent
             raise UsageError(
-                f"{table.name} has no accuracies of '{pair.task}': choose {known}"
+                unknown("task", pair.task, known, where=f"of {table.name}")
                 if known
                 else f"{table.name} has no accuracies: choose another table, as NAS-Bench-201's"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from esm_host.sources.columns import read_frame
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
 
 COUNTED = {
     "flops": "flops",
@@ -92,11 +94,13 @@ def parse_objective(text: str) -> ObjectiveSpec:
             f"{argument('objectives')} '{text}': give a NAME of your own and its source, as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
-    if not equals and (name not in known or (name == "latency" and _WAYS[way])):
-        raise UsageError(
-            f"{argument('objectives')} '{text}': choose latency, flops, params, memory, or "
-            "NAME=SOURCE, as accuracy=table.parquet:COLUMN"
-        )
+    if not equals and name not in known:
+        choices = "choose latency, flops, params, memory, or NAME=SOURCE, as "
+        choices += "accuracy=table.parquet:COLUMN"
+        refused = unknown("objective", name, known, choices=choices)
+        raise UsageError(f"{argument('objectives')}: {refused}")
+    if name == "latency" and _WAYS[way]:
+        raise UsageError(f"{argument('objectives')} '{text}': latency is minimised, write latency")
     return ObjectiveSpec(name, source, _WAYS[way])
 
 
@@ -132,9 +136,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
     values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
     if values is None:
         others = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        raise UsageError(
-            f"{path} has no column '{column}': choose {', '.join(others) or 'another'}"
-        )
+        raise UsageError(unknown("column", column, others, where=f"of {path}"))
     try:
         numbers = values.to_numpy(float)
     except (TypeError, ValueError):
@@ -173,7 +175,8 @@ def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], A
     module = read_module(path, f"function '{name}'")
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{path} has no function '{name}'")
+        own = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(unknown("function", name, own, where=f"of {path}"))
     return function
 
 

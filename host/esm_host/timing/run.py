@@ -82,7 +82,7 @@ def time_models(
 
     Raises:
         KeyboardInterrupt: interrupted before anything was measured, or interrupted twice.
-        UsageError: a device is given twice, or two names lead to one agent.
+        UsageError: a device is given twice or is unknown, or two names lead to one agent.
         EsmError: the only device failed.
     """
     if len(set(devices)) < len(devices):
@@ -137,6 +137,8 @@ def time_models(
 
     turns = [_Turn(name, connect, timed, met) for name in devices]
     _together(turns, on_interrupt)
+    if met.refused is not None:
+        raise met.refused
     check_distinct({name: met.devices[name] for name in devices if name in met.devices})
     timings = tuple(turn.timing for turn in turns)
     if any(turn.unwanted.is_set() for turn in turns) and not any(t.blocks for t in timings):
@@ -226,26 +228,32 @@ class _Meeting:
 
     Attributes:
         devices: Facts of the devices, by name.
+        refused: Error of a device that cannot be connected to by mistake of the user.
     """
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count)
         self.devices: dict[str, DeviceInfo] = {}
+        self.refused: UsageError | None = None
 
     def arrive(self, name: str, profiler: Profiler) -> None:
         """Wait for the other devices.
 
         Raises:
-            UsageError: two names lead to one agent.
+            UsageError: two names lead to one agent, or another name is unknown.
         """
         try:
             self.devices[name] = profiler.device_info()
         finally:
             self._barrier.wait()
+        if self.refused is not None:
+            raise self.refused
         check_distinct(self.devices)
 
-    def miss(self) -> None:
+    def miss(self, error: BaseException) -> None:
         """Release the other devices if this one cannot be connected to."""
+        if isinstance(error, UsageError):
+            self.refused = error
         self._barrier.wait()
 
 
@@ -292,9 +300,9 @@ class _Turn:
         """Connect to the device; on failure, release the other devices."""
         try:
             profiler = self._connect(self._name)
-        except BaseException:
+        except BaseException as error:
             if not self._met:
-                self._meeting.miss()
+                self._meeting.miss(error)
             raise
         self._met = True
         return profiler

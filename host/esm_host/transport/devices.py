@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 from esm_protos.user_folders import user_folder
 
 if TYPE_CHECKING:  # loading gRPC would slow down shell completion
@@ -104,31 +104,16 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
     Raises:
         UsageError: the name is unknown or the configuration unreadable.
     """
+    from esm_host.transport.access import split_address
     from esm_host.transport.remote import RemoteProfiler
 
     if device == "local":
         from esm_host.transport.local import LocalProfiler
 
         return LocalProfiler()
-    entry = find(device)
-    if entry is None:
-        return RemoteProfiler(device, answer_s=answer_s)
-    return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
-
-
-def find(device: str) -> Entry | None:
-    """Return the entry of a named device; None for ``local`` or ``host:port``.
-
-    Raises:
-        UsageError: the name is unknown or the configuration unreadable.
-    """
-    from esm_host.transport.access import split_address
-
-    if device == "local":
-        return None
     if ":" in device:
         split_address(device)
-        return None
+        return RemoteProfiler(device, answer_s=answer_s)
     known = configured()
     if device not in known:
         grouped = groups()
@@ -136,8 +121,9 @@ def find(device: str) -> Entry | None:
             raise UsageError(
                 f"'{device}' is a group: name one of its devices ({', '.join(grouped[device])})"
             )
-        raise unknown(device, known)
-    return known[device]
+        raise unknown_device(device, known)
+    entry = known[device]
+    return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
 
 
 def configured() -> dict[str, Entry]:
@@ -181,10 +167,9 @@ def groups() -> dict[str, tuple[str, ...]]:
             raise UsageError(f"{path}: '{name}' is both a device and a group: rename one")
         for member in members:
             if member not in known:
-                raise UsageError(
-                    f"{path}: group '{name}' has an unknown device '{member}': "
-                    f"{nearest(member, known)}remove it, or add the device"
-                )
+                where, cure = f"in group '{name}'", "remove it, or add the device"
+                text = unknown("device", member, known, where=where, choices=cure)
+                raise UsageError(f"{path}: {text}")
         found[name] = tuple(dict.fromkeys(members))
     return found
 
@@ -196,7 +181,7 @@ def members(name: str) -> tuple[str, ...]:
     return groups().get(name, (name,))
 
 
-def unknown(
+def unknown_device(
     name: str, known: Mapping[str, object], what: str = "'local', host:port or a name"
 ) -> UsageError:
     """Return the error for an unknown name, with the most similar known one."""
@@ -205,7 +190,7 @@ def unknown(
         names = f"{path} has {', '.join(known) or 'none: see esm-host devices add'}"
     except OSError as error:
         names = f"{error.strerror}"
-    return UsageError(f"unknown device '{name}': {nearest(name, known)}give {what} ({names})")
+    return UsageError(unknown("device", name, known, choices=f"give {what} ({names})"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

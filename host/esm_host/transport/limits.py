@@ -13,6 +13,7 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
+from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
 from esm_protos.v1 import onnx_view_pb2
 
@@ -27,9 +28,8 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         UsageError: the device lacks a provider or option, or a limit is exceeded.
     """
     if spec.provider not in device.providers:
-        raise UsageError(
-            f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
-        )
+        text = unknown("execution provider", spec.provider, device.providers, where="on the device")
+        raise UsageError(f"{argument('provider')}: {text}")
     provider = device.provider(spec.provider)
     try:
         provider.complete(spec.provider_options)
