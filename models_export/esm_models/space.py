@@ -261,15 +261,16 @@ class SearchSpace(ABC):
             )
         if len(architecture.units) != self.unit_count:
             raise InvalidArchitectureError(
-                f"{self.name} has {self.unit_count} units; the architecture has "
-                f"{len(architecture.units)}"
+                f"{self.name} has {self.unit_count} unit{'s' * (self.unit_count != 1)}; the "
+                f"architecture has {len(architecture.units)}"
             )
         for number, (unit, depths) in enumerate(
             zip(architecture.units, self.depths, strict=True), start=1
         ):
             if len(unit) not in depths:
                 raise InvalidArchitectureError(
-                    f"unit {number} has {len(unit)} blocks; {self.name} allows "
+                    f"unit {number} has {len(unit)} block{'s' * (len(unit) != 1)}; {self.name} "
+                    "allows "
                     f"{', '.join(map(str, depths))}"
                 )
             for label in unit:

@@ -155,8 +155,6 @@ def test_tells_of_progress(profiler: Profiler) -> None:
 
 
 def test_a_provider_that_is_not_there_is_refused(profiler: Profiler) -> None:
-    with pytest.raises(
-        DeviceError, match="unknown execution provider 'npu' on this device: "
-    ):
+    with pytest.raises(DeviceError, match="unknown execution provider 'npu' on this device: "):
         profiler.measure(block(GOOD, provider="npu"))
     assert profiler.measure(block(GOOD)).measurements[0].failure is None

@@ -185,7 +185,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--device", "local", "--space", SCOPED, "--resolution", 32, "--runs", 41, "--json", path
     )
     assert result.exit_code == 0, result.output
-    assert f"10 parts are in {path}" in result.stderr
+    assert f"10 parts written to {path}" in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == [
         *("part", "input", "operators", "mflops", "latency_ms", "interval_%")

@@ -281,7 +281,7 @@ def test_interrupted_it_keeps_what_is_done_and_goes_on(
     assert len(study.results()) == 5 * 3
     shown = CliRunner().invoke(app, [*arguments, "--only-plots"])
     assert shown.exit_code == 0, shown.output
-    assert "7 tasks are missing" in shown.stdout
+    assert "7 tasks missing" in shown.stdout
     done = counted(monkeypatch)
     assert run_study(folder / "study.toml", tmp_path).missing == 0
     assert len(done) == 7

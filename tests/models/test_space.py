@@ -315,7 +315,7 @@ def test_architectures_of_the_space_are_valid(
         (
             "mobilenetv3",
             Architecture("mobilenetv3", (K3 * 2, K3 * 2, K3 * 2, K3)),
-            ["unit 4 has 1 blocks", "mobilenetv3", "2, 3, 4"],
+            ["unit 4 has 1 block;", "mobilenetv3", "2, 3, 4"],
         ),
         ("resnet", Architecture("resnet", (K3, (), K3, K3)), ["unit 2 has 0 blocks", "1, 2"]),
         (

@@ -224,6 +224,8 @@ def main(
     import numpy.random  # noqa: F401  later it would count as memory of the first model
     import onnxruntime
 
+    from esm_agent.measure.backends import failure_of
+
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
@@ -231,10 +233,17 @@ def main(
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
-    infos = tuple(backend.info(state) for backend in backends.values())
-    findings = tuple(each for backend in backends.values() for each in backend.findings())
+    infos: list[ProviderInfo] = []
+    findings: list[Finding] = []
+    for backend in backends.values():
+        try:
+            infos.append(backend.info(state))
+            findings += backend.findings()
+        except Exception as error:  # anything that a user's provider may do
+            connection.send(Refusal(failure_of(backend, error)))
+            return
     told = tuple(metric for source in sources for metric in source.metrics)
-    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
+    connection.send(Hello(runtime, tuple(infos), isolation, missing, tuple(findings), gpu, told))
     while True:
         try:
             job: Job = connection.recv()

@@ -13,6 +13,7 @@ from esm_agent.serving.cache import LinkFolder
 from esm_protos import convert
 from esm_protos.graphs import is_memory_address
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
+from esm_protos.text import counted
 from esm_protos.v1 import profiler_pb2 as pb
 
 _LONGEST_ID = 4096
@@ -125,13 +126,14 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
         raise UploadError("model ids must be unique within a block")
     if len(header.models) > limits.max_block_models:
         raise TooLargeError(
-            f"{len(header.models)} models in a block; this agent accepts "
+            f"{counted(len(header.models), 'model')} in a block; this agent accepts "
             f"{limits.max_block_models}: use a smaller --block-size"
         )
     samples = header.spec.runs * len(header.models) * _BYTES_OF_A_RUN
     if not header.spec.precision and samples > limits.max_memory_bytes:
         raise TooLargeError(
-            f"{header.spec.runs} runs of {len(header.models)} models take {samples / 1e6:.0f} MB; "
+            f"{counted(header.spec.runs, 'run')} of {counted(len(header.models), 'model')} take "
+            f"{samples / 1e6:.0f} MB; "
             f"the measuring process may use {limits.max_memory_bytes / 1e6:.0f} MB: use fewer "
             "--runs or a smaller --block-size"
         )

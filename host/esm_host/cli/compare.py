@@ -16,7 +16,7 @@ from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.table import Verdict, print_markdown, print_table
 from esm_host.errors import UsageError
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.timing.compare import Change, Comparison
@@ -172,7 +172,7 @@ def _print_certainty(comparison: Comparison) -> None:
         base, new = comparison.timings
         errors = t_quantile(freedom, comparison.confidence)
         typer.echo(
-            f"{base} + {new} timings leave {freedom} degrees of freedom: an interval is "
+            f"{base} + {new} timings leave {counted(freedom, 'degree')} of freedom: an interval is "
             f"{errors:.1f} standard errors to either side",
             err=True,
         )

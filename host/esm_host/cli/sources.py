@@ -17,7 +17,7 @@ from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_protos.commands import Commands
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.transfer.comparison import Comparison
@@ -70,7 +70,9 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "sources": [asdict(entry) for entry in shown]}
         write_output(
-            output, json.dumps(data, indent=2), f"{len(shown)} sources written to {output}"
+            output,
+            json.dumps(data, indent=2),
+            f"{counted(len(shown), 'source')} written to {output}",
         )
     if str(output) != "-" and shown:
         print_table(

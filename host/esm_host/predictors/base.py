@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from esm_host.plugins import own_failures
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -149,7 +150,7 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         x = self._checked(encodings)
         if x.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
+                f"encodings have {counted(x.shape[1], 'column')}; fitted on {self.n_features_in_}"
             )
         return x
 
@@ -166,7 +167,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         if sample_weight is not None:
             weights = np.asarray(sample_weight, dtype=np.float64)
             if weights.shape != y.shape:
-                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
+                raise ValueError(
+                    f"{counted(len(y), 'sample')}: give as many weights, not {weights.shape}"
+                )
             if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
                 raise ValueError("weights must be finite, none negative and not all zero")
         self.n_features_in_ = x.shape[1]

@@ -24,6 +24,7 @@ from esm_host.transfer.base import FewShotPredictor
 from esm_host.transfer.monotonicity import LEAST_SHARED, THRESHOLD, Decision, decide
 from esm_host.transfer.source import Source
 from esm_models.space import Codes
+from esm_protos.text import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ class ProxyVerification:
         """Return the result for the proxy and the front of ``count`` architectures, in words."""
         found = self.check.proxy
         ranks = (
-            f"{self.proxy} ranks {self.check.samples} samples with a correlation of "
+            f"{self.proxy} ranks {counted(self.check.samples, 'sample')} with a correlation of "
             f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}): its predictor was "
             f"{'used unchanged' if self.decision is Decision.REUSE else 'adapted'}"
         )
@@ -199,8 +200,7 @@ def verify_by_proxy(
     pool = np.concatenate([own, samples.more[: budget // 2]])
     if len(pool) < LEAST_SHARED:
         raise UsageError(
-            f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
-            "more"
+            f"too few samples to compare a proxy with ({len(pool)}): measure {LEAST_SHARED} or more"
         )
 
     def measure(codes: Codes) -> Floats:

@@ -34,6 +34,7 @@ from esm_host.predictors import entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.research.deviation import TYPICAL, Deviations
 from esm_protos.nearest import unknown
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -314,7 +315,8 @@ class _SimulationPart:
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.sizes))
-        return f"{self.pair}: {self.settings.simulations} simulations with {sizes} candidates each"
+        runs = counted(self.settings.simulations, "simulation")
+        return f"{self.pair}: {runs} with {sizes} candidates each"
 
     def rows(self) -> list[dict[str, object]]:
         taus = _taus(self.data, self.pair, self.settings)
@@ -380,7 +382,7 @@ class _PredictorPart:
 
     def __str__(self) -> str:
         times = f"{self.settings.repeats} times"
-        return f"{self.pair}: {self.name} with {self.samples} samples, {times}"
+        return f"{self.pair}: {self.name} with {counted(self.samples, 'sample')}, {times}"
 
     def rows(self) -> list[dict[str, object]]:
         data, settings = self.data, self.settings

@@ -30,6 +30,7 @@ from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
 from esm_protos.nearest import unknown
+from esm_protos.text import counted
 
 COUNTED = {
     "flops": "flops",
@@ -227,8 +228,8 @@ def _evaluate(task: _Task) -> tuple[int, NDArray[np.float64]]:
     if values.shape != (len(task.architectures),):
         count = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(
-            f"the objective {task.name} returned {count} values for {len(task.architectures)} "
-            "architectures: let it return a number for each"
+            f"the objective {task.name} returned {count} values for "
+            f"{len(task.architectures)} architectures: let it return a number for each"
         )
     return task.number, values
 
@@ -257,8 +258,8 @@ class _OnnxPredictor:
             if len(columns) != 1 or (isinstance(columns[0], int) and columns[0] != len(encoder)):
                 raise UsageError(
                     f"{path} takes {asked.shape}, but encoding {encoder.name} of "
-                    f"{encoder.space.name} has {len(encoder)} columns: name the encoding it was "
-                    "fitted on"
+                    f"{encoder.space.name} has {counted(len(encoder), 'column')}: name the "
+                    "encoding it was fitted on"
                 )
         self._inputs = [each.name for each in inputs]
         try:

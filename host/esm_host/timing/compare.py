@@ -33,6 +33,7 @@ from esm_protos import older_peers
 from esm_protos.nearest import unknown
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
+from esm_protos.text import counted
 
 READ = (2, 3)
 """Supported schema versions of timings."""
@@ -165,7 +166,7 @@ class Comparison:
             parts.append(f"batch {change.case['batch']}")
         parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
         if change.case["threads"] > 1:
-            parts.append(f"{change.case['threads']} threads")
+            parts.append(counted(change.case["threads"], "thread"))
         return ", ".join(parts)
 
     def verdict(self, change: Change) -> str:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.nearest import unknown
+from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import tensor_type, value_type
 
@@ -206,7 +207,8 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
     known = sorted({symbol for inputs in models.values() for symbol in symbols(inputs)})
     for dim in dims:
         if models and dim.symbol not in known:
-            choices = "" if known else "the inputs name none"
+            names = ", ".join(f"'{each}'" for each in known) or "none"
+            choices = f"the inputs name {names}"
             text = unknown("dimension", dim.symbol, known, choices=choices)
             raise UsageError(f"{argument('dims')}: {text}")
 
@@ -229,7 +231,8 @@ def symbols(inputs: Iterable[GraphInput]) -> list[str]:
 
 def unknown_input(name: str, known: Sequence[str]) -> str:
     """Return the message for an unknown input."""
-    return unknown("input", name, known, choices="" if known else "the model takes none")
+    takes = ", ".join(f"'{each}'" for each in known) or "none"
+    return unknown("input", name, known, choices=f"the model takes {takes}")
 
 
 def resolve(
@@ -358,8 +361,8 @@ def _check(path: str, known: GraphInput, given: _Given) -> None:
         return
     if len(known.dims) != len(given.dims):
         raise UsageError(
-            f"{given.source}: input '{known.name}' of {path} has {len(known.dims)} dimensions "
-            f"({shown(known.dims)}), not {len(given.dims)}"
+            f"{given.source}: input '{known.name}' of {path} has "
+            f"{counted(len(known.dims), 'dimension')} ({shown(known.dims)}), not {len(given.dims)}"
         )
     for axis, (dim, size) in enumerate(zip(known.dims, given.dims, strict=True)):
         if isinstance(dim, int) and size not in (None, dim):
@@ -493,7 +496,7 @@ def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | 
     if shape.name is not None:
         return shape.name if any(known.name == shape.name for known in inputs) else None
     if len(inputs) != 1:
-        names = ", ".join(known.name for known in inputs) or "none"
+        names = ", ".join(f"'{known.name}'" for known in inputs) or "none"
         raise UsageError(
             f"{argument('shapes')} {shape.text}: {path} has {len(inputs)} inputs ({names}): "
             f"name one, NAME:{shape.text}"

@@ -36,6 +36,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.text import counted
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
@@ -92,7 +93,7 @@ def time_models(
     count = len(request)
 
     def measure(turn: _Turn, name: str, profiler: Profiler, first: bool) -> _Measured:
-        profiler.reserve(f"time {count} model{'s' * (count != 1)}", wait)
+        profiler.reserve(f"time {counted(count, 'model')}", wait)
 
         def told(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
@@ -430,6 +431,7 @@ def _results(
             pooled.parts,
             pooled.shift,
             next((block.no_history for block in blocks if block.no_history), ""),
+            all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
         results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)

@@ -15,6 +15,7 @@ from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
+from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2
 
 _MOST_THREADS = 8
@@ -83,8 +84,8 @@ def check_models(
     outlines = outlines or {}
     if len(models) > limits.max_block_models:
         raise UsageError(
-            f"{len(models)} models: the device accepts {limits.max_block_models} per block, "
-            "give fewer"
+            f"{counted(len(models), 'model')}: the device accepts {limits.max_block_models} per "
+            "block, give fewer"
         )
     for model in {model.sha256: model for model in models}.values():
         if model.sha256 in outlines:
@@ -136,7 +137,7 @@ def check_campaign(limits: Limits, block_size: int, references: int, largest: by
         raise UsageError(
             f"{argument('block_size')} {block_size} and {argument('references')} {references} "
             "exceed "
-            f"the device's {limits.max_block_models} models per block: give less"
+            f"the device's {counted(limits.max_block_models, 'model')} per block: give less"
         )
     if excess := excess_of(largest, limits):
         raise UsageError(f"the space's largest model: {excess}: choose a smaller space")
