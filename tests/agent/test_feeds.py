@@ -232,9 +232,7 @@ def test_shapes_that_the_model_itself_does_not_take_are_told_with_what_was_fed(
 
 def test_a_free_dimension_that_cannot_be_one_is_explained(tmp_path: Path) -> None:
     loaded = CpuProvider().load(model(tmp_path, Case()), MeasureSpec())
-    with pytest.raises(
-        ModelError, match="of 'a', 'b' were set to 1: --shape "
-    ) as caught:
+    with pytest.raises(ModelError, match="of 'a', 'b' were set to 1: --shape ") as caught:
         first_run(loaded)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT
 

@@ -780,6 +780,17 @@ def test_every_command_shows_an_example(program_app: typer.Typer) -> None:
     assert without(group, program_name) == []
 
 
+@pytest.mark.parametrize("program_app", [app, agent_app])
+def test_help_has_no_word_that_only_other_pages_define(program_app: typer.Typer) -> None:
+    def texts(command: Any) -> Iterator[str]:
+        yield command.help or ""
+        yield from (getattr(param, "help", None) or "" for param in command.params)
+        for name in getattr(command, "commands", ()):
+            yield from texts(command.get_command(None, name))
+
+    assert [text for text in texts(typer.main.get_command(program_app)) if "visit" in text] == []
+
+
 def test_version_is_told() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout.startswith("esm-host 0")
     assert CliRunner().invoke(agent_app, ["--version"]).stdout.startswith("esm-agent 0")
@@ -814,7 +825,15 @@ def test_without_arguments_it_shows_the_help() -> None:
             ["is not one of 'interleaved', 'sequential': see"],
         ),
         (["time"], ["missing argument 'MODEL.onnx'", "time --help"]),
-        (["time", "a.onnx", "--runs", "many"], ["--runs", "time --help"]),
+        (
+            ["time", "a.onnx", "--runs", "many"],
+            ["--runs many: give a whole number: see", "time --help"],
+        ),
+        (["time", "a.onnx", "--trim=x"], ["--trim x: give a number: see"]),
+        (["time", "a.onnx", "--profile-runs", "0"], ["--profile-runs 0: give 1 or more: see"]),
+        (["time", "a.onnx", "--profile-runs", "9999"], ["--profile-runs 9999: give 1000 or less"]),
+        (["time", "a.onnx", "--device", ""], ["--device '': give 'local', host:port or a name"]),
+        (["time", "--example", "resnet18", "--device", "pi4,"], ["--device 'pi4,': give"]),
         (["time", "a.onnx", "--runs"], ["--runs", "requires an argument"]),
         (["report", "x", "y"], ["unexpected extra argument"]),
         (["profile", "--train-on", "stabel"], ["--train-on", "did you mean 'stable'"]),
@@ -825,7 +844,7 @@ def test_without_arguments_it_shows_the_help() -> None:
             ["profile", "--space", OWN_SPACE + "y"],
             ["unknown search space class 'Tinyy'", "did you mean 'Tiny'?"],
         ),
-        (["export", "resnt"], ["search space 'resnt': did you mean 'resnet'?"]),
+        (["export", "resnt", "-a", "[]"], ["search space 'resnt': did you mean 'resnet'?"]),
         (
             ["time", "--example", "resnet18", "--device", "127.0.0.1:1,pi5"],
             ["unknown device 'pi5'"],

@@ -64,9 +64,7 @@ def lookup(
     timing: TimingOptions,
     provider: ProviderOptions,
     no_wait: NoWait = False,
-    seed: Annotated[
-        int, typer.Option(help="Random seed of the inputs and the visiting order.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs and the order of runs.")] = 0,
     output: Json = None,
     quiet: Quiet = False,
 ) -> None:
