@@ -360,6 +360,11 @@ def doctor(
     from esm_agent.measure.worker import WorkerUnavailableError
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
+    if output is not None and str(output) != "-":
+        if output.is_dir():
+            fail(2, f"cannot write {output}: it is a folder")
+        if not output.parent.is_dir():
+            fail(2, f"cannot write {output}: there is no folder {output.parent}")
     try:
         typer.echo(f"timing built-in models for {seconds:g} s", err=True)
         diagnosis = _examined(seconds, history or _own_history())
@@ -425,7 +430,7 @@ def show_cache(
 
     folder = cache or cache_folder()
     if not folder.exists():
-        fail(1, f"{folder} does not exist: there is no cache")
+        fail(2 if cache else 1, f"{folder} does not exist: there is no cache")
     try:
         files = Cache(folder)
         if clear:

@@ -22,7 +22,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except AccessError as error:
-            fail(1, str(error))
+            fail(2, str(error))
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             fail(1, f"{where}{error.strerror or error}")

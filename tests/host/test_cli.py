@@ -426,7 +426,7 @@ def test_an_unknown_device_names_the_known(tmp_path: Path, monkeypatch: pytest.M
     assert_refused(result, 69, "127.0.0.1:1 (pi4)", "esm-agent serve")
     config.write_text("[devices\n")
     result = esm_host("profile", "--device", "pi4", "--run", tmp_path / "r")
-    assert_refused(result, 2, "devices.toml cannot be read")
+    assert_refused(result, 2, f"ESM_CONFIG: {config} cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -844,7 +844,10 @@ def test_without_arguments_it_shows_the_help() -> None:
             ["profile", "--space", OWN_SPACE + "y"],
             ["unknown search space class 'Tinyy'", "did you mean 'Tiny'?"],
         ),
-        (["export", "resnt", "-a", "[]"], ["search space 'resnt': did you mean 'resnet'?"]),
+        (
+            ["export", "resnt", "-a", "[]", "-o", "x"],
+            ["search space 'resnt': did you mean 'resnet'?"],
+        ),
         (
             ["time", "--example", "resnet18", "--device", "127.0.0.1:1,pi5"],
             ["unknown device 'pi5'"],

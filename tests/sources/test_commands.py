@@ -299,6 +299,7 @@ def test_the_heat_map(ending: str) -> None:
         (["boards", "--out", "map.gif"], ["--out map.gif", ".png, .svg or .html"]),
         (["boards", "--out", "no/map.png"], ["--out no/map.png", "no folder"]),
         (["--space", "fbnett"], ["did you mean 'fbnet'"]),
+        (["--runs", "nowhere"], ["--runs", "there is no folder nowhere"]),
         (["--space", "ofa"], ["there are no sources of ofa", "esm-host import"]),
         (["far/a", "near/a", "--target", "far/a"], ["architectures in common with far/a"]),
     ],
@@ -369,3 +370,16 @@ def test_names_do_not_move_the_cursor(tmp_path: Path) -> None:
         out = works(*arguments)
         assert "a?[2J b" in out
         assert "\x1b" not in out
+
+
+def test_a_list_of_an_unknown_space_or_of_no_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = esm_host("sources", "list", "--space", "fbnett")
+    assert_refused(refused, 2, "unknown search space 'fbnett': did you mean 'fbnet'?")
+    assert_refused(
+        esm_host("sources", "list", "--runs", tmp_path / "gone"), 2, "there is no folder"
+    )
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ESM_SOURCES", str(tmp_path / "file"))
+    assert_refused(esm_host("sources", "list"), 2, f"ESM_SOURCES {tmp_path}/file is no folder")

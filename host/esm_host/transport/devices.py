@@ -140,8 +140,10 @@ def configured() -> dict[str, Entry]:
         devices = read_toml(path).get("devices", {})
         return {name: _entry(values) for name, values in devices.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        origin = "ESM_CONFIG: " if os.environ.get("ESM_CONFIG") else ""
         raise UsageError(
-            f'{path} cannot be read ({error}): write [devices.NAME] and address = "host:port"'
+            f"{origin}{path} cannot be read ({error}): write [devices.NAME] and "
+            'address = "host:port"'
         ) from error
 
 
