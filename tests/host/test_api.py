@@ -334,7 +334,7 @@ def test_arguments_of_comparisons_are_named(fake: FakeProfiler, folder: Path) ->
 def test_arguments_of_campaigns_and_searches_are_named() -> None:
     for arguments, words in (
         ({"max_models": 1}, "^max_models 1 is less than initial 300$"),
-        ({"judge": "one"}, "^judge 'one'"),
+        ({"judge": "one"}, "^unknown judge 'one': choose bins, overall"),
         ({"reference_tolerance_percent": -1}, "^reference_tolerance_percent -1 is outside"),
     ):
         with pytest.raises(esm_host.UsageError, match=words):

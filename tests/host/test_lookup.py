@@ -239,7 +239,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
         with pytest.raises(DatasetError, match=message):
             load_lookup_table(tmp_path / "t.json", encoder())
     (tmp_path / "t.json").write_text(json.dumps({**data, "parts": data["parts"][1:]}))
-    with pytest.raises(MismatchError, match="lacks 1 parts"):
+    with pytest.raises(MismatchError, match="lacks 1 part of"):
         load_lookup_table(tmp_path / "t.json", encoder())
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(DatasetError, match="is not JSON"):
