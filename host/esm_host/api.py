@@ -40,7 +40,7 @@ from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import Progress, RunOrder
-from esm_protos.nearest import nearest
+from esm_protos.nearest import nearest, unknown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -163,7 +163,7 @@ def time(
         timing.results()[["label", "trimmed_mean_ms", "verdict"]]
     """
     if protocol not in (known := [p.value for p in RunOrder]):
-        raise UsageError(f"{argument('protocol')} '{protocol}': choose {' or '.join(known)}")
+        raise UsageError(unknown("protocol", protocol, known))
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
         raise UsageError(
             f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"

@@ -15,7 +15,7 @@ from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sources.registry import describe_settings
 from esm_host.typed import typed
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,13 @@ def attach(name: str, path: str | Path, store: str) -> None:
     known = database.campaigns(store)
     if name not in known:
         raise UsageError(
-            f"there is no campaign '{name}' in {database.without_password(store)}: "
-            f"{nearest(name, known)}see esm-host campaigns list"
+            unknown(
+                "campaign",
+                name,
+                known,
+                where=f"in {database.without_password(store)}",
+                choices="see esm-host campaigns list",
+            )
         )
     RunFolder(Path(path)).attach(PostgresSchema(store, name))
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
+from esm_protos.nearest import unknown
 from esm_protos.plugins import own_failure, own_name
 
 Codes = NDArray[np.int16]
@@ -148,7 +149,7 @@ class SearchSpace(ABC):
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"{batch} is outside 1 to 4096", "batch")
         if dtype not in DTYPES:
-            raise InvalidSpaceError(f"'{dtype}': choose {' or '.join(DTYPES)}", "dtype")
+            raise InvalidSpaceError(unknown("dtype", dtype, DTYPES))
         self.resolution = resolution
         """Input height and width, pixels; the largest if architectures have their own."""
         self.width_mult = float(width_mult)
@@ -330,15 +331,16 @@ class SearchSpace(ABC):
             )
         if len(architecture.units) != self.unit_count:
             raise InvalidArchitectureError(
-                f"{self.name} has {self.unit_count} units; the architecture has "
-                f"{len(architecture.units)}"
+                f"{self.name} has {self.unit_count} unit{'s' * (self.unit_count != 1)}; the "
+                f"architecture has {len(architecture.units)}"
             )
         for number, (unit, depths) in enumerate(
             zip(architecture.units, self.depths, strict=True), start=1
         ):
             if len(unit) not in depths:
                 raise InvalidArchitectureError(
-                    f"unit {number} has {len(unit)} blocks; {self.name} allows "
+                    f"unit {number} has {len(unit)} block{'s' * (len(unit) != 1)}; {self.name} "
+                    "allows "
                     f"{', '.join(map(str, depths))}"
                 )
             for label in unit:

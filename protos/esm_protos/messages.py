@@ -167,7 +167,7 @@ class MeasureSpec:
             )
         if not isinstance(self.run_order, RunOrder):
             known = " or ".join(f"RunOrder.{order.name}" for order in RunOrder)
-            raise ValueError(f"run_order {self.protocol!r}: give {known}")
+            raise ValueError(f"run_order {self.run_order!r}: give {known}")
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:

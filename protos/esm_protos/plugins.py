@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -89,10 +89,9 @@ class Family:
         installed = self._installed()
         if name not in installed:
             names = self.names()
-            known = f"{nearest(name, names)}choose {', '.join(names)}, or " if names else ""
-            raise PluginError(
-                f"unknown {self.what} '{name}': {known}give your own as path/to/file.py:Class"
-            )
+            known = f"choose {', '.join(names)}, or " if names else ""
+            own = "give your own as path/to/file.py:Class"
+            raise PluginError(unknown(self.what, name, names, choices=known + own))
         entry = installed[name]
         try:
             return self._checked(entry.load(), entry.value)
@@ -122,9 +121,13 @@ class Family:
         if found and not class_name:
             which = " or ".join(f"{path}:{key}" for key in found)
             raise PluginError(f"'{path}' is a file, name a class of it: {which}")
-        what = f" '{class_name}'" if class_name else ""
-        has = f"it has {', '.join(found)}" if found else f"derive one from {base.__name__}"
-        raise PluginError(f"'{path}' has no {self.what} class{what}: {has}")
+        if class_name:
+            cure = "" if found else f"derive one from {base.__name__}"
+            where = f"in '{path}'"
+            raise PluginError(
+                unknown(f"{self.what} class", class_name, found, where=where, choices=cure)
+            )
+        raise PluginError(f"'{path}' has no {self.what} class: derive one from {base.__name__}")
 
     def _checked(self, cls: Any, where: str) -> type[Any]:
         base = load(self.base)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 OPTION_TYPES = ("bool", "int", "float", "text")
 
@@ -134,11 +134,11 @@ class ProviderInfo:
         known = {option.name: option for option in self.options}
         for name, value in given.items():
             if name not in known:
-                has = ", ".join(f"{each.name} ({each.values})" for each in self.options) or "none"
-                raise OptionError(
-                    f"{name}={value}: the provider {self.name} has no such option: "
-                    f"{nearest(name, known)}it has {has}"
-                )
+                has = ", ".join(f"{each.name} ({each.values})" for each in self.options)
+                cure = f"choose {has}" if has else "it has none"
+                where = f"of the provider {self.name}"
+                text = unknown("option", name, known, where=where, choices=cure)
+                raise OptionError(f"{name}={value}: {text}")
             if not known[name].takes(value):
                 raise OptionError(f"{name}={value}: give {known[name].values}")
         return {name: given.get(name, option.default) for name, option in known.items()}

@@ -117,9 +117,12 @@ def test_dimensions_of_one_name_may_differ_where_they_are_given() -> None:
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ({"image": (1, 3, 8)}, "image: the model takes batchx3xheightxwidth, given 1x3x8"),
+        ({"image": (1, 3, 8)}, "'image': the model takes batchx3xheightxwidth, given 1x3x8"),
         ({"image": (1, 4, 8, 8)}, "takes batchx3xheightxwidth, given 1x4x8x8"),
-        ({"pixels": (1,)}, "input pixels, which the model does not have; it has image, tokens"),
+        (
+            {"pixels": (1,)},
+            "unknown input 'pixels': the model takes 'image', 'tokens'",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes: dict[str, tuple[int, ...]], words: str) -> None:
@@ -132,7 +135,7 @@ def test_shapes_that_do_not_fit_are_refused(shapes: dict[str, tuple[int, ...]], 
         ({"image": np.zeros((1, 3, 8, 8))}, "the model takes float32, given float64"),
         ({"image": np.zeros((1, 3, 8, 8), ">f4")}, "given >f4"),
         ({"image": np.zeros((1, 3, 8), np.float32)}, "given 1x3x8"),
-        ({"pixels": np.zeros(1)}, "a value is given for input pixels"),
+        ({"pixels": np.zeros(1)}, "a value is given for an unknown input 'pixels'"),
         ({"image": np.array([{}], dtype=object)}, "given object"),
     ],
 )
@@ -191,7 +194,7 @@ def test_a_model_that_itself_asks_for_too_much_lacks_memory() -> None:
     "kind", ["map(int64,tensor(float))", "seq(seq(tensor(float)))", "sparse_tensor(float)"]
 )
 def test_what_is_made_of_no_tensors_is_unsupported(kind: str) -> None:
-    with pytest.raises(ModelError, match="input x is of type") as caught:
+    with pytest.raises(ModelError, match="input 'x' is of type") as caught:
         feeds.draw(Session(Node("x", kind, [])), 0)
     assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
 
@@ -229,7 +232,8 @@ def test_shapes_that_the_model_itself_does_not_take_are_told_with_what_was_fed(
 
 def test_a_free_dimension_that_cannot_be_one_is_explained(tmp_path: Path) -> None:
     loaded = CpuProvider().load(model(tmp_path, Case()), MeasureSpec())
-    with pytest.raises(ModelError, match="of a, b were set to 1: give their sizes") as caught:
+    match = "of 'a', 'b' were set to 1: give their sizes"
+    with pytest.raises(ModelError, match=match) as caught:
         first_run(loaded)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT
 

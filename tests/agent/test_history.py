@@ -381,7 +381,7 @@ def test_a_fifo_holds_nobody_up(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no history is kept in" in done.stderr
     shown = esm_agent("history", "--history", path)
-    assert shown.returncode == 1
+    assert shown.returncode == 2
     assert shown.stderr == f"error: cannot read {path}: not a regular file\n"
 
 
@@ -428,7 +428,7 @@ def esm_agent(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_command_shows_and_forgets(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     missing = esm_agent("history", "--history", path)
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert missing.stderr == f"error: {path} does not exist: there is no history yet\n"
     HistoryFile(path).add({**HERE, "odd": "\x1b[2J"}, TAKEN)
     shown = esm_agent("history", "--history", path)

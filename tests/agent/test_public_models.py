@@ -98,7 +98,7 @@ def test_what_does_not_run_is_refused_by_its_reason(profiler: LocalProfiler) -> 
             detection,
             Case(shapes=(("picture", (1,)),)),
             FailureKind.INVALID_INPUT,
-            "it has image",
+            "the model takes 'image'",
         ),
         "map": (models_public.mapping(), Case(), FailureKind.UNSUPPORTED_OP, "map("),
         "custom": (models_public.custom(), Case(), FailureKind.UNSUPPORTED_OP, "custom.ops"),

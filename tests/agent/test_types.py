@@ -330,7 +330,7 @@ def tensor(**fields: Any) -> TensorProto:
         (tensor(data_type=99), "the model takes float32, given type 99"),
         (tensor(data_location=TensorProto.EXTERNAL), "is in another file"),
         (TensorProto(data_type=FLOAT, dims=[3], float_data=[1, 2]), "3 numbers, it has 2"),
-        (numpy_helper.from_list([np.zeros(3, np.float32)]), "input x: "),
+        (numpy_helper.from_list([np.zeros(3, np.float32)]), "input 'x': "),
     ],
     ids=range(10),
 )
@@ -338,7 +338,7 @@ def test_protos_that_do_not_fit_are_refused(tmp_path: Path, proto: Any, words: s
     with pytest.raises(ModelError, match=words) as caught:
         loaded(tmp_path, passed_on(TENSOR(FLOAT, [3])), x=proto)
     assert caught.value.failure.kind is FailureKind.INVALID_INPUT
-    assert "input x" in str(caught.value)
+    assert "input 'x'" in str(caught.value)
 
 
 def test_a_proto_is_not_read_if_it_is_larger_than_memory(

@@ -23,3 +23,8 @@ def test_bins_partition_the_depths_about_equally(low: int, more: int, data: st.D
 def test_impossible_bins_name_the_possible(count: int) -> None:
     with pytest.raises(UsageError, match="give 1 to 25"):
         DepthBins(4, 28, count)
+
+
+def test_a_single_depth_is_singular() -> None:
+    with pytest.raises(UsageError, match=r"the space has 1 depth \(4 to 4\)"):
+        DepthBins(4, 4, 2)

@@ -385,14 +385,14 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
         (["--resolution", "8"], ["--resolution 8", "32"]),
         (["--width-mult", "0"], ["--width-mult"]),
         (["--batch", "0"], ["--batch"]),
-        (["--dtype", "int4"], ["--dtype 'int4': choose float32 or int8"]),
+        (["--dtype", "int4"], ["unknown dtype 'int4': did you mean 'int8'? choose float32, int8"]),
         (["--runs", "0"], ["--runs 0"]),
         (["--trim", "0.5"], ["--trim"]),
         (["--threads", "0"], ["--threads"]),
         (["--timeout", "0"], ["--timeout 0"]),
         (["--runs-per-visit", "0"], ["--runs-per-visit 0"]),
         (["--patience", "nan"], ["--patience"]),
-        (["--ep", "cuda"], ["--ep cuda", "cpu"]),
+        (["--ep", "cuda"], ["--ep: unknown execution provider 'cuda'", "cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
         (["--cuda-graph"], ["--cuda-graph needs --ep cuda"]),
         (["--block-size", "400"], ["--block-size 400", "256"]),
@@ -426,7 +426,42 @@ def test_an_unknown_device_names_the_known(tmp_path: Path, monkeypatch: pytest.M
     assert_refused(result, 69, "127.0.0.1:1 (pi4)", "esm-agent serve")
     config.write_text("[devices\n")
     result = esm_host("profile", "--device", "pi4", "--run", tmp_path / "r")
-    assert_refused(result, 2, "devices.toml cannot be read")
+    assert_refused(result, 2, f"ESM_CONFIG: {config} cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "arguments", "words"),
+    [
+        ("ESM_DEVICE", "pi5", ["time", "--example", "resnet18"], "unknown device 'pi5'"),
+        ("ESM_DEVICE", "pi4,pi5", ["time", "--example", "resnet18"], "unknown device 'pi5'"),
+        ("ESM_DEVICE", "pi5:0x7", ["profile"], "invalid address 'pi5:0x7'"),
+        ("ESM_STORE", "nope", ["campaigns", "list"], "is not a URL"),
+        ("ESM_STORE", "nope", ["profile"], "is not a URL"),
+        ("ESM_AGENT_PROVIDERS", "x.py:Npu", ["devices", "info", "local"], "there is no file"),
+    ],
+)
+def test_a_value_of_the_environment_is_named_by_its_variable(
+    variable: str,
+    value: str,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tmp_path / "devices.toml"
+    config.write_text('[devices.pi4]\naddress = "127.0.0.1:1"\n')
+    monkeypatch.setenv("ESM_CONFIG", str(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+    result = esm_host(*arguments)
+    assert_refused(result, 2, variable, words)
+    assert "--" not in result.stderr
+
+
+def test_an_option_beside_a_variable_is_named_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESM_STORE", "postgresql://a@b/c")
+    result = esm_host("campaigns", "list", "--store", "nope")
+    assert_refused(result, 2, "--store is not a URL")
 
 
 def test_an_agent_that_is_not_there_is_exit_code_69(tmp_path: Path) -> None:
@@ -745,6 +780,17 @@ def test_every_command_shows_an_example(program_app: typer.Typer) -> None:
     assert without(group, program_name) == []
 
 
+@pytest.mark.parametrize("program_app", [app, agent_app])
+def test_help_has_no_word_that_only_other_pages_define(program_app: typer.Typer) -> None:
+    def texts(command: Any) -> Iterator[str]:
+        yield command.help or ""
+        yield from (getattr(param, "help", None) or "" for param in command.params)
+        for name in getattr(command, "commands", ()):
+            yield from texts(command.get_command(None, name))
+
+    assert [text for text in texts(typer.main.get_command(program_app)) if "visit" in text] == []
+
+
 def test_version_is_told() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout.startswith("esm-host 0")
     assert CliRunner().invoke(agent_app, ["--version"]).stdout.startswith("esm-agent 0")
@@ -779,10 +825,33 @@ def test_without_arguments_it_shows_the_help() -> None:
             ["is not one of 'interleaved', 'sequential': see"],
         ),
         (["time"], ["missing argument 'MODEL.onnx'", "time --help"]),
-        (["time", "a.onnx", "--runs", "many"], ["--runs", "time --help"]),
+        (
+            ["time", "a.onnx", "--runs", "many"],
+            ["--runs many: give a whole number: see", "time --help"],
+        ),
+        (["time", "a.onnx", "--trim=x"], ["--trim x: give a number: see"]),
+        (["time", "a.onnx", "--profile-runs", "0"], ["--profile-runs 0: give 1 or more: see"]),
+        (["time", "a.onnx", "--profile-runs", "9999"], ["--profile-runs 9999: give 1000 or less"]),
+        (["time", "a.onnx", "--device", ""], ["--device '': give 'local', host:port or a name"]),
+        (["time", "--example", "resnet18", "--device", "pi4,"], ["--device 'pi4,': give"]),
         (["time", "a.onnx", "--runs"], ["--runs", "requires an argument"]),
         (["report", "x", "y"], ["unexpected extra argument"]),
         (["profile", "--train-on", "stabel"], ["--train-on", "did you mean 'stable'"]),
+        (["time", "--example", "resnt18"], ["unknown example 'resnt18': did you mean 'resnet18'?"]),
+        (["profile", "--preset", "ems"], ["unknown preset 'ems': did you mean 'esm'?"]),
+        (["profile", "--dtype", "int88"], ["unknown dtype 'int88': did you mean 'int8'?"]),
+        (
+            ["profile", "--space", OWN_SPACE + "y"],
+            ["unknown search space class 'Tinyy'", "did you mean 'Tiny'?"],
+        ),
+        (
+            ["export", "resnt", "-a", "[]", "-o", "x"],
+            ["search space 'resnt': did you mean 'resnet'?"],
+        ),
+        (
+            ["time", "--example", "resnet18", "--device", "127.0.0.1:1,pi5"],
+            ["unknown device 'pi5'"],
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_nearest_right_word(

@@ -134,7 +134,7 @@ def test_a_latency_over_its_limit_is_a_regression(compare: Invoke, timing: Json,
     assert over == [False, True, False, False], "with a batch of 8 it takes 8 ms"
     shown = compare(timing, timing, "--max-latency", f"{name}=4000us")
     assert "over its limit of 4 ms" in shown.stdout
-    assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "contain no such model")
+    assert_refused(compare(timing, timing, "--max-latency", "c=4ms"), "unknown model 'c'")
     assert_refused(compare(timing, timing, "--max-latency", "a=4min"), "MODEL=LIMIT")
 
 
@@ -529,11 +529,29 @@ def test_other_metrics_are_compared_and_limited(
 
 
 def test_a_metric_that_there_is_not_is_refused(compare: Invoke, timing: Json) -> None:
-    assert_refused(compare(timing, timing, "--limit", "energy_mj=1"), "--limit", "choose from")
+    assert_refused(
+        compare(timing, timing, "--limit", "energy_mj=1"),
+        "--limit: unknown metric 'energy_mj'",
+        "choose ",
+    )
     assert_refused(compare(timing, timing, "--limit", "latency_ms=1"), "--max-latency")
     assert_refused(compare(timing, timing, "--limit", "p95_ms=1MB"), "METRIC=LIMIT")
     assert_refused(compare(timing, timing, "--limit", "p95_ms=nan"), "METRIC=LIMIT")
-    assert_refused(compare(timing, timing, "--metric", "runs"), "--metric runs", "p95_ms")
+    assert_refused(
+        compare(timing, timing, "--metric", "runs"),
+        "--metric runs",
+        "no better direction",
+        "p95_ms",
+    )
+    suggested = "unknown metric 'peak_rss': did you mean 'peak_rss_bytes'? choose "
+    assert_refused(compare(timing, timing, "--metric", "peak_rss"), f"--metric: {suggested}")
+    assert_refused(compare(timing, timing, "--limit", "peak_rss=1MB"), f"--limit: {suggested}")
+    switches = {"key": "switches", "unit": "", "about": "context switches"}
+    own = {**timing, "context": copy.deepcopy(timing["context"])}
+    for device in own["context"]["devices"].values():
+        device["info"] = {**(device["info"] or {}), "metrics": [switches]}
+    refused = compare(own, own, "--metric", "switches")
+    assert_refused(refused, "--metric switches", "no better direction", "better=Better.LOWER")
 
 
 def test_a_comparison_of_an_older_version_is_read(compare: Invoke, timing: Json) -> None:
@@ -595,7 +613,7 @@ def test_one_wide_interval_per_side_is_finite(
         (["--confidence", "0.95"], "--confidence 0.95: give a percentage"),
         (["--tolerance", "-1"], "--tolerance -1"),
         (["--tolerance", "nan"], "--tolerance nan"),
-        (["--allow", "weather"], "--allow weather"),
+        (["--allow", "weather"], "--allow: unknown difference 'weather'"),
         (["--json", "/"], "--json / is a folder"),
     ],
 )

@@ -336,7 +336,7 @@ def test_any_other_name_stands_for_itself(config: Path) -> None:
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ('g = ["pi4", "rak"]', "unknown device 'rak': did you mean 'rack'"),
+        ('g = ["pi4", "rak"]', "unknown device 'rak' in group 'g': did you mean 'rack'"),
         ('g = "pi4"', "write a group as g"),
         ("g = []", "write a group as g"),
         ("g = [[1]]", "write a group as g"),

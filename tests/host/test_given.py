@@ -71,7 +71,7 @@ def test_a_model_gets_what_it_has_inputs_for(tmp_path: Path) -> None:
 def test_an_array_that_no_model_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "inputs.npz"
     np.savez(path, imag=np.zeros((2, 3), np.float32))
-    with pytest.raises(UsageError, match="no input 'imag': did you mean 'image'"):
+    with pytest.raises(UsageError, match="unknown input 'imag': did you mean 'image'"):
         of([path], [IMAGE])
 
 

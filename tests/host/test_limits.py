@@ -83,7 +83,10 @@ def test_campaigns_of_too_much_are_refused(block_size: int, largest: bytes, word
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (MeasureSpec(provider="cuda"), "provider cuda: the device has cpu"),
+        (
+            MeasureSpec(provider="cuda"),
+            "provider: unknown execution provider 'cuda' on the device: choose cpu",
+        ),
         (MeasureSpec(threads=9), "threads 9: the device has 1 processor, give 1, or 8 at most"),
         (MeasureSpec(max_block_s=101), "max_time_s 101: .* after 100 s.*--max-block-time"),
     ],

@@ -185,7 +185,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--device", "local", "--space", SCOPED, "--resolution", 32, "--runs", 41, "--json", path
     )
     assert result.exit_code == 0, result.output
-    assert f"10 parts are in {path}" in result.stderr
+    assert f"10 parts written to {path}" in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == [
         *("part", "input", "operators", "mflops", "latency_ms", "interval_%")
@@ -239,7 +239,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
         with pytest.raises(DatasetError, match=message):
             load_lookup_table(tmp_path / "t.json", encoder())
     (tmp_path / "t.json").write_text(json.dumps({**data, "parts": data["parts"][1:]}))
-    with pytest.raises(MismatchError, match="lacks 1 parts"):
+    with pytest.raises(MismatchError, match="lacks 1 part of"):
         load_lookup_table(tmp_path / "t.json", encoder())
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(DatasetError, match="is not JSON"):
@@ -250,7 +250,7 @@ def test_a_table_of_something_else_is_refused(table: Path, tmp_path: Path) -> No
     ("arguments", "code", "word"),
     [
         (["--space", "resnet9"], 2, "unknown search space"),
-        (["--dtype", "int4"], 2, "--dtype 'int4': choose float32 or int8"),
+        (["--dtype", "int4"], 2, "unknown dtype 'int4': did you mean 'int8'? choose float32, int8"),
         (["--runs", 5, "--precision", 1], 2, "--runs"),
         (
             ["--space", f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:TwoBefore"],

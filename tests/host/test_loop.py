@@ -293,9 +293,9 @@ def test_predictors_learn_from_trusted_numbers_only_and_may_weigh_them(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": "stable,calm"}, "^train_on.*calm.*choose from stable"),
+        ({"train_on": "stable,calm"}, "^train_on.*unknown verdict 'calm'.*choose stable"),
         ({"train_on": " , "}, "^train_on names no verdict"),
-        ({"weights": "heavy"}, "^weights 'heavy'"),
+        ({"weights": "heavy"}, "^unknown weights 'heavy': choose equal, interval"),
     ],
 )
 def test_settings_of_trust_are_checked(changes: dict[str, str], message: str) -> None:

@@ -446,7 +446,7 @@ def test_another_proxy_is_adapted_and_a_larger_budget_goes_on(
 
 
 def test_proxies_that_cannot_be(run: Path, fake: FakeProfiler, proxies: Path) -> None:
-    assert_refused(esm_host("search", run, "--proxy", "nothing"), 2, "no source 'nothing'")
+    assert_refused(esm_host("search", run, "--proxy", "nothing"), 2, "unknown source 'nothing'")
     assert_refused(esm_host("search", run, "--proxy", run), 2, "--proxy", "is the campaign itself")
     alone = ["--proxy", proxies, "--measure", 0]
     assert_refused(esm_host("search", run, *alone), 2, "--proxy", "--measure 1 or more")

@@ -306,8 +306,8 @@ def test_the_command_prints_a_table_and_writes_a_folder(path: Path, tmp_path: Pa
     ("options", "text"),
     [
         (("--pair", "board"), "give DEVICE:TASK"),
-        (("--pair", "boat:toys"), "has no device 'boat'"),
-        (("--pair", "board:tots"), "no accuracies of 'tots': choose toys"),
+        (("--pair", "boat:toys"), "unknown device 'boat'"),
+        (("--pair", "board:tots"), "unknown task 'tots'"),
         (("--pair", "board:toys", "--sizes", "10,x"), "'x' is not a number"),
         (("--pair", "board:toys", "--sizes", "701"), "has 1 to 700"),
         (("--pair", "board:toys", "--predictor", "mlp"), "give NAME:SAMPLES"),

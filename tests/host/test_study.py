@@ -281,7 +281,7 @@ def test_interrupted_it_keeps_what_is_done_and_goes_on(
     assert len(study.results()) == 5 * 3
     shown = CliRunner().invoke(app, [*arguments, "--only-plots"])
     assert shown.exit_code == 0, shown.output
-    assert "7 tasks are missing" in shown.stdout
+    assert "7 tasks missing" in shown.stdout
     done = counted(monkeypatch)
     assert run_study(folder / "study.toml", tmp_path).missing == 0
     assert len(done) == 7
@@ -442,7 +442,7 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         (
             'predictor = "mlp"',
             'predictor = "mpl"',
-            r"predictors: unknown 'mpl': did you mean 'mlp'",
+            r"predictors: unknown name 'mpl': did you mean 'mlp'",
         ),
         ('["fc", "one-hot"]', '["fc", "onehot"]', r"encoding: .* did you mean 'one-hot'"),
         ("seeds = 3", "seed = 3", r"unknown key 'seed' in \[study\]: did you mean 'seeds'"),
@@ -453,7 +453,7 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         ("sizes = [20, 10]", "sizes = [20, 100]", "sizes up to 100 and 50 test samples need 150"),
         ("test = 50", 'test = "all"', 'give a number of samples, or "rest"'),
         ("test = 50", "test = 50\ncoverage = 90", "coverage 90 is not between 0 and 1"),
-        ('["tau"]', '["kendall"]', "metrics: unknown 'kendall'"),
+        ('["tau"]', '["kendall"]', "metrics: unknown name 'kendall'"),
         ("epochs = 2", "epoch = 2", "'mlp' cannot be made .*'epoch'.*: correct its params"),
         ('label = "on", ', 'label = "mlp", ', None),  # the encodings are added to it
         (
@@ -468,7 +468,7 @@ def test_means_are_over_devices_and_spread_between_seeds(study: Study) -> None:
         ('"table.parquet"', '"nothing.parquet"', "there is no .*nothing.parquet"),
         ('"table.parquet"', '"$NOT_SET_1/t.parquet"', "not set: export it"),
         ('"table.parquet"', '"$ESM_DATA/t.parquet"', "export ESM_DATA=DIR"),
-        ('["slow", "fast"]', '["slow", "quick"]', "has no device 'quick'"),
+        ('["slow", "fast"]', '["slow", "quick"]', "unknown device 'quick'"),
         ('["slow", "fast"]', '["slow"]\n[[data]]\ntable = "table.parquet"', "is given twice"),
     ],
 )

@@ -262,7 +262,9 @@ def test_a_name_is_one_campaigns(
     for name in ("a b", "public", "pg_x", ".hidden", "n" * 64):
         refused(esm(*begin, "--run", f"other/{name}"), 2, "cannot be the name", "--run")
     attach = ["campaigns", "attach", "--store", shared_store]
-    refused(esm(*attach, "pi4-resnt"), 2, "no campaign 'pi4-resnt'", "did you mean 'pi4-resnet'")
+    refused(
+        esm(*attach, "pi4-resnt"), 2, "unknown campaign 'pi4-resnt'", "did you mean 'pi4-resnet'"
+    )
     assert esm(*begin, "--run", "mine/second", "--target-accuracy", 1).exit_code == 0
     refused(esm(*attach, "second", mine), 2, "holds another campaign", "another folder")
     blocks = len(fake.blocks)

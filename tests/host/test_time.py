@@ -253,7 +253,7 @@ def test_too_wide_an_interval_is_exit_code_3(fake: FakeProfiler, model: Path) ->
     result = esm_host_time(model, "--precision", 0.001, "--max-runs", 60, "--json", "-")
     assert result.exit_code == 3
     assert f"{model}: unresolved: interval too wide" in result.stderr
-    assert "requested ±0.001 %; more rounds would help: give a longer --max-time" in result.stderr
+    assert "requested ±0.001 %; more runs would help: give more --max-runs" in result.stderr
     (entry,) = json.loads(result.stdout)["results"]
     assert entry["verdict"] == "unresolved"
     assert esm_host_time(model, "--precision", 90, "--max-runs", 60).exit_code == 0
@@ -480,7 +480,7 @@ def test_sizes_of_a_symbol_make_cases(fake: FakeProfiler, dynamic: Path, tmp_pat
 
 def test_symbols_that_nothing_has_are_refused(fake: FakeProfiler, dynamic: Path) -> None:
     refused = [
-        (["--dim", "s=8"], "did you mean 'S'? the inputs name N, S"),
+        (["--dim", "s=8"], "did you mean 'S'? the inputs name 'N', 'S'"),
         (["--dim", "S"], "--dim S: give NAME=SIZE"),
         (["--dim", "S=8", "--dim", "S=9"], "has a size already"),
         (["--dim", "N=2", "--batch", "4"], "--batch 4 sets nothing"),
@@ -527,7 +527,7 @@ def test_inputs_from_a_file_are_sent_along(
     assert sent.case.inputs == File(digest.digest(), path.stat().st_size)
     np.savez(path, y=np.zeros(1, np.float32))
     refused = esm_host_time(dynamic, "--input", path)
-    assert_refused(refused, 2, "no input 'y'", "the model takes x")
+    assert_refused(refused, 2, "unknown input 'y'", "the model takes 'x'")
 
 
 def test_large_models_and_weights_beside_them_go_to_the_cache(
@@ -809,10 +809,13 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--threads", "0"], ["--threads 0"]),
         (["--timeout", "0"], ["--timeout 0"]),
         (["--seed", "-1"], ["--seed -1"]),
-        (["--ep", "cuda"], ["--ep cuda", "cpu"]),
+        (["--ep", "cuda"], ["--ep: unknown execution provider 'cuda' on the device", "choose cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
         (["--allow-fallback"], ["--allow-fallback has no effect with --ep cpu"]),
-        (["--ep-option", "x=1"], ["--ep-option x=1", "the provider cpu has no such option"]),
+        (
+            ["--ep-option", "x=1"],
+            ["--ep-option x=1", "unknown option 'x' of the provider cpu: it has none"],
+        ),
         (["--ep-option", "x"], ["--ep-option x: give NAME=VALUE"]),
         (["--ep-option", "x=1", "--ep-option", "x=1"], ["--ep-option x=1: x is given twice"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
@@ -825,7 +828,7 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
         (["--batch", "0"], ["--batch 0", "1 to"]),
         (["--batch", "8"], ["--batch 8", "no input whose first dimension is free"]),
         (["--shape", "x"], ["--shape x", "NAME:1x3x224x224"]),
-        (["--shape", "x:1"], ["--shape x:1", "no input 'x'"]),
+        (["--shape", "x:1"], ["--shape x:1", "unknown input 'x'"]),
         (["--input", "no.npz"], ["cannot read no.npz"]),
     ],
 )

@@ -164,7 +164,7 @@ def test_a_warm_start_measures_what_tells_most(known: Path, tmp_path: Path) -> N
 def test_wrong_input(known: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert_refused(transfer(run), "no latencies of resnet from other devices", "esm-host import")
-    assert_refused(transfer(run, "--source", "nothing"), "no source 'nothing'")
+    assert_refused(transfer(run, "--source", "nothing"), "unknown source 'nothing'")
     assert_refused(transfer(run, "--source", f"{tmp_path}/no.parquet"), "there is no")
     assert_refused(
         esm_host("transfer", "--space", "fbnet", "--run", run, "--source", known), "is of resnet"
@@ -174,7 +174,10 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
     few = ["--source", known, "--samples", 5]
     assert_refused(transfer(run, *few, "--held-out", 4), "--samples 5 and --held-out 4", "10")
     assert_refused(transfer(run, "--source", ""), "--source has an empty name")
-    assert_refused(transfer(run, "--dtype", "int4"), "--dtype 'int4': choose float32 or int8")
+    assert_refused(
+        transfer(run, "--dtype", "int4"),
+        "unknown dtype 'int4': did you mean 'int8'? choose float32, int8",
+    )
     comma = ["profile", *SMALL, "--run", run, "--warm-start", ","]
     assert_refused(esm_host(*comma), "--warm-start ',' names no source")
     warm = ["profile", *SMALL, "--run", run, "--warm-start", known]

@@ -110,7 +110,7 @@ def test_what_is_no_architecture_or_space_is_an_error_of_the_space(call: Any) ->
         ({"trim": "5"}, "trim '5': give a number"),
         ({"provider": 5}, "provider 5: give the name"),
         ({"provider_options": 5}, "provider_options 5: give a dictionary"),
-        ({"protocol": "sequential"}, "protocol 'sequential': give RunOrder.SEQUENTIAL or"),
+        ({"run_order": "sequential"}, "run_order 'sequential': give RunOrder.SEQUENTIAL or"),
     ],
 )
 def test_a_spec_of_another_type(fields: dict[str, Any], said: str) -> None:

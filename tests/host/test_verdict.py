@@ -182,8 +182,7 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.03, sessions=0.01, pace=0.02, moments=50),
             None,
-            "±3.1 %, requested ±2 %; more rounds would help: give a longer --max-time or more "
-            "--max-runs",
+            "±3.1 %, requested ±2 %; more runs would help: give a longer --max-time",
         ),
         (
             Parts(runs=0.01, sessions=0.018, pace=0.01, moments=50),
@@ -217,9 +216,8 @@ SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1
         (
             Parts(runs=0.30, pace=0.25, history=0.25),
             None,
-            "±3.1 %, requested ±2 %; more rounds would help: give a longer --max-time or more "
-            "--max-runs; besides, this device has no history yet; time again later, or give "
-            "--spread 1h",
+            "±3.1 %, requested ±2 %; more runs would help: give a longer --max-time; besides, this "
+            "device has no history yet; time again later, or give --spread 1h",
         ),
         (
             Parts(runs=0.0, blocks=0.03, history=0.01, moments=9),
@@ -249,6 +247,12 @@ def test_a_reason_names_what_makes_an_interval_wide(
 def test_with_runs_that_were_asked_for_more_of_them_help() -> None:
     (reason,) = judge_number(0.031, 0.0, [], Parts(runs=0.031)).reasons
     assert on_command_line(reason).endswith("default ±2 %; more runs would help: give more --runs")
+
+
+def test_a_model_with_the_maximum_of_runs_needs_a_higher_maximum() -> None:
+    judgement = judge_number(0.031, 0.02, [], Parts(runs=0.031), all_runs=True)
+    (reason,) = map(on_command_line, judgement.reasons)
+    assert reason.endswith("requested ±2 %; more runs would help: give more --max-runs")
 
 
 def test_what_is_unusual_is_told_in_words() -> None:

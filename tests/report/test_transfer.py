@@ -99,7 +99,7 @@ def test_what_its_interval_does_not_hold_is_a_triangle(transferred: Path) -> Non
 def test_says_whether_the_sources_helped(transferred: Path, tmp_path: Path) -> None:
     errors: dict[str, Any] = {"left_out_error_percent": 2.14, "without_sources_percent": 3.41}
     few = section(changed(transferred, tmp_path / "few", **errors), tmp_path)
-    assert "12 samples are too few to tell" in few
+    assert "too few samples to tell (12)" in few
     errors["samples"] = 20
     helped = section(changed(transferred, tmp_path / "a", **errors), tmp_path)
     assert "The sources helped" in helped

@@ -131,10 +131,14 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["none.csv"], 2, ["there is no none.csv"]),
         (["board.csv"], 2, ["no column lat_ms_DEVICE", "--latency COLUMN=DEVICE", "'mean_us'"]),
         (["board.csv", "--latency", "mean_us=o"], 1, ["no architectures", "--architecture"]),
-        (["board.csv", "--latency", "mean=o"], 2, ["no column 'mean'", "'mean_us'"]),
+        (
+            ["board.csv", "--latency", "mean=o"],
+            2,
+            ["unknown column 'mean'", "did you mean 'mean_us'"],
+        ),
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
         (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
-        (["board.csv", *NAMED[:-1], "h"], 2, ["--unit 'h'", "s, ms, us, ns"]),
+        (["board.csv", *NAMED[:-1], "h"], 2, ["--unit: unknown unit 'h'", "s, ms, us, ns"]),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "must hold numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),
@@ -194,7 +198,7 @@ def test_the_list_and_what_is_removed_from_it(campaign: Path) -> None:
     assert [entry["name"] for entry in data["sources"]] == [str(campaign)]
     works("sources", "remove", "blocks")
     assert "blocks" not in works("sources", "list")
-    assert_refused(esm_host("sources", "remove", "blocks"), 2, "no imported source 'blocks'")
+    assert_refused(esm_host("sources", "remove", "blocks"), 2, "unknown imported source 'blocks'")
 
 
 def test_an_empty_or_damaged_list() -> None:
@@ -285,16 +289,17 @@ def test_the_heat_map(ending: str) -> None:
     [
         (["boards", "blocks"], ["'blocks/a' is of fbnet, not of nasbench201"]),
         ([], ["of blocks; of nasbench201"]),
-        (["bords"], ["no source 'bords'", "esm-host sources list"]),
-        (["boards/x"], ["no device 'x'", "choose a, b, c"]),
+        (["bords"], ["unknown source 'bords'", "esm-host sources list"]),
+        (["boards/x"], ["unknown device 'x'", "choose a, b, c"]),
         (["boards/a"], ["boards/a: nothing to compare with"]),
         (["boards/a", "--target", "a"], ["nothing to compare with"]),
-        (["boards", "--target", "x"], ["no source 'x'"]),
+        (["boards", "--target", "x"], ["unknown source 'x'"]),
         (["boards", "--threshold", "0"], ["--threshold 0"]),
         (["boards", "--threshold", "1.5"], ["--threshold 1.5"]),
         (["boards", "--out", "map.gif"], ["--out map.gif", ".png, .svg or .html"]),
         (["boards", "--out", "no/map.png"], ["--out no/map.png", "no folder"]),
         (["--space", "fbnett"], ["did you mean 'fbnet'"]),
+        (["--runs", "nowhere"], ["--runs", "there is no folder nowhere"]),
         (["--space", "ofa"], ["there are no sources of ofa", "esm-host import"]),
         (["far/a", "near/a", "--target", "far/a"], ["architectures in common with far/a"]),
     ],
@@ -365,3 +370,16 @@ def test_names_do_not_move_the_cursor(tmp_path: Path) -> None:
         out = works(*arguments)
         assert "a?[2J b" in out
         assert "\x1b" not in out
+
+
+def test_a_list_of_an_unknown_space_or_of_no_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = esm_host("sources", "list", "--space", "fbnett")
+    assert_refused(refused, 2, "unknown search space 'fbnett': did you mean 'fbnet'?")
+    assert_refused(
+        esm_host("sources", "list", "--runs", tmp_path / "gone"), 2, "there is no folder"
+    )
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ESM_SOURCES", str(tmp_path / "file"))
+    assert_refused(esm_host("sources", "list"), 2, f"ESM_SOURCES {tmp_path}/file is no folder")

@@ -53,7 +53,7 @@ def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
     assert [len(source) for source in load("one")] == [30, 30, 20]
     remove("one")
     assert tables() == ["two"]
-    with pytest.raises(UsageError, match="no imported source 'one': see esm-host sources list"):
+    with pytest.raises(UsageError, match="unknown imported source 'one': choose two"):
         remove("one")
 
 
@@ -61,7 +61,7 @@ def test_a_name_is_taken_once_unless_it_is_replaced() -> None:
 def test_names_are_plain(name: str) -> None:
     with pytest.raises(UsageError, match="give letters, digits"):
         keep([made_table(name)])
-    with pytest.raises(UsageError, match="no imported source"):
+    with pytest.raises(UsageError, match="unknown imported source"):
         remove(name)
     assert tables() == []
 
@@ -99,8 +99,8 @@ def test_only_trusted_measurements_of_a_campaign_count(campaign: Path, tmp_path:
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     keep([made_table()])
     for name, words in (
-        ("bords", "no source 'bords': give one of esm-host sources list"),
-        ("boards/d", "has no device 'd': choose a, b, c"),
+        ("bords", r"unknown source 'bords': did you mean 'boards'\? give one of esm-host"),
+        ("boards/d", "unknown device 'd' of source 'boards': choose a, b, c"),
         ("gone.parquet", "there is no gone.parquet"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -235,7 +235,7 @@ def test_sources_of_one_space(tmp_path: Path) -> None:
         ([], "ofa", [], "no sources of ofa with 20 architectures"),
         (["boards", "blocks"], None, [], "'blocks/a' is of fbnet, not of nasbench201"),
         (["boards"], "fbnet", [], "'boards/a' is of nasbench201, not fbnet"),
-        ([], "nasbench201", ["d"], "no source 'd'"),
+        ([], "nasbench201", ["d"], "unknown source 'd'"),
         ([], None, ["a"], "'a' matches 2 devices: give one of blocks/a, boards/a"),
         ([], "nasbench201", ["blocks"], "'blocks' matches 3 devices"),
         ([], "nasbench201", ["blocks/a"], "'blocks/a' is of fbnet, not nasbench201"),

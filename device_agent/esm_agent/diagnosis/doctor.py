@@ -24,6 +24,7 @@ from esm_protos.messages import (
     Severity,
 )
 from esm_protos.paces import Paces
+from esm_protos.text import counted
 
 # pyperf (`pyperf check`) calls a result unstable from a standard deviation of 10 % of the mean.
 # The same share of a processor taken away, or of time spent waiting, moves a mean as much.
@@ -415,7 +416,7 @@ def _usual_pace(case: _Case) -> Finding:
     if memory:
         parts["memory"] = max(memory, key=abs)
     off = {name: value for name, value in parts.items() if abs(value) > _REFERENCE_TOLERANCE}
-    of = f"of {paces.moments} moment" + ("s" if paces.moments != 1 else "")
+    of = f"of {counted(paces.moments, 'moment')}"
     if not off:
         most = max(parts.values(), key=abs)
         return Finding("usual pace", Severity.OK, f"{_against_usual(most)} at most, {of}")
@@ -471,7 +472,7 @@ _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
 
 
 def _processors(count: int) -> str:
-    return f"{count} processor" + ("s" if count != 1 else "")
+    return counted(count, "processor")
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -35,7 +35,7 @@ from esm_protos.messages import (
     State,
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
-from esm_protos.plugins import PluginError, own_failure
+from esm_protos.plugins import PluginError
 from esm_protos.providers import ProviderInfo
 
 if TYPE_CHECKING:
@@ -224,6 +224,8 @@ def main(
     import numpy.random  # noqa: F401  later it would count as memory of the first model
     import onnxruntime
 
+    from esm_agent.measure.backends import failure_of
+
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
@@ -231,14 +233,18 @@ def main(
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
-    try:
-        infos = tuple(_info(backend, state) for backend in backends.values())
-    except PluginError as error:
-        connection.send(Refusal(str(error)))
-        return
-    findings = tuple(each for backend in backends.values() for each in backend.findings())
+    infos: list[ProviderInfo] = []
+    findings: list[Finding] = []
+    for backend in backends.values():
+        try:
+            infos.append(backend.info(state))
+            infos[-1].check()
+            findings += backend.findings()
+        except Exception as error:  # anything that a user's provider may do
+            connection.send(Refusal(failure_of(backend, error)))
+            return
     told = tuple(metric for source in sources for metric in source.metrics)
-    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
+    connection.send(Hello(runtime, tuple(infos), isolation, missing, tuple(findings), gpu, told))
     while True:
         try:
             job: Job = connection.recv()
@@ -271,22 +277,6 @@ def _backends(
         else:
             made[backend.name] = backend
     return made, missing
-
-
-def _info(backend: Backend, state: DeviceState) -> ProviderInfo:
-    """Return the description of a provider.
-
-    Raises:
-        PluginError: a provider from a user's file fails, or describes itself wrongly.
-    """
-    try:
-        info = backend.info(state)
-        info.check()
-    except Exception as error:  # anything that a user's class may do
-        if text := own_failure(backend, error):
-            raise PluginError(text) from error
-        raise
-    return info
 
 
 def _measure(

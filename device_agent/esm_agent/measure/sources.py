@@ -67,21 +67,22 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
     sources: list[MetricSource] = []
     taken = {name for metric in KNOWN.values() for name in (metric.key, metric.field)}
     for name in names:
-        made = SOURCES.load(name)
+        try:
+            made = SOURCES.load(name)
+        except PluginError as error:
+            raise PluginError(f"--metrics {name}: {error}") from error
         try:
             sources.append(made())
             metrics = sources[-1].metrics
         except Exception as error:  # anything that a user's class may do
-            raise PluginError(f"metric source '{name}': {_described(error, made)}") from error
+            raise PluginError(f"--metrics {name}: {_described(error, made)}") from error
         if not isinstance(metrics, tuple | list) or not all(
             isinstance(each, Metric) for each in metrics
         ):
-            raise PluginError(
-                f"metric source '{name}': metrics is {metrics!r}: give a tuple of Metric"
-            )
+            raise PluginError(f"--metrics {name}: metrics is {metrics!r}: give a tuple of Metric")
         for metric in metrics:
             for key in sorted({metric.key, metric.field} & taken):
-                raise PluginError(f"metric source '{name}': {key} is taken: rename its key")
+                raise PluginError(f"--metrics {name}: {key} is taken: rename its key")
             taken |= {metric.key, metric.field}
     return sources
 

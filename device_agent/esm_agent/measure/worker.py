@@ -68,6 +68,10 @@ class WorkerUnavailableError(Exception):
     """Error of a measuring process that cannot be started."""
 
 
+class UnusableOptionError(WorkerUnavailableError):
+    """A provider, a metric source or a GPU that the user chose does not work here."""
+
+
 @dataclass
 class _Process:
     """The measuring process.
@@ -155,7 +159,8 @@ class Worker:
         A process killed during its start is started again: the cause is outside.
 
         Raises:
-            WorkerUnavailableError: the process does not start, or a metric source does not load.
+            WorkerUnavailableError: the process does not start.
+            UnusableOptionError: a metric source does not load.
         """
         for attempt in range(1, _STARTS + 1):
             self._current = current = self._spawn()
@@ -164,7 +169,7 @@ class Worker:
                     hello: Hello | Refusal = current.connection.recv()
                     if isinstance(hello, Refusal):
                         self.stop()
-                        raise WorkerUnavailableError(hello.text)
+                        raise UnusableOptionError(hello.text)
                     self._hello = hello
                     return hello
             except (EOFError, ConnectionResetError):

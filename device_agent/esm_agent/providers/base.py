@@ -24,6 +24,7 @@ from esm_agent.measure import feeds, profiling
 from esm_agent.measure.backends import (
     Backend,
     LoadedModel,
+    failure_of,
     first_run,
     first_run_error,
     load_error,
@@ -36,7 +37,6 @@ from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import Placement, called, nodes_by_provider, refusal
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
-from esm_protos.plugins import own_failure
 from esm_protos.providers import ProviderInfo, ProviderOption
 from esm_protos.user_folders import user_folder
 
@@ -238,7 +238,7 @@ class Provider(Backend):
         """
         own = ProviderInfo(self.name, options=self.options).complete(spec.provider_options)
         options, weights = session_options(model, spec)
-        with self._own_failures():
+        with self._hooks():
             self.configure(options, own)
             providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:
@@ -280,7 +280,7 @@ class Provider(Backend):
             except Exception as error:
                 raise first_run_error(self._explanation(error), feed) from error
             events = profiling.events(session)
-        with self._own_failures():
+        with self._hooks():
             own_names = self.own_names()
         return Placement(*nodes_by_provider(events, own_names), outputs, feed)
 
@@ -303,24 +303,22 @@ class Provider(Backend):
         if isinstance(error, ModelError):
             return error
         self._check_lost(error)
-        with self._own_failures():
+        with self._hooks():
             return self.explain(error)
 
     @contextmanager
-    def _own_failures(self) -> Iterator[None]:
-        """Turn an exception of a hook in a user's file into one line with its file and line.
+    def _hooks(self) -> Iterator[None]:
+        """Name this class and its file in an error of a hook, for which no model is to blame.
 
         Raises:
-            ModelError: the hook failed.
+            ModelError: a hook failed.
         """
         try:
             yield
         except ModelError:
             raise
         except Exception as error:  # anything that a user's class may do
-            if text := own_failure(self, error):
-                raise ModelError(FailureKind.CRASH, text) from error
-            raise
+            raise ModelError(FailureKind.CRASH, failure_of(self, error)) from error
 
     def _check_lost(self, error: Exception) -> None:
         """Check whether an error is fatal.

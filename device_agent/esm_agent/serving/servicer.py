@@ -43,6 +43,7 @@ from esm_agent.serving.upload import (
 )
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Finding, Progress
+from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
@@ -224,9 +225,9 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
             block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
+                names, where = self._info.providers, "on this device"
                 raise ProviderError(
-                    f"this device has no provider '{block.spec.provider}': it has "
-                    f"{', '.join(self._info.providers)}"
+                    unknown("execution provider", block.spec.provider, names, where=where)
                 )
             self._info.provider(block.spec.provider).complete(block.spec.provider_options)
         return block

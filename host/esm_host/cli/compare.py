@@ -18,7 +18,7 @@ from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.table import Verdict, print_markdown, print_table
 from esm_host.errors import UsageError
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.timing.compare import Change, Comparison
@@ -128,7 +128,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, compared_metrics
+    from esm_host.timing.metric_changes import check_metric, metrics_by_key
 
     confidence = comparing.confidence
     if not 50 <= confidence < 100:
@@ -138,7 +138,7 @@ def compare(
     _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in comparing.allow or () for name in text.split(",") if name]
-    metrics = compared_metrics(timing for side in sides for timing in side)
+    metrics = metrics_by_key(timing for side in sides for timing in side)
     shown = [check_metric("metric", key, metrics) for key in comparing.metric or ()]
     comparison = compared(
         sides[0],
@@ -186,7 +186,7 @@ def _print_certainty(comparison: Comparison) -> None:
         base, new = comparison.timings
         errors = t_quantile(freedom, comparison.confidence)
         typer.echo(
-            f"{base} + {new} timings leave {freedom} degrees of freedom: an interval is "
+            f"{base} + {new} timings leave {counted(freedom, 'degree')} of freedom: an interval is "
             f"{errors:.1f} standard errors to either side",
             err=True,
         )

@@ -15,7 +15,7 @@ from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Resolution, dtype_names
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 if TYPE_CHECKING:
     from esm_models.space import SearchSpace
@@ -123,10 +123,8 @@ def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
     if source in names or ".py" in source:
         return load_space(source, **settings)
     if not Path(source).is_dir():
-        raise UsageError(
-            f"'{source}' is neither the folder of a campaign nor a search space: "
-            f"{nearest(source, names)}choose {', '.join(names)}, or path/to/file.py:Class"
-        )
+        choices = f"choose {', '.join(names)}, path/to/file.py:Class, or the folder of a campaign"
+        raise UsageError(unknown("search space", source, names, choices=choices))
     if settings:
         flag = f"--{next(iter(settings)).replace('_', '-')}"
         raise UsageError(f"{flag}: the campaign in {source} sets it, leave it out")

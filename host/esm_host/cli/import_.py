@@ -17,7 +17,7 @@ from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_host.sources.formats import Format, format_of
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.dataset.benchmarks import LatencyTable
@@ -182,7 +182,7 @@ def _print(table: LatencyTable) -> None:
     from esm_host.sources.registry import describe, entries_of
 
     tasks = f", accuracies of {', '.join(table.accuracy_percent)}" if table.accuracy_percent else ""
-    text = f"{table.name}: {len(table)} architectures of {describe(table.space)}{tasks}"
+    text = f"{table.name}: {counted(len(table), 'architecture')} of {describe(table.space)}{tasks}"
     print(printable(text))
     print_table(
         ("device", "latencies", "missing", "median_ms"),

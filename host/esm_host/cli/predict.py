@@ -16,6 +16,7 @@ from esm_host.cli.options import OWN, Json, as_share, sampler_names
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     from esm_host.evaluation.cross_device import CrossDeviceAccuracy
@@ -122,7 +123,7 @@ def predict(
             result["interval_ms"] = [float(low_ms), float(high_ms)]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
-        write_output(output, text, f"{len(results)} predictions written to {output}")
+        write_output(output, text, f"{counted(len(results), 'prediction')} written to {output}")
         return
     ends = () if interval is None else ("from_ms", "to_ms")
     headings = ("latency_ms", *ends, "blocks", "architecture")
@@ -142,10 +143,12 @@ def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:
 
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)
-        write_output(output, text, f"accuracy of {found.samples} predictions written to {output}")
+        write_output(
+            output, text, f"accuracy of {counted(found.samples, 'prediction')} written to {output}"
+        )
         return
     seen = f", {found.seen} of them in the predictor's training set" if found.seen else ""
-    print(f"{found.samples} architectures{seen}")
+    print(f"{counted(found.samples, 'architecture')}{seen}")
     print(
         f"rank correlation {found.spearman:.3f} (Spearman), {found.tau:.3f} (Kendall's tau)\n"
         f"accuracy {found.accuracy_percent:.1f} %; {found.scaled_percent:.1f} % if all "

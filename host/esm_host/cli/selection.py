@@ -13,6 +13,7 @@ from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Parallel, computing, encoding_names
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,4 +199,6 @@ def _write(
     }
     for name, chart in charts.items():
         save(chart, folder / f"{name}.png")
-    typer.echo(f"selection.parquet and {len(charts)} charts written to {folder}", err=True)
+    typer.echo(
+        f"selection.parquet and {counted(len(charts), 'chart')} written to {folder}", err=True
+    )

@@ -28,6 +28,7 @@ from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
 from esm_models.space import SearchSpace
 from esm_protos.plugins import own_name
+from esm_protos.text import counted
 
 CANDIDATES = 30
 """Number of candidates that the cost-aware extension draws per selected architecture."""
@@ -368,11 +369,11 @@ def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
     try:
         column = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{argument(name)}: give {count} numbers") from error
+        raise UsageError(f"{argument(name)}: give {counted(count, 'number')}") from error
     if values is None or column.shape not in ((), (count,)):
         raise UsageError(
-            f"{argument(name)} has the shape {column.shape}: give {count} values, one for each "
-            "architecture"
+            f"{argument(name)} has the shape {column.shape}: give {counted(count, 'value')}, one "
+            "for each architecture"
         )
     return np.broadcast_to(column, (count,))
 

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from esm_host.errors import UsageError
 from esm_host.plugins import own_failures
 from esm_protos.plugins import own_file, own_name
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -189,7 +190,7 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         x = self._checked(encodings)
         if x.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
+                f"encodings have {counted(x.shape[1], 'column')}; fitted on {self.n_features_in_}"
             )
         return x
 
@@ -206,7 +207,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         if sample_weight is not None:
             weights = np.asarray(sample_weight, dtype=np.float64)
             if weights.shape != y.shape:
-                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
+                raise ValueError(
+                    f"{counted(len(y), 'sample')}: give as many weights, not {weights.shape}"
+                )
             if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
                 raise ValueError("weights must be finite, none negative and not all zero")
         self.n_features_in_ = x.shape[1]

@@ -16,6 +16,7 @@ from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, MismatchError, UsageError
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceInfo, MeasureSpec
+from esm_protos.text import counted
 
 SCHEMA_VERSION = 1
 KIND = "lookup-table"
@@ -99,8 +100,8 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
     missing = [part.name for part in encoder.parts if part.key not in table]
     if missing:
         raise MismatchError(
-            f"{path} lacks {len(missing)} parts of the space, such as {missing[0]}: the space has "
-            "changed, measure again with esm-host lookup"
+            f"{path} lacks {counted(len(missing), 'part')} of the space, such as {missing[0]}: the "
+            "space has changed, measure again with esm-host lookup"
         )
     return np.array([table[part.key] for part in encoder.parts])
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor, Samples
+from esm_protos.text import counted
 
 ROWS = 4096  # rows per step of a prediction, to bound the memory
 
@@ -160,8 +161,8 @@ class GraphPredictor(NetworkPredictor[N]):
         last = max(end for _, end in self.layout.groups.values())
         if last > columns:
             raise ValueError(
-                f"the layout has {last} columns, the encodings {columns}: pass the layout of the "
-                "encoder that made them"
+                f"the layout has {counted(last, 'column')}, the encodings {columns}: pass the "
+                "layout of the encoder that made them"
             )
         return GraphColumns(self.layout)
 

@@ -25,6 +25,7 @@ from esm_host.transfer.base import FewShotPredictor
 from esm_host.transfer.monotonicity import LEAST_SHARED, Decision, decide
 from esm_host.transfer.source import Source
 from esm_models.space import Codes
+from esm_protos.text import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class ProxyVerification:
         """
         found = self.check.proxy
         ranks = (
-            f"{self.proxy} ranks {self.check.samples} samples with a correlation of "
+            f"{self.proxy} ranks {counted(self.check.samples, 'sample')} with a correlation of "
             f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}): its predictor was "
             f"{'used unchanged' if self.decision is Decision.REUSE else 'adapted'}"
         )
@@ -198,8 +199,7 @@ def verify_by_proxy(
     pool = np.concatenate([own, samples.more[: budget // 2]])
     if len(pool) < LEAST_SHARED:
         raise UsageError(
-            f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
-            "more"
+            f"too few samples to compare a proxy with ({len(pool)}): measure {LEAST_SHARED} or more"
         )
 
     def measure(codes: Codes) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from esm_host.sources.columns import read_frame
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
 from esm_protos.plugins import described
+from esm_protos.text import counted
 
 COUNTED = {
     "flops": "flops",
@@ -93,11 +96,13 @@ def parse_objective(text: str) -> ObjectiveSpec:
             f"{argument('objectives')} '{text}': give a NAME of your own and its source, as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
-    if not equals and (name not in known or (name == "latency" and _WAYS[way])):
-        raise UsageError(
-            f"{argument('objectives')} '{text}': choose latency, flops, params, memory, or "
-            "NAME=SOURCE, as accuracy=table.parquet:COLUMN"
-        )
+    if not equals and name not in known:
+        choices = "choose latency, flops, params, memory, or NAME=SOURCE, as "
+        choices += "accuracy=table.parquet:COLUMN"
+        refused = unknown("objective", name, known, choices=choices)
+        raise UsageError(f"{argument('objectives')}: {refused}")
+    if name == "latency" and _WAYS[way]:
+        raise UsageError(f"{argument('objectives')} '{text}': latency is minimised, write latency")
     return ObjectiveSpec(name, source, _WAYS[way])
 
 
@@ -133,9 +138,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
     values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
     if values is None:
         others = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        raise UsageError(
-            f"{path} has no column '{column}': choose {', '.join(others) or 'another'}"
-        )
+        raise UsageError(unknown("column", column, others, where=f"of {path}"))
     try:
         numbers = values.to_numpy(float)
     except (TypeError, ValueError):
@@ -174,7 +177,8 @@ def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], A
     module = read_module(path, f"function '{name}'")
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{path} has no function '{name}'")
+        own = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(unknown("function", name, own, where=f"of {path}"))
     return function
 
 
@@ -235,8 +239,8 @@ def _evaluate(task: _Task) -> tuple[int, NDArray[np.float64]]:
     if values.shape != (len(task.architectures),):
         count = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(
-            f"the objective {task.name} returned {count} values for {len(task.architectures)} "
-            "architectures: let it return a number for each"
+            f"the objective {task.name} returned {count} values for "
+            f"{len(task.architectures)} architectures: let it return a number for each"
         )
     return task.number, values
 
@@ -266,8 +270,8 @@ class _OnnxPredictor:
             if len(columns) != 1 or (isinstance(columns[0], int) and columns[0] != len(encoder)):
                 raise UsageError(
                     f"{path} takes {asked.shape}, but encoding {encoder.name} of "
-                    f"{encoder.space.name} has {len(encoder)} columns: name the encoding it was "
-                    "fitted on"
+                    f"{encoder.space.name} has {counted(len(encoder), 'column')}: name the "
+                    "encoding it was fitted on"
                 )
         self._inputs = [each.name for each in inputs]
         try:

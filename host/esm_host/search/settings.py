@@ -18,6 +18,7 @@ from esm_host.search.objectives import COUNTED, ObjectiveSpec, parse_objective
 from esm_host.search.problem import Limit, Objective
 from esm_host.typed import check_fields
 from esm_protos.plugins import absolute
+from esm_protos.text import counted
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 
@@ -71,7 +72,7 @@ class SearchSettings:
         if len(self.max_latency_ms) not in (0, 1, len(self.runs)):
             raise UsageError(
                 f"{len(self.max_latency_ms)} times {argument('max_latency_ms')} for "
-                f"{len(self.runs)} campaigns: "
+                f"{counted(len(self.runs), 'campaign')}: "
                 "give one for all, or one for each in their order"
             )
         for value in self.max_latency_ms:

@@ -21,6 +21,7 @@ from esm_host.dataset.benchmarks import (
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.formats import stem
 from esm_models.errors import InvalidSpaceError
+from esm_protos.nearest import unknown
 
 _COLUMN_OF_DEVICE = either("latencies={COLUMN: DEVICE}", "--latency COLUMN=DEVICE")
 UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -52,7 +53,7 @@ def read_columns(
         DatasetError: the file cannot be read, or its architectures are of no built-in space.
     """
     if unit not in UNITS:
-        raise UsageError(f"{argument('unit')} '{unit}': choose {', '.join(UNITS)}")
+        raise UsageError(unknown("unit", unit, UNITS))
     if unit != "ms" and not latencies:
         raise UsageError(f"{argument('unit')} {unit} needs columns that {_COLUMN_OF_DEVICE} names")
     frame = read_frame(path)
@@ -66,7 +67,8 @@ def read_columns(
         )
     for column in (*chosen, *([architecture] if architecture else [])):
         if column not in frame:
-            raise UsageError(f"{path} has no column '{column}': {has}")
+            names = [str(each) for each in frame.columns]
+            raise UsageError(unknown("column", column, names, where=f"of {path}", choices=has))
     try:
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:

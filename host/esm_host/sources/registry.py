@@ -23,6 +23,7 @@ from esm_models.errors import ModelsError
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
+from esm_protos.nearest import unknown
 
 LEAST = 20
 """Fewest architectures of a source that is used without being named."""
@@ -63,7 +64,7 @@ def remove(name: str) -> None:
         UsageError: the table does not exist.
     """
     if name not in tables():
-        raise UsageError(f"there is no imported source '{name}': see esm-host sources list")
+        raise UsageError(unknown("imported source", name, tables()))
     file_of(name).unlink()
 
 
@@ -150,15 +151,13 @@ def load(name: str) -> list[Source]:
         sources = _of_table(read_benchmark(file_of(table)))
         found = [source for source in sources if not device or source.name == name]
         if not found:
-            devices = ", ".join(source.name.partition("/")[2] for source in sources)
-            raise UsageError(f"source '{table}' has no device '{device}': choose {devices}")
+            devices = [source.name.partition("/")[2] for source in sources]
+            raise UsageError(unknown("device", device, devices, where=f"of source '{table}'"))
         return found
     if path.suffix == ".parquet":
         return _of_table(read_benchmark(path))
-    raise UsageError(
-        f"there is no source '{name}': give one of esm-host sources list, a campaign's folder or a "
-        "Parquet file"
-    )
+    choices = "give one of esm-host sources list, a campaign's folder or a Parquet file"
+    raise UsageError(unknown("source", name, tables(), choices=choices))
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:

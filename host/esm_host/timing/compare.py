@@ -25,12 +25,15 @@ from esm_host.timing.fed import fed_text
 from esm_host.timing.metric_changes import (
     MetricChange,
     check_limits,
-    compared_metrics,
+    comparable,
     metric_changes,
+    metrics_by_key,
 )
 from esm_protos import older_peers
+from esm_protos.nearest import unknown
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
+from esm_protos.text import counted
 
 READ = (2, 3)
 """Supported schema versions of timings."""
@@ -163,7 +166,7 @@ class Comparison:
             parts.append(f"batch {change.case['batch']}")
         parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
         if change.case["threads"] > 1:
-            parts.append(f"{change.case['threads']} threads")
+            parts.append(counted(change.case["threads"], "thread"))
         return ", ".join(parts)
 
     def verdict(self, change: Change) -> str:
@@ -307,8 +310,9 @@ def compare(
         results = [
             [each[key] for each in found] for key in found[0] if all(key in each for each in found)
         ]
-        metrics = compared_metrics(timing.data for timing in timings)
+        metrics = metrics_by_key(timing.data for timing in timings)
         check_limits(limits or {}, metrics)
+        metrics = comparable(metrics)
         changes = tuple(
             replace(
                 judge.change(of[:count], of[count:]),
@@ -466,9 +470,11 @@ class _Limits:
     def __init__(self, limits_ms: Mapping[str, float]) -> None:
         self._limits_ms = limits_ms
         self._used: set[str] = set()
+        self._models: dict[str, None] = {}
 
     def of(self, model: str) -> float | None:
         """Return the limit of a model, ms; None without a limit."""
+        self._models[PurePath(model).name] = None
         for name in (model, PurePath(model).name, PurePath(model).stem):
             if name in self._limits_ms:
                 self._used.add(name)
@@ -482,7 +488,7 @@ class _Limits:
             UsageError: the timings have no model of a limit's name.
         """
         for name in self._limits_ms.keys() - self._used:
-            raise UsageError(f"{argument('max_latency')} {name}: the timings contain no such model")
+            raise UsageError(f"{argument('max_latency')}: {unknown('model', name, self._models)}")
 
 
 @dataclass(frozen=True)
@@ -510,7 +516,9 @@ def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
     results = timing.data.get("results", ())
     own = [r for r in results if new in (r.get("model"), PurePath(str(r.get("model"))).name)]
     if not own:
-        raise UsageError(f"{argument('match')} {old}={new}: the {timing.name} has no model {new}")
+        names = dict.fromkeys(PurePath(str(r.get("model"))).name for r in results)
+        text = unknown("model", new, names, where=f"of the {timing.name}")
+        raise UsageError(f"{argument('match')} {old}={new}: {text}")
     renamed = [{**r, "model": old} if any(r is each for each in own) else r for r in results]
     return _Timing(timing.name, {**timing.data, "results": renamed})
 
@@ -538,9 +546,7 @@ def _check_arguments(
     known = (*spec, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
-            raise UsageError(
-                f"{argument('allow')} {name}: unknown name; choose from {', '.join(known)}"
-            )
+            raise UsageError(f"{argument('allow')}: {unknown('difference', name, known)}")
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:

@@ -20,6 +20,7 @@ from esm_host.typed import typed
 from esm_protos.messages import DeviceState
 from esm_protos.metrics import Metric
 from esm_protos.paces import WEIGHTLESS
+from esm_protos.text import counted
 
 READ = (2, 3)
 """Readable schema versions: 2 has latencies as measured, 3 at the device's usual pace."""
@@ -312,7 +313,7 @@ def _median_ms(device: Mapping[str, Any], reference: str) -> float:
 
 
 def _threads(threads: int | None) -> str:
-    return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+    return "" if threads is None else counted(threads, "thread")
 
 
 def _dims(case: Mapping[str, Any]) -> str:

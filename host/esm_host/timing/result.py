@@ -34,6 +34,7 @@ from esm_protos.messages import (
 from esm_protos.metrics import KNOWN, LATENCY, METRICS, NUMBERS, Metric
 from esm_protos.paces import Paces
 from esm_protos.statistics import trimmed_mean
+from esm_protos.text import counted
 
 SCHEMA_VERSION = 3
 
@@ -120,7 +121,7 @@ class Result:
     @property
     def conditions(self) -> str:
         """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        threads = counted(self.threads, "thread")
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property

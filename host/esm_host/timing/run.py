@@ -43,6 +43,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.text import counted
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
@@ -110,7 +111,7 @@ def time_models(
 
     Raises:
         KeyboardInterrupt: interrupted before anything was measured, or interrupted twice.
-        UsageError: a device is given twice, or two names lead to one agent.
+        UsageError: a device is given twice or is unknown, or two names lead to one agent.
         EsmError: the only device failed.
     """
     options, watcher = options or TimingOptions(), watcher or TimingWatcher()
@@ -121,7 +122,7 @@ def time_models(
     count = len(request)
 
     def measure(thread: _DeviceThread, name: str, profiler: Profiler, first: bool) -> _Measured:
-        profiler.reserve(f"time {count} model{'s' * (count != 1)}", options.wait)
+        profiler.reserve(f"time {counted(count, 'model')}", options.wait)
 
         def report(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
@@ -166,6 +167,8 @@ def time_models(
 
     threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
     _run_all(threads, watcher.on_interrupt)
+    if meeting.refused is not None:
+        raise meeting.refused
     check_distinct({name: meeting.devices[name] for name in devices if name in meeting.devices})
     timings = tuple(thread.timing for thread in threads)
     if any(thread.stopping.is_set() for thread in threads) and not any(t.blocks for t in timings):
@@ -255,26 +258,32 @@ class _Meeting:
 
     Attributes:
         devices: Facts of the devices, by name.
+        refused: Error of a device that cannot be connected to by mistake of the user.
     """
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count)
         self.devices: dict[str, DeviceInfo] = {}
+        self.refused: UsageError | None = None
 
     def arrive(self, name: str, profiler: Profiler) -> None:
         """Wait for the other devices.
 
         Raises:
-            UsageError: two names lead to one agent.
+            UsageError: two names lead to one agent, or another name is unknown.
         """
         try:
             self.devices[name] = profiler.device_info()
         finally:
             self._barrier.wait()
+        if self.refused is not None:
+            raise self.refused
         check_distinct(self.devices)
 
-    def miss(self) -> None:
+    def miss(self, error: BaseException) -> None:
         """Release the other devices if this one cannot be connected to."""
+        if isinstance(error, UsageError):
+            self.refused = error
         self._barrier.wait()
 
 
@@ -321,9 +330,9 @@ class _DeviceThread:
         """Connect to the device; on failure, release the other devices."""
         try:
             profiler = self._connect(self._name)
-        except BaseException:
+        except BaseException as error:
             if not self._has_connected:
-                self._meeting.miss()
+                self._meeting.miss(error)
             raise
         self._has_connected = True
         return profiler
@@ -451,6 +460,7 @@ def _results(
             pooled.parts,
             pooled.shift,
             next((block.history_problem for block in blocks if block.history_problem), ""),
+            all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
         results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)

@@ -9,6 +9,7 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.messages import MeasureSpec, RunOrder
 from esm_protos.statistics import MIN_ROUNDS
+from esm_protos.text import counted
 
 PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
@@ -63,7 +64,8 @@ def timing_spec(
         )
     elif sessions > most:
         raise UsageError(
-            f"{argument('sessions')} {sessions} is more than the {most} runs of each model"
+            f"{argument('sessions')} {sessions} is more than the {counted(most, 'run')} of each "
+            "model"
         )
     others = {
         "warmup": WARMUP,

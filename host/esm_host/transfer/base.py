@@ -14,6 +14,7 @@ from esm_host.plugins import own_failures
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
 from esm_protos.plugins import own_file, own_name
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -75,8 +76,8 @@ class FewShotPredictor(ABC):
         """
         if len(sources) < self.least_sources:
             raise UsageError(
-                f"{type(self).__name__} needs {self.least_sources} sources or more, not only "
-                f"{' and '.join(sources) or 'none'}: give more, or choose another method"
+                f"{type(self).__name__} needs {counted(self.least_sources, 'source')} or more, not "
+                f"only {' and '.join(sources) or 'none'}: give more, or choose another method"
             )
 
     def learn(
@@ -126,7 +127,8 @@ class FewShotPredictor(ABC):
         self._check(codes, values)
         if len(values) < self.least_samples:
             raise ValueError(
-                f"{len(values)} samples: {type(self).__name__} needs {self.least_samples} or more"
+                f"{counted(len(values), 'sample')}: {type(self).__name__} needs "
+                f"{self.least_samples} or more"
             )
         with own_failures(self):
             self._adapt(codes, values)
@@ -172,6 +174,8 @@ class FewShotPredictor(ABC):
         if latency_ms is None:
             return
         if latency_ms.shape != (len(codes),) or not len(codes):
-            raise ValueError(f"{len(codes)} architectures need as many latencies, at least one")
+            raise ValueError(
+                f"{counted(len(codes), 'architecture')}: give as many latencies, at least one"
+            )
         if not np.isfinite(latency_ms).all() or (latency_ms <= 0).any():
             raise ValueError("latencies must be positive, finite milliseconds")

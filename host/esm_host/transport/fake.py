@@ -41,6 +41,7 @@ from esm_protos.messages import (
     UsualLatencies,
 )
 from esm_protos.metrics import PEAK_MEMORY
+from esm_protos.nearest import unknown
 from esm_protos.paces import usual_latencies
 from esm_protos.providers import OptionError, ProviderInfo
 
@@ -222,7 +223,7 @@ class FakeProfiler(Profiler):
         names = self.device_info().providers
         if block.spec.provider not in names:
             raise DeviceError(
-                f"this device has no provider '{block.spec.provider}': it has {', '.join(names)}"
+                unknown("execution provider", block.spec.provider, names, where="on this device")
             )
         try:
             self._provider(block).complete(block.spec.provider_options)

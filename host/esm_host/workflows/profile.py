@@ -32,6 +32,7 @@ from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
+from esm_protos.text import counted
 
 RESUMABLE = frozenset(
     {
@@ -116,7 +117,7 @@ def _check_space(settings: Settings, space: SearchSpace) -> None:
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
             f"{settings.references} exceed the "
-            f"space's {space.count()} architectures: give fewer"
+            f"space's {counted(space.count(), 'architecture')}: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):

@@ -14,6 +14,7 @@ from esm_host.encoding.cost import CostEncoder
 from esm_host.errors import DatasetError, UsageError
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -96,8 +97,8 @@ class ProxyTable:
         if -1 in rows:
             missing = rows.index(-1)
             raise ValueError(
-                f"{rows.count(-1)} architectures are not in the table of proxies, such as number "
-                f"{missing}: choose them from the table, or use AnalyticProxies"
+                f"{counted(rows.count(-1), 'architecture')} not in the table of proxies, such as "
+                f"number {missing}: choose them from the table, or use AnalyticProxies"
             )
         return self._values[rows]
 
