@@ -1,6 +1,7 @@
 """Callers who send nothing, or nonsense, take nothing from those who measure."""
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -273,17 +274,16 @@ def test_a_lease_keeps_some_blocks_waiting_not_any_number(
         replies.cancel()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [f"{SERVICE}/{m.name}" for m in pb.DESCRIPTOR.services_by_name["Profiler"].methods]
-    + ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"],
-)
+METHODS = [f"{SERVICE}/{m.name}" for m in pb.DESCRIPTOR.services_by_name["Profiler"].methods]
+METHODS += ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"]
+
+
 def test_what_is_no_request_is_one_line_in_the_log(
-    channel: grpc.Channel, path: str, caplog: pytest.LogCaptureFixture
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No message at all, and one that is none of the method's."""
-    method = channel.stream_stream(path)
-    for messages in ([], [b"\xff\xff\xff"]):
+    for path, messages in itertools.product(METHODS, ([], [b"\xff\xff\xff"])):
+        method = channel.stream_stream(path)
         with pytest.raises(grpc.RpcError) as caught:
             list(method(iter(messages), timeout=20))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, path

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from esm_host.dataset.collect import Collector
 from esm_host.dataset.cost import device_time
@@ -36,6 +39,13 @@ SETTINGS = Settings(
     max_models=200,
     spec=MeasureSpec(runs=12),
 )
+
+
+def number_blocks(patch: pytest.MonkeyPatch, first: int = 0) -> None:
+    """Number a campaign's blocks from ``first`` on: a fake draws its noise from their ids."""
+    numbers = count(first)
+    made = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{next(numbers):032x}"))
+    patch.setattr("esm_host.dataset.lanes.uuid", made)
 
 
 def latency(model: Model) -> float:

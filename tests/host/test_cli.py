@@ -50,6 +50,9 @@ QUICK = [*SMALL, "--predictor", "ridge"]
 """Options for tests of something else than the predictor."""
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 def esm_host(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from esm_host.arguments import on_command_line
-from esm_host.dataset.store import REFERENCE_ROUND
+from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import DeviceError, UsageError
 from esm_host.extension.allocate import by_shortfall
+from esm_host.extension.campaign_loop import Outcome
 from esm_host.predictors.base import Predictor
 from esm_host.predictors.mlp import MLPPredictor
 from esm_host.sampling.bins import DepthBins
@@ -116,19 +117,22 @@ class BrokenOffError(Exception):
     pass
 
 
-@pytest.mark.parametrize("extension", ["balanced", "cost-aware"])
-@pytest.mark.parametrize("after_blocks", range(1, 9))
-def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
-    tmp_path: Path, after_blocks: int, extension: str
-) -> None:
-    whole = tmp_path / "whole"
-    broken = tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
-    changes = {"max_models": 80, "extension": extension}
-    expected_store, _, loop = assemble(whole, FakeProfiler(erratic_when_deep), Log(), **changes)
-    expected = loop.run()
+@pytest.fixture(scope="module", params=["balanced", "cost-aware"])
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Store, Outcome]:
+    """A campaign of 4, 2 and 2 blocks that was never broken off, and its settings."""
+    changes = {"max_models": 80, "extension": request.param}
+    device = FakeProfiler(erratic_when_deep)
+    store, _, loop = assemble(tmp_path_factory.mktemp("whole"), device, Log(), **changes)
+    return changes, store, loop.run()
 
+
+@pytest.mark.parametrize("after_blocks", [1, 4, 5, 8])
+def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
+    tmp_path: Path, after_blocks: int, whole: tuple[dict[str, Any], Store, Outcome]
+) -> None:
+    changes, expected_store, expected = whole
     log = Log()
 
     def break_off() -> None:
@@ -137,11 +141,11 @@ def test_broken_off_anywhere_it_goes_on_and_measures_nothing_twice(
 
     log.on_block_do = break_off
     first = FakeProfiler(erratic_when_deep)
-    _, _, loop = assemble(broken, first, log, **changes)
+    _, _, loop = assemble(tmp_path, first, log, **changes)
     with pytest.raises(BrokenOffError):
         loop.run()
     second = FakeProfiler(erratic_when_deep)
-    store, _, loop = assemble(broken, second, Log(), **changes)
+    store, _, loop = assemble(tmp_path, second, Log(), **changes)
     outcome = loop.run()
 
     assert store.plan() == expected_store.plan()

@@ -20,7 +20,7 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
 from esm_protos.messages import Model
-from tests.host.campaign import SPACE, latency
+from tests.host.campaign import SPACE, latency, number_blocks
 from tests.host.test_cli import QUICK, assert_refused, esm_host
 
 SEARCH = ["--measure", "12", "--batch", "4"]
@@ -32,6 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("campaign") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "connect", lambda device: FakeProfiler(latency, noise=0.01, past=60))
+        number_blocks(patch, first=1000)
         assert esm_host("profile", *QUICK, "--run", path, "--target-accuracy", 1).exit_code == 0
     return path
 

@@ -53,6 +53,9 @@ def listed(store: str) -> dict[str, dict[str, object]]:
     return {entry["name"]: entry for entry in data["campaigns"]}
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ESM_STORE", raising=False)
@@ -154,7 +157,7 @@ def test_a_teammate_goes_on_with_it(mine: Path, shared_store: str, fake: FakePro
         names = ("settings.json", "result.json", "predictions.csv")
         return all((theirs / name).read_bytes() == (mine / name).read_bytes() for name in names)
 
-    assert esm("profile", "--run", mine, "--resume", "--predictor", "mlp", "-q").exit_code == 0
+    assert esm("profile", "--run", mine, "--resume", "--predictor", "auto", "-q").exit_code == 0
     theirs = attached(shared_store)
     assert same()
     asked = ("--sample", 4, "--json", "-")

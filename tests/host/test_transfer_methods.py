@@ -40,6 +40,9 @@ def esm_host_command(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeProfiler]:
     """Every device is the fake one; nothing was ever imported."""

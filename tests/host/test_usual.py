@@ -184,6 +184,24 @@ def test_a_first_timing_is_one_clear_line(
 # Spread over minutes
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock in seconds that only waiting turns."""
+    now = [0.0]
+
+    class Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is None:
+                return super().wait()
+            now[0] += timeout
+            return self.is_set()
+
+    names = {"Barrier": threading.Barrier, "Thread": threading.Thread, "Event": Event}
+    monkeypatch.setattr("esm_host.timing.run.threading", SimpleNamespace(**names))
+    monkeypatch.setattr("esm_host.timing.run.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("30s", 30), ("10m", 600), ("1h", 3600), ("1.5 m", 90), (12, 12.0)]
 )
@@ -206,25 +224,26 @@ def test_blocks_are_spread_evenly(seconds: float, count: int) -> None:
 
 
 def test_a_spread_timing_pools_its_blocks(
-    monkeypatch: pytest.MonkeyPatch, models: list[Path]
+    monkeypatch: pytest.MonkeyPatch, models: list[Path], clock: list[float]
 ) -> None:
     held: list[str] = []
 
     class Watched(PacedProfiler):
         def reserve(self, *arguments: Any) -> Any:
             held.append("taken")
+            clock[0] += 10
             return super().reserve(*arguments)
 
         def close(self) -> None:
             held.append("free")
 
     device = Watched(lambda number: SLOW * (number - 1))
-    result = timed(monkeypatch, device, models, "--spread", "0.6s", "--json", "-")
+    result = timed(monkeypatch, device, models, "--spread", "3m", "--json", "-")
     assert held == ["taken", "free"] * 3, "others can use the device between blocks"
-    assert "local: 1 of 3 blocks done, the next one in" in result.stderr
+    assert "local: 1 of 3 blocks done, the next one in 50 s" in result.stderr
     data = json.loads(result.stdout)
     entry = data["results"][0]
-    assert data["context"]["spread_s"] == 0.6
+    assert data["context"]["spread_s"] == 180
     assert [block["runs"] for block in entry["blocks"]] == [200] * 3
     assert len(entry["samples_ms"]) == len(entry["starts_ms"]) == entry["runs"] == 600
     assert sum(entry["session_runs"]) == 600
@@ -235,7 +254,7 @@ def test_a_spread_timing_pools_its_blocks(
     raws = [block["raw_ms"] / BIG_MS for block in entry["blocks"]]
     assert raws == pytest.approx([1 / 1.14, 1, 1.14], rel=0.01)
     place = data["context"]["devices"]["local"]
-    assert np.all(np.diff(place["block_starts_s"]) > 0.1)
+    assert place["block_starts_s"] == [0, 60, 120]
     assert {reference["block"] for reference in place["references"]} == {0, 1, 2}
     (comparison,) = data["comparisons"]
     assert comparison["paired"]
@@ -245,16 +264,18 @@ def test_a_spread_timing_pools_its_blocks(
     assert not any(block.peak_memory for block in others), "once is enough"
 
 
+@pytest.mark.usefixtures("clock")
 def test_raw_blocks_that_differ_make_a_wide_interval(
     monkeypatch: pytest.MonkeyPatch, models: list[Path]
 ) -> None:
     device = PacedProfiler(lambda number: SLOW * number)
-    result = timed(monkeypatch, device, models, "--spread", "0.3s", "--raw", "--json", "-")
+    result = timed(monkeypatch, device, models, "--spread", "3m", "--raw", "--json", "-")
     large, small = results(result)
     assert large["ci95_percent"] > 10 > small["ci95_percent"]
     assert "blocks differ, which leaves" in large["warnings"][0]
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_model_that_fails_in_one_block_has_failed(
     monkeypatch: pytest.MonkeyPatch, models: list[Path]
 ) -> None:
@@ -274,13 +295,14 @@ def test_a_model_that_fails_in_one_block_has_failed(
         return replace(result, measurements=(broken, *rest))
 
     monkeypatch.setattr(device, "answer", failing)
-    result = timed(monkeypatch, device, models, "--spread", "0.3s", "--json", "-")
+    result = timed(monkeypatch, device, models, "--spread", "3m", "--json", "-")
     assert result.exit_code == 1
     broken, fine = json.loads(result.stdout)["results"]
     assert broken["failure"]["kind"] == "crash"
     assert fine["trimmed_mean_ms"] > 0
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(("blocks", "code"), [(2, 69), (3, 1)])
 def test_blocks_before_a_device_is_gone_are_kept(
     monkeypatch: pytest.MonkeyPatch, models: list[Path], blocks: int, code: int
@@ -294,8 +316,7 @@ def test_blocks_before_a_device_is_gone_are_kept(
         return answer(*arguments)
 
     monkeypatch.setattr(device, "answer", gone)
-    monkeypatch.setattr("esm_host.timing.spread._GAP_S", 0.1)
-    result = timed(monkeypatch, device, models, "--spread", "0.5s", "--json", "-")
+    result = timed(monkeypatch, device, models, "--spread", "5m", "--json", "-")
     assert result.exit_code == code
     assert "no agent answers" in result.stderr
     if code == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from esm_agent.measure.references import reference_models
 from esm_host import Settings, load_run
 from esm_host.campaign.folder import RunFolder
+from esm_host.dataset.lanes import Batch, SharedBatches
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Dataset
@@ -39,6 +41,8 @@ from tests.host.test_collect import plan
 from tests.report.conftest import written
 
 SPEC = MeasureSpec(runs=12, references=True)
+
+pytestmark = pytest.mark.usefixtures("numbered", "undrawn")
 
 
 def weights(model: Model) -> int:
@@ -149,9 +153,7 @@ def test_sessions_that_differ_are_in_the_intervals(tmp_path: Path) -> None:
     assert {len(m.session_runs) for m in store.measurements()} == {3}
     dataset = Measurements(store, spec).dataset()
     error = dataset.latency_ms / truth(dataset.architectures, latency) - 1
-    assert np.mean(np.abs(error) < dataset.interval) > 0.6, (
-        "91 % on average; drawn anew in every run"
-    )
+    assert np.mean(np.abs(error) < dataset.interval) > 0.8
 
 
 def test_a_reference_that_strays_fails_its_block_and_moves_no_other_figure(tmp_path: Path) -> None:
@@ -201,7 +203,27 @@ def test_a_block_whose_agents_models_failed_is_told_by_the_campaigns(tmp_path: P
     assert [failure.message for failure in failures if failure] == ["no room"] * 4
 
 
-def test_devices_of_a_group_have_paces_of_their_own(tmp_path: Path) -> None:
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices of a group take its blocks in turn, whichever would be faster."""
+    turn, take = threading.Condition(), SharedBatches.take
+
+    def taken(self: SharedBatches, device: str, wait: bool) -> Batch | None:
+        order: list[str] = vars(self).setdefault("order", ["pi-1", "pi-2", "pi-3"])
+        with turn:
+            assert turn.wait_for(lambda: device not in order or order[0] == device, timeout=60)
+            batch = take(self, device, wait=False)
+            if device in order:
+                order.remove(device)
+            if batch is not None:
+                order.append(device)
+            turn.notify_all()
+        return batch
+
+    monkeypatch.setattr(SharedBatches, "take", taken)
+
+
+def test_devices_of_a_group_have_paces_of_their_own(tmp_path: Path, in_turn: None) -> None:
     """One is slowed down throughout, the next is slower than it by nature."""
     devices = {
         "pi-1": device(hostname="pi-1", pace=varied(1.2)),
@@ -213,7 +235,7 @@ def test_devices_of_a_group_have_paces_of_their_own(tmp_path: Path) -> None:
     assert collector.collect(0).passed
     measurements = Measurements(store, SPEC)
     ours = errors(measurements.dataset())
-    assert np.median(ours) < 0.015  # which device takes which block differs from run to run
+    assert np.median(ours) < 0.015
     assert ours.max() < 0.03
     levels = dict(
         zip(

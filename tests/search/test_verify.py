@@ -92,7 +92,7 @@ def true_front(device: Device, *limits: Limit) -> set[bytes]:
 
 def test_what_the_device_refutes_is_dropped_and_the_true_front_found() -> None:
     device = Device()
-    found = search(device)
+    found = search(device, batch=30)
     assert found.stable
     assert {row.tobytes() for row in found.front.codes} == true_front(device)
     believed = found.rounds[0].front
@@ -102,7 +102,7 @@ def test_what_the_device_refutes_is_dropped_and_the_true_front_found() -> None:
 def test_limits_hold_as_measured() -> None:
     device = Device()
     limit = Limit(AT_MOST, 1.3)
-    found = search(device, limit)
+    found = search(device, limit, batch=30)
     assert {row.tobytes() for row in found.front.codes} == true_front(device, limit)
     assert (device.truth[device.place(found.front.codes)] <= 1.3).all()
 
@@ -141,7 +141,7 @@ def test_where_nothing_keeps_the_limit_nothing_is_found() -> None:
 
 def test_what_cannot_be_measured_is_left_out() -> None:
     device = Device(fails=True)
-    found = search(device)
+    found = search(device, batch=30)
     assert {row.tobytes() for row in found.front.codes} == true_front(device)
 
 
@@ -178,11 +178,11 @@ def test_with_a_larger_budget_it_goes_on() -> None:
     device = Device()
     first = search(device, budget=20)
     assert not first.stable
-    found = search(device, past=first.rounds)
+    found = search(device, past=first.rounds, batch=30)
     assert found.stable
     assert {row.tobytes() for row in found.front.codes} == true_front(device)
     assert found.measured == sum(device.asked), "nothing is measured twice"
-    again = search(device, past=found.rounds)
+    again = search(device, past=found.rounds, batch=30)
     assert (again.stable, again.measured) == (True, found.measured)
 
 

@@ -335,9 +335,23 @@ def test_without_initialisation_a_new_device_begins_as_it_was_drawn() -> None:
         assert torch.equal(embeddings[-1], embeddings[nearest]) is initialise
 
 
-@pytest.mark.parametrize(
-    "part", [{"operation_wise": False}, {"initialise": False}, {"layers": "dgf"}, {"layers": "gat"}]
-)
+PARTS = [{"operation_wise": False}, {"initialise": False}, {"layers": "dgf"}, {"layers": "gat"}]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_of_its_parts_can_be_left_out(part: dict[str, object]) -> None:
+    """Which changes what it predicts."""
+    predicted = []
+    for left_out in ({}, part):
+        method = NasflatPredictor(epochs=1, batch_size=64, transfer_epochs=1, **left_out)
+        method.learn(SOURCES[:2]).adapt(UNSEEN[:5], latency_ms(UNSEEN[:5], 0.5))
+        predicted.append(method.predict(UNSEEN[5:15]))
+    assert np.isfinite(predicted).all()
+    assert not np.array_equal(*predicted)
+
+
+@pytest.mark.predictors
+@pytest.mark.parametrize("part", PARTS)
 def test_it_learns_without_any_of_its_parts(part: dict[str, object]) -> None:
     method = NasflatPredictor(epochs=16, batch_size=64, transfer_epochs=20, **part).learn(SOURCES)
     method.adapt(UNSEEN[:20], latency_ms(UNSEEN[:20], 0.5))

@@ -268,18 +268,22 @@ def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict
     pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
     lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
     write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
-    run = Run(folder.path, settings, result)
-    blocks = run.blocks()
+    _draw(folder, Run(folder.path, settings, result))
+    write_json(folder.result, result)
+
+
+def _draw(folder: RunFolder, run: Run) -> None:
+    """Write the plots of a campaign."""
+    settings = run.settings
     charts = {
         "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
         "accuracy_by_round": plots.accuracy_by_round(
             run.accuracy(), settings.target_accuracy_percent
         ),
         "reference_stability": plots.reference_stability(
-            blocks, run.references(), settings.reference_tolerance_percent
+            run.blocks(), run.references(), settings.reference_tolerance_percent
         ),
     }
     title = alt.TitleParams(f"{run.space.name} on {settings.device}", anchor="start")
     for name, chart in charts.items():
         plots.save(chart.properties(title=title), folder.plots[name])
-    write_json(folder.result, result)
