@@ -34,7 +34,7 @@ from esm_models.spaces import load_space
 from esm_protos.messages import FailureKind, MeasureSpec
 from esm_protos.metrics import Metric
 from esm_protos.plugins import PluginError
-from tests.host.campaign import SPACE
+from tests.host.fake_campaign import SPACE
 
 PREDICTOR = """
 from esm_host.predictors.base import Predictor

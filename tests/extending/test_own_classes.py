@@ -25,7 +25,7 @@ from esm_host.transfer import method_of
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from tests.helpers import depth_bins
-from tests.host.campaign import SPACE, latency
+from tests.host.fake_campaign import SPACE, latency
 
 OWN = '''
 import numpy as np

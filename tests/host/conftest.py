@@ -8,7 +8,7 @@ import pytest
 
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from tests.host.campaign import latency, number_blocks
+from tests.host.fake_campaign import latency, number_blocks
 from tests.postgres import Server, serving
 
 

@@ -26,7 +26,7 @@ from esm_host.extension.campaign_loop import CampaignLoop
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import Holder, Progress
-from tests.host.campaign import latency
+from tests.host.fake_campaign import latency
 
 ROOT = Path(__file__).parents[2]
 SMALL = esm_host.Settings(

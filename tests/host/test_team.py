@@ -24,7 +24,7 @@ from esm_host.dataset.database import without_password
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from tests.host.campaign import latency
+from tests.host.fake_campaign import latency
 from tests.postgres import PASSWORD, Server
 
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]

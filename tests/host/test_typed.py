@@ -13,7 +13,7 @@ import pytest
 import esm_host
 from esm_host.typed import WrongTypeError, check_fields, typed
 from esm_models.errors import ModelsError
-from tests.host.campaign import SPACE
+from tests.host.fake_campaign import SPACE
 
 SAMPLING = esm_host.SamplingSettings(initial=10, max_models=10, bins=2)
 NOWHERE = "/nonexistent/run"
