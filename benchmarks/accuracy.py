@@ -41,7 +41,7 @@ from esm_protos.messages import MeasureSpec, RunOrder
 ROUND = 100
 SPECS = {
     "interleaved": MeasuringSettings("local").spec,
-    "in a row": MeasureSpec(protocol=RunOrder.SEQUENTIAL),
+    "in a row": MeasureSpec(run_order=RunOrder.SEQUENTIAL),
 }
 
 
@@ -109,7 +109,7 @@ def measure(
     with LocalProfiler() as profiler, Live(quiet=False) as live:
         for number in range(-(-models // ROUND)):
             for name, store in stores.items():
-                sequential = specs[name].protocol is RunOrder.SEQUENTIAL
+                sequential = specs[name].run_order is RunOrder.SEQUENTIAL
                 collector = Collector(
                     store,
                     Measurements(store, specs[name]),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
-from esm_host.research.transfer.one_proxy import one_proxy
+from esm_host.research.transfer.one_proxy import OneProxySettings, one_proxy
 from esm_host.transfer import make_method
 from esm_host.transfer.base import FewShotPredictor
 from esm_host.transfer.gaussian import SourceGP
@@ -83,7 +83,8 @@ def compute(table: LatencyTable, space: str, seed: int) -> pd.DataFrame:
         def measure(codes: Codes, asked: dict[bytes, float] = asked) -> NDArray[np.float64]:
             return np.array([asked[row.tobytes()] for row in codes])
 
-        stepwise = one_proxy([source], measure, table.codes[own[:MOST]], seed=seed)
+        settings = OneProxySettings(seed=seed)
+        stepwise = one_proxy([source], measure, table.codes[own[:MOST]], settings)
         rest = np.setdiff1d(np.flatnonzero(np.isfinite(truth)), own[: stepwise.samples])
         rows[-1] |= {
             "step by step": rank(stepwise.predictor, table.codes[rest], truth[rest]),

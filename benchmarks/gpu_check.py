@@ -362,26 +362,26 @@ def convolution_search(box: Box) -> Figures:
 
 
 def repeats(box: Box) -> Figures:
-    """Measure the agreement of passes in the agent's own process, by protocol."""
+    """Measure the agreement of passes in the agent's own process, by order of runs."""
     models = tuple(box.save(data) for name in SPACES for data in subnets(name, 64, 0.5))
-    found: dict[RunOrder, list[list[float]]] = {protocol: [] for protocol in RunOrder}
+    found: dict[RunOrder, list[list[float]]] = {run_order: [] for run_order in RunOrder}
     with box.worker(box.gpu) as worker:
         for _ in range(PASSES):
-            for protocol in RunOrder:
-                spec = replace(SPEC, protocol=protocol, runs=RUNS)
+            for run_order in RunOrder:
+                spec = replace(SPEC, run_order=run_order, runs=RUNS)
                 result = worker.measure(
                     UploadedBlock("b", spec, models), lambda p: None, lambda: False
                 )
                 for measurement in result.measurements:
                     if measurement.failure is not None:
-                        raise CheckFailedError(f"{protocol.value}: {measurement.failure.message}")
+                        raise CheckFailedError(f"{run_order.value}: {measurement.failure.message}")
                     if not (measurement.copy_in_ns.size and measurement.copy_out_ns.size):
                         raise CheckFailedError("copies were not timed")
-                found[protocol].append([m.trimmed_mean_ms(0.2) for m in result.measurements])
-    logs = {protocol: np.log(rows) for protocol, rows in found.items()}
+                found[run_order].append([m.trimmed_mean_ms(0.2) for m in result.measurements])
+    logs = {run_order: np.log(rows) for run_order, rows in found.items()}
     figures = {
-        f"{protocol.value} spread": float(rows.std(axis=0, ddof=1).mean())
-        for protocol, rows in logs.items()
+        f"{run_order.value} spread": float(rows.std(axis=0, ddof=1).mean())
+        for run_order, rows in logs.items()
     }
     difference = logs[RunOrder.INTERLEAVED].mean(axis=0) - logs[RunOrder.SEQUENTIAL].mean(axis=0)
     figures["interleaved over in a row"] = math.exp(difference.mean())

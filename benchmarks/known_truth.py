@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_agent.measure.timing import FIRST_LOOK
+from esm_agent.measure.timing import FIRST_CHECK
 from esm_protos.estimates import Runs, estimate_block
-from esm_protos.messages import Usual
-from esm_protos.paces import WEIGHTLESS, usual_of
+from esm_protos.messages import UsualLatencies
+from esm_protos.paces import WEIGHTLESS, usual_latencies
 from esm_protos.statistics import trimmed_mean
 
 Floats = NDArray[np.float64]
@@ -143,7 +143,7 @@ class Device:
         slow = self.slow(20_000)
         return model.latency_ns * math.exp(trimmed_mean(self._feel(model, slow), 0.25))
 
-    def usual(self, moments: int) -> Usual | None:
+    def usual(self, moments: int) -> UsualLatencies | None:
         """Return the history of an agent after a number of moments."""
         slow = self.slow(moments)
         taken = np.empty((moments, len(self.references)))
@@ -158,7 +158,7 @@ class Device:
                 off += runs.min(axis=2).mean(axis=1)
             taken[:, column] = model.latency_ns * np.exp(off)
         names = [model.name for model in self.references]
-        return usual_of(names, np.arange(moments) * 3600.0, taken)
+        return usual_latencies(names, np.arange(moments) * 3600.0, taken)
 
     def block(self, seconds: float, sessions: int) -> tuple[list[Runs], list[Runs]]:
         """Measure all models for a time, and reference models for a tenth of it.
@@ -205,7 +205,7 @@ class Device:
         now, spent, next_reference = 0.0, 0.0, 0
         found = []
         rounds = 0
-        while now < 1e9 * seconds or rounds < FIRST_LOOK:
+        while now < 1e9 * seconds or rounds < FIRST_CHECK:
             rounds += 1
             for number in self.rng.permutation(len(self.models)).tolist():
                 while spent < 0.1 * now:

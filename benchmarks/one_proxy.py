@@ -59,6 +59,7 @@ from esm_host.encoding import make_encoder
 from esm_host.evaluation.selection import pareto_front
 from esm_host.research.depth_scaling import scaled_in_depth
 from esm_host.research.search_by_proxy import search_by_proxy
+from esm_host.research.transfer.one_proxy import OneProxySettings
 from esm_host.search.costs import NetworkCost
 from esm_host.search.genes import RowIndex as Places
 from esm_host.search.latency import LATENCY
@@ -217,8 +218,8 @@ def compute(
                 measure,
                 table.codes[samples[:most]],
                 method,
-                proxy_front=table.codes[proxy_front],
-                seed=seed,
+                OneProxySettings(seed=seed),
+                table.codes[proxy_front],
             )
             measured = np.union1d(place(found.proposed.codes), samples[: found.samples])
             assert len(measured) == found.measured

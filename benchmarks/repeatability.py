@@ -49,8 +49,8 @@ CAMPAIGN, IN_A_ROW, MATCHED = "campaign", "150 in a row", "in a row, same time"
 CAMPAIGN_SPEC = Settings("local").spec
 _SPECS = {
     CAMPAIGN: CAMPAIGN_SPEC,
-    IN_A_ROW: MeasureSpec(protocol=RunOrder.SEQUENTIAL, warmup=10),
-    MATCHED: MeasureSpec(protocol=RunOrder.SEQUENTIAL, warmup=10),
+    IN_A_ROW: MeasureSpec(run_order=RunOrder.SEQUENTIAL, warmup=10),
+    MATCHED: MeasureSpec(run_order=RunOrder.SEQUENTIAL, warmup=10),
 }
 
 Logs = NDArray[np.float64]
@@ -78,7 +78,7 @@ class Repeatability:
                 if name == MATCHED:
                     ratio = self._seconds(CAMPAIGN) / self._seconds(IN_A_ROW)
                     spec = replace(spec, runs=max(round(150 * ratio), 10))
-                row = spec.protocol is RunOrder.SEQUENTIAL
+                row = spec.run_order is RunOrder.SEQUENTIAL
                 models = tuple(self.models[REFERENCES if row else 0 :])
                 block = Block(uuid.uuid4().hex, spec, models)
                 self.results[name].append(profiler.measure(block))

@@ -208,7 +208,7 @@ def serve(
     from esm_agent.door.auth import choose_door
     from esm_agent.errors import AccessError
     from esm_agent.measure.sandbox import Confinement, leave_cpus, size_bytes
-    from esm_agent.measure.worker import WorkerUnavailableError
+    from esm_agent.measure.worker import UnusableOptionError, WorkerUnavailableError
     from esm_agent.operation import logs
     from esm_agent.operation.metrics import Metrics, MetricsError, PrometheusMetrics
     from esm_agent.serving.announce import AnnounceError, Announcement
@@ -256,7 +256,7 @@ def serve(
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         counters.stop()
-        fail(1, str(error))
+        fail(2 if isinstance(error, UnusableOptionError) else 1, str(error))
     print(f"esm-agent {__version__} listening on {join(host, server.port)}", flush=True)
     if until_stdin_closes:
         threading.Thread(target=_wait_for_eof, args=(stops,), daemon=True).start()
@@ -360,6 +360,11 @@ def doctor(
     from esm_agent.measure.worker import WorkerUnavailableError
     from esm_protos.diagnosis import NOT_FIT, lines, summary, to_json
 
+    if output is not None and str(output) != "-":
+        if output.is_dir():
+            fail(2, f"cannot write {output}: it is a folder")
+        if not output.parent.is_dir():
+            fail(2, f"cannot write {output}: there is no folder {output.parent}")
     try:
         typer.echo(f"timing built-in models for {seconds:g} s", err=True)
         diagnosis = _examined(seconds, history or _own_history())
@@ -425,7 +430,7 @@ def show_cache(
 
     folder = cache or cache_folder()
     if not folder.exists():
-        fail(1, f"{folder} does not exist: there is no cache")
+        fail(2 if cache else 1, f"{folder} does not exist: there is no cache")
     try:
         files = Cache(folder)
         if clear:

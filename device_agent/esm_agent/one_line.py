@@ -9,6 +9,7 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from esm_agent.errors import AccessError
+from esm_protos.commands import with_origins
 
 P = ParamSpec("P")
 
@@ -21,7 +22,7 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except AccessError as error:
-            fail(1, str(error))
+            fail(2, str(error))
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             fail(1, f"{where}{error.strerror or error}")
@@ -34,5 +35,5 @@ def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def fail(code: int, message: str) -> NoReturn:
     """Print an error and end the command with an exit code."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {with_origins(message)}", err=True)
     raise typer.Exit(code) from None

@@ -12,14 +12,22 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
-from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+from esm_host.timing import (
+    TimingOptions,
+    TimingWatcher,
+    for_models,
+    parse_duration,
+    read_request,
+    time_models,
+    timing_spec,
+)
 from esm_host.timing.compare import Comparison, check_timing
 from esm_host.timing.compare import compare as compare_timings
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
@@ -28,9 +36,11 @@ from esm_host.timing.model_file import ModelFile, read_model_file
 from esm_host.timing.provider_options import given_options
 from esm_host.timing.spec import WARMUP
 from esm_host.transport import devices
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.messages import Progress, RunOrder
+from esm_protos.nearest import nearest, unknown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -42,23 +52,25 @@ if TYPE_CHECKING:
     from esm_host.research.study.results import Study
     from esm_host.search.record import SearchRecord
 
-    Model: TypeAlias = str | os.PathLike[str] | bytes | ModelProto | nn.Module
-    """ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
+# Texts, because the classes of onnx and torch load only when they are needed.
+Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | nn.Module"
+"""ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
 
-    Value: TypeAlias = ArrayLike | TensorProto | SequenceProto | OptionalProto
-    Inputs: TypeAlias = (
-        Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    )
-    """Values by input name, or paths of files and folders with values."""
+Value: TypeAlias = "ArrayLike | TensorProto | SequenceProto | OptionalProto"
+Inputs: TypeAlias = (
+    "Mapping[str, Value] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
+)
+"""Values by input name, or paths of files and folders with values."""
 
-    Timing: TypeAlias = TimingFile | str | os.PathLike[str]
-    """Result of :func:`time`, or the path of its file."""
+Timing: TypeAlias = "TimingFile | str | os.PathLike[str]"
+"""Result of :func:`time`, or the path of its file."""
 
-    OnProgress: TypeAlias = Callable[[str, Progress], None]
+OnProgress: TypeAlias = "Callable[[str, Progress], None]"
 
 _MOST_PROFILE_RUNS = 1000
 
 
+@typed
 def time(
     models: Model | Sequence[Model] | Mapping[str, Model],
     device: str | Sequence[str] = "local",
@@ -128,7 +140,7 @@ def time(
         ep_options: Values of the provider's own options by name, such as ``{"tf32": True}``.
         tf32: Deprecated: ``ep_options={"tf32": True}``.
         cuda_graph: Deprecated: ``ep_options={"cuda_graph": True}``.
-        allow_fallback: Whether to measure models of which nodes run on another provider.
+        allow_fallback: Whether to measure models with nodes on another provider.
         timeout_s: Largest time of one model in a block, s.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
@@ -151,7 +163,7 @@ def time(
         timing.results()[["label", "trimmed_mean_ms", "verdict"]]
     """
     if protocol not in (known := [p.value for p in RunOrder]):
-        raise UsageError(f"{argument('protocol')} '{protocol}': choose {' or '.join(known)}")
+        raise UsageError(unknown("protocol", protocol, known))
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
         raise UsageError(
             f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"
@@ -166,7 +178,7 @@ def time(
         max_runs,
         max_time_s,
         sessions,
-        protocol=RunOrder(protocol),
+        run_order=RunOrder(protocol),
         warmup=warmup,
         trim=trim,
         threads=counts[0],
@@ -198,11 +210,8 @@ def time(
             names,
             request,
             spec,
-            profile_runs=profile_runs,
-            wait=wait,
-            on_progress=on_progress or _ignore,
-            raw=raw,
-            spread_s=spread_s,
+            TimingOptions(profile_runs, wait, raw, spread_s),
+            TimingWatcher() if on_progress is None else TimingWatcher(on_progress),
         )
     file = TimingFile.of(timing.to_json())
     if timing.interrupted:
@@ -210,6 +219,7 @@ def time(
     return file
 
 
+@typed
 def compare(
     base: Timing | Sequence[Timing],
     new: Timing | Sequence[Timing],
@@ -259,6 +269,7 @@ def compare(
     )
 
 
+@typed
 def profile(
     settings: Settings,
     run: str | os.PathLike[str],
@@ -303,43 +314,42 @@ def profile(
     return load_run(folder.path)
 
 
+class Changes(TypedDict, total=False):
+    """Settings that a resumed campaign may change; None keeps a value."""
+
+    device: str | None
+    target_accuracy_percent: float | None
+    max_models: int | None
+    train_on: str | None
+    weights: str | None
+    predictor: str | None
+    encoding: str | None
+    group_tolerance_percent: float | None
+    raw: bool | None
+
+
+@typed
 def resume(
     run: Run | str | os.PathLike[str],
     *,
-    device: str | None = None,
-    target_accuracy_percent: float | None = None,
-    max_models: int | None = None,
-    train_on: str | None = None,
-    weights: str | None = None,
-    predictor: str | None = None,
-    encoding: str | None = None,
-    group_tolerance_percent: float | None = None,
-    raw: bool | None = None,
     finish: bool = False,
     patience_s: float = 60.0,
     wait: bool = True,
     watcher: object | None = None,
+    **changes: Unpack[Changes],
 ) -> Run:
     """Resume a campaign, or evaluate a finished one again; nothing is measured twice.
 
-    A setting that is None keeps its value. :class:`Settings` describes them.
-
     Args:
         run: The campaign or its folder.
-        device: Another name of the same device.
-        target_accuracy_percent: New target accuracy.
-        max_models: New limit of measured architectures.
-        train_on: New verdicts to train on.
-        weights: New weights of the samples.
-        predictor: New predictor.
-        encoding: New encoding.
-        group_tolerance_percent: New tolerance of the paces in a group.
-        raw: Whether latencies are as measured.
         finish: Whether to train on the measurements so far, without a device; the campaign can be
             resumed later.
         patience_s: Time to wait for an unreachable device, s.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         watcher: Object with any of the methods of :class:`Watcher`; None for none.
+        **changes: New values of ``device``, ``target_accuracy_percent``, ``max_models``,
+            ``train_on``, ``weights``, ``predictor``, ``encoding``, ``group_tolerance_percent`` and
+            ``raw``, as in :class:`Settings`. A setting that is None keeps its value.
 
     Raises:
         UsageError: the folder holds no campaign, or a value is out of range.
@@ -353,18 +363,13 @@ def resume(
     from esm_host.workflows.profile import finish_campaign, run_campaign
 
     folder = RunFolder(run.path if isinstance(run, Run) else Path(run))
-    changes: dict[str, Any] = {
-        "device": device,
-        "target_accuracy_percent": target_accuracy_percent,
-        "max_models": max_models,
-        "train_on": train_on,
-        "weights": weights,
-        "predictor": predictor,
-        "encoding": encoding,
-        "group_tolerance_percent": group_tolerance_percent,
-        "raw": raw,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
+    known = Changes.__annotations__
+    for name in changes:
+        if name not in known:
+            raise UsageError(
+                f"resume changes no {name}: {nearest(name, known)}choose {', '.join(known)}"
+            )
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     folder.refresh()
     settings = replace(folder.read_settings(), **given)
     if finish:
@@ -374,6 +379,7 @@ def resume(
     return load_run(folder.path)
 
 
+@typed
 def write_report(
     source: Run | TimingFile | SearchRecord | Study | Comparison | str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
@@ -429,6 +435,7 @@ def _page(source: Run | TimingFile | SearchRecord | Study | Comparison) -> Page:
     return study_page(source) if isinstance(source, Study) else search_page(source)
 
 
+@typed
 def export(
     source: Run | SearchSpace | str | os.PathLike[str],
     architectures: Sequence[Architecture | Mapping[str, Any] | str],
@@ -467,6 +474,7 @@ def export(
     return export_architectures(_space(source), architectures, Path(output), formats, seed)
 
 
+@typed
 def torch_module(
     source: Run | SearchSpace | str | os.PathLike[str],
     architecture: Architecture | Mapping[str, Any] | str,
@@ -538,21 +546,17 @@ def _comparison(path: Path) -> Comparison | None:
         return Comparison.from_json(data)
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} is no comparison that this program reads ({error}): compare again with "
+            f"{path} is not a comparison that this program reads ({error}): compare again with "
             "esm-host compare --json"
         ) from error
 
 
 def _timings(given: Timing | Sequence[Timing]) -> Sequence[Timing]:
-    return [given] if isinstance(given, TimingFile | str | os.PathLike) else given
+    return [given] if isinstance(given, TimingFile | str | os.PathLike) else list(given)
 
 
 def _timing(source: Timing) -> TimingFile:
     return source if isinstance(source, TimingFile) else load_timing(Path(source))
-
-
-def _ignore(device: str, progress: Progress) -> None:
-    pass
 
 
 def _several(values: int | Sequence[int]) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ _FLAGS = {
     "provider": "--ep",
     "provider_options": "--ep-option",
     "reference_tolerance_percent": "--reference-tolerance",
+    "run_order": "--protocol",
     "shapes": "--shape",
     "spread_s": "--spread",
     "target_accuracy_percent": "--target-accuracy",

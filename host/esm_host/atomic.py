@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, also when the program is killed meanwhile."""
+"""Atomic writes: a file is complete or unchanged, even if the program is killed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Whole or not at all; numbers that JSON has no word for are a mistake."""
+    """Write data as JSON, atomically.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
     write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
+    """Write bytes atomically."""
     draft = path.with_name(path.name + ".part")
     draft.write_bytes(data)
     os.replace(draft, path)

@@ -23,6 +23,7 @@ from esm_host.transport import pairing as _pairing
 from esm_host.transport.discovery import AnnouncedAgent
 from esm_host.transport.overview import Row
 from esm_host.transport.pairing import AddedDevice
+from esm_host.typed import typed
 from esm_protos.messages import DeviceInfo, Diagnosis
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 
+@typed
 def info(name: str) -> DeviceInfo:
     """Return the facts, limits and current state of a device.
 
@@ -45,6 +47,7 @@ def info(name: str) -> DeviceInfo:
         return profiler.device_info()
 
 
+@typed
 def doctor(name: str, seconds: float = 10.0, *, wait: bool = True) -> Diagnosis:
     """Diagnose a device for causes of bad measurements; ``.fit`` is False if it cannot measure.
 
@@ -64,6 +67,7 @@ def doctor(name: str, seconds: float = 10.0, *, wait: bool = True) -> Diagnosis:
         return profiler.diagnose(seconds)
 
 
+@typed
 def find(seconds: float = 3.0) -> tuple[AnnouncedAgent, ...]:
     """Return the agents that announce themselves in this network; their claims are unverified.
 
@@ -76,6 +80,7 @@ def find(seconds: float = 3.0) -> tuple[AnnouncedAgent, ...]:
     return tuple(_discovery.find(seconds))
 
 
+@typed
 def add(
     name: str,
     address: str,
@@ -118,10 +123,11 @@ def add(
             None if key is None else Path(key),
         ),
         force,
-        lambda text: warnings.warn(text, stacklevel=4),
+        lambda text: warnings.warn(text, stacklevel=5),
     )
 
 
+@typed
 def remove(name: str, *, force: bool = False) -> tuple[str, ...]:
     """Delete a device with its token and pinned certificate, or a group.
 
@@ -138,6 +144,7 @@ def remove(name: str, *, force: bool = False) -> tuple[str, ...]:
     return _naming.remove(name, force)
 
 
+@typed
 def rename(old: str, new: str) -> None:
     """Rename a device, also in its groups, or a group; campaigns keep the old name.
 
@@ -147,6 +154,7 @@ def rename(old: str, new: str) -> None:
     _naming.rename(old, new)
 
 
+@typed
 def group(name: str, members: Sequence[str]) -> None:
     """Give several devices a common name; replace a group of that name.
 

@@ -29,6 +29,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from esm_host.arguments import argument
 from esm_host.errors import ClusterError, EsmError, UsageError
 from esm_protos.plugins import OWN_MODULES
 from esm_protos.text import install
@@ -126,7 +127,7 @@ def map_unordered(function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R
     except TerminatedWorkerError as error:
         raise EsmError(
             "a process was killed, probably for lack of memory: run it again with a smaller "
-            "number in --parallel"
+            f"number in {argument('parallel')}"
         ) from error
 
 
@@ -259,8 +260,8 @@ def _scheduler(spec: str | int | None) -> str | None:
             host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
             return f"{_PROTOCOLS[url.scheme]}://{host}:{url.port or _PORT}"
     raise UsageError(
-        f"--parallel '{text}': give a number of processes on this machine, or the scheduler of a "
-        "cluster, dask://HOST:PORT"
+        f"{argument('parallel')} '{text}': give a number of processes on this machine, or "
+        "the scheduler of a cluster, dask://HOST:PORT"
     )
 
 
@@ -300,7 +301,7 @@ def _client(scheduler: str) -> Client:
     except OSError as error:
         raise ClusterError(
             f"no Dask scheduler answers at {scheduler} ({error.strerror or error}): start one "
-            "there (dask scheduler), or correct --parallel"
+            f"there (dask scheduler), or correct {argument('parallel')}"
         ) from error
     connect = partial(Client, scheduler, timeout=_PATIENCE_S, set_as_default=False)
     try:
@@ -308,7 +309,8 @@ def _client(scheduler: str) -> Client:
     except Exception as error:  # Dask raises many types
         raise ClusterError(
             f"{scheduler} does not work as a Dask scheduler "
-            f"({_line(error) or 'it does not answer'}): correct --parallel, or the certificates"
+            f"({_line(error) or 'it does not answer'}): correct {argument('parallel')}, "
+            "or the certificates"
         ) from error
 
 

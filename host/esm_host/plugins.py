@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from esm_host.errors import EsmError, UsageError
 from esm_protos import plugins
-from esm_protos.plugins import OWN_MODULES, Family, PluginError, described, split
+from esm_protos.plugins import Family, PluginError, described, own_failure, split
 from esm_protos.text import install
 
 C = TypeVar("C")
@@ -42,11 +42,13 @@ def about(cls: type[Any]) -> str:
 
 
 @contextmanager
-def own_failures(plugin: object) -> Iterator[None]:
+def own_failures(plugin: object, what: str = "") -> Iterator[None]:
     """Turn an exception of a user's class into one line with its file and line.
 
     Args:
-        plugin: Instance of the class; of a class that comes with the project nothing changes.
+        plugin: The class or an instance of it; of a class that comes with the project, or that a
+            program defines, the exception stays as it is.
+        what: What failed, such as ``"cannot be built"``.
 
     Raises:
         EsmError: the user's code failed.
@@ -56,10 +58,9 @@ def own_failures(plugin: object) -> Iterator[None]:
     except EsmError:
         raise
     except Exception as error:  # anything that a user's class may do
-        if not type(plugin).__module__.startswith(OWN_MODULES):
-            raise
-        path = Path(inspect.getfile(type(plugin)))
-        raise EsmError(f"{path}:{type(plugin).__name__}: {described(error, path)}") from error
+        if text := own_failure(plugin, error, what):
+            raise EsmError(text) from error
+        raise
 
 
 def plugin_class(family: Family, name: str, extra: str = "host") -> type[Any]:

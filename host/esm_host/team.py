@@ -14,7 +14,8 @@ from esm_host.dataset.store import Store
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sources.registry import describe_settings
-from esm_protos.nearest import nearest
+from esm_host.typed import typed
+from esm_protos.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Campaign:
     converged: bool | None
 
 
+@typed
 def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
     """Return all campaigns in a shared store by name, and one line per unreadable campaign.
 
@@ -63,7 +65,8 @@ def campaigns(store: str) -> tuple[list[Campaign], list[str]]:
     return found, problems
 
 
-def attach(name: str, path: Path, store: str) -> None:
+@typed
+def attach(name: str, path: str | Path, store: str) -> None:
     """Create or update the folder of a campaign that another machine began.
 
     Args:
@@ -80,24 +83,31 @@ def attach(name: str, path: Path, store: str) -> None:
     known = database.campaigns(store)
     if name not in known:
         raise UsageError(
-            f"there is no campaign '{name}' in {database.without_password(store)}: "
-            f"{nearest(name, known)}see esm-host campaigns list"
+            unknown(
+                "campaign",
+                name,
+                known,
+                where=f"in {database.without_password(store)}",
+                choices="see esm-host campaigns list",
+            )
         )
-    RunFolder(path).attach(PostgresSchema(store, name))
+    RunFolder(Path(path)).attach(PostgresSchema(store, name))
 
 
 def _campaign(place: PostgresSchema, running: bool) -> Campaign:
     with closing(Store(place)) as store:
         extent, files = store.extent(), place.kept_files()
     if SETTINGS not in files:
-        raise DatasetError(f"{place.location} has not begun: --resume begins it on its machine")
+        raise DatasetError(
+            f"{place.location} has not begun: esm-host profile --resume on its machine begins it"
+        )
     try:
         settings = Settings.from_json(json.loads(files[SETTINGS]))
         result = json.loads(files[RESULT]) if RESULT in files else {}
     except ValueError as error:
         raise DatasetError(
-            f"{place.location} has damaged files ({error}): --resume on its machine writes them "
-            "again"
+            f"{place.location} has damaged files ({error}): esm-host profile --resume on its "
+            "machine writes them again"
         ) from error
     finished = result.get("measured_models") == extent.measured_models
     return Campaign(

@@ -31,11 +31,21 @@ class Architecture:
         units: One tuple per unit, with one option label, such as ``"k3e1/2"``, per block.
         resolution: Input height and width, pixels; None if the space sets them for all
             architectures.
+
+    Raises:
+        InvalidArchitectureError: the units are not tuples.
     """
 
     space: str
     units: tuple[tuple[str, ...], ...]
     resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.units) is not tuple or not all(type(unit) is tuple for unit in self.units):
+            raise InvalidArchitectureError(
+                f"units {self.units!r}: give a tuple of tuples of labels; Architecture.from_json "
+                "reads lists"
+            )
 
     @property
     def depth(self) -> int:
@@ -108,6 +118,10 @@ class Architecture:
         Raises:
             InvalidArchitectureError: ``text`` is not in the short form.
         """
+        if not isinstance(text, str):
+            raise InvalidArchitectureError(
+                f"the short form of an architecture is text like 'k3e1/2 | 2*k5e1'; got {text!r}"
+            )
         side = _RESOLUTION.match(text)
         at, text = (side.end() if side else 0), text.rstrip()
         units: list[list[str]] = [[]]

@@ -31,8 +31,8 @@ FLOAT32, INT8 = DTYPES = ("float32", "int8")
 OPSET = 17
 IR_VERSION = 8
 
-# External data location of a weightless initializer. No such file exists, so a runtime that is
-# not given the values refuses the model.
+# External data location of a weightless initializer. This file does not exist, so a runtime
+# refuses the model unless it gets the values.
 WEIGHTLESS_LOCATION = "weightless"
 
 
@@ -307,7 +307,7 @@ class Network:
 
 
 def weightless_initializer(name: str, shape: Sequence[int]) -> TensorProto:
-    """Return an initializer without values, which the runtime must be given."""
+    """Return an initializer without values; a caller gives them to the runtime."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=WEIGHTLESS_LOCATION)

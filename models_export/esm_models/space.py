@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_models.architecture import Architecture
-from esm_models.errors import InvalidArchitectureError, InvalidSpaceError
+from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
+from esm_protos.nearest import unknown
+from esm_protos.plugins import own_failure, own_name
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
@@ -41,11 +43,24 @@ class Feature:
         name: Name in reports and columns, such as ``"kernel"``.
         symbol: Prefix in option labels, such as ``"k"``.
         values: Choices: numbers, or words, which have no order.
+
+    Raises:
+        InvalidSpaceError: there are no values, or two are equal.
     """
 
     name: str
     symbol: str
     values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Sequence) or isinstance(self.values, str) or not self.values:
+            raise InvalidSpaceError(
+                f"Feature '{self.name}' has values={self.values!r}: give a tuple of one or more"
+            )
+        if len(set(self.values)) < len(self.values):
+            raise InvalidSpaceError(
+                f"Feature '{self.name}' has values={self.values!r}: give each value once"
+            )
 
     @property
     def has_words(self) -> bool:
@@ -72,7 +87,7 @@ class SearchSpace(ABC):
     """Family of networks that differ in the depth of their units and the options of their blocks.
 
     A subclass sets the class attributes and defines :meth:`network`. If its options are not a grid
-    of features, it also defines :attr:`options`, from the cheapest to the most expensive.
+    of features, it also defines :attr:`options`, in order from the cheapest to the most expensive.
 
     Args:
         resolution: Input height and width, pixels. The default is :attr:`default_resolution`, or
@@ -110,6 +125,14 @@ class SearchSpace(ABC):
         batch: int = 1,
         dtype: str = FLOAT32,
     ) -> None:
+        self._check_class()
+        for name, number, kind, words in (
+            ("resolution", resolution, int | np.integer | None, "a whole number"),
+            ("width_mult", width_mult, int | float | np.number, "a number"),
+            ("batch", batch, int | np.integer, "a whole number"),
+        ):
+            if not isinstance(number, kind):
+                raise TypeError(f"{name} {number!r}: give {words}")
         if resolution is not None:
             self.resolutions = ()
         elif self.resolutions:
@@ -126,12 +149,56 @@ class SearchSpace(ABC):
         if not 1 <= batch <= 4096:
             raise InvalidSpaceError(f"{batch} is outside 1 to 4096", "batch")
         if dtype not in DTYPES:
-            raise InvalidSpaceError(f"'{dtype}': choose {' or '.join(DTYPES)}", "dtype")
+            raise InvalidSpaceError(unknown("dtype", dtype, DTYPES))
         self.resolution = resolution
         """Input height and width, pixels; the largest if architectures have their own."""
         self.width_mult = float(width_mult)
         self.batch = batch
         self.dtype = dtype
+
+    def _check_class(self) -> None:
+        """Check the class attributes.
+
+        Raises:
+            InvalidSpaceError: a unit has no depths, or two features have one name.
+        """
+        own, features = own_name(self), self.features
+        if isinstance(features, str) or not all(isinstance(each, Feature) for each in features):
+            raise InvalidSpaceError(
+                f"{own} has features={features!r}: give a tuple of Feature, such as "
+                '(Feature("kernel", "k", (3, 5)),)'
+            )
+        names = [feature.name for feature in features]
+        if not names or len(set(names)) < len(names):
+            raise InvalidSpaceError(
+                f"{own} has features of the names {', '.join(names) or 'none'}: give one feature "
+                "or more, each with a name of its own"
+            )
+        units = self.depths if isinstance(self.depths, Sequence) else ()
+        if not units or not all(
+            isinstance(depths, Sequence)
+            and depths
+            and all(isinstance(depth, int | np.integer) and depth >= 0 for depth in depths)
+            and len(set(depths)) == len(depths)
+            for depths in units
+        ):
+            raise InvalidSpaceError(
+                f"{own} has depths={self.depths!r}: give each unit a tuple of its different "
+                "numbers of blocks, such as ((1, 2), (1, 2))"
+            )
+
+    def check_options(self) -> None:
+        """Check that each option has a label of its own.
+
+        Raises:
+            InvalidSpaceError: there are no options, or two have one label.
+        """
+        labels = [option.label for option in self.options]
+        if not labels or len(set(labels)) < len(labels):
+            raise InvalidSpaceError(
+                f"{own_name(self)} has the options {', '.join(labels) or 'none'}: give one or "
+                "more, each with a label of its own; the symbols of features set them apart"
+            )
 
     @abstractmethod
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
@@ -254,21 +321,26 @@ class SearchSpace(ABC):
         Raises:
             InvalidArchitectureError: it is not; the message says why.
         """
+        if not isinstance(architecture, Architecture):
+            raise InvalidArchitectureError(
+                f"{architecture!r} is no architecture: read one with read(), or draw one"
+            )
         if architecture.space != self.name:
             raise InvalidArchitectureError(
                 f"the architecture is of space '{architecture.space}', not '{self.name}'"
             )
         if len(architecture.units) != self.unit_count:
             raise InvalidArchitectureError(
-                f"{self.name} has {self.unit_count} units; the architecture has "
-                f"{len(architecture.units)}"
+                f"{self.name} has {self.unit_count} unit{'s' * (self.unit_count != 1)}; the "
+                f"architecture has {len(architecture.units)}"
             )
         for number, (unit, depths) in enumerate(
             zip(architecture.units, self.depths, strict=True), start=1
         ):
             if len(unit) not in depths:
                 raise InvalidArchitectureError(
-                    f"unit {number} has {len(unit)} blocks; {self.name} allows "
+                    f"unit {number} has {len(unit)} block{'s' * (len(unit) != 1)}; {self.name} "
+                    "allows "
                     f"{', '.join(map(str, depths))}"
                 )
             for label in unit:
@@ -293,6 +365,27 @@ class SearchSpace(ABC):
                 f"it out; all architectures have {self.resolution}"
             )
 
+    def outside(self, codes: Codes) -> NDArray[np.bool_]:
+        """Return whether each row of codes is outside of the space, ``(n,)``.
+
+        Args:
+            codes: Codes, ``(n, *code_shape)``.
+        """
+        blocks = self.blocks_of(codes)
+        present = blocks >= 0
+        depth = present.sum(axis=2)
+        prefix = np.arange(self.max_unit_depth) < depth[..., None]
+        wrong = (blocks < -1) | (blocks >= len(self.options)) | (present != prefix)
+        if self.one_option_per_unit:
+            wrong |= present & (blocks != blocks[..., :1])
+        outside = wrong.any(axis=(1, 2))
+        for unit, depths in enumerate(self.depths):
+            outside |= ~np.isin(depth[:, unit], depths)
+        if self.resolutions:
+            side, rest = codes[:, -1, 0], codes[:, -1, 1:]
+            outside |= (side < 0) | (side >= len(self.resolutions)) | (rest != -1).any(axis=1)
+        return np.asarray(outside)
+
     @property
     def code_shape(self) -> tuple[int, int]:
         """Shape of the codes of one architecture."""
@@ -314,6 +407,10 @@ class SearchSpace(ABC):
         Raises:
             InvalidArchitectureError: an architecture is not in the space.
         """
+        if not hasattr(architectures, "__len__"):
+            raise InvalidArchitectureError(
+                f"{architectures!r} is no list of architectures: give a list, also of a single one"
+            )
         codes = np.full((len(architectures), *self.code_shape), -1, dtype=np.int16)
         for row, architecture in enumerate(architectures):
             self.validate(architecture)
@@ -348,6 +445,7 @@ class SearchSpace(ABC):
 
         Raises:
             InvalidArchitectureError: the architecture is not in this space.
+            InvalidSpaceError: the space is from a user's file and fails.
         """
         net, output = self.trace(architecture, weights)
         return net.serialize(f"{self.name}-{architecture.key}", output)
@@ -364,7 +462,14 @@ class SearchSpace(ABC):
         side = architecture.resolution or self.resolution
         net = Network((self.batch, 3, side, side), weights, self.dtype)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
-        return net, self.network(net, units)
+        try:
+            return net, self.network(net, units)
+        except ModelsError:
+            raise
+        except Exception as error:  # a user's class can raise any error
+            if text := own_failure(self, error, "cannot be built"):
+                raise InvalidSpaceError(f"{text}, with {architecture.to_text()}") from error
+            raise
 
     # Places of a graph and their contents (esm_models.part_table)
 
@@ -405,7 +510,7 @@ class SearchSpace(ABC):
 
 
 def round_channels(channels: float) -> int:
-    """Round a channel count to a multiple of 8, as is usual for mobile networks.
+    """Round a channel count to a multiple of 8, as mobile networks do.
 
     The result is the nearest multiple, at least 8. It is the next larger one if rounding down
     would lose more than 10 %.

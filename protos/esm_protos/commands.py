@@ -5,17 +5,28 @@ Plain text loads faster than boxes and colours, and works in a pipe.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
+from typer._click.globals import get_current_context
 from typer.core import TyperCommand, TyperGroup
 
 from esm_protos.nearest import nearest
 from esm_protos.terminal import styled
 
+_INVALID = re.compile(r"Invalid value for '(?P<option>-[^' ]*)'[^:]*: (?P<why>Input .*)", re.DOTALL)
+_CURES = (
+    (re.compile(r"Input should be greater than or equal to (\S+)"), r"give \1 or more"),
+    (re.compile(r"Input should be less than or equal to (\S+)"), r"give \1 or less"),
+    (re.compile(r"Input should be a valid integer.*", re.DOTALL), "give a whole number"),
+    (re.compile(r"Input should be a valid number.*", re.DOTALL), "give a number"),
+)
+"""Messages of the parser, and what they ask for."""
 _NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
 
 
@@ -47,6 +58,7 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
         try:
             result = super().main(
                 args, prog_name, complete_var, False, windows_expand_args, **extra
@@ -55,7 +67,9 @@ class Commands(TyperGroup):
             if not standalone_mode:
                 raise
             no_arguments = type(error).__name__ == "NoArgsIsHelpError"  # its message is the help
-            typer.echo(error.message if no_arguments else f"error: {one_line(error)}", err=True)
+            typer.echo(
+                error.message if no_arguments else f"error: {one_line(error, given)}", err=True
+            )
             result = error.exit_code
         except typer.Abort:
             if not standalone_mode:
@@ -67,10 +81,20 @@ class Commands(TyperGroup):
         return result
 
 
-def one_line(error: typer.TyperException) -> str:
-    """Return a usage error on one line, with the nearest valid word and the help command."""
+def one_line(error: typer.TyperException, arguments: Sequence[str] = ()) -> str:
+    """Return a usage error on one line, with the nearest valid word and the help command.
+
+    Args:
+        error: Error of the parser.
+        arguments: Arguments of the program, which have the refused value.
+    """
     options = getattr(error, "possibilities", None)
     text = error.message if options else error.format_message()
+    if found := _INVALID.match(text):
+        why = found["why"]
+        for pattern, cure in _CURES:
+            why = pattern.sub(cure, why)
+        text = f"{found['option']}{_value_of(found['option'], arguments)}: {why}"
     text = " ".join(text.replace("Value error, ", "").split()).removesuffix(".")
     text = text[:1].lower() + text[1:].replace("'. Did you mean", "': did you mean")
     hint = ""
@@ -85,6 +109,41 @@ def one_line(error: typer.TyperException) -> str:
     if ctx is not None:
         hint += f"see {ctx.command_path} --help"
     return f"{text}{'' if text.endswith('?') else ':'} {hint}" if hint else text
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    """Return the last value of an option after a space; empty if it has none."""
+    found = ""
+    for name, value in pairwise([*arguments, ""]):
+        if name == option:
+            found = f" {value}"
+        elif name.startswith(f"{option}="):
+            found = f" {name.removeprefix(f'{option}=')}"
+    return found
+
+
+def with_origins(text: str) -> str:
+    """Return the error of the running command with the true origin of its values.
+
+    A variable replaces the option that it set. If the error quotes only the value, the variable
+    precedes it.
+    """
+    ctx = get_current_context(silent=True)
+    for param in () if ctx is None else ctx.command.params:
+        source = ctx.get_parameter_source(param.name) if ctx and param.name else None
+        variable = str(getattr(param, "envvar", None))
+        if source is None or source.name != "ENVIRONMENT" or variable in text:
+            continue
+        for option in param.opts:
+            text = re.sub(rf"(?<![\w-]){re.escape(option)}(?![\w-])", variable, text)
+        values = re.split(r"[,\s]+", os.environ.get(variable, ""))
+        if variable not in text and any(_quotes(text, value) for value in values):
+            text = f"{variable}: {text}"
+    return text
+
+
+def _quotes(text: str, value: str) -> bool:
+    return bool(value and re.search(rf"(?<![\w.-]){re.escape(value)}(?![\w.-])", text))
 
 
 def _commands_with(error: typer.TyperException) -> list[str]:

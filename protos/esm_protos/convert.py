@@ -48,7 +48,7 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
@@ -91,30 +91,30 @@ def _member(numbers: Mapping[Member, Any], number: int, what: str) -> Member:
     raise NonsenseError(f"unknown {what} number {number}")
 
 
-def _sent(value: Any, *others: str) -> dict[str, Any]:
+def _sent(value: Any, *omitted: str) -> dict[str, Any]:
     """Return the fields of a message for protobuf.
 
     Args:
         value: Message.
-        others: Fields to leave out because protobuf has them in another form.
+        omitted: Fields to leave out because protobuf has them in another form.
     """
-    found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in others}
+    found = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in omitted}
     return {
         name: each.tolist() if isinstance(each, np.ndarray) else each
         for name, each in found.items()
     }
 
 
-def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
+def _received(message: Any, kind: type, *omitted: str) -> dict[str, Any]:
     """Return the fields of a message from protobuf: lists as tuples, absent values as None.
 
     Args:
         message: Protobuf message.
         kind: Class of the message.
-        others: Fields to leave out because protobuf has them in another form.
+        omitted: Fields to leave out because protobuf has them in another form.
     """
     found: dict[str, Any] = {}
-    for name in (field.name for field in fields(kind) if field.name not in others):
+    for name in (field.name for field in fields(kind) if field.name not in omitted):
         descriptor = message.DESCRIPTOR.fields_by_name[name]
         value = getattr(message, name)
         if descriptor.has_presence:
@@ -126,25 +126,25 @@ def _received(message: Any, kind: type, *others: str) -> dict[str, Any]:
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
     """Return a spec as a protobuf message."""
-    fields = _sent(spec, "protocol")
+    fields = _sent(spec, "run_order")
     fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
-    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.protocol], **fields)
+    return pb.MeasureSpec(protocol=_PROTOCOLS[spec.run_order], **fields)
 
 
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     """Return a spec from its protobuf message."""
     return MeasureSpec(
-        protocol=_member(_PROTOCOLS, message.protocol, "protocol"),
+        run_order=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
         provider_options={
             **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
             **message.provider_options,
         },
-        **_received(message, MeasureSpec, "protocol", "sessions", "provider_options"),
+        **_received(message, MeasureSpec, "run_order", "sessions", "provider_options"),
     )
 
 
-_INFO_OTHERS = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
+_INFO_OMITTED = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -161,7 +161,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             for metric in info.metrics
         ],
         provider_table=map(provider_to_pb, info.provider_table),
-        **_sent(info, *_INFO_OTHERS),
+        **_sent(info, *_INFO_OMITTED),
     )
 
 
@@ -179,7 +179,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         metrics=tuple(map(_metric_from_pb, message.metrics)),
         provider_table=table or older_peers.provider_table(message.providers, gpus),
-        **_received(message, DeviceInfo, *_INFO_OTHERS),
+        **_received(message, DeviceInfo, *_INFO_OMITTED),
     )
 
 
@@ -206,7 +206,7 @@ def provider_from_pb(message: pb.Provider) -> ProviderInfo:
 
 
 def _option_from_pb(message: pb.ProviderOption) -> ProviderOption:
-    # What a later version may add is text to this one.
+    # A type that a later version adds is text for this one.
     kind = message.type if message.type in OPTION_TYPES else "text"
     return ProviderOption(type=kind, **_received(message, ProviderOption, "type"))
 
@@ -403,7 +403,7 @@ def progress_from_pb(message: pb.Progress) -> Progress:
     return Progress(state, message.fraction, standing)
 
 
-_RESULT_OTHERS = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
+_RESULT_OMITTED = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
@@ -421,7 +421,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
             if key != PEAK_MEMORY.key
         ],
         profile=_profile_to_pb(measurement.profile),
-        **_sent(measurement, *_RESULT_OTHERS),
+        **_sent(measurement, *_RESULT_OMITTED),
     )
     if measurement.failure is None:
         message.trimmed_mean_ns = trimmed_mean(measurement.latency_ns, trim)
@@ -461,7 +461,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
         **samples,
-        **_received(message, Measurement, *_RESULT_OTHERS, *_SAMPLES),
+        **_received(message, Measurement, *_RESULT_OMITTED, *_SAMPLES),
     )
 
 
@@ -529,13 +529,13 @@ def done_to_pb(result: BlockResult, trim: float) -> pb.BlockDone:
         states=[state_to_pb(state) for state in result.states],
         references=[measurement_to_pb(each, trim) for each in result.references],
         usual=None if result.usual is None else _usual_to_pb(result.usual),
-        no_references=foreign(result.no_references),
-        no_history=foreign(result.no_history),
+        no_references=foreign(result.references_problem),
+        no_history=foreign(result.history_problem),
     )
 
 
-def _usual_to_pb(usual: Usual) -> pb.Usual:
-    return pb.Usual(
+def _usual_to_pb(usual: UsualLatencies) -> pb.UsualLatencies:
+    return pb.UsualLatencies(
         references=usual.references,
         latency_ns=usual.latency_ns.tolist(),
         spread=usual.spread.ravel().tolist(),
@@ -545,7 +545,7 @@ def _usual_to_pb(usual: Usual) -> pb.Usual:
     )
 
 
-def _usual_from_pb(message: pb.Usual) -> Usual:
+def _usual_from_pb(message: pb.UsualLatencies) -> UsualLatencies:
     count = len(message.references)
     sizes = len(message.spread), len(message.block_spread) or count**2
     if len(message.latency_ns) != count or set(sizes) != {count**2}:
@@ -553,7 +553,7 @@ def _usual_from_pb(message: pb.Usual) -> Usual:
     for latency_ns in message.latency_ns:
         if not SHORTEST_NS <= latency_ns <= LONGEST_NS:
             raise nonsense("latency_ns", latency_ns)
-    return Usual(
+    return UsualLatencies(
         tuple(message.references),
         np.array(message.latency_ns, dtype=np.float64),
         np.array(message.spread, dtype=np.float64).reshape(count, count),
@@ -575,8 +575,8 @@ def result_from_pb(message: pb.BlockDone, measurements: tuple[Measurement, ...])
         states=tuple(state_from_pb(state) for state in message.states),
         references=tuple(map(measurement_from_pb, message.references)),
         usual=_usual_from_pb(message.usual) if message.HasField("usual") else None,
-        no_references=message.no_references,
-        no_history=message.no_history,
+        references_problem=message.no_references,
+        history_problem=message.no_history,
     )
 
 

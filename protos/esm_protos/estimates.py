@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_protos.messages import Measurement, MeasureSpec, RunOrder, Usual
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder, UsualLatencies
 from esm_protos.paces import WEIGHTLESS, KnownModel, Paces, Reading, Shift
 from esm_protos.statistics import (
     BATCHES,
@@ -274,15 +274,15 @@ def estimate_references(
     Models that failed are left out.
     """
     runs = [_pace_runs(Runs.of(m, spec)) for m in references if m.failure is None]
-    block = estimate_block(runs, spec.trim, spec.protocol is RunOrder.INTERLEAVED)
+    block = estimate_block(runs, spec.trim, spec.run_order is RunOrder.INTERLEAVED)
     return {each.name: estimate for each, estimate in zip(runs, block.models, strict=True)}
 
 
 def _pace_runs(reference: Runs) -> Runs:
     """Return the runs of a reference model that show the device's pace.
 
-    A model with hardly any weights shows the processor's clock by its quickest runs. What delays
-    only some runs, and long ones more often, does not slow down all models alike.
+    A model with hardly any weights shows the processor's clock by its quickest runs. A
+    disturbance that delays only some runs, and long ones more often, is not the clock.
     """
     return reference.quickest if reference.weight_bytes < WEIGHTLESS else reference
 
@@ -291,7 +291,7 @@ def estimate_measured(
     measurements: Sequence[Measurement],
     spec: MeasureSpec,
     references: Sequence[Measurement] = (),
-    usual: Usual | None = None,
+    usual: UsualLatencies | None = None,
     known: Known | None = None,
 ) -> BlockEstimate:
     """Return the estimates of a block's models, in their order, without those that failed.
@@ -312,7 +312,7 @@ def estimate_block(
     trim: float,
     common_pace: bool,
     references: Sequence[Runs] = (),
-    usual: Usual | None = None,
+    usual: UsualLatencies | None = None,
     known: Known | None = None,
 ) -> BlockEstimate:
     """Return the estimates of a block's models, from their runs.
@@ -376,11 +376,13 @@ class BlockRuns:
         return cls(
             [Runs.of(m, spec) for m in measurements if m.failure is None],
             spec.trim,
-            spec.protocol is RunOrder.INTERLEAVED,
+            spec.run_order is RunOrder.INTERLEAVED,
             [Runs.of(m, spec) for m in references if m.failure is None],
         )
 
-    def estimate(self, usual: Usual | None = None, known: Known | None = None) -> BlockEstimate:
+    def estimate(
+        self, usual: UsualLatencies | None = None, known: Known | None = None
+    ) -> BlockEstimate:
         """Return the estimates of the models, in their order.
 
         Args:
@@ -393,7 +395,7 @@ class BlockRuns:
             Reading(each.runs.name, each.runs.weight_bytes, each.alone.latency_ns, each.error)
             for each in self._references
         ]
-        told = [
+        known_models = [
             KnownModel(
                 each.runs.weight_bytes,
                 each.alone.latency_ns,
@@ -405,9 +407,9 @@ class BlockRuns:
         ]
         if usual is not None and not _of_this_device(readings, usual):
             usual = None
-        paces = Paces(readings, usual, told)
+        paces = Paces(readings, usual, known_models)
         estimates = [
-            each.at_usual(paces, _together(each, self._references, paces, self._trim))
+            each.at_usual(paces, _joint_half_width(each, self._references, paces, self._trim))
             for each in self._models
         ]
         return BlockEstimate(estimates, self.slowdown, paces)
@@ -484,21 +486,21 @@ class _ModelRuns:
         by_runs = float(np.mean([_median_error(part) ** 2 for part in parts]))
         return _Sessions(count, float(means.var(ddof=1)), by_runs, len(parts))
 
-    def at_usual(self, paces: Paces, together: float | None) -> Estimate:
+    def at_usual(self, paces: Paces, joint: float | None) -> Estimate:
         """Return the latency at the device's usual pace.
 
         Args:
             paces: Paces of the block.
-            together: Half-width from :func:`_together`; None if there is none.
+            joint: Half-width from :func:`_joint_half_width`; None if there is none.
         """
         runs, alone = self.runs, self.alone
         shift = paces.shift(runs.weight_bytes, alone.latency_ns)
         expected = paces.session_error(runs.weight_bytes, alone.latency_ns)
         t = _t(_freedom(paces))
         parts = Parts(
-            runs=alone.parts.runs if together is None else together,
+            runs=alone.parts.runs if joint is None else joint,
             own_runs=alone.parts.runs,
-            readings=_t(_NORMAL_FREEDOM) * shift.passing if together is None else 0.0,
+            readings=_t(_NORMAL_FREEDOM) * shift.passing if joint is None else 0.0,
             sessions=_t(_SESSION_FREEDOM) * self._sessions.error(expected),
             pace=t * math.hypot(shift.lasting, self._interruptions),
             history=t * shift.shared,
@@ -507,7 +509,7 @@ class _ModelRuns:
         return Estimate(alone.latency_ns * math.exp(-shift.value), alone.raw_ns, parts, shift)
 
 
-def _together(
+def _joint_half_width(
     model: _ModelRuns, references: Sequence[_ModelRuns], paces: Paces, trim: float
 ) -> float | None:
     """Return the half-width from a model's and the reference models' runs together.
@@ -535,7 +537,7 @@ def _together(
     return half_width(sums, degrees_of_freedom(count, trim))
 
 
-def _of_this_device(readings: Sequence[Reading], usual: Usual) -> bool:
+def _of_this_device(readings: Sequence[Reading], usual: UsualLatencies) -> bool:
     """Return whether usual latencies are plausible for the device of a block."""
     known = dict(zip(usual.references, usual.latency_ns.tolist(), strict=True))
     return all(

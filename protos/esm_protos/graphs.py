@@ -100,7 +100,7 @@ def is_memory_address(location: str) -> bool:
 
 
 def too_large(data: bytes | memoryview, model: view.Model, limits: Limits) -> str | None:
-    """Return which limit a model exceeds, and by what; None if it is within all limits."""
+    """Return the limit that a model exceeds, with both values; None if it is within all limits."""
     if len(data) > limits.max_model_bytes:
         return (
             f"the model has {len(data) / 1e6:.0f} MB, more than this device's limit of "

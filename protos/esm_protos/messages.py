@@ -20,6 +20,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class MeasureSpec:
     counted run after two uncounted ones (docs/measuring.md).
 
     Attributes:
-        protocol: Order of the runs.
+        run_order: Order of the runs; ``protocol`` in JSON and on the wire.
         runs: Number of counted runs per model; with a precision, the maximum.
         runs_per_visit: Number of counted runs in a row, the maximum with ``short_visits``;
             ``interleaved`` only.
@@ -119,7 +120,7 @@ class MeasureSpec:
         ValueError: a value is out of range.
     """
 
-    protocol: RunOrder = RunOrder.INTERLEAVED
+    run_order: RunOrder = RunOrder.INTERLEAVED
     runs: int = 150
     runs_per_visit: int = 1
     warmup: int = 2
@@ -150,8 +151,23 @@ class MeasureSpec:
             ("long_visits", 0, 1_000_000),
             ("seed", 0, 2**63 - 1),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} {getattr(self, name)} is outside {low} to {high}")
+            value: Any = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise ValueError(f"{name} {value!r}: give a whole number")
+            if not low <= int(value) <= high:
+                raise ValueError(f"{name} {value} is outside {low} to {high}")
+        for name in ("trim", "model_timeout_s", "precision", "max_block_s", "min_block_s"):
+            if not isinstance(value := getattr(self, name), Real):
+                raise ValueError(f"{name} {value!r}: give a number")
+        if not isinstance(self.provider, str):
+            raise ValueError(f"provider {self.provider!r}: give the name of an execution provider")
+        if not isinstance(self.provider_options, Mapping):
+            raise ValueError(
+                f"provider_options {self.provider_options!r}: give a dictionary of texts"
+            )
+        if not isinstance(self.run_order, RunOrder):
+            known = " or ".join(f"RunOrder.{order.name}" for order in RunOrder)
+            raise ValueError(f"run_order {self.run_order!r}: give {known}")
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
         if not 0 < self.model_timeout_s <= 86_400:
@@ -160,10 +176,10 @@ class MeasureSpec:
             )
         if not 0 <= self.precision < 1:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
-        if self.precision and self.protocol is RunOrder.SEQUENTIAL:
-            raise ValueError("precision needs the interleaved protocol")
-        if self.protocol is RunOrder.SEQUENTIAL and (self.references or self.sessions > 1):
-            raise ValueError("references and sessions need the interleaved protocol")
+        if self.precision and self.run_order is RunOrder.SEQUENTIAL:
+            raise ValueError("precision needs interleaved runs")
+        if self.run_order is RunOrder.SEQUENTIAL and (self.references or self.sessions > 1):
+            raise ValueError("references and sessions need interleaved runs")
         for name in ("max_block_s", "min_block_s"):
             if not 0 <= getattr(self, name) <= 86_400:
                 raise ValueError(f"{name} {getattr(self, name):g} is outside 0 to 86400")
@@ -179,7 +195,8 @@ class MeasureSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
-        return {**asdict(self), "protocol": self.protocol.value}
+        fields = asdict(self)
+        return {"protocol": fields.pop("run_order").value, **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MeasureSpec:
@@ -190,7 +207,7 @@ class MeasureSpec:
             ValueError: a value is out of range.
         """
         fields = older_peers.spec_json(data)
-        return cls(**{**fields, "protocol": RunOrder(fields.get("protocol", "interleaved"))})
+        return cls(RunOrder(fields.pop("protocol", "interleaved")), **fields)
 
 
 @dataclass(frozen=True)
@@ -579,7 +596,7 @@ class Measurement:
         failure: Failure; None if the model was timed.
         copy_in_ns: Durations of separate copies of the inputs to the device's memory, which
             ``latency_ns`` does not include; empty if inputs need no copy.
-        copy_out_ns: Durations of copies of the outputs, likewise.
+        copy_out_ns: Durations of separate copies of the outputs to main memory.
         ran_on: Number of nodes on each provider; empty if not determined.
         fallback: Names of nodes on another provider than the requested one.
         inputs: Types and shapes of the inputs.
@@ -662,7 +679,7 @@ No device varies more between moments; a larger value comes from a broken file o
 
 
 @dataclass(frozen=True, eq=False)
-class Usual:
+class UsualLatencies:
     """Usual latencies of a device's reference models under the conditions of a block.
 
     They are averages over moments, which are windows of five minutes. The conditions are
@@ -704,7 +721,7 @@ class Usual:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Usual:
+    def from_json(cls, data: Mapping[str, Any]) -> UsualLatencies:
         """Return what this or an older version wrote with :meth:`to_json`."""
         of_blocks = data.get("block_spread")
         return cls(
@@ -729,8 +746,9 @@ class BlockResult:
         states: States of the device before, during (about one per second) and after the block.
         references: Measurements of the agent's reference models; empty if not requested.
         usual: Usual latencies of the reference models; None without history.
-        no_references: Reason for missing reference models; empty if there are some, or unknown.
-        no_history: Reason why the agent cannot store their latencies; empty if it can.
+        references_problem: Reason why there are no reference models; empty if there are, or if it
+            is unknown.
+        history_problem: Reason why the agent cannot store their latencies; empty if it can.
     """
 
     block_id: str
@@ -739,9 +757,9 @@ class BlockResult:
     running_ns: int
     states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
-    usual: Usual | None = None
-    no_references: str = ""
-    no_history: str = ""
+    usual: UsualLatencies | None = None
+    references_problem: str = ""
+    history_problem: str = ""
 
 
 class Severity(enum.Enum):

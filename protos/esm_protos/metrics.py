@@ -96,7 +96,7 @@ class Metric:
         shown: Tables that show the metric.
 
     Raises:
-        ValueError: the key is too long or has other characters.
+        ValueError: a field has a value that it cannot have; the message names the metric.
     """
 
     key: str
@@ -114,11 +114,14 @@ class Metric:
     shown: Shown = Shown.TABLE
 
     def __post_init__(self) -> None:
-        if not _KEY.fullmatch(self.key):
-            raise ValueError(
-                f"{self.key!r} is not a metric's key: give up to 64 letters, digits and _, "
-                "a letter first"
-            )
+        self._check_names()
+        choices: dict[str, type[enum.StrEnum]] = {**_CHOICES, "shown": Shown}
+        for name, kind in choices.items():
+            object.__setattr__(self, name, self._choice(name, kind))
+        if not isinstance(self.default, int | float | None):
+            raise self._error("default", "a number or None")
+        if not isinstance(self.since, int):
+            raise self._error("since", "a whole number")
         heading = self.heading or self.key
         stem = heading[: -len(self.unit) - 1] if _names_unit(heading, self.unit) else heading
         words = stem.replace("_", " ")
@@ -128,6 +131,30 @@ class Metric:
             ("field", self.field or self.key),
         ):
             object.__setattr__(self, name, value)
+
+    def _check_names(self) -> None:
+        keys = [self.key] if self.field in ("", self.key) else [self.key, self.field]
+        for key in keys:
+            if not isinstance(key, str) or not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"{key!r} is not a metric's key: give up to 64 letters, digits and _, "
+                    "a letter first"
+                )
+        for name in ("unit", "about", "heading", "title"):
+            if not isinstance(getattr(self, name), str):
+                raise self._error(name, "text")
+
+    def _choice(self, name: str, kind: type[enum.StrEnum]) -> enum.StrEnum:
+        """Return a field as a member of its enumeration."""
+        try:
+            return kind(getattr(self, name))
+        except ValueError:
+            raise self._error(name, " or ".join(repr(each.value) for each in kind)) from None
+
+    def _error(self, name: str, wanted: str) -> ValueError:
+        given = getattr(self, name)
+        given = given.value if isinstance(given, enum.Enum) else given
+        return ValueError(f"Metric '{self.key}' has {name}={given!r}: give {wanted}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -229,8 +256,8 @@ def _bytes(key: str, about: str, **more: Any) -> Metric:
 
 LATENCY = _ms(
     "latency_ms",
-    "trimmed mean of the runs, corrected to the device's usual pace; uncorrected with `--raw`, "
-    "with `--protocol sequential`, and without history",
+    "trimmed mean of the runs, corrected to the device's usual pace; uncorrected if raw or "
+    "sequential, and without history",
     aggregate=Aggregate.TRIMMED_MEAN,
     title="trimmed mean",
     field="trimmed_mean_ms",

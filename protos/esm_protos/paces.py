@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_protos.messages import Usual
+from esm_protos.messages import UsualLatencies
 from esm_protos.statistics import t_quantile, trimmed_mean
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ _MEMORY_SPREAD = (0.03, 0.09)
 rung vary beyond it."""
 _LADDER_BYTES = (7_000_000, 67_000_000)
 """Bytes of weights of the second and the last rung."""
-_KIND_SPREAD = 0.1
+_COMMON_SPREAD = 0.1
 """Standard deviation between blocks of a slowdown that the models of a block share beyond the
 paces. A campaign's networks run with cold caches, so a busy memory slows them down more than the
 warm reference models."""
@@ -140,7 +140,7 @@ class Paces:
     def __init__(
         self,
         readings: Sequence[Reading],
-        usual: Usual | None,
+        usual: UsualLatencies | None,
         known: Sequence[KnownModel] = (),
     ) -> None:
         if usual is not None and (
@@ -156,11 +156,11 @@ class Paces:
         self._covariance = _prior(count)
         self.values: Floats = np.zeros(count)
         """Slowdown of each rung, as a logarithm of its latency over the usual, shape ``(r,)``."""
-        self.kind = 0.0
-        """Further slowdown of the block's own models, from the known ones, as a logarithm."""
+        self.common = 0.0
+        """Slowdown of all the block's models beyond the paces, as a logarithm; from ``known``."""
         self._gain: Floats = np.zeros((count + 1, count))
-        # Covariances of the paces; the last component is the kind.
-        self._unknown = self._error = self._shared = _with_kind(self._covariance, 0.0)
+        # Covariances of the paces; the last component is the common slowdown.
+        self._unknown = self._error = self._shared = _with_common(self._covariance, 0.0)
         if usual is None or not count:
             return
         rows = [names.index(rung.name) for rung in self._rungs]
@@ -171,14 +171,14 @@ class Paces:
         self._covariance = (self._covariance + self.moments * seen) / (1 + self.moments)
         own = np.array([rung.latency_ns for rung in self._rungs])
         deviations = np.log(own) - np.log(usual.latency_ns[rows])
-        usual_error = _with_kind(between_moments * _USUAL_VARIANCE / self.moments, 0.0)
+        usual_error = _with_common(between_moments * _USUAL_VARIANCE / self.moments, 0.0)
         lasting = np.array([_session_error(row) ** 2 for row in np.eye(count)])
         passing = np.array([rung.error**2 for rung in self._rungs])
         noise = usual_error[:count, :count] + np.diag(lasting + passing)
         more, disturbed = self._outlier_variances(deviations, noise)
         self._covariance = self._covariance + more
         lasting = lasting + disturbed
-        covariance = _with_kind(self._covariance, _KIND_SPREAD**2 if known else 0.0)
+        covariance = _with_common(self._covariance, _COMMON_SPREAD**2 if known else 0.0)
         design = np.eye(count, count + 1)
         if known:
             known_rows = [self.sensitivities(w.weight_bytes, w.latency_ns) for w in known]
@@ -195,7 +195,7 @@ class Paces:
         gain = covariance @ design.T @ np.linalg.pinv(design @ covariance @ design.T + both)
         self._gain = gain[:, :count]
         solution = gain @ deviations
-        self.values, self.kind = solution[:count], float(solution[count])
+        self.values, self.common = solution[:count], float(solution[count])
         left = np.eye(count + 1) - gain @ design
         self._unknown = left @ covariance @ left.T + gain @ noise @ gain.T
         self._shared = left @ covariance @ left.T
@@ -305,14 +305,14 @@ class Paces:
             return Shift(0.0, 0.0, 0.0, 0.0)
         a, b = (self.sensitivities(*model) for model in (one, other))
         own = self._own(a, one[0]) ** 2 + self._own(b, other[0]) ** 2
-        # Both models share the kind, so it cancels.
+        # Both models share the common slowdown, so it cancels.
         return self._shift(np.append(a - b, 0.0), float((a - b) @ self.values), own)
 
     def _shift(self, sensitivity: Floats, memory: float, own: float) -> Shift:
         """Return the shift of a model with these sensitivities.
 
         Args:
-            sensitivity: Sensitivities to the paces and, last, to the kind, ``(r + 1,)``.
+            sensitivity: Sensitivities to the paces and, last, to the common slowdown, ``(r + 1,)``.
             memory: Part of the shift from memory.
             own: Variance of the model's own variation.
         """
@@ -322,7 +322,7 @@ class Paces:
             return max(float(sensitivity @ covariance @ sensitivity), 0.0)
 
         return Shift(
-            float(sensitivity[:-1] @ self.values + sensitivity[-1] * self.kind),
+            float(sensitivity[:-1] @ self.values + sensitivity[-1] * self.common),
             math.sqrt(variance(self._error - self._unknown)),
             math.sqrt(variance(self._unknown) + own),
             memory,
@@ -363,12 +363,12 @@ def _size(reading: Reading) -> int:
     return reading.weight_bytes
 
 
-def usual_of(
+def usual_latencies(
     references: Sequence[str],
     at_unix_s: Floats,
     latency_ns: Floats,
     moment: NDArray[np.int64] | None = None,
-) -> Usual | None:
+) -> UsualLatencies | None:
     """Return the usual latencies over all moments; None without blocks.
 
     The latency at a moment is the median of its blocks.
@@ -394,7 +394,7 @@ def usual_of(
     logs = np.array([np.median(blocks[own], axis=0) for own in of_moments])
     middle = np.array([_middle(column) for column in logs.T])
     squares = [_products(blocks[own] - middle) for own in of_moments]
-    return Usual(
+    return UsualLatencies(
         tuple(references),
         np.exp(middle),
         _products(logs - logs.mean(axis=0)) ** 0.5,
@@ -430,7 +430,7 @@ def _covariance(spread: Floats) -> Floats:
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
-def _with_kind(covariance: Floats, variance: float) -> Floats:
+def _with_common(covariance: Floats, variance: float) -> Floats:
     """Return the covariance with a further, independent component of this variance."""
     return np.pad(covariance, (0, 1)) + np.diag(np.append(np.zeros(len(covariance)), variance))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -72,6 +72,10 @@ class Family:
         Raises:
             PluginError: the plug-in does not exist, or cannot be loaded.
         """
+        if not isinstance(name, str):
+            raise PluginError(
+                f"{self.what} {name!r}: give a name, or your own as path/to/file.py:Class"
+            )
         path, class_name = split(name)
         if path is not None:
             return self._of_file(path, class_name)
@@ -85,10 +89,9 @@ class Family:
         installed = self._installed()
         if name not in installed:
             names = self.names()
-            known = f"{nearest(name, names)}choose {', '.join(names)}, or " if names else ""
-            raise PluginError(
-                f"unknown {self.what} '{name}': {known}give your own as path/to/file.py:Class"
-            )
+            known = f"choose {', '.join(names)}, or " if names else ""
+            own = "give your own as path/to/file.py:Class"
+            raise PluginError(unknown(self.what, name, names, choices=known + own))
         entry = installed[name]
         try:
             return self._checked(entry.load(), entry.value)
@@ -118,9 +121,13 @@ class Family:
         if found and not class_name:
             which = " or ".join(f"{path}:{key}" for key in found)
             raise PluginError(f"'{path}' is a file, name a class of it: {which}")
-        what = f" '{class_name}'" if class_name else ""
-        has = f"it has {', '.join(found)}" if found else f"derive one from {base.__name__}"
-        raise PluginError(f"'{path}' has no {self.what} class{what}: {has}")
+        if class_name:
+            cure = "" if found else f"derive one from {base.__name__}"
+            where = f"in '{path}'"
+            raise PluginError(
+                unknown(f"{self.what} class", class_name, found, where=where, choices=cure)
+            )
+        raise PluginError(f"'{path}' has no {self.what} class: derive one from {base.__name__}")
 
     def _checked(self, cls: Any, where: str) -> type[Any]:
         base = load(self.base)
@@ -208,6 +215,48 @@ def described(error: BaseException, path: Path | None) -> str:
         lines = []
     at = f" (line {lines[-1]} of {path})" if lines else ""
     return f"{' '.join(f'{type(error).__name__}: {error}'.split())}{at}"
+
+
+def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
+    """Return a failure of a class from a user's file on one line, with its file and line.
+
+    Args:
+        plugin: The class or an instance of it; for a class that is not from a file the result
+            is ``""``.
+        error: Failure.
+        what: What failed, such as ``"cannot be built"``.
+    """
+    path = own_file(plugin)
+    subject = f"{own_name(plugin)} {what}".rstrip()
+    return "" if path is None else f"{subject}: {described(error, path)}"
+
+
+def failure_in_own_file(error: BaseException) -> str:
+    """Return a failure on one line, with the last line of a user's file that it passed through.
+
+    It is ``""`` if no file of a user took part. Properties and generators fail far from the call
+    that a base class makes.
+    """
+    own = {module.__file__ for name, module in list(sys.modules.items()) if name in _READ}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in own:
+            return f"{frame.filename}: {described(error, Path(frame.filename))}"
+    return ""
+
+
+def own_file(plugin: object) -> Path | None:
+    """Return the user's file that a class is from; None for any other class."""
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    # A class that another process sent by value has no module here.
+    module = sys.modules.get(cls.__module__) if cls.__module__.startswith(OWN_MODULES) else None
+    return None if module is None or module.__file__ is None else Path(module.__file__)
+
+
+def own_name(plugin: object) -> str:
+    """Return the name of a class for messages, ``path/to/file.py:Class`` if it is from a file."""
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    path = own_file(cls)
+    return cls.__name__ if path is None else f"{path}:{cls.__name__}"
 
 
 def _derives(value: Any, base: type[Any]) -> bool:

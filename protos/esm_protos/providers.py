@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 OPTION_TYPES = ("bool", "int", "float", "text")
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Name that a flag, ``NAME=VALUE`` and a list with commas can carry."""
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+_NO_NAME = "is not a name: give up to 64 letters, digits, _, - and ., a letter or digit first"
 
 
 class OptionError(ValueError):
     """A provider has no such option, or the option no such value: one line with what there is."""
+
+
+class DeclarationError(ValueError):
+    """The class of a provider declares a name or an option that is of no use."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,33 @@ class ProviderOption:
         if self.choices:
             return " or ".join(self.choices)
         return {"int": "a whole number", "float": "a number"}.get(self.type, "text")
+
+    def check(self) -> None:
+        """Check the declaration; options that a device reports need no check.
+
+        Raises:
+            DeclarationError: the name, the type, the default or a choice is impossible.
+        """
+        if not _is_name(self.name):
+            raise DeclarationError(f"the option {self.name!r} {_NO_NAME}")
+        if self.type not in OPTION_TYPES:
+            raise DeclarationError(
+                f"the option '{self.name}' has the type {self.type!r}: give "
+                f"{' or '.join(OPTION_TYPES)}"
+            )
+        if isinstance(self.choices, str) or not all(isinstance(each, str) for each in self.choices):
+            raise DeclarationError(
+                f"the option '{self.name}' has the choices {self.choices!r}: give a tuple of texts"
+            )
+        anything = replace(self, choices=())
+        for value in (*self.choices, self.default):
+            taker = self if value is self.default else anything
+            if not isinstance(value, str) or not taker.takes(value):
+                what = "default" if value is self.default else "choice"
+                raise DeclarationError(
+                    f"the option '{self.name}' has the {what} {value!r}: give {taker.values}, as "
+                    "text"
+                )
 
     def takes(self, value: str) -> bool:
         """Return whether a value is one of its own."""
@@ -71,6 +105,26 @@ class ProviderInfo:
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
     may_fall_back: bool = False
 
+    def check(self) -> None:
+        """Check the declaration of a provider and its options.
+
+        Raises:
+            DeclarationError: a name or an option is impossible, or two options have one name.
+        """
+        if not _is_name(self.name):
+            raise DeclarationError(f"the name {self.name!r} {_NO_NAME}")
+        seen: set[str] = set()
+        for option in self.options:
+            if not isinstance(option, ProviderOption):
+                raise DeclarationError(f"options has {option!r}: give a tuple of ProviderOption")
+            option.check()
+            if option.name in seen:
+                raise DeclarationError(f"two options are named '{option.name}': rename one of them")
+            seen.add(option.name)
+        pairs = self.identity.items() if isinstance(self.identity, Mapping) else [(None, None)]
+        if not all(isinstance(word, str) for pair in pairs for word in pair):
+            raise DeclarationError(f"identity is {self.identity!r}: give a dict of texts")
+
     def complete(self, given: Mapping[str, str]) -> dict[str, str]:
         """Return a value for every option, in the table's order: the given one or its default.
 
@@ -80,11 +134,11 @@ class ProviderInfo:
         known = {option.name: option for option in self.options}
         for name, value in given.items():
             if name not in known:
-                has = ", ".join(f"{each.name} ({each.values})" for each in self.options) or "none"
-                raise OptionError(
-                    f"{name}={value}: the provider {self.name} has no such option: "
-                    f"{nearest(name, known)}it has {has}"
-                )
+                has = ", ".join(f"{each.name} ({each.values})" for each in self.options)
+                cure = f"choose {has}" if has else "it has none"
+                where = f"of the provider {self.name}"
+                text = unknown("option", name, known, where=where, choices=cure)
+                raise OptionError(f"{name}={value}: {text}")
             if not known[name].takes(value):
                 raise OptionError(f"{name}={value}: give {known[name].values}")
         return {name: given.get(name, option.default) for name, option in known.items()}
@@ -97,3 +151,7 @@ class ProviderInfo:
             for option in data["options"]
         )
         return cls(**{**data, "options": tuple(options)})
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(_NAME.fullmatch(name))

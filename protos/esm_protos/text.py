@@ -1,4 +1,4 @@
-"""Text that is safe to print, and the install command of an extra."""
+"""Text that is safe to print, counts with their nouns, and the install command of an extra."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def printable(text: str) -> str:
 def foreign(text: str, longest: int = LONGEST_TEXT) -> str:
     """Return a peer's text in printable form, cut to ``longest`` characters."""
     return printable(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 model``, ``2 models``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def install(extra: str) -> str:

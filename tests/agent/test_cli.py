@@ -1,6 +1,7 @@
 """``esm-agent serve`` as a program."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -95,6 +96,39 @@ def test_says_why_it_cannot_listen(options: tuple[str, ...], words: str) -> None
     assert words in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "variables", "origin"),
+    [
+        (("--provider", "{}/p.py:Npu"), {}, "--provider {}/p.py:Npu: "),
+        ((), {"ESM_AGENT_PROVIDERS": "{}/p.py:Npu"}, "ESM_AGENT_PROVIDERS {}/p.py:Npu: "),
+        (("--provider", "cpuu"), {}, "--provider cpuu: unknown execution provider 'cpuu'"),
+        (("--metrics", "{}/p.py:Npu"), {}, "--metrics {}/p.py:Npu: there is no file"),
+        (("--gpu", "9"), {"CUDA_VISIBLE_DEVICES": ""}, "--gpu 9: "),
+    ],
+)
+def test_what_does_not_work_here_is_a_usage_error_that_names_its_origin(
+    options: tuple[str, ...], variables: dict[str, str], origin: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--port", "0", *(option.format(tmp_path) for option in options)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {name: value.format(tmp_path) for name, value in variables.items()},
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {origin.format(tmp_path)}")
+
+
+def test_a_folder_of_the_environment_is_named_by_its_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    variables = {"ESM_AGENT_CONFIG": str(tmp_path / "file")}
+    done = CliRunner().invoke(app, ["tokens", "list"], env=variables)
+    assert done.stderr.startswith(f"error: ESM_AGENT_CONFIG: {tmp_path}/file")
+    done = CliRunner().invoke(app, ["tokens", "list", "--config", str(tmp_path / "file")])
+    assert done.stderr.startswith(f"error: {tmp_path}/file")
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
 @pytest.mark.parametrize(("host", "shown"), [("::1", "[::1]"), ("[::1]", "[::1]"), ("::", "[::]")])
 def test_says_an_ipv6_address_so_that_it_can_be_pasted(host: str, shown: str) -> None:
@@ -132,9 +166,10 @@ def test_the_doctor_writes_json(tmp_path: Path) -> None:
     data = json.loads(done.stdout)
     assert data["schema_version"] == 1
     assert done.returncode == (0 if data["fit"] else 3)
-    done = doctor("--seconds", 0.2, "--json", tmp_path / "missing" / "file")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: cannot write")
+    for file in (tmp_path / "missing" / "file", tmp_path):
+        done = doctor("--seconds", 600, "--json", file)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: cannot write")
 
 
 def test_the_doctor_remembers_and_compares(tmp_path: Path) -> None:

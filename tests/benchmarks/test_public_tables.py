@@ -9,7 +9,7 @@ import pytest
 from benchmarks.public_tables import main
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.research.encodings.zero_cost import ProxyTable
-from tests.sources.test_published import CELLS, help_folder
+from tests.host.sources.test_published import CELLS, help_folder
 
 BLOCKS = [[8] * 22, [0] * 21 + [7]]
 

@@ -44,6 +44,7 @@ TABLE_MS = tuple(COST_MS[option.label] for option in SPACE.options) * 6
 QUICK: dict[str, dict[str, Any]] = {
     "lookup-bias": {"table_ms": TABLE_MS},
     "mlp": {"epochs": 60, "min_steps": 1},
+    "mlp-esm": {"epochs": 40, "min_steps": 1},
     "gp": {"most": 100},
     "sparse-gp": {"inducing": 30, "steps": 40},
     "forest": {"trees": 50},
@@ -110,6 +111,19 @@ def x(plugin: str) -> np.ndarray:
     return encodings(encoding_of(plugin))
 
 
+@cache
+def _fitted(plugin: str) -> Predictor:
+    encoding = encoding_of(plugin)
+    predictor = make_predictor(plugin, encoder_of(encoding), seed=1, **QUICK.get(plugin, {}))
+    return predictor.fit(encodings(encoding)[TRAIN], Y[TRAIN])
+
+
+@pytest.fixture
+def fitted(plugin: str) -> Predictor:
+    """Fitted once, on the training samples: for tests that only predict with it."""
+    return _fitted(plugin)
+
+
 @pytest.fixture
 def tolerance(plugin: str) -> float:
     return TOLERANCE.get(plugin, 0.05)
@@ -128,8 +142,8 @@ def test_predicting_the_mean_is_not_good_enough(tolerance: float) -> None:
 # What they learn
 
 
-def test_learns_what_operations_cost(predictor: Predictor, x: np.ndarray, tolerance: float) -> None:
-    predicted = predictor.fit(x[TRAIN], Y[TRAIN]).predict(x[TEST])
+def test_learns_what_operations_cost(fitted: Predictor, x: np.ndarray, tolerance: float) -> None:
+    predicted = fitted.predict(x[TEST])
     assert predicted.dtype == np.float64
     assert error(predicted, Y[TEST]) < tolerance
 
@@ -142,10 +156,9 @@ def test_microseconds_and_seconds_are_learned_alike(
     assert error(predicted, unit * Y[TEST]) < tolerance
 
 
-def test_same_seed_same_predictor(predictor: Predictor, x: np.ndarray) -> None:
-    first = predictor.fit(x[TRAIN], Y[TRAIN]).predict(x)
-    again = type(predictor)(**predictor.get_params()).fit(x[TRAIN], Y[TRAIN]).predict(x)
-    np.testing.assert_array_equal(first, again)
+def test_same_seed_same_predictor(fitted: Predictor, x: np.ndarray) -> None:
+    again = type(fitted)(**fitted.get_params()).fit(x[TRAIN], Y[TRAIN])
+    np.testing.assert_array_equal(fitted.predict(x), again.predict(x))
 
 
 def test_fitted_again_it_forgets_what_it_knew(predictor: Predictor, x: np.ndarray) -> None:
@@ -154,14 +167,13 @@ def test_fitted_again_it_forgets_what_it_knew(predictor: Predictor, x: np.ndarra
     np.testing.assert_array_equal(again, fresh)
 
 
-def test_one_by_one_as_many_at_once(predictor: Predictor, x: np.ndarray) -> None:
-    predictor.fit(x[TRAIN], Y[TRAIN])
-    alone = np.concatenate([predictor.predict(row[None]) for row in x[TEST]])
-    np.testing.assert_allclose(alone, predictor.predict(x[TEST]), rtol=1e-4)
+def test_one_by_one_as_many_at_once(fitted: Predictor, x: np.ndarray) -> None:
+    alone = np.concatenate([fitted.predict(row[None]) for row in x[TEST]])
+    np.testing.assert_allclose(alone, fitted.predict(x[TEST]), rtol=1e-4)
 
 
 def test_fitted_together_each_learns_from_its_own(
-    predictor: Predictor, x: np.ndarray, tolerance: float
+    predictor: Predictor, fitted: Predictor, x: np.ndarray, tolerance: float
 ) -> None:
     """One of them something else than the others, and from fewer samples."""
     members = [clone(predictor) for _ in range(3)]
@@ -170,7 +182,7 @@ def test_fitted_together_each_learns_from_its_own(
     )
     for member, factor in zip(members, (1, 3, 1), strict=True):
         assert error(member.predict(x[TEST]), factor * Y[TEST]) < tolerance
-    alone = predictor.fit(x[TRAIN], Y[TRAIN]).predict(x[TEST])
+    alone = fitted.predict(x[TEST])
     # A learning rate that never falls leaves rounding its say.
     steady = getattr(predictor, "cosine", True)
     np.testing.assert_allclose(members[0].predict(x[TEST]), alone, rtol=1e-3 if steady else 0.1)
@@ -190,10 +202,11 @@ def test_samples_without_weight_do_not_count(
     assert error(predicted, Y[TEST]) < 1.2 * tolerance
 
 
-def test_only_ratios_of_weights_matter(predictor: Predictor, x: np.ndarray) -> None:
-    first = predictor.fit(x[TRAIN], Y[TRAIN]).predict(x)
+def test_only_ratios_of_weights_matter(
+    predictor: Predictor, fitted: Predictor, x: np.ndarray
+) -> None:
     again = predictor.fit(x[TRAIN], Y[TRAIN], np.full(200, 7.0)).predict(x)
-    np.testing.assert_allclose(again, first, rtol=1e-4)
+    np.testing.assert_allclose(again, fitted.predict(x), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -207,18 +220,17 @@ def test_bad_weights_are_refused(predictor: Predictor, x: np.ndarray, weights: n
 # Uncertainty
 
 
-def test_says_how_sure_it_is_or_that_it_cannot(predictor: Predictor, x: np.ndarray) -> None:
-    predictor.fit(x[TRAIN], Y[TRAIN])
-    if not predictor.knows_std:
+def test_says_how_sure_it_is_or_that_it_cannot(fitted: Predictor, x: np.ndarray) -> None:
+    if not fitted.knows_std:
         with pytest.raises(ValueError, match="has no standard deviation"):
-            predictor.predict(x[TEST], return_std=True)
+            fitted.predict(x[TEST], return_std=True)
         return
-    predicted, std_ms = predictor.predict(x[TEST], return_std=True)
-    np.testing.assert_allclose(predicted, predictor.predict(x[TEST]), rtol=1e-4)
+    predicted, std_ms = fitted.predict(x[TEST], return_std=True)
+    np.testing.assert_allclose(predicted, fitted.predict(x[TEST]), rtol=1e-4)
     assert std_ms.shape == (40,)
     assert np.isfinite(std_ms).all()
     assert (std_ms > 0).all()
-    assert all(part.shape == (0,) for part in predictor.predict(x[:0], return_std=True))
+    assert all(part.shape == (0,) for part in fitted.predict(x[:0], return_std=True))
 
 
 def test_uncertainty_has_the_unit_of_the_latencies(predictor: Predictor, x: np.ndarray) -> None:

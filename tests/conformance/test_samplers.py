@@ -13,6 +13,7 @@ from esm_host.sampling.balanced import BalancedSampler
 from esm_host.sampling.base import Sampler
 from esm_host.sampling.bins import DepthBins
 from esm_host.sampling.random import RandomSampler
+from esm_models.errors import InvalidArchitectureError
 from esm_models.graph import Network
 from esm_models.space import Feature, SearchSpace
 from esm_models.spaces import SPACES, load_space
@@ -53,6 +54,25 @@ def test_draws_different_valid_architectures(sampler: Sampler) -> None:
     for architecture in drawn:
         sampler.space.validate(architecture)
     assert len({a.key for a in drawn}) == 200
+
+
+def test_codes_are_outside_of_a_space_where_their_architectures_are(space: SearchSpace) -> None:
+    drawn = make_sampler("random", space, depth_bins(space, 1)).sample(40, np.random.default_rng(0))
+    codes = space.encode(drawn)
+    assert not space.outside(codes).any()
+    rng = np.random.default_rng(1)
+    for row, (unit, block) in zip(codes, rng.integers(0, codes.shape[1:], (40, 2)), strict=True):
+        row[unit, block] = rng.integers(-1, len(space.options))
+
+    def is_outside(row: np.ndarray) -> bool:
+        try:
+            again = space.encode(space.decode(row[None]))[0]
+        except (InvalidArchitectureError, IndexError):
+            return True
+        return not np.array_equal(again, row)
+
+    assert space.outside(codes).tolist() == [is_outside(row) for row in codes]
+    assert space.outside(np.full((1, *space.code_shape), 999, np.int16)).all()
 
 
 def test_the_generator_decides(sampler: Sampler) -> None:

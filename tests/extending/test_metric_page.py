@@ -87,5 +87,5 @@ def test_the_metric_is_in_every_output(agent: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     serve = [*PROGRAMS["esm-agent"], "serve", "--port", "0", "--metrics", "gone.py:Kernel"]
     done = subprocess.run(serve, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"there is no file '{tmp_path}/gone.py'" in done.stderr.splitlines()[-1]

@@ -25,7 +25,7 @@ from esm_host.transfer import method_of
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from tests.helpers import depth_bins
-from tests.host.campaign import SPACE, latency
+from tests.host.fake_campaign import SPACE, latency
 
 OWN = '''
 import numpy as np
@@ -246,11 +246,14 @@ def test_an_edited_predictor_is_computed_again(
     ("options", "words"),
     [
         (["--predictor", "absent.py:Line"], ["there is no file 'absent.py'"]),
-        (["--predictor", "own.py:Lines"], ["no predictor class 'Lines'", "Line"]),
-        (["--predictor", "own.py:Depth"], ["no predictor class 'Depth'"]),
+        (
+            ["--predictor", "own.py:Lines"],
+            ["unknown predictor class 'Lines'", "did you mean 'Line'?"],
+        ),
+        (["--predictor", "own.py:Depth"], ["unknown predictor class 'Depth'"]),
         (["--predictor", "own.py:Failing"], ["cannot be built", "KeyError", "line "]),
         (["--encoding", "own.py:Short", "--predictor", "ridge"], ["names 2 columns"]),
-        (["--sampling", "own.py:Line"], ["no sampler class 'Line'"]),
+        (["--sampling", "own.py:Line"], ["unknown sampler class 'Line'"]),
         (["--sampling", "ballanced"], ["unknown sampler", "did you mean 'balanced'"]),
     ],
 )

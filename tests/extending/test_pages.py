@@ -19,7 +19,7 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models import spaces
 from esm_protos.plugins import Family
-from tests.host.campaign import latency
+from tests.host.fake_campaign import latency
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "extending"

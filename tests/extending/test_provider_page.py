@@ -13,13 +13,19 @@ from click.testing import Result
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from esm_agent.measure.worker import WorkerUnavailableError
+import esm_agent
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.outcomes import ModelError
+from esm_agent.measure.worker import UnusableOptionError, WorkerUnavailableError
+from esm_agent.providers import make_provider
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
+from esm_protos.messages import FailureKind, MeasureSpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending" / "provider.md").read_text()
 MOST_LINES = 60
+ARITHMETIC = Path(esm_agent.__file__).parent / "reference_models" / "arithmetic.onnx"
 
 
 def blocks(language: str) -> list[str]:
@@ -89,8 +95,8 @@ def test_the_file_runs_on_an_agent_and_its_options_are_checked(address: str) -> 
     refused = esm_host([*time, "--ep-option", "spining=0"])
     assert refused.exit_code == 2
     assert refused.stderr == (
-        "error: --ep-option spining=0: the provider cpu-tuned has no such option: did you mean "
-        "'spinning'? it has spinning (0 or 1), arena (0 or 1)\n"
+        "error: --ep-option spining=0: unknown option 'spining' of the provider cpu-tuned: did you "
+        "mean 'spinning'? choose spinning (0 or 1), arena (0 or 1)\n"
     )
 
 
@@ -108,6 +114,51 @@ def test_an_agent_does_not_start_without_it(folder: Path) -> None:
     with pytest.raises(WorkerUnavailableError, match=r"no such board \(line 1 of .*\)") as caught:
         AgentServer("127.0.0.1", 0, providers=["my_provider.py:TunedCpu"])
     assert str(caught.value).startswith(f"--provider {folder}/my_provider.py:TunedCpu: ")
+
+
+FAILING = """
+from esm_agent.providers.base import Provider, ProviderOption
+
+class Board(Provider):
+    name = "board"
+    runtime_name = "CPUExecutionProvider"
+    options = (ProviderOption("fail", "text", "no", "Hook that fails."),)
+    may_fall_back = False
+
+    def fail(self, options, hook):
+        if options["fail"] == hook:
+            raise KeyError("no such pin")
+
+    def runtime_options(self, options, use):
+        self.fail(options, "runtime_options")
+        return {}
+
+    def configure(self, session, options):
+        self.fail(options, "configure")
+"""
+
+
+@pytest.mark.parametrize("hook", ["configure", "runtime_options"])
+def test_an_error_of_a_hook_names_the_class_and_not_the_model(tmp_path: Path, hook: str) -> None:
+    path = tmp_path / "board.py"
+    path.write_text(FAILING)
+    provider = make_provider(f"{path}:Board")
+    spec = MeasureSpec(provider="board", provider_options={"fail": hook})
+    model = UploadedModel("m", ARITHMETIC)
+    assert provider.load(model, MeasureSpec(provider="board")).run() is None
+    with pytest.raises(ModelError) as caught:
+        provider.load(model, spec)
+    failure = caught.value.failure
+    assert failure.kind is FailureKind.CRASH
+    assert failure.message.startswith(f"the provider board failed: {path}:Board: KeyError: ")
+    assert failure.message.endswith(f"(line 12 of {path})")
+
+
+def test_an_agent_does_not_start_if_a_provider_cannot_describe_itself(tmp_path: Path) -> None:
+    path = tmp_path / "board.py"
+    path.write_text(f"{FAILING}\n    def identity(self, device):\n        return 1 / 0\n")
+    with pytest.raises(UnusableOptionError, match=f"{path}:Board: ZeroDivisionError"):
+        AgentServer("127.0.0.1", 0, providers=[f"{path}:Board"])
 
 
 def test_the_class_does_what_every_provider_does(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from tests.host.campaign import latency
+from tests.host.fake_campaign import latency, number_blocks
 from tests.postgres import Server, serving
 
 
@@ -34,8 +34,20 @@ def shared_store(postgres: Server, _shared: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
-    """Every device is this one."""
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Campaigns write no plots, which take longer than the rest of a small one."""
+    monkeypatch.setattr("esm_host.workflows.profile._draw", lambda folder, run: None)
+
+
+@pytest.fixture
+def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake device draws the same noise in every run."""
+    number_blocks(monkeypatch)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, undrawn: None, numbered: None) -> FakeProfiler:
+    """Every device is this one; campaigns on it are the same in every run, and write no plots."""
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
     return profiler

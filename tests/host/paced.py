@@ -10,7 +10,7 @@ import numpy as np
 
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import Block, BlockResult, Measurement, Model, Usual
+from esm_protos.messages import Block, BlockResult, Measurement, Model, UsualLatencies
 
 LADDER = {
     "arithmetic": (400_000, 0.05),
@@ -85,10 +85,12 @@ class PacedProfiler(FakeProfiler):
             usual=self.usual() if self._moments else None,
         )
 
-    def usual(self) -> Usual:
+    def usual(self) -> UsualLatencies:
         """Return what it remembers."""
         memory = np.array([0.0, 0.0, 1.0, 1.0]) * self._spread
         spread = np.abs(memory[:, None] - memory[None, :])
         np.fill_diagonal(spread, memory)
         usual_ns = np.array([1e6 * usual_ms for _, usual_ms in LADDER.values()])
-        return Usual(tuple(LADDER), usual_ns, spread + 1e-3, self._moments, 300.0 * self._moments)
+        return UsualLatencies(
+            tuple(LADDER), usual_ns, spread + 1e-3, self._moments, 300.0 * self._moments
+        )

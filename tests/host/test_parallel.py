@@ -32,7 +32,7 @@ STUDY = """
 [study]
 predictors = ["ridge", "forest"]
 sizes = [10, 20]
-seeds = 2
+seeds = 1
 test = 50
 [[data]]
 table = "cells.parquet"
@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_is_one_line() -> None:
     fatal = [Task(0, ARRAY, fatal=True), *tasks(3)]
     with (
         parallel(2),
-        pytest.raises(EsmError, match=r"a process was killed.* in --parallel$"),
+        pytest.raises(EsmError, match=r"a process was killed.* in parallel$"),
     ):
         list(map_unordered(done, fatal))
 

@@ -24,7 +24,7 @@ from esm_host.dataset.database import without_password
 from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from tests.host.campaign import latency
+from tests.host.fake_campaign import latency
 from tests.postgres import PASSWORD, Server
 
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
@@ -51,6 +51,9 @@ def listed(store: str) -> dict[str, dict[str, object]]:
     data = json.loads(result.stdout)
     assert data["schema_version"] == 1
     return {entry["name"]: entry for entry in data["campaigns"]}
+
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +157,7 @@ def test_a_teammate_goes_on_with_it(mine: Path, shared_store: str, fake: FakePro
         names = ("settings.json", "result.json", "predictions.csv")
         return all((theirs / name).read_bytes() == (mine / name).read_bytes() for name in names)
 
-    assert esm("profile", "--run", mine, "--resume", "--predictor", "mlp", "-q").exit_code == 0
+    assert esm("profile", "--run", mine, "--resume", "--predictor", "auto", "-q").exit_code == 0
     theirs = attached(shared_store)
     assert same()
     asked = ("--sample", 4, "--json", "-")
@@ -262,7 +265,9 @@ def test_a_name_is_one_campaigns(
     for name in ("a b", "public", "pg_x", ".hidden", "n" * 64):
         refused(esm(*begin, "--run", f"other/{name}"), 2, "cannot be the name", "--run")
     attach = ["campaigns", "attach", "--store", shared_store]
-    refused(esm(*attach, "pi4-resnt"), 2, "no campaign 'pi4-resnt'", "did you mean 'pi4-resnet'")
+    refused(
+        esm(*attach, "pi4-resnt"), 2, "unknown campaign 'pi4-resnt'", "did you mean 'pi4-resnet'"
+    )
     assert esm(*begin, "--run", "mine/second", "--target-accuracy", 1).exit_code == 0
     refused(esm(*attach, "second", mine), 2, "holds another campaign", "another folder")
     blocks = len(fake.blocks)

@@ -315,7 +315,7 @@ def test_architectures_of_the_space_are_valid(
         (
             "mobilenetv3",
             Architecture("mobilenetv3", (K3 * 2, K3 * 2, K3 * 2, K3)),
-            ["unit 4 has 1 blocks", "mobilenetv3", "2, 3, 4"],
+            ["unit 4 has 1 block;", "mobilenetv3", "2, 3, 4"],
         ),
         ("resnet", Architecture("resnet", (K3, (), K3, K3)), ["unit 2 has 0 blocks", "1, 2"]),
         (
@@ -650,7 +650,7 @@ def test_own_space_file_that_does_not_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["TinySpce", "Feature"])
 def test_own_space_class_missing_lists_those_in_the_file(tmp_path: Path, name: str) -> None:
     path = write_space(tmp_path, OWN_SPACE)
-    with pytest.raises(UnknownSpaceError, match=f"no .* class '{name}': it has TinySpace"):
+    with pytest.raises(UnknownSpaceError, match=f"unknown .* class '{name}' in .*choose TinySpace"):
         load_space(f"{path}:{name}")
 
 

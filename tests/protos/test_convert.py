@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,7 +35,7 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.providers import OPTION_TYPES, OptionError, ProviderInfo, ProviderOption
 from esm_protos.received import received
@@ -50,7 +50,7 @@ nanoseconds = st.lists(st.integers(1, 2**53), min_size=1, max_size=50)
 texts = st.text(st.characters(categories=["L", "N", "P", "S"]))
 specs = st.builds(
     MeasureSpec,
-    protocol=st.just(RunOrder.INTERLEAVED),
+    run_order=st.just(RunOrder.INTERLEAVED),
     precision=st.floats(0, 0.99),
     max_block_s=st.floats(0, 3600),
     min_block_s=st.floats(0, 3600),
@@ -193,6 +193,7 @@ def test_a_clock_that_no_calendar_has_is_left_out(value: float) -> None:
     assert convert.device_info_from_pb(pb.DeviceInfo(time_unix_s=value)).time_unix_s is None
 
 
+@settings(max_examples=40)
 @given(devices)
 def test_device_info_round_trip(info: DeviceInfo) -> None:
     wire = convert.device_info_to_pb(info).SerializeToString()
@@ -225,6 +226,17 @@ def test_options_reach_and_come_from_peers_with_a_field_for_each(on: bool) -> No
     data = {**MeasureSpec().to_json(), "tf32": on, "cuda_graph": False}
     del data["provider_options"]
     assert MeasureSpec.from_json(data).provider_options == ({"tf32": "1"} if on else {})
+
+
+@pytest.mark.parametrize("order", RunOrder)
+def test_the_order_of_runs_is_protocol_in_json_and_on_the_wire(order: RunOrder) -> None:
+    spec = MeasureSpec(order)
+    assert spec.to_json()["protocol"] == order.value
+    assert "run_order" not in spec.to_json()
+    assert MeasureSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    wire = convert.spec_to_pb(spec)
+    assert pb.Protocol.Name(wire.protocol) == f"PROTOCOL_{order.name}"
+    assert convert.spec_from_pb(wire) == spec
 
 
 @given(st.sampled_from(State), st.floats(0, 1), st.none() | standings)
@@ -267,9 +279,9 @@ def test_measurement_round_trip(
     assert (got.weight_bytes, got.session_runs) == (sent.weight_bytes, sent.session_runs)
 
 
-def usual_of(count: int) -> st.SearchStrategy[Usual]:
+def usual_latencies(count: int) -> st.SearchStrategy[UsualLatencies]:
     return st.builds(
-        Usual,
+        UsualLatencies,
         st.just(tuple(f"r{index}" for index in range(count))),
         hnp.arrays(np.float64, count, elements=st.floats(1, 1e12)),
         hnp.arrays(np.float64, (count, count), elements=st.floats(0, 10)),
@@ -278,8 +290,8 @@ def usual_of(count: int) -> st.SearchStrategy[Usual]:
     )
 
 
-@given(st.none() | st.integers(0, 5).flatmap(usual_of), st.integers(0, 3))
-def test_result_round_trip(usual: Usual | None, count: int) -> None:
+@given(st.none() | st.integers(0, 5).flatmap(usual_latencies), st.integers(0, 3))
+def test_result_round_trip(usual: UsualLatencies | None, count: int) -> None:
     references = tuple(
         Measurement(f"r{n}", np.arange(1, 5), np.arange(4), runs_per_visit=2, weight_bytes=n)
         for n in range(count)
@@ -294,7 +306,10 @@ def test_result_round_trip(usual: Usual | None, count: int) -> None:
         return
     assert got.usual is not None
     assert got.usual.to_json() == usual.to_json()
-    assert Usual.from_json(json.loads(json.dumps(usual.to_json()))).references == usual.references
+    assert (
+        UsualLatencies.from_json(json.loads(json.dumps(usual.to_json()))).references
+        == usual.references
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +324,7 @@ def test_result_round_trip(usual: Usual | None, count: int) -> None:
     ],
 )
 def test_nonsense_of_what_is_usual_is_refused(fields: dict[str, list[float]]) -> None:
-    done = pb.BlockDone(block_id="b", usual=pb.Usual(moments=1, **fields))  # type: ignore[arg-type]
+    done = pb.BlockDone(block_id="b", usual=pb.UsualLatencies(moments=1, **fields))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"latenc|spread"):
         convert.result_from_pb(received(pb.BlockDone, done.SerializeToString()), ())
 

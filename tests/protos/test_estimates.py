@@ -17,7 +17,7 @@ from esm_protos.estimates import (
     estimate_measured,
     estimate_references,
 )
-from esm_protos.messages import FailureKind, Measurement, MeasureSpec, Usual
+from esm_protos.messages import FailureKind, Measurement, MeasureSpec, UsualLatencies
 from tests.protos.test_paces import BYTES, NAMES, USUAL, USUAL_NS, usuals
 
 TRIM = 0.2
@@ -172,7 +172,9 @@ def test_the_error_of_few_visits_is_about_right() -> None:
 
 @pytest.mark.parametrize("spread", [10.0, 1e18])
 def test_spreads_that_make_no_sense_are_bounded(spread: float) -> None:
-    wild = Usual(NAMES, USUAL_NS, np.full((4, 4), spread), 20, 1e6, np.full((4, 4), spread))
+    wild = UsualLatencies(
+        NAMES, USUAL_NS, np.full((4, 4), spread), 20, 1e6, np.full((4, 4), spread)
+    )
     (model,) = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), wild).models
     assert model.latency_ns == pytest.approx(5e6, rel=0.2)
     assert model.interval < 3
@@ -180,7 +182,7 @@ def test_spreads_that_make_no_sense_are_bounded(spread: float) -> None:
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_a_history_of_another_device_is_not_believed(factor: float) -> None:
-    foreign = Usual(NAMES, USUAL_NS * factor, USUAL.spread, 200, 1e6)
+    foreign = UsualLatencies(NAMES, USUAL_NS * factor, USUAL.spread, 200, 1e6)
     block = estimate_block([runs(5e6)], TRIM, True, references(0, 0, 0, 0), foreign)
     (model,) = block.models
     assert model.latency_ns == model.raw_ns
@@ -200,7 +202,7 @@ arrays = st.lists(st.integers(1, 10**12), min_size=1, max_size=12)
     st.booleans(),
 )
 def test_any_runs_give_finite_latencies(
-    models, company, usual: Usual | None, per_visit: int, common: bool
+    models, company, usual: UsualLatencies | None, per_visit: int, common: bool
 ) -> None:
     def drawn(values, weights: int, name: str = "") -> Runs:
         first = len(values) // 2

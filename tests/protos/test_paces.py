@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm_protos.messages import Usual
-from esm_protos.paces import KnownModel, Paces, Reading, usual_of
+from esm_protos.messages import UsualLatencies
+from esm_protos.paces import KnownModel, Paces, Reading, usual_latencies
 
 NAMES = ("arithmetic", "middle", "large", "beyond")
 BYTES = (400_000, 7_000_000, 17_000_000, 67_000_000)
 USUAL_NS = np.array([1e6, 8e5, 2e6, 9e6])
 RNG = np.random.default_rng(0)
 LOGS = RNG.normal(0, 0.03, (400, 1)) + RNG.normal(0, 0.05, (400, 1)) * [0, 0.3, 0.8, 1]
-USUAL = usual_of(NAMES, np.arange(400) * 300.0, USUAL_NS * np.exp(LOGS - np.median(LOGS, axis=0)))
+USUAL = usual_latencies(
+    NAMES, np.arange(400) * 300.0, USUAL_NS * np.exp(LOGS - np.median(LOGS, axis=0))
+)
 
 
 def readings(*slower: float, error: float = 0.002) -> list[Reading]:
@@ -32,13 +34,13 @@ names = st.sampled_from([*NAMES, "other", "another"])
 
 
 @st.composite
-def usuals(draw: st.DrawFn) -> Usual | None:
+def usuals(draw: st.DrawFn) -> UsualLatencies | None:
     if draw(st.booleans()):
         return None
     known = draw(st.lists(names, max_size=5, unique=True))
     count = len(known)
     spreads = st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 1e15))
-    return Usual(
+    return UsualLatencies(
         tuple(known),
         np.array(draw(st.lists(latencies, min_size=count, max_size=count))),
         np.array(draw(st.lists(spreads, min_size=count**2, max_size=count**2))).reshape(
@@ -76,8 +78,8 @@ def test_whatever_is_known_the_figures_are_finite(told, usual, known, size, late
 @pytest.mark.parametrize("size", [0, 10_000_000, 200_000_000])
 def test_without_a_history_nothing_is_corrected_and_much_is_unknown(size: int) -> None:
     """Nor with that of other reference models."""
-    foreign = Usual(("other",), np.array([1e6]), np.array([[0.01]]), 1000, 1e6)
-    nothing = Usual(NAMES, USUAL_NS, np.zeros((4, 4)), 0, 0.0)
+    foreign = UsualLatencies(("other",), np.array([1e6]), np.array([[0.01]]), 1000, 1e6)
+    nothing = UsualLatencies(NAMES, USUAL_NS, np.zeros((4, 4)), 0, 0.0)
     for usual in (None, foreign, nothing):
         paces = Paces(readings(0.2, 0.2, 0.3, 0.3), usual)
         assert not paces.known
@@ -165,17 +167,17 @@ def test_a_reference_that_one_device_cannot_run_leaves_the_others_a_history() ->
     taken = np.tile(USUAL_NS, (10, 1))
     taken[:, 3] = np.nan
     taken[0, 1] = np.nan
-    usual = usual_of(NAMES, np.arange(10) * 300.0, taken)
+    usual = usual_latencies(NAMES, np.arange(10) * 300.0, taken)
     assert usual is not None
     assert usual.references == NAMES[:3]
     assert usual.moments == 9
-    assert usual_of(NAMES, np.zeros(0), np.zeros((0, 4))) is None
-    assert usual_of(NAMES, np.zeros(1), np.full((1, 4), np.nan)) is None
-    assert usual_of((), np.zeros(3), np.zeros((3, 0))) is None
+    assert usual_latencies(NAMES, np.zeros(0), np.zeros((0, 4))) is None
+    assert usual_latencies(NAMES, np.zeros(1), np.full((1, 4), np.nan)) is None
+    assert usual_latencies((), np.zeros(3), np.zeros((3, 0))) is None
 
 
 def test_one_moment_is_a_history_with_no_spread() -> None:
-    usual = usual_of(NAMES, np.zeros(1), USUAL_NS[None])
+    usual = usual_latencies(NAMES, np.zeros(1), USUAL_NS[None])
     assert usual is not None
     assert (usual.moments, usual.span_s) == (1, 0)
     assert (usual.spread == 0).all()

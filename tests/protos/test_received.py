@@ -67,6 +67,7 @@ def check_valid(value: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
+@settings(max_examples=40)
 @given(st.data())
 def test_an_answer_is_valid_or_refused(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages(kind))
@@ -77,6 +78,7 @@ def test_an_answer_is_valid_or_refused(kind: type[Message], data: st.DataObject)
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
+@settings(max_examples=40)
 @given(st.data())
 def test_bytes_are_valid_or_refused(kind: type[Message], data: st.DataObject) -> None:
     good = data.draw(messages(kind, odd=1000)).SerializeToString()
@@ -117,7 +119,9 @@ def test_a_state_that_is_let_in_survives_json(message: pb.DeviceState) -> None:
         ),
         *(
             (
-                pb.BlockDone(usual=pb.Usual(references=["a"], latency_ns=[taken], spread=[0.1])),
+                pb.BlockDone(
+                    usual=pb.UsualLatencies(references=["a"], latency_ns=[taken], spread=[0.1])
+                ),
                 f"latency of {taken} ns",
             )
             for taken in (5e-324, 0.5, 9e15)

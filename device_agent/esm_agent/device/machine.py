@@ -105,7 +105,7 @@ def read_machine(root: Path = Path("/"), usable: tuple[int, ...] | None = None) 
 
 
 def cpu_list(text: str | None) -> tuple[int, ...]:
-    """``0-3,8`` as numbers; nothing at all where a part is no number."""
+    """Return the numbers of a list such as ``0-3,8``; none if a part is not a number."""
     numbers: set[int] = set()
     for part in filter(None, (text or "").split(",")):
         first, _, last = part.partition("-")

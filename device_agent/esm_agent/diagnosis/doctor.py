@@ -24,6 +24,7 @@ from esm_protos.messages import (
     Severity,
 )
 from esm_protos.paces import Paces
+from esm_protos.text import counted
 
 # pyperf (`pyperf check`) calls a result unstable from a standard deviation of 10 % of the mean.
 # The same share of a processor taken away, or of time spent waiting, moves a mean as much.
@@ -205,7 +206,7 @@ def _quota(case: _Case) -> Finding:
     return Finding(
         "quota",
         Severity.ADVICE,
-        f"{text}: give --threads no more than {math.floor(quota)}, or runs are stopped midway",
+        f"{text}: give no more threads than {math.floor(quota)}, or runs are stopped midway",
         fix,
     )
 
@@ -238,7 +239,7 @@ def _memory(case: _Case) -> Finding:
         "memory",
         Severity.ADVICE,
         f"{text}: a block may not fit",
-        "stop other programs, or give a smaller --block-size",
+        "stop other programs, or measure fewer models per block",
     )
 
 
@@ -246,7 +247,7 @@ def _swap(case: _Case) -> Finding:
     used, pages = case.now.swap_used_bytes, case.gone_up("swapped_pages")
     if used is None:
         return Finding("swap", Severity.UNKNOWN, "not reported by the device")
-    fix = "stop other programs, or give a smaller --block-size; sudo swapoff -a shows what fits"
+    fix = "stop other programs, or measure fewer models per block; sudo swapoff -a shows what fits"
     if pages:
         per_s = pages / case.seconds
         text = f"{per_s:.0f} pages a second went in or out during the probe"
@@ -377,7 +378,7 @@ def _clock(case: _Case) -> Finding:
 
 def _pace(case: _Case) -> Finding:
     if case.noise is None or case.noise.spread is None or case.noise.span is None:
-        return Finding("pace", Severity.UNKNOWN, "the probe was too short", "give more --seconds")
+        return Finding("pace", Severity.UNKNOWN, "the probe was too short", "give more seconds")
     spread = case.noise.spread
     worst, most = max(case.noise.model_spreads.items(), key=lambda item: item[1])
     text = (
@@ -391,7 +392,7 @@ def _pace(case: _Case) -> Finding:
             "pace",
             Severity.ADVICE,
             text,
-            "none needed: --protocol interleaved and reference models remove most of it",
+            "none needed: interleaved runs and reference models remove most of it",
         )
     return Finding(
         "pace", Severity.UNFIT, text, "resolve the findings above, then run doctor again"
@@ -415,7 +416,7 @@ def _usual_pace(case: _Case) -> Finding:
     if memory:
         parts["memory"] = max(memory, key=abs)
     off = {name: value for name, value in parts.items() if abs(value) > _REFERENCE_TOLERANCE}
-    of = f"of {paces.moments} moment" + ("s" if paces.moments != 1 else "")
+    of = f"of {counted(paces.moments, 'moment')}"
     if not off:
         most = max(parts.values(), key=abs)
         return Finding("usual pace", Severity.OK, f"{_against_usual(most)} at most, {of}")
@@ -438,7 +439,7 @@ def _interval(case: _Case) -> Finding:
     if case.noise is not None:
         worst, interval = max(case.noise.intervals.items(), key=lambda item: item[1])
     if math.isinf(interval):
-        return Finding("noise", Severity.UNKNOWN, "the probe was too short", "give more --seconds")
+        return Finding("noise", Severity.UNKNOWN, "the probe was too short", "give more seconds")
     text = (
         f"95 % intervals of the probe's latencies are {interval:.1%} or less on either side; "
         f"widest for '{worst}'"
@@ -446,7 +447,7 @@ def _interval(case: _Case) -> Finding:
     if interval <= _REFERENCE_TOLERANCE:
         return Finding("noise", Severity.OK, text)
     severity = Severity.ADVICE if interval <= _TENTH else Severity.UNFIT
-    return Finding("noise", severity, text, "resolve the findings above, or give more --runs")
+    return Finding("noise", severity, text, "resolve the findings above, or give more runs")
 
 
 _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
@@ -471,7 +472,7 @@ _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
 
 
 def _processors(count: int) -> str:
-    return f"{count} processor" + ("s" if count != 1 else "")
+    return counted(count, "processor")
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from esm_agent.errors import AccessError
 from esm_protos import private_files
 from esm_protos.locks import lock
+from esm_protos.nearest import unknown
 from esm_protos.user_folders import user_folder
 
 log = logging.getLogger(__name__)
@@ -160,9 +161,9 @@ class TokenFile:
         with self._changing() as tokens:
             left = [token for token in tokens if token.name != name]
             if len(left) == len(tokens):
-                names = ", ".join(token.name for token in tokens)
-                cure = f"choose from {names}" if names else "there are no tokens yet"
-                raise AccessError(f"unknown token '{name}': {cure}")
+                names = [token.name for token in tokens]
+                cure = "" if names else "there are no tokens yet"
+                raise AccessError(unknown("token", name, names, choices=cure))
             tokens[:] = left
 
     def _current(self) -> tuple[Token, ...]:

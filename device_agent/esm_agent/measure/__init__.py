@@ -1,1 +1,1 @@
-"""Measurement of models: the measuring process, its protocols and its runtimes."""
+"""Measurement of models: the measuring process, its orders of runs and its runtimes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Profile,
 )
+from esm_protos.plugins import described
 from esm_protos.providers import ProviderInfo
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
@@ -62,7 +64,7 @@ class DeviceModel(LoadedModel):
 
     Attributes:
         copy_in: Function that copies the inputs to the device once and returns at the end.
-        copy_out: Function that copies the outputs back, likewise.
+        copy_out: Function that copies the outputs back once and returns at the end.
     """
 
     copy_in: Callable[[], object]
@@ -112,6 +114,13 @@ class Backend(ABC):
             ModelError: the model cannot be profiled.
         """
         raise ModelError(FailureKind.CRASH, f"the provider {self.name} has no profile")
+
+
+def failure_of(provider: Backend, error: Exception) -> str:
+    """Return the error of a provider's hook on one line, with the class and its file."""
+    path = Path(inspect.getfile(type(provider)))
+    where = f"{path}:{type(provider).__name__}"
+    return f"the provider {provider.name} failed: {where}: {described(error, path)}"
 
 
 def load_error(error: Exception, path: Path) -> ModelError:

@@ -22,6 +22,8 @@ from esm_agent.measure.onnx_values import Value
 from esm_agent.measure.outcomes import ModelError
 from esm_protos.graphs import mapped
 from esm_protos.messages import Case, Failure, FailureKind, Input
+from esm_protos.nearest import unknown
+from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import Element, ValueType, runtime_type, tensor_type
 
@@ -72,7 +74,7 @@ class _Slot(NamedTuple):
         if kind is None:
             raise ModelError(
                 FailureKind.UNSUPPORTED_OP,
-                f"input {_short(self.name)} is of type {_short(self.type)}; this agent supports "
+                f"input {_quoted(self.name)} is of type {_short(self.type)}; this agent supports "
                 "tensors, sequences of tensors and optional ones",
             )
         return kind
@@ -119,9 +121,11 @@ class Feed:
         fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
         text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
-            text += f"; free dimensions of {_listed(self.free)} were set to 1: --shape changes them"
+            free = _listed([_quoted(name) for name in self.free])
+            text += f"; free dimensions of {free} were set to 1: give their sizes"
         if self.drawn:
-            text += f"; values of {_listed(self.drawn)} are random: --input sets them"
+            drawn = _listed([_quoted(name) for name in self.drawn])
+            text += f"; values of {drawn} are random: give values"
         return Failure(FailureKind.INVALID_INPUT, text)
 
 
@@ -169,8 +173,8 @@ def draw(
         dims = _dims_of(value)
         if dims is not None and shapes.setdefault(name, dims) != dims:
             raise _refused(
-                f"the given value of input {_short(name)} has shape {_dims(dims)}, the given shape "
-                f"is {_dims(shapes[name])}: leave one of them out"
+                f"the given value of input {_quoted(name)} has shape {_dims(dims)}, the given "
+                f"shape is {_dims(shapes[name])}: leave one of them out"
             )
     sizes: dict[str, tuple[int, str]] = {}
     for name, dims in shapes.items():
@@ -208,7 +212,7 @@ def draw(
                     fitting = constraints.fitting(facts, slot.name, dims, slot.dtype, own)
                     arrays[slot.name] = arrays[slot.name] if fitting is None else fitting
         except ValueError as error:  # numpy's limit of dimensions
-            raise _refused(f"input {_short(slot.name)}: {error}") from error
+            raise _refused(f"input {_quoted(slot.name)}: {error}") from error
     return Feed(
         {name: arrays[name] for name in slots},
         tuple(Input(s.name, s.type_name, _dims_of(arrays[s.name]) or ()) for s in slots.values()),
@@ -277,9 +281,9 @@ def _fit(slot: _Slot, dims: Dims, sizes: dict[str, tuple[int, str]]) -> None:
     """
     if not slot.dims:
         return  # a scalar or any rank: the runtime reports both in the same way
-    given = f"input {_short(slot.name)}: the model takes {_dims(slot.dims)}, given {_dims(dims)}"
+    given = f"input {_quoted(slot.name)}: the model takes {_dims(slot.dims)}, given {_dims(dims)}"
     if len(slot.dims) != len(dims):
-        raise _refused(f"{given}, of {len(dims)} dimensions instead of {len(slot.dims)}")
+        raise _refused(f"{given}, of {counted(len(dims), 'dimension')} instead of {len(slot.dims)}")
     for declared, size in zip(slot.dims, dims, strict=True):
         if _is_fixed(declared):
             if declared != size:
@@ -296,7 +300,7 @@ def _read(path: Path, slots: Mapping[str, _Slot]) -> dict[str, Value]:
         for name, is_proto, size_bytes, file in _members(path):
             slot = _known(name, slots, "a value")
             if name in values:
-                raise _refused(f"the file with inputs has two values {_short(name)}")
+                raise _refused(f"the file with inputs has two values {_quoted(name)}")
             read = _from_proto if is_proto else _from_npy
             values[name] = read(slot, size_bytes, file)
     except (ModelError, MemoryError):
@@ -324,7 +328,7 @@ def _from_proto(slot: _Slot, size_bytes: int, file: Any) -> Value:
     try:
         value = onnx_values.decode(file.read(), slot.kind)
     except ValueError as error:
-        raise _refused(f"input {_short(slot.name)}: {_short(error)}") from error
+        raise _refused(f"input {_quoted(slot.name)}: {_short(error)}") from error
     if isinstance(value, np.ndarray):  # tensors in a sequence may have any shape
         _fit(slot, value.shape, {})
     return value
@@ -358,13 +362,13 @@ def _check_type(slot: _Slot, dtype: np.dtype[Any]) -> None:
     element = slot.kind.element
     if slot.kind.is_sequence or not element.in_numpy:
         raise _refused(
-            f"input {_short(slot.name)} is {slot.type_name}, which an .npz cannot hold: give it as "
-            "an ONNX value, or leave it out"
+            f"input {_quoted(slot.name)} is {slot.type_name}, which an .npz cannot hold: give it "
+            "as an ONNX value, or leave it out"
         )
     fits = dtype.kind == "U" if element.name == "string" else dtype == slot.dtype
     if not fits:
         raise _refused(
-            f"input {_short(slot.name)}: the model takes {slot.type_name}, given {_short(dtype)}"
+            f"input {_quoted(slot.name)}: the model takes {slot.type_name}, given {_short(dtype)}"
         )
 
 
@@ -380,7 +384,7 @@ def _check_memory(sizes: Mapping[str, int], shapes: Mapping[str, Dims], given: b
     name = max(sizes, key=sizes.__getitem__)
     text = (
         f"the inputs need {total / 1e9:.1f} GB, more than this device's memory of "
-        f"{most / 1e9:.1f} GB; the largest is {_short(name)}"
+        f"{most / 1e9:.1f} GB; the largest is {_quoted(name)}"
     )
     if name in shapes:
         text += f" {_dims(shapes[name])}"
@@ -423,10 +427,9 @@ def _small_floats(element: Element, dims: Dims, rng: np.random.Generator) -> NDA
 
 def _known(name: str, slots: Mapping[str, _Slot], what: str) -> _Slot:
     if name not in slots:
-        raise _refused(
-            f"{what} is given for input {_short(name)}, which the model does not have; it has "
-            f"{_listed(list(slots)) or 'none'}"
-        )
+        takes = f"the model takes {_listed([_quoted(each) for each in slots]) or 'none'}"
+        refused = unknown("input", _short(name), map(_short, slots), choices=takes)
+        raise _refused(f"{what} is given for an {refused}")
     return slots[name]
 
 
@@ -442,6 +445,10 @@ def _dims(dims: tuple[Any, ...]) -> str:
 def _listed(names: Any) -> str:
     more = len(names) - _SHOWN
     return ", ".join(_short(n) for n in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _quoted(name: object) -> str:
+    return f"'{_short(name)}'"
 
 
 def _short(text: object) -> str:

@@ -31,8 +31,8 @@ from esm_agent.device.facts import cpu_model, usable_cpus
 from esm_agent.device.machine import read_turbo
 from esm_agent.measure.references import reference_models
 from esm_protos.locks import lock
-from esm_protos.messages import LONGEST_NS, SHORTEST_NS, MeasureSpec, Usual
-from esm_protos.paces import usual_of
+from esm_protos.messages import LONGEST_NS, SHORTEST_NS, MeasureSpec, UsualLatencies
+from esm_protos.paces import usual_latencies
 from esm_protos.private_files import write_private
 from esm_protos.providers import ProviderInfo
 from esm_protos.user_folders import user_folder
@@ -73,7 +73,7 @@ class HistoryRecord:
 
     conditions: Conditions
     since_unix_s: float
-    usual: Usual | None
+    usual: UsualLatencies | None
 
 
 def conditions(
@@ -176,7 +176,7 @@ class HistoryFile:
                 log.warning("no history is kept in %s: %s", self.path, error.strerror)
                 self._warned = True
 
-    def usual(self, conditions: Conditions, references: Sequence[str]) -> Usual | None:
+    def usual(self, conditions: Conditions, references: Sequence[str]) -> UsualLatencies | None:
         """Return the usual latencies under these conditions; None without a history.
 
         Args:
@@ -359,7 +359,7 @@ def _fullest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if len(line["latency_ns"]) == most]
 
 
-def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual | None:
+def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> UsualLatencies | None:
     """Return the usual latencies over the moments of lines with equal conditions.
 
     Reference models that more than half of the moments lack are left out, then all incomplete
@@ -380,7 +380,7 @@ def _usual(lines: Iterable[dict[str, Any]], references: Sequence[str]) -> Usual 
     ]
     rows = [[line["latency_ns"][name] for name in references] for line in kept]
     moment = np.array([int(line["at_unix_s"] // MOMENT_S) for line in kept], dtype=np.int64)
-    return usual_of(
+    return usual_latencies(
         references,
         MOMENT_S * (moment.astype(np.float64) + 0.5),
         np.array(rows, dtype=np.float64).reshape(len(kept), len(references)),

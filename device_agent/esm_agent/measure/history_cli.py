@@ -47,8 +47,9 @@ def show_history(
     if forget and output is not None:
         fail(2, "--forget deletes the file without output: leave --json out")
     path = history or history_file()
+    usage = 2 if history else 1
     if not path.exists():
-        fail(1, f"{path} does not exist: there is no history yet")
+        fail(usage, f"{path} does not exist: there is no history yet")
     file = HistoryFile(path)
     if forget:
         try:
@@ -60,7 +61,7 @@ def show_history(
     try:
         open_regular(path).close()
     except OSError as error:
-        fail(1, f"cannot read {path}: {error.strerror}")
+        fail(usage, f"cannot read {path}: {error.strerror}")
     records = file.records()
     if output is None:
         print("\n".join(_lines(path, records)))

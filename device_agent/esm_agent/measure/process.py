@@ -95,7 +95,7 @@ class JobResult(NamedTuple):
     busy_ns: int = 0
     states: tuple[DeviceState, ...] = ()
     references: tuple[Measurement, ...] = ()
-    no_references: str = ""
+    references_problem: str = ""
 
 
 class Profiled(NamedTuple):
@@ -224,6 +224,8 @@ def main(
     import numpy.random  # noqa: F401  later it would count as memory of the first model
     import onnxruntime
 
+    from esm_agent.measure.backends import failure_of
+
     board = Board(cells)
     backends, missing = _backends(make_backend, make_others)
     telemetry = make_telemetry()
@@ -231,10 +233,18 @@ def main(
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
-    infos = tuple(backend.info(state) for backend in backends.values())
-    findings = tuple(each for backend in backends.values() for each in backend.findings())
+    infos: list[ProviderInfo] = []
+    findings: list[Finding] = []
+    for backend in backends.values():
+        try:
+            infos.append(backend.info(state))
+            infos[-1].check()
+            findings += backend.findings()
+        except Exception as error:  # anything that a user's provider may do
+            connection.send(Refusal(failure_of(backend, error)))
+            return
     told = tuple(metric for source in sources for metric in source.metrics)
-    connection.send(Hello(runtime, infos, isolation, missing, findings, gpu, told))
+    connection.send(Hello(runtime, tuple(infos), isolation, missing, tuple(findings), gpu, told))
     while True:
         try:
             job: Job = connection.recv()
@@ -283,7 +293,7 @@ def _measure(
     witness = Witness(telemetry, clock)
     gc.disable()  # no collection inside a timed run
     try:
-        measure = _sequential if job.spec.protocol is RunOrder.SEQUENTIAL else _interleaved
+        measure = _sequential if job.spec.run_order is RunOrder.SEQUENTIAL else _interleaved
         result, origin = measure(sessions, witness, job, board, clock, visits)
     finally:
         gc.enable()
@@ -401,12 +411,12 @@ def _interleaved(
     measurements |= _failed(job, failures)
     taken = [*samples.values(), *company.samples.values()]
     told = _reference_measurements(company, references, origin)
-    no_references = sessions.no_references or "their runs failed"
+    references_problem = sessions.references_problem or "their runs failed"
     result = JobResult(
         measurements,
         sum(each.running_ns for each in taken),
         references=told,
-        no_references="" if told or not job.references else no_references,
+        references_problem="" if told or not job.references else references_problem,
     )
     return result, origin
 

@@ -14,7 +14,7 @@ from esm_agent.measure import preflight, timing
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.memory import PeakMemory
 from esm_protos.graphs import mapped, weight_bytes
-from esm_protos.messages import Failure, FailureKind, Limits, MeasureSpec, Profile, Usual
+from esm_protos.messages import Failure, FailureKind, Limits, MeasureSpec, Profile, UsualLatencies
 
 if TYPE_CHECKING:
     from esm_agent.measure.backends import Backend, DeviceModel, LoadedModel
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     profile_runs: int = 0
     limit_s: float = math.inf
     references: tuple[UploadedModel, ...] = ()
-    usual: Usual | None = None
+    usual: UsualLatencies | None = None
 
 
 class Loaded(NamedTuple):
@@ -93,7 +93,7 @@ class Sessions:
         tick: Callback after a model has loaded or run.
 
     Attributes:
-        no_references: Reason for missing reference models; empty if there are some.
+        references_problem: Reason why there are no reference models; empty if there are.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Sessions:
         self._last: set[tuple[object, ...]] = set()
         self._setting: object = None
         self._references: dict[str, Loaded | str] = {}
-        self.no_references = ""
+        self.references_problem = ""
 
     def load(
         self, job: Job, on_model: Callable[[int, float], None]
@@ -213,9 +213,9 @@ class Sessions:
         """Return the reference models of a job that this device can run; they stay loaded.
 
         Models that ran out of memory are tried again with the next block. Others that failed, or
-        are slow, are not. If none is left, ``no_references`` gets the reason.
+        are slow, are not. If none is left, ``references_problem`` gets the reason.
         """
-        self.no_references = ""
+        self.references_problem = ""
         if not job.references:
             return {}
         spec = replace(job.spec, seed=0)
@@ -229,7 +229,7 @@ class Sessions:
             model = session if isinstance(session, Failure) else self._first_run(session)
             name = missing[index].model_id
             if isinstance(model, Failure):
-                self.no_references = model.message
+                self.references_problem = model.message
                 if model.kind is not FailureKind.OUT_OF_MEMORY:
                     self._references[name] = model.message
             elif model.first_run_ns > _SLOW_REFERENCE_NS:
@@ -239,7 +239,7 @@ class Sessions:
         known = self._references.items()
         found = {name: model for name, model in known if not isinstance(model, str)}
         reasons = [model for _, model in known if isinstance(model, str)]
-        self.no_references = "" if found else next(iter(reasons), self.no_references)
+        self.references_problem = "" if found else next(iter(reasons), self.references_problem)
         return found
 
     def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:

@@ -67,15 +67,23 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
     sources: list[MetricSource] = []
     taken = {name for metric in KNOWN.values() for name in (metric.key, metric.field)}
     for name in names:
-        made = SOURCES.load(name)
+        try:
+            made = SOURCES.load(name)
+        except PluginError as error:
+            raise PluginError(f"--metrics {name}: {error}") from error
         try:
             sources.append(made())
+            metrics = sources[-1].metrics
         except Exception as error:  # anything that a user's class may do
-            raise PluginError(f"metric source '{name}': {_described(error, made)}") from error
-        for metric in made.metrics:
-            if metric.key in taken:
-                raise PluginError(f"metric source '{name}': {metric.key} is taken: rename its key")
-            taken.add(metric.key)
+            raise PluginError(f"--metrics {name}: {_described(error, made)}") from error
+        if not isinstance(metrics, tuple | list) or not all(
+            isinstance(each, Metric) for each in metrics
+        ):
+            raise PluginError(f"--metrics {name}: metrics is {metrics!r}: give a tuple of Metric")
+        for metric in metrics:
+            for key in sorted({metric.key, metric.field} & taken):
+                raise PluginError(f"--metrics {name}: {key} is taken: rename its key")
+            taken |= {metric.key, metric.field}
     return sources
 
 
@@ -149,9 +157,12 @@ def _checked(source: MetricSource, values: Mapping[str, float]) -> dict[str, flo
     """Return values as numbers.
 
     Raises:
+        TypeError: the values are no mapping.
         ValueError: a key is unknown, or a value is not finite.
     """
     known = {metric.key for metric in source.metrics}
+    if not isinstance(values, Mapping):
+        raise TypeError(f"stop returned {values!r}: return a dict of {', '.join(sorted(known))}")
     found = {}
     for key, value in values.items():
         if key not in known or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The two measuring protocols as loops over callables, without runtime, files or processes.
+"""Both orders of runs as loops over callables, without runtime, files or processes.
 
 Only ``run()`` is between two clock readings. All other work (progress, the device's state,
 cancellation) is in ``between``, called between visits, and in ``tick``, called after every
@@ -42,11 +42,11 @@ _VISIT_NS = 100_000_000
 _LONG_WARMUP, _LONG_TIMED = 5, 3
 """Numbers of uncounted runs that end a long visit: to warm the model up, then to time it."""
 _WARMING_TRIM = 0.2
-FIRST_LOOK = 10
+FIRST_CHECK = 10
 """Rounds before the first check of the intervals; with fewer, too many are narrow by chance."""
 _ROUND_VARIES = 1.5
 """Longest expected duration of the next round, relative to the longest so far."""
-_LOOK_AGAIN = 1.2
+_CHECK_GROWTH = 1.2
 """Growth of the number of rounds until the next check of the intervals. A check after every round
 would stop too many models by chance."""
 _REDUCIBLE_ONCE_PRECISE = 0.7
@@ -340,7 +340,7 @@ def interleaved(
     active = list(runs)
     shuffle = random.Random(spec.seed).shuffle
     began = clock()
-    look_at = FIRST_LOOK
+    next_check = FIRST_CHECK
     rounds, session, opening_s = 0, 1, 0.0
     ends = began + (limit_s - min(_RESULT_SHARE * limit_s, _RESULT_S)) * 1e9
     share = lasted_s = longest_s = 0.0
@@ -391,10 +391,10 @@ def interleaved(
             active = [i for i in active if i in samples]
             began += (took := clock() - before)
             opening_s += took / 1e9
-        if active and spec.precision and rounds >= look_at and lasted_s >= spec.min_block_s:
+        if active and spec.precision and rounds >= next_check and lasted_s >= spec.min_block_s:
             current = (estimates or partial(own_estimates, trim=spec.trim))(samples)
             active = _select_active(samples, active, spec, current)
-            look_at = math.ceil(rounds * _LOOK_AGAIN)
+            next_check = math.ceil(rounds * _CHECK_GROWTH)
     return samples
 
 

@@ -50,7 +50,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Progress,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.providers import ProviderInfo
 from esm_protos.text import install
@@ -61,11 +61,15 @@ _STARTS = 3
 
 
 class CancelledError(Exception):
-    """The client cancelled the block."""
+    """Cancellation of a block by its client."""
 
 
 class WorkerUnavailableError(Exception):
-    """The measuring process cannot be started."""
+    """Error of a measuring process that cannot be started."""
+
+
+class UnusableOptionError(WorkerUnavailableError):
+    """A provider, a metric source or a GPU that the user chose does not work here."""
 
 
 @dataclass
@@ -155,7 +159,8 @@ class Worker:
         A process killed during its start is started again: the cause is outside.
 
         Raises:
-            WorkerUnavailableError: the process does not start, or a metric source does not load.
+            WorkerUnavailableError: the process does not start.
+            UnusableOptionError: a metric source does not load.
         """
         for attempt in range(1, _STARTS + 1):
             self._current = current = self._spawn()
@@ -164,7 +169,7 @@ class Worker:
                     hello: Hello | Refusal = current.connection.recv()
                     if isinstance(hello, Refusal):
                         self.stop()
-                        raise WorkerUnavailableError(hello.text)
+                        raise UnusableOptionError(hello.text)
                     self._hello = hello
                     return hello
             except (EOFError, ConnectionResetError):
@@ -232,9 +237,9 @@ class Worker:
         Args:
             block: Block to measure.
             on_progress: Callback for progress.
-            cancelled: Returns whether the client cancelled the block.
-            finish_requested: Returns whether the client requests an early end: models then get no
-                visits after the first round and no profile.
+            cancelled: Function that returns whether the client cancelled the block.
+            finish_requested: Function that returns whether the client requests an early end. Models
+                then get no visits after the first round and no profile.
 
         Raises:
             CancelledError: the block was cancelled; the process was killed.
@@ -242,7 +247,7 @@ class Worker:
         """
         left_out: dict[int, Measurement] = {}
         references = reference_models() if block.spec.references else ()
-        no_references = ""
+        references_problem = ""
         deaths: Counter[int] = Counter()
         models = block.models
         loaders = 1 if block.peak_memory else len(self._confinement.cpus or usable_cpus())
@@ -281,7 +286,7 @@ class Worker:
                     attempt.states,
                     attempt.references,
                     usual,
-                    no_references or attempt.no_references,
+                    references_problem or attempt.references_problem,
                     self._history.problem if self._history and block.spec.references else "",
                 )
             index, state, failure = attempt
@@ -305,13 +310,13 @@ class Worker:
                 continue
             if index == REFERENCES:
                 references = ()
-                no_references = f"the measuring process failed with them: {failure.message}"
+                references_problem = f"the measuring process failed with them: {failure.message}"
             else:
                 left_out[index] = Measurement.failed(
                     models[index].model_id, failure.kind, failure.message
                 )
 
-    def _usual(self, spec: MeasureSpec) -> Usual | None:
+    def _usual(self, spec: MeasureSpec) -> UsualLatencies | None:
         """Return the reference models' history under the conditions of a spec."""
         if self._history is None or not spec.references:
             return None
@@ -411,7 +416,7 @@ class Worker:
                     doing = "loading" if STATES[state] is State.PREPARING else "one inference"
                     text = (
                         f"{doing} took longer than {job.spec.model_timeout_s:g} s: "
-                        "give a longer --timeout"
+                        "give a longer timeout"
                     )
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
             answer: JobResult | Profiled = current.connection.recv()
@@ -420,6 +425,7 @@ class Worker:
             return self._death(current)
 
     def _death(self, current: _Process) -> tuple[int, State, Failure]:
+        """Return the current model, the state and the failure of a process that died."""
         state, model = current.cells[:2]
         current.process.join()
         if current.out_of_memory():

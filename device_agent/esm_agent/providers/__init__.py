@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from esm_agent.errors import ProviderMissingError
-from esm_protos.plugins import Family, PluginError, described, split
+from esm_protos.plugins import Family, PluginError, described, own_name, split
+from esm_protos.providers import DeclarationError, ProviderInfo
 
 if TYPE_CHECKING:
     from esm_agent.providers.base import Provider
@@ -36,11 +37,15 @@ def make_provider(name: str = FIRST, device: int = 0) -> Provider:
         ProviderMissingError: the provider cannot be loaded, or no model runs on it.
     """
     try:
-        provider: Provider = FAMILY.load(name)(device)
+        cls: type[Provider] = FAMILY.load(name)
+        ProviderInfo(cls.name, options=cls.options).check()
+        provider = cls(device)
         if name != FIRST:
             provider.prove()
     except PluginError as error:
         raise ProviderMissingError(str(error)) from error
+    except DeclarationError as error:
+        raise ProviderMissingError(f"{own_name(cls)}: {error}") from error
     except ProviderMissingError:
         raise
     except Exception as error:  # a user's provider may raise anything

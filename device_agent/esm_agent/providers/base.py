@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from esm_agent.measure import feeds, profiling
 from esm_agent.measure.backends import (
     Backend,
     LoadedModel,
+    failure_of,
     first_run,
     first_run_error,
     load_error,
@@ -75,7 +77,7 @@ class Provider(Backend):
     Attributes:
         name: Name for clients.
         runtime_name: Name in ONNX Runtime.
-        options: Options that clients set with ``--ep-option NAME=VALUE``. Every setting that
+        options: Options that clients set by name. Every setting that
             changes latencies is an option or is fixed in :meth:`runtime_options`.
         cure: Remedy if this onnxruntime lacks the provider.
         why_not_loading: End of the message if the provider's libraries do not load.
@@ -236,10 +238,11 @@ class Provider(Backend):
         """
         own = ProviderInfo(self.name, options=self.options).complete(spec.provider_options)
         options, weights = session_options(model, spec)
-        self.configure(options, own)
+        with self._hooks():
+            self.configure(options, own)
+            providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:
             profiling.enable(options, profile)
-        providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         # By default the Python API of the runtime retries with another provider after an error.
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
         try:
@@ -277,7 +280,9 @@ class Provider(Backend):
             except Exception as error:
                 raise first_run_error(self._explanation(error), feed) from error
             events = profiling.events(session)
-        return Placement(*nodes_by_provider(events, self.own_names()), outputs, feed)
+        with self._hooks():
+            own_names = self.own_names()
+        return Placement(*nodes_by_provider(events, own_names), outputs, feed)
 
     def _bound(self, session: Any, placement: Placement) -> LoadedModel:
         if self.memory:
@@ -298,7 +303,22 @@ class Provider(Backend):
         if isinstance(error, ModelError):
             return error
         self._check_lost(error)
-        return self.explain(error)
+        with self._hooks():
+            return self.explain(error)
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """Name this class and its file in an error of a hook, for which no model is to blame.
+
+        Raises:
+            ModelError: a hook failed.
+        """
+        try:
+            yield
+        except ModelError:
+            raise
+        except Exception as error:  # anything that a user's class may do
+            raise ModelError(FailureKind.CRASH, failure_of(self, error)) from error
 
     def _check_lost(self, error: Exception) -> None:
         """Check whether an error is fatal.

@@ -84,9 +84,6 @@ class CudaProvider(Provider):
         text = one_line(error)
         # The runtime's message if a CUDA graph cannot be recorded.
         if "as requested by the user" in text:
-            text = (
-                "this model cannot be recorded as a CUDA graph, leave out --ep-option "
-                f"cuda_graph=1: {text}"
-            )
+            text = f"this model cannot be a CUDA graph, leave out the option cuda_graph: {text}"
             return ModelError(FailureKind.UNSUPPORTED_OP, text)
         return super().explain(error)

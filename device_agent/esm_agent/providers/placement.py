@@ -83,5 +83,5 @@ def refusal(placement: Placement, runtime_name: str) -> str:
     total = sum(count for _, count in placement.ran_on)
     return (
         f"{len(placement.fallback)} of {total} nodes did not run on {called(runtime_name)}: {names}"
-        f"{f' and {more} more' if more > 0 else ''}; --allow-fallback measures the model anyway"
+        f"{f' and {more} more' if more > 0 else ''}; allow fallback to measure the model anyway"
     )

@@ -60,7 +60,7 @@ class Leases:
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
 
     def renew(
-        self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, now: float
+        self, lease_id: str, owner: str, purpose: str, client: str, wait: bool, now: float
     ) -> Standing:
         """Renew a lease, or create it behind the client's other leases.
 
@@ -69,7 +69,8 @@ class Leases:
             owner: Name of the owner, for other clients.
             purpose: Purpose of the lease, for other clients.
             client: Name of the client.
-            no_wait: Whether to create no lease if others exist; the standing then names them.
+            wait: Whether to create a lease behind others; if False and others exist, the standing
+                names them.
             now: Time, seconds.
 
         Raises:
@@ -78,7 +79,7 @@ class Leases:
         """
         lease = self._find(lease_id)
         if lease is None:
-            if no_wait and self._client_of:
+            if self._client_of and not wait:
                 return self._standing(len(self._client_of), 0.0, now)
             leases = self._clients.setdefault(client, {})
             if len(leases) >= MOST_LEASES:

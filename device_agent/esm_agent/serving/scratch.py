@@ -32,7 +32,7 @@ class Scratch:
         base: Folder to create it in; None for the system's temporary folder.
 
     Raises:
-        OSError: the folder cannot be created; a full disk is no error.
+        OSError: the folder cannot be created; a full disk is not an error.
     """
 
     def __init__(self, base: Path | None = None) -> None:

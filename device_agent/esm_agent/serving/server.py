@@ -19,7 +19,7 @@ from esm_agent.door.auth import Door, OpenDoor
 from esm_agent.measure.history import HistoryFile
 from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
-from esm_agent.measure.worker import Worker, WorkerUnavailableError
+from esm_agent.measure.worker import UnusableOptionError, Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
 from esm_agent.providers import FAMILY, FIRST, make_provider
 from esm_agent.serving.cache import Cache
@@ -69,8 +69,8 @@ class AgentServer:
         metrics: Receiver of the counters; None for none.
         confinement: Limits of the measuring process; its folder is set here.
         max_block_s: Maximum duration of a block, seconds.
-        gpu: Number of the GPU of the providers that run on one, of which one must work; None for
-            the first GPU, if one of them works.
+        gpu: Number of the GPU for the providers that run on one, and one of them must work; None
+            for the first GPU, if one of them works.
         cache_folder: Folder of the cache of files; None for no cache.
         cache_bytes: Size of the cache; None for a size that depends on the disk.
         history: File with the history of the reference models; None for no history.
@@ -80,8 +80,8 @@ class AgentServer:
 
     Raises:
         PortTakenError: the address cannot be bound.
-        WorkerUnavailableError: the measuring process does not start, or ``gpu`` or one of
-            ``providers`` does not work.
+        WorkerUnavailableError: the measuring process does not start.
+        UnusableOptionError: ``gpu``, or one of ``providers`` or ``metric_sources``, does not work.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AgentServer:
             hello = self._slot.start()
             if reason := _lacks(hello, gpu, dict(enumerate(others)), own):
                 self._slot.stop()
-                raise WorkerUnavailableError(reason)
+                raise UnusableOptionError(reason)
         except WorkerUnavailableError:
             self._clean()
             raise

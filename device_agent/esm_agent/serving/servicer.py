@@ -43,6 +43,7 @@ from esm_agent.serving.upload import (
 )
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Finding, Progress
+from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
@@ -121,7 +122,7 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                     f"a lease needs an id, and names of at most {_LONGEST_NAME} characters"
                 )
             standing = self._slot.renew(
-                *names, self._client_of(context), request.no_wait, context.peer()
+                *names, self._client_of(context), not request.no_wait, context.peer()
             )
         return pb.LeaseReply(standing=convert.standing_to_pb(standing))
 
@@ -224,9 +225,9 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
 
             block = receive(requests, folder, self._info.limits, linked, check_lease)
             if block.spec.provider not in self._info.providers:
+                names, where = self._info.providers, "on this device"
                 raise ProviderError(
-                    f"this device has no provider '{block.spec.provider}': it has "
-                    f"{', '.join(self._info.providers)}"
+                    unknown("execution provider", block.spec.provider, names, where=where)
                 )
             self._info.provider(block.spec.provider).complete(block.spec.provider_options)
         return block

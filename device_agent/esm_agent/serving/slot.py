@@ -82,7 +82,7 @@ class Ticket:
         return self._finish.is_set()
 
     def report(self, event: Event) -> None:
-        """Add an event; skip progress of less than a percent in the same place of the queue."""
+        """Add an event; skip progress below one percent in the same place of the queue."""
         if isinstance(event, Progress):
             old = self._last_progress
             moved = event.fraction - old.fraction >= 0.01
@@ -175,8 +175,12 @@ class Slot:
         self._draining = self._stopped = False
         self._changed = threading.Condition()
         self._hello: queue.SimpleQueue[Hello | Exception] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name="esm-slot", daemon=True)
-        self._keeper = threading.Thread(target=self._keep, name="esm-leases", daemon=True)
+        self._measuring_thread = threading.Thread(
+            target=self._measure_blocks, name="esm-slot", daemon=True
+        )
+        self._lease_thread = threading.Thread(
+            target=self._end_leases, name="esm-leases", daemon=True
+        )
 
     def start(self) -> Hello:
         """Start the thread and the worker's process.
@@ -184,21 +188,21 @@ class Slot:
         Raises:
             WorkerUnavailableError: the process does not start.
         """
-        self._thread.start()
+        self._measuring_thread.start()
         hello = self._hello.get()
         if isinstance(hello, Exception):
             raise hello
-        self._keeper.start()
+        self._lease_thread.start()
         return hello
 
     # Leases
 
     def renew(
-        self, lease_id: str, owner: str, purpose: str, client: str, no_wait: bool, peer: str = ""
+        self, lease_id: str, owner: str, purpose: str, client: str, wait: bool, peer: str = ""
     ) -> Standing:
         """Renew or create a lease as :meth:`~.lease.Leases.renew`.
 
-        With ``no_wait``, no lease is created if the device or the machine's lock is held.
+        Without ``wait``, no lease is created if the device or the machine's lock is held.
 
         Raises:
             DrainingError: the lease is new, and the agent is stopping.
@@ -209,10 +213,11 @@ class Slot:
             if self._draining and not known:
                 raise _stopping()
             now = time.monotonic()
-            if no_wait and not known and not self._facts and not self._take_machine(purpose):
-                return self._behind_machine()
-            standing = self._leases.renew(lease_id, owner, purpose, client, no_wait, now)
-            if no_wait and standing.ahead and not known:
+            may_wait = wait or known
+            if not (may_wait or self._facts or self._take_machine(purpose)):
+                return self._machine_standing()
+            standing = self._leases.renew(lease_id, owner, purpose, client, wait, now)
+            if standing.ahead and not may_wait:
                 return standing  # no lease was created
             self._facts[lease_id] = LeaseFacts(lease_id[:_ID_LETTERS], owner, purpose, client, peer)
             if not known:
@@ -311,7 +316,7 @@ class Slot:
             patience_s: Maximum time to wait, seconds.
 
         Returns:
-            Whether the running block's result was sent; else :meth:`stop` returns the block.
+            Whether the running block's result was sent in time. If not, :meth:`stop` cancels it.
         """
         deadline = time.monotonic() + patience_s
         with self._changed:
@@ -337,13 +342,13 @@ class Slot:
                 self._running.cancel(_stopping())
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        self._measuring_thread.join()
+        if self._lease_thread.is_alive():
+            self._lease_thread.join()
 
     # The threads
 
-    def _keep(self) -> None:
+    def _end_leases(self) -> None:
         """End expired and revoked leases, also during a long block."""
         while True:
             with self._changed:
@@ -355,19 +360,21 @@ class Slot:
                 clients = self._leases.clients()
             for client in clients:  # without the lock, because this reads a file
                 if not self._has_access(client):
-                    self._shut_out(client)
+                    self._revoke(client)
             with self._changed:
                 if not self._stopped:
                     self._changed.wait_for(lambda: self._stopped, _LEASES_S)
 
-    def _shut_out(self, client: str) -> None:
+    def _revoke(self, client: str) -> None:
+        """End the leases of a client that no longer has access."""
         with self._changed:
             for lease_id in self._leases.end_all(client):
                 self._log_lease("lease revoked", lease_id, logging.WARNING)
                 self._drop(lease_id)
             self._changed.notify_all()
 
-    def _loop(self) -> None:
+    def _measure_blocks(self) -> None:
+        """Measure block after block until the agent stops."""
         try:
             self._hello.put(self._worker.start())
         except Exception as error:
@@ -423,11 +430,12 @@ class Slot:
             self._resting = False
 
     def _await_machine(self, ticket: Ticket) -> None:
+        """Wait for the machine's lock, or until the block is cancelled."""
         with self._changed:
             while not (
                 ticket.is_cancelled() or self._take_machine(ticket.facts.purpose, keep_place=True)
             ):
-                ticket.report(Progress(State.QUEUED, 0.0, self._behind_machine()))
+                ticket.report(Progress(State.QUEUED, 0.0, self._machine_standing()))
                 self._changed.wait(_MACHINE_S)
 
     def _take_machine(self, purpose: str, keep_place: bool = False) -> bool:
@@ -441,7 +449,8 @@ class Slot:
             self._machine.release()
         return False
 
-    def _behind_machine(self) -> Standing:
+    def _machine_standing(self) -> Standing:
+        """Return the place behind the agent that holds the machine's lock."""
         assert self._machine is not None
         return Standing(1, self._machine.holder(), 0.0, 0.0)
 
@@ -494,12 +503,12 @@ class Slot:
             logs.event(log, logging.INFO, "block measured", **fields)
             return
         reason = ticket.reason or event  # the cause of a cancellation, not the cancellation
-        outcome = next((name for kind, name in _ENDS if isinstance(reason, kind)), "failed")
+        outcome = next((name for kind, name in _OUTCOMES if isinstance(reason, kind)), "failed")
         self._metrics.block_ended(outcome, {}, 0.0)
         logs.event(log, logging.WARNING, f"block {outcome}", **fields, reason=str(reason))
 
 
-_ENDS: tuple[tuple[type[Exception], str], ...] = (
+_OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
     (DrainingError, "handed back"),
     (NoLeaseError, "dropped"),
     (CancelledError, "cancelled"),

@@ -13,6 +13,7 @@ from esm_agent.serving.cache import LinkFolder
 from esm_protos import convert
 from esm_protos.graphs import is_memory_address
 from esm_protos.messages import PROTOCOL_VERSION, File, Limits
+from esm_protos.text import counted
 from esm_protos.v1 import profiler_pb2 as pb
 
 _LONGEST_ID = 4096
@@ -125,15 +126,15 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
         raise UploadError("model ids must be unique within a block")
     if len(header.models) > limits.max_block_models:
         raise TooLargeError(
-            f"{len(header.models)} models in a block; this agent accepts "
-            f"{limits.max_block_models}: use a smaller --block-size"
+            f"{counted(len(header.models), 'model')} in a block; this agent accepts "
+            f"{limits.max_block_models}: give fewer models per block"
         )
     samples = header.spec.runs * len(header.models) * _BYTES_OF_A_RUN
     if not header.spec.precision and samples > limits.max_memory_bytes:
         raise TooLargeError(
-            f"{header.spec.runs} runs of {len(header.models)} models take {samples / 1e6:.0f} MB; "
-            f"the measuring process may use {limits.max_memory_bytes / 1e6:.0f} MB: use fewer "
-            "--runs or a smaller --block-size"
+            f"{counted(header.spec.runs, 'run')} of {counted(len(header.models), 'model')} take "
+            f"{samples / 1e6:.0f} MB; the measuring process may use "
+            f"{limits.max_memory_bytes / 1e6:.0f} MB: give fewer runs, or fewer models per block"
         )
     if header.profile_runs > _MOST_PROFILE_RUNS:
         raise UploadError(f"{header.profile_runs} runs to profile: {_MOST_PROFILE_RUNS} at most")
@@ -147,14 +148,14 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
         if data > limits.max_memory_bytes:
             raise TooLargeError(
                 f"model {model.model_id} has {data / 1e6:.0f} MB of data; models may use "
-                f"{limits.max_memory_bytes / 1e6:.0f} MB of memory here: serve with a larger "
-                "--memory-limit, or give a smaller model"
+                f"{limits.max_memory_bytes / 1e6:.0f} MB of memory here: start the agent "
+                "with a larger --memory-limit, or give a smaller model"
             )
     total = sum(m.size_bytes for m in header.models if m.encoding != pb.ENCODING_CACHED)
     if total > limits.max_block_bytes:
         raise TooLargeError(
             f"a block of {total / 1e6:.0f} MB; this agent accepts "
-            f"{limits.max_block_bytes / 1e6:.0f} MB: use a smaller --block-size"
+            f"{limits.max_block_bytes / 1e6:.0f} MB: give fewer models per block"
         )
 
 

@@ -14,6 +14,7 @@ from esm_host.campaign.folder import resume_command
 from esm_host.errors import DatasetError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class Latency:
         Raises:
             InvalidArchitectureError: the architecture is not in the search space.
         """
-        return float(self.many([architecture])[0])
+        return float(self._many([architecture])[0])
 
+    @typed
     def many(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
@@ -67,6 +69,11 @@ class Latency:
 
         Faster than one call per architecture.
         """
+        return self._many(architectures)
+
+    def _many(
+        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
+    ) -> NDArray[np.float64]:
         return self._predict(
             self._encoder.encode([self._encoder.space.read(given) for given in architectures])
         )

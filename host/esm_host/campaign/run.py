@@ -26,10 +26,12 @@ from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_acros
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import train
+from esm_host.plugins import own_failures
 from esm_host.predictors import predictor_class
 from esm_host.predictors.base import IntervalPredictor
 from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins, depth_range
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.metrics import METRICS
@@ -308,6 +310,7 @@ class Run:
         ]
         return pd.DataFrame(rows, columns=["block", "device", *STATE_COLUMNS])
 
+    @typed
     def predict(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
@@ -340,6 +343,7 @@ class Run:
         model = path.read_bytes() if path.exists() else self.predictor
         return Latency(self.path, self.settings, self.encoder, model)
 
+    @typed
     def predict_interval(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str], coverage: float = 0.9
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -364,7 +368,9 @@ class Run:
         if own and issubclass(predictor_class(settings.predictor), IntervalPredictor):
             predictor = self.predictor
             assert isinstance(predictor, IntervalPredictor)
-            return predictor.predict_interval(self._encode(architectures), coverage)
+            encodings = self._encode(architectures)
+            with own_failures(predictor):
+                return predictor.predict_interval(encodings, coverage)
         latency_ms = self.predict(architectures)
         judged = self.measurements()
         try:
@@ -378,6 +384,7 @@ class Run:
         factor = errors.within(coverage)
         return latency_ms / factor, latency_ms * factor
 
+    @typed
     def against(self, other: Run) -> CrossDeviceAccuracy:
         """Evaluate the campaign's predictor on the measurements of another campaign.
 
@@ -447,6 +454,7 @@ class Run:
     ) -> NDArray[np.float32]:
         return self.encoder.encode([self.space.read(given) for given in architectures])
 
+    @typed
     def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
         """Return ``n`` different architectures of the search space; fewer if it is exhausted.
 
@@ -542,6 +550,7 @@ class Run:
         return columns
 
 
+@typed
 def load_run(path: str | Path) -> Run:
     """Open a campaign's folder for reading.
 

@@ -67,6 +67,7 @@ def complete(watcher: object | None) -> CampaignWatcher:
             f"{argument('watcher')} {type(watcher).__name__} has none of the methods "
             f"{', '.join(names)}: add one, or derive the class from esm_host.Watcher"
         )
+    # Its exceptions stay as they are: a program may end a campaign by one of its own.
     completed = Watcher()
     vars(completed).update(own)
     return completed

@@ -19,6 +19,7 @@ from esm_host.transfer.held_out import learnt_by, left_out
 from esm_host.workflows import profile as campaign
 from esm_host.workflows.profile import CampaignResult
 from esm_protos.messages import MeasureSpec
+from esm_protos.text import counted
 
 TARGET_NOT_REACHED = 3
 
@@ -77,7 +78,7 @@ def run_campaign(
     live.stop()
     if ended.failures:
         first = next(iter(ended.failures.values()))
-        typer.echo(f"{len(ended.failures)} models failed; the first: {first}")
+        typer.echo(f"{counted(len(ended.failures), 'model')} failed; the first: {first}")
     code = (show or _show_target)(ended, settings)
     typer.echo(f"result in {folder.result}; next: esm-host predict {path} --sample 5")
     return code
@@ -120,7 +121,7 @@ def said_of_transfer(figures: dict[str, Any] | None) -> list[str]:
         return []
     count, sources = figures["samples"], len(figures["sources"])
     lines = [
-        f"trained on {count} models of this device and {sources} source{'s' * (sources != 1)}"
+        f"trained on {counted(count, 'model')} of this device and {counted(sources, 'source')}"
         f"{learnt_by(figures)}"
     ]
     if "left_out_error_percent" in figures:

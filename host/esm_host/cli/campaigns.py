@@ -15,7 +15,7 @@ from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import Verdict, print_table
 from esm_host.errors import UsageError
 from esm_protos.commands import Commands
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.team import Campaign
@@ -46,7 +46,9 @@ def list_campaigns(store: SharedStore = "", output: Json = None) -> None:
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "campaigns": [asdict(each) for each in found]}
         write_output(
-            output, json.dumps(data, indent=2), f"{len(found)} campaigns written to {output}"
+            output,
+            json.dumps(data, indent=2),
+            f"{counted(len(found), 'campaign')} written to {output}",
         )
     if str(output) != "-" and found:
         print_table(

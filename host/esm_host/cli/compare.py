@@ -6,17 +6,19 @@ import enum
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.table import Verdict, print_markdown, print_table
 from esm_host.errors import UsageError
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.timing.compare import Change, Comparison
@@ -33,13 +35,67 @@ class Format(enum.StrEnum):
     github = "github"
 
 
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Options of the comparison."""
+
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals, in percent.")] = (
+        95.0
+    )
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Tolerated increase of a latency, in percent."),
+    ] = 2.0
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Differences to accept, such as runtime,hostname: settings, facts of the device, "
+            "cases, inputs (other input shapes or types), raw (latencies as measured beside "
+            "latencies at the usual pace)."
+        ),
+    ] = None
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Old and new name of a renamed model; may be repeated.",
+        ),
+    ] = None
+    max_latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=LIMIT",
+            help="Limit on a model's latency in the new timings, such as model.onnx=5ms; may be "
+            "repeated.",
+        ),
+    ] = None
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=LIMIT",
+            help="Limit on another metric of every model in the new timings, such as "
+            "peak_rss_bytes=200MB; may be repeated.",
+        ),
+    ] = None
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Another metric whose change is shown, such as peak_rss_bytes; may be repeated.",
+        ),
+    ] = None
+
+
 @one_line_errors
+@grouped
 def compare(
     base: Annotated[
         Path,
         typer.Argument(metavar="BASE.json", help="Base timing: a file of esm-host time --json."),
     ],
-    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="New timing, likewise.")],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW.json", help="New timing, from the same command.")
+    ],
     more_base: Annotated[
         list[Path] | None,
         typer.Option(
@@ -53,51 +109,8 @@ def compare(
         list[Path] | None,
         typer.Option("--new", metavar="FILE", help="Further new timing; may be repeated."),
     ] = None,
-    confidence: Annotated[
-        float, typer.Option(help="Confidence of the intervals, in percent.")
-    ] = 95.0,
-    tolerance: Annotated[
-        float,
-        typer.Option(help="Increase in latency up to which a model is not slower, in percent."),
-    ] = 2.0,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Differences to accept, such as runtime,hostname: settings, facts of the device, "
-            "cases, inputs (other input shapes or types), raw (latencies as measured beside "
-            "latencies at the usual pace)."
-        ),
-    ] = None,
-    match: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OLD=NEW",
-            help="Old and new name of a renamed model; may be repeated.",
-        ),
-    ] = None,
-    max_latency: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL=LIMIT",
-            help="Limit on a model's latency in the new timings, such as model.onnx=5ms; may be "
-            "repeated.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METRIC=LIMIT",
-            help="Limit on another metric of every model in the new timings, such as "
-            "peak_rss_bytes=200MB; may be repeated.",
-        ),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METRIC",
-            help="Another metric whose change is shown, such as peak_rss_bytes; may be repeated.",
-        ),
-    ] = None,
+    *,
+    comparing: ComparisonOptions,
     format: Annotated[
         Format, typer.Option(help="Format of the table; github adds annotations for its workflows.")
     ] = Format.text,
@@ -115,26 +128,27 @@ def compare(
     """
     from esm_host.timing.compare import check_timing
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, compared_metrics
+    from esm_host.timing.metric_changes import check_metric, metrics_by_key
 
+    confidence = comparing.confidence
     if not 50 <= confidence < 100:
         raise UsageError(f"--confidence {confidence:g}: give a percentage from 50 to below 100")
     paths = [base, *(more_base or ())], [new, *(more_new or ())]
     check_output(output, inputs=[path for side in paths for path in side])
     _check_once([path for side in paths for path in side])
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
-    names = [name for text in allow or () for name in text.split(",") if name]
-    metrics = compared_metrics(timing for side in sides for timing in side)
-    shown = [check_metric("metric", key, metrics) for key in metric or ()]
+    names = [name for text in comparing.allow or () for name in text.split(",") if name]
+    metrics = metrics_by_key(timing for side in sides for timing in side)
+    shown = [check_metric("metric", key, metrics) for key in comparing.metric or ()]
     comparison = compared(
         sides[0],
         sides[1],
         confidence / 100,
-        tolerance,
+        comparing.tolerance,
         names,
-        dict(_pair("--match", text, "OLD=NEW") for text in match or ()),
-        dict(_max_latency(text) for text in max_latency or ()),
-        dict(_limit(text, metrics) for text in limit or ()),
+        dict(_pair("--match", text, "OLD=NEW") for text in comparing.match or ()),
+        dict(_max_latency(text) for text in comparing.max_latency or ()),
+        dict(_limit(text, metrics) for text in comparing.limit or ()),
     )
     outputs = []
     if output is not None:
@@ -172,7 +186,7 @@ def _print_certainty(comparison: Comparison) -> None:
         base, new = comparison.timings
         errors = t_quantile(freedom, comparison.confidence)
         typer.echo(
-            f"{base} + {new} timings leave {freedom} degrees of freedom: an interval is "
+            f"{base} + {new} timings leave {counted(freedom, 'degree')} of freedom: an interval is "
             f"{errors:.1f} standard errors to either side",
             err=True,
         )

@@ -21,7 +21,7 @@ from esm_host.cli.options import (
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import Verdict, print_table
 from esm_protos.commands import Commands
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.transport.pairing import AddedDevice
@@ -118,7 +118,8 @@ def _print_added(added: AddedDevice) -> None:
     info = added.info
     print(
         printable(
-            f"{added.name}: {info.hostname}, {info.cpu_model}, {info.cpu_count} processors; "
+            f"{added.name}: {info.hostname}, {info.cpu_model}, "
+            f"{counted(info.cpu_count, 'processor')}; "
             f"agent {info.agent_version}, {info.runtime} ({', '.join(info.providers)})"
         )
     )

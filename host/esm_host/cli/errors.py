@@ -11,8 +11,10 @@ import typer
 
 from esm_host.errors import EsmError, UsageError
 from esm_models.errors import InvalidSpaceError, ModelsError
+from esm_protos.commands import with_origins
 from esm_protos.text import install, printable
 
+USAGE = 2
 INTERRUPTED = 130
 
 _NETWORKS = ("torch", "gpytorch")
@@ -53,14 +55,17 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return _traced(command, *args, **kwargs)
         except EsmError as error:
-            typer.echo(f"error: {printable(error.for_command())}", err=True)
+            text = error.for_command()
+            if error.exit_code == USAGE:
+                text = with_origins(text)
+            typer.echo(f"error: {printable(text)}", err=True)
             raise typer.Exit(error.exit_code) from None
         except InvalidSpaceError as error:
             typer.echo(f"error: {printable(UsageError.of_space(error).for_command())}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(USAGE) from None
         except ModelsError as error:
             typer.echo(f"error: {printable(str(error))}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(USAGE) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             typer.echo(f"error: {printable(where + (error.strerror or str(error)))}", err=True)
@@ -77,6 +82,13 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(
                 f"error: {error.name} is not installed: {install(_extra(error.name))}", err=True
             )
+            raise typer.Exit(1) from None
+        except Exception as error:  # a bug keeps its traceback, but not one in a user's file
+            from esm_protos.plugins import failure_in_own_file
+
+            if not (text := failure_in_own_file(error)):
+                raise
+            typer.echo(f"error: {printable(text)}", err=True)
             raise typer.Exit(1) from None
 
     return wrapped

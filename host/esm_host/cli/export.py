@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,11 @@ import typer
 
 from esm_host.cli.architectures import read_entries
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Resolution, dtype_names
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 
 if TYPE_CHECKING:
     from esm_models.space import SearchSpace
@@ -21,7 +23,36 @@ if TYPE_CHECKING:
 _SPACE = "Search space"
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of the networks of a search space."""
+
+    resolution: Resolution = None
+    width_mult: Annotated[
+        float | None,
+        typer.Option(
+            help="Multiplier of channel counts.", show_default="1", rich_help_panel=_SPACE
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Batch size of the ONNX files.", show_default="1", rich_help_panel=_SPACE
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Arithmetic of the networks: float32 or int8.",
+            show_default="float32",
+            autocompletion=dtype_names,
+            rich_help_panel=_SPACE,
+        ),
+    ] = None
+
+
 @one_line_errors
+@grouped
 def export(
     source: Annotated[
         str,
@@ -54,28 +85,8 @@ def export(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the weights.")] = 0,
-    resolution: Resolution = None,
-    width_mult: Annotated[
-        float | None,
-        typer.Option(
-            help="Multiplier of channel counts.", show_default="1", rich_help_panel=_SPACE
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Batch size of the ONNX files.", show_default="1", rich_help_panel=_SPACE
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Arithmetic of the networks: float32 or int8.",
-            show_default="float32",
-            autocompletion=dtype_names,
-            rich_help_panel=_SPACE,
-        ),
-    ] = None,
+    *,
+    networks: NetworkOptions,
 ) -> None:
     """Export architectures as networks: ONNX files, trainable torch modules, JSON.
 
@@ -87,8 +98,8 @@ def export(
     """
     from esm_host.api import export as write
 
-    given = {"resolution": resolution, "width_mult": width_mult, "batch": batch, "dtype": dtype}
-    space = _space(source, {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in vars(networks).items() if value is not None}
+    space = _space(source, given)
     names = None if formats is None else [name.strip() for name in formats.split(",") if name]
     exported = write(space, read_entries(architectures), output, formats=names, seed=seed)
     print_table(
@@ -112,10 +123,8 @@ def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
     if source in names or ".py" in source:
         return load_space(source, **settings)
     if not Path(source).is_dir():
-        raise UsageError(
-            f"'{source}' is neither the folder of a campaign nor a search space: "
-            f"{nearest(source, names)}choose {', '.join(names)}, or path/to/file.py:Class"
-        )
+        choices = f"choose {', '.join(names)}, path/to/file.py:Class, or the folder of a campaign"
+        raise UsageError(unknown("search space", source, names, choices=choices))
     if settings:
         flag = f"--{next(iter(settings)).replace('_', '-')}"
         raise UsageError(f"{flag}: the campaign in {source} sets it, leave it out")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceInfo, DeviceState, GpuState, Limits
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.text import counted
 
 _WIDTH = 12
 
@@ -24,7 +25,7 @@ def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> I
     state = now.state
     facts = {
         "device": f"{name}: {now.hostname}",
-        "hardware": f"{now.cpu_model}, {now.machine}, {now.cpu_count} processors, "
+        "hardware": f"{now.cpu_model}, {now.machine}, {counted(now.cpu_count, 'processor')}, "
         f"{_size(now.memory_bytes)}",
         "gpu": "; ".join(map(_gpu, state.gpus)),
         "system": f"{now.os}, Python {now.python_version}",
@@ -61,7 +62,7 @@ def _size(size_bytes: int) -> str:
 
 def _limits(limits: Limits) -> str:
     return (
-        f"{limits.max_block_models} models and {_size(limits.max_block_bytes)} a block, "
+        f"{counted(limits.max_block_models, 'model')} and {_size(limits.max_block_bytes)} a block, "
         f"{_size(limits.max_model_bytes)} a model, {_size(limits.max_memory_bytes)} of memory, "
         f"{limits.max_block_s:g} s"
     )

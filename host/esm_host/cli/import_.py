@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Json
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_host.sources.formats import Format, format_of
-from esm_protos.text import printable
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.dataset.benchmarks import LatencyTable
@@ -26,7 +27,62 @@ SCHEMA_VERSION = 1
 _COLUMNS = "For --format columns"
 
 
+@dataclass(frozen=True)
+class ColumnOptions:
+    """Options of a table with columns."""
+
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of architectures: JSON, NAS-Bench-201 cells, or 22 FBNet block numbers.",
+            show_default="architecture or arch; for ofa depth, kernel, expand and resolution",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=DEVICE",
+            help="Column of a device's latencies; may be repeated.",
+            show_default="all lat_ms_DEVICE",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Unit of the latencies: s, ms, us or ns.",
+            show_default="ms",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            help="Input resolution of the networks, pixels.",
+            show_default="the search space's",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    width_mult: Annotated[
+        float | None,
+        typer.Option(
+            help="Multiplier of the networks' channel counts.",
+            show_default="1",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Batch size of the networks.", show_default="1", rich_help_panel=_COLUMNS
+        ),
+    ] = None
+
+
 @one_line_errors
+@grouped
 def import_(
     path: Annotated[
         Path,
@@ -44,54 +100,8 @@ def import_(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a source of the same name.")
     ] = False,
-    architecture: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column of architectures: JSON, NAS-Bench-201 cells, or 22 FBNet block numbers.",
-            show_default="architecture or arch; for ofa depth, kernel, expand and resolution",
-            rich_help_panel=_COLUMNS,
-        ),
-    ] = None,
-    latency: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN=DEVICE",
-            help="Column of a device's latencies; may be repeated.",
-            show_default="all lat_ms_DEVICE",
-            rich_help_panel=_COLUMNS,
-        ),
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(
-            help="Unit of the latencies: s, ms, us or ns.",
-            show_default="ms",
-            rich_help_panel=_COLUMNS,
-        ),
-    ] = None,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Input resolution of the networks, pixels.",
-            show_default="the search space's",
-            rich_help_panel=_COLUMNS,
-        ),
-    ] = None,
-    width_mult: Annotated[
-        float | None,
-        typer.Option(
-            help="Multiplier of the networks' channel counts.",
-            show_default="1",
-            rich_help_panel=_COLUMNS,
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Batch size of the networks.", show_default="1", rich_help_panel=_COLUMNS
-        ),
-    ] = None,
+    *,
+    columns: ColumnOptions,
     output: Json = None,
 ) -> None:
     """Import published latencies, to learn other devices from.
@@ -102,16 +112,13 @@ def import_(
     Example: esm-host import orin.csv --architecture cell --latency mean_us=orin --unit us
     """
     check_output(output, inputs=[path])
-    settings = {"resolution": resolution, "width_mult": width_mult, "batch": batch}
-    settings = {setting: value for setting, value in settings.items() if value is not None}
-    options: dict[str, Any] = {"architecture": architecture, "latency": latency, "unit": unit}
     found = format or format_of(path)
     if found is not Format.columns:
-        for flag in (f for f, value in {**options, **settings}.items() if value is not None):
+        for flag in (name for name, value in vars(columns).items() if value is not None):
             raise UsageError(
                 f"--{flag.replace('_', '-')} is an option of --format columns: leave it out"
             )
-    tables = _read(path, found, name, options, settings)
+    tables = _read(path, found, name, columns)
 
     from esm_host.sources.registry import entries_of, keep
 
@@ -138,17 +145,16 @@ def _read(
     path: Path,
     found: Format,
     name: str | None,
-    options: dict[str, Any],
-    settings: dict[str, Any],
+    columns: ColumnOptions,
 ) -> Sequence[LatencyTable]:
     if found is Format.columns:
         from esm_host.sources.columns import read_columns
 
-        latencies = _latencies(options["latency"] or ())
-        unit = options["unit"] or "ms"
-        return [
-            read_columns(path, name, options["architecture"], latencies, unit, settings or None)
-        ]
+        latencies = _latencies(columns.latency or ())
+        unit = columns.unit or "ms"
+        given = {each: getattr(columns, each) for each in ("resolution", "width_mult", "batch")}
+        settings = {each: value for each, value in given.items() if value is not None}
+        return [read_columns(path, name, columns.architecture, latencies, unit, settings or None)]
     from esm_host.sources.published import read_help, read_hw_nas_bench
 
     if found is Format.hw_nas_bench:
@@ -176,7 +182,7 @@ def _print(table: LatencyTable) -> None:
     from esm_host.sources.registry import describe, entries_of
 
     tasks = f", accuracies of {', '.join(table.accuracy_percent)}" if table.accuracy_percent else ""
-    text = f"{table.name}: {len(table)} architectures of {describe(table.space)}{tasks}"
+    text = f"{table.name}: {counted(len(table), 'architecture')} of {describe(table.space)}{tasks}"
     print(printable(text))
     print_table(
         ("device", "latencies", "missing", "median_ms"),

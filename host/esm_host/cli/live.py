@@ -19,6 +19,7 @@ from esm_host.dataset.table import Dataset
 from esm_host.sampling.bins import depth_range
 from esm_protos import messages
 from esm_protos.terminal import shows_escapes
+from esm_protos.text import counted
 
 
 class Live:
@@ -100,7 +101,7 @@ class Live:
 
     def on_remeasure(self, blocks: int) -> None:
         self.say(
-            f"quality control: {blocks} block{'s' * (blocks != 1)} with deviating reference "
+            f"quality control: {counted(blocks, 'block')} with deviating reference "
             "models will be measured again"
         )
         self._bars.update(self._models, note="measuring again")
@@ -112,7 +113,7 @@ class Live:
         self._block_began = time.monotonic()
         count = f"0/{architectures}"
         self._bars.update(self._models, total=architectures, completed=0, count=count, note="")
-        self.say(f"round {number}: {architectures} architectures")
+        self.say(f"round {number}: {counted(architectures, 'architecture')}")
 
     def on_training(self) -> None:
         for block in self._blocks.values():
@@ -125,7 +126,7 @@ class Live:
             for entry in result["bins"]
         ]
         self.say(
-            f"{result['measured_models']} models measured; accuracy "
+            f"{counted(result['measured_models'], 'model')} measured; accuracy "
             f"{percent(result['accuracy_percent'])} overall; by depth {', '.join(parts)}"
         )
 

@@ -14,6 +14,7 @@ from esm_host.cli.option_groups import ProviderOptions, SpaceOptions, grouped
 from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
+from esm_protos.text import counted
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ def lookup(
     timing: TimingOptions,
     provider: ProviderOptions,
     no_wait: NoWait = False,
-    seed: Annotated[
-        int, typer.Option(help="Random seed of the inputs and the visiting order.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs and the order of runs.")] = 0,
     output: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -128,5 +127,5 @@ def lookup(
         )
     if output is not None:
         data = table_json(searched, device, info, spec, [time.to_json() for time in times])
-        said = f"{len(times)} parts are in {output}"
+        said = f"{counted(len(times), 'part')} written to {output}"
         write_output(output, json.dumps(data, indent=1, allow_nan=False), said)

@@ -214,7 +214,8 @@ AsMeasured = Annotated[
     bool,
     typer.Option(
         "--raw/--no-raw",
-        help="Report latencies as measured, without correction to the device's usual pace.",
+        help="Report latencies as measured, without correction to the device's usual pace (its "
+        "typical speed in earlier measurements).",
         rich_help_panel=TIMING,
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,12 @@ import typer
 
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import OWN, Json, as_share, sampler_names
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     from esm_host.evaluation.cross_device import CrossDeviceAccuracy
@@ -21,7 +24,25 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of sampled architectures."""
+
+    sample: Annotated[
+        int, typer.Option(help="Number of architectures to draw from the search space.", min=0)
+    ] = 0
+    sampling: Annotated[
+        str,
+        typer.Option(
+            help=f"Sampling method: {', '.join(SAMPLERS)}, or {OWN}.",
+            autocompletion=sampler_names,
+        ),
+    ] = "balanced"
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.", min=0)] = 0
+
+
 @one_line_errors
+@grouped
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a campaign.", metavar="DIR")],
     given: Annotated[
@@ -41,17 +62,8 @@ def predict(
             help="File with a short form on every line, or JSON; - is stdin.",
         ),
     ] = None,
-    sample: Annotated[
-        int, typer.Option(help="Number of architectures to draw from the search space.", min=0)
-    ] = 0,
-    sampling: Annotated[
-        str,
-        typer.Option(
-            help=f"Sampling method: {', '.join(SAMPLERS)}, or {OWN}.",
-            autocompletion=sampler_names,
-        ),
-    ] = "balanced",
-    seed: Annotated[int, typer.Option(help="Random seed of the sampling.", min=0)] = 0,
+    *,
+    samples: SampleOptions,
     interval: Annotated[
         float | None,
         typer.Option(
@@ -80,7 +92,10 @@ def predict(
     from esm_host.campaign.run import load_run
     from esm_host.errors import UsageError
 
-    if bool(given) + (architectures is not None) + (sample > 0) + (against is not None) != 1:
+    if (
+        bool(given) + (architectures is not None) + (samples.sample > 0) + (against is not None)
+        != 1
+    ):
         raise UsageError(
             "give one of ARCHITECTURE..., --architectures FILE, --sample N and --against DIR"
         )
@@ -94,7 +109,7 @@ def predict(
     elif architectures is not None:
         chosen = read_architectures(architectures, campaign.space)
     else:
-        chosen = campaign.sample(sample, sampling, seed)
+        chosen = campaign.sample(samples.sample, samples.sampling, samples.seed)
     latency_ms = campaign.predict(chosen).tolist()
     results: list[dict[str, Any]] = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
@@ -108,7 +123,7 @@ def predict(
             result["interval_ms"] = [float(low_ms), float(high_ms)]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
-        write_output(output, text, f"{len(results)} predictions written to {output}")
+        write_output(output, text, f"{counted(len(results), 'prediction')} written to {output}")
         return
     ends = () if interval is None else ("from_ms", "to_ms")
     headings = ("latency_ms", *ends, "blocks", "architecture")
@@ -128,10 +143,12 @@ def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:
 
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, **found.to_json()}, indent=2)
-        write_output(output, text, f"accuracy of {found.samples} predictions written to {output}")
+        write_output(
+            output, text, f"accuracy of {counted(found.samples, 'prediction')} written to {output}"
+        )
         return
     seen = f", {found.seen} of them in the predictor's training set" if found.seen else ""
-    print(f"{found.samples} architectures{seen}")
+    print(f"{counted(found.samples, 'architecture')}{seen}")
     print(
         f"rank correlation {found.spearman:.3f} (Spearman), {found.tau:.3f} (Kendall's tau)\n"
         f"accuracy {found.accuracy_percent:.1f} %; {found.scaled_percent:.1f} % if all "

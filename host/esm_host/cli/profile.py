@@ -1,4 +1,4 @@
-"""Command ``esm-host profile``."""
+"""Command ``esm-host profile``: makes settings of options; :mod:`esm_host.workflows` runs them."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ class CampaignOptions:
     preset: Annotated[
         str,
         typer.Option(
-            help="Settings of a published system: esm (150 runs in a row, the paper's perceptron, "
-            "equal weights, 300 initial models, steps of 100). Other options override single "
-            "settings."
+            help="Settings of a published system. esm: --protocol sequential --runs 150 "
+            "--predictor mlp-esm --encoding fcc --weights equal --raw. Other options override "
+            "single settings."
         ),
     ] = ""
     store: SharedStore = ""
@@ -140,7 +140,8 @@ class SamplingOptions:
     bins: Annotated[
         int | None,
         typer.Option(
-            help="Number of depth bins. [default: 5, or the number of depths if lower]",
+            help="Number of depth bins, which are ranges of the depth of networks (their number of "
+            "blocks). [default: 5, or the number of depths if lower]",
             rich_help_panel=_SAMPLES,
         ),
     ] = None
@@ -164,9 +165,9 @@ class SamplingOptions:
     predictor: Annotated[
         str,
         typer.Option(
-            help="Predictor: auto (mean of cross-validated candidates), mlp (the paper's), "
-            "another of "
-            f"docs/predictors.md, or {OWN}.",
+            help="Latency predictor: auto (mean of Gaussian processes, weighted by "
+            "cross-validation), mlp (multilayer perceptron), another of docs/predictors.md, or "
+            f"{OWN}.",
             autocompletion=predictor_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -174,8 +175,9 @@ class SamplingOptions:
     encoding: Annotated[
         str | None,
         typer.Option(
-            help=f"Encoding of architectures: fcc, fc, statistical, ..., or {OWN}. [default: "
-            "depends on the predictor]",
+            help="Encoding of architectures as input of the predictor: fcc (counts of the "
+            "combinations of features), fc (counts of each feature), another of "
+            f"docs/predictors.md, or {OWN}. [default: depends on the predictor]",
             autocompletion=encoding_names,
             rich_help_panel=_SAMPLES,
         ),
@@ -211,25 +213,30 @@ class SamplingOptions:
     weight_below: Annotated[
         float,
         typer.Option(
-            help="Share of a step drawn from bins below the target.", rich_help_panel=_SAMPLES
+            help="Weight of the depth bins below the target. Their share of a step is this weight "
+            "over the sum of both weights.",
+            rich_help_panel=_SAMPLES,
         ),
     ] = 0.8
     weight_above: Annotated[
         float,
-        typer.Option(help="Share of a step drawn from the other bins.", rich_help_panel=_SAMPLES),
+        typer.Option(help="Weight of the other depth bins in a step.", rich_help_panel=_SAMPLES),
     ] = 0.2
     extension: Annotated[
         ExtensionName,
         typer.Option(
-            help="How a step is drawn: balanced (at random within bins, the paper's Algorithm 1) "
-            "or cost-aware (by uncertainty per second of device time).",
+            help="Selection of a step's models: balanced (at random within depth bins, Algorithm 1 "
+            "of the ESM paper) or cost-aware (most uncertainty of the predictor per second of "
+            "device time).",
             rich_help_panel=_SAMPLES,
         ),
     ] = ExtensionName.balanced
     train_on: Annotated[
         str,
         typer.Option(
-            help="Verdicts of the latencies to train on, separated by commas. [default: all]",
+            help="Verdicts of the latencies to train on, separated by commas: stable, noisy (the "
+            "device was disturbed), unresolved (the interval is wider than --precision), throttled "
+            "(the device reduced its clock). [default: all]",
             autocompletion=verdict_names,
             rich_help_panel=_SAMPLES,
             show_default=False,
@@ -268,13 +275,14 @@ class TimingOptions:
     runs_per_visit: Annotated[
         int,
         typer.Option(
-            help="Number of counted runs per visit (interleaved only).", rich_help_panel=TIMING
+            help="Number of counted runs each time that it is a model's turn (interleaved only).",
+            rich_help_panel=TIMING,
         ),
     ] = 1
     warmup: Annotated[
         int,
         typer.Option(
-            help="Maximum number of uncounted warm-up runs before each visit.",
+            help="Maximum number of uncounted warm-up runs each time that it is a model's turn.",
             rich_help_panel=TIMING,
         ),
     ] = 2
@@ -300,32 +308,38 @@ class BlockOptions:
     ] = 60.0
     block_size: Annotated[
         int,
-        typer.Option(help="Number of models measured together in a block.", rich_help_panel=TIMING),
+        typer.Option(
+            help="Number of models in a block, which are measured together.", rich_help_panel=TIMING
+        ),
     ] = 20
     references: Annotated[
         int,
         typer.Option(
-            help="Number of the campaign's own reference models in each block.",
+            help="Number of reference models: architectures that are measured in every block, to "
+            "detect drift of the device.",
             rich_help_panel=TIMING,
         ),
     ] = 4
     reference_tolerance: Annotated[
         float,
         typer.Option(
-            help="Maximum drift of a reference model, in percent.", rich_help_panel=TIMING
+            help="Maximum drift of a reference model between blocks, in percent. With more, the "
+            "block is measured again.",
+            rich_help_panel=TIMING,
         ),
     ] = 3.0
     max_remeasurements: Annotated[
         int,
         typer.Option(
-            help="Maximum number of repetitions of a block that fails quality control.",
+            help="Maximum number of times that a block is measured again.",
             rich_help_panel=TIMING,
         ),
     ] = 2
     group_tolerance: Annotated[
         float,
         typer.Option(
-            help="Maximum difference between a device of a group and the others, in percent.",
+            help="Maximum difference in latency between a device of a group and the others, in "
+            "percent. A device beyond it is left out.",
             rich_help_panel=TIMING,
         ),
     ] = 10.0
@@ -333,8 +347,8 @@ class BlockOptions:
     cache: Annotated[
         CacheName,
         typer.Option(
-            help="State of the caches: warm (the model has just run) or cold (another model ran "
-            "before).",
+            help="Processor caches that latencies are for: warm (the model itself ran just "
+            "before) or cold (another model ran just before).",
             rich_help_panel=TIMING,
         ),
     ] = CacheName.warm
@@ -355,9 +369,9 @@ def profile(
     """Train a latency predictor for a device from as few measurements as possible.
 
     The command samples a search space, measures the models and trains a predictor. It then
-    measures more models where accuracy is low, until every depth bin reaches the target. Ctrl-C
-    keeps all measurements; --resume continues. Devices of one kind can share the work as a group
-    (docs/groups.md).
+    measures more models where accuracy is low, until every depth bin (a range of numbers of
+    blocks) reaches the target. Ctrl-C keeps all measurements; --resume continues. Devices of one
+    kind can share the work as a group (docs/groups.md).
 
     Example: esm-host profile --device pi4 --space resnet --resolution 64 --run runs/pi4
     """
@@ -423,7 +437,7 @@ def _spec(
     spec = {
         **settings_of(MeasureSpec, timing, blocks, session),
         **provider.spec(is_resumed=campaign.resume),
-        "protocol": RunOrder(timing.protocol.value),
+        "run_order": RunOrder(timing.protocol.value),
         "runs": timing.max_runs if timing.runs is None else timing.runs,
         "precision": 0.0 if timing.runs is not None or not together else share,
         # Sequential runs are always warm.
@@ -445,7 +459,7 @@ def _apply_preset(
         for setting, value in values.items():
             if not any(was_given(ctx, option) for option in _options(setting)):
                 asked[setting] = value
-    if spec["protocol"] is RunOrder.SEQUENTIAL:
+    if spec["run_order"] is RunOrder.SEQUENTIAL:
         spec |= {"references": False, "long_visits": 0}
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import SessionOptions, grouped
 from esm_host.cli.options import OWN, computing, search_methods, was_given
 from esm_host.errors import UsageError
 from esm_host.search.methods import METHODS
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     from esm_host.search.settings import SearchFolder, SearchSettings
@@ -271,13 +273,13 @@ def _show(searched: SearchResult) -> None:
         typer.echo(f"{len(front)} on the predicted front; none measured")
         return
     if not len(front):
-        typer.echo(f"{verified.measured} models measured")
+        typer.echo(f"{counted(verified.measured, 'model')} measured")
         return
     if searched.by_proxy is not None:
-        typer.echo(searched.by_proxy.describe(len(front)))
+        typer.echo(on_command_line(searched.by_proxy.describe(len(front))))
         return
     typer.echo(
-        f"{len(front)} on the front, {verified.measured} models measured; the front is "
+        f"{len(front)} on the front, {counted(verified.measured, 'model')} measured; the front is "
         + (
             "stable: no unmeasured architecture is expected to improve it"
             if verified.stable

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from esm_host.cli.errors import one_line_errors
+from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import Parallel, computing, encoding_names
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +22,26 @@ if TYPE_CHECKING:
     from esm_host.research.selection import Pair, SelectionSettings
 
 
+@dataclass(frozen=True)
+class SimulationOptions:
+    """Options of the simulated selections."""
+
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Numbers of candidates, besides all. By default 100,500,1000,5000,10000.",
+        ),
+    ] = None
+    simulations: Annotated[
+        int, typer.Option(help="Simulations per pair, size and standard deviation.", min=1)
+    ] = 1000
+    repeats: Annotated[int, typer.Option(help="Number of trainings of each predictor.", min=1)] = 5
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0
+
+
 @one_line_errors
+@grouped
 def selection(
     table: Annotated[
         Path,
@@ -51,18 +73,8 @@ def selection(
             autocompletion=encoding_names,
         ),
     ] = None,
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,...",
-            help="Numbers of candidates, besides all. By default 100,500,1000,5000,10000.",
-        ),
-    ] = None,
-    simulations: Annotated[
-        int, typer.Option(help="Simulations per pair, size and standard deviation.", min=1)
-    ] = 1000,
-    repeats: Annotated[int, typer.Option(help="Number of trainings of each predictor.", min=1)] = 5,
-    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
+    *,
+    simulated: SimulationOptions,
     parallel: Parallel = None,
     output: Annotated[
         Path | None,
@@ -83,12 +95,14 @@ def selection(
     from esm_host.research.selection import SelectionSettings, run_selection
 
     settings = SelectionSettings(
-        sizes=None if sizes is None else tuple(_number(text, "--sizes") for text in _split(sizes)),
-        simulations=simulations,
+        sizes=None
+        if simulated.sizes is None
+        else tuple(_number(text, "--sizes") for text in _split(simulated.sizes)),
+        simulations=simulated.simulations,
         predictors=tuple(_predictor(text) for text in predictor or ()),
-        repeats=repeats,
+        repeats=simulated.repeats,
         encoding=encoding,
-        seed=seed,
+        seed=simulated.seed,
     )
     pairs = [_pair(text) for text in dict.fromkeys(pair)]
     if output is not None and output.exists() and not output.is_dir():
@@ -185,4 +199,6 @@ def _write(
     }
     for name, chart in charts.items():
         save(chart, folder / f"{name}.png")
-    typer.echo(f"selection.parquet and {len(charts)} charts written to {folder}", err=True)
+    typer.echo(
+        f"selection.parquet and {counted(len(charts), 'chart')} written to {folder}", err=True
+    )

@@ -16,8 +16,10 @@ from esm_host.cli.options import Json, source_names, space_names
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
+from esm_models.spaces import FAMILY
 from esm_protos.commands import Commands
-from esm_protos.text import printable
+from esm_protos.nearest import unknown
+from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
     from esm_host.transfer.comparison import Comparison
@@ -43,7 +45,18 @@ _Space = Annotated[
         autocompletion=space_names,
     ),
 ]
-_Runs = Annotated[Path, typer.Option(metavar="DIR", help="Folder of campaigns.")]
+_RUNS = Path("runs")
+
+
+def _checked_runs(runs: Path) -> Path:
+    if runs != _RUNS and not runs.is_dir():
+        raise typer.BadParameter(f"there is no folder {runs}")
+    return runs
+
+
+_Runs = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder of campaigns.", callback=_checked_runs)
+]
 
 sources = typer.Typer(
     cls=Commands,
@@ -57,7 +70,7 @@ sources = typer.Typer(
 
 @sources.command("list")
 @one_line_errors
-def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json = None) -> None:
+def list_sources(space: _Space = None, runs: _Runs = _RUNS, output: Json = None) -> None:
     """List the devices of imported tables, and campaigns.
 
     Example: esm-host sources list --space fbnet
@@ -66,11 +79,16 @@ def list_sources(space: _Space = None, runs: _Runs = Path("runs"), output: Json 
 
     check_output(output)
     found, problems = entries(runs)
+    names = dict.fromkeys([*FAMILY.names(), *(entry.space.partition(",")[0] for entry in found)])
+    if space is not None and space not in names:
+        raise UsageError(unknown("search space", space, names))
     shown = [entry for entry in found if space is None or entry.space.partition(",")[0] == space]
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "sources": [asdict(entry) for entry in shown]}
         write_output(
-            output, json.dumps(data, indent=2), f"{len(shown)} sources written to {output}"
+            output,
+            json.dumps(data, indent=2),
+            f"{counted(len(shown), 'source')} written to {output}",
         )
     if str(output) != "-" and shown:
         print_table(
@@ -130,7 +148,7 @@ def correlation(
         float,
         typer.Option(help="Least rank correlation of a proxy that needs no adaptation."),
     ] = 0.9,
-    runs: _Runs = Path("runs"),
+    runs: _Runs = _RUNS,
     chart: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="File of the heat map: .png, .svg or .html."),
@@ -195,7 +213,7 @@ def split(
             "nearly the same for every seed.",
         ),
     ] = False,
-    runs: _Runs = Path("runs"),
+    runs: _Runs = _RUNS,
     output: Json = None,
 ) -> None:
     """Choose training and target devices between which transfer is hard.

@@ -10,6 +10,7 @@ import typer
 
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.options import Parallel, Quiet, computing
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     from esm_host.research.study.results import Study
@@ -54,13 +55,15 @@ def study(
     found = load_study(where)
     _write(found, StudyFolder(where))
     if found.missing:
-        typer.echo(f"{found.missing} tasks are missing: run without --only-plots to compute them")
+        typer.echo(
+            f"{counted(found.missing, 'task')} missing: run without --only-plots to compute them"
+        )
     failures = found.failures()
     if len(failures):
         first = failures.iloc[0]
         typer.echo(
-            f"{len(failures)} tasks failed; the first, {first['label']} with {first['size']} "
-            f"samples on {first['device']}: {first['failure']}",
+            f"{counted(len(failures), 'task')} failed; the first, {first['label']} with "
+            f"{counted(first['size'], 'sample')} on {first['device']}: {first['failure']}",
             err=True,
         )
         raise typer.Exit(1)
@@ -84,7 +87,7 @@ def _write(found: Study, folder: object) -> None:
     plots = write_plots(found, folder.plots)
     typer.echo(f"results in {folder.results}, tables in {folder.tables}", nl=not plots)
     if plots:
-        typer.echo(f", {len(plots)} plots in {folder.plots}")
+        typer.echo(f", {counted(len(plots), 'plot')} in {folder.plots}")
 
 
 class _Progress:

@@ -42,8 +42,8 @@ class CaseOptions:
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shape of an input, such as x:1x3x224x224 (N: a dimension left free). With a "
-            "single input, leave the name out.",
+            help="Shape of an input, such as x:1x3x224x224. N in place of a size leaves that "
+            "dimension free. With a single input, leave the name out. May be repeated.",
             rich_help_panel=_CASES,
         ),
     ] = None
@@ -105,16 +105,16 @@ class RunOptions:
     max_time: Annotated[
         float | None,
         typer.Option(
-            help="Measuring time for all models together, in seconds; no round of runs begins "
-            "later. By default, slow models still get the 5 runs that an interval needs.",
+            help="Maximum measuring time of all models together, in seconds. By default, slow "
+            "models still get the 5 runs that an interval needs.",
             show_default="20 + 2 per further model",
         ),
     ] = None
     sessions: Annotated[
         int | None,
         typer.Option(
-            help="Number of sessions of each model in a block; with a precision, the minimum. "
-            "Latency depends on where a session lies in memory.",
+            help="Number of times that each model is loaded; with --precision, the minimum. "
+            "Latency depends on where a model lies in memory.",
             show_default="2",
         ),
     ] = None
@@ -122,9 +122,9 @@ class RunOptions:
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Spread 3 to 10 blocks evenly over this time, such as 30s, 10m or 1h. The "
-            "interval then includes the variation of the device over it. The other options apply "
-            "to each block. Others can use the device between blocks.",
+            help="Repeat the timing 3 to 10 times, spread evenly over this time, such as 30s, 10m "
+            "or 1h. The interval then includes the variation of the device over it. The other "
+            "options apply to each repetition. Others can use the device in between.",
         ),
     ] = None
     raw: Annotated[
@@ -132,7 +132,7 @@ class RunOptions:
         typer.Option(
             "--raw",
             help="Report latencies and intervals as measured, without correction to the device's "
-            "usual pace.",
+            "usual pace (its typical speed in earlier timings).",
         ),
     ] = False
     protocol: Annotated[
@@ -142,7 +142,10 @@ class RunOptions:
         ),
     ] = ProtocolName.interleaved
     warmup: Annotated[
-        int, typer.Option(help="Maximum number of uncounted warm-up runs before each visit.")
+        int,
+        typer.Option(
+            help="Maximum number of uncounted warm-up runs each time that it is a model's turn."
+        ),
     ] = 10
     trim: Annotated[
         float, typer.Option(help="Share of the fastest and of the slowest runs to drop.")
@@ -152,7 +155,7 @@ class RunOptions:
         typer.Option(help="Time limit for loading a model or for one inference, in seconds."),
     ] = 60.0
     no_wait: NoWait = False
-    seed: Annotated[int, typer.Option(help="Random seed of the inputs and the visiting order.")] = 0
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs and the order of runs.")] = 0
 
 
 @dataclass(frozen=True)
@@ -232,10 +235,14 @@ def time(
 ) -> None:
     """Time ONNX models on devices.
 
-    Models are measured in turn until each reaches the precision. Latencies are at the device's
-    usual pace; intervals include its variation over time. Inputs are random unless given. A free
+    Models run in turn, round after round, until the interval of each latency is within
+    --precision. Latencies are corrected to the device's usual pace, its typical speed in earlier
+    timings; intervals include its variation over time. Inputs are random unless given. A free
     dimension that no option sets becomes 1, with a warning. Ctrl-C ends the timing and keeps all
     results.
+
+    Verdicts: stable; noisy (the device was disturbed); unresolved (the interval is wider than
+    --precision); throttled (the device reduced its clock).
 
     Exit codes: 0 success; 1 a model or a device failed; 2 wrong usage; 3 a model missed the
     precision or the device throttled; 130 interrupted.
@@ -243,12 +250,22 @@ def time(
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
     from esm_host.cli.progress import DeviceLines
-    from esm_host.timing import for_models, parse_duration, read_request, time_models, timing_spec
+    from esm_host.timing import (
+        TimingOptions,
+        TimingWatcher,
+        for_models,
+        parse_duration,
+        read_request,
+        time_models,
+        timing_spec,
+    )
     from esm_host.timing.examples import example_file
     from esm_host.transport import devices
     from esm_protos.messages import RunOrder
 
-    names = [name for text in device or ["local"] for name in text.split(",") if name]
+    names = [name.strip() for text in device or ["local"] for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"--device '{','.join(names)}': give 'local', host:port or a name")
     counts = _numbers("--threads", cases.threads or ["1"])
     spec = timing_spec(
         measuring.runs,
@@ -256,7 +273,7 @@ def time(
         measuring.max_runs,
         measuring.max_time,
         measuring.sessions,
-        protocol=RunOrder(measuring.protocol.value),
+        run_order=RunOrder(measuring.protocol.value),
         warmup=measuring.warmup,
         trim=measuring.trim,
         threads=counts[0],
@@ -294,13 +311,13 @@ def time(
             names,
             request,
             spec,
-            profile_runs=shown.profile_runs if shown.profile else 0,
-            wait=not measuring.no_wait,
-            on_progress=on_progress,
-            raw=measuring.raw,
-            spread_s=spread_s,
-            on_wait=on_progress.wait,
-            on_interrupt=_say_interrupted,
+            TimingOptions(
+                profile_runs=shown.profile_runs if shown.profile else 0,
+                wait=not measuring.no_wait,
+                raw=measuring.raw,
+                spread_s=spread_s,
+            ),
+            TimingWatcher(on_progress, on_progress.wait, _say_interrupted),
         )
     _show(timing, shown)
     raise typer.Exit(_exit_code(timing))

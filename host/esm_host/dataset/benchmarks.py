@@ -18,6 +18,7 @@ from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
 from esm_models.spaces import SPACES, load_space
+from esm_protos.nearest import unknown
 
 LATENCY = "lat_ms_"
 """Prefix of the names of latency columns."""
@@ -56,9 +57,7 @@ class LatencyTable:
             UsageError: the table has no such device.
         """
         if device not in self.latency_ms:
-            raise UsageError(
-                f"{self.name} has no device '{device}': choose {', '.join(self.latency_ms)}"
-            )
+            raise UsageError(unknown("device", device, self.latency_ms, where=f"of {self.name}"))
         return self.latency_ms[device]
 
 
@@ -194,7 +193,7 @@ def _json(frame: pd.DataFrame, settings: Mapping[str, Any] | None) -> tuple[Sear
     settings = dict(settings or {})
     name = str(settings.pop("name", architectures[0].space))
     if name not in SPACES:
-        raise ValueError(f"unknown space {name[:80]!r}: choose {', '.join(SPACES)}")
+        raise ValueError(unknown("space", name[:80], SPACES))
     space = load_space(name, **settings)
     for row, architecture in enumerate(architectures, start=1):
         try:

@@ -253,7 +253,8 @@ class Collector:
                 raise DeviceError(
                     f"the device has {available / 1e6:.0f} MB for models, too little for a model "
                     f"of about {memory / 1e6:.0f} MB and {fixed / 1e6:.0f} MB of references: "
-                    "end other programs there, raise its --memory-limit, or choose a smaller space"
+                    "end other programs there, start its agent with a larger --memory-limit, or "
+                    "choose a smaller space"
                 )
             if group and (len(group) == size or needed + memory > room):
                 yield _batch(group, references)

@@ -36,7 +36,7 @@ def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
     """
     measured = [m for m in store.measurements() if m.failure is None]
     counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
-    per_visit = spec.runs_per_visit if spec.protocol is RunOrder.INTERLEAVED else spec.runs
+    per_visit = spec.runs_per_visit if spec.run_order is RunOrder.INTERLEAVED else spec.runs
     runs = [n + spec.warmup * math.ceil(n / per_visit) for n in counted]
     load_ms = [measurement.load_ns / 1e6 for measurement in measured] or [0.0]
     return DeviceTime(float(np.mean(runs)), float(np.mean(load_ms)))

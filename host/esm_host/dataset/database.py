@@ -24,7 +24,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, either
 from esm_host.errors import BusyError, DatasetError, RunExistsError, UsageError
 from esm_protos.text import install
 
@@ -35,6 +35,7 @@ ID_FACT = "id"
 
 _WANTED = "give postgresql://USER@HOST/DATABASE"
 _NAME = re.compile(r"(?!pg_|public$|information_schema$)[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_RESUME = either("esm_host.resume", "--resume")
 _LOCKS = 0x65736D  # "esm": the class of our advisory locks
 _CONNECTION = {
     "connect_timeout": "10",
@@ -190,7 +191,7 @@ class SqliteFile(Database):
     def unwritable(self, error: DBAPIError) -> DatasetError:
         return DatasetError(
             f"{self.location} cannot be written ({detail_of(error)}): free disk space or correct "
-            "its permissions, then continue with --resume"
+            f"its permissions, then continue with {_RESUME}"
         )
 
     def close(self) -> None:
@@ -255,8 +256,9 @@ class PostgresSchema(Database):
             inspector = sa.inspect(connection)
             if inspector.has_schema(self.name):
                 raise RunExistsError(
-                    f"{self.url} already has a campaign '{self.name}': give another --run, or "
-                    f"continue that one with esm-host campaigns attach {self.name}"
+                    f"{self.url} already has a campaign '{self.name}': give another "
+                    f"{argument('run')}, or continue that one with esm-host campaigns attach "
+                    f"{self.name}"
                 )
             permitted = sa.func.has_database_privilege(sa.func.current_database(), "CREATE")
             if not connection.scalar(sa.select(permitted)):
@@ -353,7 +355,9 @@ class PostgresSchema(Database):
                 f"{self.location} cannot be {done} ({detail_of(reason)}): its database may be "
                 "full, its tables damaged or not yours (see docs/team.md)"
             )
-        return DatasetError(f"{error}; then continue with --resume") if self._alone else error
+        if not self._alone:
+            return error
+        return DatasetError(f"{error.marked}; then continue with {_RESUME}")
 
 
 # All campaigns of a database

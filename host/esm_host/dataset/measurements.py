@@ -285,7 +285,7 @@ class Measurements:
 
     @property
     def _common_pace(self) -> bool:
-        return self._spec.protocol is RunOrder.INTERLEAVED
+        return self._spec.run_order is RunOrder.INTERLEAVED
 
     def _blocks(self, block_ids: Collection[str] | None = None) -> list[StoredBlock]:
         """Read and return these blocks, or those of all devices that measured architectures."""

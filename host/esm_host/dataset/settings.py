@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from esm_host.errors import check_range
+from esm_host.typed import check_fields
 from esm_protos.messages import MeasureSpec
 
 PRECISION = 0.02
@@ -47,6 +48,7 @@ class MeasuringSettings:
     raw: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_range("references", self.references, 1, 64)
         check_range("reference_tolerance_percent", self.reference_tolerance_percent, 0, 10**6)
         check_range("max_remeasurements", self.max_remeasurements, 0, 1000)

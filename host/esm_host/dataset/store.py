@@ -52,7 +52,7 @@ from esm_protos.messages import (
     DeviceState,
     FailureKind,
     Measurement,
-    Usual,
+    UsualLatencies,
 )
 
 REFERENCE_ROUND = -1
@@ -424,7 +424,7 @@ class Store:
             for row in self._since(connection, AGENT_REFERENCES, after):
                 references[row["block_id"]].append(from_row(row["name"], row))
             usual = {
-                row["block_id"]: Usual.from_json(row["usual"])
+                row["block_id"]: UsualLatencies.from_json(row["usual"])
                 for row in self._since(connection, USUAL, after)
             }
             return [

@@ -19,8 +19,8 @@ import numpy as np
 from esm_host.dataset.store import StoredBlock
 from esm_host.evaluation.warm import warm_ratios, warming
 from esm_protos.estimates import BlockRuns, Estimate, Known, estimate_references
-from esm_protos.messages import BlockResult, Measurement, MeasureSpec, Usual
-from esm_protos.paces import usual_of
+from esm_protos.messages import BlockResult, Measurement, MeasureSpec, UsualLatencies
+from esm_protos.paces import usual_latencies
 
 Estimates = Mapping[str, Estimate]
 """Estimates by architecture key."""
@@ -74,7 +74,9 @@ class Block:
         found = estimate_references(told, spec)
         self.reference_ns = {name: estimate.latency_ns for name, estimate in found.items()}
 
-    def estimates(self, usual: Usual | None = None, known: Known | None = None) -> Estimates:
+    def estimates(
+        self, usual: UsualLatencies | None = None, known: Known | None = None
+    ) -> Estimates:
         """Return the estimates of the models by their keys.
 
         Args:
@@ -242,7 +244,7 @@ def _divided(found: Estimates, keys: Iterable[str], factor: float) -> Estimates:
     return {key: replace(found[key], latency_ns=found[key].latency_ns / factor) for key in keys}
 
 
-def _own_usual(blocks: Sequence[Block]) -> Usual | None:
+def _own_usual(blocks: Sequence[Block]) -> UsualLatencies | None:
     """Return the usual latencies from the campaign's own blocks, each one moment.
 
     None if the blocks hold no reference models of the agent.
@@ -250,4 +252,4 @@ def _own_usual(blocks: Sequence[Block]) -> Usual | None:
     names = sorted({name for block in blocks for name in block.reference_ns})
     rows = [[block.reference_ns.get(name, math.nan) for name in names] for block in blocks]
     at_s = [datetime.fromisoformat(block.stored.measured_at).timestamp() for block in blocks]
-    return usual_of(names, np.array(at_s), np.array(rows).reshape(len(rows), len(names)))
+    return usual_latencies(names, np.array(at_s), np.array(rows).reshape(len(rows), len(names)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.errors import UsageError
+from esm_host.plugins import own_failures
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
+from esm_protos.plugins import own_name
 
 if TYPE_CHECKING:
     from esm_models.parts import Part
@@ -54,6 +58,11 @@ class Encoder(ABC):
         self.space = space
         self._appends = self.with_resolution and bool(space.resolutions)
         self.columns: tuple[str, ...] = (*self._columns(), *["resolution"] * self._appends)
+        if len(set(self.columns)) < len(self.columns):
+            twice = next(name for name, count in Counter(self.columns).items() if count > 1)
+            raise UsageError(
+                f"{own_name(self)} names the column {twice!r} twice: give each a name of its own"
+            )
 
     @classmethod
     def suits(cls, space: SearchSpace) -> bool:
@@ -81,6 +90,7 @@ class Encoder(ABC):
 
         Raises:
             ValueError: the codes have the shape of another space.
+            EsmError: a class from a user's file fails, or returns an array of another shape.
         """
         expected = self.space.code_shape
         if codes.ndim != 3 or codes.shape[1:] != expected:
@@ -88,10 +98,25 @@ class Encoder(ABC):
         if not len(codes):
             return np.zeros((0, len(self)), dtype=np.float32)
         resolution = self.space.resolution_of(codes)
-        encoded = self._encode(self.space.blocks_of(codes), resolution)
+        with own_failures(self):
+            encoded = np.asarray(self._encode(self.space.blocks_of(codes), resolution))
+            encoded = encoded.astype(np.float32, copy=False)
+        expected = (len(codes), len(self) - self._appends)
+        if encoded.shape != expected:
+            raise UsageError(
+                f"{own_name(self)} encodes {expected[0]} architectures of {self.space.name} as an "
+                f"array {encoded.shape}, but names {expected[1]} columns: return one row for each, "
+                "one value for each column"
+            )
+        if not np.isfinite(encoded).all():
+            column = self.columns[int(np.argmin(np.isfinite(encoded).all(axis=0)))]
+            raise UsageError(
+                f"{own_name(self)} encodes {self.space.name} with values of the column {column!r} "
+                "that are not finite: return finite numbers"
+            )
         if self._appends:
-            encoded = np.concatenate([encoded, resolution[:, None]], axis=1)
-        return encoded.astype(np.float32, copy=False)
+            encoded = np.concatenate([encoded, resolution[:, None].astype(np.float32)], axis=1)
+        return encoded
 
     @abstractmethod
     def _columns(self) -> list[str]: ...

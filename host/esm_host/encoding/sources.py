@@ -13,6 +13,7 @@ from esm_host.encoding.base import Encoder, Layout
 from esm_host.encoding.views import ViewsEncoder
 from esm_host.errors import DatasetError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.text import counted
 
 GROUP = "sources"
 
@@ -80,8 +81,8 @@ class SourcesEncoder(Encoder):
         self._views = ViewsEncoder(space)
         if models.weights.shape[0] != len(self._views):
             raise ValueError(
-                f"source models of {models.weights.shape[0]} columns, but {space.name} has "
-                f"{len(self._views)}"
+                f"source models of {counted(models.weights.shape[0], 'column')}, but {space.name} "
+                f"has {len(self._views)}"
             )
         super().__init__(space)
 

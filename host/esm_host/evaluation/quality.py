@@ -64,8 +64,8 @@ def judge(
 
     The fit uses medians on both sides (Tukey's median polish of the logarithms). A single deviating
     reference model then affects neither the block factor nor its own base. The devices' bases are
-    fitted likewise to ``level[device] * base[reference]``. A device counts once, however many
-    blocks it measured. Its blocks are judged only against its own.
+    fitted in the same way to ``level[device] * base[reference]``. A device counts once, however
+    many blocks it measured. Its blocks are judged only against its own.
 
     Args:
         references_ms: Latencies, ms, ``(blocks, references)``; NaN where a reference model failed.

@@ -16,6 +16,7 @@ from esm_protos.estimates import Parts
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
 from esm_protos.paces import Shift
 from esm_protos.statistics import MIN_ROUNDS
+from esm_protos.text import counted
 
 
 class Verdict(enum.StrEnum):
@@ -62,7 +63,8 @@ def judge_number(
     evidence: Sequence[tuple[Verdict, str]],
     parts: Parts | None = None,
     shift: Shift | None = None,
-    no_history: str = "",
+    history_problem: str = "",
+    all_runs: bool = False,
 ) -> Judgement:
     """Return the verdict on a model's latency.
 
@@ -73,7 +75,9 @@ def judge_number(
         parts: Parts of ``interval``. If given, the reason names the widest part and its remedy,
             with marked names of arguments.
         shift: Deviation of the block from the usual pace.
-        no_history: Reason why the device has no history of its reference models; empty if it has.
+        history_problem: Reason why the device keeps no history of its reference models; empty if it
+            keeps one.
+        all_runs: Whether the model has the maximum number of runs.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
@@ -85,12 +89,12 @@ def judge_number(
         text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
         if parts is not None:
             pace, others = max(parts.pace, parts.history), _widest_but_pace(parts)
-            lacking = _short_history(parts, no_history) if pace >= min(others, wanted) else ""
+            lacking = _short_history(parts, history_problem) if pace >= min(others, wanted) else ""
             if lacking and pace >= others:
                 # Without figures of the model, so that the text is the same for the whole block.
                 text = f"interval too wide, {held}: {lacking}"
             else:
-                text += f"; {_unresolved(parts, shift, exact=not precision)}"
+                text += f"; {_unresolved(parts, shift, not precision, all_runs)}"
                 text += f"; besides, {lacking}" if lacking else ""
         found.append((Verdict.UNRESOLVED, text))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
@@ -103,29 +107,30 @@ def _widest_but_pace(parts: Parts) -> float:
     return max(parts.passing, parts.sessions, parts.blocks or 0.0)
 
 
-def _short_history(parts: Parts, no_history: str) -> str:
+def _short_history(parts: Parts, history_problem: str) -> str:
     """Return that the device's history is too short; empty if it is not."""
     if parts.moments >= _FEW_MOMENTS:
         return ""
-    if no_history:
+    if history_problem:
         return (
-            f"this device's history cannot be kept ({no_history}): make room for that file, or "
-            "set XDG_STATE_HOME for the agent's user"
+            f"this device's history cannot be kept ({history_problem}): make room for that file, "
+            "or set XDG_STATE_HOME for the agent's user"
         )
     cure = f"time again later, or give {argument('spread')} 1h"
     if not parts.moments:
         return f"this device has no history yet; {cure}"
-    moments = f"{parts.moments} moment{'s' * (parts.moments != 1)}"
+    moments = counted(parts.moments, "moment")
     return f"the history of this device has only {moments}; {cure}"
 
 
-def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
+def _unresolved(parts: Parts, shift: Shift | None, exact: bool, all_runs: bool) -> str:
     """Return the widest part of an interval, and its remedy.
 
     Args:
         parts: Parts of the interval.
         shift: Deviation of the block from the usual pace.
         exact: Whether a number of runs was requested instead of a precision.
+        all_runs: Whether the model has the maximum number of runs.
     """
     pace = max(parts.pace, parts.history)
     widest = max(pace, _widest_but_pace(parts))
@@ -141,10 +146,9 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool) -> str:
         return f"sessions differ, which leaves {left}: give more {argument('sessions')}"
     if exact:
         return f"more runs would help: give more {argument('runs')}"
-    return (
-        f"more rounds would help: give a longer {argument('max_time_s')} or more "
-        f"{argument('max_runs')}"
-    )
+    if all_runs:
+        return f"more runs would help: give more {argument('max_runs')}"
+    return f"more runs would help: give a longer {argument('max_time_s')}"
 
 
 def describe_shift(shift: Shift) -> str | None:
@@ -181,8 +185,8 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     """
     if threads <= processors:
         return []
-    fix = f"give --threads {int(processors)}" if processors >= 1 else "raise its CPU quota"
-    what = f"{threads} thread{'s' * (threads > 1)} on {processors:.3g} processor"
+    fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
+    what = f"{counted(threads, 'thread')} on {processors:.3g} processor"
     return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
 
 

@@ -16,6 +16,7 @@ from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
+from esm_protos.nearest import unknown
 from esm_protos.weights import draw_weights
 
 if TYPE_CHECKING:
@@ -54,12 +55,11 @@ def chosen_formats(space: SearchSpace, formats: Sequence[str] | None) -> tuple[s
     """
     if formats is None:
         return FORMATS if space.dtype == FLOAT32 else ("onnx", "json")
-    known = ", ".join(FORMATS)
     for name in formats:
         if name not in FORMATS:
-            raise UsageError(f"{argument('formats')} '{name}': choose from {known}")
+            raise UsageError(f"{argument('formats')}: {unknown('format', name, FORMATS)}")
     if not formats:
-        raise UsageError(f"{argument('formats')} is empty: choose from {known}")
+        raise UsageError(f"{argument('formats')} is empty: choose from {', '.join(FORMATS)}")
     return tuple(name for name in FORMATS if name in formats)
 
 

@@ -25,6 +25,7 @@ from esm_host.errors import UsageError
 from esm_models.architecture import Architecture
 from esm_models.graph import FLOAT32, Network
 from esm_models.space import SearchSpace
+from esm_protos.text import counted
 
 Shape = tuple[int, ...]
 
@@ -141,7 +142,8 @@ class _Writer:
         results = " x ".join(map(str, net.shape(self.output)[1:]))
         units = " | ".join(" ".join(unit) or "-" for unit in a.units)
         said = (
-            f'"""{_said(a.space)}, {a.depth} blocks: images of {shape} in, {results} numbers out.',
+            f'"""{_said(a.space)}, {counted(a.depth, "block")}: images of {shape} in, '
+            f"{results} numbers out.",
             f"Units: {_said(units)}",
             f"Written by esm-host export {version('esm-profiler')}. A new {CLASS}() has torch's "
             "initial weights; weights.pt holds those of the ONNX file:",
@@ -315,7 +317,7 @@ class _Operator:
         self._expect("kernel_shape", list(kernel), list(kernel))
         self._expect("dilations", [1, 1], [1, 1])
         if len(kernel) != 2 or per_group * groups != in_channels:
-            raise self._refused(f" in {len(kernel)} dimensions")
+            raise self._refused(f" in {counted(len(kernel), 'dimension')}")
         padding, around = self._padding()
         folded = self.node.name in self.writer.net.folded and not any(
             reader.op_type == "BatchNormalization"  # an unfolded one of a user's own space

@@ -30,13 +30,19 @@ from esm_host.sampling.informative import (
     posterior_features,
     prior_features,
 )
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
+from esm_models.errors import InvalidArchitectureError
 from esm_models.space import SearchSpace
+from esm_protos.plugins import own_name
+from esm_protos.text import counted
 
 CANDIDATES = 30
 """Number of candidates that the cost-aware extension draws per selected architecture."""
 CANDIDATES_AT_ONCE = 1000
 """Number of candidates of which the most informative ones are measured."""
+LEAST_ROUNDS = 2
+"""Smallest number of rounds after which chosen samples tell how accurate the predictor is."""
 POPULATION = 100
 """Number of random architectures of a bin for which its accuracy is estimated."""
 
@@ -75,6 +81,7 @@ class Loop:
         loop.predict(others)  # milliseconds
     """
 
+    @typed
     def __init__(
         self,
         space: SearchSpace,
@@ -104,16 +111,22 @@ class Loop:
         """Architectures by round, to :meth:`restore` a loop from."""
         return [list(architectures) for architectures in self._rounds]
 
+    @typed
     def restore(
-        self, rounds: Iterable[Sequence[Architecture]], exclude: Collection[str] = ()
+        self,
+        rounds: Iterable[Sequence[Architecture | Mapping[str, Any] | str]],
+        exclude: Collection[str] = (),
     ) -> None:
         """Restore earlier rounds; tell their latencies again.
 
         Args:
             rounds: Architectures of the earlier rounds.
             exclude: Keys of further architectures that must not be drawn.
+
+        Raises:
+            InvalidArchitectureError: an architecture is not in the search space.
         """
-        self._rounds = [list(architectures) for architectures in rounds]
+        self._rounds = [self._read(architectures) for architectures in rounds]
         self._excluded = set(exclude)
         self._exhausted = False
 
@@ -135,6 +148,7 @@ class Loop:
         self._exhausted = not drawn
         return list(drawn)
 
+    @typed
     def tell(
         self,
         architectures: Sequence[Architecture | Mapping[str, Any] | str],
@@ -154,12 +168,7 @@ class Loop:
                 invalid.
             InvalidArchitectureError: an architecture is not in the search space.
         """
-        if isinstance(architectures, str | Architecture | Mapping):
-            raise UsageError(f"{argument('architectures')}: give a list, also of a single one")
-        told = [self._space.read(given) for given in architectures]
-        for architecture in told:
-            if architecture not in self._told:
-                self._space.validate(architecture)
+        told = self._read(architectures)
         latencies = _column("latency_ms", latency_ms, len(told))
         intervals = _column("interval", 0.0 if interval is None else interval, len(told))
         known = ~np.isnan(latencies)
@@ -191,6 +200,8 @@ class Loop:
             UsageError: there are too few latencies to learn from.
         """
         if not self._told:
+            return False
+        if self._sampler.chooses and len(self._told) < LEAST_ROUNDS * self._settings.initial:
             return False
         if self._settings.judge == "overall":
             found = [_surely(each) for each in self.evaluation.bins]
@@ -257,6 +268,7 @@ class Loop:
             self._predictor = self._learner.train(samples)
         return self._predictor
 
+    @typed
     def predict(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
@@ -266,8 +278,18 @@ class Loop:
             UsageError: there are no latencies to learn from.
             InvalidArchitectureError: an architecture is not in the search space.
         """
-        given = [self._space.read(each) for each in architectures]
+        given = self._read(architectures)
         return self.predictor.predict(self._learner.encoder.encode(given))
+
+    def _read(
+        self, architectures: Iterable[Architecture | Mapping[str, Any] | str]
+    ) -> list[Architecture]:
+        """Return architectures of the space from any of their forms."""
+        read = [self._space.read(given) for given in architectures]
+        for architecture in read:
+            if architecture not in self._told:
+                self._space.validate(architecture)
+        return read
 
     # Told latencies
 
@@ -381,20 +403,49 @@ class Loop:
     def _drawn(
         self, number: int, total: int, quotas: list[int] | None, draw: Draw
     ) -> list[Architecture]:
+        def drawn_by(n: int, bin_index: int | None, taken: Collection[str]) -> list[Architecture]:
+            return self._checked(draw, draw(n, rng, bin_index, taken), n, taken)
+
         rng = np.random.default_rng([self._settings.seed, number])
         asked = {a.key for architectures in self._rounds for a in architectures}
         taken = self._excluded | asked | {a.key for a in self._told}
         drawn: list[Architecture] = []
         if quotas is None:
-            drawn = draw(total, rng, None, taken)
+            drawn = drawn_by(total, None, taken)
         else:
             for index, quota in enumerate(quotas):
-                drawn.extend(draw(quota, rng, index, taken | {a.key for a in drawn}))
+                drawn.extend(drawn_by(quota, index, taken | {a.key for a in drawn}))
             if len(drawn) < total:  # other bins take the share of an exhausted one
                 others = taken | {a.key for a in drawn}
-                drawn.extend(draw(total - len(drawn), rng, None, others))
+                drawn.extend(drawn_by(total - len(drawn), None, others))
         # Shuffle the bins, so that one bad measurement block affects every bin only slightly.
         return [drawn[index] for index in rng.permutation(len(drawn))]
+
+    def _checked(
+        self, draw: Draw, drawn: Iterable[Architecture], n: int, taken: Collection[str]
+    ) -> list[Architecture]:
+        """Return architectures as drawn.
+
+        Raises:
+            UsageError: there are too many, or one is not in the space, or not new.
+        """
+        who = argument("draw_first") if draw is self._draw_first else own_name(self._sampler)
+        found = list(drawn)
+        if len(found) > n:
+            raise UsageError(f"{who} draws {len(found)} architectures: draw {n} at most")
+        seen = set(taken)
+        for architecture in found:
+            try:
+                self._space.validate(self._space.read(architecture))
+            except InvalidArchitectureError as error:
+                raise UsageError(f"{who} draws what is not in the space: {error}") from error
+            if architecture.key in seen:
+                raise UsageError(
+                    f"{who} draws {architecture.to_text()} twice: draw different architectures, "
+                    "none of them in exclude"
+                )
+            seen.add(architecture.key)
+        return found
 
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
@@ -402,11 +453,11 @@ def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
     try:
         column = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{argument(name)}: give {count} numbers") from error
+        raise UsageError(f"{argument(name)}: give {counted(count, 'number')}") from error
     if values is None or column.shape not in ((), (count,)):
         raise UsageError(
-            f"{argument(name)} has the shape {column.shape}: give {count} values, one for each "
-            "architecture"
+            f"{argument(name)} has the shape {column.shape}: give {counted(count, 'value')}, one "
+            "for each architecture"
         )
     return np.broadcast_to(column, (count,))
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.messages import RunOrder
+from esm_protos.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ PRESETS = {
             "raw": True,
         },
         {
-            "protocol": RunOrder.SEQUENTIAL,
+            "run_order": RunOrder.SEQUENTIAL,
             "runs": 150,
             "precision": 0.0,
             "trim": 0.2,
@@ -56,5 +56,5 @@ def preset(name: str) -> Preset:
         UsageError: the preset does not exist.
     """
     if name not in PRESETS:
-        raise UsageError(f"{argument('preset')} '{name}': choose {' or '.join(PRESETS)}")
+        raise UsageError(unknown("preset", name, PRESETS))
     return PRESETS[name]

@@ -10,6 +10,7 @@ from esm_host.arguments import argument
 from esm_host.evaluation.verdict import DEFAULT_PRECISION
 from esm_host.extension.settings import MeasuringSettings, SamplingSettings, Settings
 from esm_host.sampling.bins import depth_range
+from esm_protos.text import counted
 
 _LOOKED_AT = 3
 """Number of last rounds in which a signature must appear."""
@@ -100,7 +101,7 @@ def _bin_signatures(
         )
     text = (
         f"one bin misses the target: architectures of {blocks} blocks, "
-        f"{entry['accuracy_percent']:.1f} % from {entry['samples']} models; {cure}"
+        f"{entry['accuracy_percent']:.1f} % from {counted(entry['samples'], 'model')}; {cure}"
     )
     return [Signature("bin", text)]
 
@@ -115,8 +116,8 @@ def _control_signatures(
     if steady or not again:
         return []
     text = (
-        f"quality control keeps failing: {again} blocks of the last rounds were measured again. "
-        f"The device is unstable: {_QUIETER}, or give more {argument('runs')}"
+        f"quality control keeps failing: {counted(again, 'block')} of the last rounds had to be "
+        f"measured again. The device is unstable: {_QUIETER}, or give more {argument('runs')}"
     )
     return [Signature("quality control", text)]
 

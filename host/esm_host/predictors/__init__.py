@@ -168,7 +168,9 @@ def encoding_for(name: str, space: SearchSpace) -> str:
         UsageError: the predictor does not exist.
     """
     encoding = entry(name).encoding
-    return encoding if encoder_class(encoding).suits(space) else USUAL_ENCODING
+    cls = encoder_class(encoding)
+    with plugins.own_failures(cls):
+        return encoding if cls.suits(space) else USUAL_ENCODING
 
 
 def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) -> Predictor:
@@ -185,12 +187,14 @@ def make_predictor(name: str, encoder: Encoder, seed: int = 0, **params: Any) ->
             this encoding.
     """
     cls = predictor_class(name)
-    if cls.needs_graph and not encoder.layout.nodes:
+    with plugins.own_failures(encoder):
+        layout = encoder.layout
+    if cls.needs_graph and not layout.nodes:
         raise UsageError(
             f"predictor '{name}' needs graphs, not '{encoder.name}': choose the encoding graph"
         )
     given = {**entry(name).params, **params}
-    return plugins.build(cls, name, given, seed=seed, layout=encoder.layout)
+    return plugins.build(cls, name, given, seed=seed, layout=layout)
 
 
 __all__ = [

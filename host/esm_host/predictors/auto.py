@@ -24,11 +24,11 @@ MOST_EVIDENCE = 100
 """Number of samples beyond which weights grow no sharper (see :func:`weigh`)."""
 _INTERACT = 0.99
 """Blocks interact if the best smooth error is below this share of the best additive one."""
-_UNKNOWN = 50.0
+_LARGEST_LOG = 50.0
 """Largest absolute log latency that is reported: 1e21 ms."""
-_FAR = 4
+_OUTLIER = 4
 """Error, in robust standard deviations, from which a sample counts less, by the inverse square."""
-_LEAST_SAY = 1e-3
+_LEAST_WEIGHT = 1e-3
 """Smallest weight of a candidate in the mean."""
 _FINEST = 1e-5
 """Smallest half-width of an interval of log latency, near the rounding error."""
@@ -42,14 +42,14 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
     conformal: they scale the candidates' standard deviations by the held-out errors (Papadopoulos
     2008; Barber et al. 2021).
 
-    Samples far from their held-out predictions count less (iteratively reweighted once; Huber
-    1981). The device may have been disturbed.
+    Samples far from their held-out predictions count less, because the device may have been
+    disturbed (iteratively reweighted once; Huber 1981).
 
     Candidates are Gaussian processes (:func:`~esm_host.predictors.candidates.fit_candidates`). If
-    smooth interactions between blocks lower the errors by 1 %, there are more inducing points. From
-    :data:`NETWORKS_FROM` samples on, there are then perceptrons, too, if torch is installed. On
-    most devices neither is worth its time. Standard deviations combine those of the best candidate
-    with the spread between candidates.
+    smooth interactions between blocks lower the errors by 1 %, they get more inducing points. From
+    :data:`NETWORKS_FROM` samples on, perceptrons then join them if torch is installed. Without
+    interactions, as on most devices, neither is worth its time. Standard deviations combine those
+    of the best candidate with the spread between candidates.
 
     Args:
         layout: Groups of columns; None makes all columns one group.
@@ -69,7 +69,7 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
         fitted = fit_candidates(samples, self.layout, self.seed)
         means, stds = left_out(fitted, samples, self.layout, self.seed)
         deviations = truth - weigh(truth, means) @ means
-        trust = (_FAR / np.maximum(np.abs(deviations) / _robust_std(deviations), _FAR)) ** 2
+        trust = (_OUTLIER / np.maximum(np.abs(deviations) / _robust_std(deviations), _OUTLIER)) ** 2
         if trust.min() < 1:
             trusted = samples[2] * trust
             samples = *samples[:2], trusted / trusted.mean()
@@ -89,14 +89,14 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
             )
         errors = np.abs(truth - means).mean(axis=1)
         self.errors_ = dict(zip(names, errors.tolist(), strict=True))
-        say = weigh(truth, means)
-        self.leading_ = fitted[names[int(np.argmax(say[: len(fitted)]))]]
-        heard = np.flatnonzero(say >= _LEAST_SAY)
-        self.weights_ = say[heard] / say[heard].sum()
-        self.processes_ = [fitted[names[each]] for each in heard if names[each] in fitted]
-        self.networks_ = networks if len(self.processes_) < len(heard) else None
+        shares = weigh(truth, means)
+        self.leading_ = fitted[names[int(np.argmax(shares[: len(fitted)]))]]
+        kept = np.flatnonzero(shares >= _LEAST_WEIGHT)
+        self.weights_ = shares[kept] / shares[kept].sum()
+        self.processes_ = [fitted[names[each]] for each in kept if names[each] in fitted]
+        self.networks_ = networks if len(self.processes_) < len(kept) else None
         self.best_ = int(np.argmax(self.weights_))
-        mean, std = self._mixture(means[heard], stds[heard[self.best_]])
+        mean, std = self._mixture(means[kept], stds[kept[self.best_]])
         scores = (truth - mean) / std
         self.scores_, self.above_ = np.sort(np.abs(scores)), np.sort(scores)
         held_out = np.empty((2, len(latency_ms)))
@@ -117,25 +117,27 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
         return mean, np.sqrt(std**2 + self.weights_ @ (means - mean) ** 2)
 
     def _in_log(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
-        return self._mixture(*self._heard(encodings, drawn=True))
+        return self._mixture(*self._by_candidate(encodings, drawn=True))
 
-    def _heard(self, encodings: NDArray[np.float32], drawn: bool = False) -> tuple[Floats, Floats]:
+    def _by_candidate(
+        self, encodings: NDArray[np.float32], drawn: bool = False
+    ) -> tuple[Floats, Floats]:
         """Return log latencies by each weighted candidate, ``(candidates, n)``.
 
-        The second result has the standard deviations of the best one, ``(n,)``; they are valid only
-        if ``drawn``.
+        The second result has the standard deviations of the best candidate, ``(n,)``. They are
+        valid only with ``drawn``.
         """
         processes, logs = self.processes_, []
         if processes:
-            asked = [drawn and number == self.best_ for number in range(len(processes))]
-            outputs = evaluate(processes, asked, encodings)
+            need_std = [drawn and number == self.best_ for number in range(len(processes))]
+            outputs = evaluate(processes, need_std, encodings)
             logs += [each.in_log(output) for each, output in zip(processes, outputs, strict=True)]
         if self.networks_ is not None:  # the last of the candidates
             logs.append(self.networks_.in_log(encodings))
         return np.stack([mean for mean, _ in logs]), logs[self.best_][1]
 
     def _predict(self, encodings: NDArray[np.float32]) -> Floats:
-        return np.asarray(np.exp(self.weights_ @ self._heard(encodings)[0]))
+        return np.asarray(np.exp(self.weights_ @ self._by_candidate(encodings)[0]))
 
     def _predict_with_std(self, encodings: NDArray[np.float32]) -> tuple[Floats, Floats]:
         mean, std = self._in_log(encodings)
@@ -192,7 +194,7 @@ def _interact(candidates: Iterable[Process], errors: Floats) -> bool:
 
 def _exp(logs: Floats) -> Floats:
     """Return latencies, ms, limited to finite values."""
-    return np.asarray(np.exp(np.clip(logs, -_UNKNOWN, _UNKNOWN)))
+    return np.asarray(np.exp(np.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)))
 
 
 def _robust_std(errors: Floats) -> float:

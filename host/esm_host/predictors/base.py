@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from esm_host.errors import UsageError
 from esm_host.plugins import own_failures
+from esm_protos.plugins import own_file, own_name
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -94,13 +97,13 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
             ValueError: as :meth:`fit`.
         """
         checked = [p._samples(*part) for p, part in zip(predictors, samples, strict=True)]
-        cls._fit_all(predictors, checked)
+        with own_failures(cls):
+            cls._fit_all(predictors, checked)
 
     @classmethod
     def _fit_all(cls, predictors: Sequence[Self], samples: Sequence[Samples]) -> None:
         for predictor, part in zip(predictors, samples, strict=True):
-            with own_failures(predictor):
-                predictor._fit(*part)
+            predictor._fit(*part)
 
     def to_onnx(self) -> bytes | None:
         """Return the fitted predictor as ONNX; None if it has no such form.
@@ -126,6 +129,7 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         Raises:
             ValueError: the predictor is not fitted or has no standard deviation, a value is not
                 finite, or the width is not that of the training set.
+            EsmError: a class from a user's file fails, or predictions are no latencies.
         """
         if return_std and not self.knows_std:
             raise ValueError(
@@ -133,10 +137,47 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
                 "choose a Gaussian process, a Bayesian predictor or auto"
             )
         x = self._ready(encodings)
+        if not len(x):
+            return (np.zeros(0), np.zeros(0)) if return_std else np.zeros(0)
+        if return_std:
+            with own_failures(self):
+                latency_ms, std = self._predict_with_std(x)
+            self._check_predicted("_predict_with_std", latency_ms, len(x))
+            self._check_values("_predict_with_std", std, len(x))
+            return latency_ms, std
         with own_failures(self):
-            if return_std:
-                return self._predict_with_std(x) if len(x) else (np.zeros(0), np.zeros(0))
-            return _one_each(self._predict(x), len(x)) if len(x) else np.zeros(0)
+            latency_ms = self._predict(x)
+        self._check_predicted("_predict", latency_ms, len(x))
+        return latency_ms
+
+    def _check_predicted(self, method: str, latency_ms: Floats, count: int) -> None:
+        """Check what a private method predicted.
+
+        Linear models that come with the project extrapolate below zero, as their papers' do.
+
+        Raises:
+            UsageError: there is not one finite number for each encoding, or a class from a user's
+                file predicts a latency that is not positive.
+        """
+        self._check_values(method, latency_ms, count)
+        if own_file(self) and (least := float(np.min(latency_ms))) <= 0:
+            raise UsageError(
+                f"{own_name(self)}: {method} returned a latency of {least:g} ms: return more than "
+                "0, such as np.maximum(latency_ms, 0.001)"
+            )
+
+    def _check_values(self, method: str, values: Floats, count: int) -> None:
+        found = np.asarray(values)
+        if found.shape != (count,):
+            raise UsageError(
+                f"{own_name(self)}: {method} returned the shape {found.shape} for {count} "
+                "encodings: return one value for each"
+            )
+        if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+            raise UsageError(
+                f"{own_name(self)}: {method} returned values that are not finite numbers: return "
+                "milliseconds"
+            )
 
     def _ready(self, encodings: ArrayLike) -> NDArray[np.float32]:
         """Return encodings that the fitted predictor can take.
@@ -149,7 +190,7 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         x = self._checked(encodings)
         if x.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"encodings have {x.shape[1]} columns; fitted on {self.n_features_in_}"
+                f"encodings have {counted(x.shape[1], 'column')}; fitted on {self.n_features_in_}"
             )
         return x
 
@@ -166,7 +207,9 @@ class Predictor(RegressorMixin, BaseEstimator, ABC):  # type: ignore[misc]  # wi
         if sample_weight is not None:
             weights = np.asarray(sample_weight, dtype=np.float64)
             if weights.shape != y.shape:
-                raise ValueError(f"{len(y)} samples need as many weights; got {weights.shape}")
+                raise ValueError(
+                    f"{counted(len(y), 'sample')}: give as many weights, not {weights.shape}"
+                )
             if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
                 raise ValueError("weights must be finite, none negative and not all zero")
         self.n_features_in_ = x.shape[1]
@@ -240,13 +283,3 @@ class JointPredictor(Predictor):
         Raises:
             ValueError: as :meth:`predict`.
         """
-
-
-def _one_each(predicted: Floats, count: int) -> Floats:
-    """Return predictions unchanged; a wrong number of them, or NaN, raises ValueError."""
-    found = np.asarray(predicted)
-    if found.shape != (count,):
-        raise ValueError(f"_predict returned the shape {found.shape} for {count} encodings")
-    if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        raise ValueError("_predict returned values that are not finite numbers")
-    return predicted

@@ -16,6 +16,7 @@ from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, MismatchError, UsageError
 from esm_models.space import SearchSpace
 from esm_protos.messages import DeviceInfo, MeasureSpec
+from esm_protos.text import counted
 
 SCHEMA_VERSION = 1
 KIND = "lookup-table"
@@ -58,7 +59,7 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
 
     Raises:
         UsageError: there is no such file, or the encoder is another one.
-        DatasetError: the file is no lookup table, or damaged.
+        DatasetError: the file is not a lookup table, or is damaged.
         MismatchError: the table is of another space or other settings, or lacks parts.
     """
     path = Path(path)
@@ -72,10 +73,10 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON: measure again with --json") from error
+        raise DatasetError(f"{path} is not JSON: measure again with esm-host lookup") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise DatasetError(
-            f"{path} is no lookup table: make one with esm-host lookup --json {path}"
+            f"{path} is not a lookup table: make one with esm-host lookup --json {path}"
         )
     if data.get("schema_version") != SCHEMA_VERSION:
         raise DatasetError(
@@ -87,7 +88,7 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
         table = {str(entry["key"]): float(entry["latency_ms"]) for entry in data["parts"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} is no complete lookup table ({type(error).__name__}: {error}): measure "
+            f"{path} is not a complete lookup table ({type(error).__name__}: {error}): measure "
             "again with esm-host lookup"
         ) from error
     wanted = encoder.space.settings()
@@ -99,8 +100,8 @@ def load_lookup_table(path: str | Path, encoder: Encoder) -> NDArray[np.float64]
     missing = [part.name for part in encoder.parts if part.key not in table]
     if missing:
         raise MismatchError(
-            f"{path} lacks {len(missing)} parts of the space, such as {missing[0]}: the space has "
-            "changed, measure again with esm-host lookup"
+            f"{path} lacks {counted(len(missing), 'part')} of the space, such as {missing[0]}: the "
+            "space has changed, measure again with esm-host lookup"
         )
     return np.array([table[part.key] for part in encoder.parts])
 

@@ -1,4 +1,4 @@
-"""Base classes of networks of which several are trained in the same steps."""
+"""Base classes of networks; several networks are trained in the same steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esm_host.encoding.base import Layout
 from esm_host.predictors.base import Floats, Predictor, Samples
+from esm_protos.text import counted
 
 ROWS = 4096  # rows per step of a prediction, to bound the memory
 
@@ -150,7 +151,7 @@ class GraphPredictor(NetworkPredictor[N]):
         """Return the columns of the graph in encodings of this width.
 
         Raises:
-            ValueError: the encodings are no graphs.
+            ValueError: the encodings are not graphs.
         """
         if self.layout is None or not self.layout.nodes:
             raise ValueError(
@@ -160,8 +161,8 @@ class GraphPredictor(NetworkPredictor[N]):
         last = max(end for _, end in self.layout.groups.values())
         if last > columns:
             raise ValueError(
-                f"the layout has {last} columns, the encodings {columns}: pass the layout of the "
-                "encoder that made them"
+                f"the layout has {counted(last, 'column')}, the encodings {columns}: pass the "
+                "layout of the encoder that made them"
             )
         return GraphColumns(self.layout)
 

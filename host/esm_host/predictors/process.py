@@ -196,7 +196,7 @@ class Process:
             ValueError: a kernel is smooth.
         """
         if self.smooth_:
-            raise ValueError("a smooth kernel is no linear function")
+            raise ValueError("a smooth kernel is not a linear function")
         weights = self.scale_ * self.design.scale * self.slopes_[:, 0]
         constant = self.mean_ + self.scale_ * self.constant_[0]
         return float(constant - self.design.centre @ weights), weights

@@ -37,6 +37,7 @@ from esm_host.report.settings import setting_facts
 from esm_host.report.transfer import transfer_section
 from esm_models.space import SearchSpace
 from esm_protos.messages import RunOrder
+from esm_protos.text import counted
 
 VERDICTS = {
     Verdict.STABLE: "no sign of a disturbance",
@@ -268,7 +269,7 @@ def _accuracy(accuracy: pd.DataFrame, target_percent: float) -> Iterator[Section
     summary = (
         f"After the last round {passing} of {plural(len(last) - 1, 'depth bin')} reach "
         f"{target_percent:g} %. Over all depths: {first['accuracy_percent']:.1f} % with "
-        f"{first['measured_models']} models, {overall['accuracy_percent']:.1f} % with "
+        f"{counted(first['measured_models'], 'model')}, {overall['accuracy_percent']:.1f} % with "
         f"{overall['measured_models']}."
     )
     columns = [

@@ -21,7 +21,7 @@
     place.querySelector("svg").setAttribute("aria-hidden", "true");
   }
 
-  // What is no table to look at is one to screen readers by these alone.
+  // These roles alone make a table of it for screen readers.
   const ROLES = [
     ["thead, tbody", "rowgroup"], ["tr", "row"], ["td", "cell"],
     ["thead th", "columnheader"], ["tbody th", "rowheader"], ["caption", "caption"],

@@ -246,7 +246,7 @@ def _pictures(record: SearchRecord, front: pd.DataFrame) -> Iterator[Figure]:
 def _verified_front(
     record: SearchRecord, points: pd.DataFrame, axes: tuple[str, str], index: int
 ) -> Figure:
-    stairs, predicted = len(record.objectives) == 2, record.believed()
+    stairs, predicted = len(record.objectives) == 2, record.predicted()
     dominated = points["what"].eq(plots.DOMINATED).sum()
     summary = (
         f"The front predicted by the first round{' (dotted line)' if stairs else ''} has "

@@ -117,7 +117,7 @@ class Reduction:
 
 
 def reduction(record: SearchRecord, number: int | None = None) -> Reduction | None:
-    """Return the reduction of what a round chose, or of what all rounds chose.
+    """Return the latency reduction by the choice of a round, or of all rounds.
 
     None unless there are two objectives, a latency and one to maximise, and a chosen architecture
     is within the limits.

@@ -24,6 +24,7 @@ from esm_host.report.transfer_plots import held_out_predictions
 from esm_host.transfer import DEFAULT
 from esm_host.transfer.held_out import learnt_by, use_of_sources
 from esm_host.transfer.monotonicity import LEAST_SHARED, rank_correlation
+from esm_protos.text import counted
 
 
 def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
@@ -132,7 +133,7 @@ def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[F
         "held-out",
         "Held-out models, predicted against measured latency",
         f"{summary} The dashed line marks perfect predictions. The final predictor is fitted to "
-        f"all {figures['samples'] + count} models.",
+        f"all {counted(figures['samples'] + count, 'model')}.",
         held_out_predictions(frame),
         [
             Column("architecture", "architecture"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_host.research.transfer.one_proxy import OneProxy, one_proxy
+from esm_host.research.transfer.one_proxy import OneProxy, OneProxySettings, one_proxy
 from esm_host.research.transfer.proxy import AdaProxyPredictor
 from esm_host.search.front import Floats
 from esm_host.search.genes import RowIndex, distinct, keys
@@ -21,9 +22,10 @@ from esm_host.search.settings import SearchSettings
 from esm_host.search.verify import Round, Site, Verification, spread, verify_front
 from esm_host.transfer.adapted import Calibration
 from esm_host.transfer.base import FewShotPredictor
-from esm_host.transfer.monotonicity import LEAST_SHARED, THRESHOLD, Decision, decide
+from esm_host.transfer.monotonicity import LEAST_SHARED, Decision, decide
 from esm_host.transfer.source import Source
 from esm_models.space import Codes
+from esm_protos.text import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +62,8 @@ def search_by_proxy(
     measure: Callable[[Codes], Floats],
     pool: Codes,
     method: SearchMethod,
-    *,
+    settings: OneProxySettings | None = None,
     proxy_front: Codes | None = None,
-    threshold: float = THRESHOLD,
-    first: int = 30,
-    step: int = 20,
-    model: str = "linear",
-    seed: int = 0,
 ) -> ProxyFront:
     """Search with a proxy by Algorithm 1 of Lu et al. 2021 and the steps of its Section 5.4.
 
@@ -84,9 +81,9 @@ def search_by_proxy(
             is called once per architecture.
         pool: Samples to measure, in this order; its length limits their number.
         method: Search method.
+        settings: Settings of :func:`~esm_host.research.transfer.one_proxy.one_proxy`; None for
+            the defaults.
         proxy_front: Known Pareto front of the proxy; None to search its predictor.
-        threshold: Option of :func:`~esm_host.research.transfer.one_proxy.one_proxy`, as the
-            following ones.
 
     Raises:
         ValueError: as :func:`~esm_host.research.transfer.one_proxy.one_proxy`.
@@ -99,7 +96,7 @@ def search_by_proxy(
         target,
         pool,
         method,
-        _Options(threshold, first, step, model, seed),
+        settings or OneProxySettings(),
         proxy_front,
     )
     unpruned = problem([_MeasuredLatency(target)]).evaluate(proposed.codes)
@@ -139,15 +136,18 @@ class ProxyVerification:
         }
 
     def describe(self, count: int) -> str:
-        """Return the result for the proxy and the front of ``count`` architectures, in words."""
+        """Return the result for the proxy and the front of ``count`` architectures, in words.
+
+        Names of arguments are marked (:mod:`esm_host.arguments`).
+        """
         found = self.check.proxy
         ranks = (
-            f"{self.proxy} ranks {self.check.samples} samples with a correlation of "
+            f"{self.proxy} ranks {counted(self.check.samples, 'sample')} with a correlation of "
             f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}): its predictor was "
             f"{'used unchanged' if self.decision is Decision.REUSE else 'adapted'}"
         )
         measured = f"{self.verified.measured} of its front and {self.fresh} more samples measured"
-        more = "continue with --resume and a larger --measure"
+        more = f"continue with {argument('resume')} and a larger {argument('measure')}"
         rest = "the whole front" if self.verified.stable else more
         return f"{ranks}\n{count} on the front; {measured}: {rest}"
 
@@ -199,8 +199,7 @@ def verify_by_proxy(
     pool = np.concatenate([own, samples.more[: budget // 2]])
     if len(pool) < LEAST_SHARED:
         raise UsageError(
-            f"{len(pool)} samples are too few to compare a proxy with: measure {LEAST_SHARED} or "
-            "more"
+            f"too few samples to compare a proxy with ({len(pool)}): measure {LEAST_SHARED} or more"
         )
 
     def measure(codes: Codes) -> Floats:
@@ -214,7 +213,7 @@ def verify_by_proxy(
     first = min(30, len(pool))
     target = _TargetCache(measure, pool[:0])
     decision, check, proposed, evaluations = _propose(
-        problem, proxy, target, pool, method, _Options(first=first, seed=settings.seed)
+        problem, proxy, target, pool, method, OneProxySettings(first=first, seed=settings.seed)
     )
     fresh_samples = int((~np.isin(keys(pool[: check.samples]), keys(own))).sum())
     left = budget - fresh_samples - sum(len(each.chosen) for each in rounds)
@@ -232,38 +231,23 @@ def verify_by_proxy(
     return ProxyVerification(proxy.name, decision, check, fresh_samples, found)
 
 
-@dataclass(frozen=True)
-class _Options:
-    """Options of :func:`~esm_host.research.transfer.one_proxy.one_proxy`."""
-
-    threshold: float = THRESHOLD
-    first: int = 30
-    step: int = 20
-    model: str = "linear"
-    seed: int = 0
-
-
 def _propose(
     problem: Callable[[Sequence[Measure]], Problem],
     proxy: Source,
     target: _TargetCache,
     pool: Codes,
     method: SearchMethod,
-    options: _Options,
+    settings: OneProxySettings,
     proxy_front: Codes | None = None,
 ) -> tuple[Decision, OneProxy, Candidates, int]:
     """Return the decision, the comparison, the proposed front and the number of evaluations."""
-    check = one_proxy(
-        [proxy],
-        target,
-        pool[distinct(pool)],
-        **asdict(options),
-    )
+    check = one_proxy([proxy], target, pool[distinct(pool)], settings)
     decision, predictor = check.decision, check.predictor
     if decision is Decision.MEASURE:  # the pool has ended
-        decision = decide(check.proxy, options.threshold, by_interval=False)
+        decision = decide(check.proxy, settings.threshold, by_interval=False)
         if decision is Decision.ADAPT and not predictor.corrects:
-            predictor = AdaProxyPredictor(model=options.model, seed=options.seed).learn([proxy])
+            predictor = AdaProxyPredictor(model=settings.model, seed=settings.seed)
+            predictor.learn([proxy])
             predictor.adapt(*target.samples())
     ranked = problem([_RankedLatency(predictor, *target.samples())])
     if decision is Decision.REUSE and proxy_front is not None:

@@ -33,6 +33,8 @@ from esm_host.parallel import map_unordered
 from esm_host.predictors import entry, make_predictor, predictor_class
 from esm_host.predictors.base import Predictor
 from esm_host.research.deviation import TYPICAL, Deviations
+from esm_protos.nearest import unknown
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -96,9 +98,9 @@ class _Data:
     def __init__(self, table: LatencyTable, pair: Pair) -> None:
         latency_ms = table.latency_of(pair.device)
         if pair.task not in table.accuracy_percent:
-            known = ", ".join(table.accuracy_percent)
+            known = table.accuracy_percent
             raise UsageError(
-                f"{table.name} has no accuracies of '{pair.task}': choose {known}"
+                unknown("task", pair.task, known, where=f"of {table.name}")
                 if known
                 else f"{table.name} has no accuracies: choose another table, as NAS-Bench-201's"
             )
@@ -148,11 +150,11 @@ def run_selection(
         - ``device``, ``task``, ``source``: ``source`` is ``"simulation"`` or a predictor's name.
         - ``train_samples``: Number of training samples; 0 for simulations.
         - ``candidates``: Number of candidates. Where it is the table's length, rows without a value
-          and training samples are no candidates.
+          and training samples are not candidates.
         - ``deviation_std``: Standard deviation of the predictions' deviations, relative to that of
           the table's latencies.
         - ``kendall_tau``: Kendall's tau of predicted and true latencies of all.
-        - ``selections``: Number of selections of which the following are means. These are
+        - ``selections``: Number of selections. The following are means over them:
           ``selected``, ``verified``, ``mra_all_percent``, ``mra_verified_percent`` and
           ``hypervolume`` (:class:`esm_host.evaluation.selection.SelectionResults`), each with its
           standard deviation in ``NAME_sd``. The unit of the hypervolume is a standard deviation of
@@ -313,7 +315,8 @@ class _SimulationPart:
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.sizes))
-        return f"{self.pair}: {self.settings.simulations} simulations with {sizes} candidates each"
+        runs = counted(self.settings.simulations, "simulation")
+        return f"{self.pair}: {runs} with {sizes} candidates each"
 
     def rows(self) -> list[dict[str, object]]:
         taus = _taus(self.data, self.pair, self.settings)
@@ -379,7 +382,7 @@ class _PredictorPart:
 
     def __str__(self) -> str:
         times = f"{self.settings.repeats} times"
-        return f"{self.pair}: {self.name} with {self.samples} samples, {times}"
+        return f"{self.pair}: {self.name} with {counted(self.samples, 'sample')}, {times}"
 
     def rows(self) -> list[dict[str, object]]:
         data, settings = self.data, self.settings

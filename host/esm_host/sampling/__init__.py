@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from esm_host.plugins import plugin_class
+from esm_host.plugins import own_failures, plugin_class
 from esm_protos.plugins import Family
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ def make_sampler(name: str, space: SearchSpace, bins: DepthBins) -> Sampler:
 
     Raises:
         UsageError: the sampler does not exist or cannot be loaded.
+        EsmError: the constructor of a class from a user's file fails.
     """
-    return sampler_class(name)(space, bins)
+    cls = sampler_class(name)
+    with own_failures(cls, "cannot be built"):
+        return cls(space, bins)
 
 
 __all__ = ["FAMILY", "SAMPLERS", "make_sampler", "sampler_class"]

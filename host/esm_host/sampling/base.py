@@ -11,9 +11,10 @@ import numpy as np
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.plugins import own_failures
-from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.bins import DepthBins, depth_range
 from esm_models.architecture import Architecture
 from esm_models.space import Codes, SearchSpace
+from esm_protos.plugins import own_name
 
 
 class Sampler(ABC):
@@ -50,6 +51,38 @@ class Sampler(ABC):
             rng: Random generator.
         """
 
+    def _checked_codes(self, n: int, bin_index: int | None, rng: np.random.Generator) -> Codes:
+        """Draw codes, as :meth:`_codes`.
+
+        Raises:
+            UsageError: there are more than ``n``, or one is outside of the space or the bin.
+        """
+        shape = self.space.code_shape
+        with own_failures(self):
+            codes = np.asarray(self._codes(n, bin_index, rng))
+        if codes.shape[1:] != shape or codes.dtype.kind not in "iu" or len(codes) > n:
+            raise UsageError(
+                f"{own_name(self)}: _codes returned an array {codes.shape} of {codes.dtype}: "
+                f"return at most {n} architectures as integers, ({n}, {shape[0]}, {shape[1]})"
+            )
+        if (bad := self.space.outside(codes)).any():
+            raise UsageError(
+                f"{own_name(self)}: _codes returned {codes[bad.argmax()].tolist()}, which is "
+                f"outside of {self.space.name}: give options from 0 to "
+                f"{len(self.space.options) - 1}, and -1 after the last block of a unit"
+            )
+        if bin_index is not None and len(codes):
+            depths = (self.space.blocks_of(codes) >= 0).sum(axis=(1, 2))
+            wrong = self.bins.of(depths) != bin_index
+            if wrong.any():
+                bin_depths = self.bins.depths(bin_index)
+                raise UsageError(
+                    f"{own_name(self)}: _codes returned {depths[wrong.argmax()]} blocks for the "
+                    f"bin of {depth_range(bin_depths[0], bin_depths[-1])}: keep to the bin, or set "
+                    "by_bin = False"
+                )
+        return codes.astype(np.int16, copy=False)
+
     def sample(
         self,
         n: int,
@@ -66,7 +99,9 @@ class Sampler(ABC):
             exclude: Keys of architectures that must not be drawn.
 
         Raises:
-            UsageError: ``n`` is negative, or the sampler has no bins.
+            UsageError: ``n`` is negative, the sampler has no bins, or what it draws is not in the
+                space.
+            EsmError: a class from a user's file fails.
         """
         if n < 0:
             raise UsageError(f"cannot draw {n} architectures: give 0 or more")
@@ -79,10 +114,8 @@ class Sampler(ABC):
         barren = 0
         while len(drawn) < n and barren < 20:
             fresh = 0
-            with own_failures(self):
-                batch = self._codes(max(2 * (n - len(drawn)), 16), bin_index, rng)
-                architectures = self.space.decode(batch)
-            for architecture in architectures:
+            batch = self._checked_codes(max(2 * (n - len(drawn)), 16), bin_index, rng)
+            for architecture in self.space.decode(batch):
                 if architecture.key not in seen and len(drawn) < n:
                     seen.add(architecture.key)
                     drawn.append(architecture)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
+from esm_protos.text import counted
 
 BINS = 5
 """Default number of bins, if there are as many depths."""
@@ -30,7 +31,8 @@ class DepthBins:
         depths = self.max_depth - self.min_depth + 1
         if not 1 <= self.count <= depths:
             raise UsageError(
-                f"{argument('bins')} {self.count} is impossible: the space has {depths} depths "
+                f"{argument('bins')} {self.count} is impossible: the space has "
+                f"{counted(depths, 'depth')} "
                 f"({self.min_depth} to {self.max_depth}); give 1 to {depths}"
             )
 

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from esm_host.encoding.base import Encoder
 from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.extension.committee import FASTEST_MS
+from esm_host.plugins import own_failures
 from esm_host.predictors.base import IntervalPredictor, Predictor
 from esm_host.search.front import Floats
 from esm_models.space import Codes
@@ -56,7 +57,8 @@ class LatencyBounds:
     def _some(self, codes: Codes, probability: float) -> tuple[Floats, Floats]:
         encodings = self._encoder.encode_codes(codes)
         if isinstance(self._predictor, IntervalPredictor):
-            return self._predictor.predict_at_most(encodings, probability)
+            with own_failures(self._predictor):
+                return self._predictor.predict_at_most(encodings, probability)
         assert self._errors is not None
         latency_ms = np.maximum(self._predictor.predict(encodings), FASTEST_MS)
         return latency_ms, latency_ms * self._errors.at_most(probability)

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from esm_host.errors import UsageError
+from esm_host.plugins import own_failures
 from esm_host.search.genes import distinct, keys
 from esm_host.search.problem import Candidates, Problem
 from esm_models.space import Codes
+from esm_protos.plugins import own_name
 
 Evaluate = Callable[[Codes], Candidates]
 
@@ -38,11 +41,27 @@ class SearchMethod(ABC):
             start: Architectures to begin with, besides random ones.
 
         Raises:
-            UsageError: the method does not suit the problem.
+            UsageError: the method does not suit the problem, or evaluates no architecture of it.
+            EsmError: a class from a user's file fails.
         """
         start = np.empty((0, *problem.space.code_shape), np.int16) if start is None else start
         outcome = SearchOutcome(problem)
-        self._run(problem, outcome.add, start)
+
+        def evaluate(codes: Codes) -> Candidates:
+            if (bad := problem.space.outside(codes)).any():
+                raise UsageError(
+                    f"{own_name(self)} evaluates {codes[bad.argmax()].tolist()}, which is outside "
+                    f"of {problem.space.name}: evaluate architectures of the space"
+                )
+            return outcome.add(codes)
+
+        with own_failures(self):
+            self._run(problem, evaluate, start)
+        if not outcome.evaluations:
+            raise UsageError(
+                f"{own_name(self)} evaluates no architecture: call evaluate in _run, and do not "
+                "make _run a generator"
+            )
         return outcome
 
 

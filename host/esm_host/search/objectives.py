@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from esm_host.sources.columns import read_frame
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
+from esm_protos.plugins import described
+from esm_protos.text import counted
 
 COUNTED = {
     "flops": "flops",
@@ -92,11 +96,13 @@ def parse_objective(text: str) -> ObjectiveSpec:
             f"{argument('objectives')} '{text}': give a NAME of your own and its source, as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
-    if not equals and (name not in known or (name == "latency" and _WAYS[way])):
-        raise UsageError(
-            f"{argument('objectives')} '{text}': choose latency, flops, params, memory, or "
-            "NAME=SOURCE, as accuracy=table.parquet:COLUMN"
-        )
+    if not equals and name not in known:
+        choices = "choose latency, flops, params, memory, or NAME=SOURCE, as "
+        choices += "accuracy=table.parquet:COLUMN"
+        refused = unknown("objective", name, known, choices=choices)
+        raise UsageError(f"{argument('objectives')}: {refused}")
+    if name == "latency" and _WAYS[way]:
+        raise UsageError(f"{argument('objectives')} '{text}': latency is minimised, write latency")
     return ObjectiveSpec(name, source, _WAYS[way])
 
 
@@ -119,7 +125,7 @@ def read_measure(spec: ObjectiveSpec, space: SearchSpace) -> Measure:
     if file.suffix in (".parquet", ".csv", ".tsv"):
         return _table(spec.name, file, what, space)
     if file.suffix == ".py":
-        return _Function(spec.name, load_function(file, what), space)
+        return _Function(spec.name, file, load_function(file, what), space)
     if file.suffix == ".onnx":
         return _OnnxPredictor(spec.name, file, make_encoder(what, space))
     raise UsageError(
@@ -132,9 +138,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
     values = next((frame[c] for c in (column, f"acc_{column}") if c in frame), None)
     if values is None:
         others = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        raise UsageError(
-            f"{path} has no column '{column}': choose {', '.join(others) or 'another'}"
-        )
+        raise UsageError(unknown("column", column, others, where=f"of {path}"))
     try:
         numbers = values.to_numpy(float)
     except (TypeError, ValueError):
@@ -151,7 +155,7 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
             if other.name != space.name:
                 raise ValueError(f"it is of {other.name}, not of {space.name}")
     except (TypeError, ValueError, ModelsError) as error:
-        raise DatasetError(f"{path} is no table of {space.name} ({error})") from error
+        raise DatasetError(f"{path} is not a table of {space.name} ({error})") from error
     if not len(codes):
         raise DatasetError(f"{path} lists no architecture: give a table that does")
     known = TableMeasure(name, codes, numbers)
@@ -173,7 +177,8 @@ def load_function(path: Path, name: str) -> Callable[[Sequence[Architecture]], A
     module = read_module(path, f"function '{name}'")
     function: Callable[[Sequence[Architecture]], Any] | None = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"{path} has no function '{name}'")
+        own = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(unknown("function", name, own, where=f"of {path}"))
     return function
 
 
@@ -181,9 +186,14 @@ class _Function:
     """Measure by a user's function, called once per architecture."""
 
     def __init__(
-        self, name: str, function: Callable[[Sequence[Architecture]], Any], space: SearchSpace
+        self,
+        name: str,
+        path: Path,
+        function: Callable[[Sequence[Architecture]], Any],
+        space: SearchSpace,
     ) -> None:
         self._name = name
+        self._path = path
         self._function = function
         self._space = space
         self._values: dict[bytes, float] = {}
@@ -201,7 +211,7 @@ class _Function:
         workers = joblib.effective_n_jobs()
         parts = np.array_split(codes, min(len(codes), _PARTS * workers) if workers > 1 else 1)
         tasks = [
-            _Task(number, self._name, self._function, self._space.decode(part))
+            _Task(number, self._name, self._path, self._function, self._space.decode(part))
             for number, part in enumerate(parts)
         ]
         values = dict(map_unordered(_evaluate, tasks))
@@ -212,20 +222,25 @@ class _Function:
 class _Task:
     number: int
     name: str
+    path: Path
     function: Callable[[Sequence[Architecture]], Any]
     architectures: Sequence[Architecture]
 
 
 def _evaluate(task: _Task) -> tuple[int, NDArray[np.float64]]:
     try:
-        values = np.asarray(task.function(task.architectures), dtype=float)
+        found = task.function(task.architectures)
+        # A generator runs, and fails, here.
+        values = np.asarray(list(found) if isinstance(found, Iterator) else found, dtype=float)
     except (Exception, SystemExit) as error:  # anything that a user's function may do
-        raise EsmError(f"the objective {task.name} failed: {_on_a_line(error)}") from error
+        raise EsmError(
+            f"the objective {task.name} failed: {described(error, task.path)}"
+        ) from error
     if values.shape != (len(task.architectures),):
         count = " x ".join(map(str, values.shape)) or "one"
         raise EsmError(
-            f"the objective {task.name} returned {count} values for {len(task.architectures)} "
-            "architectures: let it return a number for each"
+            f"the objective {task.name} returned {count} values for "
+            f"{len(task.architectures)} architectures: let it return a number for each"
         )
     return task.number, values
 
@@ -246,7 +261,8 @@ class _OnnxPredictor:
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise DatasetError(
-                f"{path} is no ONNX model ({str(error).splitlines()[0]}): give a fitted predictor"
+                f"{path} is not an ONNX model ({str(error).splitlines()[0]}): give a fitted "
+                "predictor"
             ) from error
         inputs = self._session.get_inputs()
         for asked in inputs[:1]:
@@ -254,15 +270,15 @@ class _OnnxPredictor:
             if len(columns) != 1 or (isinstance(columns[0], int) and columns[0] != len(encoder)):
                 raise UsageError(
                     f"{path} takes {asked.shape}, but encoding {encoder.name} of "
-                    f"{encoder.space.name} has {len(encoder)} columns: name the encoding it was "
-                    "fitted on"
+                    f"{encoder.space.name} has {counted(len(encoder), 'column')}: name the "
+                    "encoding it was fitted on"
                 )
         self._inputs = [each.name for each in inputs]
         try:
             self._compute(np.zeros((3, len(encoder)), np.float32))
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise UsageError(
-                f"{path} is no predictor ({_on_a_line(error)}): its input must be float32 "
+                f"{path} is not a predictor ({_on_a_line(error)}): its input must be float32 "
                 "encodings, in a batch of any size, and its output a number for each"
             ) from error
 

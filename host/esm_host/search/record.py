@@ -23,6 +23,7 @@ from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
 from esm_host.search.problem import Limit, Objective, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
+from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
@@ -93,9 +94,12 @@ class SearchRecord:
         own = [quantity(n, device) for device in self.devices for n in (INTERVAL, VERDICT)]
         return kept.drop(columns=own).sort_values(self.objectives[0].name, ignore_index=True)
 
-    def believed(self) -> pd.DataFrame:
+    def predicted(self) -> pd.DataFrame:
         """Return the front that the first round predicted."""
         return self._frame(self.rounds[0]["front"] if self.rounds else [])
+
+    believed = predicted
+    """Former name of :meth:`predicted`."""
 
     def chosen(self) -> pd.DataFrame:
         """Return the architectures chosen to be measured, with the predictions of their round.
@@ -254,6 +258,7 @@ def holds_search(path: Path) -> bool:
         return False
 
 
+@typed
 def load_search(path: str | Path) -> SearchRecord:
     """Open the folder of a search for reading.
 
@@ -277,7 +282,7 @@ def load_search(path: str | Path) -> SearchRecord:
         )
     record = SearchRecord(folder.path, settings, runs, rounds, result)
     try:
-        record.front(), record.believed(), record.chosen(), record.searches()
+        record.front(), record.predicted(), record.chosen(), record.searches()
     except (KeyError, TypeError, ValueError, ModelsError) as error:
         raise DatasetError(f"{folder.path} is damaged ({error}): restore it from a copy") from error
     return record

@@ -16,7 +16,9 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.search.latency import AT_MOST, LATENCY, quantity
 from esm_host.search.objectives import COUNTED, ObjectiveSpec, parse_objective
 from esm_host.search.problem import Limit, Objective
+from esm_host.typed import check_fields
 from esm_protos.plugins import absolute
+from esm_protos.text import counted
 
 _LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 
@@ -60,6 +62,7 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method is not None:
             object.__setattr__(self, "method", absolute(self.method))
         if not self.runs:
@@ -69,7 +72,7 @@ class SearchSettings:
         if len(self.max_latency_ms) not in (0, 1, len(self.runs)):
             raise UsageError(
                 f"{len(self.max_latency_ms)} times {argument('max_latency_ms')} for "
-                f"{len(self.runs)} campaigns: "
+                f"{counted(len(self.runs), 'campaign')}: "
                 "give one for all, or one for each in their order"
             )
         for value in self.max_latency_ms:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from esm_host.arguments import argument, either
 from esm_host.dataset.benchmarks import (
     LATENCY,
     LatencyTable,
@@ -20,7 +21,9 @@ from esm_host.dataset.benchmarks import (
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.formats import stem
 from esm_models.errors import InvalidSpaceError
+from esm_protos.nearest import unknown
 
+_COLUMN_OF_DEVICE = either("latencies={COLUMN: DEVICE}", "--latency COLUMN=DEVICE")
 UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 """Milliseconds per unit."""
 
@@ -50,9 +53,9 @@ def read_columns(
         DatasetError: the file cannot be read, or its architectures are of no built-in space.
     """
     if unit not in UNITS:
-        raise UsageError(f"--unit '{unit}': choose {', '.join(UNITS)}")
+        raise UsageError(unknown("unit", unit, UNITS))
     if unit != "ms" and not latencies:
-        raise UsageError(f"--unit {unit} needs columns that --latency COLUMN=DEVICE names")
+        raise UsageError(f"{argument('unit')} {unit} needs columns that {_COLUMN_OF_DEVICE} names")
     frame = read_frame(path)
     chosen = dict(latencies or {})
     if not chosen:
@@ -60,11 +63,12 @@ def read_columns(
     has = f"it has {', '.join(map(repr, frame.columns[:20]))}"
     if not chosen:
         raise UsageError(
-            f"{path} has no column {LATENCY}DEVICE: name one with --latency COLUMN=DEVICE; {has}"
+            f"{path} has no column {LATENCY}DEVICE: name one with {_COLUMN_OF_DEVICE}; {has}"
         )
     for column in (*chosen, *([architecture] if architecture else [])):
         if column not in frame:
-            raise UsageError(f"{path} has no column '{column}': {has}")
+            names = [str(each) for each in frame.columns]
+            raise UsageError(unknown("column", column, names, where=f"of {path}", choices=has))
     try:
         space, codes = codes_of(_searched(frame, architecture), settings)
     except ValueError as error:
@@ -72,7 +76,7 @@ def read_columns(
             raise UsageError.of_space(error.__cause__) from error
         raise DatasetError(
             f"{path} has no architectures of a known space ({error}): name their column with "
-            "--architecture"
+            f"{argument('architecture')}"
         ) from error
     scale = UNITS[unit]
     latency_ms = {

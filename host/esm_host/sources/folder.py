@@ -17,8 +17,11 @@ def folder() -> Path:
 
     Raises:
         OSError: the user has no home folder.
+        UsageError: ESM_SOURCES is no folder.
     """
     if given := os.environ.get("ESM_SOURCES"):
+        if Path(given).exists() and not Path(given).is_dir():
+            raise UsageError(f"ESM_SOURCES {given} is no folder: give one")
         return Path(given)
     return user_folder("XDG_DATA_HOME", ".local/share") / "esm" / "sources"
 

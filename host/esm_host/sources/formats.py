@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
+from esm_host.arguments import argument
 from esm_host.errors import UsageError
 
 
@@ -37,7 +38,7 @@ def format_of(path: Path) -> Format:
         return Format.hw_nas_bench
     if stem(path) != path.name:
         return Format.columns
-    raise UsageError(f"{path} has an unknown format: give --format {', '.join(Format)}")
+    raise UsageError(f"{path} has an unknown format: give {argument('format')} {', '.join(Format)}")
 
 
 def stem(path: Path) -> str:

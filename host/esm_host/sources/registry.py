@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
@@ -22,6 +23,7 @@ from esm_models.errors import ModelsError
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import SPACES, load_space
+from esm_protos.nearest import unknown
 
 LEAST = 20
 """Fewest architectures of a source that is used without being named."""
@@ -44,7 +46,8 @@ def keep(imported: Sequence[LatencyTable], replace: bool = False) -> list[Path]:
     for table, path in zip(imported, paths, strict=True):
         if path.exists() and not replace:
             raise UsageError(
-                f"there is already a source '{table.name}': give --replace, or another --name"
+                f"there is already a source '{table.name}': give {argument('replace')}, "
+                f"or another {argument('name')}"
             )
     for table, path in zip(imported, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ def remove(name: str) -> None:
         UsageError: the table does not exist.
     """
     if name not in tables():
-        raise UsageError(f"there is no imported source '{name}': see esm-host sources list")
+        raise UsageError(unknown("imported source", name, tables()))
     file_of(name).unlink()
 
 
@@ -148,15 +151,13 @@ def load(name: str) -> list[Source]:
         sources = _of_table(read_benchmark(file_of(table)))
         found = [source for source in sources if not device or source.name == name]
         if not found:
-            devices = ", ".join(source.name.partition("/")[2] for source in sources)
-            raise UsageError(f"source '{table}' has no device '{device}': choose {devices}")
+            devices = [source.name.partition("/")[2] for source in sources]
+            raise UsageError(unknown("device", device, devices, where=f"of source '{table}'"))
         return found
     if path.suffix == ".parquet":
         return _of_table(read_benchmark(path))
-    raise UsageError(
-        f"there is no source '{name}': give one of esm-host sources list, a campaign's folder or a "
-        "Parquet file"
-    )
+    choices = "give one of esm-host sources list, a campaign's folder or a Parquet file"
+    raise UsageError(unknown("source", name, tables(), choices=choices))
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
@@ -248,7 +249,8 @@ def of_one_space(
     spaces = list(dict.fromkeys(describe(source.space) for source in found))
     if not names and len(spaces) > 1:
         raise UsageError(
-            f"there are sources of {'; of '.join(spaces)}: choose with --space, or name the sources"
+            f"there are sources of {'; of '.join(spaces)}: choose with {argument('space')}, "
+            "or name the sources"
         )
     for source in (*found, *chosen):
         _check_fit(source, (chosen or found)[0].space)

@@ -25,12 +25,15 @@ from esm_host.timing.fed import fed_text
 from esm_host.timing.metric_changes import (
     MetricChange,
     check_limits,
-    compared_metrics,
+    comparable,
     metric_changes,
+    metrics_by_key,
 )
 from esm_protos import older_peers
+from esm_protos.nearest import unknown
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import degrees_of_freedom, t_quantile
+from esm_protos.text import counted
 
 READ = (2, 3)
 """Supported schema versions of timings."""
@@ -39,7 +42,7 @@ FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
 """Facts of a device that must be equal, besides those of its execution provider."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
-"""Settings derived from ``--max-time``, whose default grows with the number of models."""
+"""Settings derived from ``max_time_s``, whose default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings missing in older files; the intervals already include their effect."""
 
@@ -54,7 +57,7 @@ Json = Mapping[str, Any]
 
 
 class DifferentError(EsmError):
-    """The timings were not taken in the same way."""
+    """Error of timings that were not taken in the same way."""
 
     exit_code = 2
 
@@ -65,7 +68,7 @@ class Outcome(enum.StrEnum):
     SLOWER = "slower"
     """The lower end of the interval is above the tolerance."""
     UNDECIDED = "undecided"
-    """As SLOWER, but from one timing per side, at least one of which is not stable."""
+    """As SLOWER, but from one timing per side, and one or both are not stable."""
     TOLERATED = "tolerated"
     """Slower, but the interval reaches below the tolerance."""
     SAME = "same"
@@ -128,7 +131,7 @@ class Comparison:
 
     Attributes:
         confidence: Confidence level of the intervals.
-        tolerance_percent: Largest change that is no regression, percent.
+        tolerance_percent: Largest change that is not a regression, percent.
         changes: Change of every model, case and device.
         allowed: Differences between the timings that the caller allowed, in words.
         timings: Number of base timings and of new timings.
@@ -163,7 +166,7 @@ class Comparison:
             parts.append(f"batch {change.case['batch']}")
         parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
         if change.case["threads"] > 1:
-            parts.append(f"{change.case['threads']} threads")
+            parts.append(counted(change.case["threads"], "thread"))
         return ", ".join(parts)
 
     def verdict(self, change: Change) -> str:
@@ -188,7 +191,7 @@ class Comparison:
         """Return the comparison that :meth:`to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: the data is no comparison.
+            KeyError, TypeError, ValueError: the data is not a comparison.
         """
         if data["schema_version"] != 1 or data["kind"] != "comparison":
             raise ValueError(f"kind {data['kind']}, schema version {data['schema_version']}")
@@ -250,7 +253,7 @@ def compare(
     Args:
         base, new: One or more timings per side, all measured in the same way.
         confidence: Confidence level of the intervals, at least 0.5 and below 1.
-        tolerance_percent: Largest lower end of an interval that is no regression, percent.
+        tolerance_percent: Largest lower end of an interval that is not a regression, percent.
         allow: Names of settings and device facts that may differ. ``cases`` allows missing
             models or cases; ``inputs`` allows other input shapes or types; ``raw`` allows
             latencies as measured next to latencies at the usual pace.
@@ -307,8 +310,9 @@ def compare(
         results = [
             [each[key] for each in found] for key in found[0] if all(key in each for each in found)
         ]
-        metrics = compared_metrics(timing.data for timing in timings)
+        metrics = metrics_by_key(timing.data for timing in timings)
         check_limits(limits or {}, metrics)
+        metrics = comparable(metrics)
         changes = tuple(
             replace(
                 judge.change(of[:count], of[count:]),
@@ -466,9 +470,11 @@ class _Limits:
     def __init__(self, limits_ms: Mapping[str, float]) -> None:
         self._limits_ms = limits_ms
         self._used: set[str] = set()
+        self._models: dict[str, None] = {}
 
     def of(self, model: str) -> float | None:
         """Return the limit of a model, ms; None without a limit."""
+        self._models[PurePath(model).name] = None
         for name in (model, PurePath(model).name, PurePath(model).stem):
             if name in self._limits_ms:
                 self._used.add(name)
@@ -482,7 +488,7 @@ class _Limits:
             UsageError: the timings have no model of a limit's name.
         """
         for name in self._limits_ms.keys() - self._used:
-            raise UsageError(f"{argument('max_latency')} {name}: the timings contain no such model")
+            raise UsageError(f"{argument('max_latency')}: {unknown('model', name, self._models)}")
 
 
 @dataclass(frozen=True)
@@ -510,7 +516,9 @@ def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
     results = timing.data.get("results", ())
     own = [r for r in results if new in (r.get("model"), PurePath(str(r.get("model"))).name)]
     if not own:
-        raise UsageError(f"{argument('match')} {old}={new}: the {timing.name} has no model {new}")
+        names = dict.fromkeys(PurePath(str(r.get("model"))).name for r in results)
+        text = unknown("model", new, names, where=f"of the {timing.name}")
+        raise UsageError(f"{argument('match')} {old}={new}: {text}")
     renamed = [{**r, "model": old} if any(r is each for each in own) else r for r in results]
     return _Timing(timing.name, {**timing.data, "results": renamed})
 
@@ -538,9 +546,7 @@ def _check_arguments(
     known = (*spec, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
-            raise UsageError(
-                f"{argument('allow')} {name}: unknown name; choose from {', '.join(known)}"
-            )
+            raise UsageError(f"{argument('allow')}: {unknown('difference', name, known)}")
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:
@@ -568,12 +574,12 @@ def _differences(
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     told = "min_rounds" in ours and "min_rounds" in theirs
     if told and (one := _max_time(ours)) != (other := _max_time(theirs)):
-        yield MAX_TIME, f"--max-time differs: {one} and {other}"
+        yield MAX_TIME, f"the setting {MAX_TIME} differs: {one} and {other}"
     if (raw := _raw(base.data)) != _raw(new.data):
         which = base.name if raw else new.name
         yield (
             RAW,
-            f"only the {which} has latencies as measured (--raw or an older version): time both in "
+            f"only the {which} has latencies as measured (raw, or an older version): time both in "
             "the same way",
         )
     for theirs_name, name in names.items():

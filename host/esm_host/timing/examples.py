@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import esm_models
-from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.timing.model_file import ModelFile, read_model_file
+from esm_host.typed import typed
+from esm_protos.nearest import unknown
 
 _FOLDER = Path(esm_models.__file__).parent / "example_models"
 
@@ -18,6 +19,7 @@ def example_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.onnx"))
 
 
+@typed
 def example_model(name: str) -> bytes:
     """Return an example as an ONNX model without weights; the device draws them.
 
@@ -41,5 +43,5 @@ def example_file(name: str) -> ModelFile:
 
 def _path(name: str) -> Path:
     if name not in (known := example_names()):
-        raise UsageError(f"{argument('example')} '{name}': choose {', '.join(known)}")
+        raise UsageError(unknown("example", name, known))
     return _FOLDER / f"{name}.onnx"

@@ -16,9 +16,11 @@ from esm_host.errors import NotATimingError, UsageError
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.timing.fed import fed_text
 from esm_host.timing.metrics import metrics_of, value_of
+from esm_host.typed import typed
 from esm_protos.messages import DeviceState
 from esm_protos.metrics import Metric
 from esm_protos.paces import WEIGHTLESS
+from esm_protos.text import counted
 
 READ = (2, 3)
 """Readable schema versions: 2 has latencies as measured, 3 at the device's usual pace."""
@@ -37,10 +39,12 @@ class TimingFile:
     data: Mapping[str, Any] = field(repr=False)
 
     @classmethod
+    @typed
     def of(cls, data: Mapping[str, Any]) -> Self:
         """Build from the JSON of a timing."""
         return cls(None, json.loads(json.dumps(data, allow_nan=False)))
 
+    @typed
     def save(self, path: str | Path) -> Path:
         """Write the JSON with all samples, as ``esm-host time --json`` does; return the path.
 
@@ -309,7 +313,7 @@ def _median_ms(device: Mapping[str, Any], reference: str) -> float:
 
 
 def _threads(threads: int | None) -> str:
-    return "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+    return "" if threads is None else counted(threads, "thread")
 
 
 def _dims(case: Mapping[str, Any]) -> str:
@@ -332,6 +336,7 @@ def _short(paths: list[str]) -> list[str]:
     ]
 
 
+@typed
 def load_timing(path: str | Path) -> TimingFile:
     """Read a file that ``esm-host time --json FILE`` wrote.
 

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_host.timing.inputs import Array, Dims, GraphInput, unknown
+from esm_host.timing.inputs import Array, Dims, GraphInput, unknown_input
 from esm_host.timing.model_file import hashed
 from esm_host.timing.other_formats import HEAD_BYTES, stands_in
 from esm_protos.messages import File
@@ -262,7 +262,7 @@ def _meant(
 
 def _of_no_input(source: _Source, names: Sequence[str]) -> UsageError:
     if source.name is not None:
-        return UsageError(f"{argument('inputs')}: {unknown(source.name, names)}")
+        return UsageError(f"{argument('inputs')}: {unknown_input(source.name, names)}")
     return UsageError(
         f"{source} matches no input ({', '.join(names) or 'there are none'}): name it input_0.pb "
         "by the input's position, or INPUT.pb"

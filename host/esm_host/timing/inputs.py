@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
+from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2 as view
 from esm_protos.value_types import tensor_type, value_type
 
@@ -190,7 +191,7 @@ def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[Grap
             raise UsageError(f"{given}: this input has a shape already, give one")
         seen.add(shape.name)
         if shape.name is not None and models and shape.name not in known:
-            raise UsageError(f"{given}: {unknown(shape.name, known)}")
+            raise UsageError(f"{given}: {unknown_input(shape.name, known)}")
 
 
 def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphInput]]) -> None:
@@ -206,12 +207,10 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
     known = sorted({symbol for inputs in models.values() for symbol in symbols(inputs)})
     for dim in dims:
         if models and dim.symbol not in known:
-            names = ", ".join(known)
-            there = f"the inputs name {names}" if known else "the inputs name no dimension"
-            raise UsageError(
-                f"{argument('dims')} {dim.symbol}: no input has a dimension '{dim.symbol}': "
-                f"{nearest(dim.symbol, known)}{there}"
-            )
+            names = ", ".join(f"'{each}'" for each in known) or "none"
+            choices = f"the inputs name {names}"
+            text = unknown("dimension", dim.symbol, known, choices=choices)
+            raise UsageError(f"{argument('dims')}: {text}")
 
 
 def takes_batch(inputs: Iterable[GraphInput]) -> bool:
@@ -230,10 +229,10 @@ def symbols(inputs: Iterable[GraphInput]) -> list[str]:
     return list(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
+def unknown_input(name: str, known: Sequence[str]) -> str:
     """Return the message for an unknown input."""
-    there = f"the model takes {', '.join(known)}" if known else "the model takes none"
-    return f"there is no input '{name}': {nearest(name, known)}{there}"
+    takes = ", ".join(f"'{each}'" for each in known) or "none"
+    return unknown("input", name, known, choices=f"the model takes {takes}")
 
 
 def resolve(
@@ -362,8 +361,8 @@ def _check(path: str, known: GraphInput, given: _Given) -> None:
         return
     if len(known.dims) != len(given.dims):
         raise UsageError(
-            f"{given.source}: input '{known.name}' of {path} has {len(known.dims)} dimensions "
-            f"({shown(known.dims)}), not {len(given.dims)}"
+            f"{given.source}: input '{known.name}' of {path} has "
+            f"{counted(len(known.dims), 'dimension')} ({shown(known.dims)}), not {len(given.dims)}"
         )
     for axis, (dim, size) in enumerate(zip(known.dims, given.dims, strict=True)):
         if isinstance(dim, int) and size not in (None, dim):
@@ -497,7 +496,7 @@ def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | 
     if shape.name is not None:
         return shape.name if any(known.name == shape.name for known in inputs) else None
     if len(inputs) != 1:
-        names = ", ".join(known.name for known in inputs) or "none"
+        names = ", ".join(f"'{known.name}'" for known in inputs) or "none"
         raise UsageError(
             f"{argument('shapes')} {shape.text}: {path} has {len(inputs)} inputs ({names}): "
             f"name one, NAME:{shape.text}"

@@ -11,6 +11,7 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.timing.metrics import Json, metrics_of, value_of
 from esm_protos.metrics import KNOWN, LATENCY, Better, Metric
+from esm_protos.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class MetricChange:
     Attributes:
         metric: The metric.
         base: Mean over the base timings; None if no timing has a value.
-        new: Mean over the new timings, likewise.
+        new: Mean over the new timings; None if no timing has a value.
         limit: Limit on the new value; None if none is given.
     """
 
@@ -76,8 +77,8 @@ class MetricChange:
         return cls(metric, data["base"], data["new"], data["limit"])
 
 
-def compared_metrics(timings: Iterable[Json]) -> dict[str, Metric]:
-    """Return the comparable metrics other than latency, by key.
+def metrics_by_key(timings: Iterable[Json]) -> dict[str, Metric]:
+    """Return the metrics other than latency, by key.
 
     Raises:
         UsageError: an argument is not the JSON of a timing.
@@ -89,28 +90,43 @@ def compared_metrics(timings: Iterable[Json]) -> dict[str, Metric]:
             f"a timing is incomplete ({error!r}): write it again with esm-host time --json"
         ) from error
     del found[LATENCY.key]
-    return {key: metric for key, metric in found.items() if metric.better is not Better.NEITHER}
+    return found
+
+
+def comparable(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics of which one direction is better."""
+    return {key: metric for key, metric in metrics.items() if metric.better is not Better.NEITHER}
 
 
 def check_metric(name: str, key: str, metrics: Mapping[str, Metric]) -> Metric:
-    """Return the metric of a key.
+    """Return the comparable metric of a key.
 
     Args:
         name: Name of the argument that the key is from.
         key: Key of the metric.
-        metrics: Comparable metrics, by key.
+        metrics: Metrics other than latency, by key.
 
     Raises:
-        UsageError: the metric is unknown, or is latency.
+        UsageError: the metric is unknown, is latency, or has no better direction.
     """
     if key == LATENCY.key:
         raise UsageError(
             f"{argument(name)} {key}: latency is always compared, and is limited by "
             f"{argument('max_latency_ms')}"
         )
+    known = comparable(metrics)
     if key not in metrics:
-        known = ", ".join(metrics)
-        raise UsageError(f"{argument(name)} {key}: unknown metric, choose from {known}")
+        raise UsageError(f"{argument(name)}: {unknown('metric', key, known)}")
+    if key not in known:
+        cure = (
+            f"choose {', '.join(known)}"
+            if key in KNOWN
+            else "set better=Better.LOWER or Better.HIGHER in its metric source, and time again"
+        )
+        raise UsageError(
+            f"{argument(name)} {key}: the metric has no better direction, so no regression can be "
+            f"decided: {cure}"
+        )
     return metrics[key]
 
 

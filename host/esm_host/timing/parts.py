@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from esm_host.errors import DeviceError
-from esm_host.timing.spread import common_usual
+from esm_host.timing.spread import common_usual_latencies
 from esm_host.transport.base import OnProgress, Profiler, ignore
 from esm_host.transport.limits import check_models, check_spec
 from esm_models.parts import Part
@@ -105,7 +105,7 @@ def time_parts(
                 )
         results.append(result)
         on_block(len(references) + len(others[: (row + 1) * BLOCK_PARTS]), len(parts))
-    usual = common_usual(results)
+    usual = common_usual_latencies(results)
     latency_ms = np.full((len(blocks), len(parts)), np.nan)
     interval, runs = np.full(latency_ms.shape, np.nan), np.zeros(latency_ms.shape, dtype=int)
     at_usual = True

@@ -8,7 +8,7 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 
 ALIASES = {"tf32": "cuda", "cuda_graph": "cuda"}
-"""Deprecated switches, and the provider of which each sets the option of its name."""
+"""Provider of each deprecated switch, which sets the provider's option of the same name."""
 
 
 def given_options(
@@ -17,9 +17,9 @@ def given_options(
     """Return values of options by name, as a spec has them.
 
     Args:
-        given: ``"NAME=VALUE"``, or values by name, of which True and False are ``1`` and ``0``.
-        provider: that measures; None does not check that the switches belong to it.
-        switches: those of :data:`ALIASES`.
+        given: ``"NAME=VALUE"``, or values by name; True is ``1`` and False is ``0``.
+        provider: Provider that measures; None does not check that the switches belong to it.
+        switches: Switches of :data:`ALIASES`.
 
     Raises:
         UsageError: an option has no name or is given twice, or a switch is of another provider.

@@ -28,6 +28,7 @@ from esm_host.timing.inputs import (
 )
 from esm_host.timing.model_file import ModelFile, read_model_file
 from esm_protos.messages import MAX_THREADS, Case, File, Model
+from esm_protos.text import counted
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def read_request(
         for file in files
         if file.outline is not None
     }
-    # Like --dim, a batch size applies to the models that have a free one, if there are any.
+    # Like ``dims``, a batch size applies to the models that have a free one, if there are any.
     fixed = {path for path, own in parsed.items() if not takes_batch(own)}
     if len(fixed) == len(files):
         fixed = set()
@@ -173,7 +174,7 @@ def _entry(
     parts = [file.path]
     parts += [f"batch {batch}"] if batch else []
     parts += [f"{symbol}={size}" for symbol, size in dims]
-    parts += [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
+    parts += [counted(threads, "thread")] if threads else []
     case = Case(shapes.dims, inputs, threads)
     model = Model(", ".join(parts), file.data, case, file.external)
     return Entry(file, model, batch, dims, shapes.assumed, shapes.items, amounts)

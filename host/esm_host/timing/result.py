@@ -19,7 +19,7 @@ from esm_host.timing.amounts import drawn_amounts
 from esm_host.timing.fed import fed_text
 from esm_host.timing.inputs import assumption
 from esm_host.timing.request import Entry
-from esm_host.timing.spread import common_usual, pool_ratios
+from esm_host.timing.spread import common_usual_latencies, pool_ratios
 from esm_protos.estimates import Estimate, Runs, ratio_shift
 from esm_protos.messages import (
     BlockResult,
@@ -34,6 +34,7 @@ from esm_protos.messages import (
 from esm_protos.metrics import KNOWN, LATENCY, METRICS, NUMBERS, Metric
 from esm_protos.paces import Paces
 from esm_protos.statistics import trimmed_mean
+from esm_protos.text import counted
 
 SCHEMA_VERSION = 3
 
@@ -120,7 +121,7 @@ class Result:
     @property
     def conditions(self) -> str:
         """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        threads = counted(self.threads, "thread")
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property
@@ -242,7 +243,7 @@ class DeviceTiming:
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         info, blocks = self.info, self.blocks
-        usual = common_usual(blocks)
+        usual = common_usual_latencies(blocks)
         trim = self.results[0].spec.trim if self.results else 0.0
         return {
             "info": info and {**asdict(info), "state": info.state.to_json()},
@@ -329,7 +330,7 @@ class Timing:
 
     def as_measured(self, device: DeviceTiming) -> bool:
         """Return whether a device's latencies are as measured, and not at its usual pace."""
-        return self.raw or not self.spec.references or common_usual(device.blocks) is None
+        return self.raw or not self.spec.references or common_usual_latencies(device.blocks) is None
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -399,7 +400,7 @@ def _against_fastest(
 
 def _ratio(one: Result, other: Result, raw: bool) -> Ratio:
     """Return the ratio of two results of one device."""
-    if one.spec.protocol is not RunOrder.INTERLEAVED:
+    if one.spec.run_order is not RunOrder.INTERLEAVED:
         return _unpaired(one, other)
     found, shared = [], 0.0
     for a, b in zip(one.blocks, other.blocks, strict=True):

@@ -21,7 +21,14 @@ from esm_host.evaluation.verdict import (
 )
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
-from esm_host.timing.spread import FEWEST, block_starts, common_usual, join, pool, pool_evidence
+from esm_host.timing.spread import (
+    FEWEST,
+    block_starts,
+    common_usual_latencies,
+    join,
+    pool,
+    pool_evidence,
+)
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
 from esm_host.transport.limits import check_models, check_spec, check_threads
@@ -36,6 +43,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.text import counted
 
 Connect = Callable[[str], Profiler]
 OnDeviceProgress = Callable[[str, Progress], None]
@@ -44,7 +52,40 @@ OnWait = Callable[[str, int, int, float], None]
 """Function of a device's name, the blocks done, all blocks, and the seconds until the next one;
 called from the devices' threads."""
 
-_LET_GO_S = 5.0
+_CANCEL_S = 5.0
+"""Time that a cancelled device has to end, s."""
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """Options of a timing besides the settings of its blocks.
+
+    Attributes:
+        profile_runs: Profiled runs of every model.
+        wait: Whether to wait for a device in use.
+        raw: Whether to report latencies as measured, not at the device's usual pace.
+        spread_s: Time over which to spread several blocks, s. The device is free between them.
+    """
+
+    profile_runs: int = 0
+    wait: bool = True
+    raw: bool = False
+    spread_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TimingWatcher:
+    """Functions that are called during a timing.
+
+    Attributes:
+        on_progress: Function called with the progress of each device.
+        on_wait: Function called while a device waits for its next block.
+        on_interrupt: Function called after the first interrupt.
+    """
+
+    on_progress: OnDeviceProgress = lambda device, progress: None
+    on_wait: OnWait = lambda device, done, total, seconds: None
+    on_interrupt: Callable[[], None] = lambda: None
 
 
 def time_models(
@@ -52,14 +93,8 @@ def time_models(
     devices: Sequence[str],
     request: Sequence[Entry],
     spec: MeasureSpec,
-    peak_memory: bool = True,
-    profile_runs: int = 0,
-    wait: bool = True,
-    on_progress: OnDeviceProgress = lambda device, progress: None,
-    raw: bool = False,
-    spread_s: float = 0.0,
-    on_wait: OnWait = lambda device, done, total, seconds: None,
-    on_interrupt: Callable[[], None] = lambda: None,
+    options: TimingOptions | None = None,
+    watcher: TimingWatcher | None = None,
 ) -> Timing:
     """Measure the request on every device; if one fails, the others' results are kept.
 
@@ -71,79 +106,76 @@ def time_models(
         devices: Names of the devices, each once.
         request: Models and their cases.
         spec: Settings of the blocks.
-        peak_memory: Whether to measure the memory of every model.
-        profile_runs: Profiled runs of every model.
-        wait: Whether to wait for a device in use.
-        on_progress: Function called with the progress of each device.
-        raw: Whether to report latencies as measured, not at the device's usual pace.
-        spread_s: Time over which to spread several blocks, s. The device is free between them.
-        on_wait: Function called while a device waits for its next block.
-        on_interrupt: Function called after the first interrupt.
+        options: Further options; None for the defaults.
+        watcher: Functions called during the timing; None for none.
 
     Raises:
         KeyboardInterrupt: interrupted before anything was measured, or interrupted twice.
-        UsageError: a device is given twice, or two names lead to one agent.
+        UsageError: a device is given twice or is unknown, or two names lead to one agent.
         EsmError: the only device failed.
     """
+    options, watcher = options or TimingOptions(), watcher or TimingWatcher()
     if len(set(devices)) < len(devices):
         raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    met = _Meeting(len(devices))
+    meeting = _Meeting(len(devices))
     count = len(request)
 
-    def measure(turn: _Turn, name: str, profiler: Profiler, first: bool) -> _Measured:
-        profiler.reserve(f"time {count} model{'s' * (count != 1)}", wait)
+    def measure(thread: _DeviceThread, name: str, profiler: Profiler, first: bool) -> _Measured:
+        profiler.reserve(f"time {counted(count, 'model')}", options.wait)
 
-        def told(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
-            turn.may_finish = first and measuring and spec.protocol is RunOrder.INTERLEAVED
-            on_progress(name, progress)
+            thread.may_finish = first and measuring and spec.run_order is RunOrder.INTERLEAVED
+            watcher.on_progress(name, progress)
 
         return _measure(
             profiler,
             request,
             spec,
-            peak_memory and first,
-            profile_runs if first else 0,
-            told,
-            turn.submitted,
+            first,
+            options.profile_runs if first else 0,
+            report,
+            thread.submitted,
         )
 
-    def timed(turn: _Turn, name: str) -> DeviceTiming:
+    def time_device(thread: _DeviceThread, name: str) -> DeviceTiming:
         measured: list[_Measured] = []
-        starts = block_starts(spread_s)
+        starts = block_starts(options.spread_s)
         began = time.monotonic()
         error: EsmError | None = None
         for number, start in enumerate(starts):
             if number and (left_s := began + start - time.monotonic()) > 0:
-                on_wait(name, number, len(starts), left_s)
-                turn.unwanted.wait(left_s)
-            if measured and turn.unwanted.is_set():
+                watcher.on_wait(name, number, len(starts), left_s)
+                thread.stopping.wait(left_s)
+            if measured and thread.stopping.is_set():
                 break
             try:
-                with turn.connected() as profiler:
+                with thread.connected() as profiler:
                     if not number:
-                        met.arrive(name, profiler)
-                    measured.append(measure(turn, name, profiler, first=not number))
+                        meeting.arrive(name, profiler)
+                    measured.append(measure(thread, name, profiler, first=not number))
             except EsmError as caught:
-                if measured and turn.unwanted.is_set():
+                if measured and thread.stopping.is_set():
                     break
                 if number < FEWEST:
                     raise
                 error = caught  # the earlier blocks are kept
                 break
-        timing = _device_timing(name, request, spec, measured, raw)
-        return replace(timing, error=error, interrupted=turn.unwanted.is_set())
+        timing = _device_timing(name, request, spec, measured, options.raw)
+        return replace(timing, error=error, interrupted=thread.stopping.is_set())
 
-    turns = [_Turn(name, connect, timed, met) for name in devices]
-    _together(turns, on_interrupt)
-    check_distinct({name: met.devices[name] for name in devices if name in met.devices})
-    timings = tuple(turn.timing for turn in turns)
-    if any(turn.unwanted.is_set() for turn in turns) and not any(t.blocks for t in timings):
+    threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
+    _run_all(threads, watcher.on_interrupt)
+    if meeting.refused is not None:
+        raise meeting.refused
+    check_distinct({name: meeting.devices[name] for name in devices if name in meeting.devices})
+    timings = tuple(thread.timing for thread in threads)
+    if any(thread.stopping.is_set() for thread in threads) and not any(t.blocks for t in timings):
         raise KeyboardInterrupt
     if len(timings) == 1 and timings[0].error is not None and not timings[0].blocks:
         raise timings[0].error
-    return Timing(created_at, spec, timings, raw, spread_s)
+    return Timing(created_at, spec, timings, options.raw, options.spread_s)
 
 
 def time_block(
@@ -208,14 +240,14 @@ def _measure(
     pending = profiler.submit(Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs))
     began: list[float] = []
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         if progress.state is State.MEASURING and not began:
             began.append(time.monotonic())
         on_progress(progress)
 
     try:
         on_submit(pending)
-        result = pending.result(told)
+        result = pending.result(report)
     finally:
         pending.cancel()
     return _Measured(info, result, began[0] if began else time.monotonic())
@@ -226,35 +258,41 @@ class _Meeting:
 
     Attributes:
         devices: Facts of the devices, by name.
+        refused: Error of a device that cannot be connected to by mistake of the user.
     """
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count)
         self.devices: dict[str, DeviceInfo] = {}
+        self.refused: UsageError | None = None
 
     def arrive(self, name: str, profiler: Profiler) -> None:
         """Wait for the other devices.
 
         Raises:
-            UsageError: two names lead to one agent.
+            UsageError: two names lead to one agent, or another name is unknown.
         """
         try:
             self.devices[name] = profiler.device_info()
         finally:
             self._barrier.wait()
+        if self.refused is not None:
+            raise self.refused
         check_distinct(self.devices)
 
-    def miss(self) -> None:
+    def miss(self, error: BaseException) -> None:
         """Release the other devices if this one cannot be connected to."""
+        if isinstance(error, UsageError):
+            self.refused = error
         self._barrier.wait()
 
 
-class _Turn:
-    """Timing of one device, run in a thread.
+class _DeviceThread:
+    """Thread that times one device.
 
     Attributes:
         timing: Timing of the device so far.
-        unwanted: Event set when no further block is wanted.
+        stopping: Event set to end the timing early; no further block begins.
         ended: Event set when :meth:`run` ends.
         may_finish: Whether a block that is ended early still has a result.
         bug: Unexpected exception; None if there was none.
@@ -264,16 +302,16 @@ class _Turn:
         self,
         name: str,
         connect: Connect,
-        timed: Callable[[_Turn, str], DeviceTiming],
+        time_device: Callable[[_DeviceThread, str], DeviceTiming],
         meeting: _Meeting,
     ) -> None:
         self._name = name
         self._connect = connect
-        self._timed = timed
+        self._time_device = time_device
         self._meeting = meeting
-        self._met = False
+        self._has_connected = False
         self._pending: Pending | None = None
-        self.unwanted = threading.Event()
+        self.stopping = threading.Event()
         self.ended = threading.Event()
         self.may_finish = False
         self.timing = DeviceTiming(name)
@@ -282,9 +320,9 @@ class _Turn:
     def measure(self) -> None:
         """Time the device, and record errors of the device or its user."""
         try:
-            self.timing = self._timed(self, self._name)
+            self.timing = self._time_device(self, self._name)
         except EsmError as error:
-            interrupted = self.unwanted.is_set()
+            interrupted = self.stopping.is_set()
             why = DeviceError("interrupted before anything was measured") if interrupted else error
             self.timing = DeviceTiming(self._name, error=why, interrupted=interrupted)
 
@@ -292,11 +330,11 @@ class _Turn:
         """Connect to the device; on failure, release the other devices."""
         try:
             profiler = self._connect(self._name)
-        except BaseException:
-            if not self._met:
-                self._meeting.miss()
+        except BaseException as error:
+            if not self._has_connected:
+                self._meeting.miss(error)
             raise
-        self._met = True
+        self._has_connected = True
         return profiler
 
     def run(self) -> None:
@@ -310,7 +348,7 @@ class _Turn:
 
     def end(self) -> None:
         """End the timing early with the results so far; called from another thread."""
-        self.unwanted.set()
+        self.stopping.set()
         if self._pending is not None:
             if self.may_finish:
                 self._pending.finish()
@@ -319,7 +357,7 @@ class _Turn:
 
     def cancel(self) -> None:
         """Cancel the timing; called from another thread."""
-        self.unwanted.set()
+        self.stopping.set()
         if self._pending is not None:
             self._pending.cancel()
 
@@ -327,41 +365,41 @@ class _Turn:
         """Record the pending block, which :meth:`end` and :meth:`cancel` end."""
         self._pending = pending
         self.may_finish = False
-        if self.unwanted.is_set():
+        if self.stopping.is_set():
             pending.cancel()
 
 
-def _together(turns: Sequence[_Turn], on_interrupt: Callable[[], None]) -> None:
-    """Run all turns, each in its own thread, until they end or are interrupted twice."""
-    for turn in turns:
-        threading.Thread(target=turn.run, daemon=True).start()
+def _run_all(threads: Sequence[_DeviceThread], on_interrupt: Callable[[], None]) -> None:
+    """Run all threads until they end or are interrupted twice."""
+    for thread in threads:
+        threading.Thread(target=thread.run, daemon=True).start()
     try:
         try:
-            _wait(turns)
+            _wait(threads)
         except KeyboardInterrupt:
             on_interrupt()
-            for turn in turns:
-                turn.end()
-            _wait(turns)
+            for thread in threads:
+                thread.end()
+            _wait(threads)
     except KeyboardInterrupt:
-        for turn in turns:
-            turn.cancel()
-        for turn in turns:
-            turn.ended.wait(_LET_GO_S)
+        for thread in threads:
+            thread.cancel()
+        for thread in threads:
+            thread.ended.wait(_CANCEL_S)
         raise
-    for turn in turns:
-        if turn.bug is not None:
-            raise turn.bug
+    for thread in threads:
+        if thread.bug is not None:
+            raise thread.bug
 
 
-def _wait(turns: Sequence[_Turn]) -> None:
-    """Wait until all turns have ended.
+def _wait(threads: Sequence[_DeviceThread]) -> None:
+    """Wait until all threads have ended.
 
-    Threads are not joined: CPython before 3.13 takes a thread for stopped once its join was
+    They are not joined: CPython before 3.13 takes a thread for stopped once its join was
     interrupted.
     """
-    for turn in turns:
-        turn.ended.wait()
+    for thread in threads:
+        thread.ended.wait()
 
 
 def _device_timing(
@@ -386,7 +424,7 @@ def _results(
     info: DeviceInfo,
     raw: bool,
 ) -> tuple[Result, ...]:
-    usual = common_usual(blocks)
+    usual = common_usual_latencies(blocks)
     estimated = []
     evidence: list[list[tuple[Verdict, str]]] = []
     for block in blocks:
@@ -398,7 +436,7 @@ def _results(
         evidence.append(
             [
                 *block_evidence(block.states, estimate.slowdown),
-                *missing_references_evidence(missing, block.no_references),
+                *missing_references_evidence(missing, block.references_problem),
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
@@ -421,7 +459,8 @@ def _results(
             [*pool_evidence(evidence), *threads_evidence(threads, info.processors)],
             pooled.parts,
             pooled.shift,
-            next((block.no_history for block in blocks if block.no_history), ""),
+            next((block.history_problem for block in blocks if block.history_problem), ""),
+            all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
         results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
     return tuple(results)

@@ -9,17 +9,18 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.messages import MeasureSpec, RunOrder
 from esm_protos.statistics import MIN_ROUNDS
+from esm_protos.text import counted
 
 PRECISION_PERCENT = 2.0
 MAX_RUNS = 100_000
 MIN_TIME_S = 1.5
 """Least time of a block: covers variations of a device, and is short enough to wait for."""
 MAX_TIME_S, MAX_TIME_MORE_S = 20.0, 2.0
-"""Default ``--max-time`` for one model, and for each further one. By default, slow models take
+"""Default ``max_time_s`` for one model, and for each further one. By default, slow models take
 ``MIN_ROUNDS`` rounds, even if that is longer."""
 WARMUP, RUNS_PER_VISIT = 10, 4
-"""More than in a campaign, which compares models. Only after so many runs is an interleaved model
-as fast as alone (docs/measuring.md)."""
+"""Runs of a visit. An interleaved model needs this many to be as fast as alone
+(docs/measuring.md); a campaign, which only compares models, takes fewer."""
 SESSIONS = 2
 """Sessions of each model in a block."""
 _VISITS = 2 * MIN_ROUNDS
@@ -53,7 +54,7 @@ def timing_spec(
     """
     most = runs or max_runs or MAX_RUNS
     per_visit = max(1, min(RUNS_PER_VISIT, most // _VISITS))
-    together = others.get("protocol") is not RunOrder.SEQUENTIAL
+    together = others.get("run_order") is not RunOrder.SEQUENTIAL
     if sessions is None:
         sessions = SESSIONS if together and most >= _VISITS * SESSIONS else 1
     elif sessions > 1 and not together:
@@ -63,7 +64,8 @@ def timing_spec(
         )
     elif sessions > most:
         raise UsageError(
-            f"{argument('sessions')} {sessions} is more than the {most} runs of each model"
+            f"{argument('sessions')} {sessions} is more than the {counted(most, 'run')} of each "
+            "model"
         )
     others = {
         "warmup": WARMUP,
@@ -77,10 +79,10 @@ def timing_spec(
         for name, value in (*limits, ("max_time_s", max_time_s)):
             if value is not None:
                 raise UsageError(
-                    f"{argument('runs')} takes exactly so many runs: leave {argument(name)} out"
+                    f"{argument('runs')} takes exactly {runs} runs: leave {argument(name)} out"
                 )
         return _spec("runs", runs=runs, **others)
-    if others.get("protocol") is RunOrder.SEQUENTIAL:
+    if others.get("run_order") is RunOrder.SEQUENTIAL:
         raise UsageError(
             f"{argument('protocol')} sequential takes a fixed number of runs: give "
             f"{argument('runs')}"

@@ -19,7 +19,7 @@ from esm_host.errors import UsageError
 from esm_host.evaluation.difference import Ratio
 from esm_host.evaluation.verdict import Verdict
 from esm_protos.estimates import Estimate, Parts
-from esm_protos.messages import BlockResult, Measurement, Usual
+from esm_protos.messages import BlockResult, Measurement, UsualLatencies
 from esm_protos.metrics import Metric, known_and_told
 from esm_protos.paces import Shift
 from esm_protos.statistics import t_quantile
@@ -60,7 +60,7 @@ def block_starts(spread_s: float) -> list[float]:
     return [number * spread_s / count for number in range(count)]
 
 
-def common_usual(blocks: Sequence[BlockResult]) -> Usual | None:
+def common_usual_latencies(blocks: Sequence[BlockResult]) -> UsualLatencies | None:
     """Return the usual paces with the most moments, with which all blocks are compared."""
     told = [block.usual for block in blocks if block.usual is not None]
     return max(told, key=lambda usual: usual.moments, default=None)

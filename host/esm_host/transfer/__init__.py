@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esm_host import plugins
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 from esm_protos.plugins import Family
 
 if TYPE_CHECKING:
@@ -114,7 +114,12 @@ ENCODINGS: dict[str, str] = {
     "arch2vec": "Arch2Vec, trained on the space first",
     "cate": "CATE, trained on the space first",
 }
-"""Encodings of architectures for samplers and NASFLAT; several are joined by ``+``."""
+"""Encodings of architectures for samplers and NASFLAT; several are joined by ``+``.
+
+They are no family of plug-ins. Each is trained on the whole space, its weights are stored with a
+campaign, and its name is part of stored settings. An encoding of your own belongs to a predictor
+(:data:`esm_host.encoding.FAMILY`).
+"""
 
 CAZ = "cate+arch2vec+zcp"
 
@@ -170,11 +175,10 @@ def make_method(name: str, seed: int = 0, **params: Any) -> FewShotPredictor:
     known = inspect.signature(cls).parameters
     for option, value in params.items():
         if option not in known:
-            options = ", ".join(each for each in known if each != "seed")
-            raise UsageError(
-                f"method '{name}' has no option '{option}': {nearest(option, known)}"
-                + (f"choose from {options}" if options else "it has none")
-            )
+            options = [each for each in known if each != "seed"]
+            cure = "" if options else "it has none"
+            where = f"of method '{name}'"
+            raise UsageError(unknown("option", option, options, where=where, choices=cure))
         _check_type(name, option, value, known[option].annotation)
     return plugins.build(cls, name, {**method_of(name).params, **params}, seed=seed)
 
@@ -240,8 +244,7 @@ def sampler_and_encoding(text: str) -> tuple[str, str]:
     """
     name, colon, encoding = text.partition(":")
     if name not in SAMPLERS:
-        hint = nearest(name, SAMPLERS)
-        raise UsageError(f"unknown sampler '{name}': {hint}choose {', '.join(SAMPLERS)}")
+        raise UsageError(unknown("sampler", name, SAMPLERS))
     if name not in ("cosine", "k-means"):
         if colon:
             raise UsageError(f"sampler '{name}' uses no encoding: omit ':{encoding}'")
@@ -258,10 +261,8 @@ def encoding_names(text: str) -> str:
     names = CAZ if text == "caz" else text
     for name in names.split("+"):
         if name not in ENCODINGS:
-            raise UsageError(
-                f"unknown encoding '{name}': {nearest(name, ENCODINGS)}choose "
-                f"{', '.join(ENCODINGS)}, several joined by +, or caz for all"
-            )
+            choices = f"choose {', '.join(ENCODINGS)}, several joined by +, or caz for all"
+            raise UsageError(unknown("encoding", name, ENCODINGS, choices=choices))
     return names
 
 

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esm_host.errors import UsageError
+from esm_host.plugins import own_failures
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
+from esm_protos.plugins import own_file, own_name
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -34,8 +37,8 @@ class FewShotPredictor(ABC):
     """Smallest number of sources."""
 
     sampler: ClassVar[str] = "random"
-    """In :data:`esm_host.transfer.SAMPLERS`, that chooses what a campaign measures unless another
-    is asked for. What comes with the project says so in :data:`esm_host.transfer.METHODS`."""
+    """Sampler of a campaign's first architectures, from :data:`esm_host.transfer.SAMPLERS`, if the
+    user gives none. For the project's own methods :data:`esm_host.transfer.METHODS` has it."""
 
     per_source: ClassVar[int | None] = None
     """Architectures of a source that a campaign learns from at most; None takes all."""
@@ -73,8 +76,8 @@ class FewShotPredictor(ABC):
         """
         if len(sources) < self.least_sources:
             raise UsageError(
-                f"{type(self).__name__} needs {self.least_sources} sources or more, not only "
-                f"{' and '.join(sources) or 'none'}: give more, or choose another method"
+                f"{type(self).__name__} needs {counted(self.least_sources, 'source')} or more, not "
+                f"only {' and '.join(sources) or 'none'}: give more, or choose another method"
             )
 
     def learn(
@@ -99,10 +102,11 @@ class FewShotPredictor(ABC):
             if not source.space.name == self.space.name:
                 raise ValueError(f"{source.name} is of another space than {sources[0].name}")
             self._check(source.codes, source.latency_ms)
-        if trained is None:
-            self._learn(sources)
-        else:
-            self._restore(sources, trained)
+        with own_failures(self):
+            if trained is None:
+                self._learn(sources)
+            else:
+                self._restore(sources, trained)
         self.learnt_ = True
         return self
 
@@ -123,9 +127,11 @@ class FewShotPredictor(ABC):
         self._check(codes, values)
         if len(values) < self.least_samples:
             raise ValueError(
-                f"{len(values)} samples: {type(self).__name__} needs {self.least_samples} or more"
+                f"{counted(len(values), 'sample')}: {type(self).__name__} needs "
+                f"{self.least_samples} or more"
             )
-        self._adapt(codes, values)
+        with own_failures(self):
+            self._adapt(codes, values)
         self.adapted_ = True
         return self
 
@@ -134,11 +140,32 @@ class FewShotPredictor(ABC):
 
         Raises:
             ValueError: :meth:`adapt` was not called, or the codes are of another space.
+            EsmError: a class from a user's file fails, or predictions are no numbers.
         """
         if not getattr(self, "adapted_", False):
             raise ValueError(f"{type(self).__name__} has not been adapted yet: call adapt first")
         self._check(codes)
-        return self._predict(codes) if len(codes) else np.zeros(0)
+        if not len(codes):
+            return np.zeros(0)
+        with own_failures(self):
+            predicted = self._predict(codes)
+        found = np.asarray(predicted)
+        if found.shape != (len(codes),) or found.dtype.kind not in "fiu":
+            raise UsageError(
+                f"{own_name(self)}: _predict returned an array {found.shape} of {found.dtype} for "
+                f"{len(codes)} architectures: return one number for each"
+            )
+        if not np.isfinite(found).all():
+            raise UsageError(
+                f"{own_name(self)}: _predict returned {found[~np.isfinite(found)][0]}: return "
+                "finite numbers"
+            )
+        if self.absolute and own_file(self) and (least := float(found.min())) <= 0:
+            raise UsageError(
+                f"{own_name(self)}: _predict returned a latency of {least:g} ms: return more than "
+                "0, or set absolute = False for scores"
+            )
+        return predicted
 
     def _check(self, codes: Codes, latency_ms: Floats | None = None) -> None:
         shape = self.space.code_shape
@@ -147,6 +174,8 @@ class FewShotPredictor(ABC):
         if latency_ms is None:
             return
         if latency_ms.shape != (len(codes),) or not len(codes):
-            raise ValueError(f"{len(codes)} architectures need as many latencies, at least one")
+            raise ValueError(
+                f"{counted(len(codes), 'architecture')}: give as many latencies, at least one"
+            )
         if not np.isfinite(latency_ms).all() or (latency_ms <= 0).any():
             raise ValueError("latencies must be positive, finite milliseconds")

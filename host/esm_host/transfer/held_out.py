@@ -203,7 +203,7 @@ def use_of_sources(figures: Mapping[str, Any]) -> str:
         figures: Result of :func:`judge`, with held-out errors.
     """
     if figures["samples"] < ENOUGH:
-        return f"may or may not have helped: {figures['samples']} samples are too few to tell"
+        return f"may or may not have helped: too few samples to tell ({figures['samples']})"
     error, without = figures["left_out_error_percent"], figures["without_sources_percent"]
     if error < (1 - _LITTLE) * without:
         return "helped"

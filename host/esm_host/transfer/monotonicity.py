@@ -17,6 +17,8 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import norm, rankdata
 
+from esm_protos.text import counted
+
 THRESHOLD = 0.9
 """Rank correlation from which the front of one device is that of another (section 3.3)."""
 
@@ -76,7 +78,9 @@ def rank_correlation(
     both = np.isfinite(one) & np.isfinite(other)
     samples = int(both.sum())
     if samples < LEAST_SHARED:
-        raise ValueError(f"{samples} architectures measured on both devices: 4 or more are needed")
+        raise ValueError(
+            f"{counted(samples, 'architecture')} measured on both devices: 4 or more are needed"
+        )
     ranks = np.stack([rankdata(one[both]), rankdata(other[both])])
     if (ranks == ranks[:, :1]).all(axis=1).any():
         return RankCorrelation(0.0, -1.0, 1.0, samples)

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.cost import CostEncoder
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -107,7 +108,7 @@ def sample(
     if not 0 <= count <= len(codes):
         raise ValueError(f"{count} of {len(codes)} architectures: choose 0 to {len(codes)}")
     if name not in POOL_SAMPLERS:
-        raise ValueError(f"unknown sampler '{name}': choose {', '.join(POOL_SAMPLERS)}")
+        raise ValueError(unknown("sampler", name, POOL_SAMPLERS))
     if count == 0:
         return np.zeros(0, dtype=np.intp)
     if name == "random":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esm_host.errors import UsageError
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 from esm_protos.user_folders import user_folder
 
 if TYPE_CHECKING:  # loading gRPC would slow down shell completion
@@ -121,7 +121,7 @@ def connect(device: str, answer_s: float = _ANSWER_S) -> Profiler:
             raise UsageError(
                 f"'{device}' is a group: name one of its devices ({', '.join(grouped[device])})"
             )
-        raise unknown(device, known)
+        raise unknown_device(device, known)
     entry = known[device]
     return RemoteProfiler(entry.address, device, entry.access(device), answer_s)
 
@@ -140,8 +140,10 @@ def configured() -> dict[str, Entry]:
         devices = read_toml(path).get("devices", {})
         return {name: _entry(values) for name, values in devices.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        origin = "ESM_CONFIG: " if os.environ.get("ESM_CONFIG") else ""
         raise UsageError(
-            f'{path} cannot be read ({error}): write [devices.NAME] and address = "host:port"'
+            f"{origin}{path} cannot be read ({error}): write [devices.NAME] and "
+            'address = "host:port"'
         ) from error
 
 
@@ -167,10 +169,9 @@ def groups() -> dict[str, tuple[str, ...]]:
             raise UsageError(f"{path}: '{name}' is both a device and a group: rename one")
         for member in members:
             if member not in known:
-                raise UsageError(
-                    f"{path}: group '{name}' has an unknown device '{member}': "
-                    f"{nearest(member, known)}remove it, or add the device"
-                )
+                where, cure = f"in group '{name}'", "remove it, or add the device"
+                text = unknown("device", member, known, where=where, choices=cure)
+                raise UsageError(f"{path}: {text}")
         found[name] = tuple(dict.fromkeys(members))
     return found
 
@@ -182,7 +183,7 @@ def members(name: str) -> tuple[str, ...]:
     return groups().get(name, (name,))
 
 
-def unknown(
+def unknown_device(
     name: str, known: Mapping[str, object], what: str = "'local', host:port or a name"
 ) -> UsageError:
     """Return the error for an unknown name, with the most similar known one."""
@@ -191,7 +192,7 @@ def unknown(
         names = f"{path} has {', '.join(known) or 'none: see esm-host devices add'}"
     except OSError as error:
         names = f"{error.strerror}"
-    return UsageError(f"unknown device '{name}': {nearest(name, known)}give {what} ({names})")
+    return UsageError(unknown("device", name, known, choices=f"give {what} ({names})"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -38,10 +38,11 @@ from esm_protos.messages import (
     Severity,
     Standing,
     State,
-    Usual,
+    UsualLatencies,
 )
 from esm_protos.metrics import PEAK_MEMORY
-from esm_protos.paces import usual_of
+from esm_protos.nearest import unknown
+from esm_protos.paces import usual_latencies
 from esm_protos.providers import OptionError, ProviderInfo
 
 Latency = Callable[[Model], float | Failure]
@@ -179,7 +180,7 @@ class FakeProfiler(Profiler):
         number = len(self.blocks)
         self.blocks.append(block)
         measurements = tuple(self._measurement(model, block, number) for model in block.models)
-        if block.spec.protocol is RunOrder.INTERLEAVED:
+        if block.spec.run_order is RunOrder.INTERLEAVED:
             measurements = _in_turn(measurements, block.spec.runs_per_visit)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
         if not (block.spec.references and self._references):
@@ -222,7 +223,7 @@ class FakeProfiler(Profiler):
         names = self.device_info().providers
         if block.spec.provider not in names:
             raise DeviceError(
-                f"this device has no provider '{block.spec.provider}': it has {', '.join(names)}"
+                unknown("execution provider", block.spec.provider, names, where="on this device")
             )
         try:
             self._provider(block).complete(block.spec.provider_options)
@@ -237,12 +238,12 @@ class FakeProfiler(Profiler):
         sensitivity = reached * streamed / (streamed + _HALF)
         return float(self._pace(number) * self._memory_pace(number) ** sensitivity)
 
-    def _usual(self) -> Usual | None:
+    def _usual(self) -> UsualLatencies | None:
         names = [each.name for each in self._references]
         past = self._past[-_LONG_PAST:]
         moments = _MOMENT_S * np.arange(len(past), dtype=np.float64)
         rows = np.array(past, dtype=np.float64).reshape(-1, len(names))
-        return usual_of(names, moments, rows)
+        return usual_latencies(names, moments, rows)
 
     def _reference(self, reference: Reference, block: Block, number: int, busy: int) -> Measurement:
         slowed = self._slowed(reference.weight_bytes, reference.latency_ms, number)

@@ -36,12 +36,12 @@ class Lease:
     def lease_id(self) -> str:
         return self._id
 
-    def renew(self, purpose: str | None = None, no_wait: bool = False) -> Standing:
+    def renew(self, purpose: str | None = None, wait: bool = True) -> Standing:
         """Take or keep a place in the queue; a heartbeat keeps it from then on.
 
         Args:
             purpose: Purpose shown to others; None keeps the last one.
-            no_wait: Whether to take no place behind others.
+            wait: Whether to take a place behind others; if False, only a free device is leased.
 
         Raises:
             grpc.RpcError: the agent does not answer, or refuses.
@@ -49,8 +49,8 @@ class Lease:
         """
         self._purpose = purpose or self._purpose
         lease_id = self._id or uuid.uuid4().hex
-        standing = self._say(lease_id, no_wait)
-        if no_wait and standing.ahead:
+        standing = self._request(lease_id, wait)
+        if standing.ahead and not wait:
             return standing
         self._id = lease_id
         if self._thread is None:
@@ -71,15 +71,15 @@ class Lease:
         while not self._over.wait(self._pause_s):
             # No error may end the heartbeat. The call that waits for a block reports it.
             with contextlib.suppress(Exception):
-                self._say(self._id, no_wait=False)
+                self._request(self._id, wait=True)
 
-    def _say(self, lease_id: str, no_wait: bool) -> Standing:
+    def _request(self, lease_id: str, wait: bool) -> Standing:
         request = pb.LeaseRequest(
             protocol_version=PROTOCOL_VERSION,
             lease_id=lease_id,
             owner=f"{_user()}@{socket.gethostname()}"[:200],
             purpose=self._purpose[:200],
-            no_wait=no_wait,
+            no_wait=not wait,
         )
         reply = self._stub.Lease(request, timeout=_ANSWER_S)
         standing = convert.standing_from_pb(reply.standing)

@@ -13,7 +13,9 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
+from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
+from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2
 
 _MOST_THREADS = 8
@@ -27,9 +29,8 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         UsageError: the device lacks a provider or option, or a limit is exceeded.
     """
     if spec.provider not in device.providers:
-        raise UsageError(
-            f"{argument('provider')} {spec.provider}: the device has {', '.join(device.providers)}"
-        )
+        text = unknown("execution provider", spec.provider, device.providers, where="on the device")
+        raise UsageError(f"{argument('provider')}: {text}")
     provider = device.provider(spec.provider)
     try:
         provider.complete(spec.provider_options)
@@ -83,8 +84,8 @@ def check_models(
     outlines = outlines or {}
     if len(models) > limits.max_block_models:
         raise UsageError(
-            f"{len(models)} models: the device accepts {limits.max_block_models} per block, "
-            "give fewer"
+            f"{counted(len(models), 'model')}: the device accepts {limits.max_block_models} per "
+            "block, give fewer"
         )
     for model in {model.sha256: model for model in models}.values():
         if model.sha256 in outlines:
@@ -136,7 +137,7 @@ def check_campaign(limits: Limits, block_size: int, references: int, largest: by
         raise UsageError(
             f"{argument('block_size')} {block_size} and {argument('references')} {references} "
             "exceed "
-            f"the device's {limits.max_block_models} models per block: give less"
+            f"the device's {counted(limits.max_block_models, 'model')} per block: give less"
         )
     if excess := excess_of(largest, limits):
         raise UsageError(f"the space's largest model: {excess}: choose a smaller space")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from typing import IO
 
-from esm_host.errors import DeviceError, UnreachableError
+from esm_host.errors import DeviceError, InvalidRequestError, UnreachableError
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, BlockResult, DeviceInfo, Diagnosis, Standing
@@ -21,6 +21,7 @@ class LocalProfiler(Profiler):
 
     Raises:
         DeviceError: the agent does not start; the message quotes its last line.
+        InvalidRequestError: the agent refuses a variable of the environment.
     """
 
     def __init__(self) -> None:
@@ -86,10 +87,12 @@ class LocalProfiler(Profiler):
         ready = self._process.stdout.readline()
         address = ready.strip().rpartition(" ")[2]
         if ":" not in address:
-            self._process.wait()
+            code = self._process.wait()
             self._log.seek(0)
             said = self._log.read().strip().splitlines() or ["it printed nothing"]
-            raise DeviceError(f"the local agent did not start: {said[-1]}")
+            # Only its environment can be wrong: this class gives all its options.
+            kind = InvalidRequestError if code == 2 else DeviceError
+            raise kind(f"the local agent did not start: {said[-1].removeprefix('error: ')}")
         self._remote = RemoteProfiler(address, "local")
 
 

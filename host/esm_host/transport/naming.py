@@ -22,7 +22,7 @@ from esm_host.transport.devices import (
     configured,
     groups,
     text_of,
-    unknown,
+    unknown_device,
 )
 from esm_host.transport.distinct import same_agent
 from esm_protos.private_files import write_private
@@ -98,7 +98,7 @@ def save_group(name: str, devices: Sequence[str]) -> Path:
         raise UsageError(f"there is already a device '{name}': choose another name for the group")
     for device in devices:
         if device not in known:
-            raise unknown(device, known, "the name of a device")
+            raise unknown_device(device, known, "the name of a device")
     addresses: dict[str, str] = {}
     for device in devices:
         if (other := addresses.setdefault(known[device].address, device)) != device:
@@ -129,7 +129,7 @@ def remove(name: str, force: bool = False) -> tuple[str, ...]:
         return ()
     known = configured()
     if name not in known:
-        raise unknown(name, {**known, **grouped}, "the name of a device or group")
+        raise unknown_device(name, {**known, **grouped}, "the name of a device or group")
     holders = [group for group, devices in grouped.items() if name in devices]
     if holders and not force:
         raise UsageError(
@@ -167,7 +167,7 @@ def rename(old: str, new: str) -> None:
             document["groups"][new] = document["groups"].pop(old)
         return
     if old not in known:
-        raise unknown(old, {**known, **grouped}, "the name of a device or group")
+        raise unknown_device(old, {**known, **grouped}, "the name of a device or group")
     moves = known[old].pinned == pinned_file(old)
     with _edited(_renamed_section(old, new)) as document:
         devices = document["devices"]

@@ -18,7 +18,7 @@ from esm_host.transport.access import (
     mutual,
     pinned,
 )
-from esm_host.transport.devices import Entry, configured, unknown
+from esm_host.transport.devices import Entry, configured, unknown_device
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import DeviceInfo
 
@@ -135,7 +135,7 @@ def move(name: str, address: str) -> AddedDevice:
     """
     known = configured()
     if name not in known:
-        raise unknown(name, known, "the name of a device")
+        raise unknown_device(name, known, "the name of a device")
     entry = replace(known[name], address=address)
     with RemoteProfiler(address, name, entry.access(name)) as profiler:
         info = profiler.device_info()

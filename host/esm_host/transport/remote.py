@@ -94,7 +94,7 @@ class RemoteProfiler(Profiler):
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
         with self.translating():
             try:
-                standing = self._lease.renew(purpose, no_wait=not wait)
+                standing = self._lease.renew(purpose, wait)
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     self.device_info()  # reports the version of an agent without leases

@@ -17,6 +17,7 @@ from esm_host.campaign.watcher import CampaignWatcher
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
+from esm_host.plugins import own_failures
 from esm_host.predictors.base import Predictor
 from esm_host.search.anchors import most_alike
 from esm_host.search.bounds import LatencyBounds
@@ -96,7 +97,9 @@ class CampaignSite:
     def keep_predictor(self) -> None:
         """Store the campaign's predictor, trained on the new measurements too."""
         folder = RunFolder(self._run.path)
-        exported = self._fitted().to_onnx()
+        predictor = self._fitted()
+        with own_failures(predictor):
+            exported = predictor.to_onnx()
         if exported is not None:
             write_bytes(folder.predictor_onnx, exported)
         folder.share()
@@ -114,7 +117,7 @@ class CampaignSite:
 
         Empty for sequential runs, whose models have no common pace.
         """
-        if self._settings.spec.protocol is not RunOrder.INTERLEAVED:
+        if self._settings.spec.run_order is not RunOrder.INTERLEAVED:
             return []
         figures = self._measurements.figures()
         trusted = self._settings.trusted_verdicts

@@ -1,4 +1,4 @@
-"""Workflow of ``esm-host profile``: runs a campaign from start to finish."""
+"""Campaign from its settings to its result, for Python and for :mod:`esm_host.cli.profile`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from esm_host.extension.campaign_loop import CampaignLoop, Outcome
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Settings
 from esm_host.extension.training import Learner
+from esm_host.plugins import own_failures
 from esm_host.report import plots
 from esm_host.sampling import make_sampler, sampler_class
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
+from esm_protos.text import counted
 
 RESUMABLE = frozenset(
     {
@@ -116,7 +118,7 @@ def _check_space(settings: Settings, space: SearchSpace) -> None:
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
             f"{settings.references} exceed the "
-            f"space's {space.count()} architectures: give fewer"
+            f"space's {counted(space.count(), 'architecture')}: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):
@@ -258,7 +260,8 @@ def _judged(
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
     """Write the predictor, its predictions, the plots and, last, the result."""
-    exported = outcome.predictor.to_onnx()
+    with own_failures(outcome.predictor):
+        exported = outcome.predictor.to_onnx()
     if exported is None:
         folder.predictor_onnx.unlink(missing_ok=True)  # left by an earlier predictor
     else:
@@ -266,18 +269,22 @@ def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict
     pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
     lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
     write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
-    run = Run(folder.path, settings, result)
-    blocks = run.blocks()
+    _draw(folder, Run(folder.path, settings, result))
+    write_json(folder.result, result)
+
+
+def _draw(folder: RunFolder, run: Run) -> None:
+    """Write the plots of a campaign."""
+    settings = run.settings
     charts = {
         "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
         "accuracy_by_round": plots.accuracy_by_round(
             run.accuracy(), settings.target_accuracy_percent
         ),
         "reference_stability": plots.reference_stability(
-            blocks, run.references(), settings.reference_tolerance_percent
+            run.blocks(), run.references(), settings.reference_tolerance_percent
         ),
     }
     title = alt.TitleParams(f"{run.space.name} on {settings.device}", anchor="start")
     for name, chart in charts.items():
         plots.save(chart.properties(title=title), folder.plots[name])
-    write_json(folder.result, result)

@@ -23,6 +23,7 @@ from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.table import TableMeasure
 from esm_host.search.verify import Round, Verification, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
+from esm_host.typed import typed
 from esm_host.workflows.campaign_site import campaign_sites, latency_of
 from esm_models.space import SearchSpace
 
@@ -61,6 +62,7 @@ class SearchResult:
     by_proxy: ProxyResult | None = None
 
 
+@typed
 def run_search(
     settings: SearchSettings,
     output: str | Path,

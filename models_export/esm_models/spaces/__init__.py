@@ -50,6 +50,7 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     try:
         space: SearchSpace = cls(**settings)
         if name not in SPACES:  # find errors now, not in the middle of a campaign
+            space.check_options()
             for architecture in (*space.extremes(), *space.uniform()):
                 space.build(architecture)
     except InvalidSpaceError:

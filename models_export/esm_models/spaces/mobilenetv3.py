@@ -34,7 +34,7 @@ class MobileNetV3Space(SearchSpace):
     MobileNetV3-Large that halve the resolution: 24, 40, 80 and 160 channels, with their
     squeeze-excite and activation. Each has 2-4 blocks; the original stages have 2, 3 or 4. The
     expansion ratio is a share of 6, so the blocks expand 3, 4 or 6 times as in Once-for-all. Stem,
-    first block and head are the original's; 2.95e15 architectures.
+    first block and head are the original's. The space has 2.95e15 architectures.
     """
 
     name = "mobilenetv3"

@@ -657,12 +657,12 @@ class BlockDone(_message.Message):
     running_ns: int
     states: _containers.RepeatedCompositeFieldContainer[DeviceState]
     references: _containers.RepeatedCompositeFieldContainer[ModelResult]
-    usual: Usual
+    usual: UsualLatencies
     no_references: str
     no_history: str
-    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[ModelResult, _Mapping]]] = ..., usual: _Optional[_Union[Usual, _Mapping]] = ..., no_references: _Optional[str] = ..., no_history: _Optional[str] = ...) -> None: ...
+    def __init__(self, block_id: _Optional[str] = ..., busy_ns: _Optional[int] = ..., running_ns: _Optional[int] = ..., states: _Optional[_Iterable[_Union[DeviceState, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[ModelResult, _Mapping]]] = ..., usual: _Optional[_Union[UsualLatencies, _Mapping]] = ..., no_references: _Optional[str] = ..., no_history: _Optional[str] = ...) -> None: ...
 
-class Usual(_message.Message):
+class UsualLatencies(_message.Message):
     __slots__ = ("references", "latency_ns", "spread", "moments", "span_s", "block_spread")
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]

@@ -80,61 +80,61 @@ class ProfilerServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetDeviceInfo(self, request, context):
-        """What the device is, which limits it sets and who uses it. Never waits for a running block.
+        """Returns the facts, limits and holder of the device. Never waits for a running block.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Lease(self, request, context):
-        """Takes a place in the queue for the device, or keeps it: the same call, repeated, renews.
-        A lease that is not renewed before it expires is gone. Never waits.
+        """Takes a place in the queue for the device; the same call, repeated, renews it. A lease that is
+        not renewed expires. Never waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Gives a lease back, and drops its blocks; does no harm when it is gone already.
+        """Releases a lease and drops its blocks; does nothing if the lease has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Offer(self, request, context):
-        """Which of a block's files the agent lacks. The others stay in its cache for as long as the lease
-        lives. Never waits.
+        """Returns the files of a block that the agent lacks. The others stay in its cache while the lease
+        lasts. Never waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Puts one file into the cache, for as long as the lease lives, and then until room is needed.
+        """Puts one file into the cache. It stays while the lease lasts, and then until room is needed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MeasureBlock(self, request_iterator, context):
-        """Measures one block, when it is its lease's turn: until then the stream tells of its Progress
-        in state QUEUED. Cancelling the call stops the measurement.
+        """Measures one block at its lease's turn. Until then the stream has Progress in state QUEUED.
+        Cancelling the call stops the measurement.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishBlock(self, request, context):
-        """Ends the measuring of a block early, with the runs that were taken, once each model has some.
-        Does nothing unless the block is being measured, its models in turn.
+        """Ends the measurement of an interleaved block early, once each model has runs. Does nothing to
+        other blocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Diagnose(self, request, context):
-        """Looks for what would spoil measurements on this device, and times a built-in model for some
-        seconds. Waits for its lease's turn like a block does.
+        """Diagnoses the device for causes of bad measurements, and times a built-in model for some
+        seconds. Waits for its lease's turn like a block.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -11,6 +11,7 @@ from esm_host.sampling import sampler_class
 from esm_host.sampling.bins import BINS, DepthBins
 from esm_host.transfer import LEAST_SAMPLES, sampler_and_encoding
 from esm_models.space import SearchSpace
+from esm_protos.nearest import unknown
 from esm_protos.plugins import absolute
 
 LEAST_INITIAL = 10
@@ -87,16 +88,14 @@ class SamplingSettings(SeedSettings):
             raise UsageError(
                 f"{argument('weight_below')} 0 never extends a bin below the target: give more"
             )
-        if self.judge not in ("bins", "overall"):
-            raise UsageError(f"{argument('judge')} '{self.judge}': choose bins or overall")
+        if self.judge not in (known := ("bins", "overall")):
+            raise UsageError(unknown("judge", self.judge, known))
         self._check_extension()
         self._check_first()
 
     def _check_extension(self) -> None:
-        if self.extension not in ("balanced", "cost-aware"):
-            raise UsageError(
-                f"{argument('extension')} '{self.extension}': choose balanced or cost-aware"
-            )
+        if self.extension not in (known := ("balanced", "cost-aware")):
+            raise UsageError(unknown("extension", self.extension, known))
         if self.extension == "cost-aware" and sampler_class(self.sampling).chooses:
             raise UsageError(
                 f"{argument('extension')} cost-aware chooses among random samples: choose "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from esm_host.typed import check_fields
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
@@ -29,6 +30,7 @@ class SpaceSettings:
     dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "space", absolute(self.space))  # valid from any working folder
 
     def search_space(self) -> SearchSpace:

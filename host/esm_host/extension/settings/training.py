@@ -14,7 +14,7 @@ from esm_host.extension.settings.seed import SeedSettings
 from esm_host.predictors import encoding_for, entry
 from esm_host.transfer import ALIASES, DEFAULT, method_of
 from esm_models.space import SearchSpace
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 from esm_protos.plugins import absolute
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class TrainingSettings(SeedSettings):
     def __post_init__(self) -> None:
         SeedSettings.__post_init__(self)
         check_range("folds", self.folds, 2, 100)
-        if self.weights not in ("equal", "interval"):
-            raise UsageError(f"{argument('weights')} '{self.weights}': choose equal or interval")
+        if self.weights not in (known := ("equal", "interval")):
+            raise UsageError(unknown("weights", self.weights, known))
         if not self.trusted_verdicts:
             raise UsageError(f"{argument('train_on')} names no verdict: give one or more")
         for name in ("predictor", "encoding", "method"):  # valid from any working folder
@@ -97,11 +97,7 @@ class TrainingSettings(SeedSettings):
         names = [name.strip() for name in self.train_on.split(",") if name.strip()]
         for name in names:
             if name not in set(Verdict):
-                raise UsageError(
-                    f"{argument('train_on')}: unknown verdict '{name}': "
-                    f"{nearest(name, Verdict)}choose from "
-                    f"{', '.join(Verdict)}"
-                )
+                raise UsageError(f"{argument('train_on')}: {unknown('verdict', name, Verdict)}")
         return frozenset(map(Verdict, names))
 
     @property

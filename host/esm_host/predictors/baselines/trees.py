@@ -18,7 +18,7 @@ class ForestPredictor(StandardPredictor):
     """Random forest: mean of fully grown trees, each split on a third of the columns.
 
     The standard deviation is the spread of the trees. Hyperparameters were chosen as for
-    :class:`StandardPredictor`: all columns, or two samples per leaf, are no better.
+    :class:`StandardPredictor`: neither all columns nor two samples per leaf are better.
 
     Args:
         trees: Number of trees.
@@ -45,5 +45,5 @@ class ForestPredictor(StandardPredictor):
 
     def _recall_with_std(self, x: Floats) -> tuple[Floats, Floats]:
         each = np.array([tree.predict(x) for tree in self.model_.estimators_])
-        # Trees may all agree, which is no certainty.
+        # Trees may all agree, which is not certainty.
         return self._recall(x), np.maximum(each.std(axis=0), 1e-3)

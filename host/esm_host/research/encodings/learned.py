@@ -158,7 +158,7 @@ class LearnedEncoder(Encoder):
         except FileNotFoundError as error:
             raise UsageError(f"there is no {path}") from error
         except Exception as error:  # numpy, zipfile and json raise many classes
-            raise DatasetError(f"{path} is no learned encoding, or damaged") from error
+            raise DatasetError(f"{path} is not a learned encoding, or is damaged") from error
         if kind != cls.name:
             raise UsageError(f"{path} is of encoding {kind}, not {cls.name}")
         if given != space.settings():

@@ -14,12 +14,13 @@ from esm_host.encoding.cost import CostEncoder
 from esm_host.errors import DatasetError, UsageError
 from esm_models.errors import ModelsError
 from esm_models.space import Codes, SearchSpace
+from esm_protos.text import counted
 
 Floats = NDArray[np.float64]
 
 _PREFIX = "zc_"
 _LOGARITHMIC = ("fisher", "flops", "grad_norm", "params", "snip", "synflow")
-"""Proxies of which the authors of NASFLAT take the logarithm of one plus the value."""
+"""Proxies that NASFLAT uses as the logarithm of one plus the value."""
 
 
 class Supplement(Protocol):
@@ -80,7 +81,7 @@ class ProxyTable:
             space, codes = codes_of(frame)
             return cls(space, codes, frame[columns].to_numpy(float), names)
         except (KeyError, ValueError, IndexError, ModelsError) as error:
-            raise DatasetError(f"{path} is no table of proxies ({error})") from error
+            raise DatasetError(f"{path} is not a table of proxies ({error})") from error
 
     def __len__(self) -> int:
         """Return the number of proxies."""
@@ -96,8 +97,8 @@ class ProxyTable:
         if -1 in rows:
             missing = rows.index(-1)
             raise ValueError(
-                f"{rows.count(-1)} architectures are not in the table of proxies, such as number "
-                f"{missing}: choose them from the table, or use AnalyticProxies"
+                f"{counted(rows.count(-1), 'architecture')} not in the table of proxies, such as "
+                f"number {missing}: choose them from the table, or use AnalyticProxies"
             )
         return self._values[rows]
 

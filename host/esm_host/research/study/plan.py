@@ -24,7 +24,7 @@ from esm_host.research.study.task import Rows, Task, TaskName
 from esm_protos.plugins import split
 
 _FORMAT = "1"
-"""Version of what a task computes; a change invalidates older results."""
+"""Version of the tasks' computations; a change invalidates older results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def _neighbours(data: DataSet, method: Method) -> Rows:
     rows = find_rows(data.codes, wanted)
     if (rows < 0).any():
         raise UsageError(
-            f"'{method.label}' needs {len(wanted)} neighbouring architectures, of which "
+            f"'{method.label}' needs {len(wanted)} neighbouring architectures, but "
             f"'{data.name}' has {(rows >= 0).sum()}: leave it out"
         )
     return rows

@@ -14,6 +14,7 @@ from esm_host.report.theme import LIGHT, SHAPES, config
 from esm_host.research.study.results import Study
 from esm_host.research.study.settings import METRICS
 from esm_host.research.study.summary import by_device, by_size
+from esm_protos.text import counted
 
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3])
 _COLOURS = len(LIGHT.categories)
@@ -190,7 +191,7 @@ def scatter(predictions: pd.DataFrame) -> alt.ConcatChart:
             )
         )
         panel = alt.LayerChart(layer=[diagonal, points]).properties(width=_SIDE, height=_SIDE)
-        panels.append(panel.properties(title=f"{label}, {size} samples"))
+        panels.append(panel.properties(title=f"{label}, {counted(size, 'sample')}"))
     chart: alt.ConcatChart = alt.concat(*panels, columns=3)
     chart.config = config(LIGHT)
     return chart

@@ -20,6 +20,7 @@ from esm_host.errors import DatasetError, UsageError
 from esm_host.research.study.plan import PlannedTask
 from esm_host.research.study.settings import StudySettings
 from esm_host.research.study.task import TaskResult
+from esm_host.typed import typed
 
 SCHEMA_VERSION = 1
 
@@ -176,6 +177,7 @@ class Study:
         return frame
 
 
+@typed
 def load_study(path: str | Path) -> Study:
     """Open the folder of a study for reading.
 
@@ -192,7 +194,7 @@ def load_study(path: str | Path) -> Study:
             )
         return Study(folder.path, tuple(manifest["metrics"]), manifest["tasks"])
     except FileNotFoundError:
-        raise UsageError(f"{path} is no study: make one with esm-host study FILE") from None
+        raise UsageError(f"{path} is not a study: make one with esm-host study FILE") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{folder.manifest} is damaged ({error}): write it again with esm-host study FILE"

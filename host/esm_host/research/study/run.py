@@ -14,6 +14,7 @@ from esm_host.research.study.plan import PlannedTask, plan
 from esm_host.research.study.results import Study, StudyFolder, load_study
 from esm_host.research.study.settings import StudySettings, read_study
 from esm_host.research.study.task import TaskResult, compute
+from esm_host.typed import typed
 
 
 class StudyWatcher(Protocol):
@@ -26,6 +27,7 @@ class StudyWatcher(Protocol):
         """Receive the result of a finished task, after it is kept."""
 
 
+@typed
 def run_study(
     study: StudySettings | str | Path,
     results: str | Path,

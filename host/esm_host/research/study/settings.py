@@ -12,7 +12,7 @@ from typing import Any
 from esm_host import encoding, predictors
 from esm_host.errors import UsageError
 from esm_host.plugins import plugin_class
-from esm_protos.nearest import nearest
+from esm_protos.nearest import unknown
 from esm_protos.plugins import Family, split
 
 METRICS = {
@@ -240,7 +240,7 @@ class _Reader:
 
     def _number(self, value: Any, key: str, low: int, high: int) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise self._error(f"{key}: {value!r} is no whole number from {low} to {high}")
+            raise self._error(f"{key}: {value!r} is not a whole number from {low} to {high}")
         return value
 
     def _list(self, value: Any, key: str) -> list[Any]:
@@ -267,17 +267,13 @@ class _Reader:
 
     def _name(self, value: Any, known: Collection[str], key: str) -> str:
         if not isinstance(value, str) or value not in known:
-            hint = nearest(str(value), known)
-            raise self._error(f"{key}: unknown '{value}': {hint}choose {', '.join(known)}")
+            raise self._error(f"{key}: {unknown('name', str(value), known)}")
         return value
 
     def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         for key in table:
             if key not in known:
-                raise self._error(
-                    f"unknown key '{key}' in {where}: {nearest(key, known)}"
-                    f"choose {', '.join(known)}"
-                )
+                raise self._error(unknown("key", key, known, where=f"in {where}"))
 
     def _error(self, text: str) -> UsageError:
         return UsageError(f"{self._path}: {text}")

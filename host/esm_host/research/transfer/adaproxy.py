@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import lars_path
 
+from esm_protos.nearest import unknown
+
 Floats = NDArray[np.float64]
 
 VALIDATION = 20
@@ -53,7 +55,7 @@ class AdaProxy:
         norm: str = "l1",
     ) -> None:
         if norm not in NORMS:
-            raise ValueError(f"norm '{norm}': choose {' or '.join(NORMS)}")
+            raise ValueError(unknown("norm", norm, NORMS))
         self.weights = np.asarray(weights, dtype=float)
         self.validation = validation
         self.seed = seed

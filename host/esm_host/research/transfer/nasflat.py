@@ -33,6 +33,7 @@ from esm_host.transfer import encoding_names
 from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
 
 _ROWS = 256  # rows per step, which fit the processor's cache
 _LEAST_RATE = 1e-6
@@ -126,7 +127,7 @@ class NasflatPredictor(FewShotPredictor):
         seed: int = 0,
     ) -> None:
         if layers not in LAYERS:
-            raise UsageError(f"layers '{layers}': choose {', '.join(LAYERS)}")
+            raise UsageError(unknown("layers", layers, LAYERS))
         if isinstance(supplement, str) and supplement:
             encoding_names(supplement)
         self.supplement = supplement

@@ -41,17 +41,33 @@ class OneProxy:
     adapted: tuple[RankCorrelation, ...]
 
 
+@dataclass(frozen=True)
+class OneProxySettings:
+    """Settings of Algorithm 1.
+
+    Attributes:
+        threshold: Rank correlation from which a predictor suffices.
+        first: Number of first measurements.
+        step: Number of measurements per further step.
+        model: Model of :class:`~esm_host.research.transfer.proxy.ProxyPredictor`.
+        seed: Random seed.
+        by_interval: As of :func:`~esm_host.transfer.monotonicity.decide`; False is the paper's
+            rule.
+    """
+
+    threshold: float = THRESHOLD
+    first: int = 30
+    step: int = 20
+    model: str = "linear"
+    seed: int = 0
+    by_interval: bool = True
+
+
 def one_proxy(
     sources: Sequence[Source],
     measure: Callable[[Codes], Floats],
     pool: Codes,
-    *,
-    threshold: float = THRESHOLD,
-    first: int = 30,
-    step: int = 20,
-    model: str = "linear",
-    seed: int = 0,
-    by_interval: bool = True,
+    settings: OneProxySettings | None = None,
 ) -> OneProxy:
     """Run Algorithm 1 of Lu et al. 2021 and the incremental adaptation of its section 5.4.
 
@@ -65,23 +81,19 @@ def one_proxy(
         measure: Function from codes to latencies on the new device, ms, ``(n,)``; NaN if one
             failed.
         pool: Architectures to measure, in this order; its length limits their number.
-        threshold: Rank correlation from which a predictor suffices.
-        first: Number of first measurements.
-        step: Number of measurements per further step.
-        model: Model of :class:`~esm_host.research.transfer.proxy.ProxyPredictor`.
-        seed: Random seed.
-        by_interval: As of :func:`~esm_host.transfer.monotonicity.decide`; False is the paper's
-            rule.
+        settings: Settings of the algorithm; None for the defaults.
 
     Raises:
         ValueError: there are no sources, or ``pool``, ``first`` or ``step`` is smaller than four.
     """
+    settings = settings or OneProxySettings()
+    first, step, threshold = settings.first, settings.step, settings.threshold
     if min(first, step, len(pool)) < LEAST_SHARED:
         raise ValueError(
             f"a first of {first}, steps of {step} and a pool of {len(pool)}: a rank correlation "
             f"needs {LEAST_SHARED} or more"
         )
-    predictor = ProxyPredictor(model=model, seed=seed).learn(sources)
+    predictor = ProxyPredictor(model=settings.model, seed=settings.seed).learn(sources)
     latency_ms = measure(pool[:first])
 
     def learn(predictor: ProxyPredictor) -> ProxyPredictor:
@@ -101,14 +113,14 @@ def one_proxy(
     while True:
         codes = pool[: len(latency_ms)]
         correlation = rank_correlation(learn(predictor).predict(codes), latency_ms)
-        decision = decide(correlation, threshold, by_interval)
+        decision = decide(correlation, threshold, settings.by_interval)
         if decision is not Decision.MEASURE or not more():
             break
     if decision is not Decision.ADAPT:
         return OneProxy(decision, predictor, len(latency_ms), correlation, ())
 
     (source,) = (source for source in sources if source.name == predictor.proxy_)
-    adapted = AdaProxyPredictor(model=model, seed=seed).learn([source])
+    adapted = AdaProxyPredictor(model=settings.model, seed=settings.seed).learn([source])
     found: list[RankCorrelation] = []
     while True:
         done = len(latency_ms)

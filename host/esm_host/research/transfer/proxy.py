@@ -17,6 +17,7 @@ from esm_host.transfer.base import FewShotPredictor, Floats
 from esm_host.transfer.monotonicity import rank_correlation
 from esm_host.transfer.source import Source
 from esm_models.space import Codes, SearchSpace
+from esm_protos.nearest import unknown
 
 _LEAST = 4  # smallest number of samples of a rank correlation
 _CUTOFF = 1e-8
@@ -81,8 +82,8 @@ class ProxyPredictor(FewShotPredictor):
     """Whether it learns from the samples what the proxy has wrong, not only which one to take."""
 
     def __init__(self, proxy: str | None = None, model: str = "linear", seed: int = 0) -> None:
-        if model not in ("linear", "network"):
-            raise UsageError(f"proxy model '{model}': choose linear or network")
+        if model not in (known := ("linear", "network")):
+            raise UsageError(unknown("proxy model", model, known))
         self.proxy = proxy
         self.model = model
         self.seed = seed
@@ -92,9 +93,7 @@ class ProxyPredictor(FewShotPredictor):
         if self.model == "network":
             predictor_class("mlp")  # raises if torch is missing
         if self.proxy is not None and self.proxy not in sources:
-            raise UsageError(
-                f"no source '{self.proxy}' to be the proxy: choose {', '.join(sources)}"
-            )
+            raise UsageError(unknown("source", self.proxy, sources, where="to be the proxy"))
 
     def _learn(self, sources: Sequence[Source]) -> None:
         self.check(self.space, [source.name for source in sources])
@@ -140,7 +139,7 @@ class AdaProxyPredictor(ProxyPredictor):
     ) -> None:
         super().__init__(proxy, model, seed)
         if norm not in NORMS:
-            raise UsageError(f"norm '{norm}': choose {' or '.join(NORMS)}")
+            raise UsageError(unknown("norm", norm, NORMS))
         self.validation = validation
         self.norm = norm
 

@@ -31,7 +31,7 @@ METHODS = {
         "One Proxy's evolution of a weighted sum, weight by weight (Lu et al. 2021)",
     ),
 }
-"""Those that come with the project."""
+"""Methods that come with the project."""
 LISTED = 50_000
 """Largest space that is searched exhaustively by default."""
 

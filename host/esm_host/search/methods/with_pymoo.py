@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -103,11 +104,8 @@ class PymooSearch(SearchMethod):
             )
         if self.algorithm == "nsga3":
             from pymoo.algorithms.moo.nsga3 import NSGA3
-            from pymoo.util.ref_dirs import get_reference_directions
 
-            directions = get_reference_directions(
-                "energy", objectives, self.population // 2, seed=self.seed
-            )
+            directions = _directions(objectives, self.population // 2, self.seed)
             return NSGA3(directions, pop_size=self.population, **operators)
         if self.algorithm == "sms-emoa":
             from pymoo.algorithms.moo.sms import SMSEMOA
@@ -116,3 +114,15 @@ class PymooSearch(SearchMethod):
         from pymoo.algorithms.moo.nsga2 import NSGA2
 
         return NSGA2(pop_size=self.population, **operators)
+
+
+@cache  # a search that measures asks for them again in every round
+def _directions(objectives: int, count: int, seed: int) -> NDArray[np.float64]:
+    """Return the reference directions of NSGA-III."""
+    from pymoo.util.ref_dirs import get_reference_directions
+
+    directions: NDArray[np.float64] = get_reference_directions(
+        "energy", objectives, count, seed=seed
+    )
+    directions.setflags(write=False)
+    return directions
