@@ -23,7 +23,7 @@ def foreign(text: str, longest: int = LONGEST_TEXT) -> str:
 
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 model``, ``2 models``."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def install(extra: str) -> str:

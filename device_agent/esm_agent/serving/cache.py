@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from esm_agent.serving.scratch import Scratch
+from esm_agent.serving.scratch import PREFIX, Scratch
 from esm_protos.locks import lock
 from esm_protos.messages import File
 from esm_protos.user_folders import user_folder
@@ -379,13 +379,17 @@ class Cache:
     def _make_folder(self) -> None:
         """Create the folder if it is missing, and close it to other users.
 
-        Users may delete a cache folder while the agent runs, and models are private.
+        Users may delete a cache folder while the agent runs, and models are private. A folder of
+        other files, such as ``/``, stays as it is.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = self.folder.stat()
         if os.getuid() not in (status.st_uid, _ROOT):
             raise PermissionError(errno.EPERM, _OTHERS, str(self.folder))
         if status.st_mode & 0o077:
+            names = [path.name for path in self.folder.iterdir()]
+            if not all(_NAME.fullmatch(name) or name.startswith(PREFIX) for name in names):
+                raise PermissionError(errno.EPERM, _SHARED, str(self.folder))
             try:
                 self.folder.chmod(0o700)
             except PermissionError:
@@ -441,6 +445,7 @@ class Cache:
 _NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]*)?(\.part)?")
 _ROOT = 0
 _OTHERS = "it belongs to another user: choose another folder with --cache"
+_SHARED = "it is open to other users and holds other files: choose an empty folder with --cache"
 _UPLOADING = "the same file is being uploaded by another call"
 
 

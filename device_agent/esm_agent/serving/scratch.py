@@ -16,8 +16,9 @@ from pathlib import Path
 
 from esm_protos.locks import lock
 
-_PREFIX = "esm-agent-uploads-"
-_NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{8}")
+PREFIX = "esm-agent-uploads-"
+"""Beginning of the names of scratch folders."""
+_NAME = re.compile(re.escape(PREFIX) + "[0-9a-f]{8}")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _TRIES = 20
 
@@ -37,11 +38,11 @@ class Scratch:
 
     def __init__(self, base: Path | None = None) -> None:
         base = base or _temporary()
-        for folder in base.glob(f"{_PREFIX}*"):
+        for folder in base.glob(f"{PREFIX}*"):
             if _NAME.fullmatch(folder.name):
                 _remove_abandoned(folder)
         for _ in range(_TRIES):  # another agent may remove it before it is locked
-            self.path = base / f"{_PREFIX}{secrets.token_hex(4)}"
+            self.path = base / f"{PREFIX}{secrets.token_hex(4)}"
             self._lock = None
             try:
                 self.path.mkdir(mode=0o700)

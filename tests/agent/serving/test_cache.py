@@ -296,6 +296,16 @@ def test_a_folder_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None
     assert (folder / file.sha256.hex()).stat().st_mode & 0o077 == 0
 
 
+def test_a_folder_of_other_files_is_not_closed_to_their_users(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "notes.txt").touch()
+    with pytest.raises(PermissionError, match="holds other files: choose an empty folder with "):
+        Cache(folder, 1000)
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,7 +213,7 @@ def test_a_predictor_is_tried_on_another_device(
     assert found["samples"] == 20
     assert found["scaled_percent"] >= found["accuracy_percent"]
     assert sum(entry["samples"] for entry in found["bins"]) == 20
-    own = load_run(finished).against(load_run(finished))
+    own = load_run(other).against(load_run(other))
     assert (own.samples, own.seen) == (20, 20)
     assert own.spearman > 0.9
     both = esm_host("predict", finished, "--against", other, "--sample", 3)
