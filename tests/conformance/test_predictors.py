@@ -16,7 +16,8 @@ from esm_host.encoding import make_encoder
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.predictors import PREDICTORS, entry, make_predictor, predictor_class
-from esm_host.predictors.base import Predictor
+from esm_host.predictors.base import JointPredictor, Predictor
+from esm_host.sampling.informative import posterior_features
 from esm_models.spaces import load_space
 from esm_protos.text import install
 
@@ -366,3 +367,44 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_name_is_answered_with_the_known() -> None:
     with pytest.raises(UsageError, match="did you mean 'mlp'"):
         predictor_class("mpl")
+
+
+# What a joint predictor knows beside
+
+
+@pytest.fixture
+def joint(fitted: Predictor) -> JointPredictor:
+    if not isinstance(fitted, JointPredictor):
+        pytest.skip("not a joint predictor")
+    return fitted
+
+
+def test_held_out_predictions_are_of_samples_and_worse_than_fitted_ones(
+    joint: JointPredictor, x: np.ndarray, tolerance: float
+) -> None:
+    predicted, std = joint.held_out()
+    held_out = error(predicted, Y[TRAIN])
+    assert error(joint.predict(x[TRAIN]), Y[TRAIN]) <= held_out < tolerance
+    assert std.shape == predicted.shape
+    assert (std > 0).all()
+
+
+def test_held_out_predictions_are_in_the_order_of_the_samples_and_cover_ignored_ones(
+    joint: JointPredictor, x: np.ndarray, tolerance: float
+) -> None:
+    weights = np.ones(200)
+    weights[::7] = 0
+    again = clone(joint).fit(x[TRAIN], Y[TRAIN], weights)
+    assert error(again.held_out()[0], Y[TRAIN]) < tolerance
+    with pytest.raises(ValueError, match="not fitted yet"):
+        clone(joint).held_out()
+
+
+def test_what_is_known_leaves_less_variance(joint: JointPredictor, x: np.ndarray) -> None:
+    features, noise = joint.joint_features(x)
+    assert features.shape[0] == len(x)
+    assert noise > 0
+    before = (features**2).sum(axis=1)
+    after = (posterior_features(features, features[TRAIN], noise) ** 2).sum(axis=1)
+    assert (after <= before * (1 + 1e-9)).all()
+    assert after[TRAIN].mean() < after[TEST].mean() < before[TEST].mean()
