@@ -122,7 +122,7 @@ class Live:
     def on_evaluated(self, result: dict[str, Any]) -> None:
         parts = [
             f"{depth_range(entry['depth_min'], entry['depth_max'])}: "
-            f"{percent(entry['accuracy_percent'])}"
+            f"{percent(entry['accuracy_percent'])}{_at_least(entry.get('lower_percent'))}"
             for entry in result["bins"]
         ]
         self.say(
@@ -132,6 +132,11 @@ class Live:
 
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False)
+
+
+def _at_least(lower_percent: float | None) -> str:
+    """Return the lower bound of an accuracy in brackets; empty for None."""
+    return "" if lower_percent is None else f" (at least {lower_percent:.1f})"
 
 
 def percent(value: float | None) -> str:
