@@ -78,7 +78,7 @@ def test_a_file_in_another_encoding_is_one_line(config: Path) -> None:
     result = esm_host("devices", "list")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: {config} cannot be read")
+    assert line.startswith(f"error: ESM_CONFIG: {config} cannot be read")
 
 
 def test_a_campaign_wants_a_file_system_with_locks(

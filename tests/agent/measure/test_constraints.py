@@ -156,7 +156,7 @@ def test_where_drawing_cannot_fit_the_input_is_to_blame(tmp_path: Path) -> None:
         drawn(path)
     failure = caught.value.failure
     assert failure.kind is FailureKind.INVALID_INPUT
-    assert "values of x, a are random: give values" in failure.message
+    assert "values of 'x', 'a' are random: give values" in failure.message
     assert ".h:" not in failure.message
 
 

@@ -30,7 +30,7 @@ class Half(MetricSource):
         ("Taken", "load_ms is taken"),
         ("Broken", r"no attribute 'nothing' \(line 9 of"),
         ("Half", "must set metrics, stop"),
-        ("Gone", "it has Taken"),
+        ("Gone", "unknown metric source class 'Gone' in .*: choose Taken"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_named(name: str, said: str, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         ),
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
         (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
-        (["board.csv", *NAMED[:-1], "h"], 2, ["--unit: unknown unit 'h'", "s, ms, us, ns"]),
+        (["board.csv", *NAMED[:-1], "h"], 2, ["unknown unit 'h'", "s, ms, us, ns"]),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "must hold numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),

@@ -120,5 +120,5 @@ def test_the_authors_norm_leaves_a_scale_and_a_constant_or_fits() -> None:
     other = parts @ rng.uniform(1, 3, 9)
     (scales,), (constant_ms,) = _short(parts, other, np.array([1e-9]))
     assert parts @ scales + constant_ms == pytest.approx(other, rel=1e-4)
-    with pytest.raises(ValueError, match="l1 or l2"):
+    with pytest.raises(ValueError, match="unknown norm 'l3': choose l1, l2"):
         AdaProxy(np.ones(3), norm="l3")
