@@ -210,7 +210,10 @@ def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:
     assert info.identity("cuda")["gpu"] == "H100"
     assert "gpu" not in info.identity("cpu")
     assert info.provider("cuda").complete({"tf32": "1"}) == {"tf32": "1", "cuda_graph": "0"}
-    with pytest.raises(OptionError, match=r"own=1: unknown option 'own' of the provider cuda: choose tf32 .0 or 1., cuda_graph"):
+    with pytest.raises(
+        OptionError,
+        match=r"own=1: unknown option 'own' of the provider cuda: choose tf32 .0 or 1., cuda_graph",
+    ):
         info.provider("cuda").complete({"own": "1"})
 
 
