@@ -73,7 +73,7 @@ def test_a_study_goes_on_after_its_scheduler_died(file: Path, alone: Study, tmp_
     results = tmp_path / "results"
     with (
         Cluster(tmp_path) as cluster,
-        pytest.raises(ClusterError, match=r"is gone: .*; finished results are kept$") as caught,
+        pytest.raises(ClusterError, match=r"is unreachable: .*; finished results are kept$") as caught,
         parallel(cluster.spec),
     ):
         run_study(file, results, After(4, cluster.scheduler.kill))
@@ -116,12 +116,12 @@ def test_workers_that_are_not_fit(tmp_path: Path) -> None:
         with cluster.with_worker(threads=2):
             refused(cluster.spec, r"computes 2 tasks at a time .*--nthreads 1, .*--nworkers -1")
         with cluster.with_worker(path=without.parent):
-            refused(cluster.spec, r"^tcp://\S+ is not fit: .*'esm_host'.*: install the same")
+            refused(cluster.spec, r"^tcp://\S+ is unsuitable: .*'esm_host'.*: install the same")
         array = np.zeros(1)
         with (
             parallel(cluster.spec),
             cluster.with_worker(path=with_other_code(tmp_path)),
-            pytest.raises(EsmError, match=r"is not fit: esm-profiler's code .*install the same"),
+            pytest.raises(EsmError, match=r"is unsuitable: esm-profiler's code .*install the same"),
         ):
             list(map_unordered(done, [Task(number, array, 0.1) for number in range(20)]))
 
