@@ -24,6 +24,7 @@ from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
 from esm_host.predictors.base import JointPredictor, Predictor
 from esm_host.sampling import make_sampler
+from esm_host.sampling.base import Sampler
 from esm_host.sampling.informative import (
     NOISE,
     most_informative,
@@ -68,7 +69,9 @@ class Loop:
         learner: Learner of the predictor; None makes it from ``training``.
         draw_first: Function that draws the first round from the whole space; None draws by bin
             with the sampler.
-        seconds: Device times of models, for the cost-aware extension; by default their latencies.
+        seconds: Device times of models, for the cost-aware extension and for informative samples;
+            by default their latencies.
+        sampler: Sampler; None makes it from ``sampling``.
 
     Raises:
         UsageError: the settings do not suit the space, or include a warm start.
@@ -91,12 +94,13 @@ class Loop:
         learner: Learner | None = None,
         draw_first: Draw | None = None,
         seconds: DeviceTimes = lambda latency_ms: latency_ms / 1e3,
+        sampler: Sampler | None = None,
     ) -> None:
         self._space = space
         self._settings = sampling or SamplingSettings()
         self._learner = learner or Learner.of(space, training or TrainingSettings())
         self._bins = self._settings.depth_bins(space)
-        self._sampler = make_sampler(self._settings.sampling, space, self._bins)
+        self._sampler = sampler or make_sampler(self._settings.sampling, space, self._bins)
         self._draw_first = draw_first
         self._seconds = seconds
         self._rounds: list[list[Architecture]] = []
@@ -205,7 +209,9 @@ class Loop:
             return False
         if self._settings.judge == "overall":
             found = [_surely(each) for each in self.evaluation.bins]
-            overall = np.mean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
+            overall = (
+                np.nanmean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
+            )
             return bool(overall >= self._settings.target_accuracy_percent)
         return all(self._passing())
 

@@ -1,6 +1,6 @@
 """Loops that choose what they measure from the first model on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from esm_host.errors import UsageError
 from esm_host.extension.training import Learner
 from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.informative import InformativeSampler
 from esm_models.architecture import Architecture
 from tests.host.fake_campaign import SPACE, ByDepth
 
@@ -116,3 +117,20 @@ def test_samplers_that_draw_keep_their_estimates_and_steps() -> None:
 def test_cost_aware_steps_need_drawn_samples() -> None:
     with pytest.raises(UsageError, match="cost-aware chooses among random samples"):
         choosing(extension="cost-aware")
+
+
+def test_a_sampler_of_ones_own_draws_the_candidates() -> None:
+    class Shallow(InformativeSampler):
+        def sample(
+            self,
+            n: int,
+            rng: np.random.Generator,
+            bin_index: int | None = None,
+            exclude: Collection[str] = (),
+        ) -> list[Architecture]:
+            drawn = super().sample(n, rng, bin_index, exclude)
+            return [a for a in drawn if a.depth <= BINS.depths(1)[-1]]
+
+    settings = choosing(max_models=40, target_accuracy_percent=99.9, judge="overall")
+    loop = run(esm_host.Loop(SPACE, settings, sampler=Shallow(SPACE, BINS)))
+    assert {max(depths(architectures)) for architectures in loop.rounds} == {1}
