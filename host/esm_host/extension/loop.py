@@ -7,7 +7,7 @@ that README.md cites (DAC 2025).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,17 +20,12 @@ from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose
+from esm_host.extension.informative import DeviceTimes, first_ones, next_ones
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
-from esm_host.predictors.base import JointPredictor, Predictor
+from esm_host.predictors.base import Predictor
 from esm_host.sampling import make_sampler
 from esm_host.sampling.base import Sampler
-from esm_host.sampling.informative import (
-    NOISE,
-    most_informative,
-    posterior_features,
-    prior_features,
-)
 from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
@@ -46,9 +41,6 @@ LEAST_ROUNDS = 2
 """Smallest number of rounds after which chosen samples tell how accurate the predictor is."""
 POPULATION = 100
 """Number of random architectures of a bin for which its accuracy is estimated."""
-
-DeviceTimes = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Function that converts latencies, ms, shape ``(n,)``, to device times, s, shape ``(n,)``."""
 
 
 class Draw(Protocol):
@@ -363,28 +355,12 @@ class Loop:
             for candidate in self._sampler.sample(share, rng, each, exclude)
         ]
         strata = self._bins.of(np.array([each.depth for each in pool], dtype=np.int64))
-        encoder, samples = self._learner.encoder, self._samples()
-        encodings = encoder.encode([*pool, *samples.architectures])
-        noise, seconds, importance = NOISE, np.ones(len(pool)), None
-        if not len(samples):
-            features = prior_features(encodings, encoder.layout.groups)
-        else:
-            if isinstance(self.predictor, JointPredictor):
-                features, noise = self.predictor.joint_features(encodings)
-            else:
-                features = prior_features(encodings, encoder.layout.groups)
-            weights = samples.weights()
-            known = features[len(pool) :]
-            features = posterior_features(
-                features[: len(pool)], known, noise * weights.mean() / weights
-            )
-            seconds = self._seconds(self.predictor.predict(encodings[: len(pool)]))
+        samples, encoder = self._samples(), self._learner.encoder
+        if len(samples):
             importance = self._importance()[strata]
-        rows = (
-            most_informative(features, n, strata=strata)
-            if importance is None
-            else most_informative(features, n, seconds, noise, importance)
-        )
+            rows = next_ones(pool, n, encoder, self.predictor, samples, importance, self._seconds)
+        else:
+            rows = first_ones(pool, n, encoder, strata)
         return [pool[row] for row in rows]
 
     def _importance(self) -> NDArray[np.float64]:
