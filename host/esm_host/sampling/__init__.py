@@ -35,9 +35,11 @@ def sampler_class(name: str) -> type[Sampler]:
             or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: the sampler does not exist or cannot be loaded.
+        UsageError: the sampler does not exist, cannot be loaded, or chooses without bins.
     """
     found: type[Sampler] = plugin_class(FAMILY, name)
+    if found.chooses and not found.by_bin:
+        raise UsageError(f"{argument('sampling')} {name}: chooses needs by_bin, set both to True")
     return found
 
 

@@ -1,6 +1,7 @@
 """Loops that choose what they measure from the first model on."""
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,13 @@ def test_a_sampler_of_ones_own_draws_the_candidates() -> None:
     loop = run(esm_host.Loop(SPACE, settings, sampler=Shallow(SPACE, BINS)))
     assert max(depths(loop.rounds[0])) == 1
     assert all(max(depths(architectures)) <= 1 for architectures in loop.rounds)
+
+
+def test_a_sampler_that_chooses_draws_by_bin(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from esm_host.sampling.random import RandomSampler\n"
+        "class Own(RandomSampler):\n    chooses = True\n"
+    )
+    with pytest.raises(UsageError, match=r"own.py:Own: chooses needs by_bin, set both to True"):
+        choosing(sampling=f"{path}:Own")
