@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
 from esm_host.plugins import own_failures, plugin_class
 from esm_protos.plugins import Family
 
