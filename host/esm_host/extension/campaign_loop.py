@@ -226,7 +226,8 @@ class CampaignLoop:
 
 
 def _bin_json(entry: BinAccuracy) -> dict[str, Any]:
-    data = asdict(entry)
-    if not entry.samples:
-        data["accuracy_percent"] = None  # JSON has no NaN
-    return data
+    # JSON has no NaN.
+    return {
+        name: None if isinstance(value, float) and np.isnan(value) else value
+        for name, value in asdict(entry).items()
+    }

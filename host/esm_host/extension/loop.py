@@ -7,7 +7,7 @@ that README.md cites (DAC 2025).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,16 +20,12 @@ from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose
+from esm_host.extension.informative import DeviceTimes, first_ones, next_ones
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
-from esm_host.predictors.base import JointPredictor, Predictor
+from esm_host.predictors.base import Predictor
 from esm_host.sampling import make_sampler
-from esm_host.sampling.informative import (
-    NOISE,
-    most_informative,
-    posterior_features,
-    prior_features,
-)
+from esm_host.sampling.base import Sampler
 from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
@@ -45,9 +41,6 @@ LEAST_ROUNDS = 2
 """Smallest number of rounds after which chosen samples tell how accurate the predictor is."""
 POPULATION = 100
 """Number of random architectures of a bin for which its accuracy is estimated."""
-
-DeviceTimes = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Function that converts latencies, ms, shape ``(n,)``, to device times, s, shape ``(n,)``."""
 
 
 class Draw(Protocol):
@@ -68,7 +61,9 @@ class Loop:
         learner: Learner of the predictor; None makes it from ``training``.
         draw_first: Function that draws the first round from the whole space; None draws by bin
             with the sampler.
-        seconds: Device times of models, for the cost-aware extension; by default their latencies.
+        seconds: Device times of models, for the cost-aware extension and for informative samples;
+            by default their latencies.
+        sampler: Sampler; None makes it from ``sampling``.
 
     Raises:
         UsageError: the settings do not suit the space, or include a warm start.
@@ -91,12 +86,13 @@ class Loop:
         learner: Learner | None = None,
         draw_first: Draw | None = None,
         seconds: DeviceTimes = lambda latency_ms: latency_ms / 1e3,
+        sampler: Sampler | None = None,
     ) -> None:
         self._space = space
         self._settings = sampling or SamplingSettings()
         self._learner = learner or Learner.of(space, training or TrainingSettings())
         self._bins = self._settings.depth_bins(space)
-        self._sampler = make_sampler(self._settings.sampling, space, self._bins)
+        self._sampler = sampler or make_sampler(self._settings.sampling, space, self._bins)
         self._draw_first = draw_first
         self._seconds = seconds
         self._rounds: list[list[Architecture]] = []
@@ -205,7 +201,9 @@ class Loop:
             return False
         if self._settings.judge == "overall":
             found = [_surely(each) for each in self.evaluation.bins]
-            overall = np.mean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
+            overall = (
+                np.nanmean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
+            )
             return bool(overall >= self._settings.target_accuracy_percent)
         return all(self._passing())
 
@@ -357,28 +355,12 @@ class Loop:
             for candidate in self._sampler.sample(share, rng, each, exclude)
         ]
         strata = self._bins.of(np.array([each.depth for each in pool], dtype=np.int64))
-        encoder, samples = self._learner.encoder, self._samples()
-        encodings = encoder.encode([*pool, *samples.architectures])
-        noise, seconds, importance = NOISE, np.ones(len(pool)), None
-        if not len(samples):
-            features = prior_features(encodings, encoder.layout.groups)
-        else:
-            if isinstance(self.predictor, JointPredictor):
-                features, noise = self.predictor.joint_features(encodings)
-            else:
-                features = prior_features(encodings, encoder.layout.groups)
-            weights = samples.weights()
-            known = features[len(pool) :]
-            features = posterior_features(
-                features[: len(pool)], known, noise * weights.mean() / weights
-            )
-            seconds = self._seconds(self.predictor.predict(encodings[: len(pool)]))
+        samples, encoder = self._samples(), self._learner.encoder
+        if len(samples):
             importance = self._importance()[strata]
-        rows = (
-            most_informative(features, n, strata=strata)
-            if importance is None
-            else most_informative(features, n, seconds, noise, importance)
-        )
+            rows = next_ones(pool, n, encoder, self.predictor, samples, importance, self._seconds)
+        else:
+            rows = first_ones(pool, n, encoder, strata)
         return [pool[row] for row in rows]
 
     def _importance(self) -> NDArray[np.float64]:

@@ -136,11 +136,14 @@ class Learner:
             evaluation: Evaluation on the samples.
             samples: Samples.
             predictor: Predictor trained on all samples.
-            population: Random architectures of each bin.
+            population: Random architectures of each bin; the accuracy of a bin without any is NaN.
             bins: Depth bins.
             confidence: Probability that the accuracy of a bin is at least its bound.
         """
-        mean_std = [with_std(predictor, self.encoder.encode(each))[1].mean() for each in population]
+        mean_std = [
+            with_std(predictor, self.encoder.encode(each))[1].mean() if each else np.nan
+            for each in population
+        ]
         expected = expected_errors(
             evaluation.predicted_ms / samples.latency_ms - 1,
             evaluation.stds,
@@ -151,7 +154,7 @@ class Learner:
         percent, lower = 100 - 100 * expected.estimate, 100 - 100 * expected.upper
         return replace(
             evaluation,
-            accuracy_percent=float(percent.mean()),
+            accuracy_percent=float(np.nanmean(percent)),
             bins=[
                 replace(each, accuracy_percent=own, lower_percent=least)
                 for each, own, least in zip(

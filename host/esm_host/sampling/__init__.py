@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from esm_host.arguments import argument
+from esm_host.errors import UsageError
 from esm_host.plugins import own_failures, plugin_class
 from esm_protos.plugins import Family
 
@@ -35,9 +37,11 @@ def sampler_class(name: str) -> type[Sampler]:
             or ``path/to/file.py:Class``.
 
     Raises:
-        UsageError: the sampler does not exist or cannot be loaded.
+        UsageError: the sampler does not exist, cannot be loaded, or chooses without bins.
     """
     found: type[Sampler] = plugin_class(FAMILY, name)
+    if found.chooses and not found.by_bin:
+        raise UsageError(f"{argument('sampling')} {name}: chooses needs by_bin, set both to True")
     return found
 
 

@@ -1,6 +1,7 @@
 """Loops that choose what they measure from the first model on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from esm_host.errors import UsageError
 from esm_host.extension.training import Learner
 from esm_host.sampling import make_sampler
 from esm_host.sampling.bins import DepthBins
+from esm_host.sampling.informative import InformativeSampler
 from esm_models.architecture import Architecture
 from tests.host.fake_campaign import SPACE, ByDepth
 
@@ -116,3 +118,31 @@ def test_samplers_that_draw_keep_their_estimates_and_steps() -> None:
 def test_cost_aware_steps_need_drawn_samples() -> None:
     with pytest.raises(UsageError, match="cost-aware chooses among random samples"):
         choosing(extension="cost-aware")
+
+
+def test_a_sampler_of_ones_own_draws_the_candidates() -> None:
+    class Shallow(InformativeSampler):
+        def sample(
+            self,
+            n: int,
+            rng: np.random.Generator,
+            bin_index: int | None = None,
+            exclude: Collection[str] = (),
+        ) -> list[Architecture]:
+            drawn = super().sample(n, rng, bin_index, exclude)
+            return [a for a in drawn if a.depth <= BINS.depths(1)[-1]]
+
+    settings = choosing(max_models=40, target_accuracy_percent=99.9, judge="overall")
+    loop = run(esm_host.Loop(SPACE, settings, sampler=Shallow(SPACE, BINS)))
+    assert max(depths(loop.rounds[0])) == 1
+    assert all(max(depths(architectures)) <= 1 for architectures in loop.rounds)
+
+
+def test_a_sampler_that_chooses_draws_by_bin(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from esm_host.sampling.random import RandomSampler\n"
+        "class Own(RandomSampler):\n    chooses = True\n"
+    )
+    with pytest.raises(UsageError, match=r"own.py:Own: chooses needs by_bin, set both to True"):
+        choosing(sampling=f"{path}:Own")
