@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser database faketime test test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos references clean
+.PHONY: demo browser database faketime test test-benchmarks test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos references clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -13,7 +13,10 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks"
+
+test-benchmarks: $(STAMP)  ## the programs of benchmarks/, each as a whole, at a small size
+	$(BIN)/python -m pytest -m benchmarks
 
 test-predictors: $(STAMP)  ## what every predictor does, of those that are slow to train; some minutes
 	$(BIN)/python -m pytest -n 2 -m predictors

@@ -95,6 +95,7 @@ def test_what_is_reported_of_a_pool_that_ran_out(
     assert ">= 4.5" in printed
 
 
+@pytest.mark.benchmarks
 def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ["--balanced", "150", "--random", "150", "--held-out", "50"]
     files = ["--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.png")]

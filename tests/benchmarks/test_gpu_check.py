@@ -48,6 +48,7 @@ def test_what_does_not_depend_on_a_gpu_is_ok(box: gpu_check.Box, check: str) -> 
     assert row["figures"]
 
 
+@pytest.mark.benchmarks
 @pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.parametrize(
     "check",
@@ -60,6 +61,7 @@ def test_timings_give_figures_whatever_they_say(box: gpu_check.Box, check: str) 
     gpu_check.show(row)
 
 
+@pytest.mark.benchmarks
 def test_a_processor_has_no_tf32(box: gpu_check.Box, monkeypatch: pytest.MonkeyPatch) -> None:
     row = gpu_check.attempt(gpu_check.tf32, box)
     assert (row["outcome"], row["text"]) == ("failed", "on, nothing changes")

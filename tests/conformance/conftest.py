@@ -22,7 +22,9 @@ def _plugin(config: pytest.Config) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "plugin" in metafunc.fixturenames and hasattr(metafunc.module, "BUILTIN"):
         plugin = _plugin(metafunc.config)
-        metafunc.parametrize("plugin", [plugin] if plugin else metafunc.module.BUILTIN)
+        joint = "joint" in metafunc.fixturenames
+        builtin = metafunc.module.JOINT if joint else metafunc.module.BUILTIN
+        metafunc.parametrize("plugin", [plugin] if plugin else builtin)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -85,6 +85,9 @@ BUILTIN = [
 ]
 
 
+JOINT = ["auto"]
+
+
 def encoding_of(plugin: str) -> str:
     return ENCODING.get(plugin) or entry(plugin).encoding
 

@@ -376,6 +376,7 @@ def profile(run: Path, *arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in command])
 
 
+@pytest.mark.faults
 def test_an_agent_of_half_the_speed_is_noticed(tmp_path: Path, config: Path) -> None:
     with agents(config, AGENT, ("tests.host.slow_agent",)):
         result = profile(tmp_path / "run", "--initial", 20, "--runs", 60)

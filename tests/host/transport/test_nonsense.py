@@ -238,7 +238,7 @@ def test_what_is_believed_can_be_stored_and_reported(tmp_path: Path) -> None:
     numbers = itertools.count()
     stored: list[str] = []
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(
         st.lists(messages(pb.ModelResult, odd=30), min_size=4, max_size=4),
         messages(pb.BlockDone, odd=30),
