@@ -24,22 +24,7 @@ DeviceTimes = Callable[[Floats], Floats]
 """Function that converts latencies, ms, shape ``(n,)``, to device times, s, shape ``(n,)``."""
 
 
-def first_ones(
-    pool: Sequence[Architecture], n: int, encoder: Encoder, strata: NDArray[np.integer]
-) -> NDArray[np.intp]:
-    """Return the rows to measure while no latency is known, in equal shares of the strata.
-
-    Args:
-        pool: Candidates.
-        n: Number of rows.
-        encoder: Encoder of the predictor; its groups of columns count the same.
-        strata: Stratum of each candidate.
-    """
-    features = prior_features(encoder.encode(pool), encoder.layout.groups)
-    return most_informative(features, n, strata=strata)
-
-
-def next_ones(
+def choose_next(
     pool: Sequence[Architecture],
     n: int,
     encoder: Encoder,

@@ -20,12 +20,13 @@ from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy
 from esm_host.extension.allocate import allocate, by_shortfall
 from esm_host.extension.committee import choose
-from esm_host.extension.informative import DeviceTimes, first_ones, next_ones
+from esm_host.extension.informative import DeviceTimes, choose_next
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
 from esm_host.predictors.base import Predictor
 from esm_host.sampling import make_sampler
 from esm_host.sampling.base import Sampler
+from esm_host.transfer.choose import choose as choose_first
 from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError
@@ -199,13 +200,12 @@ class Loop:
             return False
         if self._sampler.chooses and len(self._told) < LEAST_ROUNDS * self._settings.initial:
             return False
-        if self._settings.judge == "overall":
-            found = [_surely(each) for each in self.evaluation.bins]
-            overall = (
-                np.nanmean(found) if self._sampler.chooses else self.evaluation.accuracy_percent
-            )
-            return bool(overall >= self._settings.target_accuracy_percent)
-        return all(self._passing())
+        if self._settings.judge == "bins":
+            return all(self._passing())
+        overall = self.evaluation.accuracy_percent
+        if self._sampler.chooses:
+            overall = float(np.nanmean([_surely(each) for each in self.evaluation.bins]))
+        return overall >= self._settings.target_accuracy_percent
 
     @property
     def reason(self) -> str:
@@ -318,19 +318,16 @@ class Loop:
 
     def _draw(self, number: int) -> list[Architecture]:
         """Draw the next round; empty if the space is exhausted."""
-        settings = self._settings
-        if number == 0:
-            if self._draw_first is not None:
-                return self._drawn(number, settings.initial, None, self._draw_first)
-            if self._sampler.chooses:
-                return self._drawn(number, settings.initial, None, self._draw_informative)
-            quotas = self._sampler.quotas(settings.initial)
-            return self._drawn(number, settings.initial, quotas, self._sampler.sample)
-        step = min(settings.step, settings.max_models - self._asked)
+        settings, is_first = self._settings, number == 0
+        wanted = settings.initial if is_first else settings.step
+        step = min(wanted, settings.max_models - self._asked)
+        if is_first and self._draw_first is not None:
+            return self._drawn(number, step, None, self._draw_first)
         if self._sampler.chooses:
             return self._drawn(number, step, None, self._draw_informative)
-        if self._sampler.quotas(step) is None:
-            return self._drawn(number, step, None, self._sampler.sample)
+        quotas = self._sampler.quotas(step)
+        if is_first or quotas is None:
+            return self._drawn(number, step, quotas, self._sampler.sample)
         if settings.extension == "cost-aware":
             accuracy = [_accuracy(each) for each in self.evaluation.bins]
             quotas = by_shortfall(step, accuracy, settings.target_accuracy_percent)
@@ -358,9 +355,9 @@ class Loop:
         samples, encoder = self._samples(), self._learner.encoder
         if len(samples):
             importance = self._importance()[strata]
-            rows = next_ones(pool, n, encoder, self.predictor, samples, importance, self._seconds)
+            rows = choose_next(pool, n, encoder, self.predictor, samples, importance, self._seconds)
         else:
-            rows = first_ones(pool, n, encoder, strata)
+            rows = choose_first(encoder, self._space.encode(pool), n, strata=strata)
         return [pool[row] for row in rows]
 
     def _importance(self) -> NDArray[np.float64]:
