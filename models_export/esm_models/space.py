@@ -24,6 +24,7 @@ from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, Model
 from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
 from esm_protos.nearest import unknown
 from esm_protos.plugins import own_failure, own_name
+from esm_protos.text import counted
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
@@ -160,7 +161,7 @@ class SearchSpace(ABC):
         """Check the class attributes.
 
         Raises:
-            InvalidSpaceError: a unit has no depths, or two features have one name.
+            InvalidSpaceError: a class attribute is invalid; the message says which.
         """
         own, features = own_name(self), self.features
         if isinstance(features, str) or not all(isinstance(each, Feature) for each in features):
@@ -331,16 +332,15 @@ class SearchSpace(ABC):
             )
         if len(architecture.units) != self.unit_count:
             raise InvalidArchitectureError(
-                f"{self.name} has {self.unit_count} unit{'s' * (self.unit_count != 1)}; the "
-                f"architecture has {len(architecture.units)}"
+                f"{self.name} has {counted(self.unit_count, 'unit')}; the architecture has "
+                f"{len(architecture.units)}"
             )
         for number, (unit, depths) in enumerate(
             zip(architecture.units, self.depths, strict=True), start=1
         ):
             if len(unit) not in depths:
                 raise InvalidArchitectureError(
-                    f"unit {number} has {len(unit)} block{'s' * (len(unit) != 1)}; {self.name} "
-                    "allows "
+                    f"unit {number} has {counted(len(unit), 'block')}; {self.name} allows "
                     f"{', '.join(map(str, depths))}"
                 )
             for label in unit:

@@ -81,7 +81,7 @@ class Commands(TyperGroup):
         return result
 
 
-def one_line(error: typer.TyperException, arguments: Sequence[str] = ()) -> str:
+def one_line(error: typer.TyperException, arguments: Sequence[str]) -> str:
     """Return a usage error on one line, with the nearest valid word and the help command.
 
     Args:
@@ -129,9 +129,11 @@ def with_origins(text: str) -> str:
     precedes it.
     """
     ctx = get_current_context(silent=True)
-    for param in () if ctx is None else ctx.command.params:
-        source = ctx.get_parameter_source(param.name) if ctx and param.name else None
-        variable = str(getattr(param, "envvar", None))
+    if ctx is None:
+        return text
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(param.name or "")
+        variable = str(param.envvar)
         if source is None or source.name != "ENVIRONMENT" or variable in text:
             continue
         for option in param.opts:

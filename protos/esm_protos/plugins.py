@@ -217,6 +217,11 @@ def described(error: BaseException, path: Path | None) -> str:
     return f"{' '.join(f'{type(error).__name__}: {error}'.split())}{at}"
 
 
+def described_in(error: BaseException, cls: type) -> str:
+    """Return an error on one line, with its line in the file of a class."""
+    return described(error, Path(inspect.getfile(cls)))
+
+
 def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
     """Return a failure of a class from a user's file on one line, with its file and line.
 
@@ -226,9 +231,10 @@ def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
         error: Failure.
         what: What failed, such as ``"cannot be built"``.
     """
-    path = own_file(plugin)
+    if (path := own_file(plugin)) is None:
+        return ""
     subject = f"{own_name(plugin)} {what}".rstrip()
-    return "" if path is None else f"{subject}: {described(error, path)}"
+    return f"{subject}: {described(error, path)}"
 
 
 def failure_in_own_file(error: BaseException) -> str:
@@ -237,7 +243,7 @@ def failure_in_own_file(error: BaseException) -> str:
     It is ``""`` if no file of a user took part. Properties and generators fail far from the call
     that a base class makes.
     """
-    own = {module.__file__ for name, module in list(sys.modules.items()) if name in _READ}
+    own = {module.__file__ for _, module in list(_READ.values())}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in own:
             return f"{frame.filename}: {described(error, Path(frame.filename))}"

@@ -68,10 +68,9 @@ class ProviderOption:
                 f"the option '{self.name}' has the choices {self.choices!r}: give a tuple of texts"
             )
         anything = replace(self, choices=())
-        for value in (*self.choices, self.default):
-            taker = self if value is self.default else anything
+        checks = [("choice", value, anything) for value in self.choices]
+        for what, value, taker in (*checks, ("default", self.default, self)):
             if not isinstance(value, str) or not taker.takes(value):
-                what = "default" if value is self.default else "choice"
                 raise DeclarationError(
                     f"the option '{self.name}' has the {what} {value!r}: give {taker.values}, as "
                     "text"
@@ -121,8 +120,9 @@ class ProviderInfo:
             if option.name in seen:
                 raise DeclarationError(f"two options are named '{option.name}': rename one of them")
             seen.add(option.name)
-        pairs = self.identity.items() if isinstance(self.identity, Mapping) else [(None, None)]
-        if not all(isinstance(word, str) for pair in pairs for word in pair):
+        if not isinstance(self.identity, Mapping) or not all(
+            isinstance(word, str) for pair in self.identity.items() for word in pair
+        ):
             raise DeclarationError(f"identity is {self.identity!r}: give a dict of texts")
 
     def complete(self, given: Mapping[str, str]) -> dict[str, str]:

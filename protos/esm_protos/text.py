@@ -21,9 +21,15 @@ def foreign(text: str, longest: int = LONGEST_TEXT) -> str:
     return printable(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: ``1 model``, ``2 models``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: float, noun: str, form: str = "") -> str:
+    """Return a count with its noun: ``1 model``, ``2 models``.
+
+    Args:
+        count: Count.
+        noun: Noun whose plural ends with s.
+        form: Format of the count, as in :func:`format`.
+    """
+    return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
 
 
 def install(extra: str) -> str:

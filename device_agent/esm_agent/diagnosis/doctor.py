@@ -128,7 +128,9 @@ def _governor(case: _Case) -> Finding:
     governors = Counter(case.now.governors)
     if not governors:
         return Finding("governor", Severity.UNKNOWN, "not reported (common on virtual machines)")
-    text = ", ".join(f"{name} on {_processors(count)}" for name, count in governors.items())
+    text = ", ".join(
+        f"{name} on {counted(count, 'processor')}" for name, count in governors.items()
+    )
     if set(governors) == {"performance"}:
         return Finding("governor", Severity.OK, text)
     # pyperf's `system tune` and the kernel's own documentation (admin-guide/pm/cpufreq): any other
@@ -160,7 +162,7 @@ def _turbo(case: _Case) -> Finding:
 def _affinity(case: _Case) -> Finding:
     """Check which processors the agent runs on, if they differ in kind."""
     machine = case.machine
-    text = f"may use {len(machine.usable)} of {_processors(len(machine.online))}"
+    text = f"may use {len(machine.usable)} of {counted(len(machine.online), 'processor')}"
     mhz = [machine.max_mhz[n] for n in machine.usable if n in machine.max_mhz]
     if mhz and min(mhz) < _SAME_KIND * max(mhz):
         text += (
@@ -198,7 +200,7 @@ def _quota(case: _Case) -> Finding:
     fix = "raise the container's limit: --cpus, or CPUQuota= of the service"
     if quota is None or (quota >= usable and not stopped):
         return Finding("quota", Severity.OK, "no limit on processor time")
-    text = f"this control group gets {quota:.2g} of {_processors(usable)}{stopped}"
+    text = f"this control group gets {quota:.2g} of {counted(usable, 'processor')}{stopped}"
     if quota < 1 or stopped:
         # CFS bandwidth control stops the group for the rest of each period, usually of 100 ms.
         why = "" if stopped else ": runs are stopped midway again and again"
@@ -267,7 +269,7 @@ def _background(case: _Case) -> Finding:
     if busy is None or own is None:
         return Finding("background", Severity.UNKNOWN, f"not reported{loaded}")
     others = max(0.0, busy - own) / case.seconds
-    text = f"other programs used {others:.2f} of {_processors(cores)} during the probe{loaded}"
+    text = f"other programs used {others:.2f} of {counted(cores, 'processor')} during the probe{loaded}"
     if cores - others < 1 - _TENTH:
         return Finding(
             "background", Severity.UNFIT, f"{text}: less than one is left for the agent", fix
@@ -469,10 +471,6 @@ _CHECKS: tuple[Callable[[_Case], Finding], ...] = (
     _usual_pace,
     _interval,
 )
-
-
-def _processors(count: int) -> str:
-    return counted(count, "processor")
 
 
 def _listed(numbers: Iterable[int]) -> str:

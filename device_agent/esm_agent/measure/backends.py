@@ -26,7 +26,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Profile,
 )
-from esm_protos.plugins import described
+from esm_protos.plugins import described_in
 from esm_protos.providers import ProviderInfo
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
@@ -118,9 +118,9 @@ class Backend(ABC):
 
 def failure_of(provider: Backend, error: Exception) -> str:
     """Return the error of a provider's hook on one line, with the class and its file."""
-    path = Path(inspect.getfile(type(provider)))
-    where = f"{path}:{type(provider).__name__}"
-    return f"the provider {provider.name} failed: {where}: {described(error, path)}"
+    cls = type(provider)
+    where = f"{inspect.getfile(cls)}:{cls.__name__}"
+    return f"the provider {provider.name} failed: {where}: {described_in(error, cls)}"
 
 
 def load_error(error: Exception, path: Path) -> ModelError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,11 +121,10 @@ class Feed:
         fed = [f"{_short(i.name)} {i.type} {_dims(i.dims)}" for i in self.inputs]
         text = f"{failure.message}; fed {_listed(fed)}"
         if self.free:
-            free = _listed([_quoted(name) for name in self.free])
+            free = _listed(self.free, _quoted)
             text += f"; free dimensions of {free} were set to 1: give their sizes"
         if self.drawn:
-            drawn = _listed([_quoted(name) for name in self.drawn])
-            text += f"; values of {drawn} are random: give values"
+            text += f"; values of {_listed(self.drawn, _quoted)} are random: give values"
         return Failure(FailureKind.INVALID_INPUT, text)
 
 
@@ -182,8 +181,8 @@ def draw(
     free = []
     for slot in slots.values():
         if slot.name not in shapes and slot.name not in arrays:
-            unknown = [d for d in slot.dims if not _is_fixed(d) and d not in sizes]
-            if unknown or (slot.kind.is_sequence and not slot.dims):
+            unset = [d for d in slot.dims if not _is_fixed(d) and d not in sizes]
+            if unset or (slot.kind.is_sequence and not slot.dims):
                 free.append(slot.name)
             dims = tuple(d if _is_fixed(d) else sizes.get(d, (1, ""))[0] for d in slot.dims)
             shapes[slot.name] = dims or (_SEQUENCE_DIMS if slot.kind.is_sequence else ())
@@ -427,7 +426,7 @@ def _small_floats(element: Element, dims: Dims, rng: np.random.Generator) -> NDA
 
 def _known(name: str, slots: Mapping[str, _Slot], what: str) -> _Slot:
     if name not in slots:
-        takes = f"the model takes {_listed([_quoted(each) for each in slots]) or 'none'}"
+        takes = f"the model takes {_listed(list(slots), _quoted) or 'none'}"
         refused = unknown("input", _short(name), map(_short, slots), choices=takes)
         raise _refused(f"{what} is given for an {refused}")
     return slots[name]
@@ -442,14 +441,14 @@ def _dims(dims: tuple[Any, ...]) -> str:
     return "x".join(_short("?" if d in (None, "") else d) for d in dims[:_SHOWN]) or "a scalar"
 
 
-def _listed(names: Any) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(_short(n) for n in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _short(text: object) -> str:
+    return str(text)[:_LONGEST]
 
 
 def _quoted(name: object) -> str:
     return f"'{_short(name)}'"
 
 
-def _short(text: object) -> str:
-    return str(text)[:_LONGEST]
+def _listed(names: Sequence[object], show: Callable[[object], str] = _short) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(map(show, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esm_agent.one_line import fail, one_line_errors
+from esm_protos.text import counted
 
 if TYPE_CHECKING:
     from esm_agent.measure.history import Conditions, HistoryRecord
@@ -82,11 +83,10 @@ def _lines(path: Path, records: Sequence[HistoryRecord]) -> list[str]:
     for each in records:
         since = datetime.fromtimestamp(each.since_unix_s, UTC)
         moments = 0 if each.usual is None else each.usual.moments
-        plural = "" if moments == 1 else "s"
         lines += [
             "",
             _title(each.conditions),
-            f"  {moments} moment{plural} since {since:%F %R} UTC",
+            f"  {counted(moments, 'moment')} since {since:%F %R} UTC",
         ]
         if each.usual is None:
             continue

@@ -6,16 +6,14 @@ entry points of installed packages in the group ``esm.metrics``.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from esm_protos.metrics import KNOWN, Metric
-from esm_protos.plugins import Family, PluginError, described
+from esm_protos.plugins import Family, PluginError, described_in
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +66,32 @@ def load_sources(names: Sequence[str]) -> list[MetricSource]:
     taken = {name for metric in KNOWN.values() for name in (metric.key, metric.field)}
     for name in names:
         try:
-            made = SOURCES.load(name)
+            source = _created(name)
+            for metric in source.metrics:
+                for key in sorted({metric.key, metric.field} & taken):
+                    raise PluginError(f"{key} is taken: rename its key")
+                taken |= {metric.key, metric.field}
         except PluginError as error:
             raise PluginError(f"--metrics {name}: {error}") from error
-        try:
-            sources.append(made())
-            metrics = sources[-1].metrics
-        except Exception as error:  # anything that a user's class may do
-            raise PluginError(f"--metrics {name}: {_described(error, made)}") from error
-        if not isinstance(metrics, tuple | list) or not all(
-            isinstance(each, Metric) for each in metrics
-        ):
-            raise PluginError(f"--metrics {name}: metrics is {metrics!r}: give a tuple of Metric")
-        for metric in metrics:
-            for key in sorted({metric.key, metric.field} & taken):
-                raise PluginError(f"--metrics {name}: {key} is taken: rename its key")
-            taken |= {metric.key, metric.field}
+        sources.append(source)
     return sources
+
+
+def _created(name: str) -> MetricSource:
+    """Create a metric source.
+
+    Raises:
+        PluginError: it does not exist or cannot be created, or its metrics are none.
+    """
+    made = SOURCES.load(name)
+    try:
+        source: MetricSource = made()
+        metrics = source.metrics
+    except Exception as error:  # anything that a user's class may do
+        raise PluginError(described_in(error, made)) from error
+    if not isinstance(metrics, tuple | list) or not all(isinstance(m, Metric) for m in metrics):
+        raise PluginError(f"metrics is {metrics!r}: give a tuple of Metric")
+    return source
 
 
 class VisitMetrics:
@@ -144,20 +151,15 @@ class VisitMetrics:
         log.warning(
             "metric source %s is dropped for this block: %s",
             type(source).__name__,
-            _described(error, type(source)),
+            described_in(error, type(source)),
         )
-
-
-def _described(error: Exception, source: type[MetricSource]) -> str:
-    """Return an error on one line, with its line in the source's file."""
-    return described(error, Path(inspect.getfile(source)))
 
 
 def _checked(source: MetricSource, values: Mapping[str, float]) -> dict[str, float]:
     """Return values as numbers.
 
     Raises:
-        TypeError: the values are no mapping.
+        TypeError: the values are not a mapping.
         ValueError: a key is unknown, or a value is not finite.
     """
     known = {metric.key for metric in source.metrics}

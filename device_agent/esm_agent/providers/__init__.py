@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FIRST = "cpu"
 """Name of the provider that is always available."""
+COMPILED = "providers"
+"""Name of the folder with compiled models in the agent's cache folder."""
 
 FAMILY = Family(
     what="execution provider",

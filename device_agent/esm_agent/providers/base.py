@@ -34,6 +34,7 @@ from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import Placement, called, nodes_by_provider, refusal
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
@@ -148,7 +149,7 @@ class Provider(Backend):
         """
         given = os.environ.get("CACHE_DIRECTORY")  # systemd's
         own = Path(given) if given else user_folder("XDG_CACHE_HOME", ".cache") / "esm-agent"
-        folder = own / "providers" / self.name
+        folder = own / COMPILED / self.name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from esm_agent.providers import COMPILED
 from esm_agent.serving.scratch import PREFIX, Scratch
 from esm_protos.locks import lock
 from esm_protos.messages import File
@@ -387,8 +388,7 @@ class Cache:
         if os.getuid() not in (status.st_uid, _ROOT):
             raise PermissionError(errno.EPERM, _OTHERS, str(self.folder))
         if status.st_mode & 0o077:
-            names = [path.name for path in self.folder.iterdir()]
-            if not all(_NAME.fullmatch(name) or name.startswith(PREFIX) for name in names):
+            if not all(_is_own(path.name) for path in self.folder.iterdir()):
                 raise PermissionError(errno.EPERM, _SHARED, str(self.folder))
             try:
                 self.folder.chmod(0o700)
@@ -447,6 +447,11 @@ _ROOT = 0
 _OTHERS = "it belongs to another user: choose another folder with --cache"
 _SHARED = "it is open to other users and holds other files: choose an empty folder with --cache"
 _UPLOADING = "the same file is being uploaded by another call"
+
+
+def _is_own(name: str) -> bool:
+    """Return whether the agent makes files or folders of this name in a cache folder."""
+    return name == COMPILED or name.startswith(PREFIX) or bool(_NAME.fullmatch(name))
 
 
 def _link(own: Path, path: Path) -> None:

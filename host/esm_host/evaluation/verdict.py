@@ -186,8 +186,8 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     if threads <= processors:
         return []
     fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
-    what = f"{counted(threads, 'thread')} on {processors:.3g} processor"
-    return [(Verdict.STABLE, f"{what}{'s' * (processors != 1)}: {fix}")]
+    what = f"{counted(threads, 'thread')} on {counted(processors, 'processor', '.3g')}"
+    return [(Verdict.STABLE, f"{what}: {fix}")]
 
 
 def missing_references_evidence(missing: bool, why: str = "") -> list[tuple[Verdict, str]]:

@@ -293,7 +293,7 @@ def duration(seconds: float) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return counted(count, noun, ",")
 
 
 def _figures(parts: Sequence[Any]) -> list[Figure]:

@@ -61,8 +61,9 @@ def check_threads(device: DeviceInfo, counts: Iterable[int]) -> None:
     for threads in counts:
         if threads > most:
             raise UsageError(
-                f"{argument('threads')} {threads}: the device has {processors:.3g} "
-                f"processor{'s' * (processors != 1)}, give {int(processors)}, or {most} at most"
+                f"{argument('threads')} {threads}: the device has "
+                f"{counted(processors, 'processor', '.3g')}, give {int(processors)}, or {most} at "
+                "most"
             )
 
 

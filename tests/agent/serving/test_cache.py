@@ -19,6 +19,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from esm_agent.door.auth import OpenDoor
+from esm_agent.providers import make_provider
 from esm_agent.serving.cache import Cache, CacheError, CacheFullError, MissingFile, NotCachedError
 from esm_agent.serving.server import AgentServer
 from esm_host.errors import DeviceError, NotNowError
@@ -304,6 +305,16 @@ def test_a_folder_of_other_files_is_not_closed_to_their_users(tmp_path: Path) ->
     with pytest.raises(PermissionError, match="holds other files: choose an empty folder with "):
         Cache(folder, 1000)
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_a_provider_made_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    tmp_path.chmod(0o755)
+    make_provider("cpu").cache_folder()
+    Cache(tmp_path, 1000)
+    assert tmp_path.stat().st_mode & 0o077 == 0
 
 
 def test_a_folder_of_another_user_is_refused(
