@@ -1,6 +1,6 @@
 """Number of models needed until every depth bin is accurate, by sampling strategy.
 
-    python -m benchmarks.convergence --measure --run runs/convergence   # 30 minutes, once
+    python -m benchmarks.convergence --measure --run runs/convergence   # 50 minutes, once
     python -m benchmarks.convergence --run runs/convergence [--json FILE] [--plot FILE.png]
 
 Measures a pool of ResNet subnets (64 px, width x0.25) on this machine: a part drawn balanced over
@@ -55,7 +55,7 @@ BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 5)
 SPEC = MeasuringSettings("local").spec
 ROUND = 200  # planned at a time; judging reads the whole store, so not too few
 
-SIZES = {"balanced": 1800, "random": 2200, "held_out": 500}
+SIZES = {"balanced": 1500, "random": 1000, "held_out": 500}
 """Numbers of models of the pool's parts."""
 
 # The same for all that are compared. The paper begins with 300 and adds 100; where balanced

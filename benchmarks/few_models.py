@@ -1,7 +1,8 @@
 """Number of models that campaigns need, and whether what they declare is true.
 
-    python -m benchmarks.convergence --measure --run runs/convergence   # 30 minutes, once
+    python -m benchmarks.convergence --measure --run runs/convergence   # 50 minutes, once
     python -m benchmarks.few_models --run runs/convergence [--seeds 10] [--json FILE]
+    python -m benchmarks.few_models --machines 60 --strategies "auto, informative"
 
 Replays campaigns on the measured pool of ``benchmarks.convergence``: the loop that campaigns run
 on draws from the pool instead of the space, with ``auto`` or the paper's perceptron. After each
@@ -9,7 +10,8 @@ round the predictor is judged on the held-out set, which the loop never sees. Tw
 it: the number of models until every depth bin has the target on the held-out set, and whether the
 bins of a campaign that declares its target have it on all models of the pool that it did not use.
 
-``--simulate MACHINE`` makes the latencies up; no figure comes from it.
+``--simulate MACHINE`` makes the latencies up; no figure comes from it. ``--machines N`` replays a
+campaign on each of N simulated devices with random constants, to count declarations that are true.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.convergence import BINS, SIZES, SPACE, SPEC, draw, members
-from benchmarks.simulated import MACHINES, latencies
+from benchmarks.simulated import MACHINES, Machine, latencies, random_machine
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
 from esm_host.evaluation.accuracy import accuracy_by_bin
@@ -99,8 +101,9 @@ class Campaign:
     """Replay of one campaign.
 
     Attributes:
-        needed: Models until every bin has the target on the held-out set; None if never.
-        declared: Models when the campaign declares the target; None if never.
+        needed: Models to learn from until every bin has the target on the held-out set; None if
+            never.
+        declared: Models when the campaign declares the target, its checks included; None if never.
         worst_percent: Accuracy of its worst bin then, on all models that it did not use.
     """
 
@@ -160,12 +163,12 @@ def measured_pool(path: Path) -> Pool:
     return Pool(parts, dict(zip(known, values, strict=True)))
 
 
-def simulated_pool(machine: str) -> Pool:
+def simulated_pool(machine: Machine) -> Pool:
     parts = draw(SIZES)[1]
     everything = [a for part in parts.values() for a in part]
     rng = np.random.default_rng(0)
-    made_up = latencies(SPACE, SPACE.encode(everything), MACHINES[machine], rng)
-    interval = 1.96 * MACHINES[machine].noise
+    made_up = latencies(SPACE, SPACE.encode(everything), machine, rng)
+    interval = 1.96 * machine.noise
     told = {a.key: (ms, interval) for a, ms in zip(everything, made_up.tolist(), strict=True)}
     return Pool(parts, told)
 
@@ -190,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--simulate", choices=MACHINES, help="instead of a measured pool")
+    parser.add_argument("--machines", type=int, help="simulated devices, a campaign on each")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--step", type=int, default=20)
     parser.add_argument("--most", type=int, default=600, help="models at which a replay ends")
@@ -198,23 +202,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    if args.simulate:
-        print(f"SIMULATED ({args.simulate}): nothing here was measured")
-    pool = simulated_pool(args.simulate) if args.simulate else measured_pool(args.run)
+    if args.simulate or args.machines:
+        print("SIMULATED: nothing here was measured")
+    if args.machines:
+        pools = [simulated_pool(random_machine(seed)) for seed in range(args.machines)]
+    elif args.simulate:
+        pools = [simulated_pool(MACHINES[args.simulate])] * args.seeds
+    else:
+        pools = [measured_pool(args.run)] * args.seeds
     result: dict[str, Any] = {}
     print("| strategy | target | models needed | never | declared | with models | true |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in args.strategies:
         for target in args.targets:
             campaigns = [
-                replay(pool, name, target, seed, args.step, args.most) for seed in range(args.seeds)
+                replay(pool, name, target, seed, args.step, args.most)
+                for seed, pool in enumerate(pools)
             ]
             found = result[f"{name}, {target:g}"] = row(campaigns, target, args.most)
             mean = found["declared_mean"]
             print(
                 f"| {name} | {target:g} % | {'>= ' * bool(found['never'])}"
                 f"{found['needed_mean']:.0f} ±{found['needed_sd']:.0f} "
-                f"| {found['never']} | {found['declared']} of {args.seeds} "
+                f"| {found['never']} | {found['declared']} of {len(pools)} "
                 f"| {'-' if mean is None else f'{mean:.0f}'} | {found['kept']} |",
                 flush=True,
             )

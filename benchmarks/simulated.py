@@ -31,6 +31,7 @@ class Machine:
         half_channels: output channels at which a layer reaches half of that.
         order: SD of the effect that the block before has on a block, as a share.
         noise: SD of the logarithm of what is measured.
+        memory_noise: SD of the logarithm of the time for weights from memory.
     """
 
     flops: float
@@ -43,6 +44,7 @@ class Machine:
     half_channels: int
     order: float
     noise: float
+    memory_noise: float = 0.0
 
 
 MACHINES = {
@@ -56,6 +58,28 @@ MACHINES = {
         3e12, 3e11, 1.5e11, 12e6, 8e-6, 50e-6, {1: 0.5, 3: 1, 5: 0.4, 7: 0.4}, 64, 0.10, 0.020
     ),
 }
+
+
+def random_machine(seed: int) -> Machine:
+    """Return a device with constants between those of the machines above."""
+    rng = np.random.default_rng(seed)
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    return Machine(
+        flops=between(8e9, 3e12),
+        bandwidth=between(4e9, 3e11),
+        memory=between(1e9, 1.5e11),
+        cache=between(2e6, 12e6),
+        launch=between(4e-6, 12e-6),
+        start=between(50e-6, 300e-6),
+        efficiency={kernel: float(rng.uniform(0.4, 1)) for kernel in (1, 3, 5, 7)},
+        half_channels=int(between(16, 64)),
+        order=float(rng.uniform(0, 0.1)),
+        noise=between(0.008, 0.02),
+        memory_noise=float(rng.uniform(0, 0.15)),
+    )
 
 
 def latencies(
@@ -76,7 +100,8 @@ def latencies(
             held += np.where(here, weights[unit, code, int(place > 0)], 0)
     soft = 0.15 * machine.cache  # no cache fills up at one point
     beyond = soft * np.logaddexp(0, (held - machine.cache) / soft)
-    exact: NDArray[np.float64] = 1e3 * (total + beyond / machine.memory)
+    unsteady = np.exp(rng.normal(0, machine.memory_noise, len(codes)))
+    exact: NDArray[np.float64] = 1e3 * (total + unsteady * beyond / machine.memory)
     return exact * np.exp(rng.normal(0, machine.noise, len(codes)))
 
 

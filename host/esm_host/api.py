@@ -334,8 +334,9 @@ def resume(
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         watcher: Object with any of the methods of :class:`Watcher`; None for none.
         **changes: New values of ``device``, ``target_accuracy_percent``, ``max_models``,
-            ``train_on``, ``weights``, ``predictor``, ``encoding``, ``group_tolerance_percent`` and
-            ``raw``, as in :class:`Settings`. A setting that is None keeps its value.
+            ``verify``, ``budget_s``, ``train_on``, ``weights``, ``predictor``, ``encoding``,
+            ``group_tolerance_percent`` and ``raw``, as in :class:`Settings`. A setting that is
+            None keeps its value.
 
     Raises:
         UsageError: the folder holds no campaign, or a value is out of range.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 _FLAGS = {
+    "budget_s": "--budget",
     "confidence_percent": "--confidence",
     "dims": "--dim",
     "ep_options": "--ep-option",

@@ -324,7 +324,7 @@ class SearchSpace(ABC):
         """
         if not isinstance(architecture, Architecture):
             raise InvalidArchitectureError(
-                f"{architecture!r} is no architecture: read one with read(), or draw one"
+                f"{architecture!r} is not an architecture: read one with read(), or draw one"
             )
         if architecture.space != self.name:
             raise InvalidArchitectureError(
@@ -409,7 +409,7 @@ class SearchSpace(ABC):
         """
         if not hasattr(architectures, "__len__"):
             raise InvalidArchitectureError(
-                f"{architectures!r} is no list of architectures: give a list, also of a single one"
+                f"{architectures!r} is not a list of architectures: give one, also for a single one"
             )
         codes = np.full((len(architectures), *self.code_shape), -1, dtype=np.int16)
         for row, architecture in enumerate(architectures):

@@ -38,6 +38,7 @@ RUNS = 5
 MODELS = 10
 PROFILE = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "1"]
 PROFILE += ["--initial", str(MODELS), "--max-models", str(MODELS), "--runs", str(RUNS)]
+PROFILE += ["--sampling", "balanced", "--verify", "0"]
 PROFILE += ["--references", "1", "--max-remeasurements", "0", "--target-accuracy", "0"]
 SLOW_S = 900.0
 """Longest time that anything may take under qemu."""

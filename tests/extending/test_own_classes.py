@@ -113,6 +113,7 @@ class Short(Depth):
 
 SMALL = ["--resolution", 32, "--width-mult", 0.25]
 FEW = ["--initial", 15, "--max-models", 15, "--bins", 1, "--block-size", 5, "--runs", 3]
+FEW += ["--verify", 0]
 
 
 def esm_host(*arguments: object) -> Result:

@@ -29,6 +29,7 @@ BLOCKS_WITH_FAULTS = 40
 """Of 50: the others end the campaign in peace."""
 ARGUMENTS = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "4"]
 ARGUMENTS += ["--initial", str(MODELS - 40), "--step", "40", "--max-models", str(MODELS)]
+ARGUMENTS += ["--sampling", "balanced", "--verify", "0"]
 ARGUMENTS += ["--target-accuracy", "100", "--runs", "40", "--block-size", "10"]
 ARGUMENTS += ["--max-remeasurements", "0", "--seed", "1", "--patience", "120"]
 WEIGHTS = {"worker killed": 3, "cut in mid-measurement": 3, "cut in mid-upload": 2}

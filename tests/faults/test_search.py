@@ -20,6 +20,7 @@ pytestmark = pytest.mark.faults
 
 PROFILE = ["profile", "--space", "resnet", "--resolution", "32", "--width-mult", "0.25"]
 PROFILE += ["--initial", "30", "--max-models", "30", "--bins", "2", "--runs", "5"]
+PROFILE += ["--sampling", "balanced", "--verify", "0"]
 OPTIONS = ["--measure", "24", "--batch", "6", "--max-latency", "3", "-q"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from esm_host.dataset.collect import Collector
-from esm_host.dataset.cost import device_time
+from esm_host.dataset.cost import share_of_blocks
 from esm_host.dataset.lanes import Member
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND, Store
@@ -37,6 +37,8 @@ SETTINGS = Settings(
     weights="equal",
     block_size=10,
     max_models=200,
+    verify=0,
+    sampling="balanced",
     spec=MeasureSpec(runs=12),
 )
 
@@ -74,6 +76,7 @@ class Log:
     blocks: list[str] = field(default_factory=list)
     remeasured: int = 0
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[int] = field(default_factory=list)
     on_block_do: Callable[[], None] = lambda: None
 
     warnings: list[str] = field(default_factory=list)
@@ -93,6 +96,9 @@ class Log:
         self.remeasured += blocks
 
     def on_round(self, number: int, architectures: int) -> None: ...
+
+    def on_check(self, architectures: int) -> None:
+        self.checks.append(architectures)
 
     def on_training(self) -> None: ...
 
@@ -131,7 +137,7 @@ def assemble(
         SPACE,
         settings,
         learner=Learner(settings.encoder(SPACE), lambda member: make_predictor(), settings),
-        seconds=lambda latency_ms: device_time(store, settings.spec).seconds(latency_ms),
+        seconds=lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms),
     )
     campaign = CampaignLoop(loop, settings, store, measurements, collector, log)
     return store, collector, campaign

@@ -39,8 +39,10 @@ SMALL = esm_host.Settings(
     bins=2,
     block_size=5,
     target_accuracy_percent=1,
+    verify=0,
     predictor="ridge",
     spec=esm_host.MeasureSpec(runs=5),
+    sampling="balanced",
 )
 
 
@@ -384,7 +386,9 @@ def test_a_watcher_has_the_methods_that_it_cares_for(fake: FakeProfiler, tmp_pat
     counter = Counter()
     esm_host.profile(SMALL, tmp_path / "run", watcher=counter)
     assert counter.blocks == len(fake.blocks) == 4
-    with pytest.raises(esm_host.UsageError, match=r"^watcher int has none of the methods on_round"):
+    with pytest.raises(
+        esm_host.UsageError, match=r"^watcher int has none of the methods on_estimate, on_round"
+    ):
         esm_host.profile(SMALL, tmp_path / "other", watcher=3)
 
 

@@ -29,7 +29,7 @@ from tests.postgres import PASSWORD, Server
 
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
 SMALL += ["--bins", "2", "--block-size", "5", "--runs", "5", "--max-models", "30", "--quiet"]
-SMALL += ["--predictor", "ridge"]
+SMALL += ["--predictor", "ridge", "--sampling", "balanced", "--verify", "0"]
 
 
 def esm(*arguments: object) -> Result:

@@ -52,7 +52,9 @@ def campaign_result(
         "signatures": [
             {"name": each.name, "text": on_command_line(each.text)}
             for each in (
-                [] if converged or not rounds else _signatures(rounds, settings, measurements)
+                _signatures(rounds, settings, measurements)
+                if rounds and settings.has_target and not converged
+                else []
             )
         ],
         "measured_models": rounds[-1]["measured_models"] if rounds else 0,

@@ -44,10 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """Content of the store when it was read; metrics by architecture key."""
+    """Content of the store when it was read; metrics by architecture key.
+
+    ``held_out`` has the keys of the models of the last check.
+    """
 
     table: BlockTable
     dataset: Dataset
+    held_out: set[str]
     figures: Figures
     rounds: list[dict[str, Any]]
     metrics: dict[str, dict[str, float]]
@@ -100,8 +104,8 @@ class Run:
         - ``interval_percent``: half-width of the 95 % confidence interval for the device at any
           time
         - ``raw_ms``: as measured; ``verdict``; ``reasons``: a tuple
-        - ``predicted_ms``: out-of-fold prediction; NaN until the campaign ends;
-          ``error_percent``: error of that prediction
+        - ``predicted_ms``: prediction without this model (of a fold, or of a check); NaN until
+          the campaign ends; ``error_percent``: error of that prediction
         - one column per measured metric, such as ``load_ms`` (docs/timing.md); NaN if not
           measured
         """
@@ -423,7 +427,8 @@ class Run:
         self._check_finished()
         settings, encoder = self.settings, self.encoder
         predictor = self._folder.predictors(settings, encoder)(0)
-        return train(predictor, encoder, self.dataset(), settings)
+        training_set = self.dataset().without(self._records.held_out)
+        return train(predictor, encoder, training_set, settings)
 
     def _check_finished(self) -> None:
         if self.result is None:
@@ -492,7 +497,9 @@ class Run:
             dataset, figures = measurements.dataset(), measurements.figures()
             # The result has one round more if the campaign was finished within a round.
             rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
-            return _Records(table, dataset, figures, rounds, measurements.metrics())
+            return _Records(
+                table, dataset, store.held_out(), figures, rounds, measurements.metrics()
+            )
         finally:
             store.close()
 

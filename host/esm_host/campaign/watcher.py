@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Protocol
 
 from esm_host.arguments import argument, in_python
+from esm_host.campaign.estimate import Estimate
 from esm_host.dataset import collect
 from esm_host.errors import UsageError
 from esm_host.extension.campaign_loop import LoopWatcher
@@ -14,6 +15,9 @@ from esm_protos.messages import Progress
 
 class CampaignWatcher(LoopWatcher, collect.Watcher, Protocol):
     """Receiver of the events of a campaign."""
+
+    def on_estimate(self, estimate: Estimate) -> None:
+        """Report the estimated device time of a new campaign."""
 
 
 class Watcher:
@@ -26,8 +30,14 @@ class Watcher:
                 print(result["accuracy_percent"])
     """
 
+    def on_estimate(self, estimate: Estimate) -> None:
+        """Report the estimated device time of a new campaign."""
+
     def on_round(self, number: int, architectures: int) -> None:
         """Report that a round begins, and its number of planned architectures."""
+
+    def on_check(self, architectures: int) -> None:
+        """Report that a round begins that checks the predictor on random architectures."""
 
     def on_progress(self, progress: Progress, device: str) -> None:
         """Report the progress of a block; ``device`` is empty for a single device."""
@@ -50,6 +60,12 @@ class Watcher:
     def warn(self, text: str) -> None:
         """Issue a Python warning about the result or a lost device."""
         warnings.warn(in_python(text), stacklevel=2)
+
+
+def hears(watcher: CampaignWatcher, event: str) -> bool:
+    """Return whether a completed watcher has its own method for an event."""
+    own = getattr(watcher, event)
+    return getattr(own, "__func__", own) is not getattr(Watcher, event)
 
 
 def complete(watcher: object | None) -> CampaignWatcher:

@@ -11,7 +11,7 @@ import typer
 from esm_host.arguments import flag, on_command_line
 from esm_host.campaign.folder import RunFolder
 from esm_host.cli.errors import INTERRUPTED
-from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts
+from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts, said_of_check
 from esm_host.cli.table import Verdict
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
@@ -86,17 +86,21 @@ def run_campaign(
 
 def _show_target(ended: CampaignResult, settings: Settings) -> int:
     result = ended.result
-    print_bins(result["rounds"][-1], settings.target_accuracy_percent)
+    print_bins(result["rounds"][-1], settings.target_percent)
     print_verdicts(ended.dataset)
-    for line in said_of_transfer(result.get("transfer")):
+    transfer, check = result.get("transfer"), result["rounds"][-1].get("check")
+    for line in [*said_of_transfer(transfer), *said_of_check(check)]:
         typer.echo(line)
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
-    verdict = Verdict("converged" if ended.converged else "not converged").shown()
+    if settings.has_target:
+        verdict = Verdict("converged" if ended.converged else "not converged").shown()
+    else:
+        verdict = Verdict("done").shown()
     typer.echo(f"{verdict}: {on_command_line(ended.reason)} {_times(result)}")
     for signature in result["signatures"]:
         typer.echo(signature["text"])
-    return 0 if ended.converged else TARGET_NOT_REACHED
+    return 0 if ended.converged or not settings.has_target else TARGET_NOT_REACHED
 
 
 def show_transfer(ended: CampaignResult, settings: Settings) -> int:

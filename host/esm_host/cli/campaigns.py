@@ -116,5 +116,5 @@ def _state(campaign: Campaign) -> str:
     if not campaign.finished:
         return "unfinished"
     if campaign.converged is None:
-        return "transferred"
+        return "done"
     return "converged" if campaign.converged else "not converged"

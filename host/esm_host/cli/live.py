@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from esm_host.arguments import on_command_line
+from esm_host.campaign.estimate import Estimate
 from esm_host.cli.progress import duration, waiting
 from esm_host.cli.table import Verdict, print_table
 from esm_host.dataset.table import Dataset
@@ -91,8 +92,7 @@ class Live:
         self._seconds.append((models, now - self._block_began))
         self._block_began = now
         self._pending = pending
-        per_model = sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
-        left = f"{duration(per_model * pending)} left" if pending else "round measured"
+        left = f"{duration(self._model_s * pending)} left" if pending else "round measured"
         done = self._total - pending
         count = f"{done}/{self._total}"
         self._bars.update(self._models, completed=done, count=count, note=left)
@@ -106,14 +106,33 @@ class Live:
         )
         self._bars.update(self._models, note="measuring again")
 
+    @property
+    def _model_s(self) -> float:
+        """Mean time of a model so far, s."""
+        return sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
+
     # The loop
 
+    def on_estimate(self, estimate: Estimate) -> None:
+        self.say(
+            f"the smallest network takes {estimate.least_ms:.3g} ms, the largest "
+            f"{estimate.most_ms:.3g} ms; 20 models take up to {duration(20 * estimate.model_s)} "
+            "of device time"
+        )
+
     def on_round(self, number: int, architectures: int) -> None:
+        self._begin(f"round {number}:", architectures)
+
+    def on_check(self, architectures: int) -> None:
+        self._begin("check: random", architectures)
+
+    def _begin(self, what: str, architectures: int) -> None:
         self._total = self._pending = architectures
         self._block_began = time.monotonic()
         count = f"0/{architectures}"
         self._bars.update(self._models, total=architectures, completed=0, count=count, note="")
-        self.say(f"round {number}: {counted(architectures, 'architecture')}")
+        takes = f", about {duration(self._model_s * architectures)}" if self._seconds else ""
+        self.say(f"{what} {counted(architectures, 'architecture')}{takes}")
 
     def on_training(self) -> None:
         for block in self._blocks.values():
@@ -134,6 +153,18 @@ class Live:
         self._console.print(text, soft_wrap=True, markup=False)
 
 
+def said_of_check(check: Mapping[str, Any] | None) -> list[str]:
+    """Return the line about the check of a round; none without a check."""
+    if not (check and check["models"]):
+        return []
+    low, high = check["low_percent"], check["high_percent"]
+    interval = "" if low is None else f" ({low:.1f} to {high:.1f})"
+    return [
+        f"checked on {counted(check['models'], 'random model')} that it has not seen: accuracy "
+        f"{check['accuracy_percent']:.1f} %{interval}"
+    ]
+
+
 def _at_least(lower_percent: float | None) -> str:
     """Return the lower bound of an accuracy in brackets; empty for None."""
     return "" if lower_percent is None else f" (at least {lower_percent:.1f})"
@@ -144,18 +175,22 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"
 
 
-def print_bins(result: dict[str, Any], target_percent: float) -> None:
-    """Print the accuracy of every depth bin in the last round."""
+def print_bins(result: dict[str, Any], target_percent: float | None) -> None:
+    """Print the accuracy of every depth bin in the last round, against a target if there is one."""
     rows: list[Sequence[str]] = []
     for entry in result["bins"]:
-        accuracy = entry["accuracy_percent"]
-        reached = accuracy is not None and accuracy >= target_percent
+        accuracy, surely = entry["accuracy_percent"], entry.get("lower_percent")
+        remark = ""
+        if target_percent is not None and (accuracy is None or accuracy < target_percent):
+            remark = "below target"
+        elif target_percent is not None and surely is not None and surely < target_percent:
+            remark = "uncertain"
         rows.append(
             (
                 depth_range(entry["depth_min"], entry["depth_max"]),
                 str(entry["samples"]),
-                percent(accuracy),
-                Verdict("" if reached else "below target"),
+                f"{percent(accuracy)}{_at_least(surely)}",
+                Verdict(remark),
             )
         )
     rows.append(("all", str(result["trusted_models"]), percent(result["accuracy_percent"]), ""))

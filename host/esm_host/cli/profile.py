@@ -160,8 +160,27 @@ class SamplingOptions:
         ),
     ] = JudgeName.bins
     max_models: Annotated[
-        int, typer.Option(help="Stop after this many models.", rich_help_panel=_SAMPLES)
+        int,
+        typer.Option(help="Stop after learning from this many models.", rich_help_panel=_SAMPLES),
     ] = 4000
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Stop after this device time, such as 5m; without --target-accuracy all of it is "
+            "used.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = None
+    verify: Annotated[
+        int,
+        typer.Option(
+            help="Number of random models that check the predictor once the target is reached or "
+            "the budget used, and are not trained on. If they show the target to be missed, the "
+            "campaign goes on. 0: no check.",
+            rich_help_panel=_SAMPLES,
+        ),
+    ] = 20
     predictor: Annotated[
         str,
         typer.Option(
@@ -379,11 +398,16 @@ def profile(
     from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
     from esm_host.extension.settings import Settings
+    from esm_host.timing.spread import parse_duration
     from esm_protos.plugins import absolute
 
     given = settings_of(Settings, campaign, space, sampling, blocks, session)
     plugins = ("space", "predictor", "encoding", "sampling")
     given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
+    if sampling.budget is not None:
+        given["budget_s"] = parse_duration(sampling.budget, "budget_s")
+        if not (campaign.resume or was_given(ctx, "target_accuracy")):
+            given["target_accuracy_percent"] = 100.0
     spec = _spec(ctx, campaign, timing, provider, blocks, session)
     if campaign.finish and not campaign.resume:
         raise UsageError("--finish needs --resume")

@@ -15,7 +15,10 @@ _NARROWEST = 16
 
 _STYLES = {
     "green": ("stable", "converged", "transferred", "done", "free", "faster", "mended"),
-    "yellow": ("noisy", "unresolved", "undecided", "tolerated", "unfinished", "running", "busy"),
+    "yellow": (
+        *("noisy", "unresolved", "undecided", "uncertain", "tolerated"),
+        *("unfinished", "running", "busy"),
+    ),
     "red": (
         *("throttled", "failed", "never_ran", "slower"),
         *("not converged", "below target", "unreachable"),

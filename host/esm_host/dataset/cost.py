@@ -29,6 +29,26 @@ class DeviceTime:
         return (self.runs * latency_ms + self.load_ms) / 1e3
 
 
+def share_of_blocks(store: Store, spec: MeasureSpec) -> DeviceTime:
+    """Return the device time of a model with its share of references and of repeated blocks.
+
+    So the sum over all measured models is the time that the device was busy.
+    """
+    alone = device_time(store, spec)
+    references = {a.key for a in store.references()}
+    latency_ms = {
+        each.model_id: float(np.mean(each.latency_ns)) / 1e6
+        for each in store.measurements()
+        if each.failure is None and each.model_id not in references
+    }
+    models_s = float(alone.seconds(np.array(list(latency_ms.values()))).sum())
+    busy_s = sum(block.busy_ns for block in store.blocks()) / 1e9
+    if not (models_s and busy_s):
+        return alone
+    share = busy_s / models_s
+    return DeviceTime(share * alone.runs, share * alone.load_ms)
+
+
 def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
     """Return the device time of a model, averaged over all measurements.
 

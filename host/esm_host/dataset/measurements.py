@@ -128,6 +128,10 @@ class Measurements:
             raw_ms,
         )
 
+    def training_set(self) -> Dataset:
+        """Return the data set without the models of the last check."""
+        return self.dataset().without(self._store.held_out())
+
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the metrics of each architecture by its key, then by the metric's key.
 

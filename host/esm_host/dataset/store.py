@@ -58,6 +58,8 @@ from esm_protos.messages import (
 REFERENCE_ROUND = -1
 """Round of the plan that holds the campaign's own reference architectures. The agent's built-in
 reference models are stored with each block."""
+CHECK_FACT = "check of round "
+"""Begin of the facts that mark rounds as checks."""
 GROUP_FACT = "group"
 """Fact with the names of a group's devices; a campaign on a single device lacks it."""
 
@@ -213,8 +215,16 @@ class Store:
 
     # The plan
 
-    def add_plan(self, round_number: int, architectures: Sequence[Architecture]) -> None:
-        """Store a round's architectures before they are measured."""
+    def add_plan(
+        self, round_number: int, architectures: Sequence[Architecture], is_check: bool = False
+    ) -> None:
+        """Store a round's architectures before they are measured.
+
+        Args:
+            round_number: Number of the round.
+            architectures: Architectures of the round.
+            is_check: Whether the round checks the predictor on random architectures.
+        """
         rows = [
             {
                 "architecture_key": architecture.key,
@@ -226,6 +236,9 @@ class Store:
         ]
         with self._writing() as connection:
             connection.execute(PLAN.insert(), rows)
+            if is_check:
+                fact = {"key": f"{CHECK_FACT}{round_number}", "value": True}
+                connection.execute(FACTS.insert(), fact)
         self._plan[round_number] = list(architectures)
 
     def plan(self) -> dict[int, list[Architecture]]:
@@ -242,6 +255,21 @@ class Store:
                 read[row.round].append(Architecture.from_json(row.architecture))
         self._plan.update(read)
         return {number: list(self._plan[number]) for number in sorted(self._plan)}
+
+    def checks(self) -> set[int]:
+        """Return the numbers of the rounds that are checks."""
+        query = sa.select(FACTS.c.key).where(FACTS.c.key.startswith(CHECK_FACT))
+        with self._reading() as connection:
+            return {int(key.removeprefix(CHECK_FACT)) for key in connection.scalars(query)}
+
+    def held_out(self) -> set[str]:
+        """Return the keys of the models that no predictor is trained on.
+
+        They are those of the last check, unless another round followed because it failed.
+        """
+        plan = self.plan()
+        last = max(plan, default=REFERENCE_ROUND)
+        return {a.key for a in plan[last]} if last in self.checks() else set()
 
     def references(self) -> list[Architecture]:
         """Return the campaign's own reference architectures; empty before they are planned."""

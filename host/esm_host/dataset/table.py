@@ -44,6 +44,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.architectures)
 
+    def at(self, chosen: NDArray[np.bool_]) -> Samples:
+        """Return the chosen samples."""
+        architectures = [a for a, wanted in zip(self.architectures, chosen, strict=True) if wanted]
+        return Samples(architectures, self.latency_ms[chosen], self.interval[chosen])
+
     def weights(self, kind: str = "interval") -> NDArray[np.float64]:
         """Return the training weights of the samples, shape ``(n,)``.
 
@@ -78,7 +83,15 @@ class Dataset(Samples):
 
     def only(self, verdicts: Collection[Verdict]) -> Dataset:
         """Return the samples with one of these verdicts."""
-        rows = [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
+        return self._rows(
+            [i for i, judgement in enumerate(self.judgements) if judgement.verdict in verdicts]
+        )
+
+    def without(self, keys: Collection[str]) -> Dataset:
+        """Return the samples of all other architectures."""
+        return self._rows([i for i, a in enumerate(self.architectures) if a.key not in keys])
+
+    def _rows(self, rows: list[int]) -> Dataset:
         return Dataset(
             [self.architectures[i] for i in rows],
             self.latency_ms[rows],

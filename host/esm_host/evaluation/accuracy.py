@@ -40,6 +40,11 @@ class BinAccuracy:
     samples: int
     lower_percent: float | None = None
 
+    @property
+    def surely_percent(self) -> float:
+        """Lower bound of the accuracy, or the accuracy where no bound is estimated."""
+        return self.accuracy_percent if self.lower_percent is None else self.lower_percent
+
 
 def accuracy_by_bin(
     depth: NDArray[np.int64], measured_ms: Floats, predicted_ms: Floats, bins: DepthBins

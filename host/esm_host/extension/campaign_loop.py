@@ -32,8 +32,16 @@ class Journal(Protocol):
     def plan(self) -> dict[int, list[Architecture]]:
         """Return the architectures by round; negative rounds do not belong to the loop."""
 
-    def add_plan(self, round_number: int, architectures: Sequence[Architecture], /) -> None:
+    def add_plan(
+        self, round_number: int, architectures: Sequence[Architecture], /, is_check: bool = False
+    ) -> None:
         """Store a round's architectures before they are measured."""
+
+    def checks(self) -> set[int]:
+        """Return the numbers of the rounds that are checks."""
+
+    def held_out(self) -> set[str]:
+        """Return the keys of the models that the predictor is not trained on."""
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the results of the finished rounds, in order."""
@@ -55,6 +63,9 @@ class LoopWatcher(Protocol):
     def on_round(self, number: int, architectures: int) -> None:
         """Report that a round begins, and its number of planned architectures."""
 
+    def on_check(self, architectures: int) -> None:
+        """Report that a round begins that checks the predictor on random architectures."""
+
     def on_training(self) -> None: ...
 
     def on_evaluated(self, result: dict[str, Any]) -> None:
@@ -68,8 +79,9 @@ class Outcome:
     Attributes:
         converged: Whether the target accuracy was reached.
         reason: Reason of the end, with marked names of arguments.
-        dataset: Training set.
-        predicted_ms: Out-of-fold predictions for the training set, ms, shape ``(n,)``.
+        dataset: Training set and the models of the last check.
+        predicted_ms: Predictions of the data set by predictors that have not seen them, ms, shape
+            ``(n,)``.
         predictor: Predictor trained on the whole training set.
     """
 
@@ -117,7 +129,8 @@ class CampaignLoop:
         """
         planned, finished = self._planned(), self._journal.rounds()
         everything = self._journal.plan().values()
-        self._loop.restore(planned, {a.key for each in everything for a in each})
+        taken = {a.key for each in everything for a in each}
+        self._loop.restore(planned, taken, self._journal.checks())
         if planned and len(finished) == len(planned):
             # Evaluate again: target, budget or trusted verdicts may have changed.
             self._judge(len(finished) - 1, finished[-1]["qc"])
@@ -127,9 +140,13 @@ class CampaignLoop:
                 chosen = self._loop.ask()
                 if not chosen:
                     return self._outcome(self._loop.ending)
-                self._journal.add_plan(number, chosen)
+                self._journal.add_plan(number, chosen, is_check=number in self._loop.checks)
                 planned.append(chosen)
-            self._round(number, len(planned[number]))
+            if number in self._loop.checks:
+                self._watcher.on_check(len(planned[number]))
+            else:
+                self._watcher.on_round(number, len(planned[number]))
+            self._round(number)
             number += 1
 
     def finish(self) -> tuple[Outcome, dict[str, Any]]:
@@ -141,6 +158,7 @@ class CampaignLoop:
         Raises:
             DeviceError: there are too few measurements to learn from.
         """
+        self._loop.restore(self._planned(), checks=self._journal.checks())
         worst = float(np.max(self._measurements.table().quality.worst, initial=0.0))
         worst = min(worst, MOST_DEVIATION)
         qc = {"passed": False, "worst_reference_deviation_percent": 100 * worst}
@@ -153,8 +171,7 @@ class CampaignLoop:
         """Return the loop's rounds, without references and searches."""
         return [chosen for number, chosen in self._journal.plan().items() if number >= 0]
 
-    def _round(self, number: int, architectures: int) -> None:
-        self._watcher.on_round(number, architectures)
+    def _round(self, number: int) -> None:
         assert self._measurer is not None
         quality = self._measurer.collect(number)
         qc = {
@@ -184,6 +201,7 @@ class CampaignLoop:
             "trusted_models": len(self._dataset),
             "accuracy_percent": evaluation.accuracy_percent,
             "bins": [_bin_json(entry) for entry in evaluation.bins],
+            "check": None if evaluation.check is None else evaluation.check.to_json(),
             "qc": qc,
             "verdicts": measured.verdict_counts(),
             "training_seconds": time.monotonic() - start,
@@ -209,7 +227,7 @@ class CampaignLoop:
             DeviceError: the training set is too small.
         """
         dataset = measured.only(self._settings.trusted_verdicts)
-        if len(dataset) < 2 * self._settings.folds:
+        if len(dataset.without(self._journal.held_out())) < 2 * self._settings.folds:
             planned = sum(map(len, self._planned()))
             failures = self._measurements.table().failures
             raise DeviceError(

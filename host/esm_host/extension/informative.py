@@ -30,8 +30,10 @@ def choose_next(
     encoder: Encoder,
     predictor: Predictor,
     samples: Samples,
-    importance: Floats,
+    weights: Floats,
     seconds: DeviceTimes,
+    strata: NDArray[np.integer],
+    shares: Sequence[int],
 ) -> NDArray[np.intp]:
     """Return the rows to measure next.
 
@@ -44,17 +46,18 @@ def choose_next(
         encoder: Encoder of the predictor.
         predictor: Predictor trained on the samples.
         samples: Samples so far.
-        importance: Weight of each candidate.
+        weights: Training weight of each sample.
         seconds: Function from latencies to device times.
+        strata: Bin of each candidate.
+        shares: Number of rows of each bin.
     """
     encodings, known = encoder.encode([*pool, *samples.architectures]), slice(len(pool), None)
     if isinstance(predictor, JointPredictor):
         features, noise = predictor.joint_features(encodings)
     else:
         features, noise = prior_features(encodings, encoder.layout.groups), NOISE
-    weights = samples.weights()
     left = posterior_features(
         features[: len(pool)], features[known], noise * weights.mean() / weights
     )
     latency_ms = predictor.predict(encodings[: len(pool)])
-    return most_informative(left, n, seconds(latency_ms), noise, importance)
+    return most_informative(left, n, seconds(latency_ms), noise, strata, shares)

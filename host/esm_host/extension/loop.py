@@ -7,9 +7,9 @@ that README.md cites (DAC 2025).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,39 +17,20 @@ from numpy.typing import ArrayLike, NDArray
 from esm_host.arguments import argument, in_python
 from esm_host.dataset.table import Samples
 from esm_host.errors import UsageError
-from esm_host.evaluation.accuracy import BinAccuracy
-from esm_host.extension.allocate import allocate, by_shortfall
-from esm_host.extension.committee import choose
-from esm_host.extension.informative import DeviceTimes, choose_next
+from esm_host.extension.drawing import Draw, Drawing
+from esm_host.extension.informative import DeviceTimes
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.extension.training import Evaluation, Learner
 from esm_host.predictors.base import Predictor
 from esm_host.sampling import make_sampler
 from esm_host.sampling.base import Sampler
-from esm_host.transfer.choose import choose as choose_first
 from esm_host.typed import typed
 from esm_models.architecture import Architecture
-from esm_models.errors import InvalidArchitectureError
 from esm_models.space import SearchSpace
-from esm_protos.plugins import own_name
 from esm_protos.text import counted
 
-CANDIDATES = 30
-"""Number of candidates that the cost-aware extension draws per selected architecture."""
-CANDIDATES_AT_ONCE = 1000
-"""Number of candidates of which the most informative ones are measured."""
 LEAST_ROUNDS = 2
 """Smallest number of rounds after which chosen samples tell how accurate the predictor is."""
-POPULATION = 100
-"""Number of random architectures of a bin for which its accuracy is estimated."""
-
-
-class Draw(Protocol):
-    """Function that draws ``n`` new architectures of a bin; fewer if the bin is exhausted."""
-
-    def __call__(
-        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
-    ) -> list[Architecture]: ...
 
 
 class Loop:
@@ -94,9 +75,12 @@ class Loop:
         self._learner = learner or Learner.of(space, training or TrainingSettings())
         self._bins = self._settings.depth_bins(space)
         self._sampler = sampler or make_sampler(self._settings.sampling, space, self._bins)
-        self._draw_first = draw_first
         self._seconds = seconds
+        self._drawing = Drawing(
+            space, self._settings, self._learner, self._sampler, draw_first, seconds
+        )
         self._rounds: list[list[Architecture]] = []
+        self._checks: set[int] = set()
         self._excluded: set[str] = set()
         self._told: dict[Architecture, tuple[float, float]] = {}
         self._exhausted = False
@@ -108,30 +92,41 @@ class Loop:
         """Architectures by round, to :meth:`restore` a loop from."""
         return [list(architectures) for architectures in self._rounds]
 
+    @property
+    def checks(self) -> set[int]:
+        """Numbers of the rounds that check the predictor, to :meth:`restore` a loop from."""
+        return set(self._checks)
+
     @typed
     def restore(
         self,
         rounds: Iterable[Sequence[Architecture | Mapping[str, Any] | str]],
         exclude: Collection[str] = (),
+        checks: Collection[int] = (),
     ) -> None:
         """Restore earlier rounds; tell their latencies again.
 
         Args:
             rounds: Architectures of the earlier rounds.
             exclude: Keys of further architectures that must not be drawn.
+            checks: Numbers of the rounds that check the predictor.
 
         Raises:
             InvalidArchitectureError: an architecture is not in the search space.
         """
         self._rounds = [self._read(architectures) for architectures in rounds]
+        self._checks = set(checks)
         self._excluded = set(exclude)
         self._exhausted = False
+        self._forget()
 
     def ask(self) -> list[Architecture]:
         """Return the architectures to measure next; empty at the end of the loop.
 
         They stay the same until all of them are told. Then the predictor is trained and
-        evaluated, and the next architectures are drawn.
+        evaluated, and the next architectures are drawn. Once the target is reached or the budget
+        is used, random ones check the predictor, which does not learn from them. If the target is
+        no longer reached then, the loop goes on.
 
         Raises:
             UsageError: there are too few latencies to learn from.
@@ -139,11 +134,33 @@ class Loop:
         waiting = self._waiting()
         if waiting or self.ending:
             return waiting
-        drawn = self._draw(len(self._rounds))
+        number, is_check = len(self._rounds), False
+        if not number:
+            drawn = self._drawing.first(self._settings.initial, self._taken)
+        elif self._stop:
+            is_check = True
+            drawn = self._drawing.by_chance(number, self._settings.verify, self._taken)
+        else:
+            drawn = self._next(number)
+        self._exhausted = not drawn
         if drawn:
             self._rounds.append(drawn)
-        self._exhausted = not drawn
+            if is_check:
+                self._checks.add(number)
         return list(drawn)
+
+    def _next(self, number: int) -> list[Architecture]:
+        """Draw the next round to learn from."""
+        samples, failed_check = self._samples(), self._is_checked
+
+        def predictor() -> Predictor:
+            return self._learner.train(samples) if failed_check else self.predictor
+
+        n = min(self._settings.step, self._left)
+        drawn = self._drawing.further(number, n, self._taken, self.evaluation, predictor, samples)
+        if failed_check:  # its models are samples to learn from now
+            self._forget()
+        return drawn
 
     @typed
     def tell(
@@ -191,21 +208,13 @@ class Loop:
 
     @property
     def converged(self) -> bool:
-        """Whether the target accuracy is reached, in every bin or overall.
+        """Whether the target accuracy is reached, in every bin or overall, and was checked.
 
         Raises:
             UsageError: there are too few latencies to learn from.
         """
-        if not self._told:
-            return False
-        if self._sampler.chooses and len(self._told) < LEAST_ROUNDS * self._settings.initial:
-            return False
-        if self._settings.judge == "bins":
-            return all(self._passing())
-        overall = self.evaluation.accuracy_percent
-        if self._sampler.chooses:
-            overall = float(np.nanmean([_surely(each) for each in self.evaluation.bins]))
-        return overall >= self._settings.target_accuracy_percent
+        ready = bool(self._told) and not self._waiting()
+        return ready and self._is_final and self._reached
 
     @property
     def reason(self) -> str:
@@ -217,10 +226,8 @@ class Loop:
         """``reason`` with names of arguments still marked (:mod:`esm_host.arguments`)."""
         if not self._rounds or self._waiting():
             return ""
-        if self.converged:
-            return "the target accuracy is reached"
-        if self._asked >= self._settings.max_models:
-            return f"{argument('max_models')} {self._settings.max_models} is reached"
+        if self._stop and self._is_final:
+            return self._stop
         return "the search space has no more architectures" if self._exhausted else ""
 
     @property
@@ -231,21 +238,26 @@ class Loop:
             UsageError: there are too few latencies to learn from.
         """
         if self._evaluation is None:
-            samples = self._samples()
-            if not self._learner.enough(len(samples)):
+            samples, held_out = self._samples(), self._held_out()
+            training = samples.at(~held_out)
+            if not self._learner.enough(len(training)):
                 raise UsageError(
-                    f"{len(samples)} of {len(self._told)} architectures have a latency: too few to "
-                    "learn from"
+                    f"{len(training)} of {len(self._told)} architectures have a latency: too few "
+                    "to learn from"
                 )
-            if not self._sampler.chooses:
-                evaluation = self._learner.evaluate(samples, self._bins)
-            else:
-                evaluation = self._learner.evaluate(samples, self._bins, self.predictor)
+            chooses = self._sampler.chooses
+            trained = self.predictor if chooses else None
+            evaluation = self._learner.evaluate(training, self._bins, trained)
+            if self._is_checked:
+                evaluation = self._learner.check(
+                    evaluation, samples, held_out, self.predictor, self._bins
+                )
+            if chooses:
                 evaluation = self._learner.expect(
                     evaluation,
                     samples,
                     self.predictor,
-                    self._population,
+                    self._drawing.population,
                     self._bins,
                     self._settings.confidence_percent / 100,
                 )
@@ -254,16 +266,16 @@ class Loop:
 
     @property
     def predictor(self) -> Predictor:
-        """Predictor trained on all latencies.
+        """Predictor trained on all latencies, except those of the last check.
 
         Raises:
             UsageError: there are no latencies.
         """
         if self._predictor is None:
-            samples = self._samples()
-            if not len(samples):
+            training = self._samples().at(~self._held_out())
+            if not len(training):
                 raise UsageError("there are no latencies to learn from: call tell first")
-            self._predictor = self._learner.train(samples)
+            self._predictor = self._learner.train(training)
         return self._predictor
 
     @typed
@@ -301,130 +313,72 @@ class Loop:
         values = np.array(list(known.values()), dtype=np.float64).reshape(-1, 2)
         return Samples(list(known), values[:, 0], values[:, 1])
 
-    def _passing(self) -> list[bool]:
-        """Return whether each bin reaches the target; a bin without samples does not."""
-        target = self._settings.target_accuracy_percent
-        return [_surely(each) >= target for each in self.evaluation.bins]
+    def _held_out(self) -> NDArray[np.bool_]:
+        """Return whether each sample belongs to a check that no round follows, ``(n,)``."""
+        held_out = {a.key for a in self._rounds[-1]} if self._is_checked else set()
+        return np.array([a.key in held_out for a in self._samples().architectures], dtype=bool)
 
     # Rounds
 
     @property
-    def _asked(self) -> int:
-        return sum(map(len, self._rounds))
+    def _taken(self) -> set[str]:
+        """Keys of the architectures that must not be drawn."""
+        asked = {a.key for architectures in self._rounds for a in architectures}
+        return self._excluded | asked | {a.key for a in self._told}
 
     def _waiting(self) -> list[Architecture]:
         """Return the architectures of the last round that were not yet told."""
         return [a for a in (self._rounds[-1] if self._rounds else ()) if a not in self._told]
 
-    def _draw(self, number: int) -> list[Architecture]:
-        """Draw the next round; empty if the space is exhausted."""
-        settings, is_first = self._settings, number == 0
-        wanted = settings.initial if is_first else settings.step
-        step = min(wanted, settings.max_models - self._asked)
-        if is_first and self._draw_first is not None:
-            return self._drawn(number, step, None, self._draw_first)
-        if self._sampler.chooses:
-            return self._drawn(number, step, None, self._draw_informative)
-        quotas = self._sampler.quotas(step)
-        if is_first or quotas is None:
-            return self._drawn(number, step, quotas, self._sampler.sample)
-        if settings.extension == "cost-aware":
-            accuracy = [_accuracy(each) for each in self.evaluation.bins]
-            quotas = by_shortfall(step, accuracy, settings.target_accuracy_percent)
-            return self._drawn(number, step, quotas, self._draw_instructive)
-        quotas = allocate(step, self._passing(), settings.weight_below, settings.weight_above)
-        return self._drawn(number, step, quotas, self._sampler.sample)
+    # The end
 
-    @cached_property
-    def _population(self) -> list[list[Architecture]]:
-        """Random architectures of each bin, for which the accuracy is estimated."""
-        rng = np.random.default_rng([self._settings.seed, POPULATION])
-        return [self._sampler.sample(POPULATION, rng, each) for each in range(self._bins.count)]
+    @property
+    def _is_checked(self) -> bool:
+        """Whether the last round is a check."""
+        return len(self._rounds) - 1 in self._checks
 
-    def _draw_informative(
-        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
-    ) -> list[Architecture]:
-        """Draw candidates by bin and keep the most informative ones."""
-        share = -(-max(CANDIDATES_AT_ONCE, 2 * n) // self._bins.count)
-        pool = [
-            candidate
-            for each in range(self._bins.count)
-            for candidate in self._sampler.sample(share, rng, each, exclude)
-        ]
-        strata = self._bins.of(np.array([each.depth for each in pool], dtype=np.int64))
-        samples, encoder = self._samples(), self._learner.encoder
-        if len(samples):
-            importance = self._importance()[strata]
-            rows = choose_next(pool, n, encoder, self.predictor, samples, importance, self._seconds)
-        else:
-            rows = choose_first(encoder, self._space.encode(pool), n, strata=strata)
-        return [pool[row] for row in rows]
+    @property
+    def _is_final(self) -> bool:
+        """Whether a reason to stop needs no check, or had it."""
+        if self._is_checked or self._exhausted or not self._settings.verify:
+            return True
+        return not self._reached and self._to_learn_from >= self._settings.max_models
 
-    def _importance(self) -> NDArray[np.float64]:
-        """Return the weight of each bin in the choice: the square of its expected error.
+    @property
+    def _reached(self) -> bool:
+        settings = self._settings
+        if self._sampler.chooses and len(self._told) < LEAST_ROUNDS * settings.initial:
+            return False
+        return self.evaluation.reaches(settings.target_accuracy_percent, settings.judge)
 
-        The bins below the target share ``weight_below`` to the ``weight_above`` of the others.
-        """
-        errors = np.array([100 - each.accuracy_percent for each in self.evaluation.bins])
-        passing = np.array(self._passing())
-        share = np.where(passing, self._settings.weight_above, self._settings.weight_below)
-        return np.asarray(share * errors**2)
+    @property
+    def _stop(self) -> str:
+        """Reason to stop learning; empty if there is none."""
+        if self._reached:
+            return "the target accuracy is reached"
+        if self._left > 0:
+            return ""
+        settings = self._settings
+        if self._to_learn_from >= settings.max_models:
+            return f"{argument('max_models')} {settings.max_models} is reached"
+        return f"{argument('budget_s')} {settings.budget_s:g} is used"
 
-    def _draw_instructive(
-        self, n: int, rng: np.random.Generator, bin_index: int | None, exclude: Collection[str]
-    ) -> list[Architecture]:
-        """Draw many candidates and keep those with the largest gain per second of device time."""
-        pool = self._sampler.sample(CANDIDATES * n, rng, bin_index, exclude)
-        encodings = self._learner.encoder.encode(pool)
-        rows = choose(self.evaluation.committee, encodings, self._seconds, n)
-        return [pool[row] for row in rows]
+    @property
+    def _to_learn_from(self) -> int:
+        """Number of architectures to learn from."""
+        return sum(map(len, self._rounds[:-1] if self._is_checked else self._rounds))
 
-    def _drawn(
-        self, number: int, total: int, quotas: list[int] | None, draw: Draw
-    ) -> list[Architecture]:
-        def drawn_by(n: int, bin_index: int | None, taken: Collection[str]) -> list[Architecture]:
-            return self._checked(draw, draw(n, rng, bin_index, taken), n, taken)
-
-        rng = np.random.default_rng([self._settings.seed, number])
-        asked = {a.key for architectures in self._rounds for a in architectures}
-        taken = self._excluded | asked | {a.key for a in self._told}
-        drawn: list[Architecture] = []
-        if quotas is None:
-            drawn = drawn_by(total, None, taken)
-        else:
-            for index, quota in enumerate(quotas):
-                drawn.extend(drawn_by(quota, index, taken | {a.key for a in drawn}))
-            if len(drawn) < total:  # other bins take the share of an exhausted one
-                others = taken | {a.key for a in drawn}
-                drawn.extend(drawn_by(total - len(drawn), None, others))
-        # Shuffle the bins, so that one bad measurement block affects every bin only slightly.
-        return [drawn[index] for index in rng.permutation(len(drawn))]
-
-    def _checked(
-        self, draw: Draw, drawn: Iterable[Architecture], n: int, taken: Collection[str]
-    ) -> list[Architecture]:
-        """Return architectures as drawn.
-
-        Raises:
-            UsageError: there are too many, or one is not in the space, or not new.
-        """
-        who = argument("draw_first") if draw is self._draw_first else own_name(self._sampler)
-        found = list(drawn)
-        if len(found) > n:
-            raise UsageError(f"{who} draws {len(found)} architectures: draw {n} at most")
-        seen = set(taken)
-        for architecture in found:
-            try:
-                self._space.validate(self._space.read(architecture))
-            except InvalidArchitectureError as error:
-                raise UsageError(f"{who} draws what is not in the space: {error}") from error
-            if architecture.key in seen:
-                raise UsageError(
-                    f"{who} draws {architecture.to_text()} twice: draw different architectures, "
-                    "none of them in exclude"
-                )
-            seen.add(architecture.key)
-        return found
+    @property
+    def _left(self) -> int:
+        """Number of further architectures that the largest number and the budget allow."""
+        settings = self._settings
+        left = settings.max_models - self._to_learn_from
+        latency_ms = self._samples().latency_ms
+        if settings.budget_s is not None and len(latency_ms):
+            model_s = float(np.mean(self._seconds(latency_ms)))
+            affordable = settings.budget_s / max(model_s, 1e-9) - len(latency_ms) - settings.verify
+            left = math.floor(min(left, affordable))
+        return left
 
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
@@ -439,12 +393,3 @@ def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:
             "for each architecture"
         )
     return np.broadcast_to(column, (count,))
-
-
-def _surely(entry: BinAccuracy) -> float:
-    """Return the accuracy of a bin, or its lower bound where that is estimated."""
-    return entry.accuracy_percent if entry.lower_percent is None else entry.lower_percent
-
-
-def _accuracy(entry: BinAccuracy) -> float | None:
-    return entry.accuracy_percent if entry.samples else None

@@ -35,6 +35,7 @@ PRESETS = {
             "weights": "equal",
             "initial": 300,
             "step": 100,
+            "verify": 0,
             "raw": True,
         },
         {

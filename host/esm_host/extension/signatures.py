@@ -126,4 +126,6 @@ _QUIETER = "run `esm-host devices doctor` to find the cause"
 
 
 def _misses(entry: Mapping[str, Any], target: float) -> bool:
-    return entry["accuracy_percent"] is None or entry["accuracy_percent"] < target
+    surely = entry.get("lower_percent")
+    percent = entry["accuracy_percent"] if surely is None else surely
+    return percent is None or percent < target

@@ -13,7 +13,8 @@ from esm_host.dataset.table import Dataset, Samples
 from esm_host.encoding.base import Encoder
 from esm_host.errors import UsageError
 from esm_host.evaluation.accuracy import BinAccuracy, accuracy_by_bin, accuracy_percent
-from esm_host.evaluation.expected_error import expected_errors
+from esm_host.evaluation.check import Check
+from esm_host.evaluation.expected_error import Predicted, expected_errors
 from esm_host.extension.committee import cross_validate, with_std
 from esm_host.extension.settings import TrainingSettings
 from esm_host.predictors import make_predictor
@@ -44,9 +45,11 @@ class Evaluation:
         accuracy_percent: Accuracy (100 - MAPE) over all samples; of chosen samples, the estimate
             for random architectures of all bins.
         bins: Accuracy by depth bin.
-        predicted_ms: Out-of-fold predictions of the samples, ms, shape ``(n,)``.
+        predicted_ms: Predictions of the samples by predictors that have not seen them, ms, shape
+            ``(n,)``.
         stds: Their standard deviations, as shares, shape ``(n,)``.
-        committee: Predictors that made them.
+        committee: Predictors of the cross-validation.
+        check: Accuracy on the models of the last check; None without one.
     """
 
     accuracy_percent: float
@@ -54,6 +57,19 @@ class Evaluation:
     predicted_ms: NDArray[np.float64]
     stds: NDArray[np.float64]
     committee: list[Predictor]
+    check: Check | None = None
+
+    def passing(self, target_percent: float) -> list[bool]:
+        """Return whether each bin reaches the target; a bin without samples does not."""
+        return [each.surely_percent >= target_percent for each in self.bins]
+
+    def reaches(self, target_percent: float, judge: str) -> bool:
+        """Return whether every bin (``judge="bins"``) or the mean of all reaches the target."""
+        if judge == "bins":
+            return all(self.passing(target_percent))
+        if any(each.lower_percent is not None for each in self.bins):
+            return float(np.nanmean([b.surely_percent for b in self.bins])) >= target_percent
+        return self.accuracy_percent >= target_percent
 
 
 class Learner:
@@ -121,6 +137,38 @@ class Learner:
             committee,
         )
 
+    def check(
+        self,
+        evaluation: Evaluation,
+        samples: Samples,
+        held_out: NDArray[np.bool_],
+        predictor: Predictor,
+        bins: DepthBins,
+    ) -> Evaluation:
+        """Return the evaluation with the predictor's errors on the samples of a check.
+
+        Args:
+            evaluation: Evaluation on the training samples.
+            samples: All samples, ``n``.
+            held_out: Whether each sample belongs to the check, shape ``(n,)``.
+            predictor: Predictor trained on the other samples.
+            bins: Depth bins.
+        """
+        predicted_ms, stds = np.empty((2, len(samples)))
+        predicted_ms[~held_out], stds[~held_out] = evaluation.predicted_ms, evaluation.stds
+        if held_out.any():
+            encodings = self.encoder.encode(samples.at(held_out).architectures)
+            predicted_ms[held_out], stds[held_out] = with_std(predictor, encodings)
+        errors = predicted_ms / samples.latency_ms - 1
+        return Evaluation(
+            accuracy_percent(samples.latency_ms, predicted_ms),
+            accuracy_by_bin(samples.depth, samples.latency_ms, predicted_ms, bins),
+            predicted_ms,
+            stds,
+            evaluation.committee,
+            Check.of(errors[held_out]),
+        )
+
     def expect(
         self,
         evaluation: Evaluation,
@@ -140,15 +188,14 @@ class Learner:
             bins: Depth bins.
             confidence: Probability that the accuracy of a bin is at least its bound.
         """
-        mean_std = [
-            with_std(predictor, self.encoder.encode(each))[1].mean() if each else np.nan
-            for each in population
-        ]
+        everything = [a for each in population for a in each]
+        depth = np.array([a.depth for a in everything], dtype=np.int64)
+        latency_ms, stds = with_std(predictor, self.encoder.encode(everything))
         expected = expected_errors(
+            Predicted(evaluation.predicted_ms, evaluation.stds, bins.of(samples.depth)),
             evaluation.predicted_ms / samples.latency_ms - 1,
-            evaluation.stds,
-            bins.of(samples.depth),
-            np.array(mean_std),
+            Predicted(latency_ms, stds, bins.of(depth)),
+            bins.count,
             confidence,
         )
         percent, lower = 100 - 100 * expected.estimate, 100 - 100 * expected.upper
@@ -162,6 +209,10 @@ class Learner:
                 )
             ],
         )
+
+    def weights(self, samples: Samples) -> NDArray[np.float64]:
+        """Return the training weights of samples, shape ``(n,)``."""
+        return samples.weights(self._settings.weights)
 
     def train(self, samples: Samples) -> Predictor:
         """Return a predictor fitted to all samples."""

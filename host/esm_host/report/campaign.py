@@ -69,7 +69,7 @@ def campaign_page(run: Run) -> Page:
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
             *_predictions(measurements, run.space),
             *transfer_section(run, measurements),
-            *_accuracy(accuracy, settings.target_accuracy_percent),
+            *_accuracy(accuracy, settings.target_percent),
             *_drift(run, blocks),
             *_group(run),
             Section(
@@ -91,7 +91,7 @@ def _status(run: Run) -> tuple[str, str]:
     if run.result is None:
         return "open", "not finished"
     if not run.settings.has_target:
-        return "good", "transferred"
+        return "good", "transferred" if run.settings.warm_start else "done"
     target = f"{run.settings.target_accuracy_percent:g} %"
     if run.result["converged"]:
         return "good", f"converged: target of {target} reached"
@@ -114,11 +114,11 @@ def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
 def _key_numbers(
     run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame, blocks: pd.DataFrame
 ) -> Iterator[Fact]:
-    target = run.settings.target_accuracy_percent
+    target = run.settings.target_percent
     last = _last_round(accuracy)
     if not last.empty:
         overall = last.loc[last["bin"] == "all"].iloc[0]
-        wanted = f"target {target:g} %" if run.settings.has_target else "on held-out models"
+        wanted = "on held-out models" if target is None else f"target {target:g} %"
         yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", wanted)
         bins = last[(last["bin"] != "all") & last["accuracy_percent"].notna()]
         worst = bins.loc[bins["accuracy_percent"].idxmin()]
@@ -258,20 +258,24 @@ def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
         )
 
 
-def _accuracy(accuracy: pd.DataFrame, target_percent: float) -> Iterator[Section]:
+def _accuracy(accuracy: pd.DataFrame, target_percent: float | None) -> Iterator[Section]:
     last = _last_round(accuracy)
     if last.empty:
         return
-    bins = last[last["bin"] != "all"].dropna(subset="accuracy_percent")
-    passing = int((bins["accuracy_percent"] >= target_percent).sum())
     first = accuracy[(accuracy["round"] == 0) & (accuracy["bin"] == "all")].iloc[0]
     overall = last[last["bin"] == "all"].iloc[0]
     summary = (
-        f"After the last round {passing} of {plural(len(last) - 1, 'depth bin')} reach "
-        f"{target_percent:g} %. Over all depths: {first['accuracy_percent']:.1f} % with "
+        f"Over all depths: {first['accuracy_percent']:.1f} % with "
         f"{counted(first['measured_models'], 'model')}, {overall['accuracy_percent']:.1f} % with "
         f"{overall['measured_models']}."
     )
+    if target_percent is not None:
+        bins = last[last["bin"] != "all"].dropna(subset="accuracy_percent")
+        passing = int((bins["accuracy_percent"] >= target_percent).sum())
+        summary = (
+            f"After the last round {passing} of {plural(len(last) - 1, 'depth bin')} reach "
+            f"{target_percent:g} %. {summary}"
+        )
     columns = [
         Column("bin", "blocks"),
         Column("measured_models", "measured models", 0),

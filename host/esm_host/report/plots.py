@@ -80,12 +80,12 @@ def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
     return layered(diagonal(ends), points, height=420)
 
 
-def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.LayerChart:
+def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float | None) -> alt.LayerChart:
     """Return a chart of the accuracy of each depth bin against the number of measured models.
 
     Args:
         accuracy: :meth:`Run.accuracy`.
-        target_percent: Target accuracy, in percent.
+        target_percent: Target accuracy, in percent; None for none.
     """
     frame = compact(accuracy.dropna(subset="accuracy_percent"))
     x = alt.X(
@@ -106,10 +106,10 @@ def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.Laye
     colour, shape = _by_depth(bins)
     lines = base.mark_line().encode(colour)
     points = base.mark_point(size=60, opacity=1).encode(colour, shape)
-    target = f"target {target_percent:g} %"
+    targets = {} if target_percent is None else {f"target {target_percent:g} %": target_percent}
     dash = alt.StrokeDash(
         "line:N",
-        scale=alt.Scale(domain=["all depths", target], range=[[2, 3], [6, 4]]),
+        scale=alt.Scale(domain=["all depths", *targets], range=[[2, 3], [6, 4]]),
         legend=alt.Legend(symbolType="stroke", symbolSize=200),
     )
     overall = (
@@ -118,7 +118,7 @@ def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float) -> alt.Laye
         .encode(x=x, y=y, strokeDash=dash, tooltip=tooltip)
     )
     rule = (
-        alt.Chart(pd.DataFrame({"accuracy_percent": [target_percent], "line": [target]}))
+        alt.Chart(pd.DataFrame({"accuracy_percent": [*targets.values()], "line": [*targets]}))
         .mark_rule(style="overall")  # the legend is shared
         .encode(y=y, strokeDash=dash)
     )

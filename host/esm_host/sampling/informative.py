@@ -9,7 +9,7 @@ before is measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -72,8 +72,8 @@ def most_informative(
     count: int,
     seconds: ArrayLike = 1.0,
     noise: float = NOISE,
-    importance: ArrayLike = 1.0,
     strata: NDArray[np.integer] | None = None,
+    shares: Sequence[int] = (),
 ) -> NDArray[np.intp]:
     """Return rows of a pool that tell a Gaussian process most about the rest, ``(count,)``.
 
@@ -86,9 +86,9 @@ def most_informative(
         count: Number of rows; fewer if the pool is smaller.
         seconds: Device time of each row, s, ``(n,)`` or a number.
         noise: Variance of a measurement.
-        importance: Weight of each row in the mean variance, ``(n,)`` or a number.
-        strata: Stratum of each row, ``(n,)``, to choose equal shares of the strata; None for one
-            stratum. A stratum that is too small leaves its share to the others.
+        strata: Stratum of each row, ``(n,)``; None for one stratum.
+        shares: Number of rows to choose of each stratum; empty for equal numbers. A stratum that is
+            too small leaves its share to the others.
 
     Returns:
         Rows in the order of choice.
@@ -96,14 +96,13 @@ def most_informative(
     n = len(features)
     count = min(count, n)
     seconds = np.broadcast_to(np.asarray(seconds, dtype=float), (n,))
-    importance = np.broadcast_to(np.asarray(importance, dtype=float), (n,))
     strata = np.zeros(n, dtype=np.int64) if strata is None else strata
-    left = _shares(count, np.bincount(strata))
+    left = _shares(count, np.bincount(strata, minlength=len(shares)), shares)
     covariance = features @ features.T
     chosen: list[int] = []
     for _ in range(count):
         variance = np.maximum(np.diagonal(covariance), 0)
-        gain = importance @ covariance**2 / (variance + noise) / seconds
+        gain = (covariance**2).sum(axis=0) / (variance + noise) / seconds
         gain[left[strata] == 0] = -np.inf
         gain[chosen] = -np.inf
         best = int(np.argmax(gain))
@@ -113,9 +112,9 @@ def most_informative(
     return np.array(chosen, dtype=np.intp)
 
 
-def _shares(count: int, sizes: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Divide ``count`` equally among strata of these sizes."""
-    shares = np.zeros(len(sizes), dtype=np.int64)
-    for _ in range(count):
+def _shares(count: int, sizes: NDArray[np.integer], wanted: Sequence[int]) -> NDArray[np.int64]:
+    """Divide ``count`` among strata of these sizes as wanted, otherwise equally."""
+    shares = np.minimum(wanted or np.zeros(len(sizes), dtype=np.int64), sizes)
+    for _ in range(count - int(shares.sum())):
         shares[np.argmin(np.where(shares < sizes, shares, count))] += 1
-    return shares
+    return np.asarray(shares, dtype=np.int64)

@@ -68,7 +68,7 @@ class Outcome(enum.StrEnum):
     SLOWER = "slower"
     """The lower end of the interval is above the tolerance."""
     UNDECIDED = "undecided"
-    """As SLOWER, but from one timing per side, and one or both are not stable."""
+    """Slower beyond the tolerance, but each side has one timing, and one or both are not stable."""
     TOLERATED = "tolerated"
     """Slower, but the interval reaches below the tolerance."""
     SAME = "same"

@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"[\d.,]+")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
 
 
-def parse_duration(given: str | float) -> float:
+def parse_duration(given: str | float, name: str = "spread") -> float:
     """Return seconds from a text such as ``"30s"``, ``"10m"`` or ``"1h"``, or from a number.
 
     Raises:
@@ -47,7 +47,7 @@ def parse_duration(given: str | float) -> float:
         seconds = float(found[1]) * _SECONDS[found[2]]
     if not 0 < seconds <= _LONGEST_S:
         raise UsageError(
-            f"{argument('spread')} {given}: give a duration up to 168h, such as 30s, 10m or 1h"
+            f"{argument(name)} {given}: give a duration up to 168h, such as 30s, 10m or 1h"
         )
     return seconds
 

@@ -99,10 +99,10 @@ class CampaignSite:
         folder.share()
 
     def _fitted(self) -> Predictor:
-        """Return the predictor, fitted to all measurements."""
+        """Return the predictor, fitted to all measurements but those of the last check."""
         blocks = len(self._store.blocks())
         if self._fit is None or self._fit[0] != blocks:
-            settings, dataset = self._settings, self._measurements.dataset()
+            settings, dataset = self._settings, self._measurements.training_set()
             self._fit = blocks, train(self._make(0), self._encoder, dataset, settings)
         return self._fit[1]
 

@@ -11,12 +11,13 @@ import altair as alt
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
+from esm_host.campaign.estimate import estimate
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connect_devices, open_session
-from esm_host.campaign.watcher import CampaignWatcher, complete
-from esm_host.dataset.cost import device_time
+from esm_host.campaign.watcher import CampaignWatcher, complete, hears
+from esm_host.dataset.cost import share_of_blocks
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
 from esm_host.dataset.table import Dataset
@@ -36,6 +37,10 @@ from esm_protos.text import counted
 RESUMABLE = frozenset(Changes.__annotations__)
 """Settings that a resumed campaign may change, because stored measurements stay comparable.
 ``device`` may be another address of the same device."""
+
+
+_FEWER_RUNS = 3
+"""Factor by which an estimate may exceed the device time, if models need few runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +144,9 @@ def _run(
         write_json(folder.settings, settings.to_json())
     with open_session(settings, folder, space, found, watcher) as session:
         store, measurements = session.store, session.measurements
+        wanted = settings.budget_s is not None or hears(watcher, "on_estimate")
+        if wanted and not store.blocks():
+            _estimate(settings, space, found, watcher)
         # The settings of a resumed campaign may have changed.
         write_json(folder.settings, settings.to_json())
         folder.share()
@@ -158,13 +166,36 @@ def _run(
             settings,
             learner=Learner(encoder, folder.predictors(settings, encoder), settings),
             draw_first=draw_first,
-            seconds=lambda latency_ms: device_time(store, settings.spec).seconds(latency_ms),
+            seconds=lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms),
         )
         outcome = CampaignLoop(
             loop, settings, store, measurements, session.collector, watcher
         ).run()
         device = asdict(found.first)
         return _conclude(folder, settings, store, measurements, encoder, outcome, device)
+
+
+def _estimate(
+    settings: Settings, space: SearchSpace, found: CampaignDevices, watcher: CampaignWatcher
+) -> None:
+    """Tell the watcher what a new campaign may take.
+
+    Raises:
+        UsageError: the budget is too small.
+    """
+    here = next(member for member in found.members if member.name in found.answers)
+    told = estimate(here.profiler, space, settings)
+    if told is None:  # the first round reports what fails
+        return
+    watcher.on_estimate(told)
+    models = settings.initial + settings.verify
+    needed_s = models * told.model_s
+    if settings.budget_s is not None and settings.budget_s < needed_s / _FEWER_RUNS:
+        raise UsageError(
+            f"{argument('budget_s')} {settings.budget_s:g} is too short for {models} models, which "
+            f"take about {needed_s:.0f} s: give more, or fewer {argument('initial')} or "
+            f"{argument('verify')}"
+        )
 
 
 def finish_campaign(
@@ -267,9 +298,7 @@ def _draw(folder: RunFolder, run: Run) -> None:
     settings = run.settings
     charts = {
         "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
-        "accuracy_by_round": plots.accuracy_by_round(
-            run.accuracy(), settings.target_accuracy_percent
-        ),
+        "accuracy_by_round": plots.accuracy_by_round(run.accuracy(), settings.target_percent),
         "reference_stability": plots.reference_stability(
             run.blocks(), run.references(), settings.reference_tolerance_percent
         ),

@@ -181,6 +181,7 @@ def test_a_campaign_goes_on_with_the_next_agent(port: int, tmp_path: Path) -> No
     command += ["--resolution", "32", "--width-mult", "0.25", "--bins", "2", "--seed", "1"]
     # More than it can measure meanwhile: it is interrupted.
     command += ["--initial", "2000", "--max-models", "2000", "--target-accuracy", "100"]
+    command += ["--sampling", "balanced"]
     command += ["--runs", "40", "--block-size", "4", "--max-remeasurements", "0"]
 
     def reported() -> int:

@@ -37,6 +37,8 @@ SMALL = Settings(
     block_size=5,
     folds=2,
     spec=MeasureSpec(runs=5),
+    verify=0,
+    sampling="balanced",
 )
 
 

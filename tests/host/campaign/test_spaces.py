@@ -26,6 +26,8 @@ SMALL = Settings(
     folds=2,
     predictor="ridge",
     spec=MeasureSpec(runs=5),
+    verify=0,
+    sampling="balanced",
 )
 
 

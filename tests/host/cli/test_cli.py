@@ -46,6 +46,7 @@ from tests.host.fake_campaign import SPACE, latency
 SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--step", "10"]
 OWN_SPACE = f"{Path(__file__).parents[1] / 'own_spaces.py'}:Tiny"
 SMALL += ["--bins", "2", "--block-size", "10", "--runs", "5", "--max-models", "30"]
+SMALL += ["--sampling", "balanced", "--verify", "0"]
 QUICK = [*SMALL, "--predictor", "ridge"]
 """Options for tests of something else than the predictor."""
 
@@ -314,7 +315,7 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
     answer = fake.answer
 
     def interrupted(*arguments):
-        if len(fake.blocks) == 1:
+        if len(fake.blocks) == 2:  # the probe and one block
             raise KeyboardInterrupt
         return answer(*arguments)
 

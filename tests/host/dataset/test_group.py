@@ -331,7 +331,20 @@ def test_a_group_may_not_go_on_with_a_single_devices_campaign(tmp_path: Path) ->
 
 # Real agents
 
-CAMPAIGN = ["--resolution", "32", "--width-mult", "0.25", "--step", "5", "--bins", "2"]
+CAMPAIGN = [
+    "--verify",
+    "0",
+    "--sampling",
+    "balanced",
+    "--resolution",
+    "32",
+    "--width-mult",
+    "0.25",
+    "--step",
+    "5",
+    "--bins",
+    "2",
+]
 CAMPAIGN += ["--block-size", "5", "--patience", "1", "--device", "rack"]
 AGENT = ("esm_agent.cli", "serve", "--port", "0", "--until-stdin-closes")
 

@@ -273,11 +273,13 @@ def begun(path: Path, *options: str) -> None:
 
 def test_new_campaigns_ask_for_the_agents_models(fake: FakeProfiler, tmp_path: Path) -> None:
     begun(tmp_path / "run")
-    assert all(block.spec.references for block in fake.blocks)
+    probe, *blocks = fake.blocks
+    assert len(probe.models) == 2
+    assert all(block.spec.references for block in blocks)
     settings = load_run(tmp_path / "run").settings
     assert settings.references == 4, "of the campaign itself"
     assert settings.spec.references
-    assert len(load_run(tmp_path / "run").paces()) == 4 * len(fake.blocks)
+    assert len(load_run(tmp_path / "run").paces()) == 4 * len(blocks)
     (tmp_path / "row").mkdir()
     begun(tmp_path / "row" / "run", "--protocol", "sequential")
     assert not fake.blocks[-1].spec.references
@@ -289,7 +291,7 @@ def test_a_folder_of_the_version_before_reads_and_resumes_as_it_did(
     path = tmp_path / "run"
     settings = Settings(
         *("fake", "resnet", 32, 0.25), initial=20, max_models=20, bins=2, block_size=5,
-        predictor="ridge", target_accuracy_percent=1, spec=MeasureSpec(runs=5),
+        predictor="ridge", target_accuracy_percent=1, verify=0, spec=MeasureSpec(runs=5),
     )  # fmt: skip
     run_campaign(settings, RunFolder(path))
     before = load_run(path).measurements()

@@ -5,28 +5,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm_host.evaluation.expected_error import ExpectedErrors, expected_errors
+from esm_host.evaluation.expected_error import ExpectedErrors, Predicted, expected_errors
 
 BINS = 5
+POPULATION = Predicted(np.ones(BINS), np.full(BINS, 0.05), np.arange(BINS))
 
 
-def drawn(seed: int, n: int, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Errors whose standard deviations are off by a ratio of each bin."""
+def drawn(seed: int, n: int, ratio: np.ndarray) -> tuple[Predicted, np.ndarray]:
+    """Predictions and their errors, whose standard deviations are off by a ratio of each bin."""
     rng = np.random.default_rng(seed)
     bins = np.concatenate([np.arange(BINS), rng.integers(BINS, size=n - BINS)])
     stds = rng.uniform(0.01, 0.1, n)
-    return rng.normal(0, stds * ratio[bins]), stds, bins
+    latency_ms = np.exp(rng.normal(0, 0.3, n))
+    return Predicted(latency_ms, stds, bins), rng.normal(0, stds * ratio[bins])
+
+
+def some(rows: np.ndarray, samples: Predicted, errors: np.ndarray) -> ExpectedErrors:
+    chosen = Predicted(samples.latency_ms[rows], samples.stds[rows], samples.bins[rows])
+    return expected_errors(chosen, errors[rows], POPULATION, BINS, 0.9)
 
 
 def expected(seed: int, n: int, ratio: np.ndarray, confidence: float = 0.9) -> ExpectedErrors:
-    return expected_errors(*drawn(seed, n, ratio), np.full(BINS, 0.05), confidence)
+    return expected_errors(*drawn(seed, n, ratio), POPULATION, BINS, confidence)
 
 
 def test_chosen_samples_with_large_errors_do_not_make_a_bin_worse() -> None:
     typical = expected(0, 5000, np.ones(BINS)).estimate
-    errors, stds, bins = drawn(0, 5000, np.ones(BINS))
-    hard = stds > 0.06
-    chosen = expected_errors(errors[hard], stds[hard], bins[hard], np.full(BINS, 0.05), 0.9)
+    samples, errors = drawn(0, 5000, np.ones(BINS))
+    chosen = some(samples.stds > 0.06, samples, errors)
     assert chosen.estimate == pytest.approx(typical, rel=0.1)
     assert typical == pytest.approx(0.05 * np.sqrt(2 / np.pi), rel=0.05)
 
@@ -57,8 +63,23 @@ def test_a_bin_that_errs_more_is_known_by_its_own_samples() -> None:
 
 
 def test_a_bin_without_samples_is_judged_by_the_others() -> None:
-    errors, stds, bins = drawn(0, 200, np.ones(BINS))
-    there = bins != 2
-    found = expected_errors(errors[there], stds[there], bins[there], np.full(BINS, 0.05), 0.9)
+    samples, errors = drawn(0, 200, np.ones(BINS))
+    found = some(samples.bins != 2, samples, errors)
     assert found.estimate[2] == pytest.approx(found.estimate.mean(), rel=0.2)
-    assert found.upper[2] == found.upper.max()
+    factors = found.upper / found.estimate
+    assert factors[2] == factors.max()
+
+
+def test_large_networks_that_vary_more_count_though_few_of_them_were_chosen() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.normal(0, 0.5, 4000)
+    bins = rng.integers(BINS, size=4000)
+    stds = np.full(4000, 0.02)
+    errors = rng.normal(0, stds * np.exp(0.8 * sizes))
+    everything = Predicted(np.exp(sizes), stds, bins)
+    truth = [np.abs(errors[bins == number]).mean() for number in range(BINS)]
+    small = sizes < rng.normal(-0.3, 0.2, 4000)
+    chosen = Predicted(np.exp(sizes[small]), stds[small], bins[small])
+    found = expected_errors(chosen, errors[small], everything, BINS, 0.9)
+    np.testing.assert_allclose(found.estimate, truth, rtol=0.15)
+    assert np.abs(errors[small]).mean() < 0.8 * np.mean(truth)

@@ -21,7 +21,15 @@ DOCS = Path(__file__).parents[3] / "docs" / "python.md"
 
 def sampling(**changes: Any) -> esm_host.SamplingSettings:
     return esm_host.SamplingSettings(
-        **{"initial": 40, "step": 20, "bins": 4, "max_models": 80, **changes}
+        **{
+            "initial": 40,
+            "step": 20,
+            "bins": 4,
+            "max_models": 80,
+            "verify": 0,
+            "sampling": "balanced",
+            **changes,
+        }
     )
 
 

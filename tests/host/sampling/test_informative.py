@@ -89,7 +89,13 @@ def test_strata_have_equal_shares(strata: list[int], count: int) -> None:
         assert mine == size or mine >= taken.max() - 1
 
 
-def test_important_rows_are_told_of_first() -> None:
-    features = np.eye(6)
-    important = np.where(np.arange(6) < 3, 1.0, 0.1)
-    assert set(most_informative(features, 3, importance=important).tolist()) == {0, 1, 2}
+def test_strata_have_the_shares_that_are_given() -> None:
+    features = np.random.default_rng(0).normal(size=(12, 3))
+    strata = np.repeat([0, 1, 2], 4)
+
+    def chosen(count: int, *shares: int) -> list[int]:
+        rows = most_informative(features, count, strata=strata, shares=shares)
+        return np.bincount(strata[rows], minlength=3).tolist()
+
+    assert chosen(6, 1, 3, 2) == [1, 3, 2]
+    assert chosen(8, 0, 7, 1) == [2, 4, 2]  # the second has only four

@@ -112,14 +112,25 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             "sampling": "random",
             "warm_start": ",".join(sources) if sources else "all",
             "held_out": held_out,
+            "verify": 0,  # the held-out set is its check
             "block_size": min(20, -(-measured // 3)),  # at least three blocks to compare
         }
         return cls(device, **{**given, **changes})
 
     @property
     def has_target(self) -> bool:
-        """Whether the campaign has a target accuracy; a transfer ends after its samples."""
+        """Whether the campaign has a target accuracy.
+
+        A transfer ends after its samples, and a budget without a target is used up.
+        """
+        if self.budget_s is not None and self.target_accuracy_percent == 100:
+            return False
         return not self.warm_start or self.initial < self.max_models
+
+    @property
+    def target_percent(self) -> float | None:
+        """Target accuracy; None for a campaign without one."""
+        return self.target_accuracy_percent if self.has_target else None
 
     @property
     def first_sampler(self) -> str:
@@ -139,7 +150,7 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
         try:
             spec = MeasureSpec.from_json(data["spec"])
             # Campaigns that say nothing are from before there was a choice.
-            return cls(**{"predictor": "mlp", **data, "spec": spec})
+            return cls(**{"predictor": "mlp", "verify": 0, **data, "spec": spec})
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
@@ -152,6 +163,8 @@ class Changes(TypedDict, total=False):
     device: str | None
     target_accuracy_percent: float | None
     max_models: int | None
+    verify: int | None
+    budget_s: float | None
     train_on: str | None
     weights: str | None
     predictor: str | None

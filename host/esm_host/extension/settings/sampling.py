@@ -32,7 +32,7 @@ class SamplingSettings(SeedSettings):
         target_accuracy_percent: Target accuracy (Acc_TH).
         judge: ``"bins"`` if every bin must reach the target, ``"overall"`` for the overall
             accuracy.
-        max_models: Largest number of measured architectures; the campaign then ends without
+        max_models: Largest number of architectures to learn from; the campaign then ends without
             convergence.
         sampling: Name in :data:`esm_host.sampling.SAMPLERS`, or path/to/file.py:Class.
         weight_below: Share of a step for bins below the target (W_B of Algorithm 1).
@@ -41,6 +41,11 @@ class SamplingSettings(SeedSettings):
             models by the predictor's uncertainty per second of device time.
         confidence_percent: Confidence of the lower bound of a bin's accuracy, which must reach the
             target if the sampler chooses its samples.
+        verify: Number of random architectures, spread over the bins, that check the predictor
+            once it has reached its target or used its budget, and are not trained on. A target
+            that is no longer reached with them is pursued further. 0 for no check.
+        budget_s: Device time after which the campaign ends, s, its check included; None for no
+            limit. A target accuracy of 100 uses all of it.
         held_out: Number of random first architectures of a warm start that form the held-out set.
         sampler: Sampler of the other first architectures of a warm start: a name in
             :data:`esm_host.transfer.SAMPLERS`, with its encoding if it needs one
@@ -61,6 +66,8 @@ class SamplingSettings(SeedSettings):
     weight_above: float = 0.2
     extension: str = "balanced"
     confidence_percent: float = 90.0
+    verify: int = 20
+    budget_s: float | None = None
     held_out: int = 0
     sampler: str = ""
 
@@ -74,6 +81,9 @@ class SamplingSettings(SeedSettings):
         check_range("step", self.step, 1, 10**9)
         check_range("target_accuracy_percent", self.target_accuracy_percent, 0, 100)
         check_range("confidence_percent", self.confidence_percent, 50, 99.9)
+        check_range("verify", self.verify, 0, 10**6)
+        if self.budget_s is not None:
+            check_range("budget_s", self.budget_s, 1, 10**9)
         check_range("weight_below", self.weight_below, 0, 10**6)
         check_range("weight_above", self.weight_above, 0, 10**6)
         if self.bins is not None:
