@@ -55,6 +55,9 @@ BINS = DepthBins(SPACE.min_depth, SPACE.max_depth, 5)
 SPEC = MeasuringSettings("local").spec
 ROUND = 200  # planned at a time; judging reads the whole store, so not too few
 
+SIZES = {"balanced": 1800, "random": 2200, "held_out": 500}
+"""Numbers of models of the pool's parts."""
+
 # The same for all that are compared. The paper begins with 300 and adds 100; where balanced
 # sampling needs some 400, that would resolve nothing.
 INITIAL = 100
@@ -71,9 +74,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--measure", action="store_true", help="measure what is missing, no replay")
     parser.add_argument("--simulate", choices=MACHINES, help="instead of a measured pool")
-    parser.add_argument("--balanced", type=int, default=1800, help="models drawn balanced")
-    parser.add_argument("--random", type=int, default=2200, help="models drawn at random")
-    parser.add_argument("--held-out", type=int, default=500)
+    add = parser.add_argument
+    add("--balanced", type=int, default=SIZES["balanced"], help="models drawn balanced")
+    add("--random", type=int, default=SIZES["random"], help="models drawn at random")
+    add("--held-out", type=int, default=SIZES["held_out"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--target-accuracy", type=float, default=95.0)
     parser.add_argument("--json", type=Path)
@@ -90,8 +94,6 @@ def main() -> None:
         if args.measure:
             measure(store, sizes)
             return
-        if store.fact("pools") is None:
-            parser.error(f"{args.run} holds no pool: measure one with --measure first")
         pool = measured_pool(store)
     curves = {
         name: [replay(pool, name, seed, args.target_accuracy) for seed in range(args.seeds)]
@@ -184,15 +186,32 @@ def measure(store: Store, sizes: dict[str, int]) -> None:
                 collector.collect(number)
 
 
+def members(store: Store) -> dict[str, list[str]]:
+    """Return the keys of the pool's models by part.
+
+    Raises:
+        SystemExit: there is no pool.
+    """
+    pools: dict[str, list[str]] | None = store.fact("pools")
+    if pools is None:
+        where = store.database.campaign
+        raise SystemExit(
+            f"{where} holds no pool: measure one with python -m benchmarks.convergence --measure "
+            "first"
+        )
+    return pools
+
+
 def measured_pool(store: Store) -> Pool:
     """Return the measured pool, without failed models."""
+    parts = members(store)
     dataset = Measurements(store, SPEC).dataset()
     row = {a.key: index for index, a in enumerate(dataset.architectures)}
     return _pool(
         dataset.architectures,
         dataset.latency_ms,
         device_time(store, SPEC),
-        {name: [row[k] for k in keys if k in row] for name, keys in store.fact("pools").items()},
+        {name: [row[k] for k in keys if k in row] for name, keys in parts.items()},
     )
 
 

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.convergence import BINS, SPACE, SPEC, draw
+from benchmarks.convergence import BINS, SIZES, SPACE, SPEC, draw, members
 from benchmarks.simulated import MACHINES, latencies
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import Store
+from esm_host.evaluation.accuracy import accuracy_by_bin
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import SamplingSettings, TrainingSettings
 from esm_host.sampling.base import Sampler
@@ -45,28 +46,29 @@ STRATEGIES = {
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Measured models, the members that a sampler may draw, and the held-out set."""
+    """Measured models.
 
-    members: dict[str, list[Architecture]]
-    held_out: list[Architecture]
-    latency_ms: dict[str, float]
-    interval: dict[str, float]
+    Attributes:
+        parts: Models that samplers draw, and the held-out set, by name.
+        told: Latency, ms, and relative half-width of its interval, by key.
+    """
 
-    def tell(self, loop: Loop, asked: list[Architecture]) -> None:
-        loop.tell(
-            asked, [self.latency_ms[a.key] for a in asked], [self.interval[a.key] for a in asked]
-        )
+    parts: dict[str, list[Architecture]]
+    told: dict[str, tuple[float, float]]
+
+    def tell(self, loop: Loop, architectures: list[Architecture]) -> None:
+        loop.tell(architectures, *zip(*(self.told[a.key] for a in architectures), strict=True))
 
     def worst_percent(self, loop: Loop, architectures: list[Architecture]) -> float:
         """Return the accuracy of the worst bin on these models, percent."""
-        truth = np.array([self.latency_ms[a.key] for a in architectures])
-        errors = np.abs(loop.predict(architectures) / truth - 1)
-        bins = BINS.of(np.array([a.depth for a in architectures]))
-        return float(min(100 - 100 * errors[bins == number].mean() for number in range(BINS.count)))
+        truth = np.array([self.told[a.key][0] for a in architectures])
+        depth = np.array([a.depth for a in architectures])
+        bins = accuracy_by_bin(depth, truth, loop.predict(architectures), BINS)
+        return min(each.accuracy_percent for each in bins)
 
 
 class Members(Sampler):
-    """Sampler of a pool's members, as another sampler draws from the space."""
+    """Sampler that draws the members of a pool."""
 
     def __init__(self, members: list[Architecture], chooses: bool, by_bin: bool) -> None:
         super().__init__(SPACE, BINS)
@@ -111,8 +113,8 @@ def replay(
     pool: Pool, strategy: str, target_percent: float, seed: int, step: int, most: int
 ) -> Campaign:
     sampling, predictor = STRATEGIES[strategy]
-    members = pool.members["random" if sampling == "random" else "balanced"]
-    sampler = Members(members, sampling == "informative", sampling != "random")
+    drawn = pool.parts["random" if sampling == "random" else "balanced"]
+    sampler = Members(drawn, sampling == "informative", sampling != "random")
 
     def loop_to(target: float) -> Loop:
         settings = SamplingSettings(
@@ -130,23 +132,17 @@ def replay(
     loop, needed, declared, worst = loop_to(target_percent), None, None, None
     while asked := loop.ask():
         pool.tell(loop, asked)
-        models = sum(map(len, loop.rounds))
-        if needed is None and pool.worst_percent(loop, pool.held_out) >= target_percent:
-            needed = models
+        used = [a for architectures in loop.rounds for a in architectures]
+        if needed is None and pool.worst_percent(loop, pool.parts["held_out"]) >= target_percent:
+            needed = len(used)
         if declared is None and loop.converged:
-            used = {a.key for architectures in loop.rounds for a in architectures}
-            others = [
-                a
-                for part in (*pool.members.values(), pool.held_out)
-                for a in part
-                if a.key not in used
-            ]
-            declared, worst = models, pool.worst_percent(loop, others)
+            keys = {a.key for a in used}
+            others = [a for part in pool.parts.values() for a in part if a.key not in keys]
+            declared, worst = len(used), pool.worst_percent(loop, others)
             if needed is None:  # declared too early: go on until it is true
                 further = loop_to(99.99)
                 further.restore(loop.rounds)
-                for architectures in loop.rounds:
-                    pool.tell(further, architectures)
+                pool.tell(further, used)
                 loop = further
         if needed is not None and declared is not None:
             break
@@ -154,51 +150,38 @@ def replay(
 
 
 def measured_pool(path: Path) -> Pool:
+    path.mkdir(parents=True, exist_ok=True)
     store = Store(path / "store.sqlite")
+    keys = members(store)
     dataset = Measurements(store, SPEC).dataset()
     known = {a.key: a for a in dataset.architectures}
-    parts = {
-        name: [known[key] for key in keys if key in known]
-        for name, keys in store.fact("pools").items()
-    }
-    held_out = parts.pop("held_out")
-    return Pool(
-        parts,
-        held_out,
-        dict(zip(known, dataset.latency_ms.tolist(), strict=True)),
-        dict(zip(known, dataset.interval.tolist(), strict=True)),
-    )
+    values = zip(dataset.latency_ms.tolist(), dataset.interval.tolist(), strict=True)
+    parts = {name: [known[key] for key in part if key in known] for name, part in keys.items()}
+    return Pool(parts, dict(zip(known, values, strict=True)))
 
 
 def simulated_pool(machine: str) -> Pool:
-    parts = draw({"balanced": 1800, "random": 2200, "held_out": 500})[1]
+    parts = draw(SIZES)[1]
     everything = [a for part in parts.values() for a in part]
     rng = np.random.default_rng(0)
     made_up = latencies(SPACE, SPACE.encode(everything), MACHINES[machine], rng)
-    keys = [a.key for a in everything]
-    held_out = parts.pop("held_out")
-    return Pool(
-        parts,
-        held_out,
-        dict(zip(keys, made_up.tolist(), strict=True)),
-        dict.fromkeys(keys, 1.96 * MACHINES[machine].noise),
-    )
+    interval = 1.96 * MACHINES[machine].noise
+    told = {a.key: (ms, interval) for a, ms in zip(everything, made_up.tolist(), strict=True)}
+    return Pool(parts, told)
 
 
 def row(campaigns: list[Campaign], target_percent: float, most: int) -> dict[str, Any]:
-    """Return the figures of a strategy at a target."""
+    """Return the figures of a strategy at a target; the mean is a lower bound if some never end."""
     needed = [each.needed or most for each in campaigns]
-    declared = [each for each in campaigns if each.declared is not None]
-    kept = [each for each in declared if (each.worst_percent or 0) >= target_percent]
+    declared = [each.declared for each in campaigns if each.declared is not None]
+    worst = [each.worst_percent for each in campaigns if each.worst_percent is not None]
     return {
         "needed_mean": statistics.mean(needed),
         "needed_sd": statistics.stdev(needed) if len(needed) > 1 else 0.0,
         "never": sum(each.needed is None for each in campaigns),
         "declared": len(declared),
-        "declared_mean": statistics.mean(each.declared or 0 for each in declared)
-        if declared
-        else None,
-        "kept": len(kept),
+        "declared_mean": statistics.mean(declared) if declared else None,
+        "kept": sum(each >= target_percent for each in worst),
         "campaigns": [asdict(each) for each in campaigns],
     }
 
@@ -229,7 +212,8 @@ def main() -> None:
             found = result[f"{name}, {target:g}"] = row(campaigns, target, args.most)
             mean = found["declared_mean"]
             print(
-                f"| {name} | {target:g} % | {found['needed_mean']:.0f} ±{found['needed_sd']:.0f} "
+                f"| {name} | {target:g} % | {'>= ' * bool(found['never'])}"
+                f"{found['needed_mean']:.0f} ±{found['needed_sd']:.0f} "
                 f"| {found['never']} | {found['declared']} of {args.seeds} "
                 f"| {'-' if mean is None else f'{mean:.0f}'} | {found['kept']} |",
                 flush=True,

@@ -12,15 +12,15 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast
 
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
 from esm_host.errors import DatasetError, UsageError
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import Changes, Settings
 from esm_host.timing import (
-    TimingOptions,
+    TimingSettings,
     TimingWatcher,
     for_models,
     parse_duration,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from esm_host.research.study.results import Study
     from esm_host.search.record import SearchRecord
 
-# Texts, because the classes of onnx and torch load only when they are needed.
+# Strings: the classes of onnx and torch load only when needed.
 Model: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | nn.Module"
 """ONNX model as a file path, bytes or ``ModelProto``; or a torch module."""
 
@@ -210,7 +210,7 @@ def time(
             names,
             request,
             spec,
-            TimingOptions(profile_runs, wait, raw, spread_s),
+            TimingSettings(profile_runs, wait, raw, spread_s),
             TimingWatcher() if on_progress is None else TimingWatcher(on_progress),
         )
     file = TimingFile.of(timing.to_json())
@@ -312,20 +312,6 @@ def profile(
     folder = RunFolder(Path(run), store)
     run_campaign(settings, folder, False, patience_s, wait, watcher)
     return load_run(folder.path)
-
-
-class Changes(TypedDict, total=False):
-    """Settings that a resumed campaign may change; None keeps a value."""
-
-    device: str | None
-    target_accuracy_percent: float | None
-    max_models: int | None
-    train_on: str | None
-    weights: str | None
-    predictor: str | None
-    encoding: str | None
-    group_tolerance_percent: float | None
-    raw: bool | None
 
 
 @typed

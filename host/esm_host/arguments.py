@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 
 _FLAGS = {
+    "confidence_percent": "--confidence",
     "dims": "--dim",
     "ep_options": "--ep-option",
     "formats": "--format",
-    "confidence_percent": "--confidence",
     "group_tolerance_percent": "--group-tolerance",
     "inputs": "--input",
     "limits": "--limit",

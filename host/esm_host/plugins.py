@@ -46,8 +46,8 @@ def own_failures(plugin: object, what: str = "") -> Iterator[None]:
     """Turn an exception of a user's class into one line with its file and line.
 
     Args:
-        plugin: The class or an instance of it; of a class that comes with the project, or that a
-            program defines, the exception stays as it is.
+        plugin: Class or instance. An exception of a class that is not from a user's file passes
+            unchanged.
         what: What failed, such as ``"cannot be built"``.
 
     Raises:

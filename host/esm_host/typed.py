@@ -1,7 +1,7 @@
 """Types of arguments, checked by their annotations where a program's values enter.
 
-What readers and mypy see is the only description of what a function takes. Entries of lists, tuples
-and dictionaries are checked too.
+The annotations are the only description of a function's arguments. Entries of lists, tuples and
+dictionaries are checked too.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _SEVERAL = {
     "Model": "a list of models",
     "Timing": "a list of timings",
 }
-_LISTS = ("Sequence", "Iterable", "Collection", "tuple", "list")
-_ANYTHING = ("Any", "ArrayLike", "Self")
+_LISTS = ("Sequence", "Iterable", "Collection", "tuple")
+_ANYTHING = ("Any", "ArrayLike")
 
 
 class WrongTypeError(UsageError, TypeError):
-    """Argument of another type than the function takes."""
+    """Error of an argument of the wrong type."""
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -154,21 +154,17 @@ def _takes_generic(wanted: ast.Subscript, value: Any, names: Mapping[str, Any]) 
     inner = wanted.slice.elts if isinstance(wanted.slice, ast.Tuple) else [wanted.slice]
     if name == "Mapping":
         return isinstance(value, Mapping) and all(
-            _takes_entry(inner[0], key, names) and _takes_entry(inner[1], each, names)
+            _takes(inner[0], key, names) and _takes(inner[1], each, names)
             for key, each in value.items()
         )
     if name in _LISTS:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
             return False
-        # Anything but these may be read only once.
-        entries = value if isinstance(value, list | tuple) else ()
-        return all(_takes_entry(inner[0], each, names) for each in entries)
+        # ``SearchSpace.read`` checks architectures, and only lists can be read twice.
+        if _first(inner[0]) == "Architecture" or not isinstance(value, list | tuple):
+            return True
+        return all(_takes(inner[0], each, names) for each in value)
     return True
-
-
-def _takes_entry(wanted: ast.expr, value: Any, names: Mapping[str, Any]) -> bool:
-    """Return whether an entry has the type; ``SearchSpace.read`` checks architectures itself."""
-    return _first(wanted) == "Architecture" or _takes(wanted, value, names)
 
 
 def _first(wanted: ast.expr) -> str:

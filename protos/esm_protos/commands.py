@@ -26,7 +26,7 @@ _CURES = (
     (re.compile(r"Input should be a valid integer.*", re.DOTALL), "give a whole number"),
     (re.compile(r"Input should be a valid number.*", re.DOTALL), "give a number"),
 )
-"""Messages of the parser, and what they ask for."""
+"""Messages of the parser, with their remedies."""
 _NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
 
 
@@ -86,7 +86,7 @@ def one_line(error: typer.TyperException, arguments: Sequence[str]) -> str:
 
     Args:
         error: Error of the parser.
-        arguments: Arguments of the program, which have the refused value.
+        arguments: Arguments of the program, including the refused value.
     """
     options = getattr(error, "possibilities", None)
     text = error.message if options else error.format_message()

@@ -238,10 +238,10 @@ def own_failure(plugin: object, error: BaseException, what: str = "") -> str:
 
 
 def failure_in_own_file(error: BaseException) -> str:
-    """Return a failure on one line, with the last line of a user's file that it passed through.
+    """Return a failure on one line, with the last line of its traceback in a user's file.
 
-    It is ``""`` if no file of a user took part. Properties and generators fail far from the call
-    that a base class makes.
+    It is ``""`` if no user's file is in the traceback. Properties and generators fail far from the
+    call that a base class makes.
     """
     own = {module.__file__ for _, module in list(_READ.values())}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -54,7 +54,7 @@ class ProviderOption:
         """Check the declaration; options that a device reports need no check.
 
         Raises:
-            DeclarationError: the name, the type, the default or a choice is impossible.
+            DeclarationError: the name, the type, the default or a choice is invalid.
         """
         if not _is_name(self.name):
             raise DeclarationError(f"the option {self.name!r} {_NO_NAME}")
@@ -108,7 +108,7 @@ class ProviderInfo:
         """Check the declaration of a provider and its options.
 
         Raises:
-            DeclarationError: a name or an option is impossible, or two options have one name.
+            DeclarationError: a name or an option is invalid, or two options have one name.
         """
         if not _is_name(self.name):
             raise DeclarationError(f"the name {self.name!r} {_NO_NAME}")

@@ -269,7 +269,8 @@ def _background(case: _Case) -> Finding:
     if busy is None or own is None:
         return Finding("background", Severity.UNKNOWN, f"not reported{loaded}")
     others = max(0.0, busy - own) / case.seconds
-    text = f"other programs used {others:.2f} of {counted(cores, 'processor')} during the probe{loaded}"
+    of = counted(cores, "processor")
+    text = f"other programs used {others:.2f} of {of} during the probe{loaded}"
     if cores - others < 1 - _TENTH:
         return Finding(
             "background", Severity.UNFIT, f"{text}: less than one is left for the agent", fix

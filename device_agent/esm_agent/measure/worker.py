@@ -69,7 +69,7 @@ class WorkerUnavailableError(Exception):
 
 
 class UnusableOptionError(WorkerUnavailableError):
-    """A provider, a metric source or a GPU that the user chose does not work here."""
+    """Error of a chosen provider, metric source or GPU that does not work here."""
 
 
 @dataclass

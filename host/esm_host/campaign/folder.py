@@ -23,6 +23,7 @@ from esm_host.dataset.database import (
 from esm_host.dataset.store import Store
 from esm_host.errors import BusyError, DatasetError, MismatchError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings, TrainingSettings
+from esm_host.plugins import own_failures
 from esm_host.predictors import make_predictor
 
 if TYPE_CHECKING:
@@ -69,6 +70,20 @@ class RunFolder:
         }
         name = Path(os.path.abspath(path)).name
         self._new = PostgresSchema(store, name, uuid.uuid4().hex) if store else None
+
+    def keep_onnx(self, predictor: Predictor) -> None:
+        """Write a predictor as ONNX; an earlier file goes if the predictor has no such form.
+
+        Raises:
+            EsmError: a class from a user's file fails.
+            OSError: the file cannot be written.
+        """
+        with own_failures(predictor):
+            exported = predictor.to_onnx()
+        if exported is None:
+            self.predictor_onnx.unlink(missing_ok=True)
+        else:
+            write_bytes(self.predictor_onnx, exported)
 
     @cached_property
     def database(self) -> Database:

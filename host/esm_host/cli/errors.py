@@ -83,7 +83,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
                 f"error: {error.name} is not installed: {install(_extra(error.name))}", err=True
             )
             raise typer.Exit(1) from None
-        except Exception as error:  # a bug keeps its traceback, but not one in a user's file
+        except Exception as error:  # only a failure in a user's file becomes one line
             from esm_protos.plugins import failure_in_own_file
 
             if not (text := failure_in_own_file(error)):

@@ -152,8 +152,8 @@ def _read(
 
         latencies = _latencies(columns.latency or ())
         unit = columns.unit or "ms"
-        given = {each: getattr(columns, each) for each in ("resolution", "width_mult", "batch")}
-        settings = {each: value for each, value in given.items() if value is not None}
+        names = ("resolution", "width_mult", "batch")
+        settings = {n: value for n in names if (value := getattr(columns, n)) is not None}
         return [read_columns(path, name, columns.architecture, latencies, unit, settings or None)]
     from esm_host.sources.published import read_help, read_hw_nas_bench
 

@@ -205,8 +205,8 @@ class SamplingOptions:
     confidence: Annotated[
         float,
         typer.Option(
-            help="With --sampling informative: confidence of the lower bound of a bin's accuracy, "
-            "in percent.",
+            help="Confidence of the lower bound of a bin's accuracy, in percent (informative "
+            "sampling only).",
             rich_help_panel=_SAMPLES,
         ),
     ] = 90.0

@@ -79,10 +79,10 @@ def list_sources(space: _Space = None, runs: _Runs = _RUNS, output: Json = None)
 
     check_output(output)
     found, problems = entries(runs)
-    names = dict.fromkeys([*FAMILY.names(), *(entry.space.partition(",")[0] for entry in found)])
-    if space is not None and space not in names:
-        raise UsageError(unknown("search space", space, names))
-    shown = [entry for entry in found if space is None or entry.space.partition(",")[0] == space]
+    spaces = [entry.space.partition(",")[0] for entry in found]
+    shown = [entry for entry, own in zip(found, spaces, strict=True) if space in (None, own)]
+    if space is not None and not shown and space not in (known := FAMILY.names()):
+        raise UsageError(unknown("search space", space, dict.fromkeys([*known, *spaces])))
     if output is not None:
         data = {"schema_version": SCHEMA_VERSION, "sources": [asdict(entry) for entry in shown]}
         write_output(

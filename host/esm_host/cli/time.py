@@ -251,7 +251,7 @@ def time(
     """
     from esm_host.cli.progress import DeviceLines
     from esm_host.timing import (
-        TimingOptions,
+        TimingSettings,
         TimingWatcher,
         for_models,
         parse_duration,
@@ -311,7 +311,7 @@ def time(
             names,
             request,
             spec,
-            TimingOptions(
+            TimingSettings(
                 profile_runs=shown.profile_runs if shown.profile else 0,
                 wait=not measuring.no_wait,
                 raw=measuring.raw,

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from esm_host.errors import UsageError
 from esm_host.report.theme import DARK, LIGHT, Theme, config
+from esm_protos.text import counted
 
 DASH = "\N{EN DASH}"
 

@@ -6,7 +6,7 @@ timing = time_models(connect, ["pi4", "local"], request, timing_spec())
 
 from esm_host.timing.request import Entry, read_request
 from esm_host.timing.result import SCHEMA_VERSION, DeviceTiming, Result, Timing
-from esm_host.timing.run import TimingOptions, TimingWatcher, time_block, time_models
+from esm_host.timing.run import TimingSettings, TimingWatcher, time_block, time_models
 from esm_host.timing.spec import RUNS_PER_VISIT, for_models, timing_spec
 from esm_host.timing.spread import parse_duration
 
@@ -17,7 +17,7 @@ __all__ = [
     "Entry",
     "Result",
     "Timing",
-    "TimingOptions",
+    "TimingSettings",
     "TimingWatcher",
     "for_models",
     "parse_duration",

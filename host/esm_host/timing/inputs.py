@@ -207,8 +207,7 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
     known = sorted({symbol for inputs in models.values() for symbol in symbols(inputs)})
     for dim in dims:
         if models and dim.symbol not in known:
-            names = ", ".join(f"'{each}'" for each in known) or "none"
-            choices = f"the inputs name {names}"
+            choices = f"the inputs name {_quoted(known)}"
             text = unknown("dimension", dim.symbol, known, choices=choices)
             raise UsageError(f"{argument('dims')}: {text}")
 
@@ -231,8 +230,7 @@ def symbols(inputs: Iterable[GraphInput]) -> list[str]:
 
 def unknown_input(name: str, known: Sequence[str]) -> str:
     """Return the message for an unknown input."""
-    takes = ", ".join(f"'{each}'" for each in known) or "none"
-    return unknown("input", name, known, choices=f"the model takes {takes}")
+    return unknown("input", name, known, choices=f"the model takes {_quoted(known)}")
 
 
 def resolve(
@@ -496,7 +494,7 @@ def _meant(path: str, inputs: Sequence[GraphInput], shape: GivenShape) -> str | 
     if shape.name is not None:
         return shape.name if any(known.name == shape.name for known in inputs) else None
     if len(inputs) != 1:
-        names = ", ".join(f"'{known.name}'" for known in inputs) or "none"
+        names = _quoted(known.name for known in inputs)
         raise UsageError(
             f"{argument('shapes')} {shape.text}: {path} has {len(inputs)} inputs ({names}): "
             f"name one, NAME:{shape.text}"
@@ -518,3 +516,7 @@ def _dim(dim: view.Dimension) -> Dim:
         # Some exporters write a free dimension as -1. For the runtime, 0 is a size.
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     return None if dim.dim_param in _UNNAMED else str(dim.dim_param)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

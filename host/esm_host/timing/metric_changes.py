@@ -94,7 +94,7 @@ def metrics_by_key(timings: Iterable[Json]) -> dict[str, Metric]:
 
 
 def comparable(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Return the metrics of which one direction is better."""
+    """Return the metrics that have a better direction."""
     return {key: metric for key, metric in metrics.items() if metric.better is not Better.NEITHER}
 
 

@@ -57,8 +57,8 @@ _CANCEL_S = 5.0
 
 
 @dataclass(frozen=True)
-class TimingOptions:
-    """Options of a timing besides the settings of its blocks.
+class TimingSettings:
+    """Settings of a timing besides those of its blocks.
 
     Attributes:
         profile_runs: Profiled runs of every model.
@@ -93,7 +93,7 @@ def time_models(
     devices: Sequence[str],
     request: Sequence[Entry],
     spec: MeasureSpec,
-    options: TimingOptions | None = None,
+    settings: TimingSettings | None = None,
     watcher: TimingWatcher | None = None,
 ) -> Timing:
     """Measure the request on every device; if one fails, the others' results are kept.
@@ -106,7 +106,7 @@ def time_models(
         devices: Names of the devices, each once.
         request: Models and their cases.
         spec: Settings of the blocks.
-        options: Further options; None for the defaults.
+        settings: Further settings; None for the defaults.
         watcher: Functions called during the timing; None for none.
 
     Raises:
@@ -114,7 +114,7 @@ def time_models(
         UsageError: a device is given twice or is unknown, or two names lead to one agent.
         EsmError: the only device failed.
     """
-    options, watcher = options or TimingOptions(), watcher or TimingWatcher()
+    settings, watcher = settings or TimingSettings(), watcher or TimingWatcher()
     if len(set(devices)) < len(devices):
         raise UsageError(f"{argument('device')} {', '.join(devices)}: give each device once")
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -122,7 +122,7 @@ def time_models(
     count = len(request)
 
     def measure(thread: _DeviceThread, name: str, profiler: Profiler, first: bool) -> _Measured:
-        profiler.reserve(f"time {counted(count, 'model')}", options.wait)
+        profiler.reserve(f"time {counted(count, 'model')}", settings.wait)
 
         def report(progress: Progress) -> None:
             measuring = progress.state is State.MEASURING
@@ -134,14 +134,14 @@ def time_models(
             request,
             spec,
             first,
-            options.profile_runs if first else 0,
+            settings.profile_runs if first else 0,
             report,
             thread.submitted,
         )
 
     def time_device(thread: _DeviceThread, name: str) -> DeviceTiming:
         measured: list[_Measured] = []
-        starts = block_starts(options.spread_s)
+        starts = block_starts(settings.spread_s)
         began = time.monotonic()
         error: EsmError | None = None
         for number, start in enumerate(starts):
@@ -162,7 +162,7 @@ def time_models(
                     raise
                 error = caught  # the earlier blocks are kept
                 break
-        timing = _device_timing(name, request, spec, measured, options.raw)
+        timing = _device_timing(name, request, spec, measured, settings.raw)
         return replace(timing, error=error, interrupted=thread.stopping.is_set())
 
     threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
@@ -175,7 +175,7 @@ def time_models(
         raise KeyboardInterrupt
     if len(timings) == 1 and timings[0].error is not None and not timings[0].blocks:
         raise timings[0].error
-    return Timing(created_at, spec, timings, options.raw, options.spread_s)
+    return Timing(created_at, spec, timings, settings.raw, settings.spread_s)
 
 
 def time_block(
@@ -258,7 +258,7 @@ class _Meeting:
 
     Attributes:
         devices: Facts of the devices, by name.
-        refused: Error of a device that cannot be connected to by mistake of the user.
+        refused: Usage error of a device that could not be connected to; None without one.
     """
 
     def __init__(self, count: int) -> None:
@@ -288,7 +288,7 @@ class _Meeting:
 
 
 class _DeviceThread:
-    """Thread that times one device.
+    """Body of the thread that times one device.
 
     Attributes:
         timing: Timing of the device so far.

@@ -61,7 +61,7 @@ def block_starts(spread_s: float) -> list[float]:
 
 
 def common_usual_latencies(blocks: Sequence[BlockResult]) -> UsualLatencies | None:
-    """Return the usual paces with the most moments, with which all blocks are compared."""
+    """Return the usual latencies with the most moments; all blocks are compared with them."""
     told = [block.usual for block in blocks if block.usual is not None]
     return max(told, key=lambda usual: usual.moments, default=None)
 

@@ -9,7 +9,6 @@ from threading import Lock
 
 import numpy as np
 
-from esm_host.atomic import write_bytes
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import CampaignSession, connect_devices, open_session
@@ -17,7 +16,6 @@ from esm_host.campaign.watcher import CampaignWatcher
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
-from esm_host.plugins import own_failures
 from esm_host.predictors.base import Predictor
 from esm_host.search.anchors import most_alike
 from esm_host.search.bounds import LatencyBounds
@@ -97,11 +95,7 @@ class CampaignSite:
     def keep_predictor(self) -> None:
         """Store the campaign's predictor, trained on the new measurements too."""
         folder = RunFolder(self._run.path)
-        predictor = self._fitted()
-        with own_failures(predictor):
-            exported = predictor.to_onnx()
-        if exported is not None:
-            write_bytes(folder.predictor_onnx, exported)
+        folder.keep_onnx(self._fitted())
         folder.share()
 
     def _fitted(self) -> Predictor:

@@ -24,22 +24,16 @@ from esm_host.encoding.base import Encoder
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.campaign_loop import CampaignLoop, Outcome
 from esm_host.extension.loop import Loop
-from esm_host.extension.settings import Settings
+from esm_host.extension.settings import Changes, Settings
 from esm_host.extension.training import Learner
-from esm_host.plugins import own_failures
 from esm_host.report import plots
-from esm_host.sampling import make_sampler, sampler_class
+from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
 from esm_protos.text import counted
 
-RESUMABLE = frozenset(
-    {
-        *("device", "target_accuracy_percent", "max_models", "train_on", "weights"),
-        *("predictor", "encoding", "group_tolerance_percent", "raw"),
-    }
-)
+RESUMABLE = frozenset(Changes.__annotations__)
 """Settings that a resumed campaign may change, because stored measurements stay comparable.
 ``device`` may be another address of the same device."""
 
@@ -99,8 +93,8 @@ def run_campaign(
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
     folder.predictors(settings, encoder)(0)  # reports a missing library now
     _check_space(settings, space)
-    chooses = sampler_class(settings.sampling).chooses  # then every block is a round
-    if settings.initial <= 2 * settings.block_size and not chooses:
+    # If the sampler chooses, every block is a round.
+    if settings.initial <= 2 * settings.block_size and not settings.chooses:
         watcher.warn(
             "fewer than three blocks before the first training: too few for quality control; "
             f"give a smaller {argument('block_size')}"
@@ -260,12 +254,7 @@ def _judged(
 
 def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
     """Write the predictor, its predictions, the plots and, last, the result."""
-    with own_failures(outcome.predictor):
-        exported = outcome.predictor.to_onnx()
-    if exported is None:
-        folder.predictor_onnx.unlink(missing_ok=True)  # left by an earlier predictor
-    else:
-        write_bytes(folder.predictor_onnx, exported)
+    folder.keep_onnx(outcome.predictor)
     pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
     lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
     write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from esm_host.arguments import argument
 from esm_host.dataset.settings import LONG_VISITS, MeasuringSettings
@@ -24,6 +24,7 @@ from esm_protos.messages import MeasureSpec
 
 __all__ = [
     "LONG_VISITS",
+    "Changes",
     "MeasuringSettings",
     "SamplingSettings",
     "Settings",
@@ -143,3 +144,17 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             raise DatasetError(
                 f"the stored settings are unreadable ({error}): use the esm-profiler that wrote it"
             ) from error
+
+
+class Changes(TypedDict, total=False):
+    """Settings that a resumed campaign may change; None keeps a value."""
+
+    device: str | None
+    target_accuracy_percent: float | None
+    max_models: int | None
+    train_on: str | None
+    weights: str | None
+    predictor: str | None
+    encoding: str | None
+    group_tolerance_percent: float | None
+    raw: bool | None

@@ -67,10 +67,9 @@ class SamplingSettings(SeedSettings):
     def __post_init__(self) -> None:
         SeedSettings.__post_init__(self)
         object.__setattr__(self, "sampling", absolute(self.sampling))
-        sampler = sampler_class(self.sampling)
         for name, chosen, drawn in (("initial", 20, 300), ("step", 20, 100)):
             if getattr(self, name) == 0:
-                object.__setattr__(self, name, chosen if sampler.chooses else drawn)
+                object.__setattr__(self, name, chosen if self.chooses else drawn)
         check_range("initial", self.initial, LEAST_INITIAL, 10**9)
         check_range("step", self.step, 1, 10**9)
         check_range("target_accuracy_percent", self.target_accuracy_percent, 0, 100)
@@ -96,7 +95,7 @@ class SamplingSettings(SeedSettings):
     def _check_extension(self) -> None:
         if self.extension not in (known := ("balanced", "cost-aware")):
             raise UsageError(unknown("extension", self.extension, known))
-        if self.extension == "cost-aware" and sampler_class(self.sampling).chooses:
+        if self.extension == "cost-aware" and self.chooses:
             raise UsageError(
                 f"{argument('extension')} cost-aware chooses among random samples: choose "
                 f"{argument('sampling')} balanced"
@@ -120,6 +119,11 @@ class SamplingSettings(SeedSettings):
             )
         if self.sampler:
             sampler_and_encoding(self.sampler)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the most informative of the sampler's draws are measured."""
+        return sampler_class(self.sampling).chooses
 
     @property
     def by_bin(self) -> bool:
