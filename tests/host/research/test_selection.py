@@ -310,7 +310,10 @@ def test_the_command_prints_a_table_and_writes_a_folder(path: Path, tmp_path: Pa
     [
         (("--pair", "board"), "give DEVICE:TASK"),
         (("--pair", "boat:toys"), "unknown device 'boat'"),
-        (("--pair", "board:tots"), "unknown task 'tots'"),
+        (
+            ("--pair", "board:tots"),
+            "unknown task 'tots' of cells: did you mean 'toys'? choose toys",
+        ),
         (("--pair", "board:toys", "--sizes", "10,x"), "'x' is not a number"),
         (("--pair", "board:toys", "--sizes", "701"), "has 1 to 700"),
         (("--pair", "board:toys", "--predictor", "mlp"), "give NAME:SAMPLES"),
