@@ -49,7 +49,6 @@ SMALL += ["--bins", "2", "--block-size", "10", "--runs", "5", "--max-models", "3
 QUICK = [*SMALL, "--predictor", "ridge"]
 """Options for tests of something else than the predictor."""
 
-
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 

@@ -11,7 +11,7 @@ BINS = 5
 
 
 def drawn(seed: int, n: int, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Errors whose standard deviations are off by a ratio of each bin."""
+    """Errors, their standard deviations, which are off by a ratio of each bin, and their bins."""
     rng = np.random.default_rng(seed)
     bins = np.concatenate([np.arange(BINS), rng.integers(BINS, size=n - BINS)])
     stds = rng.uniform(0.01, 0.1, n)
