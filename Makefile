@@ -15,7 +15,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks"
 
-test-benchmarks: $(STAMP)  ## the programs of benchmarks/, each as a whole, at a small size
+test-benchmarks: $(STAMP)  ## the slow tests of benchmarks/
 	$(BIN)/python -m pytest -m benchmarks
 
 test-predictors: $(STAMP)  ## what every predictor does, of those that are slow to train; some minutes

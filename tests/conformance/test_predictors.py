@@ -124,7 +124,7 @@ def _fitted(plugin: str) -> Predictor:
 
 @pytest.fixture
 def fitted(plugin: str) -> Predictor:
-    """Fitted once, on the training samples: for tests that only predict with it."""
+    """Predictor fitted once on the training samples, for tests that only predict."""
     return _fitted(plugin)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from esm_host.sampling import make_sampler
 from esm_host.transfer import method_of
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from tests.helpers import depth_bins
+from tests.helpers import depth_bins, told_elsewhere, undraw
 from tests.host.fake_campaign import SPACE, latency
 
 OWN = '''
@@ -129,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(devices, "connect", lambda device: profiler)
-        patch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
+        undraw(patch)
         result = esm_host("profile", *SMALL, *FEW, *own, "--judge", "overall", "--run", "run")
         assert result.exit_code in (0, 3), result.output
     return folder
@@ -139,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
+    undraw(monkeypatch)
     return profiler
 
 
@@ -162,23 +160,11 @@ def test_a_campaign_finds_its_classes_from_any_folder(
     assert "was measured with --sampling" in other.stderr
 
 
-def test_another_process_has_the_latency_function(folder: Path, tmp_path: Path) -> None:
+def test_another_process_has_the_latency_function(folder: Path) -> None:
     run = load_run(folder / "run")
     architectures = run.sample(3, "random")
-    (tmp_path / "latency.pickle").write_bytes(pickle.dumps(run.latency()))
-    code = (
-        "import json, pickle, sys\n"
-        "latency = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "print(json.dumps([latency(a) for a in json.load(sys.stdin)]))"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "latency.pickle"],
-        input=json.dumps([a.to_json() for a in architectures]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    np.testing.assert_allclose(json.loads(told.stdout), run.predict(architectures))
+    told = told_elsewhere(pickle.dumps(run.latency()), architectures)
+    np.testing.assert_allclose(told, run.predict(architectures))
 
 
 def test_a_search_by_a_method_of_ones_own(folder: Path) -> None:

@@ -19,6 +19,7 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models import spaces
 from esm_protos.plugins import Family
+from tests.helpers import undraw
 from tests.host.fake_campaign import latency
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +62,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
-    # Pictures are slow, and tested elsewhere.
-    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda *_, **__: b"")
+    undraw(monkeypatch)
     page = Page(FAMILIES[request.param], text, tmp_path / name)
     for block in page.blocks("toml"):
         if "study" in tomllib.loads(block):

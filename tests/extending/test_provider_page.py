@@ -13,19 +13,18 @@ from click.testing import Result
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-import esm_agent
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
-from esm_agent.measure.worker import UnusableOptionError, WorkerUnavailableError
+from esm_agent.measure.worker import WorkerUnavailableError
 from esm_agent.providers import make_provider
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_protos.messages import FailureKind, MeasureSpec
+from tests.helpers import ARITHMETIC
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending" / "provider.md").read_text()
 MOST_LINES = 60
-ARITHMETIC = Path(esm_agent.__file__).parent / "reference_models" / "arithmetic.onnx"
 
 
 def blocks(language: str) -> list[str]:
@@ -152,13 +151,6 @@ def test_an_error_of_a_hook_names_the_class_and_not_the_model(tmp_path: Path, ho
     assert failure.kind is FailureKind.CRASH
     assert failure.message.startswith(f"the provider board failed: {path}:Board: KeyError: ")
     assert failure.message.endswith(f"(line 12 of {path})")
-
-
-def test_an_agent_does_not_start_if_a_provider_cannot_describe_itself(tmp_path: Path) -> None:
-    path = tmp_path / "board.py"
-    path.write_text(f"{FAILING}\n    def identity(self, device):\n        return 1 / 0\n")
-    with pytest.raises(UnusableOptionError, match=f"{path}:Board: ZeroDivisionError"):
-        AgentServer("127.0.0.1", 0, providers=[f"{path}:Board"])
 
 
 def test_the_class_does_what_every_provider_does(folder: Path) -> None:

@@ -21,8 +21,8 @@ from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 from tests.faults.disk import SmallDisk
 from tests.faults.proxy import Proxy
+from tests.helpers import ARITHMETIC
 
-PROBE = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BLOCKS_UNDERWAY = 2
 """One is measured, and the next one waits on the device."""
 LOSSES_BORNE = 8
@@ -215,8 +215,8 @@ class Campaign:
         """What a broken client or network may say, beside what the host says."""
         lease = pb.LeaseRequest(protocol_version=PROTOCOL_VERSION, lease_id="x", owner="x")
         release = pb.ReleaseRequest(protocol_version=PROTOCOL_VERSION, lease_id="x")
-        model = Model("m", PROBE.read_bytes() * 2)  # no ONNX file, and large enough to shuffle
-        good = Block("again", MeasureSpec(runs=2), (Model("m", PROBE.read_bytes()),))
+        model = Model("m", ARITHMETIC.read_bytes() * 2)  # no ONNX file, and large enough to shuffle
+        good = Block("again", MeasureSpec(runs=2), (Model("m", ARITHMETIC.read_bytes()),))
         requests = list(convert.block_to_requests(Block("b", MeasureSpec(), (model,)), "x"))
         shuffled = rng.sample(requests, len(requests))
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:

@@ -7,7 +7,6 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from esm_models.spaces import load_space
 from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
-from tests.helpers import smallest
+from tests.helpers import ARITHMETIC, smallest
 
-PROBES = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models"
 _NUMBERS = (0, 1, 2, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1)
 _SIGNED = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 1000, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 _LOCATIONS = ("weightless", "/etc/passwd", "../../x", "", "weights.bin", "*/_ORT_MEM_ADDR_/*")
@@ -286,7 +284,7 @@ def good_models() -> tuple[bytes, ...]:
     ]
     real = [space.build(smallest(space)) for space in spaces]
     # Small ones more often: they take less time, and each byte of them matters.
-    return (*small * 3, *real, (PROBES / "arithmetic.onnx").read_bytes())
+    return (*small * 3, *real, ARITHMETIC.read_bytes())
 
 
 def model(rng: random.Random) -> bytes:

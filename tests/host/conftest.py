@@ -8,6 +8,7 @@ import pytest
 
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
+from tests.helpers import undraw
 from tests.host.fake_campaign import latency, number_blocks
 from tests.postgres import Server, serving
 
@@ -35,8 +36,8 @@ def shared_store(postgres: Server, _shared: str) -> Iterator[str]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Campaigns write no plots, which take longer than the rest of a small one."""
-    monkeypatch.setattr("esm_host.workflows.profile._draw", lambda folder, run: None)
+    """Campaigns and studies draw no plots."""
+    undraw(monkeypatch)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, undrawn: None, numbered: None) -> FakeProfiler:
-    """Every device is this one; campaigns on it are the same in every run, and write no plots."""
+    """Every device is this one; campaigns on it are the same in every run, and draw no plots."""
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
     return profiler

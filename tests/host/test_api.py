@@ -45,6 +45,8 @@ SMALL = esm_host.Settings(
     sampling="balanced",
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def scaled(depth: int) -> onnx.ModelProto:
     """Multiplies ``x`` (Nx3x16x16) by ``scale``, and squashes it so many times."""
@@ -55,9 +57,6 @@ def scaled(depth: int) -> onnx.ModelProto:
     scale = helper.make_tensor_value_info("scale", TensorProto.FLOAT, [1])
     graph = helper.make_graph(nodes, "scaled", [x, scale], [y])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # A command to paste, or an option of another program.
 COMMAND = re.compile(r"esm-host |esm-agent |its agent with|with --force|git lfs|model\.onnx|dask")
 WITH_OPTIONS = ("cli/", "report/", "arguments.py")
-"""Commands, reports, which copy commands, and the table of options."""
+"""Modules that may name options: commands, reports (they copy commands), the table of options."""
 
 
 def options() -> set[str]:

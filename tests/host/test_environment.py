@@ -14,8 +14,8 @@ from esm_host.cli.app import app
 from esm_host.errors import DatasetError
 from esm_host.transport.devices import configured, groups
 from tests.environments import all_without, as_nobody, needs_nameless, without
+from tests.helpers import ARITHMETIC
 
-MODEL = Path(__file__).parents[2] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -25,7 +25,7 @@ def esm_host(*arguments: object) -> Result:
 
 @needs_nameless
 def test_times_for_a_user_without_a_home_folder() -> None:
-    done = as_nobody("esm_host.cli", "time", MODEL, "--device", "local", "--runs", 3)
+    done = as_nobody("esm_host.cli", "time", ARITHMETIC, "--device", "local", "--runs", 3)
     assert "Traceback" not in done.stderr
     assert "arithmetic" in done.stdout
 
@@ -34,7 +34,7 @@ def test_times_for_a_user_without_a_home_folder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("time", MODEL, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
+        (("time", ARITHMETIC, "--device", "pi4"), "no home folder: set HOME or XDG_CONFIG_HOME"),
         pytest.param(
             ("sources", "list"),
             "no home folder: set HOME or XDG_DATA_HOME",
@@ -115,7 +115,7 @@ def test_the_small_install_times_compares_and_knows_devices(tmp_path: Path) -> N
     esm_host("devices", "remove", "pi4")  # the file is written
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     for path in (before, after):
-        esm_host("time", MODEL, "--runs", 30, "--json", path)
+        esm_host("time", ARITHMETIC, "--runs", 30, "--json", path)
     assert "arithmetic" in esm_host("compare", before, after)
     done = without(SMALL_LACKS, "esm_host.cli", "predict", tmp_path, "--sample", 1)
     assert done.returncode == 1

@@ -32,7 +32,7 @@ STUDY = """
 [study]
 predictors = ["ridge", "forest"]
 sizes = [10, 20]
-seeds = 1
+seeds = 2
 test = 50
 [[data]]
 table = "cells.parquet"

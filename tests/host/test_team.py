@@ -31,6 +31,8 @@ SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--ste
 SMALL += ["--bins", "2", "--block-size", "5", "--runs", "5", "--max-models", "30", "--quiet"]
 SMALL += ["--predictor", "ridge", "--sampling", "balanced", "--verify", "0"]
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def esm(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -51,9 +53,6 @@ def listed(store: str) -> dict[str, dict[str, object]]:
     data = json.loads(result.stdout)
     assert data["schema_version"] == 1
     return {entry["name"]: entry for entry in data["campaigns"]}
-
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ Array = NDArray[np.float32]
 
 SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
 RANDOM_SUBNETS = {"nasbench201": 12, "fbnet": 8, "ofa": 6}
-"""12 of the others: one for each of their settings."""
+"""20 of the others."""
 
 # Outputs may differ by this share of the largest absolute output.
 TOLERANCE = 1e-4
@@ -162,7 +162,7 @@ def cases_of(name: str) -> Iterator[tuple[str, str, dict[str, float]]]:
         {"resolution": resolution, "width_mult": width_mult, "batch": 1}
         for resolution, width_mult in ((71, 0.5), (101, 0.25))
     ]
-    drawn = [settings[i % len(settings)] for i in range(RANDOM_SUBNETS.get(name, 12))] + odd
+    drawn = [settings[i % len(settings)] for i in range(RANDOM_SUBNETS.get(name, 20))] + odd
     subnets = [("smallest", settings[0]), ("largest", settings[2])]
     subnets += [(f"random{i}", chosen) for i, chosen in enumerate(drawn)]
     for subnet, chosen in subnets:

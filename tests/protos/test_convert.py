@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -193,7 +193,6 @@ def test_a_clock_that_no_calendar_has_is_left_out(value: float) -> None:
     assert convert.device_info_from_pb(pb.DeviceInfo(time_unix_s=value)).time_unix_s is None
 
 
-@settings(max_examples=40)
 @given(devices)
 def test_device_info_round_trip(info: DeviceInfo) -> None:
     wire = convert.device_info_to_pb(info).SerializeToString()

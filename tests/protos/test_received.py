@@ -67,7 +67,6 @@ def check_valid(value: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-@settings(max_examples=40)
 @given(st.data())
 def test_an_answer_is_valid_or_refused(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages(kind))
@@ -78,7 +77,6 @@ def test_an_answer_is_valid_or_refused(kind: type[Message], data: st.DataObject)
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-@settings(max_examples=40)
 @given(st.data())
 def test_bytes_are_valid_or_refused(kind: type[Message], data: st.DataObject) -> None:
     good = data.draw(messages(kind, odd=1000)).SerializeToString()

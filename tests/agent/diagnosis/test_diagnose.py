@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -13,8 +12,7 @@ from esm_protos import convert
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
-
-MODEL = Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
+from tests.helpers import ARITHMETIC
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def lease(stub: profiler_pb2_grpc.ProfilerStub, lease_id: str) -> str:
 
 
 def test_waits_its_turn_among_blocks(stub: profiler_pb2_grpc.ProfilerStub) -> None:
-    block = Block("b", MeasureSpec(runs=60), (Model("m", MODEL.read_bytes()),))
+    block = Block("b", MeasureSpec(runs=60), (Model("m", ARITHMETIC.read_bytes()),))
     done: list[str] = []
 
     def measure() -> None:

@@ -26,10 +26,9 @@ from esm_host.transport.access import pinned
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
+from tests.helpers import ARITHMETIC
 
-DATA = (
-    Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
-).read_bytes()
+DATA = ARITHMETIC.read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))
 

@@ -1,7 +1,6 @@
 """A model file is looked at before the runtime sees it."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,10 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from esm_agent.measure.preflight import examine
 from esm_models.spaces import load_space
 from esm_protos.messages import FailureKind, Limits
-from tests.helpers import largest
+from tests.helpers import REFERENCE_MODELS, largest
 
 LIMITS = Limits(10**9, 256, max_model_bytes=10**6, max_model_nodes=20, max_model_parameters=1000)
-PROBES = Path(__file__).parents[3] / "device_agent/esm_agent/reference_models"
 
 
 def model() -> onnx.ModelProto:
@@ -82,7 +80,7 @@ def test_what_is_well_is_let_through() -> None:
     onnx.checker.check_model(model())
     assert kind_and_text(lambda m: None) == (None, "")
     whole = Limits(10**9, 256)
-    for path in PROBES.glob("*.onnx"):
+    for path in REFERENCE_MODELS.glob("*.onnx"):
         assert examine(path.read_bytes(), whole) is None
     for name in ("resnet", "mobilenetv3", "densenet"):
         space = load_space(name)

@@ -17,7 +17,7 @@ from esm_agent.measure.sandbox import MIN_MEMORY_BYTES, Confinement, default_mem
 from esm_agent.measure.worker import Worker
 from esm_agent.providers import make_provider
 from esm_host.transport.remote import RemoteProfiler
-from esm_protos.messages import BlockResult, FailureKind, Limits, MeasureSpec, RunOrder
+from esm_protos.messages import BlockResult, Failure, FailureKind, Limits, MeasureSpec, RunOrder
 from tests.agent.fake_backends import InspectingBackend, ScriptedBackend
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confined on Linux only")
@@ -137,15 +137,21 @@ def test_a_model_that_exceeds_the_memory_fails_alone(tmp_path: Path, run_order: 
         worker.stop()
 
 
-def test_what_the_system_kills_twice_may_have_wanted_memory(tmp_path: Path) -> None:
+def killed(folder: Path) -> Failure:
+    """Return the failure of a model that the system kills, after one that is measured."""
     worker = Worker(ScriptedBackend)
     try:
-        result = measured(worker, tmp_path, b"ok", b"killed")
+        well, failed = measured(worker, folder, b"ok", b"killed").measurements
     finally:
         worker.stop()
-    assert outcomes(result) == [None, FailureKind.CRASH]
-    failure = result.measurements[1].failure
-    assert failure is not None
+    assert well.failure is None
+    assert failed.failure is not None
+    return failed.failure
+
+
+def test_what_the_system_kills_twice_may_have_wanted_memory(tmp_path: Path) -> None:
+    failure = killed(tmp_path)
+    assert failure.kind is FailureKind.CRASH
     assert "SIGKILL: the device's memory may have run out" in failure.message
 
 
@@ -154,14 +160,8 @@ def test_what_the_kernel_kills_for_memory_is_out_of_memory(
 ) -> None:
     kills = itertools.count()
     monkeypatch.setattr("esm_agent.measure.worker.oom_kills", lambda: next(kills))
-    worker = Worker(ScriptedBackend)
-    try:
-        result = measured(worker, tmp_path, b"ok", b"killed")
-    finally:
-        worker.stop()
-    assert outcomes(result) == [None, FailureKind.OUT_OF_MEMORY]
-    failure = result.measurements[1].failure
-    assert failure is not None
+    failure = killed(tmp_path)
+    assert failure.kind is FailureKind.OUT_OF_MEMORY
     assert "GB" in failure.message
     assert "the kernel killed the measuring process" in failure.message
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,10 +18,9 @@ from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import PROTOCOL_VERSION, Block, MeasureSpec, Model
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
+from tests.helpers import ARITHMETIC
 
-DATA = (
-    Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
-).read_bytes()
+DATA = ARITHMETIC.read_bytes()
 BLOCK = Block("b1", MeasureSpec(runs=3), (Model("good", DATA), Model("bad", b"no model")))
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +22,10 @@ from esm_host.errors import NotNowError
 from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, BlockResult, MeasureSpec, Model
+from tests.helpers import ARITHMETIC
 
-MODEL = Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
 BLOCK = Block(
-    "b", MeasureSpec(runs=3), (Model("good", MODEL.read_bytes()), Model("bad", b"no model"))
+    "b", MeasureSpec(runs=3), (Model("good", ARITHMETIC.read_bytes()), Model("bad", b"no model"))
 )
 
 
@@ -110,7 +109,7 @@ def test_the_worker_rests_without_leases_and_restarts_are_counted() -> None:
 
 
 def measured(slot: Slot) -> BlockResult:
-    block = UploadedBlock("b", MeasureSpec(runs=2), (UploadedModel("m", MODEL),))
+    block = UploadedBlock("b", MeasureSpec(runs=2), (UploadedModel("m", ARITHMETIC),))
     ticket = slot.submit(block, "a", "anyone")
     *_, result = ticket.events()
     slot.close(ticket)

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,10 +21,9 @@ from esm_protos.messages import CHUNK_BYTES, PROTOCOL_VERSION, Block, MeasureSpe
 from esm_protos.v1 import profiler_pb2 as pb
 from esm_protos.v1 import profiler_pb2_grpc
 from tests.agent.fake_backends import IdleBackend
+from tests.helpers import ARITHMETIC
 
-DATA = (
-    Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
-).read_bytes()
+DATA = ARITHMETIC.read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))
 SERVICE = "/esm.v1.Profiler"

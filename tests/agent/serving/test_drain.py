@@ -21,10 +21,9 @@ from esm_host.dataset.store import Store
 from esm_host.errors import NotNowError, UnreachableError
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model
+from tests.helpers import ARITHMETIC
 
-DATA = (
-    Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
-).read_bytes()
+DATA = ARITHMETIC.read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SECONDS = Block("seconds", MeasureSpec(runs=1_000_000, max_block_s=3.0), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))

@@ -12,18 +12,17 @@ from esm_host.errors import NotNowError
 from esm_host.transport.patient import PatientProfiler
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, File, MeasureSpec, Model
-from tests.faults.campaign import PROBE
 from tests.faults.disk import SmallDisk, small_disk
+from tests.helpers import ARITHMETIC
 
 SPEC = MeasureSpec(runs=3)
 FAULTS: dict[str, Callable[[SmallDisk], None]] = {
     "no bytes": SmallDisk.fill,
     "no inodes": SmallDisk.take_inodes,
 }
-PLAIN = Model("plain", PROBE.read_bytes())
-CACHED = Model(
-    "cached", File(hashlib.sha256(PROBE.read_bytes()).digest(), PROBE.stat().st_size, PROBE)
-)
+DATA = ARITHMETIC.read_bytes()
+PLAIN = Model("plain", DATA)
+CACHED = Model("cached", File(hashlib.sha256(DATA).digest(), len(DATA), ARITHMETIC))
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ from esm_host.errors import BusyError, NotNowError, UnreachableError
 from esm_host.transport.lease import Lease
 from esm_host.transport.remote import RemoteProfiler
 from esm_protos.messages import Block, MeasureSpec, Model, Progress, State
+from tests.helpers import ARITHMETIC
 
-DATA = (
-    Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
-).read_bytes()
+DATA = ARITHMETIC.read_bytes()
 LONG = Block("long", MeasureSpec(runs=1_000_000), (Model("m", DATA),))
 SHORT = Block("short", MeasureSpec(runs=5), (Model("m", DATA),))
 

@@ -50,7 +50,6 @@ SMALL += ["--sampling", "balanced", "--verify", "0"]
 QUICK = [*SMALL, "--predictor", "ridge"]
 """Options for tests of something else than the predictor."""
 
-
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 

@@ -35,12 +35,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "multipredict": {"epochs": 10, "learning_rate": 3e-3, "joint": 100},
 }
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def esm_host_command(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -55,11 +55,11 @@ def small(name: str, **settings: Any) -> SearchSpace:
     return load_space(name, **{"resolution": 64, "width_mult": 0.25, "batch": 2, **settings})
 
 
-def some(space: SearchSpace, drawn: int = 1) -> list[Architecture]:
-    """The ends of a space and random ones between."""
+def some(space: SearchSpace) -> list[Architecture]:
+    """The ends of a space and two random ones between."""
     bins = DepthBins(space.min_depth, space.max_depth, 1)
     sampler = RandomSampler(space, bins)
-    return [*space.extremes(), *sampler.sample(drawn, np.random.default_rng(1))]
+    return [*space.extremes(), *sampler.sample(2, np.random.default_rng(1))]
 
 
 def images(space: SearchSpace) -> NDArray[np.float32]:

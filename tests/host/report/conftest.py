@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,34 +215,23 @@ table = "fbnet.parquet"
 _DEVICES = (("raspberry_pi_4", 0.5), (STRANGE, 2))
 
 
-@pytest.fixture(scope="module")
-def campaign_report(browser: playwright.Browser, campaign: Path) -> Opened:
-    return opened(browser, written(campaign, campaign.parent / "campaign.html"))
+def _report(source: str) -> Any:
+    """Return a fixture that opens the report of what another fixture gives."""
+
+    @pytest.fixture(scope="module")
+    def report(request: pytest.FixtureRequest, browser: playwright.Browser) -> Opened:
+        path = request.getfixturevalue(source)
+        return opened(browser, written(path, path.parent / f"{source}.html"))
+
+    return report
 
 
-@pytest.fixture(scope="module")
-def transfer_report(browser: playwright.Browser, transferred: Path) -> Opened:
-    return opened(browser, written(transferred, transferred.parent / "transfer.html"))
-
-
-@pytest.fixture(scope="module")
-def search_report(browser: playwright.Browser, searched: Path) -> Opened:
-    return opened(browser, written(searched, searched.parent / "search.html"))
-
-
-@pytest.fixture(scope="module")
-def timing_report(browser: playwright.Browser, timings: Path) -> Opened:
-    return opened(browser, written(timings, timings.parent / "timing.html"))
-
-
-@pytest.fixture(scope="module")
-def comparison_report(browser: playwright.Browser, comparison: Path) -> Opened:
-    return opened(browser, written(comparison, comparison.parent / "comparison.html"))
-
-
-@pytest.fixture(scope="module")
-def study_report(browser: playwright.Browser, studied: Path) -> Opened:
-    return opened(browser, written(studied, studied.parent / "study.html"))
+campaign_report = _report("campaign")
+transfer_report = _report("transferred")
+search_report = _report("searched")
+timing_report = _report("timings")
+comparison_report = _report("comparison")
+study_report = _report("studied")
 
 
 def written(source: Path, output: Path) -> Path:

@@ -59,6 +59,7 @@ def test_what_is_read_is_what_was_written(searched: Path) -> None:
     assert record.chosen()["key"].tolist() == [row["key"] for row in chosen]
     assert record.chosen()["latency_ms"].tolist() == [row["latency_ms"] for row in chosen]
     assert record.predicted()["key"].tolist() == [r["key"] for r in told["rounds"][0]["front"]]
+    assert record.believed().equals(record.predicted())
     assert not record.stable
     assert len(chosen) == told["measured"] == 10
 

@@ -248,13 +248,16 @@ def test_what_a_tau_costs_is_read_between_the_simulated(results: pd.DataFrame) -
     assert np.isnan(tau_worth(results, 51))
 
 
-def test_a_predictor_that_learns_loses_less_the_more_it_is_trained(table: LatencyTable) -> None:
+@pytest.mark.parametrize("name", ["ridge", pytest.param("mlp", marks=pytest.mark.predictors)])
+def test_a_predictor_that_learns_loses_less_the_more_it_is_trained(
+    table: LatencyTable, name: str
+) -> None:
     chosen = SelectionSettings(repeats=2, encoding="operation-one-hot")
-    little, much = (from_predictor(table, PAIR, "ridge", n, chosen).iloc[0] for n in (10, 300))
+    little, much = (from_predictor(table, PAIR, name, n, chosen).iloc[0] for n in (10, 300))
     assert much["kendall_tau"] > max(0.85, little["kendall_tau"])
     assert much["hypervolume"] > little["hypervolume"]
     assert much["deviation_std"] < little["deviation_std"]
-    assert (much["source"], much["train_samples"], much["selections"]) == ("ridge", 300, 2)
+    assert (much["source"], much["train_samples"], much["selections"]) == (name, 300, 2)
 
 
 def test_the_example_is_one_selection(table: LatencyTable) -> None:
@@ -307,7 +310,10 @@ def test_the_command_prints_a_table_and_writes_a_folder(path: Path, tmp_path: Pa
     [
         (("--pair", "board"), "give DEVICE:TASK"),
         (("--pair", "boat:toys"), "unknown device 'boat'"),
-        (("--pair", "board:tots"), "unknown task 'tots'"),
+        (
+            ("--pair", "board:tots"),
+            "unknown task 'tots' of cells: did you mean 'toys'? choose toys",
+        ),
         (("--pair", "board:toys", "--sizes", "10,x"), "'x' is not a number"),
         (("--pair", "board:toys", "--sizes", "701"), "has 1 to 700"),
         (("--pair", "board:toys", "--predictor", "mlp"), "give NAME:SAMPLES"),

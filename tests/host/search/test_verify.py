@@ -92,7 +92,7 @@ def true_front(device: Device, *limits: Limit) -> set[bytes]:
 
 def test_what_the_device_refutes_is_dropped_and_the_true_front_found() -> None:
     device = Device()
-    found = search(device, batch=30)
+    found = search(device)
     assert found.stable
     assert {row.tobytes() for row in found.front.codes} == true_front(device)
     believed = found.rounds[0].front

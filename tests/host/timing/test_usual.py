@@ -186,7 +186,7 @@ def test_a_first_timing_is_one_clear_line(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock in seconds that only waiting turns."""
+    """Clock, s, that only waiting advances."""
     now = [0.0]
 
     class Event(threading.Event):

@@ -26,8 +26,7 @@ from esm_host.transport.devices import connect
 from esm_host.transport.patient import PatientProfiler
 from esm_host.transport.validity import out_of_dates
 from tests.certificates import Authority, self_signed
-
-MODEL = Path(__file__).parents[3] / "device_agent/esm_agent/reference_models/arithmetic.onnx"
+from tests.helpers import ARITHMETIC
 
 
 @pytest.fixture
@@ -95,14 +94,14 @@ def test_pair_paste_time_revoke(config: Path, agent_folder: Path, port: int) -> 
     assert added.exit_code == 0, added.output
     assert added.stdout.startswith("pi4: ")
     assert "onnxruntime" in added.stdout
-    timed = esm_host("time", MODEL, "--device", "pi4", "--runs", 5)
+    timed = esm_host("time", ARITHMETIC, "--device", "pi4", "--runs", 5)
     assert timed.exit_code == 0, timed.output
     assert "arithmetic" in timed.stdout
     (row,) = json.loads(esm_host("devices", "list", "--json", "-").stdout)["devices"]
     assert (row["name"], row["state"], row["waiting"]) == ("pi4", "free", 0)
 
     assert esm_agent(agent_folder, "tokens", "revoke", "laptop").exit_code == 0
-    refused = esm_host("time", MODEL, "--device", "pi4", "--runs", 5)
+    refused = esm_host("time", ARITHMETIC, "--device", "pi4", "--runs", 5)
     assert_refused(refused, 77, "pi4 refused", "`esm-agent pair`")
     listed = esm_host("devices", "list")
     assert "not authorised" in listed.stdout

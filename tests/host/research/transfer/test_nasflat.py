@@ -340,7 +340,7 @@ PARTS = [{"operation_wise": False}, {"initialise": False}, {"layers": "dgf"}, {"
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_of_its_parts_can_be_left_out(part: dict[str, object]) -> None:
-    """Which changes what it predicts."""
+    """Predictions differ without the part."""
     predicted = []
     for left_out in ({}, part):
         method = NasflatPredictor(epochs=1, batch_size=64, transfer_epochs=1, **left_out)
