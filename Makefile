@@ -8,8 +8,7 @@ STAMP := .venv/installed
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
 	$(BIN)/esm-host profile --device local --space resnet --resolution 32 --width-mult 0.25 \
-	  --initial 100 --step 50 --max-models 400 --bins 4 --target-accuracy 95 \
-	  --seed 0 --run runs/demo || test $$? -eq 3
+	  --bins 4 --max-models 400 --seed 0 --run runs/demo || test $$? -eq 3
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores

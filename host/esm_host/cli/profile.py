@@ -125,7 +125,7 @@ class SamplingOptions:
         int,
         typer.Option(
             help="Number of models measured before the first training.",
-            show_default="300, or 20 if informative",
+            show_default="20, or 300 with another sampler",
             rich_help_panel=_SAMPLES,
         ),
     ] = 0
@@ -133,7 +133,7 @@ class SamplingOptions:
         int,
         typer.Option(
             help="Number of models added by each extension.",
-            show_default="100, or 20 if informative",
+            show_default="20, or 100 with another sampler",
             rich_help_panel=_SAMPLES,
         ),
     ] = 0
@@ -214,13 +214,13 @@ class SamplingOptions:
     sampling: Annotated[
         str,
         typer.Option(
-            help="Sampler: balanced (equal numbers per depth bin), random (uniform), informative "
-            "(the models that teach the predictor most; a bin passes when the lower bound of its "
-            f"accuracy does), or {OWN}.",
+            help="Sampler: informative (the models that teach the predictor most; a depth bin "
+            "passes when the lower bound of its accuracy does), balanced (equal numbers per depth "
+            f"bin, then Algorithm 1 of the ESM paper), random (uniform), or {OWN}.",
             autocompletion=sampler_names,
             rich_help_panel=_SAMPLES,
         ),
-    ] = "balanced"
+    ] = "informative"
     confidence: Annotated[
         float,
         typer.Option(
@@ -232,8 +232,8 @@ class SamplingOptions:
     weight_below: Annotated[
         float,
         typer.Option(
-            help="Weight of the depth bins below the target. Their share of a step is this weight "
-            "over the sum of both weights.",
+            help="Weight of the depth bins below the target, with --sampling balanced. Their share "
+            "of a step is this weight over the sum of both weights.",
             rich_help_panel=_SAMPLES,
         ),
     ] = 0.8
@@ -244,9 +244,9 @@ class SamplingOptions:
     extension: Annotated[
         ExtensionName,
         typer.Option(
-            help="Selection of a step's models: balanced (at random within depth bins, Algorithm 1 "
-            "of the ESM paper) or cost-aware (most uncertainty of the predictor per second of "
-            "device time).",
+            help="Selection of a step's models with --sampling balanced: balanced (at random "
+            "within depth bins, Algorithm 1 of the ESM paper) or cost-aware (most uncertainty of "
+            "the predictor per second of device time).",
             rich_help_panel=_SAMPLES,
         ),
     ] = ExtensionName.balanced

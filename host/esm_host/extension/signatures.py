@@ -93,8 +93,10 @@ def _bin_signatures(
         return []
     entry = last[-1]["bins"][below[-1].pop()]
     blocks = depth_range(entry["depth_min"], entry["depth_max"])
-    cure = f"try {argument('sampling')} balanced"
-    if settings.by_bin:
+    cure = f"try {argument('sampling')} informative in a new campaign"
+    if settings.chooses:
+        cure = f"it gets most of each step already: raise {argument('max_models')}"
+    elif settings.by_bin:
         cure = (
             f"give it more of each step with {argument('extension')} cost-aware or a larger "
             f"{argument('weight_below')} ({settings.weight_below:g})"

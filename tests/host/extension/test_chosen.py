@@ -109,11 +109,11 @@ def test_predictors_that_do_not_know_their_errors_learn_from_chosen_samples(judg
 
 
 def test_samplers_that_draw_keep_their_estimates_and_steps() -> None:
-    drawn = esm_host.SamplingSettings()
+    drawn = esm_host.SamplingSettings(sampling="balanced")
     assert (drawn.initial, drawn.step) == (300, 100)
     chosen = choosing()
     assert (chosen.initial, chosen.step) == (20, 20)
-    loop = esm_host.Loop(SPACE, esm_host.SamplingSettings(initial=20, max_models=20))
+    loop = esm_host.Loop(SPACE, esm_host.SamplingSettings(sampling="balanced", initial=20, max_models=20))
     assert all(each.lower_percent is None for each in run(loop).evaluation.bins)
 
 

@@ -52,7 +52,12 @@ def test_a_plateau_of_latencies_that_are_not_known_asks_for_a_quieter_device() -
 
 
 @pytest.mark.parametrize(
-    ("sampling", "cure"), [("random", "--sampling balanced"), ("balanced", "cost-aware")]
+    ("sampling", "cure"),
+    [
+        ("random", "--sampling informative"),
+        ("balanced", "--extension cost-aware"),
+        ("informative", "raise --max-models"),
+    ],
 )
 def test_one_bin_that_stays_behind_is_named(sampling: str, cure: str) -> None:
     behind = rounds((96, 90), (96, 91), (97, 92), overall=(93, 94, 95))

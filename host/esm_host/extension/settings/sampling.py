@@ -61,7 +61,7 @@ class SamplingSettings(SeedSettings):
     target_accuracy_percent: float = 95.0
     judge: str = "bins"
     max_models: int = 4000
-    sampling: str = "balanced"
+    sampling: str = "informative"
     weight_below: float = 0.8
     weight_above: float = 0.2
     extension: str = "balanced"
