@@ -113,7 +113,9 @@ def test_samplers_that_draw_keep_their_estimates_and_steps() -> None:
     assert (drawn.initial, drawn.step) == (300, 100)
     chosen = choosing()
     assert (chosen.initial, chosen.step) == (20, 20)
-    loop = esm_host.Loop(SPACE, esm_host.SamplingSettings(sampling="balanced", initial=20, max_models=20))
+    loop = esm_host.Loop(
+        SPACE, esm_host.SamplingSettings(sampling="balanced", initial=20, max_models=20)
+    )
     assert all(each.lower_percent is None for each in run(loop).evaluation.bins)
 
 
