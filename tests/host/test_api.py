@@ -337,7 +337,7 @@ def test_arguments_of_comparisons_are_named(fake: FakeProfiler, folder: Path) ->
 
 def test_arguments_of_campaigns_and_searches_are_named() -> None:
     for arguments, words in (
-        ({"max_models": 1}, "^max_models 1 is less than initial 300$"),
+        ({"max_models": 1}, "^max_models 1 is less than initial 20$"),
         ({"judge": "one"}, "^unknown judge 'one': choose bins, overall"),
         ({"reference_tolerance_percent": -1}, "^reference_tolerance_percent -1 is outside"),
     ):
@@ -429,7 +429,7 @@ def test_the_defaults_are_the_commands(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fake", "interrupted")
 def test_what_speaks_against_a_campaign_is_a_warning(tmp_path: Path) -> None:
     own = f"{Path(__file__).parent / 'own_spaces.py'}:Tiny"
-    settings = esm_host.Settings("any", space=own, initial=10, bins=1)
+    settings = esm_host.Settings("any", space=own, initial=10, bins=1, sampling="balanced")
     with (
         pytest.warns(UserWarning, match="fewer than three blocks"),
         pytest.raises(KeyboardInterrupt),

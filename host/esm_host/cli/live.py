@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from esm_host.arguments import on_command_line
 from esm_host.campaign.estimate import Estimate
+from esm_host.campaign.watcher import Watcher
 from esm_host.cli.progress import duration, waiting
 from esm_host.cli.table import Verdict, print_table
 from esm_host.dataset.table import Dataset
@@ -48,6 +49,8 @@ class Live:
         self._pending = 0
         self._seconds: list[tuple[int, float]] = []
         self._block_began = time.monotonic()
+        if quiet:  # nothing is measured for an estimate that is not shown
+            self.on_estimate = Watcher().on_estimate  # type: ignore[method-assign]
 
     def _block(self, name: str) -> TaskID:
         return self._bars.add_task(name, total=100, count="", note="")

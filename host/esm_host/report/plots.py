@@ -117,12 +117,13 @@ def accuracy_by_round(accuracy: pd.DataFrame, target_percent: float | None) -> a
         .mark_line(style="overall")
         .encode(x=x, y=y, strokeDash=dash, tooltip=tooltip)
     )
-    rule = (
-        alt.Chart(pd.DataFrame({"accuracy_percent": [*targets.values()], "line": [*targets]}))
+    rules = [
+        alt.Chart(pd.DataFrame({"accuracy_percent": [percent], "line": [line]}))
         .mark_rule(style="overall")  # the legend is shared
         .encode(y=y, strokeDash=dash)
-    )
-    return layered(rule, overall, lines, points)
+        for line, percent in targets.items()
+    ]
+    return layered(*rules, overall, lines, points)
 
 
 def pace(blocks: pd.DataFrame) -> alt.LayerChart:

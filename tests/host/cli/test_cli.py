@@ -343,7 +343,8 @@ def test_interrupted_it_keeps_what_it_has_and_resumes(
     monkeypatch.setattr(devices, "connect", lambda device: fake)
     assert esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1).exit_code == 0
     assert json.loads((run / "result.json").read_text())["measured_models"] == 20
-    keys = [model.model_id for block in fake.blocks for model in block.models]
+    _probe, *blocks = fake.blocks
+    keys = [model.model_id for block in blocks for model in block.models]
     assert len(keys) == 28
     assert len(set(keys)) == 24, "twenty models once, four references twice"
 
